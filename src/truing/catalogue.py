@@ -1,0 +1,226 @@
+"""The list of methods and components, read with `ast` so that nothing is imported to show it."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from truing.errors import InputError, unknown
+
+VERBS = (
+    "specify",
+    "synthesize",
+    "select",
+    "train",
+    "merge",
+    "steer",
+    "decode",
+    "evaluate",
+    "attack",
+    "recover",
+    "serve",
+)
+DECORATORS = ("method", "objective", "component")
+GROUPS = {"method": "truing.methods", "component": "truing.components"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered function, as far as its source text tells.
+
+    `verb` is the folder, `group` the sub-folder, `kind` "method", "objective" or "component" (then
+    `component` is the sort: "check", "reward", ...). `module` and `attr` say where to import it.
+    """
+
+    name: str
+    kind: str
+    verb: str
+    group: str
+    module: str
+    attr: str
+    summary: str
+    path: str = ""
+    line: int = 0
+    field: str = "text"
+    paper: str = ""
+    needs: tuple[str, ...] = ()
+    unit: str = ""
+    rows: str = ""
+    component: str = ""
+    package: str = "truing"
+
+    @property
+    def id(self) -> str:
+        """`verb/name` of a method, `kind:name` of a component."""
+        if self.kind == "component":
+            return f"{self.component}:{self.name}"
+        return f"{self.verb}/{self.name}"
+
+
+def _first_line(node: ast.Module | ast.FunctionDef) -> str:
+    text = ast.get_docstring(node) or ""
+    return text.split("\n", 1)[0].strip()
+
+
+def _literals(call: ast.expr, where: str) -> dict[str, object]:
+    """The decorator's arguments; they must be literals, or the catalogue could not be read."""
+    if not isinstance(call, ast.Call):
+        return {}
+    try:
+        found: dict[str, object] = {
+            k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg is not None
+        }
+        if call.args:
+            found["component"] = ast.literal_eval(call.args[0])
+    except ValueError as error:
+        raise InputError(
+            "the arguments of a method's decorator must be literals",
+            where=where,
+            fix="Write the value itself, not a name or an expression",
+        ) from error
+    return found
+
+
+def _decorator(node: ast.expr) -> str:
+    target = node.func if isinstance(node, ast.Call) else node
+    if isinstance(target, ast.Attribute):
+        return target.attr
+    return target.id if isinstance(target, ast.Name) else ""
+
+
+def scan(path: Path, module: str, verb: str, group: str, package: str) -> Iterator[Entry]:
+    """Entries of one source file."""
+    text = path.read_text(encoding="utf-8")
+    if not any(f"@{name}" in text or f".{name}(" in text for name in DECORATORS):
+        return
+    tree = ast.parse(text, str(path))
+    summary = _first_line(tree)
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        for decorator in node.decorator_list:
+            kind = _decorator(decorator)
+            if kind not in DECORATORS:
+                continue
+            facts = _literals(decorator, f"{path.name}:{node.lineno}")
+            needs = facts.get("needs", ())
+            yield Entry(
+                name=str(facts.get("name") or node.name),
+                kind=kind,
+                verb=verb,
+                group=str(facts.get("group") or group),
+                module=module,
+                attr=node.name,
+                summary=_first_line(node) or summary,
+                path=str(path),
+                line=node.lineno,
+                field=str(facts.get("field", "text")),
+                paper=str(facts.get("paper", "")),
+                needs=tuple(str(n) for n in needs) if isinstance(needs, (tuple, list)) else (),
+                unit=str(facts.get("unit", "")),
+                rows=str(facts.get("rows", "")),
+                component=str(facts.get("component", "")),
+                package=package,
+            )
+
+
+def _own() -> Iterator[Entry]:
+    root = Path(__file__).parent
+    for verb in VERBS:
+        for path in sorted((root / verb).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            if path.name != "__init__.py":
+                yield from scan(
+                    path, ".".join(("truing", *parts)), verb, "/".join(parts[1:-1]), "truing"
+                )
+
+
+def _plugin(point: metadata.EntryPoint, kind: str) -> Entry:
+    """An entry point `verb/name = package.module:function` of another package."""
+    verb, _, name = point.name.partition("/")
+    dist = point.dist
+    package = dist.name if dist is not None else point.module
+    path = (
+        Path(str(dist.locate_file(point.module.replace(".", "/") + ".py"))) if dist else Path()
+    )
+    if kind == "method" and (verb not in VERBS or not name):
+        raise InputError(
+            "an entry point of the group 'truing.methods' must be called verb/name",
+            where=f"package {package}",
+            seen=point.name,
+            fix="The verbs are: " + ", ".join(VERBS),
+        )
+    if path.is_file():
+        for entry in scan(path, point.module, verb, "", package):
+            if entry.attr == point.attr:
+                return entry
+    summary = dist.metadata["Summary"] if dist is not None else ""
+    return Entry(
+        name=name,
+        kind=kind,
+        verb=verb if kind == "method" else "",
+        group="",
+        module=point.module,
+        attr=point.attr,
+        summary=summary or "",
+        component=verb if kind == "component" else "",
+        package=package,
+    )
+
+
+@functools.cache
+def entries() -> tuple[Entry, ...]:
+    """Every method and component: our own by folder, others by entry point."""
+    found = list(_own())
+    for kind, group in GROUPS.items():
+        found += [_plugin(point, kind) for point in metadata.entry_points(group=group)]
+    seen: dict[str, Entry] = {}
+    for entry in found:
+        other = seen.setdefault(entry.id, entry)
+        if other is not entry:
+            raise InputError(
+                f"two functions are registered as {entry.id!r}",
+                where=f"{other.module}.{other.attr} and {entry.module}.{entry.attr}",
+                fix="Give one of them another name=",
+            )
+    return tuple(found)
+
+
+def methods() -> dict[str, Entry]:
+    """Methods by id `verb/name`."""
+    return {e.id: e for e in entries() if e.kind != "component"}
+
+
+def components(kind: str = "") -> dict[str, Entry]:
+    """Components by name, of one kind; by `kind:name` when no kind is given."""
+    return {
+        (e.name if kind else e.id): e
+        for e in entries()
+        if e.kind == "component" and kind in ("", e.component)
+    }
+
+
+def find(name: str, *, where: str = "") -> Entry:
+    """The method called `verb/name`, or by its bare name where that is unique.
+
+    Hyphens count as underscores.
+    """
+    known = methods()
+    wanted = name.strip().replace("-", "_")
+    if wanted in known:
+        return known[wanted]
+    matches = [e for e in known.values() if e.name == wanted]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise InputError(
+            f"the name {name!r} is not unique",
+            where=where,
+            fix="Write one of: " + ", ".join(e.id for e in matches),
+        )
+    names = known if "/" in wanted else [e.name for e in known.values()]
+    raise unknown("method", name, names, where=where)

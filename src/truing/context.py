@@ -1,0 +1,178 @@
+"""What a running step may know about its run: seeds, scratch folder, journal, progress, metrics.
+
+The pipeline opens a `Context` around each step; a plain Python call gets a throw-away one. Methods
+ask for it with `current()`, so that no method's signature carries plumbing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+class Journal:
+    """Durable key -> value lines that survive `kill -9`; the row-level memory of a long step.
+
+    A torn last line (the process died while writing) is dropped when the journal is opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._values: dict[str, Json] = {}
+        self._lock = threading.Lock()
+        good = self._load()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab")
+        if self._file.tell() != good:
+            self._file.truncate(good)
+
+    def _load(self) -> int:
+        good = 0
+        if self.path.exists():
+            with self.path.open("rb") as lines:
+                for line in lines:
+                    try:
+                        key, value = json.loads(line)
+                    except ValueError:
+                        break
+                    if not line.endswith(b"\n"):
+                        break
+                    self._values[key] = value
+                    good += len(line)
+        return good
+
+    def get(self, key: str) -> Json:
+        """The value stored under `key`, or None."""
+        return self._values.get(key)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def put(self, key: str, value: Json) -> None:
+        """Append and flush to the operating system: safe against the death of this process."""
+        line = json.dumps([key, value], ensure_ascii=False).encode() + b"\n"
+        with self._lock:
+            self._file.write(line)
+            self._file.flush()
+            self._values[key] = value
+
+    def close(self) -> None:
+        """Flush to the disk and close."""
+        if not self._file.closed:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+
+Progress = Callable[[int, int, str], None]
+Metric = Callable[[dict[str, Json]], None]
+
+
+class Context:
+    """One step's surroundings.
+
+    Args:
+        seed: the step's seed; every random stream is derived from it by name.
+        folder: scratch that survives a kill and is handed to the resumed step; None makes a
+            temporary one on first use, deleted with the context.
+        on_progress: called with (done, total, label).
+        on_metric: called with one flat dict per observation.
+        name: what the step is called in its recipe.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        folder: Path | None = None,
+        on_progress: Progress | None = None,
+        on_metric: Metric | None = None,
+        name: str = "",
+    ) -> None:
+        self.seed, self.name = seed, name
+        self._folder = folder
+        self._on_progress = on_progress
+        self._on_metric = on_metric
+        self._journals: dict[str, Journal] = {}
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._said = 0.0
+        self.metrics: list[dict[str, Json]] = []
+
+    @property
+    def folder(self) -> Path:
+        """Scratch folder of this step."""
+        if self._folder is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="truing-")
+            self._folder = Path(self._temporary.name)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder
+
+    def stream(self, name: str) -> int:
+        """A seed in [0, 2**63) for the named random stream of this step."""
+        digest = hashlib.blake2b(f"{self.seed}/{name}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") >> 1
+
+    def journal(self, name: str) -> Journal:
+        """The row-level journal of that name; opened once, kept until the step ends."""
+        if name not in self._journals:
+            self._journals[name] = Journal(self.folder / f"{name}.jsonl")
+        return self._journals[name]
+
+    def progress(self, done: int, total: int, label: str = "") -> None:
+        """Tell how far the step is; cheap enough to call for every row."""
+        if self._on_progress is not None:
+            self._on_progress(done, total, label)
+        elif sys.stderr.isatty() and (time.monotonic() - self._said > 2 or done >= total):
+            self._said = time.monotonic()
+            print(f"{label or 'working'}: {done}/{total}", file=sys.stderr)
+
+    def metric(self, **values: Json) -> None:
+        """Record one observation, such as a training step's loss."""
+        self.metrics.append(values)
+        if self._on_metric is not None:
+            self._on_metric(values)
+
+    def close(self) -> None:
+        """Close the journals; the scratch folder of a stored step stays for its owner."""
+        for journal in self._journals.values():
+            journal.close()
+        self._journals.clear()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+            self._temporary, self._folder = None, None
+
+
+_current: contextvars.ContextVar[Context | None] = contextvars.ContextVar("truing", default=None)
+
+
+def current() -> Context:
+    """The running step's context; a throw-away one outside any step."""
+    context = _current.get()
+    if context is None:
+        context = Context()
+        _current.set(context)
+    return context
+
+
+@contextlib.contextmanager
+def use(context: Context) -> Iterator[Context]:
+    """Make `context` the current one inside the block, and close it afterwards."""
+    token = _current.set(context)
+    try:
+        yield context
+    finally:
+        _current.reset(token)
+        context.close()

@@ -1,0 +1,1 @@
+"""What methods stand on. No method lives here."""

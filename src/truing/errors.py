@@ -1,0 +1,98 @@
+"""Errors that a user can act on: what is wrong, where, what was seen, what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TruingError(Exception):
+    """Base of every error raised on purpose.
+
+    Args:
+        message: what is wrong, one sentence without the full stop.
+        where: file, row, step or setting that it concerns.
+        seen: the offending value.
+        fix: what the user can do.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self, message: str, *, where: str = "", seen: object = None, fix: str = ""
+    ) -> None:
+        self.message, self.where, self.seen, self.fix = message, where, seen, fix
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        if self.seen is not None:
+            text += f" (seen: {shorten(self.seen)})"
+        if self.fix:
+            text += f". {self.fix}"
+        return text
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments would be lost when an error crosses a process boundary.
+        return (_rebuild, (type(self), self.message, self.where, self.seen, self.fix))
+
+
+class InputError(TruingError, ValueError):
+    """The user's input is at fault; nothing was written, or everything kept."""
+
+    exit_code = 2
+
+
+class Stopped(TruingError):
+    """The run stopped before its end and can be resumed with the same command."""
+
+    exit_code = 3
+
+
+class MissingExtra(InputError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str, *, where: str = "") -> None:
+        super().__init__(
+            f"the package {package!r} is needed here and is not installed",
+            where=where,
+            fix=f"Install it with: pip install 'truing[{extra}]'",
+        )
+        self.package, self.extra = package, extra
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (MissingExtra, (self.package, self.extra))
+
+
+def _rebuild(
+    cls: type[TruingError], message: str, where: str, seen: object, fix: str
+) -> TruingError:
+    return cls(message, where=where, seen=seen, fix=fix)
+
+
+def shorten(value: object, limit: int = 120) -> str:
+    """`repr` of a value, cut to `limit` characters."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate most like `name`, or None when none is close."""
+    names = {c.lower().replace("-", "_"): c for c in candidates}
+    found = difflib.get_close_matches(name.lower().replace("-", "_"), names, n=1, cutoff=0.5)
+    return names[found[0]] if found else None
+
+
+def unknown(
+    what: str, name: str, candidates: Iterable[str], *, where: str = "", limit: int = 20
+) -> InputError:
+    """The error for a name that does not exist, offering the nearest one that does."""
+    known = sorted(candidates)
+    close = nearest(name, known)
+    if close is not None:
+        fix = f"Did you mean {close!r}?"
+    elif known:
+        fix = "Known: " + ", ".join(known[:limit]) + (", ..." if len(known) > limit else "")
+    else:
+        fix = "There is none to choose from"
+    return InputError(f"unknown {what} {name!r}", where=where, fix=fix)
