@@ -1,0 +1,192 @@
+"""`Principles`: typed, versioned rules that synthesis, judges, rewards and reports refer to by id.
+
+A rule's check is a reference to a registered component (`{use: max_words, n: 40}`), never source
+text, so that no principles file can execute code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import cast
+
+from truing.errors import InputError, unknown
+from truing.tables import content_hash
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Principle:
+    """One rule.
+
+    Args:
+        id: short identifier, unique in its file.
+        text: the rule as a sentence addressed to the model.
+        rationale: why it exists.
+        examples: dicts with "prompt" and "good" and/or "bad" answers.
+        priority: a higher one wins where two rules conflict.
+        kind: free label such as "style" or "content".
+        check: reference to a check component, or None when only a judge can tell.
+    """
+
+    id: str
+    text: str
+    rationale: str = ""
+    examples: tuple[dict[str, str], ...] = ()
+    priority: int = 1
+    kind: str = ""
+    check: dict[str, object] | None = field(default=None, hash=False)
+
+    def to_json(self) -> dict[str, object]:
+        """Plain data without the empty fields."""
+        data = asdict(self) | {"examples": list(self.examples)}
+        return {k: v for k, v in data.items() if v not in ("", None, [])}
+
+    @classmethod
+    def from_json(cls, data: object, *, where: str) -> Principle:
+        """One rule from plain data; every fault is an InputError naming rule and field."""
+        if not isinstance(data, Mapping):
+            raise InputError("a principle must be a mapping with id and text", where=where)
+        rule = cast(Mapping[str, object], data)
+        known = {f.name: f for f in fields(cls)}
+        where = f"{where} ({rule['id']})" if isinstance(rule.get("id"), str) else where
+        for name in rule:
+            if name not in known:
+                raise unknown("field", name, known, where=where)
+        for name in ("id", "text"):
+            value = rule.get(name)
+            if not isinstance(value, str) or not value.strip():
+                raise InputError(f"field {name!r} must be a text", where=where, seen=value)
+        for name in ("rationale", "kind"):
+            if not isinstance(rule.get(name, ""), str):
+                raise InputError(f"field {name!r} must be a text", where=where, seen=rule[name])
+        priority = rule.get("priority", 1)
+        if not isinstance(priority, int) or isinstance(priority, bool):
+            raise InputError("field 'priority' must be a whole number", where=where, seen=priority)
+        examples = rule.get("examples", [])
+        if not isinstance(examples, Sequence) or not all(
+            isinstance(e, Mapping) for e in cast(Sequence[object], examples)
+        ):
+            raise InputError("field 'examples' must be a list of mappings", where=where)
+        check = rule.get("check")
+        if check is not None and not (isinstance(check, Mapping) and "use" in check):
+            raise InputError(
+                "field 'check' must refer to a component: {use: name, ...settings}",
+                where=where,
+                seen=check,
+            )
+        return cls(
+            id=cast(str, rule["id"]),
+            text=cast(str, rule["text"]).strip(),
+            rationale=cast(str, rule.get("rationale", "")),
+            examples=tuple(dict(e) for e in cast(Sequence[dict[str, str]], examples)),
+            priority=priority,
+            kind=cast(str, rule.get("kind", "")),
+            check=dict(cast(Mapping[str, object], check)) if check is not None else None,
+        )
+
+
+class Principles:
+    """An ordered set of principles with a version; iterate it, or take one by id."""
+
+    def __init__(self, items: Sequence[Principle], version: str = "1", title: str = "") -> None:
+        seen: set[str] = set()
+        for item in items:
+            if item.id in seen:
+                raise InputError("two principles have the same id", where=title, seen=item.id)
+            seen.add(item.id)
+        if not items:
+            raise InputError("no principles", where=title, fix="Give at least one rule")
+        self.items, self.version, self.title = tuple(items), version, title
+
+    def __iter__(self) -> Iterator[Principle]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, id: str) -> Principle:
+        for item in self.items:
+            if item.id == id:
+                return item
+        raise unknown("principle", id, [p.id for p in self.items], where=self.title)
+
+    def __repr__(self) -> str:
+        return f"Principles({', '.join(p.id for p in self.items)})"
+
+    @property
+    def key(self) -> str:
+        """Content hash."""
+        return content_hash([self.version, [p.to_json() for p in self.items]])
+
+    def as_text(self) -> str:
+        """The rules as a numbered list, most important first, for a prompt."""
+        ranked = sorted(self.items, key=lambda p: -p.priority)
+        return "\n".join(f"{i}. {p.text}" for i, p in enumerate(ranked, 1))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `principles.json` into a folder, atomically."""
+        path = Path(folder) / "principles.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = {
+            "schema_version": SCHEMA_VERSION,
+            "version": self.version,
+            "title": self.title,
+            "principles": [p.to_json() for p in self.items],
+        }
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
+        os.replace(partial, path)
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Principles:
+        """Read what `save` wrote."""
+        return cls.read(Path(folder) / "principles.json")
+
+    @classmethod
+    def read(cls, path: str | Path) -> Principles:
+        """Read a principles file, YAML or JSON; a fault names the file, the rule and the field."""
+        import yaml
+
+        path = Path(path)
+        if not path.is_file():
+            raise InputError("no such principles file", where=str(path))
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"not valid YAML: {error}", where=str(path)) from None
+        if isinstance(data, Mapping):
+            head = cast(Mapping[str, object], data)
+            for name in head:
+                if name not in ("schema_version", "version", "title", "principles"):
+                    raise unknown(
+                        "field", str(name), ["schema_version", "version", "title", "principles"],
+                        where=str(path),
+                    )
+            if head.get("schema_version", 1) != SCHEMA_VERSION:
+                raise InputError(
+                    f"schema_version {head['schema_version']} is not readable here",
+                    where=str(path),
+                    fix=f"This version reads {SCHEMA_VERSION}",
+                )
+            rules = head.get("principles")
+            version = str(head.get("version", "1"))
+            title = str(head.get("title", "")) or path.stem
+        else:
+            rules, version, title = data, "1", path.stem
+        if not isinstance(rules, list) or not rules:
+            raise InputError(
+                "no principles in the file",
+                where=str(path),
+                fix="Write a list under 'principles:', each with id and text",
+            )
+        items = [
+            Principle.from_json(r, where=f"{path} principle {i}")
+            for i, r in enumerate(cast(list[object], rules), 1)
+        ]
+        return cls(items, version, title)

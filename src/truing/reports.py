@@ -1,0 +1,111 @@
+"""`Report`: measured values with intervals, per category, with the samples behind them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from truing.context import Json
+from truing.errors import InputError
+from truing.tables import Table, content_hash
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measured value.
+
+    Args:
+        name: what was measured, such as "violation rate".
+        value: the estimate.
+        lo, hi: its 95 % interval; equal to `value` when there is no sampling error.
+        n: number of samples behind it.
+        unit: "share", "nats per token", "words", ...
+        category: principle id, task or sub-category; "" for all.
+        better: "lower", "higher" or "" when neither is.
+    """
+
+    name: str
+    value: float
+    lo: float
+    hi: float
+    n: int
+    unit: str = ""
+    category: str = ""
+    better: str = ""
+
+
+class Report:
+    """Measures, samples and facts of one evaluation."""
+
+    def __init__(
+        self,
+        title: str,
+        measures: Sequence[Measure],
+        samples: Table | None = None,
+        meta: dict[str, Json] | None = None,
+    ) -> None:
+        self.title, self.measures = title, tuple(measures)
+        self.samples, self.meta = samples, dict(meta or {})
+
+    def __iter__(self) -> Iterator[Measure]:
+        return iter(self.measures)
+
+    def __repr__(self) -> str:
+        return f"Report({self.title!r}, {len(self.measures)} measures)"
+
+    def get(self, name: str, category: str = "") -> Measure:
+        """The measure of that name and category, or an InputError listing what there is."""
+        for measure in self.measures:
+            if (measure.name, measure.category) == (name, category):
+                return measure
+        have = sorted({f"{m.name} [{m.category}]" for m in self.measures})
+        raise InputError(f"no measure {name!r} [{category}]", where=self.title, seen=have)
+
+    @property
+    def key(self) -> str:
+        """Content hash of measures, samples and facts, without times."""
+        samples = self.samples.key if self.samples is not None else ""
+        facts = {k: v for k, v in self.meta.items() if k != "seconds"}
+        return content_hash([self.title, [asdict(m) for m in self.measures], samples, facts])
+
+    def to_json(self) -> dict[str, Json]:
+        """Plain data without the samples."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "title": self.title,
+            "measures": [asdict(m) for m in self.measures],
+            "meta": self.meta,
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `report.json`, and the samples as `samples/table.parquet`."""
+        path = Path(folder) / "report.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self.samples is not None:
+            self.samples.save(path.parent / "samples")
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False), "utf-8")
+        os.replace(partial, path)
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Report:
+        """Read what `save` wrote."""
+        path = Path(folder) / "report.json"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"not a readable report: {error}", where=str(path)) from None
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(
+                "report of another schema", where=str(path), seen=data.get("schema_version")
+            )
+        has_samples = (path.parent / "samples").is_dir()
+        samples = Table.load(path.parent / "samples") if has_samples else None
+        measures = [Measure(**m) for m in data["measures"]]
+        return cls(data["title"], measures, samples, data["meta"])

@@ -1,0 +1,317 @@
+"""`Table`: rows of one declared kind, in Parquet, each with an id and its lineage.
+
+Column names are those of the Hugging Face ecosystem (`prompt`, `messages`, `chosen`, `rejected`,
+`completion`, `label`). `lineage` says which principle, prompt, generator, judge, filter and seed
+made a row and which rows it came from (`parents`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from truing.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+Row = dict[str, object]
+Message = dict[str, str]
+SCHEMA_VERSION = 1
+
+# What each kind needs, column -> allowed types. A tuple of column sets is "any one of these".
+KINDS: dict[str, tuple[dict[str, tuple[type, ...]], ...]] = {
+    "pair": ({"prompt": (str, list), "chosen": (str,), "rejected": (str,)},),
+    "unpaired": ({"prompt": (str, list), "completion": (str,), "label": (bool,)},),
+    "group": ({"prompt": (str, list), "completions": (list,), "scores": (list,)},),
+    "steps": ({"prompt": (str, list), "steps": (list,), "labels": (list,)},),
+    "judgement": ({"prompt": (str, list), "completion": (str,), "score": (int, float)},),
+    "trajectory": ({"turns": (list,)},),
+    "example": ({"prompt": (str, list), "completion": (str,)}, {"messages": (list,)}),
+    "prompt": ({"prompt": (str, list)}, {"messages": (list,)}),
+    "text": ({"text": (str,)},),
+    "record": ({},),
+}
+
+
+def _canonical(value: object) -> object:
+    """A JSON-able stand-in with the same identity as `value`."""
+    if hasattr(value, "tobytes"):
+        array = cast("np.ndarray", value)
+        digest = hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()
+        return {"array": [str(array.dtype), list(array.shape), digest]}
+    if isinstance(value, Mapping):
+        return {str(k): _canonical(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_canonical(v) for v in value]
+    return value
+
+
+def content_hash(value: object, size: int = 16) -> str:
+    """Hex digest of `size` bytes over canonical JSON: the identity of rows, settings, keys."""
+    text = json.dumps(_canonical(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()
+
+
+def user_text(prompt: object) -> str:
+    """The text of a prompt: itself, or the last user message of a list of messages."""
+    if isinstance(prompt, str):
+        return prompt
+    messages = cast(list[Message], prompt if isinstance(prompt, list) else [])
+    users = [m.get("content", "") for m in messages if m.get("role") == "user"]
+    return users[-1] if users else ""
+
+
+def infer_kind(columns: Iterable[str]) -> str:
+    """The first kind whose columns are all there."""
+    have = set(columns)
+    for kind, choices in KINDS.items():
+        if any(set(need) <= have for need in choices):
+            return kind
+    return "record"
+
+
+def _check_messages(messages: list[object], where: str, field: str) -> None:
+    for message in messages:
+        ok = isinstance(message, Mapping) and {"role", "content"} <= set(message)
+        if not ok:
+            raise InputError(
+                f"field {field!r} must be a list of {{role, content}} messages",
+                where=where,
+                seen=message,
+            )
+
+
+def check_row(row: Row, kind: str, where: str) -> None:
+    """Raise an InputError naming row and field unless `row` is of `kind`."""
+    choices = KINDS[kind]
+    need = next((c for c in choices if set(c) <= set(row)), choices[0])
+    for field, types in need.items():
+        if field not in row or row[field] is None:
+            have = ", ".join(sorted(k for k in row if k not in ("id", "lineage")))
+            raise InputError(
+                f"field {field!r} is missing for a row of kind {kind!r}",
+                where=where,
+                fix=f"The row has: {have or 'nothing'}",
+            )
+        value = row[field]
+        if not isinstance(value, types):
+            wanted = " or ".join(t.__name__ for t in types)
+            raise InputError(f"field {field!r} must be {wanted}", where=where, seen=value)
+        if field in ("prompt", "messages") and isinstance(value, list):
+            _check_messages(cast(list[object], value), where, field)
+
+
+class Table:
+    """Rows of one kind.
+
+    Args:
+        kind: one of `truing.tables.KINDS`; "" infers it from the columns.
+        rows: plain dicts. Missing `id` (hash of the content) and `lineage` are filled in.
+        where: the source named in errors, such as a file name.
+        first: number of the first row in that source, for errors.
+        allow_empty: an empty table is an InputError unless this is set.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        rows: Iterable[Mapping[str, object]],
+        *,
+        where: str = "table",
+        first: int = 1,
+        allow_empty: bool = True,
+    ) -> None:
+        items = [dict(r) for r in rows]
+        if not items and not allow_empty:
+            raise InputError("no rows", where=where, fix="Give at least one row")
+        kind = kind or infer_kind(items[0] if items else ())
+        if kind not in KINDS:
+            raise unknown("kind of table", kind, KINDS, where=where)
+        self.kind = kind
+        for i, row in enumerate(items):
+            check_row(row, kind, f"{where} row {first + i}")
+            row.setdefault("lineage", {})
+            if not row.get("id"):
+                row["id"] = row_id(row)
+        self.rows: list[Row] = items
+        self.source = where
+        self._key = ""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __getitem__(self, i: int) -> Row:
+        return self.rows[i]
+
+    def __repr__(self) -> str:
+        return f"Table({self.kind}, {len(self)} rows: {', '.join(self.columns)})"
+
+    @property
+    def columns(self) -> list[str]:
+        """Column names in order of first appearance."""
+        return list(dict.fromkeys(k for row in self.rows for k in row))
+
+    @property
+    def key(self) -> str:
+        """Content hash of kind and rows, lineage included."""
+        if not self._key:
+            self._key = content_hash([self.kind, [content_hash(r) for r in self.rows]])
+        return self._key
+
+    def column(self, name: str) -> list[object]:
+        """All values of one column; an unknown name is an InputError with the nearest one."""
+        if self.rows and name not in self.columns:
+            raise unknown("column", name, self.columns, where=self.source)
+        return [row.get(name) for row in self.rows]
+
+    def expect(self, *kinds: str, where: str = "") -> Table:
+        """Itself when it is of one of `kinds` (or can be read as one), else an InputError."""
+        if self.kind in kinds:
+            return self
+        for kind in kinds:
+            if any(set(c) <= set(self.columns) for c in KINDS[kind]) and kind != "record":
+                return Table(kind, self.rows, where=self.source)
+        raise InputError(
+            f"needs rows of kind {' or '.join(kinds)}, got {self.kind!r}",
+            where=where or self.source,
+            seen=self.columns,
+        )
+
+    def where(self, keep: Callable[[Row], bool]) -> Table:
+        """The rows for which `keep` is true."""
+        return Table(self.kind, [r for r in self.rows if keep(r)], where=self.source)
+
+    def map(self, change: Callable[[Row], Row], kind: str = "") -> Table:
+        """A table of changed rows; ids are made anew, the old ones become parents."""
+        rows: list[Row] = []
+        for row in self.rows:
+            new = dict(change(dict(row)))
+            new.pop("id", None)
+            lineage = dict(cast(Row, row.get("lineage") or {}))
+            new["lineage"] = lineage | {"parents": [row["id"]]}
+            rows.append(new)
+        return Table(kind or self.kind, rows, where=self.source)
+
+    def with_lineage(self, **facts: object) -> Table:
+        """The same rows with `facts` added to every lineage."""
+        rows = [r | {"lineage": cast(Row, r.get("lineage") or {}) | facts} for r in self.rows]
+        return Table(self.kind, rows, where=self.source)
+
+    def split(self, n: int) -> tuple[Table, Table]:
+        """The first `n` rows and the rest."""
+        return (
+            Table(self.kind, self.rows[:n], where=self.source),
+            Table(self.kind, self.rows[n:], where=self.source),
+        )
+
+    def to_arrow(self) -> pa.Table:
+        """As an Arrow table; nested columns other than messages are JSON text, marked as such."""
+        import pyarrow as pa
+
+        fields: list[pa.Field] = []
+        arrays: list[pa.Array] = []
+        for name in self.columns:
+            array, how = _to_array([r.get(name) for r in self.rows], name, self.source)
+            arrays.append(array)
+            fields.append(pa.field(name, array.type, metadata={"truing": how} if how else None))
+        meta = {"truing.kind": self.kind, "truing.schema_version": str(SCHEMA_VERSION)}
+        return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=meta))
+
+    def write(self, path: str | Path) -> Path:
+        """Write Parquet, JSON Lines or CSV by the file's suffix, atomically."""
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            pq.write_table(self.to_arrow(), partial)
+        elif path.suffix == ".jsonl":
+            with partial.open("w", encoding="utf-8") as file:
+                for row in self.rows:
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        else:
+            raise InputError("a table is written as .parquet or .jsonl", where=str(path))
+        os.replace(partial, path)
+        return path
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `table.parquet` into a folder of the store."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return self.write(Path(folder) / "table.parquet")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Table:
+        """Read what `save` wrote."""
+        return cls.read(Path(folder) / "table.parquet")
+
+    @classmethod
+    def read(cls, source: str | Path, kind: str = "", *, limit: int = 0) -> Table:
+        """Read .jsonl, .jsonl.gz, .csv, .parquet, a folder of the store, or a data set's name.
+
+        Args:
+            source: path or name (`truing data` lists the names).
+            kind: expected kind; "" infers it.
+            limit: only the first so many rows; 0 for all.
+        Raises:
+            InputError: naming file, row and field of the first fault.
+        """
+        from truing import tablefiles
+
+        return tablefiles.read(source, kind, limit=limit)
+
+
+def row_id(row: Row) -> str:
+    """Identity of a row: 16 hex digits over its content without id and lineage."""
+    return content_hash({k: v for k, v in row.items() if k not in ("id", "lineage")}, 8)
+
+
+def _is_messages(values: Sequence[object]) -> bool:
+    lists = [cast(list[object], v) for v in values if isinstance(v, list)]
+    return bool(lists) and all(
+        isinstance(m, Mapping)
+        and set(cast(Message, m)) == {"role", "content"}
+        and all(isinstance(t, str) for t in cast(Message, m).values())
+        for messages in lists
+        for m in messages
+    )
+
+
+def _to_array(values: list[object], name: str, where: str) -> tuple[pa.Array, str]:
+    """(Arrow array, how it was encoded)."""
+    import pyarrow as pa
+
+    given = [v for v in values if v is not None]
+    if given and hasattr(given[0], "tobytes"):
+        import numpy as np
+
+        arrays = cast("list[np.ndarray]", values)
+        if len({(a.shape, a.dtype) for a in arrays}) != 1:
+            raise InputError(
+                f"column {name!r} holds arrays of different shapes",
+                where=where,
+                fix="Bring them to one shape, or store them as blobs",
+            )
+        return pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack(arrays)), "tensor"
+    nested = name == "lineage" or any(isinstance(v, (dict, list)) for v in given)
+    flat_lists = nested and all(
+        isinstance(v, list) and all(isinstance(x, (str, int, float)) for x in v) for v in given
+    )
+    if nested and not flat_lists and not (_is_messages(given) and len(given) == len(values)):
+        return pa.array(
+            [None if v is None else json.dumps(v, ensure_ascii=False) for v in values], pa.string()
+        ), "json"
+    try:
+        return pa.array(values), ""
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array(
+            [None if v is None else json.dumps(v, ensure_ascii=False) for v in values], pa.string()
+        ), "json"
