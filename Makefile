@@ -1,0 +1,59 @@
+# Everything a user or contributor types. Each target sets up what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_VERSION ?=
+STARTED := $(shell date +%s.%N)
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)
+SRC := src tests bench tools claims examples
+
+.PHONY: install demo test test-slow check docs bench format new-method clean
+
+install: $(STAMP)
+
+# PyTorch first and by its exact version: the CPU build is chosen by pip's own configuration
+# (index, find-links), which `make install` leaves untouched.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed \
+	  torch==$(or $(TORCH_VERSION),$$(sed -n 's/^torch==//p' constraints.txt))
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install
+	@TRUING_STARTED=$(STARTED) $(RUN)/truing run recipes/quickstart.yaml
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(RUN)/python -m pytest tests/contract
+
+test: install
+	$(RUN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: install
+	$(RUN)/python -m pytest -m "slow" --timeout 3600
+
+docs: install
+	$(RUN)/python tools/docs.py
+
+bench: install
+	$(RUN)/python -m bench.all
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# make new-method train/preference my_loss
+new-method: install
+	$(BIN)/python tools/new_method.py $(filter-out $@,$(MAKECMDGOALS))
+
+clean:
+	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+
+ifneq (,$(filter new-method,$(MAKECMDGOALS)))
+%:
+	@:
+endif

@@ -1,0 +1,71 @@
+"""truing: from written principles to an aligned model, and the evidence for it.
+
+Four nouns (`Principles`, `Table`, `Model`, `Report`) flow through methods, listed in `methods`.
+`run` executes a recipe, `compare` sets several methods side by side.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Model": "truing.models",
+    "Table": "truing.tables",
+    "Principles": "truing.principles",
+    "Principle": "truing.principles",
+    "Report": "truing.reports",
+    "Measure": "truing.reports",
+    "method": "truing.method",
+    "component": "truing.method",
+    "methods": "truing.method",
+    "get_component": "truing.method",
+    "objective": "truing.core.objective",
+    "generate": "truing.core.generate",
+    "Plan": "truing.pipeline",
+    "run": "truing.pipeline",
+    "compare": "truing.compare",
+    "claim": "truing.claims",
+    "TruingError": "truing.errors",
+    "InputError": "truing.errors",
+    "Stopped": "truing.errors",
+}
+
+if TYPE_CHECKING:
+    from truing.claims import claim as claim
+    from truing.compare import compare as compare
+    from truing.core.generate import generate as generate
+    from truing.core.objective import objective as objective
+    from truing.errors import InputError as InputError
+    from truing.errors import Stopped as Stopped
+    from truing.errors import TruingError as TruingError
+    from truing.method import component as component
+    from truing.method import get_component as get_component
+    from truing.method import method as method
+    from truing.method import methods as methods
+    from truing.models import Model as Model
+    from truing.pipeline import Plan as Plan
+    from truing.pipeline import run as run
+    from truing.principles import Principle as Principle
+    from truing.principles import Principles as Principles
+    from truing.reports import Measure as Measure
+    from truing.reports import Report as Report
+    from truing.tables import Table as Table
+
+__all__ = ["__version__", *_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    # Lazy, so that `import truing` costs milliseconds and never imports torch.
+    if name not in _WHERE:
+        raise AttributeError(f"module 'truing' has no attribute {name!r}")
+    # A package attribute of the same name (truing.compare the module) is replaced by the function.
+    found: object = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,33 @@
+"""Shared by all tests: a private TRUING_HOME, the tiny model as a folder, one thread a worker."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before any import of truing: no test may read or write the user's cache.
+_HOME = tempfile.TemporaryDirectory(prefix="truing-test-")
+os.environ.setdefault("TRUING_TEST_CACHE", os.environ.get("TRUING_HOME", ""))
+os.environ["TRUING_HOME"] = _HOME.name
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def fresh_context() -> Iterator[None]:
+    """Each test starts outside any step."""
+    from truing import context
+
+    token = context._current.set(None)
+    yield
+    context._current.reset(token)
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of the tiny Llama."""
+    from truing.core.tiny import tiny_folder
+
+    return tiny_folder(tmp_path_factory.mktemp("tiny"))
