@@ -1,0 +1,132 @@
+"""One method as a command: flags from its signature, nouns from files and names."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from truing.catalogue import Entry
+from truing.errors import InputError, unknown
+from truing.method import Input, Method, Setting, methods, type_name
+
+OWN = ("seed", "out", "json", "help")
+
+
+def _parser(method: Method) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"truing {method.verb} {method.name.replace('_', '-')}",
+        description=method.summary,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    nouns = parser.add_argument_group("inputs")
+    for entry in method.inputs.values():
+        text = entry.noun + (", optional" if entry.optional else "")
+        if entry.many:
+            text += "; ROLE=NAME, may be given several times"
+        nouns.add_argument(
+            f"--{entry.name.replace('_', '-')}",
+            dest=entry.name,
+            action="append" if entry.many else "store",
+            metavar=entry.noun.upper().split("|")[0],
+            help=text,
+        )
+    settings = parser.add_argument_group("settings")
+    for setting in method.settings.values():
+        settings.add_argument(
+            f"--{setting.name.replace('_', '-')}",
+            dest=setting.name,
+            metavar="V",
+            help=_setting_help(setting),
+            nargs="?",
+            const="true",
+        )
+    parser.add_argument("--seed", type=int, help="seed of every random stream (default 0)")
+    parser.add_argument("--out", metavar="FOLDER", help="also save the result there")
+    parser.add_argument("--json", action="store_true", help="JSON alone on stdout")
+    return parser
+
+
+def _setting_help(setting: Setting) -> str:
+    default = "required" if setting.required else f"default {setting.default!r}"
+    return f"{setting.doc} ({type_name(setting.type)}, {default})".replace("%", "%%").strip()
+
+
+def _source(method: Method, entry: Input, text: str) -> object:
+    """The noun that a command-line word names: a file, a folder, or a registered name."""
+    for noun in entry.noun.split("|"):
+        if noun == "Table":
+            from truing.tables import Table
+
+            return Table.read(text)
+        if noun == "Principles":
+            from truing.principles import Principles
+
+            return Principles.load(text) if Path(text).is_dir() else Principles.read(text)
+        if noun == "Report":
+            from truing.reports import Report
+
+            return Report.load(text)
+        if noun == "Model":
+            from truing.models import Model
+
+            return Model.open(text)
+    raise InputError(f"cannot read a {entry.noun}", where=method.id, seen=text)
+
+
+def _inputs(method: Method, given: dict[str, object]) -> dict[str, object]:
+    """Nouns by name. Tables first: data is checked before a model is fetched."""
+    found: dict[str, object] = {}
+    order = sorted(method.inputs.values(), key=lambda i: i.noun == "Model")
+    for entry in order:
+        if entry.name not in given:
+            if not entry.optional:
+                raise InputError(
+                    f"input --{entry.name} ({entry.noun}) is missing", where=method.id
+                )
+            continue
+        value = given[entry.name]
+        if entry.many:
+            pairs = [str(v).partition("=") for v in value] if isinstance(value, list) else []
+            found[entry.name] = {
+                role if is_role else str(i): _source(method, entry, rest if is_role else role)
+                for i, (role, is_role, rest) in enumerate(pairs)
+            }
+        else:
+            found[entry.name] = _source(method, entry, str(value))
+    return found
+
+
+def run_method(entry: Entry, arguments: list[str]) -> object:
+    """Run `truing VERB METHOD ...` as a plan of one step, so that it is stored and resumable."""
+    from truing import pipeline
+
+    method = methods[entry.id]
+    parser = _parser(method)
+    known, extra = parser.parse_known_args(arguments)
+    for word in extra:
+        names = [*method.inputs, *method.settings, *OWN]
+        raise unknown("setting", word.lstrip("-").split("=")[0], names, where=parser.prog, limit=40)
+    given: dict[str, object] = dict(vars(known))
+    as_json = bool(given.pop("json", False))
+    out = given.pop("out", None)
+    seed = int(str(given.pop("seed", 0)))
+    settings = {
+        name: method.settings[name].parse(str(value), where=parser.prog)
+        for name, value in given.items()
+        if name in method.settings
+    }
+    method.validate(settings, where=parser.prog)
+    inputs = _inputs(method, given)
+    if method.verb == "serve":
+        return method(**inputs, **settings)
+    result = pipeline.run_step(method, inputs, settings, seed=seed)
+    if out is not None:
+        result.artefact.save(Path(str(out)))
+    line = result.line()
+    if not as_json:
+        print(result.text(), file=sys.stderr)
+        print(json.dumps(line, default=str))
+    return line

@@ -1,0 +1,112 @@
+"""`truing doctor`: what is installed, what is missing, and how fast this machine multiplies."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+
+CORE = (
+    "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "pydantic",
+    "jinja2", "pyyaml", "httpx",
+)  # fmt: skip
+EXTRAS = {"peft": "peft", "browser": "playwright"}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def memory_gib() -> tuple[float, float]:
+    """(total, available) memory of this machine in GiB; zeros where the system does not say."""
+    path = Path("/proc/meminfo")
+    if not path.exists():
+        return 0.0, 0.0
+    facts = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+
+    def gib(name: str) -> float:
+        return round(int(facts.get(name, "0 kB").split()[0]) / 2**20, 1)
+
+    return gib("MemTotal"), gib("MemAvailable")
+
+
+def cpu_name() -> str:
+    """The processor's own name for itself."""
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def matrix_speed(dtype: str = "float32", seconds: float = 1.0, size: int = 1024) -> float:
+    """Matrix products per second of this machine in GFLOP/s, on its accelerator if it has one."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
+    for _ in range(3):
+        a @ a
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start, n = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        for _ in range(4):
+            a @ a
+        n += 4
+        if device == "cuda":
+            torch.cuda.synchronize()
+    return round(2 * size**3 * n / (time.perf_counter() - start) / 1e9, 1)
+
+
+def examine() -> dict[str, object]:
+    """All facts, the two-second speed probe included."""
+    import torch
+
+    from truing import __version__
+    from truing.core import fetch
+
+    total, free = memory_gib()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "truing": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": {p: _version(p) for p in CORE},
+        "extras": {
+            extra: importlib.util.find_spec(package) is not None
+            for extra, package in EXTRAS.items()
+        },
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": total,
+        "memory_free_gib": free,
+        "gpus": gpus,
+        "gflops_float32": matrix_speed("float32"),
+        "gflops_bfloat16": matrix_speed("bfloat16"),
+        "home": str(fetch.home()),
+        "models_present": [m["name"] for m in fetch.catalogue() if m["present"]],
+    }
+
+
+def text(facts: dict[str, object]) -> str:
+    """The facts for a person to read."""
+    lines: list[str] = []
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            lines.append(f"{name}:")
+            for key, inner in value.items():
+                shown = "missing" if inner in ("", False) else "yes" if inner is True else inner
+                hint = f"   pip install 'truing[{key}]'" if inner is False else ""
+                lines.append(f"  {key:<14} {shown}{hint}")
+        else:
+            shown = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
+            lines.append(f"{name:<18} {shown}")
+    return "\n".join(lines)
