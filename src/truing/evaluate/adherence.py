@@ -1,0 +1,160 @@
+"""How often a model breaks each principle, with Wilson intervals.
+
+For every prompt the model answers; each principle's check decides whether the answer keeps it. The
+violation rate of principle i is v_i = (answers with sat_i < 0.5) / n, its 95 % interval Wilson's
+score interval; the mean over principles has a bootstrap interval over prompts. An empty, repeated
+or off-topic answer counts as a violation of every principle. Relevance to the prompt (cosine of
+sentence vectors) and the length stand beside, because both can be traded away for adherence.
+Our own measurement; no paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from truing.context import Json, current
+from truing.core.generate import generate
+from truing.core.stats import bootstrap, wilson
+from truing.method import method
+from truing.models import Model
+from truing.principles import Principles
+from truing.reports import Measure, Report
+from truing.specify.checks import words
+from truing.specify.satisfaction import ON_TOPIC, Kept, measured, satisfaction
+from truing.tables import Row, Table, content_hash
+
+CHUNK = 64  # prompts per journal entry
+
+
+def answer_all(
+    model: Model,
+    prompts: Sequence[Row],
+    *,
+    max_tokens: int,
+    temperature: float,
+    top_p: float = 1.0,
+    journal: str = "answers",
+    seed: int | None = None,
+) -> list[tuple[str, bool]]:
+    """(answer, whether it ended by itself) for each prompt; temperature 0 is greedy.
+
+    Finished chunks are read back from the step's journal after a kill.
+    """
+    context = current()
+    notes = context.journal(journal)
+    answers: list[tuple[str, bool]] = []
+    for start in range(0, len(prompts), CHUNK):
+        chunk = prompts[start : start + CHUNK]
+        name = f"{start}/{content_hash([r['prompt'] for r in chunk], 8)}"
+        if name not in notes:
+            drawn = generate(
+                model,
+                [r["prompt"] for r in chunk],
+                n=1,
+                max_tokens=max_tokens,
+                temperature=temperature or 1.0,
+                top_p=top_p,
+                greedy=temperature == 0,
+                seed=context.stream(f"{journal}/{start}") if seed is None else seed + start,
+            )
+            notes.put(name, cast(Json, [[d[0].text.strip(), d[0].finish == "stop"] for d in drawn]))
+        answers += [(str(t), bool(e)) for t, e in cast(list[list[object]], notes.get(name))]
+        context.progress(min(start + CHUNK, len(prompts)), len(prompts), "answers")
+    return answers
+
+
+def violation_measures(kept: Sequence[Kept], principles: Principles) -> list[Measure]:
+    """Violation rate per principle (Wilson) and over all of them (bootstrap over prompts)."""
+    n = len(kept)
+    rules = measured(principles)
+    measures: list[Measure] = []
+    for rule in rules:
+        broken = sum(rule.id in k.violated() for k in kept)
+        lo, hi = wilson(broken, n)
+        measures.append(Measure("violation rate", broken / n, lo, hi, n, "share", rule.id, "lower"))
+    means = [len(k.violated()) / len(rules) for k in kept]
+    measures.insert(0, _mean("violation rate", means, "share", better="lower"))
+    broken = sum(bool(k.unusable) for k in kept)
+    lo, hi = wilson(broken, n)
+    measures.append(Measure("unusable answers", broken / n, lo, hi, n, "share", "", "lower"))
+    return measures
+
+
+def _mean(name: str, values: Sequence[float], unit: str, *, better: str = "") -> Measure:
+    lo, hi = bootstrap(list(values))
+    return Measure(name, sum(values) / len(values), lo, hi, len(values), unit, "", better)
+
+
+def sample_rows(
+    prompts: Sequence[Row], answers: Sequence[tuple[str, bool]], kept: Sequence[Kept]
+) -> list[Row]:
+    """The samples behind the report; the lineage leads from each to its prompt and principles."""
+    rows: list[Row] = []
+    for prompt, (text, finished), k in zip(prompts, answers, kept, strict=True):
+        violated = k.violated()
+        rows.append(
+            {
+                "prompt": prompt["prompt"],
+                "completion": text,
+                "score": 1.0 - len(violated) / max(len(k.by_principle), 1),
+                "violated": ", ".join(violated),
+                "unusable": k.unusable,
+                "relevance": round(k.relevance, 6),
+                "words": len(words(text)),
+                "finished": finished,
+                "lineage": {
+                    "prompt": prompt["id"],
+                    "parents": [prompt["id"]],
+                    "principle": violated[0] if violated else "",
+                    "principles": violated,
+                },
+            }
+        )
+    return rows
+
+
+@method(needs=("generate",))
+def adherence(
+    model: Model,
+    prompts: Table,
+    principles: Principles,
+    *,
+    max_tokens: int = 192,
+    temperature: float = 0.7,
+    top_p: float = 1.0,
+    on_topic: float = ON_TOPIC,
+) -> Report:
+    """How often a model breaks each principle, with Wilson intervals.
+
+    Args:
+        max_tokens: length limit of an answer.
+        temperature: of sampling; 0 is greedy.
+        top_p: nucleus of sampling.
+        on_topic: least cosine of prompt and answer; below it every principle counts as broken.
+    """
+    rows = [
+        r if "prompt" in r else r | {"prompt": r["messages"]}
+        for r in prompts.expect("prompt", where="evaluate/adherence")
+    ]
+    measured(principles, where="evaluate/adherence")
+    answers = answer_all(model, rows, max_tokens=max_tokens, temperature=temperature, top_p=top_p)
+    asked: list[Row] = [
+        {"prompt": r["prompt"], "completion": a[0]} for r, a in zip(rows, answers, strict=True)
+    ]
+    kept = satisfaction(principles, asked, on_topic=on_topic, where="evaluate/adherence")
+    measures = violation_measures(kept, principles)
+    measures.append(_mean("relevance", [k.relevance for k in kept], "cosine", better="higher"))
+    measures.append(_mean("words", [float(len(words(a))) for a, _ in answers], "words"))
+    facts: dict[str, Json] = {
+        "kind": "adherence",
+        "model": model.name,
+        "model_key": model.key,
+        "principles": [p.id for p in measured(principles)],
+        "texts": {p.id: p.text for p in principles},
+        "not_measured": [p.id for p in principles if p.check is None],
+    }
+    samples = Table("judgement", sample_rows(rows, answers, kept)).with_lineage(
+        generator=model.key, seed=current().seed, step=current().name
+    )
+    return Report("adherence to principles", measures, samples, facts)

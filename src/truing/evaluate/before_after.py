@@ -1,0 +1,155 @@
+"""What alignment changed: the same evaluation before and after, paired prompt by prompt.
+
+For principle i, b_i and a_i are the violation rates before and after; McNemar's exact test on the
+prompts where only one of the two breaks it says whether they differ. Over all principles the
+difference of each prompt's violation share is averaged, with a paired bootstrap interval: below
+zero means fewer violations. Relevance, length and ability stand beside. Our own; no paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from truing.context import Json
+from truing.core.stats import mcnemar, paired_bootstrap
+from truing.errors import InputError
+from truing.method import method
+from truing.reports import Measure, Report
+from truing.tables import Row, Table, content_hash
+
+
+def align_samples(before: Report, after: Report) -> list[tuple[Row, Row]]:
+    """Samples of both reports with the same prompt, in the order of `before`."""
+    if before.samples is None or after.samples is None:
+        raise InputError("both reports need their samples", where="evaluate/before_after")
+    key = lambda row: content_hash(row["prompt"], 8)  # noqa: E731
+    later = {key(r): r for r in after.samples}
+    pairs = [(r, later[key(r)]) for r in before.samples if key(r) in later]
+    if len(pairs) != len(before.samples) or len(pairs) != len(after.samples):
+        raise InputError(
+            "the two reports answer different prompts",
+            where="evaluate/before_after",
+            seen=f"{len(before.samples)} and {len(after.samples)} prompts, {len(pairs)} shared",
+            fix="Evaluate both models on one table of prompts",
+        )
+    return pairs
+
+
+def violated(row: Row) -> set[str]:
+    """Principles that a sample of `adherence` breaks."""
+    return {v for v in str(row["violated"]).split(", ") if v}
+
+
+def _difference(name: str, before: Sequence[float], after: Sequence[float], m: Measure) -> Measure:
+    lo, hi = paired_bootstrap(list(before), list(after))
+    value = sum(after) / len(after) - sum(before) / len(before)
+    return Measure(name, value, lo, hi, len(before), m.unit, m.category, m.better)
+
+
+def _sample_rows(pairs: Sequence[tuple[Row, Row]]) -> list[Row]:
+    rows: list[Row] = []
+    for b, a in pairs:
+        lineage = cast(Row, a["lineage"])
+        rows.append(
+            {
+                "prompt": b["prompt"],
+                "before": b["completion"],
+                "after": a["completion"],
+                "violated_before": b["violated"],
+                "violated_after": a["violated"],
+                "unusable_before": b["unusable"],
+                "unusable_after": a["unusable"],
+                "relevance_before": b["relevance"],
+                "relevance_after": a["relevance"],
+                "words_before": b["words"],
+                "words_after": a["words"],
+                "lineage": {
+                    "prompt": lineage.get("prompt", ""),
+                    "parents": [b["id"], a["id"]],
+                    "principle": lineage.get("principle", ""),
+                    "principles": lineage.get("principles", []),
+                    "generator": lineage.get("generator", ""),
+                },
+            }
+        )
+    return rows
+
+
+def principle_measures(
+    pairs: Sequence[tuple[Row, Row]], before: Report, after: Report
+) -> tuple[list[Measure], dict[str, float]]:
+    """(rates and differences per principle, McNemar's p by principle)."""
+    measures: list[Measure] = []
+    p_values: dict[str, float] = {}
+    for id in [str(i) for i in cast(list[object], before.meta.get("principles", []))]:
+        b, a = before.get("violation rate", id), after.get("violation rate", id)
+        was = [id in violated(x) for x, _ in pairs]
+        now = [id in violated(y) for _, y in pairs]
+        measures += [_named(b, "before"), _named(a, "after")]
+        measures.append(_difference("violations difference", was, now, b))
+        p_values[id] = mcnemar(was, now)
+    return measures, p_values
+
+
+def _named(measure: Measure, when: str) -> Measure:
+    return Measure(
+        f"{measure.name} {when}",
+        measure.value,
+        measure.lo,
+        measure.hi,
+        measure.n,
+        measure.unit,
+        measure.category,
+        measure.better,
+    )
+
+
+@method()
+def before_after(
+    before: Report,
+    after: Report,
+    ability_before: Report | None = None,
+    ability_after: Report | None = None,
+) -> Report:
+    """What alignment changed: the same evaluation before and after, paired prompt by prompt."""
+    pairs = align_samples(before, after)
+    rules = cast(list[object], before.meta.get("principles", []))
+    measures: list[Measure] = []
+    overall_b, overall_a = before.get("violation rate"), after.get("violation rate")
+    shares = [[len(violated(r)) / max(len(rules), 1) for r in side] for side in zip(*pairs)]
+    difference = _difference("violations difference", shares[0], shares[1], overall_b)
+    by_rule, p_values = principle_measures(pairs, before, after)
+    measures += [_named(overall_b, "before"), _named(overall_a, "after"), difference, *by_rule]
+    summary: dict[str, Json] = {
+        "violations_before": round(overall_b.value, 4),
+        "violations_after": round(overall_a.value, 4),
+        "difference_interval": [round(difference.lo, 4), round(difference.hi, 4)],
+    }
+    for name in ("relevance", "words"):
+        b, a = before.get(name), after.get(name)
+        sides = [[float(cast(float, r[name])) for r in side] for side in zip(*pairs)]
+        measures += [_named(b, "before"), _named(a, "after")]
+        measures.append(_difference(f"{name} difference", sides[0], sides[1], b))
+        summary |= {f"{name}_before": round(b.value, 4), f"{name}_after": round(a.value, 4)}
+    for name in ("unusable answers",):
+        measures += [_named(before.get(name), "before"), _named(after.get(name), "after")]
+    if ability_before is not None and ability_after is not None:
+        for name in ("ability", "choices"):
+            b, a = ability_before.get(name), ability_after.get(name)
+            measures += [_named(b, "before"), _named(a, "after")]
+        b, a = ability_before.get("ability"), ability_after.get("ability")
+        summary |= {"ability_before": round(b.value, 4), "ability_after": round(a.value, 4)}
+        summary["ability_metric"] = str(ability_before.meta.get("metric", b.unit))
+    summary["n_prompts"] = len(pairs)
+    facts: dict[str, Json] = {
+        "kind": "before_after",
+        "summary": summary,
+        "mcnemar": cast(Json, p_values),
+        "principles": before.meta.get("principles", []),
+        "texts": before.meta.get("texts", {}),
+        "not_measured": before.meta.get("not_measured", []),
+        "models": [before.meta.get("model", ""), after.meta.get("model", "")],
+    }
+    samples = Table("record", _sample_rows(pairs))
+    return Report("before and after", measures, samples, facts)

@@ -1,0 +1,243 @@
+"""Preference pairs from the model's own answers: the best against the worst by the principles.
+
+For every prompt the model answers k times, half of them with the principles in its context and half
+without. Each answer a is scored
+
+    s(a) = sum_i w_i sat_i(a) / sum_i w_i  +  c * cos(prompt, a)  +  j * judge(prompt, a)
+
+with w_i the priority of principle i, sat_i in [0, 1] its check (0 for an empty, repeated or
+off-topic answer), cos the relevance by sentence vectors and judge an optional model's verdict in
+[0, 1]. The best becomes `chosen`, the worst `rejected`; the pair's lineage names the principle
+that separates them most. The pair's prompt carries no principles, so that training moves into
+the weights what the context only suggested (context distillation, as in Constitutional AI, arXiv
+2212.08073; best against worst of k as in Magpie, arXiv 2406.08464). Here executable checks score
+instead of a large judge, because a small model's verdicts are near chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from truing.context import Json, current
+from truing.core.generate import generate
+from truing.errors import InputError
+from truing.method import method
+from truing.models import Model
+from truing.principles import Principles
+from truing.specify.satisfaction import ON_TOPIC, Kept, satisfaction
+from truing.tables import Message, Row, Table, content_hash
+
+CHUNK = 16  # prompts per journal entry: what a kill can cost
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled answer with its score.
+
+    `finished` is False when it hit the length limit; `in_context` when the model saw the rules.
+    """
+
+    text: str
+    finished: bool
+    in_context: bool
+    kept: Kept
+    score: float
+
+
+def with_principles(prompt: object, principles: Principles) -> list[Message]:
+    """The prompt as messages, led by a system message that states the principles."""
+    rules = "Follow these rules in every answer.\n" + principles.as_text()
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    rest = [dict(m) for m in messages] if isinstance(messages, list) else []
+    if rest and rest[0].get("role") == "system":
+        rules = f"{rest[0]['content']}\n\n{rules}"
+        rest = rest[1:]
+    return [{"role": "system", "content": rules}, *rest]
+
+
+def best_and_worst(scores: Sequence[float]) -> tuple[int, int]:
+    """Indices of the largest and the smallest score, the first one on ties."""
+    order = range(len(scores))
+    return max(order, key=lambda i: (scores[i], -i)), min(order, key=lambda i: (scores[i], i))
+
+
+def separating_principle(best: Kept, worst: Kept, principles: Principles) -> str:
+    """The principle in which two answers differ most, weighted by priority; "" when in none."""
+    gains = {
+        p.id: p.priority * (best.by_principle[p.id] - worst.by_principle[p.id])
+        for p in principles
+        if p.id in best.by_principle
+    }
+    top = max(gains, key=lambda id: gains[id])
+    return top if gains[top] > 0 else ""
+
+
+def choose(answers: Sequence[Answer], margin: float, keeps_all: bool) -> tuple[int, int] | None:
+    """Best and worst answer of one prompt, or None when they make no usable pair.
+
+    The chosen answer must be finished and no violation of everything; the two must differ in text
+    and by at least `margin` in score.
+    """
+    good = [
+        a.score
+        if a.finished and not a.kept.unusable and not (keeps_all and a.kept.violated())
+        else float("-inf")
+        for a in answers
+    ]
+    best, _ = best_and_worst(good)
+    _, worst = best_and_worst([a.score for a in answers])
+    apart = answers[best].score - answers[worst].score >= margin
+    if good[best] == float("-inf") or not apart or answers[best].text == answers[worst].text:
+        return None
+    return best, worst
+
+
+def _sample(
+    model: Model, chunk: list[Row], principles: Principles, settings: dict[str, float], name: str
+) -> list[list[list[object]]]:
+    """[prompt][answer] -> [text, finished, in context] for one chunk, half of them in context."""
+    k = int(settings["k"])
+    plain = [r["prompt"] for r in chunk]
+    told: list[object] = [with_principles(p, principles) for p in plain]
+    answers: list[list[list[object]]] = [[] for _ in chunk]
+    for prompts, n, in_context in ((plain, k - k // 2, False), (told, k // 2, True)):
+        drawn = generate(
+            model,
+            prompts,
+            n=n,
+            max_tokens=int(settings["max_tokens"]),
+            temperature=settings["temperature"],
+            top_p=settings["top_p"],
+            seed=current().stream(f"{name}/{in_context}"),
+        )
+        for row, items in zip(answers, drawn, strict=True):
+            row += [[c.text.strip(), c.finish == "stop", in_context] for c in items]
+    return answers
+
+
+def _judged(judge: Model | None, rows: list[Row], principles: Principles) -> list[float]:
+    if judge is None:
+        return [0.0] * len(rows)
+    from truing.core.judge import pointwise
+
+    return pointwise(judge, rows, criteria=principles.as_text())
+
+
+def pair_row(
+    prompt: Row, answers: Sequence[Answer], best: int, worst: int, principles: Principles
+) -> Row:
+    """A pair with the lineage that `truing why` reads."""
+    chosen, rejected = answers[best], answers[worst]
+    principle = separating_principle(chosen.kept, rejected.kept, principles)
+    lineage = {
+        "principle": principle,
+        "prompt": prompt["id"],
+        "parents": [prompt["id"]],
+        "check": principles[principle].check if principle else None,
+        "satisfaction": {
+            "chosen": chosen.kept.by_principle,
+            "rejected": rejected.kept.by_principle,
+        },
+        "relevance": {"chosen": chosen.kept.relevance, "rejected": rejected.kept.relevance},
+        "in_context": {"chosen": chosen.in_context, "rejected": rejected.in_context},
+        "rejected_because": rejected.kept.unusable or ", ".join(rejected.kept.violated()),
+    }
+    return {
+        "prompt": prompt["prompt"],
+        "chosen": chosen.text,
+        "rejected": rejected.text,
+        # An answer cut at the length limit must not teach the model about ending its turn.
+        "rejected_finished": rejected.finished,
+        "score_chosen": round(chosen.score, 6),
+        "score_rejected": round(rejected.score, 6),
+        "principle": principle,
+        "lineage": lineage,
+    }
+
+
+@method(needs=("generate",))
+def principle_pairs(
+    model: Model,
+    prompts: Table,
+    principles: Principles,
+    judge: Model | None = None,
+    *,
+    k: int = 8,
+    max_tokens: int = 128,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    on_topic: float = ON_TOPIC,
+    relevance_weight: float = 0.5,
+    judge_weight: float = 0.5,
+    margin: float = 0.2,
+    keeps_all: bool = False,
+) -> Table:
+    """Preference pairs from the model's own answers, the best against the worst by the principles.
+
+    Args:
+        k: answers sampled per prompt; k // 2 of them see the principles.
+        max_tokens: length limit of an answer; a chosen one has ended before it.
+        temperature: of sampling.
+        top_p: nucleus of sampling.
+        on_topic: least cosine of prompt and answer; below it an answer keeps no principle.
+        relevance_weight: weight c of that cosine in the score.
+        judge_weight: weight j of the judge's verdict, when a judge is given.
+        margin: least difference in score of a pair.
+        keeps_all: the chosen answer must break no principle.
+    """
+    if k < 2:
+        raise InputError("needs at least two answers per prompt", where="setting 'k'", seen=k)
+    prompts = prompts.expect("prompt", where="synthesize/principle_pairs")
+    context = current()
+    journal = context.journal("answers")
+    draw = {"k": k, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
+    rows: list[Row] = []
+
+    def score_answers(chunk: list[Row], drawn: list[list[list[object]]]) -> list[list[Answer]]:
+        flat: list[Row] = [
+            {"prompt": row["prompt"], "completion": text}
+            for row, texts in zip(chunk, drawn, strict=True)
+            for text, *_ in texts
+        ]
+        kept = satisfaction(principles, flat, on_topic=on_topic, where="principle_pairs")
+        verdicts = _judged(judge, flat, principles)
+        values = [
+            s.value(principles) + relevance_weight * s.relevance + judge_weight * v
+            for s, v in zip(kept, verdicts, strict=True)
+        ]
+        rest = iter(zip(kept, values, strict=True))
+        return [
+            [Answer(str(t[0]), bool(t[1]), bool(t[2]), *next(rest)) for t in texts]
+            for texts in drawn
+        ]
+
+    for start in range(0, len(prompts), CHUNK):
+        chunk = [_as_prompt(r) for r in prompts.rows[start : start + CHUNK]]
+        name = f"answers/{start}/{content_hash([r['id'] for r in chunk], 8)}"
+        if name not in journal:
+            journal.put(name, cast(Json, _sample(model, chunk, principles, draw, name)))
+        drawn = cast(list[list[list[object]]], journal.get(name))
+        for prompt, answers in zip(chunk, score_answers(chunk, drawn), strict=True):
+            pair = choose(answers, margin, keeps_all)
+            if pair is not None:
+                rows.append(pair_row(prompt, answers, *pair, principles))
+        context.progress(min(start + CHUNK, len(prompts)), len(prompts), "answers to prompts")
+    if not rows:
+        raise InputError(
+            f"no pair came out of {len(prompts)} prompts with {k} answers each",
+            where="synthesize/principle_pairs",
+            fix="Sample more answers (k), let them end (max_tokens), or lower the margin",
+        )
+    facts = {
+        "generator": model.key,
+        "judge": judge.key if judge else "checks",
+        "seed": context.seed,
+    }
+    return Table("pair", rows, where="principle_pairs").with_lineage(**facts, step=context.name)
+
+
+def _as_prompt(row: Row) -> Row:
+    """A row with "prompt", also when it came as messages."""
+    return row if "prompt" in row else row | {"prompt": row["messages"]}

@@ -1,0 +1,136 @@
+"""Every check on answers that keep and break it, by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from truing.catalogue import components
+from truing.errors import InputError
+from truing.method import score
+from truing.specify import checks
+
+CASES: list[tuple[dict[str, object], str, bool]] = [
+    ({"use": "max_words", "n": 3}, "one two three", True),
+    ({"use": "max_words", "n": 3}, "one two three four", False),
+    ({"use": "max_words", "n": 2}, "well-known don't", True),
+    ({"use": "min_words", "n": 3}, "one two", False),
+    ({"use": "min_words", "n": 2}, "one two", True),
+    ({"use": "max_sentences", "n": 1}, "One. Two.", False),
+    ({"use": "max_sentences", "n": 2}, 'He said "go." Then he went.', True),
+    ({"use": "no_lists"}, "Buy eggs, milk and bread.", True),
+    ({"use": "no_lists"}, "Buy:\n- eggs\n- milk", False),
+    ({"use": "no_lists"}, "1. Eggs\n2. Milk", False),
+    ({"use": "no_lists"}, "First 1. eggs and 2. milk", False),
+    ({"use": "no_lists"}, "It cost 3.50 in 1999.", True),
+    ({"use": "no_lists", "allow": 2}, "- a\n- b", True),
+    ({"use": "no_lists", "allow": 2}, "- a\n- b\n- c", False),
+    ({"use": "no_markdown"}, "Plain text, 2 * 3 = 6.", True),
+    ({"use": "no_markdown"}, "# Title\ntext", False),
+    ({"use": "no_markdown"}, "This is **bold**.", False),
+    ({"use": "no_markdown"}, "```\ncode\n```", False),
+    ({"use": "no_markdown"}, "See [this](http://x.org).", False),
+    ({"use": "one_paragraph"}, "One line.", True),
+    ({"use": "one_paragraph"}, "One.\n\nTwo.", False),
+    ({"use": "ends_with_sentence"}, "This ends.", True),
+    ({"use": "ends_with_sentence"}, 'He said "stop."', True),
+    ({"use": "ends_with_sentence"}, "This does not end and", False),
+    ({"use": "ends_with_sentence"}, "", False),
+    ({"use": "no_exclamation"}, "Good.", True),
+    ({"use": "no_exclamation"}, "Good!", False),
+    ({"use": "no_question"}, "Is it?", False),
+    ({"use": "no_preamble"}, "Water boils at 100 degrees.", True),
+    ({"use": "no_preamble"}, "Sure! Water boils at 100 degrees.", False),
+    ({"use": "no_preamble"}, "Certainly, here it is.", False),
+    ({"use": "no_preamble"}, "I'd be happy to help.", False),
+    ({"use": "no_preamble"}, "Surely water boils.", True),
+    ({"use": "no_refusal"}, "I'm sorry, but no.", False),
+    ({"use": "no_refusal"}, "The shop is closed.", True),
+    ({"use": "no_first_person"}, "I think so.", False),
+    ({"use": "no_first_person"}, "It is my view.", False),
+    ({"use": "no_first_person"}, 'The title is "I, Robot".', True),
+    ({"use": "no_first_person"}, "World War I ended in 1918.", True),
+    ({"use": "no_first_person"}, "Mining is hard.", True),
+    ({"use": "no_repetition"}, "The cat sat here. The cat sat here.", False),
+    ({"use": "no_repetition"}, "The cat sat here. The dog lay there.", True),
+    ({"use": "forbidden_words", "words": ["very"]}, "A very big one", False),
+    ({"use": "forbidden_words", "words": ["very"]}, "Every big one", True),
+    ({"use": "forbidden_words", "words": ["in fact"]}, "In fact, no", False),
+    ({"use": "must_include", "words": ["water", "ice"]}, "Ice melts.", True),
+    ({"use": "must_include", "words": ["water", "ice"], "all": True}, "Ice melts.", False),
+    ({"use": "language", "code": "en"}, "This is the answer to the question.", True),
+    ({"use": "language", "code": "en"}, "Das ist die Antwort und nicht mehr.", False),
+    ({"use": "language", "code": "de"}, "Das ist die Antwort und nicht mehr.", True),
+    ({"use": "language", "code": "fr"}, "Le chat est dans la maison avec les autres.", True),
+    ({"use": "language", "code": "zh"}, "\u4f60\u597d\u4e16\u754c", True),
+    ({"use": "language", "code": "en"}, "\u4f60\u597d\u4e16\u754c", False),
+]
+
+
+@pytest.mark.parametrize(
+    "ref,text,kept", CASES, ids=[f"{i}-{c[0]['use']}" for i, c in enumerate(CASES)]
+)
+def test_check(ref: dict[str, object], text: str, kept: bool) -> None:
+    value = score("check", ref, [{"prompt": "p", "completion": text}])[0]
+    assert (value == 1.0) if kept else (0.0 <= value < 0.5)
+
+
+def test_worse_breaches_score_lower() -> None:
+    rows = [{"prompt": "p", "completion": "w " * n} for n in (40, 41, 60, 120)]
+    values = score("check", {"use": "max_words", "n": 40}, rows)
+    assert values == sorted(values, reverse=True) and len(set(values)) == 4
+    assert values[3] == pytest.approx(checks.BROKEN * 40 / 120)
+
+
+def test_echo_of_the_prompt() -> None:
+    prompt = "Tell me how a bicycle keeps its balance on the road"
+    rows = [
+        {"prompt": prompt, "completion": prompt + "."},
+        {"prompt": prompt, "completion": "Steering puts the wheels back under the rider."},
+        {"prompt": [{"role": "user", "content": prompt}], "completion": prompt},
+    ]
+    assert checks.not_an_echo(rows) == [0.0, 1.0, 0.0]
+
+
+def test_repetition_share() -> None:
+    assert checks.repetition("a b c d") == 0.0
+    # 8 words, five 4-grams, of which "a b c d" comes twice
+    assert checks.repetition("a b c d a b c d") == pytest.approx(1 / 5)
+
+
+def test_unknown_settings_and_languages_are_named() -> None:
+    with pytest.raises(InputError, match="Did you mean 'max_words'"):
+        score("check", {"use": "max_word", "n": 3}, [])
+    with pytest.raises(InputError, match="no language 'xx'"):
+        score("check", {"use": "language", "code": "xx"}, [{"prompt": "", "completion": "a"}])
+    with pytest.raises(InputError, match="at least one word"):
+        score("check", {"use": "forbidden_words", "words": []}, [])
+
+
+def test_no_check_escapes_its_range_on_odd_texts() -> None:
+    settings = {
+        "max_words": {"n": 5},
+        "min_words": {"n": 5},
+        "max_sentences": {"n": 2},
+        "forbidden_words": {"words": ["x"]},
+        "must_include": {"words": ["x"]},
+        "language": {"code": "en"},
+    }
+    texts = [
+        "",
+        " ",
+        "!",
+        "\n\n",
+        "1.",
+        "a" * 5000,
+        "\u0000",
+        "\U0001f60e",
+        "I" * 3,
+        "- ",
+        "? " * 50,
+    ]
+    rows = [{"prompt": "x", "completion": t} for t in texts]
+    for name in components("check"):
+        if name == "on_topic":
+            continue
+        values = score("check", {"use": name, **settings.get(name, {})}, rows)
+        assert all(0.0 <= v <= 1.0 for v in values), name
