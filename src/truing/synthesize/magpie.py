@@ -1,0 +1,222 @@
+"""Instructions from nothing: an aligned chat model completes an empty user turn.
+
+The chat template is rendered up to the marker that opens a user message, and nothing after it (the
+pre-query); what the model writes next is an instruction. Sampling stops at a control token of the
+template and at the first newline (many models begin to answer after it); what follows the word
+"assistant" is cut, since the model has then run into the next header. With `respond` the model also
+answers, greedily, and `turns` > 1 repeats both on the growing dialogue.
+Magpie: Alignment Data Synthesis from Scratch, arXiv 2406.08464.
+
+Differences: an instruction cut off by the length limit is dropped (the paper's limit is 2,048
+tokens, ours is smaller), as are answers without an end. Duplicates, tags and filters are steps of
+their own: select/near_duplicates, select/magpie_filter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from truing.context import Json, current
+from truing.core.generate import generate, sample_ids
+from truing.errors import InputError
+from truing.method import method
+from truing.models import Loaded, Model
+from truing.synthesize.magpie_text import cut_role, early_stop, sanitise
+from truing.tables import Message, Row, Table
+
+CHUNK = 64  # instructions per journal entry
+_MARK = "\u241ftruing\u241f"  # stands for the user's words while the template is cut
+FOLLOW_UP = (
+    "This is a conversation of several rounds. The user asks follow-up questions that build on "
+    "what was said before."
+)
+
+
+class Template(Protocol):
+    """What is needed of a tokenizer: its chat template."""
+
+    def apply_chat_template(self, conversation: list[Message], *, tokenize: bool) -> object:
+        """The rendered conversation."""
+        ...
+
+
+def pre_query(tokenizer: Template, messages: Sequence[Message] = ()) -> str:
+    """The template up to and including the marker that opens the next user message.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with a chat template.
+        messages: what comes before, such as a system message or earlier turns.
+    """
+    dialogue = [*messages, {"role": "user", "content": _MARK}]
+    rendered = str(tokenizer.apply_chat_template(dialogue, tokenize=False))
+    head, found, _ = rendered.partition(_MARK)
+    if not found:
+        raise InputError(
+            "the chat template does not show the user's message as written",
+            where="synthesize/magpie",
+            fix="Magpie needs a template that places the user's words after a fixed marker",
+        )
+    return head
+
+
+def clean(text: str, *, one_line: bool, rules: bool) -> str:
+    """An instruction from a raw continuation of the pre-query; "" when nothing is left."""
+    text = cut_role(text)
+    if one_line:
+        text = early_stop(text)
+    return sanitise(text)[0] if rules and text else text.strip()
+
+
+def keep(text: str, finished: bool, min_words: int) -> bool:
+    """True for an instruction that is complete, long enough and not the head of a list."""
+    return finished and len(text.split()) >= min_words and not text.endswith(":")
+
+
+def _continue(
+    loaded: Loaded, head: str, n: int, draw: dict[str, float], stops: Sequence[str], seed: int
+) -> list[list[Json]]:
+    """n continuations of `head` as [text, whether it ended by itself]."""
+    # The template already holds the start token: no special tokens are added.
+    ids = cast(list[int], loaded.tokenizer.encode(head, add_special_tokens=False))
+    drawn = sample_ids(
+        loaded,
+        [ids],
+        n=n,
+        max_tokens=int(draw["max_tokens"]),
+        temperature=draw["temperature"],
+        top_p=draw["top_p"],
+        stop=tuple(stops),
+        seed=seed,
+        first_temperature=draw["flaming"],
+    )[0]
+    return [[c.text, c.finish == "stop"] for c in drawn]
+
+
+def _answers(model: Model, prompts: Sequence[object], max_tokens: int) -> list[str]:
+    """Greedy answers; "" where the answer has no end, since small models loop."""
+    drawn = generate(model, list(prompts), n=1, max_tokens=max_tokens, greedy=True, seed=0)
+    return [d[0].text.strip() if d[0].finish == "stop" else "" for d in drawn]
+
+
+@method(paper="magpie", needs=("generate", "weights"))
+def magpie(
+    model: Model,
+    *,
+    n: int = 200,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_tokens: int = 128,
+    system: str = "",
+    one_line: bool = True,
+    flaming: float = 1.0,
+    sanitiser: bool = False,
+    min_words: int = 1,
+    respond: bool = False,
+    response_tokens: int = 256,
+    turns: int = 1,
+) -> Table:
+    """Instructions from nothing: an aligned chat model completes an empty user turn.
+
+    Args:
+        n: continuations to sample; fewer instructions remain.
+        temperature: of sampling; the released sets mix 1.0 to 1.25.
+        top_p: nucleus of sampling.
+        max_tokens: length limit of an instruction.
+        system: a system message that steers the domain; "" leaves the template's own.
+        one_line: stop at the first newline; turn it off for code.
+        flaming: divides the logits of the first token; the paper uses 1.2.
+        sanitiser: clean instructions that leak labels or answers by the paper's rules.
+        min_words: drop shorter instructions.
+        respond: answer each instruction greedily, which makes rows of kind example.
+        response_tokens: length limit of an answer.
+        turns: rounds of a dialogue; more than 1 answers each and gives rows with messages.
+    """
+    if n < 1 or turns < 1:
+        raise InputError("must be at least 1", where="synthesize/magpie n, turns", seen=(n, turns))
+    loaded = model.load_module()
+    context = current()
+    lead: list[Message] = [{"role": "system", "content": system}] if system else []
+    head = pre_query(loaded.tokenizer, lead)
+    stops = ("\n", "assistant", "Assistant") if one_line else ("assistant", "Assistant")
+    draw = {
+        "max_tokens": float(max_tokens),
+        "temperature": temperature,
+        "top_p": top_p,
+        "flaming": flaming,
+    }
+    journal = context.journal("instructions")
+    texts: list[str] = []
+    for start in range(0, n, CHUNK):
+        name = str(start)
+        if name not in journal:
+            size, seed = min(CHUNK, n - start), context.stream(f"instructions/{start}")
+            journal.put(name, cast(Json, _continue(loaded, head, size, draw, stops, seed)))
+        for text, finished in cast(list[tuple[str, bool]], journal.get(name)):
+            text = clean(text, one_line=one_line, rules=sanitiser)
+            if keep(text, finished, min_words):
+                texts.append(text)
+        context.progress(min(start + CHUNK, n), n, "instructions")
+    dialogues: list[list[Message]] = [[{"role": "user", "content": t}] for t in texts]
+    if respond or turns > 1:
+        dialogues = _dialogues(model, loaded, dialogues, turns, draw, stops, response_tokens)
+    facts = {
+        "generator": model.key,
+        "seed": context.seed,
+        "step": context.name,
+        "pre_query": head,
+        "sampling": {"temperature": temperature, "top_p": top_p, "flaming": flaming},
+    }
+    rows = [_row(d, lead, turns) for d in dialogues]
+    kind = "prompt" if not (respond or turns > 1) else "example"
+    return Table(kind, rows, where="magpie").with_lineage(**facts)
+
+
+def _row(dialogue: list[Message], lead: list[Message], turns: int) -> Row:
+    if turns > 1:
+        return {"messages": [*lead, *dialogue]}
+    row: Row = {"prompt": dialogue[0]["content"]}
+    if len(dialogue) > 1:
+        row["completion"] = dialogue[1]["content"]
+    return row
+
+
+def _dialogues(
+    model: Model,
+    loaded: Loaded,
+    dialogues: list[list[Message]],
+    turns: int,
+    draw: dict[str, float],
+    stops: Sequence[str],
+    response_tokens: int,
+) -> list[list[Message]]:
+    """Dialogues of `turns` rounds; one whose answer or next question fails is dropped.
+
+    The next question is drawn under a system message that announces several rounds; the answer
+    never sees that message.
+    """
+    context = current()
+    journal = context.journal("dialogues")
+    for turn in range(turns):
+        grown: list[list[Message]] = []
+        for i, dialogue in enumerate(dialogues):
+            name = f"{turn}/{i}"
+            if name not in journal:
+                said = list(dialogue)
+                if turn > 0:
+                    head = pre_query(
+                        loaded.tokenizer, [{"role": "system", "content": FOLLOW_UP}, *said]
+                    )
+                    seed = context.stream(f"turn/{name}")
+                    text, finished = _continue(loaded, head, 1, draw, stops, seed)[0]
+                    text = clean(str(text), one_line="\n" in stops, rules=False)
+                    said.append({"role": "user", "content": text if finished else ""})
+                answer = _answers(model, [said], response_tokens)[0] if said[-1]["content"] else ""
+                said.append({"role": "assistant", "content": answer})
+                journal.put(name, cast(Json, said))
+            said = cast(list[Message], journal.get(name))
+            if said[-1]["content"]:
+                grown.append(said)
+            context.progress(i + 1, len(dialogues), f"answers, round {turn + 1}")
+        dialogues = grown
+    return dialogues
