@@ -43,10 +43,11 @@ def answer_all(
     """
     context = current()
     notes = context.journal(journal)
+    drawn_as = [model.key, max_tokens, temperature, top_p, context.seed if seed is None else seed]
     answers: list[tuple[str, bool]] = []
     for start in range(0, len(prompts), CHUNK):
         chunk = prompts[start : start + CHUNK]
-        name = f"{start}/{content_hash([r['prompt'] for r in chunk], 8)}"
+        name = f"{start}/{content_hash([drawn_as, [r['prompt'] for r in chunk]], 8)}"
         if name not in notes:
             drawn = generate(
                 model,

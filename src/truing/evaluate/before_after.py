@@ -88,7 +88,7 @@ def principle_measures(
         now = [id in violated(y) for _, y in pairs]
         measures += [_named(b, "before"), _named(a, "after")]
         measures.append(_difference("violations difference", was, now, b))
-        p_values[id] = mcnemar(was, now)
+        p_values[id] = float(mcnemar(was, now))
     return measures, p_values
 
 

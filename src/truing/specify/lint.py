@@ -14,7 +14,10 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
-from truing.context import current
+import numpy as np
+from numpy.typing import NDArray
+
+from truing.context import Json, current
 from truing.method import method
 from truing.models import Model
 from truing.principles import Principles
@@ -56,15 +59,21 @@ def contradictions(kept: Mapping[str, Sequence[bool]], opposed: float) -> list[R
     return rows
 
 
-def duplicates(principles: Principles, similar: float) -> list[Row]:
-    """Findings on rules whose texts mean nearly the same."""
+def text_cosines(texts: Sequence[str]) -> NDArray[np.floating]:
+    """Cosines [N, N] of the texts' sentence vectors."""
     from truing.core.embed import embed
 
+    vectors_ND = embed(list(texts))
+    return vectors_ND @ vectors_ND.T
+
+
+def duplicates(principles: Principles, similar: float) -> list[Row]:
+    """Findings on rules whose texts mean nearly the same, or that have the same check."""
     items = list(principles)
-    vectors = embed([p.text for p in items])
+    cosines_NN = text_cosines([p.text for p in items])
     rows: list[Row] = []
     for i, j in itertools.combinations(range(len(items)), 2):
-        cosine = float(vectors[i] @ vectors[j])
+        cosine = float(cosines_NN[i, j])
         same_check = items[i].check is not None and items[i].check == items[j].check
         if cosine >= similar or same_check:
             detail = "the same check" if same_check else f"cosine of the texts {cosine:.2f}"
@@ -143,5 +152,9 @@ def lint(
         Measure(fault, float(c), float(c), float(c), len(principles), "findings", "", "lower")
         for fault, c in counts.items()
     ]
-    facts = {"kind": "lint", "answers": used, "principles": [p.id for p in principles]}
+    facts: dict[str, Json] = {
+        "kind": "lint",
+        "answers": used,
+        "principles": [p.id for p in principles],
+    }
     return Report("faults of the principles", measures, Table("record", findings), facts)

@@ -23,7 +23,7 @@ from truing.errors import InputError
 from truing.method import method
 from truing.models import Loaded, Model
 from truing.synthesize.magpie_text import cut_role, early_stop, sanitise
-from truing.tables import Message, Row, Table
+from truing.tables import Message, Row, Table, content_hash
 
 CHUNK = 64  # instructions per journal entry
 _MARK = "\u241ftruing\u241f"  # stands for the user's words while the template is cut
@@ -146,9 +146,10 @@ def magpie(
         "flaming": flaming,
     }
     journal = context.journal("instructions")
+    drawn_as = content_hash([model.key, head, draw, list(stops), n, context.seed], 8)
     texts: list[str] = []
     for start in range(0, n, CHUNK):
-        name = str(start)
+        name = f"{drawn_as}/{start}"
         if name not in journal:
             size, seed = min(CHUNK, n - start), context.stream(f"instructions/{start}")
             journal.put(name, cast(Json, _continue(loaded, head, size, draw, stops, seed)))
@@ -200,14 +201,14 @@ def _dialogues(
     for turn in range(turns):
         grown: list[list[Message]] = []
         for i, dialogue in enumerate(dialogues):
-            name = f"{turn}/{i}"
+            name = f"{turn}/{content_hash([model.key, dialogue, draw, response_tokens], 8)}/{i}"
             if name not in journal:
                 said = list(dialogue)
                 if turn > 0:
                     head = pre_query(
                         loaded.tokenizer, [{"role": "system", "content": FOLLOW_UP}, *said]
                     )
-                    seed = context.stream(f"turn/{name}")
+                    seed = context.stream(f"turn/{turn}/{i}")
                     text, finished = _continue(loaded, head, 1, draw, stops, seed)[0]
                     text = clean(str(text), one_line="\n" in stops, rules=False)
                     said.append({"role": "user", "content": text if finished else ""})

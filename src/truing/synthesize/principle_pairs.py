@@ -11,14 +11,15 @@ off-topic answer), cos the relevance by sentence vectors and judge an optional m
 that separates them most. The pair's prompt carries no principles, so that training moves into
 the weights what the context only suggested (context distillation, as in Constitutional AI, arXiv
 2212.08073; best against worst of k as in Magpie, arXiv 2406.08464). Here executable checks score
-instead of a large judge, because a small model's verdicts are near chance.
+instead of a large judge, because a small model's verdicts are near chance; and the principles
+follow the user's words, because a small model heeds them there and hardly in a system message.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 from truing.context import Json, current
 from truing.core.generate import generate
@@ -46,15 +47,24 @@ class Answer:
     score: float
 
 
-def with_principles(prompt: object, principles: Principles) -> list[Message]:
-    """The prompt as messages, led by a system message that states the principles."""
+def with_principles(
+    prompt: object, principles: Principles, place: Literal["user", "system"]
+) -> list[Message]:
+    """The prompt as messages that also state the principles, in the last user turn or ahead."""
+    given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    messages = [dict(m) for m in cast(list[Message], given)]
+    if place == "user":
+        ranked = sorted(principles, key=lambda p: -p.priority)
+        last = max(i for i, m in enumerate(messages) if m["role"] == "user")
+        messages[last]["content"] += "\n\n" + " ".join(p.text for p in ranked)
+        return messages
     rules = "Follow these rules in every answer.\n" + principles.as_text()
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    rest = [dict(m) for m in messages] if isinstance(messages, list) else []
-    if rest and rest[0].get("role") == "system":
-        rules = f"{rest[0]['content']}\n\n{rules}"
-        rest = rest[1:]
-    return [{"role": "system", "content": rules}, *rest]
+    if messages[0]["role"] == "system":
+        return [
+            {"role": "system", "content": f"{messages[0]['content']}\n\n{rules}"},
+            *messages[1:],
+        ]
+    return [{"role": "system", "content": rules}, *messages]
 
 
 def best_and_worst(scores: Sequence[float]) -> tuple[int, int]:
@@ -95,12 +105,17 @@ def choose(answers: Sequence[Answer], margin: float, keeps_all: bool) -> tuple[i
 
 
 def _sample(
-    model: Model, chunk: list[Row], principles: Principles, settings: dict[str, float], name: str
+    model: Model,
+    chunk: list[Row],
+    principles: Principles,
+    settings: dict[str, float],
+    place: Literal["user", "system"],
+    name: str,
 ) -> list[list[list[object]]]:
     """[prompt][answer] -> [text, finished, in context] for one chunk, half of them in context."""
     k = int(settings["k"])
     plain = [r["prompt"] for r in chunk]
-    told: list[object] = [with_principles(p, principles) for p in plain]
+    told: list[object] = [with_principles(p, principles, place) for p in plain]
     answers: list[list[list[object]]] = [[] for _ in chunk]
     for prompts, n, in_context in ((plain, k - k // 2, False), (told, k // 2, True)):
         drawn = generate(
@@ -173,6 +188,7 @@ def principle_pairs(
     judge_weight: float = 0.5,
     margin: float = 0.2,
     keeps_all: bool = False,
+    place: Literal["user", "system"] = "user",
 ) -> Table:
     """Preference pairs from the model's own answers, the best against the worst by the principles.
 
@@ -186,6 +202,7 @@ def principle_pairs(
         judge_weight: weight j of the judge's verdict, when a judge is given.
         margin: least difference in score of a pair.
         keeps_all: the chosen answer must break no principle.
+        place: where the prompt states the principles: after the user's words or as system message.
     """
     if k < 2:
         raise InputError("needs at least two answers per prompt", where="setting 'k'", seen=k)
@@ -193,6 +210,7 @@ def principle_pairs(
     context = current()
     journal = context.journal("answers")
     draw = {"k": k, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
+    drawn_as = [model.key, principles.key, place, draw, context.seed]
     rows: list[Row] = []
 
     def score_answers(chunk: list[Row], drawn: list[list[list[object]]]) -> list[list[Answer]]:
@@ -215,9 +233,9 @@ def principle_pairs(
 
     for start in range(0, len(prompts), CHUNK):
         chunk = [_as_prompt(r) for r in prompts.rows[start : start + CHUNK]]
-        name = f"answers/{start}/{content_hash([r['id'] for r in chunk], 8)}"
+        name = f"answers/{start}/{content_hash([drawn_as, [r['prompt'] for r in chunk]], 8)}"
         if name not in journal:
-            journal.put(name, cast(Json, _sample(model, chunk, principles, draw, name)))
+            journal.put(name, cast(Json, _sample(model, chunk, principles, draw, place, name)))
         drawn = cast(list[list[list[object]]], journal.get(name))
         for prompt, answers in zip(chunk, score_answers(chunk, drawn), strict=True):
             pair = choose(answers, margin, keeps_all)

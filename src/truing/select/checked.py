@@ -1,0 +1,54 @@
+"""Keep the rows whose text passes a list of checks: the plainest filter there is.
+
+The checks are those of principles (`truing list` shows them), applied to the prompt, the answer or
+the chosen answer: synthesized prompts that end in mid-sentence or in another language are better
+dropped before a model answers them. Our own; no paper.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from truing.errors import InputError
+from truing.method import method, score
+from truing.select.near_duplicates import row_text
+from truing.specify.satisfaction import KEPT
+from truing.tables import Row, Table
+
+
+def passing(rows: list[Row], checks: list[dict[str, object]], of: str) -> list[bool]:
+    """For each row, whether the text in column `of` keeps every check."""
+    texts = [row_text(r) if of == "prompt" else str(r.get(of, "")) for r in rows]
+    asked: list[Row] = [
+        {"prompt": row_text(r), "completion": t} for r, t in zip(rows, texts, strict=True)
+    ]
+    kept = [True] * len(rows)
+    for check in checks:
+        values = score("check", check, asked, where="select/checked")
+        kept = [k and v >= KEPT for k, v in zip(kept, values, strict=True)]
+    return kept
+
+
+@method()
+def checked(
+    data: Table,
+    *,
+    checks: list[dict[str, object]],
+    of: Literal["prompt", "completion", "chosen", "rejected"] = "prompt",
+) -> Table:
+    """Keep the rows whose text passes a list of checks.
+
+    Args:
+        checks: references to check components, such as {use: min_words, n: 5}.
+        of: the column that the checks read.
+    """
+    if not checks:
+        raise InputError("give at least one check", where="select/checked setting 'checks'")
+    if of != "prompt":
+        data.column(of)  # names the column when it is not there
+    kept = passing(data.rows, checks, of)
+    rows = [r for r, k in zip(data.rows, kept, strict=True) if k]
+    if data.rows and not rows:
+        raise InputError(f"none of {len(data)} rows passes the checks", where="select/checked")
+    names = ", ".join(str(c.get("use")) for c in checks)
+    return Table(data.kind, rows, where=data.source).with_lineage(filter=f"checked {names}")

@@ -1,0 +1,126 @@
+"""Adherence and the comparison before/after: counts and intervals against closed forms."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from scipy import stats
+
+from truing.errors import InputError
+from truing.evaluate import adherence as module
+from truing.evaluate.before_after import before_after
+from truing.principles import Principle, Principles
+from truing.reports import Measure, Report
+from truing.specify import checks
+from truing.tables import Table
+
+RULES = Principles(
+    [
+        Principle("brief", "Use at most three words.", check={"use": "max_words", "n": 3}),
+        Principle("calm", "Do not shout.", check={"use": "no_exclamation"}),
+        Principle("kind", "Be kind."),
+    ]
+)
+PROMPTS = Table("prompt", [{"prompt": f"Question number {i}"} for i in range(8)])
+# brief is broken 4 times, calm 3 times; the empty answer breaks both
+BEFORE = ["a b c d", "a b c d!", "a b c d e", "a b!", "", "a", "b", "c"]
+AFTER = ["a b c", "a b", "a b c d", "a b", "c", "a", "b", "c"]
+
+
+def model(answers: list[str]) -> SimpleNamespace:
+    return SimpleNamespace(key="k" + str(hash(tuple(answers))), name="m", answers=answers)
+
+
+@pytest.fixture(autouse=True)
+def writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate(model: SimpleNamespace, prompts: list[str], **_: object) -> list[list[object]]:
+        return [
+            [SimpleNamespace(text=model.answers[int(p.split()[-1])], finish="stop")]
+            for p in prompts
+        ]
+
+    monkeypatch.setattr(module, "generate", generate)
+    monkeypatch.setattr(
+        checks, "relevance", lambda rows: [0.5 if r["completion"] else 0.0 for r in rows]
+    )
+
+
+def measured(answers: list[str]) -> Report:
+    return module.adherence(model(answers), PROMPTS, RULES)
+
+
+def test_rates_and_intervals() -> None:
+    report = measured(BEFORE)
+    for id, broken in (("brief", 4), ("calm", 3)):
+        found = report.get("violation rate", id)
+        exact = stats.binomtest(broken, 8).proportion_ci(method="wilson")
+        assert found.value == broken / 8 and found.n == 8
+        assert (found.lo, found.hi) == pytest.approx((exact.low, exact.high), abs=1e-6)
+    assert report.get("violation rate").value == pytest.approx(7 / 16)
+    assert report.get("unusable answers").value == 1 / 8
+    assert report.get("relevance").value == pytest.approx(0.5 * 7 / 8)
+    assert report.get("words").value == pytest.approx((4 + 4 + 5 + 2 + 0 + 1 + 1 + 1) / 8)
+    assert report.meta["not_measured"] == ["kind"]
+
+
+def test_samples_name_what_they_break() -> None:
+    samples = measured(BEFORE).samples
+    assert samples is not None and samples.kind == "judgement"
+    assert [r["violated"] for r in samples][:5] == [
+        "brief",
+        "brief, calm",
+        "brief",
+        "calm",
+        "brief, calm",
+    ]
+    assert samples[4]["unusable"] == "empty"
+    assert samples[1]["lineage"]["principles"] == ["brief", "calm"]
+    assert samples[1]["lineage"]["parents"] == [PROMPTS[1]["id"]]
+
+
+def ability(value: float) -> Report:
+    measures = [
+        Measure("ability", value, value, value, 3, "nats per token", "", "lower"),
+        Measure("choices", 0.5, 0.4, 0.6, 10, "share", "", "higher"),
+    ]
+    return Report("general ability", measures, None, {"metric": "held-out nats per token"})
+
+
+def test_before_after_is_paired() -> None:
+    report = before_after(measured(BEFORE), measured(AFTER), ability(3.0), ability(3.1))
+    # discordant prompts of brief: 0, 1 and 4 only before, none only after
+    assert report.meta["mcnemar"]["brief"] == pytest.approx(stats.binomtest(3, 3).pvalue)
+    assert report.get("violations difference", "brief").value == pytest.approx(-3 / 8)
+    difference = report.get("violations difference")
+    assert difference.value == pytest.approx(1 / 16 - 7 / 16)
+    assert difference.lo < difference.value < difference.hi < 0
+    assert report.meta["summary"] == {
+        "violations_before": 0.4375,
+        "violations_after": 0.0625,
+        "difference_interval": [round(difference.lo, 4), round(difference.hi, 4)],
+        "relevance_before": 0.4375,
+        "relevance_after": 0.5,
+        "words_before": 2.25,
+        "words_after": 1.875,
+        "ability_before": 3.0,
+        "ability_after": 3.1,
+        "ability_metric": "held-out nats per token",
+        "n_prompts": 8,
+    }
+    samples = report.samples
+    assert (
+        samples is not None and samples[1]["before"] == "a b c d!" and samples[1]["after"] == "a b"
+    )
+
+
+def test_different_prompts_are_refused() -> None:
+    other = Table("prompt", [{"prompt": f"Question other {i}"} for i in range(8)])
+    with pytest.raises(InputError, match="different prompts"):
+        before_after(measured(BEFORE), module.adherence(model(AFTER), other, RULES))
+
+
+def test_report_survives_the_store(tmp_path: object) -> None:
+    report = before_after(measured(BEFORE), measured(AFTER))
+    report.save(tmp_path)
+    assert Report.load(tmp_path).key == report.key

@@ -1,0 +1,60 @@
+"""Splits and filters: no overlap, no dependence on order, faults named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from truing.errors import InputError
+from truing.select import split as module
+from truing.select.checked import checked
+from truing.select.split import split
+from truing.tables import Table
+
+DATA = Table("prompt", [{"prompt": f"Prompt number {i}?"} for i in range(30)])
+
+
+def prompts(table: Table) -> list[str]:
+    return [str(r["prompt"]) for r in table]
+
+
+def test_parts_are_disjoint_and_ignore_row_order() -> None:
+    parts = [split(DATA, part=p, held_out=10, threshold=0) for p in ("train", "held_out")]
+    assert len(parts[1]) == 10 and len(parts[0]) == 20
+    assert not set(prompts(parts[0])) & set(prompts(parts[1]))
+    turned = Table("prompt", list(reversed(DATA.rows)))
+    assert prompts(split(turned, part="held_out", held_out=10, threshold=0)) == prompts(parts[1])
+    other = split(DATA, part="held_out", held_out=10, threshold=0, salt=1)
+    assert prompts(other) != prompts(parts[1])
+
+
+def test_training_rows_near_a_held_out_one_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Vectors by the prompt's number: neighbours differ by 10 degrees, cosine 0.985.
+    def vectors(texts: list[str], key: str) -> np.ndarray:
+        angles = np.radians([10 * int(t.split()[-1][:-1]) for t in texts])
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+    monkeypatch.setattr(module, "text_vectors", vectors)
+    train = split(DATA, part="train", held_out=4, threshold=0.05)  # cosine 0.975
+    held = {int(p.split()[-1][:-1]) for p in prompts(split(DATA, part="held_out", held_out=4))}
+    left = {int(p.split()[-1][:-1]) for p in prompts(train)}
+    assert left and not left & held
+    assert not any(abs(a - b) <= 1 for a in left for b in held)
+
+
+def test_split_needs_enough_rows() -> None:
+    with pytest.raises(InputError, match="30 of 30 rows"):
+        split(DATA, part="train", held_out=30)
+
+
+def test_checked() -> None:
+    data = Table("prompt", [{"prompt": p} for p in ("Why is it so?", "hey all,", "Go.")])
+    rules = [{"use": "ends_with_sentence"}, {"use": "min_words", "n": 2}]
+    assert prompts(checked(data, checks=rules)) == ["Why is it so?"]
+    assert checked(data, checks=rules)[0]["id"] == data[0]["id"]
+    with pytest.raises(InputError, match="none of 3 rows"):
+        checked(data, checks=[{"use": "min_words", "n": 9}])
+    with pytest.raises(InputError, match="at least one check"):
+        checked(data, checks=[])
+    with pytest.raises(InputError, match="unknown column 'chosen'"):
+        checked(data, checks=rules, of="chosen")
