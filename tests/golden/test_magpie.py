@@ -119,3 +119,18 @@ def test_filter() -> None:
     assert not passes({"prompt": "Go", "input_quality": None}, None, -10)
     assert passes({"prompt": "Go", "input_quality": "good"}, None, -10)
     assert len(longest(rows, 0)) == 5
+
+
+def test_tags_are_parsed_or_null() -> None:
+    from truing.synthesize.magpie_tags import parse_tag, tag_prompt
+
+    assert parse_tag(' "input_quality": "Good", "explanation": "clear"} and more', "quality") == {
+        "input_quality": "good",
+        "quality_explanation": "clear",
+    }
+    null = {"input_quality": None, "quality_explanation": None}
+    assert parse_tag(' "input_quality": "good"', "quality") == null
+    assert parse_tag("not json}", "quality") == null
+    outside = parse_tag('"primary_tag": "Poetry", "other_tags": ["Math"]}', "category")
+    assert outside == {"task_category": None, "other_task_category": ["Math"]}
+    assert "```\nWhy?\n```" in tag_prompt("Why?", "difficulty")

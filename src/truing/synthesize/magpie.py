@@ -26,6 +26,7 @@ from truing.synthesize.magpie_text import cut_role, early_stop, sanitise
 from truing.tables import Message, Row, Table, content_hash
 
 CHUNK = 64  # instructions per journal entry
+GROUP = 16  # dialogues per journal entry
 _MARK = "\u241ftruing\u241f"  # stands for the user's words while the template is cut
 FOLLOW_UP = (
     "This is a conversation of several rounds. The user asks follow-up questions that build on "
@@ -74,14 +75,19 @@ def keep(text: str, finished: bool, min_words: int) -> bool:
 
 
 def _continue(
-    loaded: Loaded, head: str, n: int, draw: dict[str, float], stops: Sequence[str], seed: int
-) -> list[list[Json]]:
-    """n continuations of `head` as [text, whether it ended by itself]."""
+    loaded: Loaded,
+    heads: Sequence[str],
+    n: int,
+    draw: dict[str, float],
+    stops: Sequence[str],
+    seed: int,
+) -> list[list[tuple[str, bool]]]:
+    """n continuations of each head as (text, whether it ended by itself)."""
     # The template already holds the start token: no special tokens are added.
-    ids = cast(list[int], loaded.tokenizer.encode(head, add_special_tokens=False))
+    ids = [cast(list[int], loaded.tokenizer.encode(h, add_special_tokens=False)) for h in heads]
     drawn = sample_ids(
         loaded,
-        [ids],
+        ids,
         n=n,
         max_tokens=int(draw["max_tokens"]),
         temperature=draw["temperature"],
@@ -89,8 +95,8 @@ def _continue(
         stop=tuple(stops),
         seed=seed,
         first_temperature=draw["flaming"],
-    )[0]
-    return [[c.text, c.finish == "stop"] for c in drawn]
+    )
+    return [[(c.text, c.finish == "stop") for c in items] for items in drawn]
 
 
 def _answers(model: Model, prompts: Sequence[object], max_tokens: int) -> list[str]:
@@ -152,7 +158,7 @@ def magpie(
         name = f"{drawn_as}/{start}"
         if name not in journal:
             size, seed = min(CHUNK, n - start), context.stream(f"instructions/{start}")
-            journal.put(name, cast(Json, _continue(loaded, head, size, draw, stops, seed)))
+            journal.put(name, cast(Json, _continue(loaded, [head], size, draw, stops, seed)[0]))
         for text, finished in cast(list[tuple[str, bool]], journal.get(name)):
             text = clean(text, one_line=one_line, rules=sanitiser)
             if keep(text, finished, min_words):
@@ -200,24 +206,29 @@ def _dialogues(
     journal = context.journal("dialogues")
     for turn in range(turns):
         grown: list[list[Message]] = []
-        for i, dialogue in enumerate(dialogues):
-            name = f"{turn}/{content_hash([model.key, dialogue, draw, response_tokens], 8)}/{i}"
+        for start in range(0, len(dialogues), GROUP):
+            group = dialogues[start : start + GROUP]
+            name = f"{turn}/{content_hash([model.key, group, draw, response_tokens], 8)}"
             if name not in journal:
-                said = list(dialogue)
                 if turn > 0:
-                    head = pre_query(
-                        loaded.tokenizer, [{"role": "system", "content": FOLLOW_UP}, *said]
-                    )
-                    seed = context.stream(f"turn/{turn}/{i}")
-                    text, finished = _continue(loaded, head, 1, draw, stops, seed)[0]
-                    text = clean(str(text), one_line="\n" in stops, rules=False)
-                    said.append({"role": "user", "content": text if finished else ""})
-                answer = _answers(model, [said], response_tokens)[0] if said[-1]["content"] else ""
-                said.append({"role": "assistant", "content": answer})
+                    announced = {"role": "system", "content": FOLLOW_UP}
+                    heads = [pre_query(loaded.tokenizer, [announced, *d]) for d in group]
+                    seed = context.stream(f"turn/{turn}/{start}")
+                    drawn = [d[0] for d in _continue(loaded, heads, 1, draw, stops, seed)]
+                    asked = [clean(t, one_line="\n" in stops, rules=False) for t, _ in drawn]
+                    group = [
+                        [*d, {"role": "user", "content": text}]
+                        for d, text, (_, finished) in zip(group, asked, drawn, strict=True)
+                        if text and finished
+                    ]
+                texts = _answers(model, group, response_tokens) if group else []
+                said = [
+                    [*d, {"role": "assistant", "content": t}]
+                    for d, t in zip(group, texts, strict=True)
+                    if t
+                ]
                 journal.put(name, cast(Json, said))
-            said = cast(list[Message], journal.get(name))
-            if said[-1]["content"]:
-                grown.append(said)
-            context.progress(i + 1, len(dialogues), f"answers, round {turn + 1}")
+            grown += cast(list[list[Message]], journal.get(name))
+            context.progress(start + len(group), len(dialogues), f"answers, round {turn + 1}")
         dialogues = grown
     return dialogues

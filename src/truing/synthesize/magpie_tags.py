@@ -1,0 +1,129 @@
+"""Tag instructions as Magpie does: difficulty, input quality and task category, by a model.
+
+The tagger sees the query in a fence, the scale and a JSON skeleton, and its answer is prefilled
+with an opening brace so that it writes JSON. What it wrote is cut after the last closing brace and
+parsed; on any failure the tag's fields are null and the row is kept (select/magpie_filter then
+drops it). Labels outside the list become null. Greedy, arXiv 2406.08464. The reward, safety and
+language tags of the paper are checks and rewards here; near-duplicates are a step of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import cast
+
+from truing.context import Json, current
+from truing.core.generate import sample_ids
+from truing.errors import InputError
+from truing.method import method
+from truing.models import Model
+from truing.select.near_duplicates import row_text
+from truing.tables import Row, Table, content_hash
+
+DIFFICULTY = ("very easy", "easy", "medium", "hard", "very hard")
+QUALITY = ("very poor", "poor", "average", "good", "excellent")
+CATEGORIES = (
+    "Information seeking",
+    "Reasoning",
+    "Planning",
+    "Editing",
+    "Coding & Debugging",
+    "Math",
+    "Role playing",
+    "Data analysis",
+    "Creative writing",
+    "Advice seeking",
+    "Brainstorming",
+    "Others",
+)
+# tag -> (what is asked, allowed labels of its first field, fields of the skeleton -> column)
+TAGS: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
+    "difficulty": (
+        "Say what the user intends, which knowledge is needed, and how difficult the query is: "
+        + ", ".join(DIFFICULTY),
+        DIFFICULTY,
+        {"difficulty": "difficulty", "intent": "intent", "knowledge": "knowledge"},
+    ),
+    "quality": (
+        "Rate how clear and specific the query is: " + ", ".join(QUALITY),
+        QUALITY,
+        {"input_quality": "input_quality", "explanation": "quality_explanation"},
+    ),
+    "category": (
+        "Choose the one primary task category of the query, and others that fit: "
+        + ", ".join(CATEGORIES),
+        CATEGORIES,
+        {"primary_tag": "task_category", "other_tags": "other_task_category"},
+    ),
+}
+
+
+def tag_prompt(query: str, tag: str) -> str:
+    """The question put to the tagger for one tag of one query."""
+    asked, _, fields = TAGS[tag]
+    skeleton = json.dumps(dict.fromkeys(fields, ""))
+    return (
+        f"```\n{query}\n```\nThe query above was written by a user. {asked}.\n"
+        f"Answer with this JSON, filled in, and nothing else:\n{skeleton}"
+    )
+
+
+def parse_tag(written: str, tag: str) -> dict[str, object]:
+    """Columns of a tag from what the tagger wrote after the opening brace; null if unreadable."""
+    _, labels, fields = TAGS[tag]
+    empty: dict[str, object] = dict.fromkeys(fields.values())
+    text = "{" + written
+    try:
+        data = json.loads(text[: text.rindex("}") + 1])
+    except ValueError:
+        return empty
+    if not isinstance(data, dict):
+        return empty
+    found = cast(dict[str, object], data)
+    values = {column: found.get(name) for name, column in fields.items()}
+    first = next(iter(values))
+    known = {label.lower(): label for label in labels}
+    values[first] = known.get(str(values[first]).strip().lower())
+    return values
+
+
+@method(paper="magpie", needs=("generate", "weights"))
+def magpie_tags(
+    data: Table,
+    model: Model,
+    *,
+    tags: tuple[str, ...] = ("difficulty", "quality", "category"),
+    max_tokens: int = 256,
+) -> Table:
+    """Tag instructions as Magpie does: difficulty, input quality and task category, by a model.
+
+    Args:
+        tags: which of difficulty, quality and category to ask for.
+        max_tokens: length limit of the tagger's answer; the paper's is 1,024.
+    """
+    for tag in tags:
+        if tag not in TAGS:
+            raise InputError("no such tag", where="setting 'tags'", seen=tag, fix=", ".join(TAGS))
+    loaded = model.load_module()
+    context = current()
+    journal = context.journal("tags")
+    rows: list[Row] = []
+    for i, row in enumerate(data, 1):
+        new = dict(row)
+        for tag in tags:
+            name = f"{tag}/{content_hash([model.key, row_text(row), max_tokens], 8)}"
+            if name not in journal:
+                messages = [{"role": "user", "content": tag_prompt(row_text(row), tag)}]
+                head = str(
+                    loaded.tokenizer.apply_chat_template(
+                        messages, tokenize=False, add_generation_prompt=True
+                    )
+                )
+                ids = cast(list[int], loaded.tokenizer.encode(head + "{", add_special_tokens=False))
+                drawn = sample_ids(loaded, [ids], n=1, max_tokens=max_tokens, greedy=True)[0]
+                journal.put(name, cast(Json, drawn[0].text))
+            new |= parse_tag(str(journal.get(name)), tag)
+        rows.append(new)
+        context.progress(i, len(data), "tags")
+    table = Table(data.kind, rows, where=data.source)
+    return table.with_lineage(tagger=model.key)
