@@ -12,6 +12,7 @@ from truing import context
 from truing.errors import InputError
 from truing.principles import Principle, Principles
 from truing.specify import checks
+from truing.specify.in_context import with_principles
 from truing.specify.satisfaction import Kept, satisfaction
 from truing.synthesize import principle_pairs as module
 from truing.tables import Table
@@ -109,12 +110,12 @@ def test_separating_principle_is_weighted() -> None:
 
 
 def test_principles_in_context() -> None:
-    user = module.with_principles("Why?", RULES, "user")
+    user = with_principles("Why?", RULES, "user")
     assert user == [
         {"role": "user", "content": "Why?\n\nUse at most five words. Do not shout. Be kind."}
     ]
     dialogue = [{"role": "system", "content": "S"}, {"role": "user", "content": "Why?"}]
-    told = module.with_principles(dialogue, RULES, "system")
+    told = with_principles(dialogue, RULES, "system")
     assert [m["role"] for m in told] == ["system", "user"]
     assert (
         told[0]["content"].startswith("S\n\n")

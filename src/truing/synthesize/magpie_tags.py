@@ -71,7 +71,7 @@ def tag_prompt(query: str, tag: str) -> str:
 def parse_tag(written: str, tag: str) -> dict[str, object]:
     """Columns of a tag from what the tagger wrote after the opening brace; null if unreadable."""
     _, labels, fields = TAGS[tag]
-    empty: dict[str, object] = dict.fromkeys(fields.values())
+    empty: dict[str, object] = {column: None for column in fields.values()}  # noqa: C420
     text = "{" + written
     try:
         data = json.loads(text[: text.rindex("}") + 1])

@@ -27,8 +27,9 @@ from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
 from truing.principles import Principles
+from truing.specify.in_context import with_principles
 from truing.specify.satisfaction import ON_TOPIC, Kept, satisfaction
-from truing.tables import Message, Row, Table, content_hash
+from truing.tables import Row, Table, content_hash
 
 CHUNK = 16  # prompts per journal entry: what a kill can cost
 
@@ -45,26 +46,6 @@ class Answer:
     in_context: bool
     kept: Kept
     score: float
-
-
-def with_principles(
-    prompt: object, principles: Principles, place: Literal["user", "system"]
-) -> list[Message]:
-    """The prompt as messages that also state the principles, in the last user turn or ahead."""
-    given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    messages = [dict(m) for m in cast(list[Message], given)]
-    if place == "user":
-        ranked = sorted(principles, key=lambda p: -p.priority)
-        last = max(i for i, m in enumerate(messages) if m["role"] == "user")
-        messages[last]["content"] += "\n\n" + " ".join(p.text for p in ranked)
-        return messages
-    rules = "Follow these rules in every answer.\n" + principles.as_text()
-    if messages[0]["role"] == "system":
-        return [
-            {"role": "system", "content": f"{messages[0]['content']}\n\n{rules}"},
-            *messages[1:],
-        ]
-    return [{"role": "system", "content": rules}, *messages]
 
 
 def best_and_worst(scores: Sequence[float]) -> tuple[int, int]:
