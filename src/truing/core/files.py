@@ -1,0 +1,170 @@
+"""Files of models and data: the user's cache, content hashes, locks, atomic folders.
+
+Free of torch, so that names and keys are known before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from truing.errors import InputError
+from truing.tables import content_hash
+
+BLOCK = 1 << 22
+_FICLONE = 0x40049409  # Linux ioctl: share the blocks of a file, copy on write
+_hashes: dict[str, list[object]] | None = None
+_guard = threading.Lock()
+
+
+def home() -> Path:
+    """The user's cache: TRUING_HOME, or ~/.cache/truing."""
+    chosen = os.environ.get("TRUING_HOME", "")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "truing"
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock between processes; released by the system when this one dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's files and names to the disk."""
+    for path in [*(p for p in folder.rglob("*") if p.is_file()), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `target` in one rename, or vanishes on an exception."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield partial
+        sync_folder(partial)
+        partial.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file: what checksums of downloads are stated in."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _known() -> dict[str, list[object]]:
+    global _hashes
+    if _hashes is None:
+        try:
+            _hashes = json.loads((home() / "hashes.json").read_text())
+        except (OSError, ValueError):
+            _hashes = {}
+    return _hashes if isinstance(_hashes, dict) else {}
+
+
+def _remember(path: str, facts: list[object]) -> None:
+    known = _known()
+    known[path] = facts
+    # A cache of hashes that cannot be written costs time only.
+    with contextlib.suppress(OSError):
+        home().mkdir(parents=True, exist_ok=True)
+        partial = home() / f".hashes.{os.getpid()}.{threading.get_ident()}"
+        partial.write_text(json.dumps(known))
+        partial.replace(home() / "hashes.json")
+
+
+def file_hash(path: Path) -> str:
+    """BLAKE2b of a file's content (32 hex digits).
+
+    For files over 1 MB it is remembered by path, inode, size and time of change.
+    """
+    path = path.resolve()
+    state = path.stat()
+    facts: list[object] = [state.st_ino, state.st_size, state.st_mtime_ns]
+    large = state.st_size > 1 << 20
+    if large:
+        with _guard:
+            seen = _known().get(str(path))
+        if seen and seen[:3] == facts:
+            return str(seen[3])
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    if large:
+        with _guard:
+            _remember(str(path), [*facts, digest.hexdigest()])
+    return digest.hexdigest()
+
+
+def files_hash(folder: Path, names: Iterable[str]) -> str:
+    """Content hash of the named files of a folder, names included."""
+    return content_hash([[n, file_hash(folder / n)] for n in sorted(names)])
+
+
+def path_hash(path: Path) -> str:
+    """Content hash of a file, or of all files of a folder; independent of where it lies."""
+    if path.is_file():
+        return file_hash(path)
+    if not path.is_dir():
+        raise InputError("no such file or folder", where=str(path))
+    return files_hash(path, [str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()])
+
+
+def place(source: Path, target: Path, *, link: bool) -> None:
+    """Put a file at `target`: hard-linked if `link`, else sharing blocks, else copied.
+
+    Only files that nobody rewrites in place may be linked, since a link sees later changes.
+    """
+    source = source.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if link:
+        try:
+            os.link(source, target)
+            return
+        except OSError:  # another file system, or one without links
+            pass
+    with source.open("rb") as read, target.open("wb") as write:
+        try:
+            fcntl.ioctl(write.fileno(), _FICLONE, read.fileno())
+            return
+        except OSError:
+            shutil.copyfileobj(read, write, BLOCK)
+
+
+def place_tree(source: Path, target: Path, *, link: bool) -> None:
+    """`place` for a file or for every file of a folder."""
+    if source.is_file():
+        place(source, target, link=link)
+        return
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            place(path, target / path.relative_to(source), link=link)
+
+
+def is_managed(path: Path) -> bool:
+    """True for files under the user's cache, which are written once and never changed."""
+    return path.resolve().is_relative_to(home().resolve())

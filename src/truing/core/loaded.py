@@ -1,0 +1,242 @@
+"""A model in memory: the module with its weight changes folded in, its tokenizer, its device.
+
+Modules are kept in a small cache by the key of their weights; their tensors are mapped from the
+safetensors files (private pages: writing to them never reaches the file), so that ten models on
+one base cost the memory of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from truing.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from truing.core.weights import Folded
+    from truing.models import Model
+
+KEEP = 4  # modules kept in memory for reuse
+_cache: OrderedDict[tuple[str, str, str], tuple[torch.nn.Module, dict[str, torch.Tensor]]]
+_cache = OrderedDict()
+_tokenizers: OrderedDict[str, PreTrainedTokenizerBase] = OrderedDict()
+_guard = threading.RLock()
+
+
+@dataclass
+class Loaded:
+    """A `Model` ready to compute.
+
+    `module` is in eval mode and shared by all users of the same weights: whoever changes it asks
+    for `load_module(fresh=True)`. `extra` holds tensors that changes brought and the architecture
+    has no place for, such as a value head.
+    """
+
+    module: torch.nn.Module
+    model: Model
+    device: str
+    extra: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer; an InputError when the folder has none."""
+        return load_tokenizer(self.model)
+
+    @contextlib.contextmanager
+    def run_time(self) -> Iterator[None]:
+        """Apply the model's activation edits to the module inside the block."""
+        edits = [c for c in self.model.run_time_changes if c.kind == "edits"]
+        if not edits:
+            yield
+            return
+        from truing.core import hooks
+
+        with hooks.applied(self.module, edits):
+            yield
+
+    def folded(self) -> Folded:
+        """The state dict with weight changes folded in, by the names of the base's files."""
+        return self.model.folded()
+
+
+def _config(folder: Path) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"the configuration cannot be read: {str(error).splitlines()[0]}",
+            where=str(folder / "config.json"),
+            fix="Architectures that bring their own code are not run",
+        ) from None
+
+
+def architecture(config: PreTrainedConfig, where: str) -> type[PreTrainedModel]:
+    """The class of transformers that the configuration names, else its causal language model."""
+    import transformers
+    from transformers import PreTrainedModel
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    for name in config.architectures or ():
+        found = getattr(transformers, name, None)
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+            return found
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return cast("type[PreTrainedModel]", MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+    raise InputError(
+        "transformers knows no such architecture",
+        where=where,
+        seen=config.architectures or config.model_type,
+    )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Switch off the progress bars of transformers inside the block."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _build(model: Model, dtype: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    import torch
+
+    folded = model.folded()
+    number = cast(torch.dtype, getattr(torch, dtype))
+    if model.builder:
+        from truing.method import get_component
+
+        module = cast(torch.nn.Module, get_component("builder", model.builder)())
+        missing = module.load_state_dict(dict(folded), strict=False)
+        _complete(missing.missing_keys, missing.unexpected_keys, model)
+        return module.to(number).eval(), folded.extra
+    config = _config(model.folder)
+    make = architecture(config, str(model.folder))
+    with quiet():
+        module, facts = make.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(folded),
+            dtype=number,
+            output_loading_info=True,
+            attn_implementation="sdpa" if make._supports_sdpa else None,
+        )
+    _complete(facts["missing_keys"], (), model)
+    generation = model.folder / "generation_config.json"
+    if generation.is_file() and hasattr(module, "generation_config"):
+        from transformers import GenerationConfig
+
+        module.generation_config = GenerationConfig.from_pretrained(model.folder)
+    return module.eval(), folded.extra
+
+
+def _complete(missing: object, unexpected: object, model: Model) -> None:
+    lost = sorted(cast("list[str]", missing))
+    odd = sorted(cast("list[str]", unexpected))
+    if lost or odd:
+        raise InputError(
+            "weights are missing" if lost else "weights do not belong to the architecture",
+            where=str(model.folder),
+            seen=(lost or odd)[:4],
+            fix="The folder does not hold the whole model: fetch or save it again",
+        )
+
+
+def check_memory(model: Model, dtype: str) -> None:
+    """Raise before a model is read that could not fit into this machine's memory."""
+    from truing.core.weights import weight_files
+    from truing.doctor import memory_gib
+
+    _, free = memory_gib()
+    stored = sum(p.stat().st_size for p in weight_files(model.folder)) / 2**30
+    if free and stored > 0.95 * free:
+        raise InputError(
+            f"the weights need about {stored:.1f} GiB and {free:.1f} GiB of memory are free",
+            where=model.name,
+            fix="Use a smaller model or another machine",
+        )
+
+
+def load_module(
+    model: Model, dtype: str = "float32", device: str | None = None, *, fresh: bool = False
+) -> Loaded:
+    """See `Model.load_module`."""
+    import torch
+
+    if dtype not in ("float32", "bfloat16", "float16", "float64"):
+        raise InputError("unknown dtype", where=model.name, seen=dtype, fix="Use float32")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    key = (model.weights_key, dtype, device)
+    with _guard:
+        if not fresh and key in _cache:
+            _cache.move_to_end(key)
+            module, extra = _cache[key]
+            return Loaded(module, model, device, extra)
+        check_memory(model, dtype)
+        module, extra = _build(model, dtype)
+        module.to(device)
+        if not fresh:
+            _cache[key] = (module, extra)
+            while len(_cache) > KEEP:
+                _cache.popitem(last=False)
+    return Loaded(module, model, device, extra)
+
+
+def forget() -> None:
+    """Drop all cached modules."""
+    with _guard:
+        _cache.clear()
+        _tokenizers.clear()
+
+
+def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model's folder, with its chat template; cached by content."""
+    from transformers import AutoTokenizer
+
+    from truing.models import TOKENIZER_FILES
+
+    folder = model.folder
+    with _guard:
+        if model.base_key in _tokenizers:
+            return _tokenizers[model.base_key]
+        if not any((folder / n).is_file() for n in TOKENIZER_FILES):
+            raise InputError(
+                "the model has no tokenizer",
+                where=str(folder),
+                fix="Put tokenizer.json and tokenizer_config.json beside the weights",
+            )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"the tokenizer cannot be read: {str(error).splitlines()[0]}", where=str(folder)
+            ) from None
+        _tokenizers[model.base_key] = tokenizer
+        while len(_tokenizers) > 2 * KEEP:
+            _tokenizers.popitem(last=False)
+        return tokenizer
+
+
+def need_template(tokenizer: Mapping[str, object] | object, where: str) -> None:
+    """Raise unless the tokenizer has a chat template."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            "the tokenizer has no chat template, so the model cannot be talked to",
+            where=where,
+            fix="Add chat_template.jinja to the model's folder, or use an instruct model",
+        )

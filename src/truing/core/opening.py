@@ -1,0 +1,309 @@
+"""Finding, saving, loading and exporting models: the file side of `truing.models`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import cast
+
+from truing import changes as change_files
+from truing.changes import Adapter, Decoder, Rewriter
+from truing.core import files
+from truing.core.licences import strictest
+from truing.errors import InputError, unknown
+from truing.models import SCHEMA_VERSION, Folder, Model, Served, held, hold_at
+from truing.tables import content_hash
+
+CARD = "model.json"
+_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+
+def open_model(source: str) -> Model:
+    """See `Model.open`."""
+    from truing.core import fetch
+
+    if source.startswith(("http://", "https://")):
+        return _served(source)
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return _local(folder)
+    if source in fetch.names():
+        found = fetch.fetch(source)
+        name = fetch.canonical(source)
+        return Model(Folder(found, fetch.licence(name)), name=name)
+    if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
+        raise InputError("no such folder", where=source)
+    if _HUB_NAME.match(source):
+        path = fetch.from_hub(source)
+        return Model(Folder(path, stated_licence(path)), name=source)
+    raise unknown("model", source, fetch.names(), where="model")
+
+
+def _served(source: str) -> Model:
+    url, _, name = source.partition("#")
+    if not name:
+        raise InputError(
+            "the address does not say which model",
+            where=source,
+            fix="Write http://host:port/v1#model-name",
+        )
+    return Model(Served(url.rstrip("/"), name), name=name)
+
+
+def stated_licence(folder: Path) -> str:
+    """The licence in the front matter of a model card, or ""."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return ""
+    head = card.read_text(encoding="utf-8", errors="replace")[:4000]
+    found = re.search(r"^license:\s*(\S+)", head, re.M) if head.startswith("---") else None
+    return found[1].strip("\"'") if found else ""
+
+
+def _local(folder: Path) -> Model:
+    if (folder / CARD).is_file():
+        return load(folder)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        config = json.loads((folder / "adapter_config.json").read_text())
+        base = config.get("base_model_name_or_path")
+        if not base:
+            raise InputError(
+                "the adapter does not name its base model",
+                where=str(folder / "adapter_config.json"),
+                fix="Fill in base_model_name_or_path",
+            )
+        return open_model(str(base)).adding(Adapter(folder)).called(folder.name)
+    base = Folder(folder, stated_licence(folder))
+    if not {"config.json", "builder.json"} & set(base.names()):
+        raise InputError(
+            "not a model's folder: neither config.json nor model.json is in it",
+            where=str(folder),
+            seen=sorted(p.name for p in folder.iterdir())[:6],
+        )
+    model = Model(base, name=folder.resolve().name)
+    model.folded()  # damaged or missing weights are told now, not in the middle of a run
+    return model
+
+
+def _keep_base(base: Folder) -> tuple[Path, bool]:
+    """(folder, may be linked): a base outside the cache is copied into it once per content.
+
+    A user's folder may be overwritten in place by the next training run; what the store holds
+    must not change with it.
+    """
+    if files.is_managed(base.path):
+        return base.path, True
+    kept = files.home() / "bases" / base.key
+    with files.lock(files.home() / "bases" / f".{base.key}.lock"):
+        if not kept.is_dir():
+            with files.new_folder(kept) as partial:
+                for name in base.names():
+                    files.place(base.path / name, partial / name, link=False)
+    return kept, True
+
+
+def save(model: Model, folder: Path) -> Path:
+    """See `Model.save`."""
+    data: dict[str, object] = {
+        "schema_version": SCHEMA_VERSION,
+        "name": model.name,
+        "key": model.key,
+        "licences": list(model.licences),
+        "licence": model.licence,
+    }
+    with files.new_folder(folder) as partial:
+        if isinstance(model.base, Served):
+            data["served"] = {"url": model.base.url, "model": model.base.model}
+        else:
+            source, link = _keep_base(model.base)
+            for name in model.base.names():
+                files.place(source / name, partial / "base" / name, link=link)
+            data["base"] = {"key": model.base.key, "licence": model.base.licence}
+        data["changes"] = [
+            change_files.save(c, partial, f"changes/{i}-{c.kind}", link=_of_cache(c))
+            for i, c in enumerate(model.changes)
+        ]
+        data["held"] = _save_held(model, partial)
+        (partial / CARD).write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
+    return folder
+
+
+def _of_cache(change: change_files.Change) -> bool:
+    path = getattr(change, "path", None)
+    return isinstance(path, Path) and files.is_managed(path)
+
+
+def _save_held(model: Model, folder: Path) -> dict[str, str]:
+    nouns: dict[str, str] = {}
+    for change in model.changes:
+        if isinstance(change, (Rewriter, Decoder)):
+            for key in change.holds.values():
+                artefact = held(key)
+                artefact.save(folder / "held" / key)
+                nouns[key] = type(artefact).__name__
+    return nouns
+
+
+def read_card(folder: Path) -> dict[str, object]:
+    """model.json of a saved model, its version checked."""
+    path = folder / CARD
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"not a saved model: {error}", where=str(path)) from None
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"written with schema version {version!r}; this version reads {SCHEMA_VERSION}",
+            where=str(path),
+            fix="Save it again with the version of truing that wrote it, or upgrade",
+        )
+    return cast("dict[str, object]", data)
+
+
+def load(folder: Path) -> Model:
+    """See `Model.load`."""
+    data = read_card(folder)
+    base: Folder | Served
+    if "served" in data:
+        served = cast("dict[str, str]", data["served"])
+        base = Served(served["url"], served["model"])
+    else:
+        facts = cast("dict[str, str]", data["base"])
+        base = Folder(folder / "base", facts.get("licence", ""))
+        if base.key != facts["key"]:
+            raise InputError(
+                "the files of the base are not those that were saved",
+                where=str(folder / "base"),
+                seen=f"key {base.key}, saved as {facts['key']}",
+            )
+    for key, noun in cast("dict[str, str]", data.get("held") or {}).items():
+        hold_at(key, noun, folder / "held" / key)
+    laid = [change_files.load(c, folder) for c in cast("list[dict[str, object]]", data["changes"])]
+    licences = tuple(cast("list[str]", data.get("licences") or []))
+    return Model(base, tuple(laid), str(data["name"]), licences)
+
+
+def card_text(model: Model) -> str:
+    """README.md of an exported model: licence and what it was made of."""
+    lines = [
+        "---",
+        f"license: {model.licence}",
+        "---",
+        f"# {model.name}",
+        "",
+        "Exported by truing. Weight changes folded in, in this order:",
+        "",
+        *(f"- {c.kind} {c.key}" for c in model.weight_changes),
+        "",
+        f"Key of the weights: {model.weights_key}",
+        "Licences of the lineage: " + _licences(model),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _licences(model: Model) -> str:
+    given: Iterable[str] = (model.base.licence or "unknown", *model.licences)
+    return ", ".join(dict.fromkeys(given)) + f" (strictest: {strictest(given)})"
+
+
+def export(model: Model, folder: Path, *, weights_only: bool) -> Path:
+    """See `Model.export`."""
+    from truing.core.weights import write
+
+    if model.run_time_changes and not weights_only:
+        raise InputError(
+            "a plain folder cannot express run-time changes",
+            where=model.name,
+            seen=[c.kind for c in model.run_time_changes],
+            fix="Save the model instead, or export its weights only",
+        )
+    source = model.folder
+    base = cast(Folder, model.base)
+    with files.new_folder(folder) as partial:
+        for name in base.names():
+            if ".safetensors" not in name:
+                files.place(source / name, partial / name, link=False)
+        folded = model.folded()
+        write(partial, ((n, folded[n]) for n in folded))
+        (partial / "README.md").write_text(card_text(model))
+    return folder
+
+
+def create(
+    folder: Path,
+    builder: dict[str, object],
+    tensors: Iterable[tuple[str, object]],
+    *,
+    name: str,
+    licence: str = "apache-2.0",
+) -> Model:
+    """A base of an architecture outside transformers: builder.json and its weights.
+
+    Args:
+        folder: made, or replaced as a whole.
+        builder: reference to a registered component of kind "builder", `{use: name, ...}`, that
+            returns a module.
+        tensors: its state dict.
+        name: of the model.
+        licence: of the builder and of weights given with it.
+    """
+    import torch
+
+    from truing.core.weights import write
+
+    with files.new_folder(folder) as partial:
+        text = json.dumps({"schema_version": SCHEMA_VERSION, "builder": builder}, indent=1)
+        (partial / "builder.json").write_text(text + "\n")
+        write(partial, ((n, t) for n, t in tensors if isinstance(t, torch.Tensor)))
+    return Model(Folder(folder, licence), name=name)
+
+
+def sweep_bases() -> list[str]:
+    """Delete kept bases that no saved model links to any more; their keys."""
+    gone: list[str] = []
+    for path in sorted((files.home() / "bases").glob("[0-9a-f]*")):
+        if path.is_dir() and all(p.stat().st_nlink == 1 for p in path.iterdir()):
+            shutil.rmtree(path)
+            gone.append(path.name)
+    return gone
+
+
+def same_tokens(models: dict[str, Model], *, where: str = "") -> None:
+    """Raise unless all models share tokenizer and template: their tokens must mean the same."""
+    kinds = {role: content_hash(token_facts(m.folder)) for role, m in models.items()}
+    first = next(iter(kinds))
+    for role, kind in kinds.items():
+        if kind != kinds[first]:
+            raise InputError(
+                f"models {first!r} and {role!r} differ in tokenizer or chat template",
+                where=where,
+                seen=[models[first].name, models[role].name],
+                fix="Only models whose tokens mean the same can be combined",
+            )
+
+
+def token_facts(folder: Path) -> list[object]:
+    """What decides the meaning of token ids: vocabulary, merges, added tokens, template."""
+    facts: list[object] = [template_of(folder)]
+    own = folder / "tokenizer.json"
+    if own.is_file():
+        # Padding and truncation, which the file also holds, are no part of it.
+        data = json.loads(own.read_text(encoding="utf-8"))
+        return [*facts, data.get("model"), data.get("added_tokens"), data.get("pre_tokenizer")]
+    names = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
+    return [*facts, files.files_hash(folder, [n for n in names if (folder / n).is_file()])]
+
+
+def template_of(folder: Path) -> str:
+    """The chat template of a folder: chat_template.jinja, or the entry of the configuration."""
+    own = folder / "chat_template.jinja"
+    if own.is_file():
+        return own.read_text(encoding="utf-8")
+    config = folder / "tokenizer_config.json"
+    if not config.is_file():
+        return ""
+    return json.dumps(json.loads(config.read_text()).get("chat_template") or "")

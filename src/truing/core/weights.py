@@ -1,0 +1,356 @@
+"""Weights as lazy mappings from names to tensors, read and written tensor by tensor.
+
+`open_weights` maps the safetensors of a model folder (one file or shards) into memory; `Folded`
+lays weight changes over them; `aligned` walks several models in parallel; `write` puts a stream of
+tensors into sharded safetensors. None of them holds more than one shard at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from truing.changes import Adapter, Weights
+from truing.core.files import new_folder
+from truing.errors import InputError
+
+if TYPE_CHECKING:
+    from truing.models import Model
+
+Tensor = torch.Tensor
+SHARD_BYTES = 2 << 30
+INDEX = "model.safetensors.index.json"
+_LORA = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.(?:default\.)?weight$")
+
+
+class Stored(Mapping[str, Tensor]):
+    """The tensors of some safetensors files, mapped into memory when asked for."""
+
+    def __init__(self, files: Sequence[Path], hidden: Iterable[str] = ()) -> None:
+        self._files: dict[str, Path] = {}
+        self._opened: dict[Path, safe_open] = {}
+        for path in files:
+            try:
+                self._opened[path] = safe_open(path, framework="pt")
+                names = self._opened[path].keys()
+            except (SafetensorError, OSError) as error:
+                raise InputError(
+                    f"the weights are damaged or cut off: {error}",
+                    where=str(path),
+                    seen=f"{path.stat().st_size} bytes" if path.exists() else "no such file",
+                    fix="Fetch or save the model again",
+                ) from None
+            self._files |= dict.fromkeys(names, path)
+        for name in hidden:
+            self._files.pop(name, None)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return cast(Tensor, self._opened[self._files[name]].get_tensor(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, from the file's header alone."""
+        slice_ = self._opened[self._files[name]].get_slice(name)
+        return tuple(cast("list[int]", slice_.get_shape()))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, in order; all named by its index must be there."""
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise InputError(f"not a readable index: {error}", where=str(index)) from None
+        missing = [n for n in names if not (folder / n).is_file()]
+        if missing:
+            raise InputError(
+                "weight files are missing",
+                where=str(folder),
+                seen=missing,
+                fix="Fetch or save the model again",
+            )
+        return [folder / n for n in names]
+    return sorted(folder.glob("*.safetensors"))
+
+
+def open_weights(path: Path) -> Stored:
+    """The weights of a model folder or of one safetensors file.
+
+    Where the configuration ties input and output embeddings, a stored copy of the output is left
+    out, so that no change is applied to one tensor twice.
+    Raises:
+        InputError: no weights, or damaged ones.
+    """
+    files = [path] if path.is_file() else weight_files(path)
+    if not files:
+        raise InputError(
+            "holds no weights in safetensors format",
+            where=str(path),
+            fix="Formats that may run code when read (.bin, .pt) are not opened: convert them",
+        )
+    stored = Stored(files)
+    config = path / "config.json"
+    if config.is_file() and json.loads(config.read_text()).get("tie_word_embeddings"):
+        inputs = [n for n in stored if n.endswith("embed_tokens.weight")]
+        outputs = [n for n in stored if n.endswith("lm_head.weight")]
+        if inputs and outputs:
+            return Stored(files, hidden=outputs)
+    return stored
+
+
+def _adapter_config(folder: Path) -> dict[str, object]:
+    path = folder / "adapter_config.json"
+    try:
+        config = cast("dict[str, object]", json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise InputError(f"not a readable adapter: {error}", where=str(path)) from None
+    if config.get("peft_type") != "LORA":
+        raise InputError(
+            "only LoRA adapters fold into weights", where=str(path), seen=config.get("peft_type")
+        )
+    if config.get("use_dora"):
+        raise InputError("DoRA adapters are not supported", where=str(path))
+    return config
+
+
+def lora_scale(config: Mapping[str, object], module: str, rank: int) -> float:
+    """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv 2312.03732).
+
+    `alpha_pattern` of the configuration overrides alpha for modules whose name ends in its key.
+    """
+    alpha = float(cast(float, config.get("lora_alpha") or rank))
+    for pattern, value in cast("dict[str, float]", config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = float(value)
+            break
+    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+
+
+class AdapterPatch:
+    """A LoRA adapter of PEFT's file format as a function on tensors: W + scale B A."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = _adapter_config(folder)
+        self.tensors = open_weights(folder / "adapter_model.safetensors")
+        self.modules: dict[str, dict[str, str]] = {}
+        self.whole: dict[str, str] = {}
+        for name in self.tensors:
+            found = _LORA.match(name)
+            if found:
+                self.modules.setdefault(found[1], {})[found[2]] = name
+            elif ".lora_" in name:
+                raise InputError(
+                    "this sort of LoRA tensor is not supported", where=str(folder), seen=name
+                )
+            else:  # a module saved whole (PEFT's modules_to_save) or a trained bias
+                self.whole[name.removeprefix("base_model.model.")] = name
+
+    def names(self) -> set[str]:
+        """Names of the weights that it changes, as the module calls them."""
+        return {f"{m}.weight" for m in self.modules} | set(self.whole)
+
+    def apply(self, name: str, old: Tensor) -> Tensor:
+        """The folded tensor in the old one's dtype; the product is taken in float32."""
+        if name in self.whole:
+            return self.tensors[self.whole[name]].to(old.dtype)
+        parts = self.modules[name.removesuffix(".weight")]
+        a_RI = self.tensors[parts["A"]].float()
+        b_OR = self.tensors[parts["B"]].float()
+        scale = lora_scale(self.config, name.removesuffix(".weight"), a_RI.shape[0])
+        step = scale * (b_OR @ a_RI)
+        if self.config.get("fan_in_fan_out"):
+            step = step.T
+        if step.shape != old.shape:
+            raise InputError(
+                "the adapter does not fit the model",
+                where=f"{self.folder} {name}",
+                seen=f"{tuple(step.shape)} on {tuple(old.shape)}",
+            )
+        return (old.float() + step).to(old.dtype)
+
+
+class WeightsPatch:
+    """A file of whole tensors that replace, or of differences that are added."""
+
+    def __init__(self, change: Weights) -> None:
+        self.tensors = open_weights(change.path)
+        self.delta = change.delta
+
+    def names(self) -> set[str]:
+        """Names of the weights that it changes."""
+        return set(self.tensors)
+
+    def apply(self, name: str, old: Tensor) -> Tensor:
+        """The new tensor; a sum is taken in float32 and kept in the old one's dtype."""
+        new = self.tensors[name]
+        if not self.delta:
+            return new.to(old.dtype)
+        return (old.float() + new.float()).to(old.dtype)
+
+
+def same_name(name: str, names: Iterable[str]) -> str | None:
+    """The stored name for a module's own: files of a bare backbone lack the head's prefix."""
+    known = names if isinstance(names, (set, dict)) else set(names)
+    for candidate in (name, name.partition(".")[2], f"model.{name}", f"transformer.{name}"):
+        if candidate in known:
+            return candidate
+    return None
+
+
+class Folded(Mapping[str, Tensor]):
+    """Base weights with weight changes applied in order, each tensor computed when asked for.
+
+    `extra` holds the tensors that changes bring and the base has not, such as a value head.
+    """
+
+    def __init__(self, base: Stored, changes: Sequence[Adapter | Weights]) -> None:
+        self.base = base
+        self.extra: dict[str, Tensor] = {}
+        self._patches: dict[str, list[tuple[str, AdapterPatch | WeightsPatch]]] = {}
+        names = set(base)
+        for change in changes:
+            patch = (
+                AdapterPatch(change.path) if isinstance(change, Adapter) else WeightsPatch(change)
+            )
+            for name in sorted(patch.names()):
+                stored = same_name(name, names)
+                if stored is not None:
+                    self._patches.setdefault(stored, []).append((name, patch))
+                elif isinstance(patch, WeightsPatch) and not patch.delta:
+                    self.extra[name] = patch.tensors[name]
+                elif isinstance(patch, AdapterPatch) and name in patch.whole:
+                    self.extra[name] = patch.tensors[patch.whole[name]]
+                else:
+                    raise InputError(
+                        f"the change touches {name!r}, which the model does not have",
+                        where=str(change.path),
+                        fix="Tied output embeddings cannot be changed apart from the input's"
+                        if name.endswith("lm_head.weight")
+                        else "It was made for another architecture",
+                    )
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.base[name]
+        for own, patch in self._patches.get(name, ()):
+            tensor = patch.apply(own, tensor)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.base)
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor without reading it."""
+        return self.base.shape(name)
+
+    @property
+    def changed(self) -> set[str]:
+        """Names that some change touches."""
+        return set(self._patches)
+
+
+def aligned(
+    models: Mapping[str, Folded], *, where: str = ""
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Walk models of one architecture together: (name, {role: tensor}), one tensor at a time.
+
+    Raises:
+        InputError: before the first tensor, when names or shapes differ.
+    """
+    (first, reference), *others = models.items()
+    for role, other in others:
+        odd = sorted(set(reference) ^ set(other))
+        if odd:
+            raise InputError(
+                f"models {first!r} and {role!r} have different tensors", where=where, seen=odd[:4]
+            )
+        for name in reference:
+            if reference.shape(name) != other.shape(name):
+                raise InputError(
+                    f"models {first!r} and {role!r} differ in the shape of {name!r}",
+                    where=where,
+                    seen=f"{reference.shape(name)} and {other.shape(name)}",
+                    fix="Only models of one architecture and one vocabulary can be combined",
+                )
+    for name in reference:
+        yield name, {role: folded[name] for role, folded in models.items()}
+
+
+def write(
+    folder: Path, tensors: Iterable[tuple[str, Tensor]], *, shard_bytes: int = SHARD_BYTES
+) -> Path:
+    """Write `model.safetensors`, or shards with their index, into an existing folder.
+
+    Tensors are taken from the stream as they come; at most one shard is held in memory.
+    """
+    shards: list[tuple[Path, list[str], int]] = []
+    batch: dict[str, Tensor] = {}
+    size = 0
+
+    def flush() -> None:
+        nonlocal batch, size
+        path = folder / f"model-{len(shards) + 1:05d}.partial"
+        save_file(batch, path, metadata={"format": "pt"})
+        shards.append((path, list(batch), size))
+        batch, size = {}, 0
+
+    for name, tensor in tensors:
+        number = tensor.numel() * tensor.element_size()
+        if batch and size + number > shard_bytes:
+            flush()
+        batch[name] = tensor.detach().cpu().contiguous()
+        size += number
+    flush()
+    if len(shards) == 1:
+        shards[0][0].rename(folder / "model.safetensors")
+        return folder
+    weight_map: dict[str, str] = {}
+    for i, (path, names, _) in enumerate(shards, 1):
+        final = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        path.rename(folder / final)
+        weight_map |= dict.fromkeys(names, final)
+    index = {"metadata": {"total_size": sum(s for *_, s in shards)}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=1))
+    return folder
+
+
+def differences(
+    base: Stored, tensors: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Those of `tensors` whose bits differ from the base's, and those that it has not."""
+    for name, tensor in tensors:
+        if name not in base or not torch.equal(base[name], tensor.to(base[name].dtype)):
+            yield name, tensor
+
+
+def replaced(model: Model, tensors: Iterable[tuple[str, Tensor]], folder: Path) -> Model:
+    """`model` with its weights replaced by `tensors` (full names of the base's file).
+
+    Only tensors that differ from the base's are stored, in `folder`; earlier weight changes are
+    dropped, since these tensors already are the folded result; run-time changes are kept.
+    """
+    base = open_weights(model.folder)
+    if folder.exists():
+        shutil.rmtree(folder)
+    with new_folder(folder) as partial:
+        write(partial, differences(base, tensors))
+    change = Weights(folder, delta=False)
+    kept = model.run_time_changes
+    return model.with_changes((change, *kept) if len(open_weights(folder)) else kept)

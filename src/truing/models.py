@@ -1,0 +1,352 @@
+"""`Model`: base weights plus an ordered list of changes, whoever made them and however.
+
+Whatever aligns a model returns a `Model`; whoever uses one need not know how it was aligned. The
+base is a folder in Hugging Face's format (safetensors, tokenizer, template), a folder of a
+registered builder (builder.json, safetensors), or a served endpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from truing.changes import (
+    RUN_TIME,
+    Adapter,
+    Change,
+    Decoder,
+    Edits,
+    Prefix,
+    Rewriter,
+    WeightChange,
+    Weights,
+    in_order,
+)
+from truing.core import files
+from truing.core.licences import strictest
+from truing.core.loaded import Loaded
+from truing.errors import InputError
+from truing.tables import Message, content_hash
+
+if TYPE_CHECKING:
+    from truing.core.weights import Folded
+    from truing.principles import Principles
+    from truing.tables import Table
+
+__all__ = [
+    "Adapter", "Change", "Decoder", "Edits", "Loaded", "Message", "Model", "Prefix", "Rewriter",
+    "Weights", "held", "hold", "run_time_of",
+]  # fmt: skip
+
+SCHEMA_VERSION = 1
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+# What makes up a base: weights, configuration, tokenizer and template. Anything else in a folder
+# (optimizer states, logs) belongs to whoever put it there.
+BASE_FILES = (
+    *TOKENIZER_FILES, "*.safetensors", "*.safetensors.index.json", "config.json", "builder.json",
+    "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+    "preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
+ALL = frozenset({"generate", "logprob", "hidden", "weights"})
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A base on disk; `licence` as its source states it."""
+
+    path: Path
+    licence: str = ""
+
+    def names(self) -> list[str]:
+        """File names that make up the base."""
+        found = {p.name for pattern in BASE_FILES for p in self.path.glob(pattern)}
+        return sorted(n for n in found if (self.path / n).is_file())
+
+    @cached_property
+    def key(self) -> str:
+        """Content hash of the base's files."""
+        return files.files_hash(self.path, self.names())
+
+    @cached_property
+    def config(self) -> dict[str, object]:
+        """config.json, or nothing for a builder's folder."""
+        path = self.path / "config.json"
+        if not path.is_file():
+            return {}
+        try:
+            return cast("dict[str, object]", json.loads(path.read_text()))
+        except ValueError as error:
+            raise InputError(f"not valid JSON: {error}", where=str(path)) from None
+
+    @property
+    def can(self) -> frozenset[str]:
+        """What the architecture is for."""
+        names = cast("list[str]", self.config.get("architectures") or [""])
+        writes = any(
+            n.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for n in names
+        )
+        return ALL if writes else frozenset({"hidden", "weights"})
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model behind an OpenAI-compatible endpoint: `url` ends in /v1."""
+
+    url: str
+    model: str
+    licence: str = ""
+
+    @property
+    def key(self) -> str:
+        """Hash of address and name: what the server does cannot be known."""
+        return content_hash(["served", self.url, self.model])
+
+    @property
+    def can(self) -> frozenset[str]:
+        """Only what every endpoint offers."""
+        return frozenset({"generate"})
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """Base weights plus changes.
+
+    Args:
+        base: `Folder` or `Served`.
+        changes: weight changes in the order made, then run-time changes.
+        name: how reports call it.
+        licences: of everything that went into it.
+    """
+
+    base: Folder | Served
+    changes: tuple[Change, ...] = ()
+    name: str = "model"
+    licences: tuple[str, ...] = ()
+
+    @staticmethod
+    def open(source: str | Path) -> Model:
+        """The model of that name: a folder, a name of `truing models`, a hub name or an address.
+
+        Addresses read "http://host:port/v1#model". Named models are fetched when absent.
+        Raises:
+            InputError: it is found nowhere, its files are damaged, or there is no network.
+        """
+        from truing.core import opening
+
+        return opening.open_model(str(source))
+
+    def __repr__(self) -> str:
+        laid = "".join(f" + {c.kind}" for c in self.changes)
+        return f"Model({self.name}{laid}; licence {self.licence})"
+
+    @property
+    def is_served(self) -> bool:
+        """True for an endpoint."""
+        return isinstance(self.base, Served)
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the base; an InputError for a served model, which has no weights here."""
+        if isinstance(self.base, Served):
+            raise InputError(
+                "a served model has no weights here",
+                where=self.name,
+                fix="Give a local model where weights, gradients or activations are needed",
+            )
+        return self.base.path
+
+    @cached_property
+    def builder(self) -> dict[str, object]:
+        """Reference to the builder component of an architecture outside transformers, or {}."""
+        path = self.folder / "builder.json"
+        if not path.is_file():
+            return {}
+        data = json.loads(path.read_text())
+        _check_version(data, path)
+        return dict(data["builder"])
+
+    @property
+    def can(self) -> frozenset[str]:
+        """Subset of {generate, logprob, hidden, weights}."""
+        return self.base.can
+
+    @property
+    def licence(self) -> str:
+        """The strictest licence of the lineage."""
+        return strictest([self.base.licence or "unknown", *self.licences])
+
+    @property
+    def weight_changes(self) -> tuple[WeightChange, ...]:
+        """Changes that fold into the state dict, in order."""
+        return tuple(c for c in self.changes if isinstance(c, (Adapter, Weights)))
+
+    @property
+    def run_time_changes(self) -> tuple[Change, ...]:
+        """Edits, prefix, rewriter, decoder: in the order in which they act."""
+        return tuple(c for kind in RUN_TIME for c in self.changes if c.kind == kind)
+
+    @property
+    def base_key(self) -> str:
+        """Content hash of the base alone: weights, configuration, tokenizer, template."""
+        return self.base.key
+
+    @cached_property
+    def weights_key(self) -> str:
+        """Content hash of base and weight changes: equal keys, equal folded weights."""
+        return content_hash([self.base_key, [c.key for c in self.weight_changes]])
+
+    @cached_property
+    def key(self) -> str:
+        """Content hash of everything that decides what the model does."""
+        return content_hash([self.weights_key, [c.key for c in self.run_time_changes]])
+
+    def adding(self, change: Change, *, licence: str = "") -> Model:
+        """This model with one more change.
+
+        Args:
+            change: placed after earlier ones of its sort.
+            licence: of what the change was made from, such as the training data.
+        """
+        if self.is_served and not isinstance(change, (Prefix, Rewriter, Decoder)):
+            raise InputError(
+                f"a served model cannot take a change of kind {change.kind!r}", where=self.name
+            )
+        licences = (*self.licences, licence) if licence else self.licences
+        return replace(self, changes=in_order([*self.changes, change]), licences=licences)
+
+    def with_changes(self, changes: Iterable[Change]) -> Model:
+        """The same base under other changes."""
+        return replace(self, changes=in_order(changes))
+
+    def called(self, name: str) -> Model:
+        """The same model under another name; the key does not change."""
+        return replace(self, name=name)
+
+    def with_licences(self, licences: Iterable[str]) -> Model:
+        """The same model with the licences of more ancestors (other merged models, data)."""
+        return replace(self, licences=tuple(dict.fromkeys([*self.licences, *licences])))
+
+    def folded(self) -> Folded:
+        """Weights with weight changes folded in, lazily, by the names of the base's files."""
+        from truing.core.weights import Folded, open_weights
+
+        return Folded(open_weights(self.folder), self.weight_changes)
+
+    def load_module(
+        self, dtype: str = "float32", device: str | None = None, *, fresh: bool = False
+    ) -> Loaded:
+        """Read the model into memory (or take it from the cache).
+
+        Args:
+            dtype: "float32", "bfloat16" or "float16".
+            device: None takes the accelerator where there is one.
+            fresh: a module of one's own, to train or change; never shared nor cached.
+        """
+        from truing.core import loaded
+
+        return loaded.load_module(self, dtype, device, fresh=fresh)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the whole model into a folder: base, changes and what they hold.
+
+        Files are hard-linked where they are of the user's cache, else shared or copied.
+        """
+        from truing.core import opening
+
+        return opening.save(self, Path(folder))
+
+    @staticmethod
+    def load(folder: str | Path) -> Model:
+        """Read what `save` wrote; an InputError when its files are not those that were saved."""
+        from truing.core import opening
+
+        return opening.load(Path(folder))
+
+    def export(self, folder: str | Path, *, weights_only: bool = False) -> Path:
+        """Write a plain Hugging Face folder with folded weights, tokenizer and template.
+
+        Args:
+            folder: made, or replaced as a whole.
+            weights_only: drop run-time changes, which such a folder cannot express; without it
+                they are an InputError.
+        """
+        from truing.core import opening
+
+        return opening.export(self, Path(folder), weights_only=weights_only)
+
+
+def _check_version(data: object, path: Path) -> None:
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"schema version {version!r} is not the one that this version reads ({SCHEMA_VERSION})",
+            where=str(path),
+        )
+
+
+def run_time_of(
+    models: Mapping[str, Model], keep: str = "", *, where: str = ""
+) -> tuple[Change, ...]:
+    """The run-time changes that a model made from the weights of `models` carries on.
+
+    Weights are what is trained, merged or recovered; prefixes and edits stay outside. Where they
+    differ, the caller must say whose to keep.
+    Raises:
+        InputError: they differ and `keep` is not one of the roles.
+    """
+    if keep:
+        if keep not in models:
+            raise InputError(
+                "no such role", where=where, seen=keep, fix=f"Known: {', '.join(models)}"
+            )
+        return models[keep].run_time_changes
+    sets = {role: [c.key for c in m.run_time_changes] for role, m in models.items()}
+    first = next(iter(sets), "")
+    for role, keys in sets.items():
+        if keys != sets[first]:
+            kinds = {r: [c.kind for c in models[r].run_time_changes] for r in (first, role)}
+            raise InputError(
+                f"models {first!r} and {role!r} have different run-time changes",
+                where=where,
+                seen=kinds,
+                fix=f"Say whose to carry on: keep={first!r} or keep={role!r}",
+            )
+    return models[first].run_time_changes if models else ()
+
+
+_held: dict[str, object] = {}
+
+
+def hold(artefact: Model | Table | Principles) -> str:
+    """Let a change refer to another artefact: its key, under which `held` gives it back."""
+    _held[artefact.key] = artefact
+    return artefact.key
+
+
+def hold_at(key: str, noun: str, folder: Path) -> None:
+    """Say where a held artefact lies, to be read when it is asked for."""
+    _held.setdefault(key, (noun, folder))
+
+
+def held(key: str) -> Model | Table | Principles:
+    """The artefact that a change holds; an InputError when it is not at hand."""
+    from truing.principles import Principles
+    from truing.tables import Table
+
+    found = _held.get(key)
+    if isinstance(found, tuple):
+        noun, folder = cast("tuple[str, Path]", found)
+        nouns = {"Model": Model, "Table": Table, "Principles": Principles}
+        found = _held[key] = nouns[noun].load(folder)
+    if isinstance(found, (Model, Table, Principles)):
+        return found
+    raise InputError(
+        "a change holds an artefact that is not at hand",
+        seen=key,
+        fix="Load the model from the folder that Model.save wrote",
+    )
