@@ -14,7 +14,7 @@ from typing import IO, cast
 from truing.errors import InputError
 from truing.tables import KINDS, SCHEMA_VERSION, Row, Table
 
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".csv", ".json")
+SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".csv", ".csv.gz")
 
 
 def read(source: str | Path, kind: str = "", *, limit: int = 0) -> Table:
@@ -23,25 +23,36 @@ def read(source: str | Path, kind: str = "", *, limit: int = 0) -> Table:
     if path.is_dir() and (path / "table.parquet").is_file():
         path = path / "table.parquet"
     if not path.is_file():
-        if path.suffix or "/" in str(source):
-            raise InputError("no such file", where=str(source))
         from truing import datasets
 
+        if (path.suffix or "/" in str(source)) and not datasets.knows(str(source)):
+            raise InputError("no such file", where=str(source))
         return datasets.read(str(source), kind, limit=limit)
     name = path.name
     if name.endswith(".parquet"):
         table = _parquet(path, kind, limit)
     elif name.endswith((".jsonl", ".jsonl.gz")):
         table = Table(kind, _head(_json_lines(path), limit), where=str(path), allow_empty=False)
-    elif name.endswith(".csv"):
+    elif name.endswith((".csv", ".csv.gz")):
         table = Table(
             kind, _head(_csv(path, kind), limit), where=str(path), first=2, allow_empty=False
         )
     else:
         raise InputError(
-            "unknown sort of file", where=str(path), fix="Known: " + ", ".join(SUFFIXES[:4])
+            "unknown sort of file", where=str(path), fix="Known: " + ", ".join(SUFFIXES)
         )
     return table
+
+
+def raw_rows(path: Path) -> Iterator[Row]:
+    """Rows of a .jsonl, .csv (or .gz) or Parquet file as they are: no kind, no id, no lineage."""
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
+        yield from _json_lines(path)
+    elif path.name.endswith((".csv", ".csv.gz")):
+        yield from _csv(path, "record")
+    else:
+        for row in _parquet(path, "record", 0):
+            yield {k: v for k, v in row.items() if k != "lineage"}
 
 
 def _head(rows: Iterator[Row], limit: int) -> Iterator[Row]:
@@ -135,9 +146,7 @@ def _parquet(path: Path, kind: str, limit: int) -> Table:
         if how == "tensor" or isinstance(field.type, pa.FixedShapeTensorType):
             columns[field.name] = list(column.combine_chunks().to_numpy_ndarray())
         elif how == "json":
-            columns[field.name] = [
-                None if v is None else json.loads(v) for v in column.to_pylist()
-            ]
+            columns[field.name] = [None if v is None else json.loads(v) for v in column.to_pylist()]
         else:
             columns[field.name] = column.to_pylist()
     names = list(columns)

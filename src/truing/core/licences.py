@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# Falling strictness; the first group with a fragment in the text decides. What nobody stated may
+# Falling strictness; the first group with a word in the text decides. What nobody stated may
 # forbid anything: it stands above all but the known prohibitions, which it must not hide.
-_GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("non-commercial", ("-nc", "non-commercial", "noncommercial", "research-only", "research-use")),
-    ("no derivatives", ("-nd",)),
-    ("restricted use", ("gemma", "llama-", "llama2", "llama3", "openrail", "rail", "terms-of-use")),
-    ("unknown", ("unknown", "no-licence", "states-no", "not-stated", "other", "free-for-research",
-                 "free-research", "no-explicit")),
-    ("share alike", ("-sa", "gpl", "sharing", "odbl", "mpl")),
-    ("attribution", ("cc-by", "odc-by")),
-    ("permissive", ("mit", "apache", "bsd", "isc", "permissive")),
-    ("free", ("cc0", "public-domain", "unlicense", "pddl")),
+_GROUPS: tuple[tuple[str, str], ...] = (
+    ("non-commercial", r"nc|non-?commercial|research-(only|use)"),
+    ("no derivatives", r"nd|no-?deriv\w*"),
+    ("restricted use", r"gemma|llama-?\d[\w.-]*|\w*rail(-m)?|terms-of-use"),
+    ("unknown", r"unknown|no-(explicit-)?licen[cs]e|states-no|none|not-stated|other|"
+                r"free-(for-)?research"),
+    ("share alike", r"sa|[al]?gpl|sharing|odbl|mpl"),
+    ("attribution", r"cc-by|odc-by"),
+    ("permissive", r"mit|apache|bsd|isc|permissive"),
+    ("free", r"cc0|public-domain|unlicense|pddl"),
 )  # fmt: skip
 _ORDER = [name for name, _ in _GROUPS]
 
@@ -24,8 +24,8 @@ _ORDER = [name for name, _ in _GROUPS]
 def sort_of(licence: str) -> str:
     """The group of a licence text: "non-commercial", "permissive", ..., "unknown"."""
     text = re.sub(r"[\s_]+", "-", licence.strip().lower())
-    for name, fragments in _GROUPS:
-        if any(f in text for f in fragments):
+    for name, words in _GROUPS:
+        if re.search(rf"(?<![a-z0-9])({words})(?![a-z])", text):
             return name
     return "unknown"
 
@@ -39,3 +39,9 @@ def strictest(licences: Iterable[str]) -> str:
 def allows_commercial(licence: str) -> bool:
     """False for non-commercial licences and where none is known."""
     return sort_of(licence) not in ("non-commercial", "unknown")
+
+
+def short(licence: str) -> str:
+    """The licence's name without its remarks; the group is put before it where they carried it."""
+    head = re.split(r" \(|[;,]|\.(?:\s|$)", licence.strip(), maxsplit=1)[0][:60].strip()
+    return head if sort_of(head) == sort_of(licence) else f"{sort_of(licence)}: {head}"

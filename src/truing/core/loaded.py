@@ -101,14 +101,16 @@ def architecture(config: PreTrainedConfig, where: str) -> type[PreTrainedModel]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Switch off the progress bars of transformers inside the block."""
+    """Switch off the progress bars and load reports of transformers inside the block."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 

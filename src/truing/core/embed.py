@@ -1,0 +1,132 @@
+"""Sentence vectors: all-MiniLM-L6-v2, mean over the tokens, length one.
+
+e(x) = h / |h| with h the mean of the last hidden states over the tokens of x (Sentence-BERT, arXiv
+1908.10084). Texts are cut at 256 tokens, the length that the encoder was trained on. There is no
+silent stand-in: without the encoder these functions raise.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from truing.core import fetch
+from truing.core.loaded import quiet
+from truing.tables import content_hash
+
+if TYPE_CHECKING:
+    from transformers import BertModel, PreTrainedTokenizerBase
+
+Vectors = NDArray[np.float32]
+WIDTH = 384
+MAX_TOKENS = 256
+BATCH_TOKENS = 4096
+BLOCK = 1024
+_seen: OrderedDict[str, Vectors] = OrderedDict()
+_KEEP = 50_000  # vectors remembered within a process: 77 MB
+
+
+@functools.cache
+def encoder() -> tuple[BertModel, PreTrainedTokenizerBase]:
+    """The encoder and its tokenizer, fetched on first use."""
+    from transformers import AutoTokenizer, BertModel
+
+    folder = fetch.fetch("minilm")
+    with quiet():
+        module = BertModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False)
+        return cast("BertModel", module.eval()), AutoTokenizer.from_pretrained(folder)
+
+
+def mean_of_tokens(hidden_BTD: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """Unit vectors [B, D]: the mean over the tokens under the mask, divided by its length."""
+    weight_BT1 = mask_BT[..., None].to(hidden_BTD.dtype)
+    mean_BD = (hidden_BTD * weight_BT1).sum(1) / weight_BT1.sum(1).clamp(min=1.0)
+    return torch.nn.functional.normalize(mean_BD, dim=-1)
+
+
+def _encode(texts: Sequence[str]) -> Vectors:
+    """Vectors of different texts, the longest first so that a batch wastes little padding."""
+    module, tokenizer = encoder()
+    ids = cast(
+        "list[list[int]]",
+        tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"],
+    )
+    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    vectors_ND = np.empty((len(ids), WIDTH), np.float32)
+    start = 0
+    while start < len(order):
+        width = len(ids[order[start]])
+        batch = order[start : start + max(1, BATCH_TOKENS // width)]
+        ids_BT = torch.zeros(len(batch), width, dtype=torch.long)
+        mask_BT = torch.zeros(len(batch), width, dtype=torch.long)
+        for row, i in enumerate(batch):
+            ids_BT[row, : len(ids[i])] = torch.tensor(ids[i])
+            mask_BT[row, : len(ids[i])] = 1
+        with torch.inference_mode():
+            hidden_BTD = module(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
+            vectors_ND[batch] = mean_of_tokens(hidden_BTD, mask_BT).numpy()
+        start += len(batch)
+    return vectors_ND
+
+
+def embed(texts: Sequence[str]) -> Vectors:
+    """Sentence vectors.
+
+    Args:
+        texts: N strings; an empty one is encoded like any other.
+    Returns:
+        float32 [N, 384] of length one; a text's vector does not depend on the others beyond
+        rounding, and the same list gives the same bits.
+    Raises:
+        InputError: the encoder is not there and cannot be fetched.
+    """
+    # Remembered by the whole list: the last bits of a vector depend on what it was batched with, so
+    # that a memory of single texts would make a resumed step differ from one that was not killed.
+    key = content_hash(list(texts))
+    if key not in _seen:
+        unique = {t: i for i, t in enumerate(dict.fromkeys(texts))}
+        vectors_ND = _encode(list(unique)) if unique else np.empty((0, WIDTH), np.float32)
+        _seen[key] = vectors_ND[[unique[t] for t in texts]]
+    _seen.move_to_end(key)
+    found = _seen[key].copy()
+    while len(_seen) > 1 and sum(map(len, _seen.values())) > _KEEP:
+        _seen.popitem(last=False)
+    return found
+
+
+def squared_distances(a_MD: Vectors, b_ND: Vectors) -> Vectors:
+    """||a_i - b_j||^2 = 2 - 2 cos of unit vectors, [M, N]; never below zero."""
+    return np.maximum(2.0 - 2.0 * (a_MD @ b_ND.T), 0.0)
+
+
+def nearest(a_MD: Vectors, b_ND: Vectors, k: int = 1) -> tuple[NDArray[np.int64], Vectors]:
+    """The k nearest rows of b for each row of a: (indices [M, k], squared distances [M, k]).
+
+    Equal distances go to the smaller index. All pairs are compared, in blocks.
+    """
+    k = min(k, len(b_ND))
+    places = np.empty((len(a_MD), k), np.int64)
+    distances = np.empty((len(a_MD), k), np.float32)
+    for start in range(0, len(a_MD), BLOCK):
+        d_BN = squared_distances(a_MD[start : start + BLOCK], b_ND)
+        order = np.argsort(d_BN, axis=1, kind="stable")[:, :k]
+        places[start : start + BLOCK] = order
+        distances[start : start + BLOCK] = np.take_along_axis(d_BN, order, axis=1)
+    return places, distances
+
+
+def near_duplicates(vectors_ND: Vectors, threshold: float) -> list[list[int]]:
+    """For each row, the other rows at a squared distance below `threshold`, rising indices."""
+    similar: list[list[int]] = []
+    for start in range(0, len(vectors_ND), BLOCK):
+        block_BD = vectors_ND[start : start + BLOCK]
+        d_BN = squared_distances(block_BD, vectors_ND)
+        d_BN[np.arange(len(block_BD)), np.arange(len(block_BD)) + start] = np.inf
+        similar += [[int(j) for j in np.flatnonzero(row < threshold)] for row in d_BN]
+    return similar

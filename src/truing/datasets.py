@@ -1,0 +1,333 @@
+"""Data sets by name: where they lie, what their licence is, how they become tables.
+
+A name is looked up in the repository's own `data/` (small, free sets), then in the mirror that
+TRUING_DATA names: a folder whose index.json lists sets, files, checksums and licences. Other
+sources are said outright: "https://...#sha256=..." (downloaded once, checked) and "hub:owner/set"
+(the Hugging Face hub). `name/part` picks one file of a set. Sets for non-commercial use are read
+from TRUING_DATA only.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from truing import tablefiles
+from truing.core import files
+from truing.core.licences import allows_commercial, short, sort_of, strictest
+from truing.core.shapes import DEFAULT_PART, SHAPES, passages
+from truing.errors import InputError, unknown
+from truing.tables import Row, Table, check_row, infer_kind
+
+TABLES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
+TEXTS = (".txt", ".txt.gz")
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a set; `name` is its path inside the set, `sha256` as the index states it."""
+
+    path: Path
+    name: str
+    sha256: str = ""
+    records: int = 0
+
+    @property
+    def part(self) -> str:
+        """The file's name without .jsonl, .csv, .txt, .gz."""
+        return re.sub(r"(\.(jsonl|json|csv|tsv|parquet|txt))?(\.gz)?$", "", self.name)
+
+    @property
+    def readable(self) -> bool:
+        """True for what becomes a table; images and archives are for their own readers."""
+        return self.path.name.endswith(TABLES + TEXTS)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One named set."""
+
+    name: str
+    about: str
+    licence: str
+    origin: str
+    files: list[File] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        """Kind of table that the bare name gives; "record" where columns are kept."""
+        try:
+            file = _choose(self, "")
+            key = f"{self.name}/{file.part}"
+            if key in SHAPES or not file.readable:
+                return SHAPES[key][0] if key in SHAPES else "record"
+            return _kind_of(next(_rows(file.path, key))[1], file)
+        except (InputError, StopIteration):
+            return "record"
+
+
+def repository() -> Path | None:
+    """The `data/` folder of the checkout; None where truing is installed without one."""
+    folder = Path(__file__).resolve().parents[2] / "data"
+    return folder if (folder / "NOTICE").is_file() else None
+
+
+def _shipped() -> Iterator[DataSet]:
+    """Sets of the repository, as its NOTICE describes them."""
+    folder = repository()
+    if folder is None:
+        return
+    text = (folder / "NOTICE").read_text(encoding="utf-8")
+    for block in re.split(r"\n\n", text):
+        name, _, body = block.strip("\n").partition("\n")
+        facts = dict(re.findall(r"^  (\w[\w-]*): (.*(?:\n  (?! *[\w-]+: ).*)*)", body, re.M))
+        path = folder / name.strip()
+        if "SHA-256" in facts and path.is_file():
+            facts = {k: " ".join(v.split()) for k, v in facts.items()}
+            file = File(path, path.name, facts["SHA-256"])
+            yield DataSet(file.part, facts["What"], facts["Licence"], "repository", [file])
+
+
+def _mirrored() -> Iterator[DataSet]:
+    """Sets of the mirror in TRUING_DATA."""
+    root = os.environ.get("TRUING_DATA", "")
+    if not root:
+        return
+    index = Path(root).expanduser() / "index.json"
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the index of the data mirror cannot be read: {error}",
+            where=f"TRUING_DATA={root}",
+            fix="It must be a folder with an index.json that lists sets and files",
+        ) from None
+    for entry in listed:
+        folder = index.parent / str(entry["name"])
+        held = [
+            File(folder / f["file"], f["file"], f.get("sha256", ""), f.get("records") or 0)
+            for f in entry["files"]
+            if (folder / f["file"]).resolve().is_relative_to(folder.resolve())
+        ]
+        licence = str(entry["licence"]).rstrip(".")
+        if entry.get("non_commercial") and sort_of(licence) != "non-commercial":
+            licence = f"non-commercial: {licence}"
+        yield DataSet(str(entry["name"]), str(entry["title"]), licence, "TRUING_DATA", held)
+
+
+def sets() -> dict[str, DataSet]:
+    """All sets at hand by name; the repository's stand before the mirror's of the same name.
+
+    Raises:
+        InputError: TRUING_DATA has no readable index.
+    """
+    found: dict[str, DataSet] = {}
+    for entry in (*_shipped(), *_mirrored()):
+        if entry.origin == "repository" and not allows_commercial(entry.licence):
+            raise InputError(
+                "a set for non-commercial use lies in the repository's data folder",
+                where=entry.name,
+                seen=entry.licence,
+                fix="Such sets belong into TRUING_DATA",
+            )
+        found.setdefault(entry.name, entry)
+    return found
+
+
+def catalogue() -> list[dict[str, object]]:
+    """What `truing data` lists: name, kind, present, licence, about, origin, parts, records.
+
+    Known sets that are not at hand are listed as absent.
+    """
+    have = sets()
+    listed: list[dict[str, object]] = [
+        {
+            "name": s.name,
+            "kind": s.kind,
+            "present": all(f.path.is_file() for f in s.files),
+            "licence": short(s.licence),
+            "licence_text": s.licence,
+            "about": s.about,
+            "origin": s.origin,
+            "parts": [f.part for f in s.files],
+            "records": sum(f.records for f in s.files),
+        }
+        for s in have.values()
+    ]
+    absent = {key.partition("/")[0] for key in SHAPES} - set(have)
+    for name in sorted(absent):
+        listed.append(
+            {
+                "name": name,
+                "kind": SHAPES[f"{name}/{DEFAULT_PART.get(name, name)}"][0],
+                "present": False,
+                "licence": "",
+                "licence_text": "",
+                "about": "absent: set TRUING_DATA to a folder that holds it",
+                "origin": "",
+                "parts": [],
+                "records": 0,
+            }
+        )
+    return listed
+
+
+def knows(source: str) -> bool:
+    """True when `source` is a set's name, "name/part" or an address, and not a path."""
+    if source.startswith(("https://", "http://", "hub:")):
+        return True
+    return source.partition("/")[0] in sets()
+
+
+def path(name: str) -> Path:
+    """Folder of a set, or with "name/part" the checked path of one file of any format."""
+    head, _, part = name.partition("/")
+    entry = _find(head)
+    if part:
+        file = _choose(entry, part)
+        _check(file, name)
+        return file.path
+    first = entry.files[0]
+    return first.path.parents[len(Path(first.name).parts) - 1]
+
+
+def _find(name: str) -> DataSet:
+    known = sets()
+    if name in known:
+        return known[name]
+    if any(key.startswith(f"{name}/") for key in SHAPES):
+        raise InputError(
+            f"the data set {name!r} is not here",
+            where="data",
+            fix="Set TRUING_DATA to a folder that holds it, with its index.json",
+        )
+    raise unknown("data set", name, known, where="data")
+
+
+def _choose(entry: DataSet, part: str) -> File:
+    parts = {f.part: f for f in entry.files}
+    wanted = part or DEFAULT_PART.get(entry.name, "")
+    if not wanted:
+        readable = [f for f in entry.files if f.readable]
+        if len(readable) == 1:
+            return readable[0]
+        raise InputError(
+            "the set has several files" if readable else "the set holds no table",
+            where=entry.name,
+            seen=list(parts)[:12],
+            fix=f"Say which: {entry.name}/{readable[0].part}"
+            if readable
+            else "Use truing.datasets.path(name) and a reader for its format",
+        )
+    if wanted in parts:
+        return parts[wanted]
+    near = [p for p in parts if p.startswith(wanted)]
+    if len(near) == 1:
+        return parts[near[0]]
+    raise unknown("part", wanted, parts, where=entry.name)
+
+
+def _check(file: File, where: str) -> None:
+    if not file.path.is_file():
+        raise InputError("the file is missing", where=str(file.path))
+    if file.sha256 and files.sha256(file.path) != file.sha256:
+        raise InputError(
+            "wrong checksum: the file is not the one that the index lists",
+            where=f"{where} ({file.path})",
+            fix="Fetch the data again",
+        )
+
+
+def _text(file: Path) -> str:
+    raw = file.read_bytes()
+    return (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode("utf-8")
+
+
+def _rows(file: Path, name: str) -> Iterator[tuple[int, Row]]:
+    """(number of the raw row, row in its shape) of one file."""
+    if file.name.endswith(TEXTS):
+        yield from enumerate(passages(_text(file)), 1)
+        return
+    if name == "digits/digits":  # numbers without a header
+        for i, line in enumerate(_text(file).splitlines(), 1):
+            row = SHAPES[name][1](dict(enumerate(line.split(","))))  # pyright: ignore
+            if row is not None:
+                yield i, row
+        return
+    shape = SHAPES[name][1] if name in SHAPES else None
+    for i, raw in enumerate(tablefiles.raw_rows(file), 1):
+        try:
+            row = shape(raw) if shape is not None else raw
+        except (KeyError, IndexError, TypeError) as error:
+            raise InputError(
+                f"the row has not the fields that this set should have: {error}",
+                where=f"{file} row {i}",
+                seen=sorted(raw),
+            ) from None
+        if row is not None:
+            yield i, row
+
+
+def _kind_of(row: Row, file: File) -> str:
+    """The kind whose columns the row has in the right types, else "record"."""
+    kind = infer_kind(row)
+    try:
+        check_row(row, kind, file.name)
+    except InputError:
+        return "record"
+    return kind
+
+
+def read(name: str, kind: str = "", *, limit: int = 0) -> Table:
+    """A table from a set's name, "name/part", an address or "hub:owner/set[/file]".
+
+    Args:
+        name: see `truing data`.
+        kind: the kind of rows wanted; "" takes what the set is.
+        limit: only the first so many rows; 0 for all.
+    Returns:
+        rows whose lineage names the source row and the licence.
+    Raises:
+        InputError: unknown name, file missing or not as its checksum says, wrong kind.
+    """
+    if name.startswith(("https://", "http://", "hub:")):
+        from truing.core import remote
+
+        file, licence = remote.fetch_data(name)
+        table = tablefiles.read(file, kind, limit=limit)
+        return table.with_lineage(source=name, licence=licence)
+    head, _, part = name.partition("/")
+    entry = _find(head)
+    file = _choose(entry, part)
+    _check(file, name)
+    key = f"{head}/{file.part}"
+    if not file.readable:
+        raise InputError("not a table", where=str(file.path), fix="Known: " + ", ".join(TABLES))
+    rows: list[Row] = []
+    licence = short(entry.licence)
+    for i, row in _rows(file.path, key):
+        rows.append(row | {"lineage": {"source": f"{key} row {i}", "licence": licence}})
+        if limit and len(rows) >= limit:
+            break
+    found = SHAPES[key][0] if key in SHAPES else _kind_of(rows[0], file) if rows else ""
+    table = Table(found, rows, where=key, allow_empty=False)
+    return table.expect(kind, where=f"data set {name}") if kind else table
+
+
+def licence_of(tables: Iterable[Table]) -> str:
+    """The strictest licence that the rows' lineage names; "" when none does.
+
+    What is trained on these rows carries it: `model.adding(change, licence=...)`.
+    """
+    named = {
+        str(cast(Row, row.get("lineage") or {}).get("licence") or "")
+        for table in tables
+        for row in table
+    } - {""}
+    return strictest(sorted(named)) if named else ""
