@@ -49,8 +49,8 @@ def _logp(loaded: Loaded, ids: list[int]) -> Tensor:
 def _encode(loaded: Loaded, text: str) -> list[int]:
     """Token ids of running text, led by the model's start token where it has one."""
     ids = cast(list[int], loaded.tokenizer.encode(text, add_special_tokens=False))
-    start = loaded.tokenizer.bos_token_id
-    return ids if start is None else [int(start), *ids]
+    start = cast("int | None", loaded.tokenizer.bos_token_id)
+    return ids if start is None else [start, *ids]
 
 
 def text_loss(loaded: Loaded, text: str, max_tokens: int) -> tuple[float, int]:

@@ -134,8 +134,8 @@ def mean_nll(loaded: Loaded, head: Sequence[int], tail: Sequence[int]) -> float:
     """Mean negative log-probability in nats of `tail` after `head`; 0 for an empty tail."""
     if not tail:
         return 0.0
-    start = loaded.tokenizer.bos_token_id
-    lead = list(head) or [int(start) if start is not None else int(tail[0])]
+    start = cast("int | None", loaded.tokenizer.bos_token_id)
+    lead = list(head) or [start if start is not None else tail[0]]
     ids_1T = torch.tensor([[*lead, *tail]], device=loaded.device)
     with torch.inference_mode(), loaded.run_time():
         logits_TV = loaded.module(input_ids=ids_1T).logits[0]

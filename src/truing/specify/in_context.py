@@ -4,22 +4,34 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
-from truing.principles import Principles
+from truing.principles import Principle, Principles
 from truing.tables import Message
 
 
+def told(principles: Principles, n: int = 0) -> list[Principle]:
+    """The `n` principles of highest priority, all for 0; the file's order decides among equals."""
+    ranked = sorted(principles, key=lambda p: -p.priority)
+    return ranked[:n] if n else ranked
+
+
 def with_principles(
-    prompt: object, principles: Principles, place: Literal["user", "system"]
+    prompt: object, principles: Principles, place: Literal["user", "system"], n: int = 0
 ) -> list[Message]:
-    """The prompt as messages that also state the principles, in the last user turn or ahead."""
+    """The prompt as messages that also state principles, in the last user turn or ahead of it.
+
+    Args:
+        prompt: a text or messages.
+        principles: the rules.
+        place: after the user's words, or in the system message.
+        n: state only so many, those of highest priority; 0 for all.
+    """
     given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     messages = [dict(m) for m in cast(list[Message], given)]
     if place == "user":
-        ranked = sorted(principles, key=lambda p: -p.priority)
         last = max(i for i, m in enumerate(messages) if m["role"] == "user")
-        messages[last]["content"] += "\n\n" + " ".join(p.text for p in ranked)
+        messages[last]["content"] += "\n\n" + " ".join(p.text for p in told(principles, n))
         return messages
-    rules = "Follow these rules in every answer.\n" + principles.as_text()
+    rules = "Follow these rules in every answer.\n" + Principles(told(principles, n)).as_text()
     if messages[0]["role"] == "system":
         return [
             {"role": "system", "content": f"{messages[0]['content']}\n\n{rules}"},

@@ -91,14 +91,15 @@ def _sample(
     principles: Principles,
     settings: dict[str, float],
     place: Literal["user", "system"],
+    told: int,
     name: str,
 ) -> list[list[list[object]]]:
     """[prompt][answer] -> [text, finished, in context] for one chunk, half of them in context."""
     k = int(settings["k"])
     plain = [r["prompt"] for r in chunk]
-    told: list[object] = [with_principles(p, principles, place) for p in plain]
+    instructed: list[object] = [with_principles(p, principles, place, told) for p in plain]
     answers: list[list[list[object]]] = [[] for _ in chunk]
-    for prompts, n, in_context in ((plain, k - k // 2, False), (told, k // 2, True)):
+    for prompts, n, in_context in ((plain, k - k // 2, False), (instructed, k // 2, True)):
         drawn = generate(
             model,
             prompts,
@@ -170,6 +171,7 @@ def principle_pairs(
     margin: float = 0.2,
     keeps_all: bool = False,
     place: Literal["user", "system"] = "user",
+    told: int = 0,
 ) -> Table:
     """Preference pairs from the model's own answers, the best against the worst by the principles.
 
@@ -184,6 +186,8 @@ def principle_pairs(
         margin: least difference in score of a pair.
         keeps_all: the chosen answer must break no principle.
         place: where the prompt states the principles: after the user's words or as system message.
+        told: how many principles, by priority, an answer in context is told; 0 for all. A small
+            model heeds one better than four.
     """
     if k < 2:
         raise InputError("needs at least two answers per prompt", where="setting 'k'", seen=k)
@@ -191,7 +195,7 @@ def principle_pairs(
     context = current()
     journal = context.journal("answers")
     draw = {"k": k, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
-    drawn_as = [model.key, principles.key, place, draw, context.seed]
+    drawn_as = [model.key, principles.key, place, told, draw, context.seed]
     rows: list[Row] = []
 
     def score_answers(chunk: list[Row], drawn: list[list[list[object]]]) -> list[list[Answer]]:
@@ -216,7 +220,9 @@ def principle_pairs(
         chunk = [_as_prompt(r) for r in prompts.rows[start : start + CHUNK]]
         name = f"answers/{start}/{content_hash([drawn_as, [r['prompt'] for r in chunk]], 8)}"
         if name not in journal:
-            journal.put(name, cast(Json, _sample(model, chunk, principles, draw, place, name)))
+            journal.put(
+                name, cast(Json, _sample(model, chunk, principles, draw, place, told, name))
+            )
         drawn = cast(list[list[list[object]]], journal.get(name))
         for prompt, answers in zip(chunk, score_answers(chunk, drawn), strict=True):
             pair = choose(answers, margin, keeps_all)
