@@ -1,0 +1,94 @@
+"""Ability against transformers' own loss, choices by hand, and win rates by closed form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from truing.errors import InputError
+from truing.evaluate import adherence
+from truing.evaluate import win_rate as win_module
+from truing.evaluate.ability import ability, best_choice, token_logp
+from truing.evaluate.win_rate import verdicts
+from truing.models import Model
+from truing.principles import Principle, Principles
+from truing.specify import checks
+from truing.tables import Table
+
+TEXTS = Table("text", [{"text": "The cat sat on the mat."}, {"text": "A dog ran over the hill."}])
+QUESTIONS = Table(
+    "record",
+    [
+        {"prompt": "One and one is", "choices": ["two", "nine"], "answer": 0},
+        {"prompt": "The sky is", "choices": ["soup", "blue"], "answer": 1},
+    ],
+)
+
+
+def test_token_logp_by_hand() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [1.0, 1.0, 1.0]]))
+    found = token_logp(logits, torch.tensor([0, 2, 1]))
+    assert found.tolist() == pytest.approx(torch.log(torch.tensor([0.25, 0.8])).tolist())
+
+
+def test_best_choice_is_by_mean_and_first_on_ties() -> None:
+    short, long = torch.tensor([-1.0]), torch.tensor([-0.9, -0.9, -0.9])
+    assert best_choice([short, long]) == 1
+    assert best_choice([short, short.clone()]) == 0
+
+
+def test_log_loss_is_that_of_transformers(tiny_path: Path) -> None:
+    model = Model.open(str(tiny_path))
+    report = ability(model, TEXTS, QUESTIONS)
+    loaded = model.load_module()
+    nats, tokens = 0.0, 0
+    for row in TEXTS:
+        ids = [1, *loaded.tokenizer.encode(str(row["text"]), add_special_tokens=False)]
+        ids_1T = torch.tensor([ids])
+        with torch.no_grad():
+            loss = loaded.module(input_ids=ids_1T, labels=ids_1T).loss
+        nats, tokens = nats + float(loss) * (len(ids) - 1), tokens + len(ids) - 1
+    found = report.get("ability")
+    assert found.value == pytest.approx(nats / tokens, rel=1e-5)
+    assert found.lo <= found.value <= found.hi and found.better == "lower"
+    assert report.get("choices").n == 2
+    assert report.meta["metric"] == "held-out nats per token"
+
+
+def test_text_is_cut_at_max_tokens(tiny_path: Path) -> None:
+    model = Model.open(str(tiny_path))
+    report = ability(model, TEXTS, QUESTIONS, max_tokens=5)
+    assert report.samples is not None and [r["tokens"] for r in report.samples] == [5, 5]
+
+
+def test_malformed_question_is_named(tiny_path: Path) -> None:
+    bad = Table("record", [{"prompt": "Q", "choices": ["a", "b"], "answer": 2}])
+    with pytest.raises(InputError, match=r"row 1.*'answer'"):
+        ability(Model.open(str(tiny_path)), TEXTS, bad)
+
+
+def test_verdicts() -> None:
+    assert verdicts([1.0, 0.0, 0.5], [0.0, 1.0, 0.5]) == [1.0, 0.0, 0.5]
+
+
+def test_win_rate_by_principles(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"a": ["x", "x y z", "x"], "b": ["x y z", "x", "y"]}
+
+    def generate(model: SimpleNamespace, prompts: list[str], **_: object) -> list[list[object]]:
+        return [[SimpleNamespace(text=t, finish="stop")] for t in answers[model.key]]
+
+    monkeypatch.setattr(adherence, "generate", generate)
+    monkeypatch.setattr(checks, "relevance", lambda rows: [0.5] * len(rows))
+    rules = Principles([Principle("brief", "Be brief.", check={"use": "max_words", "n": 1})])
+    prompts = Table("prompt", [{"prompt": f"Question {i}"} for i in range(3)])
+    models = [SimpleNamespace(key=k, name=k) for k in "ab"]
+    report = win_module.win_rate(models[0], models[1], prompts, rules)
+    assert report.get("win rate").value == pytest.approx(0.5)
+    assert [r["score"] for r in report.samples] == [1.0, 0.0, 0.5]
+    turned = win_module.win_rate(models[1], models[0], prompts, rules)
+    assert [r["score"] for r in turned.samples] == [0.0, 1.0, 0.5]
+    with pytest.raises(InputError, match="nothing to decide by"):
+        win_module.win_rate(models[0], models[1], prompts)
