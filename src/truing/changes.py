@@ -44,17 +44,19 @@ class Weights:
     """Whole tensors that replace the base's, or with `delta` differences that are added.
 
     `path` is a safetensors file or a folder of them. Names that the base has not become `extra`
-    tensors, such as a value head.
+    tensors, such as a value head. With `sparse` only single entries are replaced: `NAME.at` holds
+    their places in the flattened tensor, `NAME.to` their values.
     """
 
     path: Path
     delta: bool = False
+    sparse: bool = False
     kind = "weights"
 
     @property
     def key(self) -> str:
         """Hash of the tensors and of how they are applied."""
-        return content_hash([self.kind, path_hash(self.path), self.delta])
+        return content_hash([self.kind, path_hash(self.path), self.delta, self.sparse])
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def save(change: Change, folder: Path, place: str, *, link: bool) -> dict[str, o
     place_tree(change.path, folder / name, link=link)
     data["path"] = name
     if isinstance(change, Weights):
-        return data | {"delta": change.delta}
+        return data | {"delta": change.delta, "sparse": change.sparse}
     return data | {"strength": change.strength}
 
 
@@ -178,7 +180,7 @@ def load(data: Mapping[str, object], folder: Path) -> Change:
             if kind == "adapter":
                 change = Adapter(path)
             elif kind == "weights":
-                change = Weights(path, bool(data["delta"]))
+                change = Weights(path, bool(data["delta"]), bool(data["sparse"]))
             else:
                 change = Edits(path, float(cast(float, data["strength"])))
     except KeyError as error:

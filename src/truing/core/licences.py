@@ -10,7 +10,8 @@ from collections.abc import Iterable
 _GROUPS: tuple[tuple[str, str], ...] = (
     ("non-commercial", r"nc|non-?commercial|research-(only|use)"),
     ("no derivatives", r"nd|no-?deriv\w*"),
-    ("restricted use", r"gemma|llama-?\d[\w.-]*|\w*rail(-m)?|terms-of-use"),
+    ("restricted use", r"gemma|llama-?[\d.]*-(community-)?licen\w+|llama-?[\d.]*$|"
+                       r"\w*rail(-m)?|terms-of-use"),
     ("unknown", r"unknown|no-(explicit-)?licen[cs]e|states-no|none|not-stated|other|"
                 r"free-(for-)?research"),
     ("share alike", r"sa|[al]?gpl|sharing|odbl|mpl"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -185,18 +184,25 @@ class AdapterPatch:
 
 
 class WeightsPatch:
-    """A file of whole tensors that replace, or of differences that are added."""
+    """Whole tensors that replace, differences that are added, or single entries (see `Weights`)."""
 
     def __init__(self, change: Weights) -> None:
         self.tensors = open_weights(change.path)
-        self.delta = change.delta
+        self.delta, self.sparse = change.delta, change.sparse
 
     def names(self) -> set[str]:
         """Names of the weights that it changes."""
+        if self.sparse:
+            return {n.removesuffix(".at") for n in self.tensors if n.endswith(".at")}
         return set(self.tensors)
 
     def apply(self, name: str, old: Tensor) -> Tensor:
         """The new tensor; a sum is taken in float32 and kept in the old one's dtype."""
+        if self.sparse:
+            new = old.clone()
+            values = self.tensors[f"{name}.to"].to(old.dtype)
+            new.view(-1)[self.tensors[f"{name}.at"]] = values
+            return new
         new = self.tensors[name]
         if not self.delta:
             return new.to(old.dtype)
@@ -231,7 +237,7 @@ class Folded(Mapping[str, Tensor]):
                 stored = same_name(name, names)
                 if stored is not None:
                     self._patches.setdefault(stored, []).append((name, patch))
-                elif isinstance(patch, WeightsPatch) and not patch.delta:
+                elif isinstance(patch, WeightsPatch) and not (patch.delta or patch.sparse):
                     self.extra[name] = patch.tensors[name]
                 elif isinstance(patch, AdapterPatch) and name in patch.whole:
                     self.extra[name] = patch.tensors[patch.whole[name]]
@@ -272,8 +278,16 @@ def aligned(
     """Walk models of one architecture together: (name, {role: tensor}), one tensor at a time.
 
     Raises:
-        InputError: before the first tensor, when names or shapes differ.
+        InputError: before the first tensor, when names or shapes differ, or one has extra heads.
     """
+    for role, folded in models.items():
+        if folded.extra:
+            raise InputError(
+                f"model {role!r} has tensors beyond its architecture",
+                where=where,
+                seen=sorted(folded.extra)[:4],
+                fix="Combine the models without their heads",
+            )
     (first, reference), *others = models.items()
     for role, other in others:
         odd = sorted(set(reference) ^ set(other))
@@ -343,14 +357,34 @@ def differences(
 def replaced(model: Model, tensors: Iterable[tuple[str, Tensor]], folder: Path) -> Model:
     """`model` with its weights replaced by `tensors` (full names of the base's file).
 
-    Only tensors that differ from the base's are stored, in `folder`; earlier weight changes are
-    dropped, since these tensors already are the folded result; run-time changes are kept.
+    Only tensors that differ from the base's are stored, in `folder`, whose name must tell inputs
+    and settings apart: what already lies there is taken as it is. Earlier weight changes are
+    dropped, since these tensors are the folded result; run-time changes are kept.
     """
     base = open_weights(model.folder)
-    if folder.exists():
-        shutil.rmtree(folder)
-    with new_folder(folder) as partial:
-        write(partial, differences(base, tensors))
-    change = Weights(folder, delta=False)
+    if not folder.is_dir():
+        with new_folder(folder) as partial:
+            write(partial, differences(base, tensors))
     kept = model.run_time_changes
-    return model.with_changes((change, *kept) if len(open_weights(folder)) else kept)
+    if not len(open_weights(folder)):
+        return model.with_changes(kept)
+    return model.with_changes((Weights(folder), *kept))
+
+
+def patched(model: Model, entries: Mapping[str, tuple[Tensor, Tensor]], folder: Path) -> Model:
+    """`model` with single entries replaced: {name: (places [N] in the flat tensor, values [N])}.
+
+    Stored as one sparse change in `folder`, laid over the changes that the model has.
+    """
+    if not any(len(places) for places, _ in entries.values()):
+        return model
+    if not folder.is_dir():
+        with new_folder(folder) as partial:
+            flat = {
+                f"{name}.{part}": tensor
+                for name, pair in entries.items()
+                if len(pair[0])
+                for part, tensor in zip(("at", "to"), pair, strict=True)
+            }
+            write(partial, flat.items())
+    return model.adding(Weights(folder, sparse=True))

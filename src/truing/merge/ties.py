@@ -1,0 +1,124 @@
+"""TIES merging: trim small changes, elect a sign for each weight, average what agrees with it.
+
+Task vectors tau_i = theta_i - theta_0 of experts tuned from one base theta_0, for each tensor:
+1. trim: keep the int(k n) entries of tau_i that are largest in size, set the others to 0;
+2. elect: s = sign(sum_i w_i tau_i), where 0 counts as +;
+3. disjoint mean: m = sum_i w_i tau_i [sign(tau_i) = s] / sum_i w_i [sign(tau_i) = s], 0 where none
+   agrees;
+and theta = theta_0 + lambda m. Norms and biases, whatever is not a matrix, get the plain weighted
+mean of tau. TIES-Merging, arXiv 2306.01708 (k = 0.2, lambda = 1). Subtractions are in float32.
+
+Difference: the paper trims over the whole model, this as its libraries do tensor by tensor, so that
+no more than one tensor of each model is in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from truing.context import current
+from truing.core.opening import same_tokens
+from truing.core.weights import aligned, replaced
+from truing.errors import InputError
+from truing.merge.linear import shares
+from truing.method import method
+from truing.models import Model, run_time_of
+from truing.tables import content_hash
+
+
+def trim(tau: Tensor, density: float) -> Tensor:
+    """`tau` with all but its int(density n) largest entries set to 0; first places win ties."""
+    keep = int(density * tau.numel())
+    if keep >= tau.numel():
+        return tau
+    if keep == 0:
+        return torch.zeros_like(tau)
+    size_N = tau.abs().flatten()
+    cut = size_N.kthvalue(size_N.numel() - keep + 1).values
+    mask_N = size_N > cut
+    ties = (size_N == cut).nonzero()[: keep - int(mask_N.sum()), 0]
+    mask_N[ties] = True
+    return tau * mask_N.view_as(tau)
+
+
+def elect(taus: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The sign, +1 or -1, that the weighted sum has at each place; 0 counts as +."""
+    total = torch.zeros_like(taus[0])
+    for w, tau in zip(weights, taus, strict=True):
+        total += w * tau
+    return torch.where(total >= 0, 1.0, -1.0)
+
+
+def disjoint_mean(taus: Sequence[Tensor], weights: Sequence[float], sign: Tensor) -> Tensor:
+    """Weighted mean over the experts whose entry has the elected sign; 0 where none has."""
+    total, divisor = torch.zeros_like(sign), torch.zeros_like(sign)
+    for w, tau in zip(weights, taus, strict=True):
+        agrees = tau.sign() == sign
+        total += w * tau * agrees
+        divisor += w * agrees
+    return total / torch.where(divisor == 0, 1.0, divisor)
+
+
+def merge(
+    base: Tensor, experts: Sequence[Tensor], weights: Sequence[float], density: float, scale: float
+) -> Tensor:
+    """theta_0 + lambda m for one tensor, in the base's dtype."""
+    if not base.is_floating_point():
+        return base
+    taus = [e.float() - base.float() for e in experts]
+    if base.dim() == 2:
+        taus = [trim(tau, density) for tau in taus]
+        mean = disjoint_mean(taus, weights, elect(taus, weights))
+    else:
+        parts = [w * tau for w, tau in zip(weights, taus, strict=True)]
+        mean = torch.stack(parts).sum(0) / math.fsum(weights)
+    return (base.float() + scale * mean).to(base.dtype)
+
+
+@method(paper="three-h-merging", needs=("weights",))
+def ties(
+    base: Model,
+    models: dict[str, Model],
+    *,
+    density: float = 0.2,
+    scale: float = 1.0,
+    weights: dict[str, float] | None = None,
+    keep: str = "",
+) -> Model:
+    """TIES merging: trim small changes, elect a sign for each weight, average what agrees with it.
+
+    Args:
+        base: the model that all experts were tuned from.
+        models: the experts, of the base's architecture and tokenizer.
+        density: share k of each task vector that is kept, in (0, 1].
+        scale: lambda, by which the merged task vector is multiplied.
+        weights: one positive number for each expert; None weighs all alike.
+        keep: role whose run-time changes the result carries, where they differ ("base" too).
+    """
+    where = "merge/ties"
+    if not models or "base" in models:
+        raise InputError("needs experts, none of them called 'base'", where=where, seen=[*models])
+    if not 0.0 < density <= 1.0:
+        raise InputError("density must be in (0, 1]", where=where, seen=density)
+    everyone = {"base": base, **models}
+    same_tokens(everyone, where=where)
+    kept = run_time_of(everyone, keep, where=where)
+    w = shares(weights, list(models), where)
+    if min(w) <= 0:
+        raise InputError("weights must be positive", where=f"{where} setting 'weights'", seen=w)
+    folded = {role: m.folded() for role, m in everyone.items()}
+
+    def merged() -> Iterator[tuple[str, Tensor]]:
+        for i, (name, theta) in enumerate(aligned(folded, where=where), 1):
+            current().progress(i, len(folded["base"]), "merging tensors")
+            origin, *experts = theta.values()
+            yield name, merge(origin, experts, w, density, scale)
+
+    key = content_hash([where, w, density, scale, [m.weights_key for m in everyone.values()]], 8)
+    result = replaced(base, merged(), current().folder / f"ties-{key}")
+    licences = [m.licence for m in everyone.values()]
+    return result.with_changes([*result.weight_changes, *kept]).with_licences(licences)
