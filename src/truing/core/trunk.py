@@ -1,0 +1,87 @@
+"""The first blocks of a causal language model: states of last tokens, gradients through them.
+
+Works on stock transformers models: a forward hook on the last block wanted ends the pass there, so
+that neither later blocks nor the head are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from truing.errors import InputError
+
+Batch = Sequence[Sequence[int]]
+
+
+class _Reached(Exception):
+    """Ends the forward pass; no error."""
+
+
+def block_list(backbone: nn.Module) -> nn.ModuleList:
+    """The list of blocks: the longest ModuleList, the outermost among equals."""
+    lists = {n: m for n, m in backbone.named_modules() if isinstance(m, nn.ModuleList)}
+    if not lists:
+        raise InputError("the model has no list of blocks")
+    return lists[max(lists, key=lambda n: (len(lists[n]), -n.count(".")))]
+
+
+class Trunk:
+    """The first `depth` blocks of `module`."""
+
+    def __init__(self, module: nn.Module, depth: int) -> None:
+        self.module, self.depth = module, depth
+        self.backbone = cast(nn.Module, getattr(module, "base_model", module))
+        self.layers = block_list(self.backbone)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Weights of these blocks by the module's names, norms left out."""
+        prefix = next(name for name, m in self.module.named_modules() if m is self.layers)
+        return {
+            name: parameter
+            for name, parameter in self.module.named_parameters()
+            if name.startswith(f"{prefix}.")
+            and int(name.removeprefix(f"{prefix}.").split(".")[0]) < self.depth
+            and not any("norm" in part or part.startswith("ln") for part in name.split("."))
+        }
+
+    def states(self, batch: Batch) -> Tensor:
+        """Hidden states [B, D] (float32) of the last tokens after the last block, before any norm.
+
+        Rows are filled up on the right, which under a causal mask no earlier token can see.
+        """
+        width = max(map(len, batch))
+        ids_BT = torch.tensor([[*ids, *[ids[-1]] * (width - len(ids))] for ids in batch])
+        ends_B = torch.tensor([len(ids) - 1 for ids in batch])
+        device = next(self.module.parameters()).device
+        seen: list[Tensor] = []
+
+        def stop(block: nn.Module, inputs: object, output: object) -> None:
+            seen.append(cast(Tensor, output[0] if isinstance(output, tuple) else output))
+            raise _Reached
+
+        handle = self.layers[self.depth - 1].register_forward_hook(stop)
+        try:
+            self.backbone(input_ids=ids_BT.to(device), use_cache=False)
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+        return seen[0][torch.arange(len(batch), device=device), ends_B.to(device)].float()
+
+    def mean_state(self, batches: Sequence[Batch]) -> Tensor:
+        """Mean last-token state [D] over all rows of all batches."""
+        with torch.no_grad():
+            return torch.cat([self.states(b) for b in batches]).mean(0)
+
+    def add_gradients(self, batches: Sequence[Batch], loss: Callable[[Tensor], Tensor]) -> float:
+        """Add the gradient of `loss(states_BD)` of each batch to `.grad`; the mean loss."""
+        total = 0.0
+        for batch in batches:
+            value = loss(self.states(batch))
+            value.backward()
+            total += float(value.detach())
+        return total / len(batches)

@@ -1,0 +1,216 @@
+"""Recover a damaged model: copy back the few trusted weights that restore its refusals.
+
+H(x) is the hidden state of the last token of prompt x after block e = floor(share L) of L blocks.
+With d_harm = mean H over prompts to refuse in the trusted model W_a, and d_ben = mean H over task
+prompts in the damaged model W_f, each step
+1. takes g = d/dW sum_batches -cos(mean H(batch; W), d_harm), summed over batches (and, outside
+   rollback, over steps with `accumulate`: as the released code does);
+2. calls a weight eligible when moving it to its trusted value descends: (W - W_a) g > 0. Norms,
+   embeddings, head and blocks from e on never are;
+3. of the eligible ones restores those with |g| above the n-th largest, n = ceil(rate N), N the
+   number of weights of the whole model: W = W_a there, bit by bit.
+After `warmup` steps the task is measured. If it lost more than `drop` of its value, everything
+restarts from W_f in rollback mode: after each recovery step, among the weights just restored those
+where the damaged value descends on -cos(mean H(task batch; W), d_ben) are eligible, and the
+ceil(rollback_rate n_eligible) with largest |g| (again strictly above the last) are given back. The
+result is the latest checkpoint whose task value lost no more than `drop`, else the one that lost
+least. Alleviating the Fear of Losing Alignment in LLM Fine-tuning, arXiv 2504.09757.
+
+Differences: prompts are padded on the right under a causal mask, which gives the same last-token
+states; norms are skipped by any name, not only "layernorm"; the default task value is the mean
+probability of a reference token, exp(-loss), so that no text need be generated.
+The paper's baselines are merges: merge/linear with weights 1 - l and l (interpolation) or
+1, 1 and -1 (RESTA).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from truing.context import current
+from truing.core.chat import prompt_ids
+from truing.core.opening import same_tokens
+from truing.core.trunk import Trunk, block_list
+from truing.core.weights import patched
+from truing.errors import InputError
+from truing.method import method
+from truing.models import Loaded, Model, run_time_of
+from truing.recover.repair_loop import Loop
+from truing.recover.task_value import task_value
+from truing.tables import Table, content_hash
+
+Mask = dict[str, Tensor]
+
+
+def direction_loss(hidden_BD: Tensor, direction_D: Tensor) -> Tensor:
+    """-cos between the batch's mean hidden state and a direction; in [-1, 1]."""
+    return -torch.nn.functional.cosine_similarity(hidden_BD.mean(0), direction_D, dim=0)
+
+
+def eligible(weight: Tensor, target: Tensor, grad: Tensor) -> Tensor:
+    """Where moving `weight` to `target` lowers the loss to first order: (w - t) g > 0."""
+    diff = weight - target
+    return ((diff > 0) & (grad > 0)) | ((diff < 0) & (grad < 0))
+
+
+def nth_largest(sizes: Sequence[Tensor], n: int) -> float:
+    """The n-th largest of all numbers, n clamped to their count; infinity for n = 0 or none."""
+    best_N = torch.empty(0)
+    for size in sizes:
+        both_N = torch.cat([best_N, size.flatten().float()])
+        best_N = both_N.topk(min(n, len(both_N))).values
+    return float(best_N[-1]) if len(best_N) else math.inf
+
+
+def choose(allowed: Mapping[str, Tensor], grads: Mapping[str, Tensor], n: int) -> Mask:
+    """Among the allowed places, those whose |g| lies strictly above the n-th largest of them."""
+    cut = nth_largest([grads[k].abs()[allowed[k]] for k in allowed], n)
+    return {k: mask & (grads[k].abs() > cut) for k, mask in allowed.items()}
+
+
+class Restorer:
+    """The model under repair: current weights, the two originals, the moves of the algorithm."""
+
+    def __init__(self, trunk: Trunk, damaged: nn.Module, trusted: nn.Module) -> None:
+        self.trunk, self.weights = trunk, trunk.parameters()
+        for parameter in trunk.module.parameters():
+            parameter.requires_grad_(False)
+        for weight in self.weights.values():
+            weight.requires_grad_(True)
+        self.damaged = {n: damaged.get_parameter(n).detach() for n in self.weights}
+        self.trusted = {n: trusted.get_parameter(n).detach() for n in self.weights}
+        self.total = sum(p.numel() for p in trunk.module.parameters())
+
+    def clear(self) -> None:
+        """Forget all gradients."""
+        for weight in self.weights.values():
+            weight.grad = None
+
+    def restart(self) -> None:
+        """Back to the damaged weights."""
+        self.clear()
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                weight.copy_(self.damaged[name])
+
+    def _move(
+        self, towards: Mapping[str, Tensor], rate: Callable[[int], int], within: Mask | None
+    ) -> Mask:
+        grads = {n: cast(Tensor, w.grad) for n, w in self.weights.items()}
+        allowed = {n: eligible(w.detach(), towards[n], grads[n]) for n, w in self.weights.items()}
+        if within is not None:
+            allowed = {n: m & within[n] for n, m in allowed.items()}
+        chosen = choose(allowed, grads, rate(sum(int(m.sum()) for m in allowed.values())))
+        with torch.no_grad():
+            for name, mask in chosen.items():
+                weight = self.weights[name]
+                weight.copy_(torch.where(mask, towards[name], weight))
+        return chosen
+
+    def restore(self, rate: float) -> Mask:
+        """One recovery move by the gradients at hand; the places that were restored."""
+        return self._move(self.trusted, lambda _: math.ceil(rate * self.total), None)
+
+    def give_back(self, rate: float, restored: Mask) -> Mask:
+        """Give back part of what was just restored, by the gradients at hand."""
+        return self._move(self.damaged, lambda found: math.ceil(rate * found), restored)
+
+    def places(self) -> dict[str, Tensor]:
+        """Flat places at which the weights now differ from the damaged ones."""
+        return {
+            n: (w.detach() != self.damaged[n]).flatten().nonzero()[:, 0]
+            for n, w in self.weights.items()
+        }
+
+
+def _batches(loaded: Loaded, table: Table, n: int, size: int) -> list[list[list[int]]]:
+    rows = table.rows[:n]
+    ids = [prompt_ids(loaded.tokenizer, cast(str, row["prompt"])) for row in rows]
+    return [ids[i : i + size] for i in range(0, len(ids), size)]
+
+
+def _prompts(table: Table, name: str) -> Table:
+    if not len(table):
+        raise InputError(f"the table {name!r} is empty", where="recover/weight_restore")
+    missing = [i for i, row in enumerate(table, 1) if not row.get("prompt")]
+    if missing:
+        raise InputError(
+            f"table {name!r} needs the field 'prompt'", where=f"{table.source} row {missing[0]}"
+        )
+    return table
+
+
+@method(paper="alignment-recovery-rollback", needs=("weights", "hidden"))
+def weight_restore(
+    model: Model,
+    trusted: Model,
+    refuse: Table,
+    task: Table,
+    *,
+    rate: float = 0.002,
+    rollback_rate: float = 0.2,
+    steps: int = 20,
+    warmup: int = 5,
+    save_every: int = 5,
+    drop: float = 0.05,
+    layers: float = 4 / 6,
+    prompts: int = 256,
+    batch: int = 8,
+    accumulate: bool = True,
+    task_check: dict[str, object] | None = None,
+    keep: str = "",
+) -> Model:
+    """Recover a damaged model: copy back the few trusted weights that restore its refusals.
+
+    Args:
+        model: the damaged model W_f.
+        trusted: the aligned model W_a that it was tuned from.
+        refuse: prompts that must be refused.
+        task: prompts of the task to keep, with completions unless `task_check` is given.
+        rate: weights restored a step, as a share of all weights of the model.
+        rollback_rate: share of the eligible restored weights that is given back a step.
+        steps: recovery steps in all.
+        warmup: steps before the task is measured and the mode chosen.
+        save_every: steps between checkpoints, each of which is measured on the task.
+        drop: allowed relative loss of the task value.
+        layers: share of the blocks, from the first on, that is looked at and restored.
+        prompts: rows used of each table.
+        batch: prompts in a batch.
+        accumulate: sum gradients over steps too, outside rollback mode.
+        task_check: component of kind "check" that scores generated answers to the task; None takes
+            the mean probability of the completions' tokens.
+        keep: "model" or "trusted": whose run-time changes the result carries, where they differ.
+    """
+    where = "recover/weight_restore"
+    pair = {"model": model, "trusted": trusted}
+    same_tokens(pair, where=where)
+    kept = run_time_of(pair, keep, where=where)
+    refuse, task = _prompts(refuse, "refuse"), _prompts(task, "task")
+    own, before = model.load_module(fresh=True), model.load_module()
+    reference = trusted.load_module()
+    depth = max(1, int(layers * len(block_list(own.module))))
+    rows = task.rows[:prompts]
+    loop = Loop(
+        Restorer(Trunk(own.module, depth), before.module, reference.module),
+        Trunk(reference.module, depth),
+        direction_loss,
+        refuse=_batches(own, refuse, prompts, batch),
+        task=_batches(own, task, prompts, batch),
+        value=lambda: task_value(own, rows, task_check),
+    )
+    best = loop.recover(rate, rollback_rate, steps, warmup, save_every, drop, accumulate)
+    entries = {
+        name: (places, loop.repair.trusted[name].flatten()[places]) for name, places in best.items()
+    }
+    key = content_hash([where, model.weights_key, trusted.weights_key, _facts(entries)], 8)
+    result = patched(model, entries, current().folder / f"restored-{key}")
+    return result.with_changes([*result.weight_changes, *kept]).with_licences([trusted.licence])
+
+
+def _facts(entries: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, object]:
+    return {name: [places.numpy(), values.numpy()] for name, (places, values) in entries.items()}

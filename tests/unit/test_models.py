@@ -1,0 +1,361 @@
+"""`Model`: changes and their keys, saving whole, licences, faults told once."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from truing import models
+from truing.core import files, loaded, opening
+from truing.core.licences import short, sort_of, strictest
+from truing.core.tiny import tiny_folder, tiny_model
+from truing.errors import InputError
+from truing.models import Adapter, Decoder, Edits, Model, Prefix, Rewriter, Weights, run_time_of
+
+IDS = torch.tensor([[5, 60, 70, 80, 90]])
+
+
+@pytest.fixture
+def model(tiny_path: Path) -> Model:
+    return Model.open(tiny_path)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter with noise in it, written by peft itself."""
+    from peft import LoraConfig, get_peft_model
+
+    folder = tmp_path_factory.mktemp("adapter")
+    config = LoraConfig(
+        r=4,
+        lora_alpha=12,
+        target_modules="all-linear",
+        use_rslora=True,
+        alpha_pattern={"q_proj": 3},
+    )
+    with warnings.catch_warnings():  # peft's own calls, not ours
+        warnings.simplefilter("ignore", FutureWarning)
+        wrapped = get_peft_model(tiny_model()[0], config)
+    source = torch.Generator().manual_seed(1)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.1, generator=source)
+    wrapped.save_pretrained(folder)
+    torch.save(wrapped.eval()(IDS).logits.detach(), folder / "logits.pt")
+    return folder
+
+
+def _logits(model: Model) -> torch.Tensor:
+    with torch.no_grad():
+        return model.load_module().module(input_ids=IDS).logits
+
+
+def test_opened_folder_is_the_model(model: Model) -> None:
+    reference = tiny_model()[0]
+    module = model.load_module().module
+    for name, tensor in reference.state_dict().items():
+        assert torch.equal(tensor, module.state_dict()[name])
+    assert module.lm_head.weight is module.model.embed_tokens.weight
+    assert not module.training
+    assert model.can == {"generate", "logprob", "hidden", "weights"}
+
+
+def test_key_is_content_not_place(model: Model, tmp_path: Path) -> None:
+    other = Model.open(shutil.copytree(model.folder, tmp_path / "copy"))
+    (tmp_path / "copy" / "optimizer.log").write_text("no part of the model")
+    assert other.key == model.key and other.name != model.name
+    tensors = load_file(tmp_path / "copy" / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, tmp_path / "copy" / "model.safetensors", metadata={"format": "pt"})
+    assert Model.open(tmp_path / "copy").key != model.key
+
+
+def test_adapter_folds_as_peft_does(model: Model, adapter: Path) -> None:
+    changed = model.adding(Adapter(adapter))
+    expected = torch.load(adapter / "logits.pt", weights_only=True)
+    assert (_logits(changed) - expected).abs().max() < 2e-5
+    assert (expected - _logits(model)).abs().max() > 0.1
+    module = changed.load_module().module
+    assert module.lm_head.weight is module.model.embed_tokens.weight
+    embedding = tiny_model()[0].model.embed_tokens.weight
+    assert torch.equal(module.model.embed_tokens.weight, embedding)
+
+
+def test_adapter_key_ignores_what_else_lies_there(adapter: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(adapter, tmp_path / "a")
+    (copy / "README.md").write_text("card")
+    assert Adapter(copy).key == Adapter(adapter).key
+
+
+def test_weight_changes_apply_in_order(model: Model, tmp_path: Path) -> None:
+    name = "model.norm.weight"
+    save_file({name: torch.full((128,), 3.0)}, tmp_path / "whole.safetensors")
+    save_file({name: torch.full((128,), 0.5)}, tmp_path / "delta.safetensors")
+    places, values = torch.tensor([1, 7]), torch.tensor([9.0, 8.0])
+    save_file({f"{name}.at": places, f"{name}.to": values}, tmp_path / "few.safetensors")
+    whole = Weights(tmp_path / "whole.safetensors")
+    delta = Weights(tmp_path / "delta.safetensors", delta=True)
+    few = Weights(tmp_path / "few.safetensors", sparse=True)
+    first = model.adding(whole).adding(delta).adding(few).folded()[name]
+    assert first[0] == 3.5 and first[1] == 9.0 and first[7] == 8.0
+    assert model.adding(delta).adding(whole).folded()[name][0] == 3.0
+    assert model.adding(delta).adding(whole).key != model.adding(whole).adding(delta).key
+    assert model.folded()[name][0] == 1.0
+
+
+def test_head_becomes_extra(model: Model, tmp_path: Path) -> None:
+    save_file({"score.weight": torch.ones(1, 128)}, tmp_path / "head.safetensors")
+    loaded_model = model.adding(Weights(tmp_path / "head.safetensors")).load_module()
+    assert loaded_model.extra["score.weight"].shape == (1, 128)
+
+
+def test_foreign_change_is_refused(model: Model, tmp_path: Path) -> None:
+    save_file({"nowhere.weight": torch.ones(2)}, tmp_path / "d.safetensors")
+    with pytest.raises(InputError, match=r"nowhere\.weight"):
+        model.adding(Weights(tmp_path / "d.safetensors", delta=True)).folded()
+
+
+def test_run_time_changes_stand_in_their_order(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "edit.bin").write_bytes(b"x")
+    changes = [
+        Decoder("best_of_n", {"n": 4}),
+        Rewriter("polite"),
+        Prefix([{"role": "system", "content": "Be brief."}]),
+        Edits(tmp_path / "edit.bin", 2.0),
+    ]
+    laid = model
+    for change in changes:
+        laid = laid.adding(change)
+    assert [c.kind for c in laid.run_time_changes] == ["edits", "prefix", "rewriter", "decoder"]
+    assert laid.weights_key == model.weights_key and laid.key != model.key
+    assert Edits(tmp_path / "edit.bin", 1.0).key != Edits(tmp_path / "edit.bin", 2.0).key
+
+
+def test_saved_whole_and_loaded(model: Model, adapter: Path, tmp_path: Path) -> None:
+    judge = model.called("judge").adding(Prefix([{"role": "system", "content": "Judge."}]))
+    change = Decoder("best_of_n", {"n": 4}, {"reward": models.hold(judge)})
+    laid = model.adding(Adapter(adapter), licence="cc-by-nc-4.0").adding(change)
+    laid.save(tmp_path / "saved")
+    moved = (tmp_path / "saved").rename(tmp_path / "elsewhere")
+    models._held.clear()
+    back = Model.load(moved)
+    assert back.key == laid.key and back.name == laid.name and back.changes[0] != laid.changes[0]
+    assert back.licence == "cc-by-nc-4.0"
+    assert torch.equal(_logits(back), _logits(laid))
+    kept = back.run_time_changes[0]
+    assert isinstance(kept, Decoder)
+    assert models.held(kept.holds["reward"]).key == judge.key
+    assert Model.open(moved).key == laid.key
+
+
+def test_saved_model_survives_its_source(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "mine", seed=5)
+    model = Model.open(folder)
+    key = model.key
+    model.save(tmp_path / "one")
+    model.save(tmp_path / "two")
+    weights = Path("base") / "model.safetensors"
+    # Written once to the cache, then linked: two artefacts cost no second copy.
+    assert (tmp_path / "one" / weights).stat().st_nlink >= 3
+    (folder / "model.safetensors").write_bytes(b"overwritten in place by the next training run")
+    assert Model.load(tmp_path / "one").key == key
+    shutil.rmtree(tmp_path / "one")
+    shutil.rmtree(tmp_path / "two")
+    assert opening.sweep_bases() == [model.base_key]
+
+
+def test_changed_artefact_is_noticed(model: Model, adapter: Path, tmp_path: Path) -> None:
+    model.adding(Adapter(adapter)).save(tmp_path / "s")
+    file = next((tmp_path / "s" / "changes").rglob("adapter_model.safetensors"))
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.unlink()
+    file.write_bytes(raw)
+    with pytest.raises(InputError, match="not those that were saved"):
+        Model.load(tmp_path / "s")
+
+
+def test_newer_schema_is_refused_by_name(model: Model, tmp_path: Path) -> None:
+    model.save(tmp_path / "s")
+    card = json.loads((tmp_path / "s" / "model.json").read_text())
+    (tmp_path / "s" / "model.json").write_text(json.dumps(card | {"schema_version": 99}))
+    with pytest.raises(InputError, match="schema version 99"):
+        Model.load(tmp_path / "s")
+
+
+def test_path_cannot_leave_the_folder(model: Model, adapter: Path, tmp_path: Path) -> None:
+    model.adding(Adapter(adapter)).save(tmp_path / "s")
+    card = json.loads((tmp_path / "s" / "model.json").read_text())
+    card["changes"][0]["path"] = "../../etc"
+    (tmp_path / "s" / "model.json").write_text(json.dumps(card))
+    with pytest.raises(InputError, match="leaves the folder"):
+        Model.load(tmp_path / "s")
+
+
+def test_export_loads_in_transformers(model: Model, adapter: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    changed = model.adding(Adapter(adapter), licence="cc-by-sa-4.0")
+    changed.export(tmp_path / "out")
+    with loaded.quiet():
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(plain(input_ids=IDS).logits, _logits(changed))
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokens.chat_template == changed.load_module().tokenizer.chat_template
+    assert Model.open(tmp_path / "out").licence == "cc-by-sa-4.0"
+
+
+def test_export_refuses_run_time_changes(model: Model, tmp_path: Path) -> None:
+    laid = model.adding(Prefix([{"role": "system", "content": "x"}]))
+    with pytest.raises(InputError, match="prefix"):
+        laid.export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    laid.export(tmp_path / "out", weights_only=True)
+
+
+def test_differing_run_time_changes_need_a_word(model: Model) -> None:
+    brief = model.adding(Prefix([{"role": "system", "content": "Be brief."}]))
+    assert run_time_of({"a": brief, "b": brief}) == brief.run_time_changes
+    with pytest.raises(InputError, match="keep='b'"):
+        run_time_of({"a": model, "b": brief}, where="merge/linear")
+    assert run_time_of({"a": model, "b": brief}, "b") == brief.run_time_changes
+    assert run_time_of({"a": model, "b": brief}, "a") == ()
+
+
+def test_fresh_module_is_private(model: Model) -> None:
+    own = model.load_module(fresh=True).module
+    with torch.no_grad():
+        own.model.norm.weight.fill_(7.0)
+    shared = model.load_module()
+    assert shared.module is model.load_module().module is not own
+    assert shared.module.model.norm.weight[0] == 1.0
+    assert load_file(model.folder / "model.safetensors")["model.norm.weight"][0] == 1.0
+
+
+def test_truncated_weights(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "m")
+    os.truncate(folder / "model.safetensors", 100_000)
+    with pytest.raises(InputError, match="damaged or cut off") as caught:
+        Model.open(folder)
+    assert "model.safetensors" in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_missing_tensor(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.3.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"layers\.3\.mlp\.up_proj"):
+        Model.open(folder).load_module()
+
+
+def test_missing_tokenizer_and_template(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "m")
+    (folder / "chat_template.jinja").unlink()
+    tokenizer = Model.open(folder).load_module().tokenizer
+    with pytest.raises(InputError, match="no chat template"):
+        loaded.need_template(tokenizer, "m")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match="no tokenizer"):
+        _ = Model.open(folder).load_module().tokenizer
+
+
+def test_names_that_lead_nowhere(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        Model.open(tmp_path / "none")
+    with pytest.raises(InputError, match="Did you mean 'smollm2-135m-instruct'"):
+        Model.open("smolm2-135m-instruct")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="not a model's folder"):
+        Model.open(tmp_path / "empty")
+
+
+def test_served_model_can_less() -> None:
+    served = Model.open("http://127.0.0.1:9/v1#tiny")
+    assert served.is_served and served.can == {"generate"} and served.name == "tiny"
+    assert served.adding(Prefix([{"role": "system", "content": "x"}])).key != served.key
+    with pytest.raises(InputError, match="has no weights here"):
+        _ = served.folder
+    with pytest.raises(InputError, match="cannot take a change of kind 'adapter'"):
+        served.adding(Adapter(Path("x")))
+    with pytest.raises(InputError, match="which model"):
+        Model.open("http://127.0.0.1:9/v1")
+
+
+def test_served_model_saves(tmp_path: Path) -> None:
+    served = Model.open("http://127.0.0.1:9/v1#tiny")
+    served.save(tmp_path / "s")
+    assert Model.load(tmp_path / "s").key == served.key
+
+
+def test_adapter_folder_opens_on_its_base(model: Model, adapter: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(adapter, tmp_path / "a")
+    config = json.loads((copy / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(model.folder)
+    (copy / "adapter_config.json").write_text(json.dumps(config))
+    opened = Model.open(copy)
+    assert opened.base_key == model.base_key and opened.changes == (Adapter(copy),)
+
+
+def test_builder_makes_other_architectures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def small() -> torch.nn.Module:
+        return torch.nn.Linear(3, 2)
+
+    monkeypatch.setattr(
+        importlib.import_module("truing.method"), "get_component", lambda kind, ref: small
+    )
+    source = torch.nn.Linear(3, 2)
+    made = opening.create(
+        tmp_path / "net", {"use": "small"}, source.state_dict().items(), name="net"
+    )
+    assert made.can == {"hidden", "weights"} and made.builder == {"use": "small"}
+    made.save(tmp_path / "saved")
+    back = Model.load(tmp_path / "saved").load_module()
+    assert torch.equal(back.module(torch.ones(3)), source(torch.ones(3)))
+    with pytest.raises(InputError, match="no tokenizer"):
+        _ = back.tokenizer
+
+
+def test_memory_is_forecast(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("truing.doctor.memory_gib", lambda: (0.001, 0.001))
+    with pytest.raises(InputError, match="GiB of memory are free"):
+        model.load_module(fresh=True)
+
+
+def test_hash_cache_follows_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "big"
+    path.write_bytes(b"a" * (2 << 20))
+    first = files.file_hash(path)
+    assert files.file_hash(path) == first
+    path.write_bytes(b"b" * (2 << 20))
+    assert files.file_hash(path) != first
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["mit", "apache-2.0"], "mit"),
+        (["apache-2.0", "CC BY-NC 4.0"], "CC BY-NC 4.0"),
+        (["apache-2.0", ""], "unknown"),
+        (["", "cc-by-nc-sa-4.0"], "cc-by-nc-sa-4.0"),
+        (["gemma", "cc-by-sa-4.0"], "gemma"),
+        ([], "unknown"),
+    ],
+)
+def test_strictest_licence(texts: list[str], expected: str) -> None:
+    assert strictest(texts) == expected
+
+
+def test_licence_words() -> None:
+    assert sort_of("Permitted and limited use") == "unknown"  # "mit" within a word is no licence
+    assert sort_of("MIT, Copyright (c) 2022") == "permissive"
+    assert short("MIT (Anthropic). The helpful files come from elsewhere") == "MIT"
+    assert short("Code: Apache-2.0; the prompts: CC BY-NC 4.0").startswith("non-commercial")
