@@ -74,6 +74,11 @@ def test_check(ref: dict[str, object], text: str, kept: bool) -> None:
     assert (value == 1.0) if kept else (0.0 <= value < 0.5)
 
 
+def test_an_answer_cut_at_the_limit_is_not_held_to_its_end() -> None:
+    rows = [{"prompt": "p", "completion": "It goes on and", "finished": f} for f in (True, False)]
+    assert score("check", {"use": "ends_with_sentence"}, rows) == [0.0, 1.0]
+
+
 def test_worse_breaches_score_lower() -> None:
     rows = [{"prompt": "p", "completion": "w " * n} for n in (40, 41, 60, 120)]
     values = score("check", {"use": "max_words", "n": 40}, rows)

@@ -141,7 +141,8 @@ def adherence(
     measured(principles, where="evaluate/adherence")
     answers = answer_all(model, rows, max_tokens=max_tokens, temperature=temperature, top_p=top_p)
     asked: list[Row] = [
-        {"prompt": r["prompt"], "completion": a[0]} for r, a in zip(rows, answers, strict=True)
+        {"prompt": r["prompt"], "completion": text, "finished": finished}
+        for r, (text, finished) in zip(rows, answers, strict=True)
     ]
     kept = satisfaction(principles, asked, on_topic=on_topic, where="evaluate/adherence")
     measures = violation_measures(kept, principles)

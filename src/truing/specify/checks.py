@@ -144,8 +144,10 @@ def one_paragraph(rows: list[Row]) -> list[float]:
 
 @component("check")
 def ends_with_sentence(rows: list[Row]) -> list[float]:
-    """The answer ends where a sentence ends, not in the middle of one."""
-    return _kept([bool(_SENTENCE_END.search(text_of(r))) for r in rows])
+    """The answer ends where a sentence ends; one cut at the length limit is not held to it."""
+    return _kept(
+        [r.get("finished") is False or bool(_SENTENCE_END.search(text_of(r))) for r in rows]
+    )
 
 
 @component("check")

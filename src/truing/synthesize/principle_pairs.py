@@ -200,9 +200,9 @@ def principle_pairs(
 
     def score_answers(chunk: list[Row], drawn: list[list[list[object]]]) -> list[list[Answer]]:
         flat: list[Row] = [
-            {"prompt": row["prompt"], "completion": text}
+            {"prompt": row["prompt"], "completion": text, "finished": finished}
             for row, texts in zip(chunk, drawn, strict=True)
-            for text, *_ in texts
+            for text, finished, _ in texts
         ]
         kept = satisfaction(principles, flat, on_topic=on_topic, where="principle_pairs")
         verdicts = _judged(judge, flat, principles)
