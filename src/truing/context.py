@@ -6,11 +6,13 @@ ask for it with `current()`, so that no method's signature carries plumbing.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import contextvars
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -107,7 +109,7 @@ class Context:
         self._on_progress = on_progress
         self._on_metric = on_metric
         self._journals: dict[str, Journal] = {}
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._temporary = False
         self._said = 0.0
         self.metrics: list[dict[str, Json]] = []
 
@@ -115,8 +117,10 @@ class Context:
     def folder(self) -> Path:
         """Scratch folder of this step."""
         if self._folder is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="truing-")
-            self._folder = Path(self._temporary.name)
+            # Until the process ends, not until this object dies: a model that a plain call
+            # returned has its files here.
+            self._folder, self._temporary = Path(tempfile.mkdtemp(prefix="truing-")), True
+            atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True, exist_ok=True)
         return self._folder
 
@@ -150,9 +154,9 @@ class Context:
         for journal in self._journals.values():
             journal.close()
         self._journals.clear()
-        if self._temporary is not None:
-            self._temporary.cleanup()
-            self._temporary, self._folder = None, None
+        if self._temporary and self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._temporary, self._folder = False, None
 
 
 _current: contextvars.ContextVar[Context | None] = contextvars.ContextVar("truing", default=None)

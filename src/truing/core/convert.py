@@ -162,8 +162,7 @@ def with_transformers(packed: Path, target: Path) -> None:
         )
         config = copy.deepcopy(loaded.config)
         # As loaded it says "quantised", and then refuses to be saved.
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
+        vars(config).pop("quantization_config", None)
         plain = type(loaded)(config)
         plain.load_state_dict(loaded.state_dict())
         plain.tie_weights()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -51,7 +51,7 @@ class Loaded:
         return load_tokenizer(self.model)
 
     @contextlib.contextmanager
-    def run_time(self) -> Iterator[None]:
+    def run_time(self) -> Generator[None]:
         """Apply the model's activation edits to the module inside the block."""
         edits = [c for c in self.model.run_time_changes if c.kind == "edits"]
         if not edits:
@@ -100,7 +100,7 @@ def architecture(config: PreTrainedConfig, where: str) -> type[PreTrainedModel]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """Switch off the progress bars and load reports of transformers inside the block."""
     from transformers.utils import logging
 
@@ -130,20 +130,21 @@ def _build(model: Model, dtype: str) -> tuple[torch.nn.Module, dict[str, torch.T
     config = _config(model.folder)
     make = architecture(config, str(model.folder))
     with quiet():
-        module, facts = make.from_pretrained(
+        made: object = make.from_pretrained(
             None,
             config=config,
             state_dict=dict(folded),
             dtype=number,
             output_loading_info=True,
-            attn_implementation="sdpa" if make._supports_sdpa else None,
         )
+    module, facts = cast("tuple[torch.nn.Module, dict[str, object]]", made)
     _complete(facts["missing_keys"], (), model)
     generation = model.folder / "generation_config.json"
     if generation.is_file() and hasattr(module, "generation_config"):
         from transformers import GenerationConfig
 
-        module.generation_config = GenerationConfig.from_pretrained(model.folder)
+        settings = GenerationConfig.from_pretrained(model.folder)
+        cast("PreTrainedModel", module).generation_config = settings
     return module.eval(), folded.extra
 
 
