@@ -1,0 +1,292 @@
+"""Weight restoration: the card's unit properties, and recovery of a damaged tiny model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from truing.core.chat import completion_ids, prompt_ids
+
+from truing.context import Context, use
+from truing.core.tiny import tiny_folder, tiny_model
+from truing.core.trunk import Trunk
+from truing.errors import InputError
+from truing.models import Model, Prefix, Weights
+from truing.recover.task_value import token_probability
+from truing.recover.weight_restore import (
+    Restorer,
+    choose,
+    direction_loss,
+    eligible,
+    nth_largest,
+    weight_restore,
+)
+from truing.tables import Table
+
+DEPTH = 4  # floor(4/6 * 6)
+REFUSE = Table("prompt", [{"prompt": f"Tell me about cheese {i}"} for i in range(6)])
+TASK = Table("example", [{"prompt": f"Add {i} and 1", "completion": str(i + 1)} for i in range(5)])
+
+
+def test_direction_loss_by_hand() -> None:
+    states = torch.tensor([[2.0, 0], [0, 2]])  # mean (1, 1)
+    assert direction_loss(states, torch.tensor([1.0, 0])).item() == pytest.approx(-math.sqrt(0.5))
+    assert direction_loss(states, torch.tensor([-3.0, -3])).item() == pytest.approx(1.0)
+
+
+def test_sign_rule_by_hand() -> None:
+    w, target = torch.tensor([2.0, 2, 0, 0, 1]), torch.ones(5)
+    grad = torch.tensor([1.0, -1, 1, -1, 5])
+    assert eligible(w, target, grad).tolist() == [True, False, False, True, False]
+
+
+def test_sign_rule_on_a_parabola_marks_every_difference() -> None:
+    source = torch.Generator().manual_seed(0)
+    w, target = torch.randn(50, generator=source), torch.randn(50, generator=source)
+    w[:7] = target[:7]
+    assert torch.equal(eligible(w, target, w - target), w != target)
+
+
+def test_nth_largest_over_pieces() -> None:
+    pieces = [torch.tensor([5.0, 1]), torch.tensor([]), torch.tensor([[4.0, 3], [2, 2]])]
+    assert [nth_largest(pieces, n) for n in (1, 2, 3, 6, 99)] == [5, 4, 3, 1, 1]
+    assert nth_largest(pieces, 0) == nth_largest([], 3) == math.inf
+
+
+def test_choice_is_strictly_above_the_nth() -> None:
+    grads = {"a": torch.tensor([5.0, -4, 3]), "b": torch.tensor([-2.0, 9])}
+    allowed = {"a": torch.tensor([True, True, True]), "b": torch.tensor([True, False])}
+    chosen = choose(allowed, grads, 3)  # the third largest allowed is 3: only 5 and 4 lie above
+    assert chosen["a"].tolist() == [True, True, False] and chosen["b"].tolist() == [False, False]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
+    """(damaged, trusted): noise on the linear layers of all blocks and on one norm."""
+    trusted = Model.open(tiny_folder(tmp_path_factory.mktemp("trusted")))
+    module = trusted.load_module(fresh=True).module
+    source = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if "layers." in name and p.dim() == 2:
+                p += 0.02 * torch.randn(p.shape, generator=source)
+        module.model.layers[0].input_layernorm.weight += 0.1
+    from safetensors.torch import save_file
+
+    state = {n: t for n, t in module.state_dict().items() if n != "lm_head.weight"}
+    path = tmp_path_factory.mktemp("damage") / "weights.safetensors"
+    save_file({n: t.contiguous() for n, t in state.items()}, path)
+    return trusted.adding(Weights(path)), trusted
+
+
+@pytest.fixture
+def restorer(pair: tuple[Model, Model]) -> Restorer:
+    damaged, trusted = pair
+    module = damaged.load_module(fresh=True).module
+    trunk = Trunk(module, DEPTH)
+    return Restorer(trunk, damaged.load_module().module, trusted.load_module().module)
+
+
+def _batches(model: Model, table: Table) -> list[list[list[int]]]:
+    tokenizer = model.load_module().tokenizer
+    ids = [prompt_ids(tokenizer, str(r["prompt"])) for r in table]
+    return [ids[:4], ids[4:]]
+
+
+@pytest.fixture
+def gradients(restorer: Restorer, pair: tuple[Model, Model]) -> Restorer:
+    """A restorer after the backward passes of one recovery step."""
+    trusted = pair[1]
+    batches = _batches(trusted, REFUSE)
+    direction = Trunk(trusted.load_module().module, DEPTH).mean_state(batches)
+    loss = restorer.trunk.add_gradients(batches, lambda s: direction_loss(s, direction))
+    assert -1.0 <= loss <= 1.0
+    return restorer
+
+
+def test_last_token_states_are_the_models_own(pair: tuple[Model, Model]) -> None:
+    module = pair[1].load_module().module
+    batch = [[5, 6, 7], [8, 9, 10, 11, 12]]
+    hooks = len(module.model.layers[DEPTH - 1]._forward_hooks)
+    states = Trunk(module, DEPTH).states(batch)
+    assert len(module.model.layers[DEPTH - 1]._forward_hooks) == hooks
+    for row, ids in enumerate(batch):
+        out = module(input_ids=torch.tensor([ids]), output_hidden_states=True)
+        assert torch.allclose(states[row], out.hidden_states[DEPTH][0, -1], atol=1e-5)
+
+
+def test_only_linear_weights_of_the_first_blocks(restorer: Restorer) -> None:
+    names = list(restorer.weights)
+    assert len(names) == DEPTH * 7
+    assert not any("norm" in n or "embed" in n or "lm_head" in n for n in names)
+    assert {int(n.split(".")[2]) for n in names} == set(range(DEPTH))
+    assert restorer.total == sum(p.numel() for p in tiny_model()[0].parameters())
+
+
+def test_restored_weights_are_the_trusted_bits(gradients: Restorer) -> None:
+    rate = 0.002
+    grads = {n: w.grad.clone() for n, w in gradients.weights.items()}  # type: ignore[union-attr]
+    restored = gradients.restore(rate)
+    n = math.ceil(rate * gradients.total)
+    count = sum(int(m.sum()) for m in restored.values())
+    assert 0 < count <= n - 1
+    cut = min(float(grads[k].abs()[m].min()) for k, m in restored.items() if m.any())
+    for name, weight in gradients.weights.items():
+        mask, now = restored[name], weight.detach()
+        before, target = gradients.damaged[name], gradients.trusted[name]
+        assert torch.equal(now[mask], target[mask])
+        assert torch.equal(now[~mask], before[~mask])
+        assert ((before - target)[mask] * grads[name][mask] > 0).all()
+        # Nothing that was passed over had a larger gradient and the right sign.
+        left = eligible(before, target, grads[name]) & ~mask
+        assert not left.any() or float(grads[name].abs()[left].max()) <= cut
+
+
+def test_rate_zero_changes_nothing(gradients: Restorer) -> None:
+    assert not any(m.any() for m in gradients.restore(0.0).values())
+    assert all(torch.equal(w, gradients.damaged[n]) for n, w in gradients.weights.items())
+
+
+def test_rate_of_one_is_clamped(gradients: Restorer) -> None:
+    restored = gradients.restore(1.0)
+    assert sum(int(m.sum()) for m in restored.values()) > 0.2 * gradients.total
+
+
+def test_equal_models_have_nothing_to_restore(pair: tuple[Model, Model]) -> None:
+    trusted = pair[1]
+    module = trusted.load_module(fresh=True).module
+    original = trusted.load_module().module
+    same = Restorer(Trunk(module, DEPTH), original, original)
+    batches = _batches(trusted, REFUSE)
+    away = torch.ones(128)
+    same.trunk.add_gradients(batches, lambda s: direction_loss(s, away))
+    assert not any(m.any() for m in same.restore(1.0).values())
+
+
+def test_given_back_is_part_of_what_was_restored(
+    gradients: Restorer, pair: tuple[Model, Model]
+) -> None:
+    damaged, _ = pair
+    batches = _batches(damaged, TASK)
+    benign = Trunk(damaged.load_module().module, DEPTH).mean_state(batches)
+    restored = gradients.restore(0.01)
+    gradients.clear()
+    gradients.trunk.add_gradients(batches, lambda s: direction_loss(s, benign))
+    returned = gradients.give_back(0.2, restored)
+    assert 0 < sum(int(m.sum()) for m in returned.values())
+    for name, mask in returned.items():
+        assert not (mask & ~restored[name]).any()
+        weight = gradients.weights[name].detach()
+        assert torch.equal(weight[mask], gradients.damaged[name][mask])
+    kept = sum(int((restored[n] & ~returned[n]).sum()) for n in restored)
+    assert sum(map(len, gradients.places().values())) == kept
+    gradients.restart()
+    assert sum(map(len, gradients.places().values())) == 0
+
+
+@pytest.fixture
+def step(tmp_path: Path) -> Iterator[Context]:
+    with use(Context(folder=tmp_path / "step")) as context:
+        yield context
+
+
+def _distance(model: Model, trusted: Model) -> float:
+    batches = _batches(trusted, REFUSE)
+    goal = Trunk(trusted.load_module().module, DEPTH).mean_state(batches)
+    state = Trunk(model.load_module().module, DEPTH).mean_state(batches)
+    return 1.0 + direction_loss(state[None], goal).item()
+
+
+def test_recovery_approaches_the_trusted_direction(
+    pair: tuple[Model, Model], step: Context, tmp_path: Path
+) -> None:
+    damaged, trusted = pair
+    healed = weight_restore(
+        damaged,
+        trusted,
+        REFUSE,
+        TASK,
+        rate=0.003,
+        steps=6,
+        warmup=2,
+        save_every=3,
+        drop=0.9,
+        batch=4,
+    )
+    assert _distance(healed, trusted) < 0.6 * _distance(damaged, trusted)
+    change = healed.weight_changes[-1]
+    assert isinstance(change, Weights) and change.sparse
+    before, after, goal = damaged.folded(), healed.folded(), trusted.folded()
+    changed = 0
+    for name in before:
+        mask = before[name] != after[name]
+        changed += int(mask.sum())
+        assert torch.equal(after[name][mask], goal[name][mask])
+    assert 0 < changed < 0.05 * 1_214_464
+    assert [m["step"] for m in step.metrics if "distance" in m] == [1, 2, 3, 4, 5, 6]
+    assert not any(m.get("rollback") for m in step.metrics)
+    healed.save(tmp_path / "healed")
+    assert Model.load(tmp_path / "healed").key == healed.key
+
+
+def test_task_loss_starts_over_in_rollback_mode(pair: tuple[Model, Model], step: Context) -> None:
+    damaged, trusted = pair
+    # A negative drop asks for an impossible gain: the warm-up must fail.
+    weight_restore(
+        damaged,
+        trusted,
+        REFUSE,
+        TASK,
+        rate=0.002,
+        steps=3,
+        warmup=2,
+        save_every=3,
+        drop=-5.0,
+        batch=4,
+    )
+    steps = [(m["step"], m["rollback"]) for m in step.metrics if "rollback" in m]
+    assert steps == [(1, False), (2, False), (1, True), (2, True), (3, True)]
+    given = [m["given_back"] for m in step.metrics if m.get("rollback")]
+    restored = [m["restored"] for m in step.metrics if m.get("rollback")]
+    assert all(0 < g < r for g, r in zip(given, restored, strict=True))
+
+
+def test_same_seedless_run_gives_same_bits(pair: tuple[Model, Model], tmp_path: Path) -> None:
+    keys = []
+    for name in ("a", "b"):
+        with use(Context(folder=tmp_path / name)):
+            keys.append(weight_restore(*pair, REFUSE, TASK, steps=2, warmup=1).key)
+    assert keys[0] == keys[1]
+
+
+def test_nothing_to_do_returns_the_model(pair: tuple[Model, Model], step: Context) -> None:
+    trusted = pair[1]
+    assert weight_restore(trusted, trusted, REFUSE, TASK, steps=1).key == trusted.key
+    assert weight_restore(*pair, REFUSE, TASK, steps=2, rate=0.0).key == pair[0].key
+
+
+def test_token_probability_by_hand(pair: tuple[Model, Model]) -> None:
+    loaded = pair[1].load_module()
+    logps: list[float] = []
+    for row in TASK.rows[:2]:
+        ids = prompt_ids(loaded.tokenizer, str(row["prompt"]))
+        for token in completion_ids(loaded.tokenizer, str(row["completion"])):
+            logits = loaded.module(input_ids=torch.tensor([ids])).logits[0, -1]
+            logps.append(logits.log_softmax(-1)[token].item())
+            ids = [*ids, token]
+    value = token_probability(loaded, TASK.rows[:2])
+    assert value == pytest.approx(math.exp(sum(logps) / len(logps)), rel=1e-4)
+
+
+def test_faults(pair: tuple[Model, Model], step: Context) -> None:
+    damaged, trusted = pair
+    with pytest.raises(InputError, match="'refuse' is empty"):
+        weight_restore(damaged, trusted, Table("prompt", []), TASK)
+    with pytest.raises(InputError, match="task_check"):
+        weight_restore(damaged, trusted, REFUSE, REFUSE, steps=1)
+    brief = damaged.adding(Prefix([{"role": "system", "content": "x"}]))
+    with pytest.raises(InputError, match="run-time changes"):
+        weight_restore(brief, trusted, REFUSE, TASK, steps=1)
