@@ -32,8 +32,10 @@ def test_distances_and_neighbours() -> None:
 
 def test_near_duplicates_are_strictly_nearer_than_the_threshold() -> None:
     v = np.array([[1, 0], [0, 1], [1, 0], [0.6, 0.8]], np.float32)
-    assert near_duplicates(v, 0.3) == [[2], [], [0], []]
-    assert near_duplicates(v, 0.5) == [[2], [3], [0], [1]]
+    similar, least = near_duplicates(v, 0.3)
+    assert similar == [[2], [], [0], []] and np.allclose(least, [0, 0.4, 0, 0.4], atol=1e-6)
+    assert near_duplicates(v, 0.5)[0] == [[2], [3], [0], [1]]
+    assert near_duplicates(v[:1], 0.5)[1].tolist() == [np.inf]
 
 
 def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +43,9 @@ def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
     v /= np.linalg.norm(v, axis=1, keepdims=True)
     whole = near_duplicates(v, 0.8), nearest(v, v, 3)[0].tolist()
     monkeypatch.setattr(module, "BLOCK", 5)
-    assert (near_duplicates(v, 0.8), nearest(v, v, 3)[0].tolist()) == whole
+    parts = near_duplicates(v, 0.8), nearest(v, v, 3)[0].tolist()
+    assert parts[0][0] == whole[0][0] and parts[1] == whole[1]
+    assert np.allclose(parts[0][1], whole[0][1], atol=1e-6)
 
 
 def test_no_silent_stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

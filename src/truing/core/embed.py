@@ -121,12 +121,19 @@ def nearest(a_MD: Vectors, b_ND: Vectors, k: int = 1) -> tuple[NDArray[np.int64]
     return places, distances
 
 
-def near_duplicates(vectors_ND: Vectors, threshold: float) -> list[list[int]]:
-    """For each row, the other rows at a squared distance below `threshold`, rising indices."""
+def near_duplicates(vectors_ND: Vectors, threshold: float) -> tuple[list[list[int]], Vectors]:
+    """For each row: the other rows at a squared distance below `threshold`, the least distance.
+
+    Returns:
+        rising indices of the similar rows, and squared distances [N] to the nearest other row
+        (infinity for a single row). All pairs are compared, in blocks.
+    """
     similar: list[list[int]] = []
+    least_N = np.empty(len(vectors_ND), np.float32)
     for start in range(0, len(vectors_ND), BLOCK):
         block_BD = vectors_ND[start : start + BLOCK]
         d_BN = squared_distances(block_BD, vectors_ND)
         d_BN[np.arange(len(block_BD)), np.arange(len(block_BD)) + start] = np.inf
+        least_N[start : start + BLOCK] = d_BN.min(axis=1)
         similar += [[int(j) for j in np.flatnonzero(row < threshold)] for row in d_BN]
-    return similar
+    return similar, least_N

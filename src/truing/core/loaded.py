@@ -167,6 +167,9 @@ def check_memory(model: Model, dtype: str) -> None:
 
     _, free = memory_gib()
     stored = sum(p.stat().st_size for p in weight_files(model.folder)) / 2**30
+    if free and stored > 0.95 * free and _cache:
+        _cache.clear()  # what is kept for reuse must not stand in the way of what is needed
+        _, free = memory_gib()
     if free and stored > 0.95 * free:
         raise InputError(
             f"the weights need about {stored:.1f} GiB and {free:.1f} GiB of memory are free",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from truing.models import Model
 
 Tensor = torch.Tensor
-SHARD_BYTES = 2 << 30
+SHARD_BYTES = 1 << 30
 INDEX = "model.safetensors.index.json"
 _LORA = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.(?:default\.)?weight$")
 

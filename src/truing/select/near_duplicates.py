@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from truing.core.embed import embed
+from truing.core.embed import near_duplicates as compare
 from truing.method import method
 from truing.tables import Row, Table, user_text
-
-BLOCK = 1024  # rows compared at a time: bounds the memory of the distance matrix
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,9 @@ class Neighbours:
 
 def neighbours(vectors_ND: NDArray[np.float32], threshold: float) -> Neighbours:
     """Nearest neighbours by squared L2 distance of unit vectors [N, D]."""
-    distance: list[float] = []
-    count: list[int] = []
-    least: list[int | None] = []
-    for start in range(0, len(vectors_ND), BLOCK):
-        block_BD = vectors_ND[start : start + BLOCK]
-        d_BN = np.maximum(2.0 - 2.0 * (block_BD @ vectors_ND.T), 0.0)
-        rows = np.arange(len(block_BD))
-        d_BN[rows, rows + start] = np.inf
-        similar_BN = d_BN < threshold
-        distance += [float(d) for d in d_BN.min(axis=1)]
-        count += [int(c) for c in similar_BN.sum(axis=1)]
-        for i in rows:
-            near = np.flatnonzero(similar_BN[i])
-            least.append(min(int(near[0]), start + int(i)) if len(near) else None)
-    return Neighbours(distance, count, least)
+    similar, least_N = compare(vectors_ND, threshold)
+    first = [min(near[0], i) if near else None for i, near in enumerate(similar)]
+    return Neighbours([float(d) for d in least_N], [len(near) for near in similar], first)
 
 
 def row_text(row: Row) -> str:
@@ -67,8 +55,6 @@ def text_vectors(texts: list[str], key: str) -> NDArray[np.float32]:
     if key == "exact":
         place = {t: i for i, t in enumerate(dict.fromkeys(t.strip().lower() for t in texts))}
         return np.eye(len(place), dtype=np.float32)[[place[t.strip().lower()] for t in texts]]
-    from truing.core.embed import embed
-
     return embed(texts)
 
 
