@@ -254,7 +254,8 @@ class Model:
     def save(self, folder: str | Path) -> Path:
         """Write the whole model into a folder: base, changes and what they hold.
 
-        Files are hard-linked where they are of the user's cache, else shared or copied.
+        Files are hard-linked where they are of the user's cache, else shared or copied. The folder
+        must be new or empty, or an earlier save, which is replaced in one rename.
         """
         from truing.core import opening
 
@@ -271,7 +272,7 @@ class Model:
         """Write a plain Hugging Face folder with folded weights, tokenizer and template.
 
         Args:
-            folder: made, or replaced as a whole.
+            folder: new or empty, or an earlier export, which is replaced.
             weights_only: drop run-time changes, which such a folder cannot express; without it
                 they are an InputError.
         """

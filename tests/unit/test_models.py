@@ -221,6 +221,59 @@ def test_export_refuses_run_time_changes(model: Model, tmp_path: Path) -> None:
     laid.export(tmp_path / "out", weights_only=True)
 
 
+def test_folders_of_others_are_not_replaced(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for write in (model.save, model.export):
+        with pytest.raises(InputError, match="holds other files"):
+            write(tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    for _ in range(2):
+        model.save(tmp_path / "saved")
+        model.export(tmp_path / "plain")
+    assert Model.open(tmp_path / "plain").load_module()
+
+
+def _config(kind: str) -> object:
+    import transformers
+
+    small = {"vocab_size": 259, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+    if kind == "gpt2":
+        return transformers.GPT2Config(
+            vocab_size=259, n_embd=64, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2
+        )
+    if kind == "gemma3":
+        return transformers.Gemma3TextConfig(**small, head_dim=16, sliding_window=16)
+    return transformers.Qwen2Config(**small, tie_word_embeddings=False)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3", "qwen2"])
+def test_other_architectures(kind: str, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    module = AutoModelForCausalLM.from_config(_config(kind)).eval()
+    with loaded.quiet():
+        module.save_pretrained(tmp_path / "m")
+    model = Model.open(tmp_path / "m")
+    with torch.no_grad():
+        assert torch.equal(_logits(model), module(input_ids=IDS).logits)
+    config = LoraConfig(r=2, target_modules="all-linear", fan_in_fan_out=kind == "gpt2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        wrapped = get_peft_model(module, config)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    wrapped.save_pretrained(tmp_path / "a")
+    with torch.no_grad():
+        expected = wrapped.eval()(input_ids=IDS).logits
+    folded = _logits(model.adding(Adapter(tmp_path / "a")))
+    assert (folded - expected).abs().max() < 1e-5
+    assert (folded - _logits(model)).abs().max() > 0.05
+
+
 def test_differing_run_time_changes_need_a_word(model: Model) -> None:
     brief = model.adding(Prefix([{"role": "system", "content": "Be brief."}]))
     assert run_time_of({"a": brief, "b": brief}) == brief.run_time_changes

@@ -18,6 +18,7 @@ from truing.models import SCHEMA_VERSION, Folder, Model, Served, held, hold_at
 from truing.tables import content_hash
 
 CARD = "model.json"
+EXPORTED = "truing_export.json"  # marks a folder that an export may replace
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
@@ -105,8 +106,20 @@ def _keep_base(base: Folder) -> tuple[Path, bool]:
     return kept, True
 
 
+def _must_be_free(folder: Path, mark: str) -> None:
+    """Raise unless the folder is new, empty, or an earlier one of ours, which is replaced."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
+        raise InputError(
+            "the folder holds other files",
+            where=str(folder),
+            seen=sorted(p.name for p in folder.iterdir())[:6],
+            fix="Give a new or empty folder",
+        )
+
+
 def save(model: Model, folder: Path) -> Path:
     """See `Model.save`."""
+    _must_be_free(folder, CARD)
     data: dict[str, object] = {
         "schema_version": SCHEMA_VERSION,
         "name": model.name,
@@ -223,6 +236,7 @@ def export(model: Model, folder: Path, *, weights_only: bool) -> Path:
         )
     source = model.folder
     base = cast(Folder, model.base)
+    _must_be_free(folder, EXPORTED)
     with files.new_folder(folder) as partial:
         for name in base.names():
             if ".safetensors" not in name:
@@ -230,6 +244,8 @@ def export(model: Model, folder: Path, *, weights_only: bool) -> Path:
         folded = model.folded()
         write(partial, ((n, folded[n]) for n in folded))
         (partial / "README.md").write_text(card_text(model))
+        facts = {"schema_version": SCHEMA_VERSION, "key": model.weights_key}
+        (partial / EXPORTED).write_text(json.dumps(facts) + "\n")
     return folder
 
 
@@ -255,6 +271,7 @@ def create(
 
     from truing.core.weights import write
 
+    _must_be_free(folder, "builder.json")
     with files.new_folder(folder) as partial:
         text = json.dumps({"schema_version": SCHEMA_VERSION, "builder": builder}, indent=1)
         (partial / "builder.json").write_text(text + "\n")
