@@ -1,0 +1,78 @@
+"""Every merge method, found in the registry: equal inputs come back, dtype, ties, tokens stay."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from truing.core.tiny import tiny_folder
+from truing.method import methods
+from truing.models import Model
+
+MERGERS = [name for name in methods if name.startswith("merge/")]
+
+
+def _inputs(name: str, model: Model, other: Model | None = None) -> dict[str, object]:
+    """A model for each input: roles get two, of which `other` may be the second."""
+    found: dict[str, object] = {}
+    for i in methods[name].inputs.values():
+        if i.noun == "Model" and not i.optional:
+            found[i.name] = {"a": model, "b": other or model} if i.many else model
+    return found
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
+    """Two bfloat16 models, the second with noise on it."""
+    root = tmp_path_factory.mktemp("pair")
+    first = tiny_folder(root / "first")
+    second = shutil.copytree(first, root / "second")
+    tensors = load_file(first / "model.safetensors")
+    source = torch.Generator().manual_seed(0)
+    for folder, noise in ((first, 0.0), (second, 0.05)):
+        low = {
+            n: (t + noise * torch.randn(t.shape, generator=source)).to(torch.bfloat16)
+            for n, t in tensors.items()
+        }
+        save_file(low, folder / "model.safetensors", metadata={"format": "pt"})
+    return Model.open(first), Model.open(second)
+
+
+def test_there_are_mergers() -> None:
+    assert {"merge/linear", "merge/ties"} <= set(MERGERS)
+
+
+@pytest.mark.parametrize("name", MERGERS)
+def test_equal_inputs_come_back(name: str, pair: tuple[Model, Model]) -> None:
+    merged = methods[name](**_inputs(name, pair[0]))
+    assert isinstance(merged, Model)
+    before, after = pair[0].folded(), merged.folded()
+    assert all(torch.equal(after[n], before[n]) for n in before)
+
+
+@pytest.mark.parametrize("name", MERGERS)
+def test_dtype_ties_and_tokens_stay(name: str, pair: tuple[Model, Model], tmp_path: Path) -> None:
+    merged = methods[name](**_inputs(name, *pair))
+    assert isinstance(merged, Model)
+    assert merged.weights_key != pair[0].weights_key
+    folded = merged.folded()
+    assert {t.dtype for t in folded.values()} == {torch.bfloat16}
+    assert set(folded) == set(pair[0].folded())
+    assert all(torch.isfinite(t).all() for t in folded.values())
+    loaded = merged.load_module()
+    assert loaded.module.lm_head.weight is loaded.module.model.embed_tokens.weight
+    merged.export(tmp_path / "out")
+    for file in ("tokenizer.json", "chat_template.jinja"):
+        source = pair[0].folder / file
+        assert (tmp_path / "out" / file).read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("name", MERGERS)
+def test_same_call_gives_same_bits(name: str, pair: tuple[Model, Model]) -> None:
+    one, two = (methods[name](**_inputs(name, *pair)) for _ in range(2))
+    assert isinstance(one, Model) and isinstance(two, Model)
+    assert one.key == two.key
