@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
@@ -172,7 +172,7 @@ def current() -> Context:
 
 
 @contextlib.contextmanager
-def use(context: Context) -> Iterator[Context]:
+def use(context: Context) -> Generator[Context]:
     """Make `context` the current one inside the block, and close it afterwards."""
     token = _current.set(context)
     try:
