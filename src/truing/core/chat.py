@@ -1,0 +1,246 @@
+"""Chat templates as token ids, with the marks of what carries loss, and the receipt that shows them.
+
+A row is tokenised in the pieces in which a model meets it: the prompt up to where the answer
+begins, then the answer with the token that ends the turn. So what is trained on has the tokens that
+generation sees, and a dialogue of one turn is `prompt_ids + completion_ids`.
+
+The answer's end is the template's own: what it puts after an assistant's words, up to its last
+special token ("<|im_end|>" of "<|im_end|>\\n"), else the tokenizer's end token. A tokenizer without a
+template continues plain text.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from truing.errors import InputError, shorten
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from truing.core.tree import Node
+
+Message = Mapping[str, object]
+Prompt = str | Sequence[Message]
+_MARK = "zqanswerqz"  # stands for an answer while the template is explored
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a template puts around an assistant's words."""
+
+    head: str
+    tail: str
+
+
+_turns: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, Turn]]
+_turns = weakref.WeakKeyDictionary()
+
+
+def messages_of(prompt: Prompt, prefix: Sequence[Message] = ()) -> list[Message]:
+    """`prefix` and the prompt as one list of messages; a string is one message of the user."""
+    own = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    return [*prefix, *own]
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, prefix: Sequence[Message] = ()
+) -> list[int]:
+    """Ids of a prompt up to where the answer begins.
+
+    Args:
+        prompt: the user's words, or messages with "role" and "content".
+        prefix: messages put before it.
+
+    Raises InputError where messages meet a tokenizer without a template.
+    """
+    if not tokenizer.chat_template:
+        if not isinstance(prompt, str) or prefix:
+            raise InputError(
+                "the tokenizer has no chat template, so it cannot write messages as text",
+                where=str(getattr(tokenizer, "name_or_path", "")),
+                fix="Give prompts as plain text, or a model with chat_template.jinja",
+            )
+        return _encode(tokenizer, prompt, special=True)
+    return _encode(tokenizer, _text(tokenizer, messages_of(prompt, prefix), answer=True))
+
+
+def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, end: bool = True) -> list[int]:
+    """Ids of an answer as they follow `prompt_ids`, with the token that ends the turn.
+
+    Args:
+        text: the answer's words.
+        end: False leaves the ending token out, for an answer that goes on.
+    """
+    turn = _turn(tokenizer)
+    return _encode(tokenizer, turn.head + text + (turn.tail if end else ""))
+
+
+def example_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
+) -> tuple[list[int], list[bool]]:
+    """Ids of a dialogue and, for each, whether it carries loss: the assistant's words and ends.
+
+    The last message must be the assistant's. Raises InputError when there is none, or when the
+    template rewrites earlier turns, so that no one sequence holds what the model sees at each.
+    """
+    answers = [i for i, m in enumerate(messages) if m.get("role") == "assistant"]
+    if not answers or answers[-1] != len(messages) - 1:
+        raise InputError(
+            "a dialogue to learn from ends with a message of the assistant",
+            seen=[m.get("role") for m in messages],
+        )
+    ids: list[int] = []
+    loss: list[bool] = []
+    done = ""
+    for i in answers:
+        before = _text(tokenizer, messages[:i], answer=True)
+        after = _text(tokenizer, messages[: i + 1], answer=False)
+        if not before.startswith(done) or not after.startswith(before):
+            raise InputError(
+                "the chat template rewrites earlier turns, so they cannot be learnt in one row",
+                where=f"message {i}",
+                seen=messages[i].get("content"),
+                fix="Give each turn as a row of its own: the messages before it as the prompt",
+            )
+        answer = _until_end(tokenizer, after[len(before) :])
+        for text, carries in ((before[len(done) :], False), (answer, True)):
+            piece = _encode(tokenizer, text)
+            ids += piece
+            loss += [carries] * len(piece)
+        done = before + answer
+    return ids, loss
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end an answer: those after its words, and the tokenizer's end token."""
+    found = _encode(tokenizer, _turn(tokenizer).tail)
+    special = set(tokenizer.all_special_ids)
+    ends = [i for i in found if i in special] or found[-1:]
+    eos = cast("int | None", tokenizer.eos_token_id)
+    return list(dict.fromkeys([*ends, *([eos] if eos is not None else [])]))
+
+
+def _turn(tokenizer: PreTrainedTokenizerBase) -> Turn:
+    template = str(tokenizer.chat_template or "")
+    if tokenizer in _turns and _turns[tokenizer][0] == template:
+        return _turns[tokenizer][1]
+    if template:
+        user: Message = {"role": "user", "content": "u"}
+        before = _text(tokenizer, [user], answer=True)
+        after = _text(tokenizer, [user, {"role": "assistant", "content": _MARK}], answer=False)
+        if not after.startswith(before) or _MARK not in after[len(before) :]:
+            raise InputError(
+                "the chat template does not put an answer where it asks for one",
+                seen=after,
+                fix="Its text with add_generation_prompt must be how an assistant's turn begins",
+            )
+        head, tail = after[len(before) :].split(_MARK, 1)
+        turn = Turn(head, _until_end(tokenizer, tail))
+    else:
+        turn = Turn("", str(tokenizer.eos_token or ""))
+    _turns[tokenizer] = (template, turn)
+    return turn
+
+
+def _until_end(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """`text` up to its last special token; with the end token where it holds none."""
+    ends = [text.rfind(t) + len(t) for t in tokenizer.all_special_tokens if t in text]
+    return text[: max(ends)] if ends else text.rstrip() + str(tokenizer.eos_token or "")
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, answer: bool) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        made = tokenizer.apply_chat_template(
+            [dict(m) for m in messages], tokenize=False, add_generation_prompt=answer
+        )
+    except (TemplateError, TypeError, KeyError) as error:
+        raise InputError(
+            f"the chat template refuses these messages: {error}",
+            seen=[m.get("role") for m in messages],
+        ) from None
+    return cast(str, made)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> list[int]:
+    # Templates write their own beginning-of-text token; adding special tokens would double it.
+    return cast("list[int]", tokenizer(text, add_special_tokens=special)["input_ids"])
+
+
+def receipt(tokenizer: PreTrainedTokenizerBase, trees: Sequence[Node], n: int = 3) -> str:
+    """The first `n` trees as text, what carries loss between >>> and <<<: to be read by a person."""
+    lines: list[str] = []
+    for i, tree in enumerate(trees[:n]):
+        rows = list(tree.rows())
+        for k, (ids, loss) in enumerate(rows):
+            lines.append(f"row {i}, branch {k}: {len(ids)} tokens, {sum(loss)} with loss")
+            lines.append("  " + _marked(tokenizer, ids, loss).replace("\n", "\n  "))
+    return "\n".join(lines)
+
+
+def _marked(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], loss: Sequence[bool]) -> str:
+    text, start = "", 0
+    for i in range(1, len(ids) + 1):
+        if i == len(ids) or loss[i] != loss[start]:
+            part = cast(str, tokenizer.decode(list(ids[start:i]), skip_special_tokens=False))
+            text += f">>>{part}<<<" if loss[start] else part
+            start = i
+    return text
+
+
+def check_receipt(
+    tokenizer: PreTrainedTokenizerBase,
+    trees: Sequence[Node],
+    *,
+    vocab: int | None = None,
+    stops: Iterable[int] = (),
+    where: str = "",
+) -> None:
+    """Raise InputError for masks and templates that would train the wrong thing.
+
+    Args:
+        trees: what will be trained on.
+        vocab: rows of the model's embedding; ids beyond it mean a tokenizer of another model.
+        stops: ids at which the model's own settings end an answer.
+
+    A row without loss tokens, answers none of which ends with a trained stop token, and a template
+    whose end of turn is not one of `stops` are errors.
+    """
+    stops = set(stops)
+    ends = set(stop_ids(tokenizer))
+    if stops and not stops & ends:
+        raise InputError(
+            "the chat template ends a turn with a token at which the model does not stop",
+            where=where,
+            seen=tokenizer.convert_ids_to_tokens(sorted(ends)),
+            fix="Use the tokenizer that belongs to the model, or set its eos_token_id",
+        )
+    ended = False
+    for i, tree in enumerate(trees):
+        for ids, loss in tree.rows():
+            if not any(loss[1:]):
+                raise InputError(
+                    "no token of the row carries loss",
+                    where=f"{where} row {i}".strip(),
+                    seen=shorten(tokenizer.decode(list(ids))),
+                    fix="Give it an answer, or leave the row out",
+                )
+            if vocab is not None and max(ids) >= vocab:
+                raise InputError(
+                    f"the tokenizer gives ids that the model, with {vocab}, does not have",
+                    where=f"{where} row {i}".strip(),
+                    seen=max(ids),
+                    fix="Use the tokenizer that belongs to the model",
+                )
+            ended = ended or (loss[-1] and ids[-1] in ends)
+    if not ended:
+        raise InputError(
+            "no answer ends with a stop token that carries loss: the model would never stop",
+            where=where,
+            fix="Answers end with the template's end of turn (completion_ids with end=True)",
+        )

@@ -1,0 +1,314 @@
+"""Per-token measurements of a causal language model on packed trees, without full logits.
+
+The backbone runs once over the flat list of tokens; the head runs on the M positions that predict a
+loss token only, a chunk of rows at a time, and no logits outlive their chunk. With z the logits of
+one row, p = softmax(z) and t its target:
+
+    logp    = z_t - log sum_v exp z_v        d logp / dz_v    = [v = t] - p_v
+    entropy = -sum_v p_v log p_v             d entropy / dz_v = -p_v (log p_v + entropy)
+    sum_p2  = sum_v p_v^2                    d sum_p2 / dz_v  = 2 p_v (p_v - sum_p2)
+
+Each is one number per row, so its gradient with respect to the row's hidden state, (dz) W, is formed
+in the forward pass while the chunk's logits are at hand, and the backward pass only scales it. A
+head that is trained itself needs the rows' upstream gradients first: its logits are made again in
+the backward pass.
+
+Shapes: N tokens, M loss tokens, C rows of a chunk, D hidden size, V vocabulary; U, K, T as in `tree`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from truing.core.attention import tree_attention
+from truing.core.tree import Packed, group_tree, pack
+from truing.errors import InputError, unknown
+
+CHUNK = 2**23  # logits of a chunk: 32 MiB in float32
+_checked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a statistic is given: a chunk of C rows.
+
+    `extras` holds the caller's tensors for these rows, by name, each [C, ...].
+    """
+
+    logp_CV: Tensor
+    target_C: Tensor
+    extras: Mapping[str, Tensor]
+
+
+Extras = Mapping[str, "Tensor | Callable[[slice], Tensor]"]
+Statistic = Callable[[Rows, bool], tuple[Tensor, Tensor | None]]
+STATISTICS: dict[str, Statistic] = {}
+
+
+def statistic(function: Statistic) -> Statistic:
+    """Register a measurement under its function's name.
+
+    It maps rows to (value_C, gradient with respect to the logits [C, V] or None when not asked).
+    """
+    STATISTICS[function.__name__] = function
+    return function
+
+
+@statistic
+def logp(rows: Rows, grad: bool) -> tuple[Tensor, Tensor | None]:
+    """Log-probability of the target."""
+    value_C = rows.logp_CV.gather(1, rows.target_C[:, None])[:, 0]
+    if not grad:
+        return value_C, None
+    slope_CV = rows.logp_CV.exp().neg_()
+    slope_CV[torch.arange(len(value_C)), rows.target_C] += 1.0
+    return value_C, slope_CV
+
+
+@statistic
+def entropy(rows: Rows, grad: bool) -> tuple[Tensor, Tensor | None]:
+    """Entropy of the next-token distribution, in nats."""
+    p_CV = rows.logp_CV.exp()
+    value_C = -(p_CV * rows.logp_CV).sum(1)
+    return value_C, p_CV.mul_(rows.logp_CV + value_C[:, None]).neg_() if grad else None
+
+
+@statistic
+def sum_p2(rows: Rows, grad: bool) -> tuple[Tensor, Tensor | None]:
+    """Sum over the vocabulary of squared probabilities."""
+    p_CV = rows.logp_CV.exp()
+    value_C = (p_CV * p_CV).sum(1)
+    return value_C, 2.0 * p_CV * (p_CV - value_C[:, None]) if grad else None
+
+
+@statistic
+def kl_vocab(rows: Rows, grad: bool) -> tuple[Tensor, Tensor | None]:
+    """KL(model || other) over the vocabulary; extras: "other_logp" [C, V]."""
+    p_CV = rows.logp_CV.exp()
+    ratio_CV = rows.logp_CV - rows.extras["other_logp"]
+    value_C = (p_CV * ratio_CV).sum(1)
+    return value_C, p_CV.mul_(ratio_CV - value_C[:, None]) if grad else None
+
+
+@statistic
+def teacher_topk(rows: Rows, grad: bool) -> tuple[Tensor, Tensor | None]:
+    """Cross-entropy to a teacher's k best tokens; extras: "teacher_ids", "teacher_p" [C, k].
+
+    The teacher's probabilities need not sum to 1: what is missing carries no loss.
+    """
+    ids_Ck, p_Ck = rows.extras["teacher_ids"], rows.extras["teacher_p"].float()
+    value_C = -(p_Ck * rows.logp_CV.gather(1, ids_Ck)).sum(1)
+    if not grad:
+        return value_C, None
+    slope_CV = rows.logp_CV.exp().mul_(p_Ck.sum(1, keepdim=True))
+    return value_C, slope_CV.scatter_add_(1, ids_Ck, -p_Ck)
+
+
+class _Head(torch.autograd.Function):
+    """The head and the statistics of its rows; one [M] tensor for each statistic."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx,
+        rows_MD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        target_M: Tensor,
+        names: tuple[str, ...],
+        extras: Extras,
+        grad: bool,
+    ) -> tuple[Tensor, ...]:
+        """Values in float32, and what the backward pass needs."""
+        trained = grad and (
+            weight_VD.requires_grad or (bias_V is not None and bias_V.requires_grad)
+        )
+        values = [rows_MD.new_empty(len(rows_MD), dtype=torch.float32) for _ in names]
+        slopes = [torch.empty_like(rows_MD) for _ in names if grad and not trained]
+        for part in _chunks(len(rows_MD), len(weight_VD)):
+            rows = _rows(rows_MD, weight_VD, bias_V, target_M, extras, part)
+            for i, name in enumerate(names):
+                value_C, slope_CV = STATISTICS[name](rows, bool(slopes))
+                values[i][part] = value_C
+                if slope_CV is not None and slopes:
+                    torch.mm(slope_CV.to(weight_VD.dtype), weight_VD, out=slopes[i][part])
+        ctx.names, ctx.extras, ctx.trained = names, extras, trained  # type: ignore[attr-defined]
+        if trained:
+            ctx.save_for_backward(rows_MD, weight_VD, bias_V, target_M)
+        else:
+            ctx.save_for_backward(*slopes)
+        return tuple(values)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *up: Tensor) -> tuple[object, ...]:  # type: ignore[override]
+        """Gradients of the rows, and of the head where it is trained."""
+        saved = cast("tuple[Tensor, ...]", ctx.saved_tensors)  # type: ignore[attr-defined]
+        none = (None,) * 5
+        if not ctx.trained:  # type: ignore[attr-defined]
+            total = sum(s * u[:, None].to(s.dtype) for s, u in zip(saved, up))
+            return total, None, *none
+        rows_MD, weight_VD, bias_V, target_M = saved
+        d_rows_MD = torch.empty_like(rows_MD)
+        d_weight_VD = torch.zeros_like(weight_VD)
+        d_bias_V = None if bias_V is None else torch.zeros_like(bias_V)
+        for part in _chunks(len(rows_MD), len(weight_VD)):
+            rows = _rows(rows_MD, weight_VD, bias_V, target_M, ctx.extras, part)  # type: ignore[attr-defined]
+            total_CV: Tensor | None = None
+            for name, u in zip(ctx.names, up):  # type: ignore[attr-defined]
+                slope_CV = cast(Tensor, STATISTICS[name](rows, True)[1]).mul_(u[part, None])
+                total_CV = slope_CV if total_CV is None else total_CV.add_(slope_CV)
+            total_CV = cast(Tensor, total_CV).to(weight_VD.dtype)
+            torch.mm(total_CV, weight_VD, out=d_rows_MD[part])
+            d_weight_VD.addmm_(total_CV.T, rows_MD[part])
+            if d_bias_V is not None:
+                d_bias_V += total_CV.sum(0)
+        return d_rows_MD, d_weight_VD, d_bias_V, *none[1:]
+
+
+def _chunks(rows: int, vocab: int) -> list[slice]:
+    size = max(1, CHUNK // vocab)
+    return [slice(a, min(a + size, rows)) for a in range(0, rows, size)]
+
+
+def _rows(
+    rows_MD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    target_M: Tensor,
+    extras: Extras,
+    part: slice,
+) -> Rows:
+    logits_CV = torch.nn.functional.linear(rows_MD[part], weight_VD, bias_V)
+    logp_CV = torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
+    here = {n: e(part) if callable(e) else e[part] for n, e in extras.items()}
+    return Rows(logp_CV, target_M[part], here)
+
+
+def states(module: nn.Module, packed: Packed) -> Tensor:
+    """Last hidden states [N, D] of all tokens, after the final norm."""
+    check(module)
+    limit = _limit(module)
+    if limit is not None and packed.longest > limit:
+        raise InputError(
+            f"a row of {packed.longest} tokens does not fit into the model's context of {limit}",
+            fix="Shorten or leave out such rows, or score them in pieces",
+        )
+    with tree_attention(module):
+        return _backbone(module, packed)
+
+
+def measure(
+    module: nn.Module,
+    packed: Packed,
+    needs: Sequence[str] = ("logp",),
+    *,
+    grad: bool = True,
+    extras: Extras | None = None,
+) -> dict[str, Tensor]:
+    """Measure the loss tokens of a micro-batch.
+
+    Args:
+        module: a stock transformers causal language model.
+        packed: trees from `tree.pack`, on the module's device.
+        needs: names of registered statistics: "logp", "entropy", "sum_p2", "kl_vocab",
+            "teacher_topk".
+        grad: False computes without a graph.
+        extras: for statistics that compare: tensors [M, ...] in the order of the loss tokens, or
+            functions from a slice of them to a tensor.
+
+    Returns each need as [U, K, T] in float32, 0 at padding, and "mask" [U, K, T]. Raises InputError
+    for architectures that trees do not compute exactly, and for rows longer than the context.
+    """
+    for name in needs:
+        if name not in STATISTICS:
+            raise unknown("measurement", name, STATISTICS)
+    with torch.set_grad_enabled(grad):
+        rows_MD = states(module, packed)[packed.source_M]
+        head = cast(nn.Linear, module.get_output_embeddings())
+        values = cast(
+            "tuple[Tensor, ...]",
+            _Head.apply(
+                rows_MD,
+                head.weight,
+                head.bias,
+                packed.target_M,
+                tuple(needs),
+                extras or {},
+                grad and torch.is_grad_enabled(),
+            ),
+        )
+    made = {name: packed.spread(v) for name, v in zip(needs, values)}
+    return {"mask": packed.mask_UKT, **made}
+
+
+def _backbone(module: nn.Module, packed: Packed) -> Tensor:
+    found = module.base_model(
+        input_ids=packed.ids_N[None],
+        position_ids=packed.positions_N[None],
+        use_cache=False,
+        tree=packed.segments,
+    )
+    return cast(Tensor, found.last_hidden_state)[0]
+
+
+def _limit(module: nn.Module) -> int | None:
+    return cast("int | None", getattr(module.config, "max_position_embeddings", None))
+
+
+def check(module: nn.Module) -> None:
+    """Raise InputError unless trees give this module's own values; looked at once per module.
+
+    A tree of ten tokens is computed both ways: logits that the architecture scales or caps, layers
+    that look at neighbours by other means than attention, and the like show here.
+    """
+    name = type(module).__name__
+    if any(getattr(m, "gradient_checkpointing", False) for m in module.modules()):
+        raise InputError(
+            "gradient checkpointing computes layers again without their trees",
+            seen=name,
+            fix="Switch it off: module.gradient_checkpointing_disable()",
+        )
+    if module in _checked:
+        return
+    head = getattr(module, "get_output_embeddings", lambda: None)()
+    if not isinstance(head, nn.Linear) or not hasattr(module, "base_model"):
+        raise InputError("not a causal language model of transformers", seen=name)
+    if not getattr(module, "_supports_attention_backend", False):
+        raise InputError("the architecture does not take other attention functions", seen=name)
+    _compare(module, name)
+    _checked.add(module)
+
+
+def _compare(module: nn.Module, name: str) -> None:
+    vocab = cast(int, module.config.get_text_config().vocab_size)
+    device = next(module.parameters()).device
+    ids = [(7 * i * i + 3 * i + 5) % vocab for i in range(10)]
+    packed = pack([group_tree(ids[:4], [ids[4:7], ids[7:]])])[0].to(device)
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            with tree_attention(module):
+                rows_MD = _backbone(module, packed)[packed.source_M]
+            head = cast(nn.Linear, module.get_output_embeddings())
+            tree_MV = torch.nn.functional.linear(rows_MD, head.weight, head.bias).float()
+            alone = [
+                module(torch.tensor([ids[:4] + b], device=device), use_cache=False).logits
+                for b in (ids[4:7], ids[7:])
+            ]
+            plain_MV = torch.cat([a[0, 3:-1].float() for a in alone])
+    finally:
+        module.train(training)
+    scale = float(plain_MV.abs().max())
+    loose = 1e-3 if plain_MV.dtype == head.weight.dtype else 5e-2
+    if float((tree_MV - plain_MV).abs().max()) > loose * max(scale, 1e-3):
+        raise InputError(
+            "packed trees do not give this architecture's own values",
+            seen=name,
+            fix="Known to work: Llama, Mistral, Qwen2, Qwen3, Gemma 3 and their like",
+        )

@@ -1,0 +1,252 @@
+"""Low-rank adapters on stock linear layers: y = x (W + s B A)^T, with s = alpha / rank.
+
+Source: LoRA, arXiv 2106.09685. Only A [R, I] and B [O, R] are trained. A float32 layer computes
+with the merged weight W' = W + s B A, made once per optimizer step and shared by all its
+micro-batches; its one autograd function keeps the input alone and gives, for the upstream G,
+
+    dX = G W'        dB = s G^T (X A^T)        dA = s (G B)^T X
+
+so no gradient of W is ever formed. Layers of lower precision add the low-rank term in float32
+instead, since merging would round it away. Modules keep their names and classes: only the instance's
+`forward` is replaced, and `detach` gives it back. Files are PEFT's.
+
+Shapes: N tokens, I input and O output features, R rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import types
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from truing.errors import InputError, nearest
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+class _Linear(torch.autograd.Function):
+    """y = x W'^T + b with the gradients of A and B."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx,
+        x: Tensor,
+        merged_OI: Tensor,
+        bias_O: Tensor | None,
+        a_RI: Tensor,
+        b_OR: Tensor,
+        scale: float,
+    ) -> Tensor:
+        """The product with the merged weight; A and B take part by their gradients only."""
+        ctx.save_for_backward(x, merged_OI, a_RI, b_OR)
+        ctx.scale = scale  # type: ignore[attr-defined]
+        return torch.nn.functional.linear(x, merged_OI, bias_O)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, up: Tensor) -> tuple[object, ...]:  # type: ignore[override]
+        """dX, dA and dB."""
+        x, merged_OI, a_RI, b_OR = cast("tuple[Tensor, ...]", ctx.saved_tensors)  # type: ignore[attr-defined]
+        up_NO, x_NI = up.flatten(0, -2), x.flatten(0, -2)
+        d_x = up @ merged_OI if ctx.needs_input_grad[0] else None  # type: ignore[attr-defined]
+        scale = cast(float, ctx.scale)  # type: ignore[attr-defined]
+        d_b_OR = (up_NO.T @ (x_NI @ a_RI.T)).mul_(scale)
+        d_a_RI = ((up_NO @ b_OR).T @ x_NI).mul_(scale)
+        return d_x, None, None, d_a_RI, d_b_OR, None
+
+
+class Adapter:
+    """A and B of one linear layer, and its weight as merged with them."""
+
+    def __init__(self, linear: nn.Linear, rank: int, scale: float) -> None:
+        device = linear.weight.device
+        self.linear, self.scale = linear, scale
+        self.a_RI = nn.Parameter(torch.empty(rank, linear.in_features, device=device))
+        self.b_OR = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
+        self.merges = linear.weight.dtype == torch.float32
+        self._merged_OI: Tensor | None = None
+        self._versions = (-1, -1)
+
+    def merged(self) -> Tensor:
+        """W + s B A, made anew when A or B has been written to since."""
+        versions = (self.a_RI._version, self.b_OR._version)
+        if self._merged_OI is None or versions != self._versions:
+            with torch.no_grad():
+                out = self._merged_OI
+                self._merged_OI = torch.addmm(
+                    self.linear.weight, self.b_OR, self.a_RI, alpha=self.scale, out=out
+                )
+            self._versions = versions
+        return self._merged_OI
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output with the adapter."""
+        if self.merges:
+            made = _Linear.apply(
+                x, self.merged(), self.linear.bias, self.a_RI, self.b_OR, self.scale
+            )
+            return cast(Tensor, made)
+        base = torch.nn.functional.linear(x, self.linear.weight, self.linear.bias)
+        low = (x.to(self.a_RI.dtype) @ self.a_RI.T) @ self.b_OR.T
+        return base + low.mul(self.scale).to(base.dtype)
+
+
+class Lora:
+    """The adapters of a module.
+
+    Args:
+        adapters: by the name of their linear layer.
+        rank, alpha: of all of them.
+    """
+
+    def __init__(
+        self, module: nn.Module, adapters: dict[str, Adapter], rank: int, alpha: float
+    ) -> None:
+        self.module, self.adapters, self.rank, self.alpha = module, adapters, rank, alpha
+        self.active = True
+        for adapter in adapters.values():
+            adapter.linear.forward = types.MethodType(self._forward(adapter), adapter.linear)
+
+    def _forward(self, adapter: Adapter) -> object:
+        def forward(linear: nn.Linear, x: Tensor) -> Tensor:
+            if not self.active:
+                return torch.nn.functional.linear(x, linear.weight, linear.bias)
+            return adapter.forward(x)
+
+        return forward
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """A and B of each layer, in the order of the layers."""
+        for adapter in self.adapters.values():
+            yield adapter.a_RI
+            yield adapter.b_OR
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The same by the names they have in PEFT's file."""
+        for name, adapter in self.adapters.items():
+            yield f"base_model.model.{name}.lora_A.weight", adapter.a_RI
+            yield f"base_model.model.{name}.lora_B.weight", adapter.b_OR
+
+    @contextlib.contextmanager
+    def off(self) -> Generator[None]:
+        """The module without its adapters inside the block: the reference."""
+        before, self.active = self.active, False
+        try:
+            yield
+        finally:
+            self.active = before
+
+    def save(self, folder: str | Path, *, base: str = "") -> None:
+        """Write PEFT's adapter_config.json and adapter_model.safetensors into `folder`."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {n: p.detach().cpu().contiguous() for n, p in self.named_parameters()}
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base,
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "target_modules": sorted(self.adapters),
+            "fan_in_fan_out": False,
+            "inference_mode": True,
+            "init_lora_weights": True,
+            "use_rslora": False,
+            "use_dora": False,
+        }
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+    def load(self, folder: str | Path) -> None:
+        """Read A and B from a folder of PEFT's format; its layers and rank must be these."""
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        found = load_file(folder / WEIGHTS)
+        wanted = dict(self.named_parameters())
+        wrong = sorted(set(found) ^ set(wanted)) or [
+            n for n, p in wanted.items() if p.shape != found[n].shape
+        ]
+        if wrong:
+            raise InputError(
+                "the adapter is not of these layers and this rank", where=str(folder), seen=wrong[0]
+            )
+        with torch.no_grad():
+            for name, parameter in wanted.items():
+                parameter.copy_(found[name])
+
+    def merge(self) -> None:
+        """Write W + s B A into the module's own weights and take the adapters off it."""
+        with torch.no_grad():
+            for adapter in self.adapters.values():
+                weight = adapter.linear.weight
+                low = (adapter.b_OR @ adapter.a_RI).mul_(adapter.scale)
+                weight.copy_((weight.float() + low).to(weight.dtype))
+        self.detach()
+
+    def detach(self) -> None:
+        """Give the module its own forward passes back; its weights were never touched."""
+        for adapter in self.adapters.values():
+            del adapter.linear.forward
+
+
+def attach(
+    module: nn.Module,
+    rank: int = 16,
+    alpha: float = 32.0,
+    targets: str | Sequence[str] = "all-linear",
+    seed: int = 0,
+) -> Lora:
+    """Freeze a module and put adapters on its linear layers; outputs do not change yet.
+
+    Args:
+        rank: R; alpha: the scale is alpha / rank.
+        targets: "all-linear" (all but the head), or ends of layer names such as "q_proj".
+        seed: of A's Kaiming-uniform draw, PEFT's own; B begins at zero.
+    """
+    if rank < 1:
+        raise InputError("the rank of an adapter is at least 1", seen=rank, fix="Use 16")
+    head = getattr(module, "get_output_embeddings", lambda: None)()
+    linears = {
+        n: m for n, m in module.named_modules() if isinstance(m, nn.Linear) and m is not head
+    }
+    chosen = linears if targets == "all-linear" else _chosen(linears, targets)
+    module.requires_grad_(False)
+    source = torch.Generator().manual_seed(seed)
+    adapters: dict[str, Adapter] = {}
+    for name, linear in chosen.items():
+        if "forward" in vars(linear):
+            raise InputError("the layer already has an adapter", where=name)
+        adapters[name] = adapter = Adapter(linear, rank, alpha / rank)
+        # Kaiming-uniform with slope sqrt(5), as in PEFT: bounds of 1 / sqrt(I).
+        bound = 1.0 / math.sqrt(linear.in_features)
+        drawn = torch.empty(rank, linear.in_features).uniform_(-bound, bound, generator=source)
+        with torch.no_grad():
+            adapter.a_RI.copy_(drawn)
+    return Lora(module, adapters, rank, alpha)
+
+
+def _chosen(linears: dict[str, nn.Linear], targets: str | Sequence[str]) -> dict[str, nn.Linear]:
+    ends = [targets] if isinstance(targets, str) else list(targets)
+    made = {n: m for n, m in linears.items() if any(n == e or n.endswith(f".{e}") for e in ends)}
+    for end in ends:
+        if not any(n == end or n.endswith(f".{end}") for n in linears):
+            known = sorted({n.rsplit(".", 1)[-1] for n in linears})
+            close = nearest(end, known)
+            raise InputError(
+                f"no linear layer is called {end!r}",
+                where="targets",
+                fix=f"Did you mean {close!r}?" if close else "Known: " + ", ".join(known),
+            )
+    return made

@@ -1,0 +1,281 @@
+"""Packed prefix trees: a prompt is stored and computed once, the answers branch from it.
+
+A tree is a `Node` of token ids with children. The tokens of a leaf's row are those on the path from
+the root; a branch is one leaf, in depth-first order: chosen = 0, rejected = 1 for a pair. Trees are
+laid end to end without padding (`pack`), parents before children, so that every layer of a model
+sees one flat list of N tokens and only attention needs to know the tree: a token sees its ancestors
+and the earlier tokens of its own node. Positions continue from the parent's last, so each row has
+the positions it would have alone. (Shared prompts: arXiv 2410.20305.)
+
+Shapes: N tokens of a micro-batch, M loss tokens in it, U trees, K branches of a tree, T loss tokens
+of a branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from truing.errors import InputError
+
+BUDGET = 768  # tokens of a micro-batch; what a two-core machine computes at its best rate
+
+
+@dataclass(frozen=True)
+class Node:
+    """A run of tokens and what may follow it.
+
+    Args:
+        ids: token ids, at least one.
+        loss: for each token, whether it carries loss (is predicted, scored, trained on).
+        children: continuations, each from its own first token.
+    """
+
+    ids: tuple[int, ...]
+    loss: tuple[bool, ...]
+    children: tuple[Node, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.ids or len(self.ids) != len(self.loss):
+            raise InputError(
+                "a node needs at least one token and one loss mark for each",
+                seen=(len(self.ids), len(self.loss)),
+            )
+
+    @property
+    def size(self) -> int:
+        """Number of tokens of the whole tree, each counted once."""
+        return len(self.ids) + sum(c.size for c in self.children)
+
+    @property
+    def longest(self) -> int:
+        """Number of tokens of the longest row."""
+        return len(self.ids) + max((c.longest for c in self.children), default=0)
+
+    def rows(self) -> Iterator[tuple[tuple[int, ...], tuple[bool, ...]]]:
+        """(ids, loss) of each branch, from the root to the leaf, in depth-first order."""
+        if not self.children:
+            yield self.ids, self.loss
+        for child in self.children:
+            for ids, loss in child.rows():
+                yield self.ids + ids, self.loss + loss
+
+
+def group_tree(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> Node:
+    """A prompt without loss and its completions, each token of which carries loss."""
+    if not prompt or not completions or not all(completions):
+        raise InputError(
+            "a prompt and its completions need at least one token each",
+            seen=(len(prompt), [len(c) for c in completions]),
+        )
+    leaves = tuple(Node(tuple(c), (True,) * len(c)) for c in completions)
+    return Node(tuple(prompt), (False,) * len(prompt), leaves)
+
+
+def pair_tree(prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int]) -> Node:
+    """A preference pair: branch 0 is the chosen answer, branch 1 the rejected one."""
+    return group_tree(prompt, [chosen, rejected])
+
+
+def example_tree(ids: Sequence[int], loss: Sequence[bool]) -> Node:
+    """One row with its loss marks, such as a dialogue of several turns (`chat.example_ids`)."""
+    return Node(tuple(ids), tuple(bool(b) for b in loss))
+
+
+def pieces(ids: Sequence[int], loss: Sequence[bool], limit: int, context: int = 0) -> list[Node]:
+    """A row longer than `limit` tokens as overlapping pieces, one tree each.
+
+    Each loss token is scored in exactly one piece, the first that holds it, where it sees at least
+    `context` earlier tokens (half of `limit` when 0), or all there are. A row of at most `limit`
+    tokens is one piece: its values are exact. Longer rows are scored as by a model that forgets.
+    """
+    context = context or limit // 2
+    if not 0 < context < limit:
+        raise InputError("the context kept must be shorter than a piece", seen=(context, limit))
+    whole = example_tree(ids, loss)
+    made: list[Node] = []
+    start, scored = 0, 0
+    while scored < len(ids):
+        stop = min(start + limit, len(ids))
+        marks = tuple(bool(m) and i >= scored for i, m in enumerate(whole.loss[start:stop], start))
+        if any(marks) or (not made and stop == len(ids)):
+            made.append(Node(whole.ids[start:stop], marks))
+        scored, start = stop, stop - context
+    return made
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Where a node lies in the flat list, and the segments that its tokens see besides itself.
+
+    `before` holds (start, stop) of the ancestors, root first, neighbours joined.
+    """
+
+    start: int
+    stop: int
+    before: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Trees laid end to end: one micro-batch.
+
+    Args:
+        ids_N: token ids.
+        positions_N: position of each token in its row.
+        segments: the nodes, in the order of the flat list.
+        source_M: flat index of the token that predicts each loss token.
+        target_M: id of each loss token.
+        index_UKT: which of the M loss tokens; M itself at padding.
+        mask_UKT: 1.0 at loss tokens, 0.0 at padding and at branches that do not exist.
+        ends_UK: flat index of each branch's last token, 0 where the branch does not exist.
+        longest: tokens of the longest row.
+    """
+
+    ids_N: Tensor
+    positions_N: Tensor
+    segments: tuple[Segment, ...]
+    source_M: Tensor
+    target_M: Tensor
+    index_UKT: Tensor
+    mask_UKT: Tensor
+    ends_UK: Tensor
+    longest: int
+
+    def __len__(self) -> int:
+        """Number of trees."""
+        return self.mask_UKT.shape[0]
+
+    def to(self, device: torch.device | str) -> Packed:
+        """The same micro-batch with its tensors on `device`."""
+        moved = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in vars(self).items()}
+        return Packed(**moved)
+
+    def spread(self, values_M: Tensor, fill: float = 0.0) -> Tensor:
+        """Values of the M loss tokens as [U, K, T], `fill` at padding; differentiable."""
+        return torch.cat([values_M, values_M.new_full((1,), fill)])[self.index_UKT]
+
+
+class _Packer:
+    """Collects trees into the lists that a `Packed` is made of."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.segments: list[Segment] = []
+        self.source: list[int] = []
+        self.target: list[int] = []
+        self.rows: list[list[list[int]]] = []  # tree, branch -> numbers of its loss tokens
+        self.ends: list[list[int]] = []
+        self.longest = 0
+
+    def add(self, tree: Node) -> None:
+        self.rows.append([])
+        self.ends.append([])
+        self._node(tree, (), 0, [])
+        self.longest = max(self.longest, tree.longest)
+
+    def _node(
+        self, node: Node, before: tuple[tuple[int, int], ...], depth: int, seen: list[int]
+    ) -> None:
+        start = len(self.ids)
+        stop = start + len(node.ids)
+        self.ids += node.ids
+        self.positions += range(depth, depth + len(node.ids))
+        self.segments.append(Segment(start, stop, before))
+        seen = list(seen)
+        for i, (token, wanted) in enumerate(zip(node.ids, node.loss)):
+            # The first token of a row is predicted by nothing and carries no loss.
+            if wanted and (i or before):
+                seen.append(len(self.source))
+                self.source.append(start + i - 1 if i else before[-1][1] - 1)
+                self.target.append(token)
+        if not node.children:
+            self.rows[-1].append(seen)
+            self.ends[-1].append(stop - 1)
+        if before and before[-1][1] == start:
+            before = (*before[:-1], (before[-1][0], stop))
+        else:
+            before = (*before, (start, stop))
+        for child in node.children:
+            self._node(child, before, depth + len(node.ids), seen)
+
+    def packed(self) -> Packed:
+        width = max(map(len, self.rows))
+        length = max(len(r) for tree in self.rows for r in tree)
+        none = len(self.source)
+        index = torch.full((len(self.rows), width, length), none)
+        ends = torch.zeros(len(self.rows), width, dtype=torch.long)
+        for u, tree in enumerate(self.rows):
+            ends[u, : len(tree)] = torch.tensor(self.ends[u])
+            for k, row in enumerate(tree):
+                index[u, k, : len(row)] = torch.tensor(row, dtype=torch.long)
+        return Packed(
+            torch.tensor(self.ids),
+            torch.tensor(self.positions),
+            tuple(self.segments),
+            torch.tensor(self.source, dtype=torch.long),
+            torch.tensor(self.target, dtype=torch.long),
+            index,
+            (index < none).float(),
+            ends,
+            self.longest,
+        )
+
+
+def split(sizes: Iterable[int], budget: int) -> list[list[int]]:
+    """Numbers 0, 1, ... in order, cut into runs whose sizes sum to at most `budget`.
+
+    An item larger than the budget has a run of its own. The cuts are chosen so that as few runs as
+    possible are made and the largest is as small as can be: even micro-batches cost least memory.
+    """
+    sizes = list(sizes)
+    low, high = max(sizes, default=0), max([budget, *sizes])
+    fewest = len(_runs(sizes, high))
+    while low < high:
+        middle = (low + high) // 2
+        if len(_runs(sizes, middle)) <= fewest:
+            high = middle
+        else:
+            low = middle + 1
+    return _runs(sizes, high)
+
+
+def _runs(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    runs: list[list[int]] = []
+    used = budget + 1
+    for i, size in enumerate(sizes):
+        if used + size > budget:
+            runs.append([])
+            used = 0
+        runs[-1].append(i)
+        used += size
+    return runs
+
+
+def pack(trees: Sequence[Node], budget: int = BUDGET, limit: int | None = None) -> list[Packed]:
+    """Lay trees end to end, in order, into micro-batches of at most `budget` tokens.
+
+    A tree is never cut: one that is larger than the budget is a micro-batch of its own, and its
+    values are as exact as all others. A row of more than `limit` tokens (the model's context) is
+    an InputError: cut it yourself, or score it by `pieces`.
+    """
+    if not trees:
+        raise InputError("there is nothing to pack", seen=0)
+    for i, tree in enumerate(trees):
+        if limit is not None and tree.longest > limit:
+            raise InputError(
+                f"a row of {tree.longest} tokens does not fit into a context of {limit}",
+                where=f"row {i}",
+                fix="Shorten or leave out such rows, or score them in pieces",
+            )
+    made: list[Packed] = []
+    for run in split([t.size for t in trees], budget):
+        packer = _Packer()
+        for i in run:
+            packer.add(trees[i])
+        made.append(packer.packed())
+    return made
