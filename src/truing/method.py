@@ -174,7 +174,9 @@ class Method:
         self.entry = entry
         self.id, self.verb, self.name = entry.id, entry.verb, entry.name
         self.group, self.field, self.paper = entry.group, entry.field, entry.paper
-        self.needs, self.summary = entry.needs, entry.summary
+        # What an objective needs are measurements; of its models it needs weights to train.
+        self.needs = ("weights", "logprob") if entry.kind == "objective" else entry.needs
+        self.summary = entry.summary
 
     def __repr__(self) -> str:
         return f"<method {self.id}: {self.summary}>"

@@ -1,0 +1,98 @@
+"""Checkpoints of a training run: safetensors and JSON, written atomically, the last two kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from truing.context import Json
+from truing.core.files import new_folder
+from truing.core.training import State
+
+SCHEMA_VERSION = 1
+KEEP = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one checkpoint holds: the updates made, tensors, and the metrics up to here."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    history: list[dict[str, Json]]
+
+    @property
+    def state(self) -> State:
+        """The task's own state."""
+        return self._part("state/")
+
+    def _part(self, prefix: str) -> State:
+        return {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
+
+    def restore(self, named: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        """Put values into parameters and optimizer, in place."""
+        with torch.no_grad():
+            for name, value in self._part("parameter/").items():
+                named[name].copy_(value)
+        for name, parameter in named.items():
+            kept = self._part(f"optimizer/{name}/")
+            if kept:  # a parameter that never had a gradient has no state
+                optimizer.state[parameter] = {
+                    n: t if n == "step" else t.to(parameter.device) for n, t in kept.items()
+                }
+
+
+class Checkpoints:
+    """The checkpoints of the run that `key` names, in `folder`."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key = folder, key
+
+    def steps(self) -> list[int]:
+        """Updates after which there is a checkpoint, in order."""
+        return sorted(int(p.name[5:]) for p in self.folder.glob("step-[0-9]*") if p.is_dir())
+
+    def save(
+        self,
+        step: int,
+        named: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        state: State,
+        history: list[dict[str, Json]],
+    ) -> None:
+        """Write one, whole or not at all, and delete all but the last two."""
+        tensors = {f"parameter/{n}": p.detach() for n, p in named.items()}
+        tensors |= {f"state/{n}": t for n, t in state.items()}
+        for name, parameter in named.items():
+            for part, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer/{name}/{part}"] = cast(Tensor, value)
+        # Copies: tensors that share memory (tied weights, views) cannot be written as they are.
+        own = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}
+        facts = {"schema_version": SCHEMA_VERSION, "key": self.key, "step": step}
+        with new_folder(self.folder / f"step-{step:08d}") as partial:
+            save_file(own, partial / "tensors.safetensors")
+            (partial / "facts.json").write_text(json.dumps(facts | {"history": history}))
+        for old in self.steps()[:-KEEP]:
+            shutil.rmtree(self.folder / f"step-{old:08d}")
+
+    def last(self) -> Checkpoint | None:
+        """The newest one that is whole and of this run."""
+        for step in reversed(self.steps()):
+            path = self.folder / f"step-{step:08d}"
+            try:
+                facts = json.loads((path / "facts.json").read_text())
+                tensors = load_file(path / "tensors.safetensors")
+            except (OSError, ValueError, SafetensorError):
+                continue  # damaged: the one before is as good, only older
+            if facts.get("key") == self.key and facts.get("schema_version") == SCHEMA_VERSION:
+                return Checkpoint(step, tensors, facts["history"])
+        return None

@@ -1,0 +1,299 @@
+"""`@objective`: a pure loss on measured tensors becomes a training method.
+
+An objective never sees models, devices or text. It declares what must be measured and gets it as a
+`Measurements`; it returns a `Loss`, a value and a weight for each unit, and the engine divides by
+the weight of the whole step, so that micro-batches cannot change the result.
+
+Shapes: U units (rows), K branches of a unit (chosen = 0, rejected = 1; or the answers of a group),
+T tokens of a branch that carry loss, padded on the right and masked.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+from truing.core.training import HOOKS, TextTraining
+from truing.errors import InputError
+from truing.models import Model
+from truing.tables import Table
+
+State = dict[str, Tensor]
+Function = Callable[..., object]
+F = typing.TypeVar("F", bound=Function)
+UNITS = ("token", "pair", "group", "batch")
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What was measured on the branches of U units.
+
+    Args:
+        mask_UKT: 1.0 where a branch has a token that carries loss, 0.0 at padding.
+        tensors: measured values by name, each [U, K, T] in float32, 0 at padding.
+        columns: numbers of the rows by column name, [U] or [U, K].
+    """
+
+    mask_UKT: Tensor
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The measurement or row column of that name."""
+        found = self.tensors.get(name, self.columns.get(name))
+        if found is None:
+            known = [*self.tensors, *self.columns]
+            raise InputError(
+                f"{name!r} was not measured", seen=known, fix="Declare it in `needs` or `columns`"
+            )
+        return found
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors or name in self.columns
+
+    @property
+    def logp_UKT(self) -> Tensor:
+        """Log-probability of each token under the model that is trained."""
+        return self["logp"]
+
+    @property
+    def ref_logp_UKT(self) -> Tensor:
+        """Log-probability of each token under the frozen reference."""
+        return self["ref_logp"]
+
+    @property
+    def length_UK(self) -> Tensor:
+        """Number of loss tokens of each branch, 0 for one that does not exist."""
+        return self.mask_UKT.sum(-1)
+
+    @property
+    def there_UK(self) -> Tensor:
+        """1.0 for branches that exist; groups may differ in size."""
+        return (self.length_UK > 0).float()
+
+    def seq(self, name: str = "logp") -> Tensor:
+        """Sum over the tokens of each branch, [U, K]: lp(y|x) for "logp"."""
+        return (self[name] * self.mask_UKT).sum(-1)
+
+    def mean(self, name: str = "logp") -> Tensor:
+        """Mean over the tokens of each branch, [U, K]."""
+        return self.seq(name) / self.length_UK.clamp(min=1)
+
+    def ratio(self) -> Tensor:
+        """Log-ratio r = lp(y|x) - lp_ref(y|x) of each branch, [U, K]."""
+        return self.seq("logp") - self.seq("ref_logp")
+
+    def having(self, **tensors: Tensor) -> Measurements:
+        """The same measurements with some replaced or added."""
+        return replace(self, tensors={**self.tensors, **tensors})
+
+    def branches(self, *which: int) -> Measurements:
+        """Only the branches of these numbers, in this order."""
+        at = list(which)
+        return Measurements(
+            self.mask_UKT[:, at],
+            {n: t[:, at] for n, t in self.tensors.items()},
+            {n: c[:, at] if c.dim() > 1 else c for n, c in self.columns.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Value and weight of each unit: the step's loss is sum(per_unit * weight) / sum(weight).
+
+    Losses add and take factors, each term keeping its own weights: `dpo + 0.5 * nll` is the mean
+    over pairs plus half the mean over tokens. A weight may depend on masks and row columns, never
+    on what the model computes: the engine asks for it before the forward pass.
+
+    Args:
+        per_unit: [U] for pairs and groups, [U, K] or [U, K, T] for branches and tokens.
+        weight: of the same shape; None weighs every entry 1.
+        metrics: per-unit values to be averaged and recorded.
+        state: what the next step's call is given; for objectives of unit "batch" only.
+    """
+
+    per_unit: Tensor
+    weight: Tensor | None = None
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    state: State | None = None
+    scale: float = 1.0
+    others: tuple[Loss, ...] = ()
+
+    def terms(self) -> Iterator[tuple[float, Tensor, Tensor]]:
+        """(factor, values, weights) of each term of the sum."""
+        weight = torch.ones_like(self.per_unit) if self.weight is None else self.weight
+        yield self.scale, self.per_unit, weight.detach()
+        for other in self.others:
+            yield from other.terms()
+
+    def total(self) -> Tensor:
+        """The loss as one number, were these units the whole step."""
+        parts = [c * (v * w).sum() / w.sum().clamp(min=1e-12) for c, v, w in self.terms()]
+        return torch.stack(parts).sum()
+
+    def __mul__(self, factor: float) -> Loss:
+        others = tuple(o * factor for o in self.others)
+        return replace(self, scale=self.scale * factor, others=others)
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: Loss) -> Loss:
+        state = {**(self.state or {}), **(other.state or {})} or None
+        metrics = {**other.metrics, **self.metrics}
+        return replace(self, metrics=metrics, state=state, others=(*self.others, other))
+
+
+def reward_metrics(reward_w_U: Tensor, reward_l_U: Tensor) -> dict[str, Tensor]:
+    """What to watch of a preference objective: accuracy, margin, both rewards; all detached."""
+    w, l = reward_w_U.detach(), reward_l_U.detach()  # noqa: E741
+    return {
+        "accuracy": (w > l).float(),
+        "margin": w - l,
+        "reward_chosen": w,
+        "reward_rejected": l,
+    }
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What an objective declares.
+
+    Args:
+        name: of the method.
+        loss: the pure function.
+        unit: what one value of the loss needs to see: "token", "pair", "group" or "batch".
+        needs: measurements, by name.
+        rows: kind of the table.
+        columns: numeric row columns; a default makes one optional, None makes it required.
+        texts: further text columns that become branches after the kind's own, each with the column
+            that stands in for a missing one, or None when it is required.
+        hook: name of an engine hook that changes inputs, reference or sampling.
+    """
+
+    name: str
+    loss: Function
+    unit: str
+    needs: tuple[str, ...]
+    rows: str
+    columns: Mapping[str, float | None]
+    texts: Mapping[str, str | None] = field(default_factory=dict)
+    hook: str = ""
+
+    @property
+    def settings(self) -> dict[str, inspect.Parameter]:
+        """Keyword-only parameters of the loss."""
+        found = inspect.signature(self.loss).parameters.items()
+        return {n: p for n, p in found if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    @property
+    def keeps_state(self) -> bool:
+        """True when the loss takes the state of the step before."""
+        return "state" in inspect.signature(self.loss).parameters
+
+    @property
+    def with_reference(self) -> bool:
+        """True when something is measured under a reference."""
+        return any(n.startswith("ref_") for n in self.needs)
+
+    def __call__(
+        self, m: Measurements, settings: Mapping[str, object], state: State | None = None
+    ) -> Loss:
+        """The loss under `settings`."""
+        found = self.loss(m, state, **settings) if self.keeps_state else self.loss(m, **settings)
+        return typing.cast(Loss, found)
+
+
+def _entry(spec: Objective) -> Function:
+    """The function that trains with `spec`: its settings, its hook's and the engine's."""
+
+    def train(
+        model: Model, data: Table, reference: Model | None = None, **settings: object
+    ) -> Model:
+        from truing.core.train_text import train_model
+
+        return train_model(spec, model, data, reference, settings)
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    hints = typing.get_type_hints(spec.loss, include_extras=True)
+    shared = typing.get_type_hints(TextTraining)
+    own = {n: p.replace(annotation=hints.get(n, str)) for n, p in spec.settings.items()}
+    if spec.hook:
+        own |= {
+            n: p.replace(annotation=typing.get_type_hints(HOOKS[spec.hook].__init__)[n])
+            for n, p in inspect.signature(HOOKS[spec.hook]).parameters.items()
+            if p.kind is kind
+        }
+    engine = {
+        f.name: inspect.Parameter(f.name, kind, default=f.default, annotation=shared[f.name])
+        for f in fields(TextTraining)
+    }
+    if clash := set(own) & set(engine):
+        raise InputError(f"setting {sorted(clash)[0]!r} is the engine's", where=spec.name)
+    nouns = list(inspect.signature(train, eval_str=True).parameters.values())[:-1]
+    if not spec.with_reference:
+        nouns = nouns[:2]
+    parameters = [*nouns, *own.values(), *engine.values()]
+    train.__name__ = train.__qualname__ = spec.name
+    train.__module__ = spec.loss.__module__
+    train.__doc__ = TextTraining.__doc__
+    train.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": Model}
+    train.__dict__["__signature__"] = inspect.Signature(parameters, return_annotation=Model)
+    return train
+
+
+def objective(
+    *,
+    unit: str,
+    rows: str,
+    needs: tuple[str, ...] = ("logp",),
+    paper: str = "preference-losses",
+    field: str = "text",
+    columns: Mapping[str, float | None] | None = None,
+    texts: Mapping[str, str | None] | None = None,
+    hook: str = "",
+    name: str = "",
+    group: str = "",
+) -> Callable[[F], F]:
+    """Register a pure loss as the method `train/<name>`; it stays callable as it is.
+
+    Args (all literals, since the catalogue is read without importing):
+        unit: see `Objective`; a "batch" objective is called once a step with all its units.
+        rows: kind of the table that it trains on: "example", "pair", "unpaired", "group".
+        needs: "logp", "ref_logp", "entropy", "sum_p2", "mismatched_logp", ...
+        paper: slug of the method card.
+        field: of the models it trains.
+        columns: numeric row columns that it reads, with the value that stands for a missing one.
+        texts: text columns that become further branches, with the column that stands in.
+        hook: an engine hook, whose settings become the method's.
+        name: when the registered name differs from the function's.
+        group: when it differs from the sub-folder.
+    """
+    if unit not in UNITS:
+        raise InputError("unknown unit", seen=unit, fix="Known: " + ", ".join(UNITS))
+
+    def decorate(function: F) -> F:
+        spec = Objective(
+            name or function.__name__, function, unit, needs, rows, columns or {}, texts or {}, hook
+        )
+        if spec.keeps_state and unit != "batch":
+            raise InputError("only objectives of unit 'batch' keep state", where=spec.name)
+        facts = {"paper": paper, "field": field, "needs": ("weights",), "name": name}
+        function.__dict__["__truing__"] = facts | {"group": group}
+        function.__dict__["__objective__"] = spec
+        function.__dict__["__truing_entry__"] = _entry(spec)
+        return function
+
+    return decorate
+
+
+def objective_of(function: object) -> Objective:
+    """The declaration of a decorated function."""
+    found = getattr(function, "__objective__", None)
+    if not isinstance(found, Objective):
+        raise InputError("is not a training objective", seen=function)
+    return found

@@ -1,0 +1,208 @@
+"""Settings that all training shares, learning-rate schedules and the engine's hooks.
+
+A hook changes inputs or reference rather than the loss; an objective names one, and its settings
+become the method's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from truing.errors import InputError
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How any module is trained.
+
+    Args:
+        epochs: passes over the rows; may be a fraction.
+        steps: number of updates, instead of `epochs`; 0 takes `epochs`.
+        lr: peak learning rate; 0 takes 2e-4 for adapters and 1e-5 for a full fine-tune.
+        batch: rows (pairs, groups) of one update.
+        schedule: of the learning rate after the warm-up: to 0 by half a cosine, in a straight
+            line, or constant.
+        warmup: share of the updates over which the rate rises from 0.
+        clip: largest norm of the gradient; 0 does not clip.
+        weight_decay: of AdamW.
+    """
+
+    epochs: float = 1.0
+    steps: int = 0
+    lr: float = 0.0
+    batch: int = 8
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.05
+    clip: float = 1.0
+    weight_decay: float = 0.0
+
+    def check(self, where: str) -> None:
+        """Raise an InputError that names the first setting out of range."""
+        least = {"epochs": 0.0, "lr": 0.0, "clip": 0.0, "weight_decay": 0.0, "warmup": 0.0}
+        for name, low in {**least, "steps": 0, "batch": 1}.items():
+            value = float(getattr(self, name))
+            if not (math.isfinite(value) and value >= low):
+                text = f"setting {name!r} must be at least {low:g}"
+                raise InputError(text, where=where, seen=value)
+        if self.warmup >= 1:
+            raise InputError(
+                "setting 'warmup' is a share of the updates, below 1", where=where, seen=self.warmup
+            )
+        if not self.steps and not self.epochs:
+            raise InputError("nothing to do: steps and epochs are 0", where=where)
+
+    def total(self, units: int) -> int:
+        """Number of updates over `units` rows."""
+        return self.steps or max(1, math.ceil(self.epochs * units / min(self.batch, units)))
+
+    def rate(self, step: int, total: int) -> float:
+        """Learning rate of update `step` (from 0) of `total`, as a share of the peak."""
+        rising = math.ceil(self.warmup * total)
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        done = (step - rising) / max(1, total - rising)
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        return 1 - done if self.schedule == "linear" else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTraining(Training):
+    """How a language model is trained.
+
+    Args:
+        epochs: passes over the rows; may be a fraction.
+        steps: number of updates, instead of `epochs`; 0 takes `epochs`.
+        lr: peak learning rate; 0 takes 2e-4 for adapters and 1e-5 for a full fine-tune.
+        batch: rows (pairs, groups) of one update.
+        schedule: of the learning rate after the warm-up: to 0 by half a cosine, in a straight
+            line, or constant.
+        warmup: share of the updates over which the rate rises from 0.
+        clip: largest norm of the gradient; 0 does not clip.
+        weight_decay: of AdamW.
+        rank: of the LoRA adapter on all linear layers; 0 trains all weights.
+        lora_alpha: the adapter's scale times its rank; 0 takes twice the rank.
+        max_tokens: of prompt and one answer together. Longer answers are cut at the end, rows
+            whose prompt leaves no room are left out; both are counted.
+        budget: tokens computed at once, which memory limits and results do not depend on; 0
+            decides by the machine.
+    """
+
+    rank: int = 16
+    lora_alpha: float = 0.0
+    max_tokens: int = 1024
+    budget: int = 0
+
+    def check(self, where: str) -> None:
+        """Raise an InputError that names the first setting out of range."""
+        super().check(where)
+        for name, low in {"rank": 0, "lora_alpha": 0, "max_tokens": 8, "budget": 0}.items():
+            value = getattr(self, name)
+            if value < low:
+                text = f"setting {name!r} must be at least {low}"
+                raise InputError(text, where=where, seen=value)
+
+    @property
+    def peak(self) -> float:
+        """Peak learning rate."""
+        return self.lr or (2e-4 if self.rank else 1e-5)
+
+    @property
+    def scale_alpha(self) -> float:
+        """alpha of the adapter."""
+        return self.lora_alpha or 2.0 * self.rank
+
+
+class Tuned(Protocol):
+    """What hooks may touch of the running training."""
+
+    module: nn.Module
+
+    def trained(self) -> Mapping[str, Tensor]:
+        """Trained parameters by name."""
+        ...
+
+    def reference(self) -> State:
+        """Values of the trained parameters that make up the reference."""
+        ...
+
+
+class Hook:
+    """Base of the hooks: does nothing."""
+
+    moves_reference = False
+
+    def forward(self, task: Tuned) -> AbstractContextManager[object]:
+        """Wrapped around every forward pass that gradients flow through."""
+        return contextlib.nullcontext()
+
+    def after_step(self, task: Tuned, step: int) -> None:
+        """Called after update `step` (from 1)."""
+
+
+class MovingReference(Hook):
+    """The reference follows the policy (TR-DPO, arXiv 2404.09656): soft or hard updates.
+
+    Args:
+        mix: share of the policy in the new reference; 1 replaces it.
+        every: updates between two moves.
+    """
+
+    moves_reference = True
+
+    def __init__(self, *, mix: float = 0.6, every: int = 512) -> None:
+        if not 0 < mix <= 1 or every < 1:
+            raise InputError("mix must be in (0, 1] and every at least 1", seen=(mix, every))
+        self.mix, self.every = mix, every
+
+    def after_step(self, task: Tuned, step: int) -> None:
+        """ref <- mix * policy + (1 - mix) * ref."""
+        if step % self.every == 0:
+            held = task.reference()
+            with torch.no_grad():
+                for name, value in task.trained().items():
+                    held[name].lerp_(value.detach(), self.mix)
+
+
+class NoisyEmbeddings(Hook):
+    """Uniform noise on the input embeddings while training (NEFTune, arXiv 2310.05914).
+
+    Args:
+        noise: alpha; each entry gets noise in +- alpha / sqrt(L * D) for L tokens of width D.
+    """
+
+    def __init__(self, *, noise: float = 5.0) -> None:
+        if noise < 0:
+            raise InputError("noise must not be negative", seen=noise)
+        self.noise = noise
+
+    @contextlib.contextmanager
+    def forward(self, task: Tuned) -> Generator[None]:
+        """Add noise to what the embedding layer returns."""
+        layer = cast("Callable[[], nn.Module]", task.module.get_input_embeddings)()
+
+        def shake(_: nn.Module, __: object, out: Tensor) -> Tensor:
+            bound = self.noise / math.sqrt(out.shape[-2] * out.shape[-1])
+            return out + torch.empty_like(out).uniform_(-bound, bound)
+
+        handle = layer.register_forward_hook(shake)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+HOOKS: dict[str, type[Hook]] = {
+    "moving_reference": MovingReference,
+    "noisy_embeddings": NoisyEmbeddings,
+}

@@ -1,0 +1,26 @@
+"""DiscoPOP: the log-ratio modulated loss that a language model discovered.
+
+    z = beta d, g = sigmoid(z / tau):   (1-g) (-logsigmoid(z)) + g exp(-z)      arXiv 2406.08414
+
+d = (lp - lp_ref)(y_w) - (lp - lp_ref)(y_l). It is not monotone: the slope at z = 0 is
+(1 - ln 2) / (4 tau) - 3/4, positive for tau below 0.102. So with the paper's tau of 0.05 descent
+from the reference first moves the wrong way; use 0.2 or more where the model starts there.
+
+Shapes: U pairs, K = 2 branches.
+"""
+
+from __future__ import annotations
+
+from torch.nn.functional import logsigmoid
+
+from truing.core.objective import Loss, Measurements, objective
+from truing.train.preference.dpo import difference, metrics
+
+
+@objective(unit="pair", needs=("logp", "ref_logp"), rows="pair")
+def discopop(m: Measurements, *, beta: float = 0.1, tau: float = 0.05) -> Loss:
+    """DiscoPOP: the log-ratio modulated loss that a language model discovered."""
+    z_U = beta * difference(m)
+    g_U = (z_U / tau).sigmoid()
+    per_pair = (1 - g_U) * -logsigmoid(z_U) + g_U * (-z_U).exp()
+    return Loss(per_pair, metrics=metrics(m, beta))

@@ -1,0 +1,55 @@
+"""DPO under other divergences from the reference than the reverse KL.
+
+    -logsigmoid(beta (s(r_w) - s(r_l))),   r_y = lp(y|x) - lp_ref(y|x)           arXiv 2309.16240
+    reverse_kl  s = r                      forward_kl  s = 1 - exp(-r)
+    js          s = ln 2 + logsigmoid(r)   alpha       s = (exp((a-1) r) - 1) / (a-1)
+
+Which divergence is kept small decides how much diversity is given up for reward. For alpha -> 1 the
+last is the reverse KL, which is DPO. Exponents are clamped at 80.
+
+Shapes: U pairs, K = 2 branches.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from truing.core.objective import Loss, Measurements, objective
+from truing.train.preference.dpo import metrics
+
+Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
+MOST = 80.0
+
+
+def score(r_UK: Tensor, divergence: Divergence, a: float) -> Tensor:
+    """s(r): what takes the place of the log-ratio."""
+    if divergence == "forward_kl":
+        return 1 - (-r_UK).clamp(max=MOST).exp()
+    if divergence == "js":
+        return math.log(2) + logsigmoid(r_UK)
+    if divergence == "alpha" and a != 1:
+        return ((a - 1) * r_UK).clamp(max=MOST).expm1() / (a - 1)
+    return r_UK
+
+
+@objective(unit="pair", needs=("logp", "ref_logp"), rows="pair")
+def f_dpo(
+    m: Measurements,
+    *,
+    beta: float = 0.1,
+    divergence: Divergence = "forward_kl",
+    divergence_alpha: float = 0.5,
+) -> Loss:
+    """DPO under other divergences from the reference than the reverse KL.
+
+    Args:
+        beta: strength of the pull towards the reference.
+        divergence: "reverse_kl" is DPO itself.
+        divergence_alpha: a of the alpha divergence.
+    """
+    s_UK = score(m.ratio(), divergence, divergence_alpha)
+    return Loss(-logsigmoid(beta * (s_UK[:, 0] - s_UK[:, 1])), metrics=metrics(m, beta))

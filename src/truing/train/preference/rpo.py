@@ -1,0 +1,37 @@
+"""DPO with a likelihood term on the chosen answers, and any other mixture of losses.
+
+    rpo   dpo + alpha nll(chosen)                                   arXiv 2404.19733, 2405.16436
+    mpo   0.8 dpo + 0.2 bco_pair + 1.0 nll(chosen)                  arXiv 2411.10442
+
+DPO alone may lower the likelihood of both answers; the second term holds the chosen one up. Each
+term is a mean of its own: the first over pairs, nll over the chosen tokens of the step.
+
+Shapes: U pairs, K = 2 branches.
+"""
+
+from __future__ import annotations
+
+from truing.core.objective import Loss, Measurements, objective
+from truing.train.preference.bco import bco_pair
+from truing.train.preference.dpo import dpo
+from truing.train.supervised.sft import nll
+
+
+@objective(unit="pair", needs=("logp", "ref_logp"), rows="pair")
+def rpo(m: Measurements, *, beta: float = 0.1, alpha: float = 1.0) -> Loss:
+    """DPO plus the likelihood of the chosen answers."""
+    return dpo(m, beta=beta) + alpha * nll(m)
+
+
+@objective(unit="pair", needs=("logp", "ref_logp"), rows="pair")
+def mpo(
+    m: Measurements,
+    *,
+    beta: float = 0.1,
+    preference: float = 0.8,
+    quality: float = 0.2,
+    generation: float = 1.0,
+) -> Loss:
+    """Mixed preference optimisation: DPO, BCO on pairs and likelihood, by weights."""
+    relative, absolute = dpo(m, beta=beta), bco_pair(m, beta=beta)
+    return preference * relative + quality * absolute + generation * nll(m)

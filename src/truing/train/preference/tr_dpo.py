@@ -1,0 +1,19 @@
+"""Trust-region DPO: the reference follows the policy, so that training can go further.
+
+    every k updates   ref <- mix * policy + (1 - mix) * ref,   then DPO's loss    arXiv 2404.09656
+
+mix = 1 replaces the reference (the paper's hard update), less is its soft one.
+
+Shapes: U pairs, K = 2 branches.
+"""
+
+from __future__ import annotations
+
+from truing.core.objective import Loss, Measurements, objective
+from truing.train.preference.dpo import dpo
+
+
+@objective(unit="pair", needs=("logp", "ref_logp"), rows="pair", hook="moving_reference")
+def tr_dpo(m: Measurements, *, beta: float = 0.1) -> Loss:
+    """Trust-region DPO: the reference follows the policy, so that training can go further."""
+    return dpo(m, beta=beta)

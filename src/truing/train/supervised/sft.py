@@ -1,0 +1,40 @@
+"""Supervised fine-tuning: raise the likelihood of given answers.
+
+    nll  = - sum_t m_t log p(y_t | x, y_<t) / sum_t m_t                   (over the whole step)
+    dft  = the same with every token weighted by p(y_t | x, y_<t), held constant
+
+m is 1 on the tokens of the answers, their end token included. DFT (arXiv 2508.05629) takes out the
+1/p that makes the gradient of unlikely tokens explode. NEFTune (arXiv 2310.05914) adds uniform
+noise to the input embeddings while training.
+
+Shapes: U rows, K = 1 branch, T answer tokens.
+"""
+
+from __future__ import annotations
+
+from truing.core.objective import Loss, Measurements, objective
+
+
+def nll(m: Measurements, branch: int = 0) -> Loss:
+    """Negative log-likelihood of one branch, every token of the step weighing the same."""
+    logp_UT, mask_UT = m.logp_UKT[:, branch], m.mask_UKT[:, branch]
+    return Loss(-logp_UT, mask_UT, {"logp": m.mean()[:, branch].detach()})
+
+
+@objective(unit="token", needs=("logp",), rows="example")
+def sft(m: Measurements) -> Loss:
+    """Supervised fine-tuning: raise the likelihood of given answers."""
+    return nll(m)
+
+
+@objective(unit="token", needs=("logp",), rows="example")
+def dft(m: Measurements) -> Loss:
+    """Dynamic fine-tuning: SFT with every token weighted by its own probability."""
+    p_UKT = m.logp_UKT.detach().exp()
+    return Loss(-p_UKT * m.logp_UKT, m.mask_UKT, {"logp": m.mean()[:, 0].detach()})
+
+
+@objective(unit="token", needs=("logp",), rows="example", hook="noisy_embeddings")
+def neftune(m: Measurements) -> Loss:
+    """SFT with uniform noise on the input embeddings."""
+    return nll(m)
