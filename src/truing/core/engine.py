@@ -182,8 +182,7 @@ class Loop:
         self.optimizer = optimizer_for(self.parameters, settings)
         self.total = settings.total(len(task))
         self.order = Order(len(task), settings.batch, self.context)
-        rows = settings.steps * self.order.batch or round(settings.epochs * len(task))
-        self.end = max(1, rows)
+        self.end = settings.end(len(task))
         self.checkpoints = Checkpoints(self.context.folder / f"checkpoints-{key}", key)
         self.history: list[dict[str, Json]] = []
 
@@ -240,6 +239,8 @@ class Loop:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
+            # The fused kernel writes without counting it as a change, on which caches rely.
+            torch.autograd.graph.increment_version(self.parameters)
         self.task.after_step(step + 1)
         facts: dict[str, Json] = {"step": step + 1, "loss": loss, "lr": rate, "grad_norm": norm}
         facts |= {n: float(s) / w for n, (s, w) in sums.metrics.items() if w}

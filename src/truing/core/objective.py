@@ -198,7 +198,12 @@ class Objective:
     @property
     def with_reference(self) -> bool:
         """True when something is measured under a reference."""
-        return any(n.startswith("ref_") for n in self.needs)
+        return any(n == "ref_logp" or n.endswith("kl_vocab") for n in self.needs)
+
+    @property
+    def compares_vocabulary(self) -> bool:
+        """True when whole distributions are compared with the reference's."""
+        return any(n.endswith("kl_vocab") for n in self.needs)
 
     def __call__(
         self, m: Measurements, settings: Mapping[str, object], state: State | None = None

@@ -65,6 +65,10 @@ class Training:
         """Number of updates over `units` rows."""
         return self.steps or max(1, math.ceil(self.epochs * units / min(self.batch, units)))
 
+    def end(self, units: int) -> int:
+        """How many rows are drawn in all, where each epoch draws `units`."""
+        return self.steps * min(self.batch, units) or max(1, round(self.epochs * units))
+
     def rate(self, step: int, total: int) -> float:
         """Learning rate of update `step` (from 0) of `total`, as a share of the peak."""
         rising = math.ceil(self.warmup * total)
@@ -127,6 +131,7 @@ class Tuned(Protocol):
     """What hooks may touch of the running training."""
 
     module: nn.Module
+    lengths_N: Tensor  # tokens of the row that each token of the micro-batch belongs to
 
     def trained(self) -> Mapping[str, Tensor]:
         """Trained parameters by name."""
@@ -141,6 +146,10 @@ class Hook:
     """Base of the hooks: does nothing."""
 
     moves_reference = False
+
+    def settings(self) -> dict[str, object]:
+        """Its settings by name."""
+        return dict(vars(self))
 
     def forward(self, task: Tuned) -> AbstractContextManager[object]:
         """Wrapped around every forward pass that gradients flow through."""
@@ -192,8 +201,8 @@ class NoisyEmbeddings(Hook):
         layer = cast("Callable[[], nn.Module]", task.module.get_input_embeddings)()
 
         def shake(_: nn.Module, __: object, out: Tensor) -> Tensor:
-            bound = self.noise / math.sqrt(out.shape[-2] * out.shape[-1])
-            return out + torch.empty_like(out).uniform_(-bound, bound)
+            bound_N1 = self.noise / (task.lengths_N.to(out)[:, None] * out.shape[-1]).sqrt()
+            return out + torch.empty_like(out).uniform_(-1, 1) * bound_N1
 
         handle = layer.register_forward_hook(shake)
         try:

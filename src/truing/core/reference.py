@@ -1,0 +1,119 @@
+"""Log-probabilities under the frozen reference, computed once and kept by content.
+
+One pass over all branches that training will need, without gradients and before anything is
+trained. Answers to one prompt share a tree whatever the rows they come from, so pairs, single
+answers and groups of the same texts find each other's values: a sweep over beta, or over
+objectives, costs one pass. Micro-batches are the unit of the cache: a value does not depend on
+what happened to be cached, so that the same run has the same bits with a full and an empty cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from truing.context import current
+from truing.core.files import home
+from truing.core.logprob import measure
+from truing.core.tree import Node, Packed, pack
+from truing.tables import content_hash
+
+SWEEP = 2048  # tokens computed at once; there is no backward pass to hold memory for
+
+
+def branch_key(ids: Sequence[int], loss: Sequence[bool]) -> bytes:
+    """Identity of a branch: the tokens from the root to the leaf and which of them carry loss."""
+    digest = hashlib.blake2b(array("q", ids).tobytes(), digest_size=16)
+    digest.update(bytes(loss))
+    return digest.digest()
+
+
+def keys_of(tree: Node) -> list[bytes]:
+    """Keys of a tree's branches, in order."""
+    return [branch_key(ids, loss) for ids, loss in tree.rows()]
+
+
+def gathered(trees: Iterable[Node]) -> list[Node]:
+    """One tree for each root, with all answers to it once, in the order of their appearance."""
+    roots: dict[tuple[object, ...], dict[Node, None]] = {}
+    for tree in trees:
+        children = roots.setdefault((tree.ids, tree.loss), {})
+        children.update(dict.fromkeys(tree.children))
+    return [
+        Node(ids, loss, tuple(children))  # type: ignore[arg-type]
+        for (ids, loss), children in roots.items()
+    ]
+
+
+class Reference:
+    """Values of branches under a frozen model.
+
+    Args:
+        key: content of the weights, `Model.weights_key`.
+        dtype: that the module computes in.
+    """
+
+    def __init__(self, key: str, dtype: str) -> None:
+        self.key, self.dtype = key, dtype
+        self._values: dict[bytes, Tensor] = {}
+        self.computed = self.cached = 0
+
+    def sweep(self, module: nn.Module, trees: Iterable[Node], budget: int = SWEEP) -> None:
+        """Compute, or read from the cache, all branches of `trees` that are not there yet."""
+        wanted = [t for t in gathered(trees) if any(k not in self._values for k in keys_of(t))]
+        device = next(module.parameters()).device
+        runs = pack(wanted, budget) if wanted else []
+        at = 0
+        for i, packed in enumerate(runs, 1):
+            some = wanted[at : at + len(packed)]
+            at += len(packed)
+            value_M = self._pack_values(module, packed, some, device)
+            value_UKT = packed.spread(value_M)
+            for u, tree in enumerate(some):
+                for k, key in enumerate(keys_of(tree)):
+                    # A copy of its own: a view would keep the whole micro-batch alive.
+                    self._values[key] = value_UKT[u, k, : int(packed.mask_UKT[u, k].sum())].clone()
+            current().progress(i, len(runs), "reference log-probabilities")
+
+    def _pack_values(
+        self, module: nn.Module, packed: Packed, trees: Sequence[Node], device: torch.device
+    ) -> Tensor:
+        path = self._path([k for t in trees for k in keys_of(t)], device)
+        try:
+            found = load_file(path)["logp"]
+            self.cached += 1
+            return found
+        except (OSError, SafetensorError, KeyError):
+            pass  # not there yet, or damaged: made again
+        value_UKT = measure(module, packed.to(device), ("logp",), grad=False)["logp"].cpu()
+        value_M = torch.empty(len(packed.target_M))
+        there = packed.mask_UKT > 0
+        value_M[packed.index_UKT[there]] = value_UKT[there]
+        self.computed += 1
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{id(self)}")
+        save_file({"logp": value_M}, partial)
+        partial.replace(path)
+        return value_M
+
+    def _path(self, keys: Sequence[bytes], device: torch.device) -> Path:
+        # Bits may differ between devices, thread counts and releases: they are part of the name.
+        how = [self.key, self.dtype, device.type, torch.get_num_threads(), torch.__version__]
+        name = content_hash([how, [k.hex() for k in keys]])
+        return home() / "reference" / name[:2] / f"{name}.safetensors"
+
+    def values(self, trees: Sequence[Node], width: int, length: int) -> Tensor:
+        """Log-probabilities of the branches of `trees`, [U, width, length], 0 at padding."""
+        made = torch.zeros(len(trees), width, length)
+        for u, tree in enumerate(trees):
+            for k, key in enumerate(keys_of(tree)):
+                value_T = self._values[key]
+                made[u, k, : len(value_T)] = value_T
+        return made

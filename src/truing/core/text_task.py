@@ -1,0 +1,286 @@
+"""The engine's task for language models: packed trees in, an objective's loss out.
+
+A `batch` objective is called once a step with the detached values of all its units. Its gradient
+with respect to these values is then carried through the model micro-batch by micro-batch, so that
+sorting and batch statistics see the whole step whatever the split (the trick of gradient caching,
+arXiv 2101.06983, on token log-probabilities).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from truing.core.engine import Part
+from truing.core.logprob import measure, states
+from truing.core.lora import Lora
+from truing.core.measure import blank, columns_of, joined
+from truing.core.objective import Loss, Measurements, Objective
+from truing.core.reference import Reference
+from truing.core.training import Hook, State
+from truing.core.training_rows import Unit
+from truing.core.tree import Node, Packed, pack
+
+Steps = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Micro:
+    """Some units of a step: their numbers, trees, place in the step, and tokens."""
+
+    rows: Sequence[int]
+    trees: Sequence[Node]
+    place: slice
+    packed: Packed
+    ref_logp_UKT: Tensor | None = None
+
+
+class TextTask:
+    """Units of one objective and the module that is trained on them.
+
+    Args:
+        spec: the objective.
+        settings: its own.
+        hook: what it changes besides the loss.
+        units: rows as token branches.
+        module: a causal language model.
+        reference: log-probabilities under the frozen model.
+        budget: tokens of a micro-batch.
+    """
+
+    def __init__(
+        self,
+        spec: Objective,
+        settings: Mapping[str, object],
+        hook: Hook,
+        units: Sequence[Unit],
+        module: nn.Module,
+        reference: Reference,
+        *,
+        budget: int,
+    ) -> None:
+        self.name, self.spec, self.settings, self.hook = spec.name, spec, dict(settings), hook
+        self.units, self.module, self.frozen, self.budget = units, module, reference, budget
+        self.lora: Lora | None = None
+        self.lengths_N = torch.zeros(0)
+        self._other: nn.Module | None = None  # measured in place of the module without adapters
+        self._held: State = {}
+        self._state: State | None = None
+        self._next: State | None = None
+        self.device = next(module.parameters()).device
+        asked = [n for n in spec.needs if n != "mismatched"]
+        self.measured = tuple(n for n in asked if n != "ref_logp")
+        self.mismatched = "mismatched" in spec.needs
+
+    def __len__(self) -> int:
+        """Number of units."""
+        return len(self.units)
+
+    def adapt(self, adapters: Lora) -> None:
+        """Train these adapters instead of the module's weights."""
+        self.lora = adapters
+
+    def compare_with(self, other: nn.Module) -> None:
+        """Compare whole vocabularies with this module, not with the one without adapters."""
+        self._other = other
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The adapters' parameters, or all of the module's."""
+        named = (
+            self.module.named_parameters() if self.lora is None else self.lora.named_parameters()
+        )
+        return dict(named)
+
+    def row_name(self, row: int) -> str:
+        """The row's id."""
+        return self.units[row].id
+
+    # The reference
+
+    def measure_reference(self, module: nn.Module, steps: Steps) -> None:
+        """Measure every branch that `steps` will need under `module`, in one pass."""
+        self.frozen.sweep(module, [u.tree() for u in self.units])
+        if self.mismatched:
+            others = [
+                Node(tree.ids, tree.loss, tree.children[-1:])
+                for rows in steps
+                for tree in self._trees(rows)
+            ]
+            self.frozen.sweep(module, others)
+
+    def reference(self) -> State:
+        """Values of the trained parameters under a reference that moves; copied on first use."""
+        if not self._held:
+            self._held = {n: p.detach().clone() for n, p in self.trained().items()}
+        return self._held
+
+    @contextlib.contextmanager
+    def as_reference(self) -> Generator[None]:
+        """The module with the moving reference's values inside the block."""
+        now = {n: p.detach().clone() for n, p in self.trained().items()}
+        named = self.trained()
+        with torch.no_grad():
+            for name, value in self.reference().items():
+                named[name].copy_(value)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in now.items():
+                    named[name].copy_(value)
+
+    # Steps
+
+    def _trees(self, rows: Sequence[int]) -> list[Node]:
+        """Trees of a step; with mismatched answers, each unit's next neighbour's by content.
+
+        The neighbour is found in the order of the contents, so that the order of the rows in the
+        step does not matter.
+        """
+        units = [self.units[r] for r in rows]
+        if not self.mismatched:
+            return [u.tree() for u in units]
+        ranks = sorted(range(len(units)), key=lambda i: units[i].content)
+        after = {i: ranks[(at + 1) % len(ranks)] for at, i in enumerate(ranks)}
+        return [u.tree([units[after[i]].answers[0]]) for i, u in enumerate(units)]
+
+    def _columns(self, rows: Sequence[int], width: int) -> dict[str, Tensor]:
+        units = [self.units[r] for r in rows]
+        return columns_of(units, width, list(self.spec.columns), self.device)
+
+    def _micro_batches(self, rows: Sequence[int]) -> list[Micro]:
+        """A step's units in micro-batches, with what the reference says of them."""
+        trees = self._trees(rows)
+        made: list[Micro] = []
+        at = 0
+        for packed in pack(trees, self.budget):
+            here = slice(at, at + len(packed))
+            made.append(Micro(rows[here], trees[here], here, packed.to(self.device)))
+            at += len(packed)
+        if "ref_logp" not in self.spec.needs:
+            return made
+        with self.as_reference() if self.hook.moves_reference else contextlib.nullcontext():
+            return [replace(m, ref_logp_UKT=self._ref_logp(m)) for m in made]
+
+    def _ref_logp(self, micro: Micro) -> Tensor:
+        if self.hook.moves_reference:
+            return measure(self.module, micro.packed, grad=False)["logp"]
+        _, width, length = micro.packed.mask_UKT.shape
+        return self.frozen.values(micro.trees, width, length).to(self.device)
+
+    def _measure(self, micro: Micro, grad: bool) -> Measurements:
+        """Values of one micro-batch under the model, beside the reference's."""
+        packed = micro.packed
+        sizes = [(t.longest, t.size) for t in micro.trees]
+        self.lengths_N = torch.tensor([long for long, size in sizes for _ in range(size)])
+        extras = {"ref_logp": self._vocabulary(packed)} if self.spec.compares_vocabulary else None
+        with self.hook.forward(self) if grad else contextlib.nullcontext():
+            found = measure(self.module, packed, self.measured, grad=grad, extras=extras)
+        tensors = {n: found[n] for n in self.measured}
+        if micro.ref_logp_UKT is not None:
+            tensors["ref_logp"] = micro.ref_logp_UKT
+        columns = self._columns(micro.rows, packed.mask_UKT.shape[1])
+        return Measurements(packed.mask_UKT, tensors, columns)
+
+    def _vocabulary(self, packed: Packed) -> Callable[[slice], Tensor]:
+        """The reference's log-probabilities of the whole vocabulary, a few rows at a time."""
+        other = self._other or self.module
+        off = self.lora.off() if self._other is None and self.lora else contextlib.nullcontext()
+        with torch.no_grad(), off:
+            rows_MD = states(other, packed)[packed.source_M]
+        head = cast("Callable[[], nn.Linear]", other.get_output_embeddings)()
+
+        def logp_CV(part: slice) -> Tensor:
+            with torch.no_grad():
+                return torch.log_softmax(head(rows_MD[part]).float(), -1)
+
+        return logp_CV
+
+    def parts(self, rows: Sequence[int], step: int) -> Iterator[Part]:
+        """Micro-batches of a step."""
+        micros = self._micro_batches(rows)
+        if self.spec.unit == "batch":
+            yield from self._whole(micros, len(rows))
+            return
+        trees = [t for m in micros for t in m.trees]
+        width = max(m.packed.mask_UKT.shape[1] for m in micros)
+        columns = {n: c.cpu() for n, c in self._columns(rows, width).items()}
+        empty = self.spec(blank(trees, self.spec.needs, columns), self.settings)
+        weights = [float(w.sum()) for _, _, w in empty.terms()]
+        for micro in micros if any(weights) else ():
+            loss = self.spec(self._measure(micro, grad=True), self.settings)
+            yield self._part(loss, weights, micro.rows, len(rows))
+
+    def _part(self, loss: Loss, weights: Sequence[float], rows: Sequence[int], total: int) -> Part:
+        """This micro-batch's share: each term over its own weight in the whole step.
+
+        The engine divides by the sum of the parts' weights; these count units, so a share is given
+        times the number of units of the step.
+        """
+        shares: list[Tensor] = []
+        per_row_U: Tensor | float = 0.0
+        for (scale, value, weight), whole in zip(loss.terms(), weights, strict=True):
+            per_row_U = per_row_U + value.detach().reshape(len(rows), -1).sum(1)
+            if whole:
+                shares.append(scale * (value * weight).sum() * (total / whole))
+        named = (rows, torch.as_tensor(per_row_U))
+        return Part(torch.stack(shares).sum(), float(len(rows)), _sums(loss), per_row=named)
+
+    def _whole(self, micros: Sequence[Micro], count: int) -> Iterator[Part]:
+        """A batch objective: its gradient at all units' values, then through the model."""
+        one = len(micros) == 1
+        parts = [self._measure(m, grad=one) for m in micros]
+        whole = parts[0] if one else joined(parts)
+        leaves = [whole.tensors[n] for n in self.measured]
+        if not one:
+            for leaf in leaves:
+                leaf.requires_grad_()
+        loss = self.spec(whole, self.settings, self._state)
+        self._next = loss.state
+        value, sums = loss.total(), _sums(loss)
+        if one:
+            yield Part(value * count, float(count), sums)
+            return
+        slopes = torch.autograd.grad(value, leaves, allow_unused=True)
+        for micro in micros:
+            m = self._measure(micro, grad=True)
+            _, width, length = m.mask_UKT.shape
+            carried = [
+                (m.tensors[n] * slope[micro.place, :width, :length]).sum()
+                for n, slope in zip(self.measured, slopes, strict=True)
+                if slope is not None
+            ]
+            share = float(len(micro.rows))
+            yield Part(
+                torch.stack(carried).sum() * count, share, sums, value=value.detach() * share
+            )
+            sums = {}
+
+    def after_step(self, step: int) -> None:
+        """Take on the objective's state; let the hook act."""
+        if self._next is not None:
+            self._state = {n: t.detach() for n, t in self._next.items()}
+        self.hook.after_step(self, step)
+
+    def state(self) -> State:
+        """The objective's state and a moving reference."""
+        made = {f"objective/{n}": t for n, t in (self._state or {}).items()}
+        return made | {f"reference/{n}": t for n, t in self._held.items()}
+
+    def load_state(self, state: State) -> None:
+        """Take both back."""
+        for name, value in state.items():
+            kind, _, rest = name.partition("/")
+            if kind == "objective":
+                self._state = {**(self._state or {}), rest: value}
+            else:
+                self.reference()[rest].copy_(value)
+
+
+def _sums(loss: Loss) -> dict[str, tuple[Tensor, float]]:
+    return {n: (v.detach().sum(), float(v.numel())) for n, v in loss.metrics.items()}

@@ -1,0 +1,216 @@
+"""Rows of a table as token branches: conversions between kinds, cutting, and what is left out.
+
+A method that needs other rows than it is given gets them by a named conversion, which is recorded.
+Answers that do not fit are cut at their end; rows without room for an answer, with an empty answer,
+or with a chosen answer equal to the rejected one are left out. All of it is counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from truing.core.chat import Prompt, completion_ids, example_ids, prompt_ids
+from truing.core.objective import Objective
+from truing.core.tree import Node, group_tree
+from truing.errors import InputError
+from truing.tables import Row, Table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from truing.core.chat import Message
+
+ROOM = 4  # tokens that a prompt must leave for an answer
+BRANCHES = {"pair": ("chosen", "rejected"), "unpaired": ("completion",), "example": ("completion",)}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One row to train on.
+
+    Args:
+        id: of the row.
+        prompt: token ids up to where an answer begins; () for a dialogue.
+        answers: token ids of each branch.
+        numbers: the row's numeric columns; a list holds one for each branch.
+        dialogue: the tree of a row given as messages.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+    numbers: Mapping[str, float | Sequence[float]]
+    dialogue: Node | None = None
+
+    def tree(self, more: Sequence[tuple[int, ...]] = ()) -> Node:
+        """Its tree, with further answers to the same prompt."""
+        if self.dialogue is not None:
+            return self.dialogue
+        return group_tree(self.prompt, [*self.answers, *more])
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """What sorts units independently of their place: prompt and answers."""
+        whole = self.dialogue
+        return (self.prompt, self.answers, whole.ids if whole is not None else ())
+
+
+def _plain(row: Row, **columns: object) -> Row:
+    return {"prompt": row["prompt"], "lineage": row.get("lineage") or {}, **columns}
+
+
+def _pair_to_unpaired(row: Row) -> list[Row]:
+    return [
+        _plain(row, completion=row[name], label=label, finished=row.get(f"{name}_finished", True))
+        for name, label in (("chosen", True), ("rejected", False))
+    ]
+
+
+def _group_to_pair(row: Row) -> list[Row]:
+    texts, scores = cast("list[str]", row["completions"]), cast("list[float]", row["scores"])
+    if not texts or min(scores) == max(scores):
+        return []
+    best, worst = scores.index(max(scores)), scores.index(min(scores))
+    return [_plain(row, chosen=texts[best], rejected=texts[worst])]
+
+
+def _group_to_example(row: Row) -> list[Row]:
+    texts, scores = cast("list[str]", row["completions"]), cast("list[float]", row["scores"])
+    return [_plain(row, completion=texts[scores.index(max(scores))])] if texts else []
+
+
+CONVERSIONS: dict[tuple[str, str], tuple[str, Callable[[Row], list[Row]]]] = {
+    ("pair", "example"): (
+        "chosen answers as examples",
+        lambda r: [_plain(r, completion=r["chosen"], finished=r.get("chosen_finished", True))],
+    ),
+    ("pair", "unpaired"): ("chosen answers as good, rejected ones as bad", _pair_to_unpaired),
+    ("pair", "group"): (
+        "pairs as groups of two",
+        lambda r: [_plain(r, completions=[r["chosen"], r["rejected"]], scores=[1.0, 0.0])],
+    ),
+    ("unpaired", "example"): (
+        "good answers as examples",
+        lambda r: [_plain(r, completion=r["completion"])] if r["label"] else [],
+    ),
+    ("group", "pair"): ("best against worst answer of each group", _group_to_pair),
+    ("group", "example"): ("best answer of each group as example", _group_to_example),
+}
+
+
+def as_kind(table: Table, kind: str, where: str) -> tuple[Table, str]:
+    """The table as rows of `kind`, and the name of the conversion where one was made."""
+    try:
+        return table.expect(kind, where=where), ""
+    except InputError:
+        if (table.kind, kind) not in CONVERSIONS:
+            raise
+    name, change = CONVERSIONS[(table.kind, kind)]
+    return Table(kind, [new for row in table for new in change(row)], where=table.source), name
+
+
+class Reader:
+    """Turns rows into units for one objective, and counts what was cut or left out."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, spec: Objective, limit: int) -> None:
+        self.tokenizer, self.spec, self.limit = tokenizer, spec, limit
+        self.counts: Counter[str] = Counter()
+        self._prompts: dict[str, tuple[int, ...]] = {}
+
+    def read(self, table: Table) -> list[Unit]:
+        """Units of all rows that can be trained on; an InputError when there is none."""
+        units: list[Unit] = []
+        for i, row in enumerate(table.rows):
+            unit = self._unit(row, f"{table.source} row {i + 1}")
+            if unit is not None:
+                units.append(unit)
+        if not units:
+            raise InputError(
+                "no row can be trained on", where=self.spec.name, seen=dict(self.counts)
+            )
+        return units
+
+    def _unit(self, row: Row, where: str) -> Unit | None:
+        numbers = {name: self._number(row, name, where) for name in self.spec.columns}
+        if self.spec.rows == "example" and "completion" not in row:
+            return self._dialogue(row, numbers, where)
+        texts = self._texts(row, where)
+        if any(not text.strip() for text, _ in texts):
+            return self._out("left_out_empty")
+        if self.spec.rows == "pair" and texts[0][0] == texts[1][0]:
+            return self._out("left_out_same")
+        prompt = self._prompt(row["prompt"])
+        room = self.limit - len(prompt)
+        if room < ROOM:
+            return self._out("left_out_long")
+        whole = [tuple(completion_ids(self.tokenizer, t, end=end)) for t, end in texts]
+        answers = tuple(ids[:room] for ids in whole)
+        self.counts["cut"] += sum(len(ids) > room for ids in whole)
+        if self.spec.rows == "pair" and answers[0] == answers[1]:
+            return self._out("left_out_same")
+        return Unit(str(row["id"]), prompt, answers, numbers)
+
+    def _out(self, why: str) -> None:
+        self.counts[why] += 1
+
+    def _texts(self, row: Row, where: str) -> list[tuple[str, bool]]:
+        """(text, whether it came to its end) of each branch."""
+        if self.spec.rows == "group":
+            found = [(str(t), True) for t in cast("list[str]", row["completions"])]
+        else:
+            found = [
+                (str(row[name]), bool(row.get(ending, True)))
+                for name in BRANCHES[self.spec.rows]
+                for ending in ("finished" if name == "completion" else f"{name}_finished",)
+            ]
+        for name, instead in self.spec.texts.items():
+            text = row.get(name) or (row.get(instead) if instead else None)
+            if not isinstance(text, str):
+                raise InputError(
+                    f"{self.spec.name} needs the column {name!r}", where=where, seen=row.get(name)
+                )
+            found.append((text, True))
+        return found
+
+    def _prompt(self, prompt: object) -> tuple[int, ...]:
+        name = repr(prompt)
+        if name not in self._prompts:
+            self._prompts[name] = tuple(prompt_ids(self.tokenizer, cast(Prompt, prompt)))
+        return self._prompts[name]
+
+    def _dialogue(
+        self, row: Row, numbers: Mapping[str, float | Sequence[float]], where: str
+    ) -> Unit | None:
+        messages = cast("list[Message]", row["messages"])
+        try:
+            ids, loss = example_ids(self.tokenizer, messages)
+        except InputError as error:
+            raise InputError(error.message, where=where, seen=error.seen, fix=error.fix) from None
+        self.counts["cut"] += len(ids) > self.limit
+        ids, loss = ids[: self.limit], loss[: self.limit]
+        if not any(loss):
+            return self._out("left_out_long")
+        return Unit(str(row["id"]), (), (), numbers, Node(tuple(ids), tuple(loss)))
+
+    def _number(self, row: Row, name: str, where: str) -> float | list[float]:
+        value, default = row.get(name), self.spec.columns[name]
+        if value is None and default is not None:
+            return default
+        many = value if isinstance(value, list) else [value]
+        if not all(isinstance(v, (int, float)) and abs(v) < float("inf") for v in many):
+            raise InputError(
+                f"{self.spec.name} needs a finite number in column {name!r}",
+                where=where,
+                seen=value,
+            )
+        numbers = [float(cast(float, v)) for v in many]
+        if not isinstance(value, list):
+            return numbers[0]
+        if len(numbers) != len(cast("list[str]", row.get("completions", []))):
+            raise InputError(
+                f"column {name!r} must have one number for each completion", where=where, seen=value
+            )
+        return numbers
