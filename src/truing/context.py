@@ -124,6 +124,11 @@ class Context:
         self._folder.mkdir(parents=True, exist_ok=True)
         return self._folder
 
+    @property
+    def stored(self) -> bool:
+        """True in a step whose scratch outlives a kill."""
+        return self._folder is not None and not self._temporary
+
     def stream(self, name: str) -> int:
         """A seed in [0, 2**63) for the named random stream of this step."""
         digest = hashlib.blake2b(f"{self.seed}/{name}".encode(), digest_size=8).digest()

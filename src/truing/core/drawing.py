@@ -1,0 +1,277 @@
+"""What completions are drawn from: a model in memory, an endpoint, or a decoder over either.
+
+The protocol that decoders are written against is described in `core.generate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, cast
+
+from truing.changes import Decoder
+from truing.context import current
+from truing.core.chat import Prompt, prompt_ids, stop_ids
+from truing.core.sampling import (
+    LogitsHook,
+    Sampled,
+    SamplingSettings,
+    check_lengths,
+    next_logps,
+    own_stops,
+    sample,
+)
+from truing.errors import InputError
+from truing.method import get_component
+from truing.models import Loaded, Model, held
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer.
+
+    Args:
+        text: its words, without what ended it.
+        ids: tokens drawn, the one that ended it included.
+        logprobs: of each, under the model's own distribution (temperature 1); empty where an
+            endpoint gives none.
+        finish: "stop" when it ended by itself, "length" at the limit.
+        tokens: how many were drawn.
+    """
+
+    text: str
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    finish: str = "stop"
+    tokens: int = 0
+
+
+class Base(Protocol):
+    """What a decoder draws from; see the module's docstring."""
+
+    local: bool
+    held: Mapping[str, object]
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingSettings,
+        *,
+        begun: Sequence[Sequence[int]] | None = None,
+    ) -> list[list[Completion]]:
+        """`sampling.n` completions for each prompt, of what follows `begun`."""
+        ...
+
+    def next_tokens(
+        self, prompts: Sequence[Prompt], begun: Sequence[Sequence[int]], k: int
+    ) -> list[list[tuple[int, float]]]:
+        """The k likeliest next tokens with their log-probabilities, likeliest first."""
+        ...
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Words of token ids, without special tokens."""
+        ...
+
+
+Decode = Callable[[Base, Model, list[Prompt], SamplingSettings], list[list[Completion]]]
+
+
+def continued(
+    loaded: Loaded,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingSettings,
+    *,
+    first: Sequence[int] | None = None,
+    logits: LogitsHook | None = None,
+    told: Callable[[int], None] | None = None,
+) -> list[list[Completion]]:
+    """`sample` with text: what `sample_ids` and `generate` rest on."""
+    tokenizer = loaded.tokenizer
+    if sampling.stop_ids is None:
+        ends = [*stop_ids(tokenizer), *own_stops(loaded.module)]
+        sampling = replace(sampling, stop_ids=tuple(dict.fromkeys(ends)))
+
+    def decode(ids: list[int]) -> str:
+        return cast(str, tokenizer.decode(ids, skip_special_tokens=False))
+
+    with loaded.run_time():
+        drawn = sample(
+            loaded.module, prompts, sampling, first=first, logits=logits, decode=decode, told=told
+        )
+    return [[_completion(s, loaded, sampling) for s in items] for items in drawn]
+
+
+def _completion(made: Sampled, loaded: Loaded, sampling: SamplingSettings) -> Completion:
+    ended = made.finish == "stop" and made.ids[-1] in (sampling.stop_ids or ())
+    words = made.ids[:-1] if ended else made.ids
+    text = cast(str, loaded.tokenizer.decode(words, skip_special_tokens=True))
+    if made.finish == "stop" and not ended:
+        places = [text.find(s) for s in sampling.stop if s in text]
+        text = text[: min(places)] if places else text
+    return Completion(text, tuple(made.ids), tuple(made.logprobs), made.finish, len(made.ids))
+
+
+class Local:
+    """Draws from a model in memory under everything but its decoder."""
+
+    local = True
+
+    def __init__(self, model: Model, hook: LogitsHook | None) -> None:
+        self.model, self.hook = model, hook
+        self.loaded = model.load_module()
+        self.held: Mapping[str, object] = {}
+        self.done, self.total = 0, 0
+
+    def _ids(
+        self, prompts: Sequence[Prompt], begun: Sequence[Sequence[int]] | None
+    ) -> list[list[int]]:
+        heads = [prompt_ids(self.loaded.tokenizer, p) for p in prompts]
+        return heads if begun is None else [h + list(b) for h, b in zip(heads, begun, strict=True)]
+
+    def check(self, prompts: Sequence[Prompt], sampling: SamplingSettings) -> None:
+        """Raise for prompts that do not fit, before anything is drawn."""
+        check_lengths(self.loaded.module, self._ids(prompts, None), sampling.max_tokens)
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingSettings,
+        *,
+        begun: Sequence[Sequence[int]] | None = None,
+        first: Sequence[int] | None = None,
+    ) -> list[list[Completion]]:
+        """See `Base`."""
+        return continued(
+            self.loaded, self._ids(prompts, begun), sampling,
+            first=first, logits=self.hook, told=self._told,
+        )  # fmt: skip
+
+    def _told(self, rows: int) -> None:
+        self.done += rows
+        if self.done < self.total:
+            current().progress(self.done, self.total, "answers")
+
+    def next_tokens(
+        self, prompts: Sequence[Prompt], begun: Sequence[Sequence[int]], k: int
+    ) -> list[list[tuple[int, float]]]:
+        """See `Base`."""
+        with self.loaded.run_time():
+            logp_BV = next_logps(self.loaded.module, self._ids(prompts, begun))
+        value_BK, id_BK = logp_BV.topk(k, 1)
+        return [
+            list(zip(ids, values, strict=True))
+            for ids, values in zip(id_BK.tolist(), value_BK.tolist(), strict=True)
+        ]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """See `Base`."""
+        return cast(str, self.loaded.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+class Served:
+    """Draws from an endpoint; it can neither go on with tokens nor tell the next ones."""
+
+    local = False
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.held: Mapping[str, object] = {}
+        self.done, self.total = 0, 0
+
+    def check(self, prompts: Sequence[Prompt], sampling: SamplingSettings) -> None:
+        """Nothing is known of an endpoint's limits."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingSettings,
+        *,
+        begun: Sequence[Sequence[int]] | None = None,
+        first: Sequence[int] | None = None,
+    ) -> list[list[Completion]]:
+        """See `Base`."""
+        if begun is not None:
+            raise self._cannot()
+        from truing.core import client
+
+        return client.generate(self.model, list(prompts), sampling, first=first)
+
+    def next_tokens(
+        self, prompts: Sequence[Prompt], begun: Sequence[Sequence[int]], k: int
+    ) -> list[list[tuple[int, float]]]:
+        """See `Base`."""
+        raise self._cannot()
+
+    def text(self, ids: Sequence[int]) -> str:
+        """See `Base`."""
+        raise self._cannot()
+
+    def _cannot(self) -> InputError:
+        return InputError(
+            "this decoder works on tokens, which a served model does not show",
+            where=self.model.name,
+            fix="Use a local model, or a decoder such as best_of_n",
+        )
+
+
+def base_of(model: Model, hook: LogitsHook | None) -> Local | Served:
+    """What draws for a model without its decoders."""
+    if not model.is_served:
+        return Local(model, hook)
+    if hook is not None:
+        raise InputError("a served model takes no logits hook", where=model.name)
+    return Served(model)
+
+
+class Decoded:
+    """Draws by a decoder, which draws from what lies under it."""
+
+    def __init__(self, under: Drawer, model: Model, change: Decoder) -> None:
+        self.under, self.model, self.local = under, model, under.local
+        self.name = change.use
+        ref = {"use": change.use, **change.settings}
+        self.decode = cast(Decode, get_component("decoder", ref, where=model.name))
+        self.held: Mapping[str, object] = {}
+        under.held = {name: held(key) for name, key in change.holds.items()}
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingSettings,
+        *,
+        begun: Sequence[Sequence[int]] | None = None,
+        first: Sequence[int] | None = None,
+    ) -> list[list[Completion]]:
+        """See `Base`; what is begun already goes on under the innermost."""
+        if begun is not None:
+            return self.under(prompts, sampling, begun=begun, first=first)
+        made = self.decode(self.under, self.model, list(prompts), sampling)
+        if [len(items) for items in made] != [sampling.n] * len(prompts):
+            raise InputError(
+                f"a decoder must return {sampling.n} completions for each prompt",
+                where=self.name,
+                seen=[len(items) for items in made][:8],
+            )
+        return made
+
+    def next_tokens(
+        self, prompts: Sequence[Prompt], begun: Sequence[Sequence[int]], k: int
+    ) -> list[list[tuple[int, float]]]:
+        """See `Base`."""
+        return self.under.next_tokens(prompts, begun, k)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """See `Base`."""
+        return self.under.text(ids)
+
+
+Drawer = Local | Served | Decoded
+
+
+def drawer(base: Local | Served, model: Model) -> Drawer:
+    """The model's decoders over `base`, the first added innermost."""
+    made: Drawer = base
+    for change in model.changes:
+        if isinstance(change, Decoder):
+            made = Decoded(made, model, change)
+    return made

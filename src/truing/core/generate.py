@@ -1,0 +1,183 @@
+"""Answers of a `Model`, whatever changes are laid over it, local or served.
+
+`generate` applies all of a model's run-time changes, in their order: prefix messages are put before
+the prompt, a rewriter changes the whole, a decoder controls how answers are drawn, and edits act on
+the activations of every token. A served model's answers come from its endpoint (`core.client`).
+
+A decoder is a registered component that draws in its own way. It is called with four arguments, its
+settings bound by name, and returns `sampling.n` completions for each prompt:
+
+    @component("decoder")
+    def best_of_n(base: Base, model: Model, prompts: list[Prompt], sampling: SamplingSettings,
+                  *, n: int = 8) -> list[list[Completion]]: ...
+
+`base(prompts, sampling)` draws under everything but this decoder: several decoders nest, the first
+added innermost. `base(prompts, sampling, begun=...)` goes on from tokens that the answers begin
+with, and `base.next_tokens` gives the likeliest next tokens; both need a local model
+(`base.local`). `base.held["reward"]` is an artefact that the change holds. The prompts have prefix
+and rewriter applied.
+
+A rewriter is a component too: `(prompts, model, held, *, settings) -> prompts`, one for one, where
+`model` is the model without its prefixes, rewriters and decoders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import cast
+
+from truing.changes import Decoder, Prefix, Rewriter
+from truing.context import Json, current
+from truing.core.chat import Prompt, messages_of
+from truing.core.drawing import Base, Completion, base_of, continued, drawer
+from truing.core.sampling import LogitsHook, SamplingSettings, first_draws, sample
+from truing.errors import InputError
+from truing.method import get_component
+from truing.models import Loaded, Model, held
+from truing.tables import content_hash
+
+__all__ = ["Base", "Completion", "SamplingSettings", "generate", "sample", "sample_ids"]
+
+Rewrite = Callable[[list[Prompt], Model, Mapping[str, object]], list[Prompt]]
+BLOCK = 512  # rows that are written to the journal together: what a kill can cost
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[object],
+    *,
+    n: int = 1,
+    max_tokens: int = 128,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    greedy: bool = False,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    min_tokens: int = 0,
+    repetition_penalty: float = 1.0,
+    logits: LogitsHook | None = None,
+) -> list[list[Completion]]:
+    """Draw `n` answers to each prompt, with all changes of the model in force.
+
+    Args:
+        model: local or served.
+        prompts: user's words, or messages with "role" and "content".
+        stop: texts that end an answer and are cut off, besides the template's end of turn.
+        logits: hook `(rows, logits_BV) -> logits_BV` before every draw (local models only); see
+            `core.sampling.sample`.
+
+    The other settings are those of `SamplingSettings`. Returns [prompt][draw]. The answers to a
+    prompt depend on seed, prompt and draw number, not on what else is asked; the same prompt asked
+    twice gets further draws. In a stored step, finished blocks of rows are kept in its journal.
+    """
+    sampling = SamplingSettings(
+        n=n, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
+        min_p=min_p, greedy=greedy, seed=seed, stop=tuple(stop), min_tokens=min_tokens,
+        repetition_penalty=repetition_penalty,
+    )  # fmt: skip
+    asked = rewritten(model, [_as_prompt(p, i) for i, p in enumerate(prompts, 1)])
+    base = base_of(model, logits)
+    base.check(asked, sampling)
+    draw = drawer(base, model)
+    context = current()
+    # A hook is code, whose effect no key could hold.
+    journal = context.journal("generated") if context.stored and logits is None else None
+    firsts = first_draws([repr(p) for p in asked], n)
+    drawn: list[list[Completion]] = []
+    size = max(1, BLOCK // n)
+    for start in range(0, len(asked), size):
+        block, first = asked[start : start + size], firsts[start : start + size]
+        name = content_hash([model.key, asdict(sampling), block, first]) if journal else ""
+        if journal is not None and name in journal:
+            kept = cast("list[list[list[object]]]", journal.get(name))
+            drawn += [[_read(c) for c in items] for items in kept]
+            continue
+        base.done, base.total = start * n, len(asked) * n
+        made = draw(block, sampling, first=first)
+        if journal is not None:
+            journal.put(name, cast(Json, [[_written(c) for c in items] for items in made]))
+        drawn += made
+        context.progress(len(drawn) * n, len(asked) * n, "answers")
+    return drawn
+
+
+def rewritten(model: Model, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Prompts with the model's prefix put before them and its rewriters applied, in order."""
+    asked = list(prompts)
+    prefix = [m for c in model.changes if isinstance(c, Prefix) for m in c.messages]
+    if prefix:
+        asked = [messages_of(p, prefix) for p in asked]
+    plain = model.with_changes(
+        c for c in model.changes if not isinstance(c, (Prefix, Rewriter, Decoder))
+    )
+    for change in model.changes:
+        if isinstance(change, Rewriter):
+            rewrite = cast(
+                Rewrite, get_component("rewriter", {"use": change.use, **change.settings})
+            )
+            made = rewrite(asked, plain, {n: held(k) for n, k in change.holds.items()})
+            if len(made) != len(asked):
+                raise InputError(
+                    "a rewriter must return one prompt for each",
+                    where=change.use,
+                    seen=f"{len(made)} for {len(asked)}",
+                )
+            asked = list(made)
+    return asked
+
+
+def sample_ids(
+    loaded: Loaded,
+    prompts: Sequence[Sequence[int]],
+    *,
+    n: int = 1,
+    max_tokens: int = 128,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    greedy: bool = False,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    stop_ids: Sequence[int] | None = None,
+    min_tokens: int = 0,
+    first_temperature: float = 1.0,
+    logits: LogitsHook | None = None,
+) -> list[list[Completion]]:
+    """Continue token ids, with the model's edits in force but neither prefix nor decoder.
+
+    For prompts that no chat template writes, such as the head of a user's turn. `stop_ids` None
+    takes the template's end of turn and the model's own end tokens.
+    """
+    sampling = SamplingSettings(
+        n=n, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
+        min_p=min_p, greedy=greedy, seed=seed, stop=tuple(stop), min_tokens=min_tokens,
+        stop_ids=None if stop_ids is None else tuple(stop_ids),
+        first_temperature=first_temperature,
+    )  # fmt: skip
+    return continued(loaded, prompts, sampling, logits=logits)
+
+
+def _as_prompt(prompt: object, number: int) -> Prompt:
+    if isinstance(prompt, str):
+        return prompt
+    items = cast("list[object]", prompt if isinstance(prompt, list) else [])
+    if items and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in items):
+        return cast(Prompt, items)
+    raise InputError(
+        "a prompt is a text, or a list of messages with 'role' and 'content'",
+        where=f"prompt {number}",
+        seen=prompt,
+    )
+
+
+def _written(made: Completion) -> Json:
+    return [made.text, list(made.ids), list(made.logprobs), made.finish, made.tokens]
+
+
+def _read(data: list[object]) -> Completion:
+    text, ids, logprobs, finish, tokens = cast("tuple[str, list[int], list[float], str, int]", data)
+    return Completion(text, tuple(ids), tuple(logprobs), finish, tokens)

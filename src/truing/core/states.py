@@ -1,0 +1,91 @@
+"""What a model remembers of the rows that it is writing, and the step that writes one token each.
+
+`Padded` runs any causal language model of transformers through that library's own cache.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+
+class States(Protocol):
+    """Rows that are being written: B of them live."""
+
+    def start(self) -> Tensor:
+        """Read the prompts; logits [B, V] of every row's first token."""
+        ...
+
+    def step(self, ids: Sequence[int]) -> Tensor:
+        """Append one token to every live row; logits [B, V] of the next."""
+        ...
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these of the live rows, in rising order."""
+        ...
+
+
+def states_for(
+    module: nn.Module, prompts: Sequence[Sequence[int]], rows: Sequence[int], room: int
+) -> States:
+    """The states that suit the architecture.
+
+    Args:
+        module: a causal language model.
+        prompts: token ids.
+        rows: for each row, its prompt.
+        room: tokens that a row may get.
+    """
+    return Padded(module, prompts, rows)
+
+
+class Padded:
+    """Rows filled up on the left, and the cache of transformers."""
+
+    def __init__(
+        self, module: nn.Module, prompts: Sequence[Sequence[int]], rows: Sequence[int]
+    ) -> None:
+        self.module, self.prompts, self.rows = module, prompts, list(rows)
+        self.device = next(module.parameters()).device
+        self.short = "logits_to_keep" in inspect.signature(module.forward).parameters
+        self.cache: Cache | None = None
+        self.mask_BT = torch.empty(0)
+
+    def _forward(self, ids_BT: Tensor) -> Tensor:
+        position_BT = (self.mask_BT.cumsum(1) - 1).clamp_min(0)[:, -ids_BT.shape[1] :]
+        made = self.module(
+            input_ids=ids_BT,
+            attention_mask=self.mask_BT,
+            position_ids=position_BT,
+            past_key_values=self.cache,
+            use_cache=True,
+            **({"logits_to_keep": 1} if self.short else {}),
+        )
+        self.cache = cast(Cache, made.past_key_values)
+        return cast(Tensor, made.logits)[:, -1]
+
+    def start(self) -> Tensor:
+        """See `States`."""
+        width = max(map(len, self.prompts))
+        ids = [[0] * (width - len(p)) + list(p) for p in self.prompts]
+        mask = [[0] * (width - len(p)) + [1] * len(p) for p in self.prompts]
+        self.mask_BT = torch.tensor(mask, device=self.device)
+        logits_BV = self._forward(torch.tensor(ids, device=self.device))
+        self.keep(self.rows)
+        return logits_BV[torch.tensor(self.rows, device=self.device)]
+
+    def step(self, ids: Sequence[int]) -> Tensor:
+        """See `States`."""
+        self.mask_BT = torch.nn.functional.pad(self.mask_BT, (0, 1), value=1)
+        return self._forward(torch.tensor(ids, device=self.device)[:, None])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """See `States`."""
+        index_B = torch.tensor(rows, device=self.device)
+        cast(Cache, self.cache).reorder_cache(index_B)
+        self.mask_BT = self.mask_BT[index_B]
