@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from truing.core.engine import Part
-from truing.core.logprob import measure, states
+from truing.core.logprob import check, measure, states
 from truing.core.lora import Lora
 from truing.core.measure import blank, columns_of, joined
 from truing.core.objective import Loss, Measurements, Objective
@@ -66,6 +66,7 @@ class TextTask:
     ) -> None:
         self.name, self.spec, self.settings, self.hook = spec.name, spec, dict(settings), hook
         self.units, self.module, self.frozen, self.budget = units, module, reference, budget
+        check(module)  # now, before any hook changes what the module computes
         self.lora: Lora | None = None
         self.lengths_N = torch.zeros(0)
         self._other: nn.Module | None = None  # measured in place of the module without adapters

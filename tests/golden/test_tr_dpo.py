@@ -1,0 +1,46 @@
+"""TR-DPO's loss is DPO's; its reference moves by mix * policy + (1 - mix) * reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from objective_numbers import pairs
+from torch import nn
+
+from truing.core.objective import objective_of
+from truing.core.training import HOOKS, MovingReference
+from truing.errors import InputError
+from truing.train.preference.dpo import dpo
+from truing.train.preference.tr_dpo import tr_dpo
+
+
+class Held:
+    def __init__(self) -> None:
+        self.module = nn.Linear(1, 1)
+        self.lengths_N = torch.zeros(0)
+        self.policy = {"w": torch.tensor([8.0])}
+        self.ref = {"w": torch.tensor([0.0])}
+
+    def trained(self) -> dict[str, torch.Tensor]:
+        return self.policy
+
+    def reference(self) -> dict[str, torch.Tensor]:
+        return self.ref
+
+
+def test_loss_is_dpo() -> None:
+    assert torch.equal(tr_dpo(pairs(), beta=0.2).per_unit, dpo(pairs(), beta=0.2).per_unit)
+    assert HOOKS[objective_of(tr_dpo).hook] is MovingReference
+
+
+def test_reference_by_hand() -> None:
+    held, hook = Held(), MovingReference(mix=0.25, every=2)
+    seen = []
+    for step in range(1, 5):
+        hook.after_step(held, step)
+        seen.append(held.ref["w"].item())
+    assert seen == [0.0, 2.0, 2.0, 3.5]  # 0.25 * 8; 0.25 * 8 + 0.75 * 2
+    MovingReference(mix=1.0, every=1).after_step(held, 5)
+    assert held.ref["w"].item() == 8.0
+    with pytest.raises(InputError):
+        MovingReference(mix=0.0)
