@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from objective_numbers import LOGP, REF, pairs, r, softminus, values
+from objective_numbers import LOGP, REF, pairs, r, softminus, total, values
 
 from truing.core.objective import Measurements
 from truing.train.preference.aot import aot, aot_unpaired
@@ -45,5 +45,5 @@ def test_policy_and_reference_may_be_shuffled_apart() -> None:
         {n: m.seq(n)[..., None] for n in ("logp", "ref_logp")},
     )
     other = flat.having(logp=flat.logp_UKT[turn])
-    assert float(aot(flat).total()) == pytest.approx(float(aot(other).total()))
-    assert float(dpo(flat).total()) != pytest.approx(float(dpo(other).total()))
+    assert total(aot(flat)) == pytest.approx(total(aot(other)))
+    assert total(dpo(flat)) != pytest.approx(total(dpo(other)))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from truing.core.training import HOOKS, TextTraining
 from truing.errors import InputError
+from truing.method import argument_docs
 from truing.models import Model
 from truing.tables import Table
 
@@ -27,6 +28,10 @@ State = dict[str, Tensor]
 Function = Callable[..., object]
 F = typing.TypeVar("F", bound=Function)
 UNITS = ("token", "pair", "group", "batch")
+GLOSSARY = {
+    "beta": "strength of the pull towards the reference.",
+    "label_smoothing": "share of the labels that may be wrong, 0 to 0.5.",
+}
 
 
 @dataclass(frozen=True)
@@ -245,7 +250,12 @@ def _entry(spec: Objective) -> Function:
     parameters = [*nouns, *own.values(), *engine.values()]
     train.__name__ = train.__qualname__ = spec.name
     train.__module__ = spec.loss.__module__
-    train.__doc__ = TextTraining.__doc__
+    hook_docs = argument_docs(HOOKS[spec.hook].__doc__ or "") if spec.hook else {}
+    said = argument_docs(inspect.getdoc(spec.loss) or "")
+    docs = {n: d for n, d in GLOSSARY.items() if n in own and n not in said} | hook_docs
+    docs |= argument_docs(TextTraining.__doc__ or "")
+    lines = [f"    {n}: {d}" for n, d in docs.items()]
+    train.__doc__ = "\n".join(["Train with this objective.", "", "Args:", *lines])
     train.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": Model}
     train.__dict__["__signature__"] = inspect.Signature(parameters, return_annotation=Model)
     return train

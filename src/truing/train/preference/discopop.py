@@ -19,7 +19,11 @@ from truing.train.preference.dpo import difference, metrics
 
 @objective(unit="pair", needs=("logp", "ref_logp"), rows="pair")
 def discopop(m: Measurements, *, beta: float = 0.1, tau: float = 0.05) -> Loss:
-    """DiscoPOP: the log-ratio modulated loss that a language model discovered."""
+    """DiscoPOP: the log-ratio modulated loss that a language model discovered.
+
+    Args:
+        tau: width of the switch between the two terms; see above.
+    """
     z_U = beta * difference(m)
     g_U = (z_U / tau).sigmoid()
     per_pair = (1 - g_U) * -logsigmoid(z_U) + g_U * (-z_U).exp()

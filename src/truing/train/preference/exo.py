@@ -21,7 +21,11 @@ from truing.train.preference.dpo import difference, metrics
 
 @objective(unit="pair", needs=("logp", "ref_logp"), rows="pair")
 def exo(m: Measurements, *, beta: float = 0.1, label_smoothing: float = 1e-3) -> Loss:
-    """Efficient exact optimisation on pairs: reverse KL from the model's to the smoothed labels."""
+    """Efficient exact optimisation on pairs: reverse KL from the model's to the smoothed labels.
+
+    Args:
+        label_smoothing: probability that a label is wrong, above 0.
+    """
     e = label_smoothing
     if not 0 < e <= 0.5:
         raise InputError("setting 'label_smoothing' must be in (0, 0.5]", seen=e)

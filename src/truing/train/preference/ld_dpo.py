@@ -20,7 +20,11 @@ from truing.train.preference.dpo import difference, metrics
 
 @objective(unit="pair", needs=("logp", "ref_logp"), rows="pair")
 def ld_dpo(m: Measurements, *, beta: float = 0.1, alpha: float = 0.5) -> Loss:
-    """Length-desensitised DPO: tokens beyond the shorter answer's length count less."""
+    """Length-desensitised DPO: tokens beyond the shorter answer's length count less.
+
+    Args:
+        alpha: weight of tokens beyond the shorter answer's length, 0 to 1.
+    """
     if not 0 <= alpha <= 1:
         raise InputError("setting 'alpha' must be in [0, 1]", seen=alpha)
     place_T = torch.arange(m.mask_UKT.shape[-1], device=m.mask_UKT.device)

@@ -41,7 +41,11 @@ def log_odds(mean_lp: Tensor) -> Tensor:
 
 @objective(unit="pair", needs=("logp",), rows="pair")
 def orpo(m: Measurements, *, beta: float = 0.1) -> Loss:
-    """Odds-ratio preference optimisation: likelihood and preference in one step, no reference."""
+    """Odds-ratio preference optimisation: likelihood and preference in one step, no reference.
+
+    Args:
+        beta: weight of the odds-ratio term.
+    """
     odds_UK = log_odds(m.mean())
     gap = Loss(-logsigmoid(odds_UK[:, 0] - odds_UK[:, 1]))
     seen = reward_metrics(*(beta * m.mean()).unbind(1))

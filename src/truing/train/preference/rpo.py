@@ -19,7 +19,11 @@ from truing.train.supervised.sft import nll
 
 @objective(unit="pair", needs=("logp", "ref_logp"), rows="pair")
 def rpo(m: Measurements, *, beta: float = 0.1, alpha: float = 1.0) -> Loss:
-    """DPO plus the likelihood of the chosen answers."""
+    """DPO plus the likelihood of the chosen answers.
+
+    Args:
+        alpha: weight of the likelihood of the chosen answers.
+    """
     return dpo(m, beta=beta) + alpha * nll(m)
 
 
@@ -32,6 +36,12 @@ def mpo(
     quality: float = 0.2,
     generation: float = 1.0,
 ) -> Loss:
-    """Mixed preference optimisation: DPO, BCO on pairs and likelihood, by weights."""
+    """Mixed preference optimisation: DPO, BCO on pairs and likelihood, by weights.
+
+    Args:
+        preference: weight of DPO.
+        quality: weight of BCO.
+        generation: weight of the likelihood.
+    """
     relative, absolute = dpo(m, beta=beta), bco_pair(m, beta=beta)
     return preference * relative + quality * absolute + generation * nll(m)

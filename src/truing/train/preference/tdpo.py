@@ -29,7 +29,11 @@ def tdpo1(m: Measurements, *, beta: float = 0.1) -> Loss:
 
 @objective(unit="pair", needs=("logp", "ref_logp", "ref_kl_vocab"), rows="pair")
 def tdpo2(m: Measurements, *, beta: float = 0.1, alpha: float = 0.5) -> Loss:
-    """Token-level DPO that leaves the chosen answer's divergence alone."""
+    """Token-level DPO that leaves the chosen answer's divergence alone.
+
+    Args:
+        alpha: weight of the divergences' difference.
+    """
     kl_w_U, kl_l_U = m.seq("ref_kl_vocab").unbind(1)
     z_U = beta * (difference(m) - alpha * (kl_l_U - kl_w_U.detach()))
     seen = {"kl_chosen": kl_w_U.detach(), "kl_rejected": kl_l_U.detach()}

@@ -17,14 +17,25 @@ from truing.train.supervised.sft import nll
 
 @objective(unit="pair", needs=("logp",), rows="pair", texts={"gold": None})
 def tpo(m: Measurements, *, beta: float = 0.01, alpha: float = 1.0) -> Loss:
-    """Triple preference optimisation: a gold answer to imitate beside the pair."""
+    """Triple preference optimisation: a gold answer to imitate beside the pair.
+
+    Args:
+        alpha: weight of the likelihood of the gold answer.
+        beta: steepness of the preference term.
+    """
     w_U, l_U, _ = (beta * m.seq()).unbind(1)
     return Loss(smoothed(w_U - l_U, 0.0), metrics=reward_metrics(w_U, l_U)) + alpha * nll(m, 2)
 
 
 @objective(unit="pair", needs=("logp",), rows="pair", texts={"gold": None})
 def tpo_l(m: Measurements, *, beta: float = 0.01, gamma: float = 0.5, alpha: float = 1.0) -> Loss:
-    """Triple preference optimisation on mean log-probabilities with a margin."""
+    """Triple preference optimisation on mean log-probabilities with a margin.
+
+    Args:
+        beta: steepness of the preference term.
+        gamma: margin between the rewards.
+        alpha: weight of the likelihood of the gold answer.
+    """
     w_U, l_U, _ = (beta * m.mean()).unbind(1)
     seen = reward_metrics(w_U, l_U)
     return Loss(smoothed(w_U - l_U - gamma, 0.0), metrics=seen) + alpha * nll(m, 2)

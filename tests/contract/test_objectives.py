@@ -1,0 +1,254 @@
+"""Every training objective, found in the registry; what is tested follows from unit and needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from truing.context import Context, use
+from truing.core import lora
+from truing.core.measure import blank
+from truing.core.objective import Loss, Measurements, Objective, objective_of
+from truing.core.reference import Reference
+from truing.core.text_task import TextTask
+from truing.core.train_text import read_units
+from truing.core.training import HOOKS, Hook
+from truing.method import methods
+from truing.models import Model
+from truing.tables import Row, Table
+
+OBJECTIVES = [n for n in methods if methods[n].entry.kind == "objective"]
+WORDS = "lime oak rain stone river cloud ash fern moss reed".split()
+
+
+def spec_of(name: str) -> Objective:
+    return objective_of(methods[name].declared)
+
+
+def defaults(spec: Objective) -> dict[str, object]:
+    return {n: p.default for n, p in spec.settings.items()}
+
+
+def table_for(spec: Objective, rows: int = 6) -> Table:
+    """Rows of the objective's kind with the columns that it declares."""
+    made: list[Row] = []
+    for i in range(rows):
+        answers = [f"{WORDS[i]} {'very ' * (i % 3)}good", f"no {WORDS[(3 * i) % 10]}", "hm, maybe"]
+        row: Row = {"prompt": f"say {WORDS[i % 4]} {i}"}
+        if spec.rows == "pair":
+            row |= {"chosen": answers[0], "rejected": answers[1]}
+        elif spec.rows == "group":
+            row |= {"completions": answers[: 2 + i % 2], "scores": [2.0, 0.5, 1.0][: 2 + i % 2]}
+        else:
+            row |= {"completion": answers[i % 2]}
+        if spec.rows == "unpaired":
+            row["label"] = i % 2 == 0
+        row |= dict.fromkeys(spec.texts, f"gold {WORDS[-i]}")
+        for name, default in spec.columns.items():
+            if name not in row:
+                row[name] = 0.3 + 0.05 * i if default is None else default
+        made.append(row)
+    return Table(spec.rows, made)
+
+
+def made_up(spec: Objective, scale: float = 1.0, seed: int = 0) -> Measurements:
+    """Random measurements of the right shape: four units, two to four branches."""
+    source = torch.Generator().manual_seed(seed)
+    width = {"pair": 2, "group": 3, "unpaired": 1, "example": 1}[spec.rows]
+    width += len(spec.texts) + ("mismatched" in spec.needs)
+    lengths = torch.randint(1, 6, (4, width), generator=source)
+    mask = (torch.arange(5) < lengths[..., None]).float()
+    tensors: dict[str, Tensor] = {}
+    for name in spec.needs:
+        if name != "mismatched":
+            value = torch.rand(4, width, 5, generator=source) * scale * mask
+            tensors[name] = -value if name.endswith("logp") else value
+    columns = {}
+    for name, default in spec.columns.items():
+        shape = (4, width) if spec.rows == "group" else (4,)
+        value = torch.rand(shape, generator=source)
+        columns[name] = (value > 0.5).float() if name == "label" else value
+        if default is not None:
+            columns[name] = torch.full(shape, default)
+    return Measurements(mask, tensors, columns)
+
+
+def own_part(loss: Loss) -> Tensor:
+    """Value of each unit and term, weighted."""
+    return torch.cat([(c * v * w).reshape(len(v), -1).sum(1) for c, v, w in loss.terms()])
+
+
+def test_the_standard_family_is_listed() -> None:
+    names = {methods[n].name for n in OBJECTIVES}
+    assert {"sft", "dft", "dpo", "ipo", "kto", "orpo", "simpo", "cpo", "tdpo1", "rrhf"} <= names
+    assert len(OBJECTIVES) >= 38
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_declaration(name: str) -> None:
+    method, spec = methods[name], spec_of(name)
+    assert method.returns == "Model" and {"model", "data"} <= set(method.inputs)
+    assert ("reference" in method.inputs) == spec.with_reference
+    assert {"epochs", "lr", "batch", "rank", "max_tokens"} <= set(method.settings)
+    values = method.validate({})
+    assert method.validate(json.loads(json.dumps(values))) == values
+    assert all(s.doc for s in method.settings.values())
+    assert method.entry.unit == spec.unit and method.entry.rows == spec.rows
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1.0, 60.0])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_values_and_gradients_are_finite(name: str, scale: float) -> None:
+    spec = spec_of(name)
+    m = made_up(spec, scale)
+    leaves = {n: t.clone().requires_grad_() for n, t in m.tensors.items()}
+    loss = spec(m.having(**leaves), defaults(spec))
+    assert loss.total().isfinite() and all(v.isfinite().all() for v in loss.metrics.values())
+    assert not any(v.requires_grad for v in loss.metrics.values())
+    loss.total().backward()
+    for leaf_name, leaf in leaves.items():
+        assert leaf.grad is None or leaf.grad.isfinite().all(), leaf_name
+    assert leaves["logp"].grad is not None and leaves["logp"].grad.abs().sum() > 0
+    if "ref_logp" in leaves:
+        # Whatever the loss does with it, the engine's reference has no gradient to receive: its
+        # values are constants. What must not happen is a loss that ignores it.
+        changed = m.having(ref_logp=m.ref_logp_UKT * 0.5)
+        if scale == 1.0:
+            assert not torch.equal(own_part(spec(changed, defaults(spec))), own_part(loss))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_padding_is_not_looked_at(name: str) -> None:
+    spec = spec_of(name)
+    m = made_up(spec)
+    hidden = m.mask_UKT == 0
+    wide = Measurements(
+        torch.nn.functional.pad(m.mask_UKT, (0, 3)),
+        {
+            n: torch.nn.functional.pad(torch.where(hidden, 0.37, t), (0, 3), value=0.9)
+            for n, t in m.tensors.items()
+        },
+        m.columns,
+    )
+    a, b = spec(m, defaults(spec)), spec(wide, defaults(spec))
+    assert torch.allclose(own_part(a), own_part(b), atol=1e-6)
+    assert torch.allclose(a.total(), b.total(), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_weights_are_known_before_the_forward_pass(name: str) -> None:
+    spec = spec_of(name)
+    one, two = made_up(spec), made_up(spec, 3.0, seed=9)
+    other = one.having(
+        **{n: torch.where(one.mask_UKT > 0, two.tensors[n], 0.0) for n in one.tensors}
+    )
+    first = [w for _, _, w in spec(one, defaults(spec)).terms()]
+    second = [w for _, _, w in spec(other, defaults(spec)).terms()]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_units_are_as_independent_as_declared(name: str) -> None:
+    spec = spec_of(name)
+    m = made_up(spec)
+
+    def some(rows: Sequence[int]) -> Measurements:
+        at = list(rows)
+        return Measurements(
+            m.mask_UKT[at],
+            {n: t[at] for n, t in m.tensors.items()},
+            {n: c[at] for n, c in m.columns.items()},
+        )
+
+    whole = spec(m, defaults(spec))
+    turned = spec(some([2, 0, 3, 1]), defaults(spec))
+    assert torch.allclose(whole.total(), turned.total(), atol=1e-6)
+    if spec.unit != "batch":
+        alone = torch.stack([own_part(spec(some([i]), defaults(spec))).sum() for i in range(4)])
+        terms = len(list(whole.terms()))
+        together = own_part(whole).reshape(terms, 4).sum(0)
+        assert torch.allclose(alone, together, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_path: Path) -> Model:
+    return Model.open(tiny_path)
+
+
+def build(model: Model, spec: Objective, budget: int) -> TextTask:
+    """The task as `train_model` builds it, with an adapter that already does something."""
+    loaded = model.load_module(fresh=True)
+    units, _ = read_units(spec, loaded, table_for(spec), 512)
+    hook = HOOKS[spec.hook]() if spec.hook else Hook()
+    reference = Reference(model.weights_key, "float32")
+    task = TextTask(spec, defaults(spec), hook, units, loaded.module, reference, budget=budget)
+    if spec.with_reference:
+        task.measure_reference(loaded.module, [range(len(units))])
+    task.adapt(lora.attach(loaded.module, 4, 8.0, seed=1))
+    source = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in task.trained().values():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=source))
+    return task
+
+
+def step(task: TextTask, rows: Sequence[int]) -> tuple[float, Tensor, dict[str, float], int]:
+    """Loss, flat gradient, metrics and number of parts of one step."""
+    torch.manual_seed(5)
+    loss = weight = 0.0
+    sums: dict[str, tuple[float, float]] = {}
+    parts = 0
+    for part in task.parts(rows, 0):
+        part.loss.backward()
+        loss += float((part.loss if part.value is None else part.value).detach())
+        weight += float(part.weight)
+        parts += 1
+        for n, (value, of) in part.metrics.items():
+            before = sums.get(n, (0.0, 0.0))
+            sums[n] = (before[0] + float(value), before[1] + of)
+    grads = [p.grad.flatten() / weight for p in task.trained().values() if p.grad is not None]
+    return loss / weight, torch.cat(grads), {n: s / w for n, (s, w) in sums.items()}, parts
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_micro_batches_and_row_order_do_not_change_a_step(name: str, model: Model) -> None:
+    spec = spec_of(name)
+    noisy = spec.hook == "noisy_embeddings"  # draws its noise for each micro-batch
+    rows = range(6)
+    loss, grad, metrics, parts = step(build(model, spec, 100_000), rows)
+    assert parts == 1 and grad.norm() > 0
+    variants = [(build(model, spec, 60), [4, 1, 5, 0, 2, 3]), (build(model, spec, 1), rows)]
+    for task, order in variants:
+        again = step(task, list(order))
+        assert again[3] > 1
+        near = 0.2 if noisy else 2e-5
+        assert again[0] == pytest.approx(loss, rel=near)
+        assert torch.allclose(again[1], grad, atol=(1.0 if noisy else 1e-4) * float(grad.norm()))
+        assert again[2] == pytest.approx(metrics, rel=max(near, 1e-4), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_blank_measurements_have_the_shape_of_real_ones(name: str, model: Model) -> None:
+    spec = spec_of(name)
+    task = build(model, spec, 100_000)
+    (micro,) = task._micro_batches(range(6))
+    real = task._measure(micro, grad=False)
+    empty = blank(micro.trees, spec.needs, real.columns)
+    assert torch.equal(empty.mask_UKT, real.mask_UKT)
+    assert set(real.tensors) == set(spec.needs) - {"mismatched"}
+    assert set(real.columns) == set(spec.columns)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_training_lowers_the_objective(name: str, model: Model, tmp_path: Path) -> None:
+    spec = spec_of(name)
+    with use(Context(folder=tmp_path)) as context:
+        made = methods[name](model, table_for(spec), steps=8, lr=2e-3, batch=6, warmup=0.0)
+    assert isinstance(made, Model) and [c.kind for c in made.weight_changes] == ["adapter"]
+    losses = [float(str(m["loss"])) for m in context.metrics if "loss" in m]
+    assert len(losses) == 8 and min(losses[-2:]) < losses[0]
