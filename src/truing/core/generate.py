@@ -106,7 +106,7 @@ def generate(
 
 def rewritten(model: Model, prompts: Sequence[Prompt]) -> list[Prompt]:
     """Prompts with the model's prefix put before them and its rewriters applied, in order."""
-    asked = list(prompts)
+    asked: list[Prompt] = list(prompts)
     prefix = [m for c in model.changes if isinstance(c, Prefix) for m in c.messages]
     if prefix:
         asked = [messages_of(p, prefix) for p in asked]

@@ -310,7 +310,7 @@ class _Wave:
             if not on or step + 1 == self.settings.max_tokens:
                 return
             if len(on) < len(live):
-                self.states.keep(on)
+                on = self.states.keep(on)
                 live, ids = [live[k] for k in on], [ids[k] for k in on]
             logits_BV = self.states.step(ids)
 

@@ -1,6 +1,7 @@
 """What a model remembers of the rows that it is writing, and the step that writes one token each.
 
-`Padded` runs any causal language model of transformers through that library's own cache.
+`core.shared` is the fast way; `Padded` runs any causal language model of transformers through that
+library's own cache.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class States(Protocol):
         """Append one token to every live row; logits [B, V] of the next."""
         ...
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these of the live rows, in rising order."""
+    def keep(self, rows: Sequence[int]) -> list[int]:
+        """Go on with these of the live rows; returns them in the order that holds from now on."""
         ...
 
 
@@ -41,6 +42,10 @@ def states_for(
         rows: for each row, its prompt.
         room: tokens that a row may get.
     """
+    from truing.core import shared
+
+    if shared.fits(module, max(map(len, prompts)) + room):
+        return shared.Shared(module, prompts, rows, room)
     return Padded(module, prompts, rows)
 
 
@@ -84,8 +89,9 @@ class Padded:
         self.mask_BT = torch.nn.functional.pad(self.mask_BT, (0, 1), value=1)
         return self._forward(torch.tensor(ids, device=self.device)[:, None])
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def keep(self, rows: Sequence[int]) -> list[int]:
         """See `States`."""
-        index_B = torch.tensor(rows, device=self.device)
+        index_B = cast(torch.LongTensor, torch.tensor(rows, device=self.device))
         cast(Cache, self.cache).reorder_cache(index_B)
         self.mask_BT = self.mask_BT[index_B]
+        return list(rows)
