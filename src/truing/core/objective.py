@@ -266,7 +266,7 @@ def objective(
     unit: str,
     rows: str,
     needs: tuple[str, ...] = ("logp",),
-    paper: str = "preference-losses",
+    paper: str = "",
     field: str = "text",
     columns: Mapping[str, float | None] | None = None,
     texts: Mapping[str, str | None] | None = None,

@@ -173,19 +173,20 @@ def train_model(
          reference.weights_key if reference is not None else ""], 8
     )  # fmt: skip
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = "bfloat16" if device == "cuda" and settings.rank else "float32"
+    # A full fine-tune keeps its weights in float32, where small updates are not rounded away.
+    short = device == "cuda" and settings.rank > 0 and torch.cuda.is_bf16_supported()
+    dtype = "bfloat16" if short else "float32"
     loaded = model.load_module(dtype, device, fresh=True)
     units, notes = read_units(spec, loaded, data, settings.max_tokens)
     trees = [u.tree() for u in units]
-    _show_receipt(spec, loaded, trees, notes)
+    budget = settings.budget or (GPU_BUDGET if device == "cuda" else BUDGET)
+    how: dict[str, Json] = {"device": device, "dtype": dtype, "budget": budget}
+    _show_receipt(spec, loaded, trees, notes | how | {"threads": torch.get_num_threads()})
     _check_memory(loaded.module, settings, max(t.size for t in trees), spec.name)
 
     frozen, held = _reference(spec, loaded, reference, dtype)
     order = Order(len(units), settings.batch, context)
-    task = TextTask(
-        spec, own, hook, units, loaded.module, frozen,
-        budget=settings.budget or (GPU_BUDGET if device == "cuda" else BUDGET),
-    )  # fmt: skip
+    task = TextTask(spec, own, hook, units, loaded.module, frozen, budget=budget)
     if spec.with_reference and not hook.moves_reference:
         steps = [order.step(s, settings.end(len(units))) for s in range(settings.total(len(units)))]
         task.measure_reference(held.module, steps)

@@ -15,7 +15,7 @@ from truing.core.objective import Loss, Measurements, objective
 from truing.train.preference.dpo import metrics, smoothed
 
 
-@objective(unit="batch", needs=("logp", "ref_logp"), rows="pair")
+@objective(paper="preference-losses", unit="batch", needs=("logp", "ref_logp"), rows="pair")
 def aot(m: Measurements, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Loss:
     """Optimal transport: the policy's margins against the reference's, by rank."""
     lp_UK, ref_UK = m.seq("logp"), m.seq("ref_logp")
@@ -24,7 +24,7 @@ def aot(m: Measurements, *, beta: float = 0.1, label_smoothing: float = 0.0) -> 
     return Loss(smoothed(beta * (a_U - b_U), label_smoothing), metrics=metrics(m, beta))
 
 
-@objective(unit="batch", needs=("logp", "ref_logp"), rows="pair")
+@objective(paper="preference-losses", unit="batch", needs=("logp", "ref_logp"), rows="pair")
 def aot_unpaired(m: Measurements, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Loss:
     """Optimal transport: rewards of chosen against those of rejected answers, by rank."""
     r_w_U, r_l_U = m.ratio().unbind(1)

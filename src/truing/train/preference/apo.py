@@ -15,14 +15,14 @@ from truing.core.objective import Loss, Measurements, objective
 from truing.train.preference.dpo import metrics
 
 
-@objective(unit="pair", needs=("logp", "ref_logp"), rows="pair")
+@objective(paper="preference-losses", unit="pair", needs=("logp", "ref_logp"), rows="pair")
 def apo_zero(m: Measurements, *, beta: float = 0.1) -> Loss:
     """Anchored preference optimisation for chosen answers better than the model's."""
     w_U, l_U = (beta * m.ratio()).unbind(1)
     return Loss(1 - w_U.sigmoid() + l_U.sigmoid(), metrics=metrics(m, beta))
 
 
-@objective(unit="pair", needs=("logp", "ref_logp"), rows="pair")
+@objective(paper="preference-losses", unit="pair", needs=("logp", "ref_logp"), rows="pair")
 def apo_down(m: Measurements, *, beta: float = 0.1) -> Loss:
     """Anchored preference optimisation for chosen answers worse than the model's."""
     w_U, l_U = (beta * m.ratio()).unbind(1)

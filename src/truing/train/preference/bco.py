@@ -31,6 +31,7 @@ def moved(state: State | None, values: torch.Tensor) -> State:
 
 
 @objective(
+    paper="preference-losses",
     unit="batch",
     needs=("logp", "ref_logp"),
     rows="unpaired",
@@ -49,7 +50,7 @@ def bco(m: Measurements, state: State | None = None, *, beta: float = 0.1) -> Lo
     return Loss(per_row, metrics=seen | right, state=state)
 
 
-@objective(unit="pair", needs=("logp", "ref_logp"), rows="pair")
+@objective(paper="preference-losses", unit="pair", needs=("logp", "ref_logp"), rows="pair")
 def bco_pair(m: Measurements, *, beta: float = 0.1) -> Loss:
     """Binary classifier optimisation on pairs, without the running mean."""
     w_U, l_U = (beta * m.ratio()).unbind(1)

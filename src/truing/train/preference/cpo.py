@@ -22,7 +22,7 @@ from truing.train.preference.dpo import smoothed
 from truing.train.supervised.sft import nll
 
 
-@objective(unit="pair", needs=("logp",), rows="pair")
+@objective(paper="preference-losses", unit="pair", needs=("logp",), rows="pair")
 def cpo(
     m: Measurements,
     *,
@@ -50,7 +50,9 @@ def cpo(
     return Loss(per_pair, metrics=reward_metrics(beta * w_U, beta * l_U)) + alpha * nll(m)
 
 
-@objective(unit="pair", needs=("logp",), rows="pair", texts={"gold": "chosen"})
+@objective(
+    paper="preference-losses", unit="pair", needs=("logp",), rows="pair", texts={"gold": "chosen"}
+)
 def slic(m: Measurements, *, delta: float = 1.0, alpha: float = 1.0) -> Loss:
     """Sequence likelihood calibration: a margin between answers, and a reference answer.
 

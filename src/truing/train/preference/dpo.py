@@ -43,19 +43,19 @@ def metrics(m: Measurements, beta: float) -> dict[str, Tensor]:
     return found | {"logp_chosen": m.seq()[:, 0].detach()}
 
 
-@objective(unit="pair", needs=("logp", "ref_logp"), rows="pair")
+@objective(paper="preference-losses", unit="pair", needs=("logp", "ref_logp"), rows="pair")
 def dpo(m: Measurements, *, beta: float = 0.1) -> Loss:
     """Direct preference optimisation: learn from pairs by classifying chosen against rejected."""
     return Loss(-logsigmoid(beta * difference(m)), metrics=metrics(m, beta))
 
 
-@objective(unit="pair", needs=("logp", "ref_logp"), rows="pair")
+@objective(paper="preference-losses", unit="pair", needs=("logp", "ref_logp"), rows="pair")
 def cdpo(m: Measurements, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Loss:
     """DPO with smoothed labels: a share of them may be wrong."""
     return Loss(smoothed(beta * difference(m), label_smoothing), metrics=metrics(m, beta))
 
 
-@objective(unit="pair", needs=("logp", "ref_logp"), rows="pair")
+@objective(paper="preference-losses", unit="pair", needs=("logp", "ref_logp"), rows="pair")
 def robust_dpo(m: Measurements, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Loss:
     """DPO made unbiased under a known share of flipped labels."""
     e, z_U = label_smoothing, beta * difference(m)
@@ -65,13 +65,13 @@ def robust_dpo(m: Measurements, *, beta: float = 0.1, label_smoothing: float = 0
     return Loss(per_pair, metrics=metrics(m, beta))
 
 
-@objective(unit="pair", needs=("logp", "ref_logp"), rows="pair")
+@objective(paper="preference-losses", unit="pair", needs=("logp", "ref_logp"), rows="pair")
 def hinge(m: Measurements, *, beta: float = 0.1) -> Loss:
     """Hinge in place of DPO's logistic: pairs beyond the margin have no gradient."""
     return Loss(relu(1 - beta * difference(m)), metrics=metrics(m, beta))
 
 
-@objective(unit="pair", needs=("logp", "ref_logp"), rows="pair")
+@objective(paper="preference-losses", unit="pair", needs=("logp", "ref_logp"), rows="pair")
 def dpo_norm(m: Measurements, *, beta: float = 0.1) -> Loss:
     """DPO on log-ratios per token, so that long answers do not weigh more."""
     r_UK = m.ratio() / m.length_UK

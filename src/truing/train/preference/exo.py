@@ -19,7 +19,7 @@ from truing.errors import InputError
 from truing.train.preference.dpo import difference, metrics
 
 
-@objective(unit="pair", needs=("logp", "ref_logp"), rows="pair")
+@objective(paper="preference-losses", unit="pair", needs=("logp", "ref_logp"), rows="pair")
 def exo(m: Measurements, *, beta: float = 0.1, label_smoothing: float = 1e-3) -> Loss:
     """Efficient exact optimisation on pairs: reverse KL from the model's to the smoothed labels.
 

@@ -36,7 +36,7 @@ def score(r_UK: Tensor, divergence: Divergence, a: float) -> Tensor:
     return r_UK
 
 
-@objective(unit="pair", needs=("logp", "ref_logp"), rows="pair")
+@objective(paper="preference-losses", unit="pair", needs=("logp", "ref_logp"), rows="pair")
 def f_dpo(
     m: Measurements,
     *,

@@ -21,7 +21,11 @@ from truing.errors import InputError
 
 
 @objective(
-    unit="batch", needs=("logp", "ref_logp", "mismatched"), rows="unpaired", columns={"label": None}
+    paper="preference-losses",
+    unit="batch",
+    needs=("logp", "ref_logp", "mismatched"),
+    rows="unpaired",
+    columns={"label": None},
 )
 def kto(
     m: Measurements, *, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0
@@ -45,7 +49,13 @@ def kto(
     return Loss(weight_U * (1 - (beta * gap_U).sigmoid()), metrics=seen | right)
 
 
-@objective(unit="token", needs=("logp", "ref_logp"), rows="unpaired", columns={"label": None})
+@objective(
+    paper="preference-losses",
+    unit="token",
+    needs=("logp", "ref_logp"),
+    rows="unpaired",
+    columns={"label": None},
+)
 def apo_zero_unpaired(m: Measurements, *, beta: float = 0.1) -> Loss:
     """The terms of APO-zero on single answers: no mismatched answers are needed."""
     reward_U = beta * m.ratio()[:, 0]

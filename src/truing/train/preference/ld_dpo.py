@@ -18,7 +18,7 @@ from truing.errors import InputError
 from truing.train.preference.dpo import difference, metrics
 
 
-@objective(unit="pair", needs=("logp", "ref_logp"), rows="pair")
+@objective(paper="preference-losses", unit="pair", needs=("logp", "ref_logp"), rows="pair")
 def ld_dpo(m: Measurements, *, beta: float = 0.1, alpha: float = 0.5) -> Loss:
     """Length-desensitised DPO: tokens beyond the shorter answer's length count less.
 

@@ -16,7 +16,7 @@ from truing.core.objective import Loss, Measurements, objective
 from truing.train.preference.dpo import metrics
 
 
-@objective(unit="pair", needs=("logp", "ref_logp"), rows="pair")
+@objective(paper="preference-losses", unit="pair", needs=("logp", "ref_logp"), rows="pair")
 def nca(m: Measurements, *, beta: float = 0.1) -> Loss:
     """Noise contrastive alignment: raise the chosen answer's own likelihood, not only the gap."""
     w_U, l_U = (beta * m.ratio()).unbind(1)

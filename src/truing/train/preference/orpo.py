@@ -39,7 +39,7 @@ def log_odds(mean_lp: Tensor) -> Tensor:
     return a - log1m_exp(a)
 
 
-@objective(unit="pair", needs=("logp",), rows="pair")
+@objective(paper="preference-losses", unit="pair", needs=("logp",), rows="pair")
 def orpo(m: Measurements, *, beta: float = 0.1) -> Loss:
     """Odds-ratio preference optimisation: likelihood and preference in one step, no reference.
 

@@ -35,7 +35,9 @@ def ranking_loss(p_UK: Tensor, score_UK: Tensor, there_UK: Tensor, gaps: bool) -
     return total_U
 
 
-@objective(unit="group", needs=("logp",), rows="group", columns={"scores": None})
+@objective(
+    paper="preference-losses", unit="group", needs=("logp",), rows="group", columns={"scores": None}
+)
 def pro(m: Measurements, *, sft_weight: float = 0.05, gaps: bool = True) -> Loss:
     """Preference ranking optimisation: each answer against all that rank below it.
 

@@ -17,7 +17,7 @@ from truing.train.preference.dpo import dpo
 from truing.train.supervised.sft import nll
 
 
-@objective(unit="pair", needs=("logp", "ref_logp"), rows="pair")
+@objective(paper="preference-losses", unit="pair", needs=("logp", "ref_logp"), rows="pair")
 def rpo(m: Measurements, *, beta: float = 0.1, alpha: float = 1.0) -> Loss:
     """DPO plus the likelihood of the chosen answers.
 
@@ -27,7 +27,7 @@ def rpo(m: Measurements, *, beta: float = 0.1, alpha: float = 1.0) -> Loss:
     return dpo(m, beta=beta) + alpha * nll(m)
 
 
-@objective(unit="pair", needs=("logp", "ref_logp"), rows="pair")
+@objective(paper="preference-losses", unit="pair", needs=("logp", "ref_logp"), rows="pair")
 def mpo(
     m: Measurements,
     *,

@@ -32,7 +32,9 @@ def ranked_alike(p_UK: Tensor, m: Measurements) -> Tensor:
     return (right_UIJ.sum((1, 2)) / worse_UIJ.sum((1, 2)).clamp(min=1)).detach()
 
 
-@objective(unit="group", needs=("logp",), rows="group", columns={"scores": None})
+@objective(
+    paper="preference-losses", unit="group", needs=("logp",), rows="group", columns={"scores": None}
+)
 def rrhf(m: Measurements, *, lam: float = 1.0, penalty: float = 1.0) -> Loss:
     """RRHF: rank the answers of a prompt by their mean log-probability as their scores do.
 

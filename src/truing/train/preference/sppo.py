@@ -15,6 +15,7 @@ from truing.train.preference.dpo import metrics
 
 
 @objective(
+    paper="preference-losses",
     unit="pair",
     needs=("logp", "ref_logp"),
     rows="pair",

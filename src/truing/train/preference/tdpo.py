@@ -18,7 +18,9 @@ from truing.core.objective import Loss, Measurements, objective
 from truing.train.preference.dpo import difference, metrics
 
 
-@objective(unit="pair", needs=("logp", "ref_logp", "ref_kl_vocab"), rows="pair")
+@objective(
+    paper="preference-losses", unit="pair", needs=("logp", "ref_logp", "ref_kl_vocab"), rows="pair"
+)
 def tdpo1(m: Measurements, *, beta: float = 0.1) -> Loss:
     """Token-level DPO: the margin also counts how far each answer drifts from the reference."""
     kl_w_U, kl_l_U = m.seq("ref_kl_vocab").unbind(1)
@@ -27,7 +29,9 @@ def tdpo1(m: Measurements, *, beta: float = 0.1) -> Loss:
     return Loss(-logsigmoid(z_U), metrics=metrics(m, beta) | seen)
 
 
-@objective(unit="pair", needs=("logp", "ref_logp", "ref_kl_vocab"), rows="pair")
+@objective(
+    paper="preference-losses", unit="pair", needs=("logp", "ref_logp", "ref_kl_vocab"), rows="pair"
+)
 def tdpo2(m: Measurements, *, beta: float = 0.1, alpha: float = 0.5) -> Loss:
     """Token-level DPO that leaves the chosen answer's divergence alone.
 

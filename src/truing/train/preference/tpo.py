@@ -15,7 +15,9 @@ from truing.train.preference.dpo import smoothed
 from truing.train.supervised.sft import nll
 
 
-@objective(unit="pair", needs=("logp",), rows="pair", texts={"gold": None})
+@objective(
+    paper="preference-losses", unit="pair", needs=("logp",), rows="pair", texts={"gold": None}
+)
 def tpo(m: Measurements, *, beta: float = 0.01, alpha: float = 1.0) -> Loss:
     """Triple preference optimisation: a gold answer to imitate beside the pair.
 
@@ -27,7 +29,9 @@ def tpo(m: Measurements, *, beta: float = 0.01, alpha: float = 1.0) -> Loss:
     return Loss(smoothed(w_U - l_U, 0.0), metrics=reward_metrics(w_U, l_U)) + alpha * nll(m, 2)
 
 
-@objective(unit="pair", needs=("logp",), rows="pair", texts={"gold": None})
+@objective(
+    paper="preference-losses", unit="pair", needs=("logp",), rows="pair", texts={"gold": None}
+)
 def tpo_l(m: Measurements, *, beta: float = 0.01, gamma: float = 0.5, alpha: float = 1.0) -> Loss:
     """Triple preference optimisation on mean log-probabilities with a margin.
 

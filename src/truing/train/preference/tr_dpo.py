@@ -13,7 +13,13 @@ from truing.core.objective import Loss, Measurements, objective
 from truing.train.preference.dpo import dpo
 
 
-@objective(unit="pair", needs=("logp", "ref_logp"), rows="pair", hook="moving_reference")
+@objective(
+    paper="preference-losses",
+    unit="pair",
+    needs=("logp", "ref_logp"),
+    rows="pair",
+    hook="moving_reference",
+)
 def tr_dpo(m: Measurements, *, beta: float = 0.1) -> Loss:
     """Trust-region DPO: the reference follows the policy, so that training can go further."""
     return dpo(m, beta=beta)

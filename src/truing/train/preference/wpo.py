@@ -17,7 +17,9 @@ from truing.core.objective import Loss, Measurements, objective
 from truing.train.preference.dpo import difference, metrics
 
 
-@objective(unit="pair", needs=("logp", "ref_logp", "sum_p2"), rows="pair")
+@objective(
+    paper="preference-losses", unit="pair", needs=("logp", "ref_logp", "sum_p2"), rows="pair"
+)
 def wpo(m: Measurements, *, beta: float = 0.1) -> Loss:
     """Weighted preference optimisation: pairs that the current model would write weigh more."""
     log_p2 = m.having(log_p2=m["sum_p2"].clamp(min=1e-30).log()).mean("log_p2")

@@ -23,13 +23,13 @@ def nll(m: Measurements, branch: int = 0) -> Loss:
     return Loss(-logp_UT, mask_UT, {"logp": m.mean()[:, branch].detach()})
 
 
-@objective(unit="token", needs=("logp",), rows="example")
+@objective(paper="preference-losses", unit="token", needs=("logp",), rows="example")
 def sft(m: Measurements) -> Loss:
     """Supervised fine-tuning: raise the likelihood of given answers."""
     return nll(m)
 
 
-@objective(unit="token", needs=("logp",), rows="example")
+@objective(paper="preference-losses", unit="token", needs=("logp",), rows="example")
 def dft(m: Measurements) -> Loss:
     """Dynamic fine-tuning: SFT with every token weighted by its own probability."""
     p_UKT = m.logp_UKT.exp()
@@ -38,7 +38,13 @@ def dft(m: Measurements) -> Loss:
     return Loss(-p_UKT, m.mask_UKT, seen)
 
 
-@objective(unit="token", needs=("logp",), rows="example", hook="noisy_embeddings")
+@objective(
+    paper="preference-losses",
+    unit="token",
+    needs=("logp",),
+    rows="example",
+    hook="noisy_embeddings",
+)
 def neftune(m: Measurements) -> Loss:
     """SFT with uniform noise on the input embeddings."""
     return nll(m)
