@@ -24,7 +24,7 @@ _WHERE = {
     "get_component": "truing.method",
     "objective": "truing.core.objective",
     "generate": "truing.core.generate",
-    "Plan": "truing.pipeline",
+    "Plan": "truing.plan",
     "run": "truing.pipeline",
     "compare": "truing.compare",
     "claim": "truing.claims",
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from truing.method import method as method
     from truing.method import methods as methods
     from truing.models import Model as Model
-    from truing.pipeline import Plan as Plan
     from truing.pipeline import run as run
+    from truing.plan import Plan as Plan
     from truing.principles import Principle as Principle
     from truing.principles import Principles as Principles
     from truing.reports import Measure as Measure

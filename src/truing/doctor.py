@@ -9,6 +9,8 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+from truing.context import Json
+
 CORE = (
     "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "pydantic",
     "jinja2", "pyyaml", "httpx",
@@ -65,15 +67,25 @@ def matrix_speed(dtype: str = "float32", seconds: float = 1.0, size: int = 1024)
     return round(2 * size**3 * n / (time.perf_counter() - start) / 1e9, 1)
 
 
-def examine() -> dict[str, object]:
-    """All facts, the two-second speed probe included."""
+def hardware() -> dict[str, Json]:
+    """Processor, cores, memory and accelerators of this machine."""
     import torch
 
+    gpus: list[Json] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": memory_gib()[0],
+        "gpus": gpus,
+    }
+
+
+def examine() -> dict[str, object]:
+    """All facts, the two-second speed probe included."""
     from truing import __version__
     from truing.core import fetch
 
-    total, free = memory_gib()
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "truing": __version__,
         "python": platform.python_version(),
@@ -83,12 +95,8 @@ def examine() -> dict[str, object]:
             extra: importlib.util.find_spec(package) is not None
             for extra, package in EXTRAS.items()
         },
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": total,
-        "memory_free_gib": free,
-        "gpus": gpus,
+        **hardware(),
+        "memory_free_gib": memory_gib()[1],
         "gflops_float32": matrix_speed("float32"),
         "gflops_bfloat16": matrix_speed("bfloat16"),
         "home": str(fetch.home()),

@@ -69,6 +69,17 @@ def new_folder(target: Path) -> Generator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's text in one rename, so that no reader ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def sha256(path: Path) -> str:
     """Hex SHA-256 of a file: what checksums of downloads are stated in."""
     with path.open("rb") as file:

@@ -1,0 +1,451 @@
+"""Running a plan: each step once, kept in the store, resumable at any point.
+
+A step's key is the hash of method, settings, content of its inputs, seed, device class and code.
+What has the key in the store is not made again; what was begun goes on from its scratch folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import shutil
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from truing import catalogue
+from truing.context import Context, Json, use
+from truing.core.code import code_key
+from truing.core.files import path_hash
+from truing.errors import InputError, Stopped, TruingError
+from truing.method import Method
+from truing.models import Decoder, Model, Rewriter
+from truing.plan import Checked, Plan, Source
+from truing.principles import Principles
+from truing.progress import Progress
+from truing.reports import Report
+from truing.runs import Run, plain, versions
+from truing.store import Noun, Store
+from truing.summary import about, summary_of, table_of
+from truing.tables import Table, content_hash
+
+Nouns = Mapping[str, Noun | Mapping[str, Noun]]
+
+
+# Keys
+
+
+def _used(value: object) -> list[str]:
+    """Names of the components that a setting refers to."""
+    if isinstance(value, Mapping):
+        items = cast("Mapping[str, object]", value)
+        inner = [n for v in items.values() for n in _used(v)]
+        return [str(items["use"]), *inner] if "use" in items else inner
+    if isinstance(value, (list, tuple)):
+        return [n for v in cast("Sequence[object]", value) for n in _used(v)]
+    return []
+
+
+def _all(nouns: Nouns) -> list[Noun]:
+    return [
+        one
+        for value in nouns.values()
+        for one in (value.values() if isinstance(value, Mapping) else [value])
+    ]
+
+
+def _modules(method: Method, settings: Mapping[str, object], nouns: Nouns) -> set[str]:
+    """Modules whose code a step runs: the method's, and those of the components it refers to."""
+    names = _used(dict(settings))
+    for noun in _all(nouns):
+        if isinstance(noun, Principles):
+            names += [n for rule in noun for n in _used(rule.check)]
+        elif isinstance(noun, Model):
+            names += [c.use for c in noun.changes if isinstance(c, (Decoder, Rewriter))]
+    wanted = {n.replace("-", "_") for n in names}
+    found = {e.module for e in catalogue.components().values() if e.name in wanted}
+    return {method.entry.module, *found}
+
+
+def device_class() -> str:
+    """ "cuda" or "cpu": what steps compute on."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _identity(value: object) -> object:
+    """A setting as it enters the key: files by their content."""
+    if isinstance(value, Path):
+        return {"content": path_hash(value)} if value.exists() else str(value)
+    if isinstance(value, Mapping):
+        items = cast("Mapping[str, object]", value)
+        return {k: _identity(v) for k, v in items.items()}
+    if isinstance(value, (list, tuple)):
+        return [_identity(v) for v in cast("Sequence[object]", value)]
+    return plain(value)
+
+
+def step_key(method: Method, nouns: Nouns, settings: Mapping[str, object], seed: int) -> str:
+    """The key of a step, before it runs."""
+    inputs = {
+        name: {r: n.key for r, n in value.items()} if isinstance(value, Mapping) else value.key
+        for name, value in nouns.items()
+    }
+    code = code_key(_modules(method, settings, nouns))
+    values = {n: _identity(v) for n, v in settings.items()}
+    return content_hash([method.id, values, inputs, seed, device_class(), code])
+
+
+# One step
+
+
+@dataclass
+class StepResult:
+    """What a step made, from the store."""
+
+    method: Method
+    key: str
+    artefact: Noun
+    cached: bool
+    seconds: float
+    metrics: list[dict[str, Json]] = field(default_factory=list)
+    note: str = ""
+
+    def line(self) -> dict[str, Json]:
+        """One JSON object for machines."""
+        found: dict[str, Json] = {
+            "job": self.method.id,
+            "key": self.key,
+            "noun": type(self.artefact).__name__,
+            "about": about(self.artefact),
+            "cached": self.cached,
+            "seconds": round(self.seconds, 2),
+        }
+        return found | summary_of([self.artefact])
+
+    def text(self) -> str:
+        """For people."""
+        shown = table_of([self.artefact]) or about(self.artefact)
+        how = "from the store" if self.cached else f"in {self.seconds:.1f} s"
+        return f"{shown}\n{self.method.id}: {how}; truing store export {self.key[:12]} FOLDER"
+
+
+@contextlib.contextmanager
+def _told(where: str) -> Generator[None]:
+    """Turn what the system may do to a step into errors that say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(
+            "interrupted", where=where, fix="The same command goes on from here"
+        ) from None
+    except (OSError, RuntimeError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left on device" in str(error):
+            raise Stopped(
+                "the disk is full",
+                where=where,
+                fix="Free some space; the same command goes on from here",
+            ) from error
+        if "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
+            raise Stopped(
+                "this machine has not enough memory",
+                where=where,
+                seen=str(error).splitlines()[0],
+                fix="Lower batch, budget or max_tokens, or take a smaller model",
+            ) from error
+        raise
+    except MemoryError as error:
+        raise Stopped("this machine has not enough memory", where=where) from error
+
+
+def _reused(store: Store, key: str) -> str:
+    """A remark when an artefact was made under other library versions; else ""."""
+    made = cast("dict[str, Json]", store.facts(key).get("versions") or {})
+    now = versions()
+    other = [f"{n} {made[n]}, now {now[n]}" for n in made if n in now and made[n] != now[n]]
+    return f"made with {'; '.join(other)}" if other else ""
+
+
+def perform(
+    method: Method,
+    nouns: Nouns,
+    settings: Mapping[str, object],
+    *,
+    seed: int = 0,
+    name: str = "",
+    store: Store | None = None,
+    on_progress: Callable[[int, int, str], None] | None = None,
+    on_metric: Callable[[dict[str, Json]], None] | None = None,
+) -> StepResult:
+    """Run one step, or take what it made before from the store.
+
+    Args:
+        method: any but of the verb serve.
+        nouns: inputs by name; those that take several, by role.
+        settings: validated, defaults included.
+        seed: of all random streams.
+        name: of the step, which lineage records.
+        on_progress: called with (done, total, label).
+        on_metric: called with each observation.
+    """
+    store = store or Store()
+    key = step_key(method, nouns, settings, seed)
+    name = name or method.name
+    with _told(name), store.lock(key):
+        if store.has(key):
+            facts = store.facts(key)
+            spent = float(cast(float, facts.get("seconds") or 0.0))
+            note = _reused(store, key)
+            made = store.load(key)
+            return StepResult(method, key, made, True, spent, store.metrics(key), note)
+        _check_space(store.root)
+        context = Context(seed, store.scratch(key), on_progress, on_metric, name)
+        began = time.monotonic()
+        with use(context):
+            # What it observed is kept by the context beyond its end.
+            made = cast(Noun, method.function(**nouns, **settings))
+        seconds = time.monotonic() - began
+        facts = _facts(method, nouns, settings, seed, seconds)
+        made = store.put(key, made, facts, context.metrics)
+        return StepResult(method, key, made, False, seconds, context.metrics)
+
+
+def _facts(
+    method: Method, nouns: Nouns, settings: Mapping[str, object], seed: int, seconds: float
+) -> dict[str, Json]:
+    return {
+        "method": method.id,
+        "settings": {n: plain(v) for n, v in settings.items()},
+        "inputs": {
+            name: {r: n.key for r, n in value.items()} if isinstance(value, Mapping) else value.key
+            for name, value in nouns.items()
+        },
+        "seed": seed,
+        "seconds": round(seconds, 3),
+        "versions": versions(),
+        "device": device_class(),
+        "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _check_space(folder: Path, least: int = 16 << 20) -> None:
+    """Raise before a step that could not even write its journal."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < least:
+        raise OSError(errno.ENOSPC, f"No space left on device ({free >> 20} MiB free)")
+
+
+def run_step(
+    method: Method, inputs: Nouns, settings: Mapping[str, object], *, seed: int = 0
+) -> StepResult:
+    """Run a single method on nouns at hand, stored and resumable like a step of a recipe."""
+    progress = Progress()
+    checked = method.validate(settings)
+    progress.start(method.name, method.id)
+    result = perform(method, inputs, checked, seed=seed, on_progress=progress.tell)
+    progress.end(about(result.artefact), result.cached, result.seconds, result.note)
+    return result
+
+
+# A whole plan
+
+
+@dataclass
+class Result:
+    """A finished run."""
+
+    plan: Plan
+    folder: Path
+    results: dict[str, Noun]
+    run: Run
+    report: Path
+
+    def line(self) -> dict[str, Json]:
+        """One JSON object for machines: what was measured, its cost, where the report is."""
+        facts: dict[str, Json] = {"job": self.plan.name}
+        facts |= summary_of(list(self.results.values()))
+        facts["seconds"] = round(time.time() - self.run.began, 1)
+        facts["cached_steps"] = sum(bool(s["cached"]) for s in self.run.steps.values())
+        facts["report"] = str(self.report)
+        return facts
+
+    def table(self) -> str:
+        """For people: what was measured."""
+        return table_of(list(self.results.values())) or "\n".join(
+            f"{n}: {about(r)}" for n, r in self.results.items()
+        )
+
+
+def run(plan: Plan, runs: str | Path = "runs", *, store: Store | None = None) -> Result:
+    """Run a plan to its end; what is in the store already costs nothing.
+
+    Args:
+        plan: from `truing.recipe.load`, or made in Python.
+        runs: where its folder goes.
+        store: by default the user's.
+    Raises:
+        InputError: a mistake in plan, data or settings; nothing has run.
+        Stopped: interrupted, disk full, loss not finite; the same call goes on from there.
+    """
+    from truing import report
+
+    checked = plan.check()
+    store = store or Store()
+    opened = _open_sources(checked)
+    _check_abilities(checked, opened)
+    record = Run(plan, runs)
+    for one in checked:
+        record.open_step(one)
+    record.manifest["models"] = {
+        s.text: {"key": n.key, "licence": n.licence, "source": str(s.text)}
+        for s, n in opened.items()
+        if isinstance(n, Model)
+    }
+    record.write()
+    results: dict[str, Noun] = {}
+    try:
+        for i, one in enumerate(checked, 1):
+            _run_one(one, i, len(checked), results, opened, record, store)
+    except BaseException as error:
+        stopped = isinstance(error, (Stopped, KeyboardInterrupt))
+        with contextlib.suppress(OSError):  # a full disk must not hide what happened
+            record.finish("stopped" if stopped else "failed", summary_of(list(results.values())))
+            report.write(record.folder, results)
+        raise
+    record.finish("done", summary_of(list(results.values())))
+    page = report.write(record.folder, results)
+    return Result(plan, record.folder, results, record, page)
+
+
+def _open(noun: str, text: str) -> Noun:
+    for kind in noun.split("|"):
+        if kind == "Table":
+            return Table.read(text)
+        if kind == "Principles":
+            path = Path(text)
+            return Principles.load(path) if path.is_dir() else Principles.read(path)
+        if kind == "Report":
+            return Report.load(text)
+        if kind == "Model":
+            return Model.open(text)
+    raise InputError(f"cannot read a {noun}", seen=text)
+
+
+def _open_sources(checked: Sequence[Checked]) -> dict[Source, Noun]:
+    """Everything that is not made by a step. Tables first: data is checked before models."""
+    wanted = [
+        (one.method.inputs[name].noun, source, one)
+        for one in checked
+        for name, roles in one.sources.items()
+        for source in roles.values()
+        if not source.is_step
+    ]
+    opened: dict[Source, Noun] = {}
+    for noun, source, one in sorted(wanted, key=lambda w: w[0] == "Model"):
+        if source not in opened:
+            try:
+                opened[source] = _open(noun, source.text)
+            except InputError as error:
+                if not error.where or "row" not in error.where:
+                    error.where = f"{one.step.at()}: {error.where}".rstrip(": ")
+                raise
+    return opened
+
+
+def _check_abilities(checked: Sequence[Checked], opened: Mapping[Source, Noun]) -> None:
+    """Raise before anything runs when a model cannot do what a method needs of it."""
+    can: dict[str, frozenset[str]] = {}
+    for one in checked:
+        own = [
+            (name, can.get(s.text) if s.is_step else getattr(opened[s], "can", None))
+            for name, roles in one.sources.items()
+            for s in roles.values()
+            if "Model" in one.method.inputs[name].noun
+        ]
+        able = [abilities for _, abilities in own if abilities is not None]
+        first = able[0] if able else None
+        lacks = sorted(set(one.method.needs) - first) if first is not None else []
+        if lacks:
+            raise InputError(
+                f"{one.method.id} needs a model that can {' and '.join(lacks)}",
+                where=one.step.at(own[0][0]),
+                seen=f"this one can {', '.join(sorted(first or ()))}",
+                fix="Give a local model",
+            )
+        if first is not None and one.method.returns == "Model":
+            can[one.name] = first
+
+
+def _run_one(
+    one: Checked,
+    number: int,
+    total: int,
+    results: dict[str, Noun],
+    opened: Mapping[Source, Noun],
+    record: Run,
+    store: Store,
+) -> None:
+    progress = Progress(f"[{number}/{total}] ")
+    progress.start(one.name, one.method.id)
+    nouns: dict[str, Noun | Mapping[str, Noun]] = {}
+    for name, roles in one.sources.items():
+        found = {r: results[s.text] if s.is_step else opened[s] for r, s in roles.items()}
+        nouns[name] = found[""] if set(found) == {""} else found
+    if one.method.verb == "serve":
+        record.change(one.name, status="done")
+        one.method.function(**nouns, **one.settings)
+        return
+    record.change(one.name, status="running")
+    try:
+        made = perform(
+            one.method,
+            nouns,
+            one.settings,
+            seed=one.seed,
+            name=one.name,
+            store=store,
+            on_progress=progress.tell,
+            on_metric=lambda values: record.metric(one.name, values),
+        )
+    except BaseException as error:
+        stopped = isinstance(error, (Stopped, KeyboardInterrupt))
+        if isinstance(error, InputError) and not error.where.startswith(one.step.at()):
+            error.where = f"{one.step.at()}: {error.where}".rstrip(": ")
+        told = str(error) if isinstance(error, TruingError) else repr(error)
+        record.change(one.name, status="stopped" if stopped else "failed", error=told)
+        raise
+    results[one.name] = made.artefact
+    if made.cached:
+        for values in made.metrics:
+            record.metric(one.name, values)
+    record.change(
+        one.name,
+        key=made.key,
+        artefact=made.artefact.key,
+        about=about(made.artefact),
+        status="done",
+        cached=made.cached,
+        seconds=round(made.seconds, 2),
+        note=made.note,
+    )
+    store.root_run(record.folder, [str(s["key"]) for s in record.steps.values() if s["key"]])
+    progress.end(about(made.artefact), made.cached, made.seconds, made.note)
+
+
+def load_results(folder: str | Path, store: Store | None = None) -> dict[str, Noun]:
+    """What the steps of a run made, from the store; steps that have not ended are left out."""
+    from truing import runs
+
+    store = store or Store()
+    steps = cast("dict[str, dict[str, Json]]", runs.read(folder)["steps"])
+    return {
+        n: store.load(str(s["key"]))
+        for n, s in steps.items()
+        if s["key"] and store.has(str(s["key"]))
+    }

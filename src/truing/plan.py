@@ -1,0 +1,297 @@
+"""`Plan`: a graph of steps, checked as a whole before any of it runs.
+
+    plan = Plan("mine", seed=0)
+    plan.model("base", "smollm2-135m-instruct")
+    plan.step("rules", "specify/principles_file", path="principles.yaml")
+    plan.step("after", "evaluate/adherence", model="base", prompts="prompts.jsonl",
+              principles="rules")
+
+What is given for an input is the name of a step (an edge), of a model or data set that the plan
+names, or a source: a file, a folder, a registered name. Everything else is a setting.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from truing.errors import InputError, unknown
+from truing.method import Input, Method, methods
+from truing.tables import content_hash
+
+OWN = ("do", "seed")  # what a step's mapping holds besides inputs and settings
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one noun comes from: another step, or something to be opened."""
+
+    text: str
+    is_step: bool = False
+
+
+@dataclass
+class Step:
+    """One step as written.
+
+    Args:
+        name: unique in its plan.
+        method: `verb/name`, or a bare name that is unique.
+        given: inputs and settings by name.
+        seed: None takes the plan's.
+        where: file and line, for errors.
+    """
+
+    name: str
+    method: str
+    given: dict[str, object] = field(default_factory=dict)
+    seed: int | None = None
+    where: str = ""
+    lines: Mapping[str, str] = field(default_factory=dict)
+
+    def at(self, name: str = "") -> str:
+        """How errors call the step, or one of its lines."""
+        return f"{self.lines.get(name, self.where)} step {self.name}".strip()
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A step whose method, settings and edges are known to be right."""
+
+    step: Step
+    method: Method
+    sources: Mapping[str, Mapping[str, Source]]  # input -> role ("" for a single one) -> source
+    settings: Mapping[str, object]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of the step."""
+        return self.step.name
+
+    def edges(self) -> list[str]:
+        """Steps that this one needs."""
+        return [s.text for roles in self.sources.values() for s in roles.values() if s.is_step]
+
+
+class Plan:
+    """Steps, models and data sets by name.
+
+    Args:
+        name: of the run's folder.
+        seed: of every random stream, for steps that have no seed of their own.
+        folder: against which relative paths are resolved; the recipe's.
+        source: the recipe's path, for errors and the manifest.
+    """
+
+    def __init__(
+        self, name: str, *, seed: int = 0, folder: Path | None = None, source: str = ""
+    ) -> None:
+        if not name or not all(c.isalnum() or c in "-_." for c in name) or name[0] == ".":
+            raise InputError(
+                "a plan's name becomes a folder: use letters, digits, '-', '_'",
+                where=source or "plan",
+                seen=name,
+            )
+        self.name, self.seed, self.source = name, seed, source
+        self.folder = folder or Path()
+        self.steps: dict[str, Step] = {}
+        self.models: dict[str, str] = {}
+        self.data: dict[str, str] = {}
+
+    def model(self, name: str, source: str) -> str:
+        """Name a model: a folder, a registered or hub name, an address."""
+        self.models[name] = source
+        return name
+
+    def table(self, name: str, source: str) -> str:
+        """Name a data set or file."""
+        self.data[name] = source
+        return name
+
+    def step(self, name: str, method: str, *, seed: int | None = None, **given: object) -> str:
+        """Add a step; returns its name, to be given as input to later ones."""
+        return self.add(Step(name, method, given, seed, self.source))
+
+    def add(self, step: Step) -> str:
+        """Add a step; an InputError when the name is taken."""
+        if step.name in self.steps:
+            raise InputError("two steps have the same name", where=step.at())
+        self.steps[step.name] = step
+        return step.name
+
+    def override(self, text: str) -> None:
+        """Change one value: "STEP.SETTING=VALUE", "models.NAME=SOURCE" or "seed=N".
+
+        VALUE is JSON where it can be read so, else text.
+        """
+        place, found, written = text.partition("=")
+        try:
+            value: object = json.loads(written)
+        except ValueError:
+            value = written
+        head, dotted, rest = place.partition(".")
+        if not found or not place:
+            raise InputError("written as STEP.SETTING=VALUE", where="--set", seen=text)
+        if not dotted:
+            if place != "seed" or not isinstance(value, int):
+                raise InputError("only seed=N stands without a step", where="--set", seen=text)
+            self.seed = value
+        elif head in ("models", "data") and head not in self.steps:
+            cast("dict[str, str]", getattr(self, head))[rest] = str(value)
+        elif head not in self.steps:
+            raise unknown("step", head, self.steps, where=f"--set {text}")
+        elif rest == "seed" and isinstance(value, int):
+            self.steps[head].seed = value
+        else:
+            self.steps[head].given[rest] = value
+
+    @property
+    def key(self) -> str:
+        """Hash of what is written; code and files are not part of it."""
+        steps = [
+            [s.name, s.method, s.seed, {k: str(v) for k, v in s.given.items()}]
+            for s in self.steps.values()
+        ]
+        return content_hash([self.name, self.seed, self.models, self.data, steps])
+
+    def path(self, text: str | Path) -> Path:
+        """A path as written: beside the recipe where it is there, else as it stands."""
+        beside = self.folder / Path(text).expanduser()
+        return beside if beside.exists() else Path(text).expanduser()
+
+    # Checking
+
+    def check(self) -> list[Checked]:
+        """All steps in an order in which they can run; raises InputError at the first mistake."""
+        if not self.steps:
+            raise InputError("the plan has no steps", where=self.source or self.name)
+        clash = next((n for n in self.steps if n in self.models or n in self.data), None)
+        if clash is not None:
+            raise InputError(
+                "a step has the name of a model or data set", where=self.steps[clash].at()
+            )
+        checked = {name: self._check(step) for name, step in self.steps.items()}
+        for one in checked.values():
+            self._check_edges(one, checked)
+        return self._ordered(checked)
+
+    def _check(self, step: Step) -> Checked:
+        try:
+            method = methods[step.method]
+            inputs, settings = method.inputs, method.settings
+        except InputError as error:
+            raise _at(error, step.at("do")) from None
+        sources: dict[str, dict[str, Source]] = {}
+        values: dict[str, object] = {}
+        for name, value in step.given.items():
+            if name in inputs:
+                sources[name] = self._sources(step, inputs[name], value)
+            elif name in settings:
+                values[name] = value
+            else:
+                known = [*inputs, *settings, *OWN]
+                raise unknown("setting", name, known, where=step.at(name), limit=40)
+        for name, wanted in inputs.items():
+            if not wanted.optional and not sources.get(name):
+                raise InputError(
+                    f"input {name!r} ({wanted.noun}) of {method.id} is missing", where=step.at()
+                )
+        for name, value in values.items():
+            if value is not None and "Path" in str(settings[name].type):
+                values[name] = self.path(str(value))
+        for name in values:
+            values[name] = settings[name].validate(values[name], where=step.at(name))
+        full = method.validate(values, where=step.at())
+        seed = self.seed if step.seed is None else step.seed
+        return Checked(step, method, sources, full, seed)
+
+    def _sources(self, step: Step, wanted: Input, value: object) -> dict[str, Source]:
+        if isinstance(value, Mapping) and wanted.many:
+            given = {str(k): v for k, v in cast("Mapping[object, object]", value).items()}
+        elif isinstance(value, Sequence) and not isinstance(value, str) and wanted.many:
+            given = {str(i): v for i, v in enumerate(cast("Sequence[object]", value))}
+        else:
+            given = {"": value}
+        made: dict[str, Source] = {}
+        for role, text in given.items():
+            if text is None and wanted.optional:
+                continue
+            if not isinstance(text, (str, Path)):
+                raise InputError(
+                    f"input {wanted.name!r} takes the name of a step or a source",
+                    where=step.at(wanted.name),
+                    seen=text,
+                )
+            made[role] = self._source(step, wanted, str(text))
+        return made
+
+    def _source(self, step: Step, wanted: Input, text: str) -> Source:
+        if text in self.steps:
+            return Source(text, is_step=True)
+        nouns = wanted.noun.split("|")
+        named = {**(self.models if "Model" in nouns else {})}
+        named |= self.data if "Table" in nouns else {}
+        found = named.get(text, text)
+        if "Model" in nouns and (found in named.values() or _may_be_model(found)):
+            return Source(str(self.path(found)) if self.path(found).exists() else found)
+        if self.path(found).exists():
+            return Source(str(self.path(found)))
+        if "Table" in nouns:
+            from truing import datasets
+
+            if datasets.knows(found) or found in named.values():
+                return Source(found)
+            known = [*self.steps, *self.data, *datasets.sets()]
+        elif "Model" in nouns:
+            from truing.core import fetch
+
+            known = [*self.steps, *self.models, *fetch.names()]
+        else:
+            known = list(self.steps)
+        what = f"input {wanted.name!r}: no step, file or {wanted.noun.lower()} called"
+        error = unknown("name", text, known, where=step.at(wanted.name))
+        raise InputError(f"{what} {text!r}", where=error.where, fix=error.fix)
+
+    def _check_edges(self, one: Checked, checked: Mapping[str, Checked]) -> None:
+        for name, roles in one.sources.items():
+            wanted = one.method.inputs[name].noun
+            for source in roles.values():
+                if not source.is_step:
+                    continue
+                made = checked[source.text].method.returns
+                if made not in wanted.split("|"):
+                    raise InputError(
+                        f"input {name!r} takes a {wanted}, and step {source.text!r} "
+                        f"({checked[source.text].method.id}) makes a {made}",
+                        where=one.step.at(name),
+                    )
+
+    def _ordered(self, checked: dict[str, Checked]) -> list[Checked]:
+        done: dict[str, Checked] = {}
+        left = dict(checked)
+        while left:
+            ready = [n for n, c in left.items() if all(e in done for e in c.edges())]
+            if not ready:
+                raise InputError(
+                    "steps wait for each other in a circle", where=self.source, seen=list(left)
+                )
+            done[ready[0]] = left.pop(ready[0])
+        return list(done.values())
+
+
+def _may_be_model(text: str) -> bool:
+    """True for what only opening can tell: addresses, registered names, names of the hub."""
+    from truing.core import fetch
+
+    return text.startswith(("http://", "https://")) or text in fetch.names() or text.count("/") == 1
+
+
+def _at(error: InputError, where: str) -> InputError:
+    return type(error)(
+        error.message, where=" ".join(filter(None, [where, error.where])), seen=error.seen,
+        fix=error.fix,
+    )  # fmt: skip

@@ -1,0 +1,60 @@
+"""How far a step is: one line that moves on a terminal, a plain log elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+EVERY = 20.0  # seconds between two lines of a log
+MOVES = 0.2  # seconds between two states of a terminal's line
+BAR = 24
+
+
+class Progress:
+    """Progress of one step after the other.
+
+    Args:
+        head: put before every line, such as "[3/14] ".
+    """
+
+    def __init__(self, head: str = "") -> None:
+        self.head, self.name = head, ""
+        self.live = sys.stderr.isatty()
+        self._began = self._said = 0.0
+        self._open = False
+
+    def start(self, name: str, method: str) -> None:
+        """A step begins."""
+        self.name = name
+        self._began = self._said = time.monotonic()
+        self._line(f"{self.head}{name} ({method})")
+
+    def tell(self, done: int, total: int, label: str) -> None:
+        """Called for every row or update; says something now and then."""
+        now = time.monotonic()
+        if now - self._said < (MOVES if self.live else EVERY):
+            return
+        self._said = now
+        spent = now - self._began
+        share = done / total if total else 0.0
+        left = f", about {spent / share - spent:.0f} s left" if 0 < share < 1 and spent > 2 else ""
+        text = f"{label or self.name}: {done}/{total}{left}"
+        if self.live:
+            filled = round(BAR * min(share, 1.0))
+            bar = "#" * filled + "." * (BAR - filled)
+            print(f"\r\033[K{self.head}{self.name} [{bar}] {text}", end="", file=sys.stderr)
+            sys.stderr.flush()
+            self._open = True
+        else:
+            print(f"{self.head}{self.name}: {text}", file=sys.stderr, flush=True)
+
+    def end(self, about: str, cached: bool, seconds: float, note: str = "") -> None:
+        """The step has ended."""
+        how = f"from the store (took {seconds:.1f} s)" if cached else f"{seconds:.1f} s"
+        self._line(f"{self.head}{self.name}: {about}; {how}" + (f"; {note}" if note else ""))
+
+    def _line(self, text: str) -> None:
+        if self._open:
+            print("\r\033[K", end="", file=sys.stderr)
+            self._open = False
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,142 @@
+"""Recipes: a plan in a short YAML file, or a Python file that makes one.
+
+    name: quickstart
+    seed: 0
+    models: {base: smollm2-135m-instruct}
+    data: {mine: pairs.jsonl}
+    steps:
+      rules: {do: specify/principles_file, path: principles.yaml}
+      aligned: {do: train/dpo, model: base, data: mine, beta: 0.1}
+
+Every mistake is named with its line. A Python recipe defines `plan`, or a function `recipe()` that
+returns one; it is code of the user's own, run as such.
+"""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import yaml
+
+from truing.errors import InputError, unknown
+from truing.plan import Plan, Step
+
+SCHEMA_VERSION = 1
+FIELDS = ("schema_version", "name", "seed", "models", "data", "steps")
+
+
+def load(path: str | Path) -> Plan:
+    """The plan of a recipe file, checked as a whole; nothing is fetched or run.
+
+    Raises:
+        InputError: naming file and line of the first mistake.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError("no such recipe", where=str(path))
+    plan = _from_python(path) if path.suffix == ".py" else _from_yaml(path)
+    plan.check()
+    return plan
+
+
+def _from_python(path: Path) -> Plan:
+    found = runpy.run_path(str(path), run_name="recipe")
+    made = found["recipe"]() if callable(found.get("recipe")) else found.get("plan")
+    if not isinstance(made, Plan):
+        raise InputError(
+            "the file defines neither a plan nor a function recipe() that returns one",
+            where=str(path),
+            fix="Write: plan = truing.Plan('name'); plan.step(...)",
+        )
+    made.source = made.source or str(path)
+    made.folder = path.parent
+    return made
+
+
+class _Node:
+    """A YAML mapping with the lines of its keys."""
+
+    def __init__(self, node: yaml.Node | None, path: Path, what: str) -> None:
+        self.path, self.what = path, what
+        self.items: dict[str, yaml.Node] = {}
+        self.lines: dict[str, str] = {}
+        if node is None or (isinstance(node, yaml.ScalarNode) and not node.value):
+            return
+        if not isinstance(node, yaml.MappingNode):
+            raise InputError(f"{what} must be a mapping", where=f"{path} {_line(node)}")
+        for key, value in node.value:
+            name = str(key.value)
+            if name in self.items:
+                raise InputError(f"{name!r} stands twice in {what}", where=f"{path} {_line(key)}")
+            self.items[name] = value
+            self.lines[name] = f"{path} {_line(key)}"
+
+    def value(self, name: str) -> object:
+        """The value under a key, as plain data."""
+        node = self.items.get(name)
+        return yaml.SafeLoader("").construct_document(node) if node is not None else None
+
+    def texts(self) -> dict[str, str]:
+        """The mapping as texts; anything else is an InputError."""
+        made = {name: self.value(name) for name in self.items}
+        for name, value in made.items():
+            if not isinstance(value, str):
+                raise InputError(
+                    f"{self.what}: {name!r} must be a text", where=self.lines[name], seen=value
+                )
+        return cast("dict[str, str]", made)
+
+
+def _line(node: yaml.Node) -> str:
+    return f"line {node.start_mark.line + 1}"
+
+
+def _from_yaml(path: Path) -> Plan:
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        return _plan(_Node(root, path, "a recipe"), path)
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"not valid YAML: {error.problem}", where=f"{path}{line}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"not valid YAML: {error}", where=str(path)) from None
+
+
+def _plan(root: _Node, path: Path) -> Plan:
+    for name in root.items:
+        if name not in FIELDS:
+            raise unknown("field", name, FIELDS, where=root.lines[name])
+    if root.value("schema_version") not in (None, SCHEMA_VERSION):
+        raise InputError(
+            f"this version reads recipes of schema {SCHEMA_VERSION}",
+            where=root.lines["schema_version"],
+            seen=root.value("schema_version"),
+        )
+    seed = root.value("seed")
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
+        raise InputError("the seed must be a whole number", where=root.lines["seed"], seen=seed)
+    name = str(root.value("name") or path.stem)
+    plan = Plan(name, seed=seed or 0, folder=path.parent, source=str(path))
+    plan.models = _Node(root.items.get("models"), path, "models").texts()
+    plan.data = _Node(root.items.get("data"), path, "data").texts()
+    steps = _Node(root.items.get("steps"), path, "steps")
+    for name, node in steps.items.items():
+        plan.add(_step(name, _Node(node, path, f"step {name}"), steps.lines[name]))
+    return plan
+
+
+def _step(name: str, node: _Node, where: str) -> Step:
+    given: Mapping[str, object] = {n: node.value(n) for n in node.items}
+    method = given.get("do")
+    if not isinstance(method, str):
+        raise InputError(
+            "a step says what it does: {do: verb/method, ...}", where=f"{where} step {name}"
+        )
+    seed = given.get("seed")
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
+        raise InputError("the seed must be a whole number", where=node.lines["seed"], seen=seed)
+    rest = {n: v for n, v in given.items() if n not in ("do", "seed")}
+    return Step(name, method, rest, seed, where, node.lines)

@@ -1,0 +1,151 @@
+"""Run folders: manifest, metrics and report of one execution of a plan."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from truing import __version__
+from truing.context import Json
+from truing.core import files
+from truing.errors import InputError
+
+if TYPE_CHECKING:
+    from truing.plan import Checked, Plan
+
+SCHEMA_VERSION = 1
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
+
+
+def versions() -> dict[str, Json]:
+    """Versions of this package, of Python and of the libraries that results depend on."""
+    found: dict[str, Json] = {"truing": __version__, "python": platform.python_version()}
+    return found | {p: metadata.version(p) for p in PACKAGES}
+
+
+def hardware() -> dict[str, Json]:
+    """Processor, cores, memory, accelerators."""
+    from truing import doctor
+
+    return doctor.hardware()
+
+
+def plain(value: object) -> Json:
+    """A setting as JSON has it."""
+    if isinstance(value, dict):
+        items = cast("dict[object, object]", value)
+        return {str(k): plain(v) for k, v in items.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in cast("list[object]", value)]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def started() -> float:
+    """When the command began, in seconds since 1970: `make` says so in TRUING_STARTED."""
+    try:
+        return float(os.environ["TRUING_STARTED"])
+    except (KeyError, ValueError):
+        return time.time()
+
+
+class Run:
+    """The folder of one run; every change of its state is on the disk at once.
+
+    `runs/NAME-HASH`: the same plan has the same folder, so that a stopped run goes on in it.
+    """
+
+    def __init__(self, plan: Plan, runs: str | Path) -> None:
+        self.began = started()
+        self.folder = Path(runs) / f"{plan.name}-{plan.key[:8]}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.manifest: dict[str, Json] = {
+            "schema_version": SCHEMA_VERSION,
+            "name": plan.name,
+            "recipe": plan.source,
+            "plan_key": plan.key,
+            "seed": plan.seed,
+            "started": datetime.datetime.fromtimestamp(self.began, datetime.UTC).isoformat(),
+            "seconds": 0.0,
+            "status": "running",
+            "versions": versions(),
+            "hardware": hardware(),
+            "models": {},
+            "steps": {},
+            "result": {},
+        }
+        (self.folder / "metrics.jsonl").write_text("")
+
+    @property
+    def steps(self) -> dict[str, dict[str, Json]]:
+        """State of each step, in the order of execution."""
+        return cast("dict[str, dict[str, Json]]", self.manifest["steps"])
+
+    def open_step(self, one: Checked) -> None:
+        """Enter a step as pending."""
+        self.steps[one.name] = {
+            "method": one.method.id,
+            "verb": one.method.verb,
+            "summary": one.method.summary,
+            "settings": {n: plain(v) for n, v in one.settings.items()},
+            "seed": one.seed,
+            "inputs": {
+                name: [s.text for s in roles.values()] for name, roles in one.sources.items()
+            },
+            "key": "",
+            "artefact": "",
+            "noun": one.method.returns,
+            "about": "",
+            "status": "pending",
+            "cached": False,
+            "seconds": 0.0,
+            "error": "",
+        }
+
+    def change(self, step: str, **facts: Json) -> None:
+        """Record facts of a step."""
+        self.steps[step] |= facts
+        self.write()
+
+    def metric(self, step: str, values: dict[str, Json]) -> None:
+        """Append one observation, for whoever watches the file."""
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"at": step, **values}, ensure_ascii=False) + "\n")
+
+    def finish(self, status: str, result: dict[str, Json]) -> None:
+        """Record how the run ended and what it measured."""
+        self.manifest |= {"status": status, "result": result}
+        self.write()
+
+    def write(self) -> None:
+        """Put the manifest on the disk."""
+        self.manifest["seconds"] = round(time.time() - self.began, 2)
+        text = json.dumps(self.manifest, indent=1, ensure_ascii=False, default=str)
+        files.write_text(self.folder / "manifest.json", text + "\n")
+
+
+def read(folder: str | Path) -> dict[str, Json]:
+    """The manifest of a run's folder."""
+    path = Path(folder) / "manifest.json"
+    try:
+        data = cast("dict[str, Json]", json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(f"not the folder of a run: {error}", where=str(folder)) from None
+    if data.get("schema_version") != SCHEMA_VERSION:
+        raise InputError("run of another schema", where=str(path), seen=data.get("schema_version"))
+    return data
+
+
+def latest(runs: str | Path = "runs") -> Path:
+    """The folder of the last run in `runs`."""
+    found = sorted(Path(runs).glob("*/manifest.json"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise InputError("no run is here", where=str(runs), fix="Give --run FOLDER")
+    return found[-1].parent

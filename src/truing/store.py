@@ -1,0 +1,210 @@
+"""The store: artefacts by the key of the step that made them, each whole or not there at all.
+
+    artefacts/<k2>/<key>/artefact.json   noun, method, settings, inputs, versions, content key
+                        /metrics.jsonl   what the step observed, one JSON object a line
+                        /data/           what the noun saved
+    scratch/<key>/                       journals and checkpoints of a step that has not ended
+    locks/<key>.lock                     held while the step runs
+    roots/<name>.json                    what a run refers to, and where the run lies
+
+An artefact is written beside its place, flushed to the disk and renamed. It is never changed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import cast
+
+from truing.context import Json
+from truing.core import files
+from truing.errors import InputError
+from truing.models import Model
+from truing.principles import Principles
+from truing.reports import Report
+from truing.tables import Table, content_hash
+
+SCHEMA_VERSION = 1
+Noun = Model | Table | Principles | Report
+NOUNS: dict[str, type[Model] | type[Table] | type[Principles] | type[Report]] = {
+    c.__name__: c for c in (Model, Table, Principles, Report)
+}
+
+
+def load_noun(name: str, folder: Path) -> Noun:
+    """The noun that `save` wrote into `folder`."""
+    if name not in NOUNS:
+        raise InputError("unknown sort of artefact", where=str(folder), seen=name)
+    return NOUNS[name].load(folder)
+
+
+class Store:
+    """Artefacts under one folder; by default `$TRUING_HOME/store`."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or files.home() / "store"
+
+    def _place(self, key: str) -> Path:
+        return self.root / "artefacts" / key[:2] / key
+
+    def has(self, key: str) -> bool:
+        """True when the artefact is there."""
+        return (self._place(key) / "artefact.json").is_file()
+
+    def facts(self, key: str) -> dict[str, Json]:
+        """What is known of an artefact: see the module's docstring."""
+        path = self._place(key) / "artefact.json"
+        try:
+            data = cast("dict[str, Json]", json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise InputError(f"no readable artefact: {error}", where=f"store key {key}") from None
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(
+                "artefact of another schema",
+                where=str(path),
+                seen=data.get("schema_version"),
+                fix=f"This version reads {SCHEMA_VERSION}; run the step again",
+            )
+        return data
+
+    def metrics(self, key: str) -> list[dict[str, Json]]:
+        """What the step observed, in order."""
+        path = self._place(key) / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return [json.loads(line) for line in lines]
+
+    def load(self, key: str) -> Noun:
+        """The artefact itself."""
+        return load_noun(str(self.facts(key)["noun"]), self._place(key) / "data")
+
+    def lock(self, key: str) -> AbstractContextManager[None]:
+        """Held while a step runs: another process that wants the same step waits for it."""
+        return files.lock(self.root / "locks" / f"{key}.lock")
+
+    def scratch(self, key: str) -> Path:
+        """Folder of a running step; it outlives a kill and is gone when the step has ended."""
+        return self.root / "scratch" / key
+
+    def put(
+        self,
+        key: str,
+        noun: Noun,
+        facts: Mapping[str, Json],
+        metrics: Iterable[Mapping[str, Json]] = (),
+    ) -> Noun:
+        """Keep an artefact under `key`, drop its scratch, and give it back as the store has it."""
+        with files.new_folder(self._place(key)) as partial:
+            noun.save(partial / "data")
+            lines = [json.dumps(m, ensure_ascii=False) + "\n" for m in metrics]
+            (partial / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+            data = {
+                "schema_version": SCHEMA_VERSION,
+                "key": key,
+                "noun": type(noun).__name__,
+                "content": noun.key,
+                **facts,
+            }
+            text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False)
+            (partial / "artefact.json").write_text(text + "\n", encoding="utf-8")
+        made = self.load(key)
+        shutil.rmtree(self.scratch(key), ignore_errors=True)
+        return made
+
+    def keys(self) -> list[str]:
+        """Keys of all artefacts."""
+        found = (self.root / "artefacts").glob("??/*/artefact.json")
+        return sorted(p.parent.name for p in found)
+
+    def root_run(self, folder: Path, keys: Iterable[str]) -> None:
+        """Remember that the run in `folder` refers to `keys`, so that gc leaves them alone."""
+        where = str(folder.resolve())
+        path = self.root / "roots" / f"{content_hash(where, 8)}.json"
+        files.write_text(path, json.dumps({"folder": where, "keys": sorted(set(keys))}))
+
+    def referred(self) -> set[str]:
+        """Keys that some existing run refers to; roots of deleted runs are dropped."""
+        found: set[str] = set()
+        for path in sorted((self.root / "roots").glob("*.json")):
+            root = json.loads(path.read_text(encoding="utf-8"))
+            if (Path(root["folder"]) / "manifest.json").is_file():
+                found |= set(root["keys"])
+            else:
+                path.unlink()
+        return found
+
+    def ls(self) -> list[dict[str, Json]]:
+        """Every artefact: key, noun, method, size in bytes, whether a run refers to it."""
+        used = self.referred()
+        listed: list[dict[str, Json]] = []
+        for key in self.keys():
+            facts = self.facts(key)
+            size = sum(p.stat().st_size for p in self._place(key).rglob("*") if p.is_file())
+            row: dict[str, Json] = {"key": key, "bytes": size, "used": key in used}
+            listed.append(row | {n: facts.get(n) for n in ("noun", "method", "made")})
+        return listed
+
+    def verify(self) -> list[dict[str, Json]]:
+        """Read every artefact and compare it with its content key; one row for each damaged one."""
+        damaged: list[dict[str, Json]] = []
+        for key in self.keys():
+            try:
+                seen = self.load(key).key
+                wanted = self.facts(key)["content"]
+                fault = "" if seen == wanted else f"content key {seen}, stored as {wanted}"
+            except (InputError, OSError, ValueError) as error:
+                fault = str(error)
+            if fault:
+                damaged.append({"key": key, "fault": fault})
+        return damaged
+
+    def gc(self) -> list[dict[str, Json]]:
+        """Delete artefacts that no run refers to, and scratch of steps that have ended.
+
+        Scratch of unfinished steps stays: it is what a stopped run goes on from.
+        """
+        from truing.core.opening import sweep_bases
+
+        used = self.referred()
+        gone: list[dict[str, Json]] = []
+        for key in self.keys():
+            if key not in used:
+                with self.lock(key):
+                    shutil.rmtree(self._place(key))
+                gone.append({"key": key, "deleted": "artefact"})
+        for scratch in sorted((self.root / "scratch").glob("*")):
+            if self.has(scratch.name):
+                shutil.rmtree(scratch, ignore_errors=True)
+                gone.append({"key": scratch.name, "deleted": "scratch"})
+        return gone + [{"key": k, "deleted": "base"} for k in sweep_bases()]
+
+    def find(self, start: str) -> str:
+        """The key that begins with `start`; an InputError when none or several do."""
+        found = [k for k in self.keys() if k.startswith(start)] if start else []
+        if len(found) != 1:
+            raise InputError(
+                f"{len(found)} artefacts have a key that begins so",
+                where="store",
+                seen=start,
+                fix="`truing store ls` lists the keys",
+            )
+        return found[0]
+
+    def export(self, key: str, to: str) -> dict[str, Json]:
+        """Write an artefact outside the store: a model as a plain Hugging Face folder where it can.
+
+        Args:
+            key: or its beginning.
+            to: a new folder.
+        """
+        if not to:
+            raise InputError("say where to", where="truing store export KEY FOLDER")
+        full, folder = self.find(key), Path(to)
+        noun = self.load(full)
+        if isinstance(noun, Model) and not noun.run_time_changes and not noun.is_served:
+            noun.export(folder)
+        else:
+            noun.save(folder)
+        return {"key": full, "noun": type(noun).__name__, "folder": str(folder)}
