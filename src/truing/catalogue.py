@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -97,7 +98,12 @@ def scan(path: Path, module: str, verb: str, group: str, package: str) -> Iterat
     text = path.read_text(encoding="utf-8")
     if not any(f"@{name}" in text or f".{name}(" in text for name in DECORATORS):
         return
-    tree = ast.parse(text, str(path))
+    try:
+        tree = ast.parse(text, str(path))
+    except SyntaxError as error:
+        raise InputError(
+            f"not valid Python: {error.msg}", where=f"{path} line {error.lineno}"
+        ) from None
     summary = _first_line(tree)
     for node in tree.body:
         if not isinstance(node, ast.FunctionDef):
@@ -139,14 +145,31 @@ def _own() -> Iterator[Entry]:
                 )
 
 
+def _source(module: str) -> Path:
+    """The file of a module, found without importing it or its package; Path() when there is none.
+
+    Asked of the import system, so that editable installs are found as well.
+    """
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None:
+        return Path()
+    if not rest:
+        return Path(spec.origin or "")
+    for folder in spec.submodule_search_locations or ():
+        path = Path(folder, *rest)
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if file.is_file():
+                return file
+    return Path()
+
+
 def _plugin(point: metadata.EntryPoint, kind: str) -> Entry:
     """An entry point `verb/name = package.module:function` of another package."""
     verb, _, name = point.name.partition("/")
     dist = point.dist
     package = dist.name if dist is not None else point.module
-    path = (
-        Path(str(dist.locate_file(point.module.replace(".", "/") + ".py"))) if dist else Path()
-    )
+    path = _source(point.module)
     if kind == "method" and (verb not in VERBS or not name):
         raise InputError(
             "an entry point of the group 'truing.methods' must be called verb/name",

@@ -7,14 +7,17 @@ user's input, 3 stopped but resumable, 1 our own defect.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
+import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn, cast
 
-from truing import __version__
+from truing import __version__, listing
 from truing.catalogue import VERBS, Entry, find
 from truing.catalogue import methods as method_entries
 from truing.errors import InputError, Stopped, TruingError, unknown
@@ -26,7 +29,12 @@ class Parser(argparse.ArgumentParser):
     """Raises InputError instead of exiting, so that every mistake reads alike."""
 
     def error(self, message: str) -> NoReturn:
+        """Called by argparse for every mistake."""
         raise InputError(message, where=self.prog, fix="See --help")
+
+    def options(self) -> list[str]:
+        """Names of its options, as they are typed."""
+        return sorted(set(re.findall(r"--[a-z][a-z-]*", self.format_usage())))
 
 
 def say(text: str = "") -> None:
@@ -35,48 +43,16 @@ def say(text: str = "") -> None:
 
 
 def _list(args: argparse.Namespace) -> object:
-    found = [
-        e
-        for e in method_entries().values()
-        if args.verb in ("", e.verb) and args.field in ("", e.field)
-    ]
-    found.sort(key=lambda e: (VERBS.index(e.verb), e.group, e.name))
-    if not args.json:
-        verb = ""
-        for e in found:
-            if e.verb != verb:
-                verb = e.verb
-                print(f"\n{verb}")
-            print(f"  {e.name:<22} {e.summary}")
-    return [
-        {k: getattr(e, k) for k in ("name", "verb", "group", "field", "paper", "summary")}
-        for e in found
-    ]
+    if args.components:
+        return listing.components(say=print if not args.json else None)
+    return listing.methods(args.verb, args.field, say=print if not args.json else None)
 
 
 def _show(args: argparse.Namespace) -> object:
-    from truing.method import methods, type_name
-
-    found = methods[args.name]
-    inputs = {n: i.noun + (" (optional)" if i.optional else "") for n, i in found.inputs.items()}
-    settings = {
-        s.name: {
-            "type": type_name(s.type),
-            "default": None if s.required else s.default,
-            "required": s.required,
-            "doc": s.doc,
-        }
-        for s in found.settings.values()
-    }
+    found = listing.one(args.name)
     if not args.json:
-        print(f"{found.id} -> {found.returns}\n\n{found.doc}\n")
-        print("Inputs:\n" + "\n".join(f"  --{n:<14} {v}" for n, v in inputs.items()))
-        print("\nSettings:")
-        for name, s in settings.items():
-            default = "required" if s["required"] else repr(s["default"])
-            head = f"  --{name.replace('_', '-'):<20} {s['type']}, {default}"
-            print(head + (f"\n      {s['doc']}" if s["doc"] else ""))
-    return {"name": found.id, "returns": found.returns, "inputs": inputs, "settings": settings}
+        print(listing.text(found))
+    return found
 
 
 def _run(args: argparse.Namespace) -> object:
@@ -191,6 +167,7 @@ def _parser() -> Parser:
         prog="truing",
         description="From written principles to an aligned model, and the evidence for it.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
         epilog="verbs:\n"
         + textwrap.fill(", ".join(VERBS), 76, initial_indent="  ", subsequent_indent="  ")
         + "\n\n  truing VERB METHOD --help   a method's inputs and settings\n"
@@ -199,22 +176,26 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"truing {__version__}")
     sub = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
 
-    def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
-        child = sub.add_parser(name, help=text, description=text)
+    def add(name: str, command: Command, text: str) -> Parser:
+        child = cast(Parser, sub.add_parser(name, help=text, description=text, allow_abbrev=False))
         child.add_argument("--json", action="store_true", help="JSON alone on stdout")
-        child.set_defaults(run=command)
+        child.set_defaults(run=command, parser=child)
         return child
 
     child = add("list", _list, "all methods")
-    child.add_argument("--verb", default="", choices=["", *VERBS])
-    child.add_argument("--field", default="")
-    add("show", _show, "one method: equation, inputs, settings").add_argument("name")
+    child.add_argument("--verb", default="", help="only this verb's")
+    child.add_argument("--field", default="", help="only methods for this field")
+    child.add_argument(
+        "--components", action="store_true", help="checks, scorers, ... that settings refer to"
+    )
+    child = add("show", _show, "one method or component: equation, inputs, settings")
+    child.add_argument("name", help="such as dpo, train/dpo or check:max_words")
     child = add("run", _run, "run a recipe (.yaml or .py); resumes where it stopped")
     child.add_argument("recipe")
     child.add_argument("--set", action="append", metavar="STEP.SETTING=VALUE")
     child.add_argument("--runs", default="runs", help="folder for the run (default: runs)")
     child = add("compare", _compare, "several methods on the same data, budget and seeds")
-    child.add_argument("--verb", default="train", choices=VERBS)
+    child.add_argument("--verb", default="train")
     child.add_argument("--methods", required=True, help="comma-separated names")
     child.add_argument("--model", default="smollm2-135m-instruct")
     child.add_argument("--data", required=True)
@@ -241,14 +222,14 @@ def _verb_command(verb: str, rest: Sequence[str]) -> object:
     """`truing VERB METHOD ...`; `truing VERB` lists the verb's methods."""
     from truing import command
 
-    entries: dict[str, Entry] = {
-        e.name: e for e in method_entries().values() if e.verb == verb
-    }
-    if not rest or rest[0] in ("-h", "--help"):
-        print(f"usage: truing {verb} METHOD --help\n")
-        for e in entries.values():
-            print(f"  {e.name.replace('_', '-'):<24} {e.summary}")
-        return None
+    entries: dict[str, Entry] = {e.name: e for e in method_entries().values() if e.verb == verb}
+    words = [w for w in rest if w != "--json"]
+    if not words or words[0] in ("-h", "--help"):
+        if "--json" not in rest:
+            print(f"usage: truing {verb} METHOD --help\n")
+            for e in entries.values():
+                print(f"  {e.name.replace('_', '-'):<24} {e.summary}")
+        return listing.rows(list(entries.values()))
     name = rest[0].replace("-", "_")
     if name in entries:
         return command.run_method(find(f"{verb}/{name}"), list(rest[1:]))
@@ -257,42 +238,80 @@ def _verb_command(verb: str, rest: Sequence[str]) -> object:
     raise unknown("method", rest[0], entries, where=f"truing {verb}")
 
 
-def _dispatch(argv: list[str]) -> int:
+def _commands(parser: Parser) -> list[str]:
+    return re.findall(r"^    ([a-z]+) ", parser.format_help(), re.M)
+
+
+def _command(argv: list[str]) -> object:
+    """Run what was asked; its result."""
     if argv and argv[0] in VERBS:
-        result = _verb_command(argv[0], argv[1:])
-    else:
-        parser = _parser()
-        args = parser.parse_args(argv)
-        if args.command is None:
-            parser.print_help()
-            return 0
-        result = args.run(args)
-    if "--json" in argv and result is not None:
-        print(json.dumps(result, default=str))
-    return 0
+        return _verb_command(argv[0], argv[1:])
+    parser = _parser()
+    if argv and not argv[0].startswith("-") and argv[0] not in _commands(parser):
+        named = [e.id for e in method_entries().values() if e.name == argv[0].replace("-", "_")]
+        if named:
+            raise InputError(
+                f"{argv[0]!r} is a method, not a command",
+                fix="Write: truing " + named[0].replace("/", " ").replace("_", "-"),
+            )
+        raise unknown("command", argv[0], [*_commands(parser), *VERBS])
+    args, extra = parser.parse_known_args(argv)
+    if extra:
+        child = cast(Parser, getattr(args, "parser", parser))
+        raise unknown("option", extra[0].split("=")[0], child.options(), where=child.prog)
+    if args.command is None:
+        parser.print_help()
+        return None
+    return args.run(args)
+
+
+def _finite(value: object) -> object:
+    """`value` with numbers that JSON has not (infinity) as text."""
+    if isinstance(value, Mapping):
+        items = cast("Mapping[object, object]", value)
+        return {str(k): _finite(v) for k, v in items.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in cast("Sequence[object]", value)]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _dispatch(argv: list[str]) -> None:
+    if "--json" not in argv:
+        _command(argv)
+        return
+    # Whatever else is printed, by us or by a library, must not mix with the JSON.
+    with contextlib.redirect_stdout(sys.stderr):
+        result = _command(argv)
+    if result is not None:
+        print(json.dumps(_finite(result), default=str))
+
+
+def _fail(error: TruingError, arguments: Sequence[str]) -> int:
+    say(f"truing: {error}")
+    if "--json" in arguments:
+        print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
+    return error.exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
+        _dispatch(arguments)
+        return 0
     except TruingError as error:
-        say(f"truing: {error}")
-        if "--json" in arguments:
-            print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
-        return error.exit_code
+        return _fail(error, arguments)
     except KeyboardInterrupt:
-        say("truing: stopped; the same command goes on from here")
-        return Stopped.exit_code
+        return _fail(Stopped("stopped; the same command goes on from here"), arguments)
     except BrokenPipeError:
         # The reader of our output went away, as `truing list | head` does.
         sys.stderr.close()
         return 0
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
-        say("truing: this is a defect of truing itself; please report it with the lines above")
-        return 1
+        what = f"{type(error).__name__}: {error}"
+        fix = "This is a defect of truing itself; please report it with the lines above"
+        return _fail(TruingError(what, fix=fix), arguments)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from truing.catalogue import Entry
+from truing.cli import Parser
 from truing.errors import InputError, unknown
 from truing.method import Input, Method, Setting, methods, type_name
+
+if TYPE_CHECKING:
+    from truing.store import Noun
 
 OWN = ("seed", "out", "json", "help")
 
 
-def _parser(method: Method) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser(method: Method) -> Parser:
+    parser = Parser(
         prog=f"truing {method.verb} {method.name.replace('_', '-')}",
         description=method.summary,
         allow_abbrev=False,
@@ -35,13 +41,15 @@ def _parser(method: Method) -> argparse.ArgumentParser:
         )
     settings = parser.add_argument_group("settings")
     for setting in method.settings.values():
+        # A switch may stand alone, `--length-normalise`; everything else wants its value.
+        switch = setting.type is bool
         settings.add_argument(
             f"--{setting.name.replace('_', '-')}",
             dest=setting.name,
             metavar="V",
             help=_setting_help(setting),
-            nargs="?",
-            const="true",
+            nargs="?" if switch else None,
+            const="true" if switch else None,
         )
     parser.add_argument("--seed", type=int, help="seed of every random stream (default 0)")
     parser.add_argument("--out", metavar="FOLDER", help="also save the result there")
@@ -54,7 +62,7 @@ def _setting_help(setting: Setting) -> str:
     return f"{setting.doc} ({type_name(setting.type)}, {default})".replace("%", "%%").strip()
 
 
-def _source(method: Method, entry: Input, text: str) -> object:
+def _source(method: Method, entry: Input, text: str) -> Noun:
     """The noun that a command-line word names: a file, a folder, or a registered name."""
     for noun in entry.noun.split("|"):
         if noun == "Table":
@@ -76,16 +84,18 @@ def _source(method: Method, entry: Input, text: str) -> object:
     raise InputError(f"cannot read a {entry.noun}", where=method.id, seen=text)
 
 
-def _inputs(method: Method, given: dict[str, object]) -> dict[str, object]:
+def _inputs(method: Method, given: dict[str, object]) -> dict[str, Noun | Mapping[str, Noun]]:
     """Nouns by name. Tables first: data is checked before a model is fetched."""
-    found: dict[str, object] = {}
+    found: dict[str, Noun | Mapping[str, Noun]] = {}
+    for entry in method.inputs.values():
+        if entry.name not in given and not entry.optional:
+            raise InputError(
+                f"input --{entry.name.replace('_', '-')} ({entry.noun}) is missing",
+                where=method.id,
+            )
     order = sorted(method.inputs.values(), key=lambda i: i.noun == "Model")
     for entry in order:
         if entry.name not in given:
-            if not entry.optional:
-                raise InputError(
-                    f"input --{entry.name} ({entry.noun}) is missing", where=method.id
-                )
             continue
         value = given[entry.name]
         if entry.many:
@@ -107,6 +117,13 @@ def run_method(entry: Entry, arguments: list[str]) -> object:
     parser = _parser(method)
     known, extra = parser.parse_known_args(arguments)
     for word in extra:
+        if not word.startswith("-"):
+            raise InputError(
+                "a value stands without its name",
+                where=parser.prog,
+                seen=word,
+                fix="Inputs: " + ", ".join(f"--{n.replace('_', '-')}" for n in method.inputs),
+            )
         names = [*method.inputs, *method.settings, *OWN]
         raise unknown("setting", word.lstrip("-").split("=")[0], names, where=parser.prog, limit=40)
     given: dict[str, object] = dict(vars(known))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
+import re
+import shutil
 import time
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,7 @@ CORE = (
     "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "pydantic",
     "jinja2", "pyyaml", "httpx",
 )  # fmt: skip
-EXTRAS = {"peft": "peft", "browser": "playwright"}
+PROGRAMS = ("chromium", "unshare")  # for the browser test; for the sandbox of generated code
 
 
 def _version(package: str) -> str:
@@ -23,6 +24,28 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return ""
+
+
+def extras() -> dict[str, list[str]]:
+    """Packages of each extra, as the installed distribution declares them; without "dev"."""
+    try:
+        declared = metadata.requires("truing") or []
+    except metadata.PackageNotFoundError:
+        declared = []
+    found: dict[str, list[str]] = {}
+    for line in declared:
+        match = re.match(r"([\w.-]+).*;.*extra == [\"']([\w-]+)[\"']", line)
+        if match and match[2] != "dev":
+            found.setdefault(match[2], []).append(match[1])
+    return found
+
+
+def extra_of(module: str) -> str:
+    """The extra that brings an importable module; "" when none does."""
+    for extra, packages in extras().items():
+        if module.replace("_", "-") in packages or module in packages:
+            return extra
+    return ""
 
 
 def memory_gib() -> tuple[float, float]:
@@ -54,13 +77,13 @@ def matrix_speed(dtype: str = "float32", seconds: float = 1.0, size: int = 1024)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
     for _ in range(3):
-        a @ a
+        torch.mm(a, a)
     if device == "cuda":
         torch.cuda.synchronize()
     start, n = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         for _ in range(4):
-            a @ a
+            torch.mm(a, a)
         n += 4
         if device == "cuda":
             torch.cuda.synchronize()
@@ -81,6 +104,19 @@ def hardware() -> dict[str, Json]:
     }
 
 
+def _measured() -> dict[str, object]:
+    """Hardware and the two-second speed probe; what is wrong where torch cannot be imported."""
+    try:
+        return {
+            **hardware(),
+            "memory_free_gib": memory_gib()[1],
+            "gflops_float32": matrix_speed("float32"),
+            "gflops_bfloat16": matrix_speed("bfloat16"),
+        }
+    except (ImportError, OSError) as error:
+        return {"cpu": cpu_name(), "problem": f"torch cannot be imported: {error}"}
+
+
 def examine() -> dict[str, object]:
     """All facts, the two-second speed probe included."""
     from truing import __version__
@@ -91,14 +127,9 @@ def examine() -> dict[str, object]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "packages": {p: _version(p) for p in CORE},
-        "extras": {
-            extra: importlib.util.find_spec(package) is not None
-            for extra, package in EXTRAS.items()
-        },
-        **hardware(),
-        "memory_free_gib": memory_gib()[1],
-        "gflops_float32": matrix_speed("float32"),
-        "gflops_bfloat16": matrix_speed("bfloat16"),
+        "extras": {n: all(map(_version, packages)) for n, packages in sorted(extras().items())},
+        "programs": {p: shutil.which(p) or "" for p in PROGRAMS},
+        **_measured(),
         "home": str(fetch.home()),
         "models_present": [m["name"] for m in fetch.catalogue() if m["present"]],
     }

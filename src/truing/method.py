@@ -9,23 +9,19 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import json
 import math
-import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from truing import catalogue
 from truing.catalogue import Entry
 from truing.errors import InputError, MissingExtra, unknown
+from truing.signature import REQUIRED, Input, Setting, argument_docs, noun_of, type_name
 
 Row = dict[str, object]
 Function = Callable[..., object]
 F = typing.TypeVar("F", bound=Function)
-NOUNS = ("Model", "Table", "Principles", "Report")
-REQUIRED = inspect.Parameter.empty
 
 
 def method(
@@ -74,93 +70,18 @@ def component(kind: str, *, name: str = "") -> Callable[[F], F]:
     return decorate
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One keyword parameter of a method: the name, type, default and meaning that users see."""
+def _missing(package: str, method: Method) -> InputError:
+    """The error for a package that a method's module imports and that is not there."""
+    from truing.doctor import extra_of
 
-    name: str
-    type: object
-    default: object
-    doc: str = ""
-
-    @property
-    def required(self) -> bool:
-        """True when there is no default."""
-        return self.default is REQUIRED
-
-    def validate(self, value: object, *, where: str = "") -> object:
-        """`value` as the declared type, or an InputError that names the setting."""
-        import pydantic
-
-        try:
-            return pydantic.TypeAdapter(self.type).validate_python(value, strict=False)
-        except pydantic.ValidationError as error:
-            problem = error.errors()[0]["msg"]
-            raise InputError(
-                f"setting {self.name!r}: {problem[0].lower()}{problem[1:]}",
-                where=where,
-                seen=value,
-                fix=f"It is of type {type_name(self.type)}",
-            ) from None
-
-    def parse(self, text: str, *, where: str = "") -> object:
-        """The value that a user typed on the command line: JSON where it is, else the text."""
-        if self.type is str:
-            return text
-        try:
-            value: object = json.loads(text)
-        except ValueError:
-            value = text
-        return self.validate(value, where=where)
-
-
-@dataclass(frozen=True)
-class Input:
-    """One noun that flows into a method: `noun` is "Model", "Table", ...; `many` for roles."""
-
-    name: str
-    noun: str
-    optional: bool = False
-    many: bool = False
-
-
-def type_name(annotation: object) -> str:
-    """A type as users read it."""
-    if isinstance(annotation, type) and not typing.get_args(annotation):
-        return annotation.__name__
-    text = re.sub(r"\b(typing|collections\.abc|truing\.\w+)\.", "", str(annotation))
-    return text.replace("NoneType", "None")
-
-
-def _noun(annotation: object) -> tuple[str, bool, bool] | None:
-    """(noun, optional, many) when the annotation is made of nouns, else None."""
-    if isinstance(annotation, type) and annotation.__name__ in NOUNS:
-        return annotation.__name__, False, False
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        nouns = [_noun(a) for a in args if a is not type(None)]
-        if nouns and all(nouns):
-            names = "|".join(n[0] for n in nouns if n)
-            return names, type(None) in args, any(n[2] for n in nouns if n)
-    if origin in (dict, list) or (isinstance(origin, type) and issubclass(origin, Sequence)):
-        inner = _noun(args[-1]) if args else None
-        return (inner[0], False, True) if inner else None
-    return None
-
-
-def argument_docs(text: str) -> dict[str, str]:
-    """What the "Args:" section of a docstring says of each parameter."""
-    docs: dict[str, str] = {}
-    section = re.search(r"^Args[^\n]*:\n(.*?)(?:\n\S|\Z)", inspect.cleandoc(text), re.S | re.M)
-    last = ""
-    for line in section[1].splitlines() if section else []:
-        head = re.match(r"^ {2,4}(\w+)(?: \([^)]*\))?: (.*)$", line)
-        if head:
-            last = head[1]
-            docs[last] = head[2].strip()
-        elif last and line.strip():
-            docs[last] += " " + line.strip()
-    return docs
+    extra = extra_of(package)
+    if extra:
+        return MissingExtra(package, extra, where=method.id)
+    return InputError(
+        f"the package {package!r} is needed here and is not installed",
+        where=f"{method.id} of {method.entry.package}",
+        fix=f"Install it with: pip install {package}",
+    )
 
 
 class Method:
@@ -187,9 +108,10 @@ class Method:
         try:
             return importlib.import_module(self.entry.module)
         except ModuleNotFoundError as error:
-            if (error.name or "").startswith("truing"):
+            name = (error.name or "?").partition(".")[0]
+            if name == "truing":
                 raise
-            raise MissingExtra(error.name or "?", self.verb, where=self.id) from error
+            raise _missing(name, self) from error
 
     @functools.cached_property
     def declared(self) -> Function:
@@ -206,7 +128,7 @@ class Method:
         """The pure objective of a training method."""
         if self.entry.kind == "objective":
             return self.declared
-        return typing.cast(Function, getattr(self.module, "loss"))
+        return typing.cast(Function, self.module.loss)
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("_"):
@@ -231,7 +153,7 @@ class Method:
         settings: dict[str, Setting] = {}
         for name, parameter in inspect.signature(function).parameters.items():
             annotation = hints.get(name, str)
-            noun = _noun(annotation)
+            noun = noun_of(annotation)
             if noun is not None:
                 optional = noun[1] or parameter.default is not REQUIRED
                 inputs[name] = Input(name, noun[0], optional, noun[2])
@@ -347,9 +269,7 @@ def resolve(
         checked[key] = allowed[key].validate(value, where=f"{where} {kind} {name}".strip())
     for key, setting in allowed.items():
         if setting.required and key not in checked:
-            raise InputError(
-                f"setting {key!r} is missing", where=f"{where} {kind} {name}".strip()
-            )
+            raise InputError(f"setting {key!r} is missing", where=f"{where} {kind} {name}".strip())
     return function.function, checked
 
 

@@ -1,0 +1,126 @@
+"""What a method's signature says: its inputs and settings, with their types and meanings."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from truing.errors import InputError
+
+NOUNS = ("Model", "Table", "Principles", "Report")
+REQUIRED = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One keyword parameter of a method: the name, type, default and meaning that users see."""
+
+    name: str
+    type: object
+    default: object
+    doc: str = ""
+
+    @property
+    def required(self) -> bool:
+        """True when there is no default."""
+        return self.default is REQUIRED
+
+    def validate(self, value: object, *, where: str = "") -> object:
+        """`value` as the declared type, or an InputError that names the setting."""
+        import pydantic
+
+        try:
+            return pydantic.TypeAdapter(typing.cast("type[object]", self.type)).validate_python(
+                value, strict=False
+            )
+        except pydantic.ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise InputError(
+                f"setting {self.name!r}: {problem[0].lower()}{problem[1:]}",
+                where=where,
+                seen=value,
+                fix=f"It is of type {type_name(self.type)}",
+            ) from None
+
+    def parse(self, text: str, *, where: str = "") -> object:
+        """The value that a user typed on the command line.
+
+        JSON where it is; `{use: name, n: 3}` and `[a, b]` also as YAML has them; else the text.
+        """
+        if self.type is str:
+            return text
+        try:
+            value: object = json.loads(text)
+        except ValueError:
+            value = _flow(text) if text[:1] in ("{", "[") else text
+        try:
+            return self.validate(value, where=where)
+        except InputError:
+            if value == text:
+                raise
+        return self.validate(text, where=where)  # a number or null where a text is meant
+
+
+def _flow(text: str) -> object:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+@dataclass(frozen=True)
+class Input:
+    """One noun that flows into a method: `noun` is "Model", "Table", ...; `many` for roles."""
+
+    name: str
+    noun: str
+    optional: bool = False
+    many: bool = False
+
+
+def type_name(annotation: object) -> str:
+    """A type as users read it."""
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return annotation.__name__
+    text = re.sub(r"\b(typing|collections\.abc|truing\.\w+)\.", "", str(annotation))
+    return text.replace("NoneType", "None")
+
+
+def noun_of(annotation: object) -> tuple[str, bool, bool] | None:
+    """(noun, optional, many) when the annotation is made of nouns, else None."""
+    if isinstance(annotation, type) and annotation.__name__ in NOUNS:
+        return annotation.__name__, False, False
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        nouns = [noun_of(a) for a in args if a is not type(None)]
+        if nouns and all(nouns):
+            names = "|".join(n[0] for n in nouns if n)
+            return names, type(None) in args, any(n[2] for n in nouns if n)
+    if origin in (dict, list) or (
+        isinstance(origin, type) and issubclass(typing.cast(type, origin), Sequence)
+    ):
+        inner = noun_of(args[-1]) if args else None
+        return (inner[0], False, True) if inner else None
+    return None
+
+
+def argument_docs(text: str) -> dict[str, str]:
+    """What the "Args:" section of a docstring says of each parameter."""
+    docs: dict[str, str] = {}
+    section = re.search(r"^Args[^\n]*:\n(.*?)(?:\n\S|\Z)", inspect.cleandoc(text), re.S | re.M)
+    last = ""
+    for line in section[1].splitlines() if section else []:
+        head = re.match(r"^ {2,4}(\w+)(?: \([^)]*\))?: (.*)$", line)
+        if head:
+            last = head[1]
+            docs[last] = head[2].strip()
+        elif last and line.strip():
+            docs[last] += " " + line.strip()
+    return docs
