@@ -4,55 +4,200 @@ Registered with transformers' attention interface as "truing_tree"; `tree_attent
 module to it for one forward pass. Each node's queries attend to its ancestors' keys and, causally,
 to its own: a prompt attends to itself once, each answer to the prompt and to itself. No token of
 another tree or branch is ever multiplied.
+
+On the CPU in float32 the forward pass is PyTorch's flash kernel, node by node. Its own backward
+kernel is slow there, so the gradients are formed here. With S = Q K^T (scale folded into Q), L the
+log-sum-exp of each row that the forward pass kept, and dO the upstream gradient:
+
+    P = exp(S - L)    dV = P^T dO    dS = P * (dO V^T - rowsum(dO * O))    dQ = dS K    dK = dS^T Q
+
+P of one block of queries and one range of keys needs nothing of the others, so ancestors and blocks
+below the diagonal are plain products and never more than a block of P exists.
+
+Shapes: N tokens, H query heads, G key heads, R = H / G query heads that share one, D features a
+head. Queries are kept as [G, N, R, D], so that a key head's queries are one matrix of rows.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
+import threading
+import weakref
+from collections.abc import Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from truing.core.tree import Segment
 from truing.errors import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 NAME = "truing_tree"
+BLOCK = 128  # queries of a block in the backward pass
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_guard = threading.Lock()
 
 
-def _keys(x_1HND: Tensor, segment: Segment) -> Tensor:
-    """Keys or values that a segment sees: its ancestors' and its own."""
+def _joined(x_GND: Tensor, segment: Segment) -> Tensor:
+    """Keys or values that a segment sees: its ancestors' and its own, along the second-last dim."""
     ranges = [*segment.before, (segment.start, segment.stop)]
     if len(ranges) > 1 and ranges[-2][1] == segment.start:
         ranges[-2:] = [(ranges[-2][0], segment.stop)]
-    parts = [x_1HND[:, :, a:b] for a, b in ranges]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+    parts = [x_GND[..., a:b, :] for a, b in ranges]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
+
+
+def _mask(own: int, seen: int, like: Tensor) -> Tensor:
+    """Additive mask [own, seen]: the last `own` keys causally, all earlier ones fully."""
+    blocked = torch.full((own, seen), float("-inf"), dtype=like.dtype, device=like.device)
+    return blocked.triu_(seen - own + 1)
+
+
+class Layout:
+    """Where the nodes of a micro-batch lie, and their masks, made once for all layers."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self.segments = tuple(segments)
+        self._seen = [s.stop - s.start + sum(b - a for a, b in s.before) for s in segments]
+        self.longest = max(self._seen)
+        self._masks: dict[tuple[torch.dtype, torch.device], list[Tensor | None]] = {}
+
+    def masks(self, like: Tensor) -> list[Tensor | None]:
+        """The mask of each node, None for those that see only themselves."""
+        key = (like.dtype, like.device)
+        if key not in self._masks:
+            self._masks[key] = [
+                _mask(s.stop - s.start, seen, like) if s.before else None
+                for s, seen in zip(self.segments, self._seen)
+            ]
+        return self._masks[key]
+
+
+def forward(
+    q_GNRD: Tensor,
+    k_GND: Tensor,
+    v_GND: Tensor,
+    layout: Layout,
+) -> tuple[Tensor, Tensor]:
+    """Output [G, N, R, D] and log-sum-exp [G, N, R] on the CPU; the scale is in q.
+
+    The output lies in memory token by token, as the product that follows wants it.
+    """
+    out_GNRD = torch.empty_like(q_GNRD.transpose(0, 1), memory_format=torch.contiguous_format)
+    out_GNRD = out_GNRD.transpose(0, 1)
+    lse_GNR = q_GNRD.new_empty(q_GNRD.shape[:3])
+    groups = q_GNRD.shape[2]
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    for s, mask in zip(layout.segments, layout.masks(q_GNRD)):
+        k, v = (_joined(x, s)[:, None].expand(-1, groups, -1, -1) for x in (k_GND, v_GND))
+        part = slice(s.start, s.stop)
+        q = q_GNRD[:, part].transpose(1, 2)
+        out, lse = kernel(q, k, v, 0.0, mask is None, attn_mask=mask, scale=1.0)
+        out_GNRD[:, part] = out.transpose(1, 2)
+        lse_GNR[:, part] = lse.view(lse.shape[0], groups, -1).transpose(1, 2)
+    return out_GNRD, lse_GNR
+
+
+def _blocks(segments: Sequence[Segment]) -> Iterator[tuple[int, int, int, int, bool]]:
+    """(first query, end, first key, end, last block of keys is causal) that cover all pairs."""
+    for s in segments:
+        for i in range(s.start, s.stop, BLOCK):
+            j = min(i + BLOCK, s.stop)
+            for a, b in s.before:
+                yield i, j, a, b, False
+            yield i, j, s.start, j, True
+
+
+def backward(
+    d_GNRD: Tensor,
+    q_GNRD: Tensor,
+    k_GND: Tensor,
+    v_GND: Tensor,
+    out_GNRD: Tensor,
+    lse_GNR: Tensor,
+    layout: Layout,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v on the CPU."""
+    dq_GNRD = torch.zeros_like(q_GNRD)
+    dk_GND, dv_GND = torch.zeros_like(k_GND), torch.zeros_like(v_GND)
+    delta_GNR = (d_GNRD * out_GNRD).sum(-1).neg_()
+    lse_GNR = lse_GNR.neg()
+    heads, _, shared, size = q_GNRD.shape
+    for i, j, a, b, causal in _blocks(layout.segments):
+        hidden = None
+        if causal:  # only the last j - i keys lie on the diagonal
+            square = torch.ones(j - i, j - i, dtype=torch.bool, device=d_GNRD.device)
+            hidden = square.triu_(1)[:, None]
+        for g in range(heads):
+            q, d = (x[g, i:j].reshape(-1, size) for x in (q_GNRD, d_GNRD))
+            k, v = k_GND[g, a:b], v_GND[g, a:b]
+            p = torch.addmm(lse_GNR[g, i:j].reshape(-1, 1), q, k.t()).exp_()
+            if hidden is not None:
+                p.view(j - i, shared, b - a)[:, :, i - b :].masked_fill_(hidden, 0.0)
+            dv_GND[g, a:b].addmm_(p.t(), d)
+            p.mul_(torch.addmm(delta_GNR[g, i:j].reshape(-1, 1), d, v.t()))
+            dq_GNRD[g, i:j].view(-1, size).addmm_(p, k)
+            dk_GND[g, a:b].addmm_(p.t(), q)
+    return dq_GNRD, dk_GND, dv_GND
+
+
+class _Tree(torch.autograd.Function):
+    """`forward` and `backward` above as one differentiable function."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: FunctionCtx,
+        q_GNRD: Tensor,
+        k_GND: Tensor,
+        v_GND: Tensor,
+        layout: Layout,
+    ) -> Tensor:
+        """Output [G, N, R, D]."""
+        out_GNRD, lse_GNR = forward(q_GNRD, k_GND, v_GND, layout)
+        ctx.save_for_backward(q_GNRD, k_GND, v_GND, out_GNRD, lse_GNR)
+        ctx.layout = layout  # type: ignore[attr-defined]
+        return out_GNRD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, up: Tensor) -> tuple[object, ...]:  # type: ignore[override]
+        """Gradients of q, k and v."""
+        saved = cast("tuple[Tensor, ...]", ctx.saved_tensors)  # type: ignore[attr-defined]
+        return (*backward(up, *saved, ctx.layout), None)  # type: ignore[attr-defined]
 
 
 def attend(
-    query_1HND: Tensor,
-    key_1GND: Tensor,
-    value_1GND: Tensor,
-    segments: Sequence[Segment],
+    query_HND: Tensor,
+    key_GND: Tensor,
+    value_GND: Tensor,
+    layout: Layout,
     scale: float | None = None,
 ) -> Tensor:
-    """Attention [1, H, N, D] of every segment's queries to what it sees; G divides H."""
-    grouped = query_1HND.shape[1] != key_1GND.shape[1]
+    """Attention [N, H, D] of every segment's queries to what it sees; G divides H."""
+    heads, tokens, size = query_HND.shape
+    groups = key_GND.shape[0]
+    factor = float(size**-0.5) if scale is None else scale
+    plain = query_HND.device.type == "cpu" and query_HND.dtype == torch.float32
+    if plain and value_GND.shape[-1] == size:
+        q_GNRD = (query_HND * factor).view(groups, -1, tokens, size).transpose(1, 2).contiguous()
+        k_GND, v_GND = key_GND.contiguous(), value_GND.contiguous()
+        out_GNRD = cast(Tensor, _Tree.apply(q_GNRD, k_GND, v_GND, layout))
+        return out_GNRD.transpose(0, 1).reshape(tokens, heads, size)
     made: list[Tensor] = []
-    for s in segments:
-        q = query_1HND[:, :, s.start : s.stop]
-        k, v = _keys(key_1GND, s), _keys(value_1GND, s)
-        own, seen = q.shape[2], k.shape[2]
-        mask = None
-        if own != seen:
-            mask = torch.ones(own, seen, dtype=torch.bool, device=q.device).tril(seen - own)
+    for s, mask in zip(layout.segments, layout.masks(query_HND)):
+        q = query_HND[None, :, s.start : s.stop]
+        k, v = _joined(key_GND, s)[None], _joined(value_GND, s)[None]
         made.append(
             F.scaled_dot_product_attention(
-                q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
+                q, k, v, mask, is_causal=mask is None, scale=factor, enable_gqa=heads != groups
             )
         )
-    return torch.cat(made, 2)
+    return torch.cat(made, 2)[0].transpose(0, 1)
 
 
 def _interface(
@@ -63,11 +208,11 @@ def _interface(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    tree: Sequence[Segment] | None = None,
+    tree: Layout | None = None,
     sliding_window: int | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in each attention layer; [1, N, H, D] and no weights."""
+    """What transformers calls in each attention layer: [1, N, H, D] and no weights."""
     odd = {n for n in ("softcap", "s_aux", "position_bias") if others.get(n) is not None}
     if dropout:
         odd.add("dropout")
@@ -78,29 +223,39 @@ def _interface(
             "the architecture does not hand keyword arguments to its attention layers",
             seen=type(module).__name__,
         )
-    if sliding_window is not None and sliding_window < _longest(tree):
+    if sliding_window is not None and tree.longest > sliding_window:
         raise InputError(
-            f"a row is longer than the attention window of {sliding_window} tokens",
-            seen=_longest(tree),
-            fix="Shorten such rows: windows are not computed on trees",
+            f"a row of {tree.longest} tokens is longer than the attention's window",
+            seen=sliding_window,
+            fix="Shorten or leave out such rows: windows are not computed on trees",
         )
-    return attend(query, key, value, tree, scaling).transpose(1, 2), None
+    return attend(query[0], key[0], value[0], tree, scaling)[None], None
 
 
-def _longest(tree: Sequence[Segment]) -> int:
-    return max(s.stop - s.start + sum(b - a for a, b in s.before) for s in tree)
+@contextlib.contextmanager
+def switched(module: nn.Module, name: str) -> Generator[None]:
+    """Let a module use the attention of that name inside the block; it is as before after it.
+
+    Passes of other threads through the same module wait until then: which attention a module uses
+    is kept in its configuration, which all of them read.
+    """
+    with _guard:
+        lock = _locks.setdefault(module, threading.RLock())
+    config = cast("PreTrainedModel", module).config
+    with lock:
+        before = config._attn_implementation  # pyright: ignore[reportPrivateUsage]
+        config._attn_implementation = name  # pyright: ignore[reportPrivateUsage]
+        try:
+            yield
+        finally:
+            config._attn_implementation = before  # pyright: ignore[reportPrivateUsage]
 
 
 @contextlib.contextmanager
 def tree_attention(module: nn.Module) -> Generator[None]:
-    """Let a transformers module use tree attention inside the block; it is as before after it."""
+    """Let a transformers module use tree attention inside the block; see `switched`."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _interface)
-    config = module.config
-    before = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
+    with switched(module, NAME):
         yield
-    finally:
-        config._attn_implementation = before

@@ -8,12 +8,13 @@ one row, p = softmax(z) and t its target:
     entropy = -sum_v p_v log p_v             d entropy / dz_v = -p_v (log p_v + entropy)
     sum_p2  = sum_v p_v^2                    d sum_p2 / dz_v  = 2 p_v (p_v - sum_p2)
 
-Each is one number per row, so its gradient with respect to the row's hidden state, (dz) W, is formed
-in the forward pass while the chunk's logits are at hand, and the backward pass only scales it. A
-head that is trained itself needs the rows' upstream gradients first: its logits are made again in
-the backward pass.
+Each is one number per row, so its gradient with respect to the row's hidden state, (dz) W, is
+formed in the forward pass while the chunk's logits are at hand, and the backward pass only scales
+it. A head that is trained itself needs the rows' upstream gradients first: its logits are made
+again in the backward pass.
 
-Shapes: N tokens, M loss tokens, C rows of a chunk, D hidden size, V vocabulary; U, K, T as in `tree`.
+Shapes: N tokens, M loss tokens, C rows of a chunk, D hidden size, V vocabulary; U, K, T as in
+`tree`.
 """
 
 from __future__ import annotations
@@ -21,14 +22,18 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from truing.core.attention import tree_attention
+from truing.core.attention import Layout, tree_attention
+from truing.core.fused import fused
 from truing.core.tree import Packed, group_tree, pack
 from truing.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CHUNK = 2**23  # logits of a chunk: 32 MiB in float32
 _checked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -139,7 +144,8 @@ class _Head(torch.autograd.Function):
                     torch.mm(slope_CV.to(weight_VD.dtype), weight_VD, out=slopes[i][part])
         ctx.names, ctx.extras, ctx.trained = names, extras, trained  # type: ignore[attr-defined]
         if trained:
-            ctx.save_for_backward(rows_MD, weight_VD, bias_V, target_M)
+            kept = (rows_MD, weight_VD, bias_V, target_M)
+            ctx.save_for_backward(*cast("tuple[Tensor, ...]", kept))
         else:
             ctx.save_for_backward(*slopes)
         return tuple(values)
@@ -198,8 +204,9 @@ def states(module: nn.Module, packed: Packed) -> Tensor:
             f"a row of {packed.longest} tokens does not fit into the model's context of {limit}",
             fix="Shorten or leave out such rows, or score them in pieces",
         )
-    with tree_attention(module):
-        return _backbone(module, packed)
+    layout = Layout(packed.segments)
+    with tree_attention(module), fused(module, layout.longest):
+        return _backbone(module, packed, layout)
 
 
 def measure(
@@ -229,7 +236,7 @@ def measure(
             raise unknown("measurement", name, STATISTICS)
     with torch.set_grad_enabled(grad):
         rows_MD = states(module, packed)[packed.source_M]
-        head = cast(nn.Linear, module.get_output_embeddings())
+        head = _head(module)
         values = cast(
             "tuple[Tensor, ...]",
             _Head.apply(
@@ -246,12 +253,16 @@ def measure(
     return {"mask": packed.mask_UKT, **made}
 
 
-def _backbone(module: nn.Module, packed: Packed) -> Tensor:
-    found = module.base_model(
+def _head(module: nn.Module) -> nn.Linear:
+    return cast(nn.Linear, cast("PreTrainedModel", module).get_output_embeddings())
+
+
+def _backbone(module: nn.Module, packed: Packed, layout: Layout) -> Tensor:
+    found = cast("PreTrainedModel", module).base_model(
         input_ids=packed.ids_N[None],
         position_ids=packed.positions_N[None],
         use_cache=False,
-        tree=packed.segments,
+        tree=layout,
     )
     return cast(Tensor, found.last_hidden_state)[0]
 
@@ -285,7 +296,7 @@ def check(module: nn.Module) -> None:
 
 
 def _compare(module: nn.Module, name: str) -> None:
-    vocab = cast(int, module.config.get_text_config().vocab_size)
+    vocab = cast(int, cast("PreTrainedModel", module).config.get_text_config().vocab_size)
     device = next(module.parameters()).device
     ids = [(7 * i * i + 3 * i + 5) % vocab for i in range(10)]
     packed = pack([group_tree(ids[:4], [ids[4:7], ids[7:]])])[0].to(device)
@@ -294,8 +305,8 @@ def _compare(module: nn.Module, name: str) -> None:
     try:
         with torch.no_grad():
             with tree_attention(module):
-                rows_MD = _backbone(module, packed)[packed.source_M]
-            head = cast(nn.Linear, module.get_output_embeddings())
+                rows_MD = _backbone(module, packed, Layout(packed.segments))[packed.source_M]
+            head = _head(module)
             tree_MV = torch.nn.functional.linear(rows_MD, head.weight, head.bias).float()
             alone = [
                 module(torch.tensor([ids[:4] + b], device=device), use_cache=False).logits

@@ -7,8 +7,8 @@ micro-batches; its one autograd function keeps the input alone and gives, for th
     dX = G W'        dB = s G^T (X A^T)        dA = s (G B)^T X
 
 so no gradient of W is ever formed. Layers of lower precision add the low-rank term in float32
-instead, since merging would round it away. Modules keep their names and classes: only the instance's
-`forward` is replaced, and `detach` gives it back. Files are PEFT's.
+instead, since merging would round it away. Modules keep their names and classes: only `forward` of
+the instance is replaced, and `detach` gives it back. Files are PEFT's.
 
 Shapes: N tokens, I input and O output features, R rank.
 """
@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import types
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import cast
@@ -72,13 +71,15 @@ class Adapter:
         self.b_OR = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
         self.merges = linear.weight.dtype == torch.float32
         self._merged_OI: Tensor | None = None
-        self._versions = (-1, -1)
+        self._versions = (-1, -1, -1)
+        self.active = True
 
     def merged(self) -> Tensor:
-        """W + s B A, made anew when A or B has been written to since."""
-        versions = (self.a_RI._version, self.b_OR._version)
+        """W + s B A, made anew when W, A or B has been written to since."""
+        versions = (self.linear.weight._version, self.a_RI._version, self.b_OR._version)
         if self._merged_OI is None or versions != self._versions:
-            with torch.no_grad():
+            # Made while sampling, it may be used in training: so never an inference tensor.
+            with torch.inference_mode(False), torch.no_grad():
                 out = self._merged_OI
                 self._merged_OI = torch.addmm(
                     self.linear.weight, self.b_OR, self.a_RI, alpha=self.scale, out=out
@@ -86,16 +87,24 @@ class Adapter:
             self._versions = versions
         return self._merged_OI
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The layer's output with the adapter."""
-        if self.merges:
+    def forward(self, input: Tensor) -> Tensor:
+        """The layer's output, with the adapter unless it is off."""
+        if self.active and self.merges:
             made = _Linear.apply(
-                x, self.merged(), self.linear.bias, self.a_RI, self.b_OR, self.scale
+                input, self.merged(), self.linear.bias, self.a_RI, self.b_OR, self.scale
             )
             return cast(Tensor, made)
-        base = torch.nn.functional.linear(x, self.linear.weight, self.linear.bias)
-        low = (x.to(self.a_RI.dtype) @ self.a_RI.T) @ self.b_OR.T
+        base = torch.nn.functional.linear(input, self.linear.weight, self.linear.bias)
+        if not self.active:
+            return base
+        low = (input.to(self.a_RI.dtype) @ self.a_RI.T) @ self.b_OR.T
         return base + low.mul(self.scale).to(base.dtype)
+
+
+def adapter_of(linear: nn.Module, *, always: bool = False) -> Adapter | None:
+    """The adapter on a layer; None where there is none or, unless `always`, it is off."""
+    found = cast("Adapter | None", vars(linear).get("truing_adapter"))
+    return found if found is not None and (found.active or always) else None
 
 
 class Lora:
@@ -110,17 +119,9 @@ class Lora:
         self, module: nn.Module, adapters: dict[str, Adapter], rank: int, alpha: float
     ) -> None:
         self.module, self.adapters, self.rank, self.alpha = module, adapters, rank, alpha
-        self.active = True
         for adapter in adapters.values():
-            adapter.linear.forward = types.MethodType(self._forward(adapter), adapter.linear)
-
-    def _forward(self, adapter: Adapter) -> object:
-        def forward(linear: nn.Linear, x: Tensor) -> Tensor:
-            if not self.active:
-                return torch.nn.functional.linear(x, linear.weight, linear.bias)
-            return adapter.forward(x)
-
-        return forward
+            adapter.linear.__dict__["truing_adapter"] = adapter
+            adapter.linear.forward = adapter.forward
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """A and B of each layer, in the order of the layers."""
@@ -137,11 +138,14 @@ class Lora:
     @contextlib.contextmanager
     def off(self) -> Generator[None]:
         """The module without its adapters inside the block: the reference."""
-        before, self.active = self.active, False
+        before = [adapter.active for adapter in self.adapters.values()]
+        for adapter in self.adapters.values():
+            adapter.active = False
         try:
             yield
         finally:
-            self.active = before
+            for adapter, active in zip(self.adapters.values(), before):
+                adapter.active = active
 
     def save(self, folder: str | Path, *, base: str = "") -> None:
         """Write PEFT's adapter_config.json and adapter_model.safetensors into `folder`."""
@@ -198,7 +202,7 @@ class Lora:
     def detach(self) -> None:
         """Give the module its own forward passes back; its weights were never touched."""
         for adapter in self.adapters.values():
-            del adapter.linear.forward
+            del adapter.linear.forward, adapter.linear.__dict__["truing_adapter"]
 
 
 def attach(

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from truing.core.attention import switched
 from truing.core.states import Padded
 from truing.errors import InputError
 
@@ -319,13 +320,8 @@ def _interface(
 @contextlib.contextmanager
 def _attention(module: nn.Module) -> Generator[None]:
     AttentionInterface.register(NAME, _interface)
-    config = cast(PreTrainedModel, module).config
-    before = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
+    with switched(module, NAME):
         yield
-    finally:
-        config._attn_implementation = before
 
 
 def fits(module: nn.Module, longest: int) -> bool:
