@@ -1,0 +1,106 @@
+"""Attention over trees against full attention with an explicit mask, in value and gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from truing.core.attention import BLOCK, Layout, attend
+from truing.core.tree import Node, Segment, pack
+
+
+def segments_of(*trees: Node) -> tuple[Segment, ...]:
+    return pack(list(trees), 10**6)[0].segments
+
+
+def node(size: int, *children: Node) -> Node:
+    return Node((1,) * size, (True,) * size, children)
+
+
+def allowed(segments: tuple[Segment, ...]) -> Tensor:
+    """Which token sees which, [N, N], written out token by token."""
+    size = segments[-1].stop
+    seen = torch.zeros(size, size, dtype=torch.bool)
+    for s in segments:
+        for i in range(s.start, s.stop):
+            for a, b in s.before:
+                seen[i, a:b] = True
+            seen[i, s.start : i + 1] = True
+    return seen
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float) -> Tensor:
+    """[N, H, D] by the definition, in float64."""
+    q, k, v = (x.double() for x in (q, k, v))
+    k, v = (x.repeat_interleave(q.shape[0] // k.shape[0], 0) for x in (k, v))
+    score = (q @ k.transpose(1, 2) * scale).masked_fill(~seen, float("-inf"))
+    return (score.softmax(-1) @ v).transpose(0, 1)
+
+
+def compare(segments: tuple[Segment, ...], heads: int, groups: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    size = segments[-1].stop
+    shapes = [(heads, size, 8), (groups, size, 8), (groups, size, 8)]
+    leaves = [torch.randn(s).to(dtype).requires_grad_() for s in shapes]
+    wide = [x.detach().double().requires_grad_() for x in leaves]
+    up = torch.randn(size, heads, 8)
+    mine = attend(*leaves, Layout(segments), scale=0.4)  # type: ignore[misc]
+    (mine * up).sum().backward()
+    want = plain(*wide, allowed(segments), 0.4)  # type: ignore[misc]
+    (want * up).sum().backward()
+    loose = 1e-5 if dtype == torch.float32 else 1e-9
+    for a, b in [(mine, want), *((x.grad, y.grad) for x, y in zip(leaves, wide))]:
+        assert float((a - b).detach().abs().max()) < loose * max(1.0, float(b.detach().abs().max()))
+
+
+TREES = {
+    "one row": [node(9)],
+    "one token": [node(1)],
+    "a pair": [node(5, node(3), node(4))],
+    "two trees": [node(2, node(3), node(1)), node(4, node(2))],
+    "turns": [node(3, node(2, node(4), node(1)), node(5))],
+    "longer than a block": [node(BLOCK + 30, node(BLOCK + 1), node(3, node(40)))],
+}
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize("name", list(TREES))
+def test_float32_by_our_own_gradients(name: str, heads: tuple[int, int]) -> None:
+    compare(segments_of(*TREES[name]), *heads, torch.float32)
+
+
+@pytest.mark.parametrize("name", list(TREES))
+def test_other_dtypes_by_pytorch(name: str) -> None:
+    compare(segments_of(*TREES[name]), 4, 2, torch.float64)
+
+
+nodes = st.recursive(
+    st.integers(1, 5).map(node),
+    lambda inner: st.tuples(st.integers(1, 5), st.lists(inner, min_size=1, max_size=3)).map(
+        lambda made: node(made[0], *made[1])
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(nodes, min_size=1, max_size=3))
+def test_any_tree(trees: list[Node]) -> None:
+    compare(segments_of(*trees), 4, 2, torch.float32)
+
+
+def test_large_scores_stay_finite() -> None:
+    segments = segments_of(node(6, node(3)))
+    q, k, v = (torch.randn(2, 9, 8).mul(60).requires_grad_() for _ in range(3))
+    attend(q, k, v, Layout(segments)).sum().backward()
+    assert all(x.grad is not None and x.grad.isfinite().all() for x in (q, k, v))
+
+
+def test_values_of_another_width_than_keys() -> None:
+    segments = segments_of(node(6, node(3), node(2)))
+    q, k, v = torch.randn(4, 11, 8), torch.randn(2, 11, 8), torch.randn(2, 11, 6)
+    mine = attend(q, k, v, Layout(segments), scale=0.3)
+    assert torch.allclose(mine.double(), plain(q, k, v, allowed(segments), 0.3), atol=1e-5)
