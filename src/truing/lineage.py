@@ -19,7 +19,16 @@ from truing.tables import Row, Table, user_text
 
 SHOWN = 5  # training rows listed for a failing sample
 WIDTH = 160
-FACTS = ("principle", "generator", "judge", "check", "filter", "rejected_because", "seed", "source")
+FACTS = (
+    "principle",
+    "generator",
+    "judge",
+    "check",
+    "filters",
+    "rejected_because",
+    "seed",
+    "source",
+)
 
 
 @dataclass

@@ -21,17 +21,22 @@ class Progress:
         self.head, self.name = head, ""
         self.live = sys.stderr.isatty()
         self._began = self._said = 0.0
+        self._last = 0
         self._open = False
 
     def start(self, name: str, method: str) -> None:
         """A step begins."""
         self.name = name
         self._began = self._said = time.monotonic()
+        self._last = 0
         self._line(f"{self.head}{name} ({method})")
 
     def tell(self, done: int, total: int, label: str) -> None:
         """Called for every row or update; says something now and then."""
         now = time.monotonic()
+        if done < self._last:  # another count begins, and with it another clock
+            self._began = now
+        self._last = done
         if now - self._said < (MOVES if self.live else EVERY):
             return
         self._said = now

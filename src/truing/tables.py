@@ -202,8 +202,14 @@ class Table:
         return Table(kind or self.kind, rows, where=self.source)
 
     def with_lineage(self, **facts: object) -> Table:
-        """The same rows with `facts` added to every lineage."""
-        rows = [r | {"lineage": cast(Row, r.get("lineage") or {}) | facts} for r in self.rows]
+        """The same rows with `facts` added to every lineage; `filter` joins earlier filters."""
+        rows: list[Row] = []
+        for row in self.rows:
+            lineage = cast(Row, row.get("lineage") or {}) | facts
+            if "filter" in facts:
+                passed = cast("list[object]", lineage.get("filters") or [])
+                lineage["filters"] = [*passed, lineage.pop("filter")]
+            rows.append(row | {"lineage": lineage})
         return Table(self.kind, rows, where=self.source)
 
     def split(self, n: int) -> tuple[Table, Table]:

@@ -1,0 +1,232 @@
+"""Running plans: the store, what runs again and what does not, manifests, faults."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from truing import context, lineage, pipeline, recipe
+from truing.cli import main
+from truing.errors import InputError, Stopped
+from truing.method import methods
+from truing.pipeline import Result
+from truing.plan import Plan
+from truing.principles import Principle, Principles
+from truing.store import Store
+from truing.tables import Table
+
+ROWS = [{"prompt": f"What is number {i} good for?"} for i in range(8)] + [{"prompt": "Hm"}]
+RULES = "- {id: brief, text: Be brief., check: {use: max_words, n: 4}}\n"
+RECIPE = """\
+name: small
+steps:
+  rules: {do: specify/principles_file, path: rules.yaml}
+  clean: {do: select/checked, data: prompts.jsonl, checks: [{use: min_words, n: 2}]}
+  part: {do: select/near_duplicates, data: clean, exact: true, threshold: 0.1}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ROWS))
+    (tmp_path / "rules.yaml").write_text(RULES)
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def run(folder: Path, store: Store, text: str = RECIPE) -> Result:
+    (folder / "r.yaml").write_text(text)
+    return pipeline.run(recipe.load(folder / "r.yaml"), folder / "runs", store=store)
+
+
+def cached(result: Result) -> dict[str, bool]:
+    return {n: bool(s["cached"]) for n, s in result.run.steps.items()}
+
+
+def test_a_second_run_costs_nothing_and_has_the_same_content(folder: Path, store: Store) -> None:
+    first, second = run(folder, store), run(folder, store)
+    assert cached(first) == {"rules": False, "clean": False, "part": False}
+    assert cached(second) == {"rules": True, "clean": True, "part": True}
+    assert first.folder == second.folder
+    assert [n.key for n in first.results.values()] == [n.key for n in second.results.values()]
+    assert second.line()["cached_steps"] == 3
+    assert Path(str(second.line()["report"])).is_file()
+
+
+def test_one_setting_reruns_what_depends_on_it(folder: Path, store: Store) -> None:
+    run(folder, store)
+    other = run(folder, store, RECIPE.replace("n: 2", "n: 3"))
+    # The other filter keeps the same rows, so what follows it is not made again.
+    assert cached(other) == {"rules": True, "clean": False, "part": True}
+    assert cached(run(folder, store, RECIPE.replace("threshold: 0.1", "threshold: 0.2"))) == {
+        "rules": True,
+        "clean": True,
+        "part": False,
+    }
+
+
+def test_a_file_counts_by_its_content(folder: Path, store: Store) -> None:
+    run(folder, store)
+    (folder / "rules.yaml").write_text(RULES.replace("n: 4", "n: 5"))
+    assert cached(run(folder, store)) == {"rules": False, "clean": True, "part": True}
+
+
+def test_the_manifest_says_what_happened(folder: Path, store: Store) -> None:
+    result = run(folder, store)
+    manifest = json.loads((result.folder / "manifest.json").read_text())
+    assert manifest["status"] == "done"
+    step = manifest["steps"]["clean"]
+    assert step["about"] == "8 prompt rows"
+    assert step["artefact"] == result.results["clean"].key
+    assert step["settings"]["checks"] == [{"use": "min_words", "n": 2}]
+    assert {"torch", "python", "truing"} <= set(manifest["versions"])
+    assert manifest["hardware"]["cores"] >= 1
+
+
+def test_a_fault_of_a_step_names_it_and_keeps_what_was_done(folder: Path, store: Store) -> None:
+    text = RECIPE.replace("n: 2", "n: 99")
+    with pytest.raises(InputError, match=r"r\.yaml line 4 step clean.*none of 9 rows"):
+        run(folder, store, text)
+    (made,) = (folder / "runs").iterdir()
+    manifest = json.loads((made / "manifest.json").read_text())
+    assert manifest["status"] == "failed"
+    assert [s["status"] for s in manifest["steps"].values()] == ["done", "failed", "pending"]
+    assert "none of 9 rows" in manifest["steps"]["clean"]["error"]
+
+
+def test_bad_data_is_found_before_anything_runs(folder: Path, store: Store) -> None:
+    with (folder / "prompts.jsonl").open("a") as file:
+        file.write('{"prompt": 5}\n')
+    with pytest.raises(InputError, match=r"prompts\.jsonl row 10: field 'prompt'"):
+        run(folder, store)
+    assert not store.keys()
+    assert not (folder / "runs").exists()
+
+
+def test_an_interrupted_step_keeps_its_scratch_and_goes_on(
+    folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from truing.select import checked as module
+
+    def interrupt(*_: object) -> list[bool]:
+        context.current().journal("rows").put("first", 1)
+        raise KeyboardInterrupt
+
+    method = methods["select/checked"]
+    table = Table("prompt", ROWS)
+    settings = method.validate({"checks": [{"use": "min_words", "n": 2}]})
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "passing", interrupt)
+        with pytest.raises(Stopped, match="interrupted"):
+            pipeline.perform(method, {"data": table}, settings, store=store)
+    key = pipeline.step_key(method, {"data": table}, settings, 0)
+    assert (store.scratch(key) / "rows.jsonl").read_text() == '["first", 1]\n'
+    result = pipeline.perform(method, {"data": table}, settings, store=store)
+    assert len(result.artefact) == 8
+    assert not store.scratch(key).exists()
+
+
+def test_a_full_disk_is_a_stop_that_can_be_resumed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pipeline, "_check_space", full)
+    method = methods["select/near_duplicates"]
+    settings = method.validate({"exact": True})
+    with pytest.raises(Stopped, match="disk is full") as error:
+        pipeline.perform(method, {"data": Table("prompt", ROWS)}, settings, store=store)
+    assert error.value.exit_code == 3
+    assert not store.keys()
+
+
+def test_a_model_that_cannot_do_it_is_refused_before_anything_runs(folder: Path) -> None:
+    plan = Plan("served", folder=folder)
+    plan.model("far", "http://127.0.0.1:9/v1#some")
+    plan.step("drawn", "synthesize/magpie", model="far")
+    with pytest.raises(InputError, match="needs a model that can weights"):
+        pipeline.run(plan, folder / "runs", store=Store(folder / "store"))
+
+
+def test_store_verify_gc_and_export(folder: Path, store: Store) -> None:
+    result = run(folder, store)
+    assert store.verify() == []
+    assert {row["noun"] for row in store.ls()} == {"Principles", "Table"}
+    assert store.gc() == []
+    run(folder, store, RECIPE.replace("threshold: 0.1", "threshold: 0.2"))
+    key = str(result.run.steps["part"]["key"])
+    store.export(key[:10], str(folder / "out"))
+    assert Table.load(folder / "out").key == result.results["part"].key
+    (result.folder / "manifest.json").unlink()
+    assert [g["key"] for g in store.gc()] == [key]
+    table = next((store.root / "artefacts").glob("*/*/data/table.parquet"))
+    table.write_bytes(b"damaged")
+    assert len(store.verify()) == 1
+    with pytest.raises(InputError, match="0 artefacts"):
+        store.find("zz")
+
+
+def test_code_keys_ignore_words_and_see_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from truing.core import code
+
+    (tmp_path / "plug").mkdir()
+    (tmp_path / "plug/__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def key(main: str, helper: str) -> str:
+        (tmp_path / "plug/main.py").write_text(main)
+        (tmp_path / "plug/helper.py").write_text(helper)
+        code._read.cache_clear()
+        return code.code_key(["plug.main"])
+
+    main = 'from plug import helper\ndef f():\n    "words"\n    return helper.g()\n'
+    first = key(main, "def g():\n    return 1\n")
+    assert key(main.replace('"words"', '"others"  # why'), "def g(): return 1\n") == first
+    assert key(main, "def g():\n    return 2\n") != first
+    assert key(main.replace("helper.g()", "helper.g() + 1"), "def g():\n    return 1\n") != first
+
+
+def test_why_leads_back_to_principle_and_filters(
+    folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run(folder, store)
+    monkeypatch.setattr(pipeline, "Store", lambda: store)
+    part = result.results["part"]
+    assert isinstance(part, Table)
+    found = lineage.why(str(part[0]["id"])[:8], run=result.folder)
+    assert found.made_by == "clean (select/checked)"
+    assert found.kept_by == ["part (select/near_duplicates)"]
+    assert "['checked min_words', 'near_duplicates 0.1']" in found.text()
+    with pytest.raises(InputError, match="no rows have an id"):
+        lineage.why("zzzz", run=result.folder)
+
+
+def test_a_single_method_from_the_command_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(folder / "prompts.jsonl")
+    command = ["select", "near-duplicates", "--data", data, "--exact", "--json"]
+    assert main([*command, "--out", str(folder / "out")]) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert (line["job"], line["cached"]) == ("select/near_duplicates", False)
+    assert len(Table.load(folder / "out")) == 9
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["cached"] is True
+    assert main([*command, "--treshold", "3"]) == 2
+    assert "Did you mean 'threshold'" in capsys.readouterr().err
+
+
+def test_principles_enter_the_key_with_the_code_of_their_checks() -> None:
+    rules = Principles([Principle("brief", "Be brief.", check={"use": "max_words", "n": 4})])
+    found = pipeline._modules(methods["evaluate/adherence"], {}, {"principles": rules})
+    assert found == {"truing.evaluate.adherence", "truing.specify.checks"}

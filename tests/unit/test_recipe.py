@@ -1,0 +1,126 @@
+"""Recipes and plans: every mistake named with its line, before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from truing import recipe
+from truing.errors import InputError
+from truing.plan import Plan
+
+GOOD = """\
+name: small
+seed: 3
+data: {mine: prompts.jsonl}
+steps:
+  clean:
+    do: select/checked
+    data: mine
+    checks: [{use: min_words, n: 2}]
+  part: {do: select/split, data: clean, part: train, held_out: 2, seed: 7}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why is it so?"}\n' * 3)
+    return tmp_path
+
+
+def load(folder: Path, text: str) -> Plan:
+    (folder / "r.yaml").write_text(text)
+    return recipe.load(folder / "r.yaml")
+
+
+def test_a_good_recipe_is_a_checked_graph(folder: Path) -> None:
+    plan = load(folder, GOOD)
+    clean, part = plan.check()
+    assert (clean.name, clean.seed, clean.edges()) == ("clean", 3, [])
+    assert (part.name, part.seed, part.edges()) == ("part", 7, ["clean"])
+    assert clean.sources["data"][""].text == str(folder / "prompts.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "words"),
+    [
+        (("held_out: 2", "held_owt: 2"), 9, "Did you mean 'held_out'"),
+        (("held_out: 2", "held_out: many"), 9, "setting 'held_out'"),
+        (("select/checked", "select/chekced"), 6, "select/checked"),
+        (("data: clean", "data: claen"), 9, "Did you mean 'clean'"),
+        (("data: clean, ", ""), 9, "input 'data' (Table)"),
+        (("steps:", "stebs:"), 4, "Did you mean 'steps'"),
+        (("seed: 3", "seed: three"), 2, "whole number"),
+        (("part: {", "clean: {"), 9, "stands twice"),
+        (("do: select/split, ", ""), 9, "says what it does"),
+        (("data: {mine: prompts.jsonl}", "data: {mine: 4}"), 3, "must be a text"),
+        (("seed: 7}", "seed: 7"), 10, "not valid YAML"),
+    ],
+)
+def test_mistakes_are_named_with_their_line(
+    folder: Path, change: tuple[str, str], line: int, words: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        load(folder, GOOD.replace(*change))
+    assert f"r.yaml line {line}" in str(error.value)
+    assert words in str(error.value)
+
+
+def test_an_edge_of_the_wrong_noun(folder: Path) -> None:
+    text = GOOD + "  rules: {do: specify/principles_file, path: prompts.jsonl}\n"
+    with pytest.raises(InputError, match=r"takes a Table.*makes a Principles"):
+        load(folder, text.replace("data: clean", "data: rules"))
+
+
+def test_a_circle(folder: Path) -> None:
+    with pytest.raises(InputError, match="circle"):
+        load(folder, GOOD.replace("data: mine\n", "data: part\n"))
+
+
+def test_overrides(folder: Path) -> None:
+    plan = load(folder, GOOD)
+    plan.override("part.held_out=1")
+    plan.override("seed=5")
+    clean, part = plan.check()
+    assert part.settings["held_out"] == 1
+    assert clean.seed == 5
+    with pytest.raises(InputError, match="Did you mean 'part'"):
+        plan.override("parts.held_out=1")
+    with pytest.raises(InputError, match=r"STEP\.SETTING=VALUE"):
+        plan.override("part.held_out")
+
+
+def test_a_python_recipe_is_the_same_plan(folder: Path) -> None:
+    (folder / "r.py").write_text(
+        "import truing\n"
+        "def recipe():\n"
+        "    plan = truing.Plan('small', seed=3)\n"
+        "    plan.table('mine', 'prompts.jsonl')\n"
+        "    clean = plan.step('clean', 'select/checked', data='mine',\n"
+        "                      checks=[{'use': 'min_words', 'n': 2}])\n"
+        "    plan.step('part', 'select/split', data=clean, part='train', held_out=2,\n"
+        "              seed=7)\n"
+        "    return plan\n"
+    )
+    assert recipe.load(folder / "r.py").key == load(folder, GOOD).key
+    (folder / "empty.py").write_text("x = 1\n")
+    with pytest.raises(InputError, match="neither a plan"):
+        recipe.load(folder / "empty.py")
+
+
+names = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Z")), max_size=12)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.recursive(names | st.integers() | st.none(), lambda x: st.dictionaries(names, x)))
+def test_no_mapping_ever_ends_in_a_traceback(
+    tmp_path_factory: pytest.TempPathFactory, data: object
+) -> None:
+    import yaml
+
+    folder = tmp_path_factory.mktemp("any")
+    with pytest.raises(InputError):
+        load(folder, yaml.safe_dump({"steps": data}))
