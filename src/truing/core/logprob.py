@@ -107,7 +107,7 @@ def teacher_topk(rows: Rows, grad: bool) -> tuple[Tensor, Tensor | None]:
 
     The teacher's probabilities need not sum to 1: what is missing carries no loss.
     """
-    ids_Ck, p_Ck = rows.extras["teacher_ids"], rows.extras["teacher_p"].float()
+    ids_Ck, p_Ck = rows.extras["teacher_ids"], rows.extras["teacher_p"].to(rows.logp_CV)
     value_C = -(p_Ck * rows.logp_CV.gather(1, ids_Ck)).sum(1)
     if not grad:
         return value_C, None
@@ -282,7 +282,7 @@ def check(module: nn.Module) -> None:
         raise InputError(
             "gradient checkpointing computes layers again without their trees",
             seen=name,
-            fix="Switch it off: module.gradient_checkpointing_disable()",
+            fix="Switch it off for this module",
         )
     if module in _checked:
         return

@@ -233,7 +233,7 @@ def split(sizes: Iterable[int], budget: int) -> list[list[int]]:
     possible are made and the largest is as small as can be: even micro-batches cost least memory.
     """
     sizes = list(sizes)
-    low, high = max(sizes, default=0), max([budget, *sizes])
+    low, high = max((s for s in sizes if s <= budget), default=0), budget
     fewest = len(_runs(sizes, high))
     while low < high:
         middle = (low + high) // 2
