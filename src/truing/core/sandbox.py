@@ -1,0 +1,239 @@
+"""Run generated Python code with no network, little time, little memory and nothing to read.
+
+Each run is a process of its own, walled in by the kernel: new user, mount, process, network and IPC
+namespaces; a root that holds Python's library, four devices and one small folder in memory, so that
+no file of this machine can be written and none of its users' can be read; an empty environment; no
+capability and no way to one; limits on processor time, address space, files and processes; a
+seccomp filter where the machine has one. At the wall-clock limit everything is killed at once.
+Where the system denies any of this but seccomp, nothing is run: an InputError says why.
+
+Programs have the standard library only, and cannot start processes (threads they can). Folder
+`/work` is where they are and may write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import marshal
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from truing.errors import InputError
+
+OUTPUT = 64 * 1024  # bytes kept of stdout and of stderr
+WRITABLE_MB = 16  # what a program may write
+SETUP_SECONDS = 20.0  # to make the walls, on a machine that is busy
+INSIDE = Path(__file__).with_name("sandbox_inside.py")
+LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
+CUT = "\n[cut here: more than 65536 bytes]\n"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended.
+
+    Args:
+        stdout: what it printed, at most 64 KiB.
+        stderr: the same; a traceback where it raised.
+        exit_code: 0 for success; -N when signal N ended it.
+        timed_out: it was stopped at the wall-clock limit.
+        killed: a signal ended it: one of the limits, or a crash.
+        seconds: wall time of the program alone.
+    """
+
+    stdout: str
+    stderr: str
+    exit_code: int
+    timed_out: bool
+    killed: bool
+    seconds: float
+
+
+@functools.cache
+def available() -> str:
+    """ "" where programs can be run here, else the reason why not."""
+    if sys.platform != "linux":
+        return f"it needs Linux namespaces, and this is {sys.platform}"
+    try:
+        _run("pass", "", 5.0, 256, {})
+    except _Refused as error:
+        return str(error)
+    return ""
+
+
+def run(
+    code: str,
+    *,
+    stdin: str = "",
+    seconds: float = 5.0,
+    memory_mb: int = 256,
+    files: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Run a Python program as `__main__` inside the walls.
+
+    Args:
+        code: its source text.
+        stdin: what it reads.
+        seconds: wall-clock limit; processor time is limited to a second more.
+        memory_mb: limit of its address space, at least 64.
+        files: texts by relative path that it finds in its folder, from where it can import them.
+    Raises:
+        InputError: the system denies the walls (nothing was run), or a setting is out of range.
+    """
+    _check(code, stdin, seconds, memory_mb, files or {})
+    try:
+        _probe()
+        return _run(code, stdin, seconds, memory_mb, files or {})
+    except _Refused as error:
+        raise _denied(str(error)) from None
+
+
+class _Refused(Exception):
+    """A wall could not be made."""
+
+
+@functools.cache
+def _probe() -> None:
+    """Run nothing, once; raises where even that is denied."""
+    if sys.platform != "linux":
+        raise _Refused(f"it needs Linux namespaces, and this is {sys.platform}")
+    _run("pass", "", 5.0, 256, {})
+
+
+def _denied(reason: str) -> InputError:
+    return InputError(
+        f"generated code runs only in the sandbox, which is not to be had here: {reason}",
+        where="sandbox",
+        fix="Allow unprivileged user namespaces (sysctl user.max_user_namespaces; in a container, "
+        "its security profile), or leave steps out that run code",
+    )
+
+
+def _check(code: str, stdin: str, seconds: float, memory_mb: int, files: Mapping[str, str]) -> None:
+    if not 0 < seconds <= 3600:
+        raise InputError("seconds must lie between 0 and 3600", where="sandbox", seen=seconds)
+    if memory_mb < 64:
+        raise InputError("memory_mb must be at least 64", where="sandbox", seen=memory_mb)
+    total = len(code.encode("utf-8", "surrogatepass"))
+    for name, text in files.items():
+        path = PurePosixPath(name)
+        if not name or path.is_absolute() or ".." in path.parts or "\0" in name:
+            raise InputError(
+                "a file's name must be a path inside the sandbox's folder",
+                where="sandbox",
+                seen=name,
+            )
+        total += len(text.encode("utf-8", "surrogatepass"))
+    if max(total, len(stdin)) > WRITABLE_MB << 19:
+        raise InputError(
+            f"code and files must be smaller than {WRITABLE_MB // 2} MiB", where="sandbox"
+        )
+
+
+def _libraries() -> list[str]:
+    """What Python needs of the file system."""
+    prefix = Path(sys.base_prefix).resolve()
+    own = [str(prefix / n) for n in ("lib", "lib64")]
+    found = [p for p in (*LIBRARIES, *own) if Path(p).exists()]
+    return [p for p in found if not any(p != q and p.startswith(q + "/") for q in found)]
+
+
+def _run(
+    code: str, stdin: str, seconds: float, memory_mb: int, files: Mapping[str, str]
+) -> Outcome:
+    request = {
+        "code": code, "stdin": stdin, "files": dict(files), "seconds": seconds,
+        "memory_mb": memory_mb, "writable_mb": WRITABLE_MB, "lib": _libraries(),
+    }  # fmt: skip
+    python = str(Path(getattr(sys, "_base_executable", "") or sys.executable).resolve())
+    report, told = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [python, "-I", "-S", "-B", "-X", "utf8", str(INSIDE), str(told)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={"LANG": "C.UTF-8"}, cwd="/", pass_fds=(told,), start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        os.close(report)
+        raise _Refused(f"no process can be started: {error}") from None
+    finally:
+        os.close(told)
+    with process, os.fdopen(report, "rb", buffering=0) as said:
+        try:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(marshal.dumps(request))
+                process.stdin.close()
+            return _Watch(process, said, seconds).outcome()
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+class _Watch:
+    """Reads what a run prints and reports until it ends, or ends it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], said: IO[bytes], seconds: float) -> None:
+        self.process, self.seconds = process, seconds
+        self.kept = {"stdout": b"", "stderr": b"", "report": b""}
+        self.open = selectors.DefaultSelector()
+        for name, stream in (
+            ("stdout", process.stdout), ("stderr", process.stderr), ("report", said),
+        ):  # fmt: skip
+            assert stream is not None
+            self.open.register(stream, selectors.EVENT_READ, name)
+
+    def _read(self, until: float) -> bool:
+        """Take what has come; False when there is nothing more to come or the time is over."""
+        for key, _ in self.open.select(max(0.0, until - time.monotonic())):
+            name = str(key.data)
+            block = os.read(key.fd, 1 << 16)
+            if not block:
+                self.open.unregister(key.fileobj)
+            elif len(self.kept[name]) <= OUTPUT:
+                self.kept[name] += block
+        return bool(self.open.get_map()) and time.monotonic() < until
+
+    def outcome(self) -> Outcome:
+        """Wait for the end."""
+        until = time.monotonic() + SETUP_SECONDS
+        while b"\n" not in self.kept["report"] and self._read(until):
+            pass
+        began = time.monotonic()
+        if not self.kept["report"].startswith(b"ready\n"):
+            raise _Refused(self._reason())
+        while b"exit" not in self.kept["report"] and self._read(began + self.seconds):
+            pass
+        seconds = time.monotonic() - began
+        timed_out = b"exit" not in self.kept["report"] and seconds >= self.seconds
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        # With the first process dead the kernel ends all others; the pipes then close.
+        while self._read(time.monotonic() + 1.0):
+            pass
+        words = self.kept["report"].split()
+        code = int(words[2]) if len(words) > 2 else -signal.SIGKILL
+        return Outcome(
+            self._text("stdout"), self._text("stderr"), code, timed_out, code < 0, seconds
+        )
+
+    def _reason(self) -> str:
+        report = self.kept["report"].decode(errors="replace").strip()
+        if report.startswith("refused "):
+            return report.removeprefix("refused ")
+        last = self.kept["stderr"].decode(errors="replace").strip().splitlines()
+        return last[-1] if last else "it did not start in time"
+
+    def _text(self, name: str) -> str:
+        kept = self.kept[name]
+        text = kept[:OUTPUT].decode("utf-8", "replace")
+        return text + CUT if len(kept) > OUTPUT else text
