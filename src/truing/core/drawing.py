@@ -157,7 +157,7 @@ class Local:
         """See `Base`."""
         with self.loaded.run_time():
             logp_BV = next_logps(self.loaded.module, self._ids(prompts, begun))
-        value_BK, id_BK = logp_BV.topk(k, 1)
+        value_BK, id_BK = logp_BV.topk(min(k, logp_BV.shape[1]), 1)
         return [
             list(zip(ids, values, strict=True))
             for ids, values in zip(id_BK.tolist(), value_BK.tolist(), strict=True)
@@ -194,7 +194,12 @@ class Served:
             raise self._cannot()
         from truing.core import client
 
-        return client.generate(self.model, list(prompts), sampling, first=first)
+        return client.generate(self.model, list(prompts), sampling, first=first, told=self._told)
+
+    def _told(self, rows: int) -> None:
+        self.done += rows
+        if self.done < self.total:
+            current().progress(self.done, self.total, "answers")
 
     def next_tokens(
         self, prompts: Sequence[Prompt], begun: Sequence[Sequence[int]], k: int
