@@ -1,0 +1,231 @@
+"""What decoding methods steer by: registered functions, principles, a reward model; named, weighed.
+
+    h(x, y) = sum_j w_j r_j(x, y)
+
+A term r_j is a reward or check that is referred to as `{use: name, ...settings}`; "principles" is
+the priority-weighted mean satisfaction of their checks, in [0, 1]; "reward_model" is what a model
+says. A model with a scalar head gives that; a language model its implicit reward, the log-ratio to
+what it was tuned from (Direct Preference Optimization, arXiv 2305.18290, without its factor beta):
+
+    r(x, y) = log pi(y | x) - log pi_base(y | x)
+
+Weights are 1 unless given. Terms come on their own scales: a reward model's is not [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from truing import catalogue
+from truing.changes import Decoder
+from truing.core.chat import Prompt, completion_ids, prompt_ids
+from truing.core.logprob import measure
+from truing.core.tree import group_tree, pack
+from truing.errors import InputError, unknown
+from truing.method import check_component, score
+from truing.models import Loaded, Model, hold
+from truing.principles import Principles
+from truing.specify.satisfaction import measured, satisfaction
+from truing.tables import Row, content_hash
+
+PRINCIPLES, MODEL = "principles", "reward_model"
+Refs = Mapping[str, dict[str, object]]
+
+
+def _kind(ref: Mapping[str, object]) -> str:
+    """A check is a reward in [0, 1]."""
+    name = str(ref.get("use")).replace("-", "_")
+    rewards = catalogue.components("reward")
+    return "check" if name not in rewards and name in catalogue.components("check") else "reward"
+
+
+def _has_scalar_head(reward: Model) -> bool:
+    return not reward.is_served and "generate" not in reward.can
+
+
+def check_reward_model(reward: Model, where: str) -> None:
+    """Raise InputError for a model that cannot reward."""
+    if reward.is_served:
+        raise InputError(
+            "a served model shows no probabilities to reward by",
+            where=f"{where} input {MODEL!r}",
+            fix="Give a local model",
+        )
+    if not _has_scalar_head(reward) and not reward.weight_changes:
+        raise InputError(
+            "a language model rewards by what was changed in it, and nothing was",
+            where=f"{where} input {MODEL!r}",
+            seen=reward.name,
+            fix="Give one with an adapter or merged weights, or one with a scalar head",
+        )
+
+
+def model_scores(reward: Model, rows: Sequence[Row]) -> list[float]:
+    """Scores of a reward model; rows have "prompt", "completion" and optionally "finished"."""
+    if _has_scalar_head(reward):
+        return _head_scores(reward.load_module(), rows)
+    base = reward.with_changes(())
+    tuned, plain = (_sequence_logps(m.load_module(), rows) for m in (reward, base))
+    return [a - b for a, b in zip(tuned, plain, strict=True)]
+
+
+def _ids(loaded: Loaded, row: Row) -> tuple[list[int], list[int]]:
+    ended = row.get("finished") is not False
+    head = prompt_ids(loaded.tokenizer, cast(Prompt, row["prompt"]))
+    return head, completion_ids(loaded.tokenizer, str(row["completion"]), end=ended)
+
+
+def _head_scores(loaded: Loaded, rows: Sequence[Row]) -> list[float]:
+    labels = getattr(loaded.module.config, "num_labels", 0)
+    if labels != 1:
+        raise InputError(
+            "a reward model has one label", where=loaded.model.name, seen=f"{labels} labels"
+        )
+    values: list[float] = []
+    for row in rows:
+        head, tail = _ids(loaded, row)
+        ids_1T = torch.tensor([[*head, *tail]], device=loaded.device)
+        with torch.inference_mode(), loaded.run_time():
+            values.append(float(loaded.module(input_ids=ids_1T).logits[0, 0]))
+    return values
+
+
+def _sequence_logps(loaded: Loaded, rows: Sequence[Row]) -> list[float]:
+    """log p(y | x) of every row, the prompt of several rows computed once."""
+    groups: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(content_hash(row["prompt"]), []).append(i)
+    values = [0.0] * len(rows)
+    order: list[list[int]] = []
+    trees: list[object] = []
+    for members in groups.values():
+        pairs = {i: _ids(loaded, rows[i]) for i in members}
+        some = [i for i in members if pairs[i][1]]  # an empty text has log-probability 0
+        if some:
+            order.append(some)
+            trees.append(group_tree(pairs[some[0]][0], [pairs[i][1] for i in some]))
+    done = 0
+    for packed in pack(cast("list", trees)) if trees else []:
+        with torch.inference_mode(), loaded.run_time():
+            made = measure(loaded.module, packed.to(loaded.device), grad=False)
+        sum_UK = cast(Tensor, made["logp"] * made["mask"]).sum(-1).tolist()
+        for members, sums in zip(order[done : done + len(sum_UK)], sum_UK, strict=True):
+            for i, value in zip(members, sums, strict=False):
+                values[i] = value
+        done += len(sum_UK)
+    return values
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """The terms of h and their weights.
+
+    Args:
+        refs: rewards and checks by the name of their term.
+        weights: by the name of the term; 1 where none is given.
+        principles: those whose checks make the term "principles".
+        reward_model: the model that makes the term "reward_model".
+        where: what errors name.
+    """
+
+    refs: Refs
+    weights: Mapping[str, float]
+    principles: Principles | None = None
+    reward_model: Model | None = None
+    where: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the terms."""
+        held = [(PRINCIPLES, self.principles), (MODEL, self.reward_model)]
+        return [*self.refs, *(n for n, artefact in held if artefact is not None)]
+
+    def check(self) -> None:
+        """Raise InputError for anything that would go wrong later."""
+        for name, ref in self.refs.items():
+            if name in (PRINCIPLES, MODEL):
+                raise InputError("the name of this term is taken", where=self.where, seen=name)
+            check_component(_kind(ref), ref, where=f"{self.where} reward {name!r}")
+        if self.principles is not None:
+            rules = measured(self.principles, where=self.where)
+            for rule in rules:
+                check_component("check", rule.check or {}, where=f"{self.where} {rule.id}")
+        if self.reward_model is not None:
+            check_reward_model(self.reward_model, self.where)
+        for name, weight in self.weights.items():
+            if name not in self.names:
+                raise unknown("term", name, self.names, where=f"{self.where} setting 'weights'")
+            if not math.isfinite(weight):
+                raise InputError(
+                    "a weight must be finite", where=f"{self.where} weight {name!r}", seen=weight
+                )
+
+    def terms(self, rows: Sequence[Row], *, whole: bool = True) -> dict[str, list[float]]:
+        """Every term's score of every row.
+
+        Args:
+            rows: dicts with "prompt", "completion" and "finished".
+            whole: False for the beginnings of answers, which cannot be off topic yet.
+        """
+        items = list(rows)
+        made = {
+            name: score(_kind(ref), ref, items, where=f"{self.where} reward {name!r}")
+            for name, ref in self.refs.items()
+        }
+        if self.principles is not None:
+            near = None if whole else [1.0] * len(items)
+            kept = satisfaction(self.principles, items, relevance=near, where=self.where)
+            made[PRINCIPLES] = [k.value(self.principles) for k in kept]
+        if self.reward_model is not None:
+            made[MODEL] = model_scores(self.reward_model, items)
+        return made
+
+    def __call__(self, rows: Sequence[Row], *, whole: bool = True) -> list[float]:
+        """h of every row; zeros where there is no term."""
+        if not rows:
+            return []
+        found = self.terms(rows, whole=whole)
+        parts = [[self.weights.get(n, 1.0) * v for v in values] for n, values in found.items()]
+        return [math.fsum(p[i] for p in parts) for i in range(len(rows))]
+
+
+def rewards_of(
+    held: Mapping[str, object], refs: Refs | None, weights: Mapping[str, float] | None, where: str
+) -> Rewards:
+    """The rewards of a decoder from its settings and from what its change holds."""
+    return Rewards(
+        refs or {},
+        weights or {},
+        cast("Principles | None", held.get(PRINCIPLES)),
+        cast("Model | None", held.get(MODEL)),
+        where,
+    )
+
+
+def rewarded(
+    model: Model,
+    use: str,
+    settings: Mapping[str, object],
+    *,
+    rewards: Refs | None,
+    weights: Mapping[str, float] | None,
+    principles: Principles | None,
+    reward_model: Model | None,
+) -> Model:
+    """`model` with a decoder that steers by these rewards; all of them are checked.
+
+    Returns a model that holds principles and reward model by key, and carries the latter's licence.
+    """
+    held = {PRINCIPLES: principles, MODEL: reward_model}
+    rewards_of(held, rewards, weights, f"decode/{use}").check()
+    holds = {n: hold(a) for n, a in held.items() if a is not None}
+    chosen = dict(settings) | {"rewards": dict(rewards or {}), "weights": dict(weights or {})}
+    licence = reward_model.licence if reward_model is not None else ""
+    made = model.adding(Decoder(use, chosen, holds), licence=licence)
+    return made.called(f"{model.name}+{use}")
