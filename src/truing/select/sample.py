@@ -1,0 +1,53 @@
+"""A random sample of rows, or all the rows that are not in it.
+
+Rows with one prompt go together, so that the sample and the rest never share a prompt. The order
+in which prompts are drawn depends on their text and the step's seed alone, not on their place in
+the table. The baseline that every selection method is to be compared with; no paper.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from truing.context import current
+from truing.errors import InputError
+from truing.method import method
+from truing.select.near_duplicates import row_text
+from truing.tables import Row, Table, content_hash
+
+
+def drawn(rows: list[Row], n: int, seed: int) -> list[bool]:
+    """For each row, whether it is one of the `n` drawn (fewer where the last prompt is larger)."""
+    prompts: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        prompts.setdefault(row_text(row), []).append(i)
+    chosen = [False] * len(rows)
+    left = n
+    for text in sorted(prompts, key=lambda t: content_hash([seed, t])):
+        if len(prompts[text]) <= left:
+            left -= len(prompts[text])
+            for i in prompts[text]:
+                chosen[i] = True
+    return chosen
+
+
+@method()
+def sample(data: Table, *, n: int, part: Literal["sample", "rest"] = "sample") -> Table:
+    """A random sample of rows, or all the rows that are not in it.
+
+    Args:
+        n: rows to draw.
+        part: the sample, or what it leaves; two steps with the same seed and n fit together.
+    """
+    if not 0 < n <= len(data):
+        raise InputError(
+            "cannot draw so many rows",
+            where="select/sample setting 'n'",
+            seen=f"{n} of {len(data)}",
+        )
+    wanted = part == "sample"
+    chosen = drawn(data.rows, n, current().stream("sample"))
+    rows = [r for r, c in zip(data.rows, chosen, strict=True) if c == wanted]
+    if not rows:
+        raise InputError(f"no row is left for the {part}", where="select/sample", seen=n)
+    return Table(data.kind, rows, where=data.source).with_lineage(filter=f"sample {part} {n}")

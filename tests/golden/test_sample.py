@@ -1,0 +1,37 @@
+"""Random samples: sizes, the two parts, and what they depend on."""
+
+from __future__ import annotations
+
+import pytest
+
+from truing.context import Context, use
+from truing.errors import InputError
+from truing.select.sample import sample
+from truing.tables import Table
+
+ROWS = [{"prompt": f"p{i % 20}", "chosen": f"a{i}", "rejected": "b"} for i in range(40)]
+
+
+def drawn(rows: list[dict[str, object]], n: int, part: str, seed: int = 0) -> set[str]:
+    with use(Context(seed)):
+        return {str(r["id"]) for r in sample(Table("pair", rows), n=n, part=part)}  # type: ignore
+
+
+def test_the_two_parts_make_the_whole_and_share_no_prompt() -> None:
+    one, rest = drawn(ROWS, 10, "sample"), drawn(ROWS, 10, "rest")
+    assert (len(one), len(rest)) == (10, 30)
+    assert not one & rest
+    by_id = {str(r["id"]): r["prompt"] for r in Table("pair", ROWS)}
+    assert not {by_id[i] for i in one} & {by_id[i] for i in rest}
+
+
+def test_a_sample_depends_on_seed_and_content_only() -> None:
+    assert drawn(ROWS, 10, "sample") == drawn(ROWS[::-1], 10, "sample")
+    assert drawn(ROWS, 10, "sample", seed=1) != drawn(ROWS, 10, "sample")
+
+
+def test_more_than_there_is() -> None:
+    with pytest.raises(InputError, match="41 of 40"):
+        drawn(ROWS, 41, "sample")
+    with pytest.raises(InputError, match="no row is left"):
+        drawn(ROWS, 40, "rest")
