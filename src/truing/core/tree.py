@@ -14,7 +14,7 @@ of a branch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -151,8 +151,9 @@ class Packed:
 
     def to(self, device: torch.device | str) -> Packed:
         """The same micro-batch with its tensors on `device`."""
-        moved = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in vars(self).items()}
-        return Packed(**moved)
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {n: v.to(device) for n, v in moved.items() if isinstance(v, Tensor)}
+        return replace(self, **tensors)
 
     def spread(self, values_M: Tensor, fill: float = 0.0) -> Tensor:
         """Values of the M loss tokens as [U, K, T], `fill` at padding; differentiable."""

@@ -1,0 +1,183 @@
+"""Adapters: PEFT reads ours and we read PEFT's, with the same logits and the same gradients."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+
+from truing.core import lora
+from truing.core.sampling import SamplingSettings, sample
+from truing.core.tiny import tiny_model
+from truing.errors import InputError
+from truing.models import Adapter, Model
+
+# PEFT asks transformers by a name that is going out of use.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+IDS = torch.tensor([[5, 77, 130, 9, 201, 33, 4]])
+
+
+def logits(module: torch.nn.Module) -> Tensor:
+    with torch.no_grad():
+        return module(IDS).logits[0]
+
+
+def stir(parameters: object, seed: int = 1) -> None:
+    source = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in parameters:  # type: ignore[attr-defined]
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=source))
+
+
+def test_peft_reads_ours(tmp_path: Path) -> None:
+    module = tiny_model()[0]
+    adapters = lora.attach(module, 4, 12.0)
+    stir(adapters.parameters())
+    mine, plain = logits(module), logits(tiny_model()[0])
+    adapters.save(tmp_path, base="tiny")
+    theirs = PeftModel.from_pretrained(tiny_model()[0], tmp_path)
+    assert (mine - plain).abs().max() > 0.1
+    assert torch.allclose(logits(theirs), mine, atol=1e-4)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj", "up_proj"]])
+def test_we_read_theirs(targets: str | list[str], tmp_path: Path, tiny_path: Path) -> None:
+    config = LoraConfig(r=4, lora_alpha=12, target_modules=targets, task_type="CAUSAL_LM")
+    theirs = get_peft_model(tiny_model()[0], config)
+    stir(p for n, p in theirs.named_parameters() if "lora_" in n)
+    theirs.eval().save_pretrained(tmp_path)
+    want = logits(theirs)
+    module = tiny_model()[0]
+    adapters = lora.attach(module, 4, 12.0, targets)
+    adapters.load(tmp_path)
+    assert torch.allclose(logits(module), want, atol=1e-4)
+    folded = Model.open(tiny_path).adding(Adapter(tmp_path)).load_module().module
+    assert torch.allclose(logits(folded), want, atol=1e-4)
+
+
+def test_values_and_gradients_are_pefts() -> None:
+    module = tiny_model()[0]
+    adapters = lora.attach(module, 4, 12.0)
+    stir(adapters.parameters())
+    config = LoraConfig(r=4, lora_alpha=12, target_modules="all-linear", task_type="CAUSAL_LM")
+    theirs = get_peft_model(tiny_model()[0], config).eval()
+    named = {n.replace(".default", ""): p for n, p in theirs.named_parameters() if p.requires_grad}
+    mine = dict(adapters.named_parameters())
+    assert set(named) == set(mine)
+    with torch.no_grad():
+        for name, parameter in mine.items():
+            named[name].copy_(parameter)
+    weight = torch.linspace(-1, 1, 7 * 259).view(7, 259)
+    for one in (module, theirs):
+        (one(IDS).logits[0].log_softmax(-1) * weight).sum().backward()
+    for name, parameter in mine.items():
+        want = named[name].grad
+        assert parameter.grad is not None and want is not None
+        assert torch.allclose(parameter.grad, want, atol=2e-5 * float(want.abs().max())), name
+
+
+def test_an_adapter_begins_as_nothing_and_draws_as_peft_does() -> None:
+    module = tiny_model()[0]
+    plain = logits(module)
+    adapters = lora.attach(module, 16, 32.0, seed=5)
+    assert torch.allclose(logits(module), plain, atol=1e-6)
+    assert all(not p.requires_grad for p in module.parameters())
+    for adapter in adapters.adapters.values():
+        bound = adapter.linear.in_features**-0.5
+        assert 0.95 * bound < float(adapter.a_RI.detach().abs().max()) <= bound
+        assert not adapter.b_OR.detach().any()
+    again = lora.attach(tiny_model()[0], 16, 32.0, seed=5)
+    other = lora.attach(tiny_model()[0], 16, 32.0, seed=6)
+    first, same, moved = (next(a.parameters()).detach() for a in (adapters, again, other))
+    assert torch.equal(first, same) and not torch.equal(first, moved)
+
+
+def test_off_detach_and_merge() -> None:
+    module = tiny_model()[0]
+    plain = logits(module)
+    adapters = lora.attach(module, 4, 12.0)
+    stir(adapters.parameters())
+    on = logits(module)
+    with adapters.off():
+        assert torch.equal(logits(module), plain)
+        with adapters.off():
+            pass
+        assert torch.equal(logits(module), plain)  # the inner block does not switch them on
+    assert torch.equal(logits(module), on)
+    with pytest.raises(ZeroDivisionError), adapters.off():
+        _ = 1 / 0
+    assert torch.equal(logits(module), on)
+    adapters.detach()
+    assert torch.equal(logits(module), plain)
+    assert not any("forward" in vars(m) for m in module.modules())
+    merged = lora.attach(module, 4, 12.0)
+    stir(merged.parameters())
+    with_adapter = logits(module)
+    merged.merge()
+    assert torch.allclose(logits(module), with_adapter, atol=1e-5)
+    assert not any("forward" in vars(m) for m in module.modules())
+
+
+def test_the_merged_weight_follows_every_write() -> None:
+    module = tiny_model()[0]
+    adapters = lora.attach(module, 4, 12.0)
+    stir(adapters.parameters())
+    before = logits(module)
+    layer = module.model.layers[2].mlp.up_proj
+    adapter = adapters.adapters["model.layers.2.mlp.up_proj"]
+    for tensor in (adapter.a_RI, adapter.b_OR, layer.weight):
+        with torch.no_grad():
+            tensor.mul_(1.5)
+        after = logits(module)
+        assert (after - before).abs().max() > 1e-4
+        before = after
+
+
+def test_sampling_between_updates_does_not_stop_training() -> None:
+    """Weights that were merged while sampling (without gradients at all) must still train."""
+    module = tiny_model()[0]
+    adapters = lora.attach(module, 4, 12.0)
+    optimizer = torch.optim.SGD(list(adapters.parameters()), lr=0.1)
+    for _ in range(2):
+        sample(module, [[5, 6, 7]], SamplingSettings(max_tokens=2))
+        module(IDS).logits.square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_layers_of_lower_precision() -> None:
+    module = tiny_model()[0].to(torch.bfloat16)
+    plain = logits(module).float()
+    adapters = lora.attach(module, 4, 12.0)
+    assert all(p.dtype == torch.float32 for p in adapters.parameters())
+    stir(adapters.parameters())
+    exact = tiny_model()[0]
+    wide = lora.attach(exact, 4, 12.0)
+    with torch.no_grad():
+        for a, b in zip(wide.parameters(), adapters.parameters(), strict=True):
+            a.copy_(b)
+    want = logits(exact)
+    assert (logits(module).float() - want).abs().mean() < 0.1 * (want - plain).abs().mean()
+    module(IDS).logits.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.dtype == p.dtype for p in adapters.parameters())
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    module = tiny_model()[0]
+    with pytest.raises(InputError, match="at least 1"):
+        lora.attach(module, 0)
+    with pytest.raises(InputError, match="Did you mean 'q_proj'"):
+        lora.attach(module, 4, targets=["q_porj"])
+    adapters = lora.attach(module, 4)
+    with pytest.raises(InputError, match="already has an adapter"):
+        lora.attach(module, 4)
+    adapters.save(tmp_path)
+    other = lora.attach(tiny_model()[0], 8)
+    kept = copy.deepcopy([p.detach() for p in other.parameters()])
+    with pytest.raises(InputError, match="not of these layers and this rank"):
+        other.load(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(kept, other.parameters(), strict=True))
