@@ -1,0 +1,155 @@
+"""`make new-method`: skeletons that run and are listed, golden tests that fail until filled."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from truing.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import new_method  # noqa: E402
+
+PLACES = [
+    "specify", "synthesize", "select", "train/preference", "train/supervised", "merge", "steer",
+    "decode", "evaluate", "attack", "recover",
+]  # fmt: skip
+RUN = """
+import json, sys
+from truing import Model, Table, methods
+from truing.context import Context, use
+
+model = Model.open(sys.argv[1])
+pairs = Table("pair", [{"prompt": f"say {i}", "chosen": "yes, it is", "rejected": f"no {i}"}
+                       for i in range(4)])
+nouns = {
+    "specify": {"data": Table("text", [{"text": "Be brief."}])},
+    "synthesize": {"model": model, "prompts": pairs, "max_tokens": 4},
+    "select": {"data": Table("example", [{"prompt": "x", "completion": "three words here"}])},
+    "train": {"model": model, "data": pairs, "steps": 1, "batch": 2},
+    "merge": {"models": {"a": model, "b": model}},
+    "steer": {"model": model, "data": pairs},
+    "decode": {"model": model},
+    "evaluate": {"model": model, "prompts": pairs, "max_tokens": 4},
+    "attack": {"data": pairs, "share": 0.5},
+    "recover": {"model": model, "trusted": model},
+}
+made = {}
+for id in sorted(methods):
+    if methods[id].name.startswith("fresh_"):
+        with use(Context()):
+            made[id] = type(methods[id](**nouns[methods[id].verb])).__name__
+            assert made[id] == methods[id].returns, id
+print(json.dumps(made))
+"""
+
+
+def name_of(place: str) -> str:
+    return "fresh_" + place.replace("/", "_")
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository with a new method under every verb."""
+    root = tmp_path_factory.mktemp("repository")
+    shutil.copytree(
+        ROOT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+    )
+    (root / "tests" / "golden").mkdir(parents=True)
+    shutil.copy(ROOT / "tests" / "golden" / "objective_numbers.py", root / "tests" / "golden")
+    shutil.copy(ROOT / "pyproject.toml", root)
+    for place in PLACES:
+        assert new_method.main([place, name_of(place)], root) == 0
+    return root
+
+
+def run(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *words], cwd=root, env=environment, capture_output=True, text=True
+    )
+
+
+def made_files(root: Path) -> list[str]:
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*fresh_*.py"))
+
+
+def test_they_are_well_formed(copy: Path) -> None:
+    files = made_files(copy)
+    assert len(files) == 2 * len(PLACES)
+    for check in (["check"], ["format", "--check"]):
+        done = run(copy, "-m", "ruff", *check, *files)
+        assert done.returncode == 0, done.stdout + done.stderr
+    left = [f for f in files if "my_method" in (copy / f).read_text()]
+    assert not left
+
+
+def test_they_are_listed(copy: Path) -> None:
+    done = run(copy, "-m", "truing.cli", "list", "--json")
+    listed = {f"{e['verb']}/{e['name']}": e for e in json.loads(done.stdout)}
+    for place in PLACES:
+        verb, _, group = place.partition("/")
+        found = listed[f"{verb}/{name_of(place)}"]
+        assert found["group"] == group and found["summary"].startswith("Fresh")
+
+
+def test_they_run_as_they_are(copy: Path, tiny_path: Path) -> None:
+    done = run(copy, "-c", RUN, str(tiny_path))
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)) == len(PLACES)
+
+
+def test_golden_tests_fail_until_they_are_filled(copy: Path) -> None:
+    golden = [f for f in made_files(copy) if f.startswith("tests/")]
+    done = run(copy, "-m", "pytest", "-p", "no:cacheprovider", "-q", *golden)
+    assert done.stdout.count("FAILED") == len(golden), done.stdout
+    assert done.stdout.count("E       AssertionError: write down") == len(golden)
+
+
+def test_a_filled_golden_test_passes(copy: Path) -> None:
+    path = copy / "tests" / "golden" / "test_fresh_merge.py"
+    filled = path.read_text().replace("EXPECTED: list[float] = []", "EXPECTED = [2.0, 0.0, 0.5]")
+    other = path.with_name("test_filled.py")
+    other.write_text(filled)
+    done = run(copy, "-m", "pytest", "-p", "no:cacheprovider", "-q", str(other))
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["trian/preference", "x"], "Did you mean 'train'?"),
+        (["train", "x"], "train/preference"),
+        (["train/nowhere", "x"], "train/preference"),
+        (["select/deep", "x"], "no sub-folders"),
+        (["select", "MyFilter"], "snake_case"),
+        (["select", "class"], "snake_case"),
+        (["select", "../x"], "snake_case"),
+        (["select", "deita"], "exists"),
+        (["serve", "x"], "no skeleton"),
+        (["select"], "a verb and a name"),
+    ],
+)
+def test_mistakes(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert new_method.main(words) == 2
+    said = capsys.readouterr()
+    assert told in said.err and said.err.count("\n") == 1 and not said.out
+    assert (
+        not list(ROOT.glob("src/truing/**/x.py")) and not (ROOT / "tests/golden/test_x.py").exists()
+    )
+
+
+def test_nothing_is_overwritten(copy: Path) -> None:
+    path = copy / "tests" / "golden" / "test_taken.py"
+    path.write_text("mine")
+    with pytest.raises(InputError, match="the file exists"):
+        new_method.write(copy, "select", "taken")
+    assert path.read_text() == "mine" and not (copy / "src/truing/select/taken.py").exists()
