@@ -85,12 +85,12 @@ def generate(
     context = current()
     # A hook is code, whose effect no key could hold.
     journal = context.journal("generated") if context.stored and logits is None else None
-    firsts = first_draws([repr(p) for p in asked], n)
+    firsts = first_draws([repr(messages_of(p)) for p in asked], n)
     drawn: list[list[Completion]] = []
     size = max(1, BLOCK // n)
     for start in range(0, len(asked), size):
         block, first = asked[start : start + size], firsts[start : start + size]
-        name = content_hash([model.key, asdict(sampling), block, first]) if journal else ""
+        name = "" if journal is None else content_hash([model.key, asdict(sampling), block, first])
         if journal is not None and name in journal:
             kept = cast("list[list[list[object]]]", journal.get(name))
             drawn += [[_read(c) for c in items] for items in kept]
