@@ -136,8 +136,10 @@ def scan(path: Path, module: str, verb: str, group: str, package: str) -> Iterat
 
 def _own() -> Iterator[Entry]:
     root = Path(__file__).parent
-    for verb in VERBS:
-        for path in sorted((root / verb).rglob("*.py")):
+    # Fields hold components, such as environments, and no methods.
+    for folder in (*VERBS, "fields"):
+        verb = folder if folder in VERBS else ""
+        for path in sorted((root / folder).rglob("*.py")):
             parts = path.relative_to(root).with_suffix("").parts
             if path.name != "__init__.py":
                 yield from scan(
