@@ -1,0 +1,308 @@
+"""Answers and log-probabilities from any OpenAI-compatible server, each reply kept on the disk.
+
+The same calls as for a model in memory: `core.generate.generate` draws from an endpoint through
+`generate` here, `score` gives the log-probabilities of given words. A reply is kept under
+TRUING_HOME by endpoint, model, prompt, settings and draw number, so that a second run asks nothing
+and a killed one goes on: a file per reply, put in its place by one rename; a damaged file counts as
+none. Each draw is a request of its own with a seed of its own, so that more draws of a prompt reuse
+the earlier ones.
+
+How much may be asked, and how many requests run together: `limited(Limits(...))`, or the
+environment variables that `core.limits.Limits` names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from truing.core import files
+from truing.core.chat import Prompt, messages_of
+from truing.core.drawing import Completion
+from truing.core.endpoint import Endpoint, together
+from truing.core.limits import Limits, Meter, limited, meter
+from truing.core.sampling import SamplingSettings, first_draws
+from truing.errors import InputError
+from truing.models import Model, Served
+from truing.tables import content_hash
+
+__all__ = ["Limits", "Meter", "Replies", "generate", "limited", "meter", "score"]
+
+SCHEMA_VERSION = 1
+Told = Callable[[int], None]
+Reply = dict[str, object]
+Read = Callable[[Reply, Endpoint], Reply]
+
+
+class Replies:
+    """Kept replies: one JSON file each, safe against kills and between processes."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or files.home() / "replies"
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.json"
+
+    def get(self, key: str) -> Reply | None:
+        """The reply kept under `key`, or None."""
+        try:
+            data: object = json.loads(self._path(key).read_bytes())
+        except (OSError, ValueError):
+            return None
+        kept = cast("Reply", data) if isinstance(data, dict) else {}
+        return kept if kept.get("schema_version") == SCHEMA_VERSION else None
+
+    def put(self, key: str, reply: Reply) -> None:
+        """Keep a reply; an InputError when the disk takes none, since it may have cost money."""
+        path = self._path(key)
+        try:
+            files.write_text(path, json.dumps(reply | {"schema_version": SCHEMA_VERSION}))
+        except OSError as error:
+            raise InputError(
+                f"a reply cannot be kept: {error.strerror}",
+                where=str(path.parent),
+                fix="Free some space, or point TRUING_HOME to another disk",
+            ) from None
+
+
+@dataclass
+class _Request:
+    """A request and the places that its reply fills."""
+
+    key: str
+    body: Reply
+    places: list[tuple[int, int]] = field(default_factory=list)
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[Prompt],
+    sampling: SamplingSettings,
+    *,
+    first: Sequence[int] | None = None,
+    told: Told | None = None,
+) -> list[list[Completion]]:
+    """Draw `sampling.n` answers to each prompt; prefix and rewriter are applied already.
+
+    Args:
+        model: a served one.
+        prompts: user's words or messages.
+        sampling: settings that the protocol has no word for are an InputError; top_k, min_p,
+            repetition_penalty, min_tokens and stop_ids go by the names that vLLM gave them.
+        first: number of each prompt's first draw.
+        told: called with the number of answers that have just come.
+
+    Returns [prompt][draw]; `logprobs` where the server gives them, `ids` never.
+    Raises:
+        InputError: refused, not an OpenAI-compatible server, or nothing listens.
+        Stopped: the budget is spent or the server keeps failing; what came is kept.
+    """
+    served = _served(model)
+    settings = _settings(sampling, model.name)
+    firsts = first_draws([repr(p) for p in prompts], sampling.n) if first is None else first
+    requests: dict[str, _Request] = {}
+    for i, prompt in enumerate(prompts):
+        messages = messages_of(prompt)
+        for k in range(sampling.n):
+            draw = 0 if sampling.greedy else firsts[i] + k  # greedy answers are all the same
+            body: Reply = {"model": served.model, "messages": messages, **settings}
+            if not sampling.greedy:
+                body["seed"] = _seed(sampling.seed, draw)
+            key = content_hash(
+                ["chat", served.url, served.model, messages, settings, sampling.seed, draw]
+                if not sampling.greedy
+                else ["chat", served.url, served.model, messages, settings]
+            )
+            requests.setdefault(key, _Request(key, body)).places.append((i, k))
+    made: dict[tuple[int, int], Completion] = {}
+
+    def take(request: _Request, reply: Reply) -> None:
+        made.update(dict.fromkeys(request.places, _completion(reply)))
+        if told is not None:
+            told(len(request.places))
+
+    _fetch(served, "/chat/completions", requests.values(), _read_chat, take)
+    return [[made[i, k] for k in range(sampling.n)] for i in range(len(prompts))]
+
+
+def score(model: Model, rows: Sequence[tuple[str, str]]) -> list[list[float]]:
+    """Log-probability of each token of a text after another, both plain text.
+
+    Args:
+        model: a served one whose server tells them (`echo` of /v1/completions: vLLM, ours).
+        rows: (what stands before, what is scored).
+
+    A token belongs to the text in which it begins; the very first of a row has no log-probability
+    and is left out. No chat template is applied, as none is known.
+    """
+    served = _served(model)
+    requests: dict[str, _Request] = {}
+    for i, (before, text) in enumerate(rows):
+        body: Reply = {
+            "model": served.model,
+            "prompt": before + text,
+            "max_tokens": 0,
+            "echo": True,
+            "logprobs": 1,
+        }
+        key = content_hash(["score", served.url, served.model, before + text])
+        requests.setdefault(key, _Request(key, body)).places.append((i, 0))
+    made: dict[int, list[float]] = {}
+
+    def take(request: _Request, reply: Reply) -> None:
+        offsets = cast("list[int]", reply["offsets"])
+        logprobs = cast("list[float | None]", reply["logprobs"])
+        for i, _ in request.places:
+            start = len(rows[i][0])
+            pairs = zip(offsets, logprobs, strict=True)
+            made[i] = [v for at, v in pairs if at >= start and v is not None]
+
+    _fetch(served, "/completions", requests.values(), _read_echo, take)
+    return [made[i] for i in range(len(rows))]
+
+
+def _served(model: Model) -> Served:
+    if not isinstance(model.base, Served):
+        raise InputError("not a served model", where=model.name, fix="Use core.generate")
+    return model.base
+
+
+def _settings(s: SamplingSettings, where: str) -> Reply:
+    """Sampling settings in the protocol's words."""
+    plain = SamplingSettings()
+    for name in ("banned", "first_temperature"):
+        if getattr(s, name) != getattr(plain, name):
+            raise InputError(
+                f"a served model takes no setting {name!r}", where=where, seen=getattr(s, name)
+            )
+    made: Reply = {"max_tokens": s.max_tokens, "logprobs": True}
+    if s.stop:
+        made["stop"] = list(s.stop)
+    if s.stop_ids is not None:
+        made["stop_token_ids"] = list(s.stop_ids)
+    if s.greedy:
+        made["temperature"] = 0
+    else:
+        made["temperature"] = s.temperature
+    for name in ("repetition_penalty", "min_tokens", *(() if s.greedy else DRAWN)):
+        if getattr(s, name) != getattr(plain, name):
+            made[name] = getattr(s, name)
+    return made
+
+
+DRAWN = ("top_p", "top_k", "min_p")
+
+
+def _seed(seed: int, draw: int) -> int:
+    """A seed of 31 bits, which every server takes, for one draw."""
+    digest = hashlib.blake2b(f"{seed}/{draw}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _fetch(
+    served: Served,
+    path: str,
+    requests: Iterable[_Request],
+    read: Read,
+    take: Callable[[_Request, Reply], None],
+) -> None:
+    """Give `take` each request's reply, from the disk or from the server."""
+    replies = Replies()
+    missing: list[_Request] = []
+    for request in requests:
+        kept = replies.get(request.key)
+        if kept is None:
+            missing.append(request)
+        else:
+            take(request, kept)
+    if not missing:
+        return
+    spent = meter()
+
+    async def work() -> None:
+        todo = iter(missing)
+        async with Endpoint(served.url, spent) as endpoint:
+
+            async def worker() -> None:
+                for request in todo:
+                    reply = read(await endpoint.ask(path, request.body), endpoint)
+                    replies.put(request.key, reply)
+                    take(request, reply)
+
+            count = min(spent.limits.concurrency, len(missing))
+            tasks = [asyncio.create_task(worker()) for _ in range(count)]
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    together(work)
+
+
+def _choice(data: Reply, endpoint: Endpoint) -> Reply:
+    choices = data.get("choices")
+    first: object = cast("list[object]", choices)[0] if isinstance(choices, list) and choices else 0
+    if not isinstance(first, dict):
+        raise endpoint.garbage("its reply has no choices", data)
+    return cast("Reply", first)
+
+
+def _read_chat(data: Reply, endpoint: Endpoint) -> Reply:
+    """What is kept of a chat completion."""
+    choice = _choice(data, endpoint)
+    message = choice.get("message")
+    if not isinstance(message, dict) or "content" not in message:
+        raise endpoint.garbage("its reply has no message with content", choice)
+    content = cast("Reply", message)["content"]
+    if not isinstance(content, str | None):
+        raise endpoint.garbage("the content of its message is not text", content)
+    given = choice.get("logprobs")
+    items = cast("Reply", given).get("content") if isinstance(given, dict) else None
+    logprobs = [_logprob(t, endpoint) for t in cast("list[object]", items or [])]
+    usage = data.get("usage")
+    count = cast("Reply", usage).get("completion_tokens") if isinstance(usage, dict) else None
+    return {
+        "text": content or "",  # null where the model said nothing, or refused
+        "logprobs": logprobs,
+        "finish": "length" if choice.get("finish_reason") == "length" else "stop",
+        "tokens": count if isinstance(count, int) else len(logprobs),
+    }
+
+
+def _logprob(item: object, endpoint: Endpoint) -> float:
+    value = cast("Reply", item).get("logprob") if isinstance(item, dict) else None
+    if not isinstance(value, int | float) or math.isnan(value):
+        raise endpoint.garbage("a token without its log-probability", item)
+    return float(value)
+
+
+def _read_echo(data: Reply, endpoint: Endpoint) -> Reply:
+    """What is kept of an echoed prompt."""
+    given = _choice(data, endpoint).get("logprobs")
+    facts = cast("Reply", given) if isinstance(given, dict) else {}
+    offsets, logprobs = facts.get("text_offset"), facts.get("token_logprobs")
+    if not isinstance(offsets, list) or not isinstance(logprobs, list):
+        raise endpoint.garbage("it tells no log-probabilities of a prompt", facts)
+    at, values = cast("list[object]", offsets), cast("list[object]", logprobs)
+    numbers = all(isinstance(v, int | float | None) for v in [*at, *values])
+    if len(at) != len(values) or not numbers:
+        raise endpoint.garbage("log-probabilities of a prompt that are no numbers", facts)
+    return {"offsets": at, "logprobs": values}
+
+
+def _completion(reply: Reply) -> Completion:
+    return Completion(
+        str(reply["text"]),
+        (),
+        tuple(cast("list[float]", reply["logprobs"])),
+        str(reply["finish"]),
+        int(cast(int, reply["tokens"])),
+    )

@@ -1,0 +1,313 @@
+"""One OpenAI-compatible endpoint over HTTP: retries, time-outs, a budget, and errors that say what.
+
+A request that meets an overloaded or failing server (429, 5xx, a time-out, a broken connection) is
+sent again after a wait that doubles each time, with jitter so that many clients do not come back
+together; `Retry-After` is honoured. What the server refuses for good, and replies that are not what
+the protocol promises, are one `InputError` that names the address and what was seen. When retries
+or the budget are used up, `Stopped` says so: replies so far are kept by `core.client`, and the same
+command goes on.
+
+The key comes from the environment and goes into the request's header, nowhere else:
+TRUING_API_KEY to any endpoint, OPENAI_API_KEY only to the host that it belongs to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import ipaddress
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
+from typing import TypeVar, cast
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+
+from truing.core.limits import Meter
+from truing.errors import InputError, Stopped
+
+T = TypeVar("T")
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between attempts, before jitter
+PATIENCE = 120.0  # the longest Retry-After that is waited for
+CONNECT_ATTEMPTS = 3  # nobody listens: told early, since it is mostly a wrong address
+LARGEST = 64 << 20  # bytes of a reply
+AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
+# Settings that a request can do without, or that some servers know by another name.
+OPTIONAL = {"logprobs": "", "seed": "", "max_tokens": "max_completion_tokens"}
+UNKNOWN = re.compile(r"support|unrecogni|unknown|unexpected|permitted|allowed|extra", re.I)
+_refused: dict[str, set[str]] = {}  # by address: what it has refused
+
+
+def api_key(url: str) -> str:
+    """The key for that address from the environment, or "".
+
+    Raises:
+        InputError: it cannot be sent in a header.
+    """
+    key = os.environ.get("TRUING_API_KEY", "").strip()
+    if not key:
+        own = urlsplit(os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1")
+        if urlsplit(url).netloc == own.netloc:
+            key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if key and not (key.isascii() and key.isprintable()):
+        raise InputError("the API key holds characters that no key has", where="TRUING_API_KEY")
+    return key
+
+
+def is_loopback(host: str) -> bool:
+    """True for addresses of this machine itself."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class _Broken(Exception):
+    """An attempt that may be made again."""
+
+    def __init__(self, reason: str, seen: object = None, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.reason, self.seen, self.wait = reason, seen, wait
+
+
+class Endpoint:
+    """Asks one server; use as `async with`."""
+
+    def __init__(self, url: str, meter: Meter) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InputError("not an address", seen=url, fix="Write http://host:port/v1#model")
+        # What people read never shows a password that the address carries.
+        self.shown = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        self.url, self.meter = url.rstrip("/"), meter
+        self._key = api_key(url)
+        self._client = httpx.AsyncClient(
+            timeout=httpx.Timeout(None, connect=10.0),
+            limits=httpx.Limits(max_connections=meter.limits.concurrency),
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            trust_env=not is_loopback(parts.hostname),  # a proxy cannot reach this machine's ports
+        )
+
+    async def __aenter__(self) -> Endpoint:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.aclose()
+
+    async def ask(self, path: str, body: Mapping[str, object]) -> dict[str, object]:
+        """POST `body` and return the reply's JSON object.
+
+        Raises:
+            InputError: refused for good, or not a reply of the protocol.
+            Stopped: the budget is used up, or the server keeps failing.
+        """
+        attempt = 0
+        while True:
+            try:
+                return await self._once(path, self._allowed(body))
+            except _Broken as broken:
+                attempt += 1
+                nobody = broken.reason == "nothing answers at this address"
+                if nobody and attempt >= CONNECT_ATTEMPTS:
+                    raise InputError(
+                        broken.reason, where=self.shown, seen=broken.seen, fix="Is it running?"
+                    ) from None
+                if attempt > self.meter.limits.retries or broken.wait > PATIENCE:
+                    raise self._gave_up(broken, attempt) from None
+                await asyncio.sleep(_delay(attempt, broken.wait))
+            except _Adapted:
+                continue
+
+    def _gave_up(self, broken: _Broken, attempts: int) -> Stopped:
+        asked = f"; it asks to wait {broken.wait:.0f} s" if broken.wait > PATIENCE else ""
+        return Stopped(
+            f"{broken.reason}, {attempts} times{asked}",
+            where=self.shown,
+            seen=broken.seen,
+            fix="Replies so far are kept: the same command goes on later",
+        )
+
+    def _allowed(self, body: Mapping[str, object]) -> dict[str, object]:
+        """`body` without what this server has refused before."""
+        gone = _refused.get(self.url, set())
+        names = {n: OPTIONAL[n] if n in gone else n for n in body if n in OPTIONAL}
+        return {names.get(n, n): v for n, v in body.items() if names.get(n, n)}
+
+    async def _once(self, path: str, body: dict[str, object]) -> dict[str, object]:
+        content = json.dumps(body, ensure_ascii=False).encode(errors="replace")
+        limit = body.get("max_tokens") or body.get("max_completion_tokens") or 0
+        tokens = len(content) // 3 + (limit if isinstance(limit, int) else 0)
+        while not self.meter.reserve(tokens, self.shown):
+            await asyncio.sleep(0.02)
+        spent = 0
+        try:
+            status, headers, raw = await self._post(path, content)
+            data = _json(raw)
+            if status == 200 and data is not None and "error" not in data:
+                spent = _usage(data, tokens)
+                return data
+        finally:
+            self.meter.settle(tokens, spent)
+        raise self._refusal(status, headers, raw, data, body)
+
+    async def _post(self, path: str, content: bytes) -> tuple[int, httpx.Headers, bytes]:
+        limit = self.meter.limits.timeout
+        raw = bytearray()
+        try:
+            # One clock for the whole reply: a server that drips bytes is as late as a silent one.
+            async with (
+                asyncio.timeout(limit),
+                self._client.stream(
+                    "POST",
+                    self.url + path,
+                    content=content,
+                    headers={"Content-Type": "application/json"},
+                ) as reply,
+            ):
+                async for chunk in reply.aiter_bytes():
+                    raw += chunk
+                    if len(raw) > LARGEST:
+                        raise InputError(
+                            f"the reply is larger than {LARGEST >> 20} MiB", where=self.shown
+                        )
+                return reply.status_code, reply.headers, bytes(raw)
+        except (TimeoutError, httpx.TimeoutException):
+            raise _Broken(f"no reply within {limit:g} s", wait=0.0) from None
+        except httpx.ConnectError as error:
+            raise _Broken("nothing answers at this address", self._clean(str(error))) from None
+        except httpx.TransportError as error:
+            raise _Broken("the connection broke", self._clean(repr(error))) from None
+        except (httpx.InvalidURL, httpx.DecodingError, httpx.TooManyRedirects) as error:
+            raise InputError(
+                "the exchange fails", where=self.shown, seen=self._clean(str(error))
+            ) from None
+
+    def _refusal(
+        self,
+        status: int,
+        headers: httpx.Headers,
+        raw: bytes,
+        data: dict[str, object] | None,
+        body: Mapping[str, object],
+    ) -> Exception:
+        text = self._clean(raw[:2000].decode("utf-8", "replace")).strip()
+        said = self._clean(_message(data)) or text
+        inner = data.get("error") if data else None
+        if status == 200 and isinstance(inner, dict):  # some gateways put errors into a 200
+            code = cast("dict[str, object]", inner).get("code")
+            status = code if isinstance(code, int) and code >= 400 else 400
+        if status in AGAIN or status >= 500:
+            return _Broken(f"the server answers {status}", said, _retry_after(headers))
+        if status == 200:
+            return self.garbage("its reply is not a JSON object", f"{_kind(headers)}: {text}")
+        if status in (400, 422):
+            for name, other in OPTIONAL.items():
+                if name in body and name in said and other in said and UNKNOWN.search(said):
+                    _refused.setdefault(self.url, set()).add(name)
+                    return _Adapted()
+        fixes = {
+            401: "Set the environment variable TRUING_API_KEY to a key that it accepts",
+            403: "Set the environment variable TRUING_API_KEY to a key that it accepts",
+            404: "Check the address, which mostly ends in /v1, and the model's name",
+        }
+        return InputError(
+            f"the server refuses the request ({status})",
+            where=self.shown,
+            seen=said,
+            fix=fixes.get(status, ""),
+        )
+
+    def garbage(self, what: str, seen: object) -> InputError:
+        """The error for a reply that is not one of the protocol."""
+        return InputError(
+            f"not an OpenAI-compatible server: {what}",
+            where=self.shown,
+            seen=seen,
+            fix="Check the address, which mostly ends in /v1",
+        )
+
+    def _clean(self, text: str) -> str:
+        """`text` without the key, which some servers repeat in their errors."""
+        return text.replace(self._key, "***") if self._key else text
+
+
+class _Adapted(Exception):
+    """The same request may be sent in another form."""
+
+
+def _delay(attempt: int, wanted: float) -> float:
+    """Seconds before the next attempt: at least what the server wants, never in step."""
+    wait = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)
+    return max(wanted, wait * random.uniform(0.5, 1.0)) + wanted * random.uniform(0, 0.1)
+
+
+def _retry_after(headers: httpx.Headers) -> float:
+    """Seconds to wait as the server states them, in any of the usual forms; 0 when not."""
+    exact, text = headers.get("retry-after-ms", ""), headers.get("retry-after", "")
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(exact) / 1000)
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(text))
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    return 0.0
+
+
+def _json(raw: bytes) -> dict[str, object] | None:
+    try:
+        data: object = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return cast("dict[str, object]", data) if isinstance(data, dict) else None
+
+
+def _message(data: Mapping[str, object] | None) -> str:
+    """What an error object says, in the shapes that servers use."""
+    error = (data or {}).get("error")
+    if isinstance(error, dict):
+        return str(cast("dict[str, object]", error).get("message") or error)
+    return str(error or (data or {}).get("message") or (data or {}).get("detail") or "")
+
+
+def _kind(headers: httpx.Headers) -> str:
+    return headers.get("content-type", "no content type").partition(";")[0]
+
+
+def _usage(data: Mapping[str, object], guess: int) -> int:
+    usage = data.get("usage")
+    total = cast("dict[str, object]", usage).get("total_tokens") if isinstance(usage, dict) else 0
+    return total if isinstance(total, int) and total > 0 else guess
+
+
+def together(main: Callable[[], Coroutine[object, object, T]]) -> T:
+    """Run `main` in an event loop of a thread of its own; Ctrl-C cancels it.
+
+    So it can be called where a loop is running already, as in a notebook.
+    """
+    begun: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[object]]] = []
+
+    async def inside() -> T:
+        task = cast("asyncio.Task[object]", asyncio.current_task())
+        begun.append((asyncio.get_running_loop(), task))
+        return await main()
+
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(contextvars.copy_context().run, lambda: asyncio.run(inside()))
+    try:
+        return future.result()
+    except BaseException:
+        if begun and not future.done():
+            loop, task = begun[0]
+            loop.call_soon_threadsafe(task.cancel)
+        raise
+    finally:
+        pool.shutdown()

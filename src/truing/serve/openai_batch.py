@@ -1,0 +1,275 @@
+"""One batch of a server: answers written together, their words sent while they are written.
+
+The logits hook of `core.sampling` shows all rows before every token. So an answer that has ended
+need not wait for the others, and a batch whose readers have all gone, or that a shutdown meets, is
+given up at once. Under a decoder, rows are not the answers themselves, which are then sent whole.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from truing.changes import Decoder
+from truing.core.chat import Prompt, stop_ids
+from truing.core.drawing import Completion, base_of, continued, drawer
+from truing.core.sampling import LogitsHook, Row, SamplingSettings, own_stops
+from truing.models import Loaded, Model
+from truing.serve.openai_wire import Answer, Ask, Refused, Token
+
+PART = "\ufffd"  # how an unfinished character looks
+
+
+@dataclass(frozen=True)
+class Piece:
+    """New words of one answer."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """All answers of a request."""
+
+    answers: list[Answer]
+    prompt_tokens: int
+
+
+Event = Piece | Done | Refused
+
+
+@dataclass
+class Job:
+    """A request on its way.
+
+    `send` takes its events in the worker's thread; `gone` is set when nobody waits any more.
+    """
+
+    ask: Ask
+    send: Callable[[Event], None]
+    gone: threading.Event = field(default_factory=threading.Event)
+    prompts: list[Prompt] = field(default_factory=list)
+    ids: list[list[int]] = field(default_factory=list)
+    firsts: list[int] = field(default_factory=list)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    key: object = None
+
+
+class Abandoned(Exception):
+    """Nobody waits for the batch."""
+
+
+class Served:
+    """The model that is served, and what is known of it once and for all."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.loaded: Loaded | None = None if model.is_served else model.load_module()
+        self.decoded = any(isinstance(c, Decoder) for c in model.changes)
+        self.ends: tuple[int, ...] = ()
+        self.context: int | None = None
+        self.vocab = 0
+        if self.loaded is not None:
+            module = self.loaded.module
+            self.ends = tuple(dict.fromkeys([*stop_ids(self.loaded.tokenizer), *own_stops(module)]))
+            config = cast("PreTrainedModel", module).config
+            self.context = cast("int | None", getattr(config, "max_position_embeddings", None))
+            self.vocab = cast(int, config.get_text_config().vocab_size)
+
+
+class _Watched:
+    """One row of a batch as it is written."""
+
+    def __init__(self, job: Job, prompt: int, draw: int) -> None:
+        self.job, self.index = job, prompt * job.sampling.n + draw
+        self.row: Row | None = None
+        self.sent = ""
+        self.tops: list[list[tuple[int, float]]] = []
+        self.answer: Answer | None = None
+
+    def send(self, text: str) -> None:
+        """Send what is new in `text`; words once sent are never taken back."""
+        if self.job.ask.stream and len(text) > len(self.sent) and text.startswith(self.sent):
+            self.job.send(Piece(self.index, text[len(self.sent) :]))
+            self.sent = text
+
+
+class Batch:
+    """Jobs with the same settings."""
+
+    def __init__(
+        self, served: Served, jobs: list[Job], stopping: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.served, self.jobs, self.loaded = served, jobs, served.loaded
+        self.stopping = stopping
+        self.sampling = jobs[0].sampling
+        stops = self.sampling.stop_ids
+        self.ends = served.ends if stops is None else stops
+        self.live = not (served.decoded and jobs[0].ask.chat)  # rows are the answers themselves
+        self.watched: list[list[_Watched]] = [
+            [_Watched(j, p, k) for k in range(self.sampling.n)]
+            for j in jobs
+            for p in range(len(j.ask.prompts))
+        ]
+        self.told: set[int] = set()
+
+    def run(self) -> None:
+        """Write and send all answers."""
+        ask = self.jobs[0].ask
+        drawn: list[list[Completion]] = [[] for _ in self.watched]
+        if ask.write:
+            drawn = self._draw()
+        echoes = [self._echo(j, ids) for j in self.jobs for ids in j.ids] if ask.echo else []
+        for i, (items, watched) in enumerate(zip(drawn, self.watched, strict=True)):
+            if not ask.write:
+                items = [Completion("", finish="length")] * len(watched)
+            for made, one in zip(items, watched, strict=True):
+                one.answer = one.answer or self._answer(one, made)
+                if ask.echo:
+                    text, tokens = echoes[i]
+                    one.answer = _joined(text, tokens, one.answer)
+        for job in self.jobs:
+            self._finish(job)
+
+    def _draw(self) -> list[list[Completion]]:
+        firsts = [f for j in self.jobs for f in j.firsts]
+        if not self.jobs[0].ask.chat:
+            loaded = cast(Loaded, self.loaded)
+            ids = [i for j in self.jobs for i in j.ids]
+            return continued(loaded, ids, self.sampling, first=firsts, logits=self._hook)
+        model = self.served.model
+        hook: LogitsHook | None = None if self.loaded is None else self._hook
+        draw = drawer(base_of(model, hook), model)
+        return draw([p for j in self.jobs for p in j.prompts], self.sampling, first=firsts)
+
+    def _hook(self, rows: Sequence[Row], logits_BV: Tensor) -> Tensor:
+        """Look at the rows before each token; the logits stay as they are."""
+        if self.stopping() or all(j.gone.is_set() for j in self.jobs):
+            raise Abandoned
+        if not self.live:
+            return logits_BV
+        now: set[int] = set()
+        for row, logits_V in zip(rows, logits_BV, strict=True):
+            one = self.watched[row.prompt][row.draw]
+            one.row = row
+            now.add(id(one))
+            if one.job.ask.stream and row.ids:
+                one.send(self._visible(row.ids))
+            if one.job.ask.top:
+                one.tops.append(_likeliest(logits_V, one.job.ask.top))
+        for items in self.watched:
+            for one in items:
+                if one.row is not None and one.answer is None and id(one) not in now:
+                    self._ended(one)
+        return logits_BV
+
+    def _ended(self, one: _Watched) -> None:
+        """An answer that ended before the others, unless more is wanted than its tokens."""
+        ask, row = one.job.ask, cast(Row, one.row)
+        if ask.logprobs or ask.echo:
+            return
+        stopped = row.ids[-1] in self.ends or len(row.ids) < self.sampling.max_tokens
+        text = self._visible(row.ids, whole=True)
+        stopped = stopped or any(s in self._decoded(row.ids) for s in self.sampling.stop)
+        one.answer = Answer(text, "stop" if stopped else "length", len(row.ids))
+        one.send(text)
+        self._finish(one.job)
+
+    def _finish(self, job: Job) -> None:
+        """Send a job's end when all of its answers are there, once."""
+        mine = [w for items in self.watched for w in items if w.job is job]
+        answers = [w.answer for w in mine if w.answer is not None]
+        if len(answers) < len(mine) or id(job) in self.told:
+            return
+        self.told.add(id(job))
+        for one, answer in zip(mine, answers, strict=True):
+            one.send(answer.text)
+        job.send(Done(answers, sum(map(len, job.ids))))
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        tokenizer = cast(Loaded, self.loaded).tokenizer
+        return cast(str, tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _named(self, top: Sequence[tuple[int, float]]) -> list[tuple[str, float]]:
+        tokenizer = cast(Loaded, self.loaded).tokenizer
+        return [(cast(str, tokenizer.decode([t])), v) for t, v in top]
+
+    def _visible(self, ids: Sequence[int], *, whole: bool = False) -> str:
+        """Words of an answer so far, without what may yet turn out to end it."""
+        text = self._decoded(ids[:-1] if ids[-1] in self.ends else ids)
+        places = [text.find(s) for s in self.sampling.stop if s in text]
+        if places:
+            return text[: min(places)]
+        if whole:
+            return text
+        text = text.rstrip(PART)
+        held = max(
+            (k for s in self.sampling.stop for k in range(1, len(s)) if text.endswith(s[:k])),
+            default=0,
+        )
+        return text[: len(text) - held]
+
+    def _answer(self, one: _Watched, made: Completion) -> Answer:
+        tokens = self._tokens(one, made) if one.job.ask.logprobs else None
+        return Answer(made.text, made.finish, made.tokens, tokens)
+
+    def _tokens(self, one: _Watched, made: Completion) -> list[Token]:
+        """The answer's tokens without the one that ended it."""
+        if self.loaded is None:
+            return []
+        ids = made.ids[:-1] if made.ids and made.ids[-1] in self.ends else made.ids
+        tops = one.tops if self.live else []
+        return [
+            Token(
+                self._decoded([token]),
+                made.logprobs[i],
+                self._named(tops[i]) if tops else [],
+                len(self._decoded(ids[:i])),
+            )
+            for i, token in enumerate(ids)
+        ]
+
+    def _echo(self, job: Job, ids: list[int]) -> tuple[str, list[Token]]:
+        """A prompt with the log-probability of each of its tokens."""
+        loaded = cast(Loaded, self.loaded)
+        place = next(i for i, one in enumerate(job.ids) if one is ids)
+        given = job.ask.prompts[place]
+        text = given if isinstance(given, str) else self._decoded(ids)
+        if isinstance(given, str) and loaded.tokenizer.is_fast:
+            pairs = loaded.tokenizer(given, return_offsets_mapping=True)["offset_mapping"]
+            offsets = [a for a, _ in cast("list[tuple[int, int]]", pairs)]
+        else:
+            offsets = [len(self._decoded(ids[:i])) for i in range(len(ids))]
+        names = [self._decoded([i]) for i in ids]
+        if not job.ask.logprobs:
+            return text, []
+        with loaded.run_time(), torch.inference_mode():
+            logits_TV = loaded.module(torch.tensor([ids], device=loaded.device)).logits[0]
+            logp_TV = torch.log_softmax(logits_TV.float(), 1)
+        tokens = [Token(names[0], None, [], offsets[0])]
+        for i, token in enumerate(ids[1:], 1):
+            top = _likeliest(logp_TV[i - 1], job.ask.top) if job.ask.top else []
+            value = float(logp_TV[i - 1, token])
+            tokens.append(Token(names[i], value, self._named(top), offsets[i]))
+        return text, tokens
+
+
+def _likeliest(logits_V: Tensor, k: int) -> list[tuple[int, float]]:
+    """The k likeliest tokens with their log-probabilities."""
+    value_K, id_K = torch.log_softmax(logits_V.float(), 0).topk(k)
+    return list(zip(id_K.tolist(), value_K.tolist(), strict=True))
+
+
+def _joined(text: str, tokens: list[Token], answer: Answer) -> Answer:
+    """An answer with its prompt before it."""
+    if answer.tokens is None:
+        return replace(answer, text=text + answer.text)
+    moved = [replace(t, offset=t.offset + len(text)) for t in answer.tokens]
+    return Answer(text + answer.text, answer.finish, answer.count, [*tokens, *moved])

@@ -1,0 +1,358 @@
+"""Requests and replies of the OpenAI protocol: what is read, what is refused, how answers look.
+
+A setting that cannot be honoured is refused by name, never ignored; those that change nothing in an
+answer, such as `user`, are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from truing.core.chat import Prompt
+from truing.core.sampling import SamplingSettings
+from truing.errors import InputError, shorten, unknown
+
+MOST = 128  # answers to one prompt
+PROMPTS = 1024  # answers of one request
+Json = dict[str, object]
+# Settings of the protocol that this server has not; what they may be, meaning "not used".
+NEUTRAL: dict[str, tuple[object, ...]] = {
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "suffix": ("",),
+    "best_of": (1,),
+}
+WITHOUT_EFFECT = frozenset(
+    {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier",
+     "prompt_cache_key"}
+)  # fmt: skip
+
+
+class Refused(Exception):
+    """A request that is answered by an error object."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+    def body(self) -> Json:
+        """The error object."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        facts = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": facts}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Part(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(strict=True)  # further fields, such as a name, are let pass
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[_Part]
+
+
+class _StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class _Common(_Strict):
+    model: str
+    n: int = Field(1, ge=1, le=MOST)
+    temperature: float = Field(1.0, ge=0, le=10)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=-1)
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    min_tokens: int = Field(0, ge=0)
+    stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list, max_length=16
+    )
+    stop_token_ids: list[int] | None = Field(None, max_length=64)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stream: bool = False
+    stream_options: _StreamOptions = Field(default_factory=_StreamOptions)
+
+
+class _Chat(_Common):
+    messages: list[_Message] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20)
+
+
+class _Text(_Common):
+    prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: int = Field(16, ge=0)
+    logprobs: int | None = Field(None, ge=0, le=20)
+    echo: bool = False
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request that was understood.
+
+    Args:
+        chat: True for messages, False for plain text to go on with.
+        prompts: messages (one), texts, or lists of token ids.
+        sampling: without the seed.
+        seed: None when the request has none.
+        limited: False when the request leaves the length to the server.
+        logprobs: whether they are wanted, and `top` of the likeliest tokens beside.
+        echo: the prompt is part of the answer.
+        write: False where nothing is to be written, only the prompt scored.
+    """
+
+    chat: bool
+    prompts: list[Prompt | list[int]]
+    sampling: SamplingSettings
+    seed: int | None = None
+    limited: bool = True
+    logprobs: bool = False
+    top: int = 0
+    echo: bool = False
+    write: bool = True
+    stream: bool = False
+    usage_at_end: bool = False
+
+
+@dataclass
+class Token:
+    """A token with its log-probability and the likeliest ones in its place."""
+
+    text: str
+    logprob: float | None
+    top: list[tuple[str, float]] = field(default_factory=list)
+    offset: int = 0
+
+
+@dataclass
+class Answer:
+    """One choice of a reply."""
+
+    text: str
+    finish: str
+    count: int
+    tokens: list[Token] | None = None
+
+
+def read(data: object, *, chat: bool, name: str, default: int) -> Ask:
+    """The request in `data`, or Refused.
+
+    Args:
+        data: parsed JSON.
+        chat: which of the two endpoints it came to.
+        name: of the model that is served.
+        default: length limit where the request has none.
+    """
+    if not isinstance(data, dict):
+        raise Refused(400, "the body must be a JSON object")
+    given = {k: v for k, v in cast("Json", data).items() if v is not None}
+    for key in list(given):
+        if key in NEUTRAL:
+            if given.pop(key) not in NEUTRAL[key]:
+                raise Refused(
+                    400, f"{key!r} is not supported by this server", param=key, code="unsupported"
+                )
+        elif key in WITHOUT_EFFECT:
+            del given[key]
+    try:
+        made = _Chat.model_validate(given) if chat else _Text.model_validate(given)
+    except ValidationError as error:
+        raise _invalid(error, _Chat if chat else _Text) from None
+    if made.model != name:
+        raise Refused(
+            404, f"there is no model {made.model!r} here, only {name!r}",
+            param="model", code="model_not_found",
+        )  # fmt: skip
+    return _chat_ask(made, default) if isinstance(made, _Chat) else _text_ask(made)
+
+
+def _invalid(error: ValidationError, model: type[BaseModel]) -> Refused:
+    first = error.errors()[0]
+    place = ".".join(str(p) for p in first["loc"] if not str(p).startswith(("constrained", "list")))
+    if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+        return Refused(400, str(unknown("parameter", place, model.model_fields)), param=place)
+    seen = "" if first["type"] == "missing" else f" (seen: {shorten(first['input'])})"
+    return Refused(400, f"{place}: {first['msg'].lower()}{seen}", param=place or None)
+
+
+def _sampling(made: _Common, max_tokens: int) -> SamplingSettings:
+    stop = [made.stop] if isinstance(made.stop, str) else made.stop
+    try:
+        return SamplingSettings(
+            n=made.n,
+            max_tokens=max(max_tokens, 1),
+            temperature=made.temperature or 1.0,
+            top_p=made.top_p,
+            top_k=max(made.top_k, 0),
+            min_p=made.min_p,
+            greedy=made.temperature == 0,
+            stop=tuple(stop),
+            stop_ids=None if made.stop_token_ids is None else tuple(made.stop_token_ids),
+            min_tokens=made.min_tokens,
+            repetition_penalty=made.repetition_penalty,
+        )
+    except InputError as error:
+        raise Refused(400, str(error)) from None
+
+
+def _chat_ask(made: _Chat, default: int) -> Ask:
+    messages = [
+        {
+            "role": "system" if m.role == "developer" else m.role,
+            "content": m.content
+            if isinstance(m.content, str)
+            else "".join(p.text for p in m.content),
+        }
+        for m in made.messages
+    ]
+    if made.top_logprobs and not made.logprobs:
+        raise Refused(400, "top_logprobs needs logprobs", param="top_logprobs")
+    wanted = made.max_completion_tokens or made.max_tokens
+    return Ask(
+        True,
+        [messages],
+        _sampling(made, wanted or max(default, made.min_tokens)),
+        made.seed,
+        limited=wanted is not None,
+        logprobs=made.logprobs,
+        top=made.top_logprobs,
+        stream=made.stream,
+        usage_at_end=made.stream_options.include_usage,
+    )
+
+
+def _text_ask(made: _Text) -> Ask:
+    given = made.prompt
+    many = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
+    prompts = cast("list[Prompt | list[int]]", given if many else [given])
+    if not all(prompts) or not 1 <= len(prompts) * made.n <= PROMPTS:
+        message = f"prompts, none empty, for 1 to {PROMPTS} answers in all"
+        raise Refused(400, message, param="prompt")
+    if made.max_tokens == 0 and not made.echo:
+        raise Refused(400, "max_tokens 0 needs echo", param="max_tokens")
+    if made.echo and made.stream:
+        raise Refused(400, "echo is not streamed", param="echo")
+    return Ask(
+        False,
+        prompts,
+        _sampling(made, made.max_tokens),
+        made.seed,
+        logprobs=made.logprobs is not None,
+        top=made.logprobs or 0,
+        echo=made.echo,
+        write=made.max_tokens > 0,
+        stream=made.stream,
+        usage_at_end=made.stream_options.include_usage,
+    )
+
+
+class Reply:
+    """Shapes the answers to one request."""
+
+    def __init__(self, ask: Ask, name: str, number: str) -> None:
+        self.ask, self.name = ask, name
+        self.id = ("chatcmpl-" if ask.chat else "cmpl-") + number
+        self.created = int(time.time())
+
+    def whole(self, answers: Sequence[Answer], prompt_tokens: int) -> Json:
+        """The reply to a request that is not streamed."""
+        choices: list[Json] = []
+        for i, a in enumerate(answers):
+            choice: Json = {"index": i, "finish_reason": a.finish, "logprobs": self._logprobs(a)}
+            if self.ask.chat:
+                choice["message"] = {"role": "assistant", "content": a.text, "refusal": None}
+            else:
+                choice["text"] = a.text
+            choices.append(choice)
+        return self._frame(choices, "", usage(answers, prompt_tokens))
+
+    def piece(
+        self, index: int, text: str, finish: str | None = None, *, role: bool = False
+    ) -> Json:
+        """A chunk of a streamed answer: words, the role at the beginning, or how it ended."""
+        choice: Json = {"index": index, "finish_reason": finish, "logprobs": None}
+        if self.ask.chat:
+            delta: Json = {"role": "assistant", "content": ""} if role else {}
+            choice["delta"] = delta | ({"content": text} if text else {})
+        else:
+            choice["text"] = text
+        return self._frame([choice], ".chunk", None)
+
+    def end(self, index: int, answer: Answer) -> Json:
+        """The last chunk of one answer, with its log-probabilities where they were asked for."""
+        chunk = self.piece(index, "", answer.finish)
+        cast("list[Json]", chunk["choices"])[0]["logprobs"] = self._logprobs(answer)
+        return chunk
+
+    def last(self, answers: Sequence[Answer], prompt_tokens: int) -> Json:
+        """The chunk that tells the usage."""
+        return self._frame([], ".chunk", usage(answers, prompt_tokens))
+
+    def _frame(self, choices: list[Json], suffix: str, spent: Json | None) -> Json:
+        kind = f"chat.completion{suffix}" if self.ask.chat else "text_completion"
+        made: Json = {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.name,
+            "choices": choices,
+        }
+        return made | ({"usage": spent} if spent is not None else {})
+
+    def _logprobs(self, answer: Answer) -> Json | None:
+        if answer.tokens is None:
+            return None
+        if self.ask.chat:
+            return {"content": [_chat_token(t) for t in answer.tokens], "refusal": None}
+        return {
+            "tokens": [t.text for t in answer.tokens],
+            "token_logprobs": [t.logprob for t in answer.tokens],
+            "top_logprobs": [dict(t.top) if t.top else None for t in answer.tokens],
+            "text_offset": [t.offset for t in answer.tokens],
+        }
+
+
+def _chat_token(token: Token) -> Json:
+    top = [{"token": t, "logprob": v, "bytes": _bytes(t)} for t, v in token.top]
+    return {
+        "token": token.text,
+        "logprob": token.logprob,
+        "bytes": _bytes(token.text),
+        "top_logprobs": top,
+    }
+
+
+def _bytes(text: str) -> list[int] | None:
+    """UTF-8 of a token; None for a part of a character, whose bytes its text does not show."""
+    return None if "\ufffd" in text else list(text.encode())
+
+
+def usage(answers: Sequence[Answer], prompt_tokens: int) -> Json:
+    """Tokens of prompts and answers."""
+    written = sum(a.count for a in answers)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": written,
+        "total_tokens": prompt_tokens + written,
+    }
