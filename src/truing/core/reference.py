@@ -1,4 +1,4 @@
-"""Log-probabilities under the frozen reference, computed once and kept by content.
+"""What frozen models say of branches, computed once and kept by content.
 
 One pass over all branches that training will need, without gradients and before anything is
 trained. Answers to one prompt share a tree whatever the rows they come from, so pairs, single
@@ -10,6 +10,7 @@ what happened to be cached, so that the same run has the same bits with a full a
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -52,18 +53,26 @@ def gathered(trees: Iterable[Node]) -> list[Node]:
     ]
 
 
-class Reference:
-    """Values of branches under a frozen model.
+class Kept(ABC):
+    """Values at the loss tokens of branches under a frozen model, computed once.
+
+    A subclass says what is measured. Values are by name, [T, ...] for each branch.
 
     Args:
-        key: content of the weights, `Model.weights_key`.
+        key: content of the weights and of what is measured.
         dtype: that the module computes in.
     """
 
+    label = "values of the frozen model"
+
     def __init__(self, key: str, dtype: str) -> None:
         self.key, self.dtype = key, dtype
-        self._values: dict[bytes, Tensor] = {}
+        self._values: dict[bytes, dict[str, Tensor]] = {}
         self.computed = self.cached = 0
+
+    @abstractmethod
+    def compute(self, module: nn.Module, packed: Packed) -> dict[str, Tensor]:
+        """Values of the M loss tokens of a micro-batch, [M, ...] each; no gradient is kept."""
 
     def sweep(self, module: nn.Module, trees: Iterable[Node], budget: int = SWEEP) -> None:
         """Compute, or read from the cache, all branches of `trees` that are not there yet."""
@@ -74,34 +83,34 @@ class Reference:
         for i, packed in enumerate(runs, 1):
             some = wanted[at : at + len(packed)]
             at += len(packed)
-            value_M = self._pack_values(module, packed, some, device)
-            value_UKT = packed.spread(value_M)
+            values = self._pack_values(module, packed, some, device)
             for u, tree in enumerate(some):
                 for k, key in enumerate(keys_of(tree)):
+                    index_T = packed.index_UKT[u, k, : int(packed.mask_UKT[u, k].sum())]
                     # A copy of its own: a view would keep the whole micro-batch alive.
-                    self._values[key] = value_UKT[u, k, : int(packed.mask_UKT[u, k].sum())].clone()
-            current().progress(i, len(runs), "reference log-probabilities")
+                    self._values[key] = {n: v[index_T] for n, v in values.items()}
+            current().progress(i, len(runs), self.label)
 
     def _pack_values(
         self, module: nn.Module, packed: Packed, trees: Sequence[Node], device: torch.device
-    ) -> Tensor:
+    ) -> dict[str, Tensor]:
         path = self._path([k for t in trees for k in keys_of(t)], device)
         try:
-            found = load_file(path)["logp"]
-            self.cached += 1
-            return found
-        except (OSError, SafetensorError, KeyError):
+            found = load_file(path)
+            if found and all(len(v) == len(packed.target_M) for v in found.values()):
+                self.cached += 1
+                return found
+        except (OSError, SafetensorError):
             pass  # not there yet, or damaged: made again
-        value_UKT = measure(module, packed.to(device), ("logp",), grad=False)["logp"].cpu()
-        value_M = torch.empty(len(packed.target_M))
-        there = packed.mask_UKT > 0
-        value_M[packed.index_UKT[there]] = value_UKT[there]
+        with torch.no_grad():
+            made = self.compute(module, packed.to(device))
+        values = {n: v.cpu().contiguous() for n, v in made.items()}
         self.computed += 1
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{id(self)}")
-        save_file({"logp": value_M}, partial)
+        save_file(values, partial)
         partial.replace(path)
-        return value_M
+        return values
 
     def _path(self, keys: Sequence[bytes], device: torch.device) -> Path:
         # Bits may differ between devices, thread counts and releases: they are part of the name.
@@ -109,11 +118,30 @@ class Reference:
         name = content_hash([how, [k.hex() for k in keys]])
         return home() / "reference" / name[:2] / f"{name}.safetensors"
 
+    def of(self, tree: Node) -> list[dict[str, Tensor]]:
+        """Values of a tree's branches, in order; they must have been swept."""
+        return [self._values[key] for key in keys_of(tree)]
+
+
+class Reference(Kept):
+    """Log-probabilities of branches under the reference.
+
+    Args:
+        key: content of the weights, `Model.weights_key`.
+        dtype: that the module computes in.
+    """
+
+    label = "reference log-probabilities"
+
+    def compute(self, module: nn.Module, packed: Packed) -> dict[str, Tensor]:
+        """Log-probability of each loss token."""
+        value_UKT = measure(module, packed, ("logp",), grad=False)["logp"]
+        return {"logp": packed.gather(value_UKT)}
+
     def values(self, trees: Sequence[Node], width: int, length: int) -> Tensor:
         """Log-probabilities of the branches of `trees`, [U, width, length], 0 at padding."""
         made = torch.zeros(len(trees), width, length)
         for u, tree in enumerate(trees):
-            for k, key in enumerate(keys_of(tree)):
-                value_T = self._values[key]
-                made[u, k, : len(value_T)] = value_T
+            for k, branch in enumerate(self.of(tree)):
+                made[u, k, : len(branch["logp"])] = branch["logp"]
         return made

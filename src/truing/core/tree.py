@@ -128,6 +128,7 @@ class Packed:
         positions_N: position of each token in its row.
         segments: the nodes, in the order of the flat list.
         source_M: flat index of the token that predicts each loss token.
+        place_M: flat index of each loss token itself.
         target_M: id of each loss token.
         index_UKT: which of the M loss tokens; M itself at padding.
         mask_UKT: 1.0 at loss tokens, 0.0 at padding and at branches that do not exist.
@@ -139,6 +140,7 @@ class Packed:
     positions_N: Tensor
     segments: tuple[Segment, ...]
     source_M: Tensor
+    place_M: Tensor
     target_M: Tensor
     index_UKT: Tensor
     mask_UKT: Tensor
@@ -159,6 +161,13 @@ class Packed:
         """Values of the M loss tokens as [U, K, T], `fill` at padding; differentiable."""
         return torch.cat([values_M, values_M.new_full((1,), fill)])[self.index_UKT]
 
+    def gather(self, value_UKT: Tensor) -> Tensor:
+        """The inverse of `spread`: values of the M loss tokens, [M, ...]."""
+        there_UKT = self.mask_UKT > 0
+        made = value_UKT.new_empty((len(self.target_M), *value_UKT.shape[3:]))
+        made[self.index_UKT[there_UKT]] = value_UKT[there_UKT]
+        return made
+
 
 class _Packer:
     """Collects trees into the lists that a `Packed` is made of."""
@@ -168,6 +177,7 @@ class _Packer:
         self.positions: list[int] = []
         self.segments: list[Segment] = []
         self.source: list[int] = []
+        self.place: list[int] = []
         self.target: list[int] = []
         self.rows: list[list[list[int]]] = []  # tree, branch -> numbers of its loss tokens
         self.ends: list[list[int]] = []
@@ -193,6 +203,7 @@ class _Packer:
             if wanted and (i or before):
                 seen.append(len(self.source))
                 self.source.append(start + i - 1 if i else before[-1][1] - 1)
+                self.place.append(start + i)
                 self.target.append(token)
         if not node.children:
             self.rows[-1].append(seen)
@@ -219,6 +230,7 @@ class _Packer:
             torch.tensor(self.positions),
             tuple(self.segments),
             torch.tensor(self.source, dtype=torch.long),
+            torch.tensor(self.place, dtype=torch.long),
             torch.tensor(self.target, dtype=torch.long),
             index,
             (index < none).float(),
