@@ -1,0 +1,144 @@
+"""Training curves of a run, from what its steps observed at every update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from truing.report import svg
+from truing.report.facts import Facts, of_step
+from truing.report.wording import shown, signed
+
+FIRST = ("loss", "accuracy", "margin", "lr", "grad_norm")
+LABELS = {
+    "loss": "loss",
+    "accuracy": "accuracy: chosen above rejected",
+    "margin": "margin of the rewards",
+    "lr": "learning rate",
+    "grad_norm": "gradient norm",
+}
+APART = ("at", "step", "seconds", "receipt")
+MOST = 12  # curves of one step
+TABLE_ROWS = 40
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric over the updates of a step."""
+
+    name: str
+    label: str
+    last: str
+    chart: Markup
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one step observed.
+
+    Args:
+        curves: of the metrics that changed over updates.
+        columns, rows: the same as a table, thinned to some rows.
+        notes: single facts, such as how many rows were cut.
+        receipt: which tokens carry loss, in the step's own text.
+    """
+
+    step: str
+    updates: int
+    curves: Sequence[Curve]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[tuple[str, str]]
+    receipt: str
+
+
+def tidy(number: float) -> str:
+    """A metric in four figures."""
+    if not math.isfinite(number):
+        return "not finite"
+    if number and abs(number) < 1e-3:
+        mantissa, power = f"{number:.2e}".split("e")
+        return signed(f"{mantissa.rstrip('0').rstrip('.')}e{int(power)}")
+    return signed(f"{number:.4g}")
+
+
+def updates(rows: Sequence[Facts]) -> list[Facts]:
+    """One row for each update, in order: a resumed step tells again what it had told before."""
+    found: dict[float, Facts] = {}
+    for row in rows:
+        step = row.get("step")
+        if isinstance(step, (int, float)) and math.isfinite(step):
+            found[float(step)] = {**found.get(float(step), {}), **row}
+    return [found[s] for s in sorted(found)]
+
+
+def points(rows: Sequence[Facts], name: str) -> list[tuple[float, float]]:
+    """(update, value) of one metric; a value that JSON could not hold is not a number."""
+    made: list[tuple[float, float]] = []
+    for row in rows:
+        if name in row:
+            value = row[name]
+            made.append((_at(row), float(value) if isinstance(value, (int, float)) else math.nan))
+    return made
+
+
+def _at(row: Facts) -> float:
+    step = row["step"]
+    return float(step) if isinstance(step, (int, float)) else 0.0
+
+
+def _drawable(rows: Sequence[Facts]) -> list[str]:
+    names = list(dict.fromkeys(n for row in rows for n in row if n not in APART))
+    usable = [n for n in names if sum(math.isfinite(v) for _, v in points(rows, n)) > 0]
+    return [*(n for n in FIRST if n in usable), *(n for n in usable if n not in FIRST)][:MOST]
+
+
+def _curve(step: str, rows: Sequence[Facts], name: str) -> Curve:
+    values = points(rows, name)
+    up = svg.Scale.around([v for _, v in values], 3)
+    finite = [v for _, v in values if math.isfinite(v)]
+    label = LABELS.get(name, name.replace("_", " "))
+    said = f"{step}, {label}: from {tidy(finite[0])} to {tidy(finite[-1])} in {len(rows)} updates"
+    ticks = [tidy(t) for t in up.ticks]
+    # The learning rate follows a schedule: a running mean would only round its corners.
+    chart = svg.curve(values, said, name, ticks, up, smooth=name != "lr")
+    return Curve(name, label, tidy(finite[-1]), chart)
+
+
+def _notes(rows: Sequence[Facts]) -> tuple[list[tuple[str, str]], str]:
+    receipt, notes = "", dict[str, str]()
+    for row in rows:
+        if "step" not in row:
+            receipt = str(row.get("receipt") or receipt)
+            notes |= {n: shown(v) for n, v in row.items() if n not in APART}
+    return list(notes.items()), receipt
+
+
+def trainings(metrics: Sequence[Facts]) -> list[Training]:
+    """One entry for each step that observed updates."""
+    made: list[Training] = []
+    for step, rows in of_step(metrics).items():
+        ordered = updates(rows)
+        names = _drawable(ordered)
+        if not names:
+            continue
+        notes, receipt = _notes(rows)
+        stride = max(1, math.ceil(len(ordered) / TABLE_ROWS))
+        listed = [r for i, r in enumerate(ordered) if i % stride == 0 or r is ordered[-1]]
+        table = [[tidy(_at(r)), *(_cell(r.get(n)) for n in names)] for r in listed]
+        curves = [_curve(step, ordered, n) for n in names]
+        made.append(Training(step, len(ordered), curves, ["step", *names], table, notes, receipt))
+    return made
+
+
+def _cell(value: object) -> str:
+    return tidy(float(value)) if isinstance(value, (int, float)) else shown(value)
+
+
+def by_update(metrics: Sequence[Facts]) -> Mapping[str, Sequence[Facts]]:
+    """Step -> its rows of updates, where it has any."""
+    found = {step: updates(rows) for step, rows in of_step(metrics).items()}
+    return {step: rows for step, rows in found.items() if rows}

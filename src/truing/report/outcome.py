@@ -1,0 +1,355 @@
+"""What a run came to: the headline, the key figures, before and after by principle.
+
+All numbers are those of the `Report`s; nothing is measured here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+from markupsafe import Markup
+
+from truing.report import svg
+from truing.report.facts import RunFacts, StepFacts, mapping
+from truing.report.tally import Tally, principles_of, tallies
+from truing.report.wording import (
+    ARROW,
+    count,
+    difference,
+    difference_interval,
+    excerpt,
+    interval,
+    percent,
+    value,
+    with_unit,
+)
+from truing.reports import Measure, Report
+
+NAMES = {
+    "violation rate": "violations",
+    "ability": "ability",
+    "choices": "right choices",
+    "relevance": "relevance",
+    "words": "words an answer",
+}
+MEANING = {
+    "relevance": "cosine of prompt and answer",
+    "words": "length of an answer",
+    "ability": "held-out text, nats per token",
+    "choices": "multiple-choice questions",
+    "unusable answers": "empty, repeated, off topic",
+}
+KEY_FIGURES = ("violation rate", "relevance", "words", "ability")
+STEADY = 0.0005  # a smaller relative change reads as none
+
+
+def find(report: Report, name: str, category: str = "") -> Measure | None:
+    """The measure of that name, or None."""
+    return next((m for m in report if (m.name, m.category) == (name, category)), None)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One measure before and after.
+
+    Args:
+        name: of the measure, or a principle's id.
+        note: what it means, in a few words.
+        difference: with its paired interval, where the report has one.
+        p: of McNemar's test, where the report has one.
+    """
+
+    name: str
+    note: str
+    before: Measure
+    after: Measure
+    difference: Measure | None = None
+    p: float | None = None
+
+    @property
+    def before_text(self) -> str:
+        """The value before."""
+        return value(self.before.value, self.before.unit)
+
+    @property
+    def after_text(self) -> str:
+        """The value after."""
+        return value(self.after.value, self.after.unit)
+
+    @property
+    def before_interval(self) -> str:
+        """Its interval, "" without one."""
+        return interval(self.before)
+
+    @property
+    def after_interval(self) -> str:
+        """Its interval, "" without one."""
+        return interval(self.after)
+
+    @property
+    def difference_text(self) -> str:
+        """The difference, of the report where it has one."""
+        return difference(self.difference or self._plain())
+
+    @property
+    def difference_interval(self) -> str:
+        """Its interval, "" without one."""
+        return difference_interval(self.difference) if self.difference else ""
+
+    @property
+    def p_text(self) -> str:
+        """The test's p."""
+        if self.p is None:
+            return ""
+        return "< 0.001" if self.p < 0.001 else f"{self.p:.3f}"
+
+    def _plain(self) -> Measure:
+        b, a = self.before, self.after
+        gap = a.value - b.value
+        return Measure(b.name, gap, gap, gap, b.n, b.unit, b.category, b.better)
+
+    @property
+    def relative(self) -> float:
+        """Change as a share of the value before; 0 when that is 0."""
+        b = self.before.value
+        return (self.after.value - b) / abs(b) if b else 0.0
+
+    @property
+    def clear(self) -> bool:
+        """False when the difference's interval holds 0; True where there is none to ask."""
+        d = self.difference
+        return d is None or d.lo > 0 or d.hi < 0
+
+    @property
+    def verdict(self) -> str:
+        """ "better", "worse", "same" or "" when neither direction is."""
+        if not self.before.better:
+            return ""
+        gap = self.after.value - self.before.value
+        if not self.clear or abs(gap) < 1e-12:
+            return "same"
+        return "better" if (gap < 0) == (self.before.better == "lower") else "worse"
+
+    @property
+    def verdict_text(self) -> str:
+        """The difference and what it means; its relative size where no interval tells more."""
+        if self.difference is None:
+            size = f", {percent(self.relative)}" if self.relative and self.unit != "share" else ""
+            return f"{self.difference_text}{size} {self.verdict}".strip()
+        words = {"same": "unclear"}.get(self.verdict, self.verdict)
+        return f"{self.difference_text} {words}".strip()
+
+    @property
+    def unit(self) -> str:
+        """Of both values."""
+        return self.before.unit
+
+    @property
+    def shade(self) -> str:
+        """Colour of the verdict: one without an interval is not painted as sure."""
+        return self.verdict if self.difference is not None else ""
+
+    @property
+    def in_words(self) -> str:
+        """ "relevance improved by 2 %"."""
+        if not self.clear:
+            return f"{self.name} did not clearly change"
+        if abs(self.relative) < STEADY:
+            return f"{self.name} stayed the same"
+        if not self.before.better:
+            way = "grew" if self.relative > 0 else "fell"
+        else:
+            gains = (self.relative < 0) == (self.before.better == "lower")
+            way = "improved" if gains else "worsened"
+        return f"{self.name} {way} by {percent(self.relative)}"
+
+    @property
+    def spoken(self) -> str:
+        """What a screen reader says of the chart."""
+        return f"{self.name}: {self._side('before')}, {self._side('after')}"
+
+    def _side(self, when: str) -> str:
+        measure = self.before if when == "before" else self.after
+        span = interval(measure)
+        return f"{when} {with_unit(measure.value, measure.unit)}" + (f" ({span})" if span else "")
+
+    def drawn(self, scale: svg.Scale | None = None) -> Markup:
+        """The chart of one row; without a scale on an axis of its own."""
+        notes = (self._side("before"), self._side("after"))
+        return svg.dumbbell(self.before, self.after, scale or self.scale, self.spoken, notes)
+
+    @property
+    def scale(self) -> svg.Scale:
+        """An axis that holds both intervals."""
+        ends = [v for m in (self.before, self.after) for v in (m.lo, m.hi, m.value)]
+        return svg.Scale.around(ends, 3)
+
+    @property
+    def axis(self) -> Markup:
+        """The labels of that axis."""
+        unit = self.before.unit
+        digits = 0 if unit in ("share", "words") else 2
+        return svg.axis(self.scale, [value(t, unit, digits=digits) for t in self.scale.ticks])
+
+
+def change(report: Report, name: str, category: str = "", p: float | None = None) -> Change | None:
+    """A measure before and after, or None when the report lacks it."""
+    before = find(report, f"{name} before", category)
+    after = find(report, f"{name} after", category)
+    if before is None or after is None:
+        return None
+    wanted = "violations" if name == "violation rate" else name
+    texts = mapping(report.meta, "texts")
+    note = str(texts.get(category, "")) if category else MEANING.get(name, "")
+    shown = category or NAMES.get(name, name)
+    return Change(shown, note, before, after, find(report, f"{wanted} difference", category), p)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One report of before and after, ready for the page."""
+
+    step: str
+    report: Report
+    overall: Change | None
+    principles: Sequence[Change]
+    side_effects: Sequence[Change]
+    key_figures: Sequence[Change]
+    not_measured: Sequence[str]
+    tallies: Sequence[Tally]
+
+    @property
+    def prompts(self) -> int:
+        """Number of prompts that both models answered."""
+        return self.overall.before.n if self.overall else 0
+
+    @property
+    def scale(self) -> svg.Scale:
+        """The common axis of all principles."""
+        return svg.Scale.shares()
+
+    @property
+    def axis(self) -> Markup:
+        """Its labels."""
+        return svg.axis(self.scale, [value(t, "share", digits=0) for t in self.scale.ticks])
+
+    @property
+    def on_shares(self) -> list[Change]:
+        """Everything drawn on that axis: each principle, and their mean where there are several."""
+        if self.overall is None or len(self.principles) < 2:
+            return list(self.principles)
+        mean = replace(self.overall, name="all", note="mean over the principles")
+        return [*self.principles, mean]
+
+    @property
+    def rows(self) -> list[Change]:
+        """Everything that the table beneath the charts lists."""
+        return [*([self.overall] if self.overall else []), *self.principles, *self.side_effects]
+
+    @property
+    def headline(self) -> str:
+        """The result in one sentence."""
+        main = self.overall
+        if main is None:
+            return f"Before and after over {count(len(self.report.samples or ()), 'prompt')}."
+        b, a = (value(m.value, "share", digits=0) for m in (main.before, main.after))
+        where = f"over {count(self.prompts, 'prompt')}"
+        effects = [c.in_words for c in self.key_figures if c.name in ("relevance", "ability")]
+        rest = f", while {' and '.join(effects)}" if effects else ""
+        if main.verdict == "better":
+            return f"Violations of the principles fell from {b} to {a} {where}{rest}."
+        if main.verdict == "worse":
+            return f"Violations of the principles rose from {b} to {a} {where}{rest}."
+        return f"No clear change in violations: {b} before and {a} after {where}{rest}."
+
+
+def before_after(step: str, report: Report) -> Outcome:
+    """The parts of one before-and-after report that the page shows."""
+    p = mapping(report.meta, "mcnemar")
+    ids = principles_of(report)
+    tests = {i: float(v) for i in ids if isinstance(v := p.get(i), (int, float))}
+    rules = [change(report, "violation rate", i, tests.get(i)) for i in ids]
+    effects = [
+        change(report, n) for n in ("relevance", "words", "ability", "choices", "unusable answers")
+    ]
+    figures = [change(report, n) for n in KEY_FIGURES]
+    unmeasured = cast("Sequence[object]", report.meta.get("not_measured") or [])
+    return Outcome(
+        step,
+        report,
+        change(report, "violation rate"),
+        [c for c in rules if c],
+        [c for c in effects if c],
+        [c for c in figures if c],
+        [str(i) for i in unmeasured],
+        tallies(report),
+    )
+
+
+def is_before_after(report: Report) -> bool:
+    """True for what `evaluate/before_after` made."""
+    return report.meta.get("kind") == "before_after"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One measure of any report, as a row of a table."""
+
+    measure: Measure
+    name: str
+    text: str
+    interval: str
+    chart: Markup
+
+
+def lines(report: Report) -> list[Line]:
+    """Every measure of a report; shares drawn on one axis, others only written."""
+    made: list[Line] = []
+    for m in report:
+        name = f"{m.name} {ARROW} {m.category}" if m.category else m.name
+        span = interval(m)
+        said = f"{name}: {with_unit(m.value, m.unit)}" + (f" ({span})" if span else "")
+        drawable = m.unit == "share" and 0 <= m.lo <= m.hi <= 1
+        chart = svg.single(m, svg.Scale.shares(), said) if drawable else Markup("")
+        made.append(Line(m, name, with_unit(m.value, m.unit), span, chart))
+    return made
+
+
+def _trained(curves: Mapping[str, Sequence[Mapping[str, object]]]) -> str:
+    for step, rows in reversed(list(curves.items())):
+        losses = [r["loss"] for r in rows if isinstance(r.get("loss"), (int, float))]
+        numbers = [float(cast("float", v)) for v in losses]
+        if len(numbers) > 1 and all(map(math.isfinite, (numbers[0], numbers[-1]))):
+            way = f"the loss went from {numbers[0]:.3g} to {numbers[-1]:.3g}"
+            return f"{step}: {way} in {count(len(numbers), 'update')}."
+    return ""
+
+
+def broken_step(run: RunFacts) -> StepFacts | None:
+    """The first step that failed or stopped."""
+    return next((s for s in run.steps.values() if s.status in ("failed", "stopped")), None)
+
+
+def plain_headline(
+    run: RunFacts,
+    reports: Mapping[str, Report],
+    curves: Mapping[str, Sequence[Mapping[str, object]]],
+) -> str:
+    """The headline of a run that compared nothing before and after."""
+    done = f"{run.done()} of {count(len(run.steps), 'step')}"
+    step = broken_step(run)
+    if run.status in ("failed", "stopped"):
+        where = f" at step {step.name}" if step else ""
+        return f"The run {run.status}{where}; {done} done and kept."
+    if run.status != "done":
+        return f"The run is not at its end: {done} done."
+    for name, report in reversed(list(reports.items())):
+        if report.measures:
+            m = report.measures[0]
+            span = f" (95 % interval {interval(m)})" if interval(m) else ""
+            title = excerpt(report.title, 60) or name
+            return f"{title}: {m.name} {with_unit(m.value, m.unit)}{span}."
+    return _trained(curves) or f"{done} done."

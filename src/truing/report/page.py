@@ -1,0 +1,171 @@
+"""The page put together: templates, style, script and the data that the script shows."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from typing import cast
+
+from jinja2 import PackageLoader, StrictUndefined
+from jinja2.sandbox import SandboxedEnvironment
+from markupsafe import Markup
+
+from truing import __version__
+from truing.models import Model
+from truing.report import curves, graph, outcome, samples, svg
+from truing.report.facts import Facts, RunFacts, StepFacts, read_run, text
+from truing.report.wording import count, duration, excerpt, shown
+from truing.reports import Report
+
+STATIC_SAMPLES = 12
+STATUS = {"done": "done", "failed": "failed", "stopped": "stopped", "running": "running"}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One step's bar."""
+
+    step: StepFacts
+    text: str
+    chart: Markup
+
+
+@functools.cache
+def _environment() -> SandboxedEnvironment:
+    made = SandboxedEnvironment(
+        loader=PackageLoader("truing.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"duration": duration, "shown": shown, "excerpt": excerpt, "count": count}
+    return made
+
+
+@functools.cache
+def _asset(name: str) -> str:
+    return resources.files("truing.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(content: str) -> str:
+    digest = hashlib.sha256(content.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def policy(style: str, script: str) -> str:
+    """Content-Security-Policy: this very style and script, nothing else and from nowhere."""
+    allowed = _hash(script) if script else "'none'"
+    return (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {allowed}; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _finite(value: object) -> object:
+    """The same data with numbers that JSON does not know as null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        items = cast("Mapping[object, object]", value).items()
+        return {str(k): _finite(v) for k, v in items}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in cast("Sequence[object]", value)]
+    return value
+
+
+def embedded(data: object) -> Markup:
+    """JSON that is safe inside a script element: no character there can end it or open markup."""
+    made = json.dumps(_finite(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for char in "<>&\u2028\u2029":
+        made = made.replace(char, f"\\u{ord(char):04x}")
+    # A lone surrogate, which a file cannot hold, stays an escape.
+    return Markup(made.encode("utf-8", "backslashreplace").decode())
+
+
+def _costs(run: RunFacts) -> list[Cost]:
+    most = max((s.seconds for s in run.steps.values()), default=0.0) or 1.0
+    made: list[Cost] = []
+    for step in run.steps.values():
+        ran = step.status != "pending"
+        said = duration(step.seconds) if ran else "not run"
+        said = f"{said}, cached" if step.cached and ran else said
+        bar = svg.bar(step.seconds / most, hollow=step.cached, label=f"{step.name}: {said}")
+        made.append(Cost(step, said, bar))
+    return made
+
+
+def _licences(run: RunFacts, results: Mapping[str, object]) -> list[tuple[str, str, str, str]]:
+    """(name, licence, source, key) of the models that went in, then of those that came out."""
+    rows = [
+        (name, text(m, "licence") or "unknown", text(m, "source"), text(m, "key"))
+        for name, m in run.models.items()
+    ]
+    for name, noun in results.items():
+        if isinstance(noun, Model):
+            key = run.steps[name].artefact if name in run.steps else ""
+            rows.append((name, noun.licence, "made by this run", key))
+    return rows
+
+
+def _facts(facts: Facts) -> list[tuple[str, str]]:
+    return [(k.replace("_", " "), shown(v) or "none") for k, v in facts.items()]
+
+
+def render(
+    manifest: Facts, metrics: Sequence[Facts], results: Mapping[str, object], *, script: bool
+) -> str:
+    """The page as text; see `truing.report.render`."""
+    run = read_run(manifest)
+    ordered = {n: results[n] for n in run.steps if n in results}
+    results = ordered | {n: r for n, r in results.items() if n not in ordered}
+    reports = {n: r for n, r in results.items() if isinstance(r, Report)}
+    outcomes = [
+        outcome.before_after(n, r) for n, r in reports.items() if outcome.is_before_after(r)
+    ]
+    compared = samples.compared_steps(run, results)
+    others = [
+        (n, r, outcome.lines(r)) for n, r in reports.items() if not outcome.is_before_after(r)
+    ]
+    main = outcomes[-1] if outcomes else None
+    plain = outcome.plain_headline(run, reports, curves.by_update(metrics))
+    targets = {name: f"step-{i}" for i, name in enumerate(run.steps)}
+    found = samples.sources(run, results)
+    style, code = _asset("page.css"), _asset("page.js") if script else ""
+    made = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            run=run,
+            version=__version__,
+            policy=policy(style, code),
+            style=Markup(style),
+            code=Markup(code),
+            status=STATUS.get(run.status, "running"),
+            headline=main.headline if main else plain,
+            main=main,
+            outcomes=outcomes,
+            others=[o for o in others if o[0] not in compared],
+            compared=[o for o in others if o[0] in compared],
+            broken=outcome.broken_step(run),
+            picture=graph.picture(run, targets),
+            state=graph.state,
+            targets=targets,
+            trainings=curves.trainings(metrics),
+            sources=found,
+            first=found[0].rows[:STATIC_SAMPLES] if found else [],
+            data=embedded([asdict(s) for s in found]) if script else "",
+            costs=_costs(run),
+            models=_licences(run, results),
+            versions=_facts(run.versions),
+            hardware=_facts(run.hardware),
+            result=_facts(run.result),
+        )
+    )
+    return made.encode("utf-8", "replace").decode()
