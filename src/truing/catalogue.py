@@ -25,7 +25,7 @@ VERBS = (
     "recover",
     "serve",
 )
-DECORATORS = ("method", "objective", "component")
+DECORATORS = ("method", "objective", "online", "component")
 GROUPS = {"method": "truing.methods", "component": "truing.components"}
 
 
@@ -33,8 +33,9 @@ GROUPS = {"method": "truing.methods", "component": "truing.components"}
 class Entry:
     """One registered function, as far as its source text tells.
 
-    `verb` is the folder, `group` the sub-folder, `kind` "method", "objective" or "component" (then
-    `component` is the sort: "check", "reward", ...). `module` and `attr` say where to import it.
+    `verb` is the folder, `group` the sub-folder, `kind` "method", "objective", "online" or
+    "component" (then `component` is the sort: "check", "reward", ...). `module` and `attr` say
+    where to import it.
     """
 
     name: str

@@ -96,7 +96,8 @@ class Method:
         self.id, self.verb, self.name = entry.id, entry.verb, entry.name
         self.group, self.field, self.paper = entry.group, entry.field, entry.paper
         # What an objective needs are measurements; of its models it needs weights to train.
-        self.needs = ("weights", "logprob") if entry.kind == "objective" else entry.needs
+        own = {"objective": ("weights", "logprob"), "online": ("weights", "logprob", "generate")}
+        self.needs = own.get(entry.kind, entry.needs)
         self.summary = entry.summary
 
     def __repr__(self) -> str:
@@ -125,8 +126,8 @@ class Method:
 
     @property
     def loss(self) -> Function:
-        """The pure objective of a training method."""
-        if self.entry.kind == "objective":
+        """The pure function of a training method; an online one maps a rollout to its update."""
+        if self.entry.kind in ("objective", "online"):
             return self.declared
         return typing.cast(Function, self.module.loss)
 

@@ -216,6 +216,7 @@ def measure(
     *,
     grad: bool = True,
     extras: Extras | None = None,
+    heads: Mapping[str, nn.Module] | None = None,
 ) -> dict[str, Tensor]:
     """Measure the loss tokens of a micro-batch.
 
@@ -227,9 +228,12 @@ def measure(
         grad: False computes without a graph.
         extras: for statistics that compare: tensors [M, ...] in the order of the loss tokens, or
             functions from a slice of them to a tensor.
+        heads: further heads by name, each from float32 states [M, D] of the tokens that predict the
+            loss tokens to one number [M, 1], such as a critic's values.
 
-    Returns each need as [U, K, T] in float32, 0 at padding, and "mask" [U, K, T]. Raises InputError
-    for architectures that trees do not compute exactly, and for rows longer than the context.
+    Returns each need and head as [U, K, T] in float32, 0 at padding, and "mask" [U, K, T]. Raises
+    InputError for architectures that trees do not compute exactly, and for rows longer than the
+    context.
     """
     for name in needs:
         if name not in STATISTICS:
@@ -249,7 +253,8 @@ def measure(
                 grad and torch.is_grad_enabled(),
             ),
         )
-    made = {name: packed.spread(v) for name, v in zip(needs, values)}
+        said = {n: cast(Tensor, h(rows_MD.float()))[:, 0] for n, h in (heads or {}).items()}
+    made = {name: packed.spread(v) for name, v in [*zip(needs, values), *said.items()]}
     return {"mask": packed.mask_UKT, **made}
 
 

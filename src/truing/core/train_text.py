@@ -78,7 +78,7 @@ def _show_receipt(
     current().metric(**notes, receipt=text)
 
 
-def _check_memory(module: nn.Module, settings: TextTraining, largest: int, where: str) -> None:
+def check_memory(module: nn.Module, settings: TextTraining, largest: int, where: str) -> None:
     """Raise before a run that this machine's memory could not hold."""
     _, free = memory_gib()
     if not free or next(module.parameters()).is_cuda:
@@ -109,16 +109,24 @@ def _reference(
     return Reference(reference.weights_key, dtype), reference.load_module(dtype)
 
 
-def _result(model: Model, task: TextTask, spec: Objective, folder: Path, data: Table) -> Model:
+def trained_model(
+    model: Model,
+    module: nn.Module,
+    adapters: lora.Lora | None,
+    folder: Path,
+    data: Table,
+    name: str,
+) -> Model:
+    """The model that training made: an adapter, or new weights where `adapters` is None."""
     licence = licence_of([data])
-    if task.lora is not None:
+    if adapters is not None:
         if not folder.is_dir():
             with new_folder(folder) as partial:
-                task.lora.save(partial, base=model.name)
+                adapters.save(partial, base=model.name)
         made = model.adding(Adapter(folder), licence=licence)
     else:
         names = set(model.folded())
-        held = {n: t for n, t in task.module.state_dict().items() if n in names}
+        held = {n: t for n, t in module.state_dict().items() if n in names}
         if missing := names - set(held):
             raise InputError(
                 "the module has not the names of its files, so its weights cannot be written",
@@ -127,7 +135,7 @@ def _result(model: Model, task: TextTask, spec: Objective, folder: Path, data: T
             )
         made = replaced(model, ((n, t.detach().cpu()) for n, t in held.items()), folder)
         made = made.with_licences([licence] if licence else [])
-    return made.called(f"{model.name}+{spec.name}")
+    return made.called(f"{model.name}+{name}")
 
 
 def read_units(
@@ -182,7 +190,7 @@ def train_model(
     budget = settings.budget or (GPU_BUDGET if device == "cuda" else BUDGET)
     how: dict[str, Json] = {"device": device, "dtype": dtype, "budget": budget}
     _show_receipt(spec, loaded, trees, notes | how | {"threads": torch.get_num_threads()})
-    _check_memory(loaded.module, settings, max(t.size for t in trees), spec.name)
+    check_memory(loaded.module, settings, max(t.size for t in trees), spec.name)
 
     frozen, held = _reference(spec, loaded, reference, dtype)
     order = Order(len(units), settings.batch, context)
@@ -196,4 +204,5 @@ def train_model(
     if spec.compares_vocabulary and (reference is not None or not settings.rank):
         task.compare_with((reference or model).load_module(dtype).module)
     train(task, settings, key=key, peak=settings.peak)
-    return _result(model, task, spec, context.folder / f"{spec.name}-{key}", data)
+    folder = context.folder / f"{spec.name}-{key}"
+    return trained_model(model, loaded.module, task.lora, folder, data, spec.name)
