@@ -79,6 +79,11 @@ class Journal:
             os.fsync(self._file.fileno())
             self._file.close()
 
+    def __del__(self) -> None:
+        # The context of a plain call is never closed; its journals are when they are let go.
+        if "_file" in self.__dict__:
+            self._file.close()
+
 
 Progress = Callable[[int, int, str], None]
 Metric = Callable[[dict[str, Json]], None]

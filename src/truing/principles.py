@@ -56,7 +56,7 @@ class Principle:
         where = f"{where} ({rule['id']})" if isinstance(rule.get("id"), str) else where
         for name in rule:
             if name not in known:
-                raise unknown("field", name, known, where=where)
+                raise unknown("field", str(name), known, where=where)
         for name in ("id", "text"):
             value = rule.get(name)
             if not isinstance(value, str) or not value.strip():
@@ -156,16 +156,22 @@ class Principles:
         path = Path(path)
         if not path.is_file():
             raise InputError("no such principles file", where=str(path))
+        kind = "JSON" if path.suffix == ".json" else "YAML"
         try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"not valid YAML: {error}", where=str(path)) from None
+            text = path.read_text(encoding="utf-8")
+            # JSON has characters that YAML refuses.
+            data: object = json.loads(text) if kind == "JSON" else yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            said = " ".join(str(error).split())
+            raise InputError(f"not valid {kind}: {said}", where=str(path)) from None
         if isinstance(data, Mapping):
             head = cast(Mapping[str, object], data)
             for name in head:
                 if name not in ("schema_version", "version", "title", "principles"):
                     raise unknown(
-                        "field", str(name), ["schema_version", "version", "title", "principles"],
+                        "field",
+                        str(name),
+                        ["schema_version", "version", "title", "principles"],
                         where=str(path),
                     )
             if head.get("schema_version", 1) != SCHEMA_VERSION:

@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, cast
 
@@ -75,7 +75,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
                     continue
                 try:
                     row = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise InputError(
                         f"not valid JSON: {error}",
                         where=f"{path} row {number}",
@@ -91,34 +91,38 @@ def _json_lines(path: Path) -> Iterator[Row]:
 
 
 def _csv(path: Path, kind: str) -> Iterator[Row]:
-    booleans = {"label"} if kind in ("", "unpaired") else set[str]()
-    numbers = {"score", "margin"}
-    with _open(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
-        lines = csv.DictReader(file)
-        for line in lines:
-            number = lines.line_num
-            if None in line:
-                raise InputError("more fields than the header has", where=f"{path} row {number}")
-            row: Row = dict(line)
-            for field in booleans & set(row):
-                text = str(row[field]).strip().lower()
-                if text not in ("true", "false", "1", "0"):
-                    raise InputError(
-                        f"field {field!r} must be true or false",
-                        where=f"{path} row {number}",
-                        seen=row[field],
-                    )
-                row[field] = text in ("true", "1")
-            for field in numbers & set(row):
-                try:
-                    row[field] = float(cast(str, row[field]))
-                except ValueError:
-                    raise InputError(
-                        f"field {field!r} must be a number",
-                        where=f"{path} row {number}",
-                        seen=row[field],
-                    ) from None
-            yield row
+    csv.field_size_limit(2**31 - 1)  # of a whole document
+    number = 0
+    try:
+        with _open(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
+            lines = csv.DictReader(file)
+            for line in lines:
+                number = lines.line_num
+                yield _typed(line, kind, f"{path} row {number}")
+    except InputError:
+        raise
+    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read: {error}", where=f"{path} row {number + 1}") from None
+
+
+def _typed(line: Mapping[str, object], kind: str, where: str) -> Row:
+    """A line with the columns that are not texts as what they are."""
+    if None in line:
+        raise InputError("more fields than the header has", where=where)
+    row: Row = dict(line)
+    if "label" in row and kind in ("", "unpaired"):
+        text = str(row["label"]).strip().lower()
+        if text not in ("true", "false", "1", "0"):
+            raise InputError("field 'label' must be true or false", where=where, seen=row["label"])
+        row["label"] = text in ("true", "1")
+    for field in {"score", "margin"} & set(row):
+        try:
+            row[field] = float(str(row[field]))
+        except ValueError:
+            raise InputError(
+                f"field {field!r} must be a number", where=where, seen=row[field]
+            ) from None
+    return row
 
 
 def _parquet(path: Path, kind: str, limit: int) -> Table:

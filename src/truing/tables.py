@@ -49,6 +49,10 @@ def _canonical(value: object) -> object:
         return {str(k): _canonical(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_canonical(v) for v in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)  # 1 and 1.0 are one number; a column that holds both is stored as floats
+    if value is not None and not isinstance(value, (str, int, float)):
+        return {type(value).__name__: repr(value)}  # dates, decimals, bytes of a Parquet file
     return value
 
 
@@ -112,7 +116,8 @@ class Table:
 
     Args:
         kind: one of `truing.tables.KINDS`; "" infers it from the columns.
-        rows: plain dicts. Missing `id` (hash of the content) and `lineage` are filled in.
+        rows: plain dicts. Missing `id` (hash of the content) and `lineage` are filled in, fields
+            that are None left out.
         where: the source named in errors, such as a file name.
         first: number of the first row in that source, for errors.
         allow_empty: an empty table is an InputError unless this is set.
@@ -127,7 +132,8 @@ class Table:
         first: int = 1,
         allow_empty: bool = True,
     ) -> None:
-        items = [dict(r) for r in rows]
+        # None is what Parquet gives for a missing field, and so it is one.
+        items = [{k: v for k, v in r.items() if v is not None} for r in rows]
         if not items and not allow_empty:
             raise InputError("no rows", where=where, fix="Give at least one row")
         kind = kind or infer_kind(items[0] if items else ())
@@ -233,20 +239,29 @@ class Table:
         return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=meta))
 
     def write(self, path: str | Path) -> Path:
-        """Write Parquet, JSON Lines or CSV by the file's suffix, atomically."""
+        """Write Parquet or JSON Lines by the file's suffix, atomically."""
         path = Path(path)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            pq.write_table(self.to_arrow(), partial)
-        elif path.suffix == ".jsonl":
-            with partial.open("w", encoding="utf-8") as file:
-                for row in self.rows:
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        else:
+        if path.suffix not in (".parquet", ".jsonl"):
             raise InputError("a table is written as .parquet or .jsonl", where=str(path))
-        os.replace(partial, path)
+        try:
+            if path.suffix == ".parquet":
+                import pyarrow.parquet as pq
+
+                pq.write_table(self.to_arrow(), partial)
+            else:
+                with partial.open("w", encoding="utf-8") as file:
+                    for row in self.rows:
+                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            os.replace(partial, path)
+        except TypeError as error:
+            raise InputError(
+                f"the rows hold what JSON cannot: {error}",
+                where=str(path),
+                fix="Write .parquet",
+            ) from None
+        finally:
+            partial.unlink(missing_ok=True)
         return path
 
     def save(self, folder: str | Path) -> Path:
@@ -307,17 +322,19 @@ def _to_array(values: list[object], name: str, where: str) -> tuple[pa.Array, st
                 fix="Bring them to one shape, or store them as blobs",
             )
         return pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack(arrays)), "tensor"
-    nested = name == "lineage" or any(isinstance(v, (dict, list)) for v in given)
-    flat_lists = nested and all(
-        isinstance(v, list) and all(isinstance(x, (str, int, float)) for x in v) for v in given
-    )
-    if nested and not flat_lists and not (_is_messages(given) and len(given) == len(values)):
+    lists = [cast(list[object], v) for v in given if isinstance(v, list)]
+    flat = [x for v in lists for x in v] if len(lists) == len(given) else given
+    # Arrow would make False of a column of numbers 0.0.
+    kinds = {type(x) for x in flat}
+    alike = len(kinds) < 2 or kinds == {int, float}
+    nested = name == "lineage" or not alike or any(isinstance(x, (dict, list)) for x in flat)
+    if nested and not (_is_messages(given) and len(given) == len(values)):
         return pa.array(
             [None if v is None else json.dumps(v, ensure_ascii=False) for v in values], pa.string()
         ), "json"
     try:
         return pa.array(values), ""
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         return pa.array(
             [None if v is None else json.dumps(v, ensure_ascii=False) for v in values], pa.string()
         ), "json"
