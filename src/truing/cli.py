@@ -70,9 +70,9 @@ def _run(args: argparse.Namespace) -> object:
 
 
 def _compare(args: argparse.Namespace) -> object:
-    from truing import compare
+    from truing.compare import from_options
 
-    result = compare.from_options(
+    result = from_options(
         verb=args.verb,
         methods=[m for m in args.methods.split(",") if m],
         model=args.model,
@@ -233,8 +233,9 @@ def _verb_command(verb: str, rest: Sequence[str]) -> object:
     name = rest[0].replace("-", "_")
     if name in entries:
         return command.run_method(find(f"{verb}/{name}"), list(rest[1:]))
-    if verb == "serve" and not rest[0].startswith("-"):
-        return command.run_method(find("serve/openai"), ["--model", *rest])
+    if verb == "serve":  # `truing serve MODEL` and `truing serve --model MODEL` mean this server
+        named = list(rest) if rest[0].startswith("-") else ["--model", *rest]
+        return command.run_method(find("serve/openai"), named)
     raise unknown("method", rest[0], entries, where=f"truing {verb}")
 
 

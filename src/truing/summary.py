@@ -54,7 +54,8 @@ def _value(m: Measure) -> str:
     return f"{m.value:.3g}" if exact else f"{m.value:.3f} [{m.lo:.3f}, {m.hi:.3f}]"
 
 
-def _rows(rows: Sequence[Sequence[str]]) -> str:
+def rows_text(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as aligned columns, a line under the first."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
@@ -63,7 +64,7 @@ def _rows(rows: Sequence[Sequence[str]]) -> str:
 def _measures(report: Report) -> str:
     head = ("measure", "category", "value [95 %]", "n", "unit")
     rows = [(m.name, m.category, _value(m), str(m.n), m.unit) for m in report.measures]
-    return f"{report.title}\n" + _rows([head, *rows])
+    return f"{report.title}\n" + rows_text([head, *rows])
 
 
 def _before_after(report: Report) -> str:
@@ -83,4 +84,4 @@ def _before_after(report: Report) -> str:
         shown = _value(difference) if difference else ""
         rows.append((label + unit, _value(before), _value(after), shown))
     n = report.measures[0].n if report.measures else 0
-    return _rows(rows) + f"\n{n} held-out prompts"
+    return rows_text(rows) + f"\n{n} held-out prompts"

@@ -92,3 +92,16 @@ def test_win_rate_by_principles(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [r["score"] for r in turned.samples] == [0.0, 1.0, 0.5]
     with pytest.raises(InputError, match="nothing to decide by"):
         win_module.win_rate(models[0], models[1], prompts)
+
+
+def test_architectures_without_trees_give_the_same_values(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from truing.evaluate import ability as module
+
+    model = Model.open(str(tiny_path))
+    packed = ability(model, TEXTS, QUESTIONS)
+    monkeypatch.setattr(module, "_by_trees", lambda loaded: False)
+    plain = ability(model, TEXTS, QUESTIONS)
+    assert plain.get("ability").value == pytest.approx(packed.get("ability").value, rel=1e-6)
+    assert plain.meta["right"] == packed.meta["right"]

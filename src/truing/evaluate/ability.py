@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from truing.context import Json, current
+from truing.core.logprob import check, measure
 from truing.core.stats import ratio_bootstrap, wilson
+from truing.core.tree import Node, example_tree, group_tree, pack
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Loaded, Model
@@ -25,6 +27,7 @@ from truing.tables import Row, Table
 
 TEXTS = "prose"  # data sets shipped in the repository's data/
 QUESTIONS = "common_knowledge"
+BUDGET = 2048  # tokens computed at once
 
 
 def token_logp(logits_TV: Tensor, ids_T: Tensor) -> Tensor:
@@ -39,11 +42,40 @@ def best_choice(logps: Sequence[Tensor]) -> int:
     return max(range(len(means)), key=lambda i: (means[i], -i))
 
 
-def _logp(loaded: Loaded, ids: list[int]) -> Tensor:
+def _plain(loaded: Loaded, ids: Sequence[int]) -> Tensor:
     ids_T = torch.tensor(ids, device=loaded.device)
+    logits_TV = loaded.module(input_ids=ids_T[None]).logits[0]
+    return token_logp(logits_TV, ids_T)
+
+
+def _by_trees(loaded: Loaded) -> bool:
+    """False for architectures whose rows must be computed one at a time."""
+    try:
+        check(loaded.module)
+    except InputError:
+        return False
+    return True
+
+
+def branch_logps(loaded: Loaded, trees: Sequence[Node], label: str) -> list[list[Tensor]]:
+    """Log-probabilities of the loss tokens of each branch, [tree][branch], shared parts once."""
+    found: list[list[Tensor]] = []
     with torch.inference_mode(), loaded.run_time():
-        logits_TV = loaded.module(input_ids=ids_T[None]).logits[0]
-        return token_logp(logits_TV, ids_T)
+        if not _by_trees(loaded):
+            for i, tree in enumerate(trees, 1):
+                rows = list(tree.rows())
+                logps = [_plain(loaded, ids) for ids, _ in rows]
+                masks = [torch.tensor(loss[1:], device=loaded.device) for _, loss in rows]
+                found.append([logp[mask] for logp, mask in zip(logps, masks, strict=True)])
+                current().progress(i, len(trees), label)
+            return found
+        for packed in pack(trees, BUDGET):
+            made = measure(loaded.module, packed.to(loaded.device), grad=False)
+            for logp_KT, mask_KT in zip(made["logp"], made["mask"] > 0, strict=True):
+                rows = zip(logp_KT, mask_KT, strict=True)
+                found.append([logp[mask] for logp, mask in rows if mask.any()])
+            current().progress(len(found), len(trees), label)
+    return found
 
 
 def _encode(loaded: Loaded, text: str) -> list[int]:
@@ -53,25 +85,27 @@ def _encode(loaded: Loaded, text: str) -> list[int]:
     return ids if start is None else [start, *ids]
 
 
-def text_loss(loaded: Loaded, text: str, max_tokens: int) -> tuple[float, int]:
-    """(summed loss in nats, number of tokens) of the text's first `max_tokens` tokens."""
-    ids = _encode(loaded, text)[: max_tokens + 1]
-    if len(ids) < 2:
-        return 0.0, 0
-    logp_T = _logp(loaded, ids)
-    return -float(logp_T.sum()), len(logp_T)
+def text_losses(loaded: Loaded, texts: Sequence[str], max_tokens: int) -> list[tuple[float, int]]:
+    """(summed loss in nats, number of tokens) of each text's first `max_tokens` tokens."""
+    rows = [_encode(loaded, text)[: max_tokens + 1] for text in texts]
+    long = [i for i, ids in enumerate(rows) if len(ids) > 1]
+    trees = [example_tree(rows[i], [True] * len(rows[i])) for i in long]
+    found = [(0.0, 0)] * len(rows)
+    for i, (logp_T,) in zip(long, branch_logps(loaded, trees, "texts"), strict=True):
+        found[i] = (-float(logp_T.double().sum()), len(logp_T))
+    return found
 
 
-def answer_choice(loaded: Loaded, question: str, choices: Sequence[str]) -> int:
-    """The model's choice for a question whose answers continue its text."""
-    head = _encode(loaded, question)
-    logps: list[Tensor] = []
-    for choice in choices:
-        tail = cast(
-            list[int], loaded.tokenizer.encode(" " + choice.strip(), add_special_tokens=False)
-        )
-        logps.append(_logp(loaded, head + tail)[len(head) - 1 :])
-    return best_choice(logps)
+def answered(loaded: Loaded, questions: Sequence[tuple[str, Sequence[str]]]) -> list[int]:
+    """The model's choice for each question, whose answers continue its text."""
+    trees: list[Node] = []
+    for question, choices in questions:
+        tails = [
+            cast(list[int], loaded.tokenizer.encode(f" {c.strip()}", add_special_tokens=False))
+            for c in choices
+        ]
+        trees.append(group_tree(_encode(loaded, question), tails))
+    return [best_choice(logps) for logps in branch_logps(loaded, trees, "questions")]
 
 
 def _check_questions(questions: Table) -> list[tuple[str, list[str], int]]:
@@ -109,23 +143,18 @@ def ability(
     asked = asked[:limit] if limit else asked
     passages = texts.rows[:limit] if limit else texts.rows
     loaded = model.load_module()
-    context = current()
-    total = len(passages) + len(asked)
     rows: list[Row] = []
-    for i, row in enumerate(passages, 1):
-        nats, tokens = text_loss(loaded, str(row["text"]), max_tokens)
+    spent = text_losses(loaded, [str(r["text"]) for r in passages], max_tokens)
+    for row, (nats, tokens) in zip(passages, spent, strict=True):
         parents = {"parents": [row["id"]]}
         rows.append({"text": str(row["text"]), "nats": nats, "tokens": tokens, "lineage": parents})
-        context.progress(i, total, "ability")
     losses, sizes = [float(cast(float, r["nats"])) for r in rows], [r["tokens"] for r in rows]
     counts = [float(cast(int, n)) for n in sizes]
     value = sum(losses) / sum(counts)
     lo, hi = ratio_bootstrap(losses, counts)
     measures = [Measure("ability", value, lo, hi, len(rows), "nats per token", "", "lower")]
-    right: list[bool] = []
-    for i, (question, choices, answer) in enumerate(asked, len(passages) + 1):
-        right.append(answer_choice(loaded, question, choices) == answer)
-        context.progress(i, total, "ability")
+    chosen = answered(loaded, [(question, choices) for question, choices, _ in asked])
+    right = [c == answer for c, (_, _, answer) in zip(chosen, asked, strict=True)]
     if right:
         lo, hi = wilson(sum(right), len(right))
         measures.append(

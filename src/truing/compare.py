@@ -1,0 +1,242 @@
+"""Several methods for one goal, on the same rows, budget and seeds: one table, one picture.
+
+Every seed draws its own training sample, every method trains on the same one; all models are
+measured on the same held-out pairs. The comparison is a plan like any other: what it shares with
+an earlier one (reference log-probabilities, measurements of the base) is not computed again.
+
+    gain         = preference accuracy after - before, on held-out pairs
+    side effect  = held-out nats per token after - before (higher is worse)
+
+Intervals are Student's over seeds; with one seed they are those of the pairs alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+from truing.context import Json
+from truing.core import files
+from truing.core.stats import mean_interval
+from truing.errors import InputError, unknown
+from truing.method import methods as registry
+from truing.pipeline import Result, run
+from truing.plan import Plan
+from truing.reports import Measure, Report
+from truing.store import Noun
+from truing.summary import rows_text
+
+HELD_OUT = 128  # pairs that every model is measured on
+PAIRED = ("preference", "margin")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One line of the table: a method, perhaps with settings that differ from its defaults."""
+
+    label: str
+    method: str
+    settings: Mapping[str, object]
+
+
+def contender(text: str, verb: str) -> Contender:
+    """ "dpo", "train/dpo" or "dpo@beta=0.3@lr=1e-4"."""
+    name, *given = text.strip().split("@")
+    settings: dict[str, object] = {}
+    for one in given:
+        key, found, written = one.partition("=")
+        if not found:
+            raise InputError(
+                "a method's settings are written name@setting=value", where="--methods", seen=text
+            )
+        try:
+            settings[key] = json.loads(written)
+        except ValueError:
+            settings[key] = written
+    method = registry[name if "/" in name else f"{verb}/{name}"]
+    if method.returns != "Model":
+        raise InputError("only methods that return a model can be compared", seen=method.id)
+    label = re.sub(r"[^\w.-]+", "_", text.strip().replace("/", "-"))
+    return Contender(label, method.id, settings)
+
+
+def budget_of(text: str) -> int:
+    """Rows in "64pairs", "64 rows" or "64"."""
+    found = re.fullmatch(r"\s*(\d+)\s*(pairs|rows|)\s*", text)
+    if not found or not int(found[1]):
+        raise InputError(
+            "a budget is a number of rows", where="--budget", seen=text, fix="Such as 64pairs"
+        )
+    return int(found[1])
+
+
+def plan_of(
+    contenders: Sequence[Contender], model: str, data: str, n: int, seeds: int, *, held_out: int
+) -> Plan:
+    """The plan of a comparison on preference pairs."""
+    plan = Plan("compare", folder=Path(), source="")
+    plan.model("base", model)
+    plan.table("pairs", data)
+    plan.step("held_out", "select/sample", data="pairs", n=held_out)
+    plan.step("pool", "select/sample", data="pairs", n=held_out, part="rest")
+    plan.step("base-gain", "evaluate/preference", model="base", data="held_out")
+    plan.step("base-ability", "evaluate/ability", model="base")
+    for seed in range(seeds):
+        rows = plan.step(f"rows-{seed}", "select/sample", data="pool", n=n, seed=seed)
+        for one in contenders:
+            inputs = registry[one.method].inputs
+            given = {"model": "base"} | ({"data": rows} if "data" in inputs else {})
+            if missing := [i for i, w in inputs.items() if not w.optional and i not in given]:
+                raise InputError(
+                    f"{one.method} needs {', '.join(missing)}, which a comparison on pairs "
+                    "cannot give",
+                    where="--methods",
+                )
+            name = f"{one.label}-{seed}"
+            plan.step(name, one.method, seed=seed, **given, **one.settings)
+            plan.step(f"{name}-gain", "evaluate/preference", model=name, data="held_out")
+            plan.step(f"{name}-ability", "evaluate/ability", model=name)
+    return plan
+
+
+def _value(results: Mapping[str, Noun], step: str, measure: str) -> float:
+    return cast(Report, results[step]).get(measure).value
+
+
+def _over_seeds(name: str, label: str, values: Sequence[float], unit: str, better: str) -> Measure:
+    mean = sum(values) / len(values)
+    lo, hi = mean_interval(values) if len(values) > 1 else (mean, mean)
+    return Measure(name, mean, lo, hi, len(values), unit, label, better)
+
+
+def collect(contenders: Sequence[Contender], seeds: int, result: Result) -> Report:
+    """Gain, side effect and cost of each contender, as one report."""
+    results, steps = result.results, result.run.steps
+    measures: list[Measure] = []
+    for one in contenders:
+        names = [f"{one.label}-{seed}" for seed in range(seeds)]
+        for name, measure, unit in (
+            ("gain", "preference", "share"),
+            ("margin gain", "margin", "nats per token"),
+        ):
+            before = _value(results, "base-gain", measure)
+            values = [_value(results, f"{n}-gain", measure) - before for n in names]
+            measures.append(_over_seeds(name, one.label, values, unit, "higher"))
+        before = _value(results, "base-ability", "ability")
+        values = [_value(results, f"{n}-ability", "ability") - before for n in names]
+        measures.append(_over_seeds("side effect", one.label, values, "nats per token", "lower"))
+        seconds = [float(cast(float, steps[n]["seconds"])) for n in names]
+        measures.append(_over_seeds("seconds", one.label, seconds, "s", "lower"))
+    facts: dict[str, Json] = {
+        "kind": "comparison",
+        "methods": {c.label: c.method for c in contenders},
+        "settings": {c.label: cast(Json, dict(c.settings)) for c in contenders},
+        "base": {
+            "preference": _value(results, "base-gain", "preference"),
+            "ability": _value(results, "base-ability", "ability"),
+        },
+        "seeds": seeds,
+    }
+    return Report("comparison", measures, None, facts)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found; `result` is the run behind it."""
+
+    report: Report
+    result: Result
+
+    def table(self) -> str:
+        """One line for each method, the largest gain first."""
+        seeds = cast(int, self.report.meta["seeds"])
+        rows = [("method", "gain [95 %]", "margin", "side effect [95 %]", "s/run")]
+        gains = [m for m in self.report if m.name == "gain"]
+        for gain in sorted(gains, key=lambda m: -m.value):
+            margin, side, seconds = (
+                self.report.get(n, gain.category) for n in ("margin gain", "side effect", "seconds")
+            )
+            rows.append(
+                (
+                    gain.category,
+                    f"{gain.value:+.3f} [{gain.lo:+.3f}, {gain.hi:+.3f}]",
+                    f"{margin.value:+.3f}",
+                    f"{side.value:+.4f} [{side.lo:+.4f}, {side.hi:+.4f}]",
+                    f"{seconds.value:.1f}",
+                )
+            )
+        base = cast("dict[str, float]", self.report.meta["base"])
+        foot = f"before: preference {base['preference']:.3f}, {base['ability']:.4f} nats per token"
+        return f"{rows_text(rows)}\n{foot}; {seeds} seed{'' if seeds == 1 else 's'}"
+
+    def line(self) -> dict[str, Json]:
+        """One JSON object for machines."""
+        return {
+            "job": "compare",
+            "seeds": self.report.meta["seeds"],
+            "base": self.report.meta["base"],
+            "measures": [asdict(m) for m in self.report],
+            "cached_steps": self.result.line()["cached_steps"],
+            "seconds": self.result.line()["seconds"],
+            "report": str(self.result.report),
+        }
+
+
+def compare(
+    methods: Sequence[str],
+    *,
+    model: str,
+    data: str,
+    verb: str = "train",
+    budget: str = "64pairs",
+    seeds: int = 3,
+    held_out: int = HELD_OUT,
+    runs: str | Path = "runs",
+) -> Comparison:
+    """Set several methods side by side on the same rows, budget and seeds.
+
+    Args:
+        methods: names, `verb/name`, or `name@setting=value@...`.
+        model: what each of them starts from.
+        data: preference pairs: a file or a data set's name.
+        verb: of bare names.
+        budget: rows to learn from, such as "64pairs".
+        seeds: repetitions, each with another training sample.
+        held_out: pairs that are measured on.
+        runs: where the run's folder goes.
+    Raises:
+        InputError: unknown method or setting; too few rows; one that needs other inputs.
+    """
+    from truing import report
+
+    if not methods:
+        raise InputError("no methods to compare", where="--methods", fix="Such as dpo,ipo,simpo")
+    if seeds < 1:
+        raise InputError("must be at least 1", where="--seeds", seen=seeds)
+    found = [contender(text, verb) for text in methods]
+    labels = [c.label for c in found]
+    if len(set(labels)) < len(labels):
+        raise InputError("a method is named twice", where="--methods", seen=labels)
+    plan = plan_of(found, model, data, budget_of(budget), seeds, held_out=held_out)
+    result = run(plan, runs)
+    made = collect(found, seeds, result)
+    result.results["comparison"] = made
+    files.write_text(result.folder / "comparison.json", json.dumps(made.to_json(), indent=1) + "\n")
+    report.write(result.folder, result.results)
+    return Comparison(made, result)
+
+
+def from_options(**options: object) -> Comparison:
+    """`compare` from the command line's words."""
+    verb = str(options["verb"])
+    named = cast("list[str]", options.pop("methods"))
+    for name in named:
+        bare = name.split("@")[0]
+        if bare not in registry and f"{verb}/{bare}" not in registry:
+            known = [m.name for m in registry.values() if m.verb == verb]
+            raise unknown("method", bare, known, where="--methods", limit=60)
+    return compare(named, **options)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,89 @@
+"""Comparisons: contenders, budgets, and a whole one on the tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from truing.compare import budget_of, compare, contender, plan_of
+from truing.core.reference import Reference
+from truing.errors import InputError
+
+ROWS = [
+    {"prompt": f"Say {i}.", "chosen": f"It is {i}", "rejected": f"No, not {i} at all"}
+    for i in range(24)
+]
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in ROWS))
+    return path
+
+
+def test_contenders() -> None:
+    one = contender("dpo@beta=0.3@schedule=linear", "train")
+    assert (one.method, one.settings) == ("train/dpo", {"beta": 0.3, "schedule": "linear"})
+    assert one.label == "dpo_beta_0.3_schedule_linear"
+    assert contender("steer/mean_difference", "train").method == "steer/mean_difference"
+    with pytest.raises(InputError, match="setting=value"):
+        contender("dpo@beta", "train")
+    with pytest.raises(InputError, match="return a model"):
+        contender("select/deita", "train")
+
+
+def test_budgets() -> None:
+    assert [budget_of(t) for t in ("64pairs", "7", "12 rows")] == [64, 7, 12]
+    with pytest.raises(InputError, match="number of rows"):
+        budget_of("many")
+
+
+def test_a_method_that_needs_more_is_refused() -> None:
+    with pytest.raises(InputError, match="cannot give"):
+        plan_of([contender("merge/ties", "train")], "m", "d", 4, 1, held_out=4)
+
+
+def test_methods_share_rows_and_one_reference_pass(
+    tiny_path: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    original = Reference.sweep
+
+    def counted(self: Reference, *args: object) -> None:
+        original(self, *args)  # type: ignore[arg-type]
+        computed.append(self.computed)
+
+    monkeypatch.setattr(Reference, "sweep", counted)
+    found = compare(
+        ["dpo@steps=1", "ipo@steps=1", "simpo@steps=1"],
+        model=str(tiny_path),
+        data=str(pairs),
+        budget="8pairs",
+        seeds=2,
+        held_out=8,
+        runs=tmp_path / "runs",
+    )
+    # Two seeds draw two samples; the second objective finds the first one's reference values.
+    assert computed == [1, 0, 1, 0]
+    assert [m.category for m in found.report if m.name == "gain"] == [
+        "dpo_steps_1",
+        "ipo_steps_1",
+        "simpo_steps_1",
+    ]
+    line = found.line()
+    assert line["seeds"] == 2
+    assert "simpo_steps_1" in found.table()
+    assert Path(str(line["report"])).is_file()
+    rows = {s: n.key for s, n in found.result.results.items() if s.startswith("rows-")}
+    assert rows["rows-0"] != rows["rows-1"]
+    base = found.report.meta["base"]
+    gain = found.report.get("gain", "dpo_steps_1")
+    assert isinstance(base, dict)
+    after = [
+        found.result.results[f"dpo_steps_1-{s}-gain"].get("preference").value  # type: ignore
+        for s in (0, 1)
+    ]
+    assert gain.value == pytest.approx(sum(after) / 2 - float(str(base["preference"])))
