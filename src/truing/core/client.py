@@ -28,7 +28,7 @@ from truing.core.drawing import Completion
 from truing.core.endpoint import Endpoint, together
 from truing.core.limits import Limits, Meter, limited, meter
 from truing.core.sampling import SamplingSettings, first_draws
-from truing.errors import InputError
+from truing.errors import InputError, TruingError
 from truing.models import Model, Served
 from truing.tables import content_hash
 
@@ -225,15 +225,25 @@ def _fetch(
         return
     spent = meter()
 
+    failed: list[TruingError] = []
+
     async def work() -> None:
         todo = iter(missing)
         async with Endpoint(served.url, spent) as endpoint:
 
             async def worker() -> None:
                 for request in todo:
-                    reply = read(await endpoint.ask(path, request.body), endpoint)
-                    replies.put(request.key, reply)
-                    take(request, reply)
+                    try:
+                        reply = read(await endpoint.ask(path, request.body), endpoint)
+                        replies.put(request.key, reply)
+                    except TruingError as error:
+                        # Replies under way are paid for: they are waited for and kept.
+                        failed.append(error)
+                        endpoint.closing.set()
+                    else:
+                        take(request, reply)
+                    if endpoint.closing.is_set():
+                        return
 
             count = min(spent.limits.concurrency, len(missing))
             tasks = [asyncio.create_task(worker()) for _ in range(count)]
@@ -245,6 +255,8 @@ def _fetch(
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     together(work)
+    if failed:
+        raise failed[0]
 
 
 def _choice(data: Reply, endpoint: Endpoint) -> Reply:

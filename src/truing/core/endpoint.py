@@ -90,6 +90,7 @@ class Endpoint:
         self.shown = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
         self.url, self.meter = url.rstrip("/"), meter
         self._key = api_key(url)
+        self.closing = asyncio.Event()  # set: what is under way ends, nothing is begun any more
         self._client = httpx.AsyncClient(
             timeout=httpx.Timeout(None, connect=10.0),
             limits=httpx.Limits(max_connections=meter.limits.concurrency),
@@ -116,6 +117,8 @@ class Endpoint:
                 return await self._once(path, self._allowed(body))
             except _Broken as broken:
                 attempt += 1
+                if self.closing.is_set():
+                    raise self._gave_up(broken, attempt) from None
                 nobody = broken.reason == "nothing answers at this address"
                 if nobody and attempt >= CONNECT_ATTEMPTS:
                     raise InputError(
@@ -123,7 +126,8 @@ class Endpoint:
                     ) from None
                 if attempt > self.meter.limits.retries or broken.wait > PATIENCE:
                     raise self._gave_up(broken, attempt) from None
-                await asyncio.sleep(_delay(attempt, broken.wait))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.closing.wait(), _delay(attempt, broken.wait))
             except _Adapted:
                 continue
 
@@ -146,7 +150,9 @@ class Endpoint:
         content = json.dumps(body, ensure_ascii=False).encode(errors="replace")
         limit = body.get("max_tokens") or body.get("max_completion_tokens") or 0
         tokens = len(content) // 3 + (limit if isinstance(limit, int) else 0)
-        while not self.meter.reserve(tokens, self.shown):
+        while self.closing.is_set() or not self.meter.reserve(tokens, self.shown):
+            if self.closing.is_set():
+                raise _Broken("the request was not sent")
             await asyncio.sleep(0.02)
         spent = 0
         try:

@@ -1,0 +1,399 @@
+"""Judging by a model: single answers, pairs in both orders, panels of judges and their agreement.
+
+A local model does not write its verdict: it is read from the log-probabilities of the options,
+which on a small model say more than the words that it would sample,
+
+    chance of an option = P(option | prompt) / sum over the options o of P(o | prompt)
+
+(`core.options`). A served model writes, and the last line that it was asked for is read strictly: a
+reply that lacks it, or holds two that differ, is asked for again, then counted as unparsed. It is
+never guessed.
+
+Judges favour a place: of a pair, both orders are always asked, and their mean counts (position
+bias: Judging LLM-as-a-Judge, arXiv 2306.05685). How strong the bias was is reported. A judge's own
+changes are in force: edits, prefix and rewriter on a local one, on a served one its decoder, too.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+from typing import Literal, cast
+
+import torch
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from truing.context import current
+from truing.core.agreement import Agreement, agreement
+from truing.core.generate import generate
+from truing.core.options import option_logps
+from truing.errors import InputError
+from truing.models import Model
+from truing.tables import Message, Row
+
+Score = float | None  # None: no verdict could be read
+TIE = 1e-5  # chances so near to one half are no preference
+ATTEMPTS = 3  # replies asked for before a verdict counts as unparsed
+WORDS = 1024  # tokens that a served judge may write
+UNPARSED = 0.2  # beyond this share the numbers would be about the parser
+SCALE = 5  # ratings of a served judge: 1 to 5
+
+ONE = """\
+You judge an answer to a request.
+{% if criteria %}
+A good answer keeps these rules:
+{{ criteria }}
+{% endif %}
+<request>
+{{ prompt }}
+</request>
+
+<answer>
+{{ completion }}
+</answer>
+"""
+TWO = """\
+You compare two answers to the same request.
+{% if criteria %}
+A good answer keeps these rules:
+{{ criteria }}
+{% endif %}
+<request>
+{{ prompt }}
+</request>
+
+<answer_A>
+{{ first }}
+</answer_A>
+
+<answer_B>
+{{ second }}
+</answer_B>
+"""
+ASK_ONE = "Is this a good answer? Reply with Yes or No."
+ASK_TWO = "Which answer is better, A or B? Reply with A or B."
+RATE_ONE = (
+    f"How good is this answer, from 1 (worst) to {SCALE} (best)? Think first if that helps, then "
+    "end with a line of its own that reads 'Rating: ' and the number."
+)
+RATE_TWO = (
+    "Which answer is better? Think first if that helps, then end with a line of its own that reads "
+    "'Verdict: A', 'Verdict: B' or 'Verdict: tie'."
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One judge's view of pairs.
+
+    Args:
+        shown_first: for each pair, the chance that ours is better, ours shown first; None where no
+            verdict could be read.
+        shown_second: the same with ours shown second.
+    """
+
+    shown_first: list[Score]
+    shown_second: list[Score]
+
+    @cached_property
+    def chances(self) -> list[Score]:
+        """Chance that ours is better, the mean of both orders; None unless both were read."""
+        return [
+            None if a is None or b is None else (a + b) / 2
+            for a, b in zip(self.shown_first, self.shown_second, strict=True)
+        ]
+
+    @property
+    def decisions(self) -> list[Score]:
+        """1 where ours is better, 0 where theirs is, 0.5 for neither."""
+        return [decision(c) for c in self.chances]
+
+    @property
+    def unparsed(self) -> int:
+        """Pairs without a verdict."""
+        return sum(c is None for c in self.chances)
+
+    def _both(self) -> list[tuple[float, float]]:
+        pairs = zip(self.shown_first, self.shown_second, strict=True)
+        return [(a, b) for a, b in pairs if a is not None and b is not None]
+
+    @property
+    def position_bias(self) -> float:
+        """Mean chance given to the answer shown first, less one half; 0 when order is nothing."""
+        both = self._both()
+        return fmean((a + 1 - b) / 2 for a, b in both) - 0.5 if both else 0.0
+
+    @property
+    def consistent(self) -> float:
+        """Share of pairs that get the same decision in both orders."""
+        both = self._both()
+        return fmean(float(decision(a) == decision(b)) for a, b in both) if both else 0.0
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Several judges' view of the same rows.
+
+    Args:
+        scores: mean or majority of the judges that gave a verdict; None where none did.
+        by_judge: each judge's scores.
+        agreement: of their decisions, between judges.
+        comparisons: for pairs, each judge's verdicts in both orders.
+    """
+
+    scores: list[Score]
+    by_judge: dict[str, list[Score]]
+    agreement: Agreement
+    comparisons: dict[str, Comparison]
+
+
+def decision(chance: Score) -> Score:
+    """1 above one half, 0 below, 0.5 within `TIE` of it; None stays None."""
+    if chance is None:
+        return None
+    return 0.5 if abs(chance - 0.5) <= TIE else float(chance > 0.5)
+
+
+def pointwise(
+    judge: Model, rows: Sequence[Row], *, criteria: str = "", template: str = ""
+) -> list[float]:
+    """How good each answer is, in [0, 1].
+
+    Args:
+        judge: local: the probability of Yes against No; served: a rating from 1 to 5, rescaled.
+        rows: with "prompt" and "completion".
+        criteria: rules that a good answer keeps, such as `Principles.as_text()`.
+        template: Jinja text in place of ours, over `prompt`, `completion` and `criteria`; what to
+            reply is said after it.
+
+    Unparsed replies are warned of, recorded, and stand at 0.5, as neither good nor bad; more than
+    a fifth of them are an InputError. `rate` leaves them None.
+    """
+    return _filled(rate(judge, rows, criteria=criteria, template=template), judge)
+
+
+def pairwise(
+    judge: Model,
+    ours: Sequence[Row],
+    theirs: Sequence[Row],
+    *,
+    criteria: str = "",
+    template: str = "",
+) -> list[float]:
+    """1 where our answer is better, 0 where theirs is, 0.5 for neither; both orders averaged.
+
+    Args:
+        ours: rows with "prompt" and "completion".
+        theirs: answers to the same prompts, in order.
+        template: over `prompt`, `first`, `second` and `criteria`.
+
+    A served judge that prefers the same place in both orders gives 0.5. Unparsed pairs are treated
+    as by `pointwise`; `compare` leaves them None and tells the position bias.
+    """
+    made = compare(judge, ours, theirs, criteria=criteria, template=template)
+    return _filled(made.decisions, judge)
+
+
+def rate(
+    judge: Model, rows: Sequence[Row], *, criteria: str = "", template: str = ""
+) -> list[Score]:
+    """Like `pointwise`, with None for replies from which no rating could be read."""
+    prompts = [
+        _render(template or ONE, prompt=_shown(r), completion=r["completion"], criteria=criteria)
+        for r in _checked(rows)
+    ]
+    if judge.is_served:
+        scores = _written(judge, prompts, RATE_ONE, parse_rating)
+    else:
+        scores = _read(judge, prompts, ASK_ONE, ("Yes", "No"))
+    unparsed = sum(s is None for s in scores)
+    current().metric(judge=judge.name, judged=len(rows), unparsed=unparsed)
+    return scores
+
+
+def compare(
+    judge: Model,
+    ours: Sequence[Row],
+    theirs: Sequence[Row],
+    *,
+    criteria: str = "",
+    template: str = "",
+) -> Comparison:
+    """Every pair in both orders; see `pairwise`. Equal answers are a tie without asking."""
+    if len(ours) != len(theirs):
+        raise InputError("the two sides differ in length", seen=(len(ours), len(theirs)))
+    pairs = list(zip(_checked(ours), _checked(theirs), strict=True))
+    asked = [i for i, (a, b) in enumerate(pairs) if a["completion"] != b["completion"]]
+    prompts: list[str] = []
+    for i in asked:
+        for a, b in (pairs[i], pairs[i][::-1]):
+            texts = {"first": a["completion"], "second": b["completion"], "criteria": criteria}
+            prompts.append(_render(template or TWO, prompt=_shown(pairs[i][0]), **texts))
+    if judge.is_served:
+        chances = _written(judge, prompts, RATE_TWO, parse_verdict)
+    else:
+        chances = _read(judge, prompts, ASK_TWO, ("A", "B"))
+    first: list[Score] = [0.5] * len(pairs)
+    second: list[Score] = [0.5] * len(pairs)
+    for place, i in enumerate(asked):
+        first[i], other = chances[2 * place], chances[2 * place + 1]
+        second[i] = None if other is None else 1 - other
+    made = Comparison(first, second)
+    current().metric(
+        judge=judge.name,
+        judged=len(pairs),
+        unparsed=made.unparsed,
+        position_bias=made.position_bias,
+        consistent=made.consistent,
+    )
+    return made
+
+
+def panel(
+    judges: Mapping[str, Model],
+    rows: Sequence[Row],
+    theirs: Sequence[Row] | None = None,
+    *,
+    criteria: str = "",
+    template: str = "",
+    how: Literal["mean", "majority"] = "mean",
+) -> Panel:
+    """Several judges on the same rows, or on pairs when `theirs` is given.
+
+    Args:
+        judges: by name.
+        how: the mean of their scores, or what most of them decide (1, 0, or 0.5 without majority).
+    """
+    if len(judges) < 2:
+        raise InputError("a panel needs at least two judges", seen=list(judges))
+    compared: dict[str, Comparison] = {}
+    by_judge: dict[str, list[Score]] = {}
+    for name, judge in judges.items():
+        if theirs is None:
+            by_judge[name] = rate(judge, rows, criteria=criteria, template=template)
+        else:
+            made = compare(judge, rows, theirs, criteria=criteria, template=template)
+            compared[name], by_judge[name] = made, made.decisions
+    labels = [[decision(s) for s in scores] for scores in by_judge.values()]
+    agreed = agreement(labels)
+    combine = _mean if how == "mean" else _majority
+    scores = [combine([s for s in column if s is not None]) for column in zip(*by_judge.values())]
+    current().metric(panel=list(judges), raw_agreement=agreed.raw, kappa=agreed.kappa)
+    return Panel(scores, by_judge, agreed, compared)
+
+
+def _mean(scores: Sequence[float]) -> Score:
+    return fmean(scores) if scores else None
+
+
+def _majority(scores: Sequence[float]) -> Score:
+    if not scores:
+        return None
+    decided = [decision(s) for s in scores]
+    votes = {v: decided.count(v) for v in (0.0, 1.0)}
+    return next((v for v in votes if votes[v] * 2 > len(decided)), 0.5)
+
+
+def parse_rating(text: str) -> Score:
+    """The rating that a reply ends on, from 0 to 1, or None."""
+    found = _line(text, "rating", rf"[1-{SCALE}]")
+    return None if found is None else (int(found) - 1) / (SCALE - 1)
+
+
+def parse_verdict(text: str) -> Score:
+    """1 for A, 0 for B, 0.5 for a tie, or None."""
+    found = _line(text, "verdict", r"A|B|tie")
+    return None if found is None else {"a": 1.0, "b": 0.0, "tie": 0.5}[found.lower()]
+
+
+def _line(text: str, name: str, values: str) -> str | None:
+    """What stands after `name:` in a line of its own; None without one, or when two differ.
+
+    Marks of emphasis around the words are let pass, nothing else is.
+    """
+    marks = r"[\s*_'\"`]*"
+    line = re.compile(rf"^{marks}{name}{marks}:{marks}({values}){marks}\.?{marks}$", re.I | re.M)
+    found = {m[1].lower(): m[1] for m in line.finditer(text)}
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _written(
+    judge: Model, prompts: Sequence[str], how: str, parse: Callable[[str], Score]
+) -> list[Score]:
+    """Verdicts that a served judge writes: greedy at first, then drawn for those not read."""
+    scores: list[Score] = [None] * len(prompts)
+    for attempt in range(ATTEMPTS):
+        left = [i for i, s in enumerate(scores) if s is None]
+        if not left:
+            break
+        drawn = generate(
+            judge,
+            [f"{prompts[i]}\n{how}" for i in left],
+            max_tokens=WORDS,
+            greedy=attempt == 0,
+            temperature=0.7,
+            seed=attempt,
+        )
+        for i, items in zip(left, drawn, strict=True):
+            scores[i] = parse(items[0].text)
+    return scores
+
+
+def _read(judge: Model, prompts: Sequence[str], how: str, options: tuple[str, str]) -> list[Score]:
+    """Chance of the first option against the second, by their log-probabilities."""
+    if not prompts:
+        return []
+    logp_NK = option_logps(judge, [f"{p}\n{how}" for p in prompts], options)
+    return [float(c) for c in torch.softmax(logp_NK, 1)[:, 0]]
+
+
+def _filled(scores: Sequence[Score], judge: Model) -> list[float]:
+    """Scores with 0.5 for the unparsed, of which there must be few."""
+    unparsed = sum(s is None for s in scores)
+    if unparsed:
+        told = f"no verdict could be read from {unparsed} of {len(scores)} replies"
+        if unparsed > UNPARSED * len(scores):
+            raise InputError(
+                told, where=judge.name, fix="Use a judge that follows the form, or a local one"
+            )
+        warnings.warn(f"{judge.name}: {told}; they count as neither", stacklevel=3)
+    return [0.5 if s is None else s for s in scores]
+
+
+_environment = ImmutableSandboxedEnvironment(
+    undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+)
+
+
+def _render(template: str, **values: object) -> str:
+    try:
+        return _environment.from_string(template).render(**values)
+    except (TemplateError, TypeError) as error:
+        raise InputError(f"the judge's template fails: {error}", seen=template) from None
+
+
+def _checked(rows: Sequence[Row]) -> Sequence[Row]:
+    for i, row in enumerate(rows, 1):
+        if not isinstance(row.get("completion"), str) or "prompt" not in row:
+            raise InputError(
+                "a judge needs rows with 'prompt' and 'completion'",
+                where=f"row {i}",
+                seen=sorted(row),
+            )
+    return rows
+
+
+def _shown(row: Row) -> str:
+    """A prompt as a judge reads it: the words, or the dialogue with its speakers."""
+    prompt = row["prompt"]
+    if isinstance(prompt, str):
+        return prompt
+    messages = cast("list[Message]", prompt)
+    if len(messages) == 1:
+        return str(messages[0].get("content", ""))
+    return "\n\n".join(f"{m.get('role')}: {m.get('content')}" for m in messages)
