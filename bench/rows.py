@@ -1,0 +1,77 @@
+"""Rows of the benchmarks: preference pairs of hh_rlhf as token ids, in the order of their file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+SET = "hh_rlhf/helpful-base.test"
+LONG_SET = "hh_rlhf/helpful-rejection-sampled.test"
+MOST = 1024  # tokens of a prompt and one answer
+LONG_PROMPT = 600  # tokens at least
+LONG_ANSWER = (75, 250)  # tokens of each answer: about 150
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Token ids of a prompt and its two answers."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer of the two rows."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
+
+def keeps(pair: Pair, long: bool) -> bool:
+    """Whether the pair belongs to the rows: all that fit, or those with long prompts."""
+    if pair.longest > MOST or pair.chosen == pair.rejected:
+        return False
+    if not long:
+        return True
+    low, high = LONG_ANSWER
+    answers = (len(pair.chosen), len(pair.rejected))
+    return len(pair.prompt) >= LONG_PROMPT and all(low <= n <= high for n in answers)
+
+
+def chosen_pairs(pairs: Iterable[Pair], count: int, long: bool) -> list[Pair]:
+    """The first `count` pairs that belong; a ValueError when there are fewer."""
+    found: list[Pair] = []
+    for pair in pairs:
+        if keeps(pair, long):
+            found.append(pair)
+            if len(found) == count:
+                return found
+    raise ValueError(f"only {len(found)} of {count} pairs are there")
+
+
+def read(model: str, count: int, long: bool = False) -> list[Pair]:
+    """Pairs of the data set in the model's tokens."""
+    from truing import datasets
+    from truing.core.chat import completion_ids, prompt_ids
+    from truing.models import Model
+
+    tokenizer = Model.open(model).load_module().tokenizer
+
+    def every() -> Iterator[Pair]:
+        for name in (LONG_SET, SET) if long else (SET,):
+            for row in datasets.read(name, "pair"):
+                yield Pair(
+                    prompt_ids(tokenizer, row["prompt"]),  # type: ignore[arg-type]
+                    completion_ids(tokenizer, str(row["chosen"])),
+                    completion_ids(tokenizer, str(row["rejected"])),
+                )
+
+    return chosen_pairs(every(), count, long)
+
+
+def steps_of(rows: int, batch: int, seed: int) -> list[list[int]]:
+    """Which rows each update of one epoch takes: what the engine does with that seed."""
+    from truing.context import Context
+    from truing.core.engine import Order
+
+    order = Order(rows, batch, Context(seed=seed))
+    return [order.step(s, rows) for s in range(-(-rows // batch))]

@@ -1,0 +1,206 @@
+"""The benchmarks' own arithmetic: which rows, how much work, what counts as agreement."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from bench import all as everything  # noqa: E402
+from bench import compare, rows, runner, training, work  # noqa: E402
+from truing.core.logprob import measure  # noqa: E402
+from truing.core.tiny import tiny_config, tiny_model  # noqa: E402
+from truing.core.tree import group_tree, pack  # noqa: E402
+
+
+def pair(prompt: int, chosen: int, rejected: int) -> rows.Pair:
+    return rows.Pair([1] * prompt, [2] * chosen, [3] * rejected)
+
+
+def test_which_pairs_belong() -> None:
+    assert rows.keeps(pair(10, 5, 9), False) and pair(10, 5, 9).longest == 19
+    assert not rows.keeps(pair(1020, 2, 5), False)  # the longer answer does not fit
+    assert not rows.keeps(rows.Pair([1], [2], [2]), False)
+    assert not rows.keeps(pair(500, 150, 150), True)
+    assert rows.keeps(pair(700, 150, 150), True)
+    assert not rows.keeps(pair(700, 20, 150), True)
+    many = [pair(10, 5, 9), pair(1020, 2, 5), pair(11, 5, 9), pair(12, 5, 9)]
+    assert [len(p.prompt) for p in rows.chosen_pairs(many, 2, False)] == [10, 11]
+    with pytest.raises(ValueError, match="only 3 of 4"):
+        rows.chosen_pairs(many, 4, False)
+
+
+def test_steps_are_the_engines() -> None:
+    steps = rows.steps_of(20, 8, 0)
+    assert [len(s) for s in steps] == [8, 8, 4]
+    assert sorted(i for s in steps for i in s) == list(range(20))
+    assert steps == rows.steps_of(20, 8, 0) != rows.steps_of(20, 8, 1)
+
+
+def test_work_by_hand() -> None:
+    shape = work.Shape(2, 3, 1, 2, 1, 1, 5)
+    assert shape.linears == [(2, 2), (2, 1), (2, 1), (2, 2), (2, 3), (2, 3), (3, 2)]
+    assert shape.weights == 4 + 2 + 2 + 4 + 6 + 6 + 6 == 30
+    assert work.pairs_of(3, [2, 1]) == 6 + (6 + 3) + (3 + 1)
+    # One tree: 3 tokens of prompt and answers of 2 and 1; 19 pairs on 2 heads of size 1.
+    linear, attention, head = 2 * 6 * 30, 4 * 19 * 2, 2 * 3 * 2 * 5
+    forward = linear + attention + head
+    trees = [(3, [2, 1])]
+    full = work.flops(shape, trees, rank=0, reference=False)
+    assert full == forward + 2 * linear + 2 * attention + 2 * head
+    ends = sum(i + o for i, o in shape.linears)
+    adapters = work.flops(shape, trees, rank=4, reference=True)
+    assert adapters == 2 * forward + linear + 2 * attention + head + 4 * 6 * 4 * ends
+
+
+def test_work_is_what_pytorch_counts() -> None:
+    """The forward pass's linear layers and head, against PyTorch's own counter of the stock module.
+
+    The counter takes attention in full squares and the head at each token: so it is given one row
+    whose tokens all carry loss, and attention is left out on both sides.
+    """
+    shape = work.shape_of(tiny_config())
+    module, _ = tiny_model()
+    assert shape.weights == sum(
+        m.weight.numel() for n, m in module.named_modules() if "proj" in n and "lm_head" not in n
+    )
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(torch.ones(1, 40, dtype=torch.long))
+    counted = counter.get_flop_counts()["Global"]
+    products = sum(n for op, n in counted.items() if "mm" in str(op))
+    assert products == 2 * 40 * shape.weights + 2 * 40 * shape.hidden * shape.vocab
+    # And our measuring takes no more than that: head on loss tokens only.
+    (packed,) = pack([group_tree([1] * 30, [[2] * 10])])
+    assert measure(module, packed, grad=False)["logp"].shape == (1, 1, 10)
+
+
+def test_largest_difference() -> None:
+    assert compare.largest_difference([1.0, 2.0], [1.0, 2.5]) == pytest.approx(0.2)
+    assert compare.largest_difference([1.0], [1.0, 2.0]) == math.inf
+    assert compare.largest_difference([], []) == math.inf
+
+
+def test_cosine_of_changes() -> None:
+    start = {"a": torch.tensor([10.0, 10.0])}
+    one = {"a": torch.tensor([11.0, 10.0])}
+    two = {"a": torch.tensor([10.0, 11.0])}
+    assert compare.cosine(one, two) > 0.99
+    assert compare.cosine(one, two, start) == pytest.approx(0.0)
+    assert compare.cosine(one, one, start) == pytest.approx(1.0)
+    assert compare.cosine(start, one, start) == 0.0
+    with pytest.raises(ValueError, match="not the same tensors"):
+        compare.cosine(one, {"b": torch.ones(2)})
+
+
+def test_what_counts() -> None:
+    good = {"max_loss_rel_diff": 1e-5, "max_gradnorm_rel_diff": 1e-4, "adapter_cosine": 0.9999}
+    assert compare.agree(good)
+    for name, wrong in (("max_loss_rel_diff", 2e-4), ("adapter_cosine", 0.99)):
+        assert not compare.agree({**good, name: wrong})
+    assert not compare.agree({**good, "max_gradnorm_rel_diff": math.inf})
+    runs = {"a": {"seconds": 3.0}, "b": {"error": "killed"}, "c": {"seconds": 2.0}}
+    assert compare.fastest(runs) == "c"
+    with pytest.raises(ValueError, match="killed"):
+        compare.fastest({"b": {"error": "killed"}})
+
+
+def job() -> runner.Json:
+    args = argparse.Namespace(model="", threads=1)
+    return {
+        "task": "dpo", "rows": [vars(pair(3, 2, 1)), vars(pair(4, 1, 2))], "rank": 4,
+        "steps": [[1, 0]], "batch": 8, "lr": 2e-4, "adapter": "", "threads": args.threads,
+    }  # fmt: skip
+
+
+def test_a_part_of_the_rows() -> None:
+    whole = {**job(), "rows": [vars(pair(3, 2, 1 + i)) for i in range(20)]}
+    part = training.part_of(whole, 9)
+    assert part["rows"] == whole["rows"][:9]
+    assert sorted(i for s in part["steps"] for i in s) == list(range(9))
+    assert training.trees_of(job()) == [(3, [2, 1]), (4, [1, 2])]
+    assert training.trees_of({**job(), "task": "sft"}) == [(3, [2]), (4, [1])]
+    assert set(training.micro_batches()) == {f"micro-batch {m}" for m in (1, 2, 4, 8)}
+
+
+def test_identity_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    (tmp_path / "side.py").write_text("1")
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core" / "a.py").write_text("1")
+    key = runner.key_of(job(), ["side.py", "core"])
+    assert key == runner.key_of(dict(reversed(job().items())), ["side.py", "core"])
+    assert key != runner.key_of({**job(), "lr": 1e-4}, ["side.py", "core"])
+    (tmp_path / "core" / "a.py").write_text("2")
+    assert key != runner.key_of(job(), ["side.py", "core"])
+
+
+def test_a_side_is_run_once_and_failures_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    monkeypatch.setattr(runner, "WORK", tmp_path / "work")
+    (tmp_path / "bench").mkdir()
+    side = tmp_path / "bench" / "side_ours.py"
+    side.write_text(
+        "import json, os, pathlib, sys\n"
+        "job = json.loads(pathlib.Path(sys.argv[1]).read_text())\n"
+        "if job['lr'] < 0: sys.exit('the rate is negative')\n"
+        "folder = pathlib.Path(job['folder'])\n"
+        "runs = len(list(folder.glob('run*')))\n"
+        "(folder / f'run{runs}').touch()\n"
+        "made = {'seconds': 1.0, 'runs': runs, 'threads': os.environ['OMP_NUM_THREADS']}\n"
+        "(folder / 'made.json').write_text(json.dumps(made))\n"
+    )
+    first = runner.run("ours", job())
+    assert (first["runs"], first["threads"]) == (0, "1")
+    assert runner.run("ours", job()) == first
+    assert runner.run("ours", job(), again=True)["runs"] == 1
+    failed = runner.run("ours", {**job(), "lr": -1.0})
+    assert "exit code 1: the rate is negative" in str(failed["error"])
+
+
+def test_results_are_written_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, "RESULTS", tmp_path)
+    runner.write("dpo", {"bench": "dpo", "ratio_best": 2.0}, {"rows": 1}, {"cpu": "x"})
+    found = json.loads((tmp_path / "dpo.json").read_text())
+    assert found["ratio_best"] == 2.0 and found["machine"] == {"cpu": "x"}
+    assert [p.name for p in tmp_path.iterdir()] == ["dpo.json"]
+    runner.finish({"bench": "dpo", "ratio_best": 2.0}, True)
+    assert json.loads(capsys.readouterr().out) == {"bench": "dpo", "ratio_best": 2.0}
+    runner.finish({"bench": "dpo", "ratio_best": 2.0}, False)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["bench"] == "dpo"
+
+
+def test_rows_that_were_measured_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(everything, "RESULTS", tmp_path)
+    for name in everything.ROWS:
+        (tmp_path / f"{name}.json").write_text(json.dumps({"ratio_best": 2.0, "details": {}}))
+    with pytest.raises(SystemExit) as ended:
+        everything.main(["--json"])
+    assert not ended.value.code
+    line = json.loads(capsys.readouterr().out)
+    assert line["dpo"] == {"ratio_best": 2.0} and set(line) == {"bench", *everything.ROWS}
+    with pytest.raises(SystemExit) as ended:
+        everything.main(["dqo"])
+    assert ended.value.code == 2
+
+
+def test_versions_for_the_other_environment() -> None:
+    versions = runner.pinned()
+    assert versions["torch"] and versions["transformers"] and "#" not in "".join(versions)
+    seen = runner.environment(Path("/x"), 2)
+    assert seen["OMP_NUM_THREADS"] == "2" and seen["TRUING_HOME"] == "/x/truing"
+    assert runner.THREADS == 2
