@@ -1,0 +1,295 @@
+"""Judges: by log-probabilities on packed trees, by strict parsing, in both orders, as a panel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from misbehaving import good, server
+from sklearn.metrics import cohen_kappa_score
+
+from truing.changes import Decoder, Edits, Prefix
+from truing.context import Context, current, use
+from truing.core import hooks, judge
+from truing.core.agreement import agreement
+from truing.core.chat import completion_ids, prompt_ids
+from truing.core.options import option_logps
+from truing.errors import InputError
+from truing.models import Model
+from truing.tables import Row
+
+
+@pytest.fixture
+def tiny(tiny_path: Path) -> Model:
+    return Model.open(tiny_path)
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("TRUING_HOME", str(tmp_path))
+    with use(Context()):
+        yield
+
+
+def _rows(*answers: str) -> list[Row]:
+    return [{"prompt": f"Question {i}?", "completion": a} for i, a in enumerate(answers)]
+
+
+def _plain(model: Model, prompt: Any, option: str) -> float:
+    """log P(option as written or in lower case), one spelling at a time, without trees."""
+    loaded = model.load_module()
+    head = prompt_ids(loaded.tokenizer, prompt)
+    logps: list[float] = []
+    for text in (option, option.lower()):
+        ids = completion_ids(loaded.tokenizer, text, end=False)
+        with loaded.run_time(), torch.no_grad():
+            logits = loaded.module(torch.tensor([head + ids]), use_cache=False).logits[0].double()
+        logp = torch.log_softmax(logits, 1)
+        logps.append(sum(float(logp[len(head) - 1 + i, t]) for i, t in enumerate(ids)))
+    return float(torch.logsumexp(torch.tensor(logps).double(), 0))
+
+
+def test_option_logps_equal_the_plain_computation(tiny: Model) -> None:
+    prompts = ["Say Yes or No: " + "is it so? " * k for k in (1, 2, 30)] + ["Another start"]
+    found = option_logps(tiny, prompts, ("Yes", "No", "Tie"))
+    expected = [[_plain(tiny, p, o) for o in ("Yes", "No", "Tie")] for p in prompts]
+    assert torch.allclose(found, torch.tensor(expected).double(), atol=1e-4)
+
+
+def test_edits_and_prefix_of_a_judge_are_in_force(tiny: Model, tmp_path: Path) -> None:
+    vector = torch.randn(128, generator=torch.Generator().manual_seed(1)) * 2
+    path = hooks.save(tmp_path / "edit.safetensors", [hooks.Edit("layers.2.residual", vector)])
+    system = {"role": "system", "content": "Be strict."}
+    changed = tiny.adding(Edits(path)).adding(Prefix([system]))
+    prompts = ["Is it so?", "Is it thus?"]
+    found = option_logps(changed, prompts, ("Yes", "No"))
+    asked = [[system, {"role": "user", "content": p}] for p in prompts]
+    expected = [[_plain(changed, p, o) for o in ("Yes", "No")] for p in asked]
+    assert torch.allclose(found, torch.tensor(expected).double(), atol=1e-4)
+    assert (found - option_logps(tiny, prompts, ("Yes", "No"))).abs().min() > 1e-3
+    # logprob applies all changes but the decoder, which need not even exist
+    decoded = changed.adding(Decoder("not_there"))
+    assert torch.equal(option_logps(decoded, prompts, ("Yes", "No")), found)
+
+
+def test_pointwise_is_yes_against_no(tiny: Model) -> None:
+    rows = _rows("An answer.", "Another one, {{ 7 * 7 }} {% raw %}")
+    found = judge.pointwise(tiny, rows, criteria="1. Be kind.")
+    for row, value in zip(rows, found, strict=True):
+        text = judge._render(judge.ONE, prompt=row["prompt"], completion=row["completion"],
+                             criteria="1. Be kind.")  # fmt: skip
+        assert str(row["completion"]) in text  # never run as a template itself
+        yes, no = (_plain(tiny, f"{text}\n{judge.ASK_ONE}", o) for o in ("Yes", "No"))
+        assert value == pytest.approx(1 / (1 + math.exp(no - yes)), abs=1e-4)
+    without = judge.pointwise(tiny, rows)
+    assert without != pytest.approx(found, abs=1e-6)
+
+
+def test_pairwise_averages_both_orders(tiny: Model) -> None:
+    ours, theirs = _rows("Yes, of course.", "Same.", "b"), _rows("No!", "Same.", "a")
+    made = judge.compare(tiny, ours, theirs, criteria="Be kind.")
+    swapped = judge.compare(tiny, theirs, ours, criteria="Be kind.")
+    for a, b in zip(made.chances, swapped.chances, strict=True):
+        assert a == pytest.approx(1 - b, abs=1e-6)  # no order is left in the mean
+    assert made.position_bias == pytest.approx(swapped.position_bias, abs=1e-6)
+    assert made.chances[1] == 0.5  # equal answers are a tie
+    verdicts = judge.pairwise(tiny, ours, theirs, criteria="Be kind.")
+    assert verdicts == made.decisions
+    assert [1 - v for v in verdicts] == judge.pairwise(tiny, theirs, ours, criteria="Be kind.")
+    # By hand: P(A) with ours first, and P(B) with ours second.
+    chances = []
+    for first, second, mine in (("Yes, of course.", "No!", "A"), ("No!", "Yes, of course.", "B")):
+        text = judge._render(judge.TWO, prompt="Question 0?", first=first, second=second,
+                             criteria="Be kind.")  # fmt: skip
+        a, b = (_plain(tiny, f"{text}\n{judge.ASK_TWO}", o) for o in ("A", "B"))
+        chance = 1 / (1 + math.exp(b - a))
+        chances.append(chance if mine == "A" else 1 - chance)
+    assert made.chances[0] == pytest.approx(sum(chances) / 2, abs=1e-4)
+
+
+def test_position_bias_by_hand() -> None:
+    made = judge.Comparison([1.0, 1.0, 0.0, None], [0.0, 1.0, 0.0, 1.0])
+    assert made.chances == [0.5, 1.0, 0.0, None]
+    assert made.decisions == [0.5, 1.0, 0.0, None]
+    assert made.unparsed == 1
+    # The place shown first was chosen in 1 of 1, and in half of the orders of the two others.
+    assert made.position_bias == pytest.approx((1 + 0.5 + 0.5) / 3 - 0.5)
+    assert made.consistent == pytest.approx(2 / 3)
+    nothing = judge.Comparison([None], [None])
+    assert (nothing.position_bias, nothing.consistent, nothing.unparsed) == (0.0, 0.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("Rating: 1", 0.0),
+        ("It is fine.\n\n**Rating: 4**\n", 0.75),
+        ("rating : 5.", 1.0),
+        ("Rating: 3\nRating: 3", 0.5),
+        ("Rating: 2\nRating: 3", None),
+        ("Rating: 6", None),
+        ("Rating: 4/5", None),
+        ("Rating: 4.5", None),
+        ("I give a Rating: 4", None),
+        ("4", None),
+        ("", None),
+    ],
+)
+def test_ratings_are_parsed_strictly(text: str, value: float | None) -> None:
+    assert judge.parse_rating(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("Verdict: A", 1.0),
+        ("A is worse than B.\nVerdict: B", 0.0),
+        ("**Verdict:** *tie*", 0.5),
+        ("Verdict: A\n...\nVerdict: B", None),
+        ("Verdict: A or B", None),
+        ("Verdict: both", None),
+        ("A", None),
+        ("The verdict: A seems better", None),
+    ],
+)
+def test_verdicts_are_parsed_strictly(text: str, value: float | None) -> None:
+    assert judge.parse_verdict(text) == value
+
+
+def _prefers(*, first: bool = False, word: str = "kind") -> Any:
+    """A judge behind an endpoint: it takes the answer with the word in it, or the first one."""
+
+    def script(n: int, body: Any) -> Any:
+        text = body["messages"][-1]["content"]
+        a = text.split("<answer_A>")[1].split("</answer_A>")[0]
+        b = text.split("<answer_B>")[1].split("</answer_B>")[0]
+        if first or (word in a) == (word in b):
+            return good("Verdict: A" if first else "Verdict: tie")
+        return good(f"Thinking.\nVerdict: {'A' if word in a else 'B'}")
+
+    return script
+
+
+def test_served_judge_in_both_orders() -> None:
+    ours, theirs = _rows("kind", "rude", "meh"), _rows("rude", "kind", "moh")
+    with server(_prefers()) as (url, log):
+        assert judge.pairwise(Model.open(url + "#j"), ours, theirs) == [1.0, 0.0, 0.5]
+        assert len(log.asked) == 6
+        assert all(body["temperature"] == 0 for _, _, body in log.asked)
+    noted = current().metrics[-1]
+    assert (noted["position_bias"], noted["consistent"], noted["unparsed"]) == (0.0, 1.0, 0)
+    with server(_prefers(first=True)) as (url, _):
+        assert judge.pairwise(Model.open(url + "#j"), ours, theirs) == [0.5, 0.5, 0.5]
+    noted = current().metrics[-1]
+    assert (noted["position_bias"], noted["consistent"]) == (0.5, 0.0)
+
+
+def test_unparsed_replies_are_asked_again_then_counted() -> None:
+    def script(n: int, body: Any) -> Any:
+        text = body["messages"][-1]["content"]
+        if "never" in text:
+            return good("I would rather not say.")
+        if "second" in text and body["temperature"] == 0:
+            return good("Hm.")
+        return good("Rating: 4")
+
+    rows = _rows(*["fine"] * 8, "second time", "never")
+    with server(script) as (url, log):
+        model = Model.open(url + "#j")
+        assert judge.rate(model, rows) == [0.75] * 9 + [None]
+        assert len(log.asked) == 10 + 2 + 1
+        assert current().metrics[-1] == {"judge": "j", "judged": 10, "unparsed": 1}
+        with pytest.warns(UserWarning, match="no verdict could be read from 1 of 10 replies"):
+            assert judge.pointwise(model, rows) == [0.75] * 9 + [0.5]
+        with pytest.raises(InputError, match="from 1 of 2 replies"):
+            judge.pointwise(model, rows[-2:])
+
+
+def test_panel_of_judges(tiny: Model) -> None:
+    ours, theirs = _rows("kind", "rude", "kind"), _rows("rude", "kind", "fair")
+    with (
+        server(_prefers()) as (one, _),
+        server(_prefers(word="rude")) as (two, _),
+        server(_prefers()) as (three, _),
+    ):
+        judges = {n: Model.open(u + "#j") for n, u in (("a", one), ("b", two), ("c", three))}
+        mean = judge.panel(judges, ours, theirs)
+        most = judge.panel(judges, ours, theirs, how="majority")
+    assert mean.by_judge == {"a": [1, 0, 1], "b": [0, 1, 0.5], "c": [1, 0, 1]}
+    assert mean.scores == pytest.approx([2 / 3, 1 / 3, 2.5 / 3])
+    assert most.scores == [1.0, 0.0, 1.0]
+    assert mean.agreement.raw == pytest.approx(1 / 3)  # a and c agree, b with neither
+    assert mean.comparisons["a"].consistent == 1.0
+    single = judge.panel({"x": tiny, "y": tiny.called("z")}, ours)
+    assert single.agreement.raw == 1.0
+    assert single.scores == pytest.approx(judge.pointwise(tiny, ours))
+    with pytest.raises(InputError, match="at least two judges"):
+        judge.panel({"x": tiny}, ours)
+
+
+def test_own_templates_are_sandboxed(tiny: Model) -> None:
+    rows = _rows("An answer.")
+    own = judge.pointwise(tiny, rows, template="{{ prompt }} {{ completion }}")
+    assert own != judge.pointwise(tiny, rows)
+    for bad in ("{{ wrong }}", "{% if %}", "{{ prompt.__class__.__mro__ }}"):
+        with pytest.raises(InputError, match="template fails"):
+            judge.pointwise(tiny, rows, template=bad)
+
+
+def test_bad_rows_are_named(tiny: Model) -> None:
+    with pytest.raises(InputError, match=r"row 2: a judge needs.*\['prompt'\]"):
+        judge.pointwise(tiny, [*_rows("x"), {"prompt": "y"}])
+    with pytest.raises(InputError, match="differ in length"):
+        judge.pairwise(tiny, _rows("x"), [])
+    with pytest.raises(InputError, match=r"prompt 1: .* do not fit"):
+        judge.pointwise(tiny, _rows("x" * 4000))
+    assert judge.pointwise(tiny, []) == []
+
+
+def test_dialogues_are_shown_with_their_speakers() -> None:
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Why?"},
+    ]
+    assert judge._shown({"prompt": turns}) == "user: Hi\n\nassistant: Hello\n\nuser: Why?"
+    assert judge._shown({"prompt": turns[:1]}) == "Hi"
+
+
+def test_cohens_kappa() -> None:
+    # Two readers of 50 proposals: both yes 20, only the first 5, only the second 10, neither 15.
+    one = [1] * 25 + [0] * 25
+    other = [1] * 20 + [0] * 5 + [1] * 10 + [0] * 15
+    found = agreement([one, other])
+    assert found.raw == pytest.approx(0.7)
+    assert found.kappa == pytest.approx(0.4)
+    assert found.kappa == pytest.approx(cohen_kappa_score(one, other))
+    assert found.n == 50
+
+
+def test_fleiss_kappa() -> None:
+    # Fleiss' own layout: 10 subjects, 14 raters, 5 categories; 0.378 and 0.213 worked out by hand.
+    counts = [
+        (0, 0, 0, 0, 14), (0, 2, 6, 4, 2), (0, 0, 3, 5, 6), (0, 3, 9, 2, 0), (2, 2, 8, 1, 1),
+        (7, 7, 0, 0, 0), (3, 2, 6, 3, 0), (2, 5, 3, 2, 2), (6, 5, 2, 1, 0), (0, 2, 2, 3, 7),
+    ]  # fmt: skip
+    items = [[k for k, c in enumerate(row) for _ in range(c)] for row in counts]
+    found = agreement(list(zip(*items)))
+    assert found.raw == pytest.approx(0.378, abs=5e-4)
+    assert found.kappa == pytest.approx(0.210, abs=5e-4)
+
+
+def test_agreement_at_its_limits() -> None:
+    same = agreement([[1, 1, 1], [1, 1, 1]])
+    assert (same.raw, same.kappa) == (1.0, None)  # nothing to agree about
+    assert agreement([[1, 0], [1, 0]]).kappa == 1.0
+    assert agreement([[1, 0], [0, 1]]).kappa == -1.0
+    part = agreement([[1, None, 0, 1], [1, 1, 0, None], [1, 1, 0, 0]])
+    assert (part.n, part.raw, part.kappa) == (2, 1.0, 1.0)
+    assert agreement([[None], [1]]).n == 0
+    with pytest.raises(InputError, match="same items"):
+        agreement([[1, 0], [1]])
