@@ -45,7 +45,8 @@ def _environment() -> SandboxedEnvironment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"duration": duration, "shown": shown, "excerpt": excerpt, "count": count}
+    filters = cast("dict[str, object]", made.filters)
+    filters.update(duration=duration, shown=shown, excerpt=excerpt, count=count)
     return made
 
 

@@ -121,9 +121,9 @@ def body(row: Row) -> str:
 def _facts_of_lineage(row: Row, names: Mapping[str, str]) -> list[list[str]]:
     facts: list[list[str]] = [["row", str(row["id"])]]
     for name, what in lineage_of(row).items():
-        if name in ("parents", "principles") or what in (None, "", [], {}):
-            continue
         text = shown(what)
+        if name in ("parents", "principles") or not text:
+            continue
         if name in ("generator", "judge") and text in names:
             text = f"{names[text]} ({text})"
         facts.append([name.replace("_", " "), cut(text, 400)])

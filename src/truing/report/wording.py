@@ -106,7 +106,7 @@ def excerpt(text: str, limit: int = 90) -> str:
 
 def shown(thing: object) -> str:
     """Any cell of a table as text: messages as a dialogue, arrays by their shape."""
-    if thing is None or thing == "":
+    if thing is None:
         return ""
     if isinstance(thing, bool):
         return "yes" if thing else "no"

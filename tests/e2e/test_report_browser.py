@@ -1,0 +1,180 @@
+"""The report in a real browser: it loads alone, fits every width, filters and opens samples."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import report_run
+
+from truing import report
+from truing.report.tally import became, ids_of
+from truing.reports import Report
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or ""
+ARGUMENTS = (
+    "--no-sandbox", "--disable-quic", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--no-first-run",
+)  # fmt: skip
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium (Debian: apt install chromium)"),
+]
+
+
+class Watched:
+    """A page with everything that it asked for and complained about."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        page.on("request", lambda r: self.requests.append(r.url))
+        page.on("console", lambda m: self.complaints.append(f"{m.type}: {m.text}"))
+        page.on("pageerror", lambda e: self.complaints.append(str(e)))
+
+    def open(self, path: Path) -> Page:
+        self.page.goto(path.as_uri())
+        return self.page
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    results = report_run.results()
+    folder = tmp_path_factory.mktemp("runs") / "quickstart"
+    report_run.write_run(folder, report_run.manifest(), report_run.metrics())
+    measured = results["result"]
+    assert isinstance(measured, Report)
+    return report.write(folder, results), measured
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def watched(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Watched]:
+    width, scheme = getattr(request, "param", (1280, "light"))
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.set_default_timeout(60_000)  # a machine may be busy
+    yield Watched(page)
+    page.close()
+
+
+def became_of(measured: Report, principle: str, outcome: str) -> list[str]:
+    """Prompts of the samples in which the principle went that way."""
+    assert measured.samples is not None
+    return [
+        str(r["prompt"])
+        for r in measured.samples
+        if became(principle, ids_of(r["violated_before"]), ids_of(r["violated_after"])) == outcome
+    ]
+
+
+def listed(page: Page) -> list[str]:
+    return page.locator("#list .ask").all_inner_texts()
+
+
+@pytest.mark.parametrize(
+    "watched", [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")], indirect=True
+)
+def test_it_loads_alone_and_fits(made: tuple[Path, Report], watched: Watched) -> None:
+    path, _ = made
+    page = watched.open(path)
+    page.locator("#list .item-head").last.click()
+    for more in page.locator("details").all():
+        more.evaluate("d => d.open = true")
+    wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert wide[0] <= wide[1], "the page scrolls sideways"
+    small = page.viewport_size["width"] < 860  # type: ignore[index]
+    assert page.locator(".graph.layered").is_visible() != small
+    assert page.locator(".graph.rail").is_visible() == small
+    narrow = page.evaluate(
+        "[...document.querySelectorAll('.numbers, .tile dd, h1, h2, h3')]"
+        ".filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent)"
+    )
+    assert narrow == [], "these texts stick out of their boxes"
+    assert watched.requests == [path.as_uri(), "data:,"] or watched.requests == [path.as_uri()]
+    assert watched.complaints == []
+
+
+def test_nothing_that_a_model_wrote_runs(made: tuple[Path, Report], watched: Watched) -> None:
+    page = watched.open(made[0])
+    page.fill("#search", "onerror")
+    assert len(listed(page)) == 1
+    page.locator("#list .item-head").click()
+    said = page.locator("#list .said")
+    assert said.nth(0).inner_text() == f"I would write {report_run.HOSTILE} in my page."
+    assert page.title().startswith("quickstart: Violations")
+    assert page.locator("img").count() == 0
+    assert watched.complaints == []
+
+
+def test_filters(made: tuple[Path, Report], watched: Watched) -> None:
+    path, measured = made
+    page = watched.open(path)
+    n = len(report_run.ASKED)
+    assert page.locator("#count").inner_text() == f"{n} of {n} rows match"
+    page.select_option("#principle", "prose")
+    page.locator("input[value=fixed]").check(force=True)
+    fixed = became_of(measured, "prose", "fixed")
+    assert 0 < len(fixed) < n
+    assert listed(page) == fixed
+    assert page.locator("#count").inner_text() == f"{len(fixed)} of {n} rows match"
+    page.select_option("#principle", "whole")
+    page.locator("input[value=broken]").check(force=True)
+    assert listed(page) == became_of(measured, "whole", "broken")
+    page.locator("input[value='']").check(force=True)
+    page.select_option("#principle", "")
+    page.fill("#search", "carburettor ENGINE")
+    assert listed(page) == ["What does a carburettor do?"]
+    page.fill("#search", "no such words anywhere")
+    assert listed(page) == []
+
+
+def test_a_sample_opens_by_keyboard_and_leads_to_its_training_rows(
+    made: tuple[Path, Report], watched: Watched
+) -> None:
+    page = watched.open(made[0])
+    heads = page.locator("#list .item-head")
+    heads.first.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    assert heads.nth(1).get_attribute("aria-expanded") == "true"
+    assert heads.first.get_attribute("aria-expanded") == "false"
+    body = page.locator("#list .item-body")
+    texts = body.locator(".said").all_inner_texts()
+    assert texts == [report_run.ASKED[1][1], report_run.ASKED[1][3]]
+    assert "Answer in at most 40 words. Checked by max_words (n: 40)." in body.inner_text()
+    assert made[1].samples is not None
+    assert f"truing why {made[1].samples[1]['id']}" in body.inner_text()
+    body.get_by_role("button", name="browse the training rows of impersonal").click()
+    assert page.locator("#source option:checked").inner_text().startswith("picked: pair rows")
+    assert page.input_value("#principle") == "impersonal"
+    heads.first.click()
+    labels = page.locator("#list .text h4").all_inner_texts()
+    assert [label.strip() for label in labels] == ["chosen", "rejected"]
+    assert watched.complaints == []
+
+
+def test_a_step_of_the_picture_opens_its_settings(
+    made: tuple[Path, Report], watched: Watched
+) -> None:
+    page = watched.open(made[0])
+    page.locator(".graph.layered a.step", has_text="aligned").click()
+    facts = page.locator("details:has(> summary b:text-is('aligned')) .facts")
+    facts.first.wait_for(state="visible")
+    assert "beta" in facts.first.inner_text()
+    assert watched.complaints == []
