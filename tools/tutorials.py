@@ -86,10 +86,11 @@ class Python:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.process.kill()  # it holds nothing that has to be kept
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
-        self.process.wait(timeout=60)
+        self.process.wait()
 
     def run(self, source: str, where: str) -> tuple[bool, str]:
         """(went well, what it printed)."""
