@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from truing import __version__
 from truing.models import Model
-from truing.report import curves, graph, outcome, samples, svg
+from truing.report import comparison, curves, graph, measures, outcome, samples, svg
 from truing.report.facts import Facts, RunFacts, StepFacts, read_run, text
 from truing.report.wording import count, duration, excerpt, shown
 from truing.reports import Report
@@ -127,15 +127,22 @@ def render(
     ordered = {n: results[n] for n in run.steps if n in results}
     results = ordered | {n: r for n, r in results.items() if n not in ordered}
     reports = {n: r for n, r in results.items() if isinstance(r, Report)}
-    outcomes = [
-        outcome.before_after(n, r) for n, r in reports.items() if outcome.is_before_after(r)
-    ]
+    outcomes = outcome.before_after_of(reports)
     compared = samples.compared_steps(run, results)
+    comparisons = [
+        comparison.compared(n, r) for n, r in reports.items() if comparison.is_comparison(r)
+    ]
     others = [
-        (n, r, outcome.lines(r)) for n, r in reports.items() if not outcome.is_before_after(r)
+        (n, r, measures.lines(r))
+        for n, r in reports.items()
+        if not (outcome.is_before_after(r) or comparison.is_comparison(r))
     ]
     main = outcomes[-1] if outcomes else None
-    plain = outcome.plain_headline(run, reports, curves.by_update(metrics))
+    headline = measures.plain_headline(run, reports, curves.by_update(metrics))
+    if comparisons:
+        headline = comparisons[-1].headline
+    if main:
+        headline = f"{main.step}: {main.headline}" if len(outcomes) > 1 else main.headline
     targets = {name: f"step-{i}" for i, name in enumerate(run.steps)}
     found = samples.sources(run, results)
     style, code = _asset("page.css"), _asset("page.js") if script else ""
@@ -149,12 +156,13 @@ def render(
             style=Markup(style),
             code=Markup(code),
             status=STATUS.get(run.status, "running"),
-            headline=main.headline if main else plain,
+            headline=headline,
             main=main,
             outcomes=outcomes,
+            comparisons=comparisons,
             others=[o for o in others if o[0] not in compared],
             compared=[o for o in others if o[0] in compared],
-            broken=outcome.broken_step(run),
+            broken=measures.broken_step(run),
             picture=graph.picture(run, targets),
             state=graph.state,
             targets=targets,
