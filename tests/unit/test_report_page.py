@@ -20,7 +20,7 @@ import report_run
 from truing import report
 from truing.errors import InputError
 from truing.models import Model
-from truing.report import curves, layout, samples, svg, wording
+from truing.report import curves, graph, layout, samples, svg, wording
 from truing.report.facts import read_metrics, read_run
 from truing.report.outcome import before_after
 from truing.report.page import embedded
@@ -145,7 +145,9 @@ def test_key_figures_and_headline(text: str, results: dict[str, object]) -> None
     before = round(100 * measured.get("violation rate before").value)
     after = round(100 * measured.get("violation rate after").value)
     assert headline.startswith(f"Violations of the principles fell from {before} % to {after} %")
-    assert headline.endswith("ability worsened by 0.9 %.")  # 3.214 to 3.243 nats
+    assert headline.endswith(
+        "; relevance improved by 31 % and ability worsened by 0.9 %."
+    )  # 3.214 to 3.243 nats
 
 
 def test_pictures_come_first_and_in_order(text: str) -> None:
@@ -361,6 +363,31 @@ def test_headline_claims_no_more_than_the_interval(
     assert headline.endswith("over 40 prompts.")
 
 
+def test_headline_names_the_principle_that_a_better_mean_hides() -> None:
+    made = measures(0.75, 0.25, -0.6, -0.4)
+    side = {"n": 40, "unit": "share", "better": "lower", "category": "whole"}
+    more = [
+        Measure("violation rate before", 0.08, 0.02, 0.1, **side),
+        Measure("violation rate after", 0.41, 0.3, 0.5, **side),
+        Measure("violations difference", 0.33, 0.2, 0.4, **side),
+    ]
+    both = Report("t", [*made, *more], meta={"kind": "before_after", "principles": ["whole"]})
+    headline = before_after("r", both).headline.replace("\u00a0", " ")
+    assert headline.endswith("over 40 prompts, but whole rose from 8 % to 41 %.")
+
+
+def test_several_results_stand_side_by_side(results: dict[str, object]) -> None:
+    about = report_run.manifest()
+    steps = dict(about["steps"])  # type: ignore[call-overload]
+    steps["second"] = steps["result"]
+    made = results | {"second": measures(0.75, 0.25, -0.6, -0.4)}
+    page = Page(report.render(about | {"steps": steps}, [], made))
+    (sides,) = page.all("section", id="sides")
+    assert "result" in sides[1] and "75.0 % \u2192 25.0 %" in sides[1]
+    (headline,) = (t for _, t in page.all("h1"))
+    assert headline.startswith("second: Violations of the principles fell from 75 % to 25 %")
+
+
 def test_tallies_by_hand() -> None:
     rows = [
         {"prompt": "a", "violated_before": "x, y", "violated_after": "y"},
@@ -494,11 +521,13 @@ def test_drawing_untangles_and_nothing_overlaps() -> None:
 
 
 def test_wide_pipelines_are_drawn_as_a_line(results: dict[str, object]) -> None:
-    steps = {f"s{i}": {"method": "train/dpo", "status": "done"} for i in range(9)}
-    about = report_run.manifest() | {"steps": steps}
-    page = Page(report.render(about, [], {}))
-    classes = [a["class"] for a, _ in page.all("svg") if a["class"].startswith("graph")]
-    assert classes == ["graph rail always"]
+    for n, drawn in ((5, ["graph layered", "graph rail"]), (7, ["graph layered", "graph rail"]),
+                     (9, ["graph rail always"])):  # fmt: skip
+        steps = {f"s{i}": {"method": "train/dpo", "status": "done"} for i in range(n)}
+        page = Page(report.render(report_run.manifest() | {"steps": steps}, [], {}))
+        graphs = [a for a, _ in page.all("svg") if a["class"].startswith("graph")]
+        assert [a["class"] for a in graphs] == drawn
+        assert "width" in graphs[0] and (n == 9 or float(graphs[0]["width"]) <= graph.WIDEST + 4)
     both = Page(report.render(report_run.manifest(), [], results))
     classes = [a["class"] for a, _ in both.all("svg") if a["class"].startswith("graph")]
     assert classes == ["graph layered", "graph rail"]
@@ -528,7 +557,7 @@ def test_colours_can_be_read_in_light_and_dark() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(0.0, "0.0 s"), (0.02, "under 0.1 s"), (9.94, "9.9 s"), (59.6, "1 min 00 s"),
+    [(0.0, "under 0.1 s"), (0.05, "0.1 s"), (9.94, "9.9 s"), (59.6, "1 min 00 s"),
      (121.9, "2 min 02 s"), (3700, "1 h 01 min"), (math.nan, "\u2013")],
 )  # fmt: skip
 def test_durations(seconds: float, said: str) -> None:

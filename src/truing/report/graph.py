@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from markupsafe import Markup
 
 from truing.report.facts import RunFacts, StepFacts
-from truing.report.layout import HEIGHT, WIDTH, Layout, Point, lay_out
+from truing.report.layout import HEIGHT, NARROW, Layout, Point, lay_out
 from truing.report.svg import tag
 from truing.report.wording import duration
 
-WIDEST = 1160  # pixels of a wide page; a wider graph is drawn as a line
+WIDEST = 1300  # a wide page has 1150 pixels; a graph that must shrink further is drawn as a line
 LINE_ROW = 54
 LINE_X = 62
 SIGNS = {"done": "\u2713", "failed": "\u2715", "stopped": "\u25a0", "running": "\u25b6"}
@@ -40,19 +41,20 @@ def _title(step: StepFacts) -> Markup:
     return tag("title", "\n".join(filter(None, parts)))
 
 
-def _node(step: StepFacts, place: Point, target: str) -> Markup:
-    left, top = place[0] - WIDTH / 2, place[1] - HEIGHT / 2
+def _node(step: StepFacts, place: Point, width: float, target: str) -> Markup:
+    left, top = place[0] - width / 2, place[1] - HEIGHT / 2
     cached = " cached" if step.cached else ""
-    box = tag("rect", x=left, y=top, width=WIDTH, height=HEIGHT, rx=7, class_=f"node{cached}")
+    box = tag("rect", x=left, y=top, width=width, height=HEIGHT, rx=7, class_=f"node{cached}")
     stripe = tag("path", d=f"M{left + 7} {top}h-1a6 6 0 0 0-6 6v{HEIGHT - 12}a6 6 0 0 0 6 6h1z",
                  class_="stripe")  # fmt: skip
-    sign = tag("text", SIGNS.get(step.status, PENDING), x=left + WIDTH - 12, y=top + 19,
+    sign = tag("text", SIGNS.get(step.status, PENDING), x=left + width - 12, y=top + 19,
                text_anchor="end", class_="sign")  # fmt: skip
+    room = width - 34 - 7 * len(state(step))
     lines = [
-        tag("text", fitted(step.name, WIDTH - 44, 13), x=left + 16, y=top + 19, class_="name"),
-        tag("text", fitted(step.method, WIDTH - 26, 11), x=left + 16, y=top + 34, class_="soft"),
-        tag("text", fitted(step.about, WIDTH - 92, 11), x=left + 16, y=top + 49, class_="soft"),
-        tag("text", state(step), x=left + WIDTH - 12, y=top + 49, text_anchor="end",
+        tag("text", fitted(step.name, width - 44, 13), x=left + 16, y=top + 19, class_="name"),
+        tag("text", fitted(step.method, width - 26, 11), x=left + 16, y=top + 34, class_="soft"),
+        tag("text", fitted(step.about, room, 11), x=left + 16, y=top + 49, class_="soft"),
+        tag("text", state(step), x=left + width - 12, y=top + 49, text_anchor="end",
             class_="time"),
     ]  # fmt: skip
     return tag("a", _title(step), box, stripe, sign, *lines, href=f"#{target}",
@@ -83,7 +85,7 @@ def _layered(run: RunFacts, layout: Layout, targets: dict[str, str]) -> Markup:
     edges = [tag("path", d=_bent(points), class_="edge") for points in layout.edges.values()]
     tips = {points[-1] for points in layout.edges.values()}
     arrows = [tag("path", d=_arrow(tip), class_="arrow") for tip in sorted(tips)]
-    nodes = [_node(s, layout.nodes[n], targets[n]) for n, s in run.steps.items()]
+    nodes = [_node(s, layout.nodes[n], layout.box, targets[n]) for n, s in run.steps.items()]
     return tag(
         "svg",
         *edges,
@@ -101,10 +103,11 @@ def _layered(run: RunFacts, layout: Layout, targets: dict[str, str]) -> Markup:
 def _line(run: RunFacts, targets: dict[str, str], always: bool) -> Markup:
     """Steps under each other, their edges as arcs in the margin."""
     place = {name: i * LINE_ROW + LINE_ROW / 2 for i, name in enumerate(run.steps)}
+    longest = max([LINE_ROW * 6.0, *(place[b] - place[a] for a, b in run.edges())])
     arcs: list[Markup] = []
     for a, b in run.edges():
         if place[a] < place[b]:
-            bow = LINE_X - min(56.0, 6 + (place[b] - place[a]) / LINE_ROW * 9)
+            bow = LINE_X - 8 - 62 * math.sqrt((place[b] - place[a]) / longest)
             way = f"M{LINE_X} {place[a]}C{bow} {place[a]} {bow} {place[b]} {LINE_X} {place[b]}"
             arcs.append(tag("path", d=way, class_="edge"))
     rows: list[Markup] = []
@@ -158,6 +161,8 @@ def picture(run: RunFacts, targets: dict[str, str]) -> Markup:
     if not run.steps:
         return Markup("")
     layout = lay_out(list(run.steps), run.edges())
+    if layout.width > WIDEST:
+        layout = lay_out(list(run.steps), run.edges(), NARROW)
     if layout.width > WIDEST:
         return _line(run, targets, always=True)
     return _layered(run, layout, targets) + _line(run, targets, always=False)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-WIDTH, HEIGHT = 204, 58
+WIDTH, NARROW, HEIGHT = 204, 150, 58  # of a step; narrow ones where many stand side by side
 GAP_X, GAP_Y, BEND = 22, 40, 16
 SWEEPS = 12
 
@@ -28,6 +28,7 @@ class Layout:
     edges: Mapping[Edge, Sequence[Point]]
     width: float
     height: float
+    box: float = WIDTH
 
 
 def layers(names: Sequence[str], edges: Sequence[Edge]) -> dict[str, int]:
@@ -48,9 +49,10 @@ def layers(names: Sequence[str], edges: Sequence[Edge]) -> dict[str, int]:
 
 
 class _Drawing:
-    """Nodes and bends by layer; a bend is (edge, layer), a node its name."""
+    """Nodes of width `box` and bends by layer; a bend is (edge, layer), a node its name."""
 
-    def __init__(self, names: Sequence[str], edges: Sequence[Edge]) -> None:
+    def __init__(self, names: Sequence[str], edges: Sequence[Edge], box: float) -> None:
+        self.box = box
         depth = layers(names, edges)
         self.rows: list[list[object]] = [[] for _ in range(max(depth.values(), default=0) + 1)]
         self.up: dict[object, list[object]] = {}
@@ -111,7 +113,7 @@ class _Drawing:
         """x of the centre of every node and bend."""
         x = {node: 0.0 for row in self.rows for node in row}
         for row in self.rows:
-            gaps = _gaps(row)
+            gaps = _gaps(row, self.box)
             for node, offset in zip(row, gaps, strict=True):
                 x[node] = offset - gaps[-1] / 2
         for i in range(5 * SWEEPS):
@@ -126,7 +128,9 @@ class _Drawing:
                     weights.append(sum(pulls))
                     total = sum(p * w for p, w in zip(places, pulls, strict=True))
                     wanted.append(total / weights[-1])
-                for node, found in zip(row, spaced(wanted, weights, _gaps(row)), strict=True):
+                for node, found in zip(
+                    row, spaced(wanted, weights, _gaps(row, self.box)), strict=True
+                ):
                     x[node] = found
         return x
 
@@ -137,9 +141,9 @@ def _pull(a: object, b: object) -> float:
     return (1.0, 3.0, 12.0)[bends]
 
 
-def _gaps(row: Sequence[object]) -> list[float]:
+def _gaps(row: Sequence[object], box: float) -> list[float]:
     """Least distance of each node's centre from the first one's."""
-    sizes = [WIDTH if isinstance(node, str) else BEND for node in row]
+    sizes = [box if isinstance(node, str) else BEND for node in row]
     offsets = [0.0]
     for left, right in pairwise(sizes):
         offsets.append(offsets[-1] + (left + right) / 2 + GAP_X)
@@ -165,15 +169,15 @@ def spaced(
     return [f + o for f, o in zip(flat, offsets, strict=True)]
 
 
-def lay_out(names: Sequence[str], edges: Sequence[Edge]) -> Layout:
-    """Place steps and edges; `names` in topological order, edges among them."""
+def lay_out(names: Sequence[str], edges: Sequence[Edge], box: float = WIDTH) -> Layout:
+    """Place steps of width `box` and edges; `names` in topological order, edges among them."""
     if not names:
-        return Layout({}, {}, 0, 0)
-    drawing = _Drawing(names, list(dict.fromkeys(edges)))
+        return Layout({}, {}, 0, 0, box)
+    drawing = _Drawing(names, list(dict.fromkeys(edges)), box)
     drawing.untangle()
     x = drawing.place()
-    low = min(x[n] for n in x) - WIDTH / 2
-    high = max(x[n] for n in x) + WIDTH / 2
+    low = min(x[n] for n in x) - box / 2
+    high = max(x[n] for n in x) + box / 2
     y = {n: i * (HEIGHT + GAP_Y) + HEIGHT / 2 for i, row in enumerate(drawing.rows) for n in row}
     at = {n: (round(x[n] - low, 1), round(y[n], 1)) for n in x}
     return Layout(
@@ -181,4 +185,5 @@ def lay_out(names: Sequence[str], edges: Sequence[Edge]) -> Layout:
         {edge: [at[n] for n in chain] for edge, chain in drawing.chains.items()},
         round(high - low, 1),
         len(drawing.rows) * (HEIGHT + GAP_Y) - GAP_Y,
+        box,
     )

@@ -5,7 +5,6 @@ All numbers are those of the `Report`s; nothing is measured here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -13,14 +12,12 @@ from typing import cast
 from markupsafe import Markup
 
 from truing.report import svg
-from truing.report.facts import RunFacts, StepFacts, mapping
+from truing.report.facts import mapping
 from truing.report.tally import Tally, principles_of, tallies
 from truing.report.wording import (
-    ARROW,
     count,
     difference,
     difference_interval,
-    excerpt,
     interval,
     percent,
     value,
@@ -249,6 +246,24 @@ class Outcome:
         """Everything that the table beneath the charts lists."""
         return [*([self.overall] if self.overall else []), *self.principles, *self.side_effects]
 
+    def _against(self) -> str:
+        """Principles that clearly went the other way: a mean must not hide them."""
+        main = self.overall
+        if main is None or main.verdict != "better":
+            return ""
+        worse = [
+            f"{c.name} rose from {value(c.before.value, 'share', digits=0)} "
+            f"to {value(c.after.value, 'share', digits=0)}"
+            for c in self.principles
+            if c.verdict == "worse"
+        ]
+        return f", but {' and '.join(worse)}" if worse else ""
+
+    @property
+    def effects(self) -> str:
+        """Relevance, length and ability in a few words."""
+        return ", ".join(c.in_words for c in self.key_figures[1:])
+
     @property
     def headline(self) -> str:
         """The result in one sentence."""
@@ -258,12 +273,17 @@ class Outcome:
         b, a = (value(m.value, "share", digits=0) for m in (main.before, main.after))
         where = f"over {count(self.prompts, 'prompt')}"
         effects = [c.in_words for c in self.key_figures if c.name in ("relevance", "ability")]
-        rest = f", while {' and '.join(effects)}" if effects else ""
+        rest = f"{self._against()}; {' and '.join(effects)}" if effects else self._against()
         if main.verdict == "better":
             return f"Violations of the principles fell from {b} to {a} {where}{rest}."
         if main.verdict == "worse":
             return f"Violations of the principles rose from {b} to {a} {where}{rest}."
         return f"No clear change in violations: {b} before and {a} after {where}{rest}."
+
+
+def before_after_of(reports: Mapping[str, Report]) -> list[Outcome]:
+    """One outcome for each before-and-after report, in the order of the run."""
+    return [before_after(n, r) for n, r in reports.items() if is_before_after(r)]
 
 
 def before_after(step: str, report: Report) -> Outcome:
@@ -292,64 +312,3 @@ def before_after(step: str, report: Report) -> Outcome:
 def is_before_after(report: Report) -> bool:
     """True for what `evaluate/before_after` made."""
     return report.meta.get("kind") == "before_after"
-
-
-@dataclass(frozen=True)
-class Line:
-    """One measure of any report, as a row of a table."""
-
-    measure: Measure
-    name: str
-    text: str
-    interval: str
-    chart: Markup
-
-
-def lines(report: Report) -> list[Line]:
-    """Every measure of a report; shares drawn on one axis, others only written."""
-    made: list[Line] = []
-    for m in report:
-        name = f"{m.name} {ARROW} {m.category}" if m.category else m.name
-        span = interval(m)
-        said = f"{name}: {with_unit(m.value, m.unit)}" + (f" ({span})" if span else "")
-        drawable = m.unit == "share" and 0 <= m.lo <= m.hi <= 1
-        chart = svg.single(m, svg.Scale.shares(), said) if drawable else Markup("")
-        made.append(Line(m, name, with_unit(m.value, m.unit), span, chart))
-    return made
-
-
-def _trained(curves: Mapping[str, Sequence[Mapping[str, object]]]) -> str:
-    for step, rows in reversed(list(curves.items())):
-        losses = [r["loss"] for r in rows if isinstance(r.get("loss"), (int, float))]
-        numbers = [float(cast("float", v)) for v in losses]
-        if len(numbers) > 1 and all(map(math.isfinite, (numbers[0], numbers[-1]))):
-            way = f"the loss went from {numbers[0]:.3g} to {numbers[-1]:.3g}"
-            return f"{step}: {way} in {count(len(numbers), 'update')}."
-    return ""
-
-
-def broken_step(run: RunFacts) -> StepFacts | None:
-    """The first step that failed or stopped."""
-    return next((s for s in run.steps.values() if s.status in ("failed", "stopped")), None)
-
-
-def plain_headline(
-    run: RunFacts,
-    reports: Mapping[str, Report],
-    curves: Mapping[str, Sequence[Mapping[str, object]]],
-) -> str:
-    """The headline of a run that compared nothing before and after."""
-    done = f"{run.done()} of {count(len(run.steps), 'step')}"
-    step = broken_step(run)
-    if run.status in ("failed", "stopped"):
-        where = f" at step {step.name}" if step else ""
-        return f"The run {run.status}{where}; {done} done and kept."
-    if run.status != "done":
-        return f"The run is not at its end: {done} done."
-    for name, report in reversed(list(reports.items())):
-        if report.measures:
-            m = report.measures[0]
-            span = f" (95 % interval {interval(m)})" if interval(m) else ""
-            title = excerpt(report.title, 60) or name
-            return f"{title}: {m.name} {with_unit(m.value, m.unit)}{span}."
-    return _trained(curves) or f"{done} done."

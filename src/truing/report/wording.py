@@ -74,7 +74,7 @@ def duration(seconds: float) -> str:
     """Seconds as people say them."""
     if not math.isfinite(seconds) or seconds < 0:
         return NOTHING
-    if 0 < seconds < 0.05:
+    if seconds < 0.05:
         return f"under 0.1{NBSP}s"
     if seconds < 9.95:
         return f"{seconds:.1f}{NBSP}s"
