@@ -7,6 +7,8 @@ Four nouns (`Principles`, `Table`, `Model`, `Report`) flow through methods, list
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
@@ -61,7 +63,6 @@ def __getattr__(name: str) -> object:
     # Lazy, so that `import truing` costs milliseconds and never imports torch.
     if name not in _WHERE:
         raise AttributeError(f"module 'truing' has no attribute {name!r}")
-    # A package attribute of the same name (truing.compare the module) is replaced by the function.
     found: object = getattr(importlib.import_module(_WHERE[name]), name)
     globals()[name] = found
     return found
@@ -69,3 +70,14 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Package(types.ModuleType):
+    def __setattr__(self, name: str, value: object) -> None:
+        # Importing truing.method would make `truing.method` the module: it stays the decorator,
+        # whoever imported what before. The module is had with `from truing.method import ...`.
+        if not (name in _WHERE and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

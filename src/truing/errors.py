@@ -61,13 +61,17 @@ class MissingExtra(InputError, ImportError):
         self.package, self.extra = package, extra
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (MissingExtra, (self.package, self.extra))
+        return (_rebuild_missing, (self.package, self.extra, self.where))
 
 
 def _rebuild(
     cls: type[TruingError], message: str, where: str, seen: object, fix: str
 ) -> TruingError:
     return cls(message, where=where, seen=seen, fix=fix)
+
+
+def _rebuild_missing(package: str, extra: str, where: str) -> MissingExtra:
+    return MissingExtra(package, extra, where=where)
 
 
 def shorten(value: object, limit: int = 120) -> str:
