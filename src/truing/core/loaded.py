@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from truing.changes import Edits
 from truing.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Loaded:
     @contextlib.contextmanager
     def run_time(self) -> Generator[None]:
         """Apply the model's activation edits to the module inside the block."""
-        edits = [c for c in self.model.run_time_changes if c.kind == "edits"]
+        edits = [c for c in self.model.run_time_changes if isinstance(c, Edits)]
         if not edits:
             yield
             return
