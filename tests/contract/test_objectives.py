@@ -9,14 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
 from truing.context import Context, use
 from truing.core import lora
+from truing.core.loaded import quiet
 from truing.core.measure import blank
 from truing.core.objective import Loss, Measurements, Objective, objective_of
+from truing.core.own_samples import OwnSamples
 from truing.core.reference import Reference
 from truing.core.text_task import TextTask
-from truing.core.train_text import read_units
+from truing.core.tiny import tiny_config, tiny_tokenizer
+from truing.core.train_text import find_teachers, read_units
 from truing.core.training import HOOKS, Hook
 from truing.method import methods
 from truing.models import Model
@@ -34,6 +38,14 @@ def defaults(spec: Objective) -> dict[str, object]:
     return {n: p.default for n, p in spec.settings.items()}
 
 
+def hook_of(spec: Objective) -> Hook:
+    """The objective's hook; one that draws answers draws two short ones."""
+    if not spec.hook:
+        return Hook()
+    short = {"samples": 2, "new_tokens": 6} if issubclass(HOOKS[spec.hook], OwnSamples) else {}
+    return HOOKS[spec.hook](**short)
+
+
 def table_for(spec: Objective, rows: int = 6) -> Table:
     """Rows of the objective's kind with the columns that it declares."""
     made: list[Row] = []
@@ -44,7 +56,7 @@ def table_for(spec: Objective, rows: int = 6) -> Table:
             row |= {"chosen": answers[0], "rejected": answers[1]}
         elif spec.rows == "group":
             row |= {"completions": answers[: 2 + i % 2], "scores": [2.0, 0.5, 1.0][: 2 + i % 2]}
-        else:
+        elif spec.rows != "prompt":
             row |= {"completion": answers[i % 2]}
         if spec.rows == "unpaired":
             row["label"] = i % 2 == 0
@@ -59,8 +71,8 @@ def table_for(spec: Objective, rows: int = 6) -> Table:
 def made_up(spec: Objective, scale: float = 1.0, seed: int = 0) -> Measurements:
     """Random measurements of the right shape: four units, two to four branches."""
     source = torch.Generator().manual_seed(seed)
-    width = {"pair": 2, "group": 3, "unpaired": 1, "example": 1}[spec.rows]
-    width += len(spec.texts) + ("mismatched" in spec.needs)
+    width = {"pair": 2, "group": 3, "unpaired": 1, "example": 1, "prompt": 0}[spec.rows]
+    width += len(spec.texts) + ("mismatched" in spec.needs) + hook_of(spec).added
     lengths = torch.randint(1, 6, (4, width), generator=source)
     mask = (torch.arange(5) < lengths[..., None]).float()
     tensors: dict[str, Tensor] = {}
@@ -94,6 +106,7 @@ def test_declaration(name: str) -> None:
     method, spec = methods[name], spec_of(name)
     assert method.returns == "Model" and {"model", "data"} <= set(method.inputs)
     assert ("reference" in method.inputs) == spec.with_reference
+    assert set(spec.teachers) <= set(method.inputs)
     assert {"epochs", "lr", "batch", "rank", "max_tokens"} <= set(method.settings)
     values = method.validate({})
     assert method.validate(json.loads(json.dumps(values))) == values
@@ -114,7 +127,8 @@ def test_values_and_gradients_are_finite(name: str, scale: float) -> None:
     loss.total().backward()
     for leaf_name, leaf in leaves.items():
         assert leaf.grad is None or leaf.grad.isfinite().all(), leaf_name
-    assert leaves["logp"].grad is not None and leaves["logp"].grad.abs().sum() > 0
+    slopes = [leaf.grad for n, leaf in leaves.items() if n != "ref_logp" and leaf.grad is not None]
+    assert sum(float(slope.abs().sum()) for slope in slopes) > 0
     if "ref_logp" in leaves and scale == 1.0:  # it must count for something
         changed = m.having(ref_logp=m.ref_logp_UKT * 0.5)
         assert not torch.equal(own_part(spec(changed, defaults(spec))), own_part(loss))
@@ -178,15 +192,39 @@ def model(tiny_path: Path) -> Model:
     return Model.open(tiny_path)
 
 
-def build(model: Model, spec: Objective, budget: int) -> TextTask:
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> list[Model]:
+    """Two models of another size with the same tokens: teachers."""
+    made: list[Model] = []
+    for seed in (1, 2):
+        config = tiny_config()
+        config.hidden_size, config.num_hidden_layers, config.intermediate_size = 64, 2, 96
+        torch.manual_seed(seed)
+        folder = tmp_path_factory.mktemp("teacher")
+        with quiet():
+            LlamaForCausalLM(config).save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+        made.append(Model.open(folder))
+    return made
+
+
+def taught_by(spec: Objective, others: Sequence[Model]) -> dict[str, Model]:
+    """A teacher for each role."""
+    return dict(zip(spec.teachers, others, strict=False))
+
+
+def build(model: Model, spec: Objective, budget: int, others: Sequence[Model]) -> TextTask:
     """The task as `train_model` builds it, with an adapter that already does something."""
     loaded = model.load_module(fresh=True)
-    units, _ = read_units(spec, loaded, table_for(spec), 512)
-    hook = HOOKS[spec.hook]() if spec.hook else Hook()
+    hook = hook_of(spec)
+    units, _ = read_units(spec, loaded, table_for(spec), 512, hook)
     reference = Reference(model.weights_key, "float32")
     task = TextTask(spec, defaults(spec), hook, units, loaded.module, reference, budget=budget)
     if spec.with_reference:
         task.measure_reference(loaded.module, [range(len(units))])
+    taught = find_teachers(spec, loaded, taught_by(spec, others), defaults(spec), "float32")
+    if taught is not None:
+        task.learn_from(taught)
     task.adapt(lora.attach(loaded.module, 4, 8.0, seed=1))
     source = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -214,13 +252,18 @@ def step(task: TextTask, rows: Sequence[int]) -> tuple[float, Tensor, dict[str, 
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_micro_batches_and_row_order_do_not_change_a_step(name: str, model: Model) -> None:
+def test_micro_batches_and_row_order_do_not_change_a_step(
+    name: str, model: Model, others: list[Model]
+) -> None:
     spec = spec_of(name)
     noisy = spec.hook == "noisy_embeddings"  # draws its noise for each micro-batch
     rows = range(6)
-    loss, grad, metrics, parts = step(build(model, spec, 100_000), rows)
+    loss, grad, metrics, parts = step(build(model, spec, 100_000, others), rows)
     assert parts == 1 and grad.norm() > 0
-    variants = [(build(model, spec, 60), [4, 1, 5, 0, 2, 3]), (build(model, spec, 1), rows)]
+    variants = [
+        (build(model, spec, 60, others), [4, 1, 5, 0, 2, 3]),
+        (build(model, spec, 1, others), rows),
+    ]
     for task, order in variants:
         again = step(task, list(order))
         assert again[3] > 1
@@ -231,9 +274,11 @@ def test_micro_batches_and_row_order_do_not_change_a_step(name: str, model: Mode
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_real_measurements_are_what_was_declared(name: str, model: Model) -> None:
+def test_real_measurements_are_what_was_declared(
+    name: str, model: Model, others: list[Model]
+) -> None:
     spec = spec_of(name)
-    task = build(model, spec, 100_000)
+    task = build(model, spec, 100_000, others)
     (micro,) = task._micro_batches(range(6))
     real = task._measure(micro, grad=True)
     # No gradient flows into the reference, and one into all that the model says.
@@ -245,10 +290,15 @@ def test_real_measurements_are_what_was_declared(name: str, model: Model) -> Non
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_training_lowers_the_objective(name: str, model: Model, tmp_path: Path) -> None:
+def test_training_lowers_the_objective(
+    name: str, model: Model, others: list[Model], tmp_path: Path
+) -> None:
     spec = spec_of(name)
+    more: dict[str, object] = dict(taught_by(spec, others))
+    if hook_of(spec).added:
+        more |= {"samples": 2, "new_tokens": 6}
     with use(Context(folder=tmp_path)) as context:
-        made = methods[name](model, table_for(spec), steps=6, lr=2e-3, batch=6, warmup=0.0)
+        made = methods[name](model, table_for(spec), steps=6, lr=2e-3, batch=6, warmup=0.0, **more)
     assert isinstance(made, Model) and [c.kind for c in made.weight_changes] == ["adapter"]
     losses = [float(str(m["loss"])) for m in context.metrics if "loss" in m]
     assert len(losses) == 6 and min(losses[-2:]) < losses[0]

@@ -115,12 +115,17 @@ def example_ids(
     return ids, loss
 
 
-def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that end an answer: those after its words, and the tokenizer's end token."""
+def _turn_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that the template puts after an answer's words to end it."""
     found = _encode(tokenizer, _turn(tokenizer).tail)
     special = set(tokenizer.all_special_ids)
-    ends = [i for i in found if i in special] or found[-1:]
+    return [i for i in found if i in special] or found[-1:]
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end an answer: those after its words, and the tokenizer's end token."""
     eos = cast("int | None", tokenizer.eos_token_id)
+    ends = _turn_ends(tokenizer)
     return list(dict.fromkeys([*ends, *([eos] if eos is not None else [])]))
 
 
@@ -199,6 +204,7 @@ def check_receipt(
     *,
     vocab: int | None = None,
     stops: Iterable[int] = (),
+    ended: bool = False,
     where: str = "",
 ) -> None:
     """Raise InputError for masks and templates that would train the wrong thing.
@@ -207,20 +213,21 @@ def check_receipt(
         trees: what will be trained on.
         vocab: rows of the model's embedding; ids beyond it mean a tokenizer of another model.
         stops: ids at which the model's own settings end an answer.
+        ended: True where no answer needs an end, such as those that are only scored.
 
     A row without loss tokens, answers none of which ends with a trained stop token, and a template
     whose end of turn is not one of `stops` are errors.
     """
     stops = set(stops)
     ends = set(stop_ids(tokenizer))
-    if stops and not stops & ends:
+    taught = set(_turn_ends(tokenizer))
+    if stops and not stops & taught:
         raise InputError(
             "the chat template ends a turn with a token at which the model does not stop",
             where=where,
-            seen=tokenizer.convert_ids_to_tokens(sorted(ends)),
+            seen=tokenizer.convert_ids_to_tokens(sorted(taught)),
             fix="Use the tokenizer that belongs to the model, or set its eos_token_id",
         )
-    ended = False
     for i, tree in enumerate(trees):
         for ids, loss in tree.rows():
             if not any(loss[1:]):

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
+from truing.core import own_samples as own_samples  # registers its hooks
 from truing.core.training import HOOKS, TextTraining
 from truing.errors import InputError
 from truing.method import argument_docs
@@ -178,6 +179,8 @@ class Objective:
         texts: further text columns that become branches after the kind's own, each with the column
             that stands in for a missing one, or None when it is required.
         hook: name of an engine hook that changes inputs, reference or sampling.
+        teachers: roles of frozen teachers, each an input of the method, and how their
+            distributions are kept: "full" or "top" (see `core.teacher`).
     """
 
     name: str
@@ -188,6 +191,7 @@ class Objective:
     columns: Mapping[str, float | None]
     texts: Mapping[str, str | None] = field(default_factory=dict)
     hook: str = ""
+    teachers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, inspect.Parameter]:
@@ -210,6 +214,11 @@ class Objective:
         """True when whole distributions are compared with the reference's."""
         return any(n.endswith("kl_vocab") for n in self.needs)
 
+    @property
+    def answers_end(self) -> bool:
+        """True when given answers are learnt, so that one at least must come to its end."""
+        return self.rows not in ("prompt", "steps") and set(self.needs) != {"scores"}
+
     def __call__(
         self, m: Measurements, settings: Mapping[str, object], state: State | None = None
     ) -> Loss:
@@ -226,7 +235,12 @@ def _entry(spec: Objective) -> Function:
     ) -> Model:
         from truing.core.train_text import train_model
 
-        return train_model(spec, model, data, reference, settings)
+        teachers = {
+            role: typing.cast(Model, settings.pop(role))
+            for role in spec.teachers
+            if role in settings
+        }
+        return train_model(spec, model, data, reference, settings, teachers)
 
     kind = inspect.Parameter.KEYWORD_ONLY
     hints = typing.get_type_hints(spec.loss, include_extras=True)
@@ -247,7 +261,8 @@ def _entry(spec: Objective) -> Function:
     nouns = list(inspect.signature(train, eval_str=True).parameters.values())[:-1]
     if not spec.with_reference:
         nouns = nouns[:2]
-    parameters = [*nouns, *own.values(), *engine.values()]
+    nouns[2:2] = [inspect.Parameter(r, kind, annotation=Model) for r in spec.teachers]
+    parameters = sorted([*nouns, *own.values(), *engine.values()], key=lambda p: p.kind)
     train.__name__ = train.__qualname__ = spec.name
     train.__module__ = spec.loss.__module__
     hook_docs = argument_docs(HOOKS[spec.hook].__doc__ or "") if spec.hook else {}
@@ -271,6 +286,7 @@ def objective(
     columns: Mapping[str, float | None] | None = None,
     texts: Mapping[str, str | None] | None = None,
     hook: str = "",
+    teachers: Mapping[str, str] | None = None,
     name: str = "",
     group: str = "",
 ) -> Callable[[F], F]:
@@ -285,6 +301,7 @@ def objective(
         columns: numeric row columns that it reads, with the value that stands for a missing one.
         texts: text columns that become further branches, with the column that stands in.
         hook: an engine hook, whose settings become the method's.
+        teachers: roles of frozen teachers and how much of each is kept, "full" or "top".
         name: when the registered name differs from the function's.
         group: when it differs from the sub-folder.
     """
@@ -293,8 +310,9 @@ def objective(
 
     def decorate(function: F) -> F:
         spec = Objective(
-            name or function.__name__, function, unit, needs, rows, columns or {}, texts or {}, hook
-        )
+            name or function.__name__, function, unit, needs, rows, columns or {}, texts or {},
+            hook, teachers or {},
+        )  # fmt: skip
         if spec.keeps_state and unit != "batch":
             raise InputError("only objectives of unit 'batch' keep state", where=spec.name)
         facts = {"paper": paper, "field": field, "needs": ("weights",), "name": name}

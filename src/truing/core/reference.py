@@ -74,8 +74,15 @@ class Kept(ABC):
     def compute(self, module: nn.Module, packed: Packed) -> dict[str, Tensor]:
         """Values of the M loss tokens of a micro-batch, [M, ...] each; no gradient is kept."""
 
-    def sweep(self, module: nn.Module, trees: Iterable[Node], budget: int = SWEEP) -> None:
-        """Compute, or read from the cache, all branches of `trees` that are not there yet."""
+    def sweep(
+        self, module: nn.Module, trees: Iterable[Node], budget: int = SWEEP, *, keep: bool = True
+    ) -> None:
+        """Compute, or read from the cache, all branches of `trees` that are not there yet.
+
+        Without `keep` nothing is written to the cache, and earlier branches are forgotten.
+        """
+        if not keep:
+            self._values.clear()
         wanted = [t for t in gathered(trees) if any(k not in self._values for k in keys_of(t))]
         device = next(module.parameters()).device
         runs = pack(wanted, budget) if wanted else []
@@ -83,7 +90,7 @@ class Kept(ABC):
         for i, packed in enumerate(runs, 1):
             some = wanted[at : at + len(packed)]
             at += len(packed)
-            values = self._pack_values(module, packed, some, device)
+            values = self._pack_values(module, packed, some, device, keep)
             for u, tree in enumerate(some):
                 for k, key in enumerate(keys_of(tree)):
                     index_T = packed.index_UKT[u, k, : int(packed.mask_UKT[u, k].sum())]
@@ -92,11 +99,16 @@ class Kept(ABC):
             current().progress(i, len(runs), self.label)
 
     def _pack_values(
-        self, module: nn.Module, packed: Packed, trees: Sequence[Node], device: torch.device
+        self,
+        module: nn.Module,
+        packed: Packed,
+        trees: Sequence[Node],
+        device: torch.device,
+        keep: bool,
     ) -> dict[str, Tensor]:
         path = self._path([k for t in trees for k in keys_of(t)], device)
         try:
-            found = load_file(path)
+            found = load_file(path) if keep else {}
             if found and all(len(v) == len(packed.target_M) for v in found.values()):
                 self.cached += 1
                 return found
@@ -106,6 +118,8 @@ class Kept(ABC):
             made = self.compute(module, packed.to(device))
         values = {n: v.cpu().contiguous() for n, v in made.items()}
         self.computed += 1
+        if not keep:
+            return values
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{id(self)}")
         save_file(values, partial)

@@ -22,6 +22,7 @@ from truing.core.lora import Lora
 from truing.core.measure import blank, columns_of, joined
 from truing.core.objective import Loss, Measurements, Objective
 from truing.core.reference import Reference
+from truing.core.teacher import Extra, Teachers
 from truing.core.training import Hook, State
 from truing.core.training_rows import Unit
 from truing.core.tree import Node, Packed, pack
@@ -65,11 +66,12 @@ class TextTask:
         budget: int,
     ) -> None:
         self.name, self.spec, self.settings, self.hook = spec.name, spec, dict(settings), hook
-        self.units, self.module, self.frozen, self.budget = units, module, reference, budget
+        self.units, self.module, self.frozen, self.budget = list(units), module, reference, budget
         check(module)  # now, before any hook changes what the module computes
         self.lora: Lora | None = None
         self.lengths_N = torch.zeros(0)
         self._other: nn.Module | None = None  # measured in place of the module without adapters
+        self.teachers: Teachers | None = None
         self._held: State = {}
         self._state: State | None = None
         self._next: State | None = None
@@ -89,6 +91,12 @@ class TextTask:
     def compare_with(self, other: nn.Module) -> None:
         """Compare whole vocabularies with this module, not with the one without adapters."""
         self._other = other
+
+    def learn_from(self, teachers: Teachers) -> None:
+        """Measure every branch under these teachers, and compare with them from now on."""
+        self.teachers = teachers
+        if not self.hook.fresh:
+            teachers.sweep([u.tree() for u in self.units])
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The adapters' parameters, or all of the module's."""
@@ -157,6 +165,8 @@ class TextTask:
     def _micro_batches(self, rows: Sequence[int]) -> list[Micro]:
         """A step's units in micro-batches, with what the reference says of them."""
         trees = self._trees(rows)
+        if self.teachers is not None and self.hook.fresh:
+            self.teachers.sweep(trees, keep=False)
         made: list[Micro] = []
         at = 0
         for packed in pack(trees, self.budget):
@@ -179,7 +189,7 @@ class TextTask:
         packed = micro.packed
         sizes = [(t.longest, t.size) for t in micro.trees]
         self.lengths_N = torch.tensor([long for long, size in sizes for _ in range(size)])
-        extras = {"ref_logp": self._vocabulary(packed)} if self.spec.compares_vocabulary else None
+        extras = self._extras(micro)
         with self.hook.forward(self) if grad else contextlib.nullcontext():
             found = measure(self.module, packed, self.measured, grad=grad, extras=extras)
         tensors = {n: found[n] for n in self.measured}
@@ -187,6 +197,16 @@ class TextTask:
             tensors["ref_logp"] = micro.ref_logp_UKT
         columns = self._columns(micro.rows, packed.mask_UKT.shape[1])
         return Measurements(packed.mask_UKT, tensors, columns)
+
+    def _extras(self, micro: Micro) -> dict[str, Extra]:
+        """What statistics of the vocabulary read beside it: settings, the reference, teachers."""
+        numbers = {n: v for n, v in self.settings.items() if isinstance(v, (int, float))}
+        made: dict[str, Extra] = {n: _constant(float(v)) for n, v in numbers.items()}
+        if self.spec.compares_vocabulary:
+            made["ref_logp"] = self._vocabulary(micro.packed)
+        if self.teachers is not None:
+            made |= self.teachers.extras(micro.trees, micro.packed)
+        return made
 
     def _vocabulary(self, packed: Packed) -> Callable[[slice], Tensor]:
         """The reference's log-probabilities of the whole vocabulary, a few rows at a time."""
@@ -204,6 +224,7 @@ class TextTask:
 
     def parts(self, rows: Sequence[int], step: int) -> Iterator[Part]:
         """Micro-batches of a step."""
+        self.hook.before_step(self, rows, step)
         micros = self._micro_batches(rows)
         if self.spec.unit == "batch":
             yield from self._whole(micros, len(rows))
@@ -281,6 +302,10 @@ class TextTask:
                 self._state = {**(self._state or {}), rest: value}
             else:
                 self.reference()[rest].copy_(value)
+
+
+def _constant(value: float) -> Callable[[slice], Tensor]:
+    return lambda part: torch.tensor(value)
 
 
 def _sums(loss: Loss) -> dict[str, tuple[Tensor, float]]:

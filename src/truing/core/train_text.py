@@ -18,13 +18,14 @@ from torch import nn
 from truing.changes import Adapter
 from truing.context import Json, current
 from truing.core import lora
-from truing.core.chat import check_receipt, receipt
+from truing.core.chat import Prompt, check_receipt, receipt
 from truing.core.engine import Order, train
 from truing.core.files import new_folder
 from truing.core.loaded import Loaded
 from truing.core.objective import Objective
 from truing.core.opening import same_tokens
 from truing.core.reference import Reference
+from truing.core.teacher import Teachers
 from truing.core.text_task import TextTask
 from truing.core.training import HOOKS, Hook, TextTraining
 from truing.core.training_rows import Reader, Unit, as_kind
@@ -70,6 +71,7 @@ def _show_receipt(
         trees,
         vocab=embedding.num_embeddings,
         stops=ends,
+        ended=not spec.answers_end,
         where=spec.name,
     )
     text = receipt(loaded.tokenizer, trees, 2)
@@ -109,6 +111,20 @@ def _reference(
     return Reference(reference.weights_key, dtype), reference.load_module(dtype)
 
 
+def find_teachers(
+    spec: Objective,
+    student: Loaded,
+    models: Mapping[str, Model],
+    own: Mapping[str, object],
+    dtype: str,
+) -> Teachers | None:
+    """The teachers in memory; None for objectives that have none."""
+    if not spec.teachers:
+        return None
+    top_k = int(cast(int, own.get("top_k", 1)))
+    return Teachers(student, models, spec.teachers, top_k=top_k, dtype=dtype, where=spec.name)
+
+
 def trained_model(
     model: Model,
     module: nn.Module,
@@ -139,13 +155,17 @@ def trained_model(
 
 
 def read_units(
-    spec: Objective, loaded: Loaded, data: Table, limit: int
+    spec: Objective, loaded: Loaded, data: Table, limit: int, hook: Hook | None = None
 ) -> tuple[list[Unit], dict[str, Json]]:
     """What will be trained on, and what to say of how it was made."""
     rows, conversion = as_kind(data, spec.rows, spec.name)
     context = getattr(loaded.module.config, "max_position_embeddings", None)
-    reader = Reader(loaded.tokenizer, spec, min(limit, int(context or limit)))
+    limit = min(limit, int(context or limit))
+    reader = Reader(loaded.tokenizer, spec, limit)
     units = reader.read(rows)
+    if hook is not None:
+        prompts = {str(r["id"]): cast(Prompt, r.get("prompt", r.get("messages", ""))) for r in rows}
+        units = hook.units(loaded, units, prompts, limit)
     notes: dict[str, Json] = {"rows": len(units)}
     notes |= {n: c for n, c in sorted(reader.counts.items()) if c}
     if conversion:
@@ -159,6 +179,7 @@ def train_model(
     data: Table,
     reference: Model | None,
     values: Mapping[str, object],
+    teachers: Mapping[str, Model] | None = None,
 ) -> Model:
     """Train `model` on `data` by an objective.
 
@@ -168,6 +189,7 @@ def train_model(
         data: rows of the objective's kind, or of one that can be converted.
         reference: of objectives that have one; None takes the model as it is before training.
         values: the objective's, its hook's and the engine's settings by name.
+        teachers: frozen models by their role in the objective.
     Returns:
         the model with an adapter, or with new weights when `rank` is 0.
     Raises:
@@ -178,14 +200,16 @@ def train_model(
     context = current()
     key = content_hash(
         [spec.name, own, hook.settings(), vars(settings), model.weights_key, data.key, context.seed,
-         reference.weights_key if reference is not None else ""], 8
+         reference.weights_key if reference is not None else "",
+         {r: t.weights_key for r, t in (teachers or {}).items()}], 8
     )  # fmt: skip
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # A full fine-tune keeps its weights in float32, where small updates are not rounded away.
     short = device == "cuda" and settings.rank > 0 and torch.cuda.is_bf16_supported()
     dtype = "bfloat16" if short else "float32"
     loaded = model.load_module(dtype, device, fresh=True)
-    units, notes = read_units(spec, loaded, data, settings.max_tokens)
+    taught = find_teachers(spec, loaded, teachers or {}, own, dtype)
+    units, notes = read_units(spec, loaded, data, settings.max_tokens, hook)
     trees = [u.tree() for u in units]
     budget = settings.budget or (GPU_BUDGET if device == "cuda" else BUDGET)
     how: dict[str, Json] = {"device": device, "dtype": dtype, "budget": budget}
@@ -198,6 +222,8 @@ def train_model(
     if spec.with_reference and not hook.moves_reference:
         steps = [order.step(s, settings.end(len(units))) for s in range(settings.total(len(units)))]
         task.measure_reference(held.module, steps)
+    if taught is not None:
+        task.learn_from(taught)
     if settings.rank:
         seed = context.stream("adapter") % 2**31
         task.adapt(lora.attach(loaded.module, settings.rank, settings.scale_alpha, seed=seed))

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from truing.errors import InputError
+
+if TYPE_CHECKING:
+    from truing.core.chat import Prompt
+    from truing.core.training_rows import Unit
+    from truing.models import Loaded
 
 State = dict[str, Tensor]
 
@@ -131,6 +136,7 @@ class Tuned(Protocol):
     """What hooks may touch of the running training."""
 
     module: nn.Module
+    units: list[Unit]
     lengths_N: Tensor  # tokens of the row that each token of the micro-batch belongs to
 
     def trained(self) -> Mapping[str, Tensor]:
@@ -146,10 +152,21 @@ class Hook:
     """Base of the hooks: does nothing."""
 
     moves_reference = False
+    fresh = False  # the rows are others at each step
+    added = 0  # branches put after a row's own
 
     def settings(self) -> dict[str, object]:
         """Its settings by name."""
         return dict(vars(self))
+
+    def units(
+        self, loaded: Loaded, units: Sequence[Unit], prompts: Mapping[str, Prompt], limit: int
+    ) -> list[Unit]:
+        """The rows to train on in place of `units`; `prompts` by row id, `limit` in tokens."""
+        return list(units)
+
+    def before_step(self, task: Tuned, rows: Sequence[int], step: int) -> None:
+        """Called before update `step` (from 0) with the numbers of its rows."""
 
     def forward(self, task: Tuned) -> AbstractContextManager[object]:
         """Wrapped around every forward pass that gradients flow through."""
@@ -159,6 +176,21 @@ class Hook:
         """Called after update `step` (from 1)."""
 
 
+HOOKS: dict[str, type[Hook]] = {}
+H = TypeVar("H", bound=type[Hook])
+
+
+def hook(name: str) -> Callable[[H], H]:
+    """Register a hook under the name that objectives call it by."""
+
+    def register(kind: H) -> H:
+        HOOKS[name] = kind
+        return kind
+
+    return register
+
+
+@hook("moving_reference")
 class MovingReference(Hook):
     """The reference follows the policy (TR-DPO, arXiv 2404.09656): soft or hard updates.
 
@@ -183,6 +215,7 @@ class MovingReference(Hook):
                     held[name].lerp_(value.detach(), self.mix)
 
 
+@hook("noisy_embeddings")
 class NoisyEmbeddings(Hook):
     """Uniform noise on the input embeddings while training (NEFTune, arXiv 2310.05914).
 
@@ -209,9 +242,3 @@ class NoisyEmbeddings(Hook):
             yield
         finally:
             handle.remove()
-
-
-HOOKS: dict[str, type[Hook]] = {
-    "moving_reference": MovingReference,
-    "noisy_embeddings": NoisyEmbeddings,
-}

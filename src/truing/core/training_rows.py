@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from truing.core.chat import Message
 
 ROOM = 4  # tokens that a prompt must leave for an answer
-BRANCHES = {"pair": ("chosen", "rejected"), "unpaired": ("completion",), "example": ("completion",)}
+BRANCHES = {
+    "pair": ("chosen", "rejected"),
+    "unpaired": ("completion",),
+    "example": ("completion",),
+    "prompt": (),
+}
 
 
 @dataclass(frozen=True)
@@ -126,10 +131,24 @@ class Reader:
             if unit is not None:
                 units.append(unit)
         if not units:
-            raise InputError(
-                "no row can be trained on", where=self.spec.name, seen=dict(self.counts)
-            )
+            raise self._nothing(table)
         return units
+
+    def _nothing(self, table: Table) -> InputError:
+        """Says why no row is left."""
+        whys = {
+            "left_out_same": "chosen and rejected are the same",
+            "left_out_empty": "an answer is empty",
+            "left_out_long": f"the prompt leaves no room for an answer within {self.limit} tokens",
+        }
+        told = [f"in {self.counts[n]} {why}" for n, why in whys.items() if self.counts[n]]
+        return InputError(
+            f"no row can be trained on of the {len(table)} of {table.source}: {'; '.join(told)}",
+            where=self.spec.name,
+            seen=dict(self.counts),
+            fix="Raise max_tokens, up to the model's context" if self.counts["left_out_long"]
+            else "Give rows that differ",
+        )  # fmt: skip
 
     def _unit(self, row: Row, where: str) -> Unit | None:
         numbers = {name: self._number(row, name, where) for name in self.spec.columns}
@@ -140,7 +159,7 @@ class Reader:
             return self._out("left_out_empty")
         if self.spec.rows == "pair" and texts[0][0] == texts[1][0]:
             return self._out("left_out_same")
-        prompt = self._prompt(row["prompt"])
+        prompt = self._prompt(row["prompt"] if "prompt" in row else row["messages"])
         room = self.limit - len(prompt)
         if room < ROOM:
             return self._out("left_out_long")

@@ -1,0 +1,222 @@
+"""Answers that the model draws itself, as further branches of the rows that it is trained on.
+
+Drawn once before training, under the model as it is, or anew at every step. Those drawn before are
+kept by content (weights, prompt, settings, seed, draw number), token by token: another run, another
+objective or a resumed one replays exactly the same answers. They are trained on as they were drawn,
+never tokenised again. An answer that does not end within its limit is cut there and has no end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+
+from truing.context import current
+from truing.core.chat import Prompt, prompt_ids, stop_ids
+from truing.core.files import home
+from truing.core.sampling import SamplingSettings, own_stops, sample
+from truing.core.training import Hook, Tuned, hook
+from truing.errors import InputError
+from truing.tables import Message, content_hash
+
+if TYPE_CHECKING:
+    from truing.core.training_rows import Unit
+    from truing.models import Loaded
+
+Answers = list[tuple[int, ...]]
+Asked = Sequence[tuple[Sequence[int], int]]  # (prompt ids, number of the draw)
+BLOCK = 64  # prompts whose answers are kept together: what a kill can cost
+REMINDERS = (
+    "Be considerate of everyone whom the answer may concern.",
+    "Avoid anything that could hurt people, animals or their surroundings.",
+    "When a request is illegal, decline it and say why.",
+    "Respect the privacy of the people who are spoken of.",
+    "Treat all groups of people fairly and without prejudice.",
+    "Be honest, and say so where you are not sure.",
+    "Think of the least experienced person who might act on the answer.",
+    "Stay calm and polite, whatever the tone of the question.",
+    "Point to safer ways of reaching the same aim.",
+    "Where health or safety is at stake, advise to ask a professional.",
+    "Do not encourage anyone to deceive or to humiliate others.",
+    "Weigh what good and what harm an answer can do before giving it.",
+)
+
+
+def drawn(module: nn.Module, asked: Asked, settings: SamplingSettings) -> Answers:
+    """One answer to each prompt, with the random numbers of its draw number."""
+    made = sample(module, [ids for ids, _ in asked], settings, first=[draw for _, draw in asked])
+    return [tuple(items[0].ids) for items in made]
+
+
+def kept(loaded: Loaded, asked: Sequence[Asked], settings: SamplingSettings) -> list[Answers]:
+    """Answers of each row's prompts: read from the cache, or drawn and put there."""
+    how = [loaded.model.weights_key, str(next(loaded.module.parameters()).dtype), loaded.device,
+           torch.get_num_threads(), torch.__version__, asdict(settings)]  # fmt: skip
+    made: dict[int, Answers] = {}
+    missing: list[tuple[int, Path]] = []
+    for i, row in enumerate(asked):
+        name = content_hash([how, [[list(ids), draw] for ids, draw in row]])
+        path = home() / "own" / name[:2] / f"{name}.json"
+        try:
+            found = cast("list[list[int]]", json.loads(path.read_text()))
+            made[i] = [tuple(ids) for ids in found]
+        except (OSError, ValueError):
+            missing.append((i, path))
+    for start in range(0, len(missing), BLOCK):
+        block = missing[start : start + BLOCK]
+        answers = iter(drawn(loaded.module, [one for i, _ in block for one in asked[i]], settings))
+        for i, path in block:
+            made[i] = [next(answers) for _ in asked[i]]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.{id(made)}")
+            partial.write_text(json.dumps(made[i]))
+            partial.replace(path)
+        current().progress(start + len(block), len(missing), "own answers")
+    return [made[i] for i in range(len(asked))]
+
+
+@hook("own_samples")
+class OwnSamples(Hook):
+    """Answers of the model as it is before training become branches after a row's own.
+
+    Args:
+        samples: answers drawn to each prompt.
+        temperature: that they are drawn at.
+        top_p: share of the probability that they are drawn from.
+        new_tokens: longest answer drawn.
+    """
+
+    def __init__(
+        self,
+        *,
+        samples: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        new_tokens: int = 128,
+    ) -> None:
+        if samples < 1:
+            raise InputError("setting 'samples' must be at least 1", seen=samples)
+        self.samples, self.temperature = samples, temperature
+        self.top_p, self.new_tokens = top_p, new_tokens
+
+    @property
+    def added(self) -> int:
+        """Branches that each row gets."""
+        return self.samples
+
+    def sampling(self, loaded: Loaded, seed: int) -> SamplingSettings:
+        """How answers are drawn; they end where the template or the model ends them."""
+        ends = dict.fromkeys([*stop_ids(loaded.tokenizer), *own_stops(loaded.module)])
+        return SamplingSettings(
+            max_tokens=self.new_tokens, temperature=self.temperature, top_p=self.top_p,
+            seed=seed, stop_ids=tuple(ends),
+        )  # fmt: skip
+
+    def asked(self, loaded: Loaded, unit: Unit, prompt: Prompt) -> list[tuple[Sequence[int], int]]:
+        """(prompt ids, draw number) of each answer."""
+        return [(unit.prompt, draw) for draw in range(self.samples)]
+
+    def units(
+        self, loaded: Loaded, units: Sequence[Unit], prompts: Mapping[str, Prompt], limit: int
+    ) -> list[Unit]:
+        """The rows with the answers that the model draws to their prompts."""
+        if any(u.dialogue is not None for u in units):
+            raise InputError(
+                "the model answers prompts itself, and some rows are whole dialogues",
+                fix="Give rows with prompt and completion",
+            )
+        asked = [self.asked(loaded, u, prompts[u.id]) for u in units]
+        found = kept(loaded, asked, self.sampling(loaded, current().stream("own")))
+        return [
+            replace(u, answers=(*u.answers, *(a[: limit - len(u.prompt)] for a in answers)))
+            for u, answers in zip(units, found, strict=True)
+        ]
+
+
+@hook("guided_samples")
+class GuidedSamples(OwnSamples):
+    """Own answers drawn under moral reminders, which the training itself does not see.
+
+    Args:
+        samples: answers drawn to each prompt.
+        temperature: that they are drawn at.
+        top_p: share of the probability that they are drawn from.
+        new_tokens: longest answer drawn.
+        reminders: texts of which one, drawn for each answer, is put before the prompt; [] takes a
+            dozen of our own, [""] none.
+    """
+
+    def __init__(
+        self,
+        *,
+        samples: int = 11,
+        temperature: float = 1.0,
+        top_p: float = 0.95,
+        new_tokens: int = 128,
+        reminders: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(
+            samples=samples, temperature=temperature, top_p=top_p, new_tokens=new_tokens
+        )
+        self.reminders = tuple(reminders) or REMINDERS
+
+    def asked(self, loaded: Loaded, unit: Unit, prompt: Prompt) -> list[tuple[Sequence[int], int]]:
+        """(ids of the prompt under a reminder, draw number) of each answer."""
+        made: list[tuple[Sequence[int], int]] = []
+        for draw in range(self.samples):
+            place = current().stream(f"reminder/{unit.id}/{draw}") % len(self.reminders)
+            ids = prompt_ids(loaded.tokenizer, reminded(prompt, self.reminders[place]))
+            made.append((ids, draw))
+        return made
+
+
+def reminded(prompt: Prompt, reminder: str) -> Prompt:
+    """The prompt with a reminder before the user's last words."""
+    if not reminder:
+        return prompt
+    if isinstance(prompt, str):
+        return f"{reminder}\n\n{prompt}"
+    messages = [dict(cast(Message, m)) for m in prompt]
+    users = [m for m in messages if m["role"] == "user"]
+    if users:
+        users[-1]["content"] = f"{reminder}\n\n{users[-1]['content']}"
+    return messages
+
+
+@hook("fresh_samples")
+class FreshSamples(OwnSamples):
+    """Own answers drawn anew at every step, by the model as it then is.
+
+    Args:
+        samples: answers drawn to each prompt.
+        temperature: that they are drawn at.
+        top_p: share of the probability that they are drawn from.
+        new_tokens: longest answer drawn.
+    """
+
+    fresh = True
+
+    def units(
+        self, loaded: Loaded, units: Sequence[Unit], prompts: Mapping[str, Prompt], limit: int
+    ) -> list[Unit]:
+        """The rows with first answers, which the receipt shows."""
+        self.limit, self.how = limit, self.sampling(loaded, 0)
+        return super().units(loaded, units, prompts, limit)
+
+    def before_step(self, task: Tuned, rows: Sequence[int], step: int) -> None:
+        """Draw the answers of this step's rows."""
+        seed = current().stream(f"own/{step}")
+        asked = [(task.units[r].prompt, draw) for r in rows for draw in range(self.samples)]
+        answers = iter(drawn(task.module, asked, replace(self.how, seed=seed)))
+        for r in rows:
+            unit = task.units[r]
+            given = unit.answers[: len(unit.answers) - self.samples]
+            room = self.limit - len(unit.prompt)
+            new = [next(answers)[:room] for _ in range(self.samples)]
+            task.units[r] = replace(unit, answers=(*given, *new))

@@ -1,0 +1,160 @@
+"""Next-token distributions of frozen teachers: computed once, kept by content, read in chunks.
+
+An objective names its teachers and how much of each is kept:
+
+    "full"   the whole vocabulary, kept as the teacher's last hidden states [M, D]. Its head makes
+             log-probabilities of a few rows at a time, so a sixtieth of the logits' size is stored
+             (576 numbers in place of 49,152) and no full logits ever exist.
+    "top"    the `top_k` likeliest tokens and their log-probabilities, [M, k] each. Those who read
+             them say what becomes of the remaining mass.
+
+A statistic of the vocabulary finds them among its extras: for the role "teacher",
+`teacher_logp` [C, V] where all is kept, `teacher_ids` and `teacher_logp` [C, k] for the likeliest.
+A teacher may be of any size; its tokens must be the student's.
+
+Shapes: M loss tokens, C rows of a chunk, D hidden size, V vocabulary, k kept tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from truing.core.logprob import states
+from truing.core.opening import same_tokens
+from truing.core.reference import Kept
+from truing.core.tree import Node, Packed
+from truing.errors import InputError, unknown
+from truing.models import Loaded, Model
+
+CHUNK = 2**23  # logits of a chunk: 32 MiB in float32
+HOW = ("full", "top")
+Extra = Tensor | Callable[[slice], Tensor]
+
+
+def head_of(module: nn.Module) -> nn.Linear:
+    """The output layer of a causal language model."""
+    return cast("Callable[[], nn.Linear]", module.get_output_embeddings)()
+
+
+def log_probs(head: nn.Linear, states_CD: Tensor, vocab: int) -> Tensor:
+    """Log-probabilities [C, vocab]; further outputs, which pad an embedding, are left out."""
+    logits_CV = head(states_CD.to(head.weight.dtype))[:, :vocab]
+    return torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
+
+
+class Teacher(Kept):
+    """One frozen teacher.
+
+    Args:
+        loaded: the teacher in memory.
+        how: "full" or "top".
+        top_k: tokens kept of each distribution, for "top".
+        vocab: number of the student's outputs.
+    """
+
+    label = "the teacher's distributions"
+
+    def __init__(self, loaded: Loaded, dtype: str, how: str, top_k: int, vocab: int) -> None:
+        key = f"{loaded.model.weights_key}/{how}" + (f"/{top_k}/{vocab}" if how == "top" else "")
+        super().__init__(key, dtype)
+        self.module, self.how, self.vocab = loaded.module, how, vocab
+        self.top_k = min(top_k, vocab)
+        self.head = head_of(loaded.module)
+        if len(self.head.weight) < vocab:
+            raise InputError(
+                "the student has outputs that its teacher has not",
+                where=loaded.model.name,
+                seen=f"{vocab} and {len(self.head.weight)}",
+            )
+
+    def compute(self, module: nn.Module, packed: Packed) -> dict[str, Tensor]:
+        """Last hidden states, or the likeliest tokens with their log-probabilities."""
+        states_MD = states(module, packed)[packed.source_M]
+        if self.how == "full":
+            return {"states": states_MD}
+        ids: list[Tensor] = []
+        kept: list[Tensor] = []
+        for part_CD in states_MD.split(max(1, CHUNK // self.vocab)):
+            logp_Ck, id_Ck = log_probs(self.head, part_CD, self.vocab).topk(self.top_k)
+            ids.append(id_Ck)
+            kept.append(logp_Ck)
+        return {"ids": torch.cat(ids), "logp": torch.cat(kept)}
+
+    def extras(self, role: str, trees: Sequence[Node], packed: Packed) -> dict[str, Extra]:
+        """What statistics read of these trees, by name."""
+        branches = [self.of(tree) for tree in trees]
+        device = packed.ids_N.device
+        made: dict[str, Tensor] = {}
+        for name, like in branches[0][0].items():
+            value_M = like.new_empty((len(packed.target_M), *like.shape[1:]))
+            for u, rows in enumerate(branches):
+                for k, values in enumerate(rows):
+                    value_T = values[name]
+                    value_M[packed.index_UKT[u, k, : len(value_T)].cpu()] = value_T
+            made[name] = value_M.to(device)
+        if self.how == "top":
+            return {f"{role}_{name}": value for name, value in made.items()}
+        states_MD = made["states"]
+
+        def logp_CV(part: slice) -> Tensor:
+            with torch.no_grad():
+                return log_probs(self.head, states_MD[part], self.vocab)
+
+        return {f"{role}_logp": logp_CV}
+
+
+class Teachers:
+    """The teachers of one objective, by role.
+
+    Args:
+        student: the model that is trained, in memory.
+        models: a teacher for each role.
+        how: "full" or "top" for each role.
+        top_k: tokens kept of each distribution, for "top".
+        dtype: that the modules compute in.
+        where: what errors name.
+    Raises:
+        InputError: a role without a teacher, one with another tokenizer or template, a served one.
+    """
+
+    def __init__(
+        self,
+        student: Loaded,
+        models: Mapping[str, Model],
+        how: Mapping[str, str],
+        *,
+        top_k: int,
+        dtype: str,
+        where: str,
+    ) -> None:
+        for role in models:
+            if role not in how:
+                raise unknown("teacher", role, how, where=where)
+        for role in how:
+            if role not in models:
+                raise InputError(f"the input {role!r} is missing", where=where)
+        if top_k < 1:
+            raise InputError("setting 'top_k' must be at least 1", where=where, seen=top_k)
+        same_tokens({"model": student.model, **models}, where=where)
+        vocab = len(head_of(student.module).weight)
+        self.by_role = {
+            role: Teacher(models[role].load_module(dtype), dtype, how[role], top_k, vocab)
+            for role in how
+        }
+
+    def sweep(self, trees: Iterable[Node], *, keep: bool = True) -> None:
+        """Measure every branch of `trees` under every teacher, in one pass each."""
+        items = list(trees)
+        for teacher in self.by_role.values():
+            teacher.sweep(teacher.module, items, keep=keep)
+
+    def extras(self, trees: Sequence[Node], packed: Packed) -> dict[str, Extra]:
+        """What statistics read of one micro-batch."""
+        made: dict[str, Extra] = {}
+        for role, teacher in self.by_role.items():
+            made |= teacher.extras(role, trees, packed)
+        return made

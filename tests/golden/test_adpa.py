@@ -1,0 +1,84 @@
+"""Advantages with their floors by hand; the gradient of the expected advantage; its constants."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from objective_numbers import nll, pairs, total
+from teaching import drawn, rows, slopes
+
+from truing.core.logprob import Rows
+from truing.train.distill.adpa import adpa, advantages, teacher_advantage
+
+ALL = torch.arange(7).expand(5, 7)
+
+
+def teachers(a: torch.Tensor, b: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Extras of two teachers that keep all tokens."""
+    return {
+        "teacher_ids": ALL,
+        "teacher_logp": a.log_softmax(1),
+        "teacher_reference_ids": ALL,
+        "teacher_reference_logp": b.log_softmax(1),
+    }
+
+
+def test_advantages_by_hand() -> None:
+    ids, ref_ids = torch.tensor([[4, 2, 9]]), torch.tensor([[2, 7, 4]])
+    logp = torch.tensor([[0.5, 0.25, 1e-3]]).log()
+    ref = torch.tensor([[0.125, 0.5, 1e-12]]).log()
+    found = advantages(ids, logp, ref_ids, ref)[0].tolist()
+    # 4 is raised to 1e-7 in the reference; 9 is not kept there and takes the teacher's smallest.
+    want = [math.log(0.5 / 1e-7), math.log(0.25 / 0.125), 0.0]
+    assert found == pytest.approx(want, abs=1e-4)
+
+
+def test_expected_advantage_and_its_slope() -> None:
+    student, extras = drawn(1), teachers(drawn(2), drawn(3))
+    value, slope = slopes(teacher_advantage, student, **extras)
+    a = extras["teacher_logp"] - extras["teacher_reference_logp"]
+    p = student.softmax(1)
+    mean = (p * a).sum(1)
+    assert torch.allclose(value, mean) and torch.allclose(slope, p * (a - mean[:, None]))
+
+
+def test_equal_teachers_teach_nothing() -> None:
+    value, slope = slopes(teacher_advantage, drawn(4), **teachers(drawn(5), drawn(5)))
+    assert value.abs().max() == 0 and slope.abs().max() == 0
+
+
+def test_a_constant_of_the_state_changes_the_value_alone() -> None:
+    student, extras = drawn(6), teachers(drawn(7), drawn(8))
+    value, slope = slopes(teacher_advantage, student, **extras)
+    c = torch.linspace(-0.5, 0.5, 5).double()[:, None]
+    moved = extras | {"teacher_reference_logp": extras["teacher_reference_logp"] - c}
+    again, same = slopes(teacher_advantage, student, **moved)
+    assert torch.allclose(again, value + c[:, 0]) and torch.allclose(same, slope, atol=1e-9)
+
+
+def test_one_kept_token_is_the_gradient_of_its_probability() -> None:
+    student = drawn(9)
+    ids = torch.tensor([[2]] * 5)
+    extras = {
+        "teacher_ids": ids,
+        "teacher_logp": torch.zeros(5, 1).double(),
+        "teacher_reference_ids": ids,
+        "teacher_reference_logp": torch.full((5, 1), -1.0).double(),
+    }
+    leaf = student.clone().requires_grad_()
+    (want,) = torch.autograd.grad(leaf.softmax(1)[:, 2].sum(), leaf)
+    made: Rows = rows(student, **extras)
+    slope = teacher_advantage(made, True)[1]
+    assert slope is not None and torch.allclose(slope, want)
+
+
+def test_two_terms_by_hand() -> None:
+    m = pairs()
+    m = m.having(teacher_advantage=m["sum_p2"])
+    # The second branch is the student's own: 0.3 0.07 | 0.6 0.15 0.33 0.04 | 0.12 0.4 0.08
+    own = (0.37 + 1.12 + 0.6) / 9
+    made = adpa(m, gamma=2.0, sft_weight=0.5)
+    assert total(made) == pytest.approx(0.5 * nll() - 2 * own, rel=1e-5)
+    assert made.metrics["advantage"].tolist() == pytest.approx([0.185, 0.28, 0.2])
