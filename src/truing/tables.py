@@ -186,10 +186,12 @@ class Table:
         for kind in kinds:
             if any(set(c) <= set(self.columns) for c in KINDS[kind]) and kind != "record":
                 return Table(kind, self.rows, where=self.source)
+        needed = " or ".join(", ".join(c) for kind in kinds for c in KINDS[kind])
         raise InputError(
-            f"needs rows of kind {' or '.join(kinds)}, got {self.kind!r}",
+            f"needs rows of kind {' or '.join(kinds)}, got {self.kind!r} from {self.source}",
             where=where or self.source,
-            seen=self.columns,
+            seen=[c for c in self.columns if c not in ("id", "lineage")],
+            fix=f"Their columns are {needed}",
         )
 
     def where(self, keep: Callable[[Row], bool]) -> Table:

@@ -103,7 +103,11 @@ def open_weights(path: Path) -> Stored:
         )
     stored = Stored(files)
     config = path / "config.json"
-    if config.is_file() and json.loads(config.read_text()).get("tie_word_embeddings"):
+    try:
+        facts = json.loads(config.read_text()) if config.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"not valid JSON: {error}", where=str(config)) from None
+    if facts.get("tie_word_embeddings"):
         inputs = [n for n in stored if n.endswith("embed_tokens.weight")]
         outputs = [n for n in stored if n.endswith("lm_head.weight")]
         if inputs and outputs:
