@@ -146,9 +146,8 @@ class Reader:
             f"no row can be trained on of the {len(table)} of {table.source}: {'; '.join(told)}",
             where=self.spec.name,
             seen=dict(self.counts),
-            fix="Raise max_tokens, up to the model's context" if self.counts["left_out_long"]
-            else "Give rows that differ",
-        )  # fmt: skip
+            fix="Raise max_tokens, up to the model's context" * bool(self.counts["left_out_long"]),
+        )
 
     def _unit(self, row: Row, where: str) -> Unit | None:
         numbers = {name: self._number(row, name, where) for name in self.spec.columns}
