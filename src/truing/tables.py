@@ -28,6 +28,7 @@ SCHEMA_VERSION = 1
 KINDS: dict[str, tuple[dict[str, tuple[type, ...]], ...]] = {
     "pair": ({"prompt": (str, list), "chosen": (str,), "rejected": (str,)},),
     "unpaired": ({"prompt": (str, list), "completion": (str,), "label": (bool,)},),
+    "negative": ({"prompt": (str, list), "rejected": (str,)},),
     "group": ({"prompt": (str, list), "completions": (list,), "scores": (list,)},),
     "steps": ({"prompt": (str, list), "steps": (list,), "labels": (list,)},),
     "judgement": ({"prompt": (str, list), "completion": (str,), "score": (int, float)},),

@@ -56,6 +56,8 @@ def table_for(spec: Objective, rows: int = 6) -> Table:
             row |= {"chosen": answers[0], "rejected": answers[1]}
         elif spec.rows == "group":
             row |= {"completions": answers[: 2 + i % 2], "scores": [2.0, 0.5, 1.0][: 2 + i % 2]}
+        elif spec.rows == "negative":
+            row |= {"rejected": answers[i % 2]}
         elif spec.rows != "prompt":
             row |= {"completion": answers[i % 2]}
         if spec.rows == "unpaired":
@@ -71,7 +73,9 @@ def table_for(spec: Objective, rows: int = 6) -> Table:
 def made_up(spec: Objective, scale: float = 1.0, seed: int = 0) -> Measurements:
     """Random measurements of the right shape: four units, two to four branches."""
     source = torch.Generator().manual_seed(seed)
-    width = {"pair": 2, "group": 3, "unpaired": 1, "example": 1, "prompt": 0}[spec.rows]
+    width = {"pair": 2, "group": 3, "unpaired": 1, "example": 1, "negative": 1, "prompt": 0}[
+        spec.rows
+    ]
     width += len(spec.texts) + ("mismatched" in spec.needs) + hook_of(spec).added
     lengths = torch.randint(1, 6, (4, width), generator=source)
     mask = (torch.arange(5) < lengths[..., None]).float()

@@ -178,7 +178,7 @@ ROWS: dict[str, Row] = {
 
 @pytest.mark.parametrize(("kind", "to"), CONVERSIONS)
 def test_conversions_make_rows_of_the_kind(kind: str, to: str) -> None:
-    table, name = as_kind(Table(kind, [ROWS[kind]]), to, "x")
+    table, name = as_kind(Table(kind, [ROWS[kind], ROWS[kind] | {"label": False}]), to, "x")
     assert table.kind == to and name == CONVERSIONS[(kind, to)][0] and len(table)
     assert any(set(need) <= set(table[0]) for need in KINDS[to])
 

@@ -28,6 +28,7 @@ BRANCHES = {
     "pair": ("chosen", "rejected"),
     "unpaired": ("completion",),
     "example": ("completion",),
+    "negative": ("rejected",),
     "prompt": (),
 }
 
@@ -100,6 +101,20 @@ CONVERSIONS: dict[tuple[str, str], tuple[str, Callable[[Row], list[Row]]]] = {
     ("unpaired", "example"): (
         "good answers as examples",
         lambda r: [_plain(r, completion=r["completion"])] if r["label"] else [],
+    ),
+    ("pair", "negative"): (
+        "rejected answers alone",
+        lambda r: [
+            _plain(r, rejected=r["rejected"], rejected_finished=r.get("rejected_finished", True))
+        ],
+    ),
+    ("unpaired", "negative"): (
+        "bad answers alone",
+        lambda r: (
+            []
+            if r["label"]
+            else [_plain(r, rejected=r["completion"], rejected_finished=r.get("finished", True))]
+        ),
     ),
     ("group", "pair"): ("best against worst answer of each group", _group_to_pair),
     ("group", "example"): ("best answer of each group as example", _group_to_example),

@@ -1,0 +1,59 @@
+"""Make a model safer from harmful answers alone: push each below what the model itself says.
+
+    d2o              -logsigmoid((beta / K) sum_i r(y_i) - alpha r(y_l)),   r(y) = lp - lp_ref
+    gradient_ascent  + lp(y_l) / |y_l|: the baseline that forgets everything
+
+y_l is the negative (rejected) answer, y_1 .. y_K answers that the model itself drew before training
+under varied moral reminders; their log-probabilities are taken without the reminder. Each pair of
+chosen answers and their noise is so replaced by the mean over a distribution: one bad sample counts
+1/K. Both references of the paper are the starting model, as in its experiments. With K = 1, a human
+positive and alpha = beta this is DPO. Watch `weight`, 1 - sigmoid(.): it goes to 0 where the
+negative is already unlikely, while that of gradient ascent never falls.
+
+Source: "Negating Negatives: Alignment without Human Positive Samples via Distributional
+Dispreference Optimization", arXiv 2403.03419; the reminders are our own. Log-probabilities are
+summed as in the paper, so long answers dominate; `length_normalise` divides each by its length.
+
+Shapes: U rows, K + 1 branches: the negative, then the model's own answers.
+"""
+
+from __future__ import annotations
+
+from torch.nn.functional import logsigmoid
+
+from truing.core.objective import Loss, Measurements, objective
+
+
+@objective(
+    paper="d2o",
+    unit="group",
+    needs=("logp", "ref_logp"),
+    rows="negative",
+    hook="guided_samples",
+)
+def d2o(
+    m: Measurements, *, beta: float = 0.1, alpha: float = 0.1, length_normalise: bool = False
+) -> Loss:
+    """Make a model safer from harmful answers alone: push each below what the model itself says.
+
+    Args:
+        beta: weight of the model's own answers.
+        alpha: weight of the negative answer.
+        length_normalise: divide each log-ratio by the length of its answer.
+    """
+    r_UK = m.ratio() / m.length_UK.clamp(min=1) if length_normalise else m.ratio()
+    own_UK = m.there_UK[:, 1:]
+    own_U = (r_UK[:, 1:] * own_UK).sum(1) / own_UK.sum(1).clamp(min=1)
+    z_U = beta * own_U - alpha * r_UK[:, 0]
+    seen = {
+        "weight": (-z_U).sigmoid().detach(),
+        "own": own_U.detach(),
+        "negative": r_UK[:, 0].detach(),
+    }
+    return Loss(-logsigmoid(z_U), metrics=seen)
+
+
+@objective(paper="d2o", unit="token", needs=("logp",), rows="negative")
+def gradient_ascent(m: Measurements) -> Loss:
+    """Raise the loss on harmful answers, without anything to hold the rest: a baseline."""
+    return Loss(m.logp_UKT, m.mask_UKT, {"logp": m.mean()[:, 0].detach()})
