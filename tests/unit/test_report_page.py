@@ -522,12 +522,12 @@ def test_drawing_untangles_and_nothing_overlaps() -> None:
 
 def test_wide_pipelines_are_drawn_as_a_line(results: dict[str, object]) -> None:
     for n, drawn in ((5, ["graph layered", "graph rail"]), (7, ["graph layered", "graph rail"]),
-                     (9, ["graph rail always"])):  # fmt: skip
+                     (10, ["graph rail always"])):  # fmt: skip
         steps = {f"s{i}": {"method": "train/dpo", "status": "done"} for i in range(n)}
         page = Page(report.render(report_run.manifest() | {"steps": steps}, [], {}))
         graphs = [a for a, _ in page.all("svg") if a["class"].startswith("graph")]
         assert [a["class"] for a in graphs] == drawn
-        assert "width" in graphs[0] and (n == 9 or float(graphs[0]["width"]) <= graph.WIDEST + 4)
+        assert "width" in graphs[0] and (n == 10 or float(graphs[0]["width"]) <= graph.WIDEST + 4)
     both = Page(report.render(report_run.manifest(), [], results))
     classes = [a["class"] for a, _ in both.all("svg") if a["class"].startswith("graph")]
     assert classes == ["graph layered", "graph rail"]

@@ -12,7 +12,7 @@ from truing.report.layout import HEIGHT, NARROW, Layout, Point, lay_out
 from truing.report.svg import tag
 from truing.report.wording import duration
 
-WIDEST = 1300  # a wide page has 1150 pixels; a graph that must shrink further is drawn as a line
+WIDEST = 1400  # a wide page has 1150 pixels; a graph that must shrink further is drawn as a line
 LINE_ROW = 54
 LINE_X = 62
 SIGNS = {"done": "\u2713", "failed": "\u2715", "stopped": "\u25a0", "running": "\u25b6"}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 WIDTH, NARROW, HEIGHT = 204, 150, 58  # of a step; narrow ones where many stand side by side
-GAP_X, GAP_Y, BEND = 22, 40, 16
+GAP_X, GAP_Y, BEND = 22, 40, 12  # between steps; BEND is the room of an edge that passes by
 SWEEPS = 12
 
 Edge = tuple[str, str]
@@ -143,10 +143,10 @@ def _pull(a: object, b: object) -> float:
 
 def _gaps(row: Sequence[object], box: float) -> list[float]:
     """Least distance of each node's centre from the first one's."""
-    sizes = [box if isinstance(node, str) else BEND for node in row]
+    sizes = [box + GAP_X if isinstance(node, str) else BEND for node in row]
     offsets = [0.0]
     for left, right in pairwise(sizes):
-        offsets.append(offsets[-1] + (left + right) / 2 + GAP_X)
+        offsets.append(offsets[-1] + (left + right) / 2)
     return offsets[: len(row)]
 
 
