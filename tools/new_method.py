@@ -23,13 +23,12 @@ SKELETONS = Path(__file__).parent / "skeletons"
 USAGE = "make new-method VERB NAME, such as: make new-method train/preference my_loss"
 
 
-def groups(root: Path) -> list[str]:
-    """Sub-folders of train/."""
-    folder = root / "src" / "truing" / "train"
-    return sorted(p.name for p in folder.iterdir() if (p / "__init__.py").is_file())
+def groups() -> list[str]:
+    """Sub-folders of train/ for which there is a skeleton."""
+    return sorted(p.stem.removeprefix("train_") for p in SKELETONS.glob("train_*.py"))
 
 
-def check(root: Path, place: str, name: str) -> tuple[str, str]:
+def check(place: str, name: str) -> tuple[str, str]:
     """(verb, group), or an InputError that names the mistake."""
     verb, _, group = place.strip("/").partition("/")
     if verb not in VERBS:
@@ -40,13 +39,12 @@ def check(root: Path, place: str, name: str) -> tuple[str, str]:
             where=USAGE,
             fix="Start from a file in src/truing/serve",
         )
-    known = groups(root) if verb == "train" else []
-    if verb == "train" and group not in known:
+    if verb == "train" and group not in groups():
         raise InputError(
-            "a training method lies in a sub-folder",
+            "a training method lies in a sub-folder, and not every one has a skeleton",
             where=USAGE,
             seen=place,
-            fix="Write one of: " + ", ".join(f"train/{g}" for g in known),
+            fix="Write one of: " + ", ".join(f"train/{g}" for g in groups()),
         )
     if group and verb != "train":
         raise InputError(f"{verb} has no sub-folders", where=USAGE, seen=place, fix=f"Write {verb}")
@@ -70,10 +68,8 @@ def fill(text: str, name: str) -> str:
 
 def write(root: Path, place: str, name: str) -> list[Path]:
     """Write method and golden test; the paths. Nothing is written when one of them exists."""
-    verb, group = check(root, place, name)
+    verb, group = check(place, name)
     kind = f"{verb}_{group}" if group else verb
-    if verb == "train" and not (SKELETONS / f"{kind}.py").is_file():
-        kind = "train_supervised"
     paths = {
         root / "src" / "truing" / verb / group / f"{name}.py": SKELETONS / f"{kind}.py",
         root / "tests" / "golden" / f"test_{name}.py": SKELETONS / "golden" / f"{kind}.py",

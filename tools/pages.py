@@ -10,6 +10,7 @@ import inspect
 import json
 import re
 import textwrap
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import cast
 
 from truing import catalogue, listing
 from truing.catalogue import VERBS, Entry
+from truing.core.online_training import OnlineTraining
 from truing.core.training import TextTraining
 from truing.method import Method, methods
 from truing.signature import Setting, argument_docs, type_name
@@ -38,6 +40,8 @@ VERB_TYPES = {
     "serve": "Model to a running server",
 }
 ROW_FILES = {"pair": "pairs", "example": "examples", "unpaired": "rated", "group": "groups"}
+# What the engine adds to the settings of a training method, by the sort of its function.
+SHARED = {"objective": TextTraining, "online": OnlineTraining}
 # What a pure function does not take: these read files, hold weights or know of a run.
 IMPURE = re.compile(r"\b(Model|Loaded|Module|Path|PreTrained\w*|Context|Journal|Principles)\b")
 
@@ -176,7 +180,7 @@ def _facts(method: Method) -> str:
 
 def method_page(method: Method) -> str:
     """The page of one method."""
-    shared = {f.name for f in fields(TextTraining)} if method.entry.kind == "objective" else set()
+    shared = shared_settings(method)
     own = [s for s in method.settings.values() if s.name not in shared]
     inputs = [
         [
@@ -213,20 +217,37 @@ def method_page(method: Method) -> str:
     return "\n".join(parts)
 
 
+def shared_settings(method: Method) -> dict[str, Setting]:
+    """Settings that the engine adds, with its own defaults; one with another is the method's."""
+    if method.entry.kind not in SHARED:
+        return {}
+    defaults = {f.name: f.default for f in fields(SHARED[method.entry.kind])}
+    return {n: s for n, s in method.settings.items() if n in defaults and s.default == defaults[n]}
+
+
+def _shared_table(kind: str, told: Iterable[str] = ()) -> str:
+    shared = SHARED[kind]
+    said, types = argument_docs(shared.__doc__ or ""), typing.get_type_hints(shared)
+    return _settings(
+        Setting(f.name, types[f.name], f.default, said.get(f.name, ""))
+        for f in fields(shared)
+        if f.name not in told
+    )
+
+
 def training_page() -> str:
     """What docs/methods/train says before its methods: the shared settings."""
-    said = argument_docs(TextTraining.__doc__ or "")
-    sample = methods["train/sft"].settings
-    shared = [
-        Setting(f.name, sample[f.name].type, f.default, said.get(f.name, ""))
-        for f in fields(TextTraining)
-    ]
+    given = [f.name for f in fields(TextTraining)]
     return (
         NOTE
         + "# Settings that all training shares\n\n"
         + "Every training method takes these besides its own. What they decide is the engine's:\n"
         + "an objective never sees them.\n\n"
-        + _settings(shared)
+        + _shared_table("objective")
+        + "\n## On the model's own answers\n\n"
+        + "Methods that draw answers while they train (group `rl`) take these as well; `batch`\n"
+        + "counts prompts, the rate stays constant, and `steps` counts rollouts.\n\n"
+        + _shared_table("online", given)
     )
 
 
@@ -254,7 +275,7 @@ def functions_of(method: Method) -> list[str]:
     """One line for each pure function that `truing.methods[...]` reaches through this method."""
     reference = _reference(method)
     lines: list[str] = []
-    if method.entry.kind == "objective":
+    if method.entry.kind in SHARED:
         lines.append(_function_line(reference, "loss", method.declared))
     registered = {e.module for e in catalogue.entries()} - {method.entry.module}
     for name, function in inspect.getmembers(method.module, inspect.isfunction):

@@ -1,0 +1,257 @@
+"""The command line: what scripts rely on (JSON alone, exit codes) and what people are told."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from truing import __version__, cli
+from truing.catalogue import VERBS
+from truing.errors import InputError, Stopped
+from truing.method import methods
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """(exit code, stdout, stderr) of `truing WORDS`."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.main(words)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+# list, show
+
+
+def test_list_as_json_has_the_agreed_fields(run: Run) -> None:
+    code, out, err = run("list", "--json")
+    listed = json.loads(out)
+    assert code == 0 and not err and len(listed) == len(methods)
+    assert all(
+        list(e) == ["name", "verb", "group", "field", "paper", "summary"]
+        and all(isinstance(v, str) for v in e.values())
+        for e in listed
+    )
+    order = [VERBS.index(e["verb"]) for e in listed]
+    assert order == sorted(order)
+
+
+def test_list_for_people_and_by_verb(run: Run) -> None:
+    code, out, _ = run("list")
+    assert code == 0 and all(methods[m].summary in out for m in methods)
+    _, out, _ = run("list", "--verb", "merge", "--json")
+    assert {e["verb"] for e in json.loads(out)} == {"merge"}
+    assert json.loads(run("merge", "--json")[1]) == json.loads(out)
+    code, out, err = run("list", "--verb", "mrege")
+    assert (code, out) == (2, "") and "Did you mean 'merge'?" in err
+    code, _, err = run("list", "--field", "txt")
+    assert code == 2 and "Did you mean 'text'?" in err
+
+
+def test_components(run: Run) -> None:
+    listed = json.loads(run("list", "--components", "--json")[1])
+    assert {"name": "max_words", "kind": "check"}.items() <= next(
+        e for e in listed if e["name"] == "max_words"
+    ).items()
+    code, out, _ = run("show", "check:max-words", "--json")
+    assert code == 0 and json.loads(out)["usage"] == "{use: max_words, n: ...}"
+    code, out, _ = run("show", "check:no_lists")
+    assert code == 0 and "Written as: {use: no_lists, allow: 0}" in out
+    code, _, err = run("show", "check:max_wrods")
+    assert code == 2 and "Did you mean 'check:max_words'?" in err
+
+
+def test_show(run: Run) -> None:
+    code, out, _ = run("show", "dpo")
+    assert code == 0 and "arXiv 2305.18290" in out and "--beta" in out and "0.1" in out
+    code, out, _ = run("show", "train/dpo", "--json")
+    found = json.loads(out)
+    assert found["name"] == "train/dpo" and found["returns"] == "Model"
+    assert found["inputs"] == {"model": "Model", "data": "Table", "reference": "Model (optional)"}
+    beta = found["settings"]["beta"]
+    assert beta["type"] == "float" and beta["default"] == 0.1 and beta["required"] is False
+
+
+# models, data, doctor
+
+
+def test_models_and_data(run: Run) -> None:
+    code, out, _ = run("models", "--json")
+    default = next(m for m in json.loads(out) if m["name"] == "smollm2-135m-instruct")
+    assert code == 0 and default["licence"] == "apache-2.0" and default["present"] is False
+    assert "not fetched" in run("models")[1]
+    code, out, _ = run("data", "--json")
+    sets = {d["name"]: d for d in json.loads(out)}
+    assert code == 0 and sets["helpful_pairs"]["kind"] == "pair"
+    assert sets["helpful_pairs"]["present"] is True and sets["helpful_pairs"]["licence"] == "MIT"
+    assert "everyday_prompts" in run("data")[1]
+
+
+def test_doctor(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    probed: list[str] = []
+
+    def quick(dtype: str = "float32") -> float:
+        probed.append(dtype)
+        return 12.5
+
+    monkeypatch.setattr("truing.doctor.matrix_speed", quick)
+    code, out, _ = run("doctor", "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["truing"] == __version__ and facts["cores"] == os.cpu_count()
+    assert facts["packages"]["torch"] and facts["packages"]["transformers"]
+    assert {"peft", "browser", "gemma"} <= set(facts["extras"]) and "dev" not in facts["extras"]
+    assert facts["gflops_float32"] == 12.5 and probed == ["float32", "bfloat16"]
+    assert facts["memory_gib"] >= facts["memory_free_gib"] > 0 and facts["gpus"] is not None
+    for name, there in facts["extras"].items():
+        assert (f"pip install 'truing[{name}]'" in run("doctor")[1]) is not there
+
+
+def test_the_speed_probe() -> None:
+    from truing.doctor import matrix_speed
+
+    assert matrix_speed("float32", seconds=0.01, size=64) > 0.01
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["lst"], "unknown command 'lst'. Did you mean 'list'?"),
+        (["trian", "dpo"], "Did you mean 'train'?"),
+        (["dpo"], "Write: truing train dpo"),
+        (["show", "dop"], "Did you mean 'dpo'?"),
+        (["show", "train/dop"], "Did you mean 'train/dpo'?"),
+        (["train", "dop"], "Did you mean 'dpo'?"),
+        (["list", "--jsn"], "Did you mean '--json'?"),
+        (["show"], "required: name"),
+        (["run", "no/such.yaml"], "no/such.yaml"),
+        (["train", "dpo", "--betta", "0.1"], "Did you mean 'beta'?"),
+        (["train", "dpo", "--beta", "much"], "It is of type float"),
+        (["train", "dpo", "--beta"], "expected one argument"),
+        (["train", "dpo", "--seed", "x"], "invalid int"),
+        (["train", "dpo"], "input --model (Model) is missing"),
+        (["train", "dpo", "--model", "m"], "input --data (Table) is missing"),
+        (["train", "dpo", "pairs.jsonl"], "without its name"),
+        (["train", "dpo", "--schedule", "cosin"], "'cosine'"),
+        (["models", "--fetch", "smolm2"], "Did you mean 'smollm2'?"),
+    ],
+)
+def test_mistakes(run: Run, words: list[str], told: str) -> None:
+    code, out, err = run(*words)
+    assert code == 2 and not out, err
+    assert told in err and err.startswith("truing: ") and err.count("\n") == 1
+    code, out, _ = run(*words, "--json")
+    assert code == 2 and json.loads(out) == {"error": json.loads(out)["error"], "exit_code": 2}
+    assert told in json.loads(out)["error"]
+
+
+def test_data_and_settings_are_checked_before_a_model_is_fetched(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fetched(*_: object) -> None:
+        raise AssertionError("the model was opened before the rest was checked")
+
+    monkeypatch.setattr("truing.models.Model.open", fetched)
+    bad = tmp_path / "pairs.jsonl"
+    bad.write_text(
+        '{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", "chosen": 3}\n'
+    )
+    given = ["train", "dpo", "--model", "smollm2-135m-instruct", "--data"]
+    code, _, err = run(*given, str(bad))
+    assert code == 2 and "pairs.jsonl row 2" in err and "'chosen'" in err
+    code, _, err = run(*given, str(tmp_path / "none.jsonl"))
+    assert code == 2 and "no such file" in err
+    code, _, err = run(*given, "helpful_pairs", "--beta", "x")
+    assert code == 2 and "beta" in err
+
+
+# Exit codes, JSON alone
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InputError("wrong"), 2),
+        (Stopped("later"), 3),
+        (KeyboardInterrupt(), 3),
+        (ZeroDivisionError("ours"), 1),
+    ],
+)
+def test_exit_codes(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    def fail() -> object:
+        print("a library speaks")
+        raise error
+
+    monkeypatch.setattr("truing.doctor.examine", fail)
+    found, out, err = run("doctor", "--json")
+    assert found == code and json.loads(out)["exit_code"] == code
+    assert ("Traceback" in err) is (code == 1) and "a library speaks" in err
+
+
+def test_json_stands_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def chatty() -> object:
+        print("a library speaks")
+        return {"speed": float("inf"), "where": Path("x")}
+
+    monkeypatch.setattr("truing.doctor.examine", chatty)
+    code, out, err = run("doctor", "--json")
+    assert code == 0 and json.loads(out) == {"speed": "inf", "where": "x"}
+    assert "a library speaks" in err
+
+
+def test_a_step_from_the_command_line(run: Run, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("principles:\n  - {id: a, text: Be brief., check: {use: max_words, n: 9}}\n")
+    words = ["specify", "principles-file", "--path", str(rules)]
+    code, out, err = run(*words)
+    line = json.loads(out)
+    assert code == 0 and line["job"] == "specify/principles_file" and err
+    code, out, _ = run(*words, "--out", str(tmp_path / "saved"), "--json")
+    assert json.loads(out)["cached"] is True and json.loads(out)["key"] == line["key"]
+    assert (tmp_path / "saved" / "principles.json").is_file()
+
+
+def test_settings_that_are_not_numbers(run: Run, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"say {'so ' * n}"}) + "\n" for n in range(4)))
+    words = ["select", "checked", "--data", str(data), "--json", "--checks"]
+    code, out, _ = run(*words, '[{"use": "min_words", "n": 3}]')
+    assert code == 0
+    assert json.loads(run(*words, "[{use: min_words, n: 3}]")[1])["key"] == json.loads(out)["key"]
+    code, out, _ = run(*words, "[{use: min_wrods, n: 3}]")
+    assert code == 2 and "Did you mean 'min_words'?" in json.loads(out)["error"]
+
+
+def test_help(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--help"], ["list", "--help"], ["train", "dpo", "--help"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        assert ended.value.code == 0 and "usage: truing" in capsys.readouterr().out
+    code, out, _ = run("train", "--help")
+    assert code == 0 and "robust-dpo" in out
+    code, out, _ = run()
+    assert code == 0 and "doctor" in out
+
+
+def test_a_reader_that_goes_away() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m truing.cli list | head -1; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.split()[-1] == "0" and "Traceback" not in done.stderr

@@ -1,0 +1,162 @@
+"""Pages from the code: what is stale is told, what a page says is what the code says; tutorials."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from truing.method import methods
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import pages  # noqa: E402
+import tutorials  # noqa: E402
+
+import docs  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, str]:
+    return pages.generate(ROOT)
+
+
+def test_every_method_has_a_page(made: dict[str, str]) -> None:
+    own = [m for m in methods if methods[m].entry.package == "truing"]
+    assert {f"docs/methods/{m}.md" for m in own} <= set(made)
+    index, readme = made["docs/methods/README.md"], made["README.md"]
+    assert all(f"]({m}.md)" in index and f"](docs/methods/{m}.md)" in readme for m in own)
+
+
+def test_a_page_says_what_the_code_says(made: dict[str, str]) -> None:
+    page = made["docs/methods/train/dpo.md"]
+    assert "| `beta` | `float` | `0.1` |" in page and "arXiv 2305.18290" in page
+    assert "truing train dpo --model smollm2-135m-instruct --data pairs.jsonl" in page
+    assert '`truing.methods["dpo"].loss(m: Measurements, *, beta: float = 0.1) -> Loss`' in page
+    assert "| `data` | Table | required |" in page and "| `reference` | Model | optional |" in page
+
+
+def test_functions_are_reached_as_the_page_says(made: dict[str, str]) -> None:
+    lines = re.findall(
+        r'^- `truing\.methods\["([\w/]+)"\]\.(\w+)\(', made["docs/functions.md"], re.M
+    )
+    assert len(lines) > 60
+    for method, name in lines:
+        assert callable(getattr(methods[method], name))
+
+
+def test_pages_are_the_same_everywhere(made: dict[str, str]) -> None:
+    for name, text in made.items():
+        assert " at 0x" not in text and str(ROOT) not in text, name
+
+
+def test_links_lead_somewhere(made: dict[str, str]) -> None:
+    written = [ROOT / n for n in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+    written += [*ROOT.glob("docs/*.md"), *ROOT.glob("docs/tutorials/*.md")]
+    texts = {str(p.relative_to(ROOT)): p.read_text() for p in written} | made
+    for name, text in texts.items():
+        prose = re.sub(r"```.*?^```|`[^`\n]*`", "", text, flags=re.S | re.M)
+        for target in re.findall(r"\]\(([^)#\s]+)\)", prose):
+            if target.startswith("http") or target == "docs/report.png":
+                continue
+            path = (ROOT / name).parent / target
+            known = str(path.resolve().relative_to(ROOT)) in made or path.exists()
+            assert known, f"{name} links to {target}"
+
+
+def test_stale_pages_are_told_and_written(tmp_path: Path) -> None:
+    wanted = {"docs/methods/train/dpo.md": "new", "docs/claims.md": "same", "README.md": "new"}
+    for name, text in {"docs/methods/train/dpo.md": "old", "docs/methods/train/gone.md": "x",
+                       "docs/claims.md": "same"}.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    names = ["README.md", "docs/methods/train/dpo.md", "docs/methods/train/gone.md"]
+    assert docs.stale(tmp_path, wanted) == names
+    assert docs.write(tmp_path, wanted) == names
+    assert docs.stale(tmp_path, wanted) == []
+    assert not (tmp_path / "docs/methods/train/gone.md").exists()
+
+
+def test_the_check_fails_with_the_command_to_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pages, "generate", lambda root: {"docs/claims.md": "other"})
+    monkeypatch.setattr(docs, "existing", lambda root: set())
+    assert docs.main(["--check"]) == 1
+    said = capsys.readouterr().out
+    assert "out of date: docs/claims.md" in said and "python tools/docs.py --write" in said
+
+
+def test_blocks_between_markers() -> None:
+    text = "a\n<!-- generated: x -->\nold\n<!-- end: x -->\nb\n"
+    assert pages.replace_block(text, "x", "new\n") == text.replace("old", "new")
+    with pytest.raises(SystemExit, match="lacks the markers"):
+        pages.replace_block(text, "y", "new")
+
+
+def test_docstrings_as_markdown() -> None:
+    doc = "First line.\n\n    a_b = c * d\n    e\n\nSee `x_y` and z_w | v."
+    assert pages.prose(doc) == (
+        "First line.\n\n```text\na_b = c * d\ne\n```\n\nSee `x_y` and z\\_w \\| v."
+    )
+
+
+def test_claims_are_shown_whether_or_not_they_are_seen(tmp_path: Path) -> None:
+    (tmp_path / "claims" / "results").mkdir(parents=True)
+    for slug, seen in (("one", "true"), ("two", "false")):
+        (tmp_path / "claims" / "results" / f"{slug}.json").write_text(
+            f'{{"claim": "{slug}", "title": "t", "seen": {seen}, "effect": 0.5, '
+            f'"interval": [0.25, 0.75], "seconds": 90, "date": "2026-01-01"}}'
+        )
+    page = pages.claims_page(tmp_path)
+    assert "| `one` | t | seen | 0.5 [0.25, 0.75] | 1.5 min | 2026-01-01 |" in page
+    assert "| `two` | t | **not seen** |" in page
+
+
+TUTORIAL = """
+```yaml file=deep/a.yaml
+x: 1
+```
+```bash
+grep -q 'x: 1' deep/a.yaml
+```
+```python
+y = open("deep/a.yaml").read()
+```
+Between.
+```python
+assert y == "x: 1\\n"
+```
+```text
+never run
+```
+"""
+
+
+def test_tutorials_run_in_order_and_fail_where_they_fail(tmp_path: Path) -> None:
+    kinds = [(b.language, b.file) for b in tutorials.blocks(TUTORIAL)]
+    assert kinds == [
+        ("yaml", "deep/a.yaml"),
+        *[(n, "") for n in ("bash", "python", "python", "text")],
+    ]
+    page = tmp_path / "page.md"
+    page.write_text(TUTORIAL)
+    assert tutorials.run_one(page, tmp_path) == ""
+    page.write_text(TUTORIAL + "```python\nassert y == 'other'\n```\n")
+    assert re.search(
+        r"page.md line 18 failed:.*AssertionError", tutorials.run_one(page, tmp_path), re.S
+    )
+    page.write_text("```bash\ntrue\nfalse\ntrue\n```\n")
+    assert tutorials.run_one(page, tmp_path).startswith("page.md line 1 failed")
+
+
+def test_every_tutorial_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    found = sorted(p.stem for p in (ROOT / "docs" / "tutorials").glob("*.md"))
+    assert len(found) >= 4 and all(f"(tutorials/{name}.md)" in index for name in found)
+    for name in found:
+        text = (ROOT / "docs" / "tutorials" / f"{name}.md").read_text()
+        assert sum(b.language in ("bash", "python") for b in tutorials.blocks(text)) >= 3
