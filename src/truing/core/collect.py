@@ -1,0 +1,359 @@
+"""Rollouts: a policy answers prompts, the answers are rewarded, all of it kept in a journal.
+
+Each rollout has a file of its own in the step's folder, to which answers are added in blocks as
+they are drawn, then their rewards. A run that was killed reads what is there and draws the rest:
+what is drawn depends on seed, prompt and weights alone, so the same bits come out. The files stay,
+as the record of what the model was trained on.
+
+What cannot be learnt from is left out by rule and counted: prompts without room for an answer.
+Answers cut off at their length limit are kept and marked `finished` False; an answer that is
+nothing but its stop token is kept too, as the empty text that it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+from truing.context import Context, Journal, Json
+from truing.core.chat import Prompt, completion_ids, prompt_ids
+from truing.core.rewards import Rewards
+from truing.core.sampling import SamplingSettings, first_draws
+from truing.core.scores import named_scores
+from truing.core.tree import Node, group_tree
+from truing.errors import InputError
+from truing.tables import Row, Table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from truing.core.drawing import Completion
+
+BLOCK = 64  # answers that are written to the journal together: what a kill can cost
+Draw = Callable[
+    [Sequence[Sequence[int]], SamplingSettings, Sequence[int]], "list[list[Completion]]"
+]
+Say = Callable[[Sequence[Prompt], int], list[list[str]]]
+Scores = dict[str, list[float]]
+Drawn = tuple[tuple[int, ...], tuple[float, ...], str, bool]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A row that is answered: its prompt in tokens, and the answer given with it, if any."""
+
+    row: Row
+    ids: tuple[int, ...]
+    given: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer: every token drawn with its log-probability, its words, how it came about."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finished: bool
+    own: bool = True
+
+
+@dataclass(frozen=True)
+class Group:
+    """The answers to one prompt and what each was rewarded.
+
+    Args:
+        number: of the prompt among all.
+        prompt: token ids.
+        answers: the policy's own first.
+        reward: of each answer.
+        terms: rewards before they were weighed, by name.
+    """
+
+    number: int
+    prompt: tuple[int, ...]
+    answers: tuple[Answer, ...]
+    reward: tuple[float, ...]
+    terms: Mapping[str, Sequence[float]]
+
+    def tree(self) -> Node:
+        """Its tree: the prompt once, a branch for each answer."""
+        return group_tree(self.prompt, [a.ids for a in self.answers])
+
+    @property
+    def flat(self) -> bool:
+        """True when all answers of the policy have one reward."""
+        own = [r for r, a in zip(self.reward, self.answers, strict=True) if a.own]
+        return min(own) == max(own)
+
+
+class Pool(Protocol):
+    """How rows of several sorts are asked and rewarded, where rewards alone cannot say.
+
+    A registered component of kind "pool" makes one from its settings.
+    """
+
+    def prompt(self, row: Row, seed: int) -> Prompt:
+        """What the policy is asked for this row."""
+        ...
+
+    def score(self, groups: Sequence[Sequence[Row]], say: Say) -> list[list[float] | None]:
+        """Reward of each answer; None for a group that is to be left out.
+
+        `say(prompts, n)` gives the policy's own words, with the weights that it has now.
+        """
+        ...
+
+
+def read_prompts(
+    table: Table, tokenizer: PreTrainedTokenizerBase, limit: int, room: int, given: str, where: str
+) -> tuple[list[Asked], dict[str, Json]]:
+    """Prompts in tokens, and what to say of how many were left out.
+
+    Args:
+        limit: tokens of prompt and answer together.
+        room: that an answer may need.
+        given: column of an answer that joins each group; "" none.
+    """
+    counts: Counter[str] = Counter()
+    made: list[Asked] = []
+    for i, row in enumerate(table.rows, 1):
+        found: object = row.get("prompt") or row.get("messages")
+        ids = tuple(prompt_ids(tokenizer, cast(Prompt, found)))
+        if len(ids) + room > limit:
+            counts["left_out_long"] += 1
+            continue
+        answer: tuple[int, ...] = ()
+        if given:
+            text = row.get(given)
+            if not isinstance(text, str):
+                raise InputError(
+                    f"needs the column {given!r}", where=f"{where} {table.source} row {i}"
+                )
+            if not text.strip():
+                counts["left_out_empty"] += 1
+                continue
+            whole = tuple(completion_ids(tokenizer, text))
+            answer = whole[: limit - len(ids)]
+            counts["cut"] += len(whole) > len(answer)
+        made.append(Asked({**row, "prompt": found}, ids, answer))
+    if not made:
+        raise InputError(
+            f"no prompt leaves room for an answer of {room} tokens in {limit}",
+            where=where,
+            seen=dict(counts),
+            fix="Raise max_tokens, lower new_tokens, or shorten the prompts",
+        )
+    return made, {"rows": len(made), **{n: c for n, c in sorted(counts.items()) if c}}
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What answers are rewarded by: `Rewards`, each term of which may be several named values."""
+
+    rewards: Rewards
+    missing_end: float = 0.0
+
+    def check(self) -> None:
+        """Raise InputError for anything that would go wrong later."""
+        weights = {n.partition("/")[0]: w for n, w in self.rewards.weights.items()}
+        Rewards(
+            self.rewards.refs,
+            weights,
+            self.rewards.principles,
+            self.rewards.reward_model,
+            self.rewards.where,
+        ).check()
+        if not self.rewards.names:
+            raise InputError(
+                "there is nothing to reward answers by",
+                where=self.rewards.where,
+                fix="Give principles, a reward_model, or rewards: {short: {use: max_words, n: 40}}",
+            )
+
+    def terms(self, rows: Sequence[Row]) -> Scores:
+        """Every term of every row, by name."""
+        own, where = self.rewards, self.rewards.where
+        made: Scores = {}
+        for name, ref in own.refs.items():
+            made |= named_scores(name, ref, rows, where=f"{where} reward {name!r}")
+        held = Rewards({}, {}, own.principles, own.reward_model, where)
+        for name, values in held.terms(rows).items():
+            bad = next((i for i, v in enumerate(values, 1) if not math.isfinite(v)), 0)
+            if bad:
+                raise InputError(
+                    f"{name} gave a score that is not a finite number", where=f"{where} row {bad}"
+                )
+            made[name] = values
+        return made
+
+    def weigh(self, terms: Scores, rows: Sequence[Row]) -> list[float]:
+        """The weighted sum of the terms, less what a missing end costs."""
+        weights = self.rewards.weights
+        parts = [
+            [weights.get(name, weights.get(name.partition("/")[0], 1.0)) * v for v in values]
+            for name, values in terms.items()
+        ]
+        cost = [0.0 if row["finished"] else self.missing_end for row in rows]
+        return [math.fsum(p[i] for p in parts) - cost[i] for i in range(len(rows))]
+
+
+@dataclass(frozen=True)
+class Collector:
+    """Makes rollouts.
+
+    Args:
+        prompts: all that may be answered.
+        draw: who answers, the policy first; each draws `sampling.n` answers to every prompt.
+        reward: what answers are rewarded by; None where a pool does it.
+        pool: see `Pool`.
+        tokenizer: of the policy.
+        folder: where the journals lie.
+    """
+
+    prompts: Sequence[Asked]
+    draw: Sequence[Draw]
+    reward: Reward | None
+    pool: Pool | None
+    tokenizer: PreTrainedTokenizerBase
+    folder: Path
+    context: Context
+
+    def collect(
+        self, number: int, rows: Sequence[int], sampling: SamplingSettings, part: str = ""
+    ) -> list[Group]:
+        """Answers to the prompts `rows`, rewarded.
+
+        Args:
+            number: of the rollout; `part` tells several requests of one rollout apart.
+            sampling: its seed is replaced by the rollout's own.
+        """
+        journal = Journal(self.folder / f"{number:06d}.jsonl")
+        try:
+            return self._collect(journal, f"rollout/{number}/{part}", rows, sampling)
+        finally:
+            journal.close()
+
+    def _collect(
+        self, journal: Journal, name: str, rows: Sequence[int], sampling: SamplingSettings
+    ) -> list[Group]:
+        asked = [self._asked(r, name) for r in rows]
+        groups: list[list[Answer]] = [[] for _ in asked]
+        for who, draw in enumerate(self.draw):
+            seed = self.context.stream(f"{name}/{who}") % 2**31
+            drawn = self.drawn(journal, f"{name}/{who}", draw, asked, sampling, seed)
+            for group, items in zip(groups, drawn, strict=True):
+                group += [Answer(*a, own=who == 0) for a in items]
+        for group, one in zip(groups, asked, strict=True):
+            if one.given:
+                text = cast(str, self.tokenizer.decode(list(one.given), skip_special_tokens=True))
+                group.append(Answer(one.given, (0.0,) * len(one.given), text, True, own=False))
+        scored = self._scored(journal, name, asked, groups, sampling)
+        made: list[Group] = []
+        for row, one, answers, (reward, terms) in zip(rows, asked, groups, scored, strict=True):
+            if reward is not None:
+                made.append(Group(row, one.ids, tuple(answers), tuple(reward), terms))
+        return made
+
+    def _asked(self, row: int, name: str) -> Asked:
+        one = self.prompts[row]
+        if self.pool is None:
+            return one
+        prompt = self.pool.prompt(one.row, self.context.stream(f"{name}/ask/{row}"))
+        return Asked(one.row | {"asked": prompt}, tuple(prompt_ids(self.tokenizer, prompt)))
+
+    def drawn(
+        self,
+        journal: Journal,
+        name: str,
+        draw: Draw,
+        asked: Sequence[Asked],
+        sampling: SamplingSettings,
+        seed: int,
+    ) -> list[list[Drawn]]:
+        """(ids, log-probabilities, words, whether it ended by itself) of each answer."""
+        sampling = replace(sampling, seed=seed)
+        firsts = first_draws([repr(a.ids) for a in asked], sampling.n)
+        size = max(1, BLOCK // sampling.n)
+        made: list[list[Drawn]] = []
+        for start in range(0, len(asked), size):
+            key = f"{name}/{start}"
+            if key not in journal:
+                block = [a.ids for a in asked[start : start + size]]
+                found = draw(block, sampling, firsts[start : start + size])
+                journal.put(
+                    key,
+                    [
+                        [[list(c.ids), list(c.logprobs), c.text.strip(), c.finish == "stop"]
+                         for c in items]
+                        for items in found
+                    ],
+                )  # fmt: skip
+            kept = cast("list[list[tuple[list[int], list[float], str, bool]]]", journal.get(key))
+            made += [[(tuple(i), tuple(p), text, end) for i, p, text, end in g] for g in kept]
+        return made
+
+    def _scored(
+        self,
+        journal: Journal,
+        name: str,
+        asked: Sequence[Asked],
+        groups: Sequence[Sequence[Answer]],
+        sampling: SamplingSettings,
+    ) -> list[tuple[list[float] | None, Scores]]:
+        """Reward of each answer, and its terms; from the journal where it is there."""
+        key = f"{name}/reward"
+        if key not in journal:
+            rows = [
+                [{**one.row, "completion": a.text, "finished": a.finished} for a in answers]
+                for one, answers in zip(asked, groups, strict=True)
+            ]
+            journal.put(key, cast(Json, self._score(journal, name, rows, sampling)))
+        kept = cast("list[tuple[list[float] | None, Scores]]", journal.get(key))
+        return [(reward, terms) for reward, terms in kept]
+
+    def _score(
+        self,
+        journal: Journal,
+        name: str,
+        groups: Sequence[Sequence[Row]],
+        sampling: SamplingSettings,
+    ) -> list[tuple[list[float] | None, Scores]]:
+        if self.pool is not None:
+            say = _Speaker(self, journal, name, sampling)
+            return [(values, {}) for values in self.pool.score(groups, say)]
+        reward = cast(Reward, self.reward)
+        flat = [row for rows in groups for row in rows]
+        terms = reward.terms(flat)
+        total = reward.weigh(terms, flat)
+        made: list[tuple[list[float] | None, Scores]] = []
+        at = 0
+        for rows in groups:
+            here = slice(at, at + len(rows))
+            made.append((total[here], {n: v[here] for n, v in terms.items()}))
+            at += len(rows)
+        return made
+
+
+class _Speaker:
+    """The policy's own words for a pool; each request has its own random numbers."""
+
+    def __init__(
+        self, collector: Collector, journal: Journal, name: str, sampling: SamplingSettings
+    ) -> None:
+        self.collector, self.journal, self.name = collector, journal, name
+        self.sampling, self.times = sampling, 0
+
+    def __call__(self, prompts: Sequence[Prompt], n: int) -> list[list[str]]:
+        self.times += 1
+        name = f"{self.name}/say/{self.times}"
+        own = self.collector
+        asked = [Asked({}, tuple(prompt_ids(own.tokenizer, p))) for p in prompts]
+        seed = own.context.stream(name) % 2**31
+        sampling = replace(self.sampling, n=n)
+        drawn = own.drawn(self.journal, name, own.draw[0], asked, sampling, seed)
+        return [[text for _, _, text, _ in items] for items in drawn]

@@ -1,0 +1,309 @@
+"""`@online`: finished answers become per-token weights; the rest of reinforcement learning is here.
+
+An online method never sees models, text or sampling. It is one pure function from a rollout (groups
+of answers to a prompt, with their rewards) to an `Update`: tensors that stay fixed while a rollout
+is learnt from, such as advantages, and a loss put together from the components of this module. The
+engine samples, rewards, measures, skips groups that cannot teach anything, and resumes.
+
+A rollout is a `Measurements` of U groups with K answers of T tokens:
+
+    r["logp"]       log-probability of each token under the policy that drew it, [U, K, T]
+    r["ref_logp"]   the same under the frozen reference, where it is needed
+    r["values"]     the critic's, where there is one
+    r["reward"]     of each answer, [U, K]; r["reward/NAME"] are its terms before weighing
+    r["finished"]   1.0 where an answer ended by itself, [U, K]
+    r["own"]        1.0 where the policy drew it; 0.0 for an opponent's or a given answer
+
+and the loss gets, besides the update's tensors, `logp` with gradients, `old_logp` and the same
+columns. The ratio of the two is exactly 1, with the gradient of logp, as long as a rollout is used
+for one update only.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+
+from torch import Tensor
+
+from truing.core.advantages import Estimator, kl_tokens
+from truing.core.objective import Function, Loss, Measurements, State
+from truing.core.online_training import OnlineTraining
+from truing.errors import InputError
+from truing.models import Model
+from truing.principles import Principles
+from truing.signature import argument_docs
+from truing.tables import Table
+
+F = typing.TypeVar("F", bound=Function)
+Level = typing.Literal["token", "sequence"]
+OPPONENTS = ("", "reference", "mixture")
+GLOSSARY = {
+    "beta": "strength of the pull towards the reference.",
+    "clip": "how far the ratio of new to old probability may count away from 1.",
+}
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a rollout teaches.
+
+    Args:
+        tensors: fixed while the rollout is learnt from, by name: [U, K, T], [U, K] or [U].
+        loss: maps measurements, with these tensors among them, to a `Loss`; it may close over
+            settings, never over the rollout, since it is called on some of the groups at a time.
+        active_U: groups whose gradient is not 0 whatever the model says; None when all may have
+            one. Others are not computed, yet count in every denominator, so that leaving them out
+            changes nothing.
+        metrics: values of this rollout to be averaged and recorded.
+        state: what the next rollout's call is given.
+        head_only: learn with the value head alone, the model held fixed.
+    """
+
+    tensors: Mapping[str, Tensor]
+    loss: Callable[[Measurements], Loss]
+    active_U: Tensor | None = None
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    state: State | None = None
+    head_only: bool = False
+
+
+def weighed(
+    advantage: Tensor, loss: Callable[[Measurements], Loss], *, beta: float = 0.0, **facts: Tensor
+) -> Update:
+    """An update by advantages, [U, K] or [U, K, T]; groups where all are 0 are not computed.
+
+    With `beta`, the strength of a term that is there without any advantage, none is left out.
+    """
+    active_U = advantage.flatten(1).abs().amax(1) > 0 if not beta else None
+    return Update({"advantage": advantage}, loss, active_U, facts)
+
+
+# The loss components: tensors of one value a token, and how they are averaged
+
+
+def log_ratio(m: Measurements, level: Level = "token") -> Tensor:
+    """log pi_new / pi_old of each token, [U, K, T].
+
+    "sequence" gives each token the mean over its answer, whose gradient reaches all its tokens
+    (GSPO, arXiv 2507.18071).
+    """
+    made_UKT = (m["logp"] - m["old_logp"]) * m.mask_UKT
+    if level == "token":
+        return made_UKT
+    mean_UK = made_UKT.sum(-1) / m.length_UK.clamp(min=1)
+    return mean_UK[..., None] * m.mask_UKT
+
+
+def advantages(m: Measurements) -> Tensor:
+    """Advantages of each token, [U, K, T]; an answer's is every token's."""
+    found = m["advantage"]
+    return found[..., None] * m.mask_UKT if found.dim() == 2 else found * m.mask_UKT
+
+
+def clipped(
+    m: Measurements,
+    low: float = 0.2,
+    high: float = 0.2,
+    *,
+    level: Level = "token",
+    bound: float = 0.0,
+) -> Tensor:
+    """-min(ratio A, clip(ratio, 1 - low, 1 + high) A) of each token, [U, K, T].
+
+    PPO's surrogate, arXiv 1707.06347. With `bound` the ratio is held below it in the first term
+    too, so that negative advantages cannot grow without limit (two-sided clipping).
+    """
+    advantage_UKT = advantages(m)
+    ratio_UKT = log_ratio(m, level).exp()
+    held_UKT = ratio_UKT.clamp(1 - low, 1 + high)
+    free_UKT = ratio_UKT.clamp(max=bound) if bound else ratio_UKT
+    return -(free_UKT * advantage_UKT).minimum(held_UKT * advantage_UKT)
+
+
+def clip_fraction(m: Measurements, low: float, high: float, level: Level = "token") -> Tensor:
+    """Share of each answer's tokens whose gradient the clipping stops, [U, K]."""
+    ratio_UKT, a_UKT = log_ratio(m, level).exp(), advantages(m)
+    out_UKT = ((ratio_UKT > 1 + high) & (a_UKT > 0)) | ((ratio_UKT < 1 - low) & (a_UKT < 0))
+    return (out_UKT * m.mask_UKT).sum(-1).detach() / m.length_UK.clamp(min=1)
+
+
+def kl_loss(m: Measurements, kind: Estimator = "k3") -> Tensor:
+    """KL to the reference at each token, [U, K, T], differentiated."""
+    return kl_tokens(m["logp"], m["ref_logp"], kind) * m.mask_UKT
+
+
+def value_loss(m: Measurements, clip: float = 0.2) -> Tensor:
+    """max((V - ret)^2, (clip(V, V_old - clip, V_old + clip) - ret)^2) / 2 of each token, [U, K, T].
+
+    With `clip` 0 the plain half squared error.
+    """
+    value_UKT, return_UKT = m["values"], m["returns"]
+    plain_UKT = (value_UKT - return_UKT) ** 2
+    if not clip:
+        return 0.5 * plain_UKT * m.mask_UKT
+    old_UKT = m["old_values"]
+    near_UKT = old_UKT + (value_UKT - old_UKT).clamp(-clip, clip)
+    return 0.5 * plain_UKT.maximum((near_UKT - return_UKT) ** 2) * m.mask_UKT
+
+
+def by_answer(value_UKT: Tensor, m: Measurements, weight_UK: Tensor | None = None) -> Loss:
+    """Mean over answers of the mean over their tokens (GRPO's aggregation)."""
+    per_UK = (value_UKT * m.mask_UKT).sum(-1) / m.length_UK.clamp(min=1)
+    return Loss(per_UK, m.there_UK if weight_UK is None else weight_UK * m.there_UK)
+
+
+def by_token(value_UKT: Tensor, m: Measurements, weight_UK: Tensor | None = None) -> Loss:
+    """Mean over all tokens of the step (DAPO's aggregation)."""
+    weight_UKT = m.mask_UKT if weight_UK is None else m.mask_UKT * weight_UK[..., None]
+    return Loss(value_UKT * m.mask_UKT, weight_UKT)
+
+
+def by_length(value_UKT: Tensor, m: Measurements, longest: float) -> Loss:
+    """Sum over tokens divided by a constant, mean over answers (Dr. GRPO's aggregation)."""
+    return Loss((value_UKT * m.mask_UKT).sum(-1) / longest, m.there_UK)
+
+
+def watched(loss: Loss, **metrics: Tensor) -> Loss:
+    """The loss with further values to record."""
+    return Loss(
+        loss.per_unit, loss.weight, {**loss.metrics, **metrics}, None, loss.scale, loss.others
+    )
+
+
+# Declaration
+
+
+@dataclass(frozen=True)
+class Online:
+    """What an online method declares.
+
+    Args:
+        name: of the method.
+        update: the pure function.
+        rows: kind of the table.
+        needs: "ref_logp", "values" (a critic on the policy's trunk), "entropy" (of whole
+            distributions, with gradients).
+        least: answers of a group that it cannot do without.
+        opponent: who draws a further answer for each of the policy's: "reference", or the
+            "mixture" of policy and reference whose logits the setting `mix` weighs; "" nobody.
+        given: text column that joins each group as an answer which nobody drew.
+        pools: how rows of several sorts are asked and rewarded; name of a component of kind "pool".
+    """
+
+    name: str
+    update: Function
+    rows: str = "prompt"
+    needs: tuple[str, ...] = ()
+    least: int = 1
+    opponent: str = ""
+    given: str = ""
+    pools: str = ""
+
+    @property
+    def settings(self) -> dict[str, inspect.Parameter]:
+        """Keyword-only parameters of the function."""
+        found = inspect.signature(self.update).parameters.items()
+        return {n: p for n, p in found if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    @property
+    def keeps_state(self) -> bool:
+        """True when the function takes the state of the rollout before."""
+        return "state" in inspect.signature(self.update).parameters
+
+    def compares(self, values: Mapping[str, object]) -> bool:
+        """True when the reference must be measured: not where its strength `beta` is 0."""
+        return "ref_logp" in self.needs and values.get("beta", 1.0) != 0
+
+    def __call__(
+        self, r: Measurements, values: Mapping[str, object], state: State | None = None
+    ) -> Update:
+        """The update under settings; those that it does not take are left out."""
+        own = {n: v for n, v in values.items() if n in self.settings}
+        found = self.update(r, state, **own) if self.keeps_state else self.update(r, **own)
+        return typing.cast(Update, found)
+
+
+def _entry(spec: Online) -> Function:
+    """The function that trains: inputs, its settings, the engine's with its defaults."""
+
+    def train(
+        model: Model,
+        data: Table,
+        reference: Model | None = None,
+        reward_model: Model | None = None,
+        principles: Principles | None = None,
+        **settings: object,
+    ) -> Model:
+        from truing.core.train_online import train_online
+
+        return train_online(spec, model, data, reference, reward_model, principles, settings)
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    hints = typing.get_type_hints(spec.update, include_extras=True)
+    shared = typing.get_type_hints(OnlineTraining)
+    own = {n: p.replace(annotation=hints.get(n, str)) for n, p in spec.settings.items()}
+    engine = {
+        f.name: inspect.Parameter(f.name, kind, default=f.default, annotation=shared[f.name])
+        for f in fields(OnlineTraining)
+        if f.name not in own  # a method's default goes before the engine's
+    }
+    nouns = list(inspect.signature(train, eval_str=True).parameters.values())[:-1]
+    if "ref_logp" not in spec.needs and not spec.opponent:
+        nouns = [n for n in nouns if n.name != "reference"]
+    parameters = [*nouns, *own.values(), *engine.values()]
+    train.__name__ = train.__qualname__ = spec.name
+    train.__module__ = spec.update.__module__
+    docs = argument_docs(OnlineTraining.__doc__ or "") | GLOSSARY
+    docs = {n: d for n, d in docs.items() if n in engine or n in own}
+    docs |= argument_docs(inspect.getdoc(spec.update) or "")
+    lines = [f"    {n}: {d}" for n, d in docs.items()]
+    train.__doc__ = "\n".join(["Train with this method.", "", "Args:", *lines])
+    train.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": Model}
+    train.__dict__["__signature__"] = inspect.Signature(parameters, return_annotation=Model)
+    return train
+
+
+def online(
+    *,
+    paper: str = "",
+    rows: str = "prompt",
+    needs: tuple[str, ...] = (),
+    least: int = 1,
+    opponent: str = "",
+    given: str = "",
+    pools: str = "",
+    field: str = "text",
+    name: str = "",
+    group: str = "",
+) -> Callable[[F], F]:
+    """Register a pure function `(rollout, *, settings) -> Update` as the method `train/<name>`.
+
+    A setting of the engine (`OnlineTraining`) that the function takes too has the function's
+    default. Args (all literals, since the catalogue is read without importing): see `Online`;
+    paper, field, name and group as for `truing.method.method`.
+    """
+    if opponent not in OPPONENTS:
+        raise InputError("unknown opponent", seen=opponent, fix=f"Known: {OPPONENTS[1:]}")
+
+    def decorate(function: F) -> F:
+        spec = Online(
+            name or function.__name__, function, rows, needs, least, opponent, given, pools
+        )
+        facts = {"paper": paper, "field": field, "needs": ("weights",), "name": name}
+        function.__dict__["__truing__"] = facts | {"group": group}
+        function.__dict__["__online__"] = spec
+        function.__dict__["__truing_entry__"] = _entry(spec)
+        return function
+
+    return decorate
+
+
+def online_of(function: object) -> Online:
+    """The declaration of a decorated function."""
+    found = getattr(function, "__online__", None)
+    if not isinstance(found, Online):
+        raise InputError("is not an online method", seen=function)
+    return found

@@ -1,0 +1,393 @@
+"""The engine's task for online methods: rollout, reward, advantage, update.
+
+A rollout serves `passes` times `minibatches` updates. Before the first its answers are drawn and
+rewarded, what the method needs besides is measured in one pass without gradients, and the method
+maps all of it to an `Update`. The log-probabilities of sampling serve as old ones where they are
+exact, in float32; in shorter types sampling and training round differently, and they are measured.
+
+A checkpoint inside a rollout holds what was measured before its first update; answers and rewards
+come from the journal, so that a run that was killed goes on with the same bits.
+
+Shapes: U groups, K answers of a group, T tokens of an answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from truing.context import Context, current
+from truing.core.advantages import kl_tokens
+from truing.core.chat import receipt
+from truing.core.collect import Collector, Group
+from truing.core.engine import Order, Part
+from truing.core.logprob import measure, states
+from truing.core.lora import Lora
+from truing.core.measure import fitted
+from truing.core.objective import Loss, Measurements
+from truing.core.online import Online, Update
+from truing.core.online_training import OnlineTraining
+from truing.core.training import State
+from truing.core.tree import BUDGET, Node, Packed, pack
+from truing.errors import Stopped
+
+Sums = dict[str, tuple[Tensor, float]]
+STATE, GIVEN = "method/", "given/"
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A finished rollout: its groups, all that is known of them, and what they teach."""
+
+    number: int
+    groups: Sequence[Group]
+    r: Measurements
+    update: Update
+    counts: Mapping[str, tuple[float, float]]
+
+
+class Critic(nn.Module):
+    """Values of states: one linear layer on the policy's trunk, zero at first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, width))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, rows_MD: Tensor) -> Tensor:
+        """Values [M, 1]."""
+        return torch.nn.functional.linear(rows_MD, self.weight, self.bias)
+
+
+class OnlineTask:
+    """Prompts and the module that learns from its own answers to them.
+
+    Args:
+        spec: the method.
+        values: its settings by name.
+        settings: the engine's.
+        collector: draws and rewards answers.
+        module: a causal language model.
+        lora: its adapters; None trains all weights.
+        other: the frozen reference, where that is not the module with its adapters off.
+        critic: the value head, where the method has one.
+        compare: measure the reference.
+        budget: tokens of a micro-batch.
+    """
+
+    def __init__(
+        self,
+        spec: Online,
+        values: Mapping[str, object],
+        settings: OnlineTraining,
+        collector: Collector,
+        module: nn.Module,
+        *,
+        lora: Lora | None,
+        other: nn.Module | None,
+        critic: Critic | None,
+        compare: bool,
+        budget: int = BUDGET,
+    ) -> None:
+        self.name, self.spec, self.values, self.settings = spec.name, spec, dict(values), settings
+        self.collector, self.module, self.lora, self.other = collector, module, lora, other
+        self.critic, self.compare, self.budget = critic, compare, budget
+        self.context: Context = current()
+        self.order = Order(len(collector.prompts), settings.batch, self.context)
+        self.end = settings.drawn(len(collector.prompts))
+        self.device = next(module.parameters()).device
+        self.exact = all(p.dtype == torch.float32 for p in module.parameters())
+        self.rollout: Rollout | None = None
+        self._state: State | None = None
+        self._given: State | None = None  # measured before the first update of this rollout
+        self._shown = False
+
+    def __len__(self) -> int:
+        """Number of prompts."""
+        return len(self.collector.prompts)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The adapters' parameters, or all of the module's, and the value head's."""
+        own = self.module.named_parameters() if self.lora is None else self.lora.named_parameters()
+        head = self.critic.named_parameters("value_head") if self.critic is not None else ()
+        return {**dict(own), **dict(head)}
+
+    def row_name(self, row: int) -> str:
+        """The id of the prompt's row."""
+        return str(self.collector.prompts[row].row["id"])
+
+    # Rollouts
+
+    def _groups(self, number: int) -> tuple[list[Group], dict[str, tuple[float, float]]]:
+        """The groups of a rollout, and how many were left out."""
+        wanted = self.order.step(number, self.end)
+        sampling = self.settings.sampling(0)
+        groups = self.collector.collect(number, wanted, sampling)
+        drawn, rounds = len(wanted), 0
+        while self.settings.refill and rounds < self.settings.refill:
+            groups = [g for g in groups if not g.flat]
+            if len(groups) >= len(wanted):
+                break
+            rounds += 1
+            source = torch.Generator().manual_seed(self.context.stream(f"refill/{number}/{rounds}"))
+            more = torch.randperm(len(self), generator=source)[: len(wanted)].tolist()
+            groups += self.collector.collect(number, more, sampling, f"refill{rounds}/")
+            drawn += len(more)
+        if self.settings.refill:
+            groups = [g for g in groups if not g.flat][: len(wanted)]
+        return groups, {"left_out": (float(drawn - len(groups)), float(drawn))}
+
+    def _reference(self) -> contextlib.AbstractContextManager[object]:
+        if self.other is None and self.lora is not None:
+            return self.lora.off()
+        return contextlib.nullcontext()
+
+    def _sweep(self, trees: Sequence[Node], measured: Callable[[Packed], State]) -> State:
+        """Values of all trees' tokens by name, each [U, K, T], without gradients."""
+        width, length = _shape(trees)
+        found = [measured(packed.to(self.device)) for packed in pack(trees, self.budget)]
+        return {n: torch.cat([fitted(f[n], width, length) for f in found]) for n in found[0]}
+
+    def _measured(self, trees: Sequence[Node]) -> State:
+        """What the method needs of the policy and the reference before the first update."""
+        made: State = {}
+        if self.critic is not None or not self.exact:
+            heads = {"values": self.critic} if self.critic is not None else {}
+
+            def policy(packed: Packed) -> State:
+                found = measure(self.module, packed, ("logp",), grad=False, heads=heads)
+                return {n: found[n] for n in ("logp", *heads)}
+
+            made |= self._sweep(trees, policy)
+        if self.compare:
+
+            def reference(packed: Packed) -> State:
+                found = measure(self.other or self.module, packed, ("logp",), grad=False)
+                return {"ref_logp": found["logp"]}
+
+            with self._reference():
+                made |= self._sweep(trees, reference)
+        return made
+
+    def _known(self, groups: Sequence[Group], given: State) -> Measurements:
+        """The rollout as its method sees it."""
+        trees = [g.tree() for g in groups]
+        width, length = _shape(trees)
+        mask_UKT = torch.zeros(len(groups), width, length)
+        logp_UKT = torch.zeros_like(mask_UKT)
+        for u, group in enumerate(groups):
+            for k, answer in enumerate(group.answers):
+                mask_UKT[u, k, : len(answer.ids)] = 1.0
+                logp_UKT[u, k, : len(answer.ids)] = torch.tensor(answer.logprobs)
+        columns = {
+            "reward": [list(g.reward) for g in groups],
+            "finished": [[float(a.finished) for a in g.answers] for g in groups],
+            "own": [[float(a.own) for a in g.answers] for g in groups],
+            "empty": [[float(not a.text) for a in g.answers] for g in groups],
+        }
+        names = groups[0].terms
+        columns |= {f"reward/{n}": [list(g.terms[n]) for g in groups] for n in names}
+        tensors = {"logp": logp_UKT, **given}
+        return Measurements(
+            mask_UKT.to(self.device),
+            {n: t.to(self.device) for n, t in tensors.items()},
+            {n: torch.tensor(c, device=self.device) for n, c in columns.items()},
+        )
+
+    def _ready(self, number: int) -> Rollout | None:
+        """The rollout of that number, made where it is not at hand; None when it has no group."""
+        if self.rollout is not None and self.rollout.number == number:
+            return self.rollout
+        self.module.eval()
+        groups, counts = self._groups(number)
+        self.rollout = None
+        if not groups:
+            self._given = None
+            return None
+        self._show(groups)
+        if self._given is None:
+            self._given = self._measured([g.tree() for g in groups])
+        r = self._known(groups, self._given)
+        update = self.spec(r, self.values, self._state)
+        for name, tensor in update.tensors.items():
+            if not tensor.isfinite().all():
+                raise Stopped(
+                    f"{name} of the rollout is not finite",
+                    where=self.name,
+                    seen={"reward": r["reward"].tolist()},
+                    fix="Look at the rewards, or lower the learning rate",
+                )
+        self.rollout = Rollout(number, groups, r, update, counts)
+        return self.rollout
+
+    def _show(self, groups: Sequence[Group]) -> None:
+        """Print once which tokens carry loss."""
+        if not self._shown:
+            self._shown = True
+            text = receipt(self.collector.tokenizer, [groups[0].tree()], 1)
+            print(f"{self.name}: loss falls on >>>these tokens<<<:\n{text}", file=sys.stderr)
+            self.context.metric(receipt=text)
+
+    # Updates
+
+    def _members(self, rollout: Rollout, inner: int) -> list[int]:
+        """Groups of this minibatch: a permutation of all in each pass, cut evenly."""
+        turn, part = divmod(inner, self.settings.minibatches)
+        every = list(range(len(rollout.groups)))
+        if self.settings.minibatches > 1:
+            name = f"minibatch/{rollout.number}/{turn}"
+            source = torch.Generator().manual_seed(self.context.stream(name))
+            every = torch.randperm(len(every), generator=source).tolist()
+        return every[part :: self.settings.minibatches]
+
+    def _given_loss(self, rollout: Rollout, at: Sequence[int], fresh: Measurements) -> Measurements:
+        """`fresh` values of the groups `at` beside everything fixed about them."""
+        r, index = rollout.r, torch.tensor(list(at), device=self.device)
+        _, width, length = fresh.mask_UKT.shape
+        fixed = {n: t for n, t in rollout.update.tensors.items() if t.dim() == 3}
+        numbers = {n: t for n, t in rollout.update.tensors.items() if t.dim() < 3}
+        fixed |= {n: r.tensors[n] for n in ("ref_logp",) if n in r.tensors}
+        if "values" in r.tensors:
+            fixed["old_values"] = r["values"]
+        if self.settings.updates > 1:
+            fixed["old_logp"] = r["logp"]
+        cut = {n: t[index, :width, :length] for n, t in fixed.items()}
+        cut.setdefault("old_logp", fresh["logp"].detach())
+        columns = {n: c[index] for n, c in {**r.columns, **numbers}.items()}
+        columns = {n: c[:, :width] if c.dim() > 1 else c for n, c in columns.items()}
+        return Measurements(fresh.mask_UKT, {**fresh.tensors, **cut}, columns)
+
+    def _fresh(self, rollout: Rollout, at: Sequence[int], packed: Packed) -> Measurements:
+        """What the model says now, with gradients."""
+        needs = ("logp", *(n for n in self.spec.needs if n == "entropy"))
+        heads = {"values": self.critic} if self.critic is not None else {}
+        if rollout.update.head_only:
+            with torch.no_grad():
+                rows_MD = states(self.module, packed)[packed.source_M].float()
+            _, width, length = packed.mask_UKT.shape
+            index = torch.tensor(list(at), device=self.device)
+            found = dict.fromkeys(needs, rollout.r["logp"][index, :width, :length])
+            found |= {n: packed.spread(h(rows_MD)[:, 0]) for n, h in heads.items()}
+        else:
+            found = measure(self.module, packed, needs, heads=heads)
+        return Measurements(packed.mask_UKT, {n: found[n] for n in (*needs, *heads)})
+
+    def _weights(self, rollout: Rollout, members: Sequence[int]) -> list[float]:
+        """Weight of each term of the loss over a whole minibatch, groups left out included."""
+        r = rollout.r
+        index = torch.tensor(list(members), device=self.device)
+        known = {"logp": r["logp"], "entropy": torch.zeros_like(r["logp"])}
+        known |= {"values": r["values"]} if "values" in r.tensors else {}
+        fresh = Measurements(r.mask_UKT[index], {n: t[index] for n, t in known.items()})
+        with torch.no_grad():
+            loss = rollout.update.loss(self._given_loss(rollout, members, fresh))
+        return [float(w.sum()) for _, _, w in loss.terms()]
+
+    def parts(self, rows: Sequence[int], step: int) -> Iterator[Part]:
+        """Micro-batches of an update; `rows` is the engine's order, which is not followed."""
+        number, inner = divmod(step, self.settings.updates)
+        rollout = self._ready(number)
+        if rollout is None:
+            yield Part(self._nothing(), 0.0, {"left_out": (torch.ones(()), 1.0)})
+            return
+        members = self._members(rollout, inner)
+        active_U = rollout.update.active_U
+        active = [i for i in members if active_U is None or bool(active_U[i])]
+        sums = self._facts(rollout) if inner == 0 else {}
+        weights = self._weights(rollout, members) if active else []
+        if not any(weights):
+            yield Part(self._nothing(), 0.0, sums)
+            return
+        at = 0
+        for packed in pack([rollout.groups[i].tree() for i in active], self.budget):
+            here = active[at : at + len(packed)]
+            at += len(packed)
+            fresh = self._fresh(rollout, here, packed.to(self.device))
+            loss = rollout.update.loss(self._given_loss(rollout, here, fresh))
+            yield self._part(loss, weights, [rollout.groups[i].number for i in here], active, sums)
+            sums = {}
+
+    def _part(
+        self,
+        loss: Loss,
+        weights: Sequence[float],
+        rows: Sequence[int],
+        active: Sequence[int],
+        sums: Sums,
+    ) -> Part:
+        """This micro-batch's share: each term over its own weight in the whole minibatch."""
+        shares: list[Tensor] = []
+        per_row_U: Tensor | float = 0.0
+        for (scale, value, weight), whole in zip(loss.terms(), weights, strict=True):
+            per_row_U = per_row_U + value.detach().reshape(len(rows), -1).sum(1)
+            if whole:
+                shares.append(scale * (value * weight).sum() * (len(active) / whole))
+        said = {n: (v.detach().sum(), float(v.numel())) for n, v in loss.metrics.items()}
+        named = (rows, torch.as_tensor(per_row_U))
+        return Part(torch.stack(shares).sum(), float(len(rows)), sums | said, per_row=named)
+
+    def _nothing(self) -> Tensor:
+        """A loss without effect, for rollouts that teach nothing."""
+        return next(iter(self.trained().values())).sum() * 0.0
+
+    def _facts(self, rollout: Rollout) -> Sums:
+        """What to record of a rollout: sums over its own answers, or over its tokens."""
+        r, update = rollout.r, rollout.update
+        own_UK, mask_UKT = r["own"], r.mask_UKT * r["own"][..., None]
+        answers, tokens = float(own_UK.sum()), float(mask_UKT.sum())
+        made: Sums = {
+            "reward": ((r["reward"] * own_UK).sum(), answers),
+            "length": (mask_UKT.sum(), answers),
+            "finished": ((r["finished"] * own_UK).sum(), answers),
+            "empty": ((r["empty"] * own_UK).sum(), answers),
+            "entropy": (-(r["logp"] * mask_UKT).sum(), tokens),
+        }
+        made |= {
+            n: ((c * own_UK).sum(), answers) for n, c in r.columns.items() if n[:7] == "reward/"
+        }
+        if "ref_logp" in r.tensors:
+            kl_UKT = kl_tokens(r["logp"], r["ref_logp"]) * mask_UKT
+            made["kl"] = (kl_UKT.sum(), tokens)
+        flat = sum(g.flat for g in rollout.groups)
+        skipped = 0 if update.active_U is None else int((~update.active_U.bool()).sum())
+        made["flat"] = (torch.tensor(float(flat)), float(len(rollout.groups)))
+        made["skipped"] = (torch.tensor(float(skipped)), float(len(rollout.groups)))
+        made |= {n: (torch.tensor(a), b) for n, (a, b) in rollout.counts.items() if a}
+        made |= {n: (v.float().sum(), float(v.numel())) for n, v in update.metrics.items()}
+        return {n: (v.detach().cpu(), w) for n, (v, w) in made.items()}
+
+    # Resuming
+
+    def after_step(self, step: int) -> None:
+        """After a rollout's last update, take on the method's state."""
+        if step % self.settings.updates == 0:
+            if self.rollout is not None and self.rollout.update.state is not None:
+                self._state = {n: t.detach() for n, t in self.rollout.update.state.items()}
+            self._given, self.rollout = None, None
+
+    def state(self) -> State:
+        """The method's state before the rollout at hand, and what was measured for that."""
+        made = {STATE + n: t for n, t in (self._state or {}).items()}
+        if self._given is not None:
+            # A mark, since nothing may have been measured.
+            made |= {GIVEN: torch.ones(1)} | {GIVEN + n: t for n, t in self._given.items()}
+        return made
+
+    def load_state(self, state: State) -> None:
+        """Take both back."""
+        own = {n.removeprefix(STATE): t for n, t in state.items() if n.startswith(STATE)}
+        self._state = own or None
+        if GIVEN in state:
+            given = {n.removeprefix(GIVEN): t for n, t in state.items() if n.startswith(GIVEN)}
+            self._given = {n: t.to(self.device) for n, t in given.items() if n}
+
+
+def _shape(trees: Sequence[Node]) -> tuple[int, int]:
+    """Branches of the widest tree, and loss tokens of the longest branch."""
+    rows = [[sum(loss[1:]) for _, loss in tree.rows()] for tree in trees]
+    return max(map(len, rows)), max(n for row in rows for n in row)

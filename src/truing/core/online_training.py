@@ -1,0 +1,118 @@
+"""Settings that all online training shares: how answers are drawn, rewarded and used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from truing.core.sampling import SamplingSettings
+from truing.core.training import TextTraining
+from truing.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineTraining(TextTraining):
+    """How a language model is trained on its own answers.
+
+    Args:
+        epochs: passes over the prompts; may be a fraction.
+        steps: number of rollouts, instead of `epochs`; 0 takes `epochs`. Each rollout is followed
+            by `passes` times `minibatches` updates.
+        lr: peak learning rate; 0 takes 2e-4 for adapters and 1e-5 for a full fine-tune.
+        batch: prompts of one rollout.
+        schedule: of the learning rate after the warm-up: to 0 by half a cosine, in a straight
+            line, or constant.
+        warmup: share of the updates over which the rate rises from 0.
+        clip: largest norm of the gradient; 0 does not clip.
+        weight_decay: of AdamW.
+        rank: of the LoRA adapter on all linear layers; 0 trains all weights.
+        lora_alpha: the adapter's scale times its rank; 0 takes twice the rank.
+        max_tokens: of prompt and one answer together. Prompts that leave no room for `new_tokens`
+            are left out and counted.
+        budget: tokens computed at once, which memory limits and results do not depend on; 0
+            decides by the machine.
+        rewards: rewards or checks by name, such as {short: {use: max_words, n: 40}}.
+        weights: by those names, "principles" and "reward_model"; 1 where none is given.
+        answers: drawn for each prompt.
+        new_tokens: an answer's length limit, in tokens, its end included.
+        temperature: of sampling. Log-probabilities are those at temperature 1 throughout.
+        top_p: share of the probability that answers are drawn from.
+        repetition_penalty: above 1 makes tokens less likely that stand there already.
+        passes: times that a rollout is learnt from.
+        minibatches: updates that one pass is split into.
+        refill: rounds of further prompts that may take the place of groups which teach nothing.
+        missing_end: subtracted from the reward of answers without a stop token.
+        watch: measure the divergence from the reference even where the method does not need it.
+    """
+
+    schedule: Literal["cosine", "linear", "constant"] = "constant"
+    warmup: float = 0.0
+    rewards: dict[str, dict[str, object]] | None = None
+    weights: dict[str, float] | None = None
+    answers: int = 8
+    new_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    passes: int = 1
+    minibatches: int = 1
+    refill: int = 0
+    missing_end: float = 0.0
+    watch: bool = False
+
+    def check(self, where: str) -> None:
+        """Raise an InputError that names the first setting out of range."""
+        super().check(where)
+        least = {"answers": 1, "new_tokens": 1, "passes": 1, "minibatches": 1, "refill": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value < low:
+                raise InputError(
+                    f"setting {name!r} must be at least {low}", where=where, seen=value
+                )
+        if self.new_tokens >= self.max_tokens:
+            raise InputError(
+                "new_tokens leaves no room for prompts in max_tokens",
+                where=where,
+                seen=(self.new_tokens, self.max_tokens),
+            )
+        if self.minibatches > self.batch:
+            raise InputError(
+                "there are more minibatches than prompts in a rollout",
+                where=where,
+                seen=(self.minibatches, self.batch),
+                fix="Raise batch or lower minibatches",
+            )
+        self.sampling(0)
+
+    def sampling(self, seed: int, n: int = 0) -> SamplingSettings:
+        """How `n` answers (None: `answers`) to each prompt are drawn."""
+        return SamplingSettings(
+            n=n or self.answers,
+            max_tokens=self.new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=seed,
+        )
+
+    @property
+    def updates(self) -> int:
+        """Updates that follow each rollout."""
+        return self.passes * self.minibatches
+
+    def rollouts(self, units: int) -> int:
+        """Number of rollouts over `units` prompts."""
+        return super().total(units)
+
+    def drawn(self, units: int) -> int:
+        """Prompts answered in all."""
+        return super().end(units)
+
+    def total(self, units: int) -> int:
+        """Number of updates."""
+        return self.rollouts(units) * self.updates
+
+    def end(self, units: int) -> int:
+        """Places in the engine's own order of rows, which online training does not use."""
+        return self.total(units) * min(self.batch, units)

@@ -1,0 +1,70 @@
+"""Scores of rewards and checks by name: one number a row, or several named ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from truing import catalogue
+from truing.errors import InputError
+from truing.method import get_component
+from truing.tables import Row
+
+
+def kind_of(ref: Mapping[str, object]) -> str:
+    """ "reward", or "check" where only a check has that name: a check is a reward in [0, 1]."""
+    name = str(ref.get("use")).replace("-", "_")
+    rewards = catalogue.components("reward")
+    return "check" if name not in rewards and name in catalogue.components("check") else "reward"
+
+
+def named_scores(
+    name: str, ref: Mapping[str, object], rows: Sequence[Row], *, where: str = ""
+) -> dict[str, list[float]]:
+    """What a reward says of each row, by name.
+
+    Args:
+        name: of the term; a reward of several values makes `name/value` of each.
+        ref: `{use: ..., **settings}`.
+        rows: with "prompt", "completion", "finished" and what the data's rows hold.
+        where: what errors name.
+    Raises:
+        InputError: another number of scores than rows, rows with different names, or a score that
+            is not a finite number.
+    """
+    kind = kind_of(ref)
+    made = get_component(kind, ref, where=where)(list(rows))
+    if not isinstance(made, list) or len(made) != len(rows):
+        got = len(made) if isinstance(made, Sequence) else type(made).__name__
+        raise InputError(
+            f"{kind} {name!r} must return one score a row",
+            where=where,
+            seen=f"{got} for {len(rows)} rows",
+        )
+    if not made or not isinstance(made[0], Mapping):
+        return {name: [_number(v, name, kind, where, i) for i, v in enumerate(made, 1)]}
+    items = cast("list[Mapping[str, object]]", made)
+    parts = list(items[0])
+    for i, item in enumerate(items, 1):
+        if not isinstance(item, Mapping) or set(item) != set(parts):
+            raise InputError(
+                f"{kind} {name!r} must name the same values for every row",
+                where=f"{where} row {i}".strip(),
+                seen=item,
+            )
+    return {
+        f"{name}/{p}": [_number(item[p], name, kind, where, i) for i, item in enumerate(items, 1)]
+        for p in parts
+    }
+
+
+def _number(value: object, name: str, kind: str, where: str, row: int) -> float:
+    number = float(value) if isinstance(value, (int, float)) else math.nan
+    if not math.isfinite(number):
+        raise InputError(
+            f"{kind} {name!r} returned a score that is not a finite number",
+            where=f"{where} row {row}".strip(),
+            seen=value,
+        )
+    return number

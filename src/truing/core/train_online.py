@@ -1,0 +1,238 @@
+"""Training language models on their own answers: who draws, who rewards, and what comes out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+
+from truing import catalogue
+from truing.changes import Weights
+from truing.context import Context, Json, current
+from truing.core import lora as adapters
+from truing.core.chat import check_receipt, completion_ids
+from truing.core.collect import Asked, Collector, Draw, Pool, Reward, read_prompts
+from truing.core.drawing import Completion, continued
+from truing.core.engine import train
+from truing.core.files import new_folder
+from truing.core.loaded import Loaded
+from truing.core.online import Online
+from truing.core.online_task import Critic, OnlineTask
+from truing.core.online_training import OnlineTraining
+from truing.core.opening import same_tokens
+from truing.core.rewards import Rewards
+from truing.core.sampling import SamplingSettings
+from truing.core.train_text import GPU_BUDGET, check_memory, trained_model
+from truing.core.training_rows import as_kind
+from truing.core.tree import BUDGET, group_tree
+from truing.errors import InputError, unknown
+from truing.method import get_component, resolve
+from truing.models import Model
+from truing.principles import Principles
+from truing.tables import Table, content_hash
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HEAD = "value_head"
+
+
+def _split(spec: Online, values: Mapping[str, object]) -> tuple[dict[str, object], OnlineTraining]:
+    """All settings by name, and the engine's; a method's default goes before the engine's."""
+    shared = {f.name for f in fields(OnlineTraining)}
+    own = {n: p.default for n, p in spec.settings.items()}
+    for name in values:
+        if name not in shared and name not in own:
+            raise unknown("setting", name, [*own, *shared], where=spec.name)
+    chosen = own | dict(values)
+    training = OnlineTraining(**{n: v for n, v in chosen.items() if n in shared})  # type: ignore[arg-type]
+    training.check(spec.name)
+    if training.answers < spec.least:
+        raise InputError(
+            f"an answer is compared with the others of its group: at least {spec.least} are needed",
+            where=f"{spec.name} setting 'answers'",
+            seen=training.answers,
+        )
+    # What the method is told includes the engine's settings that it asks for.
+    told = {n: getattr(training, n) if n in shared else chosen[n] for n in own}
+    return told, training
+
+
+class Players:
+    """Who draws answers: the policy as it is now, the frozen reference, their mixture."""
+
+    def __init__(self, policy: Loaded, lora: adapters.Lora | None, other: Loaded | None) -> None:
+        self.own, self.lora, self.other = policy, lora, other
+
+    def policy(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, first: Sequence[int]
+    ) -> list[list[Completion]]:
+        """The policy's answers."""
+        return continued(self.own, prompts, sampling, first=first)
+
+    def reference(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, first: Sequence[int]
+    ) -> list[list[Completion]]:
+        """The reference's answers."""
+        if self.other is not None:
+            return continued(self.other, prompts, sampling, first=first)
+        with cast(adapters.Lora, self.lora).off():
+            return continued(self.own, prompts, sampling, first=first)
+
+
+def _draws(spec: Online, players: Players) -> list[Draw]:
+    opponents: dict[str, list[Draw]] = {"": [], "reference": [players.reference]}
+    return [players.policy, *opponents[spec.opponent]]
+
+
+def _pool(spec: Online, told: Mapping[str, object]) -> Pool | None:
+    """The method's own way to ask and reward, with those of its settings that it takes."""
+    if not spec.pools:
+        return None
+    entry = catalogue.components("pool")[spec.pools]
+    function, _ = resolve("pool", {"use": entry.name})
+    from inspect import signature
+
+    takes = {n: v for n, v in told.items() if n in signature(function).parameters}
+    return cast(Pool, get_component("pool", {"use": entry.name, **takes})())
+
+
+def _critic(spec: Online, loaded: Loaded) -> Critic | None:
+    """The value head: the model's own where it has one, else zero."""
+    if "values" not in spec.needs:
+        return None
+    critic = Critic(int(loaded.module.config.hidden_size))  # type: ignore[union-attr]
+    for name, parameter in critic.named_parameters(HEAD):
+        if name in loaded.extra:
+            with torch.no_grad():
+                parameter.copy_(loaded.extra[name])
+    return critic.to(loaded.device)
+
+
+def _with_critic(model: Model, critic: Critic | None, folder: Path) -> Model:
+    """The model with its value head as further tensors, from which training can go on."""
+    if critic is None:
+        return model
+    from safetensors.torch import save_file
+
+    if not folder.is_dir():
+        with new_folder(folder) as partial:
+            head = {n: p.detach().cpu().contiguous() for n, p in critic.named_parameters(HEAD)}
+            save_file(head, partial / "value_head.safetensors")
+    return model.adding(Weights(folder))
+
+
+def _check_prompts(spec: Online, loaded: Loaded, prompts: Sequence[Asked]) -> None:
+    """Raise InputError where the template and the model disagree on tokens or on where to stop."""
+    embedding = cast(nn.Embedding, cast("object", loaded.module.get_input_embeddings()))  # type: ignore[operator]
+    stops = getattr(getattr(loaded.module, "generation_config", None), "eos_token_id", None)
+    answer = completion_ids(loaded.tokenizer, "yes")
+    check_receipt(
+        loaded.tokenizer,
+        [group_tree(p.ids, [answer]) for p in prompts],
+        vocab=embedding.num_embeddings,
+        stops=[stops] if isinstance(stops, int) else list(stops or []),
+        where=spec.name,
+    )
+
+
+def _said(spec: Online, context: Context, notes: dict[str, Json]) -> None:
+    print(f"{spec.name}: " + ", ".join(f"{n}: {v}" for n, v in notes.items()), file=sys.stderr)
+    context.metric(**notes)
+
+
+def train_online(
+    spec: Online,
+    model: Model,
+    data: Table,
+    reference: Model | None,
+    reward_model: Model | None,
+    principles: Principles | None,
+    values: Mapping[str, object],
+) -> Model:
+    """Train `model` on its own answers to the prompts of `data`.
+
+    Args:
+        spec: the method.
+        model: weight changes are folded in; run-time changes are carried on to the result, and do
+            not act while answers are drawn.
+        data: rows of the method's kind; all their columns reach the rewards.
+        reference: frozen; None takes the model as it is before training.
+        reward_model: makes the reward "reward_model".
+        principles: their checks make the reward "principles".
+        values: the method's and the engine's settings by name.
+    Returns:
+        the model with an adapter, or with new weights when `rank` is 0; and with its value head as
+        extra tensors where the method has one.
+    Raises:
+        InputError: wrong rows, settings, template or rewards.
+        Stopped: a loss or an advantage that is not finite.
+    """
+    told, settings = _split(spec, values)
+    context = current()
+    held = [m.key for m in (reference, reward_model, principles) if m is not None]
+    key = content_hash(
+        [spec.name, told, vars(settings), model.weights_key, data.key, context.seed, held], 8
+    )
+    pool = _pool(spec, told)
+    rewards = Rewards(
+        settings.rewards or {}, settings.weights or {}, principles, reward_model, spec.name
+    )
+    reward = None if pool is not None else Reward(rewards, settings.missing_end)
+    if reward is not None:
+        reward.check()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    short = device == "cuda" and settings.rank > 0 and torch.cuda.is_bf16_supported()
+    dtype = "bfloat16" if short else "float32"
+    loaded = model.load_module(dtype, device, fresh=True)
+    context_size = getattr(loaded.module.config, "max_position_embeddings", None)
+    limit = min(settings.max_tokens, int(context_size or settings.max_tokens))
+    rows, conversion = as_kind(data, spec.rows, spec.name)
+    prompts, notes = read_prompts(
+        rows, loaded.tokenizer, limit, settings.new_tokens, spec.given, spec.name
+    )
+    _check_prompts(spec, loaded, prompts)
+    budget = settings.budget or (GPU_BUDGET if device == "cuda" else BUDGET)
+    notes |= {"conversion": conversion} if conversion else {}
+    _said(spec, context, notes | {"device": device, "dtype": dtype, "budget": budget})
+    longest = max(len(p.ids) for p in prompts)
+    check_memory(
+        loaded.module, settings, longest + settings.answers * settings.new_tokens, spec.name
+    )
+
+    compare = spec.compares(told) or settings.watch
+    other: Loaded | None = None
+    if reference is not None:
+        same_tokens({"model": model, "reference": reference}, where=spec.name)
+    if (compare or spec.opponent) and (reference is not None or not settings.rank):
+        frozen = reference or model
+        other = replace(
+            frozen.load_module(dtype, device), model=frozen.with_changes(frozen.weight_changes)
+        )
+    lora = None
+    if settings.rank:
+        seed = context.stream("adapter") % 2**31
+        lora = adapters.attach(loaded.module, settings.rank, settings.scale_alpha, seed=seed)
+    policy = replace(loaded, model=model.with_changes(model.weight_changes))
+    players = Players(policy, lora, other)
+    critic = _critic(spec, loaded)
+    folder = context.folder / f"rollouts-{key}"
+    collector = Collector(
+        prompts, _draws(spec, players), reward, pool, loaded.tokenizer, folder, context
+    )
+    task = OnlineTask(
+        spec, told, settings, collector, loaded.module, lora=lora,
+        other=other.module if other is not None else None, critic=critic, compare=compare,
+        budget=budget,
+    )  # fmt: skip
+    train(task, settings, key=key, peak=settings.peak)
+    made = trained_model(
+        model, loaded.module, lora, context.folder / f"{spec.name}-{key}", data, spec.name
+    )
+    licence = reward_model.licence if reward_model is not None else ""
+    made = made.with_licences([licence] if licence else [])
+    return _with_critic(made, critic, context.folder / f"{spec.name}-critic-{key}")

@@ -1,0 +1,181 @@
+"""Group relative policy optimisation: an answer is as good as it beats the others to its prompt.
+
+    A_i = (R_i - mean_g) / (std_g + 1e-4),  std with n - 1;  ratio_t = pi(y_t) / pi_old(y_t)
+    l_t = -min(ratio_t A_i, clip(ratio_t, 1 - e_lo, 1 + e_hi) A_i) + beta KL_t
+    grpo      mean over answers of the mean of l_t over their tokens              arXiv 2402.03300
+    dr_grpo   A_i = R_i - mean_g; sum of l_t divided by the longest answer        arXiv 2503.20783
+    dapo      mean of l_t over all tokens; e_hi above e_lo; groups of equal rewards are replaced;
+              answers near the length limit are punished                          arXiv 2503.14476
+    gdpo      grpo's loss with A_i = norm(sum_j w_j (R_ij - mean_g) / (std_g + 1e-4)): each reward
+              is normalised in its group, their sum by the mean and deviation of the batch
+
+KL is k1, k2 or k3 of `core.advantages`, in the loss, or summed over the answer and taken off its
+reward. Groups of equal rewards have no gradient and are not computed (they are counted, and stay in
+the denominators), unless a KL term in the loss gives them one. DAPO's overlong punishment enters
+before the advantages. An answer cut off at the limit can be kept out of dapo's loss.
+
+Shapes: U groups, K answers, T tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from truing.core.advantages import (
+    Estimator,
+    Scale,
+    group_advantage,
+    kl_tokens,
+    normalised,
+    overlong,
+)
+from truing.core.objective import Loss, Measurements
+from truing.core.online import (
+    Update,
+    by_answer,
+    by_length,
+    by_token,
+    clip_fraction,
+    clipped,
+    kl_loss,
+    online,
+    watched,
+    weighed,
+)
+
+Place = Literal["loss", "reward"]
+
+
+def penalised(r: Measurements, beta: float, kl: Estimator, place: Place = "reward") -> Tensor:
+    """Rewards less beta times the KL summed over the answer, [U, K]."""
+    if not beta or place == "loss":
+        return r["reward"]
+    kl_UKT = kl_tokens(r["logp"], r["ref_logp"], kl) * r.mask_UKT
+    return r["reward"] - beta * kl_UKT.sum(-1)
+
+
+@online(paper="preference-losses", needs=("ref_logp",), least=2)
+def grpo(
+    r: Measurements,
+    *,
+    beta: float = 0.0,
+    kl: Estimator = "k3",
+    kl_in: Place = "loss",
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    bound: float = 0.0,
+    scale: Scale = "group",
+) -> Update:
+    """Group relative policy optimisation: an answer is as good as it beats the others.
+
+    Args:
+        beta: strength of the pull towards the reference; 0 does without one.
+        kl: estimator of the divergence: k1, k2 or k3.
+        kl_in: whether the divergence is in the loss or taken off the reward.
+        clip_low: how far below 1 the ratio of new to old probability counts.
+        clip_high: how far above 1.
+        bound: largest ratio for negative advantages too; 0 for none.
+        scale: what centred rewards are divided by: the standard deviation of their group, of the
+            batch, or nothing.
+    """
+    in_loss = beta if kl_in == "loss" else 0.0
+
+    def loss(m: Measurements) -> Loss:
+        per_UKT = clipped(m, clip_low, clip_high, bound=bound)
+        if in_loss:
+            per_UKT = per_UKT + in_loss * kl_loss(m, kl)
+        return watched(by_answer(per_UKT, m), clip_fraction=clip_fraction(m, clip_low, clip_high))
+
+    reward_UK = penalised(r, beta, kl, kl_in)
+    return weighed(group_advantage(reward_UK, r.there_UK, scale), loss, beta=in_loss)
+
+
+@online(paper="preference-losses", needs=("ref_logp",), least=2)
+def dr_grpo(
+    r: Measurements,
+    *,
+    beta: float = 0.0,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    new_tokens: int = 64,
+) -> Update:
+    """GRPO without its two biases: neither the group's deviation nor the length divides.
+
+    Args:
+        beta: strength of the pull towards the reference (k3, in the loss); 0 does without one.
+        clip_low: how far below 1 the ratio of new to old probability counts.
+        clip_high: how far above 1.
+    """
+
+    def loss(m: Measurements) -> Loss:
+        per_UKT = clipped(m, clip_low, clip_high)
+        if beta:
+            per_UKT = per_UKT + beta * kl_loss(m)
+        made = by_length(per_UKT, m, new_tokens)
+        return watched(made, clip_fraction=clip_fraction(m, clip_low, clip_high))
+
+    return weighed(group_advantage(r["reward"], r.there_UK, "none"), loss, beta=beta)
+
+
+@online(paper="preference-losses", least=2)
+def dapo(
+    r: Measurements,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    buffer: int = 16,
+    punish: float = 1.0,
+    drop_unfinished: bool = False,
+    refill: int = 4,
+    new_tokens: int = 64,
+) -> Update:
+    """Decoupled clipping and dynamic sampling: GRPO on whole batches of tokens that teach.
+
+    Args:
+        clip_low: how far below 1 the ratio of new to old probability counts.
+        clip_high: how far above 1; more room than below keeps unlikely tokens alive.
+        buffer: tokens before the length limit over which the punishment rises.
+        punish: largest punishment of a long answer; 0 for none.
+        drop_unfinished: keep answers without a stop token out of the loss.
+    """
+    reward_UK = r["reward"]
+    if punish:
+        reward_UK = reward_UK + punish * overlong(r.length_UK, new_tokens, min(buffer, new_tokens))
+
+    def loss(m: Measurements) -> Loss:
+        keep_UK = m["finished"] if drop_unfinished else None
+        made = by_token(clipped(m, clip_low, clip_high), m, keep_UK)
+        return watched(made, clip_fraction=clip_fraction(m, clip_low, clip_high))
+
+    return weighed(group_advantage(reward_UK, r.there_UK), loss)
+
+
+@online(paper="preference-losses", least=2)
+def gdpo(
+    r: Measurements,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    weights: dict[str, float] | None = None,
+) -> Update:
+    """GRPO for several rewards, each normalised in its group before they are added.
+
+    Args:
+        clip_low: how far below 1 the ratio of new to old probability counts.
+        clip_high: how far above 1.
+    """
+    total_UK = torch.zeros_like(r["reward"])
+    for name, term_UK in r.columns.items():
+        _, part, term = name.partition("reward/")
+        if part:
+            weight = (weights or {}).get(term, (weights or {}).get(term.split("/")[0], 1.0))
+            total_UK = total_UK + weight * group_advantage(term_UK, r.there_UK)
+
+    def loss(m: Measurements) -> Loss:
+        made = by_answer(clipped(m, clip_low, clip_high), m)
+        return watched(made, clip_fraction=clip_fraction(m, clip_low, clip_high))
+
+    return weighed(normalised(total_UK, r.there_UK), loss)
