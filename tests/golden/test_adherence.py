@@ -114,6 +114,17 @@ def test_before_after_is_paired() -> None:
     )
 
 
+def test_the_loss_of_ability_is_paired_by_text() -> None:
+    def read(nats: list[float]) -> Report:
+        rows = [{"text": f"text {i}", "nats": n, "tokens": 10} for i, n in enumerate(nats)]
+        return Report("ability", ability(sum(nats) / 40).measures, Table("text", rows))
+
+    before, after = read([10.0, 30.0, 50.0, 90.0]), read([11.0, 31.0, 51.0, 91.0])
+    found = before_after(measured(BEFORE), measured(AFTER), before, after).get("ability difference")
+    # Texts differ widely, their changes do not: 1 nat over 10 tokens each.
+    assert (found.value, found.lo, found.hi) == pytest.approx((0.1, 0.1, 0.1))
+
+
 def test_different_prompts_are_refused() -> None:
     other = Table("prompt", [{"prompt": f"Question other {i}"} for i in range(8)])
     with pytest.raises(InputError, match="different prompts"):

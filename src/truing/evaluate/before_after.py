@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from truing.context import Json
-from truing.core.stats import mcnemar, paired_bootstrap
+from truing.core.stats import mcnemar, paired_bootstrap, ratio_bootstrap
 from truing.errors import InputError
 from truing.method import method
 from truing.reports import Measure, Report
@@ -105,6 +105,19 @@ def _named(measure: Measure, when: str) -> Measure:
     )
 
 
+def _ability_difference(before: Report, after: Report) -> list[Measure]:
+    """Change of the log-loss with its interval, where both sides read the same texts."""
+    sides = [list(r.samples or ()) for r in (before, after)]
+    if not sides[0] or [r["text"] for r in sides[0]] != [r["text"] for r in sides[1]]:
+        return []
+    nats = [[float(cast(float, r["nats"])) for r in side] for side in sides]
+    tokens = [float(cast(int, r["tokens"])) for r in sides[0]]
+    changes = [a - b for b, a in zip(*nats, strict=True)]
+    value, m = sum(changes) / sum(tokens), before.get("ability")
+    lo, hi = ratio_bootstrap(changes, tokens)
+    return [Measure("ability difference", value, lo, hi, len(tokens), m.unit, "", m.better)]
+
+
 @method()
 def before_after(
     before: Report,
@@ -139,6 +152,7 @@ def before_after(
             b, a = ability_before.get(name), ability_after.get(name)
             measures += [_named(b, "before"), _named(a, "after")]
         b, a = ability_before.get("ability"), ability_after.get("ability")
+        measures += _ability_difference(ability_before, ability_after)
         summary |= {"ability_before": round(b.value, 4), "ability_after": round(a.value, 4)}
         summary["ability_metric"] = str(ability_before.meta.get("metric", b.unit))
     summary["n_prompts"] = len(pairs)
