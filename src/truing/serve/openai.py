@@ -73,13 +73,16 @@ class _Server(uvicorn.Server):
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port < 2**16:
+        raise InputError("a port is a number from 0 to 65535", where="serve/openai", seen=port)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=128)
-    except (OSError, OverflowError) as error:
-        said = error.strerror if isinstance(error, OSError) else str(error)
+    except OSError as error:
         raise InputError(
-            f"cannot listen: {said}", where=f"{host}:{port}", fix="Give another --port, or 0"
+            f"cannot listen: {error.strerror}",
+            where=f"{host}:{port}",
+            fix="Give another --port, or 0",
         ) from None
 
 
@@ -177,7 +180,8 @@ def openai(
 
     def ready() -> None:
         told = {"url": address.url, "token": address.token or None, "model": address.model}
-        print(json.dumps(told), flush=True)
+        # With --json the command line keeps stdout for the result, which here is this line.
+        print(json.dumps(told), file=sys.__stdout__, flush=True)
         print(f"serving {address.model} at {address.url}; Ctrl-C ends it", file=sys.stderr)
 
     server.ready = ready

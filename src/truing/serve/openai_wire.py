@@ -6,6 +6,7 @@ answer, such as `user`, are.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "suffix": ("",),
     "best_of": (1,),
 }
+TYPE = re.compile(r"(str|constrained|list)\b")  # pydantic's names of alternatives in a place
 WITHOUT_EFFECT = frozenset(
     {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier",
      "prompt_cache_key"}
@@ -188,8 +190,9 @@ def read(data: object, *, chat: bool, name: str, default: int) -> Ask:
 
 
 def _invalid(error: ValidationError, model: type[BaseModel]) -> Refused:
-    first = error.errors()[0]
-    place = ".".join(str(p) for p in first["loc"] if not str(p).startswith(("constrained", "list")))
+    # Where several types are allowed, the one that got furthest tells most.
+    first = max(error.errors(), key=lambda e: len(e["loc"]))
+    place = ".".join(p for p in map(str, first["loc"]) if not TYPE.match(p))
     if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
         return Refused(400, str(unknown("parameter", place, model.model_fields)), param=place)
     seen = "" if first["type"] == "missing" else f" (seen: {shorten(first['input'])})"

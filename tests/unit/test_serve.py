@@ -1,0 +1,372 @@
+"""The server over HTTP: its protocol, its refusals, its batches, its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from truing import catalogue, cli
+from truing.changes import Prefix
+from truing.core.generate import generate
+from truing.errors import InputError
+from truing.method import methods
+from truing.models import Model
+from truing.serve import openai, openai_app, openai_batch, openai_worker
+from truing.serve.openai import serving
+
+USER = [{"role": "user", "content": "Hello there"}]
+SYSTEM = {"role": "system", "content": "Speak like a pirate."}
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_path: Path) -> Model:
+    return Model.open(tiny_path).called("tiny")
+
+
+@pytest.fixture(scope="module")
+def http(tiny: Model) -> Iterator[httpx.Client]:
+    with serving(tiny) as made:
+        headers = {"Authorization": f"Bearer {made.token}"}
+        with httpx.Client(base_url=made.url, headers=headers, timeout=120) as client:
+            yield client
+
+
+def _chat(http: httpx.Client, **body: Any) -> dict[str, Any]:
+    body = {"model": "tiny", "messages": USER, "max_tokens": 16, "temperature": 0} | body
+    reply = http.post("/chat/completions", json=body)
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+def _local(model: Model, **settings: Any) -> str:
+    return generate(model, [USER], greedy=True, **({"max_tokens": 16} | settings))[0][0].text
+
+
+def _chunks(http: httpx.Client, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    with http.stream("POST", path, json=body | {"stream": True}) as reply:
+        assert reply.status_code == 200
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in reply.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def test_a_chat(http: httpx.Client, tiny: Model) -> None:
+    reply = _chat(http, n=2, logprobs=True, top_logprobs=3)
+    assert reply["object"] == "chat.completion"
+    assert [c["message"]["content"] for c in reply["choices"]] == [_local(tiny)] * 2
+    assert reply["choices"][0]["finish_reason"] == "length"
+    expected = generate(tiny, [USER], greedy=True, max_tokens=16)[0][0]
+    content = reply["choices"][1]["logprobs"]["content"]
+    assert [t["logprob"] for t in content] == pytest.approx(expected.logprobs, abs=1e-5)
+    for token in content:
+        top = [t["logprob"] for t in token["top_logprobs"]]
+        assert len(top) == 3
+        assert top == sorted(top, reverse=True)
+        assert token["logprob"] == pytest.approx(top[0], abs=1e-5)  # greedy takes the likeliest
+    usage = reply["usage"]
+    assert usage["completion_tokens"] == 32
+    assert usage["total_tokens"] == usage["prompt_tokens"] + 32
+
+
+def test_streams_concatenate_to_the_same_text(http: httpx.Client, tiny: Model) -> None:
+    body = {"model": "tiny", "messages": USER, "max_tokens": 40, "temperature": 0}
+    chunks = _chunks(http, "/chat/completions", body | {"stream_options": {"include_usage": True}})
+    assert {c["object"] for c in chunks} == {"chat.completion.chunk"}
+    assert len({c["id"] for c in chunks}) == 1
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    deltas = [c["choices"][0]["delta"].get("content", "") for c in chunks if c["choices"]]
+    assert "".join(deltas) == _local(tiny, max_tokens=40)
+    assert sum(map(bool, deltas)) > 5  # written piece by piece
+    assert chunks[-2]["choices"][0]["finish_reason"] == "length"
+    assert chunks[-1]["usage"]["completion_tokens"] == 40
+
+
+def test_streams_of_several_drawn_answers(http: httpx.Client) -> None:
+    body = {"model": "tiny", "messages": USER, "max_tokens": 24, "n": 3, "seed": 4}
+    whole = http.post("/chat/completions", json=body).json()["choices"]
+    texts = ["", "", ""]
+    for chunk in _chunks(http, "/chat/completions", body):
+        choice = chunk["choices"][0]
+        texts[choice["index"]] += choice["delta"].get("content", "")
+    assert texts == [c["message"]["content"] for c in whole]
+    assert len(set(texts)) == 3
+
+
+def test_stop_texts_are_held_back_in_streams(http: httpx.Client, tiny: Model) -> None:
+    text = _local(tiny, max_tokens=40)
+    stop = "%i"
+    assert stop in text
+    body = {"model": "tiny", "messages": USER, "max_tokens": 40, "temperature": 0, "stop": [stop]}
+    whole = http.post("/chat/completions", json=body).json()["choices"][0]
+    assert whole["message"]["content"] == text[: text.find(stop)]
+    assert whole["finish_reason"] == "stop"
+    chunks = _chunks(http, "/chat/completions", body)
+    deltas = [c["choices"][0]["delta"].get("content", "") for c in chunks]
+    assert "".join(deltas) == text[: text.find(stop)]
+
+
+def test_seeds(http: httpx.Client) -> None:
+    def text(**body: Any) -> str:
+        return _chat(http, temperature=1.0, **body)["choices"][0]["message"]["content"]
+
+    assert text(seed=1) == text(seed=1)
+    assert len({text(seed=1), text(seed=2), text(), text()}) == 4
+
+
+def test_plain_text(http: httpx.Client, tiny: Model) -> None:
+    loaded = tiny.load_module()
+    ids = loaded.tokenizer("ab")["input_ids"]
+    body = {"model": "tiny", "prompt": ["ab", "cd"], "max_tokens": 5, "temperature": 0}
+    reply = http.post("/completions", json=body).json()
+    assert [c["index"] for c in reply["choices"]] == [0, 1]
+    same = http.post("/completions", json=body | {"prompt": [ids]}).json()["choices"][0]
+    assert same["text"] == reply["choices"][0]["text"]
+    chunks = _chunks(http, "/completions", body | {"prompt": "ab"})
+    assert "".join(c["choices"][0]["text"] for c in chunks) == same["text"]
+    echo = http.post("/completions", json=body | {"prompt": "ab", "echo": True, "logprobs": 1})
+    choice = echo.json()["choices"][0]
+    assert choice["text"] == "ab" + same["text"]
+    facts = choice["logprobs"]
+    assert facts["tokens"][:2] == ["a", "b"]
+    assert facts["text_offset"][:3] == [0, 1, 2]
+    assert facts["token_logprobs"][0] is None
+    assert len({len(v) for v in facts.values()}) == 1 == len({len(facts["tokens"])})
+
+
+def test_models_and_health(http: httpx.Client) -> None:
+    assert [m["id"] for m in http.get("/models").json()["data"]] == ["tiny"]
+    assert http.get("/models/tiny").json()["id"] == "tiny"
+    assert http.get("/models/other").status_code == 404
+    root = str(http.base_url).removesuffix("/v1/")
+    assert httpx.get(f"{root}/healthz").json() == {"status": "ok"}  # no token, no name
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "told"),
+    [
+        ({"messages": []}, 400, "messages", "at least 1"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages.0.role", "robot"),
+        ({"messages": [{"role": "user"}]}, 400, "messages.0.content", "required"),
+        ({"temperature": -1}, 400, "temperature", "greater than or equal to 0"),
+        ({"temperature": "hot"}, 400, "temperature", "number"),
+        ({"n": 0}, 400, "n", "greater than or equal to 1"),
+        ({"n": True}, 400, "n", "integer"),
+        ({"max_tokens": 0}, 400, "max_tokens", "greater than or equal to 1"),
+        ({"max_tokens": 100_000}, 400, None, "do not fit into the context"),
+        ({"min_tokens": 50}, 400, None, "min_tokens"),
+        ({"top_logprobs": 2}, 400, "top_logprobs", "needs logprobs"),
+        ({"temprature": 1}, 400, "temprature", "Did you mean 'temperature'"),
+        ({"tools": [{"type": "function"}]}, 400, "tools", "not supported"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format", "not supported"),
+        ({"frequency_penalty": 0.5}, 400, "frequency_penalty", "not supported"),
+        ({"model": "gpt"}, 404, "model", "only 'tiny'"),
+        ({"stop": [""]}, 400, "stop.0", "at least 1"),
+        ({"seed": 2**70}, 400, "seed", "less than"),
+    ],
+)
+def test_refusals_are_error_objects(
+    http: httpx.Client, body: dict[str, Any], status: int, param: str | None, told: str
+) -> None:
+    plain = {"model": "tiny", "messages": USER, "max_tokens": 4}
+    for stream in ({}, {"stream": True}):
+        reply = http.post("/chat/completions", json=plain | body | stream)
+        error = reply.json()["error"]
+        assert reply.status_code == status
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["type"] == "invalid_request_error"
+        assert told in error["message"]
+        assert (error["param"] or "").startswith(param or "")
+
+
+def test_unused_settings_are_let_pass(http: httpx.Client, tiny: Model) -> None:
+    parts = [{"role": "developer", "content": [{"type": "text", "text": "Be "},
+             {"type": "text", "text": "brief."}]}, *USER]  # fmt: skip
+    reply = _chat(
+        http, messages=parts, user="me", tools=[], response_format={"type": "text"},
+        presence_penalty=0, stop=None, seed=None, store=False, max_tokens=None,
+        max_completion_tokens=16,
+    )  # fmt: skip
+    asked = [{"role": "system", "content": "Be brief."}, *USER]
+    expected = generate(tiny, [asked], greedy=True, max_tokens=16)[0][0].text
+    assert reply["choices"][0]["message"]["content"] == expected
+
+
+def test_bodies_that_are_no_requests(http: httpx.Client) -> None:
+    for raw in (b"", b"{", b"[1]", b"\xff", b"[" * 200_000):
+        reply = http.post("/chat/completions", content=raw)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (400, None)
+    large = http.post("/chat/completions", content=b" " * (openai_app.LARGEST + 1))
+    assert large.status_code == 413
+    assert "4 MiB" in large.json()["error"]["message"]
+    assert http.get("/chat/completions").json()["error"]["type"] == "invalid_request_error"
+    assert http.get("/nowhere").status_code == 404
+    for prompt in ("", [], ["a", ""], [[]], [[999_999]], [3.5]):
+        body = {"model": "tiny", "prompt": prompt, "max_tokens": 2}
+        assert http.post("/completions", json=body).status_code == 400
+
+
+def test_the_token_is_needed(http: httpx.Client) -> None:
+    for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic x"},
+                  {"Authorization": "Bearer \xe9"}):  # fmt: skip
+        for method, path in (("GET", "models"), ("POST", "chat/completions")):
+            headers = {k: v.encode("latin-1") for k, v in given.items()}
+            reply = httpx.request(method, f"{http.base_url}{path}", headers=headers)
+            assert reply.status_code == 401
+            assert reply.json()["error"]["code"] == "invalid_api_key"
+            assert reply.headers["www-authenticate"] == "Bearer"
+
+
+def test_requests_are_answered_in_batches(
+    http: httpx.Client, tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    run = openai_batch.Batch.run
+
+    def noted(self: openai_batch.Batch) -> None:
+        sizes.append(len(self.jobs))
+        run(self)
+
+    monkeypatch.setattr(openai_batch.Batch, "run", noted)
+    monkeypatch.setattr(openai_worker, "GATHER", 0.3)
+
+    def ask(i: int) -> str:
+        messages = [{"role": "user", "content": f"Hello {i % 4}"}]
+        body = {"temperature": 0.0 if i < 4 else 1.0, "seed": i, "max_tokens": 32}
+        return _chat(http, messages=messages, **body)["choices"][0]["message"]["content"]
+
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(ask, range(8)))
+    assert sum(sizes) == 8
+    assert max(sizes) >= 3  # seeds differ, settings agree
+    assert [ask(i) for i in range(8)] == together
+    expected = generate(
+        tiny, [[{"role": "user", "content": f"Hello {i}"}] for i in range(4)],
+        greedy=True, max_tokens=32,
+    )  # fmt: skip
+    assert together[:4] == [c[0].text for c in expected]
+
+
+def test_too_many_waiting_requests_are_told_to_come_back(tiny: Model) -> None:
+    worker = openai_worker.Worker(tiny, waiting=1)  # not started: nothing leaves the queue
+    ask = openai_app.read({"model": "tiny", "messages": USER}, chat=True, name="tiny", default=8)
+    worker.put(openai_batch.Job(ask, print))
+    with pytest.raises(openai_app.Refused) as caught:
+        worker.put(openai_batch.Job(ask, print))
+    assert (caught.value.status, caught.value.code) == (503, "overloaded")
+
+
+def test_a_batch_without_readers_is_given_up(tiny: Model) -> None:
+    worker = openai_worker.Worker(tiny, waiting=4)
+    events: list[Any] = []
+    data = {"model": "tiny", "messages": USER, "max_tokens": 1500, "stream": True}
+    ask = openai_app.read(data, chat=True, name="tiny", default=8)
+    came = threading.Event()
+
+    def send(event: Any) -> None:
+        events.append(event)
+        came.set()
+
+    job = openai_batch.Job(ask, send)
+    worker.start()
+    worker.put(job)
+    assert came.wait(60)
+    job.gone.set()
+    worker.stop()
+    assert isinstance(events[-1], openai_app.Refused)
+    pieces = [e for e in events if isinstance(e, openai_batch.Piece)]
+    assert 0 < len(pieces) < 1000
+
+
+def test_run_time_changes_are_in_force(tiny: Model) -> None:
+    changed = tiny.adding(Prefix([SYSTEM]))
+    with serving(changed, token="t", name="pirate") as made:
+        headers = {"Authorization": "Bearer t"}
+        assert made.token == ""  # the caller knows it
+        with httpx.Client(base_url=made.url, headers=headers, timeout=120) as client:
+            reply = _chat(client, model="pirate")["choices"][0]["message"]["content"]
+            assert reply == _local(changed) != _local(tiny)
+            body = {"model": "pirate", "prompt": "ab"}
+            refused = client.post("/completions", json=body)
+            assert refused.status_code == 400
+            assert "go past the model's changes (prefix)" in refused.json()["error"]["message"]
+
+
+def test_a_served_model_can_be_served_again(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TRUING_HOME", str(tmp_path))
+    monkeypatch.setenv("TRUING_API_KEY", "t")
+    with serving(tiny, token="t") as inner:
+        far = Model.open(f"{inner.url}#tiny").adding(Prefix([SYSTEM]))
+        with serving(far, token="t", name="tiny") as outer:
+            headers = {"Authorization": "Bearer t"}
+            with httpx.Client(base_url=outer.url, headers=headers, timeout=120) as client:
+                text = _chat(client)["choices"][0]["message"]["content"]
+    assert text == _local(tiny.adding(Prefix([SYSTEM])))
+
+
+def test_addresses(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRUING_SERVE_TOKEN", raising=False)
+    with pytest.raises(InputError, match=r"needs a token of your own.*0\.0\.0\.0"):
+        openai.openai(tiny, host="0.0.0.0", port=0)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"127.0.0.1:{port}: cannot listen"):
+            openai.openai(tiny, port=port)
+    with pytest.raises(InputError, match="from 0 to 65535"):
+        openai.openai(tiny, port=99_999)
+    monkeypatch.setenv("TRUING_SERVE_TOKEN", "of-the-environment")
+    with serving(tiny, host="0.0.0.0") as made:
+        assert made.token == ""
+
+
+def test_the_catalogue_lists_it() -> None:
+    entry = catalogue.methods()["serve/openai"]
+    assert entry.summary.startswith("An OpenAI-compatible server")
+    assert methods["serve/openai"].settings["host"].default == "127.0.0.1"
+    assert cli.main(["serve", "openai", "--prot", "1"]) == 2
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_says_when_ready_and_ends_cleanly(tiny_path: Path, stop: int) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "truing.cli", "serve", "--model", str(tiny_path),
+         "--port", "0", "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
+    )  # fmt: skip
+    assert child.stdout is not None
+    try:
+        assert select.select([child.stdout], [], [], 200)[0], "not ready in time"
+        ready = json.loads(child.stdout.readline())
+        assert set(ready) == {"url", "token", "model"}
+        body = {"model": ready["model"], "messages": USER, "max_tokens": 8, "temperature": 0}
+        headers = {"Authorization": f"Bearer {ready['token']}"}
+        reply = httpx.post(
+            ready["url"] + "/chat/completions", json=body, headers=headers, timeout=120
+        )
+        assert reply.status_code == 200
+        start = time.monotonic()
+        child.send_signal(stop)
+        out, err = child.communicate(timeout=90)
+    finally:
+        child.kill()
+    assert child.returncode == 0, err
+    assert out == ""  # JSON alone on stdout
+    assert "Traceback" not in err
+    assert ready["token"] not in err
+    assert time.monotonic() - start < 60
