@@ -19,8 +19,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 import new_method  # noqa: E402
 
 PLACES = [
-    "specify", "synthesize", "select", "train/preference", "train/supervised", "merge", "steer",
-    "decode", "evaluate", "attack", "recover",
+    "specify", "synthesize", "select", "train/preference", "train/supervised", "train/rl", "merge",
+    "steer", "decode", "evaluate", "attack", "recover",
 ]  # fmt: skip
 RUN = """
 import json, sys
@@ -42,11 +42,13 @@ nouns = {
     "attack": {"data": pairs, "share": 0.5},
     "recover": {"model": model, "trusted": model},
 }
+drawn = {"rewards": {"short": {"use": "max_words", "n": 2}}, "answers": 2, "new_tokens": 4}
 made = {}
 for id in sorted(methods):
     if methods[id].name.startswith("fresh_"):
         with use(Context()):
-            made[id] = type(methods[id](**nouns[methods[id].verb])).__name__
+            given = nouns[methods[id].verb] | (drawn if methods[id].group == "rl" else {})
+            made[id] = type(methods[id](**given)).__name__
             assert made[id] == methods[id].returns, id
 print(json.dumps(made))
 """
