@@ -137,7 +137,7 @@ class _Gradients:
             up_NQ = torch.cat(
                 [times(up, p.adapter.b_OR) for p, up in zip(products, ups) if p.adapter], dim=1
             )
-            d_a_QI = torch.mm(up_NQ.t(), x_NI)
+            d_a_QI = times(up_NQ.t(), x_NI)
             at = 0
             for p, up in zip(products, ups):
                 if p.adapter is not None:
@@ -147,7 +147,7 @@ class _Gradients:
                     self.found[id(a.b_OR)] = d_b_RO.mul_(a.scale).t()
                     at = part.stop
         for p, up in zip(products, ups):
-            self.give(p.weight_OI, lambda up=up: torch.mm(up.t(), x_NI))
+            self.give(p.weight_OI, lambda up=up: times(up.t(), x_NI))
             if p.bias_O is not None:
                 self.give(p.bias_O, lambda up=up: up.sum(0))
 

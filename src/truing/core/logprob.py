@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from truing.core.attention import Layout, tree_attention
 from truing.core.fused import fused
+from truing.core.products import times, times_t, times_t_plus
 from truing.core.tree import Packed, group_tree, pack
 from truing.errors import InputError, unknown
 
@@ -141,7 +142,7 @@ class _Head(torch.autograd.Function):
                 value_C, slope_CV = STATISTICS[name](rows, bool(slopes))
                 values[i][part] = value_C
                 if slope_CV is not None and slopes:
-                    torch.mm(slope_CV.to(weight_VD.dtype), weight_VD, out=slopes[i][part])
+                    slopes[i][part] = times(slope_CV.to(weight_VD.dtype), weight_VD)
         ctx.names, ctx.extras, ctx.trained = names, extras, trained  # type: ignore[attr-defined]
         if trained:
             kept = (rows_MD, weight_VD, bias_V, target_M)
@@ -169,8 +170,8 @@ class _Head(torch.autograd.Function):
                 slope_CV = cast(Tensor, STATISTICS[name](rows, True)[1]).mul_(u[part, None])
                 total_CV = slope_CV if total_CV is None else total_CV.add_(slope_CV)
             total_CV = cast(Tensor, total_CV).to(weight_VD.dtype)
-            torch.mm(total_CV, weight_VD, out=d_rows_MD[part])
-            d_weight_VD.addmm_(total_CV.T, rows_MD[part])
+            d_rows_MD[part] = times(total_CV, weight_VD)
+            d_weight_VD = times_t_plus(total_CV.T, rows_MD[part].T, None, d_weight_VD)
             if d_bias_V is not None:
                 d_bias_V += total_CV.sum(0)
         return d_rows_MD, d_weight_VD, d_bias_V, *none[1:]
@@ -189,7 +190,7 @@ def _rows(
     extras: Extras,
     part: slice,
 ) -> Rows:
-    logits_CV = torch.nn.functional.linear(rows_MD[part], weight_VD, bias_V)
+    logits_CV = times_t(rows_MD[part], weight_VD, bias_V)
     logp_CV = torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
     here = {n: e(part) if callable(e) else e[part] for n, e in extras.items()}
     return Rows(logp_CV, target_M[part], here)

@@ -25,6 +25,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from truing.core.products import times, times_t
 from truing.errors import InputError, nearest
 
 WEIGHTS = "adapter_model.safetensors"
@@ -47,17 +48,17 @@ class _Linear(torch.autograd.Function):
         """The product with the merged weight; A and B take part by their gradients only."""
         ctx.save_for_backward(x, merged_OI, a_RI, b_OR)
         ctx.scale = scale  # type: ignore[attr-defined]
-        return torch.nn.functional.linear(x, merged_OI, bias_O)
+        return times_t(x, merged_OI, bias_O)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, up: Tensor) -> tuple[object, ...]:  # type: ignore[override]
         """dX, dA and dB."""
         x, merged_OI, a_RI, b_OR = cast("tuple[Tensor, ...]", ctx.saved_tensors)  # type: ignore[attr-defined]
         up_NO, x_NI = up.flatten(0, -2), x.flatten(0, -2)
-        d_x = up @ merged_OI if ctx.needs_input_grad[0] else None  # type: ignore[attr-defined]
+        d_x = times(up, merged_OI) if ctx.needs_input_grad[0] else None  # type: ignore[attr-defined]
         scale = cast(float, ctx.scale)  # type: ignore[attr-defined]
-        d_b_OR = (up_NO.T @ (x_NI @ a_RI.T)).mul_(scale)
-        d_a_RI = ((up_NO @ b_OR).T @ x_NI).mul_(scale)
+        d_b_OR = times(up_NO.T, times_t(x_NI, a_RI)).mul_(scale)
+        d_a_RI = times(times(up_NO, b_OR).T, x_NI).mul_(scale)
         return d_x, None, None, d_a_RI, d_b_OR, None
 
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from truing.core.attention import switched
+from truing.core.products import quick, quick_linears
 from truing.core.states import Padded
 from truing.errors import InputError
 
@@ -163,6 +164,7 @@ class Shared:
         self.own = Own(len(self.rows), max(1, room - 1))
         self.next_B = [len(prompts[i]) for i in self.rows]
         self.reading: Reading | None = None
+        self.linears = quick_linears(module)
 
     def start(self) -> Tensor:
         """See `States`."""
@@ -189,7 +191,7 @@ class Shared:
         return self._forward(ids, positions, ends_N)
 
     def _forward(self, ids: Sequence[int], positions: Sequence[int], ends: Tensor | int) -> Tensor:
-        with _attention(self.module):
+        with _attention(self.module), quick(self.linears):
             made = self.module(
                 input_ids=torch.tensor([ids], device=self.device),
                 position_ids=torch.tensor([positions], device=self.device),
