@@ -16,13 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from truing import catalogue
 from truing.context import Context, Json, use
-from truing.core.code import code_key
-from truing.core.files import path_hash
 from truing.errors import InputError, Stopped, TruingError
+from truing.keys import Nouns, device_class, step_key
 from truing.method import Method
-from truing.models import Decoder, Model, Rewriter
+from truing.models import Model
 from truing.plan import Checked, Plan, Source
 from truing.principles import Principles
 from truing.progress import Progress
@@ -30,75 +28,7 @@ from truing.reports import Report
 from truing.runs import Run, plain, versions
 from truing.store import Noun, Store
 from truing.summary import about, summary_of, table_of
-from truing.tables import Table, content_hash
-
-Nouns = Mapping[str, Noun | Mapping[str, Noun]]
-
-
-# Keys
-
-
-def _used(value: object) -> list[str]:
-    """Names of the components that a setting refers to."""
-    if isinstance(value, Mapping):
-        items = cast("Mapping[str, object]", value)
-        inner = [n for v in items.values() for n in _used(v)]
-        return [str(items["use"]), *inner] if "use" in items else inner
-    if isinstance(value, (list, tuple)):
-        return [n for v in cast("Sequence[object]", value) for n in _used(v)]
-    return []
-
-
-def _all(nouns: Nouns) -> list[Noun]:
-    return [
-        one
-        for value in nouns.values()
-        for one in (value.values() if isinstance(value, Mapping) else [value])
-    ]
-
-
-def _modules(method: Method, settings: Mapping[str, object], nouns: Nouns) -> set[str]:
-    """Modules whose code a step runs: the method's, and those of the components it refers to."""
-    names = _used(dict(settings))
-    for noun in _all(nouns):
-        if isinstance(noun, Principles):
-            names += [n for rule in noun for n in _used(rule.check)]
-        elif isinstance(noun, Model):
-            names += [c.use for c in noun.changes if isinstance(c, (Decoder, Rewriter))]
-    wanted = {n.replace("-", "_") for n in names}
-    found = {e.module for e in catalogue.components().values() if e.name in wanted}
-    return {method.entry.module, *found}
-
-
-def device_class() -> str:
-    """ "cuda" or "cpu": what steps compute on."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _identity(value: object) -> object:
-    """A setting as it enters the key: files by their content."""
-    if isinstance(value, Path):
-        return {"content": path_hash(value)} if value.exists() else str(value)
-    if isinstance(value, Mapping):
-        items = cast("Mapping[str, object]", value)
-        return {k: _identity(v) for k, v in items.items()}
-    if isinstance(value, (list, tuple)):
-        return [_identity(v) for v in cast("Sequence[object]", value)]
-    return plain(value)
-
-
-def step_key(method: Method, nouns: Nouns, settings: Mapping[str, object], seed: int) -> str:
-    """The key of a step, before it runs."""
-    inputs = {
-        name: {r: n.key for r, n in value.items()} if isinstance(value, Mapping) else value.key
-        for name, value in nouns.items()
-    }
-    code = code_key(_modules(method, settings, nouns))
-    values = {n: _identity(v) for n, v in settings.items()}
-    return content_hash([method.id, values, inputs, seed, device_class(), code])
-
+from truing.tables import Table
 
 # One step
 
@@ -143,7 +73,11 @@ def _told(where: str) -> Generator[None]:
         raise Stopped(
             "interrupted", where=where, fix="The same command goes on from here"
         ) from None
-    except (OSError, RuntimeError) as error:
+    except TruingError:
+        raise
+    except MemoryError as error:
+        raise Stopped("this machine has not enough memory", where=where) from error
+    except Exception as error:  # libraries have their own kinds: safetensors, Arrow, torch
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left on device" in str(error):
             raise Stopped(
@@ -159,8 +93,6 @@ def _told(where: str) -> Generator[None]:
                 fix="Lower batch, budget or max_tokens, or take a smaller model",
             ) from error
         raise
-    except MemoryError as error:
-        raise Stopped("this machine has not enough memory", where=where) from error
 
 
 def _reused(store: Store, key: str) -> str:
@@ -311,15 +243,17 @@ def run(plan: Plan, runs: str | Path = "runs", *, store: Store | None = None) ->
     results: dict[str, Noun] = {}
     try:
         for i, one in enumerate(checked, 1):
-            _run_one(one, i, len(checked), results, opened, record, store)
+            with _told(one.name):
+                _run_one(one, i, len(checked), results, opened, record, store)
     except BaseException as error:
         stopped = isinstance(error, (Stopped, KeyboardInterrupt))
         with contextlib.suppress(OSError):  # a full disk must not hide what happened
             record.finish("stopped" if stopped else "failed", summary_of(list(results.values())))
             report.write(record.folder, results)
         raise
-    record.finish("done", summary_of(list(results.values())))
-    page = report.write(record.folder, results)
+    with _told("report"):
+        record.finish("done", summary_of(list(results.values())))
+        page = report.write(record.folder, results)
     return Result(plan, record.folder, results, record, page)
 
 

@@ -10,6 +10,7 @@ import pytest
 from truing import context, lineage, pipeline, recipe
 from truing.cli import main
 from truing.errors import InputError, Stopped
+from truing.keys import modules_of
 from truing.method import methods
 from truing.pipeline import Result
 from truing.plan import Plan
@@ -228,5 +229,5 @@ def test_a_single_method_from_the_command_line(
 
 def test_principles_enter_the_key_with_the_code_of_their_checks() -> None:
     rules = Principles([Principle("brief", "Be brief.", check={"use": "max_words", "n": 4})])
-    found = pipeline._modules(methods["evaluate/adherence"], {}, {"principles": rules})
+    found = modules_of(methods["evaluate/adherence"], {}, {"principles": rules})
     assert found == {"truing.evaluate.adherence", "truing.specify.checks"}

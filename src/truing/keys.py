@@ -1,0 +1,86 @@
+"""The key of a step: what its result depends on, hashed before it runs.
+
+Method, settings (files by their content), content keys of the inputs, seed, device class, and the
+code of the method and of every component that settings, principles or decoders refer to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+from truing import catalogue
+from truing.changes import Decoder, Rewriter
+from truing.core.code import code_key
+from truing.core.files import path_hash
+from truing.method import Method
+from truing.models import Model
+from truing.principles import Principles
+from truing.runs import plain
+from truing.store import Noun
+from truing.tables import content_hash
+
+Nouns = Mapping[str, Noun | Mapping[str, Noun]]
+
+
+def _used(value: object) -> list[str]:
+    """Names of the components that a setting refers to."""
+    if isinstance(value, Mapping):
+        items = cast("Mapping[str, object]", value)
+        inner = [n for v in items.values() for n in _used(v)]
+        return [str(items["use"]), *inner] if "use" in items else inner
+    if isinstance(value, (list, tuple)):
+        return [n for v in cast("Sequence[object]", value) for n in _used(v)]
+    return []
+
+
+def _all(nouns: Nouns) -> list[Noun]:
+    return [
+        one
+        for value in nouns.values()
+        for one in (value.values() if isinstance(value, Mapping) else [value])
+    ]
+
+
+def modules_of(method: Method, settings: Mapping[str, object], nouns: Nouns) -> set[str]:
+    """Modules whose code a step runs: the method's, and those of the components it refers to."""
+    names = _used(dict(settings))
+    for noun in _all(nouns):
+        if isinstance(noun, Principles):
+            names += [n for rule in noun for n in _used(rule.check)]
+        elif isinstance(noun, Model):
+            names += [c.use for c in noun.changes if isinstance(c, (Decoder, Rewriter))]
+    wanted = {n.replace("-", "_") for n in names}
+    found = {e.module for e in catalogue.components().values() if e.name in wanted}
+    return {method.entry.module, *found}
+
+
+def device_class() -> str:
+    """ "cuda" or "cpu": what steps compute on."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _identity(value: object) -> object:
+    """A setting as it enters the key: files by their content."""
+    if isinstance(value, Path):
+        return {"content": path_hash(value)} if value.exists() else str(value)
+    if isinstance(value, Mapping):
+        items = cast("Mapping[str, object]", value)
+        return {k: _identity(v) for k, v in items.items()}
+    if isinstance(value, (list, tuple)):
+        return [_identity(v) for v in cast("Sequence[object]", value)]
+    return plain(value)
+
+
+def step_key(method: Method, nouns: Nouns, settings: Mapping[str, object], seed: int) -> str:
+    """The key of a step, before it runs."""
+    inputs = {
+        name: {r: n.key for r, n in value.items()} if isinstance(value, Mapping) else value.key
+        for name, value in nouns.items()
+    }
+    code = code_key(modules_of(method, settings, nouns))
+    values = {n: _identity(v) for n, v in settings.items()}
+    return content_hash([method.id, values, inputs, seed, device_class(), code])
