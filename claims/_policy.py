@@ -1,0 +1,31 @@
+"""The stand-in policy, trained into the embedded model: what two claims begin with."""
+
+from __future__ import annotations
+
+from truing.claims import Outcome
+from truing.context import Context, use
+from truing.method import methods
+from truing.models import Model
+from truing.tables import Table
+
+__all__ = ["Outcome", "call", "policy_model", "share", "table"]
+
+
+def call(name: str, *inputs: object, seed: int = 0, **settings: object):
+    """A method's result under a seed."""
+    with use(Context(seed=seed)):
+        return methods[name](*inputs, **settings)
+
+
+def table(part: str, n: int, seed: int = 0) -> Table:
+    return call("synthesize/stand_in_policy", part=part, n=n, seed=seed)
+
+
+def policy_model(n: int = 160) -> Model:
+    """SmolLM2-135M-Instruct tuned for one pass on n refusals and n ordinary answers."""
+    base = Model.open("smollm2-135m-instruct")
+    return call("train/sft", base, table("policy", n), epochs=1, rank=16, lr=5e-4, batch=8)
+
+
+def share(report: object, name: str) -> float:
+    return report.get(name).value

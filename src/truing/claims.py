@@ -1,0 +1,283 @@
+"""Claims: what a paper says must be seen, measured again at small scale, with its interval.
+
+A claim is one file of the repository's `claims/` folder, named after the paper's method card
+(`claims/lora_undo_safety.py` is the claim `lora-undo-safety`). It states, as literals that are read
+without running it,
+
+    TITLE      what is claimed, in one sentence
+    METHOD     the method that it is about, "verb/name"
+    EFFECT     what `effect` measures; more is more of what is claimed
+    MARGIN     the least effect that the card asks for; 0 asks for the direction alone
+    MINUTES    what it takes on two cores
+    NEEDS_GPU  whether it can be run without one
+
+and has a function `run() -> Outcome`. The claim is seen when the mean effect is at least the
+margin, its interval lies above 0 and whatever else must hold does. What comes out is reported
+either way; results that were measured are kept in `claims/results/`, written by
+
+    python -m truing.claims SLUG ...
+"""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import importlib.util
+import json
+import math
+import os
+import sys
+import time
+import types
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, cast
+
+from truing import catalogue as registry
+from truing.context import Context, Json, use
+from truing.errors import InputError, unknown
+from truing.runs import hardware, versions
+
+SCHEMA_VERSION = 1
+LITERALS: dict[str, type | tuple[type, ...]] = {
+    "TITLE": str,
+    "METHOD": str,
+    "EFFECT": str,
+    "MARGIN": (int, float),
+    "MINUTES": (int, float),
+    "NEEDS_GPU": bool,
+}
+Over = Literal["seeds", "prompts"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a claim measured.
+
+    Args:
+        effects: the effect, once for each seed or prompt.
+        over: what there is one effect for; it decides the interval (Student's over seeds,
+            bootstrap over prompts).
+        seeds: of all random numbers.
+        holds: further conditions and whether each was met.
+        figures: everything else worth keeping.
+    """
+
+    effects: Sequence[float]
+    over: Over = "seeds"
+    seeds: Sequence[int] = ()
+    holds: Mapping[str, bool] = field(default_factory=dict)
+    figures: Mapping[str, Json] = field(default_factory=dict)
+
+    @property
+    def effect(self) -> float:
+        """Mean effect."""
+        return math.fsum(self.effects) / len(self.effects)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Its 95 % interval."""
+        from truing.core.stats import bootstrap, mean_interval
+
+        return (mean_interval if self.over == "seeds" else bootstrap)(self.effects)
+
+    def seen(self, margin: float) -> bool:
+        """Whether this is what was claimed."""
+        return self.effect >= margin and self.interval[0] > 0 and all(self.holds.values())
+
+
+def folder() -> Path:
+    """The folder of claims: that of the checkout, or the one that TRUING_CLAIMS names.
+
+    Raises:
+        InputError: there is none.
+    """
+    named = os.environ.get("TRUING_CLAIMS", "")
+    found = Path(named).expanduser() if named else Path(__file__).resolve().parents[2] / "claims"
+    if not found.is_dir():
+        raise InputError(
+            "there is no folder of claims",
+            where=f"TRUING_CLAIMS={named}" if named else "claims",
+            seen=str(found),
+            fix="Claims lie in the repository: work in a checkout, or set TRUING_CLAIMS to its "
+            "folder 'claims'",
+        )
+    return found
+
+
+def slug_of(path: Path) -> str:
+    """The claim's name: its file's, with hyphens."""
+    return path.stem.replace("_", "-")
+
+
+def files() -> dict[str, Path]:
+    """Files of claims by slug; names that begin with an underscore are helpers."""
+    paths = sorted(p for p in folder().glob("*.py") if not p.name.startswith("_"))
+    return {slug_of(p): p for p in paths}
+
+
+def literals(path: Path) -> dict[str, object]:
+    """What a claim states of itself, read with `ast`.
+
+    Raises:
+        InputError: something is missing or not a literal of the right type.
+    """
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    except SyntaxError as error:
+        raise InputError(f"not valid Python: {error.msg}", where=f"{path}:{error.lineno}") from None
+    found: dict[str, object] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            if name in LITERALS:
+                try:
+                    found[name] = ast.literal_eval(node.value)
+                except ValueError:
+                    raise InputError(
+                        f"{name} must be a literal", where=f"{path}:{node.lineno}"
+                    ) from None
+    for name, kind in LITERALS.items():
+        if not isinstance(found.get(name), kind):
+            wanted = kind.__name__ if isinstance(kind, type) else "number"
+            raise InputError(
+                f"a claim needs {name}, a {wanted}", where=str(path), seen=found.get(name)
+            )
+    return found
+
+
+def catalogue() -> list[dict[str, object]]:
+    """All claims: claim, title, method, needs_gpu, minutes; nothing is imported."""
+    listed: list[dict[str, object]] = []
+    for slug, path in files().items():
+        stated = literals(path)
+        listed.append(
+            {
+                "claim": slug,
+                "title": stated["TITLE"],
+                "method": stated["METHOD"],
+                "needs_gpu": stated["NEEDS_GPU"],
+                "minutes": stated["MINUTES"],
+            }
+        )
+    return listed
+
+
+@contextmanager
+def _beside(path: Path) -> Generator[None]:
+    """Let a claim import the helpers that lie beside it."""
+    sys.path.insert(0, str(path.parent))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(path.parent))
+
+
+def _load(path: Path) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(f"truing_claim_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError("not a Python file", where=str(path))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def measure(slug: str) -> dict[str, Json]:
+    """Run a claim; everything that its result file holds.
+
+    Raises:
+        InputError: no such claim, its method or a data set is missing, or it needs a GPU.
+    """
+    known = files()
+    name = slug.replace("_", "-")
+    if name not in known:
+        raise unknown("claim", slug, known)
+    path = known[name]
+    stated = literals(path)
+    registry.find(str(stated["METHOD"]), where=str(path))
+    if stated["NEEDS_GPU"]:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError("this claim needs a GPU and there is none", where=f"claim {name}")
+    began = time.monotonic()
+    with use(Context(name=name)), _beside(path):
+        outcome = cast("Callable[[], Outcome]", _load(path).run)()
+    seconds = time.monotonic() - began
+    if not outcome.effects or not all(map(math.isfinite, outcome.effects)):
+        raise InputError(
+            "a claim must measure finite effects", where=str(path), seen=list(outcome.effects)
+        )
+    lo, hi = outcome.interval
+    margin = float(cast(float, stated["MARGIN"]))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "claim": name,
+        "title": cast(str, stated["TITLE"]),
+        "method": cast(str, stated["METHOD"]),
+        "measures": cast(str, stated["EFFECT"]),
+        "margin": margin,
+        "seen": outcome.seen(margin),
+        "effect": outcome.effect,
+        "interval": [lo, hi],
+        "effects": list(outcome.effects),
+        "over": outcome.over,
+        "seeds": list(outcome.seeds),
+        "holds": dict(outcome.holds),
+        "figures": dict(outcome.figures),
+        "seconds": round(seconds, 1),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+
+
+def run(slug: str) -> dict[str, Json]:
+    """Measure a claim again: {"claim", "seen", "effect", "interval", "seconds"}."""
+    found = measure(slug)
+    return {name: found[name] for name in ("claim", "seen", "effect", "interval", "seconds")}
+
+
+def record(slug: str) -> dict[str, Json]:
+    """Measure a claim and keep the result in `claims/results/`."""
+    from truing.core.files import write_text
+
+    found = measure(slug)
+    path = folder() / "results" / f"{found['claim']}.json"
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    return found
+
+
+def results() -> dict[str, dict[str, Json]]:
+    """The results that are kept, by slug."""
+    kept: dict[str, dict[str, Json]] = {}
+    for path in sorted((folder() / "results").glob("*.json")):
+        try:
+            data = cast("dict[str, Json]", json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise InputError(f"not valid JSON: {error}", where=str(path)) from None
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(
+                "result of another schema", where=str(path), seen=data.get("schema_version")
+            )
+        kept[path.stem] = data
+    return kept
+
+
+def main(slugs: Sequence[str]) -> int:
+    """Measure and keep these claims; exit code 2 for the user's mistakes."""
+    try:
+        for slug in slugs or list(files()):
+            line = record(slug)
+            print(json.dumps({n: line[n] for n in ("claim", "seen", "effect", "interval")}))
+    except InputError as error:
+        print(f"truing: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
