@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from truing import catalogue
+from truing import catalogue, listing
 from truing.catalogue import VERBS
 from truing.core.online_training import OnlineTraining
 from truing.core.training import HOOKS, TextTraining
@@ -92,6 +92,14 @@ def test_defaults_survive_json(name: str) -> None:
     for n, value in again.items():
         setting = method.settings[n]
         assert setting.validate(value) == setting.validate(setting.default), n
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_it_can_be_shown(name: str) -> None:
+    found = listing.one(name)
+    assert json.loads(json.dumps(found, default=str))["name"] == name
+    shown = listing.text(found)
+    assert all(f"--{s.replace('_', '-')}" in shown for s in methods[name].settings)
 
 
 @pytest.mark.parametrize("name", OWN)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from truing import __version__
 from truing.method import methods
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,6 +152,10 @@ def test_tutorials_run_in_order_and_fail_where_they_fail(tmp_path: Path) -> None
     )
     page.write_text("```bash\ntrue\nfalse\ntrue\n```\n")
     assert tutorials.run_one(page, tmp_path).startswith("page.md line 1 failed")
+
+
+def test_the_version_to_cite_is_this_one() -> None:
+    assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_every_tutorial_is_in_the_index() -> None:
