@@ -189,7 +189,8 @@ class Online:
         least: answers of a group that it cannot do without.
         opponent: who draws a further answer for each of the policy's: "reference", or the
             "mixture" of policy and reference whose logits the setting `mix` weighs; "" nobody.
-        given: text column that joins each group as an answer which nobody drew.
+        given: text column that joins each group as an answer which nobody drew; where the method
+            has a setting `ptx`, only if that is not 0.
         pools: how rows of several sorts are asked and rewarded; name of a component of kind "pool".
     """
 
@@ -216,6 +217,10 @@ class Online:
     def compares(self, values: Mapping[str, object]) -> bool:
         """True when the reference must be measured: not where its strength `beta` is 0."""
         return "ref_logp" in self.needs and values.get("beta", 1.0) != 0
+
+    def joins(self, values: Mapping[str, object]) -> str:
+        """Column of the answer that joins each group, or ""."""
+        return self.given if values.get("ptx", 1.0) != 0 else ""
 
     def __call__(
         self, r: Measurements, values: Mapping[str, object], state: State | None = None

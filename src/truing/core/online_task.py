@@ -264,7 +264,8 @@ class OnlineTask:
 
     def _fresh(self, rollout: Rollout, at: Sequence[int], packed: Packed) -> Measurements:
         """What the model says now, with gradients."""
-        needs = ("logp", *(n for n in self.spec.needs if n == "entropy"))
+        entropy = "entropy" in self.spec.needs and self.values.get("entropy", 1.0) != 0
+        needs = ("logp", "entropy") if entropy else ("logp",)
         heads = {"values": self.critic} if self.critic is not None else {}
         if rollout.update.head_only:
             with torch.no_grad():

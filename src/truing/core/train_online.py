@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -14,6 +15,7 @@ from truing import catalogue
 from truing.changes import Weights
 from truing.context import Context, Json, current
 from truing.core import lora as adapters
+from truing.core.alongside import Alongside
 from truing.core.chat import check_receipt, completion_ids
 from truing.core.collect import Asked, Collector, Draw, Pool, Reward, read_prompts
 from truing.core.drawing import Completion, continued
@@ -83,10 +85,27 @@ class Players:
         with cast(adapters.Lora, self.lora).off():
             return continued(self.own, prompts, sampling, first=first)
 
+    def mixture(self, mix: float) -> Draw:
+        """Answers of the geometric mixture that gives the reference the share `mix`."""
+        off = self.lora.off if self.other is None and self.lora else contextlib.nullcontext
+        module = self.other.module if self.other is not None else self.own.module
 
-def _draws(spec: Online, players: Players) -> list[Draw]:
-    opponents: dict[str, list[Draw]] = {"": [], "reference": [players.reference]}
-    return [players.policy, *opponents[spec.opponent]]
+        def draw(
+            prompts: Sequence[Sequence[int]], sampling: SamplingSettings, first: Sequence[int]
+        ) -> list[list[Completion]]:
+            hook = Alongside(module, off, mix, sampling.max_tokens)
+            return continued(self.own, prompts, sampling, first=first, logits=hook)
+
+        return draw
+
+
+def _draws(spec: Online, players: Players, told: Mapping[str, object]) -> list[Draw]:
+    if spec.opponent == "mixture":
+        mix = cast(float, told["mix"])
+        if not 0 <= mix <= 1:
+            raise InputError("setting 'mix' is a share", where=spec.name, seen=mix)
+        return [players.policy, players.mixture(mix)]
+    return [players.policy, *([players.reference] if spec.opponent else [])]
 
 
 def _pool(spec: Online, told: Mapping[str, object]) -> Pool | None:
@@ -193,7 +212,7 @@ def train_online(
     limit = min(settings.max_tokens, int(context_size or settings.max_tokens))
     rows, conversion = as_kind(data, spec.rows, spec.name)
     prompts, notes = read_prompts(
-        rows, loaded.tokenizer, limit, settings.new_tokens, spec.given, spec.name
+        rows, loaded.tokenizer, limit, settings.new_tokens, spec.joins(told), spec.name
     )
     _check_prompts(spec, loaded, prompts)
     budget = settings.budget or (GPU_BUDGET if device == "cuda" else BUDGET)
@@ -222,7 +241,7 @@ def train_online(
     critic = _critic(spec, loaded)
     folder = context.folder / f"rollouts-{key}"
     collector = Collector(
-        prompts, _draws(spec, players), reward, pool, loaded.tokenizer, folder, context
+        prompts, _draws(spec, players, told), reward, pool, loaded.tokenizer, folder, context
     )
     task = OnlineTask(
         spec, told, settings, collector, loaded.module, lora=lora,
