@@ -18,6 +18,7 @@ from truing.core.measure import blank
 from truing.core.objective import Loss, Measurements, Objective, objective_of
 from truing.core.own_samples import OwnSamples
 from truing.core.reference import Reference
+from truing.core.scoring import ScoreHead, has_head
 from truing.core.text_task import TextTask
 from truing.core.tiny import tiny_config, tiny_tokenizer
 from truing.core.train_text import find_teachers, read_units
@@ -56,6 +57,11 @@ def table_for(spec: Objective, rows: int = 6) -> Table:
             row |= {"chosen": answers[0], "rejected": answers[1]}
         elif spec.rows == "group":
             row |= {"completions": answers[: 2 + i % 2], "scores": [2.0, 0.5, 1.0][: 2 + i % 2]}
+        elif spec.rows == "steps":
+            steps = [f"{WORDS[i]} one", "then two", "so three"][: 1 + i % 3]
+            row |= {"steps": steps, "labels": [1.0, 0.0, 0.5][: 1 + i % 3]}
+        elif spec.rows == "judgement":
+            row |= {"completion": answers[i % 2], "score": 0.5 * i}
         elif spec.rows == "negative":
             row |= {"rejected": answers[i % 2]}
         elif spec.rows != "prompt":
@@ -73,9 +79,7 @@ def table_for(spec: Objective, rows: int = 6) -> Table:
 def made_up(spec: Objective, scale: float = 1.0, seed: int = 0) -> Measurements:
     """Random measurements of the right shape: four units, two to four branches."""
     source = torch.Generator().manual_seed(seed)
-    width = {"pair": 2, "group": 3, "unpaired": 1, "example": 1, "negative": 1, "prompt": 0}[
-        spec.rows
-    ]
+    width = {"pair": 2, "group": 3, "unpaired": 1, "example": 1, "prompt": 0}.get(spec.rows, 1)
     width += len(spec.texts) + ("mismatched" in spec.needs) + hook_of(spec).added
     lengths = torch.randint(1, 6, (4, width), generator=source)
     mask = (torch.arange(5) < lengths[..., None]).float()
@@ -86,7 +90,7 @@ def made_up(spec: Objective, scale: float = 1.0, seed: int = 0) -> Measurements:
             tensors[name] = -value if name.endswith("logp") else value
     columns = {}
     for name, default in spec.columns.items():
-        shape = (4, width) if spec.rows == "group" else (4,)
+        shape = {"group": (4, width), "steps": (4, 5)}.get(spec.rows, (4,))
         value = torch.rand(shape, generator=source)
         columns[name] = (value > 0.5).float() if name == "label" else value
         if default is not None:
@@ -223,7 +227,10 @@ def build(model: Model, spec: Objective, budget: int, others: Sequence[Model]) -
     hook = hook_of(spec)
     units, _ = read_units(spec, loaded, table_for(spec), 512, hook)
     reference = Reference(model.weights_key, "float32")
-    task = TextTask(spec, defaults(spec), hook, units, loaded.module, reference, budget=budget)
+    head = ScoreHead.of(loaded) if "scores" in spec.needs else None
+    task = TextTask(
+        spec, defaults(spec), hook, units, loaded.module, reference, budget=budget, head=head
+    )
     if spec.with_reference:
         task.measure_reference(loaded.module, [range(len(units))])
     taught = find_teachers(spec, loaded, taught_by(spec, others), defaults(spec), "float32")
@@ -303,6 +310,9 @@ def test_training_lowers_the_objective(
         more |= {"samples": 2, "new_tokens": 6}
     with use(Context(folder=tmp_path)) as context:
         made = methods[name](model, table_for(spec), steps=6, lr=2e-3, batch=6, warmup=0.0, **more)
-    assert isinstance(made, Model) and [c.kind for c in made.weight_changes] == ["adapter"]
+    scored = "scores" in spec.needs
+    kinds = ["adapter", "weights"] if scored else ["adapter"]
+    assert isinstance(made, Model) and [c.kind for c in made.weight_changes] == kinds
+    assert has_head(made) is scored
     losses = [float(str(m["loss"])) for m in context.metrics if "loss" in m]
     assert len(losses) == 6 and min(losses[-2:]) < losses[0]

@@ -13,7 +13,7 @@ from truing.changes import Adapter, Decoder, Prefix
 from truing.core import lora
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.generate import generate
-from truing.core.rewards import Rewards, model_scores
+from truing.core.rewards import Rewards, score_model
 from truing.core.tiny import tiny_config, tiny_model
 from truing.decode.best_of_n import best, kl_bound
 from truing.decode.rewards import coverage, inflections, keyword_coverage, listed_words
@@ -121,7 +121,7 @@ def test_implicit_reward_is_a_log_ratio(tuned: Model) -> None:
             logp = torch.log_softmax(logits, -1)
             total += sign * sum(float(logp[len(head) - 1 + i, t]) for i, t in enumerate(tail))
         expected.append(total)
-    assert model_scores(tuned, rows) == pytest.approx(expected, abs=1e-4)
+    assert score_model(tuned, rows) == pytest.approx(expected, abs=1e-4)
     assert expected[3] == 0.0 and abs(expected[0] - expected[2]) > 1e-3
 
 
@@ -147,7 +147,7 @@ def test_a_scalar_head_scores(tiny_path: Path, tmp_path: Path) -> None:
             float(module.score(module.model(torch.tensor([i])).last_hidden_state[0, -1])[0])
             for i in ids
         ]
-    assert model_scores(reward, rows) == pytest.approx(expected, abs=1e-5)
+    assert score_model(reward, rows) == pytest.approx(expected, abs=1e-5)
     assert not math.isclose(expected[0], expected[1])
 
 

@@ -79,6 +79,17 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, end: bool =
     return _encode(tokenizer, turn.head + text + (turn.tail if end else ""))
 
 
+def step_ids(
+    tokenizer: PreTrainedTokenizerBase, steps: Sequence[str], separator: str
+) -> list[list[int]]:
+    """Ids of each step of an answer with the separator that closes it.
+
+    Steps are tokenised one by one, so that a separator never merges with the step after it.
+    """
+    made = [completion_ids(tokenizer, step + separator, end=False) for step in steps[:1]]
+    return made + [_encode(tokenizer, step + separator) for step in steps[1:]]
+
+
 def example_ids(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
 ) -> tuple[list[int], list[bool]]:

@@ -28,13 +28,14 @@ def ref_kl_vocab(rows: Rows, grad: bool) -> tuple[Tensor, Tensor | None]:
 def columns_of(
     units: Sequence[Unit], width: int, names: Sequence[str], device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
-    """Numeric columns as [U], or [U, width] where a row has one number for each branch."""
+    """Numeric columns as [U], or [U, width] where a row has one number for each branch or step."""
     made: dict[str, Tensor] = {}
     for name in names:
         values = [u.numbers[name] for u in units]
         if any(isinstance(v, Sequence) for v in values):
             rows = [list(v) if isinstance(v, Sequence) else [v] * width for v in values]
-            padded = [r + [0.0] * (width - len(r)) for r in rows]
+            wide = max(width, *map(len, rows))
+            padded = [r + [0.0] * (wide - len(r)) for r in rows]
             made[name] = torch.tensor(padded, dtype=torch.float32, device=device)
         else:
             made[name] = torch.tensor(values, dtype=torch.float32, device=device)

@@ -90,6 +90,11 @@ class Measurements:
         """Mean over the tokens of each branch, [U, K]."""
         return self.seq(name) / self.length_UK.clamp(min=1)
 
+    def last(self, name: str) -> Tensor:
+        """Value at the last token of each branch, [U, K]; 0 for one that does not exist."""
+        at_UK1 = (self.length_UK - 1).clamp(min=0).long()[..., None]
+        return self[name].gather(-1, at_UK1)[..., 0] * self.there_UK
+
     def ratio(self) -> Tensor:
         """Log-ratio r = lp(y|x) - lp_ref(y|x) of each branch, [U, K]."""
         return self.seq("logp") - self.seq("ref_logp")

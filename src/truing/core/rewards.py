@@ -4,7 +4,7 @@
 
 A term r_j is a reward or check that is referred to as `{use: name, ...settings}`; "principles" is
 the priority-weighted mean satisfaction of their checks, in [0, 1]; "reward_model" is what a model
-says. A model with a scalar head gives that; a language model its implicit reward, the log-ratio to
+says. A model with a score head gives that; a language model its implicit reward, the log-ratio to
 what it was tuned from (Direct Preference Optimization, arXiv 2305.18290, without its factor beta):
 
     r(x, y) = log pi(y | x) - log pi_base(y | x)
@@ -26,13 +26,14 @@ from truing import catalogue
 from truing.changes import Decoder
 from truing.core.chat import Prompt, completion_ids, prompt_ids
 from truing.core.logprob import measure
-from truing.core.tree import group_tree, pack
+from truing.core.scoring import by_prompt, has_head, head_scores
+from truing.core.tree import Packed
 from truing.errors import InputError, unknown
 from truing.method import check_component, score
 from truing.models import Loaded, Model, hold
 from truing.principles import Principles
 from truing.specify.satisfaction import measured, satisfaction
-from truing.tables import Row, content_hash
+from truing.tables import Row
 
 PRINCIPLES, MODEL = "principles", "reward_model"
 Refs = Mapping[str, dict[str, object]]
@@ -45,7 +46,8 @@ def _kind(ref: Mapping[str, object]) -> str:
     return "check" if name not in rewards and name in catalogue.components("check") else "reward"
 
 
-def _has_scalar_head(reward: Model) -> bool:
+def _classifies(reward: Model) -> bool:
+    """True for an architecture whose only output is a label."""
     return not reward.is_served and "generate" not in reward.can
 
 
@@ -57,7 +59,7 @@ def check_reward_model(reward: Model, where: str) -> None:
             where=f"{where} input {MODEL!r}",
             fix="Give a local model",
         )
-    if not _has_scalar_head(reward) and not reward.weight_changes:
+    if not (_classifies(reward) or has_head(reward) or reward.weight_changes):
         raise InputError(
             "a language model rewards by what was changed in it, and nothing was",
             where=f"{where} input {MODEL!r}",
@@ -66,22 +68,39 @@ def check_reward_model(reward: Model, where: str) -> None:
         )
 
 
-def model_scores(reward: Model, rows: Sequence[Row]) -> list[float]:
-    """Scores of a reward model; rows have "prompt", "completion" and optionally "finished"."""
-    if _has_scalar_head(reward):
-        return _head_scores(reward.load_module(), rows)
-    base = reward.with_changes(())
-    tuned, plain = (_sequence_logps(m.load_module(), rows) for m in (reward, base))
-    return [a - b for a, b in zip(tuned, plain, strict=True)]
+def score_model(reward: Model, rows: Sequence[Row]) -> list[float]:
+    """What a reward model says of answers: one finite number a row.
+
+    Args:
+        reward: a model with a score head, a classifier of one label, or a tuned language model,
+            which rewards by its log-ratio to what it was tuned from.
+        rows: with "prompt", "completion" and optionally "finished".
+    Raises:
+        InputError: the model cannot reward, or a score is not a finite number.
+    """
+    if has_head(reward):
+        scores = head_scores(reward, rows)
+    elif _classifies(reward):
+        scores = _label_scores(reward.load_module(), rows)
+    else:
+        scores = implicit_rewards(reward, reward.with_changes(()), rows)
+    for i, (value, row) in enumerate(zip(scores, rows, strict=True), 1):
+        if not math.isfinite(value):
+            raise InputError(
+                "the reward model's score is not a finite number",
+                where=f"{reward.name} row {i}",
+                seen=row["completion"],
+            )
+    return scores
 
 
-def _ids(loaded: Loaded, row: Row) -> tuple[list[int], list[int]]:
-    ended = row.get("finished") is not False
-    head = prompt_ids(loaded.tokenizer, cast(Prompt, row["prompt"]))
-    return head, completion_ids(loaded.tokenizer, str(row["completion"]), end=ended)
+def implicit_rewards(tuned: Model, base: Model, rows: Sequence[Row]) -> list[float]:
+    """log pi(y | x) - log pi_base(y | x) of each row."""
+    a, b = (_sequence_logps(m.load_module(), rows) for m in (tuned, base))
+    return [x - y for x, y in zip(a, b, strict=True)]
 
 
-def _head_scores(loaded: Loaded, rows: Sequence[Row]) -> list[float]:
+def _label_scores(loaded: Loaded, rows: Sequence[Row]) -> list[float]:
     labels = getattr(loaded.module.config, "num_labels", 0)
     if labels != 1:
         raise InputError(
@@ -89,7 +108,9 @@ def _head_scores(loaded: Loaded, rows: Sequence[Row]) -> list[float]:
         )
     values: list[float] = []
     for row in rows:
-        head, tail = _ids(loaded, row)
+        head = prompt_ids(loaded.tokenizer, cast(Prompt, row["prompt"]))
+        ended = row.get("finished") is not False
+        tail = completion_ids(loaded.tokenizer, str(row["completion"]), end=ended)
         ids_1T = torch.tensor([[*head, *tail]], device=loaded.device)
         with torch.inference_mode(), loaded.run_time():
             values.append(float(loaded.module(input_ids=ids_1T).logits[0, 0]))
@@ -97,29 +118,13 @@ def _head_scores(loaded: Loaded, rows: Sequence[Row]) -> list[float]:
 
 
 def _sequence_logps(loaded: Loaded, rows: Sequence[Row]) -> list[float]:
-    """log p(y | x) of every row, the prompt of several rows computed once."""
-    groups: dict[str, list[int]] = {}
-    for i, row in enumerate(rows):
-        groups.setdefault(content_hash(row["prompt"]), []).append(i)
-    values = [0.0] * len(rows)
-    order: list[list[int]] = []
-    trees: list[object] = []
-    for members in groups.values():
-        pairs = {i: _ids(loaded, rows[i]) for i in members}
-        some = [i for i in members if pairs[i][1]]  # an empty text has log-probability 0
-        if some:
-            order.append(some)
-            trees.append(group_tree(pairs[some[0]][0], [pairs[i][1] for i in some]))
-    done = 0
-    for packed in pack(cast("list", trees)) if trees else []:
-        with torch.inference_mode(), loaded.run_time():
-            made = measure(loaded.module, packed.to(loaded.device), grad=False)
-        sum_UK = cast(Tensor, made["logp"] * made["mask"]).sum(-1).tolist()
-        for members, sums in zip(order[done : done + len(sum_UK)], sum_UK, strict=True):
-            for i, value in zip(members, sums, strict=False):
-                values[i] = value
-        done += len(sum_UK)
-    return values
+    """log p(y | x) of every row; an empty text has log-probability 0."""
+
+    def sums_UK(packed: Packed) -> Tensor:
+        made = measure(loaded.module, packed, grad=False)
+        return (made["logp"] * made["mask"]).sum(-1)
+
+    return by_prompt(loaded, rows, sums_UK)
 
 
 @dataclass(frozen=True)
@@ -183,7 +188,7 @@ class Rewards:
             kept = satisfaction(self.principles, items, relevance=near, where=self.where)
             made[PRINCIPLES] = [k.value(self.principles) for k in kept]
         if self.reward_model is not None:
-            made[MODEL] = model_scores(self.reward_model, items)
+            made[MODEL] = score_model(self.reward_model, items)
         return made
 
     def __call__(self, rows: Sequence[Row], *, whole: bool = True) -> list[float]:

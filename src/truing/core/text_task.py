@@ -22,6 +22,7 @@ from truing.core.lora import Lora
 from truing.core.measure import blank, columns_of, joined
 from truing.core.objective import Loss, Measurements, Objective
 from truing.core.reference import Reference
+from truing.core.scoring import HEAD, ScoreHead, measured
 from truing.core.teacher import Extra, Teachers
 from truing.core.training import Hook, State
 from truing.core.training_rows import Unit
@@ -52,6 +53,7 @@ class TextTask:
         module: a causal language model.
         reference: log-probabilities under the frozen model.
         budget: tokens of a micro-batch.
+        head: what gives "scores", trained with the rest.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class TextTask:
         reference: Reference,
         *,
         budget: int,
+        head: ScoreHead | None = None,
     ) -> None:
         self.name, self.spec, self.settings, self.hook = spec.name, spec, dict(settings), hook
         self.units, self.module, self.frozen, self.budget = list(units), module, reference, budget
@@ -72,6 +75,7 @@ class TextTask:
         self.lengths_N = torch.zeros(0)
         self._other: nn.Module | None = None  # measured in place of the module without adapters
         self.teachers: Teachers | None = None
+        self.head = head
         self._held: State = {}
         self._state: State | None = None
         self._next: State | None = None
@@ -99,11 +103,12 @@ class TextTask:
             teachers.sweep([u.tree() for u in self.units])
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The adapters' parameters, or all of the module's."""
+        """The adapters' parameters, or all of the module's, and the head's."""
         named = (
             self.module.named_parameters() if self.lora is None else self.lora.named_parameters()
         )
-        return dict(named)
+        head = self.head.named_parameters(HEAD) if self.head is not None else ()
+        return {**dict(named), **dict(head)}
 
     def row_name(self, row: int) -> str:
         """The row's id."""
@@ -191,7 +196,12 @@ class TextTask:
         self.lengths_N = torch.tensor([long for long, size in sizes for _ in range(size)])
         extras = self._extras(micro)
         with self.hook.forward(self) if grad else contextlib.nullcontext():
-            found = measure(self.module, packed, self.measured, grad=grad, extras=extras)
+            names = [n for n in self.measured if n != "scores"]
+            found: dict[str, Tensor] = {}
+            if names:
+                found = measure(self.module, packed, names, grad=grad, extras=extras)
+            if self.head is not None:
+                found["scores"] = measured(self.module, self.head, packed, grad=grad)
         tensors = {n: found[n] for n in self.measured}
         if micro.ref_logp_UKT is not None:
             tensors["ref_logp"] = micro.ref_logp_UKT

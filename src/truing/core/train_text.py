@@ -25,6 +25,7 @@ from truing.core.loaded import Loaded
 from truing.core.objective import Objective
 from truing.core.opening import same_tokens
 from truing.core.reference import Reference
+from truing.core.scoring import ScoreHead
 from truing.core.teacher import Teachers
 from truing.core.text_task import TextTask
 from truing.core.training import HOOKS, Hook, TextTraining
@@ -159,6 +160,7 @@ def read_units(
 ) -> tuple[list[Unit], dict[str, Json]]:
     """What will be trained on, and what to say of how it was made."""
     rows, conversion = as_kind(data, spec.rows, spec.name)
+    rows = rows if hook is None else hook.rows(rows)
     context = getattr(loaded.module.config, "max_position_embeddings", None)
     limit = min(limit, int(context or limit))
     reader = Reader(loaded.tokenizer, spec, limit)
@@ -218,7 +220,8 @@ def train_model(
 
     frozen, held = _reference(spec, loaded, reference, dtype)
     order = Order(len(units), settings.batch, context)
-    task = TextTask(spec, own, hook, units, loaded.module, frozen, budget=budget)
+    head = ScoreHead.of(loaded) if "scores" in spec.needs else None
+    task = TextTask(spec, own, hook, units, loaded.module, frozen, budget=budget, head=head)
     if spec.with_reference and not hook.moves_reference:
         steps = [order.step(s, settings.end(len(units))) for s in range(settings.total(len(units)))]
         task.measure_reference(held.module, steps)
@@ -231,4 +234,5 @@ def train_model(
         task.compare_with((reference or model).load_module(dtype).module)
     train(task, settings, key=key, peak=settings.peak)
     folder = context.folder / f"{spec.name}-{key}"
-    return trained_model(model, loaded.module, task.lora, folder, data, spec.name)
+    made = trained_model(model, loaded.module, task.lora, folder, data, spec.name)
+    return made if head is None else head.added_to(made, folder.with_name(f"{folder.name}-head"))

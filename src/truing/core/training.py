@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from truing.core.chat import Prompt
     from truing.core.training_rows import Unit
     from truing.models import Loaded
+    from truing.tables import Table
 
 State = dict[str, Tensor]
 
@@ -158,6 +159,10 @@ class Hook:
     def settings(self) -> dict[str, object]:
         """Its settings by name."""
         return dict(vars(self))
+
+    def rows(self, data: Table) -> Table:
+        """The table to train on in place of `data`, of the same kind."""
+        return data
 
     def units(
         self, loaded: Loaded, units: Sequence[Unit], prompts: Mapping[str, Prompt], limit: int

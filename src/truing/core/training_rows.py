@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from truing.core.chat import Prompt, completion_ids, example_ids, prompt_ids
+from truing.core.chat import Prompt, completion_ids, example_ids, prompt_ids, step_ids
 from truing.core.objective import Objective
 from truing.core.tree import Node, group_tree
 from truing.errors import InputError
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
     from truing.core.chat import Message
 
+STEP = "\n\n"  # closes a step where a row does not say what does
 ROOM = 4  # tokens that a prompt must leave for an answer
 BRANCHES = {
     "pair": ("chosen", "rejected"),
     "unpaired": ("completion",),
     "example": ("completion",),
     "negative": ("rejected",),
+    "judgement": ("completion",),
     "prompt": (),
 }
 
@@ -168,6 +170,8 @@ class Reader:
         numbers = {name: self._number(row, name, where) for name in self.spec.columns}
         if self.spec.rows == "example" and "completion" not in row:
             return self._dialogue(row, numbers, where)
+        if self.spec.rows == "steps":
+            return self._steps(row, numbers, where)
         texts = self._texts(row, where)
         if any(not text.strip() for text, _ in texts):
             return self._out("left_out_empty")
@@ -226,6 +230,27 @@ class Reader:
             return self._out("left_out_long")
         return Unit(str(row["id"]), (), (), numbers, Node(tuple(ids), tuple(loss)))
 
+    def _steps(
+        self, row: Row, numbers: Mapping[str, float | Sequence[float]], where: str
+    ) -> Unit | None:
+        """A row of steps: the token that closes each of them carries loss."""
+        steps = cast("list[str]", row["steps"])
+        if not steps or not all(isinstance(s, str) and s.strip() for s in steps):
+            return self._out("left_out_empty")
+        pieces = step_ids(self.tokenizer, steps, str(row.get("separator", STEP)))
+        ids = [*self._prompt(row["prompt"])]
+        loss = [False] * len(ids)
+        for piece in pieces:
+            ids += piece
+            loss += [False] * (len(piece) - 1) + [True]
+        self.counts["cut"] += len(ids) > self.limit
+        ids, loss = ids[: self.limit], loss[: self.limit]
+        n = sum(loss)
+        if not n:
+            return self._out("left_out_long")
+        kept = {k: v[:n] if isinstance(v, list) else v for k, v in numbers.items()}
+        return Unit(str(row["id"]), (), (), kept, Node(tuple(ids), tuple(loss)))
+
     def _number(self, row: Row, name: str, where: str) -> float | list[float]:
         value, default = row.get(name), self.spec.columns[name]
         if value is None and default is not None:
@@ -240,8 +265,9 @@ class Reader:
         numbers = [float(cast(float, v)) for v in many]
         if not isinstance(value, list):
             return numbers[0]
-        if len(numbers) != len(cast("list[str]", row.get("completions", []))):
+        of = "step" if self.spec.rows == "steps" else "completion"
+        if len(numbers) != len(cast("list[str]", row.get(f"{of}s", []))):
             raise InputError(
-                f"column {name!r} must have one number for each completion", where=where, seen=value
+                f"column {name!r} must have one number for each {of}", where=where, seen=value
             )
         return numbers

@@ -1,0 +1,161 @@
+"""Scores by a head on a language model's trunk: what reward models say of answers and of steps.
+
+    s_t = w . h_t + b       h_t: last hidden state of token t, after the final norm, in float32
+
+The score of an answer is that of its last token, which has seen prompt and answer; of a step, that
+of the token that closes it. The head lies beside the model's own weights as further tensors
+(`reward_head.weight` [1, D], `reward_head.bias` [1]), so that a reward model is a `Model` like any
+other: an adapter or new weights, and a head.
+
+Shapes: N tokens, M loss tokens, U trees, K branches, T loss tokens of a branch, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from truing.changes import Weights
+from truing.core.chat import Prompt, completion_ids, prompt_ids, step_ids
+from truing.core.files import new_folder
+from truing.core.logprob import states
+from truing.core.tree import Node, Packed, group_tree, pack
+from truing.errors import InputError
+from truing.models import Loaded, Model
+from truing.tables import Row, content_hash
+
+HEAD = "reward_head"
+
+
+class ScoreHead(nn.Module):
+    """One linear layer from states to scores; zero at first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, width))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, rows_MD: Tensor) -> Tensor:
+        """Scores [M]."""
+        return torch.nn.functional.linear(rows_MD.float(), self.weight, self.bias)[:, 0]
+
+    @staticmethod
+    def of(loaded: Loaded) -> ScoreHead:
+        """The head that the model has, else a new one."""
+        head = ScoreHead(int(cast(int, getattr(loaded.module.config, "hidden_size", 0))))
+        for name, parameter in head.named_parameters(HEAD):
+            if name in loaded.extra:
+                with torch.no_grad():
+                    parameter.copy_(loaded.extra[name])
+        return head.to(loaded.device)
+
+    def added_to(self, model: Model, folder: Path) -> Model:
+        """`model` with this head, stored in `folder`; what already lies there is taken as it is."""
+        if not folder.is_dir():
+            with new_folder(folder) as partial:
+                tensors = {n: p.detach().cpu().contiguous() for n, p in self.named_parameters(HEAD)}
+                save_file(tensors, partial / f"{HEAD}.safetensors")
+        return model.adding(Weights(folder))
+
+
+def has_head(model: Model) -> bool:
+    """True for a model that training gave a score head."""
+    return not model.is_served and f"{HEAD}.weight" in model.folded().extra
+
+
+def measured(module: nn.Module, head: ScoreHead, packed: Packed, *, grad: bool = True) -> Tensor:
+    """Score at each loss token itself, [U, K, T], 0 at padding."""
+    with torch.set_grad_enabled(grad):
+        return packed.spread(head(states(module, packed)[packed.place_M]))
+
+
+def by_prompt(
+    loaded: Loaded, rows: Sequence[Row], values: Callable[[Packed], Tensor]
+) -> list[float]:
+    """A number for each row's answer, the prompt of several rows computed once.
+
+    Args:
+        rows: with "prompt", "completion" and optionally "finished".
+        values: numbers [U, K] of a micro-batch.
+    Returns:
+        them in the order of the rows; 0 for an empty answer that has no end either.
+    """
+    groups: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(content_hash(row["prompt"]), []).append(i)
+    found = [0.0] * len(rows)
+    order: list[list[int]] = []
+    trees: list[Node] = []
+    for members in groups.values():
+        answers = {i: _answer(loaded, rows[i]) for i in members}
+        some = [i for i in members if answers[i]]
+        if some:
+            order.append(some)
+            head = prompt_ids(loaded.tokenizer, cast(Prompt, rows[some[0]]["prompt"]))
+            trees.append(group_tree(head, [answers[i] for i in some]))
+    done = 0
+    for packed in pack(trees) if trees else []:
+        with torch.inference_mode(), loaded.run_time():
+            value_UK = values(packed.to(loaded.device)).tolist()
+        for members, numbers in zip(order[done : done + len(value_UK)], value_UK, strict=True):
+            for i, value in zip(members, numbers, strict=False):
+                found[i] = value
+        done += len(value_UK)
+    return found
+
+
+def _answer(loaded: Loaded, row: Row) -> list[int]:
+    ended = row.get("finished") is not False
+    return completion_ids(loaded.tokenizer, str(row["completion"]), end=ended)
+
+
+def head_scores(reward: Model, rows: Sequence[Row]) -> list[float]:
+    """Score of each row's answer at its last token."""
+    loaded = reward.load_module()
+    head = _own_head(loaded)
+
+    def last_UK(packed: Packed) -> Tensor:
+        ends_UK = packed.ends_UK
+        return head(states(loaded.module, packed)[ends_UK.flatten()]).view(ends_UK.shape)
+
+    return by_prompt(loaded, rows, last_UK)
+
+
+def step_scores(reward: Model, rows: Sequence[Row], separator: str) -> list[list[float]]:
+    """Score at the end of each step of each row; rows have "prompt" and "steps"."""
+    loaded = reward.load_module()
+    head = _own_head(loaded)
+    trees = [step_tree(loaded, row, separator) for row in rows]
+    found: list[list[float]] = []
+    for packed in pack(trees) if trees else []:
+        with torch.inference_mode(), loaded.run_time():
+            score_UKT = measured(loaded.module, head, packed.to(loaded.device), grad=False)
+        for score_T, mask_T in zip(score_UKT[:, 0], packed.mask_UKT[:, 0], strict=True):
+            found.append(score_T[: int(mask_T.sum())].tolist())
+    return found
+
+
+def step_tree(loaded: Loaded, row: Mapping[str, object], separator: str) -> Node:
+    """A row's prompt and steps, the last token of each step carrying loss."""
+    head = prompt_ids(loaded.tokenizer, cast(Prompt, row["prompt"]))
+    pieces = step_ids(loaded.tokenizer, cast("list[str]", row["steps"]), separator)
+    ids, loss = list(head), [False] * len(head)
+    for piece in pieces:
+        ids += piece
+        loss += [False] * (len(piece) - 1) + [True]
+    return Node(tuple(ids), tuple(loss))
+
+
+def _own_head(loaded: Loaded) -> ScoreHead:
+    if f"{HEAD}.weight" not in loaded.extra:
+        raise InputError(
+            "the model has no score head",
+            where=loaded.model.name,
+            fix="Train one with a reward method, such as bradley_terry",
+        )
+    return ScoreHead.of(loaded)

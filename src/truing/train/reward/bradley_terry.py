@@ -1,0 +1,112 @@
+"""Train a reward model on pairs: the score of the chosen answer above that of the rejected one.
+
+    bradley_terry   -logsigmoid(s_w - s_l - margin) + centring (s_w + s_l)^2
+    davidson        -log P, where ties are allowed:  P(w above l) = e^{s_w} / Z,
+                    P(tie) = nu e^{(s_w+s_l)/2} / Z,  Z = e^{s_w} + e^{s_l} + nu e^{(s_w+s_l)/2}
+    plackett_luce   -sum_{k<n} [s_k - logsumexp_{j>=k} s_j]   answers in the order of their scores
+    classify_pairs  -logsigmoid(s_w) - logsigmoid(-s_l): order-consistent classification, no pairing
+    score_answers   (s - score)^2: regression on given scores
+
+s is a linear head on the last hidden state of an answer's last token. `margin` is an optional
+column (how much better the chosen answer is), centring keeps scores near 0 (0.01 is usual), since
+the first form is blind to a constant added for each prompt. nu is the weight of ties; a row is one
+where its optional column `tie` is 1. With nu = 0, and with two answers, the forms are the first.
+
+Sources: Bradley-Terry reward models as in arXiv 2203.02155; margins arXiv 2307.09288; centring
+arXiv 2312.09244; ties R. R. Davidson 1970; lists R. L. Plackett 1975; classification arXiv
+2411.04991. The table of reward models that they belong to: arXiv 2507.13158.
+
+Shapes: U rows, K = 2 branches (plackett_luce: the answers of a group, score_answers: 1).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import logsigmoid
+
+from truing.core.objective import Loss, Measurements, objective, reward_metrics
+from truing.core.rewards import score_model
+from truing.errors import InputError
+from truing.method import component
+from truing.models import Model, held
+from truing.tables import Row
+
+LEAST = -1e9  # below every score; -inf has no gradient
+
+
+@component("reward")
+def reward_model(rows: list[Row], *, model: str) -> list[float]:
+    """What a trained reward model says: its head's score, or a tuned model's implicit reward.
+
+    Args:
+        model: key of the model, as `truing.models.hold` gives it.
+    """
+    found = held(model)
+    if not isinstance(found, Model):
+        raise InputError("is not a model", where="reward reward_model", seen=model)
+    return score_model(found, rows)
+
+
+@objective(
+    paper="preference-losses", unit="pair", needs=("scores",), rows="pair", columns={"margin": 0.0}
+)
+def bradley_terry(m: Measurements, *, centring: float = 0.0) -> Loss:
+    """Train a reward model on pairs: the chosen answer's score above the rejected one's.
+
+    Args:
+        centring: weight of the squared sum of both scores; 0.01 is usual.
+    """
+    w_U, l_U = m.last("scores").unbind(1)
+    per_pair = -logsigmoid(w_U - l_U - m["margin"]) + centring * (w_U + l_U).square()
+    return Loss(per_pair, metrics=reward_metrics(w_U, l_U))
+
+
+@objective(paper="irl-survey", unit="pair", needs=("scores",), rows="pair", columns={"tie": 0.0})
+def davidson(m: Measurements, *, nu: float = 1.0) -> Loss:
+    """Train a reward model on pairs some of which are ties.
+
+    Args:
+        nu: weight of ties; 0 leaves none room.
+    """
+    tie_U = m["tie"] > 0
+    if nu < 0 or (nu == 0 and bool(tie_U.any())):
+        raise InputError("setting 'nu' must be above 0 where rows are ties", seen=nu)
+    w_U, l_U = m.last("scores").unbind(1)
+    middle_U = (w_U + l_U) / 2 + torch.tensor(nu).clamp(min=1e-30).log()
+    z_U = torch.stack([w_U, l_U, middle_U]).logsumexp(0)
+    per_pair = z_U - torch.where(tie_U, middle_U, w_U)
+    return Loss(per_pair, metrics=reward_metrics(w_U, l_U))
+
+
+@objective(
+    paper="irl-survey", unit="group", needs=("scores",), rows="group", columns={"scores": None}
+)
+def plackett_luce(m: Measurements) -> Loss:
+    """Train a reward model on ranked lists of answers."""
+    there_UK = m.there_UK > 0
+    # Answers that do not exist go last; the order of given scores is the ranking.
+    given_UK = m.columns["scores"].masked_fill(~there_UK, LEAST)
+    order_UK = given_UK.argsort(dim=1, descending=True, stable=True)
+    s_UK = m.last("scores").masked_fill(~there_UK, LEAST).gather(1, order_UK)
+    below_UK = s_UK.flip(1).logcumsumexp(1).flip(1)
+    counts_UK = there_UK.gather(1, order_UK)
+    per_rank = torch.where(counts_UK, below_UK, 0.0) - torch.where(counts_UK, s_UK, 0.0)
+    first_U, second_U = s_UK[:, 0], s_UK[:, min(1, s_UK.shape[1] - 1)]
+    return Loss(per_rank.sum(1), metrics={"accuracy": (first_U > second_U).float().detach()})
+
+
+@objective(paper="irl-survey", unit="pair", needs=("scores",), rows="pair")
+def classify_pairs(m: Measurements) -> Loss:
+    """Train a reward model to tell chosen from rejected answers one by one, without pairing."""
+    w_U, l_U = m.last("scores").unbind(1)
+    return Loss(-logsigmoid(w_U) - logsigmoid(-l_U), metrics=reward_metrics(w_U, l_U))
+
+
+@objective(
+    paper="irl-survey", unit="token", needs=("scores",), rows="judgement", columns={"score": None}
+)
+def score_answers(m: Measurements) -> Loss:
+    """Train a reward model on given scores by least squares."""
+    s_U = m.last("scores")[:, 0]
+    off_U = s_U - m["score"]
+    return Loss(off_U.square(), metrics={"error": off_U.abs().detach(), "reward": s_U.detach()})

@@ -1,0 +1,130 @@
+"""Train a reward model that scores each step of an answer, and aggregate what it says.
+
+    loss     mean over steps of -[y_k log p_k + (1 - y_k) log(1 - p_k)],   p_k = sigmoid(s_k)
+    answer   min_k p_k, prod_k p_k, mean_k p_k or p_n (the last)
+
+s_k is a linear head on the last hidden state of the token that closes step k, y_k the step's label
+in [0, 1]; all other positions are ignored. One score through a sigmoid is the two-class
+cross-entropy of the usual form: its two logits count by their difference alone. A step is
+tokenised together with its separator ("\\n\\n", or the row's column `separator`), so that no
+separator merges with what follows.
+
+As rewards of single steps, with a bound u and a bonus b over n steps (arXiv 2403.09472):
+
+    min    r_k = min(0, p_k - m_{k-1}) + b/n,   m_0 = u, m_k = min(m_{k-1}, p_k)
+    prod   r_k = min(P_k, u) - min(P_{k-1}, u) + b/n,   P_k = p_1 ... p_k
+
+They telescope: their sums are min(min_k p_k, u) - u + b and min(P_n, u) - min(1, u) + b.
+Sources: arXiv 2305.20050, 2312.08935; labels from roll-outs may be shares, from people -1, 0, 1.
+
+Shapes: U rows, K = 1 branch, T steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from torch.nn.functional import logsigmoid, pad
+
+from truing.core.objective import Loss, Measurements, objective
+from truing.core.scoring import step_scores
+from truing.errors import InputError
+from truing.method import component
+from truing.models import Model, held
+from truing.tables import Row
+
+Aggregate = Literal["min", "prod", "mean", "last"]
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean."""
+    return math.fsum(values) / len(values)
+
+
+def last(values: Sequence[float]) -> float:
+    """The last step's."""
+    return values[-1]
+
+
+AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
+    "min": min,
+    "prod": math.prod,
+    "mean": mean,
+    "last": last,
+}
+
+
+def min_rewards(p: Sequence[float], bound: float = 0.5, bonus: float = 0.25) -> list[float]:
+    """A reward for each step: what it lowers the running minimum by, and its part of the bonus."""
+    made: list[float] = []
+    lowest = bound
+    for value in p:
+        made.append(min(0.0, value - lowest) + bonus / len(p))
+        lowest = min(lowest, value)
+    return made
+
+
+def prod_rewards(p: Sequence[float], bound: float = 0.5, bonus: float = 0.25) -> list[float]:
+    """A reward for each step: what it lowers the running product by, below the bound."""
+    made: list[float] = []
+    product = 1.0
+    for value in p:
+        made.append(min(product * value, bound) - min(product, bound) + bonus / len(p))
+        product *= value
+    return made
+
+
+def steps_of(text: str, separator: str = "\n\n") -> list[str]:
+    """The steps of an answer; what is blank between separators is none."""
+    return [s for s in text.split(separator) if s.strip()]
+
+
+@component("reward")
+def step_reward(
+    rows: list[Row], *, model: str, aggregate: Aggregate = "min", separator: str = "\n\n"
+) -> list[float]:
+    """What a process reward model says of whole answers, in [0, 1]; 0 for one without a step.
+
+    Args:
+        model: key of the model, as `truing.models.hold` gives it.
+        aggregate: of the steps' probabilities.
+        separator: what closes a step.
+    """
+    found = held(model)
+    if not isinstance(found, Model):
+        raise InputError("is not a model", where="reward step_reward", seen=model)
+    parts = [steps_of(str(row["completion"]), separator) for row in rows]
+    some = [i for i, steps in enumerate(parts) if steps]
+    asked: list[Row] = [{"prompt": rows[i]["prompt"], "steps": parts[i]} for i in some]
+    values = [0.0] * len(rows)
+    for i, scores in zip(some, step_scores(found, asked, separator), strict=True):
+        values[i] = AGGREGATES[aggregate]([1 / (1 + math.exp(-s)) for s in scores])
+    return values
+
+
+@objective(
+    paper="preference-losses",
+    unit="token",
+    needs=("scores",),
+    rows="steps",
+    columns={"labels": None},
+)
+def process_reward(m: Measurements, *, ratings: bool = False) -> Loss:
+    """Train a reward model that scores each step of an answer.
+
+    Args:
+        ratings: labels are -1, 0 and 1, of which 0 counts as right, as in PRM800K; without it
+            they are shares in [0, 1].
+    """
+    score_UT, mask_UT = m["scores"][:, 0], m.mask_UKT[:, 0]
+    # Columns are as wide as the longest row of the step, scores as that of the micro-batch or of
+    # what surrounds it; beyond a row's own steps neither counts.
+    label_UT, steps = m["labels"], score_UT.shape[1]
+    label_UT = pad(label_UT, (0, max(0, steps - label_UT.shape[1])))[:, :steps]
+    y_UT = (label_UT >= 0).float() if ratings else label_UT.clamp(0, 1)
+    per_step = -y_UT * logsigmoid(score_UT) - (1 - y_UT) * logsigmoid(-score_UT)
+    right_UT = ((score_UT > 0) == (y_UT > 0.5)).float() * mask_UT
+    seen = {"accuracy": (right_UT.sum(1) / mask_UT.sum(1).clamp(min=1)).detach()}
+    return Loss(per_step, mask_UT, seen)

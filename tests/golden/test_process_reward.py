@@ -1,0 +1,72 @@
+"""Process rewards: the loss by hand, every aggregation, and step rewards that telescope."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from objective_numbers import softminus, total
+
+from truing.core.objective import Measurements
+from truing.train.reward.process_reward import (
+    AGGREGATES,
+    min_rewards,
+    process_reward,
+    prod_rewards,
+    steps_of,
+)
+
+S = [[1.0, -0.5, 2.0], [0.25]]
+
+
+def steps(labels: list[list[float]]) -> Measurements:
+    mask = torch.tensor([[[1.0, 1, 1]], [[1, 0, 0]]])
+    scores = torch.tensor([[S[0]], [[S[1][0], 9.0, -9.0]]])
+    return Measurements(mask, {"scores": scores}, {"labels": torch.tensor(labels)})
+
+
+def test_loss_by_hand() -> None:
+    want = [softminus(1.0), softminus(0.5), 0.5 * (softminus(2.0) + softminus(-2.0))]
+    made = process_reward(steps([[1.0, 0.0, 0.5], [1.0, 0, 0]]))
+    assert total(made) == pytest.approx((sum(want) + softminus(0.25)) / 4, rel=1e-6)
+    assert made.metrics["accuracy"].tolist() == pytest.approx([2 / 3, 1.0])
+    # A rating of 0 counts as right, one of -1 as wrong; columns may be wider or narrower.
+    rated = process_reward(steps([[0.0, -1.0, 1.0, 0.0], [1.0, 0, 0, 0]]), ratings=True)
+    want = [softminus(1.0), softminus(0.5), softminus(2.0), softminus(0.25)]
+    assert total(rated) == pytest.approx(sum(want) / 4, rel=1e-6)
+
+
+def test_aggregations() -> None:
+    p = [0.5, 0.25, 0.75]
+    assert {n: f(p) for n, f in AGGREGATES.items()} == {
+        "min": 0.25,
+        "prod": 0.09375,
+        "mean": 0.5,
+        "last": 0.75,
+    }
+    assert all(f([0.3]) == pytest.approx(0.3) for f in AGGREGATES.values())
+
+
+def test_step_rewards_by_hand() -> None:
+    assert min_rewards([0.75, 0.25, 0.5], bonus=0.0) == [0.0, -0.25, 0.0]
+    # Products 0.8, 0.4, 0.2: nothing until the product falls below one half.
+    assert prod_rewards([0.8, 0.5, 0.5], bonus=0.3) == pytest.approx([0.1, 0.0, -0.1])
+
+
+def test_step_rewards_telescope() -> None:
+    source = random.Random(0)
+    for _ in range(50):
+        p = [source.random() for _ in range(source.randint(1, 6))]
+        bound, bonus = source.random(), source.random()
+        lowest = min(min(p), bound) - bound + bonus
+        assert sum(min_rewards(p, bound, bonus)) == pytest.approx(lowest)
+        product = min(math.prod(p), bound) - bound + bonus
+        assert sum(prod_rewards(p, bound, bonus)) == pytest.approx(product)
+        more = [*p, 1.0]  # a perfect step changes only how the bonus is spread
+        assert sum(min_rewards(more, bound, bonus)) == pytest.approx(lowest)
+
+
+def test_steps_of_text() -> None:
+    assert steps_of("a\n\n\n\nb\n\n") == ["a", "b"] and steps_of("a; b", "; ") == ["a", "b"]

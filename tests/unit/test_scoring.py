@@ -1,0 +1,153 @@
+"""Reward models in use: the plain computation, components, saving, principles, clear errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from truing.changes import Weights
+from truing.context import Context, use
+from truing.core.chat import completion_ids, prompt_ids, step_ids
+from truing.core.rewards import score_model
+from truing.core.scoring import HEAD, ScoreHead, has_head, step_scores
+from truing.core.tiny import tiny_tokenizer
+from truing.errors import InputError
+from truing.method import methods, score
+from truing.models import Model, hold
+from truing.tables import Row, Table
+from truing.train.reward.salmon import ROLE, reviewed
+
+ROWS: list[Row] = [
+    {"prompt": "say a", "completion": "well, a"},
+    {"prompt": "say b", "completion": "b"},
+    {"prompt": "say a", "completion": "no", "finished": False},
+]
+
+
+@pytest.fixture
+def reward(tiny_path: Path, tmp_path: Path) -> Model:
+    """The tiny model with a made-up head."""
+    model = Model.open(tiny_path)
+    head = ScoreHead(128)
+    with torch.no_grad():
+        head.weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(3))
+        head.bias.fill_(0.25)
+    return head.added_to(model, tmp_path / "head")
+
+
+def plain(reward: Model, ids: list[int]) -> torch.Tensor:
+    """Scores at all tokens of one row by itself."""
+    loaded = reward.load_module()
+    with torch.no_grad():
+        out = loaded.module(torch.tensor([ids]), output_hidden_states=True)
+        states = out.hidden_states[-1][0]
+    return states @ loaded.extra[f"{HEAD}.weight"][0] + loaded.extra[f"{HEAD}.bias"]
+
+
+def test_scores_are_those_of_the_plain_computation(reward: Model, tiny_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    want: list[float] = []
+    for row in ROWS:
+        end = row.get("finished") is not False
+        text = str(row["completion"])
+        ids = prompt_ids(tokenizer, str(row["prompt"])) + completion_ids(tokenizer, text, end=end)
+        want.append(float(plain(reward, ids)[-1]))
+    assert score_model(reward, ROWS) == pytest.approx(want, abs=1e-4)
+    assert has_head(reward) and not has_head(Model.open(tiny_path))
+    assert score("reward", {"use": "reward_model", "model": hold(reward)}, ROWS) == pytest.approx(
+        want, abs=1e-4
+    )
+
+
+def test_steps_are_scored_where_they_close(reward: Model) -> None:
+    tokenizer = tiny_tokenizer()
+    rows: list[Row] = [{"prompt": "p", "steps": ["one", "two"]}, {"prompt": "q", "steps": ["x"]}]
+    pieces = step_ids(tokenizer, ["one", "two"], "\n")
+    head = prompt_ids(tokenizer, "p")
+    ends = [len(head) + len(pieces[0]) - 1, len(head) + len(pieces[0]) + len(pieces[1]) - 1]
+    all_scores = plain(reward, [*head, *pieces[0], *pieces[1]])
+    found = step_scores(reward, rows, "\n")
+    assert [len(f) for f in found] == [2, 1]
+    assert found[0] == pytest.approx([float(all_scores[e]) for e in ends], abs=1e-4)
+    asked: list[Row] = [
+        {"prompt": "p", "completion": "one\ntwo\n"},
+        {"prompt": "p", "completion": ""},
+    ]
+    ref = {"use": "step_reward", "model": hold(reward), "separator": "\n"}
+    p = [1 / (1 + 2.718281828459045 ** -float(all_scores[e])) for e in ends]
+    assert score("reward", ref, asked) == pytest.approx([min(p), 0.0], abs=1e-4)
+    mean = score("reward", {**ref, "aggregate": "mean"}, asked)[0]
+    assert mean == pytest.approx(sum(p) / 2, abs=1e-4)
+
+
+def test_a_reward_model_learns_is_saved_and_goes_on(tiny_path: Path, tmp_path: Path) -> None:
+    words = "lime oak rain stone river cloud ash fern".split()
+    pairs = [{"prompt": f"say {w}", "chosen": f"{w}!", "rejected": f"{w}?"} for w in words]
+    model, data = Model.open(tiny_path), Table("pair", pairs)
+    with use(Context(folder=tmp_path / "a")):
+        made = methods["bradley_terry"](model, data, steps=12, lr=3e-3)
+        assert isinstance(made, Model)
+        new = [
+            {"prompt": f"say {w}", "completion": w + end} for w in ("tree", "sun") for end in "!?"
+        ]
+        found = score_model(made, new)
+        assert found[0] > found[1] and found[2] > found[3]
+        again = Model.load(made.save(tmp_path / "saved"))
+        assert score_model(again, new) == pytest.approx(found, abs=1e-5)
+        further = methods["bradley_terry"](made, data, steps=1, lr=1e-9, warmup=0.0)
+        assert isinstance(further, Model)
+        assert score_model(further, new) == pytest.approx(found, abs=1e-3)
+        whole = methods["bradley_terry"](model, data, steps=2, rank=0, lr=1e-4)
+        assert isinstance(whole, Model) and has_head(whole)
+        assert all(isinstance(c, Weights) for c in whole.weight_changes)
+
+
+def test_one_reward_model_for_all_principles(tiny_path: Path, tmp_path: Path) -> None:
+    words = "lime oak rain stone river cloud ash fern".split()
+    good, bad = "It ends in !", "It ends in ?"
+    rows: list[Row] = []
+    for i, w in enumerate(words):
+        one, two = (f"{w}!", f"{w}?") if i % 2 else (f"{w}?", f"{w}!")
+        rows.append(
+            {"prompt": w, "chosen": one, "rejected": two, "principles": [good if i % 2 else bad]}
+        )
+    with use(Context(folder=tmp_path)):
+        made = methods["salmon"](Model.open(tiny_path), Table("pair", rows), steps=2)
+    assert isinstance(made, Model) and has_head(made)
+    asked: list[Row] = [{"prompt": "sun", "completion": "sun!"}]
+    found = score(
+        "reward", {"use": "salmon_reward", "model": hold(made), "principles": [bad]}, asked
+    )
+    text = reviewed("sun", "sun!", [bad])
+    assert text.index("sun!") < text.index("Question") < text.index(bad) < text.index("quality")
+    assert found == score_model(made, [{"prompt": ROLE, "completion": text, "finished": False}])
+    with pytest.raises(InputError, match=r"row 1.*principles"):
+        methods["salmon"](
+            Model.open(tiny_path), Table("pair", [{**rows[0], "principles": "short"}]), steps=1
+        )
+
+
+def test_implicit_rewards(tiny_path: Path, tmp_path: Path) -> None:
+    pairs = [{"prompt": "say a", "chosen": "a!", "rejected": "a?"}]
+    model = Model.open(tiny_path)
+    with use(Context(folder=tmp_path)):
+        tuned = methods["dpo"](model, Table("pair", pairs), steps=3, lr=1e-3)
+    assert isinstance(tuned, Model)
+    plain_scores = score_model(tuned, ROWS)
+    ref = {"use": "implicit_reward", "model": hold(tuned), "beta": 0.5}
+    assert score("reward", ref, ROWS) == pytest.approx([0.5 * v for v in plain_scores], abs=1e-5)
+    again = {**ref, "reference": hold(tuned)}
+    assert score("reward", again, ROWS) == pytest.approx([0.0] * 3, abs=1e-6)
+    with pytest.raises(InputError, match="implies no reward"):
+        score("reward", {"use": "implicit_reward", "model": hold(model)}, ROWS)
+
+
+def test_a_score_that_is_no_number_is_told(reward: Model, tmp_path: Path) -> None:
+    head = ScoreHead(128)
+    with torch.no_grad():
+        head.bias.fill_(float("nan"))
+    broken = head.added_to(reward, tmp_path / "broken")
+    with pytest.raises(InputError, match="not a finite number"):
+        score_model(broken, ROWS)
