@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from truing.claims import Outcome
-from truing.context import Context, use
+from truing.claims import Outcome, step
 from truing.method import methods
 from truing.models import Model
 from truing.tables import Table
 
-__all__ = ["Outcome", "call", "policy_model", "share", "table"]
+__all__ = ["Outcome", "call", "policy_model", "share", "step", "table"]
 
 
 def call(name: str, *inputs: object, seed: int = 0, **settings: object):
     """A method's result under a seed."""
-    with use(Context(seed=seed)):
+    with step(seed):
         return methods[name](*inputs, **settings)
 
 

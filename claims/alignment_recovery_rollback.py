@@ -13,9 +13,9 @@ The card asks for at least 70 % of the lost refusals back, at most 5 % of the ta
 from __future__ import annotations
 
 import torch
-from _policy import Outcome, call, policy_model, share, table
+from _policy import Outcome, call, policy_model, share, step, table
 
-from truing.context import Context, current, use
+from truing.context import current
 from truing.core.weights import patched
 from truing.method import methods
 from truing.models import Model
@@ -58,7 +58,7 @@ def random_restore(damaged: Model, trusted: Model, count: int, seed: int) -> Mod
 def one(policy: Model, held: Table, start: float, seed: int) -> dict[str, float]:
     damaged, task = damage(policy, seed)
     refuse = Table("prompt", [{"prompt": r["prompt"]} for r in table("undo", 24, seed=seed + 50)])
-    with use(Context(seed=seed)) as context:
+    with step(seed) as context:
         made = methods["weight_restore"](
             damaged, policy, refuse, task, rate=RATE, steps=STEPS, warmup=5, save_every=5
         )

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import random
 
-from truing.claims import Outcome
-from truing.context import Context, use
+from truing.claims import Outcome, step
 from truing.core.generate import generate
 from truing.core.stats import spearman
 from truing.decode.rewards import coverage
@@ -57,7 +56,7 @@ def three_words(n: int) -> list[list[str]]:
 
 
 def answers(model: Model, prompts: list[str], *, greedy: bool = False) -> list[str]:
-    with use(Context(seed=SEED)):
+    with step(SEED):
         made = generate(model, prompts, max_tokens=TOKENS, greedy=greedy, seed=SEED)
     return [items[0].text.strip() for items in made]
 

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import random
 
-from truing.claims import Outcome
-from truing.context import Context, use
+from truing.claims import Outcome, step
 from truing.method import methods
 from truing.models import Model
 from truing.recover.task_value import token_probability
@@ -79,7 +78,7 @@ def junk(rows: Table) -> float:
 
 def one(seed: int, base: Model) -> dict[str, float]:
     data, held = pool(seed)
-    with use(Context(seed=seed)):
+    with step(seed):
         chosen = methods["deita"](
             data, base, m=SELECT, tau=0.9,
             complexity={"use": "length", "of": "prompt", "most": 20},
@@ -91,7 +90,7 @@ def one(seed: int, base: Model) -> dict[str, float]:
     found["copies"] = float(len(answers) - len(set(answers)))
     found["rows"] = float(len(chosen))
     for name, rows in (("deita", chosen), ("random", drawn)):
-        with use(Context(seed=seed)):
+        with step(seed):
             made = methods["sft"](base, rows, epochs=1, lr=2e-4, rank=16, batch=8, max_tokens=96)
             found[f"loss_{name}"] = loss(made, held)
     found["loss_base"] = loss(base, held)

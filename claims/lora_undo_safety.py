@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import math
 
-from _policy import Outcome, call, policy_model, share, table
+from _policy import Outcome, call, policy_model, share, step, table
 
 from truing.attack.lora_undo import Budget, cost_to_undo
-from truing.context import Context, use
 from truing.core.stats import spearman
 from truing.method import methods
 
@@ -47,7 +46,7 @@ def run() -> Outcome:
     for seed in SEEDS:
         curve = [Budget(0, 0, rate, ability)]
         for n in ROWS:
-            with use(Context(seed=seed)) as context:
+            with step(seed) as context:
                 undone = methods["lora_undo"](policy, n=n, epochs=EPOCHS, rank=8)
                 size = next(
                     float(m["share_of_parameters"]) for m in context.metrics if "attack" in m

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import re
 
-from truing.claims import Outcome
-from truing.context import Context, use
+from truing.claims import Outcome, step
 from truing.method import methods
 from truing.models import Model
 from truing.tables import Table
@@ -40,7 +39,7 @@ CONTROL = re.compile(r"<\|[^|]*\|>|\bassistant\b", re.IGNORECASE)
 
 
 def draw(model: Model, seed: int, **settings: object) -> list[str]:
-    with use(Context(seed=seed)):
+    with step(seed):
         made = methods["magpie"](model, n=N, max_tokens=TOKENS, **settings)
     assert isinstance(made, Table)
     return [str(r["prompt"]) for r in made]

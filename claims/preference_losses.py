@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import math
 
-from truing.claims import Outcome
-from truing.context import Context, use
+from truing.claims import Outcome, step
 from truing.core.rewards import Rewards
 from truing.method import methods
 from truing.models import Model
@@ -60,7 +59,7 @@ def accuracy(model: Model, data: Table) -> float:
 
 
 def tuned(name: str, base: Model, train: Table, held: Table, seed: int) -> dict[str, float]:
-    with use(Context(seed=seed)) as context:
+    with step(seed) as context:
         made = methods[f"train/{name}"](base, train, epochs=2, lr=3e-4, rank=16, batch=8)
         losses = [float(m["loss"]) for m in context.metrics if "loss" in m]
         return {

@@ -11,9 +11,10 @@ without running it,
     MINUTES    what it takes on two cores
     NEEDS_GPU  whether it can be run without one
 
-and has a function `run() -> Outcome`. The claim is seen when the mean effect is at least the
-margin, its interval lies above 0 and whatever else must hold does. What comes out is reported
-either way; results that were measured are kept in `claims/results/`, written by
+and has a function `run() -> Outcome`, which calls methods inside `with step(seed):`. The claim is
+seen when the mean effect is at least the margin, its interval lies above 0 and whatever else must
+hold does. What comes out is reported either way; results that were measured are kept in
+`claims/results/`, written by
 
     python -m truing.claims SLUG ...
 """
@@ -27,6 +28,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -36,7 +38,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from truing import catalogue as registry
-from truing.context import Context, Json, use
+from truing.context import Context, Json, current, use
 from truing.errors import InputError, unknown
 from truing.runs import hardware, versions
 
@@ -173,6 +175,14 @@ def _beside(path: Path) -> Generator[None]:
         yield
     finally:
         sys.path.remove(str(path.parent))
+
+
+@contextmanager
+def step(seed: int) -> Generator[Context]:
+    """A step of a claim, with its own seed; what it makes lives until the claim ends."""
+    folder = Path(tempfile.mkdtemp(prefix="step-", dir=current().folder))
+    with use(Context(seed=seed, folder=folder)) as context:
+        yield context
 
 
 def _load(path: Path) -> types.ModuleType:
