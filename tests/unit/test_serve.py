@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from truing import catalogue, cli
-from truing.changes import Prefix
+from truing.changes import Decoder, Prefix
 from truing.core.generate import generate
 from truing.errors import InputError
 from truing.method import methods
@@ -304,6 +304,26 @@ def test_run_time_changes_are_in_force(tiny: Model) -> None:
             refused = client.post("/completions", json=body)
             assert refused.status_code == 400
             assert "go past the model's changes (prefix)" in refused.json()["error"]["message"]
+
+
+def test_a_decoder_draws_the_answers_and_its_streams_are_whole(tiny: Model) -> None:
+    rewards = {"short": {"use": "max_words", "n": 1}}
+    decoded = tiny.adding(Decoder("best_of_n", {"n": 3, "rewards": rewards}))
+    with serving(decoded, token="t") as made:
+        headers = {"Authorization": "Bearer t"}
+        with httpx.Client(base_url=made.url, headers=headers, timeout=120) as client:
+            body: dict[str, Any] = {"temperature": 1.0, "seed": 11, "n": 2}
+            found = [c["message"]["content"] for c in _chat(client, **body)["choices"]]
+            drawn = generate(decoded, [USER], n=2, seed=11, max_tokens=16)[0]
+            assert found == [c.text for c in drawn]
+            plain = generate(tiny, [USER], n=2, seed=11, max_tokens=16)[0]
+            assert found != [c.text for c in plain]
+            body |= {"model": "tiny", "messages": USER, "max_tokens": 16}
+            texts = ["", ""]
+            for chunk in _chunks(client, "/chat/completions", body):
+                choice = chunk["choices"][0]
+                texts[choice["index"]] += choice["delta"].get("content", "")
+            assert texts == found
 
 
 def test_a_served_model_can_be_served_again(
