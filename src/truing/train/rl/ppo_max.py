@@ -7,7 +7,7 @@
 
 The twelve tricks: token KL (`beta`), importance sampling (`importance`), entropy bonus (`entropy`),
 reward scaling and normalisation with clipping (`reward`, `clip_reward`), advantage normalisation
-and clipping (`whiten_advantage`, `clip_advantage`), value clipping (`clip_value`), critic (the
+and clipping (`clip_advantage`), value clipping (`clip_value`), critic (the
 model's own value head, else zero, and `critic_rollouts` before any policy step), policy (the model
 given: train it by sft first), GAE (`lam`), clipped surrogate (`clip_ratio`), gradient clipping
 (`clip`). PPO-ptx needs rows with the column `completion`. The defaults are the paper's PPO-max.
@@ -45,6 +45,7 @@ from truing.train.rl.ppo import counted, critic_loss, explained, token_rewards
 
 Shape = Literal["raw", "scaled", "normalised"]
 ALARM_KL, ALARM_LENGTH = 0.3, 1.5
+ENTROPY = 35.0  # above the logarithm of any vocabulary: more entropy is always rewarded
 
 
 def shaped(reward: Tensor, running: State, how: Shape, clip: float) -> Tensor:
@@ -86,16 +87,13 @@ def ppo_max(
     beta: float = 0.02,
     reward: Shape = "normalised",
     clip_reward: float = 10.0,
-    whiten_advantage: bool = False,
     clip_advantage: float = 0.0,
     importance: bool = True,
     clip_ratio: float = 0.2,
     clip_value: float = 0.2,
     vf: float = 1.0,
     entropy: float = 0.0,
-    entropy_target: float = 35.0,
     ptx: float = 0.0,
-    gamma: float = 1.0,
     lam: float = 0.95,
     critic_rollouts: int = 2,
     answers: int = 1,
@@ -111,16 +109,14 @@ def ppo_max(
         beta: strength of the pull towards the reference, at each token's reward.
         reward: rewards as they are, divided by their running deviation, or normalised by it.
         clip_reward: largest normalised reward; 0 for any.
-        whiten_advantage: normalise advantages (population variance, 1e-6).
-        clip_advantage: largest advantage; 0 for any.
+        clip_advantage: largest advantage after normalising them (population variance, 1e-6); 0
+            leaves them as they are.
         importance: weigh by the ratio to the policy that drew the answers.
         clip_ratio: how far from 1 that ratio counts; 0 for any distance.
         clip_value: how far values may move in the critic's loss; 0 for any distance.
         vf: weight of the critic's loss.
-        entropy: weight of the entropy term; 0 does without one.
-        entropy_target: nats a token that it pulls towards.
+        entropy: weight of the entropy term, whose target is 35 nats; 0 does without one.
         ptx: weight of the likelihood of the rows' own answers; 0 does without them.
-        gamma: what a reward one token later is worth.
         lam: how far rewards are believed rather than the critic.
         critic_rollouts: rollouts at first from which the value head alone learns.
     """
@@ -130,13 +126,10 @@ def ppo_max(
                       r["reward"][r["own"] > 0].cpu())  # fmt: skip
     state |= running
     score_UK = shaped(r["reward"], running, reward, clip_reward)
-    advantage_UKT = gae(
-        token_rewards(r, score_UK, beta), r["values"], own_UKT, gamma=gamma, lam=lam
-    )
+    advantage_UKT = gae(token_rewards(r, score_UK, beta), r["values"], own_UKT, lam=lam)
     tensors = {"returns": (advantage_UKT + r["values"]) * own_UKT}
-    if whiten_advantage:
-        advantage_UKT = whiten(advantage_UKT, own_UKT, unbiased=False, eps=1e-6)
     if clip_advantage:
+        advantage_UKT = whiten(advantage_UKT, own_UKT, unbiased=False, eps=1e-6)
         advantage_UKT = advantage_UKT.clamp(-clip_advantage, clip_advantage)
     tensors["advantage"] = advantage_UKT * own_UKT
     critic, reach = critic_loss(clip_value), clip_ratio or float("inf")
@@ -146,7 +139,7 @@ def ppo_max(
         made = by_token(policy_UKT, m, m["own"])
         made = watched(made, clip_fraction=clip_fraction(m, reach, reach)) + vf * critic(m)
         if entropy:
-            made = made + entropy * by_token((m["entropy"] - entropy_target).abs(), m, m["own"])
+            made = made + entropy * by_token((m["entropy"] - ENTROPY).abs(), m, m["own"])
         return made + ptx * by_token(-m.logp_UKT, m, 1 - m["own"]) if ptx else made
 
     seen = monitors(r, own_UKT, state)
