@@ -96,6 +96,8 @@ class Store:
         metrics: Iterable[Mapping[str, Json]] = (),
     ) -> Noun:
         """Keep an artefact under `key`, drop its scratch, and give it back as the store has it."""
+        for left in self._place(key).parent.glob(f".{key}.*"):  # of a process that was killed here
+            shutil.rmtree(left, ignore_errors=True)
         with files.new_folder(self._place(key)) as partial:
             noun.save(partial / "data")
             lines = [json.dumps(m, ensure_ascii=False) + "\n" for m in metrics]

@@ -1,0 +1,156 @@
+"""kill -9, Ctrl-C, a full disk and a second run at once: the result is the same as without."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from small_run import PROGRAM, STEPS, Small, make
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("small") / "template")
+
+
+@pytest.fixture(scope="module")
+def whole(template: Path) -> Small:
+    """A run that nothing disturbed."""
+    small = Small.copy(template, template.parent / "whole")
+    line = small.finish()
+    assert line["cached_steps"] == 0 and len(small.steps()) == STEPS
+    small.verify()
+    return small
+
+
+def seconds(small: Small) -> float:
+    """How long its steps took together."""
+    return sum(float(str(s["seconds"])) for s in small.steps().values())
+
+
+def stop_somewhere(
+    small: Small, how: signal.Signals, moment: float, step: str = "rules"
+) -> tuple[int, str, str]:
+    """Send a signal `moment` seconds after a step began; (exit code, stdout, stderr)."""
+    process = small.start()
+    small.wait_until_running(process, step)
+    time.sleep(moment)
+    process.send_signal(how)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def goes_on(small: Small, whole: Small) -> None:
+    """Resume; nothing that had been made is made again, and all is as in the undisturbed run."""
+    before, finished = small.made(), [n for n, s in small.steps().items() if s["status"] == "done"]
+    small.verify()
+    small.finish()
+    small.verify()
+    assert small.hashes() == whole.hashes()
+    assert [n for n in finished if not small.steps()[n]["cached"]] == []
+    now = small.made()
+    assert {k: now[k] for k in before} == before
+    store = small.folder / "home" / "store"
+    assert not list((store / "scratch").glob("*")), "scratch of steps that have ended"
+    assert not list(store.rglob("*.partial")) and not list((store / "artefacts").glob("??/.*"))
+
+
+def kills(template: Path, whole: Small, folder: Path, seed: int, times: int) -> None:
+    """One run, killed up to `times` times on its way, at random moments."""
+    source = random.Random(seed)
+    span, killed, tried = seconds(whole) / times, 0, 0
+    while not killed:  # a machine may be so much faster now that it ends before
+        tried += 1
+        small = Small.copy(template, folder / f"small{tried}")
+        for _ in range(times):
+            code, _, err = stop_somewhere(small, signal.SIGKILL, source.uniform(0, span))
+            assert code in (0, -signal.SIGKILL), err
+            killed += code != 0
+        span /= 2
+    goes_on(small, whole)
+
+
+def test_killed_three_times_and_resumed(template: Path, whole: Small, tmp_path: Path) -> None:
+    kills(template, whole, tmp_path, seed=1, times=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_at_twenty_moments(template: Path, whole: Small, tmp_path: Path, seed: int) -> None:
+    kills(template, whole, tmp_path, seed=100 + seed, times=1)
+
+
+def test_ctrl_c_is_clean_and_resumable(template: Path, whole: Small, tmp_path: Path) -> None:
+    small = Small.copy(template, tmp_path / "small")
+    code, out, err = stop_somewhere(small, signal.SIGINT, 0.0, "aligned")
+    assert code == 3 and "Traceback" not in err, err
+    line = json.loads(out)
+    assert line["exit_code"] == 3 and "he same command goes on from here" in line["error"]
+    assert [e for e in err.splitlines() if e.startswith("truing: ")] == [f"truing: {line['error']}"]
+    assert small.manifest()["status"] == "stopped"
+    goes_on(small, whole)
+
+
+def test_two_runs_at_once_share_the_store(template: Path, whole: Small, tmp_path: Path) -> None:
+    small = Small.copy(template, tmp_path / "small")
+    both = {runs: small.start(runs) for runs in ("one", "two")}
+    for process in both.values():
+        _, err = process.communicate(timeout=280)
+        assert process.returncode == 0, err
+    assert small.hashes("one") == small.hashes("two") == whole.hashes()
+    cached = [[bool(s["cached"]) for s in small.steps(runs).values()] for runs in both]
+    assert [a != b for a, b in zip(*cached, strict=True)] == [True] * STEPS  # each made once
+    small.verify()
+
+
+DISK = """
+set -e
+mount -t tmpfs -o size=64m small "$1"
+cp -r "$2"/. "$1"
+cd "$1"
+export TRUING_HOME="$1/home"
+free=$(df --output=avail -k . | tail -1)
+dd if=/dev/zero of=ballast bs=1024 count=$((free - 22 * 1024)) status=none
+code=0
+"$3" -c "$4" run r.yaml --json >first.json 2>first.err || code=$?
+echo "$code"
+rm ballast
+"$3" -c "$4" run r.yaml --json >second.json 2>second.err
+mkdir "$5" && cp -r runs home first.* second.* "$5"
+"""
+
+
+def test_full_disk(template: Path, whole: Small, tmp_path: Path) -> None:
+    """A file system of a few MiB: one message, nothing half there, and on it goes with space."""
+    probe = ["unshare", "-Urm", "sh", "-c", f"mount -t tmpfs -o size=1m small {tmp_path}"]
+    if not shutil.which("unshare") or subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("this system lets no user mount a file system in a namespace")
+    (tmp_path / "disk").mkdir()
+    words = [tmp_path / "disk", template, sys.executable, PROGRAM, tmp_path / "after"]
+    done = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", DISK, "sh", *map(str, words)],
+        env=whole.env(), capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    after = Small(tmp_path / "after")
+    assert done.returncode == 0, done.stderr + (after.folder / "second.err").read_text()
+    assert done.stdout.strip() == "3"
+    said = (after.folder / "first.err").read_text()
+    assert "Traceback" not in said, said
+    line = json.loads((after.folder / "first.json").read_text())
+    assert line["exit_code"] == 3 and "warm" in line["error"] and "disk is full" in line["error"]
+    assert "Free some space; the same command goes on from here" in line["error"]
+    assert after.hashes() == whole.hashes()
+    assert after.steps()["pairs"]["cached"] and not after.steps()["warm"]["cached"]
+    after.verify()
