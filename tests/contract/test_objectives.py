@@ -61,7 +61,7 @@ def table_for(spec: Objective, rows: int = 6) -> Table:
             steps = [f"{WORDS[i]} one", "then two", "so three"][: 1 + i % 3]
             row |= {"steps": steps, "labels": [1.0, 0.0, 0.5][: 1 + i % 3]}
         elif spec.rows == "judgement":
-            row |= {"completion": answers[i % 2], "score": 0.5 * i}
+            row |= {"completion": answers[i % 2], "score": 0.15 * i}
         elif spec.rows == "negative":
             row |= {"rejected": answers[i % 2]}
         elif spec.rows != "prompt":

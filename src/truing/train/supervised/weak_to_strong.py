@@ -1,0 +1,113 @@
+"""Train a strong classifier on a weak supervisor's labels, so that it outgrows its teacher.
+
+    q = P(good) by the weak supervisor, s the score of the student's head, p = sigmoid(s)
+    weak_to_strong              CE(q)             CE(t) = -t logsigmoid(s) - (1 - t) logsigmoid(-s)
+    weak_to_strong_confidence   CE((1 - c) q + c h)
+    weak_to_strong_product      CE(t),   t = p^b q^a / (p^b q^a + (1 - p)^b (1 - q)^a)
+
+h is the student's own hard label: 1 iff p is at least the (1 - mean q) quantile of p over the step
+(interpolated linearly), so that its share of good answers follows the weak labels'. c rises
+linearly from 0 to `confidence` over the first `warmup_steps` steps; the original's code lets it
+rise to a tenth of that and then jump. Targets carry no gradient. With c = 0, or b = 0 and a = 1,
+both are the first form.
+
+Rows are judgements: prompt, completion, and the weak probability as `score` in [0, 1]; synthesis by
+`weak_labels`, the gap recovered by `performance_gap`. The paper's other strategies are steps of a
+recipe: bootstrapping through models of growing size is this method in a row, an ensemble the mean
+of several label columns, confidence filtering a selection.
+
+Sources: "Weak-to-Strong Generalization beyond Accuracy", arXiv 2410.12621; the auxiliary
+confidence loss is that of arXiv 2312.09390.
+
+Shapes: U rows, K = 1 branch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from truing.core.objective import Loss, Measurements, State, objective
+from truing.errors import InputError
+
+
+def weak_labels_of(m: Measurements) -> Tensor:
+    """q of each row, [U]; an InputError when they are no probabilities."""
+    q_U = m["score"]
+    if bool(((q_U < 0) | (q_U > 1)).any()):
+        raise InputError(
+            "a weak label is a probability in [0, 1]",
+            where="column 'score'",
+            seen=[float(q_U.min()), float(q_U.max())],
+        )
+    return q_U
+
+
+def soft_loss(s_U: Tensor, target_U: Tensor, q_U: Tensor) -> Loss:
+    """Cross-entropy to soft targets, which are held constant."""
+    t_U = target_U.detach()
+    per_row = -t_U * logsigmoid(s_U) - (1 - t_U) * logsigmoid(-s_U)
+    agree_U = ((s_U > 0) == (q_U > 0.5)).float().detach()
+    return Loss(per_row, metrics={"agreement": agree_U, "score": s_U.detach()})
+
+
+def hard_labels(p_U: Tensor, q_U: Tensor) -> Tensor:
+    """1 where p is at least its (1 - mean q) quantile, [U]."""
+    return (p_U >= torch.quantile(p_U, (1 - q_U.mean()).clamp(0, 1))).float()
+
+
+@objective(
+    paper="weak-to-strong", unit="token", needs=("scores",), rows="judgement",
+    columns={"score": None},
+)  # fmt: skip
+def weak_to_strong(m: Measurements) -> Loss:
+    """Train a strong classifier on a weak supervisor's labels, as they are."""
+    q_U = weak_labels_of(m)
+    return soft_loss(m.last("scores")[:, 0], q_U, q_U)
+
+
+@objective(
+    paper="weak-to-strong", unit="batch", needs=("scores",), rows="judgement",
+    columns={"score": None},
+)  # fmt: skip
+def weak_to_strong_confidence(
+    m: Measurements,
+    state: State | None = None,
+    *,
+    confidence: float = 0.5,
+    warmup_steps: int = 10,
+) -> Loss:
+    """Train on weak labels mixed with what the student itself is sure of.
+
+    Args:
+        confidence: c, the weight of the student's own hard labels.
+        warmup_steps: over which c rises from 0.
+    """
+    if not 0 <= confidence <= 1:
+        raise InputError("setting 'confidence' must be in [0, 1]", seen=confidence)
+    done = float((state or {}).get("steps", torch.zeros(())))
+    c = confidence * min(1.0, done / max(1, warmup_steps))
+    q_U, s_U = weak_labels_of(m), m.last("scores")[:, 0]
+    h_U = hard_labels(s_U.detach().sigmoid(), q_U)
+    loss = soft_loss(s_U, (1 - c) * q_U + c * h_U, q_U)
+    return Loss(loss.per_unit, metrics=loss.metrics, state={"steps": torch.tensor(done + 1)})
+
+
+@objective(
+    paper="weak-to-strong", unit="token", needs=("scores",), rows="judgement",
+    columns={"score": None},
+)  # fmt: skip
+def weak_to_strong_product(
+    m: Measurements, *, weak_power: float = 1.0, student_power: float = 0.5
+) -> Loss:
+    """Train on the renormalised product of weak labels and the student's own.
+
+    Args:
+        weak_power: a, of the weak supervisor's probabilities.
+        student_power: b, of the student's.
+    """
+    q_U, s_U = weak_labels_of(m), m.last("scores")[:, 0]
+    # The log-odds of the product are the weighted sum of the two log-odds.
+    odds_U = student_power * s_U.detach() + weak_power * torch.logit(q_U, eps=1e-6)
+    return soft_loss(s_U, odds_U.sigmoid(), q_U)
