@@ -1,0 +1,116 @@
+"""PPO-max by hand: running moments, shaped rewards, each trick as a switch, the monitors."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from online_numbers import (
+    NEW,
+    OLD,
+    REF,
+    REWARD,
+    gradient,
+    loss_of,
+    mean,
+    ones,
+    rollout,
+    std,
+    total,
+)
+
+from truing.core.advantages import moments, sigma
+from truing.train.rl.ppo import token_rewards
+from truing.train.rl.ppo_max import ppo_max, shaped
+
+FLAT = [r for g in REWARD for r in g]
+OFF: dict[str, float] = {"vf": 0.0, "critic_rollouts": 0}
+
+
+def test_running_moments_are_those_of_all_that_was_seen() -> None:
+    source = torch.Generator().manual_seed(3)
+    values = torch.randn(20, generator=source, dtype=torch.float64) * 3 + 5
+    for cuts in ([20], [1, 19], [7, 7, 6]):
+        state = None
+        for part in values.split(cuts):
+            state = moments(state, part)
+        assert state is not None
+        assert float(state["mean"]) == pytest.approx(float(values.mean()), rel=1e-12)
+        assert float(sigma(state)) == pytest.approx(float(values.std()), rel=1e-10)
+
+
+def test_rewards_by_hand() -> None:
+    state = moments(None, torch.tensor(FLAT))
+    reward = torch.tensor(REWARD)
+    assert shaped(reward, state, "raw", 0.1).tolist() == REWARD
+    scaled = shaped(reward, state, "scaled", 0.1).flatten().tolist()
+    assert scaled == pytest.approx([x / std(FLAT) for x in FLAT])
+    z = [(x - mean(FLAT)) / std(FLAT) for x in FLAT]
+    clipped = shaped(reward, state, "normalised", 0.8).flatten().tolist()
+    assert clipped == pytest.approx([min(max(x, -0.8), 0.8) for x in z], rel=1e-5)
+    equal = moments(None, torch.ones(3))
+    assert shaped(torch.ones(3), equal, "normalised", 0.0).tolist() == [0.0] * 3
+
+
+def test_token_rewards_sum_to_the_score_less_the_divergence() -> None:
+    r = rollout()
+    made = token_rewards(r, torch.tensor(REWARD), 0.02).sum(-1)
+    for u in range(2):
+        for k in range(2):
+            wanted = REWARD[u][k] - 0.02 * (sum(OLD[u][k]) - sum(REF[u][k]))
+            assert float(made[u, k]) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_first_update_is_minus_the_mean_advantage() -> None:
+    r = rollout()
+    update = ppo_max(r, **OFF)
+    loss = loss_of(update, r, now=OLD)
+    a = update.tensors["advantage"]
+    assert total(loss) == pytest.approx(-float(a.sum()) / 10, rel=1e-5)
+    assert torch.allclose(gradient(loss), -a / 10, atol=1e-6)
+
+
+def test_switches() -> None:
+    r = rollout()
+    normal = ppo_max(r, clip_advantage=0.5, **OFF).tensors["advantage"]
+    assert normal.abs().max() == pytest.approx(0.5) and normal[ones() == 0].abs().sum() == 0
+    # Without importance sampling: the plain policy gradient, whatever has moved.
+    plain = ppo_max(r, importance=False, **OFF)
+    got = gradient(loss_of(plain, r, now=NEW))
+    assert torch.allclose(got, -plain.tensors["advantage"] / 10, atol=1e-6)
+    # The entropy term: 35 nats less what there is, over ten tokens.
+    entropy = torch.full((2, 2, 4), 2.0)
+    more = ppo_max(r, entropy=0.1, **OFF)
+    base = total(loss_of(ppo_max(r, **OFF), r))
+    assert total(loss_of(more, r, entropy=entropy)) == pytest.approx(base + 0.1 * 33, rel=1e-5)
+
+
+def test_ptx_learns_from_the_given_answer_alone() -> None:
+    """The second answer of each group is the row's own: no policy term reaches it."""
+    r = rollout(own=[[1.0, 0.0], [1.0, 0.0]])
+    update = ppo_max(r, ptx=0.5, **OFF)
+    assert update.tensors["advantage"][:, 1].abs().sum() == 0
+    got = gradient(loss_of(update, r, now=OLD))
+    own = update.tensors["advantage"][:, 0]
+    assert torch.allclose(got[:, 0], -own / 4, atol=1e-6)
+    assert torch.allclose(got[:, 1], -0.5 * ones()[:, 1] / 6, atol=1e-6)
+    # Only the policy's own rewards are normalised by.
+    assert update.state is not None and float(update.state["count"]) == pytest.approx(2.0)
+
+
+def test_monitors() -> None:
+    r = rollout()
+    first = ppo_max(r, **OFF)
+    seen = {n: float(v) for n, v in first.metrics.items()}
+    old = [x for row in OLD for y in row for x in y]
+    ref = [x for row in REF for y in row for x in y]
+    assert seen["reward_std"] == pytest.approx(std(FLAT)) and seen["reward_max"] == 3.0
+    assert seen["perplexity"] == pytest.approx(math.exp(-mean(old)), rel=1e-5)
+    assert seen["perplexity_ref"] == pytest.approx(math.exp(-mean(ref)), rel=1e-5)
+    assert seen["alarm"] == 1.0  # the divergence of these numbers is 0.7 nats a token
+    near = r.having(ref_logp=r["logp"])
+    calm = ppo_max(near, **OFF)
+    assert float(calm.metrics["alarm"]) == 0.0 and calm.state is not None
+    short = {**calm.state, "first_length": torch.tensor(1.0)}
+    assert float(ppo_max(near, short, **OFF).metrics["alarm"]) == 1.0  # 2.5 tokens, from 1
