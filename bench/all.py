@@ -7,16 +7,25 @@ import json
 import subprocess
 import sys
 
-from bench.runner import RESULTS, ROOT, Json, finish, say
+from bench.runner import MODEL, RESULTS, ROOT, THREADS, Json, asked, finish, say
 
-ROWS: dict[str, list[str]] = {
-    "dpo": ["bench.dpo"],
-    "dpo_long": ["bench.dpo", "--long", "--pairs", "32"],
-    "dpo_full": ["bench.dpo", "--full"],
-    "sft": ["bench.sft"],
-    "sampling": ["bench.sampling"],
-    "beta_sweep": ["bench.beta_sweep"],
+ROWS: dict[str, tuple[str, int, list[str]]] = {  # module, rows, flags
+    "dpo": ("bench.dpo", 64, []),
+    "dpo_long": ("bench.dpo", 32, ["--long"]),
+    "dpo_full": ("bench.dpo", 64, ["--full"]),
+    "sft": ("bench.sft", 64, []),
+    "sampling": ("bench.sampling", 64, []),
+    "beta_sweep": ("bench.beta_sweep", 64, []),
 }
+
+
+def measured(name: str) -> Json | None:
+    """The result of a row, if it is there and was measured in full."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text())
+    return found if found.get("asked") == asked(MODEL, ROWS[name][1], THREADS) else None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,20 +39,20 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"no such row: {sorted(unknown)[0]}; rows are {', '.join(ROWS)}")
     line: Json = {"bench": "all"}
     for name in args.rows or ROWS:
-        module, *flags = ROWS[name]
-        path = RESULTS / f"{name}.json"
-        if not path.exists() or args.again:
+        module, pairs, flags = ROWS[name]
+        found = None if args.again else measured(name)
+        if found is None:
             say(name)
-            command = [sys.executable, "-m", module, *flags, "--json"]
+            command = [sys.executable, "-m", module, "--pairs", str(pairs), *flags, "--json"]
             again = ["--again"] * args.again
             done = subprocess.run([*command, *again], cwd=ROOT, stdout=subprocess.PIPE, check=False)
-            if done.returncode:
-                line[name] = f"failed with exit code {done.returncode}"
-                continue
-        found = json.loads(path.read_text())
+            found = None if done.returncode else measured(name)
+        if found is None:
+            line[name] = "failed"
+            continue
         line[name] = {k: v for k, v in found.items() if "ratio" in k or k == "peak_fraction"}
     finish(line, args.json)
-    raise SystemExit(any(isinstance(v, str) and v.startswith("failed") for v in line.values()))
+    raise SystemExit(any(v == "failed" for v in line.values()))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
         "reference_seconds_second": second["reference_seconds"],
         "betas": BETAS,
     }
-    write("beta_sweep", line, {"rows": args.pairs, "runs": made["runs"]}, where)
+    write("beta_sweep", line, {"rows": args.pairs, "runs": made["runs"]}, where, args)
     finish(line, args.json)
 
 

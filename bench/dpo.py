@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     line, details, where = measure(
         name, job, micro_batches(), defaults=not args.no_defaults, again=args.again
     )
-    write(name, line, details, where)
+    write(name, line, details, where, args)
     finish(line, args.json)
 
 

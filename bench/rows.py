@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 SET = "hh_rlhf/helpful-base.test"
-LONG_SET = "hh_rlhf/helpful-rejection-sampled.test"
+LONG_SET = "hh_rlhf/helpful-online.test"
 MOST = 1024  # tokens of a prompt and one answer
 LONG_PROMPT = 600  # tokens at least
-LONG_ANSWER = (75, 250)  # tokens of each answer: about 150
+LONG_ANSWER = (60, 300)  # tokens of each answer: about 150
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,12 @@ def read(model: str, count: int, long: bool = False) -> list[Pair]:
     tokenizer = Model.open(model).load_module().tokenizer
 
     def every() -> Iterator[Pair]:
-        for name in (LONG_SET, SET) if long else (SET,):
-            for row in datasets.read(name, "pair"):
-                yield Pair(
-                    prompt_ids(tokenizer, row["prompt"]),  # type: ignore[arg-type]
-                    completion_ids(tokenizer, str(row["chosen"])),
-                    completion_ids(tokenizer, str(row["rejected"])),
-                )
+        for row in datasets.read(LONG_SET if long else SET, "pair"):
+            yield Pair(
+                prompt_ids(tokenizer, row["prompt"]),  # type: ignore[arg-type]
+                completion_ids(tokenizer, str(row["chosen"])),
+                completion_ids(tokenizer, str(row["rejected"])),
+            )
 
     return chosen_pairs(every(), count, long)
 

@@ -138,9 +138,10 @@ def peak_gflops(threads: int) -> float:
         "for size in (1024, 2048, 3072):\n"
         "    a, b = torch.randn(size, size), torch.randn(size, size)\n"
         "    for product in (torch.mm, times_t):\n"
-        "        for _ in range(10):\n"
-        "            t = time.perf_counter(); product(a, b); t = time.perf_counter() - t\n"
-        "            best = max(best, 2 * size**3 / t / 1e9)\n"
+        "        end = time.perf_counter() + 1\n"
+        "        while (t := time.perf_counter()) < end:\n"
+        "            product(a, b)\n"
+        "            best = max(best, 2 * size**3 / (time.perf_counter() - t) / 1e9)\n"
         "print(best)\n"
     )
     with tempfile.TemporaryDirectory() as home:
@@ -172,10 +173,16 @@ def machine(threads: int) -> Json:
     }
 
 
-def write(name: str, line: Json, details: Json, where: Json) -> None:
-    """Write a result: the line, what stands behind it, the machine."""
+def asked(model: str, pairs: int, threads: int) -> Json:
+    """What a result is for: a smoke run must not pass for a measurement."""
+    return {"model": model, "pairs": pairs, "threads": threads}
+
+
+def write(name: str, line: Json, details: Json, where: Json, args: argparse.Namespace) -> None:
+    """Write a result: the line, what was asked, what stands behind it, the machine."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    data = {"schema_version": 1, **line, "details": details, "machine": where}
+    told = {"asked": asked(args.model, args.pairs, args.threads)}
+    data = {"schema_version": 1, **line, **told, "details": details, "machine": where}
     path = RESULTS / f"{name}.json"
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(data, indent=1) + "\n")

@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         "prompts": len(prompts), "draws": DRAWS, "tokens": TOKENS, "runs": runs,
         "search_seconds_per_prompt": search,
     }  # fmt: skip
-    write("sampling", line, details, where)
+    write("sampling", line, details, where, args)
     finish(line, args.json)
 
 

@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> None:
     job = job_of("sft", args, rows.read(args.model, args.pairs), full=False)
     candidates = micro_batches() | {"packed": {"micro_batch": 1, "packing": True}}
     line, details, where = measure("sft", job, candidates, defaults=True, again=args.again)
-    write("sft", line, details, where)
+    write("sft", line, details, where, args)
     finish(line, args.json)
 
 

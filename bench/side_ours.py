@@ -75,7 +75,7 @@ def run(job: dict[str, object], beta: float, folder: Path) -> dict[str, object]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     save_file(
         {n: p.detach().contiguous() for n, p in task.trained().items()},
-        folder.parent / "trained.safetensors",
+        Path(str(job["folder"])) / "trained.safetensors",
     )
     return {
         "seconds": last - began,

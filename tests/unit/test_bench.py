@@ -172,9 +172,11 @@ def test_results_are_written_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(runner, "RESULTS", tmp_path)
-    runner.write("dpo", {"bench": "dpo", "ratio_best": 2.0}, {"rows": 1}, {"cpu": "x"})
+    args = argparse.Namespace(model="m", pairs=8, threads=1)
+    runner.write("dpo", {"bench": "dpo", "ratio_best": 2.0}, {"rows": 1}, {"cpu": "x"}, args)
     found = json.loads((tmp_path / "dpo.json").read_text())
     assert found["ratio_best"] == 2.0 and found["machine"] == {"cpu": "x"}
+    assert found["asked"] == {"model": "m", "pairs": 8, "threads": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["dpo.json"]
     runner.finish({"bench": "dpo", "ratio_best": 2.0}, True)
     assert json.loads(capsys.readouterr().out) == {"bench": "dpo", "ratio_best": 2.0}
@@ -186,13 +188,18 @@ def test_rows_that_were_measured_are_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(everything, "RESULTS", tmp_path)
-    for name in everything.ROWS:
-        (tmp_path / f"{name}.json").write_text(json.dumps({"ratio_best": 2.0, "details": {}}))
+    for name, (_, pairs, _) in everything.ROWS.items():
+        told = runner.asked(runner.MODEL, pairs, runner.THREADS)
+        text = json.dumps({"ratio_best": 2.0, "details": {}, "asked": told})
+        (tmp_path / f"{name}.json").write_text(text)
+    smoke = json.dumps({"ratio_best": 9.0, "asked": runner.asked("tiny", 8, 1)})
     with pytest.raises(SystemExit) as ended:
         everything.main(["--json"])
     assert not ended.value.code
     line = json.loads(capsys.readouterr().out)
     assert line["dpo"] == {"ratio_best": 2.0} and set(line) == {"bench", *everything.ROWS}
+    (tmp_path / "dpo.json").write_text(smoke)
+    assert everything.measured("dpo") is None and everything.measured("sft") is not None
     with pytest.raises(SystemExit) as ended:
         everything.main(["dqo"])
     assert ended.value.code == 2
