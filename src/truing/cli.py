@@ -179,7 +179,7 @@ def _parser() -> Parser:
     def add(name: str, command: Command, text: str) -> Parser:
         child = cast(Parser, sub.add_parser(name, help=text, description=text, allow_abbrev=False))
         child.add_argument("--json", action="store_true", help="JSON alone on stdout")
-        child.set_defaults(run=command, parser=child)
+        child.set_defaults(call=command, parser=child)
         return child
 
     child = add("list", _list, "all methods")
@@ -263,7 +263,7 @@ def _command(argv: list[str]) -> object:
     if args.command is None:
         parser.print_help()
         return None
-    return args.run(args)
+    return args.call(args)
 
 
 def _finite(value: object) -> object:

@@ -238,6 +238,13 @@ def test_settings_that_are_not_numbers(run: Run, tmp_path: Path) -> None:
     assert code == 2 and "Did you mean 'min_words'?" in json.loads(out)["error"]
 
 
+def test_why_and_claim_reach_their_commands(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("why", "no-such-row", "--run", str(tmp_path / "none"))
+    assert code == 2 and "not the folder of a run" in err
+    code, _, err = run("claim", "no-such-claim")
+    assert code == 2 and "no-such-claim" in err
+
+
 def test_help(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--help"], ["list", "--help"], ["train", "dpo", "--help"]):
         with pytest.raises(SystemExit) as ended:
