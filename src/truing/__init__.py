@@ -25,6 +25,7 @@ _WHERE = {
     "methods": "truing.method",
     "get_component": "truing.method",
     "objective": "truing.core.objective",
+    "online": "truing.core.online",
     "generate": "truing.core.generate",
     "Plan": "truing.plan",
     "run": "truing.pipeline",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from truing.compare import compare as compare
     from truing.core.generate import generate as generate
     from truing.core.objective import objective as objective
+    from truing.core.online import online as online
     from truing.errors import InputError as InputError
     from truing.errors import Stopped as Stopped
     from truing.errors import TruingError as TruingError

@@ -244,7 +244,7 @@ def measure(slug: str) -> dict[str, Json]:
     }
 
 
-def run(slug: str) -> dict[str, Json]:
+def claim(slug: str) -> dict[str, Json]:
     """Measure a claim again: {"claim", "seen", "effect", "interval", "seconds"}."""
     found = measure(slug)
     return {name: found[name] for name in ("claim", "seen", "effect", "interval", "seconds")}

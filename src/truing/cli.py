@@ -105,7 +105,7 @@ def _claim(args: argparse.Namespace) -> object:
             for c in found:
                 print(f"  {c['claim']:<28} {c['title']}")
         return found
-    line = claims.run(args.slug)
+    line = claims.claim(args.slug)
     if not args.json:
         print(json.dumps(line))
     return line

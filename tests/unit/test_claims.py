@@ -90,7 +90,7 @@ def test_kept_results_are_of_known_claims_and_whole() -> None:
 
 def test_a_claim_is_measured_and_its_result_kept(place: Path) -> None:
     write(place, "[1.9, 2.0, 2.1]")
-    line = claims.run("some-claim")
+    line = claims.claim("some-claim")
     assert set(line) == {"claim", "seen", "effect", "interval", "seconds"}
     assert (line["claim"], line["seen"]) == ("some-claim", True)
     assert line["effect"] == pytest.approx(2.0)
@@ -113,7 +113,7 @@ def test_a_claim_is_measured_and_its_result_kept(place: Path) -> None:
 )
 def test_seen_or_not(place: Path, effects: str, holds: bool, seen: bool) -> None:
     write(place, effects, holds)
-    assert claims.run("some-claim")["seen"] is seen
+    assert claims.claim("some-claim")["seen"] is seen
 
 
 def test_intervals_over_prompts_are_resampled() -> None:
@@ -150,13 +150,13 @@ def test_command_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_faulty_claims_are_named(place: Path, changed: dict[str, str], message: str) -> None:
     write(place, **changed)
     with pytest.raises(InputError, match=message):
-        claims.run("some-claim")
+        claims.claim("some-claim")
 
 
 def test_effects_must_be_numbers(place: Path) -> None:
     write(place, "[float('nan')]")
     with pytest.raises(InputError, match="finite effects"):
-        claims.run("some-claim")
+        claims.claim("some-claim")
 
 
 def test_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
