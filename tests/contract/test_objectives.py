@@ -21,7 +21,7 @@ from truing.core.reference import Reference
 from truing.core.scoring import ScoreHead, has_head
 from truing.core.text_task import TextTask
 from truing.core.tiny import tiny_config, tiny_tokenizer
-from truing.core.train_text import find_teachers, read_units
+from truing.core.train_text import find_heads, find_teachers, read_units
 from truing.core.training import HOOKS, Hook
 from truing.method import methods
 from truing.models import Model
@@ -72,6 +72,8 @@ def table_for(spec: Objective, rows: int = 6) -> Table:
         for name, default in spec.columns.items():
             if name not in row:
                 row[name] = 0.3 + 0.05 * i if default is None else default
+        if spec.heads:
+            row[spec.heads] = i % 2
         made.append(row)
     return Table(spec.rows, made)
 
@@ -236,6 +238,8 @@ def build(model: Model, spec: Objective, budget: int, others: Sequence[Model]) -
     taught = find_teachers(spec, loaded, taught_by(spec, others), defaults(spec), "float32")
     if taught is not None:
         task.learn_from(taught)
+    if spec.heads:
+        task.speak_with(find_heads(loaded, defaults(spec), 4))
     task.adapt(lora.attach(loaded.module, 4, 8.0, seed=1))
     source = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -311,7 +315,7 @@ def test_training_lowers_the_objective(
     with use(Context(folder=tmp_path)) as context:
         made = methods[name](model, table_for(spec), steps=6, lr=2e-3, batch=6, warmup=0.0, **more)
     scored = "scores" in spec.needs
-    kinds = ["adapter", "weights"] if scored else ["adapter"]
+    kinds = ["adapter", "weights"] if scored or spec.heads else ["adapter"]
     assert isinstance(made, Model) and [c.kind for c in made.weight_changes] == kinds
     assert has_head(made) is scored
     losses = [float(str(m["loss"])) for m in context.metrics if "loss" in m]

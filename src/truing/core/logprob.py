@@ -218,6 +218,7 @@ def measure(
     grad: bool = True,
     extras: Extras | None = None,
     heads: Mapping[str, nn.Module] | None = None,
+    change: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Measure the loss tokens of a micro-batch.
 
@@ -231,6 +232,7 @@ def measure(
             functions from a slice of them to a tensor.
         heads: further heads by name, each from float32 states [M, D] of the tokens that predict the
             loss tokens to one number [M, 1], such as a critic's values.
+        change: of those states before the vocabulary's head sees them, such as another head's.
 
     Returns each need and head as [U, K, T] in float32, 0 at padding, and "mask" [U, K, T]. Raises
     InputError for architectures that trees do not compute exactly, and for rows longer than the
@@ -241,6 +243,7 @@ def measure(
             raise unknown("measurement", name, STATISTICS)
     with torch.set_grad_enabled(grad):
         rows_MD = states(module, packed)[packed.source_M]
+        rows_MD = rows_MD if change is None else change(rows_MD)
         head = _head(module)
         values = cast(
             "tuple[Tensor, ...]",

@@ -186,6 +186,8 @@ class Objective:
         hook: name of an engine hook that changes inputs, reference or sampling.
         teachers: roles of frozen teachers, each an input of the method, and how their
             distributions are kept: "full" or "top" (see `core.teacher`).
+        heads: column with the number of the output head that a row is measured under; the settings
+            `objectives` and `head_rank` say how many there are and of what rank.
     """
 
     name: str
@@ -197,6 +199,7 @@ class Objective:
     texts: Mapping[str, str | None] = field(default_factory=dict)
     hook: str = ""
     teachers: Mapping[str, str] = field(default_factory=dict)
+    heads: str = ""
 
     @property
     def settings(self) -> dict[str, inspect.Parameter]:
@@ -292,6 +295,7 @@ def objective(
     texts: Mapping[str, str | None] | None = None,
     hook: str = "",
     teachers: Mapping[str, str] | None = None,
+    heads: str = "",
     name: str = "",
     group: str = "",
 ) -> Callable[[F], F]:
@@ -307,6 +311,7 @@ def objective(
         texts: text columns that become further branches, with the column that stands in.
         hook: an engine hook, whose settings become the method's.
         teachers: roles of frozen teachers and how much of each is kept, "full" or "top".
+        heads: numeric column that says which of several output heads a row belongs to.
         name: when the registered name differs from the function's.
         group: when it differs from the sub-folder.
     """
@@ -316,7 +321,7 @@ def objective(
     def decorate(function: F) -> F:
         spec = Objective(
             name or function.__name__, function, unit, needs, rows, columns or {}, texts or {},
-            hook, teachers or {},
+            hook, teachers or {}, heads,
         )  # fmt: skip
         if spec.keeps_state and unit != "batch":
             raise InputError("only objectives of unit 'batch' keep state", where=spec.name)

@@ -27,6 +27,7 @@ from truing.core.teacher import Extra, Teachers
 from truing.core.training import Hook, State
 from truing.core.training_rows import Unit
 from truing.core.tree import Node, Packed, pack
+from truing.core.vocab_heads import NAME, VocabHeads
 
 Steps = Sequence[Sequence[int]]
 
@@ -76,6 +77,7 @@ class TextTask:
         self._other: nn.Module | None = None  # measured in place of the module without adapters
         self.teachers: Teachers | None = None
         self.head = head
+        self.vocab_heads: VocabHeads | None = None
         self._held: State = {}
         self._state: State | None = None
         self._next: State | None = None
@@ -96,6 +98,10 @@ class TextTask:
         """Compare whole vocabularies with this module, not with the one without adapters."""
         self._other = other
 
+    def speak_with(self, heads: VocabHeads) -> None:
+        """Measure each row under the output head that its column names, and train these heads."""
+        self.vocab_heads = heads
+
     def learn_from(self, teachers: Teachers) -> None:
         """Measure every branch under these teachers, and compare with them from now on."""
         self.teachers = teachers
@@ -108,7 +114,8 @@ class TextTask:
             self.module.named_parameters() if self.lora is None else self.lora.named_parameters()
         )
         head = self.head.named_parameters(HEAD) if self.head is not None else ()
-        return {**dict(named), **dict(head)}
+        more = self.vocab_heads.named_parameters(NAME) if self.vocab_heads is not None else ()
+        return {**dict(named), **dict(head), **dict(more)}
 
     def row_name(self, row: int) -> str:
         """The row's id."""
@@ -199,7 +206,9 @@ class TextTask:
             names = [n for n in self.measured if n != "scores"]
             found: dict[str, Tensor] = {}
             if names:
-                found = measure(self.module, packed, names, grad=grad, extras=extras)
+                found = measure(
+                    self.module, packed, names, grad=grad, extras=extras, change=self._change(micro)
+                )
             if self.head is not None:
                 found["scores"] = measured(self.module, self.head, packed, grad=grad)
         tensors = {n: found[n] for n in self.measured}
@@ -207,6 +216,16 @@ class TextTask:
             tensors["ref_logp"] = micro.ref_logp_UKT
         columns = self._columns(micro.rows, packed.mask_UKT.shape[1])
         return Measurements(packed.mask_UKT, tensors, columns)
+
+    def _change(self, micro: Micro) -> Callable[[Tensor], Tensor] | None:
+        """What each row's own output head makes of the states that are to be read."""
+        heads = self.vocab_heads
+        if heads is None:
+            return None
+        packed = micro.packed
+        number_U = self._columns(micro.rows, 1)[self.spec.heads]
+        head_M = packed.gather(number_U[:, None, None].expand(packed.mask_UKT.shape))
+        return lambda rows_MD: heads(rows_MD, head_M)
 
     def _extras(self, micro: Micro) -> dict[str, Extra]:
         """What statistics of the vocabulary read beside it: settings, the reference, teachers."""

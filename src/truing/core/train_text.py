@@ -31,6 +31,7 @@ from truing.core.text_task import TextTask
 from truing.core.training import HOOKS, Hook, TextTraining
 from truing.core.training_rows import Reader, Unit, as_kind
 from truing.core.tree import BUDGET, Node
+from truing.core.vocab_heads import VocabHeads, new_heads
 from truing.core.weights import replaced
 from truing.datasets import licence_of
 from truing.doctor import memory_gib
@@ -124,6 +125,12 @@ def find_teachers(
         return None
     top_k = int(cast(int, own.get("top_k", 1)))
     return Teachers(student, models, spec.teachers, top_k=top_k, dtype=dtype, where=spec.name)
+
+
+def find_heads(loaded: Loaded, own: Mapping[str, object], seed: int) -> VocabHeads:
+    """Output heads of the number and rank that the objective's settings ask for."""
+    count, rank = (int(cast(int, own[n])) for n in ("objectives", "head_rank"))
+    return new_heads(loaded, count, rank, seed)
 
 
 def trained_model(
@@ -227,6 +234,8 @@ def train_model(
         task.measure_reference(held.module, steps)
     if taught is not None:
         task.learn_from(taught)
+    if spec.heads:
+        task.speak_with(find_heads(loaded, own, context.stream("heads") % 2**31))
     if settings.rank:
         seed = context.stream("adapter") % 2**31
         task.adapt(lora.attach(loaded.module, settings.rank, settings.scale_alpha, seed=seed))
@@ -235,4 +244,6 @@ def train_model(
     train(task, settings, key=key, peak=settings.peak)
     folder = context.folder / f"{spec.name}-{key}"
     made = trained_model(model, loaded.module, task.lora, folder, data, spec.name)
+    if task.vocab_heads is not None:
+        made = task.vocab_heads.added_to(made, folder.with_name(f"{folder.name}-heads"))
     return made if head is None else head.added_to(made, folder.with_name(f"{folder.name}-head"))

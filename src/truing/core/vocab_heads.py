@@ -1,0 +1,123 @@
+"""Several output heads on one trunk: each a low-rank change of the vocabulary's own head.
+
+    logits_i = W (h + U_i V_i h) = W (I + U_i V_i) h        U_i [D, r] zero at first, V_i [r, D]
+
+W is the model's own head, which may be tied to its embeddings and is left as it is, so a head costs
+2 r D numbers in place of V D and all heads agree before training. Logits are linear in the heads:
+those of a blend are those of the head W (I + sum_i w_i U_i V_i), which `blended` writes out.
+
+Shapes: H heads, M loss tokens, D hidden size, r rank, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from truing.changes import Weights
+from truing.core.files import new_folder
+from truing.core.opening import export
+from truing.core.weights import same_name, write
+from truing.errors import InputError
+from truing.models import Folder, Loaded, Model
+
+NAME = "vocab_heads"
+
+
+class VocabHeads(nn.Module):
+    """H low-rank heads; all the model's own at first.
+
+    Args:
+        count: H.
+        width: D.
+        rank: r.
+        seed: of V's draw.
+    """
+
+    def __init__(self, count: int, width: int, rank: int, seed: int = 0) -> None:
+        super().__init__()
+        source = torch.Generator().manual_seed(seed)
+        drawn = torch.empty(count, rank, width).uniform_(-1, 1, generator=source)
+        self.down = nn.Parameter(drawn / math.sqrt(width))
+        self.up = nn.Parameter(torch.zeros(count, width, rank))
+
+    def forward(self, rows_MD: Tensor, head_M: Tensor) -> Tensor:
+        """The states that the vocabulary's head is to see, [M, D]."""
+        made_MD = rows_MD.clone()
+        for i in range(len(self.up)):
+            at = (head_M == i).nonzero()[:, 0]
+            low = (rows_MD[at].float() @ self.down[i].T) @ self.up[i].T
+            made_MD = made_MD.index_add(0, at, low.to(rows_MD.dtype))
+        return made_MD
+
+    def added_to(self, model: Model, folder: Path) -> Model:
+        """`model` with these heads in `folder`; what already lies there is taken as it is."""
+        if not folder.is_dir():
+            with new_folder(folder) as partial:
+                tensors = {n: p.detach().cpu().contiguous() for n, p in self.named_parameters(NAME)}
+                save_file(tensors, partial / f"{NAME}.safetensors")
+        return model.adding(Weights(folder))
+
+
+def heads_of(model: Model, where: str) -> tuple[Tensor, Tensor]:
+    """(up [H, D, r], down [H, r, D]) of a model that has such heads."""
+    extra = model.folded().extra
+    if f"{NAME}.up" not in extra:
+        raise InputError(
+            "the model has no heads to choose from",
+            where=where,
+            seen=model.name,
+            fix="Train one with mah_dpo",
+        )
+    return extra[f"{NAME}.up"].float(), extra[f"{NAME}.down"].float()
+
+
+def new_heads(loaded: Loaded, count: int, rank: int, seed: int) -> VocabHeads:
+    """Heads for a model in memory."""
+    if count < 1 or rank < 1:
+        raise InputError("there must be a head, of rank 1 at least", seen=(count, rank))
+    width = int(cast(int, getattr(loaded.module.config, "hidden_size", 0)))
+    return VocabHeads(count, width, rank, seed).to(loaded.device)
+
+
+def blended(model: Model, weights: Sequence[float], folder: Path, where: str) -> Model:
+    """A model whose one head is the blend of its heads with these weights, as a new base.
+
+    Args:
+        weights: of each head; they sum to 1.
+        folder: of the new base; what already lies there is taken as it is.
+    """
+    up_HDr, down_HrD = heads_of(model, where)
+    if len(weights) != len(up_HDr):
+        raise InputError(f"the model has {len(up_HDr)} heads", where=where, seen=list(weights))
+    if not folder.is_dir():
+        plain = model.with_changes(model.weight_changes)
+        mixed_DD = torch.einsum("h,hdr,hre->de", torch.tensor(weights), up_HDr, down_HrD)
+        with new_folder(folder) as partial:
+            _write(export(plain, partial / "base", weights_only=True), plain, mixed_DD)
+    base = Folder(folder / "base", model.base.licence)
+    return Model(base, model.run_time_changes, model.name, model.licences)
+
+
+def _write(base: Path, plain: Model, mixed_DD: Tensor) -> None:
+    """Make the head of an exported folder W (I + mixed), apart from the embeddings."""
+    folded = plain.folded()
+    own = same_name("lm_head.weight", folded)
+    source = own or next(n for n in folded if n.endswith("embed_tokens.weight"))
+    head_VD = folded[source]
+    new_VD = (head_VD.float() + head_VD.float() @ mixed_DD).to(head_VD.dtype)
+    for path in [*base.glob("*.safetensors"), *base.glob("*.index.json")]:
+        path.unlink()
+    rest = ((n, folded[n]) for n in folded if n != own)
+    write(base, itertools.chain(rest, [(own or "lm_head.weight", new_VD)]))
+    config = json.loads((base / "config.json").read_text())
+    config["tie_word_embeddings"] = False
+    (base / "config.json").write_text(json.dumps(config, indent=1))
