@@ -62,9 +62,10 @@ def one(policy: Model, held: Table, start: float, seed: int) -> dict[str, float]
         made = methods["weight_restore"](
             damaged, policy, refuse, task, rate=RATE, steps=STEPS, warmup=5, save_every=5
         )
-        changed = [float(m["changed_share"]) for m in context.metrics if "changed_share" in m][-1]
         rolled = any(m.get("rollback") for m in context.metrics)
-    count = int(changed * sum(p.numel() for p in damaged.load_module().module.parameters()))
+    after, bad = made.folded(), damaged.folded()
+    count = sum(int((after[n] != bad[n]).sum()) for n in bad)
+    changed = count / sum(p.numel() for p in damaged.load_module().module.parameters())
     control = random_restore(damaged, policy, count, seed)
     models = {"damaged": damaged, "recovered": made, "control": control}
     rates = {
