@@ -1,4 +1,8 @@
-"""Rows of the benchmarks: preference pairs of hh_rlhf as token ids, in the order of their file."""
+"""Rows of the benchmarks: preference pairs of hh_rlhf as token ids, in the order of their file.
+
+The pairs of the common row are those whose chosen answer is clearly the longer one: a preference
+that few updates learn, so that the loss moves and agreement step by step means something.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ LONG_SET = "hh_rlhf/helpful-online.test"
 MOST = 1024  # tokens of a prompt and one answer
 LONG_PROMPT = 600  # tokens at least
 LONG_ANSWER = (60, 300)  # tokens of each answer: about 150
+LONGER = 1.5  # times as many tokens in the chosen answer as in the rejected one
 
 
 @dataclass(frozen=True)
@@ -27,11 +32,11 @@ class Pair:
 
 
 def keeps(pair: Pair, long: bool) -> bool:
-    """Whether the pair belongs to the rows: all that fit, or those with long prompts."""
+    """Whether the pair belongs: with a clearly longer chosen answer, or with a long prompt."""
     if pair.longest > MOST or pair.chosen == pair.rejected:
         return False
     if not long:
-        return True
+        return len(pair.chosen) >= LONGER * len(pair.rejected)
     low, high = LONG_ANSWER
     answers = (len(pair.chosen), len(pair.rejected))
     return len(pair.prompt) >= LONG_PROMPT and all(low <= n <= high for n in answers)

@@ -27,13 +27,14 @@ def pair(prompt: int, chosen: int, rejected: int) -> rows.Pair:
 
 
 def test_which_pairs_belong() -> None:
-    assert rows.keeps(pair(10, 5, 9), False) and pair(10, 5, 9).longest == 19
-    assert not rows.keeps(pair(1020, 2, 5), False)  # the longer answer does not fit
+    assert rows.keeps(pair(10, 9, 5), False) and pair(10, 9, 5).longest == 19
+    assert not rows.keeps(pair(10, 7, 5), False)  # not clearly longer
+    assert not rows.keeps(pair(1020, 5, 2), False)  # the longer answer does not fit
     assert not rows.keeps(rows.Pair([1], [2], [2]), False)
     assert not rows.keeps(pair(500, 150, 150), True)
     assert rows.keeps(pair(700, 150, 150), True)
     assert not rows.keeps(pair(700, 20, 150), True)
-    many = [pair(10, 5, 9), pair(1020, 2, 5), pair(11, 5, 9), pair(12, 5, 9)]
+    many = [pair(10, 9, 5), pair(1020, 5, 2), pair(11, 9, 5), pair(12, 9, 5)]
     assert [len(p.prompt) for p in rows.chosen_pairs(many, 2, False)] == [10, 11]
     with pytest.raises(ValueError, match="only 3 of 4"):
         rows.chosen_pairs(many, 4, False)
