@@ -97,11 +97,17 @@ class Pool(Protocol):
     A registered component of kind "pool" makes one from its settings.
     """
 
-    def prompt(self, row: Row, seed: int) -> Prompt:
-        """What the policy is asked for this row."""
+    def sort(self, row: Row) -> int:
+        """Number of the sort that a row is of."""
         ...
 
-    def score(self, groups: Sequence[Sequence[Row]], say: Say) -> list[list[float] | None]:
+    def prompt(self, row: Row, seed: int) -> tuple[Prompt, Row]:
+        """What the policy is asked for this row, and columns to remember for its reward."""
+        ...
+
+    def score(
+        self, groups: Sequence[Sequence[Row]], seed: int, say: Say
+    ) -> list[list[float] | None]:
         """Reward of each answer; None for a group that is to be left out.
 
         `say(prompts, n)` gives the policy's own words, with the weights that it has now.
@@ -263,8 +269,8 @@ class Collector:
         one = self.prompts[row]
         if self.pool is None:
             return one
-        prompt = self.pool.prompt(one.row, self.context.stream(f"{name}/ask/{row}"))
-        return Asked(one.row | {"asked": prompt}, tuple(prompt_ids(self.tokenizer, prompt)))
+        prompt, more = self.pool.prompt(one.row, self.context.stream(f"{name}/ask/{row}"))
+        return Asked(one.row | more, tuple(prompt_ids(self.tokenizer, prompt)))
 
     def drawn(
         self,
@@ -325,7 +331,10 @@ class Collector:
     ) -> list[tuple[list[float] | None, Scores]]:
         if self.pool is not None:
             say = _Speaker(self, journal, name, sampling)
-            return [(values, {}) for values in self.pool.score(groups, say)]
+            seed = self.context.stream(f"{name}/score")
+            found = self.pool.score(groups, seed, say)
+            sorts = [[float(self.pool.sort(row)) for row in rows] for rows in groups]
+            return [(values, {"sort": s}) for values, s in zip(found, sorts, strict=True)]
         reward = cast(Reward, self.reward)
         flat = [row for rows in groups for row in rows]
         terms = reward.terms(flat)

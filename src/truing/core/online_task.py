@@ -190,8 +190,9 @@ class OnlineTask:
             "own": [[float(a.own) for a in g.answers] for g in groups],
             "empty": [[float(not a.text) for a in g.answers] for g in groups],
         }
-        names = groups[0].terms
-        columns |= {f"reward/{n}": [list(g.terms[n]) for g in groups] for n in names}
+        # A pool's terms are facts about its rows, not parts of a reward.
+        of = "" if self.collector.pool is not None else "reward/"
+        columns |= {of + n: [list(g.terms[n]) for g in groups] for n in groups[0].terms}
         tensors = {"logp": logp_UKT, **given}
         return Measurements(
             mask_UKT.to(self.device),

@@ -1,0 +1,349 @@
+"""The online loop: killed and resumed, rewards, groups left out, bad input, learning."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from truing.context import Context, Journal, Json, use
+from truing.core import collect, engine, scores
+from truing.core.lora import attach
+from truing.core.online_task import OnlineTask
+from truing.core.scores import named_scores
+from truing.core.train_online import Players
+from truing.errors import InputError
+from truing.method import methods
+from truing.models import Model
+from truing.principles import Principles
+from truing.tables import Table
+from truing.train.reward.rules import final_number, length_near, numeric_answer, share_of
+
+WORDS = "lime oak rain stone river cloud ash fern".split()
+PROMPTS = Table("prompt", [{"prompt": f"say {w}"} for w in WORDS])
+LETTERS = {"letters": {"use": "share_of", "letters": "abcdefghijklmnop"}}
+
+
+@pytest.fixture
+def model(tiny_path: Path) -> Model:
+    return Model.open(tiny_path)
+
+
+def run(
+    name: str, model: Model, folder: Path, data: Table = PROMPTS, seed: int = 4, **settings: object
+) -> tuple[Model, list[dict[str, Json]]]:
+    small: dict[str, object] = {
+        "steps": 3, "batch": 4, "answers": 3, "new_tokens": 6, "lr": 2e-3, "rewards": LETTERS,
+    }  # fmt: skip
+    with use(Context(seed=seed, folder=folder)) as context:
+        made = methods[name](model, data, **{**small, **settings})
+    assert isinstance(made, Model)
+    return made, [m for m in context.metrics if "step" in m]
+
+
+# Resuming
+
+SEVERAL: dict[str, object] = {"passes": 2, "minibatches": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "puts", "steps"), [("ppo", 5, 0), ("ppo_max", 0, 7), ("dapo", 4, 0)]
+)
+def test_stopped_inside_a_rollout_and_resumed(
+    name: str, puts: int, steps: int, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two blocks of answers, and after the third of four updates of one rollout."""
+    monkeypatch.setattr(collect, "BLOCK", 6)
+    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
+    expected, whole = run(name, model, tmp_path / "whole", **SEVERAL)
+    seen = {"puts": 0, "steps": 0}
+    put, after_step = Journal.put, OnlineTask.after_step
+
+    def dying_put(journal: Journal, key: str, value: Json) -> None:
+        put(journal, key, value)
+        seen["puts"] += 1
+        if seen["puts"] == puts:
+            raise KeyboardInterrupt
+
+    def dying_step(task: OnlineTask, step: int) -> None:
+        seen["steps"] += 1
+        if seen["steps"] == steps:
+            raise KeyboardInterrupt  # the update is lost, the checkpoint before it is there
+        after_step(task, step)
+
+    monkeypatch.setattr(Journal, "put", dying_put)
+    monkeypatch.setattr(OnlineTask, "after_step", dying_step)
+    with pytest.raises(KeyboardInterrupt):
+        run(name, model, tmp_path / "cut", **SEVERAL)
+    monkeypatch.setattr(Journal, "put", put)
+    monkeypatch.setattr(OnlineTask, "after_step", after_step)
+    again, rest = run(name, model, tmp_path / "cut", **SEVERAL)
+    assert again.key == expected.key
+    timeless = [{n: v for n, v in m.items() if n != "seconds"} for m in whole]
+    assert [{n: v for n, v in m.items() if n != "seconds"} for m in rest] == timeless
+
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from truing.context import Context, use
+from truing.core import collect, engine
+from truing.method import methods
+from truing.models import Model
+from truing.tables import Table
+
+collect.BLOCK = 6
+folder, tiny, settings = sys.argv[1:]
+table = Table("prompt", [{"prompt": f"say {w}"} for w in json.loads(settings).pop("words")])
+settings = {n: v for n, v in json.loads(settings).items() if n != "words"}
+with use(Context(seed=4, folder=Path(folder))):
+    print(methods["grpo"](Model.open(tiny), table, **settings).key)
+"""
+
+
+def test_kill_9_and_resume_give_the_same_bits(model: Model, tmp_path: Path) -> None:
+    settings: dict[str, object] = {
+        "steps": 12, "batch": 4, "answers": 3, "new_tokens": 8, "lr": 2e-3, "rewards": LETTERS,
+        "words": WORDS, "beta": 0.1,
+    }  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def command(folder: Path) -> list[str]:
+        return [sys.executable, "-c", PROGRAM, str(folder), str(model.folder), json.dumps(settings)]
+
+    process = subprocess.Popen(command(tmp_path / "cut"), env=env, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 90
+    while time.monotonic() < until:  # the second block of the third rollout or later
+        files = sorted((tmp_path / "cut").glob("rollouts-*/*.jsonl"))
+        if len(files) > 2 and files[-1].read_bytes().count(b"\n") == 1:
+            break
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = [
+        subprocess.run(command(tmp_path / f), env=env, capture_output=True, text=True, check=True)
+        for f in ("cut", "whole")
+    ]
+    assert done[0].stdout == done[1].stdout
+
+
+# What is sampled, measured and left out
+
+
+def test_sampled_log_probabilities_are_those_of_training(model: Model, tmp_path: Path) -> None:
+    """With several passes the first update's ratio is 1 up to rounding: loss -mean(A) = 0."""
+    _, steps = run("grpo", model, tmp_path, passes=2, steps=2)
+    first, second = steps[2:]
+    assert abs(float(str(first["loss"]))) < 1e-5 and first["clip_fraction"] == 0.0
+    assert float(str(second["clip_fraction"])) > 0 and float(str(second["loss"])) < -1e-3
+    assert "reward" in first and "reward" not in second  # one rollout, two updates
+
+
+def test_equal_rewards_teach_nothing_and_are_counted(model: Model, tmp_path: Path) -> None:
+    rewards = {"any": {"use": "max_words", "n": 1000}}
+    made, steps = run("grpo", model, tmp_path, rewards=rewards)
+    assert [(m["skipped"], m["grad_norm"]) for m in steps] == [(1.0, 0.0)] * 3
+    adapter = made.folded()["model.layers.0.mlp.down_proj.weight"]
+    assert torch.equal(adapter, model.folded()["model.layers.0.mlp.down_proj.weight"])
+    # Dynamic sampling asks further prompts, in vain, and says so.
+    _, empty = run("dapo", model, tmp_path / "dapo", rewards=rewards, refill=2)
+    assert [m["left_out"] for m in empty] == [1.0] * 3
+
+
+def test_skipping_changes_nothing(model: Model, tmp_path: Path) -> None:
+    """Groups without advantages count in the denominators: KL weight 1e-12 computes them all."""
+    few: dict[str, object] = {"steps": 1, "answers": 2, "new_tokens": 10, "batch": 8}
+    _, skipped = run("grpo", model, tmp_path / "a", **few)
+    _, computed = run("grpo", model, tmp_path / "b", beta=1e-12, **few)
+    assert 0 < float(str(skipped[0]["skipped"])) < 1 and computed[0]["skipped"] == 0.0
+    assert computed[0]["grad_norm"] == pytest.approx(skipped[0]["grad_norm"], rel=1e-4)
+
+
+def test_refilled_groups_all_teach(model: Model, tmp_path: Path) -> None:
+    rewards = {"rare": {"use": "share_of", "letters": "abcd"}}
+    _, steps = run("dapo", model, tmp_path, rewards=rewards, answers=2, refill=6, punish=0.0)
+    assert all(m["flat"] == 0.0 for m in steps)
+    assert any("left_out" in m for m in steps)
+
+
+def test_prompts_without_room_are_left_out(model: Model, tmp_path: Path) -> None:
+    rows = [*PROMPTS.rows, {"prompt": "word " * 40}]
+    with use(Context(folder=tmp_path)) as context:
+        methods["grpo"](
+            model, Table("prompt", rows), rewards=LETTERS, steps=1, batch=2, answers=2,
+            new_tokens=4, max_tokens=80,
+        )  # fmt: skip
+    assert context.metrics[0]["rows"] == 8 and context.metrics[0]["left_out_long"] == 1
+    with use(Context(folder=tmp_path / "b")), pytest.raises(InputError, match="leaves room"):
+        methods["grpo"](model, PROMPTS, rewards=LETTERS, new_tokens=70, max_tokens=80)
+
+
+def test_answers_without_end_cost_what_was_said(model: Model, tmp_path: Path) -> None:
+    _, plain = run("rloo", model, tmp_path / "a", steps=1)
+    _, costly = run("rloo", model, tmp_path / "b", steps=1, missing_end=2.0)
+    share = 1 - float(str(plain[0]["finished"]))
+    assert 0 < share
+    lost = float(str(plain[0]["reward"])) - float(str(costly[0]["reward"]))
+    assert lost == pytest.approx(2.0 * share, abs=1e-5)
+    assert costly[0]["reward/letters"] == plain[0]["reward/letters"]
+
+
+def test_principles_and_weights(model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text("principles:\n- {id: short, text: Be short., check: {use: max_words, n: 40}}\n")
+    principles = Principles.read(path)
+    with use(Context(folder=tmp_path / "run", seed=1)) as context:
+        methods["grpo"](
+            model, PROMPTS, principles=principles, rewards=LETTERS, weights={"letters": -0.5},
+            steps=1, batch=3, answers=2, new_tokens=4,
+        )  # fmt: skip
+    step = context.metrics[-1]
+    whole = float(str(step["reward/principles"])) - 0.5 * float(str(step["reward/letters"]))
+    assert step["reward"] == pytest.approx(whole, abs=1e-6)
+
+
+# Mistakes
+
+
+class Fake:
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __call__(self, rows: object) -> object:
+        return self.value
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ([1.0], "one score a row"),
+        ("no", "one score a row"),
+        ([1.0, math.nan], "not a finite number"),
+        ([1.0, "x"], "not a finite number"),
+        ([{"a": 1.0}, {"b": 1.0}], "same values for every row"),
+        ([{"a": 1.0}, {"a": math.inf}], "not a finite number"),
+    ],
+)
+def test_rewards_that_are_wrong(value: object, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "get_component", lambda *a, **k: Fake(value))
+    with pytest.raises(InputError, match=told):
+        named_scores("r", {"use": "share_of"}, [{}, {}], where="grpo")
+
+
+def test_named_values_of_one_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [{"a": 1.0, "b": 2}, {"a": 0.0, "b": 5}]
+    monkeypatch.setattr(scores, "get_component", lambda *a, **k: Fake(made))
+    found = named_scores("r", {"use": "share_of"}, [{}, {}])
+    assert found == {"r/a": [1.0, 0.0], "r/b": [2.0, 5.0]}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "told"),
+    [
+        ("grpo", {"answers": 1}, "at least 2 are needed"),
+        ("grpo", {"rewards": None}, "nothing to reward answers by"),
+        ("grpo", {"rewards": {"x": {"use": "no_such"}}}, "unknown"),
+        ("grpo", {"weights": {"other": 1.0}}, "unknown term"),
+        ("grpo", {"minibatches": 9}, "more minibatches than prompts"),
+        ("grpo", {"new_tokens": 0}, "must be at least 1"),
+        ("grpo", {"temperature": 0.0}, "temperature must be above 0"),
+        ("grpo", {"bta": 0.1}, "unknown setting 'bta'.*'beta'"),
+        ("nash_md", {"mix": 1.5}, "is a share"),
+        ("grao", {}, "needs rows of kind example"),
+    ],
+)
+def test_mistakes_before_anything_runs(
+    name: str, settings: dict[str, object], told: str, model: Model, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=told):
+        run(name, model, tmp_path, **settings)
+    assert not list(tmp_path.glob("rollouts-*"))
+
+
+# Rewards by rule
+
+
+def test_rules() -> None:
+    rows = [{"completion": t, "answer": "#### 1,200"} for t in ("so 1200.0", "12", "none", "")]
+    assert numeric_answer(rows) == [1.0, 0.0, 0.0, 0.0]
+    assert numeric_answer([{"completion": "1190", "answer": "1200"}], tolerance=0.01) == [1.0]
+    assert final_number(r"first 3, then \boxed{-7}, not 9") == -7
+    assert final_number("it costs $1,024.50") is not None
+    texts = ("a b", "a b c d", "", "a b c d e f g h i")
+    assert length_near([{"completion": t} for t in texts], n=4) == [0.5, 1.0, 0.0, 0.0]
+    assert share_of([{"completion": "Yes no yes"}], words_from=["yes"]) == pytest.approx([2 / 3])
+    assert share_of([{"completion": "abz "}, {"completion": ""}], letters="ab") == [
+        pytest.approx(2 / 3), 0.0,
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="holds no number"):
+        numeric_answer([{"completion": "1"}])
+    with pytest.raises(InputError, match="either"):
+        share_of([{"completion": "1"}])
+
+
+# Critic, opponents, learning
+
+
+def test_the_critic_comes_back_and_goes_on(model: Model, tmp_path: Path) -> None:
+    made, _ = run("ppo", model, tmp_path / "a", passes=1, steps=6, lr=2e-2, vf=1.0)
+    head = made.load_module().extra
+    assert set(head) == {"value_head.weight", "value_head.bias"} and head["value_head.weight"].any()
+    saved = Model.load(made.save(tmp_path / "saved"))
+    _, steps = run("ppo", saved, tmp_path / "b", passes=1, steps=1)
+    assert abs(float(str(steps[0]["explained"]))) > 1e-4  # a new head explains nothing at all
+
+
+def test_head_alone_leaves_the_policy_as_it_is(model: Model, tmp_path: Path) -> None:
+    made, steps = run("ppo", model, tmp_path, critic_rollouts=3, passes=1)
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert torch.equal(made.folded()[name], model.folded()[name])
+    assert made.load_module().extra["value_head.bias"].abs() > 0
+    assert float(str(steps[0]["grad_norm"])) > 0
+
+
+def test_full_fine_tune_and_its_reference(model: Model, tmp_path: Path) -> None:
+    made, steps = run("grpo", model, tmp_path, rank=0, beta=0.1, lr=1e-3)
+    assert [c.kind for c in made.changes] == ["weights"]
+    assert float(str(steps[0]["kl"])) == pytest.approx(0.0, abs=1e-6)
+    assert float(str(steps[2]["kl"])) > 1e-5
+
+
+def test_the_reference_answers_as_the_model_did(model: Model) -> None:
+    """With adapters that do something, an opponent's answers are those of the model without."""
+    from truing.core.drawing import continued
+    from truing.core.sampling import SamplingSettings
+
+    loaded = model.load_module(fresh=True)
+    prompts, sampling = [[70, 80, 90], [70, 81]], SamplingSettings(n=2, max_tokens=8)
+    before = continued(loaded, prompts, sampling)
+    lora = attach(loaded.module, 4, 8.0)
+    with torch.no_grad():
+        for parameter in lora.parameters():
+            parameter.add_(0.3)
+    players = Players(loaded, lora, None)
+    assert players.reference(prompts, sampling, [0, 0]) == before
+    assert players.policy(prompts, sampling, [0, 0]) != before
+    assert players.mixture(1.0)(prompts, sampling, [0, 0])[0][0].ids == before[0][0].ids
+
+
+@pytest.mark.parametrize("name", ["grpo", "ppo_max"])
+def test_it_learns(name: str, model: Model, tmp_path: Path) -> None:
+    """The share of eight letters in random text is a thirtieth; it becomes most of it."""
+    settings: dict[str, object] = {
+        "steps": 14, "answers": 8, "new_tokens": 12, "lr": 4e-3, "minibatches": 1,
+        "rewards": {"letters": {"use": "share_of", "letters": "abcdefgh"}},
+    }  # fmt: skip
+    more = {"critic_rollouts": 1, "temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0}
+    _, steps = run(name, model, tmp_path, **settings, **(more if name == "ppo_max" else {}))
+    rewards = [float(str(m["reward"])) for m in steps]
+    assert sum(rewards[:3]) / 3 < 0.15 and sum(rewards[-3:]) / 3 > 0.5
+    assert all(m["empty"] is not None and float(str(m["length"])) > 6 for m in steps)
