@@ -1,0 +1,243 @@
+"""Align a model by the rankings of a black box, which learns from what both agree on.
+
+Each cycle, for every prompt x:
+
+    1. the model draws n answers
+    2. the black box ranks them (r_b), shown fixed examples and the latest agreements
+    3. the model ranks them by mean log-probability (r_w)
+    4. their longest common subsequence r_a, two answers or more, becomes an example for 2
+    5. the model is trained on r_b by RRHF or PRO
+
+until the cycles are over or all rankings agree. The black box is any model that answers prompts,
+such as a served one; its letters are shuffled for every question against bias for a position. An
+answer that is no ordering of all letters is asked for once more under other letters, then the
+prompt is left out of the cycle; both are counted.
+
+Source: "CycleAlign: Iterative Distillation from Black-box LLM to White-box Models for Better Human
+Alignment", arXiv 2310.16271. Differences: the cycle goes round all prompts, not round one prompt
+at a time, so that answers are drawn and trained on together; the wording is our own. The latest
+`kept` agreements are shown, since old ones may hold errors of an earlier model.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from truing.context import current
+from truing.core.generate import generate
+from truing.core.logprob import measure
+from truing.core.objective import objective_of
+from truing.core.scoring import by_prompt
+from truing.core.train_text import train_model
+from truing.core.tree import Packed
+from truing.errors import InputError
+from truing.method import method
+from truing.models import Model
+from truing.tables import Row, Table, user_text
+from truing.train.preference.pro import pro
+from truing.train.preference.rrhf import rrhf
+
+LETTERS = "ABCDEFGHIJ"
+ORDER = re.compile(r"[A-J](?:\s*>\s*[A-J])+")
+INSTRUCTION = (
+    "Rank the answers to each question from best to worst. A good answer helps with what was "
+    "asked, is true, and harms nobody. Write only the letters in order, such as B > A."
+)
+EXAMPLE = ("How do I boil an egg?", ("Put it into boiling water for eight minutes.", "No idea."))
+Ask = Callable[[list[str]], list[str]]
+
+
+def parse(text: str, n: int) -> list[int] | None:
+    """Numbers of the answers, best first; None unless the text orders all n letters."""
+    found = ORDER.search(text)
+    order = [LETTERS.index(c) for c in re.findall("[A-J]", found[0])] if found else []
+    return order if sorted(order) == list(range(n)) else None
+
+
+def agreement(black: Sequence[int], white: Sequence[int]) -> list[int]:
+    """Longest common subsequence of two rankings; of equals that which the black box puts first."""
+    rows, columns = len(black), len(white)
+    best: list[list[tuple[int, ...]]] = [[()] * (columns + 1) for _ in range(rows + 1)]
+    for i in reversed(range(rows)):
+        for j in reversed(range(columns)):
+            options = [best[i + 1][j], best[i][j + 1]]
+            if black[i] == white[j]:
+                options.append((i, *best[i + 1][j + 1]))
+            best[i][j] = max(options, key=lambda at: (len(at), [-p for p in at]))
+    return [black[i] for i in best[0][0]]
+
+
+def shown(question: str, answers: Sequence[str], order: Sequence[int] | None = None) -> str:
+    """One question with its lettered answers, and their order where it is known."""
+    listed = "\n".join(f"{LETTERS[i]}: {a}" for i, a in enumerate(answers))
+    ending = " > ".join(LETTERS[i] for i in order) if order is not None else ""
+    return f"Question: {question}\n{listed}\nOrder: {ending}".rstrip()
+
+
+@dataclass
+class Judge:
+    """The black box with its examples.
+
+    Args:
+        ask: prompts to texts.
+        kept: agreements that are shown, the latest ones.
+    """
+
+    ask: Ask
+    kept: int = 2
+    examples: list[str] = field(default_factory=list)
+
+    def rank(
+        self, questions: Sequence[str], answers: Sequence[Sequence[str]], name: str
+    ) -> list[list[int] | None]:
+        """Order of each question's answers, best first; None where two tries gave none."""
+        fixed = shown(EXAMPLE[0], EXAMPLE[1][::-1], [1, 0])
+        latest = self.examples[len(self.examples) - min(self.kept, len(self.examples)) :]
+        head = "\n\n".join([INSTRUCTION, fixed, *latest])
+        found: list[list[int] | None] = [None] * len(questions)
+        for again in range(2):
+            open_ = [i for i, f in enumerate(found) if f is None]
+            places: list[list[int]] = []
+            for i in open_:
+                place = list(range(len(answers[i])))
+                random.Random(current().stream(f"{name}/{i}/{again}")).shuffle(place)
+                places.append(place)
+            texts = [
+                f"{head}\n\n{shown(questions[i], [answers[i][k] for k in place])}"
+                for i, place in zip(open_, places, strict=True)
+            ]
+            for i, place, said in zip(open_, places, self.ask(texts) if texts else [], strict=True):
+                order = parse(said, len(place))
+                found[i] = None if order is None else [place[k] for k in order]
+        return found
+
+    def learn(self, question: str, answers: Sequence[str], order: Sequence[int]) -> None:
+        """Show an agreed order from now on, its letters in the order of the answers."""
+        some = sorted(order)
+        texts = [answers[i] for i in some]
+        self.examples.append(shown(question, texts, [some.index(i) for i in order]))
+
+
+def own_order(model: Model, prompt: object, answers: Sequence[str]) -> list[int]:
+    """The model's own ranking: by mean log-probability, best first."""
+    loaded = model.load_module()
+    rows: list[Row] = [{"prompt": prompt, "completion": a} for a in answers]
+
+    def mean_UK(packed: Packed) -> Tensor:
+        made = measure(loaded.module, packed, grad=False)
+        return made["logp"].sum(-1) / made["mask"].sum(-1).clamp(min=1)
+
+    scores = by_prompt(loaded, rows, mean_UK)
+    return sorted(range(len(answers)), key=lambda i: -scores[i])
+
+
+def cycle(
+    model: Model,
+    data: Table,
+    judge: Judge,
+    *,
+    cycles: int,
+    n: int,
+    temperature: float,
+    max_tokens: int,
+    back_end: str,
+    training: dict[str, object],
+) -> Model:
+    """The loop of the module's docstring."""
+    rows = list(data)
+    questions = [user_text(r["prompt"]) for r in rows]
+    spec = objective_of(pro if back_end == "pro" else rrhf)
+    for turn in range(cycles):
+        drawn = generate(
+            model, [r["prompt"] for r in rows], n=n, temperature=temperature,
+            max_tokens=max_tokens, seed=current().stream(f"cycle/{turn}") % 2**31,
+        )  # fmt: skip
+        answers = [list(dict.fromkeys(c.text for c in some if c.text.strip())) for some in drawn]
+        at = [i for i, some in enumerate(answers) if len(some) >= 2]
+        ranked = judge.rank([questions[i] for i in at], [answers[i] for i in at], f"letters/{turn}")
+        groups: list[Row] = []
+        agreed, same = 0, 0
+        for i, order in zip(at, ranked, strict=True):
+            if order is None:
+                continue
+            own = own_order(model, rows[i]["prompt"], answers[i])
+            shared = agreement(order, own)
+            if len(shared) >= 2:
+                judge.learn(questions[i], answers[i], shared)
+                agreed += 1
+            same += order == own
+            scores = [float(len(order) - order.index(k)) for k in range(len(order))]
+            lineage = {"parents": [rows[i]["id"]], "generator": model.name}
+            groups.append({"prompt": rows[i]["prompt"], "completions": answers[i],
+                           "scores": scores, "lineage": lineage})  # fmt: skip
+        current().metric(
+            cycle=turn + 1, ranked=len(groups), not_ranked=len(rows) - len(groups),
+            agreements=agreed, same=same,
+        )  # fmt: skip
+        if not groups:
+            raise InputError(
+                "the black box ranked no answers",
+                where="train/cyclealign",
+                seen=f"{len(at)} prompts with two different answers",
+                fix="Look at what it replies: it must be letters in order, such as B > A",
+            )
+        if same == len(groups):
+            break
+        model = train_model(spec, model, Table("group", groups), None, training)
+    return model
+
+
+@method(paper="cyclealign", needs=("weights", "logprob", "generate"))
+def cyclealign(
+    model: Model,
+    data: Table,
+    judge: Model,
+    *,
+    cycles: int = 3,
+    n: int = 4,
+    back_end: Literal["rrhf", "pro"] = "rrhf",
+    kept: int = 2,
+    temperature: float = 0.8,
+    max_tokens: int = 128,
+    epochs: float = 1.0,
+    batch: int = 8,
+    lr: float = 0.0,
+    rank: int = 16,
+) -> Model:
+    """Align a model by the rankings of a black box, which learns from what both agree on.
+
+    Args:
+        cycles: most rounds of drawing, ranking and training.
+        n: answers drawn to each prompt, 2 to 10.
+        back_end: how rankings are learnt.
+        kept: latest agreements that the black box is shown.
+        temperature: that answers are drawn at.
+        max_tokens: longest answer.
+        epochs: passes over the rankings of a cycle.
+        batch: prompts of one update.
+        lr: learning rate; 0 takes 2e-4 for adapters and 1e-5 for a full fine-tune.
+        rank: of the adapter; 0 trains all weights.
+    """
+    if not 2 <= n <= len(LETTERS) or cycles < 1 or kept < 0:
+        raise InputError(
+            "n must be from 2 to 10, cycles at least 1 and kept at least 0",
+            where="train/cyclealign",
+            seen=(n, cycles, kept),
+        )
+
+    def ask(prompts: list[str]) -> list[str]:
+        said = generate(judge, prompts, max_tokens=48, greedy=True)
+        return [some[0].text for some in said]
+
+    training: dict[str, object] = {"epochs": epochs, "batch": batch, "lr": lr, "rank": rank}
+    return cycle(
+        model, data.expect("prompt", where="train/cyclealign"), Judge(ask, kept),
+        cycles=cycles, n=n, temperature=temperature, max_tokens=max_tokens, back_end=back_end,
+        training=training,
+    ).called(f"{model.name}+cyclealign")  # fmt: skip

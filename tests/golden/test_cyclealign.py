@@ -1,0 +1,92 @@
+"""Agreement of rankings by hand, what the black box is shown, and cycles with a judge by rule."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+from truing.context import Context, use
+from truing.errors import InputError
+from truing.method import methods
+from truing.models import Model
+from truing.tables import Table
+from truing.train.distill.cyclealign import Judge, agreement, cycle, own_order, parse, shown
+
+
+def test_agreement_by_hand() -> None:
+    assert agreement([2, 0, 1, 3], [2, 0, 1, 3]) == [2, 0, 1, 3]
+    assert agreement([0, 1, 2], [2, 1, 0]) == [0]  # of equals the black box's best
+    assert agreement([0, 1, 2, 3], [1, 0, 2, 3]) == [0, 2, 3]
+    for a in itertools.permutations(range(4)):
+        for b in itertools.permutations(range(4)):
+            found = agreement(a, b)
+            assert len(found) == len(agreement(b, a)) >= 1
+            for order in (a, b):
+                assert [i for i in order if i in found] == found
+
+
+def test_orders_are_parsed_strictly() -> None:
+    assert parse("Order: B > A>C.", 3) == [1, 0, 2] and parse("B > A", 2) == [1, 0]
+    for wrong in ("B > A", "A > A > B", "A, B, C", "A > B > D", ""):
+        assert parse(wrong, 3) is None
+
+
+def by_rule(prompts: list[str]) -> list[str]:
+    """Ranks the last question's answers by their share of letters, most first."""
+    said: list[str] = []
+    for text in prompts:
+        last = text.rsplit("Question:", 1)[1].rsplit("\nOrder:", 1)[0]
+        parts = re.split(r"\n([A-J]): ", last)
+        score = {
+            letter: sum(c.isalpha() for c in answer) / len(answer)
+            for letter, answer in zip(parts[1::2], parts[2::2], strict=True)
+        }
+        said.append(" > ".join(sorted(score, key=lambda k: (-score[k], k))))
+    return said
+
+
+def test_the_judge_undoes_its_letters_and_asks_twice() -> None:
+    asked: list[list[str]] = []
+
+    def ask(prompts: list[str]) -> list[str]:
+        asked.append(prompts)
+        return by_rule(prompts) if len(asked) > 1 else ["hm"] + by_rule(prompts[1:])
+
+    judge = Judge(ask, kept=1)
+    answers = [["ab1", "1234", "abcd"], ["12", "a1"]]
+    with use(Context()):
+        assert judge.rank(["p", "q"], answers, "x") == [[2, 0, 1], [1, 0]]
+        assert [len(a) for a in asked] == [2, 1]
+        assert Judge(lambda p: ["no"] * len(p)).rank(["p"], answers[:1], "x") == [None]
+        judge.learn("old", ["x", "y"], [0, 1])
+        judge.learn("p", answers[0], [2, 1])
+        assert judge.examples[-1] == shown("p", ["1234", "abcd"], [1, 0])
+        judge.rank(["p"], answers[:1], "y")
+    assert judge.examples[-1] in asked[-1][0] and "old" not in asked[-1][0]
+
+
+def test_cycles_move_the_model_to_the_ranking(tiny_path: Path, tmp_path: Path) -> None:
+    model = Model.open(tiny_path)
+    data = Table("prompt", [{"prompt": f"say {w}"} for w in ("oak", "rain", "moss", "reed")])
+    judge = Judge(by_rule)
+    with use(Context(folder=tmp_path)) as context:
+        made = cycle(
+            model, data, judge, cycles=2, n=3, temperature=1.0, max_tokens=8, back_end="rrhf",
+            training={"epochs": 4, "batch": 4, "lr": 1e-3, "rank": 8},
+        )  # fmt: skip
+        turns = [m for m in context.metrics if "cycle" in m]
+        assert [t["cycle"] for t in turns] == [1, 2] and all(t["ranked"] == 4 for t in turns)
+        assert len(judge.examples) == sum(int(str(t["agreements"])) for t in turns) > 0
+        assert len(made.weight_changes) == 2 and made.weights_key != model.weights_key
+        # A model's own order is by mean log-probability, so that of one answer twice is theirs.
+        assert own_order(model, "say oak", ["aaaa"] * 2) == [0, 1]
+        with pytest.raises(InputError, match="ranked no answers"):
+            cycle(
+                model, data, Judge(lambda p: [""] * len(p)), cycles=1, n=3, temperature=1.0,
+                max_tokens=8, back_end="pro", training={"rank": 4},
+            )  # fmt: skip
+        with pytest.raises(InputError, match="from 2 to 10"):
+            methods["cyclealign"](model, data, model, n=1)
