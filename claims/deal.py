@@ -106,7 +106,7 @@ def run() -> Outcome:
         seeds=[SEED],
         holds={
             "more prompts have all words": hard[1] > hard[0],
-            "at most half the violations": broken[1] <= 0.5 * broken[0],
+            "at most half the violations": broken[0] > 0 and broken[1] <= 0.5 * broken[0],
             "mean rewards monotone in the weight": min(order) >= 0.9,
         },
         figures={

@@ -91,7 +91,7 @@ def one(seed: int, base: Model) -> dict[str, float]:
     found["rows"] = float(len(chosen))
     for name, rows in (("deita", chosen), ("random", drawn)):
         with step(seed):
-            made = methods["sft"](base, rows, epochs=1, lr=2e-4, rank=16, batch=8, max_tokens=96)
+            made = methods["sft"](base, rows, epochs=1, lr=2e-4, rank=16, batch=8, max_tokens=128)
             found[f"loss_{name}"] = loss(made, held)
     found["loss_base"] = loss(base, held)
     return found
