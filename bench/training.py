@@ -58,23 +58,33 @@ def part_of(job: Json, count: int) -> Json:
     return {**job, "rows": few, "steps": rows.steps_of(len(few), BATCH, SEED)}
 
 
-def searched(job: Json, candidates: dict[str, Json], again: bool) -> tuple[str, Json]:
-    """TRL's fastest settings, found on a part of the rows, and what each candidate took."""
+def searched(job: Json, candidates: dict[str, Json], again: bool) -> tuple[str, str, Json]:
+    """TRL's fastest settings, found on a part of the rows, and what each candidate took.
+
+    The second name is the fastest of those that keep the rows of an update together, which packing
+    does not: with these the two sides are compared step by step.
+    """
     found: Json = {}
     few = part_of(job, SEARCH)
     for name, settings in candidates.items():
         found[name] = run("trl", {**few, "settings": settings, "label": name}, again=again)
-    return compare.fastest(found), {  # type: ignore[arg-type]
-        n: {k: v for k, v in r.items() if k in ("seconds", "peak_rss", "error")}  # type: ignore[attr-defined]
+    same = {n: r for n, r in found.items() if not candidates[n].get("packing")}
+    kept = ("seconds", "peak_rss", "error")
+    took: Json = {
+        n: {k: v for k, v in r.items() if k in kept}  # type: ignore[attr-defined]
         for n, r in found.items()
     }
+    return compare.fastest(found), compare.fastest(same), took  # type: ignore[arg-type]
 
 
-def measured(job: Json, best: Json, defaults: bool, again: bool) -> dict[str, Json]:
+def measured(job: Json, best: Json, same: Json, defaults: bool, again: bool) -> dict[str, Json]:
     """Both sides, ours before and after TRL's best, so that a drift of the machine shows."""
     ours = {**job, "settings": {}, "label": "ours"}
     made = {"ours": run("ours", {**ours, "turn": 1}, again=again)}
     made["best"] = run("trl", {**job, "settings": best, "label": f"best {best}"}, again=again)
+    made["same"] = made["best"]
+    if same != best:
+        made["same"] = run("trl", {**job, "settings": same, "label": f"same {same}"}, again=again)
     made["ours_again"] = run("ours", {**ours, "turn": 2}, again=again)
     if defaults:
         made["default"] = run(
@@ -91,7 +101,7 @@ def cosine_of(made: dict[str, Json], job: Json) -> dict[str, float]:
     from safetensors.torch import load_file
 
     sides = [
-        load_file(Path(str(made[n]["folder"])) / "trained.safetensors") for n in ("ours", "best")
+        load_file(Path(str(made[n]["folder"])) / "trained.safetensors") for n in ("ours", "same")
     ]
     if job["adapter"]:
         start = load_file(Path(str(job["adapter"])) / "adapter_model.safetensors")
@@ -134,9 +144,9 @@ def row_of(name: str, job: Json, made: dict[str, Json], best: Json, peak: float)
         "ratio_best": number("best", "seconds") / ours,
         "ratio_default": number("default", "seconds") / ours if "default" in made else None,
         "memory_ratio": number("ours", "peak_rss") / number("best", "peak_rss"),
-        "max_loss_rel_diff": compare.largest_difference(losses, numbers("best", "losses")),
+        "max_loss_rel_diff": compare.largest_difference(losses, numbers("same", "losses")),
         "max_gradnorm_rel_diff": compare.largest_difference(
-            numbers("ours", "grad_norms"), numbers("best", "grad_norms")
+            numbers("ours", "grad_norms"), numbers("same", "grad_norms")
         ),
         "adapter_cosine": cosine_of(made, job)["change"],
         "loss_first": losses[0],
@@ -181,8 +191,8 @@ def measure(
     where = machine(threads)
     say(f"{name}: {len(job['rows'])} rows, {sum(p + sum(a) for p, a in trees_of(job))} tokens")  # type: ignore[arg-type]
     peaks = [peak_gflops(threads)]
-    chosen, search = searched(job, candidates, again)
-    made = measured(job, candidates[chosen], defaults, again)
+    chosen, same, search = searched(job, candidates, again)
+    made = measured(job, candidates[chosen], candidates[same], defaults, again)
     peaks.append(peak_gflops(threads))
     peak = max(peaks)
     line = row_of(name, job, made, candidates[chosen], peak)
