@@ -22,10 +22,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from truing import catalogue
 from truing.changes import Decoder
 from truing.core.chat import Prompt, completion_ids, prompt_ids
 from truing.core.logprob import measure
+from truing.core.scores import kind_of
 from truing.core.scoring import by_prompt, has_head, head_scores
 from truing.core.tree import Packed
 from truing.errors import InputError, unknown
@@ -37,13 +37,6 @@ from truing.tables import Row
 
 PRINCIPLES, MODEL = "principles", "reward_model"
 Refs = Mapping[str, dict[str, object]]
-
-
-def _kind(ref: Mapping[str, object]) -> str:
-    """A check is a reward in [0, 1]."""
-    name = str(ref.get("use")).replace("-", "_")
-    rewards = catalogue.components("reward")
-    return "check" if name not in rewards and name in catalogue.components("check") else "reward"
 
 
 def _classifies(reward: Model) -> bool:
@@ -156,7 +149,7 @@ class Rewards:
         for name, ref in self.refs.items():
             if name in (PRINCIPLES, MODEL):
                 raise InputError("the name of this term is taken", where=self.where, seen=name)
-            check_component(_kind(ref), ref, where=f"{self.where} reward {name!r}")
+            check_component(kind_of(ref), ref, where=f"{self.where} reward {name!r}")
         if self.principles is not None:
             rules = measured(self.principles, where=self.where)
             for rule in rules:
@@ -180,7 +173,7 @@ class Rewards:
         """
         items = list(rows)
         made = {
-            name: score(_kind(ref), ref, items, where=f"{self.where} reward {name!r}")
+            name: score(kind_of(ref), ref, items, where=f"{self.where} reward {name!r}")
             for name, ref in self.refs.items()
         }
         if self.principles is not None:
