@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from truing.cli import main
 from truing.core import engine
 from truing.store import Store
+from truing.tables import Table
 
 PAIRS = [{"prompt": f"q{i}?", "chosen": f"yes {i}.", "rejected": f"no {i * 7}."} for i in range(8)]
 RULE = "- {id: brief, text: Be brief., check: {use: max_words, n: 4}}\n"
@@ -69,8 +71,14 @@ def fails(folder: Path, capsys: pytest.CaptureFixture[str]) -> Fails:
         ("- {id: brief, txt: Be brief.}\n", ["principle 1 (brief)", "'txt'", "'text'"]),
         ("- {id: brief, text: }\n", ["principle 1 (brief)", "'text' must be a text"]),
         (RULE + "- {id: brief, text: Be kind.}\n", ["same id", "'brief'"]),
-        (RULE + "- {id: b, text: x, check: {use: max_wrods, n: 4}}\n", ["principle b", "'max_words'"]),
-        (RULE + "- {id: b, text: x, check: {use: max_words, m: 4}}\n", ["principle b", "'m'", "Known: n"]),
+        (
+            RULE + "- {id: b, text: x, check: {use: max_wrods, n: 4}}\n",
+            ["principle b", "'max_words'"],
+        ),
+        (
+            RULE + "- {id: b, text: x, check: {use: max_words, m: 4}}\n",
+            ["principle b", "'m'", "Known: n"],
+        ),
         (RULE + "- {id: b, text: x, check: {use: max_words, n: few}}\n", ["'n'", "'few'", "int"]),
         (RULE + "- {id: b, text: x, check: max_words}\n", ["principle 2 (b)", "{use: name"]),
         (RULE + "- {id: b, text: x, priority: high}\n", ["'priority'", "whole number", "'high'"]),
@@ -266,7 +274,12 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
     line = json.loads(said.out)
     assert line["exit_code"] == 3 and "is not finite at step" in line["error"]
     assert "Traceback" not in said.err and Store().keys() == []
-    assert len(list(Store().root.glob("scratch/*/checkpoints-*/step-*"))) in (0, 1, 2)
+    bad = Table("pair", rows)[5]["id"]
+    assert f"['{bad}']" in line["error"] and line["error"].endswith("lower the learning rate")
+    kept = sorted(p.name for p in Store().root.glob("scratch/*/checkpoints-*/step-*"))
+    step = int(re.search(r"not finite at step (\d+) of 8", line["error"])[1])  # type: ignore[index]
+    assert kept == [f"step-{n:08d}" for n in (step - 2, step - 1) if n > 0]
+    assert ("no step was saved yet" in line["error"]) == (step == 1)
 
 
 def test_a_recipe_with_a_broken_row_runs_nothing(fails: Fails, folder: Path) -> None:

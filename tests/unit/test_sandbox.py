@@ -85,7 +85,7 @@ def test_nothing_outside_is_written_or_read(tmp_path: Path) -> None:
 
 
 def test_own_folder_can_be_written_and_vanishes() -> None:
-    done = run("open('a', 'w').write('x'); print(open('/work/a').read())")
+    done = run("open('a', 'w').write('x'); print(open('/box/a').read())")
     assert done.stdout == "x\n"
     refused("print(open('a').read())", "FileNotFoundError")
 
@@ -107,11 +107,11 @@ import ctypes, os
 libc = ctypes.CDLL(None, use_errno=True)
 def denied(name, *args):
     if getattr(libc, name)(*args) >= 0: print('GOT THROUGH', name)
-denied('mount', b'none', b'/work', b'tmpfs', 0, None)
-denied('umount2', b'/work', 2)
+denied('mount', b'none', b'/box', b'tmpfs', 0, None)
+denied('umount2', b'/box', 2)
 denied('unshare', 0x10000000)
 denied('unshare', 0x20000)
-denied('chroot', b'/work')
+denied('chroot', b'/box')
 denied('ptrace', 16, 1, 0, 0)
 denied('sethostname', b'x', 1)
 denied('setns', 0, 0)
@@ -197,6 +197,21 @@ def test_nothing_is_left_behind() -> None:
     until = time.monotonic() + 5
     while _ours() - before and time.monotonic() < until:
         time.sleep(0.02)
+    assert not _ours() - before
+
+
+def test_killed_with_whoever_asked_for_it(tmp_path: Path) -> None:
+    before = _ours()
+    code = "from truing.core import sandbox; sandbox.run('import time; time.sleep(60)', seconds=50)"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    until = time.monotonic() + 60
+    while len(_ours() - before) < 3 and time.monotonic() < until:  # the three of a run
+        time.sleep(0.01)
+    assert len(_ours() - before) == 3
+    process.kill()
+    process.wait()
+    while _ours() - before and time.monotonic() < until:
+        time.sleep(0.01)
     assert not _ours() - before
 
 
