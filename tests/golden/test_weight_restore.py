@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from truing.core.chat import completion_ids, prompt_ids
 
 from truing.context import Context, use
+from truing.core.chat import completion_ids, prompt_ids
 from truing.core.tiny import tiny_folder, tiny_model
 from truing.core.trunk import Trunk
 from truing.errors import InputError

@@ -1,12 +1,12 @@
-"""Chat templates as token ids, with the marks of what carries loss, and the receipt that shows them.
+"""Chat templates as token ids, with the marks of what carries loss, and the receipt of it.
 
 A row is tokenised in the pieces in which a model meets it: the prompt up to where the answer
 begins, then the answer with the token that ends the turn. So what is trained on has the tokens that
 generation sees, and a dialogue of one turn is `prompt_ids + completion_ids`.
 
 The answer's end is the template's own: what it puts after an assistant's words, up to its last
-special token ("<|im_end|>" of "<|im_end|>\\n"), else the tokenizer's end token. A tokenizer without a
-template continues plain text.
+special token ("<|im_end|>" of "<|im_end|>\\n"), else the tokenizer's end token. A tokenizer without
+a template continues plain text.
 """
 
 from __future__ import annotations
@@ -173,7 +173,9 @@ def _text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, an
 
     try:
         made = tokenizer.apply_chat_template(
-            [dict(m) for m in messages], tokenize=False, add_generation_prompt=answer
+            cast("list[dict[str, str]]", [dict(m) for m in messages]),
+            tokenize=False,
+            add_generation_prompt=answer,
         )
     except (TemplateError, TypeError, KeyError) as error:
         raise InputError(
@@ -189,7 +191,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = Fa
 
 
 def receipt(tokenizer: PreTrainedTokenizerBase, trees: Sequence[Node], n: int = 3) -> str:
-    """The first `n` trees as text, what carries loss between >>> and <<<: to be read by a person."""
+    """The first `n` trees as text for a person, what carries loss between >>> and <<<."""
     lines: list[str] = []
     for i, tree in enumerate(trees[:n]):
         rows = list(tree.rows())

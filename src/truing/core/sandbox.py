@@ -8,7 +8,7 @@ seccomp filter where the machine has one. At the wall-clock limit everything is 
 Where the system denies any of this but seccomp, nothing is run: an InputError says why.
 
 Programs have the standard library only, and cannot start processes (threads they can). Folder
-`/work` is where they are and may write.
+`/box` is where they are and may write.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ MOUNT_SETATTR, AT_RECURSIVE, AT_FDCWD = 442, 0x8000, -100
 PR_PDEATHSIG, PR_DUMPABLE, PR_SECCOMP, PR_BOUNDING_DROP, PR_NO_NEW_PRIVS = 1, 4, 22, 24, 38
 USER, NOBODY = 1000, 65534  # who the program is inside; who it is outside when started by root
 ROOT = "/tmp"  # becomes the new root
-WORK = "/work"
+WORK = "/box"
 DEVICES = ("null", "zero", "random", "urandom")
 EPERM, ENOSYS, EAFNOSUPPORT = 1, 38, 97
 
@@ -175,7 +175,7 @@ def new_root(request: dict) -> None:
     os.rmdir("/old")
     mount("root", "/", flags=REMOUNT | BIND | RDONLY | NOSUID | NODEV)
     size = f"size={request['writable_mb']}m,nr_inodes=4096,mode=777"
-    mount("work", WORK, "tmpfs", NOSUID | NODEV | NOEXEC, size)
+    mount("box", WORK, "tmpfs", NOSUID | NODEV | NOEXEC, size)
     os.chdir(WORK)
     for name, text in {**request["files"], "program.py": request["code"]}.items():
         if folder := os.path.dirname(name):

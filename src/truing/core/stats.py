@@ -30,7 +30,7 @@ def _quantile(level: float) -> float:
 def wilson(successes: int, n: int, level: float = LEVEL) -> Interval:
     """Wilson's score interval of a share; (0, 1) without any observation.
 
-    Source: E. B. Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927.
+    Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927.
     """
     if not 0 <= successes <= n:
         raise InputError("successes must be between 0 and n", seen=(successes, n))
