@@ -296,7 +296,7 @@ def functions_page() -> str:
         "The mathematics of every method is a function on tensors or rows: no files, no devices, "
         "no seeds.\nAll are reached by the method's name, from Python:\n",
         "```python\nimport truing\n\n"
-        'truing.methods["dpo"].loss        # the objective itself\n'
+        'truing.methods["dpo"].loss  # the objective itself\n'
         'truing.methods["dpo"].difference  # what it is made of\n```\n',
         "Tensor names end in their shape; the legend is in the method's page.\n",
     ]
