@@ -32,7 +32,10 @@ SMALL: dict[str, object] = {
 RULES = Principles([Principle("brief", "Be brief.", check={"use": "max_words", "n": 3})])
 PROMPTS = Table(
     "example",
-    [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(3)],
+    [
+        {"prompt": f"What is {i}?", "completion": f"It is {i}.", "answers": [str(i)]}
+        for i in range(3)
+    ],
 )
 
 
