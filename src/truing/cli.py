@@ -159,6 +159,12 @@ def _store(args: argparse.Namespace) -> object:
     if not args.json:
         for item in found if isinstance(found, list) else [found]:
             print(item if isinstance(item, str) else json.dumps(item))
+    if args.action == "verify" and isinstance(found, list) and found:
+        raise InputError(
+            f"{len(cast('list[object]', found))} artefacts are damaged",
+            where="store verify",
+            fix="The steps that made them run again when they are asked for",
+        )
     return found
 
 

@@ -7,7 +7,7 @@ an earlier one (reference log-probabilities, measurements of the base) is not co
     gain         = preference accuracy after - before, on held-out pairs
     side effect  = held-out nats per token after - before (higher is worse)
 
-Intervals are Student's over seeds; with one seed they are those of the pairs alone.
+Intervals are Student's over seeds; with one seed there are none.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from truing.store import Noun
 from truing.summary import rows_text
 
 HELD_OUT = 128  # pairs that every model is measured on
-PAIRED = ("preference", "margin")
+TEXTS, QUESTIONS = "prose", "common_knowledge"  # general ability is measured on these
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,12 @@ def plan_of(
     plan.step("held_out", "select/sample", data="pairs", n=held_out)
     plan.step("pool", "select/sample", data="pairs", n=held_out, part="rest")
     plan.step("base-gain", "evaluate/preference", model="base", data="held_out")
-    plan.step("base-ability", "evaluate/ability", model="base")
+
+    def ability(name: str, model: str) -> None:
+        # The texts are named, so that their content is part of the key.
+        plan.step(name, "evaluate/ability", model=model, texts=TEXTS, questions=QUESTIONS)
+
+    ability("base-ability", "base")
     for seed in range(seeds):
         rows = plan.step(f"rows-{seed}", "select/sample", data="pool", n=n, seed=seed)
         for one in contenders:
@@ -99,7 +104,7 @@ def plan_of(
             name = f"{one.label}-{seed}"
             plan.step(name, one.method, seed=seed, **given, **one.settings)
             plan.step(f"{name}-gain", "evaluate/preference", model=name, data="held_out")
-            plan.step(f"{name}-ability", "evaluate/ability", model=name)
+            ability(f"{name}-ability", name)
     return plan
 
 
@@ -109,8 +114,14 @@ def _value(results: Mapping[str, Noun], step: str, measure: str) -> float:
 
 def _over_seeds(name: str, label: str, values: Sequence[float], unit: str, better: str) -> Measure:
     mean = sum(values) / len(values)
+    # One seed says nothing of how seeds differ: the measure then has no interval.
     lo, hi = mean_interval(values) if len(values) > 1 else (mean, mean)
     return Measure(name, mean, lo, hi, len(values), unit, label, better)
+
+
+def _shown(m: Measure, digits: int) -> str:
+    value, lo, hi = (f"{x:+.{digits}f}" for x in (m.value, m.lo, m.hi))
+    return f"{value} [{lo}, {hi}]" if m.lo < m.hi else f"{value} (one seed)"
 
 
 def collect(contenders: Sequence[Contender], seeds: int, result: Result) -> Report:
@@ -163,9 +174,9 @@ class Comparison:
             rows.append(
                 (
                     gain.category,
-                    f"{gain.value:+.3f} [{gain.lo:+.3f}, {gain.hi:+.3f}]",
+                    _shown(gain, 3),
                     f"{margin.value:+.3f}",
-                    f"{side.value:+.4f} [{side.lo:+.4f}, {side.hi:+.4f}]",
+                    _shown(side, 4),
                     f"{seconds.value:.1f}",
                 )
             )

@@ -15,7 +15,7 @@ from truing.changes import Decoder, Rewriter
 from truing.core.code import code_key
 from truing.core.files import path_hash
 from truing.method import Method
-from truing.models import Model
+from truing.models import Model, held
 from truing.principles import Principles
 from truing.runs import plain
 from truing.store import Noun
@@ -43,6 +43,21 @@ def _all(nouns: Nouns) -> list[Noun]:
     ]
 
 
+def _of_model(model: Model) -> list[str]:
+    """Components that a model runs: its builder, decoders, rewriters, and what those hold."""
+    names = [] if model.is_served else _used(model.builder)
+    for change in model.changes:
+        if not isinstance(change, (Decoder, Rewriter)):
+            continue
+        names += [change.use, *_used(dict(change.settings))]
+        for noun in (held(key) for key in change.holds.values()):
+            if isinstance(noun, Principles):
+                names += [n for rule in noun for n in _used(rule.check)]
+            elif isinstance(noun, Model):
+                names += _of_model(noun)
+    return names
+
+
 def modules_of(method: Method, settings: Mapping[str, object], nouns: Nouns) -> set[str]:
     """Modules whose code a step runs: the method's, and those of the components it refers to."""
     names = _used(dict(settings))
@@ -50,7 +65,7 @@ def modules_of(method: Method, settings: Mapping[str, object], nouns: Nouns) -> 
         if isinstance(noun, Principles):
             names += [n for rule in noun for n in _used(rule.check)]
         elif isinstance(noun, Model):
-            names += [c.use for c in noun.changes if isinstance(c, (Decoder, Rewriter))]
+            names += _of_model(noun)
     wanted = {n.replace("-", "_") for n in names}
     found = {e.module for e in catalogue.components().values() if e.name in wanted}
     return {method.entry.module, *found}

@@ -111,6 +111,7 @@ def perform(
     seed: int = 0,
     name: str = "",
     store: Store | None = None,
+    root: Callable[[str], None] | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
     on_metric: Callable[[dict[str, Json]], None] | None = None,
 ) -> StepResult:
@@ -122,6 +123,8 @@ def perform(
         settings: validated, defaults included.
         seed: of all random streams.
         name: of the step, which lineage records.
+        store: by default the user's.
+        root: called with the key before anything is done, to keep gc away from it.
         on_progress: called with (done, total, label).
         on_metric: called with each observation.
     """
@@ -129,12 +132,15 @@ def perform(
     key = step_key(method, nouns, settings, seed)
     name = name or method.name
     with _told(name), store.lock(key):
+        if root is not None:
+            root(key)
+        damage = ""
         if store.has(key):
-            facts = store.facts(key)
-            spent = float(cast(float, facts.get("seconds") or 0.0))
-            note = _reused(store, key)
-            made = store.load(key)
-            return StepResult(method, key, made, True, spent, store.metrics(key), note)
+            try:
+                return _from_store(method, store, key)
+            except (InputError, OSError, ValueError) as error:
+                store.discard(key)
+                damage = f"the stored one was damaged and is made again ({error})"
         _check_space(store.root)
         context = Context(seed, store.scratch(key), on_progress, on_metric, name)
         began = time.monotonic()
@@ -144,7 +150,13 @@ def perform(
         seconds = time.monotonic() - began
         facts = _facts(method, nouns, settings, seed, seconds)
         made = store.put(key, made, facts, context.metrics)
-        return StepResult(method, key, made, False, seconds, context.metrics)
+        return StepResult(method, key, made, False, seconds, context.metrics, damage)
+
+
+def _from_store(method: Method, store: Store, key: str) -> StepResult:
+    spent = float(cast(float, store.facts(key).get("seconds") or 0.0))
+    made, metrics, note = store.load(key), store.metrics(key), _reused(store, key)
+    return StepResult(method, key, made, True, spent, metrics, note)
 
 
 def _facts(
@@ -253,6 +265,8 @@ def run(plan: Plan, runs: str | Path = "runs", *, store: Store | None = None) ->
         raise
     with _told("report"):
         record.finish("done", summary_of(list(results.values())))
+        used = [str(s["key"]) for s in record.steps.values() if s["key"]]
+        store.root_run(record.folder, used, final=True)
         page = report.write(record.folder, results)
     return Result(plan, record.folder, results, record, page)
 
@@ -330,7 +344,7 @@ def _run_one(
     nouns: dict[str, Noun | Mapping[str, Noun]] = {}
     for name, roles in one.sources.items():
         found = {r: results[s.text] if s.is_step else opened[s] for r, s in roles.items()}
-        nouns[name] = found[""] if set(found) == {""} else found
+        nouns[name] = found if one.method.inputs[name].many else found[""]
     if one.method.verb == "serve":
         record.change(one.name, status="done")
         one.method.function(**nouns, **one.settings)
@@ -344,6 +358,7 @@ def _run_one(
             seed=one.seed,
             name=one.name,
             store=store,
+            root=lambda key: store.root_run(record.folder, [key]),
             on_progress=progress.tell,
             on_metric=lambda values: record.metric(one.name, values),
         )
@@ -368,7 +383,6 @@ def _run_one(
         seconds=round(made.seconds, 2),
         note=made.note,
     )
-    store.root_run(record.folder, [str(s["key"]) for s in record.steps.values() if s["key"]])
     progress.end(about(made.artefact), made.cached, made.seconds, made.note)
 
 

@@ -144,7 +144,11 @@ class Plan:
             cast("dict[str, str]", getattr(self, head))[rest] = str(value)
         elif head not in self.steps:
             raise unknown("step", head, self.steps, where=f"--set {text}")
-        elif rest == "seed" and isinstance(value, int):
+        elif rest == "do":
+            self.steps[head].method = str(value)
+        elif rest == "seed":
+            if not isinstance(value, int):
+                raise InputError("the seed must be a whole number", where="--set", seen=value)
             self.steps[head].seed = value
         else:
             self.steps[head].given[rest] = value
@@ -156,7 +160,9 @@ class Plan:
             [s.name, s.method, s.seed, {k: str(v) for k, v in s.given.items()}]
             for s in self.steps.values()
         ]
-        return content_hash([self.name, self.seed, self.models, self.data, steps])
+        # Two recipes of one text in two folders read different files.
+        where = str(self.folder.resolve())
+        return content_hash([where, self.name, self.seed, self.models, self.data, steps])
 
     def path(self, text: str | Path) -> Path:
         """A path as written: beside the recipe where it is there, else as it stands."""
@@ -189,7 +195,9 @@ class Plan:
         values: dict[str, object] = {}
         for name, value in step.given.items():
             if name in inputs:
-                sources[name] = self._sources(step, inputs[name], value)
+                found = self._sources(step, inputs[name], value)
+                if found:
+                    sources[name] = found
             elif name in settings:
                 values[name] = value
             else:
@@ -215,7 +223,7 @@ class Plan:
         elif isinstance(value, Sequence) and not isinstance(value, str) and wanted.many:
             given = {str(i): v for i, v in enumerate(cast("Sequence[object]", value))}
         else:
-            given = {"": value}
+            given = {"0" if wanted.many and value is not None else "": value}
         made: dict[str, Source] = {}
         for role, text in given.items():
             if text is None and wanted.optional:
@@ -275,6 +283,8 @@ class Plan:
         left = dict(checked)
         while left:
             ready = [n for n, c in left.items() if all(e in done for e in c.edges())]
+            # A server ends the graph: it runs until it is stopped.
+            ready.sort(key=lambda n: left[n].method.verb == "serve")
             if not ready:
                 raise InputError(
                     "steps wait for each other in a circle", where=self.source, seen=list(left)

@@ -120,21 +120,30 @@ class Store:
         found = (self.root / "artefacts").glob("??/*/artefact.json")
         return sorted(p.parent.name for p in found)
 
-    def root_run(self, folder: Path, keys: Iterable[str]) -> None:
-        """Remember that the run in `folder` refers to `keys`, so that gc leaves them alone."""
+    def root_run(self, folder: Path, keys: Iterable[str], *, final: bool = False) -> None:
+        """Remember that the run in `folder` refers to `keys`, so that gc leaves them alone.
+
+        A run that goes on adds to what it referred to before; only a finished one lets go of it.
+        """
         where = str(folder.resolve())
         path = self.root / "roots" / f"{content_hash(where, 8)}.json"
+        if not final and path.is_file():
+            keys = {*keys, *json.loads(path.read_text(encoding="utf-8"))["keys"]}
         files.write_text(path, json.dumps({"folder": where, "keys": sorted(set(keys))}))
 
-    def referred(self) -> set[str]:
-        """Keys that some existing run refers to; roots of deleted runs are dropped."""
+    def referred(self, *, drop: bool = False) -> set[str]:
+        """Keys that some run refers to; with `drop`, roots of deleted runs are let go.
+
+        A run whose parent folder is gone too may lie on a disk that is not mounted: it counts.
+        """
         found: set[str] = set()
         for path in sorted((self.root / "roots").glob("*.json")):
             root = json.loads(path.read_text(encoding="utf-8"))
-            if (Path(root["folder"]) / "manifest.json").is_file():
-                found |= set(root["keys"])
-            else:
+            folder = Path(root["folder"])
+            if drop and folder.parent.is_dir() and not (folder / "manifest.json").is_file():
                 path.unlink()
+            else:
+                found |= set(root["keys"])
         return found
 
     def ls(self) -> list[dict[str, Json]]:
@@ -142,7 +151,11 @@ class Store:
         used = self.referred()
         listed: list[dict[str, Json]] = []
         for key in self.keys():
-            facts = self.facts(key)
+            try:
+                facts = self.facts(key)
+            except InputError as error:
+                listed.append({"key": key, "used": key in used, "fault": str(error)})
+                continue
             size = sum(p.stat().st_size for p in self._place(key).rglob("*") if p.is_file())
             row: dict[str, Json] = {"key": key, "bytes": size, "used": key in used}
             listed.append(row | {n: facts.get(n) for n in ("noun", "method", "made")})
@@ -169,18 +182,28 @@ class Store:
         """
         from truing.core.opening import sweep_bases
 
-        used = self.referred()
+        self.referred(drop=True)
         gone: list[dict[str, Json]] = []
         for key in self.keys():
-            if key not in used:
-                with self.lock(key):
-                    shutil.rmtree(self._place(key))
-                gone.append({"key": key, "deleted": "artefact"})
+            with self.lock(key):
+                # Asked anew under the lock: a run may have taken it up since.
+                if key in self.referred() or not self.has(key):
+                    continue
+                self.discard(key)
+            gone.append({"key": key, "deleted": "artefact"})
         for scratch in sorted((self.root / "scratch").glob("*")):
             if self.has(scratch.name):
                 shutil.rmtree(scratch, ignore_errors=True)
                 gone.append({"key": scratch.name, "deleted": "scratch"})
         return gone + [{"key": k, "deleted": "base"} for k in sweep_bases()]
+
+    def discard(self, key: str) -> None:
+        """Delete an artefact; it is out of sight in one rename, whatever happens afterwards."""
+        place = self._place(key)
+        gone = place.with_name(f".{key}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        place.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def find(self, start: str) -> str:
         """The key that begins with `start`; an InputError when none or several do."""

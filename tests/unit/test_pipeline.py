@@ -231,3 +231,86 @@ def test_principles_enter_the_key_with_the_code_of_their_checks() -> None:
     rules = Principles([Principle("brief", "Be brief.", check={"use": "max_words", "n": 4})])
     found = modules_of(methods["evaluate/adherence"], {}, {"principles": rules})
     assert found == {"truing.evaluate.adherence", "truing.specify.checks"}
+
+
+def test_a_run_that_goes_on_keeps_what_it_referred_to(
+    folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(folder, store)
+    original = pipeline.perform
+
+    def once(method: object, *args: object, **values: object) -> object:
+        if values["name"] == "clean":
+            raise KeyboardInterrupt
+        return original(method, *args, **values)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "perform", once)
+        with pytest.raises(Stopped):
+            run(folder, store)
+    assert store.gc() == []
+    assert cached(run(folder, store)) == {"rules": True, "clean": True, "part": True}
+
+
+def test_runs_on_a_disk_that_is_not_there_keep_their_artefacts(folder: Path, store: Store) -> None:
+    run(folder, store)
+    (folder / "runs").rename(folder / "elsewhere")
+    assert all(row["used"] for row in store.ls())
+    assert store.gc() == []
+
+
+def test_a_damaged_artefact_is_told_and_made_again(
+    folder: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run(folder, store)
+    place = store._place(str(result.run.steps["clean"]["key"]))
+    (place / "artefact.json").write_text("{")
+    assert [row for row in store.ls() if "fault" in row]
+    again = run(folder, store)
+    assert cached(again) == {"rules": True, "clean": False, "part": True}
+    assert "is made again" in capsys.readouterr().err
+    assert store.verify() == []
+
+
+def test_inputs_that_are_null_or_one_of_many(folder: Path) -> None:
+    plan = Plan("null", folder=folder)
+    plan.model("base", "http://127.0.0.1:9/v1#some")
+    plan.step("mixed", "merge/linear", models="base")
+    plan.step("picked", "select/deita", data="prompts.jsonl", model=None)
+    mixed, picked = plan.check()
+    assert set(mixed.sources["models"]) == {"0"}
+    assert set(picked.sources) == {"data"}
+
+
+def test_a_server_ends_the_graph(folder: Path) -> None:
+    plan = Plan("end", folder=folder)
+    plan.model("base", "http://127.0.0.1:9/v1#some")
+    plan.step("served", "serve/openai", model="base")
+    plan.step("part", "select/near_duplicates", data="prompts.jsonl", exact=True)
+    assert [c.name for c in plan.check()] == ["part", "served"]
+
+
+def test_code_of_what_a_decoder_holds_is_part_of_the_key(tiny_path: Path) -> None:
+    from truing.models import Model
+
+    rules = Principles([Principle("brief", "Be brief.", check={"use": "max_words", "n": 4})])
+    picky = methods["best_of_n"](Model.open(tiny_path), rules, n=2)
+    assert isinstance(picky, Model)
+    found = modules_of(methods["evaluate/ability"], {}, {"model": picky})
+    assert {"truing.decode.best_of_n", "truing.specify.checks"} <= found
+
+
+def test_a_package_may_import_its_modules_by_dots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from truing.core import code
+
+    (tmp_path / "dots").mkdir()
+    (tmp_path / "dots/__init__.py").write_text("from .impl import f\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    keys: set[str] = set()
+    for value in (1, 2):
+        (tmp_path / "dots/impl.py").write_text(f"def f():\n    return {value}\n")
+        code._read.cache_clear()
+        keys.add(code.code_key(["dots"]))
+    assert len(keys) == 2

@@ -49,7 +49,7 @@ class _Bare(ast.NodeTransformer):
         return node.orelse if checked == "TYPE_CHECKING" else node
 
 
-def _imports(tree: ast.AST, module: str, package: str) -> set[str]:
+def _imports(tree: ast.AST, module: str, package: str, *, is_package: bool = False) -> set[str]:
     """Modules of `package` that a syntax tree imports, at whatever depth."""
     found: set[str] = set()
     for node in ast.walk(tree):
@@ -58,7 +58,9 @@ def _imports(tree: ast.AST, module: str, package: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                base = ".".join([*module.split(".")[: -node.level], *([base] if base else [])])
+                parts, up = module.split("."), node.level - is_package
+                parts = parts[:-up] if up else parts
+                base = ".".join([*parts, *([base] if base else [])])
             # `from package import module` names a module in its second half.
             found |= {base, *(f"{base}.{a.name}" for a in node.names)}
     return {m for m in found if m.split(".")[0] == package}
@@ -71,7 +73,9 @@ def _read(module: str, package: str) -> tuple[str, frozenset[str]] | None:
     if path is None:
         return None
     tree = _Bare().visit(ast.parse(path.read_text(encoding="utf-8"), str(path)))
-    return content_hash(ast.dump(tree)), frozenset(_imports(tree, module, package))
+    return content_hash(ast.dump(tree)), frozenset(
+        _imports(tree, module, package, is_package=path.name == "__init__.py")
+    )
 
 
 def code_key(modules: Iterable[str]) -> str:

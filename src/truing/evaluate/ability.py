@@ -138,8 +138,8 @@ def ability(
         max_tokens: tokens of each text that are read.
         limit: only so many texts and questions; 0 for all.
     """
-    texts = texts or Table.read(TEXTS)
-    asked = _check_questions(questions or Table.read(QUESTIONS))
+    texts = Table.read(TEXTS) if texts is None else texts
+    asked = _check_questions(Table.read(QUESTIONS) if questions is None else questions)
     asked = asked[:limit] if limit else asked
     passages = texts.rows[:limit] if limit else texts.rows
     loaded = model.load_module()
