@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 
@@ -47,11 +48,10 @@ class Progress:
         if self.live:
             filled = round(BAR * min(share, 1.0))
             bar = "#" * filled + "." * (BAR - filled)
-            print(f"\r\033[K{self.head}{self.name} [{bar}] {text}", end="", file=sys.stderr)
-            sys.stderr.flush()
+            self._say(f"\r\033[K{self.head}{self.name} [{bar}] {text}", end="")
             self._open = True
         else:
-            print(f"{self.head}{self.name}: {text}", file=sys.stderr, flush=True)
+            self._say(f"{self.head}{self.name}: {text}")
 
     def end(self, about: str, cached: bool, seconds: float, note: str = "") -> None:
         """The step has ended."""
@@ -60,6 +60,12 @@ class Progress:
 
     def _line(self, text: str) -> None:
         if self._open:
-            print("\r\033[K", end="", file=sys.stderr)
+            self._say("\r\033[K", end="")
             self._open = False
-        print(text, file=sys.stderr, flush=True)
+        self._say(text)
+
+    @staticmethod
+    def _say(text: str, end: str = "\n") -> None:
+        # Whoever read along may go away; that must not end hours of work.
+        with contextlib.suppress(BrokenPipeError):
+            print(text, end=end, file=sys.stderr, flush=True)
