@@ -20,6 +20,7 @@ from online_numbers import (
     total,
 )
 
+from truing.errors import InputError
 from truing.train.rl.reinforce_plus_plus import reinforce_plus_plus
 
 
@@ -31,6 +32,11 @@ def returns(beta: float, baseline: bool) -> list[list[float]]:
         steps[-1] += score
         made.append([sum(steps[t:]) for t in tokens(u, k)])
     return made
+
+
+def test_a_baseline_needs_a_group() -> None:
+    with pytest.raises(InputError, match="at least 2 answers"):
+        reinforce_plus_plus(rollout().branches(0), baseline=True)
 
 
 @pytest.mark.parametrize("baseline", [False, True])

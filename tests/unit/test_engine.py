@@ -222,3 +222,15 @@ def test_global_random_state_is_left_alone(tmp_path: Path) -> None:
     torch.manual_seed(1)
     run(tmp_path, one, Training(steps=2, batch=4))
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rows", "batch"), [(1.1, 100, 10), (2.2, 50, 10), (0.85, 10, 8), (0.01, 10, 8)]
+)
+def test_no_step_is_without_rows(epochs: float, rows: int, batch: int) -> None:
+    settings = Training(epochs=epochs, batch=batch)
+    order = Order(rows, batch, Context())
+    end = settings.end(rows)
+    steps = [order.step(s, end) for s in range(settings.total(rows))]
+    assert all(steps)
+    assert sum(map(len, steps)) <= end

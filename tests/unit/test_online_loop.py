@@ -258,6 +258,7 @@ def test_named_values_of_one_reward(monkeypatch: pytest.MonkeyPatch) -> None:
         ("grpo", {"temperature": 0.0}, "temperature must be above 0"),
         ("grpo", {"bta": 0.1}, "unknown setting 'bta'.*'beta'"),
         ("nash_md", {"mix": 1.5}, "is a share"),
+        ("ppo", {"refill": 2, "answers": 1}, "teach here too"),
         ("grao", {}, "needs rows of kind example"),
     ],
 )

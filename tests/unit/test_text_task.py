@@ -235,3 +235,20 @@ def test_noise_on_embeddings(tiny_path: Path) -> None:
         assert 0.9 * bound < float(part.abs().max()) <= bound
     task._measure(micro, grad=False)  # what is only measured gets no noise
     assert torch.equal(seen[-1], plain(micro.packed.ids_N).detach())
+
+
+def test_mismatched_answers_are_to_other_prompts(tiny_path: Path) -> None:
+    rows: list[Row] = [
+        {"prompt": f"Question {i % 3}", "completion": f"answer {i}", "label": i % 2 == 0}
+        for i in range(6)
+    ]
+    task = task_of(tiny_path, kto, rows, 10_000)
+    own = [u.answers[0] for u in task.units]
+    for unit, tree in zip(task.units, task._trees(range(6)), strict=True):
+        taken = task.units[own.index(tree.children[-1].ids)]
+        assert taken.prompt != unit.prompt
+
+
+def test_one_row_left_over_makes_no_update(tiny_path: Path) -> None:
+    task = task_of(tiny_path, kto, SINGLES, 10_000)
+    assert list(task.parts([0], 1)) == []

@@ -46,9 +46,8 @@ class Checkpoint:
         for name, parameter in named.items():
             kept = self._part(f"optimizer/{name}/")
             if kept:  # a parameter that never had a gradient has no state
-                optimizer.state[parameter] = {
-                    n: t if n == "step" else t.to(parameter.device) for n, t in kept.items()
-                }
+                # The count of steps too: a fused kernel reads it where the parameter lies.
+                optimizer.state[parameter] = {n: t.to(parameter.device) for n, t in kept.items()}
 
 
 class Checkpoints:

@@ -10,6 +10,7 @@ import ast
 import functools
 import importlib.util
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
 from truing.tables import content_hash
@@ -76,6 +77,13 @@ def _read(module: str, package: str) -> tuple[str, frozenset[str]] | None:
     return content_hash(ast.dump(tree)), frozenset(
         _imports(tree, module, package, is_package=path.name == "__init__.py")
     )
+
+
+@functools.cache
+def made_by(module: str) -> str:
+    """Hash of a module's code and of the libraries that its numbers depend on, for caches."""
+    libraries = [metadata.version(p) for p in ("torch", "transformers")]
+    return content_hash([code_key([module]), libraries])
 
 
 def code_key(modules: Iterable[str]) -> str:

@@ -19,6 +19,7 @@ from torch import nn
 
 from truing.context import current
 from truing.core.chat import Prompt, prompt_ids, stop_ids
+from truing.core.code import made_by
 from truing.core.files import home
 from truing.core.sampling import SamplingSettings, own_stops, sample
 from truing.core.training import Hook, Tuned, hook
@@ -57,7 +58,7 @@ def drawn(module: nn.Module, asked: Asked, settings: SamplingSettings) -> Answer
 def kept(loaded: Loaded, asked: Sequence[Asked], settings: SamplingSettings) -> list[Answers]:
     """Answers of each row's prompts: read from the cache, or drawn and put there."""
     how = [loaded.model.weights_key, str(next(loaded.module.parameters()).dtype), loaded.device,
-           torch.get_num_threads(), torch.__version__, asdict(settings)]  # fmt: skip
+           torch.get_num_threads(), made_by("truing.core.sampling"), asdict(settings)]  # fmt: skip
     made: dict[int, Answers] = {}
     missing: list[tuple[int, Path]] = []
     for i, row in enumerate(asked):

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from truing.context import current
+from truing.core.code import made_by
 from truing.core.files import home
 from truing.core.logprob import measure
 from truing.core.tree import Node, Packed, pack
@@ -127,8 +128,9 @@ class Kept(ABC):
         return values
 
     def _path(self, keys: Sequence[bytes], device: torch.device) -> Path:
-        # Bits may differ between devices, thread counts and releases: they are part of the name.
-        how = [self.key, self.dtype, device.type, torch.get_num_threads(), torch.__version__]
+        # Bits may differ between devices, thread counts, releases and versions of this code.
+        code = made_by("truing.core.logprob")
+        how = [self.key, self.dtype, device.type, torch.get_num_threads(), code]
         name = content_hash([how, [k.hex() for k in keys]])
         return home() / "reference" / name[:2] / f"{name}.safetensors"
 

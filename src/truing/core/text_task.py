@@ -125,7 +125,8 @@ class TextTask:
 
     def measure_reference(self, module: nn.Module, steps: Steps) -> None:
         """Measure every branch that `steps` will need under `module`, in one pass."""
-        self.frozen.sweep(module, [u.tree() for u in self.units])
+        used = sorted({row for rows in steps for row in rows})
+        self.frozen.sweep(module, [self.units[row].tree() for row in used])
         if self.mismatched:
             others = [
                 Node(tree.ids, tree.loss, tree.children[-1:])
@@ -158,16 +159,22 @@ class TextTask:
     # Steps
 
     def _trees(self, rows: Sequence[int]) -> list[Node]:
-        """Trees of a step; with mismatched answers, each unit's next neighbour's by content.
+        """Trees of a step; with mismatched answers, those of the next unit with another prompt.
 
-        The neighbour is found in the order of the contents, so that the order of the rows in the
-        step does not matter.
+        "Next" is in the order of the contents, so that the order of the rows in the step does not
+        matter. Where all prompts of a step are one, the next unit's answer has to do.
         """
         units = [self.units[r] for r in rows]
         if not self.mismatched:
             return [u.tree() for u in units]
         ranks = sorted(range(len(units)), key=lambda i: units[i].content)
-        after = {i: ranks[(at + 1) % len(ranks)] for at, i in enumerate(ranks)}
+
+        def other(at: int) -> int:
+            following = [ranks[(at + k) % len(ranks)] for k in range(1, len(ranks) + 1)]
+            mine = units[ranks[at]].prompt
+            return next((j for j in following if units[j].prompt != mine), following[0])
+
+        after = {i: other(at) for at, i in enumerate(ranks)}
         return [u.tree([units[after[i]].answers[0]]) for i, u in enumerate(units)]
 
     def _columns(self, rows: Sequence[int], width: int) -> dict[str, Tensor]:
@@ -254,6 +261,8 @@ class TextTask:
     def parts(self, rows: Sequence[int], step: int) -> Iterator[Part]:
         """Micro-batches of a step."""
         self.hook.before_step(self, rows, step)
+        if self.mismatched and len(rows) == 1 and step:
+            return  # one row left over at the end has nothing to be compared with: no update
         micros = self._micro_batches(rows)
         if self.spec.unit == "batch":
             yield from self._whole(micros, len(rows))

@@ -53,6 +53,12 @@ def _split(spec: Online, values: Mapping[str, object]) -> tuple[dict[str, object
     chosen = own | dict(values)
     training = OnlineTraining(**{n: v for n, v in chosen.items() if n in shared})  # type: ignore[arg-type]
     training.check(spec.name)
+    if training.refill and (spec.least < 2 or spec.given or spec.opponent):
+        raise InputError(
+            "groups of equal rewards teach here too: replacing them would take them all",
+            where=f"{spec.name} setting 'refill'",
+            seen=training.refill,
+        )
     if training.answers < spec.least:
         raise InputError(
             f"an answer is compared with the others of its group: at least {spec.least} are needed",

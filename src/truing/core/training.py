@@ -69,7 +69,7 @@ class Training:
 
     def total(self, units: int) -> int:
         """Number of updates over `units` rows."""
-        return self.steps or max(1, math.ceil(self.epochs * units / min(self.batch, units)))
+        return self.steps or math.ceil(self.end(units) / min(self.batch, units))
 
     def end(self, units: int) -> int:
         """How many rows are drawn in all, where each epoch draws `units`."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 from truing.core.advantages import at_end, group_advantage, kl_tokens, to_go, whiten
 from truing.core.objective import Loss, Measurements
 from truing.core.online import Update, by_token, clip_fraction, clipped, online, watched, weighed
+from truing.errors import InputError
 
 
 @online(paper="preference-losses", needs=("ref_logp",))
@@ -34,6 +35,12 @@ def reinforce_plus_plus(
         clip_ratio: how far from 1 the ratio of new to old probability counts.
         baseline: take the mean of the group off the reward first.
     """
+    if baseline and r.mask_UKT.shape[1] < 2:
+        raise InputError(
+            "a baseline is the mean of a group: at least 2 answers are needed",
+            where="reinforce_plus_plus setting 'answers'",
+            seen=answers,
+        )
     reward_UK = group_advantage(r["reward"], r.there_UK, "none") if baseline else r["reward"]
     reward_UKT = at_end(reward_UK, r.mask_UKT)
     if beta:
