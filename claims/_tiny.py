@@ -1,0 +1,121 @@
+"""A small decoder with a closed vocabulary, trained from nothing: for comparisons over seeds.
+
+Two layers of width 64 (about 120 thousand parameters) that know the words of the claim's own texts
+and no other; what a larger model brings with it is taught here in some seconds by `train/sft`.
+Words, numbers and punctuation marks are one token each, blank lines too; texts that are decoded
+have a space between any two of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from truing.claims import Outcome, step
+from truing.context import current
+from truing.core.generate import generate
+from truing.core.loaded import quiet
+from truing.method import methods
+from truing.models import Model
+from truing.tables import Row, Table, content_hash
+
+__all__ = ["Outcome", "Row", "Table", "blank", "call", "drawn", "step", "taught", "vocabulary"]
+
+SPECIAL = ("<|unknown|>", "<|im_start|>", "<|im_end|>")
+PIECE = r"\n\n|\w+|[^\w\s]"
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' + m['content'] + '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant ' }}{% endif %}"
+)
+
+
+def call(name: str, *inputs: object, seed: int = 0, **settings: object):
+    """A method's result under a seed."""
+    with step(seed):
+        return methods[name](*inputs, **settings)
+
+
+def vocabulary(texts: Iterable[str]) -> list[str]:
+    """Every word, number and mark of the texts, in order."""
+    return sorted({piece for text in texts for piece in re.findall(PIECE, text)})
+
+
+def tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One token for each of the words, after the special ones and the names of the roles."""
+    known = dict.fromkeys([*SPECIAL, "system", "user", "assistant", *words])
+    core = Tokenizer(WordLevel({w: i for i, w in enumerate(known)}, unk_token=SPECIAL[0]))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), "removed", invert=True)
+    core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=SPECIAL[1], eos_token=SPECIAL[2], unk_token=SPECIAL[0],
+        pad_token=SPECIAL[2], model_max_length=512, clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    made.chat_template = TEMPLATE
+    return made
+
+
+def blank(words: Sequence[str], seed: int, *, width: int = 64, layers: int = 2) -> Model:
+    """A decoder with random weights; the same words, seed and size give the same bits."""
+    name = f"tiny-{content_hash([list(words), seed, width, layers], 4)}"
+    folder = Path(current().folder) / name
+    if not folder.is_dir():
+        tokens = tokenizer(words)
+        # One head of keys: attention over short rows costs what it takes to begin.
+        config = LlamaConfig(
+            vocab_size=len(tokens), hidden_size=width, intermediate_size=3 * width,
+            num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=1,
+            head_dim=width // 4, max_position_embeddings=512, rms_norm_eps=1e-5,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            tie_word_embeddings=False, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+        )  # fmt: skip
+        module = LlamaForCausalLM(config)
+        source = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                if parameter.dim() == 1:
+                    parameter.fill_(1.0)
+                else:
+                    parameter.normal_(0.0, 0.05, generator=source)
+        module.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
+        with quiet():
+            module.save_pretrained(folder)
+        tokens.save_pretrained(folder)
+        (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    return Model.open(folder).called(name)
+
+
+def taught(model: Model, rows: Iterable[Row], seed: int, **settings: object) -> Model:
+    """The model after supervised fine-tuning of all its weights on prompts and completions."""
+    chosen = {"epochs": 4, "lr": 3e-3, "batch": 32, "rank": 0, **settings}
+    return cast(Model, call("train/sft", model, Table("example", rows), seed=seed, **chosen))
+
+
+def drawn(
+    model: Model,
+    prompts: Sequence[object],
+    *,
+    seed: int = 0,
+    n: int = 1,
+    max_tokens: int = 24,
+    greedy: bool = False,
+    temperature: float = 1.0,
+) -> list[list[str]]:
+    """Texts of n answers to each prompt."""
+    with step(seed):
+        made = generate(
+            model, prompts, n=n, max_tokens=max_tokens, greedy=greedy, temperature=temperature,
+            seed=seed,
+        )  # type: ignore[arg-type]  # fmt: skip
+    return [[c.text for c in answers] for answers in made]
