@@ -115,7 +115,7 @@ def test_the_standard_family_is_listed() -> None:
 def test_declaration(name: str) -> None:
     method, spec = methods[name], spec_of(name)
     assert method.returns == "Model" and {"model", "data"} <= set(method.inputs)
-    assert ("reference" in method.inputs) == spec.with_reference
+    assert ("reference" in method.inputs) == spec.takes_reference
     assert set(spec.teachers) <= set(method.inputs)
     assert {"epochs", "lr", "batch", "rank", "max_tokens"} <= set(method.settings)
     values = method.validate({})

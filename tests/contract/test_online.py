@@ -96,10 +96,15 @@ def test_declaration(name: str) -> None:
     method, spec = methods[name], spec_of(name)
     assert method.returns == "Model" and {"model", "data"} <= set(method.inputs)
     assert ("reference" in method.inputs) == ("ref_logp" in spec.needs or bool(spec.opponent))
-    assert {"steps", "lr", "answers", "new_tokens", "rewards", "passes"} <= set(method.settings)
+    assert {"steps", "lr", "answers", "new_tokens", "passes"} <= set(method.settings)
+    # What a pool decides itself is not offered, since it would be dropped.
+    rewarded = {"rewards", "weights", "missing_end"} <= set(method.settings)
+    given_by_hand = {"reward_model", "principles"} <= set(method.inputs)
+    assert rewarded == given_by_hand == (not spec.pools)
     values = method.validate({})
     assert method.validate(json.loads(json.dumps(values))) == values
     assert all(s.doc for s in method.settings.values())
+    assert "gradient" in method.settings["clip"].doc  # not the clipping of ratios
     assert method.needs == ("weights", "logprob", "generate")
     assert method.loss is method.declared and method.paper and method.entry.rows in ("", spec.rows)
 
@@ -120,6 +125,20 @@ def test_values_and_gradients_are_finite(name: str) -> None:
     assert grad is not None and grad.isfinite().all() and grad.abs().sum() > 0
     if "values" in spec.needs:
         assert m["values"].grad is not None and m["values"].grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", [n for n in ONLINE if not spec_of(n).pools])
+def test_what_a_missing_end_costs_reaches_the_update(name: str) -> None:
+    spec, cost = spec_of(name), 9.0
+    r = rollout(spec)
+    ended = r.columns["finished"].clone()
+    ended[:, ::2], ended[:, 1::2] = 0.0, 1.0
+    plain = Measurements(r.mask_UKT, r.tensors, {**r.columns, "finished": ended})
+    reward = r["reward"] - cost * (1 - ended)
+    costly = Measurements(r.mask_UKT, r.tensors, {**plain.columns, "reward": reward})
+    a = spec(plain, settings_of(spec, missing_end=0.0))
+    b = spec(costly, settings_of(spec, missing_end=cost))
+    assert any(not torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors)
 
 
 @pytest.mark.parametrize("name", ONLINE)

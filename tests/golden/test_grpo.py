@@ -105,6 +105,16 @@ def test_gdpo_by_hand() -> None:
     assert update.tensors["advantage"].flatten().tolist() == pytest.approx(wanted, rel=1e-4)
 
 
+def test_gdpo_counts_a_missing_end() -> None:
+    """As one more reward, 1 with a stop token and 0 without, of the weight that was given."""
+    r = rollout(**{"reward/one": REWARD})
+    ended = [[0.0, 0.0], [-1 / (math.sqrt(2) + 2e-4), 1 / (math.sqrt(2) + 2e-4)]]
+    sums = [a + 3.0 * e for x, y in zip(A, ended, strict=True) for a, e in zip(x, y, strict=True)]
+    wanted = [(s - mean(sums)) / (std(sums) + 1e-4) for s in sums]
+    update = gdpo(r, missing_end=3.0)
+    assert update.tensors["advantage"].flatten().tolist() == pytest.approx(wanted, rel=1e-4)
+
+
 def test_scales_by_hand() -> None:
     reward, there = torch.tensor(REWARD), torch.ones(2, 2)
     flat = [r for g in REWARD for r in g]

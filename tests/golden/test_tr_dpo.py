@@ -10,6 +10,7 @@ from torch import nn
 from truing.core.objective import objective_of
 from truing.core.training import HOOKS, MovingReference
 from truing.errors import InputError
+from truing.method import methods
 from truing.train.preference.dpo import dpo
 from truing.train.preference.tr_dpo import tr_dpo
 
@@ -31,6 +32,8 @@ class Held:
 def test_loss_is_dpo() -> None:
     assert torch.equal(tr_dpo(pairs(), beta=0.2).per_unit, dpo(pairs(), beta=0.2).per_unit)
     assert HOOKS[objective_of(tr_dpo).hook] is MovingReference
+    # It starts as the model itself, so there is none to give.
+    assert set(methods["tr_dpo"].inputs) == {"model", "data"}
 
 
 def test_reference_by_hand() -> None:

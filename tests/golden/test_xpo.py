@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from online_numbers import NEW, REF, loss_of, rollout, total
 
+from truing.core.objective import Measurements
 from truing.train.rl.xpo import xpo
 
 
@@ -24,3 +26,27 @@ def test_ties_keep_the_bonus() -> None:
     bonus = 0.01 * (sum(NEW[0][1]) + sum(NEW[1][1])) / 2
     update = xpo(r, alpha=0.01)
     assert update.active_U is None and total(loss_of(update, r)) == pytest.approx(bonus, rel=1e-5)
+
+
+def test_answers_of_one_player_are_never_a_pair() -> None:
+    """Four answers, two of each: the extremes of the group are both the policy's."""
+    r = rollout(own=[[1.0, 1.0], [0.0, 0.0]], reward=[[9.0, -9.0], [0.5, 0.25]])
+    group = Measurements(
+        r.mask_UKT.reshape(1, 4, 4),
+        {n: t.reshape(1, 4, 4) for n, t in r.tensors.items()},
+        {n: c.reshape(1, 4) for n, c in r.columns.items()},
+    )
+    update = xpo(group, beta=0.3, alpha=0.01)
+    now = Measurements(
+        group.mask_UKT,
+        {
+            **group.tensors,
+            "logp": torch.tensor([[y + [9.0] * (4 - len(y)) for y in [*NEW[0], *NEW[1]]]]),
+        },
+        {**group.columns, **update.tensors},
+    )
+    ratio = [sum(n) - sum(f) for n, f in zip([*NEW[0], *NEW[1]], [*REF[0], *REF[1]], strict=True)]
+    pairs = [(ratio[0], ratio[2]), (ratio[3], ratio[1])]  # 9 beats 0.5; 0.25 beats -9
+    wanted = sum(math.log1p(math.exp(-0.3 * (w - u))) for w, u in pairs) / 2
+    wanted += 0.01 * (sum(NEW[1][0]) + sum(NEW[1][1])) / 2
+    assert total(update.loss(now)) == pytest.approx(wanted, rel=1e-5)

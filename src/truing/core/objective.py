@@ -218,6 +218,11 @@ class Objective:
         return any(n == "ref_logp" or n.endswith("kl_vocab") for n in self.needs)
 
     @property
+    def takes_reference(self) -> bool:
+        """True when a reference can be given: not where it starts as the model and moves."""
+        return self.with_reference and not (self.hook and HOOKS[self.hook].moves_reference)
+
+    @property
     def compares_vocabulary(self) -> bool:
         """True when whole distributions are compared with the reference's."""
         return any(n.endswith("kl_vocab") for n in self.needs)
@@ -267,7 +272,7 @@ def _entry(spec: Objective) -> Function:
     if clash := set(own) & set(engine):
         raise InputError(f"setting {sorted(clash)[0]!r} is the engine's", where=spec.name)
     nouns = list(inspect.signature(train, eval_str=True).parameters.values())[:-1]
-    if not spec.with_reference:
+    if not spec.takes_reference:
         nouns = nouns[:2]
     nouns[2:2] = [inspect.Parameter(r, kind, annotation=Model) for r in spec.teachers]
     parameters = sorted([*nouns, *own.values(), *engine.values()], key=lambda p: p.kind)

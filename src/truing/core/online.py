@@ -42,8 +42,11 @@ Level = typing.Literal["token", "sequence"]
 OPPONENTS = ("", "reference", "mixture")
 GLOSSARY = {
     "beta": "strength of the pull towards the reference.",
-    "clip": "how far the ratio of new to old probability may count away from 1.",
+    "clip_ratio": "how far from 1 the ratio of new to old probability counts.",
+    "clip_low": "how far below 1 the ratio of new to old probability counts.",
+    "clip_high": "how far above 1 the ratio of new to old probability counts.",
 }
+REWARDED = ("rewards", "weights", "missing_end")  # settings of a reward; a pool has its own
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,7 @@ class Online:
         given: text column that joins each group as an answer which nobody drew; where the method
             has a setting `ptx`, only if that is not 0.
         pools: how rows of several sorts are asked and rewarded; name of a component of kind "pool".
+            No other reward can be given then.
     """
 
     name: str
@@ -208,6 +212,12 @@ class Online:
         """Keyword-only parameters of the function."""
         found = inspect.signature(self.update).parameters.items()
         return {n: p for n, p in found if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    @property
+    def engine(self) -> list[str]:
+        """Settings of the engine that mean something here."""
+        names = [f.name for f in fields(OnlineTraining)]
+        return [n for n in names if not (self.pools and n in REWARDED)]
 
     @property
     def keeps_state(self) -> bool:
@@ -253,16 +263,19 @@ def _entry(spec: Online) -> Function:
     engine = {
         f.name: inspect.Parameter(f.name, kind, default=f.default, annotation=shared[f.name])
         for f in fields(OnlineTraining)
-        if f.name not in own  # a method's default goes before the engine's
+        if f.name in spec.engine and f.name not in own  # a method's default goes before
     }
-    nouns = list(inspect.signature(train, eval_str=True).parameters.values())[:-1]
+    unused = {"reward_model", "principles"} if spec.pools else set[str]()
     if "ref_logp" not in spec.needs and not spec.opponent:
-        nouns = [n for n in nouns if n.name != "reference"]
+        unused.add("reference")
+    nouns = list(inspect.signature(train, eval_str=True).parameters.values())[:-1]
+    nouns = [n for n in nouns if n.name not in unused]
     parameters = [*nouns, *own.values(), *engine.values()]
     train.__name__ = train.__qualname__ = spec.name
     train.__module__ = spec.update.__module__
-    docs = argument_docs(OnlineTraining.__doc__ or "") | GLOSSARY
+    docs = argument_docs(OnlineTraining.__doc__ or "")
     docs = {n: d for n, d in docs.items() if n in engine or n in own}
+    docs |= {n: d for n, d in GLOSSARY.items() if n in own}
     docs |= argument_docs(inspect.getdoc(spec.update) or "")
     lines = [f"    {n}: {d}" for n, d in docs.items()]
     train.__doc__ = "\n".join(["Train with this method.", "", "Args:", *lines])

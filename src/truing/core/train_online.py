@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -45,7 +45,7 @@ HEAD = "value_head"
 
 def _split(spec: Online, values: Mapping[str, object]) -> tuple[dict[str, object], OnlineTraining]:
     """All settings by name, and the engine's; a method's default goes before the engine's."""
-    shared = {f.name for f in fields(OnlineTraining)}
+    shared = set(spec.engine)
     own = {n: p.default for n, p in spec.settings.items()}
     for name in values:
         if name not in shared and name not in own:

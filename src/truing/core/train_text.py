@@ -225,12 +225,6 @@ def train_model(
     _show_receipt(spec, loaded, trees, notes | how | {"threads": torch.get_num_threads()})
     check_memory(loaded.module, settings, max(t.size for t in trees), spec.name)
 
-    if reference is not None and hook.moves_reference:
-        raise InputError(
-            "this reference starts as the model itself and moves; none can be given",
-            where=f"{spec.name} input 'reference'",
-            seen=reference.name,
-        )
     frozen, held = _reference(spec, loaded, reference, dtype)
     order = Order(len(units), settings.batch, context)
     head = ScoreHead.of(loaded) if "scores" in spec.needs else None

@@ -7,7 +7,8 @@
     dapo      mean of l_t over all tokens; e_hi above e_lo; groups of equal rewards are replaced;
               answers near the length limit are punished                          arXiv 2503.14476
     gdpo      grpo's loss with A_i = norm(sum_j w_j (R_ij - mean_g) / (std_g + 1e-4)): each reward
-              is normalised in its group, their sum by the mean and deviation of the batch
+              is normalised in its group, their sum by the mean and deviation of the batch;
+              ending by itself is one more reward, of weight `missing_end`
 
 KL is k1, k2 or k3 of `core.advantages`, in the loss, or summed over the answer and taken off its
 reward. Groups of equal rewards have no gradient and are not computed (they are counted, and stay in
@@ -21,7 +22,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from truing.core.advantages import (
@@ -75,8 +75,6 @@ def grpo(
         beta: strength of the pull towards the reference; 0 does without one.
         kl: estimator of the divergence: k1, k2 or k3.
         kl_in: whether the divergence is in the loss or taken off the reward.
-        clip_low: how far below 1 the ratio of new to old probability counts.
-        clip_high: how far above 1.
         bound: largest ratio for negative advantages too; 0 for none.
         scale: what centred rewards are divided by: the standard deviation of their group, of the
             batch, or nothing.
@@ -106,8 +104,6 @@ def dr_grpo(
 
     Args:
         beta: strength of the pull towards the reference (k3, in the loss); 0 does without one.
-        clip_low: how far below 1 the ratio of new to old probability counts.
-        clip_high: how far above 1.
     """
 
     def loss(m: Measurements) -> Loss:
@@ -135,8 +131,8 @@ def dapo(
     """Decoupled clipping and dynamic sampling: GRPO on whole batches of tokens that teach.
 
     Args:
-        clip_low: how far below 1 the ratio of new to old probability counts.
-        clip_high: how far above 1; more room than below keeps unlikely tokens alive.
+        clip_high: how far above 1 the ratio counts; more room than below keeps unlikely tokens
+            alive.
         buffer: tokens before the length limit over which the punishment rises.
         punish: largest punishment of a long answer; 0 for none.
         drop_unfinished: keep answers without a stop token out of the loss.
@@ -160,14 +156,14 @@ def gdpo(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     weights: dict[str, float] | None = None,
+    missing_end: float = 0.0,
 ) -> Update:
     """GRPO for several rewards, each normalised in its group before they are added.
 
     Args:
-        clip_low: how far below 1 the ratio of new to old probability counts.
-        clip_high: how far above 1.
+        missing_end: weight of ending with a stop token, a reward of 1 or 0 beside the others.
     """
-    total_UK = torch.zeros_like(r["reward"])
+    total_UK = missing_end * group_advantage(r["finished"], r.there_UK)
     for name, term_UK in r.columns.items():
         _, part, term = name.partition("reward/")
         if part:

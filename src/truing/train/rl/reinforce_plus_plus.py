@@ -32,7 +32,6 @@ def reinforce_plus_plus(
 
     Args:
         beta: strength of the pull towards the reference, at each token's reward.
-        clip_ratio: how far from 1 the ratio of new to old probability counts.
         baseline: take the mean of the group off the reward first.
     """
     if baseline and r.mask_UKT.shape[1] < 2:

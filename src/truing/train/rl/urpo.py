@@ -137,7 +137,6 @@ def urpo(
 
     Args:
         beta: strength of the pull towards the reference (k3, in the loss); 0 does without one.
-        clip_ratio: how far from 1 the ratio of new to old probability counts.
         grades: gradings of each open group, each in an order of its own.
         chunk: most answers that are graded together.
         criteria: what a good answer is, as the referee is told.

@@ -4,17 +4,20 @@
     loss = -logsigmoid(beta d) + alpha lp(answer of the reference)                arXiv 2405.21046
 
 d as in `online_dpo`. The second term is the paper's optimism: lowering the likelihood of what the
-reference says moves mass to answers not seen yet. Each of the policy's answers meets one of the
-reference. Pairs of equal reward keep the second term alone.
+reference says moves mass to answers not seen yet. The i-th answer of the policy meets the i-th of
+the reference; two answers of one player are never a pair. Pairs of equal reward keep the second
+term alone.
 
-Shapes: U groups, K = 2 answers, T tokens.
+Shapes: U groups, K = 2 P answers (the policy's own first, then as many of the reference), P pairs,
+T tokens.
 """
 
 from __future__ import annotations
 
-from truing.core.objective import Loss, Measurements
+from torch.nn.functional import logsigmoid
+
+from truing.core.objective import Loss, Measurements, reward_metrics
 from truing.core.online import Update, online
-from truing.train.rl.online_dpo import extremes, pair_loss
 
 
 @online(paper="preference-losses", needs=("ref_logp",), opponent="reference")
@@ -29,14 +32,18 @@ def xpo(
     """Exploratory preference optimisation: online DPO with a bonus for leaving the reference.
 
     Args:
-        beta: strength of the pull towards the reference.
         alpha: weight of the bonus.
     """
+    own_UP, theirs_UP = r["reward"].chunk(2, 1)
+    sign_UP = (own_UP - theirs_UP).sign()  # 1 where the policy's answer is preferred
 
     def loss(m: Measurements) -> Loss:
-        theirs_UK = (1 - m["own"]) * m.there_UK
-        bonus_U = (m.seq() * theirs_UK).sum(1) / theirs_UK.sum(1)
-        return pair_loss(m, beta) + alpha * Loss(bonus_U)
+        own_UP, theirs_UP = (beta * m.ratio()).chunk(2, 1)
+        better_UP = m["sign"] > 0
+        w_UP, l_UP = own_UP.where(better_UP, theirs_UP), theirs_UP.where(better_UP, own_UP)
+        dpo = Loss(-logsigmoid(w_UP - l_UP), m["sign"].abs(), reward_metrics(w_UP, l_UP))
+        bonus_U = m.seq().chunk(2, 1)[1].mean(1)
+        return dpo + alpha * Loss(bonus_U)
 
-    pairs = extremes(r)
-    return Update(pairs, loss, active_U=None if alpha else pairs["paired"] > 0)
+    active_U = None if alpha else sign_UP.abs().amax(1) > 0
+    return Update({"sign": sign_UP}, loss, active_U)
