@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from truing.catalogue import Entry
 from truing.cli import Parser
 from truing.errors import InputError, unknown
-from truing.method import Input, Method, Setting, methods, type_name
+from truing.method import Method, Setting, methods, type_name
 
 if TYPE_CHECKING:
     from truing.store import Noun
@@ -62,30 +62,10 @@ def _setting_help(setting: Setting) -> str:
     return f"{setting.doc} ({type_name(setting.type)}, {default})".replace("%", "%%").strip()
 
 
-def _source(method: Method, entry: Input, text: str) -> Noun:
-    """The noun that a command-line word names: a file, a folder, or a registered name."""
-    for noun in entry.noun.split("|"):
-        if noun == "Table":
-            from truing.tables import Table
-
-            return Table.read(text)
-        if noun == "Principles":
-            from truing.principles import Principles
-
-            return Principles.load(text) if Path(text).is_dir() else Principles.read(text)
-        if noun == "Report":
-            from truing.reports import Report
-
-            return Report.load(text)
-        if noun == "Model":
-            from truing.models import Model
-
-            return Model.open(text)
-    raise InputError(f"cannot read a {entry.noun}", where=method.id, seen=text)
-
-
 def _inputs(method: Method, given: dict[str, object]) -> dict[str, Noun | Mapping[str, Noun]]:
     """Nouns by name. Tables first: data is checked before a model is fetched."""
+    from truing.sources import open_noun
+
     found: dict[str, Noun | Mapping[str, Noun]] = {}
     for entry in method.inputs.values():
         if entry.name not in given and not entry.optional:
@@ -101,11 +81,11 @@ def _inputs(method: Method, given: dict[str, object]) -> dict[str, Noun | Mappin
         if entry.many:
             pairs = [str(v).partition("=") for v in value] if isinstance(value, list) else []
             found[entry.name] = {
-                role if is_role else str(i): _source(method, entry, rest if is_role else role)
+                role if is_role else str(i): open_noun(entry.noun, rest if is_role else role)
                 for i, (role, is_role, rest) in enumerate(pairs)
             }
         else:
-            found[entry.name] = _source(method, entry, str(value))
+            found[entry.name] = open_noun(entry.noun, str(value))
     return found
 
 

@@ -11,7 +11,7 @@ import datetime
 import errno
 import shutil
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -22,13 +22,11 @@ from truing.keys import Nouns, device_class, step_key
 from truing.method import Method
 from truing.models import Model
 from truing.plan import Checked, Plan, Source
-from truing.principles import Principles
 from truing.progress import Progress
-from truing.reports import Report
 from truing.runs import Run, plain, versions
+from truing.sources import check_abilities, open_sources
 from truing.store import Noun, Store
 from truing.summary import about, summary_of, table_of
-from truing.tables import Table
 
 # One step
 
@@ -65,7 +63,7 @@ class StepResult:
 
 
 @contextlib.contextmanager
-def _told(where: str) -> Generator[None]:
+def told(where: str) -> Generator[None]:
     """Turn what the system may do to a step into errors that say how to go on."""
     try:
         yield
@@ -131,7 +129,7 @@ def perform(
     store = store or Store()
     key = step_key(method, nouns, settings, seed)
     name = name or method.name
-    with _told(name), store.lock(key):
+    with told(name), store.lock(key):
         if root is not None:
             root(key)
         damage = ""
@@ -241,8 +239,8 @@ def run(plan: Plan, runs: str | Path = "runs", *, store: Store | None = None) ->
 
     checked = plan.check()
     store = store or Store()
-    opened = _open_sources(checked)
-    _check_abilities(checked, opened)
+    opened = open_sources(checked)
+    check_abilities(checked, opened)
     record = Run(plan, runs)
     for one in checked:
         record.open_step(one)
@@ -255,7 +253,7 @@ def run(plan: Plan, runs: str | Path = "runs", *, store: Store | None = None) ->
     results: dict[str, Noun] = {}
     try:
         for i, one in enumerate(checked, 1):
-            with _told(one.name):
+            with told(one.name):
                 _run_one(one, i, len(checked), results, opened, record, store)
     except BaseException as error:
         stopped = isinstance(error, (Stopped, KeyboardInterrupt))
@@ -263,71 +261,12 @@ def run(plan: Plan, runs: str | Path = "runs", *, store: Store | None = None) ->
             record.finish("stopped" if stopped else "failed", summary_of(list(results.values())))
             report.write(record.folder, results)
         raise
-    with _told("report"):
+    with told("report"):
         record.finish("done", summary_of(list(results.values())))
         used = [str(s["key"]) for s in record.steps.values() if s["key"]]
         store.root_run(record.folder, used, final=True)
         page = report.write(record.folder, results)
     return Result(plan, record.folder, results, record, page)
-
-
-def _open(noun: str, text: str) -> Noun:
-    for kind in noun.split("|"):
-        if kind == "Table":
-            return Table.read(text)
-        if kind == "Principles":
-            path = Path(text)
-            return Principles.load(path) if path.is_dir() else Principles.read(path)
-        if kind == "Report":
-            return Report.load(text)
-        if kind == "Model":
-            return Model.open(text)
-    raise InputError(f"cannot read a {noun}", seen=text)
-
-
-def _open_sources(checked: Sequence[Checked]) -> dict[Source, Noun]:
-    """Everything that is not made by a step. Tables first: data is checked before models."""
-    wanted = [
-        (one.method.inputs[name].noun, source, one)
-        for one in checked
-        for name, roles in one.sources.items()
-        for source in roles.values()
-        if not source.is_step
-    ]
-    opened: dict[Source, Noun] = {}
-    for noun, source, one in sorted(wanted, key=lambda w: w[0] == "Model"):
-        if source not in opened:
-            try:
-                opened[source] = _open(noun, source.text)
-            except InputError as error:
-                if not error.where or "row" not in error.where:
-                    error.where = f"{one.step.at()}: {error.where}".rstrip(": ")
-                raise
-    return opened
-
-
-def _check_abilities(checked: Sequence[Checked], opened: Mapping[Source, Noun]) -> None:
-    """Raise before anything runs when a model cannot do what a method needs of it."""
-    can: dict[str, frozenset[str]] = {}
-    for one in checked:
-        own = [
-            (name, can.get(s.text) if s.is_step else getattr(opened[s], "can", None))
-            for name, roles in one.sources.items()
-            for s in roles.values()
-            if "Model" in one.method.inputs[name].noun
-        ]
-        able = [abilities for _, abilities in own if abilities is not None]
-        first = able[0] if able else None
-        lacks = sorted(set(one.method.needs) - first) if first is not None else []
-        if lacks:
-            raise InputError(
-                f"{one.method.id} needs a model that can {' and '.join(lacks)}",
-                where=one.step.at(own[0][0]),
-                seen=f"this one can {', '.join(sorted(first or ()))}",
-                fix="Give a local model",
-            )
-        if first is not None and one.method.returns == "Model":
-            can[one.name] = first
 
 
 def _run_one(
