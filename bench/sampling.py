@@ -10,6 +10,7 @@ from bench.runner import Json, arguments, finish, machine, run, write
 DRAWS, TOKENS = 4, 64
 SIZES = (2, 4, 8, 16, 32, 64)  # prompts of a batch, four rows each
 SEARCH = 16  # prompts that the batch size is searched on, at least
+WORSE = 1.5  # times the quickest: where the search ends
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -34,6 +35,9 @@ def main(argv: list[str] | None = None) -> None:
         if "error" not in made:
             made["seconds"] = float(made["seconds"]) / count  # type: ignore[arg-type]
         found[str(size)] = made
+        quickest = found[compare.fastest(found)]["seconds"]
+        if "error" in made or made["seconds"] > WORSE * quickest:  # type: ignore[operator]
+            break  # larger batches only lose from here on
     best = int(compare.fastest(found))
     other = {**job, "ours": False, "size": best, "label": f"generate, {best} prompts, all"}
     runs = {

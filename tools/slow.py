@@ -1,0 +1,66 @@
+"""What the slow tests gave, as the small file that is committed: `tests/slow.json`.
+
+    python tools/slow.py build/slow.xml
+
+Reads pytest's JUnit report. Exit code 1 when a test failed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "tests" / "slow.json"
+
+
+def outcome(case: ElementTree.Element) -> str:
+    """How one test ended."""
+    for name in ("failure", "error", "skipped"):
+        found = case.find(name)
+        if found is not None:
+            reason = (found.get("message") or "").splitlines()[:1]
+            return f"{name}: {reason[0]}" if reason else name
+    return "passed"
+
+
+def main(argv: list[str]) -> int:
+    """Write the summary."""
+    from truing.runs import hardware, versions
+
+    cases = list(ElementTree.parse(argv[0]).getroot().iter("testcase"))
+    tests = {
+        f"{c.get('classname', '').rsplit('.', 1)[-1]}::{c.get('name')}": {
+            "outcome": outcome(c),
+            "seconds": round(float(c.get("time", 0)), 1),
+        }
+        for c in cases
+    }
+    ended = [t["outcome"] for t in tests.values()]
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    data = {
+        "schema_version": 1,
+        "passed": ended.count("passed"),
+        "skipped": sum(e.startswith("skipped") for e in ended),
+        "failed": sum(e.startswith(("failure", "error")) for e in ended),
+        "seconds": round(sum(t["seconds"] for t in tests.values()), 1),
+        "date": datetime.date.today().isoformat(),
+        "commit": commit.stdout.strip(),
+        "hardware": hardware(),
+        "versions": versions(),
+        "tests": tests,
+    }
+    OUT.write_text(json.dumps(data, indent=1) + "\n")
+    print(json.dumps({k: data[k] for k in ("passed", "skipped", "failed", "seconds")}))
+    return int(bool(data["failed"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
