@@ -11,7 +11,7 @@ import datetime
 import errno
 import shutil
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -233,15 +233,22 @@ def run(plan: Plan, runs: str | Path = "runs", *, store: Store | None = None) ->
         store: by default the user's.
     Raises:
         InputError: a mistake in plan, data or settings; nothing has run.
-        Stopped: interrupted, disk full, loss not finite; the same call goes on from there.
+        Stopped: interrupted, disk full, loss not finite; the same call goes on from there. Or
+            another process runs the same plan in the same folder.
     """
-    from truing import report
-
     checked = plan.check()
-    store = store or Store()
     opened = open_sources(checked)
     check_abilities(checked, opened)
     record = Run(plan, runs)
+    with record.alone():
+        return _run_all(checked, opened, record, store or Store())
+
+
+def _run_all(
+    checked: Sequence[Checked], opened: Mapping[Source, Noun], record: Run, store: Store
+) -> Result:
+    from truing import report
+
     for one in checked:
         record.open_step(one)
     record.manifest["models"] = {
@@ -266,7 +273,7 @@ def run(plan: Plan, runs: str | Path = "runs", *, store: Store | None = None) ->
         used = [str(s["key"]) for s in record.steps.values() if s["key"]]
         store.root_run(record.folder, used, final=True)
         page = report.write(record.folder, results)
-    return Result(plan, record.folder, results, record, page)
+    return Result(record.plan, record.folder, results, record, page)
 
 
 def _run_one(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import platform
 import time
+from collections.abc import Generator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 from truing import __version__
 from truing.context import Json
 from truing.core import files
-from truing.errors import InputError
+from truing.errors import InputError, Stopped
 
 if TYPE_CHECKING:
     from truing.plan import Checked, Plan
@@ -59,11 +61,12 @@ def started() -> float:
 class Run:
     """The folder of one run; every change of its state is on the disk at once.
 
-    `runs/NAME-HASH`: the same plan has the same folder, so that a stopped run goes on in it.
+    `runs/NAME-HASH`: the same plan has the same folder, so that a stopped run goes on in it. One
+    process at a time writes there, inside `alone`.
     """
 
     def __init__(self, plan: Plan, runs: str | Path) -> None:
-        self.began = started()
+        self.began, self.plan = started(), plan
         self.folder = Path(runs) / f"{plan.name}-{plan.key[:8]}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.manifest: dict[str, Json] = {
@@ -81,7 +84,28 @@ class Run:
             "steps": {},
             "result": {},
         }
-        (self.folder / "metrics.jsonl").write_text("")
+
+    @contextlib.contextmanager
+    def alone(self) -> Generator[None]:
+        """Hold the folder for this process, and begin its record anew.
+
+        Raises:
+            Stopped: another process runs here. Waiting would look like hanging, and what that one
+                makes is in the store for the next.
+        """
+        path = self.folder / ".lock"
+        with files.lock(path, wait=False) as free:
+            if not free:
+                raise Stopped(
+                    "another process runs this recipe in the same folder",
+                    where=str(self.folder),
+                    seen=path.read_text().strip() or None,
+                    fix="Once it has ended, the same command takes what it made from the store; "
+                    "--runs FOLDER runs beside it",
+                )
+            path.write_text(f"process {os.getpid()} on {platform.node()}\n")
+            (self.folder / "metrics.jsonl").write_text("")
+            yield
 
     @property
     def steps(self) -> dict[str, dict[str, Json]]:

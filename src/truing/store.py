@@ -80,7 +80,7 @@ class Store:
         """The artefact itself."""
         return load_noun(str(self.facts(key)["noun"]), self._place(key) / "data")
 
-    def lock(self, key: str) -> AbstractContextManager[None]:
+    def lock(self, key: str) -> AbstractContextManager[bool]:
         """Held while a step runs: another process that wants the same step waits for it."""
         return files.lock(self.root / "locks" / f"{key}.lock")
 

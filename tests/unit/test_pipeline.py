@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -250,6 +251,33 @@ def test_a_run_that_goes_on_keeps_what_it_referred_to(
             run(folder, store)
     assert store.gc() == []
     assert cached(run(folder, store)) == {"rules": True, "clean": True, "part": True}
+
+
+def test_one_process_at_a_time_runs_in_a_folder(
+    folder: Path,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    original, codes = pipeline.perform, []
+
+    def crowded(method: object, *args: object, **values: object) -> object:
+        if values["name"] == "clean":
+            values["on_metric"]({"rows": 9})  # type: ignore[operator]
+            words = ["run", str(folder / "r.yaml"), "--runs", str(folder / "runs"), "--json"]
+            codes.append(main(words))
+        return original(method, *args, **values)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "perform", crowded)
+        result = run(folder, store)
+    assert codes == [3]
+    told = json.loads(capsys.readouterr().out)["error"]
+    assert "another process runs this recipe" in told and str(result.folder) in told
+    assert f"process {os.getpid()} on " in told
+    assert (result.folder / "metrics.jsonl").read_text() == '{"at": "clean", "rows": 9}\n'
+    assert json.loads((result.folder / "manifest.json").read_text())["status"] == "done"
+    assert all(cached(run(folder, store)).values())  # the folder is free again
 
 
 def test_runs_on_a_disk_that_is_not_there_keep_their_artefacts(folder: Path, store: Store) -> None:

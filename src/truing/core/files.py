@@ -6,6 +6,7 @@ Free of torch, so that names and keys are known before anything heavy is importe
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -32,13 +33,24 @@ def home() -> Path:
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Generator[None]:
-    """Hold an exclusive lock between processes; released by the system when this one dies."""
+def lock(path: Path, *, wait: bool = True) -> Generator[bool]:
+    """Hold an exclusive lock between processes; released by the system when this one dies.
+
+    Yields True; with `wait=False` False at once where another holds it. Then a file system that
+    has no locks counts as free.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
         try:
-            yield
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        except OSError as error:
+            if wait or error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                raise
+        try:
+            yield True
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
 
