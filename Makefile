@@ -6,6 +6,9 @@ STARTED := $(shell date +%s.%N)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)
+# Tests are many and small: a worker for each of two cores, one thread each.
+WORKERS ?= 2
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 SRC := src tests bench tools claims examples
 
 .PHONY: install demo test test-slow check docs bench format new-method clean
@@ -28,10 +31,10 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(RUN)/python -m pytest tests/contract
+	$(TESTS) tests/contract
 
 test: install
-	$(RUN)/python -m pytest -m "not slow and not gpu"
+	$(TESTS) -m "not slow and not gpu"
 
 test-slow: install
 	-$(RUN)/python -m pytest -m "slow" --timeout 3600 --junitxml build/slow.xml

@@ -15,6 +15,13 @@ os.environ["TRUING_HOME"] = _HOME.name
 import pytest  # noqa: E402
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file whose tests share costly fixtures stays with one worker."""
+    for item in items:
+        if item.path.parent.name in ("e2e", "unit"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(autouse=True)
 def fresh_context() -> Iterator[None]:
     """Each test starts outside any step."""
