@@ -13,6 +13,7 @@ names, or a source: a file, a folder, a registered name. Everything else is a se
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,7 +115,7 @@ class Plan:
 
     def step(self, name: str, method: str, *, seed: int | None = None, **given: object) -> str:
         """Add a step; returns its name, to be given as input to later ones."""
-        return self.add(Step(name, method, given, seed, self.source))
+        return self.add(Step(name, method, given, seed, self.source or _caller()))
 
     def add(self, step: Step) -> str:
         """Add a step; an InputError when the name is taken."""
@@ -291,6 +292,13 @@ class Plan:
                 )
             done[ready[0]] = left.pop(ready[0])
         return list(done.values())
+
+
+def _caller() -> str:
+    """File and line of the user's code that adds a step; "" where truing itself does."""
+    frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+    own = str(frame.f_globals.get("__name__", "")).partition(".")[0] == "truing"
+    return "" if own else f"{frame.f_code.co_filename} line {frame.f_lineno}"
 
 
 def _may_be_model(text: str) -> bool:

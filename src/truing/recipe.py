@@ -15,6 +15,7 @@ returns one; it is code of the user's own, run as such.
 from __future__ import annotations
 
 import runpy
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -43,8 +44,11 @@ def load(path: str | Path) -> Plan:
 
 
 def _from_python(path: Path) -> Plan:
-    found = runpy.run_path(str(path), run_name="recipe")
-    made = found["recipe"]() if callable(found.get("recipe")) else found.get("plan")
+    try:
+        found = runpy.run_path(str(path), run_name="recipe")
+        made = found["recipe"]() if callable(found.get("recipe")) else found.get("plan")
+    except (Exception, SystemExit) as error:
+        raise _raised(error, path) from error
     if not isinstance(made, Plan):
         raise InputError(
             "the file defines neither a plan nor a function recipe() that returns one",
@@ -54,6 +58,26 @@ def _from_python(path: Path) -> Plan:
     made.source = made.source or str(path)
     made.folder = path.parent
     return made
+
+
+def _raised(error: BaseException, path: Path) -> InputError:
+    """What a recipe's own code raised, as a mistake in the recipe: with file and line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if f.filename == str(path)]
+    where = f"{path} line {lines[-1]}" if lines else str(path)
+    if isinstance(error, SyntaxError) and error.filename:
+        where = f"{error.filename} line {error.lineno}"
+        return InputError(f"not valid Python: {error.msg}", where=where, seen=error.text)
+    if isinstance(error, InputError):  # of a plan that is put together wrongly
+        inner = "" if error.where == str(path) else error.where
+        where = f"{where}: {inner}" if inner else where
+        return InputError(error.message, where=where, seen=error.seen, fix=error.fix)
+    last = frames[-1]
+    inside = (
+        "" if last.filename == str(path) else f" (raised in {last.filename} line {last.lineno})"
+    )
+    told = " ".join(f"{type(error).__name__}: {error}".rstrip(": ").split())
+    return InputError(f"the recipe raises {told}{inside}", where=where)
 
 
 class _Node:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from truing import recipe
+from truing.cli import main
 from truing.errors import InputError
 from truing.plan import Plan
 
@@ -109,6 +110,54 @@ def test_a_python_recipe_is_the_same_plan(folder: Path) -> None:
     (folder / "empty.py").write_text("x = 1\n")
     with pytest.raises(InputError, match="neither a plan"):
         recipe.load(folder / "empty.py")
+
+
+PYTHON = """\
+import truing
+
+def recipe():
+    plan = truing.Plan("small")
+    plan.step("part", "select/near_duplicates", data="prompts.jsonl")
+    return plan
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "words"),
+    [
+        (("return plan", "return plam"), 6, "NameError: name 'plam'"),
+        (("def recipe():", "def recipe(:"), 3, "not valid Python"),
+        (("import truing", "import truing, json; json.loads('{')"), 1, "(raised in "),
+        (("import truing", "import no_such_module"), 1, "ModuleNotFoundError"),
+        (("import truing", "import sys; sys.exit('a token is missing')"), 1, "a token is missing"),
+        (('Plan("small")', 'Plan("../small")'), 4, "becomes a folder"),
+        (("return plan", "return plan.step('part', 'select/split')"), 6, "the same name"),
+        (("near_duplicates", "near_duplikates"), 5, "Did you mean"),
+        (("prompts.jsonl", "promts.jsonl"), 5, "step part: input 'data'"),
+    ],
+)
+def test_a_fault_in_a_python_recipe_is_one_message_with_its_line(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: tuple[str, str],
+    line: int,
+    words: str,
+) -> None:
+    (folder / "r.py").write_text(PYTHON.replace(*change))
+    assert main(["run", str(folder / "r.py")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"truing: {folder / 'r.py'} line {line}") and words in said
+    assert said.count("\n") == 1
+
+
+def test_a_helper_of_a_python_recipe_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(folder))
+    (folder / "my_helper_of_recipes.py").write_text("x = 1\nif\n")
+    (folder / "r.py").write_text("import my_helper_of_recipes\n")
+    with pytest.raises(InputError, match=r"my_helper_of_recipes\.py line 2: not valid Python"):
+        recipe.load(folder / "r.py")
 
 
 names = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Z")), max_size=12)
