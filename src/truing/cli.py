@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import re
 import sys
 import textwrap
@@ -58,9 +59,7 @@ def _show(args: argparse.Namespace) -> object:
 def _run(args: argparse.Namespace) -> object:
     from truing import pipeline, recipe
 
-    plan = recipe.load(args.recipe)
-    for text in args.set or []:
-        plan.override(text)
+    plan = recipe.load(args.recipe, args.set or ())
     result = pipeline.run(plan, runs=args.runs)
     line = result.line()
     if not args.json:
@@ -198,7 +197,12 @@ def _parser() -> Parser:
     child.add_argument("name", help="such as dpo, train/dpo or check:max_words")
     child = add("run", _run, "run a recipe (.yaml or .py); resumes where it stopped")
     child.add_argument("recipe")
-    child.add_argument("--set", action="append", metavar="STEP.SETTING=VALUE")
+    child.add_argument(
+        "--set",
+        action="append",
+        metavar="STEP.SETTING=VALUE",
+        help="instead of what the recipe has; a relative path is meant from the current directory",
+    )
     child.add_argument("--runs", default="runs", help="folder for the run (default: runs)")
     child = add("compare", _compare, "several methods on the same data, budget and seeds")
     child.add_argument("--verb", default="train")
@@ -301,8 +305,16 @@ def _fail(error: TruingError, arguments: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command; returns the exit code. Under `torchrun`, all its processes run it."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        from truing.core.together import lead
+
+        return lead(lambda: _main(arguments))
+    return _main(arguments)
+
+
+def _main(arguments: list[str]) -> int:
     try:
         _dispatch(arguments)
         return 0

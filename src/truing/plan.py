@@ -44,6 +44,8 @@ class Step:
         given: inputs and settings by name.
         seed: None takes the plan's.
         where: file and line, for errors.
+        typed: of what the command line gave, how it did; relative paths in it are meant from the
+            current directory.
     """
 
     name: str
@@ -52,10 +54,12 @@ class Step:
     seed: int | None = None
     where: str = ""
     lines: Mapping[str, str] = field(default_factory=dict)
+    typed: dict[str, str] = field(default_factory=dict)
 
     def at(self, name: str = "") -> str:
         """How errors call the step, or one of its lines."""
-        return f"{self.lines.get(name, self.where)} step {self.name}".strip()
+        where = self.typed.get(name) or self.lines.get(name, self.where)
+        return f"{where} step {self.name}".strip()
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,8 @@ class Plan:
         self.steps: dict[str, Step] = {}
         self.models: dict[str, str] = {}
         self.data: dict[str, str] = {}
+        self._typed: set[str] = set()  # models and data that the command line named
+        self._typed_in: dict[str, str] = {}  # from which directory, where that matters
 
     def model(self, name: str, source: str) -> str:
         """Name a model: a folder, a registered or hub name, an address."""
@@ -127,7 +133,8 @@ class Plan:
     def override(self, text: str) -> None:
         """Change one value: "STEP.SETTING=VALUE", "models.NAME=SOURCE" or "seed=N".
 
-        VALUE is JSON where it can be read so, else text.
+        VALUE is JSON where it can be read so, else text. A relative path in it is meant from the
+        current directory, not from the recipe's.
         """
         place, found, written = text.partition("=")
         try:
@@ -137,22 +144,30 @@ class Plan:
         head, dotted, rest = place.partition(".")
         if not found or not place:
             raise InputError("written as STEP.SETTING=VALUE", where="--set", seen=text)
+        if isinstance(value, str) and Path(value).expanduser().exists():
+            self._typed_in[place] = str(Path.cwd())
         if not dotted:
             if place != "seed" or not isinstance(value, int):
                 raise InputError("only seed=N stands without a step", where="--set", seen=text)
             self.seed = value
         elif head in ("models", "data") and head not in self.steps:
             cast("dict[str, str]", getattr(self, head))[rest] = str(value)
+            self._typed.add(rest)
         elif head not in self.steps:
             raise unknown("step", head, self.steps, where=f"--set {text}")
-        elif rest == "do":
-            self.steps[head].method = str(value)
-        elif rest == "seed":
+        else:
+            self._override_step(self.steps[head], rest, value, f"--set {text}")
+
+    def _override_step(self, step: Step, name: str, value: object, where: str) -> None:
+        if name == "do":
+            step.method = str(value)
+        elif name == "seed":
             if not isinstance(value, int):
                 raise InputError("the seed must be a whole number", where="--set", seen=value)
-            self.steps[head].seed = value
+            step.seed = value
         else:
-            self.steps[head].given[rest] = value
+            step.given[name] = value
+        step.typed[name] = where
 
     @property
     def key(self) -> str:
@@ -163,12 +178,17 @@ class Plan:
         ]
         # Two recipes of one text in two folders read different files.
         where = str(self.folder.resolve())
-        return content_hash([where, self.name, self.seed, self.models, self.data, steps])
+        parts = [where, self.name, self.seed, self.models, self.data, steps]
+        return content_hash([*parts, self._typed_in] if self._typed_in else parts)
 
-    def path(self, text: str | Path) -> Path:
-        """A path as written: beside the recipe where it is there, else as it stands."""
-        beside = self.folder / Path(text).expanduser()
-        return beside if beside.exists() else Path(text).expanduser()
+    def path(self, text: str | Path, *, typed: bool = False) -> Path:
+        """A path as written: beside the recipe where it is there, else as it stands.
+
+        One that was `typed` on the command line stands as it is.
+        """
+        own = Path(text).expanduser()
+        beside = self.folder / own
+        return beside if beside.exists() and not typed else own
 
     # Checking
 
@@ -211,7 +231,7 @@ class Plan:
                 )
         for name, value in values.items():
             if value is not None and "Path" in str(settings[name].type):
-                values[name] = self.path(str(value))
+                values[name] = self.path(str(value), typed=name in step.typed)
         for name in values:
             values[name] = settings[name].validate(values[name], where=step.at(name))
         full = method.validate(values, where=step.at())
@@ -245,10 +265,12 @@ class Plan:
         named = {**(self.models if "Model" in nouns else {})}
         named |= self.data if "Table" in nouns else {}
         found = named.get(text, text)
+        typed = text in self._typed if text in named else wanted.name in step.typed
+        path = self.path(found, typed=typed)
         if "Model" in nouns and (found in named.values() or _may_be_model(found)):
-            return Source(str(self.path(found)) if self.path(found).exists() else found)
-        if self.path(found).exists():
-            return Source(str(self.path(found)))
+            return Source(str(path) if path.exists() else found)
+        if path.exists():
+            return Source(str(path))
         if "Table" in nouns:
             from truing import datasets
 

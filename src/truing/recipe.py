@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import runpy
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -29,9 +29,12 @@ SCHEMA_VERSION = 1
 FIELDS = ("schema_version", "name", "seed", "models", "data", "steps")
 
 
-def load(path: str | Path) -> Plan:
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
     """The plan of a recipe file, checked as a whole; nothing is fetched or run.
 
+    Args:
+        path: of the recipe, .yaml or .py.
+        overrides: "STEP.SETTING=VALUE" and the like (see `Plan.override`), before it is checked.
     Raises:
         InputError: naming file and line of the first mistake.
     """
@@ -39,6 +42,8 @@ def load(path: str | Path) -> Plan:
     if not path.is_file():
         raise InputError("no such recipe", where=str(path))
     plan = _from_python(path) if path.suffix == ".py" else _from_yaml(path)
+    for text in overrides:
+        plan.override(text)
     plan.check()
     return plan
 

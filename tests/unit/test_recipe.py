@@ -94,6 +94,48 @@ def test_overrides(folder: Path) -> None:
         plan.override("part.held_out")
 
 
+def test_an_override_may_mend_a_bad_value(folder: Path) -> None:
+    (folder / "r.yaml").write_text(GOOD.replace("held_out: 2", "held_out: many"))
+    _, part = recipe.load(folder / "r.yaml", ["part.held_out=1"]).check()
+    assert part.settings["held_out"] == 1
+    with pytest.raises(InputError, match=r"r\.yaml line 9 step part: setting 'held_out'"):
+        recipe.load(folder / "r.yaml", ["part.seed=1"])
+    with pytest.raises(
+        InputError, match=r"^--set part\.held_out=few step part: setting 'held_out'"
+    ):
+        recipe.load(folder / "r.yaml", ["part.held_out=few"])
+
+
+def test_a_path_of_the_command_line_is_relative_to_the_current_directory(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "rules.yaml").write_text("- {id: a, text: Of the recipe.}\n")
+    text = GOOD + "  rules: {do: specify/principles_file, path: rules.yaml}\n"
+    here = tmp_path_factory.mktemp("here")
+    (here / "rules.yaml").write_text("- {id: a, text: Typed.}\n")
+    (here / "prompts.jsonl").write_text('{"prompt": "typed?"}\n')
+    monkeypatch.chdir(here)
+
+    def sources(*overrides: str) -> list[Path]:
+        (folder / "r.yaml").write_text(text)
+        plan = recipe.load(folder / "r.yaml", overrides)
+        keys.add(plan.key)
+        clean, _, rules = plan.check()
+        found = [clean.sources["data"][""].text, str(rules.settings["path"])]
+        return [Path(f).resolve().parent for f in found]
+
+    keys: set[str] = set()
+    assert sources() == [folder, folder]
+    assert sources("rules.path=rules.yaml") == [folder, here]
+    assert sources("clean.data=prompts.jsonl") == [here, folder]
+    assert sources("data.mine=prompts.jsonl") == [here, folder]
+    assert sources("clean.data=mine") == [folder, folder]  # a name of the recipe stays one
+    assert len(keys) == 4
+    (here / "prompts.jsonl").unlink()
+    with pytest.raises(InputError, match=r"--set clean\.data=prompts\.jsonl step clean.*no step"):
+        sources("clean.data=prompts.jsonl")
+
+
 def test_a_python_recipe_is_the_same_plan(folder: Path) -> None:
     (folder / "r.py").write_text(
         "import truing\n"
