@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from truing.context import Context, use
 from truing.core import sampling
+from truing.core.chat import prompt_ids
 from truing.core.choose import choose
 from truing.core.generate import generate, sample_ids
 from truing.core.sampling import Row, Sampled, SamplingSettings, next_logps, sample
@@ -266,6 +267,16 @@ def test_answers_of_a_model(tiny_path: Path) -> None:
     told = model.adding(Prefix([{"role": "system", "content": "Be brief."}]))
     said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
     assert generate(told, ["hello"], max_tokens=9) == generate(model, [said], max_tokens=9)
+
+
+def test_a_forced_opening_goes_on(tiny_path: Path) -> None:
+    model = Model.open(tiny_path)
+    said = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "Sure, it"}]
+    made = generate(model, [said], greedy=True, max_tokens=7)[0][0]
+    loaded = model.load_module()
+    ids = prompt_ids(loaded.tokenizer, "hello") + loaded.tokenizer.encode("Sure, it")
+    ((expected,),) = sample_ids(loaded, [ids], max_tokens=7, greedy=True)
+    assert tuple(expected.ids) == tuple(made.ids)
 
 
 def test_stored_rows_are_drawn_once(

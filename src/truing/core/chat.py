@@ -52,7 +52,8 @@ def prompt_ids(
     """Ids of a prompt up to where the answer begins.
 
     Args:
-        prompt: the user's words, or messages with "role" and "content".
+        prompt: the user's words, or messages with "role" and "content". Where the last message is
+            the assistant's, it is the answer's forced opening: what is generated goes on from it.
         prefix: messages put before it.
 
     Raises InputError where messages meet a tokenizer without a template.
@@ -65,7 +66,11 @@ def prompt_ids(
                 fix="Give prompts as plain text, or a model with chat_template.jinja",
             )
         return _encode(tokenizer, prompt, special=True)
-    return _encode(tokenizer, _text(tokenizer, messages_of(prompt, prefix), answer=True))
+    messages = messages_of(prompt, prefix)
+    if len(messages) > 1 and messages[-1].get("role") == "assistant":
+        opening = completion_ids(tokenizer, str(messages[-1]["content"]), end=False)
+        return [*prompt_ids(tokenizer, messages[:-1]), *opening]
+    return _encode(tokenizer, _text(tokenizer, messages, answer=True))
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, end: bool = True) -> list[int]:
