@@ -1,0 +1,29 @@
+"""Every recipe of the repository is a checked graph: methods, settings and edges are right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from truing import recipe
+from truing.method import methods
+
+FOLDER = Path(__file__).parents[2] / "recipes"
+RECIPES = sorted(p for p in FOLDER.glob("*.*") if p.suffix == ".py" or "\nsteps:" in p.read_text())
+
+
+def test_there_are_recipes() -> None:
+    assert {"quickstart", "dialectical_alignment", "baichuan_alignment"} <= {
+        p.stem for p in RECIPES
+    }
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_it_is_right_and_its_files_are_there(path: Path) -> None:
+    plan = recipe.load(path)
+    assert plan.name == path.stem and plan.steps
+    for source in plan.data.values():
+        assert (FOLDER / source).is_file() or "/" not in source
+    verbs = {methods[step.method].verb for step in plan.steps.values()}
+    assert "evaluate" in verbs, "a recipe ends with evidence"
