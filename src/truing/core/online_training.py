@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,7 +104,7 @@ class OnlineTraining(TextTraining):
 
     def rollouts(self, units: int) -> int:
         """Number of rollouts over `units` prompts."""
-        return super().total(units)
+        return self.steps or math.ceil(self.drawn(units) / min(self.batch, units))
 
     def drawn(self, units: int) -> int:
         """Prompts answered in all."""
