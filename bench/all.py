@@ -11,11 +11,14 @@ from bench.runner import MODEL, RESULTS, ROOT, THREADS, Json, asked, finish, say
 
 ROWS: dict[str, tuple[str, int, list[str]]] = {  # module, rows, flags
     "dpo": ("bench.dpo", 64, []),
-    "dpo_long": ("bench.dpo", 32, ["--long"]),
-    "dpo_full": ("bench.dpo", 64, ["--full"]),
+    "dpo_long": ("bench.dpo", 24, ["--long"]),
+    "dpo_full": ("bench.dpo", 32, ["--full"]),
     "sft": ("bench.sft", 64, []),
     "sampling": ("bench.sampling", 64, []),
     "beta_sweep": ("bench.beta_sweep", 64, []),
+    "reward": ("bench.reward", 64, []),
+    "objectives": ("bench.objectives", 64, []),
+    "grpo": ("bench.grpo", 16, []),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench import rows
-from bench.runner import arguments, finish, machine, run, write
+from bench.runner import arguments, ended, finish, machine, run, write
 from bench.training import job_of
 
 BETAS = [0.1, 0.5]
@@ -15,9 +15,7 @@ def main(argv: list[str] | None = None) -> None:
     where = machine(args.threads)
     job = job_of("dpo", args, rows.read(args.model, args.pairs), full=False)
     job = {**job, "betas": BETAS, "settings": {}, "label": "two betas"}
-    made = run("ours", job, again=args.again)
-    if "error" in made:
-        raise SystemExit(f"failed: {made['error']} ({made['log']})")
+    made = ended({"two betas": run("ours", job, again=args.again)})["two betas"]
     first, second = made["runs"]  # type: ignore[misc]
     line = {
         "bench": "beta_sweep",

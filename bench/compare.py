@@ -10,13 +10,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOSS_AGREES, NORM_AGREES, COSINE_AGREES = 1e-4, 1e-3, 0.999
+TINY = 1e-12
 
 
-def largest_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Largest |a - b| / |b| over the steps; infinite when their numbers differ."""
+def largest_difference(
+    ours: Sequence[float], theirs: Sequence[float], *, least: float = TINY
+) -> float:
+    """Largest |a - b| / max(|b|, least) over the steps; infinite when their numbers differ."""
     if len(ours) != len(theirs) or not ours:
         return math.inf
-    return max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(ours, theirs, strict=True))
+    return max(abs(a - b) / max(abs(b), least) for a, b in zip(ours, theirs, strict=True))
 
 
 def cosine(
@@ -58,3 +61,8 @@ def fastest(runs: Mapping[str, Mapping[str, object]]) -> str:
     if not times:
         raise ValueError("no run ended: " + "; ".join(str(r.get("error")) for r in runs.values()))
     return min(times, key=times.__getitem__)
+
+
+def rounded(line: Mapping[str, object]) -> dict[str, object]:
+    """The line with six digits of each number."""
+    return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in line.items()}

@@ -126,6 +126,14 @@ def run(side: str, job: Json, *, again: bool = False) -> Json:
     return made
 
 
+def ended(made: dict[str, Json]) -> dict[str, Json]:
+    """These runs; ends the benchmark where one of them failed."""
+    for name, result in made.items():
+        if "error" in result:
+            raise SystemExit(f"{name} failed: {result['error']} ({result['log']})")
+    return made
+
+
 def peak_gflops(threads: int) -> float:
     """Best rate of float32 matrix products of this machine with so many threads, in GFLOP/s.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 from bench import compare, rows
-from bench.runner import Json, arguments, finish, machine, run, write
+from bench.runner import Json, arguments, ended, finish, machine, run, write
 
 DRAWS, TOKENS = 4, 64
 SIZES = (2, 4, 8, 16, 32, 64)  # prompts of a batch, four rows each
@@ -40,14 +40,13 @@ def main(argv: list[str] | None = None) -> None:
             break  # larger batches only lose from here on
     best = int(compare.fastest(found))
     other = {**job, "ours": False, "size": best, "label": f"generate, {best} prompts, all"}
-    runs = {
-        "ours": run("generate", {**job, "turn": 1}, again=args.again),
-        "generate": run("generate", other, again=args.again),
-        "ours_again": run("generate", {**job, "turn": 2}, again=args.again),
-    }
-    for name, made in runs.items():
-        if "error" in made:
-            raise SystemExit(f"{name} failed: {made['error']} ({made['log']})")
+    runs = ended(
+        {
+            "ours": run("generate", {**job, "turn": 1}, again=args.again),
+            "generate": run("generate", other, again=args.again),
+            "ours_again": run("generate", {**job, "turn": 2}, again=args.again),
+        }
+    )
     seconds = {n: float(m["seconds"]) for n, m in runs.items()}  # type: ignore[arg-type]
     ours = statistics.mean([seconds["ours"], seconds["ours_again"]])
     line: Json = {

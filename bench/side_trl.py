@@ -1,7 +1,7 @@
-"""TRL's side of a training benchmark: its own trainer, timed from token ids to the last update.
+"""TRL's side of a training benchmark: its own trainers, timed from token ids to the last update.
 
 Runs in TRL's environment and imports nothing of this project. The rows are tokenised already, so
-the trainer's own tokenisation is passed over and not timed; its reference pass is.
+the trainers' own tokenisation is passed over and not timed; DPO's reference pass is.
 """
 
 from __future__ import annotations
@@ -10,15 +10,37 @@ import json
 import resource
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import trl
 from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    TrainerCallback,
+)
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+HEAD = "reward_head.weight"
+SCORE = "base_model.model.score.modules_to_save.default.weight"
+LOSS_TYPES = {"dpo": "sigmoid", "ipo": "ipo", "hinge": "hinge", "cpo": "sigmoid", "simpo": "simpo"}
 
 
 class Clock(TrainerCallback):
@@ -53,8 +75,53 @@ class TimedDPO(DPOTrainer):
         return made
 
 
-def config_of(job: dict[str, Any]) -> dict[str, Any]:
-    """Settings that both of TRL's trainers take: what the protocol fixes, and the job's own."""
+class GivenCPO(CPOTrainer):
+    """Takes token ids as they are."""
+
+    def tokenize_row(self, feature: Any, model: Any = None) -> Any:
+        prompt = feature["prompt_ids"]
+        made: dict[str, Any] = {
+            "prompt_input_ids": prompt,
+            "prompt_attention_mask": [1] * len(prompt),
+        }
+        for name in ("chosen", "rejected"):
+            ids = prompt + feature[f"{name}_ids"]
+            made[f"{name}_input_ids"] = ids
+            made[f"{name}_attention_mask"] = [1] * len(ids)
+            made[f"{name}_labels"] = [-100] * len(prompt) + feature[f"{name}_ids"]
+        return made
+
+
+class TimedGRPO(GRPOTrainer):
+    """Takes prompts as token ids by their number, times generation, and can be told the answers."""
+
+    rows: list[dict[str, Any]] = []
+    asked: list[int] = []
+    generation_seconds = 0.0
+    tokens = 0
+
+    def _tokenize_prompts(self, prompts: list[str]) -> Any:
+        self.asked = [int(p) for p in prompts]
+        return [list(self.rows[i]["prompt"]) for i in self.asked], None, {}
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        began = time.perf_counter()
+        if "recorded" in self.rows[0]:
+            turn: Counter[int] = Counter()
+            ids: list[list[int]] = []
+            for i in self.asked:
+                ids.append(list(self.rows[i]["recorded"][turn[i]]["ids"]))
+                turn[i] += 1
+            found = (ids, None)
+        else:
+            found = super()._generate_single_turn(*args, **kwargs)
+        self.generation_seconds += time.perf_counter() - began
+        self.tokens += sum(len(ids) for ids in found[0])
+        return found
+
+
+def config_of(job: dict[str, Any], batch: int) -> dict[str, Any]:
+    """Settings that all of TRL's trainers take: what the protocol fixes, and the job's own."""
     settings = job["settings"]
     micro = settings.get("micro_batch", 8)
     more: dict[str, Any] = {}
@@ -63,7 +130,7 @@ def config_of(job: dict[str, Any]) -> dict[str, Any]:
     return {
         "output_dir": str(Path(job["folder"]) / "out"),
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": max(1, job["batch"] // micro),
+        "gradient_accumulation_steps": max(1, batch // micro),
         "learning_rate": job["lr"],
         "lr_scheduler_type": "constant",
         "warmup_steps": 0,
@@ -77,37 +144,40 @@ def config_of(job: dict[str, Any]) -> dict[str, Any]:
         "report_to": "none",
         "bf16": False,
         "use_cpu": True,
-        "max_length": job["most"],
         "dataloader_num_workers": 0,
         "seed": job["seed"],
         **more,
     }
 
 
-def trainer_of(job: dict[str, Any], clock: Clock) -> Any:
-    """The trainer with its model, ready to train."""
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(job["model"])
-    peft = None
-    if job["rank"]:
-        peft = LoraConfig(
-            r=job["rank"], lora_alpha=2 * job["rank"], lora_dropout=0.0,
-            target_modules="all-linear", bias="none", task_type="CAUSAL_LM",
-        )  # fmt: skip
-    settings = job["settings"]
-    given: dict[str, Any] = {
-        "model": model, "processing_class": tokenizer, "peft_config": peft, "callbacks": [clock],
-    }  # fmt: skip
-    if job["task"] == "dpo":
-        rows = [
-            {"prompt_ids": r["prompt"], "chosen_ids": r["chosen"], "rejected_ids": r["rejected"]}
-            for r in job["rows"]
-        ]
-        config = DPOConfig(
-            beta=job["betas"][0], precompute_ref_log_probs=not settings.get("defaults"),
-            **config_of(job),
-        )  # fmt: skip
-        return TimedDPO(args=config, train_dataset=Dataset.from_list(rows), **given)
+def pairs_of(job: dict[str, Any]) -> Dataset:
+    """Pairs with their prompt apart."""
+    names = ("prompt", "chosen", "rejected")
+    return Dataset.from_list([{f"{n}_ids": r[n] for n in names} for r in job["rows"]])
+
+
+def dpo(job: dict[str, Any], given: dict[str, Any]) -> Any:
+    """DPO, IPO and hinge: one trainer."""
+    config = DPOConfig(
+        beta=own_of(job)["beta"], loss_type=[LOSS_TYPES[job["task"]]],
+        precompute_ref_log_probs=not job["settings"].get("defaults"),
+        max_length=job["most"], **config_of(job, job["batch"]),
+    )  # fmt: skip
+    return TimedDPO(args=config, train_dataset=pairs_of(job), **given)
+
+
+def cpo(job: dict[str, Any], given: dict[str, Any]) -> Any:
+    """CPO, and SimPO, which is its loss without likelihood."""
+    own = own_of(job)
+    config = CPOConfig(
+        beta=own["beta"], loss_type=LOSS_TYPES[job["task"]], cpo_alpha=own.get("alpha", 0.0),
+        simpo_gamma=own.get("gamma", 0.0), max_length=job["most"], **config_of(job, job["batch"]),
+    )  # fmt: skip
+    return GivenCPO(args=config, train_dataset=pairs_of(job), **given)
+
+
+def sft(job: dict[str, Any], given: dict[str, Any]) -> Any:
+    """Supervised fine-tuning on answers."""
     rows = [
         {
             "input_ids": r["prompt"] + r["chosen"],
@@ -116,9 +186,94 @@ def trainer_of(job: dict[str, Any], clock: Clock) -> Any:
         for r in job["rows"]
     ]
     config = SFTConfig(
-        completion_only_loss=True, packing=bool(settings.get("packing")), **config_of(job)
-    )
+        completion_only_loss=True, packing=bool(job["settings"].get("packing")),
+        max_length=job["most"], **config_of(job, job["batch"]),
+    )  # fmt: skip
     return SFTTrainer(args=config, train_dataset=Dataset.from_list(rows), **given)
+
+
+def bradley_terry(job: dict[str, Any], given: dict[str, Any]) -> Any:
+    """A reward model: adapters and a score head."""
+    rows = [{f"{n}_ids": r["prompt"] + r[n] for n in ("chosen", "rejected")} for r in job["rows"]]
+    config = RewardConfig(max_length=job["most"], **config_of(job, job["batch"]))
+    return RewardTrainer(args=config, train_dataset=Dataset.from_list(rows), **given)
+
+
+def grpo(job: dict[str, Any], given: dict[str, Any]) -> Any:
+    """GRPO; all answers of an update are drawn together, from the weights that it starts with."""
+    letters, answers = set(job["letters"]), job["batch"] * job["answers"]
+
+    def rule(completions: list[str], **_: Any) -> list[float]:
+        texts = [c.strip() for c in completions]
+        return [sum(c in letters for c in t) / len(t) if t else 0.0 for t in texts]
+
+    config = GRPOConfig(
+        num_generations=job["answers"], generation_batch_size=answers,
+        max_completion_length=job["tokens"], num_iterations=job["passes"], beta=0.0,
+        loss_type="grpo", scale_rewards="group", shuffle_dataset=False, temperature=1.0,
+        use_transformers_continuous_batching=bool(job["settings"].get("continuous")),
+        **config_of(job, answers),
+    )  # fmt: skip
+    rows = Dataset.from_list([{"prompt": str(i)} for i in range(len(job["rows"]))])
+    made = TimedGRPO(args=config, reward_funcs=rule, train_dataset=rows, **given)
+    made.rows = job["rows"]
+    return made
+
+
+TRAINERS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
+    "dpo": dpo, "ipo": dpo, "hinge": dpo, "simpo": cpo, "cpo": cpo, "sft": sft,
+    "bradley_terry": bradley_terry, "grpo": grpo,
+}  # fmt: skip
+
+
+def own_of(job: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the loss."""
+    return job.get("losses", {}).get(job["task"]) or {"beta": job["betas"][0]}
+
+
+def trainer_of(job: dict[str, Any], clock: Clock) -> Any:
+    """The trainer with its model, ready to train."""
+    tokenizer = AutoTokenizer.from_pretrained(job["model"])
+    scores = job["task"] == "bradley_terry"
+    if scores:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            job["model"], dtype=torch.float32, num_labels=1
+        )
+        # Scored is the last token that is not padding: it must not be the one that ends answers.
+        tokenizer.pad_token = tokenizer.unk_token
+    else:
+        model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+    peft = None
+    if job["rank"]:
+        peft = LoraConfig(
+            r=job["rank"], lora_alpha=2 * job["rank"], lora_dropout=0.0,
+            target_modules="all-linear", bias="none",
+            task_type="SEQ_CLS" if scores else "CAUSAL_LM",
+        )  # fmt: skip
+    given: dict[str, Any] = {
+        "model": model, "processing_class": tokenizer, "peft_config": peft, "callbacks": [clock],
+    }  # fmt: skip
+    return TRAINERS[job["task"]](job, given)
+
+
+def start(trainer: Any, job: dict[str, Any]) -> None:
+    """Give the trainer the adapter and the head that both sides begin with."""
+    found = load_file(Path(job["adapter"]) / "adapter_model.safetensors")
+    begun = {n.replace(".weight", ".default.weight"): t for n, t in found.items()}
+    if job["task"] == "bradley_terry":
+        begun[SCORE] = load_file(job["head"])[HEAD]
+    named = dict(trainer.model.named_parameters())
+    with torch.no_grad():
+        for name, value in begun.items():
+            named[name].copy_(value)
+
+
+def offered() -> list[str]:
+    """Names of all trainers of this release: "dpo", "online_dpo", ..."""
+    folder = Path(str(trl.__file__)).parent
+    own = (p.stem.removesuffix("_trainer") for p in (folder / "trainer").glob("*_trainer.py"))
+    more = (p.parent.name for p in (folder / "experimental").glob("*/__init__.py"))
+    return sorted({*own, *more})
 
 
 def main() -> None:
@@ -131,29 +286,29 @@ def main() -> None:
     clock = Clock()
     trainer = trainer_of(job, clock)
     if job["rank"]:
-        found = load_file(Path(job["adapter"]) / "adapter_model.safetensors")
-        named = dict(trainer.model.named_parameters())
-        with torch.no_grad():
-            for name, value in found.items():
-                named[name.replace(".weight", ".default.weight")].copy_(value)
+        start(trainer, job)
     began = time.perf_counter()
     trainer.train()
-    seconds = clock.last - began + getattr(trainer, "reference_seconds", 0.0)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    referenced = getattr(trainer, "reference_seconds", 0.0)
+    made: dict[str, Any] = {
+        "seconds": clock.last - began + referenced,
+        "reference_seconds": referenced,
+        "losses": clock.losses,
+        "grad_norms": clock.norms,
+        "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "steps": trainer.state.global_step,
+        "offered": offered(),
+    }
+    if job["task"] == "grpo":
+        made["generation_seconds"] = trainer.generation_seconds
+        made["update_seconds"] = made["seconds"] - trainer.generation_seconds
+        made["tokens"] = trainer.tokens
     trained = {
-        n.replace(".default.weight", ".weight"): p.detach().contiguous()
+        HEAD if n == SCORE else n.replace(".default.weight", ".weight"): p.detach().contiguous()
         for n, p in trainer.model.named_parameters()
         if p.requires_grad
     }
     save_file(trained, folder / "trained.safetensors")
-    made = {
-        "seconds": seconds,
-        "reference_seconds": getattr(trainer, "reference_seconds", 0.0),
-        "losses": clock.losses,
-        "grad_norms": clock.norms,
-        "peak_rss": peak,
-        "steps": trainer.state.global_step,
-    }
     (folder / "made.json").write_text(json.dumps(made))
 
 

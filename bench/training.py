@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 from bench import compare, rows, work
 from bench.rows import Pair
-from bench.runner import WORK, Json, machine, peak_gflops, run, say
+from bench.runner import WORK, Json, ended, machine, peak_gflops, run, say
 
 RANK, BATCH, SEED = 16, 8, 0
 LR, LR_FULL = 2e-4, 1e-5
 MICRO = (1, 2, 4, 8)
 SEARCH = 16  # rows that TRL's settings are searched on
 DEFAULTS: Json = {"defaults": True, "micro_batch": 8}
+REWARD = "bradley_terry"
+SCALE = 0.02  # of the score head that both sides begin with
 
 
 def adapter_folder(model: str) -> Path:
@@ -32,40 +35,59 @@ def adapter_folder(model: str) -> Path:
     return folder
 
 
+def head_file(model: str, folder: Path) -> Path:
+    """The score head that both sides begin with, drawn once."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig
+
+    width = int(AutoConfig.from_pretrained(model).hidden_size)
+    source = torch.Generator().manual_seed(SEED)
+    path = folder / "head.safetensors"
+    save_file({"reward_head.weight": SCALE * torch.randn(1, width, generator=source)}, path)
+    return path
+
+
 def job_of(task: str, args: argparse.Namespace, pairs: list[Pair], full: bool) -> Json:
     """What both sides are told."""
     from truing.models import Model
 
+    model = str(Model.open(args.model).folder)
+    adapter = "" if full else str(adapter_folder(args.model))
+    head = {"head": str(head_file(model, Path(adapter)))} if task == REWARD else {}
     return {
         "task": task,
-        "model": str(Model.open(args.model).folder),
+        "model": model,
         "rows": [vars(p) for p in pairs],
         "steps": rows.steps_of(len(pairs), BATCH, SEED),
         "batch": BATCH,
         "seed": SEED,
         "rank": 0 if full else RANK,
         "lr": LR_FULL if full else LR,
-        "adapter": "" if full else str(adapter_folder(args.model)),
+        "adapter": adapter,
         "betas": [0.1],
         "most": rows.MOST,
         "threads": args.threads,
+        **head,
     }
 
 
 def part_of(job: Json, count: int) -> Json:
     """The same job on its first `count` rows."""
     few = list(job["rows"])[:count]  # type: ignore[call-overload]
-    return {**job, "rows": few, "steps": rows.steps_of(len(few), BATCH, SEED)}
+    return {**job, "rows": few, "steps": rows.steps_of(len(few), int(str(job["batch"])), SEED)}
 
 
-def searched(job: Json, candidates: dict[str, Json], again: bool) -> tuple[str, str, Json]:
-    """TRL's fastest settings, found on a part of the rows, and what each candidate took.
+def searched(
+    job: Json, candidates: dict[str, Json], again: bool, count: int = SEARCH
+) -> tuple[str, str, Json]:
+    """TRL's fastest settings, found on `count` of the rows, and what each candidate took.
 
     The second name is the fastest of those that keep the rows of an update together, which packing
     does not: with these the two sides are compared step by step.
     """
     found: Json = {}
-    few = part_of(job, SEARCH)
+    few = part_of(job, count)
     for name, settings in candidates.items():
         found[name] = run("trl", {**few, "settings": settings, "label": name}, again=again)
     same = {n: r for n, r in found.items() if not candidates[n].get("packing")}
@@ -90,21 +112,22 @@ def measured(job: Json, best: Json, same: Json, defaults: bool, again: bool) -> 
         made["default"] = run(
             "trl", {**job, "settings": DEFAULTS, "label": "defaults"}, again=again
         )
-    for name, result in made.items():
-        if "error" in result:
-            raise SystemExit(f"{name} failed: {result['error']} ({result['log']})")
-    return made
+    return ended(made)
 
 
-def cosine_of(made: dict[str, Json], job: Json) -> dict[str, float]:
-    """Cosines between the final adapters (or weights), whole and as changes since the start."""
+def cosine_of(ours: Json, theirs: Json, job: Json, number: int = 0) -> dict[str, float]:
+    """Cosines between the final adapters (or weights), whole and as changes since the start.
+
+    Args:
+        number: of our run, where one process made several.
+    """
     from safetensors.torch import load_file
 
-    sides = [
-        load_file(Path(str(made[n]["folder"])) / "trained.safetensors") for n in ("ours", "same")
-    ]
+    names = (f"trained{number or ''}.safetensors", "trained.safetensors")
+    sides = [load_file(Path(str(r["folder"])) / n) for r, n in zip((ours, theirs), names)]
     if job["adapter"]:
         start = load_file(Path(str(job["adapter"])) / "adapter_model.safetensors")
+        start |= load_file(str(job["head"])) if "head" in job else {}
     else:
         start = load_file(Path(str(job["model"])) / "model.safetensors")
         start = {n: start[n] for n in sides[0]}
@@ -114,9 +137,32 @@ def cosine_of(made: dict[str, Json], job: Json) -> dict[str, float]:
     }
 
 
+def agreement(
+    ours: Json, theirs: Json, job: Json, *, number: int = 0, least: float = compare.TINY
+) -> Json:
+    """Whether two runs computed the same: losses, gradient norms, what was trained.
+
+    Args:
+        number: of our run, where one process made several.
+        least: what a difference of losses is measured against at least.
+    """
+
+    def values(run: Json, what: str) -> list[float]:
+        return [float(v) for v in run[what]]  # type: ignore[attr-defined]
+
+    mine = ours["runs"][number]  # type: ignore[index]
+    losses = values(mine, "losses"), values(theirs, "losses")
+    norms = values(mine, "grad_norms"), values(theirs, "grad_norms")
+    return {
+        "max_loss_rel_diff": compare.largest_difference(*losses, least=least),
+        "max_gradnorm_rel_diff": compare.largest_difference(*norms),
+        "adapter_cosine": cosine_of(ours, theirs, job, number)["change"],
+    }
+
+
 def trees_of(job: Json) -> list[tuple[int, list[int]]]:
     """Lengths of prompt and answers of each row."""
-    names = ("chosen", "rejected") if job["task"] == "dpo" else ("chosen",)
+    names = ("chosen",) if job["task"] == "sft" else ("chosen", "rejected")
     return [(len(r["prompt"]), [len(r[n]) for n in names]) for r in job["rows"]]  # type: ignore
 
 
@@ -127,37 +173,29 @@ def row_of(name: str, job: Json, made: dict[str, Json], best: Json, peak: float)
     def number(run: str, what: str) -> float:
         return float(made[run][what])  # type: ignore[arg-type]
 
-    def numbers(run: str, what: str) -> list[float]:
-        return [float(v) for v in made[run][what]]  # type: ignore[attr-defined]
-
     ours = statistics.mean([number("ours", "seconds"), number("ours_again", "seconds")])
     shape = work.shape_of(AutoConfig.from_pretrained(str(job["model"])))
+    if job["task"] == REWARD:
+        shape = replace(shape, vocab=1)  # a head of one output
     done = work.flops(
         shape,
         trees_of(job),
-        rank=int(job["rank"]),
-        reference=job["task"] == "dpo",  # type: ignore
+        rank=int(job["rank"]),  # type: ignore[call-overload]
+        reference=job["task"] == "dpo",
     )
-    losses = numbers("ours", "losses")
+    losses: list[float] = made["ours"]["losses"]  # type: ignore[assignment]
     line: Json = {
         "bench": name,
         "ratio_best": number("best", "seconds") / ours,
         "ratio_default": number("default", "seconds") / ours if "default" in made else None,
         "memory_ratio": number("ours", "peak_rss") / number("best", "peak_rss"),
-        "max_loss_rel_diff": compare.largest_difference(losses, numbers("same", "losses")),
-        "max_gradnorm_rel_diff": compare.largest_difference(
-            numbers("ours", "grad_norms"), numbers("same", "grad_norms")
-        ),
-        "adapter_cosine": cosine_of(made, job)["change"],
+        **agreement(made["ours"], made["same"], job),
         "loss_first": losses[0],
         "loss_last": losses[-1],
         "peak_fraction": done / ours / 1e9 / peak,
         "trl_settings": best,
     }
-    for key, value in line.items():
-        if isinstance(value, float):
-            line[key] = float(f"{value:.6g}")
-    return line
+    return compare.rounded(line)
 
 
 def details_of(job: Json, made: dict[str, Json], search: Json, peak: float) -> Json:
@@ -177,7 +215,7 @@ def details_of(job: Json, made: dict[str, Json], search: Json, peak: float) -> J
         "rank": job["rank"],
         "batch": job["batch"],
         "peak_gflops": peak,
-        "cosines": cosine_of(made, job),
+        "cosines": cosine_of(made["ours"], made["same"], job),
         "search_on_16_rows": search,
         "runs": runs,
     }
@@ -196,9 +234,14 @@ def measure(
     peaks.append(peak_gflops(threads))
     peak = max(peaks)
     line = row_of(name, job, made, candidates[chosen], peak)
+    judged(name, line)
+    return line, details_of(job, made, search, peak), where
+
+
+def judged(name: str, line: Json) -> None:
+    """Say so where a row does not count."""
     if not compare.agree(line):
         say(f"{name}: the two sides do not agree, so the row does not count")
-    return line, details_of(job, made, search, peak), where
 
 
 def micro_batches() -> dict[str, Json]:

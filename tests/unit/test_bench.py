@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from bench import all as everything  # noqa: E402
-from bench import compare, rows, runner, training, work  # noqa: E402
+from bench import compare, grpo, objectives, rows, runner, side_ours, training, work  # noqa: E402
 from truing.core.logprob import measure  # noqa: E402
 from truing.core.tiny import tiny_config, tiny_model  # noqa: E402
 from truing.core.tree import group_tree, pack  # noqa: E402
@@ -88,6 +89,9 @@ def test_largest_difference() -> None:
     assert compare.largest_difference([1.0, 2.0], [1.0, 2.5]) == pytest.approx(0.2)
     assert compare.largest_difference([1.0], [1.0, 2.0]) == math.inf
     assert compare.largest_difference([], []) == math.inf
+    assert compare.largest_difference([1e-6], [0.0], least=1.0) == pytest.approx(1e-6)
+    assert compare.largest_difference([8.0], [4.0], least=1.0) == 1.0
+    assert compare.rounded({"a": 1.23456789, "b": "x", "c": 3}) == {"a": 1.23457, "b": "x", "c": 3}
 
 
 def test_cosine_of_changes() -> None:
@@ -129,6 +133,9 @@ def test_a_part_of_the_rows() -> None:
     assert sorted(i for s in part["steps"] for i in s) == list(range(9))
     assert training.trees_of(job()) == [(3, [2, 1]), (4, [1, 2])]
     assert training.trees_of({**job(), "task": "sft"}) == [(3, [2]), (4, [1])]
+    assert training.trees_of({**job(), "task": training.REWARD}) == training.trees_of(job())
+    two = training.part_of({**whole, "batch": 2}, 4)
+    assert [len(s) for s in two["steps"]] == [2, 2]
     assert set(training.micro_batches()) == {f"micro-batch {m}" for m in (1, 2, 4, 8)}
 
 
@@ -212,3 +219,105 @@ def test_versions_for_the_other_environment() -> None:
     seen = runner.environment(Path("/x"), 2)
     assert seen["OMP_NUM_THREADS"] == "2" and seen["TRUING_HOME"] == "/x/truing"
     assert runner.THREADS == 2
+
+
+# Our side, on the tiny model
+
+
+@pytest.fixture
+def told(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runner.Json:
+    """A job of three pairs; one update takes two of them."""
+    monkeypatch.setattr(training, "WORK", tmp_path / "work")
+    monkeypatch.setattr(training, "BATCH", 2)
+    args = argparse.Namespace(model=str(tiny_path), threads=1)
+    pairs = [rows.Pair([5 + i, 6, 7], [8, 9, 10 + i], [11, 12]) for i in range(3)]
+    return training.job_of(training.REWARD, args, pairs, full=False)
+
+
+def test_five_losses_share_one_reference_pass(told: runner.Json, tmp_path: Path) -> None:
+    several = {**told, "losses": objectives.LOSSES}
+    assert side_ours.wanted(told) == [(training.REWARD, {})]
+    assert side_ours.wanted({**told, "task": "dpo"}) == [("dpo", {"beta": 0.1})]
+    made = {
+        name: side_ours.run(several, name, own, tmp_path / name, tmp_path / f"{name}.safetensors")
+        for name, own in side_ours.wanted(several)
+    }
+    assert [m["reference_computed"] for m in made.values()] == [1, 0, 0, 0, 0]
+    first = {name: m["losses"][0] for name, m in made.items()}
+    # At the start policy and reference are one.
+    assert first["dpo"] == pytest.approx(math.log(2))
+    assert first["ipo"] == pytest.approx(25.0) and first["hinge"] == pytest.approx(1.0)
+    assert first["simpo"] > 0 and first["cpo"] > first["dpo"]
+    assert all(len(m["losses"]) == 2 and m["grad_norms"][0] > 0 for m in made.values())
+
+
+def test_a_reward_model_begins_with_the_given_head(told: runner.Json, tmp_path: Path) -> None:
+    path = tmp_path / "trained.safetensors"
+    made = side_ours.run(told, training.REWARD, {}, tmp_path / "run", path)
+    assert made["reference_computed"] == 0 and len(made["losses"]) == 2
+    assert made["losses"][0] != pytest.approx(math.log(2), abs=1e-6)  # a head of zeros would give
+    same = {**made, "folder": str(tmp_path), "runs": [made]}
+    agreed = training.agreement(same, same, told)
+    assert compare.agree(agreed) and agreed["adapter_cosine"] == pytest.approx(1.0)
+    kept = load_file(path)
+    assert "reward_head.weight" in kept and "reward_head.bias" not in kept
+    begun = load_file(str(told["head"]))["reward_head.weight"]
+    moved = (kept["reward_head.weight"] - begun).abs().max()
+    assert 0 < moved < 5e-4  # two updates at a rate of 2e-4
+
+
+def test_recorded_answers_are_learnt_from_again(told: runner.Json, tmp_path: Path) -> None:
+    prompts = [{"prompt": [5 + i, 6, 7]} for i in range(4)]
+    online = training.part_of(
+        {**told, "task": "grpo", "rows": prompts, "batch": 2, "passes": 1, "answers": 3,
+         "tokens": 4, "letters": "0123456789:;<=>?@"}, 4
+    )  # fmt: skip
+    free = side_ours.run_online(online, tmp_path / "free", tmp_path / "free.safetensors")
+    assert len(free["losses"]) == 2 and free["tokens"] <= 2 * 2 * 3 * 4
+    assert 0 < free["generation_seconds"] < free["seconds"]
+    assert free["update_seconds"] == free["seconds"] - free["generation_seconds"]
+    first = json.loads(json.dumps(free["first"]))
+    again = grpo.recorded(online, first)
+    assert [r["prompt"] for r in again["rows"]] == [
+        prompts[i]["prompt"] for i in online["steps"][0]
+    ]
+    made = side_ours.run_online(again, tmp_path / "again", tmp_path / "again.safetensors")
+    assert made["tokens"] == sum(len(c["ids"]) for group in first for c in group)
+    assert made["losses"][0] == pytest.approx(free["losses"][0], abs=1e-6)
+    assert made["grad_norms"][0] == pytest.approx(free["grad_norms"][0], rel=1e-4)
+    # By construction the first loss is 0; the second has ratios other than 1.
+    assert made["losses"][0] == pytest.approx(0.0, abs=1e-6)
+    assert made["losses"][1] < -1e-6
+
+
+def test_line_of_grpo() -> None:
+    def side(seconds: float, generation: float) -> runner.Json:
+        return {
+            "seconds": seconds, "generation_seconds": generation, "peak_rss": 10, "tokens": 7,
+            "update_seconds": seconds - generation, "skipped": [0.0, 0.5],
+        }  # fmt: skip
+
+    made = {"ours": side(3.0, 1.0), "ours_again": side(5.0, 1.0), "best": side(16.0, 4.0)}
+    line = grpo.row_of(made, {"adapter_cosine": 1.0}, {"micro_batch": 2})
+    assert (line["ratio_best"], line["ratio_generation"], line["ratio_update"]) == (4.0, 4.0, 4.0)
+    assert line["groups_skipped"] == 0.25 and line["adapter_cosine"] == 1.0
+
+
+def test_total_of_five_losses() -> None:
+    made = {n: {"seconds": 10.0, "reference_seconds": 0.0} for n in objectives.LOSSES}
+    for name in ("dpo", "ipo", "hinge"):
+        made[name]["reference_seconds"] = 2.0
+    assert objectives.totals(made) == (46.0, 50.0)
+    good = {"max_loss_rel_diff": 1e-6, "max_gradnorm_rel_diff": 1e-5, "adapter_cosine": 1.0}
+    bad = {"max_loss_rel_diff": 1e-3, "max_gradnorm_rel_diff": 1e-6, "adapter_cosine": 0.9}
+    assert objectives.worst({"dpo": good, "ipo": bad}) == {
+        "max_loss_rel_diff": 1e-3, "max_gradnorm_rel_diff": 1e-5, "adapter_cosine": 0.9,
+    }  # fmt: skip
+    assert sorted(sum(objectives.TRAINERS.values(), ())) == sorted(objectives.LOSSES)
+    assert objectives.without_opponent(["dpo", "bco"]) == ["ppo", "xpo", "nash_md"]
+
+
+def test_a_failed_run_ends_the_benchmark() -> None:
+    assert runner.ended({"ours": {"seconds": 1.0}}) == {"ours": {"seconds": 1.0}}
+    with pytest.raises(SystemExit, match=r"best failed: exit code 1 \(log.txt\)"):
+        runner.ended({"best": {"error": "exit code 1", "log": "log.txt"}})
