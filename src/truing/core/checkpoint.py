@@ -1,4 +1,7 @@
-"""Checkpoints of a training run: safetensors and JSON, written atomically, the last two kept."""
+"""Checkpoints of a training run: safetensors and JSON, written atomically, the last two kept.
+
+They hold whole tensors, however these are cut over processes: another number can go on from them.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from truing.context import Json
+from truing.core import distributed
 from truing.core.files import new_folder
 from truing.core.training import State
 
@@ -40,14 +44,15 @@ class Checkpoint:
 
     def restore(self, named: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         """Put values into parameters and optimizer, in place."""
-        with torch.no_grad():
-            for name, value in self._part("parameter/").items():
-                named[name].copy_(value)
+        for name, value in self._part("parameter/").items():
+            distributed.put(named[name], value)
         for name, parameter in named.items():
             kept = self._part(f"optimizer/{name}/")
             if kept:  # a parameter that never had a gradient has no state
                 # The count of steps too: a fused kernel reads it where the parameter lies.
-                optimizer.state[parameter] = {n: t.to(parameter.device) for n, t in kept.items()}
+                optimizer.state[parameter] = {
+                    n: distributed.like(parameter, t) for n, t in kept.items()
+                }
 
 
 class Checkpoints:
@@ -68,14 +73,20 @@ class Checkpoints:
         state: State,
         history: list[dict[str, Json]],
     ) -> None:
-        """Write one, whole or not at all, and delete all but the last two."""
+        """Write one, whole or not at all, and delete all but the last two.
+
+        All processes call it, since tensors are gathered from all; the first one writes.
+        """
         tensors = {f"parameter/{n}": p.detach() for n, p in named.items()}
         tensors |= {f"state/{n}": t for n, t in state.items()}
         for name, parameter in named.items():
             for part, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{name}/{part}"] = cast(Tensor, value)
+        tensors = distributed.full(tensors)
+        if not distributed.leads():
+            return
         # Copies: tensors that share memory (tied weights, views) cannot be written as they are.
-        own = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}
+        own = {n: t.to("cpu", copy=True).contiguous() for n, t in tensors.items()}
         facts = {"schema_version": SCHEMA_VERSION, "key": self.key, "step": step}
         with new_folder(self.folder / f"step-{step:08d}") as partial:
             save_file(own, partial / "tensors.safetensors")

@@ -7,6 +7,9 @@ too, divided once by the weight of the whole step, so that the split cannot chan
 Everything random is a function of the seed and the step: the order of rows, and the state of
 torch's generators, which is set before each step. A checkpoint therefore holds parameters,
 optimizer and the task's own state, and a run that was killed goes on with the same bits.
+
+Several processes may run the loop together (`distributed`): a task gives each its share of the
+rows, and what is summed over micro-batches here is then summed over processes.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from truing.context import Context, Json, current
+from truing.core import distributed
 from truing.core.checkpoint import Checkpoints
 from truing.core.training import State, Training
 from truing.errors import InputError, Stopped
@@ -62,7 +66,7 @@ class Task(Protocol):
         ...
 
     def parts(self, rows: Sequence[int], step: int) -> Iterator[Part]:
-        """The micro-batches of a step, one after the other: each is differentiated at once."""
+        """This process's micro-batches of a step, one by one: each is differentiated at once."""
         ...
 
     def after_step(self, step: int) -> None:
@@ -124,20 +128,20 @@ def optimizer_for(parameters: Sequence[nn.Parameter], settings: Training) -> tor
     kinds = {(p.device.type, p.dtype) for p in parameters}
     fused = all(device in ("cpu", "cuda") and dtype.is_floating_point for device, dtype in kinds)
     return torch.optim.AdamW(
-        parameters, lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=settings.weight_decay,
-        fused=fused,
+        distributed.alike(parameters), lr=0.0, betas=(0.9, 0.999), eps=1e-8,
+        weight_decay=settings.weight_decay, fused=fused,
     )  # fmt: skip
 
 
 def _scale(parameters: Sequence[nn.Parameter], weight: Tensor, clip: float) -> Tensor:
     """Divide gradients by the step's weight and clip them; their norm before clipping."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads) / weight
+    norm = distributed.norm(grads) / weight
     factor = 1 / weight
     if clip:
         factor = factor * (clip / (norm + 1e-6)).clamp(max=1.0)
     for grad in grads:
-        grad.mul_(factor.to(grad.dtype))
+        distributed.local(grad).mul_(factor.to(grad.dtype))
     return norm
 
 
@@ -159,14 +163,26 @@ class _Sums:
         if part.per_row is not None:
             self.per_row.append(part.per_row)
 
+    def join(self) -> None:
+        """Add what the other processes have summed."""
+        if distributed.now().size == 1:
+            return
+        metrics = {n: (torch.as_tensor(v).cpu(), w) for n, (v, w) in self.metrics.items()}
+        loss = torch.as_tensor(self.loss).cpu()
+        own = Part(loss, float(self.weight), metrics)
+        self.loss, self.weight, self.metrics = 0.0, 0.0, {}
+        for part in distributed.everyone(own):
+            self.add(part)
+
     def culprits(self) -> list[int]:
         """Rows whose own loss is not finite."""
-        return [
+        own = [
             row
             for rows, values in self.per_row
             for row, good in zip(rows, values.isfinite().tolist(), strict=True)
             if not good
         ]
+        return [row for rows in distributed.everyone(own) for row in rows]
 
 
 class Loop:
@@ -183,7 +199,8 @@ class Loop:
         self.total = settings.total(len(task))
         self.order = Order(len(task), settings.batch, self.context)
         self.end = settings.end(len(task))
-        self.checkpoints = Checkpoints(self.context.folder / f"checkpoints-{key}", key)
+        folder = distributed.agree(self.context.folder)
+        self.checkpoints = Checkpoints(folder / f"checkpoints-{key}", key)
         self.history: list[dict[str, Json]] = []
 
     def run(self) -> Trained:
@@ -195,10 +212,12 @@ class Loop:
             saved, cost = time.monotonic(), 0.0
             for step in range(start, self.total):
                 self._step(step)
-                self.context.progress(step + 1, self.total, f"training ({self.task.name})")
+                if distributed.leads():
+                    self.context.progress(step + 1, self.total, f"training ({self.task.name})")
                 now = time.monotonic()
                 last = step + 1 == self.total
-                if last or now - saved > max(CHECKPOINT_SECONDS, cost / CHECKPOINT_SHARE):
+                due = now - saved > max(CHECKPOINT_SECONDS, cost / CHECKPOINT_SHARE)
+                if last or distributed.agree(due):
                     self._save(step + 1)
                     saved = time.monotonic()
                     cost = saved - now
@@ -220,13 +239,16 @@ class Loop:
 
     def _step(self, step: int) -> None:
         began = time.monotonic()
-        torch.manual_seed(self.context.stream(f"step/{step}"))
+        # Other numbers in each process: rows that lie in two must not share their dropout.
+        torch.manual_seed(self.context.stream(f"step/{step}") + distributed.now().rank)
         rows = self.order.step(step, self.end)
         self.optimizer.zero_grad(set_to_none=True)
         sums = _Sums()
         for part in self.task.parts(rows, step):
             part.loss.backward()
             sums.add(part)
+        distributed.sum_gradients(self.parameters)
+        sums.join()
         weight = torch.as_tensor(sums.weight, dtype=torch.float32)
         updated = float(weight) > 0 and any(p.grad is not None for p in self.parameters)
         loss, norm = 0.0, 0.0

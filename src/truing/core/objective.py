@@ -103,6 +103,14 @@ class Measurements:
         """The same measurements with some replaced or added."""
         return replace(self, tensors={**self.tensors, **tensors})
 
+    def to(self, device: torch.device | str) -> Measurements:
+        """The same measurements on another device."""
+        return Measurements(
+            self.mask_UKT.to(device),
+            {n: t.to(device) for n, t in self.tensors.items()},
+            {n: c.to(device) for n, c in self.columns.items()},
+        )
+
     def branches(self, *which: int) -> Measurements:
         """Only the branches of these numbers, in this order."""
         at = list(which)

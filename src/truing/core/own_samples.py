@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from truing.context import current
+from truing.core import distributed
 from truing.core.chat import Prompt, prompt_ids, stop_ids
 from truing.core.code import made_by
 from truing.core.files import home
@@ -56,7 +57,15 @@ def drawn(module: nn.Module, asked: Asked, settings: SamplingSettings) -> Answer
 
 
 def kept(loaded: Loaded, asked: Sequence[Asked], settings: SamplingSettings) -> list[Answers]:
-    """Answers of each row's prompts: read from the cache, or drawn and put there."""
+    """Answers of each row's prompts: read from the cache, or drawn and put there.
+
+    Several processes draw for a share of the rows each, and read what the others drew.
+    """
+    if distributed.now().size > 1:
+        mine = asked[distributed.share([1] * len(asked))]
+        with distributed.alone():
+            kept(loaded, mine, settings)
+        distributed.barrier()
     how = [loaded.model.weights_key, str(next(loaded.module.parameters()).dtype), loaded.device,
            torch.get_num_threads(), made_by("truing.core.sampling"), asdict(settings)]  # fmt: skip
     made: dict[int, Answers] = {}
@@ -214,7 +223,9 @@ class FreshSamples(OwnSamples):
         """Draw the answers of this step's rows."""
         seed = current().stream(f"own/{step}")
         asked = [(task.units[r].prompt, draw) for r in rows for draw in range(self.samples)]
-        answers = iter(drawn(task.module, asked, replace(self.how, seed=seed)))
+        here = distributed.share([len(prompt) for prompt, _ in asked])
+        own = drawn(task.module, asked[here], replace(self.how, seed=seed)) if asked[here] else []
+        answers = iter([a for some in distributed.everyone(own) for a in some])
         for r in rows:
             unit = task.units[r]
             given = unit.answers[: len(unit.answers) - self.samples]

@@ -1,4 +1,8 @@
-"""Training any module on numbered rows: a function that takes rows and gives a loss is enough."""
+"""Training any module on numbered rows: a function that takes rows and gives a loss is enough.
+
+Several processes hold the module whole and divide the rows. Buffers such as running means of batch
+norms are averaged over them after each step.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
+from truing.core import distributed
 from truing.core.engine import Part
 from truing.core.training import State
 from truing.errors import InputError
@@ -48,6 +53,7 @@ class PlainTask:
 
     def parts(self, rows: Sequence[int], step: int) -> Iterator[Part]:
         """Micro-batches of a step."""
+        rows = rows[distributed.share([1] * len(rows))]
         for start in range(0, len(rows), self.micro):
             some = rows[start : start + self.micro]
             values, metrics = self.losses(some)
@@ -59,7 +65,8 @@ class PlainTask:
             yield Part(values.sum(), float(len(some)), means, per_row=(some, values.detach()))
 
     def after_step(self, step: int) -> None:
-        """Nothing to do."""
+        """Keep buffers the same in all processes."""
+        distributed.mean_(list(self.module.buffers()))
 
     def state(self) -> State:
         """Buffers, such as running means of batch norms."""

@@ -10,6 +10,7 @@ what happened to be cached, so that the same run has the same bits with a full a
 from __future__ import annotations
 
 import hashlib
+import itertools
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from truing.context import current
+from truing.core import distributed
 from truing.core.code import made_by
 from truing.core.files import home
 from truing.core.logprob import measure
@@ -87,6 +89,8 @@ class Kept(ABC):
         wanted = [t for t in gathered(trees) if any(k not in self._values for k in keys_of(t))]
         device = next(module.parameters()).device
         runs = pack(wanted, budget) if wanted else []
+        if keep:
+            self._divide(module, runs, wanted, device)
         at = 0
         for i, packed in enumerate(runs, 1):
             some = wanted[at : at + len(packed)]
@@ -98,6 +102,20 @@ class Kept(ABC):
                     # A copy of its own: a view would keep the whole micro-batch alive.
                     self._values[key] = {n: v[index_T] for n, v in values.items()}
             current().progress(i, len(runs), self.label)
+
+    def _divide(
+        self, module: nn.Module, runs: Sequence[Packed], trees: Sequence[Node], device: torch.device
+    ) -> None:
+        """Of several processes, let each fill the cache with its share, for all to read."""
+        if distributed.now().size == 1:
+            return
+        ends = list(itertools.accumulate(len(p) for p in runs))
+        here = distributed.share([len(p.ids_N) for p in runs])
+        for i in range(len(runs))[here]:
+            self._pack_values(
+                module, runs[i], trees[ends[i] - len(runs[i]) : ends[i]], device, True
+            )
+        distributed.barrier()
 
     def _pack_values(
         self,

@@ -1,0 +1,213 @@
+"""One command in several processes: the first one runs it, the others help where it trains.
+
+Under `torchrun` every process is given the same command. The first runs it as if it were alone: it
+alone reads data, makes decisions, writes the store and the run's folder, and speaks. The others
+wait until it comes to a function marked `joint` (the training of a model), are sent its arguments,
+and run it with the first; what it returns counts in the first only. So every step that is not
+training costs nothing elsewhere, and nothing outside the engine knows of it.
+
+An error that all meet is told once, by the first. When a process dies, collectives of the others
+fail or `torchrun` ends them: the first says so, and the same command goes on from the last
+checkpoint, with any number of processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+from typing import ParamSpec, TypeVar, cast
+
+import torch.distributed as dist
+
+from truing.context import Context, current, use
+from truing.core import distributed
+from truing.core.distributed import agree, begin, end, joined
+from truing.errors import Stopped, TruingError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+GRACE = 60.0  # seconds in which an error that all meet must have reached the first process
+LOOK = 0.02  # seconds between two looks for work
+FIX = "The same command goes on from the last checkpoint"
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What the others are told to run, and the step that it belongs to."""
+
+    module: str
+    name: str
+    args: tuple[object, ...]
+    settings: dict[str, object]
+    seed: int
+    folder: Path
+    step: str
+
+    def run(self) -> None:
+        """Run it, in silence."""
+        function = cast("Callable[..., object]", getattr(import_module(self.module), self.name))
+        with use(Context(self.seed, self.folder, _silent, name=self.step)):
+            function(*self.args, **self.settings)
+
+
+def _silent(done: int, total: int, label: str) -> None:
+    """Progress is the first process's to tell."""
+
+
+class _Lead:
+    """What the first process remembers while others wait for it."""
+
+    def __init__(self) -> None:
+        self.calls = -1  # how many so far; -1 where there is nobody to lead
+        self.stopping = False
+
+
+_lead = _Lead()
+
+
+@contextlib.contextmanager
+def together() -> Generator[distributed.Processes]:
+    """Work in all processes at once inside the block, for a script that `torchrun` started.
+
+    All of them must do the same there, such as to call `engine.train` with the same task; without
+    `torchrun` it is a plain block.
+    """
+    if not distributed.started():
+        yield distributed.now()
+        return
+    begin()
+    with joined():
+        yield distributed.now()
+    end()
+
+
+def lead(function: Callable[[], int]) -> int:
+    """Run a command in the first process, and help it in all others; its exit code.
+
+    Args:
+        function: the command; called in the first process only.
+    """
+    try:
+        processes, store = begin()
+    except TruingError as error:
+        print(f"truing: {error}", file=sys.stderr)
+        return error.exit_code
+    code = Stopped.exit_code
+    if processes.rank:
+        with contextlib.suppress(KeyboardInterrupt):
+            code = _help(store)
+    else:
+        _lead.calls = 0
+        signal.signal(signal.SIGTERM, _terminated)
+        try:
+            code = function()
+        finally:
+            with contextlib.suppress(RuntimeError):  # torchrun itself may be gone
+                store.set(f"call/{_lead.calls}", "end")
+            _lead.calls = -1
+    if not code:
+        end()
+    return code
+
+
+def joint(function: Callable[P, T]) -> Callable[P, T]:
+    """Mark a function that all processes run when the first one comes to it.
+
+    Its arguments are sent to the others; they must be able to be pickled. It is found by its name
+    in its module.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        if _lead.calls < 0 or distributed.now().size > 1:
+            return function(*args, **kwargs)
+        _, store = begin()
+        number, context = _lead.calls, current()
+        _lead.calls += 1
+        try:
+            store.set(f"call/{number}", "join")
+            with joined():
+                agree(
+                    _Call(function.__module__, function.__name__, args, dict(kwargs),
+                          context.seed, context.folder, context.name)
+                )  # fmt: skip
+                return function(*args, **kwargs)
+        except BaseException as error:
+            with contextlib.suppress(RuntimeError):  # torchrun itself may be gone
+                store.set(f"failed/{number}", "")
+            if _parted(error):
+                raise _alone(error) from error
+            raise
+
+    return call
+
+
+def _parted(error: BaseException) -> bool:
+    """True for what collectives raise when another process has gone."""
+    if isinstance(error, TruingError) or not isinstance(error, RuntimeError):
+        return False
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text
+
+
+def _alone(seen: BaseException | None = None) -> Stopped:
+    _lead.stopping = True
+    text = str(seen).splitlines()[0] if seen is not None else None
+    return Stopped("another process of this command has ended", seen=text, fix=FIX)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """torchrun ends all processes when one has ended, or when it is ended itself."""
+    if not _lead.stopping:
+        _lead.stopping = True
+        raise Stopped("stopped by torchrun, as when another process has ended", fix=FIX)
+
+
+# The others
+
+
+def _help(store: dist.Store) -> int:
+    """Join what the first process comes to until it has ended; the exit code."""
+    number = 0
+    while True:
+        while not store.check([f"call/{number}"]):
+            time.sleep(LOOK)
+        if store.get(f"call/{number}") == b"end":
+            return 0
+        try:
+            with joined():
+                agree(cast(_Call, None)).run()
+        except Exception as error:
+            if _parted(error):
+                return Stopped.exit_code
+            if not _failed_too(store, number):
+                return _say(error)
+        number += 1
+
+
+def _failed_too(store: dist.Store, number: int) -> bool:
+    """True when the first process has met an error in this call as well, and tells it."""
+    until = time.monotonic() + GRACE
+    while time.monotonic() < until:
+        if store.check([f"failed/{number}"]):
+            return True
+        time.sleep(LOOK)
+    return False
+
+
+def _say(error: Exception) -> int:
+    """Tell an error that only this process has met; its exit code."""
+    processes, _ = begin()
+    if not isinstance(error, TruingError):
+        traceback.print_exception(error)
+    print(f"truing: process {processes.rank + 1} of {processes.size}: {error}", file=sys.stderr)
+    return error.exit_code if isinstance(error, TruingError) else 1
