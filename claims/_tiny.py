@@ -27,11 +27,16 @@ from truing.claims import Outcome, step
 from truing.context import current
 from truing.core.generate import generate
 from truing.core.loaded import quiet
+from truing.core.logprob import measure
+from truing.core.scoring import by_prompt
+from truing.core.tree import Packed
 from truing.method import methods
 from truing.models import Model
 from truing.tables import Row, Table, content_hash
 
-__all__ = ["Outcome", "Row", "Table", "blank", "call", "drawn", "step", "taught", "vocabulary"]
+__all__ = [
+    "Outcome", "Row", "Table", "blank", "call", "drawn", "nats", "step", "taught", "vocabulary",
+]  # fmt: skip
 
 SPECIAL = ("<|unknown|>", "<|im_start|>", "<|im_end|>")
 PIECE = r"\n\n|\w+|[^\w\s]"
@@ -119,3 +124,17 @@ def drawn(
             seed=seed,
         )  # type: ignore[arg-type]  # fmt: skip
     return [[c.text for c in answers] for answers in made]
+
+
+def nats(model: Model, rows: Iterable[Row]) -> float:
+    """Mean negative log-probability of the rows' completions, in nats per token."""
+    loaded, items = model.load_module(), list(rows)
+
+    def of(name: str) -> list[float]:
+        def sums_UK(packed: Packed) -> torch.Tensor:
+            made = measure(loaded.module, packed, grad=False)
+            return (made["logp"] * made["mask"] if name == "logp" else made["mask"]).sum(-1)
+
+        return by_prompt(loaded, items, sums_UK)
+
+    return -sum(of("logp")) / sum(of("mask"))
