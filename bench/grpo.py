@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Mapping
 
 from bench import compare, rows
-from bench.runner import Json, arguments, ended, finish, machine, run, write
+from bench.runner import Json, arguments, ended, finish, machine, run, say, write
 from bench.training import agreement, job_of, judged, measured, micro_batches, part_of, searched
 
 PROMPTS, ANSWERS, TOKENS = 4, 8, 64  # prompts of an update, answers to each, tokens of each
@@ -98,7 +98,10 @@ def main(argv: list[str] | None = None) -> None:
         "runs": {n: {k: v for k, v in r.items() if k not in hidden} for n, r in made.items()},
         "recorded": {n: {k: r[k] for k in ("losses", "grad_norms")} for n, r in checks.items()},
     }  # fmt: skip
-    write("grpo", line, details, where, args)
+    if (args.answers, args.tokens) == (ANSWERS, TOKENS):
+        write("grpo", line, details, where, args)
+    else:
+        say("other sizes than the row's: no result is kept")
     finish(line, args.json)
 
 
