@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from truing.core import judge as judge_module
 from truing.errors import InputError
 from truing.evaluate import adherence
 from truing.evaluate import win_rate as win_module
@@ -92,6 +93,36 @@ def test_win_rate_by_principles(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [r["score"] for r in turned.samples] == [0.0, 1.0, 0.5]
     with pytest.raises(InputError, match="nothing to decide by"):
         win_module.win_rate(models[0], models[1], prompts)
+
+
+def test_win_rate_by_a_judge_says_how_far_to_believe_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five pairs: won, lost, the first place in both orders, a tie, and one that is not read."""
+    given = judge_module.Comparison([1.0, 0.0, 1.0, 0.5, None], [1.0, 0.0, 0.0, 0.5, 1.0])
+
+    def generate(model: SimpleNamespace, prompts: list[str], **_: object) -> list[list[object]]:
+        return [[SimpleNamespace(text=f"{model.key} x", finish="stop")] for _ in prompts]
+
+    monkeypatch.setattr(adherence, "generate", generate)
+    monkeypatch.setattr(judge_module, "compare", lambda *_, **__: given)
+    prompts = Table("prompt", [{"prompt": f"Question {i}"} for i in range(5)])
+    ours, theirs, judge = (SimpleNamespace(key=k, name=k) for k in "abj")
+    report = win_module.win_rate(ours, theirs, prompts, judge=judge)
+    found = {m.name: (m.value, m.n) for m in report.measures}
+    # Position: the first place is worth 1/2 in one pair of the four that were read.
+    assert found == {
+        "win rate": (pytest.approx((1 + 0 + 0.5 + 0.5) / 4), 4),
+        "extra words": (0.0, 5),
+        "position bias": (pytest.approx(0.5 / 4), 4),
+        "consistency": (pytest.approx(3 / 4), 4),
+        "unparsed": (pytest.approx(1 / 5), 5),
+    }
+    bias = report.get("position bias")
+    assert bias.lo <= bias.value <= bias.hi and bias.hi > bias.lo
+    assert report.samples is not None and len(report.samples) == 4
+    assert report.meta["unparsed"] == [prompts[4]["id"]]
+    given = judge_module.Comparison([1.0, None, 1.0, 0.5, None], [1.0, 0.0, 0.0, 0.5, 1.0])
+    with pytest.raises(InputError, match="2 of 5 pairs"):
+        win_module.win_rate(ours, theirs, prompts, judge=judge)
 
 
 def test_architectures_without_trees_give_the_same_values(

@@ -1,15 +1,24 @@
 """Win rate of a model over a baseline on the same prompts, by a judge, a reward or the principles.
 
 w = (1/n) sum_i [score_i(model) > score_i(baseline)] + 1/2 [equal], with a bootstrap interval over
-prompts; 0.5 means no difference. A judge model sees each pair in both orders and the two verdicts
-are averaged, because judges favour a position. Without a judge, a reward component or the
-principles' checks score each answer. The mean difference in words is reported beside, since many
-judges favour length (length bias: AlpacaEval 2, arXiv 2404.04475). Our own measurement.
+prompts; 0.5 means no difference. Without a judge, a reward component or the principles' checks
+score each answer. A judge model sees each pair in both orders, because judges favour a position,
+and decides by the mean p = (p_1 + p_2) / 2 of the chances that it gives the model's answer, shown
+first and shown second. How far the judge can be believed is reported beside:
+
+    position bias   mean of (p_1 + 1 - p_2) / 2 - 1/2: what being shown first is worth, 0 for none
+    consistency     share of pairs with the same decision in both orders
+    unparsed        share of pairs of which no verdict could be read; they count in nothing else
+
+More than a fifth unparsed is an error: the numbers would be about the parser. The mean difference
+in words is reported, too, since many judges favour length (length bias: AlpacaEval 2, arXiv
+2404.04475). Our own measurement.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from truing.context import Json, current
 from truing.core.stats import bootstrap
@@ -22,6 +31,9 @@ from truing.reports import Measure, Report
 from truing.specify.checks import words
 from truing.specify.satisfaction import satisfaction
 from truing.tables import Row, Table
+
+if TYPE_CHECKING:
+    from truing.core.judge import Comparison, Score
 
 
 def verdicts(ours: Sequence[float], theirs: Sequence[float], tie: float = 1e-9) -> list[float]:
@@ -42,6 +54,64 @@ def _scores(
         )
     kept = satisfaction(principles, rows, where="evaluate/win_rate")
     return [k.value(principles) for k in kept]
+
+
+def _measure(name: str, values: Sequence[float], unit: str = "share", better: str = "") -> Measure:
+    """Mean of `values` with its bootstrap interval."""
+    lo, hi = bootstrap(values)
+    return Measure(name, sum(values) / len(values), lo, hi, len(values), unit, "", better)
+
+
+def _judged(
+    judge: Model, ours: list[Row], theirs: list[Row], principles: Principles | None
+) -> Comparison:
+    """The judge's view of all pairs; an InputError where too many verdicts cannot be read."""
+    from truing.core.judge import UNPARSED, compare
+
+    criteria = principles.as_text() if principles is not None else ""
+    made = compare(judge, ours, theirs, criteria=criteria)
+    if made.unparsed > UNPARSED * len(ours):
+        raise InputError(
+            f"no verdict could be read of {made.unparsed} of {len(ours)} pairs",
+            where=f"evaluate/win_rate judge {judge.name}",
+            fix="Use a judge that follows the form, or a local one",
+        )
+    return made
+
+
+def trust(made: Comparison) -> list[Measure]:
+    """Position bias, consistency and unparsed verdicts of a judge."""
+    from truing.core.judge import decision
+
+    pairs = [
+        (a, b)
+        for a, b in zip(made.shown_first, made.shown_second, strict=True)
+        if a is not None and b is not None
+    ]
+    return [
+        _measure("position bias", [(a + 1 - b) / 2 - 0.5 for a, b in pairs]),
+        _measure(
+            "consistency", [float(decision(a) == decision(b)) for a, b in pairs], "share", "higher"
+        ),
+        _measure("unparsed", [float(c is None) for c in made.chances], "share", "lower"),
+    ]
+
+
+def _samples(
+    rows: list[Row], ours: list[Row], theirs: list[Row], won: Sequence[Score]
+) -> list[Row]:
+    """Pairs with a verdict, as judgements of the model's answers."""
+    return [
+        {
+            "prompt": a["prompt"],
+            "completion": a["completion"],
+            "baseline": b["completion"],
+            "score": w,
+            "lineage": {"prompt": r["id"], "parents": [r["id"]]},
+        }
+        for r, a, b, w in zip(rows, ours, theirs, won, strict=True)
+        if w is not None
+    ]
 
 
 @method(needs=("generate",))
@@ -71,37 +141,28 @@ def win_rate(
         )
         sides.append([{"prompt": r["prompt"], "completion": a[0]} for r, a in zip(rows, answers)])
     ours, theirs = sides
-    if judge is not None:
-        from truing.core.judge import pairwise
-
-        criteria = principles.as_text() if principles is not None else ""
-        won = pairwise(judge, ours, theirs, criteria=criteria)
+    won: Sequence[Score]
+    made = None if judge is None else _judged(judge, ours, theirs, principles)
+    if made is not None:
+        won = made.decisions
     else:
         won = verdicts(_scores(ours, reward, principles), _scores(theirs, reward, principles))
-    lo, hi = bootstrap(won)
-    n = len(won)
-    measures = [Measure("win rate", sum(won) / n, lo, hi, n, "share", "", "higher")]
-    longer = [
+    extra = [
         float(len(words(str(a["completion"]))) - len(words(str(b["completion"]))))
         for a, b in zip(ours, theirs, strict=True)
     ]
-    lo, hi = bootstrap(longer)
-    measures.append(Measure("extra words", sum(longer) / n, lo, hi, n, "words"))
-    samples: list[Row] = [
-        {
-            "prompt": a["prompt"],
-            "completion": a["completion"],
-            "baseline": b["completion"],
-            "score": w,
-            "lineage": {"prompt": r["id"], "parents": [r["id"]]},
-        }
-        for r, a, b, w in zip(rows, ours, theirs, won, strict=True)
+    measures = [
+        _measure("win rate", [w for w in won if w is not None], "share", "higher"),
+        _measure("extra words", extra, "words"),
+        *([] if made is None else trust(made)),
     ]
     facts: dict[str, Json] = {
         "kind": "win_rate",
         "model": model.name,
         "baseline": baseline.name,
         "judge": judge.key if judge is not None else "",
+        "unparsed": [str(r["id"]) for r, w in zip(rows, won, strict=True) if w is None],
     }
-    table = Table("judgement", samples).with_lineage(seed=current().seed, step=current().name)
+    table = Table("judgement", _samples(rows, ours, theirs, won))
+    table = table.with_lineage(seed=current().seed, step=current().name)
     return Report("win rate", measures, table, facts)
