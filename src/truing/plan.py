@@ -267,14 +267,14 @@ class Plan:
         found = named.get(text, text)
         typed = text in self._typed if text in named else wanted.name in step.typed
         path = self.path(found, typed=typed)
-        if "Model" in nouns and (found in named.values() or _may_be_model(found)):
+        if "Model" in nouns and (text in named or _may_be_model(found)):
             return Source(str(path) if path.exists() else found)
         if path.exists():
             return Source(str(path))
         if "Table" in nouns:
             from truing import datasets
 
-            if datasets.knows(found) or found in named.values():
+            if datasets.knows(found) or text in named:
                 return Source(found)
             known = [*self.steps, *self.data, *datasets.sets()]
         elif "Model" in nouns:
