@@ -4,6 +4,9 @@ A `batch` objective is called once a step with the detached values of all its un
 with respect to these values is then carried through the model micro-batch by micro-batch, so that
 sorting and batch statistics see the whole step whatever the split (the trick of gradient caching,
 arXiv 2101.06983, on token log-probabilities).
+
+Of several processes (`distributed`) each computes a run of the step's units, by tokens; weights,
+and all values that a batch objective sees, are those of the whole step in each of them.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from truing.core import distributed
 from truing.core.engine import Part
 from truing.core.logprob import check, measure, states
 from truing.core.lora import Lora
@@ -26,7 +30,7 @@ from truing.core.scoring import HEAD, ScoreHead, measured
 from truing.core.teacher import Extra, Teachers
 from truing.core.training import Hook, State
 from truing.core.training_rows import Unit
-from truing.core.tree import Node, Packed, pack
+from truing.core.tree import Node, Packed, pack, split
 from truing.core.vocab_heads import NAME, VocabHeads
 
 Steps = Sequence[Sequence[int]]
@@ -34,13 +38,17 @@ Steps = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Micro:
-    """Some units of a step: their numbers, trees, place in the step, and tokens."""
+    """Some units of a step: their numbers, trees, place in the step, and tokens.
+
+    An idle one is computed for the sake of the other processes and counts for nothing.
+    """
 
     rows: Sequence[int]
     trees: Sequence[Node]
     place: slice
     packed: Packed
     ref_logp_UKT: Tensor | None = None
+    idle: bool = False
 
 
 class TextTask:
@@ -181,25 +189,41 @@ class TextTask:
         units = [self.units[r] for r in rows]
         return columns_of(units, width, list(self.spec.columns), self.device)
 
-    def _micro_batches(self, rows: Sequence[int]) -> list[Micro]:
-        """A step's units in micro-batches, with what the reference says of them."""
-        trees = self._trees(rows)
+    def _micro_batches(self, rows: Sequence[int], trees: Sequence[Node]) -> list[Micro]:
+        """This process's units of a step in micro-batches, with what the reference says of them."""
+        sizes = [t.size for t in trees]
+        shares = distributed.shares(sizes)
+        here = distributed.share(sizes)
+        made = self._packed(rows, trees, here)
+        if distributed.is_sharded(self.module):
+            small = min(range(len(trees)), key=lambda i: sizes[i])
+            idle = self._packed(rows, trees, slice(small, small + 1), idle=True)
+            most = max(len(split(sizes[s], self.budget)) if sizes[s] else 0 for s in shares)
+            made += idle * (most - len(made))
         if self.teachers is not None and self.hook.fresh:
-            self.teachers.sweep(trees, keep=False)
-        made: list[Micro] = []
-        at = 0
-        for packed in pack(trees, self.budget):
-            here = slice(at, at + len(packed))
-            made.append(Micro(rows[here], trees[here], here, packed.to(self.device)))
-            at += len(packed)
+            self.teachers.sweep([t for m in made for t in m.trees], keep=False)
         if "ref_logp" not in self.spec.needs:
             return made
         with self.as_reference() if self.hook.moves_reference else contextlib.nullcontext():
             return [replace(m, ref_logp_UKT=self._ref_logp(m)) for m in made]
 
+    def _packed(
+        self, rows: Sequence[int], trees: Sequence[Node], at: slice, *, idle: bool = False
+    ) -> list[Micro]:
+        made: list[Micro] = []
+        start = at.start
+        for packed in pack(trees[at], self.budget) if trees[at] else []:
+            here = slice(start, start + len(packed))
+            made.append(Micro(rows[here], trees[here], here, packed.to(self.device), idle=idle))
+            start += len(packed)
+        return made
+
     def _ref_logp(self, micro: Micro) -> Tensor:
         if self.hook.moves_reference:
-            return measure(self.module, micro.packed, grad=False)["logp"]
+            found = distributed.forward_of(
+                self.module, lambda: measure(self.module, micro.packed, grad=False)
+            )
+            return found["logp"]
         _, width, length = micro.packed.mask_UKT.shape
         return self.frozen.values(micro.trees, width, length).to(self.device)
 
@@ -208,21 +232,25 @@ class TextTask:
         packed = micro.packed
         sizes = [(t.longest, t.size) for t in micro.trees]
         self.lengths_N = torch.tensor([long for long, size in sizes for _ in range(size)])
-        extras = self._extras(micro)
         with self.hook.forward(self) if grad else contextlib.nullcontext():
-            names = [n for n in self.measured if n != "scores"]
-            found: dict[str, Tensor] = {}
-            if names:
-                found = measure(
-                    self.module, packed, names, grad=grad, extras=extras, change=self._change(micro)
-                )
-            if self.head is not None:
-                found["scores"] = measured(self.module, self.head, packed, grad=grad)
+            found = distributed.forward_of(self.module, lambda: self._found(micro, grad))
         tensors = {n: found[n] for n in self.measured}
         if micro.ref_logp_UKT is not None:
             tensors["ref_logp"] = micro.ref_logp_UKT
         columns = self._columns(micro.rows, packed.mask_UKT.shape[1])
         return Measurements(packed.mask_UKT, tensors, columns)
+
+    def _found(self, micro: Micro, grad: bool) -> dict[str, Tensor]:
+        names = [n for n in self.measured if n != "scores"]
+        found: dict[str, Tensor] = {}
+        if names:
+            extras, change = self._extras(micro), self._change(micro)
+            found = measure(
+                self.module, micro.packed, names, grad=grad, extras=extras, change=change
+            )
+        if self.head is not None:
+            found["scores"] = measured(self.module, self.head, micro.packed, grad=grad)
+        return found
 
     def _change(self, micro: Micro) -> Callable[[Tensor], Tensor] | None:
         """What each row's own output head makes of the states that are to be read."""
@@ -263,18 +291,19 @@ class TextTask:
         self.hook.before_step(self, rows, step)
         if self.mismatched and len(rows) == 1 and step:
             return  # one row left over at the end has nothing to be compared with: no update
-        micros = self._micro_batches(rows)
+        trees = self._trees(rows)
+        micros = self._micro_batches(rows, trees)
         if self.spec.unit == "batch":
             yield from self._whole(micros, len(rows))
             return
-        trees = [t for m in micros for t in m.trees]
-        width = max(m.packed.mask_UKT.shape[1] for m in micros)
+        width = max(sum(1 for _ in t.rows()) for t in trees)
         columns = {n: c.cpu() for n, c in self._columns(rows, width).items()}
         empty = self.spec(blank(trees, self.spec.needs, columns), self.settings)
         weights = [float(w.sum()) for _, _, w in empty.terms()]
         for micro in micros if any(weights) else ():
             loss = self.spec(self._measure(micro, grad=True), self.settings)
-            yield self._part(loss, weights, micro.rows, len(rows))
+            part = self._part(loss, weights, micro.rows, len(rows))
+            yield Part(part.loss * 0.0, 0.0) if micro.idle else part
 
     def _part(self, loss: Loss, weights: Sequence[float], rows: Sequence[int], total: int) -> Part:
         """This micro-batch's share: each term over its own weight in the whole step.
@@ -293,9 +322,9 @@ class TextTask:
 
     def _whole(self, micros: Sequence[Micro], count: int) -> Iterator[Part]:
         """A batch objective: its gradient at all units' values, then through the model."""
-        one = len(micros) == 1
+        one = len(micros) == 1 and distributed.now().size == 1
         parts = [self._measure(m, grad=one) for m in micros]
-        whole = parts[0] if one else joined(parts)
+        whole = parts[0] if one else self._all(micros, parts)
         leaves = [whole.tensors[n] for n in self.measured]
         if not one:
             for leaf in leaves:
@@ -307,6 +336,7 @@ class TextTask:
             yield Part(value * count, float(count), sums)
             return
         slopes = torch.autograd.grad(value, leaves, allow_unused=True)
+        sums = sums if distributed.leads() else {}
         for micro in micros:
             m = self._measure(micro, grad=True)
             _, width, length = m.mask_UKT.shape
@@ -315,11 +345,18 @@ class TextTask:
                 for n, slope in zip(self.measured, slopes, strict=True)
                 if slope is not None
             ]
-            share = float(len(micro.rows))
-            yield Part(
-                torch.stack(carried).sum() * count, share, sums, value=value.detach() * share
-            )
+            share = 0.0 if micro.idle else float(len(micro.rows))
+            total = torch.stack(carried).sum() * (0.0 if micro.idle else float(count))
+            yield Part(total, share, sums, value=value.detach() * share)
             sums = {}
+
+    def _all(self, micros: Sequence[Micro], parts: Sequence[Measurements]) -> Measurements:
+        """Values of all units of the step, whichever process has measured them."""
+        if distributed.now().size == 1:
+            return joined(parts)
+        own = [p.to("cpu") for m, p in zip(micros, parts, strict=True) if not m.idle]
+        every = [p for some in distributed.everyone(own) for p in some]
+        return joined(every).to(self.device)
 
     def after_step(self, step: int) -> None:
         """Take on the objective's state; let the hook act."""
@@ -339,7 +376,7 @@ class TextTask:
             if kind == "objective":
                 self._state = {**(self._state or {}), rest: value}
             else:
-                self.reference()[rest].copy_(value)
+                distributed.put(self.reference()[rest], value)
 
 
 def _constant(value: float) -> Callable[[slice], Tensor]:

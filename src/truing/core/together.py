@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import signal
 import sys
 import time
@@ -145,7 +146,7 @@ def joint(function: Callable[P, T]) -> Callable[P, T]:
             with contextlib.suppress(RuntimeError):  # torchrun itself may be gone
                 store.set(f"failed/{number}", "")
             if _parted(error):
-                raise _alone(error) from error
+                raise _alone(context.name, error) from error
             raise
 
     return call
@@ -159,10 +160,10 @@ def _parted(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text
 
 
-def _alone(seen: BaseException | None = None) -> Stopped:
+def _alone(where: str, seen: BaseException) -> Stopped:
     _lead.stopping = True
-    text = str(seen).splitlines()[0] if seen is not None else None
-    return Stopped("another process of this command has ended", seen=text, fix=FIX)
+    text = re.sub(r"\[\S+\] ", "", str(seen)).splitlines()[0]  # places in torch's own code
+    return Stopped("another process of this command has ended", where=where, seen=text, fix=FIX)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 
 from truing.changes import Adapter
 from truing.context import Json, current
-from truing.core import lora
+from truing.core import distributed, lora
 from truing.core.chat import Prompt, check_receipt, receipt
 from truing.core.engine import Order, train
 from truing.core.files import new_folder
@@ -28,6 +28,7 @@ from truing.core.reference import Reference
 from truing.core.scoring import ScoreHead
 from truing.core.teacher import Teachers
 from truing.core.text_task import TextTask
+from truing.core.together import joint
 from truing.core.training import HOOKS, Hook, TextTraining
 from truing.core.training_rows import Reader, Unit, as_kind
 from truing.core.tree import BUDGET, Node
@@ -76,6 +77,8 @@ def _show_receipt(
         ended=not spec.answers_end,
         where=spec.name,
     )
+    if not distributed.leads():
+        return
     text = receipt(loaded.tokenizer, trees, 2)
     said = ", ".join(f"{n}: {v}" for n, v in notes.items())
     print(f"{spec.name}: {said}\nloss falls on >>>these tokens<<<:\n{text}", file=sys.stderr)
@@ -144,9 +147,10 @@ def trained_model(
     """The model that training made: an adapter, or new weights where `adapters` is None."""
     licence = licence_of([data])
     if adapters is not None:
-        if not folder.is_dir():
-            with new_folder(folder) as partial:
-                adapters.save(partial, base=model.name)
+        with distributed.first_alone():
+            if not folder.is_dir():
+                with new_folder(folder) as partial:
+                    adapters.save(partial, base=model.name)
         made = model.adding(Adapter(folder), licence=licence)
     else:
         names = set(model.folded())
@@ -157,7 +161,9 @@ def trained_model(
                 where=model.name,
                 seen=sorted(missing)[:4],
             )
-        made = replaced(model, ((n, t.detach().cpu()) for n, t in held.items()), folder)
+        held = distributed.full(held)
+        with distributed.first_alone():
+            made = replaced(model, ((n, t.cpu()) for n, t in held.items()), folder)
         made = made.with_licences([licence] if licence else [])
     return made.called(f"{model.name}+{name}")
 
@@ -182,6 +188,7 @@ def read_units(
     return units, notes
 
 
+@joint
 def train_model(
     spec: Objective,
     model: Model,
@@ -241,9 +248,14 @@ def train_model(
         task.adapt(lora.attach(loaded.module, settings.rank, settings.scale_alpha, seed=seed))
     if spec.compares_vocabulary and (reference is not None or not settings.rank):
         task.compare_with((reference or model).load_module(dtype).module)
+    if not settings.rank and not hook.fresh:  # whoever draws answers in between needs whole weights
+        distributed.shard(loaded.module)
     train(task, settings, key=key, peak=settings.peak)
-    folder = context.folder / f"{spec.name}-{key}"
+    folder = distributed.agree(context.folder) / f"{spec.name}-{key}"
     made = trained_model(model, loaded.module, task.lora, folder, data, spec.name)
-    if task.vocab_heads is not None:
-        made = task.vocab_heads.added_to(made, folder.with_name(f"{folder.name}-heads"))
-    return made if head is None else head.added_to(made, folder.with_name(f"{folder.name}-head"))
+    with distributed.first_alone():
+        if task.vocab_heads is not None:
+            made = task.vocab_heads.added_to(made, folder.with_name(f"{folder.name}-heads"))
+        if head is not None:
+            made = head.added_to(made, folder.with_name(f"{folder.name}-head"))
+    return made
