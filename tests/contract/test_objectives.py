@@ -237,7 +237,7 @@ def build(model: Model, spec: Objective, budget: int, others: Sequence[Model]) -
         task.measure_reference(loaded.module, [range(len(units))])
     taught = find_teachers(spec, loaded, taught_by(spec, others), defaults(spec), "float32")
     if taught is not None:
-        task.learn_from(taught)
+        task.learn_from(taught, [range(len(units))])
     if spec.heads:
         task.speak_with(find_heads(loaded, defaults(spec), 4))
     task.adapt(lora.attach(loaded.module, 4, 8.0, seed=1))

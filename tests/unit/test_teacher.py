@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from truing.core.teacher import Teachers
+from truing.context import Context, use
+from truing.core.teacher import Teacher, Teachers
 from truing.core.tiny import tiny_folder
-from truing.core.tree import group_tree, pack
+from truing.core.tree import Node, group_tree, pack
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model
@@ -64,6 +65,60 @@ def test_distributions_are_the_plain_ones_and_kept_once(pair: tuple[Model, Model
     other = teachers(student, teacher, "top", top_k=2)
     other.sweep(TREES, keep=False)
     assert other.by_role["teacher"].computed == 1
+
+
+@pytest.mark.parametrize(("name", "branches"), [("forward_kl", 1), ("dckd", 2)])
+def test_beyond_the_budget_each_step_measures_its_own(
+    name: str,
+    branches: int,
+    pair: tuple[Model, Model],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    student, teacher = pair
+    rows = [{"prompt": f"say {i}", "chosen": f"it is {i}", "rejected": "no"} for i in range(6)]
+    most: list[int] = []
+    sweep = Teacher.sweep
+
+    def counting(held: Teacher, *args: object, **settings: object) -> None:
+        sweep(held, *args, **settings)  # type: ignore[arg-type]
+        most.append(len(held._values))
+
+    monkeypatch.setattr(Teacher, "sweep", counting)
+    losses: list[list[object]] = []
+    kept: list[int] = []
+    for hold in (2.0, 0.0):
+        most.clear()
+        monkeypatch.setattr("truing.core.teacher.HOLD", hold)
+        monkeypatch.setenv("TRUING_HOME", str(tmp_path / str(hold)))
+        with use(Context(seed=3, folder=tmp_path / f"run{hold}")) as context:
+            methods[name](student, Table("pair", rows), teacher=teacher, batch=2, epochs=2.0)
+        losses.append([m["loss"] for m in context.metrics if "loss" in m])
+        facts = next(m for m in context.metrics if "teacher_gib" in m)
+        assert facts["teacher_by_step"] is (hold == 0.0)
+        files = list((tmp_path / str(hold) / "reference").rglob("*.safetensors"))
+        assert bool(files) is (hold == 2.0)
+        kept.append(max(most))
+    assert len(losses[0]) == 6 and losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert kept == [6 * branches, 2 * branches]  # all rows, or the two of a step
+
+
+def test_rows_that_no_step_visits_are_not_measured(
+    pair: tuple[Model, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, teacher = pair
+    seen: list[int] = []
+    prepare = Teachers.prepare
+
+    def counting(held: Teachers, trees: list[Node]) -> None:
+        seen.append(len(trees))
+        prepare(held, trees)
+
+    monkeypatch.setattr(Teachers, "prepare", counting)
+    rows = [{"prompt": f"say {i}", "completion": f"it is {i}"} for i in range(20)]
+    with use(Context(folder=tmp_path)):
+        methods["forward_kl"](student, Table("example", rows), teacher=teacher, batch=2, steps=2)
+    assert seen == [4]
 
 
 def test_models_that_cannot_teach(pair: tuple[Model, Model], tmp_path: Path) -> None:

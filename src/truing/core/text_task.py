@@ -110,11 +110,13 @@ class TextTask:
         """Measure each row under the output head that its column names, and train these heads."""
         self.vocab_heads = heads
 
-    def learn_from(self, teachers: Teachers) -> None:
-        """Measure every branch under these teachers, and compare with them from now on."""
+    def learn_from(self, teachers: Teachers, steps: Steps) -> None:
+        """Compare with these teachers from now on; what `steps` will need of them is measured."""
         self.teachers = teachers
-        if not self.hook.fresh:
-            teachers.sweep([u.tree() for u in self.units])
+        if self.hook.fresh:
+            teachers.by_step = True
+        else:
+            teachers.prepare(self._used(steps))
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The adapters' parameters, or all of the module's, and the head's."""
@@ -131,10 +133,13 @@ class TextTask:
 
     # The reference
 
+    def _used(self, steps: Steps) -> list[Node]:
+        """Trees of the units that `steps` visit."""
+        return [self.units[row].tree() for row in sorted({row for rows in steps for row in rows})]
+
     def measure_reference(self, module: nn.Module, steps: Steps) -> None:
         """Measure every branch that `steps` will need under `module`, in one pass."""
-        used = sorted({row for rows in steps for row in rows})
-        self.frozen.sweep(module, [self.units[row].tree() for row in used])
+        self.frozen.sweep(module, self._used(steps))
         if self.mismatched:
             others = [
                 Node(tree.ids, tree.loss, tree.children[-1:])
@@ -200,7 +205,7 @@ class TextTask:
             idle = self._packed(rows, trees, slice(small, small + 1), idle=True)
             most = max(len(split(sizes[s], self.budget)) if sizes[s] else 0 for s in shares)
             made += idle * (most - len(made))
-        if self.teachers is not None and self.hook.fresh:
+        if self.teachers is not None and self.teachers.by_step:
             self.teachers.sweep([t for m in made for t in m.trees], keep=False)
         if "ref_logp" not in self.spec.needs:
             return made

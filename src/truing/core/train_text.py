@@ -236,11 +236,11 @@ def train_model(
     order = Order(len(units), settings.batch, context)
     head = ScoreHead.of(loaded) if "scores" in spec.needs else None
     task = TextTask(spec, own, hook, units, loaded.module, frozen, budget=budget, head=head)
-    if spec.with_reference and not hook.moves_reference:
-        steps = [order.step(s, settings.end(len(units))) for s in range(settings.total(len(units)))]
+    steps = [order.step(s, settings.end(len(units))) for s in range(settings.total(len(units)))]
+    if spec.takes_reference:
         task.measure_reference(held.module, steps)
     if taught is not None:
-        task.learn_from(taught)
+        task.learn_from(taught, steps)
     if spec.heads:
         task.speak_with(find_heads(loaded, own, context.stream("heads") % 2**31))
     if settings.rank:
