@@ -282,27 +282,47 @@ def get_component(
     return functools.partial(function, **settings)
 
 
-def score(
-    kind: str, ref: Mapping[str, object] | str, rows: Sequence[Row], *, where: str = ""
-) -> list[float]:
-    """Scores of `rows` under a check, reward or scorer: same length, finite, or an InputError."""
-    name = ref if isinstance(ref, str) else str(ref.get("use"))
+def one_a_row(
+    kind: str,
+    ref: Mapping[str, object] | str,
+    rows: Sequence[Row],
+    *,
+    where: str = "",
+    name: str = "",
+) -> list[object]:
+    """What a check, reward or scorer makes of `rows`: as many, or an InputError.
+
+    Args:
+        name: how errors call it; "" takes the component's own name.
+    """
+    name = name or (ref if isinstance(ref, str) else str(ref.get("use")))
     values = get_component(kind, ref, where=where)(list(rows))
-    if not isinstance(values, list) or len(values) != len(rows):
+    if not isinstance(values, list) or len(typing.cast("list[object]", values)) != len(rows):
         got = len(values) if isinstance(values, Sequence) else type(values).__name__
         raise InputError(
             f"{kind} {name!r} must return one score a row",
             where=where,
             seen=f"{got} for {len(rows)} rows",
         )
-    checked: list[float] = []
-    for i, value in enumerate(typing.cast(list[object], values)):
-        number = float(value) if isinstance(value, (int, float)) else math.nan
-        if not math.isfinite(number):
-            raise InputError(
-                f"{kind} {name!r} returned a score that is not a finite number",
-                where=f"{where} row {i + 1}".strip(),
-                seen=value,
-            )
-        checked.append(number)
-    return checked
+    return typing.cast("list[object]", values)
+
+
+def finite(value: object, *, what: str, where: str) -> float:
+    """The value as a finite number, or an InputError."""
+    number = float(value) if isinstance(value, (int, float)) else math.nan
+    if not math.isfinite(number):
+        raise InputError(
+            f"{what} returned a score that is not a finite number", where=where, seen=value
+        )
+    return number
+
+
+def score(
+    kind: str, ref: Mapping[str, object] | str, rows: Sequence[Row], *, where: str = ""
+) -> list[float]:
+    """Scores of `rows` under a check, reward or scorer: same length, finite, or an InputError."""
+    name = ref if isinstance(ref, str) else str(ref.get("use"))
+    return [
+        finite(value, what=f"{kind} {name!r}", where=f"{where} row {i}".strip())
+        for i, value in enumerate(one_a_row(kind, ref, rows, where=where), 1)
+    ]

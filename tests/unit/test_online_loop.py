@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from truing.context import Context, Journal, Json, use
-from truing.core import collect, engine, scores
+from truing.core import collect, engine
 from truing.core.lora import attach
 from truing.core.online_task import OnlineTask
 from truing.core.scores import named_scores
@@ -27,6 +28,8 @@ from truing.principles import Principles
 from truing.tables import Table
 from truing.train.reward.rules import final_number, length_near, numeric_answer, share_of
 
+# `truing.method` is the decorator by that name.
+method_module = importlib.import_module("truing.method")
 WORDS = "lime oak rain stone river cloud ash fern".split()
 PROMPTS = Table("prompt", [{"prompt": f"say {w}"} for w in WORDS])
 LETTERS = {"letters": {"use": "share_of", "letters": "abcdefghijklmnop"}}
@@ -234,14 +237,14 @@ class Fake:
     ],
 )
 def test_rewards_that_are_wrong(value: object, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores, "get_component", lambda *a, **k: Fake(value))
+    monkeypatch.setattr(method_module, "get_component", lambda *a, **k: Fake(value))
     with pytest.raises(InputError, match=told):
         named_scores("r", {"use": "share_of"}, [{}, {}], where="grpo")
 
 
 def test_named_values_of_one_reward(monkeypatch: pytest.MonkeyPatch) -> None:
     made = [{"a": 1.0, "b": 2}, {"a": 0.0, "b": 5}]
-    monkeypatch.setattr(scores, "get_component", lambda *a, **k: Fake(made))
+    monkeypatch.setattr(method_module, "get_component", lambda *a, **k: Fake(made))
     found = named_scores("r", {"use": "share_of"}, [{}, {}])
     assert found == {"r/a": [1.0, 0.0], "r/b": [2.0, 5.0]}
 

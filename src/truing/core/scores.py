@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import cast
 
 from truing import catalogue
 from truing.errors import InputError
-from truing.method import get_component
+from truing.method import finite, one_a_row
 from truing.tables import Row
 
 
@@ -34,16 +33,13 @@ def named_scores(
             is not a finite number.
     """
     kind = kind_of(ref)
-    made = get_component(kind, ref, where=where)(list(rows))
-    if not isinstance(made, list) or len(made) != len(rows):
-        got = len(made) if isinstance(made, Sequence) else type(made).__name__
-        raise InputError(
-            f"{kind} {name!r} must return one score a row",
-            where=where,
-            seen=f"{got} for {len(rows)} rows",
-        )
+    made = one_a_row(kind, ref, rows, where=where, name=name)
+
+    def number(value: object, row: int) -> float:
+        return finite(value, what=f"{kind} {name!r}", where=f"{where} row {row}".strip())
+
     if not made or not isinstance(made[0], Mapping):
-        return {name: [_number(v, name, kind, where, i) for i, v in enumerate(made, 1)]}
+        return {name: [number(v, i) for i, v in enumerate(made, 1)]}
     items = cast("list[Mapping[str, object]]", made)
     parts = list(items[0])
     for i, item in enumerate(items, 1):
@@ -53,18 +49,4 @@ def named_scores(
                 where=f"{where} row {i}".strip(),
                 seen=item,
             )
-    return {
-        f"{name}/{p}": [_number(item[p], name, kind, where, i) for i, item in enumerate(items, 1)]
-        for p in parts
-    }
-
-
-def _number(value: object, name: str, kind: str, where: str, row: int) -> float:
-    number = float(value) if isinstance(value, (int, float)) else math.nan
-    if not math.isfinite(number):
-        raise InputError(
-            f"{kind} {name!r} returned a score that is not a finite number",
-            where=f"{where} row {row}".strip(),
-            seen=value,
-        )
-    return number
+    return {f"{name}/{p}": [number(item[p], i) for i, item in enumerate(items, 1)] for p in parts}
