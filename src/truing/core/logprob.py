@@ -102,20 +102,6 @@ def kl_vocab(rows: Rows, grad: bool) -> tuple[Tensor, Tensor | None]:
     return value_C, p_CV.mul_(ratio_CV - value_C[:, None]) if grad else None
 
 
-@statistic
-def teacher_topk(rows: Rows, grad: bool) -> tuple[Tensor, Tensor | None]:
-    """Cross-entropy to a teacher's k best tokens; extras: "teacher_ids", "teacher_p" [C, k].
-
-    The teacher's probabilities need not sum to 1: what is missing carries no loss.
-    """
-    ids_Ck, p_Ck = rows.extras["teacher_ids"], rows.extras["teacher_p"].to(rows.logp_CV)
-    value_C = -(p_Ck * rows.logp_CV.gather(1, ids_Ck)).sum(1)
-    if not grad:
-        return value_C, None
-    slope_CV = rows.logp_CV.exp().mul_(p_Ck.sum(1, keepdim=True))
-    return value_C, slope_CV.scatter_add_(1, ids_Ck, -p_Ck)
-
-
 class _Head(torch.autograd.Function):
     """The head and the statistics of its rows; one [M] tensor for each statistic."""
 
@@ -226,7 +212,7 @@ def measure(
         module: a stock transformers causal language model.
         packed: trees from `tree.pack`, on the module's device.
         needs: names of registered statistics: "logp", "entropy", "sum_p2", "kl_vocab",
-            "teacher_topk".
+            and those of methods.
         grad: False computes without a graph.
         extras: for statistics that compare: tensors [M, ...] in the order of the loss tokens, or
             functions from a slice of them to a tensor.

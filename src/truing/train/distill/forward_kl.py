@@ -44,6 +44,11 @@ def teacher_reverse_kl(rows: Rows, grad: bool) -> tuple[Tensor, Tensor | None]:
     return value_C, p_CV.mul_(ratio_CV - value_C[:, None]) if grad else None
 
 
+def divergence(m: Measurements, need: str, shown: str = "kl") -> Loss:
+    """Mean over the step's tokens of the measured divergence `need`, recorded as `shown`."""
+    return Loss(m[need], m.mask_UKT, {shown: m.mean(need).detach()})
+
+
 @objective(
     paper="preference-losses",
     unit="token",
@@ -53,7 +58,7 @@ def teacher_reverse_kl(rows: Rows, grad: bool) -> tuple[Tensor, Tensor | None]:
 )
 def forward_kl(m: Measurements) -> Loss:
     """Distil a teacher's whole next-token distributions into a student, on given answers."""
-    return Loss(m["teacher_forward_kl"], m.mask_UKT, {"kl": m.mean("teacher_forward_kl").detach()})
+    return divergence(m, "teacher_forward_kl")
 
 
 @objective(
@@ -65,7 +70,7 @@ def forward_kl(m: Measurements) -> Loss:
 )
 def reverse_kl(m: Measurements) -> Loss:
     """Distil a teacher by reverse KL: the student keeps to what the teacher would say."""
-    return Loss(m["teacher_reverse_kl"], m.mask_UKT, {"kl": m.mean("teacher_reverse_kl").detach()})
+    return divergence(m, "teacher_reverse_kl")
 
 
 @objective(

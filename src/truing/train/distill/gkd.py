@@ -28,7 +28,7 @@ from torch import Tensor
 from truing.core.logprob import Rows, statistic
 from truing.core.objective import Loss, Measurements, objective
 from truing.errors import InputError
-from truing.train.distill.forward_kl import teacher_forward_kl, teacher_reverse_kl
+from truing.train.distill.forward_kl import divergence, teacher_forward_kl, teacher_reverse_kl
 
 
 @statistic
@@ -65,7 +65,7 @@ def gkd(m: Measurements, *, beta: float = 0.5) -> Loss:
         beta: 0 is forward KL, 1 reverse KL.
     """
     _checked(beta)
-    return Loss(m["teacher_jsd"], m.mask_UKT, {"jsd": m.mean("teacher_jsd").detach()})
+    return divergence(m, "teacher_jsd", "jsd")
 
 
 @objective(
@@ -86,6 +86,6 @@ def gkd_on_policy(m: Measurements, *, beta: float = 0.5, on_policy: float = 0.5)
     _checked(beta)
     if not 0 <= on_policy <= 1:
         raise InputError("setting 'on_policy' must be in [0, 1]", seen=on_policy)
-    jsd_UKT, mask_UKT = m["teacher_jsd"], m.mask_UKT
-    given = Loss(jsd_UKT[:, 0], mask_UKT[:, 0], {"jsd": m.mean("teacher_jsd").detach()})
-    return (1 - on_policy) * given + on_policy * Loss(jsd_UKT[:, 1:], mask_UKT[:, 1:])
+    given = divergence(m.branches(0), "teacher_jsd", "jsd")
+    own = divergence(m.branches(*range(1, m.mask_UKT.shape[1])), "teacher_jsd", "jsd_own")
+    return (1 - on_policy) * given + on_policy * own
