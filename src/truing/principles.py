@@ -31,6 +31,7 @@ class Principle:
         priority: a higher one wins where two rules conflict.
         kind: free label such as "style" or "content".
         check: reference to a check component, or None when only a judge can tell.
+        negative: the opposite of the rule, for what learns to tell a rule from its opposite.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Principle:
     priority: int = 1
     kind: str = ""
     check: dict[str, object] | None = field(default=None, hash=False)
+    negative: str = ""
 
     def to_json(self) -> dict[str, object]:
         """Plain data without the empty fields."""
@@ -61,7 +63,7 @@ class Principle:
             value = rule.get(name)
             if not isinstance(value, str) or not value.strip():
                 raise InputError(f"field {name!r} must be a text", where=where, seen=value)
-        for name in ("rationale", "kind"):
+        for name in ("rationale", "kind", "negative"):
             if not isinstance(rule.get(name, ""), str):
                 raise InputError(f"field {name!r} must be a text", where=where, seen=rule[name])
         priority = rule.get("priority", 1)
@@ -87,6 +89,7 @@ class Principle:
             priority=priority,
             kind=cast(str, rule.get("kind", "")),
             check=dict(cast(Mapping[str, object], check)) if check is not None else None,
+            negative=cast(str, rule.get("negative", "")).strip(),
         )
 
 

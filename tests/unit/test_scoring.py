@@ -114,7 +114,7 @@ def test_one_reward_model_for_all_principles(tiny_path: Path, tmp_path: Path) ->
             {"prompt": w, "chosen": one, "rejected": two, "principles": [good if i % 2 else bad]}
         )
     with use(Context(folder=tmp_path)):
-        made = methods["salmon"](Model.open(tiny_path), Table("pair", rows), steps=2)
+        made = methods["train/salmon"](Model.open(tiny_path), Table("pair", rows), steps=2)
     assert isinstance(made, Model) and has_head(made)
     asked: list[Row] = [{"prompt": "sun", "completion": "sun!"}]
     found = score(
@@ -124,7 +124,7 @@ def test_one_reward_model_for_all_principles(tiny_path: Path, tmp_path: Path) ->
     assert text.index("sun!") < text.index("Question") < text.index(bad) < text.index("quality")
     assert found == score_model(made, [{"prompt": ROLE, "completion": text, "finished": False}])
     with pytest.raises(InputError, match=r"row 1.*principles"):
-        methods["salmon"](
+        methods["train/salmon"](
             Model.open(tiny_path), Table("pair", [{**rows[0], "principles": "short"}]), steps=1
         )
 

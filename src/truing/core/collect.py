@@ -315,7 +315,10 @@ class Collector:
         key = f"{name}/reward"
         if key not in journal:
             rows = [
-                [{**one.row, "completion": a.text, "finished": a.finished} for a in answers]
+                [
+                    {**one.row, "completion": a.text, "finished": a.finished, "rollout": name}
+                    for a in answers
+                ]
                 for one, answers in zip(asked, groups, strict=True)
             ]
             journal.put(key, cast(Json, self._score(journal, name, rows, sampling)))

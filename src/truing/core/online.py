@@ -196,6 +196,8 @@ class Online:
             has a setting `ptx`, only if that is not 0.
         pools: how rows of several sorts are asked and rewarded; name of a component of kind "pool".
             No other reward can be given then.
+        follows: reward component of a reward model that is told the principles, made of the two
+            inputs of these names and of the method's settings; "" where they reward by themselves.
     """
 
     name: str
@@ -206,6 +208,7 @@ class Online:
     opponent: str = ""
     given: str = ""
     pools: str = ""
+    follows: str = ""
 
     @property
     def settings(self) -> dict[str, inspect.Parameter]:
@@ -293,6 +296,7 @@ def online(
     opponent: str = "",
     given: str = "",
     pools: str = "",
+    follows: str = "",
     field: str = "text",
     name: str = "",
     group: str = "",
@@ -308,7 +312,7 @@ def online(
 
     def decorate(function: F) -> F:
         spec = Online(
-            name or function.__name__, function, rows, needs, least, opponent, given, pools
+            name or function.__name__, function, rows, needs, least, opponent, given, pools, follows
         )
         facts = {"paper": paper, "field": field, "needs": ("weights",), "name": name}
         function.__dict__["__truing__"] = facts | {"group": group}

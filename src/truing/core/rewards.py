@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import cast
 
 import torch
@@ -29,7 +30,7 @@ from truing.core.scores import kind_of
 from truing.core.scoring import by_prompt, has_head, head_scores
 from truing.core.tree import Packed
 from truing.errors import InputError, unknown
-from truing.method import check_component, score
+from truing.method import check_component, resolve, score
 from truing.models import Loaded, Model, hold
 from truing.principles import Principles
 from truing.specify.satisfaction import measured, satisfaction
@@ -191,6 +192,35 @@ class Rewards:
         found = self.terms(rows, whole=whole)
         parts = [[self.weights.get(n, 1.0) * v for v in values] for n, values in found.items()]
         return [math.fsum(p[i] for p in parts) for i in range(len(rows))]
+
+
+def telling(
+    use: str,
+    told: Mapping[str, object],
+    reward_model: Model | None,
+    principles: Principles | None,
+    where: str,
+) -> dict[str, dict[str, object]]:
+    """The one term of a reward model that is told principles, as a reference to a component.
+
+    Args:
+        use: the component, with settings `model` and `principles` and any of `told`.
+    Returns:
+        {} where there is no reward model.
+    """
+    if reward_model is None:
+        return {}
+    if principles is None:
+        raise InputError(
+            "the reward model follows principles, and none are given",
+            where=f"{where} input {PRINCIPLES!r}",
+            fix="Give principles, the ones to reward by",
+        )
+    check_reward_model(reward_model, where)
+    keys = {"model": hold(reward_model), "principles": hold(principles)}
+    function, _ = resolve("reward", {"use": use, **keys}, where=where)
+    takes = {n: v for n, v in told.items() if n in signature(function).parameters}
+    return {use: {"use": use, **keys, **takes}}
 
 
 def rewards_of(

@@ -26,7 +26,7 @@ from truing.core.online import Online
 from truing.core.online_task import Critic, OnlineTask
 from truing.core.online_training import OnlineTraining
 from truing.core.opening import same_tokens
-from truing.core.rewards import Rewards
+from truing.core.rewards import Rewards, telling
 from truing.core.sampling import SamplingSettings
 from truing.core.train_text import GPU_BUDGET, check_memory, trained_model
 from truing.core.training_rows import as_kind
@@ -204,9 +204,11 @@ def train_online(
         [spec.name, told, vars(settings), model.weights_key, data.key, context.seed, held], 8
     )
     pool = _pool(spec, told)
-    rewards = Rewards(
-        settings.rewards or {}, settings.weights or {}, principles, reward_model, spec.name
-    )
+    terms, judges = settings.rewards or {}, (principles, reward_model)
+    if spec.follows:
+        terms = terms | telling(spec.follows, told, reward_model, principles, spec.name)
+        judges = (None, None)
+    rewards = Rewards(terms, settings.weights or {}, *judges, spec.name)
     reward = None if pool is not None else Reward(rewards, settings.missing_end)
     if reward is not None:
         reward.check()

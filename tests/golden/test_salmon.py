@@ -1,0 +1,288 @@
+"""SALMON by hand: odds that agree, labels under drawn principles, rewards told what to reward."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from online_numbers import (
+    ANSWERS,
+    OLD,
+    REF,
+    REWARD,
+    VALUE,
+    loss_of,
+    mean,
+    ratio,
+    rollout,
+    surrogate,
+    total,
+)
+from online_numbers import tokens as tokens_of
+from test_bradley_terry import scored
+
+from truing.context import Context, use
+from truing.core.judge import Comparison
+from truing.core.rewards import telling
+from truing.core.scoring import ScoreHead
+from truing.errors import InputError
+from truing.method import methods, score
+from truing.models import Model, hold
+from truing.principles import Principle, Principles
+from truing.synthesize import salmon as module
+from truing.synthesize.salmon_labels import Decided, agreed, dominant, drawn, log_odds, ruled
+from truing.tables import Row, Table
+from truing.train.reward.salmon import draw_principles
+from truing.train.reward.salmon import salmon as loss_of_pairs
+from truing.train.rl.salmon_ppo import ALWAYS, salmon_ppo, token_rewards, whitened
+
+SHORT = Principle("short", "Be brief.", negative="Be wordy.", priority=1)
+KIND = Principle("kind", "Be kind.", negative="Be rude.", priority=3)
+PLAIN = Principle("plain", "Be plain.", priority=2)
+RULES = Principles([SHORT, KIND, PLAIN])
+LONG, BRIEF = "Wood burns since it is dry, and the air feeds it.", "It burns as it is dry."
+
+
+# Synthesis
+
+
+def test_scores_agree_in_both_orders_or_are_nothing() -> None:
+    odds = [(1.0, 3.0), (2.0, -1.0), (-1.0, -2.0), (0.0, 4.0)]
+    every = [s for both in odds for s in both]
+    variance = mean([(s - mean(every)) ** 2 for s in every])
+    assert agreed(odds) == pytest.approx([2.0 / variance, 0.0, -1.5 / variance, 0.0])
+    assert agreed([(1.0, 1.0), (1.0, 1.0)]) == [0.0, 0.0]  # nothing varies
+    assert log_odds(0.8) == pytest.approx(math.log(4))
+    assert log_odds(0.8, written=True) == pytest.approx(0.6) and log_odds(None) == 0.0
+    assert [log_odds(1.0), -log_odds(0.0)] == pytest.approx([12 * math.log(10)] * 2, rel=1e-4)
+
+
+def test_the_largest_score_decides_and_negatives_flip_it() -> None:
+    scores = {"short": 0.5, "kind": -2.0, "plain": 0.0}
+    assert dominant(scores, [(SHORT, False), (KIND, False)]) == Decided(-1, "kind")
+    assert dominant(scores, [(SHORT, False), (KIND, True)]) == Decided(1, "kind")
+    assert dominant(scores, [(PLAIN, False)]) == Decided(0, "plain")
+    shown = [(SHORT, True), (KIND, False)]
+    flipped = [(p, not negated) for p, negated in shown]
+    assert dominant(scores, shown).sign == -dominant(scores, flipped).sign
+
+
+def test_how_many_principles_are_drawn() -> None:
+    ten = [Principle(f"p{i}", "x", negative="y" * (i % 2)) for i in range(10)]
+    found = [drawn(ten, random.Random(i), 0.2, 8) for i in range(4000)]
+    weights = [0.2 * 0.8 ** (m - 1) for m in range(1, 9)]
+    want = sum(m * w for m, w in enumerate(weights, 1)) / sum(weights)
+    assert mean([float(len(f)) for f in found]) == pytest.approx(want, abs=0.12)
+    assert {len(f) for f in found} == set(range(1, 9))
+    assert all(len({p.id for p, _ in f}) == len(f) for f in found)
+    turned = [negated for f in found for p, negated in f if p.negative]
+    assert mean([float(t) for t in turned]) == pytest.approx(0.5, abs=0.03)
+    assert not any(negated for f in found for p, negated in f if not p.negative)
+
+
+def test_rules_come_before_principles() -> None:
+    source = random.Random(0)
+    decided = Decided(1, "kind")
+    other = "Das Holz ist nicht nass und die Luft ist mit dabei."
+    assert ruled("Why?", (LONG, BRIEF), decided, source) == decided
+    assert ruled("Why?", (other, BRIEF), decided, source) == Decided(-1, rule="language")
+    assert ruled("Why?", (other, other), decided, source).sign == 0
+    found = [ruled("Why?", ("As an AI language model, I", BRIEF), decided, source)
+             for _ in range(400)]  # fmt: skip
+    share = mean([float(f == Decided(-1, rule="disclaimer")) for f in found])
+    assert share == pytest.approx(0.5, abs=0.08) and {f.sign for f in found} == {1, -1}
+
+
+class Writer:
+    """Stands for `generate`: two answers to every prompt, in turn the one and the other first."""
+
+    def __call__(self, model: object, prompts: list[object], *, n: int, **_: object) -> object:
+        made = [SimpleNamespace(text=t, finish="stop") for t in (LONG, BRIEF)] * (n // 2)
+        return [made[::-1] if i % 2 else made for i in range(len(prompts))]
+
+
+def shorter(
+    judge: object, ours: Sequence[Row], theirs: Sequence[Row], *, criteria: str
+) -> Comparison:
+    """Stands for a judge: sure that shorter is brief, swayed by place in all else."""
+    first = [0.9 if len(str(a["completion"])) < len(str(b["completion"])) else 0.1
+             for a, b in zip(ours, theirs, strict=True)]  # fmt: skip
+    if criteria != SHORT.text:
+        return Comparison([0.8] * len(first), [0.2] * len(first))
+    return Comparison(first, first)
+
+
+def test_pairs_with_lineage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "generate", Writer())
+    monkeypatch.setattr(module, "compare", shorter)
+    model = SimpleNamespace(key="policy", name="policy", is_served=False)
+    prompts = Table("prompt", [{"prompt": f"Why does wood burn, {i}?"} for i in range(20)])
+    with use(Context(seed=3, folder=tmp_path)) as context:
+        made = module.salmon(model, prompts, RULES, n=1, noise=0.0)
+    assert made.kind == "pair" and 20 < len(made) < 80
+    for row in made:
+        lineage = row["lineage"]
+        assert isinstance(lineage, dict) and row["principle"] == "short"
+        turned = "short" in lineage["negated"]
+        told = row["principles"]
+        assert isinstance(told, list) and (SHORT.negative if turned else SHORT.text) in told
+        assert row["chosen"] == (LONG if turned else BRIEF)
+        assert row["rejected"] == (BRIEF if turned else LONG)
+        assert [abs(s) for s in lineage["odds"]["short"]] == pytest.approx([math.log(9)] * 2)
+        assert lineage["generator"] == lineage["judge"] == "policy" and not lineage["flipped"]
+    assert {("short" in r["lineage"]["negated"]) for r in made} == {True, False}  # type: ignore[index]
+    facts = next(m for m in context.metrics if "consistent" in m)
+    assert facts["consistent"] == pytest.approx(1 / 3) and facts["rows"] == len(made)
+    with use(Context(seed=3)), pytest.raises(InputError, match="tells the two answers"):
+        module.salmon(model, prompts, RULES, least_characters=90)
+    with pytest.raises(InputError, match="'rate'"):
+        module.salmon(model, prompts, RULES, rate=0.0)
+
+
+# The reward model and what it is told
+
+
+def test_the_loss_is_of_the_difference_and_ln_2_where_there_is_none() -> None:
+    none = [0.0] * 3
+    one = loss_of_pairs(scored([1.0, 2.0, 0.5], [0.0, 3.0, 0.5], margin=none)).per_unit.detach()
+    two = loss_of_pairs(scored([0.0, 3.0, 0.5], [1.0, 2.0, 0.5], margin=none)).per_unit.detach()
+    gap = torch.tensor([1.0, -1.0, 0.0])
+    assert torch.allclose(two - one, gap)  # -log s(-d) + log s(d) = d
+    assert float(one[2]) == pytest.approx(math.log(2))
+
+
+def test_principles_are_drawn_by_weight_without_replacement() -> None:
+    first = [draw_principles(RULES.items, 1, "", random.Random(i))[0] for i in range(3000)]
+    for rule in RULES:
+        share = first.count(rule.text) / len(first)
+        assert share == pytest.approx(rule.priority / 6, abs=0.03)
+    every = draw_principles(RULES.items, 9, "", random.Random(0))
+    assert sorted(every) == sorted(p.text for p in RULES)
+    sums = [*RULES, Principle("numerical_care", "Count well.")]
+    found = [draw_principles(sums, 1, "reasoning", random.Random(i))[0] for i in range(200)]
+    assert found.count("Count well.") > 180  # 129 of 135
+
+
+@pytest.fixture
+def judge(tiny_path: Path, tmp_path: Path) -> Model:
+    """The tiny model with a made-up head."""
+    head = ScoreHead(128)
+    with torch.no_grad():
+        head.weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(3))
+    return head.added_to(Model.open(tiny_path), tmp_path / "head")
+
+
+def test_the_same_weights_reward_what_they_are_told(judge: Model) -> None:
+    rows: list[Row] = [
+        {"prompt": "Why?", "completion": t, "id": "a", "rollout": "rollout/0/"} for t in "xy"
+    ]
+
+    def said(rows: list[Row] = rows, **more: object) -> list[float]:
+        return score("reward", {"use": "salmon_reward", "model": hold(judge), **more}, rows)
+
+    key = hold(RULES)
+    every = said(principles=key)
+    assert every == said(principles=[p.text for p in RULES])
+    assert every != said(principles=[p.negative or p.text for p in RULES])
+    assert said(principles=["a"], always=["b"]) == said(principles=["a", "b"])
+    one = said(principles=key, draw=1)
+    texts = [p.text for p in RULES if said(principles=[p.text]) == one]
+    assert len(texts) == 1  # both answers of a visit are told the same
+    visits = [said([r | {"rollout": f"rollout/{i}/"} for r in rows], principles=key, draw=1)
+              for i in range(12)]  # fmt: skip
+    assert len({v[0] for v in visits}) > 1  # another visit, another draw
+    with pytest.raises(InputError, match="not principles"):
+        said(principles=hold(judge))
+
+
+def test_rl_is_told_the_principles(judge: Model, tiny_path: Path, tmp_path: Path) -> None:
+    rows = Table("prompt", [{"prompt": f"say {i}"} for i in range(2)])
+    short = {"steps": 1, "batch": 2, "new_tokens": 4, "lr": 1e-4, "missing_end": 0.0, "draw": 0}
+    model = Model.open(tiny_path)
+    with use(Context(folder=tmp_path / "run", seed=1)):
+        made = methods["salmon_ppo"](
+            model, rows, reward_model=judge, principles=RULES, minibatches=1, **short
+        )
+        assert isinstance(made, Model) and len(made.weight_changes) == 2
+        (path,) = (tmp_path / "run").glob("rollouts-*/000000.jsonl")
+        lines = dict(json.loads(line) for line in path.read_text().splitlines())
+        answers = [items[0][2] for items in lines["rollout/0//0/0"]]
+        rewards = [values[0] for values, _ in lines["rollout/0//reward"]]
+        order = {p: i for i, p in enumerate(r["prompt"] for r in rows)}
+        asked = [{"prompt": p, "completion": a} for p in order for a in answers]
+        ref = {"use": "salmon_reward", "model": hold(judge), "principles": hold(RULES)}
+        found = score("reward", {**ref, "always": ALWAYS}, asked)
+        assert all(min(abs(r - f) for f in found) < 1e-5 for r in rewards)
+        with pytest.raises(InputError, match="'principles'"):
+            methods["salmon_ppo"](model, rows, reward_model=judge, **short)
+    assert telling("salmon_reward", {}, None, None, "x") == {}
+
+
+# RL by hand
+
+BETA, BONUS, CAP, LONGEST = 0.2, 5.0, 0.6, 4
+
+
+def steps(u: int, k: int, kind: str = "k1") -> list[float]:
+    gaps = [OLD[u][k][t] - REF[u][k][t] for t in tokens_of(u, k)]
+    cost = [max(g, 0.0) if kind == "k1" else math.exp(-g) + g - 1 for g in gaps]
+    made = [-BETA * c for c in cost]
+    made[-1] += REWARD[u][k] + BONUS * min(len(gaps) / LONGEST, CAP)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["k1", "k3"])
+def test_shaped_rewards(kind: str) -> None:
+    made = token_rewards(rollout(), BETA, kind, BONUS, CAP, LONGEST)
+    for u, k in ANSWERS:
+        want = steps(u, k, kind)
+        assert made[u, k, : len(want)].tolist() == pytest.approx(want, rel=1e-5)
+        assert float(made[u, k].sum()) == pytest.approx(sum(want), rel=1e-5)
+
+
+def whole(values: list[list[float]], longest: int) -> list[list[float]]:
+    """Whitened over answers x longest, the places beyond an answer 0."""
+    flat = [x for row in values for x in row + [0.0] * (longest - len(row))]
+    m = mean(flat)
+    deviation = math.sqrt(mean([(x - m) ** 2 for x in flat]) + 1e-8)
+    return [[(x - m) / deviation for x in row] for row in values]
+
+
+def test_salmon_ppo_by_hand() -> None:
+    r = rollout()
+    update = salmon_ppo(r, beta=BETA, cap=CAP, bonus=BONUS, new_tokens=6, vf=0.0)
+    returns: list[list[float]] = []
+    for u, k in ANSWERS:
+        reward = [-BETA * max(OLD[u][k][t] - REF[u][k][t], 0.0) for t in tokens_of(u, k)]
+        reward[-1] += REWARD[u][k] + BONUS * min(len(reward) / 6, CAP)
+        returns.append([10 * sum(reward[t:]) for t in range(len(reward))])
+    advantage = [
+        [g - v for g, v in zip(row, VALUE[u][k], strict=True)]
+        for row, (u, k) in zip(returns, ANSWERS, strict=True)
+    ]
+    white = whole(advantage, 6)
+    policy: list[float] = []
+    for i, (u, k) in enumerate(ANSWERS):
+        n = len(returns[i])
+        assert update.tensors["returns"][u, k, :n].tolist() == pytest.approx(returns[i], rel=1e-5)
+        assert update.tensors["advantage"][u, k, :n].tolist() == pytest.approx(white[i], rel=1e-4)
+        policy += [surrogate(ratio(u, k, t), white[i][t], 0.2, 0.2) for t in tokens_of(u, k)]
+    assert total(loss_of(update, r)) == pytest.approx(mean(policy), rel=1e-4)
+
+
+def test_rewards_whitened_without_their_mean_shifted() -> None:
+    r = rollout()
+    made = whitened(token_rewards(r, BETA, "k1", BONUS, CAP, 4), r, 6, shift=False)
+    rows = [steps(u, k) for u, k in ANSWERS]
+    flat = [x for row in rows for x in row + [0.0] * (6 - len(row))]
+    for (u, k), want in zip(ANSWERS, whole(rows, 6), strict=True):
+        shifted = [x + mean(flat) for x in want]
+        assert made[u, k, : len(want)].tolist() == pytest.approx(shifted, rel=1e-4)
+    alone = salmon_ppo(r, critic_rollouts=1)
+    assert alone.head_only and not salmon_ppo(r, alone.state, critic_rollouts=1).head_only
