@@ -145,6 +145,31 @@ def _prompts(table: Table, name: str) -> Table:
     return table
 
 
+def _loop(
+    model: Model,
+    trusted: Model,
+    refuse: Table,
+    task: Table,
+    layers: float,
+    prompts: int,
+    batch: int,
+    task_check: dict[str, object] | None,
+) -> Loop:
+    """The algorithm on the modules of both models and the first `prompts` rows of both tables."""
+    own, before = model.load_module(fresh=True), model.load_module()
+    reference = trusted.load_module()
+    depth = max(1, int(layers * len(block_list(own.module))))
+    rows = task.rows[:prompts]
+    return Loop(
+        Restorer(Trunk(own.module, depth), before.module, reference.module),
+        Trunk(reference.module, depth),
+        direction_loss,
+        refuse=_batches(own, refuse, prompts, batch),
+        task=_batches(own, task, prompts, batch),
+        value=lambda: task_value(own, rows, task_check),
+    )
+
+
 @method(paper="alignment-recovery-rollback", needs=("weights", "hidden"))
 def weight_restore(
     model: Model,
@@ -191,18 +216,7 @@ def weight_restore(
     same_tokens(pair, where=where)
     kept = run_time_of(pair, keep, where=where)
     refuse, task = _prompts(refuse, "refuse"), _prompts(task, "task")
-    own, before = model.load_module(fresh=True), model.load_module()
-    reference = trusted.load_module()
-    depth = max(1, int(layers * len(block_list(own.module))))
-    rows = task.rows[:prompts]
-    loop = Loop(
-        Restorer(Trunk(own.module, depth), before.module, reference.module),
-        Trunk(reference.module, depth),
-        direction_loss,
-        refuse=_batches(own, refuse, prompts, batch),
-        task=_batches(own, task, prompts, batch),
-        value=lambda: task_value(own, rows, task_check),
-    )
+    loop = _loop(model, trusted, refuse, task, layers, prompts, batch, task_check)
     best = loop.recover(rate, rollback_rate, steps, warmup, save_every, drop, accumulate)
     entries = {
         name: (places, loop.repair.trusted[name].flatten()[places]) for name, places in best.items()

@@ -14,7 +14,7 @@ their own: select/near_duplicates, select/magpie_filter.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, cast
 
 from truing.context import Json, current
@@ -99,6 +99,27 @@ def _continue(
     return [[(c.text, c.finish == "stop") for c in items] for items in drawn]
 
 
+def _drawn(
+    model: Model,
+    loaded: Loaded,
+    head: str,
+    n: int,
+    draw: dict[str, float],
+    stops: Sequence[str],
+) -> Iterator[tuple[str, bool]]:
+    """`n` continuations of one head, from the journal where they are there."""
+    context = current()
+    journal = context.journal("instructions")
+    drawn_as = content_hash([model.key, head, draw, list(stops), n, context.seed], 8)
+    for start in range(0, n, CHUNK):
+        name = f"{drawn_as}/{start}"
+        if name not in journal:
+            size, seed = min(CHUNK, n - start), context.stream(f"instructions/{start}")
+            journal.put(name, cast(Json, _continue(loaded, [head], size, draw, stops, seed)[0]))
+        yield from cast("list[tuple[str, bool]]", journal.get(name))
+        context.progress(min(start + CHUNK, n), n, "instructions")
+
+
 def _answers(model: Model, prompts: Sequence[object], max_tokens: int) -> list[str]:
     """Greedy answers; "" where the answer has no end, since small models loop."""
     drawn = generate(model, list(prompts), n=1, max_tokens=max_tokens, greedy=True, seed=0)
@@ -145,25 +166,13 @@ def magpie(
     lead: list[Message] = [{"role": "system", "content": system}] if system else []
     head = pre_query(loaded.tokenizer, lead)
     stops = ("\n", "assistant", "Assistant") if one_line else ("assistant", "Assistant")
-    draw = {
-        "max_tokens": float(max_tokens),
-        "temperature": temperature,
-        "top_p": top_p,
-        "flaming": flaming,
-    }
-    journal = context.journal("instructions")
-    drawn_as = content_hash([model.key, head, draw, list(stops), n, context.seed], 8)
+    sampling = {"temperature": temperature, "top_p": top_p, "flaming": flaming}
+    draw = {"max_tokens": float(max_tokens), **sampling}
     texts: list[str] = []
-    for start in range(0, n, CHUNK):
-        name = f"{drawn_as}/{start}"
-        if name not in journal:
-            size, seed = min(CHUNK, n - start), context.stream(f"instructions/{start}")
-            journal.put(name, cast(Json, _continue(loaded, [head], size, draw, stops, seed)[0]))
-        for text, finished in cast(list[tuple[str, bool]], journal.get(name)):
-            text = clean(text, one_line=one_line, rules=sanitiser)
-            if keep(text, finished, min_words):
-                texts.append(text)
-        context.progress(min(start + CHUNK, n), n, "instructions")
+    for text, finished in _drawn(model, loaded, head, n, draw, stops):
+        text = clean(text, one_line=one_line, rules=sanitiser)
+        if keep(text, finished, min_words):
+            texts.append(text)
     dialogues: list[list[Message]] = [[{"role": "user", "content": t}] for t in texts]
     if respond or turns > 1:
         dialogues = _dialogues(model, loaded, dialogues, turns, draw, stops, response_tokens)
@@ -172,7 +181,7 @@ def magpie(
         "seed": context.seed,
         "step": context.name,
         "pre_query": head,
-        "sampling": {"temperature": temperature, "top_p": top_p, "flaming": flaming},
+        "sampling": sampling,
     }
     rows = [_row(d, lead, turns) for d in dialogues]
     kind = "prompt" if not (respond or turns > 1) else "example"

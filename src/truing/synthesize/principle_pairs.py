@@ -17,7 +17,7 @@ follow the user's words, because a small model heeds them there and hardly in a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -85,33 +85,91 @@ def choose(answers: Sequence[Answer], margin: float, keeps_all: bool) -> tuple[i
     return best, worst
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn.
+
+    Args:
+        place: where a prompt states the principles.
+        told: how many of them; 0 for all.
+    """
+
+    k: int
+    max_tokens: int
+    temperature: float
+    top_p: float
+    place: Literal["user", "system"]
+    told: int
+
+
 def _sample(
-    model: Model,
-    chunk: list[Row],
-    principles: Principles,
-    settings: dict[str, float],
-    place: Literal["user", "system"],
-    told: int,
-    name: str,
+    model: Model, chunk: list[Row], principles: Principles, how: Sampling, name: str
 ) -> list[list[list[object]]]:
     """[prompt][answer] -> [text, finished, in context] for one chunk, half of them in context."""
-    k = int(settings["k"])
     plain = [r["prompt"] for r in chunk]
-    instructed: list[object] = [with_principles(p, principles, place, told) for p in plain]
+    instructed: list[object] = [with_principles(p, principles, how.place, how.told) for p in plain]
     answers: list[list[list[object]]] = [[] for _ in chunk]
+    k = how.k
     for prompts, n, in_context in ((plain, k - k // 2, False), (instructed, k // 2, True)):
         drawn = generate(
             model,
             prompts,
             n=n,
-            max_tokens=int(settings["max_tokens"]),
-            temperature=settings["temperature"],
-            top_p=settings["top_p"],
+            max_tokens=how.max_tokens,
+            temperature=how.temperature,
+            top_p=how.top_p,
             seed=current().stream(f"{name}/{in_context}"),
         )
         for row, items in zip(answers, drawn, strict=True):
             row += [[c.text.strip(), c.finish == "stop", in_context] for c in items]
     return answers
+
+
+def _drawn(
+    model: Model, prompts: Table, principles: Principles, how: Sampling
+) -> Iterator[tuple[list[Row], list[list[list[object]]]]]:
+    """Chunks of prompts with their answers, from the journal where they are there."""
+    context = current()
+    journal = context.journal("answers")
+    draw = {n: getattr(how, n) for n in ("k", "max_tokens", "temperature", "top_p")}
+    drawn_as = [model.key, principles.key, how.place, how.told, draw, context.seed]
+    for start in range(0, len(prompts), CHUNK):
+        chunk = [_as_prompt(r) for r in prompts.rows[start : start + CHUNK]]
+        name = f"answers/{start}/{content_hash([drawn_as, [r['prompt'] for r in chunk]], 8)}"
+        if name not in journal:
+            journal.put(name, cast(Json, _sample(model, chunk, principles, how, name)))
+        yield chunk, cast(list[list[list[object]]], journal.get(name))
+        context.progress(min(start + CHUNK, len(prompts)), len(prompts), "answers to prompts")
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What an answer's score is made of; see the module's docstring."""
+
+    principles: Principles
+    judge: Model | None
+    on_topic: float
+    relevance_weight: float
+    judge_weight: float
+
+    def __call__(self, chunk: list[Row], drawn: list[list[list[object]]]) -> list[list[Answer]]:
+        """The answers to each prompt of a chunk, scored."""
+        flat: list[Row] = [
+            {"prompt": row["prompt"], "completion": text, "finished": finished}
+            for row, texts in zip(chunk, drawn, strict=True)
+            for text, finished, _ in texts
+        ]
+        rules = self.principles
+        kept = satisfaction(rules, flat, on_topic=self.on_topic, where="principle_pairs")
+        values = [
+            k.value(rules) + self.relevance_weight * k.relevance + self.judge_weight * v
+            for k, v in zip(kept, _judged(self.judge, flat, rules), strict=True)
+        ]
+        rest = iter(zip(kept, values, strict=True))
+        return [
+            [Answer(str(t[0]), bool(t[1]), bool(t[2]), *next(rest)) for t in texts]
+            for texts in drawn
+        ]
 
 
 def _judged(judge: Model | None, rows: list[Row], principles: Principles) -> list[float]:
@@ -192,55 +250,23 @@ def principle_pairs(
     if k < 2:
         raise InputError("needs at least two answers per prompt", where="setting 'k'", seen=k)
     prompts = prompts.expect("prompt", where="synthesize/principle_pairs")
-    context = current()
-    journal = context.journal("answers")
-    draw = {"k": k, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
-    drawn_as = [model.key, principles.key, place, told, draw, context.seed]
+    how = Sampling(k, max_tokens, temperature, top_p, place, told)
+    scored = Scoring(principles, judge, on_topic, relevance_weight, judge_weight)
     rows: list[Row] = []
-
-    def score_answers(chunk: list[Row], drawn: list[list[list[object]]]) -> list[list[Answer]]:
-        flat: list[Row] = [
-            {"prompt": row["prompt"], "completion": text, "finished": finished}
-            for row, texts in zip(chunk, drawn, strict=True)
-            for text, finished, _ in texts
-        ]
-        kept = satisfaction(principles, flat, on_topic=on_topic, where="principle_pairs")
-        verdicts = _judged(judge, flat, principles)
-        values = [
-            s.value(principles) + relevance_weight * s.relevance + judge_weight * v
-            for s, v in zip(kept, verdicts, strict=True)
-        ]
-        rest = iter(zip(kept, values, strict=True))
-        return [
-            [Answer(str(t[0]), bool(t[1]), bool(t[2]), *next(rest)) for t in texts]
-            for texts in drawn
-        ]
-
-    for start in range(0, len(prompts), CHUNK):
-        chunk = [_as_prompt(r) for r in prompts.rows[start : start + CHUNK]]
-        name = f"answers/{start}/{content_hash([drawn_as, [r['prompt'] for r in chunk]], 8)}"
-        if name not in journal:
-            journal.put(
-                name, cast(Json, _sample(model, chunk, principles, draw, place, told, name))
-            )
-        drawn = cast(list[list[list[object]]], journal.get(name))
-        for prompt, answers in zip(chunk, score_answers(chunk, drawn), strict=True):
+    for chunk, drawn in _drawn(model, prompts, principles, how):
+        for prompt, answers in zip(chunk, scored(chunk, drawn), strict=True):
             pair = choose(answers, margin, keeps_all)
             if pair is not None:
                 rows.append(pair_row(prompt, answers, *pair, principles))
-        context.progress(min(start + CHUNK, len(prompts)), len(prompts), "answers to prompts")
     if not rows:
         raise InputError(
             f"no pair came out of {len(prompts)} prompts with {k} answers each",
             where="synthesize/principle_pairs",
             fix="Sample more answers (k), let them end (max_tokens), or lower the margin",
         )
-    facts = {
-        "generator": model.key,
-        "judge": judge.key if judge else "checks",
-        "seed": context.seed,
-    }
-    return Table("pair", rows, where="principle_pairs").with_lineage(**facts, step=context.name)
+    made_by = {"generator": model.key, "judge": judge.key if judge else "checks"}
+    table = Table("pair", rows, where="principle_pairs")
+    return table.with_lineage(**made_by, seed=current().seed, step=current().name)
 
 
 def _as_prompt(row: Row) -> Row:
