@@ -16,6 +16,7 @@ CORE = (
     "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "pydantic",
     "jinja2", "pyyaml", "httpx",
 )  # fmt: skip
+IMPORTED_AS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}  # where a package has another name
 PROGRAMS = ("chromium", "unshare")  # for the browser test; for the sandbox of generated code
 
 
@@ -42,8 +43,9 @@ def extras() -> dict[str, list[str]]:
 
 def extra_of(module: str) -> str:
     """The extra that brings an importable module; "" when none does."""
+    package = IMPORTED_AS.get(module, module)
     for extra, packages in extras().items():
-        if module.replace("_", "-") in packages or module in packages:
+        if package.replace("_", "-") in packages or package in packages:
             return extra
     return ""
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from truing import recipe
-from truing.method import methods
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(p for p in FOLDER.glob("*.*") if p.suffix == ".py" or "\nsteps:" in p.read_text())
@@ -22,8 +21,8 @@ def test_there_are_recipes() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
 def test_it_is_right_and_its_files_are_there(path: Path) -> None:
     plan = recipe.load(path)
-    assert plan.name == path.stem and plan.steps
+    assert plan.steps
     for source in plan.data.values():
-        assert (FOLDER / source).is_file() or "/" not in source
-    verbs = {methods[step.method].verb for step in plan.steps.values()}
-    assert "evaluate" in verbs, "a recipe ends with evidence"
+        file = FOLDER / source
+        # A set of the mirror is written set/part; everything else with a suffix is a file.
+        assert file.is_file() or not file.suffix

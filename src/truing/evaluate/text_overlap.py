@@ -1,0 +1,99 @@
+"""How near a model's answers come to reference answers: BLEU, ROUGE-1, -2, -L and BERTScore.
+
+BLEU is of the whole corpus (sacrebleu), ROUGE the mean F-measure (rouge-score, without stemming).
+
+    BERTScore F1 = 2 P R / (P + R),  P = mean_i max_j cos(x_i, y_j),  R = mean_j max_i cos(x_i, y_j)
+
+x_i, y_j are the token states of all-MiniLM-L6-v2, special tokens left out, texts cut at 256 tokens.
+Sources: BLEU, P02-1040 of the ACL Anthology; ROUGE, W04-1013; BERTScore, arXiv 1904.09675, taken
+here without idf weights and rescaling, and with a smaller encoder than its own: its values compare
+among themselves alone. All three measure wording, not truth. An empty answer scores 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import sacrebleu
+import torch
+from numpy.typing import NDArray
+from rouge_score.rouge_scorer import RougeScorer
+
+from truing.context import Json
+from truing.core.embed import MAX_TOKENS, encoder
+from truing.core.stats import bootstrap
+from truing.errors import InputError
+from truing.evaluate.adherence import answer_all
+from truing.method import method
+from truing.models import Model
+from truing.reports import Measure, Report
+from truing.tables import Row, Table
+
+ROUGE = ("rouge1", "rouge2", "rougeL")
+
+
+def bert_f1(x_ND: NDArray[np.float32], y_MD: NDArray[np.float32]) -> float:
+    """BERTScore F1 of two texts as unit vectors of their tokens; 0 for a text without tokens."""
+    if not len(x_ND) or not len(y_MD):
+        return 0.0
+    cosine_NM = x_ND @ y_MD.T
+    p, r = float(cosine_NM.max(1).mean()), float(cosine_NM.max(0).mean())
+    return 2 * p * r / (p + r) if p + r > 0 else 0.0
+
+
+def token_vectors(text: str) -> NDArray[np.float32]:
+    """Unit vectors [tokens, D] of a text's tokens in their context, without special tokens."""
+    module, tokenizer = encoder()
+    found = tokenizer(text, truncation=True, max_length=MAX_TOKENS)
+    ids_1T = torch.tensor([found["input_ids"]])
+    with torch.inference_mode():
+        hidden_TD = module(input_ids=ids_1T).last_hidden_state[0, 1:-1]
+    return torch.nn.functional.normalize(hidden_TD, dim=-1).numpy()
+
+
+def overlap(said: Sequence[str], wanted: Sequence[str]) -> list[Measure]:
+    """BLEU, ROUGE and BERTScore of texts against one reference each."""
+    n = len(said)
+    bleu = float(sacrebleu.corpus_bleu(list(said), [list(wanted)]).score) / 100
+    made = [Measure("BLEU", bleu, bleu, bleu, n, "share", "", "higher")]
+    scorer = RougeScorer(list(ROUGE))
+    pairs = list(zip(said, wanted, strict=True))
+    scores = [scorer.score(target, text) for text, target in pairs]
+    values = {f"ROUGE-{m.removeprefix('rouge')}": [s[m].fmeasure for s in scores] for m in ROUGE}
+    values["BERTScore"] = [bert_f1(token_vectors(a), token_vectors(b)) for a, b in pairs]
+    for name, each in values.items():
+        floats = [float(v) for v in each]
+        mean = sum(floats) / n
+        made.append(Measure(name, mean, *bootstrap(floats), n, "share", "", "higher"))
+    return made
+
+
+@method(paper="oncoreason", needs=("generate",))
+def text_overlap(
+    model: Model, data: Table, *, max_tokens: int = 192, temperature: float = 0.0
+) -> Report:
+    """How near a model's answers come to reference answers: BLEU, ROUGE and BERTScore.
+
+    Args:
+        max_tokens: longest answer.
+        temperature: of sampling; 0 is greedy.
+    """
+    rows = [r for r in data if "completion" in r and "prompt" in r]
+    if not rows:
+        raise InputError(
+            "no row has a prompt and a completion to compare with",
+            where="evaluate/text_overlap",
+            seen=data.columns,
+        )
+    found = answer_all(model, rows, max_tokens=max_tokens, temperature=temperature)
+    said, wanted = [t for t, _ in found], [cast(str, r["completion"]) for r in rows]
+    samples: list[Row] = [
+        {"prompt": r["prompt"], "completion": text, "reference": target,
+         "lineage": {"parents": [r["id"]]}}
+        for r, text, target in zip(rows, said, wanted, strict=True)
+    ]  # fmt: skip
+    meta: dict[str, Json] = {"kind": "overlap", "model": model.name, "model_key": model.key}
+    measures = overlap(said, wanted)
+    return Report("overlap with references", measures, Table("record", samples), meta)
