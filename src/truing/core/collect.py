@@ -3,7 +3,8 @@
 Each rollout has a file of its own in the step's folder, to which answers are added in blocks as
 they are drawn, then their rewards. A run that was killed reads what is there and draws the rest:
 what is drawn depends on seed, prompt and weights alone, so the same bits come out. The files stay,
-as the record of what the model was trained on.
+as the record of what the model was trained on. Of several processes each draws for a share of the
+prompts; the first one rewards all answers, and it alone has journals.
 
 What cannot be learnt from is left out by rule and counted: prompts without room for an answer.
 Answers cut off at their length limit are kept and marked `finished` False; an answer that is
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from truing.context import Context, Journal, Json
+from truing.core import distributed
 from truing.core.chat import Prompt, completion_ids, prompt_ids
 from truing.core.rewards import Rewards
 from truing.core.sampling import SamplingSettings, first_draws
@@ -238,14 +240,16 @@ class Collector:
             number: of the rollout; `part` tells several requests of one rollout apart.
             sampling: its seed is replaced by the rollout's own.
         """
-        journal = Journal(self.folder / f"{number:06d}.jsonl")
+        path = self.folder / f"{number:06d}.jsonl"
+        journal = Journal(path) if distributed.leads() else None
         try:
             return self._collect(journal, f"rollout/{number}/{part}", rows, sampling)
         finally:
-            journal.close()
+            if journal is not None:
+                journal.close()
 
     def _collect(
-        self, journal: Journal, name: str, rows: Sequence[int], sampling: SamplingSettings
+        self, journal: Journal | None, name: str, rows: Sequence[int], sampling: SamplingSettings
     ) -> list[Group]:
         asked = [self._asked(r, name) for r in rows]
         groups: list[list[Answer]] = [[] for _ in asked]
@@ -274,7 +278,7 @@ class Collector:
 
     def drawn(
         self,
-        journal: Journal,
+        journal: Journal | None,
         name: str,
         draw: Draw,
         asked: Sequence[Asked],
@@ -287,47 +291,57 @@ class Collector:
         size = max(1, BLOCK // sampling.n)
         made: list[list[Drawn]] = []
         for start in range(0, len(asked), size):
-            key = f"{name}/{start}"
-            if key not in journal:
-                block = [a.ids for a in asked[start : start + size]]
-                found = draw(block, sampling, firsts[start : start + size])
-                journal.put(
-                    key,
-                    [
-                        [[list(c.ids), list(c.logprobs), c.text.strip(), c.finish == "stop"]
-                         for c in items]
-                        for items in found
-                    ],
-                )  # fmt: skip
-            kept = cast("list[list[tuple[list[int], list[float], str, bool]]]", journal.get(key))
+            block = [a.ids for a in asked[start : start + size]]
+            first = firsts[start : start + size]
+            here = distributed.share([len(ids) for ids in block])
+
+            def answers(
+                block: Sequence[tuple[int, ...]] = block[here], first: Sequence[int] = first[here]
+            ) -> Json:
+                own: list[Json] = [
+                    [[list(c.ids), list(c.logprobs), c.text.strip(), c.finish == "stop"]
+                     for c in items]
+                    for items in (draw(block, sampling, first) if block else [])
+                ]  # fmt: skip
+                return distributed.gathered(own)
+
+            found = _kept(journal, f"{name}/{start}", answers)
+            kept = cast("list[list[tuple[list[int], list[float], str, bool]]]", found)
             made += [[(tuple(i), tuple(p), text, end) for i, p, text, end in g] for g in kept]
         return made
 
     def _scored(
         self,
-        journal: Journal,
+        journal: Journal | None,
         name: str,
         asked: Sequence[Asked],
         groups: Sequence[Sequence[Answer]],
         sampling: SamplingSettings,
     ) -> list[tuple[list[float] | None, Scores]]:
         """Reward of each answer, and its terms; from the journal where it is there."""
-        key = f"{name}/reward"
-        if key not in journal:
-            rows = [
-                [
-                    {**one.row, "completion": a.text, "finished": a.finished, "rollout": name}
-                    for a in answers
-                ]
-                for one, answers in zip(asked, groups, strict=True)
+        rows = [
+            [
+                {**one.row, "completion": a.text, "finished": a.finished, "rollout": name}
+                for a in answers
             ]
-            journal.put(key, cast(Json, self._score(journal, name, rows, sampling)))
-        kept = cast("list[tuple[list[float] | None, Scores]]", journal.get(key))
+            for one, answers in zip(asked, groups, strict=True)
+        ]
+
+        def score() -> Json:
+            if self.pool is not None:  # it may let the policy speak, which all do together
+                return cast(Json, self._score(journal, name, rows, sampling))
+            if not distributed.leads():
+                return None
+            with distributed.alone():
+                return cast(Json, self._score(journal, name, rows, sampling))
+
+        found = _kept(journal, f"{name}/reward", score)
+        kept = cast("list[tuple[list[float] | None, Scores]]", found)
         return [(reward, terms) for reward, terms in kept]
 
     def _score(
         self,
-        journal: Journal,
+        journal: Journal | None,
         name: str,
         groups: Sequence[Sequence[Row]],
         sampling: SamplingSettings,
@@ -351,11 +365,20 @@ class Collector:
         return made
 
 
+def _kept(journal: Journal | None, key: str, make: Callable[[], Json]) -> Json:
+    """What the first process's journal has under `key`; made by all where it is not there yet."""
+    if distributed.agree(journal is not None and key not in journal):
+        made = make()
+        if journal is not None:
+            journal.put(key, made)
+    return distributed.agree(journal.get(key) if journal is not None else None)
+
+
 class _Speaker:
     """The policy's own words for a pool; each request has its own random numbers."""
 
     def __init__(
-        self, collector: Collector, journal: Journal, name: str, sampling: SamplingSettings
+        self, collector: Collector, journal: Journal | None, name: str, sampling: SamplingSettings
     ) -> None:
         self.collector, self.journal, self.name = collector, journal, name
         self.sampling, self.times = sampling, 0

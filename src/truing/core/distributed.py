@@ -170,8 +170,24 @@ def everyone(value: T) -> list[T]:
     if _now.size == 1:
         return [value]
     found: list[object] = [None] * _now.size
-    dist.all_gather_object(found, value)
+    dist.all_gather_object(found, _on_cpu(value))
     return cast("list[T]", found)
+
+
+def gathered(items: list[T]) -> list[T]:
+    """All processes' items in their order, in all."""
+    return [item for some in everyone(items) for item in some]
+
+
+def _on_cpu(value: object) -> object:
+    """The value with its tensors where every process can have them."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_on_cpu, cast("list[object]", value)))
+    if isinstance(value, dict):
+        return {k: _on_cpu(v) for k, v in cast("dict[object, object]", value).items()}
+    return value
 
 
 def barrier() -> None:

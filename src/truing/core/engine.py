@@ -182,7 +182,7 @@ class _Sums:
             for row, good in zip(rows, values.isfinite().tolist(), strict=True)
             if not good
         ]
-        return [row for rows in distributed.everyone(own) for row in rows]
+        return distributed.gathered(own)
 
 
 class Loop:

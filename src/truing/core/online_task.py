@@ -6,7 +6,7 @@ maps all of it to an `Update`. The log-probabilities of sampling serve as old on
 exact, in float32; in shorter types sampling and training round differently, and they are measured.
 
 A checkpoint inside a rollout holds what was measured before its first update; answers and rewards
-come from the journal, so that a run that was killed goes on with the same bits.
+come from the journal, so that a killed run goes on to the same bits. Processes share the groups.
 
 Shapes: U groups, K answers of a group, T tokens of an answer.
 """
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from truing.context import Context, current
+from truing.core import distributed
 from truing.core.advantages import kl_tokens
 from truing.core.chat import receipt
 from truing.core.collect import Collector, Group
@@ -150,7 +151,9 @@ class OnlineTask:
     def _sweep(self, trees: Sequence[Node], measured: Callable[[Packed], State]) -> State:
         """Values of all trees' tokens by name, each [U, K, T], without gradients."""
         width, length = _shape(trees)
-        found = [measured(packed.to(self.device)) for packed in pack(trees, self.budget)]
+        own = trees[distributed.share([t.size for t in trees])]
+        some = [measured(p.to(self.device)) for p in pack(own, self.budget)] if own else []
+        found = distributed.gathered(some)
         return {n: torch.cat([fitted(f[n], width, length) for f in found]) for n in found[0]}
 
     def _measured(self, trees: Sequence[Node]) -> State:
@@ -228,7 +231,7 @@ class OnlineTask:
 
     def _show(self, groups: Sequence[Group]) -> None:
         """Print once which tokens carry loss."""
-        if not self._shown:
+        if not self._shown and distributed.leads():
             self._shown = True
             text = receipt(self.collector.tokenizer, [groups[0].tree()], 1)
             print(f"{self.name}: loss falls on >>>these tokens<<<:\n{text}", file=sys.stderr)
@@ -300,13 +303,14 @@ class OnlineTask:
         members = self._members(rollout, inner)
         active_U = rollout.update.active_U
         active = [i for i in members if active_U is None or bool(active_U[i])]
-        sums = self._facts(rollout) if inner == 0 else {}
+        sums = self._facts(rollout) if inner == 0 and distributed.leads() else {}
         weights = self._weights(rollout, members) if active else []
-        if not any(weights):
+        own = distributed.share([rollout.groups[i].tree().size for i in active])
+        if not any(weights) or not active[own]:
             yield Part(self._nothing(), 0.0, sums)
             return
-        at = 0
-        for packed in pack([rollout.groups[i].tree() for i in active], self.budget):
+        at = own.start
+        for packed in pack([rollout.groups[i].tree() for i in active[own]], self.budget):
             here = active[at : at + len(packed)]
             at += len(packed)
             fresh = self._fresh(rollout, here, packed.to(self.device))

@@ -225,7 +225,7 @@ class FreshSamples(OwnSamples):
         asked = [(task.units[r].prompt, draw) for r in rows for draw in range(self.samples)]
         here = distributed.share([len(prompt) for prompt, _ in asked])
         own = drawn(task.module, asked[here], replace(self.how, seed=seed)) if asked[here] else []
-        answers = iter([a for some in distributed.everyone(own) for a in some])
+        answers = iter(distributed.gathered(own))
         for r in rows:
             unit = task.units[r]
             given = unit.answers[: len(unit.answers) - self.samples]

@@ -360,8 +360,7 @@ class TextTask:
         if distributed.now().size == 1:
             return joined(parts)
         own = [p.to("cpu") for m, p in zip(micros, parts, strict=True) if not m.idle]
-        every = [p for some in distributed.everyone(own) for p in some]
-        return joined(every).to(self.device)
+        return joined(distributed.gathered(own)).to(self.device)
 
     def after_step(self, step: int) -> None:
         """Take on the objective's state; let the hook act."""

@@ -14,6 +14,7 @@ from torch import nn
 from truing import catalogue
 from truing.changes import Weights
 from truing.context import Context, Json, current
+from truing.core import distributed
 from truing.core import lora as adapters
 from truing.core.alongside import Alongside
 from truing.core.chat import check_receipt, completion_ids
@@ -28,6 +29,7 @@ from truing.core.online_training import OnlineTraining
 from truing.core.opening import same_tokens
 from truing.core.rewards import Rewards, telling
 from truing.core.sampling import SamplingSettings
+from truing.core.together import joint
 from truing.core.train_text import GPU_BUDGET, check_memory, trained_model
 from truing.core.training_rows import as_kind
 from truing.core.tree import BUDGET, group_tree
@@ -166,10 +168,13 @@ def _check_prompts(spec: Online, loaded: Loaded, prompts: Sequence[Asked]) -> No
 
 
 def _said(spec: Online, context: Context, notes: dict[str, Json]) -> None:
+    if not distributed.leads():
+        return
     print(f"{spec.name}: " + ", ".join(f"{n}: {v}" for n, v in notes.items()), file=sys.stderr)
     context.metric(**notes)
 
 
+@joint
 def train_online(
     spec: Online,
     model: Model,
@@ -247,7 +252,8 @@ def train_online(
     policy = replace(loaded, model=model.with_changes(model.weight_changes))
     players = Players(policy, lora, other)
     critic = _critic(spec, loaded)
-    folder = context.folder / f"rollouts-{key}"
+    home = distributed.agree(context.folder)
+    folder = home / f"rollouts-{key}"
     collector = Collector(
         prompts, _draws(spec, players, told), reward, pool, loaded.tokenizer, folder, context
     )
@@ -257,9 +263,8 @@ def train_online(
         budget=budget,
     )  # fmt: skip
     train(task, settings, key=key, peak=settings.peak)
-    made = trained_model(
-        model, loaded.module, lora, context.folder / f"{spec.name}-{key}", data, spec.name
-    )
+    made = trained_model(model, loaded.module, lora, home / f"{spec.name}-{key}", data, spec.name)
     licence = reward_model.licence if reward_model is not None else ""
     made = made.with_licences([licence] if licence else [])
-    return _with_critic(made, critic, context.folder / f"{spec.name}-critic-{key}")
+    with distributed.first_alone():
+        return _with_critic(made, critic, home / f"{spec.name}-critic-{key}")
