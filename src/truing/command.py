@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,6 +90,43 @@ def _inputs(method: Method, given: dict[str, object]) -> dict[str, Noun | Mappin
     return found
 
 
+def _place(out: str, method: Method) -> Path:
+    """The folder of --out, known to be fit before the step runs.
+
+    Raises:
+        InputError: the method makes nothing to save, the folder holds something else than an
+            earlier result, or it cannot be written.
+    """
+    from truing.store import MARKS
+
+    folder = Path(out).expanduser().absolute()
+    marks = [MARKS[noun] for noun in method.returns.split("|") if noun in MARKS]
+    if not marks:
+        raise InputError("the method makes nothing to save", where=method.id, seen=f"--out {out}")
+    if folder.exists() and not folder.is_dir():
+        raise InputError("a file is in the place of the folder", where="--out", seen=out)
+    others = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    if others and not any(mark in others for mark in marks):
+        raise InputError(
+            "the folder holds other files",
+            where=f"--out {out}",
+            seen=others[:6],
+            fix="Give a new or empty folder, or that of an earlier result, which is replaced",
+        )
+    # Whether a folder can be written is known by writing there: permissions do not tell all.
+    there = next(p for p in (folder.parent, *folder.parent.parents) if p.exists())
+    for place in {there, folder if folder.is_dir() else there}:
+        try:
+            tempfile.TemporaryDirectory(dir=place, prefix=".truing-").cleanup()
+        except OSError as error:
+            raise InputError(
+                f"the folder cannot be written: {error.strerror}",
+                where=f"--out {out}",
+                seen=str(place),
+            ) from None
+    return folder
+
+
 def run_method(entry: Entry, arguments: list[str]) -> object:
     """Run `truing VERB METHOD ...` as a plan of one step, so that it is stored and resumable."""
     from truing import pipeline
@@ -116,12 +154,14 @@ def run_method(entry: Entry, arguments: list[str]) -> object:
         if name in method.settings
     }
     method.validate(settings, where=parser.prog)
+    place = _place(str(out), method) if out is not None else None
     inputs = _inputs(method, given)
     if method.verb == "serve":
         return method(**inputs, **settings)
     result = pipeline.run_step(method, inputs, settings, seed=seed)
-    if out is not None:
-        result.artefact.save(Path(str(out)))
+    if place is not None:
+        with pipeline.told(f"--out {out}"):
+            result.artefact.save(place)
     line = result.line()
     if not as_json:
         print(result.text(), file=sys.stderr)

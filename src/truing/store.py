@@ -33,6 +33,14 @@ NOUNS: dict[str, type[Model] | type[Table] | type[Principles] | type[Report]] = 
     c.__name__: c for c in (Model, Table, Principles, Report)
 }
 
+# The file that tells a folder as a saved noun.
+MARKS = {
+    "Model": "model.json",
+    "Table": "table.parquet",
+    "Principles": "principles.json",
+    "Report": "report.json",
+}
+
 
 def load_noun(name: str, folder: Path) -> Noun:
     """The noun that `save` wrote into `folder`."""

@@ -227,6 +227,33 @@ def test_a_step_from_the_command_line(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "saved" / "principles.json").is_file()
 
 
+def test_the_place_of_the_result_is_checked_before_the_step_runs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("principles:\n  - {id: a, text: Say where.}\n")
+    words = ["specify", "principles-file", "--path", str(rules), "--json", "--out"]
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    with monkeypatch.context() as patch:
+        patch.setattr("truing.pipeline.run_step", lambda *_, **__: pytest.fail("the step ran"))
+        for place, told in (
+            (tmp_path / "thesis", "holds other files"),
+            (rules, "in the place of the folder"),
+            (rules / "inside", "cannot be written"),
+            (Path("/proc/truing/out"), "cannot be written"),
+        ):
+            code, out, _ = run(*words, str(place))
+            assert code == 2 and told in json.loads(out)["error"], out
+    code, out, _ = run("serve", "openai", "--model", "http://127.0.0.1:9/v1#x", "--out", "x")
+    assert code == 2
+    monkeypatch.chdir(tmp_path / "thesis")
+    for _ in range(2):  # a new folder, then one that holds an earlier result
+        assert run(*words, "../new/saved")[0] == 0
+    assert [p.name for p in (tmp_path / "new" / "saved").iterdir()] == ["principles.json"]
+    assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
 def test_settings_that_are_not_numbers(run: Run, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"say {'so ' * n}"}) + "\n" for n in range(4)))
