@@ -294,7 +294,7 @@ def test_real_measurements_are_what_was_declared(
 ) -> None:
     spec = spec_of(name)
     task = build(model, spec, 100_000, others)
-    (micro,) = task._micro_batches(range(6))
+    (micro,) = task._micro_batches(range(6), task._trees(range(6)))
     real = task._measure(micro, grad=True)
     # No gradient flows into the reference, and one into all that the model says.
     assert all(t.requires_grad == (n != "ref_logp") for n, t in real.tensors.items())

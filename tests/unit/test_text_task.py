@@ -194,7 +194,7 @@ def test_divergence_from_the_model_without_its_adapter(tiny_path: Path) -> None:
     task = task_of(tiny_path, tdpo1, PAIRS, 10_000)
     task._other = None
     task.adapt(lora.attach(task.module, 4, 8.0))
-    (micro,) = task._micro_batches(range(3))
+    (micro,) = task._micro_batches(range(3), task._trees(range(3)))
     first = task._measure(micro, grad=False)
     assert first["ref_kl_vocab"].abs().max() < 1e-5  # an adapter begins as nothing
     with torch.no_grad():
@@ -226,7 +226,7 @@ def test_noise_on_embeddings(tiny_path: Path) -> None:
     task.module.model.layers[0].register_forward_pre_hook(
         lambda _, inputs: seen.append(inputs[0][0].detach())
     )
-    (micro,) = task._micro_batches(range(2))
+    (micro,) = task._micro_batches(range(2), task._trees(range(2)))
     task._measure(micro, grad=True)
     noise = seen[-1] - plain(micro.packed.ids_N).detach()
     first = micro.trees[0].size

@@ -29,8 +29,9 @@ from truing.core.online_training import OnlineTraining
 from truing.core.opening import same_tokens
 from truing.core.rewards import Rewards, telling
 from truing.core.sampling import SamplingSettings
+from truing.core.start import GPU_BUDGET, check_memory
 from truing.core.together import joint
-from truing.core.train_text import GPU_BUDGET, check_memory, trained_model
+from truing.core.train_text import trained_model
 from truing.core.training_rows import as_kind
 from truing.core.tree import BUDGET, group_tree
 from truing.errors import InputError, unknown

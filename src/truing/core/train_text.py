@@ -6,42 +6,35 @@ the reference is measured in one pass, the adapter or the weights become a chang
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import nn
 
 from truing.changes import Adapter
 from truing.context import Json, current
 from truing.core import distributed, lora
-from truing.core.chat import Prompt, check_receipt, receipt
+from truing.core.chat import Prompt
 from truing.core.engine import Order, train
 from truing.core.files import new_folder
-from truing.core.loaded import Loaded
+from truing.core.loaded import Loaded, by_file_names
 from truing.core.objective import Objective
-from truing.core.opening import same_tokens
 from truing.core.reference import Reference
 from truing.core.scoring import ScoreHead
+from truing.core.start import Start, begin, room
 from truing.core.teacher import Teachers
 from truing.core.text_task import TextTask
 from truing.core.together import joint
 from truing.core.training import HOOKS, Hook, TextTraining
 from truing.core.training_rows import Reader, Unit, as_kind
-from truing.core.tree import BUDGET, Node
 from truing.core.vocab_heads import VocabHeads, new_heads
 from truing.core.weights import replaced
 from truing.datasets import licence_of
-from truing.doctor import memory_gib
 from truing.errors import InputError, unknown
 from truing.models import Model
 from truing.tables import Table, content_hash
-
-GPU_BUDGET = 16384
-BYTES_PER_TOKEN = 24  # of activations, times hidden size and layers, that one training token holds
 
 
 def _split(
@@ -58,62 +51,6 @@ def _split(
     training = TextTraining(**engine)  # type: ignore[arg-type]
     training.check(spec.name)
     return own | {n: v for n, v in values.items() if n in own}, hook, training
-
-
-def _show_receipt(
-    spec: Objective, loaded: Loaded, trees: list[Node], notes: dict[str, Json]
-) -> None:
-    """Check the mask and print which tokens carry loss; raises InputError when it is wrong."""
-    module = loaded.module
-    embedding = cast(nn.Embedding, cast("object", module.get_input_embeddings()))  # type: ignore[operator]
-    config = getattr(module, "generation_config", None)
-    stops = getattr(config, "eos_token_id", None)
-    ends = [stops] if isinstance(stops, int) else list(stops or [])
-    check_receipt(
-        loaded.tokenizer,
-        trees,
-        vocab=embedding.num_embeddings,
-        stops=ends,
-        ended=not spec.answers_end,
-        where=spec.name,
-    )
-    if not distributed.leads():
-        return
-    text = receipt(loaded.tokenizer, trees, 2)
-    said = ", ".join(f"{n}: {v}" for n, v in notes.items())
-    print(f"{spec.name}: {said}\nloss falls on >>>these tokens<<<:\n{text}", file=sys.stderr)
-    current().metric(**notes, receipt=text)
-
-
-def check_memory(module: nn.Module, settings: TextTraining, largest: int, where: str) -> None:
-    """Raise before a run that this machine's memory could not hold."""
-    _, free = memory_gib()
-    if not free or next(module.parameters()).is_cuda:
-        return
-    config = module.config
-    hidden = int(getattr(config, "hidden_size", 0))
-    layers = int(getattr(config, "num_hidden_layers", 0))
-    size = sum(p.numel() * p.element_size() for p in module.parameters())
-    # A full fine-tune holds gradients and two moments; an adapter a merged copy of the weights.
-    state = (1 if settings.rank else 3) * size
-    activations = max(largest, settings.budget or BUDGET) * hidden * layers * BYTES_PER_TOKEN * 4
-    needed = (state + activations) / 2**30
-    if needed > 0.95 * free:
-        raise InputError(
-            f"training needs about {needed:.1f} GiB more and {free:.1f} GiB of memory are free",
-            where=where,
-            fix="Lower max_tokens or budget" + ("" if settings.rank else ", or train an adapter"),
-        )
-
-
-def _reference(
-    spec: Objective, loaded: Loaded, reference: Model | None, dtype: str
-) -> tuple[Reference, Loaded]:
-    """The empty reference and the module that it is measured with."""
-    if reference is None:
-        return Reference(loaded.model.weights_key, dtype), loaded
-    same_tokens({"model": loaded.model, "reference": reference}, where=spec.name)
-    return Reference(reference.weights_key, dtype), reference.load_module(dtype)
 
 
 def find_teachers(
@@ -153,9 +90,11 @@ def trained_model(
                     adapters.save(partial, base=model.name)
         made = model.adding(Adapter(folder), licence=licence)
     else:
-        names = set(model.folded())
-        held = {n: t for n, t in module.state_dict().items() if n in names}
-        if missing := names - set(held):
+        names, state = set(model.folded()), module.state_dict()
+        if not names <= set(state):
+            state = by_file_names(module, distributed.full(state))
+        held = {n: t for n, t in state.items() if n in names}
+        if distributed.leads() and (missing := names - set(held)):
             raise InputError(
                 "the module has not the names of its files, so its weights cannot be written",
                 where=model.name,
@@ -174,8 +113,7 @@ def read_units(
     """What will be trained on, and what to say of how it was made."""
     rows, conversion = as_kind(data, spec.rows, spec.name)
     rows = rows if hook is None else hook.rows(rows)
-    context = getattr(loaded.module.config, "max_position_embeddings", None)
-    limit = min(limit, int(context or limit))
+    limit = room(loaded, limit)
     reader = Reader(loaded.tokenizer, spec, limit)
     units = reader.read(rows)
     if hook is not None:
@@ -186,6 +124,41 @@ def read_units(
     if conversion:
         notes["conversion"] = conversion
     return units, notes
+
+
+def _task(
+    spec: Objective,
+    own: Mapping[str, object],
+    hook: Hook,
+    units: list[Unit],
+    start: Start,
+    taught: Teachers | None,
+) -> TextTask:
+    """The task with all that it is measured and compared with, its adapters and its heads."""
+    loaded, settings, context = start.loaded, start.settings, current()
+    reference = Reference((start.reference or start.model).weights_key, start.dtype)
+    head = ScoreHead.of(loaded) if "scores" in spec.needs else None
+    task = TextTask(
+        spec, own, hook, units, loaded.module, reference, budget=start.budget, head=head
+    )
+    order = Order(len(units), settings.batch, context)
+    steps = [order.step(s, settings.end(len(units))) for s in range(settings.total(len(units)))]
+    if spec.takes_reference:
+        # Before adapters are attached the module itself is the model as it was.
+        held = loaded if start.reference is None else start.frozen()
+        task.measure_reference(held.module, steps)
+    if taught is not None:
+        task.learn_from(taught, steps)
+    if spec.heads:
+        task.speak_with(find_heads(loaded, own, context.stream("heads") % 2**31))
+    if settings.rank:
+        seed = context.stream("adapter") % 2**31
+        task.adapt(lora.attach(loaded.module, settings.rank, settings.scale_alpha, seed=seed))
+    if spec.compares_vocabulary and (start.reference is not None or not settings.rank):
+        task.compare_with(start.frozen().module)
+    if not settings.rank and not hook.fresh:  # whoever draws answers in between needs whole weights
+        distributed.shard(loaded.module)
+    return task
 
 
 @joint
@@ -213,49 +186,24 @@ def train_model(
         Stopped: a loss that is not finite.
     """
     own, hook, settings = _split(spec, values)
-    context = current()
     key = content_hash(
-        [spec.name, own, hook.settings(), vars(settings), model.weights_key, data.key, context.seed,
-         reference.weights_key if reference is not None else "",
+        [spec.name, own, hook.settings(), vars(settings), model.weights_key, data.key,
+         current().seed, reference.weights_key if reference is not None else "",
          {r: t.weights_key for r, t in (teachers or {}).items()}], 8
     )  # fmt: skip
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    # A full fine-tune keeps its weights in float32, where small updates are not rounded away.
-    short = device == "cuda" and settings.rank > 0 and torch.cuda.is_bf16_supported()
-    dtype = "bfloat16" if short else "float32"
-    loaded = model.load_module(dtype, device, fresh=True)
-    taught = find_teachers(spec, loaded, teachers or {}, own, dtype)
-    units, notes = read_units(spec, loaded, data, settings.max_tokens, hook)
+    start = begin(model, settings, spec.name, reference=reference)
+    taught = find_teachers(spec, start.loaded, teachers or {}, own, start.dtype)
+    units, notes = read_units(spec, start.loaded, data, start.limit, hook)
     trees = [u.tree() for u in units]
-    budget = settings.budget or (GPU_BUDGET if device == "cuda" else BUDGET)
-    how: dict[str, Json] = {"device": device, "dtype": dtype, "budget": budget}
-    _show_receipt(spec, loaded, trees, notes | how | {"threads": torch.get_num_threads()})
-    check_memory(loaded.module, settings, max(t.size for t in trees), spec.name)
-
-    frozen, held = _reference(spec, loaded, reference, dtype)
-    order = Order(len(units), settings.batch, context)
-    head = ScoreHead.of(loaded) if "scores" in spec.needs else None
-    task = TextTask(spec, own, hook, units, loaded.module, frozen, budget=budget, head=head)
-    steps = [order.step(s, settings.end(len(units))) for s in range(settings.total(len(units)))]
-    if spec.takes_reference:
-        task.measure_reference(held.module, steps)
-    if taught is not None:
-        task.learn_from(taught, steps)
-    if spec.heads:
-        task.speak_with(find_heads(loaded, own, context.stream("heads") % 2**31))
-    if settings.rank:
-        seed = context.stream("adapter") % 2**31
-        task.adapt(lora.attach(loaded.module, settings.rank, settings.scale_alpha, seed=seed))
-    if spec.compares_vocabulary and (reference is not None or not settings.rank):
-        task.compare_with((reference or model).load_module(dtype).module)
-    if not settings.rank and not hook.fresh:  # whoever draws answers in between needs whole weights
-        distributed.shard(loaded.module)
+    largest = max(t.size for t in trees)
+    start.check(trees, largest, notes, ended=not spec.answers_end, shown=2)
+    task = _task(spec, own, hook, units, start, taught)
     train(task, settings, key=key, peak=settings.peak)
-    folder = distributed.agree(context.folder) / f"{spec.name}-{key}"
-    made = trained_model(model, loaded.module, task.lora, folder, data, spec.name)
+    folder = distributed.agree(current().folder) / f"{spec.name}-{key}"
+    made = trained_model(model, task.module, task.lora, folder, data, spec.name)
     with distributed.first_alone():
         if task.vocab_heads is not None:
             made = task.vocab_heads.added_to(made, folder.with_name(f"{folder.name}-heads"))
-        if head is not None:
-            made = head.added_to(made, folder.with_name(f"{folder.name}-head"))
+        if task.head is not None:
+            made = task.head.added_to(made, folder.with_name(f"{folder.name}-head"))
     return made
