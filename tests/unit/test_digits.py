@@ -6,7 +6,7 @@ The images are UCI's Optical Recognition of Handwritten Digits (8 x 8, CC BY 4.0
 from __future__ import annotations
 
 import functools
-import sys
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,7 +86,9 @@ def test_reads_digits_after_three_epochs(tmp_path: Path, monkeypatch: pytest.Mon
     assert held_out > 0.85
 
     # Into a Model and back: the store's way of keeping any architecture.
-    monkeypatch.setattr(sys.modules["truing.method"], "get_component", lambda kind, ref: Reader)
+    monkeypatch.setattr(
+        importlib.import_module("truing.method"), "get_component", lambda kind, ref: Reader
+    )
     made = opening.create(
         tmp_path / "model", {"use": "reader"}, module.state_dict().items(), name="reader"
     )
