@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import math
 import os
 import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn, cast
 
-from truing import __version__, listing
+from truing import __version__, jsontext, listing
 from truing.catalogue import VERBS, Entry, find
 from truing.catalogue import methods as method_entries
 from truing.errors import InputError, Stopped, TruingError, unknown
@@ -43,6 +41,11 @@ def say(text: str = "") -> None:
     print(text, file=sys.stderr)
 
 
+def as_line(value: object) -> str:
+    """What stdout carries for machines: JSON in one line, of characters that all terminals know."""
+    return jsontext.dumps(value, ascii=True, default=str)
+
+
 def _list(args: argparse.Namespace) -> object:
     if args.components:
         return listing.components(say=print if not args.json else None)
@@ -64,7 +67,7 @@ def _run(args: argparse.Namespace) -> object:
     line = result.line()
     if not args.json:
         say(result.table())
-        print(json.dumps(line))
+        print(as_line(line))
     return line
 
 
@@ -82,7 +85,7 @@ def _compare(args: argparse.Namespace) -> object:
     )
     if not args.json:
         say(result.table())
-        print(json.dumps(result.line()))
+        print(as_line(result.line()))
     return result.line()
 
 
@@ -106,7 +109,7 @@ def _claim(args: argparse.Namespace) -> object:
         return found
     line = claims.claim(args.slug)
     if not args.json:
-        print(json.dumps(line))
+        print(as_line(line))
     return line
 
 
@@ -157,7 +160,7 @@ def _store(args: argparse.Namespace) -> object:
     found = actions[args.action]()
     if not args.json:
         for item in found if isinstance(found, list) else [found]:
-            print(item if isinstance(item, str) else json.dumps(item))
+            print(item if isinstance(item, str) else as_line(item))
     if args.action == "verify" and isinstance(found, list) and found:
         raise InputError(
             f"{len(cast('list[object]', found))} artefacts are damaged",
@@ -276,16 +279,6 @@ def _command(argv: list[str]) -> object:
     return args.call(args)
 
 
-def _finite(value: object) -> object:
-    """`value` with numbers that JSON has not (infinity) as text."""
-    if isinstance(value, Mapping):
-        items = cast("Mapping[object, object]", value)
-        return {str(k): _finite(v) for k, v in items.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in cast("Sequence[object]", value)]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _dispatch(argv: list[str]) -> None:
     if "--json" not in argv:
         _command(argv)
@@ -294,13 +287,13 @@ def _dispatch(argv: list[str]) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         result = _command(argv)
     if result is not None:
-        print(json.dumps(_finite(result), default=str))
+        print(as_line(result))
 
 
 def _fail(error: TruingError, arguments: Sequence[str]) -> int:
     say(f"truing: {error}")
     if "--json" in arguments:
-        print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
+        print(as_line({"error": str(error), "exit_code": error.exit_code}))
     return error.exit_code
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from truing.catalogue import Entry
-from truing.cli import Parser
+from truing.cli import Parser, as_line
 from truing.errors import InputError, unknown
 from truing.method import Method, Setting, methods, type_name
 
@@ -165,5 +164,5 @@ def run_method(entry: Entry, arguments: list[str]) -> object:
     line = result.line()
     if not as_json:
         print(result.text(), file=sys.stderr)
-        print(json.dumps(line, default=str))
+        print(as_line(line))
     return line

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
+from truing import jsontext
 from truing.context import Json
 from truing.core import files
 from truing.core.stats import mean_interval
@@ -236,7 +237,9 @@ def compare(
     result = run(plan, runs)
     made = collect(found, seeds, result)
     result.results["comparison"] = made
-    files.write_text(result.folder / "comparison.json", json.dumps(made.to_json(), indent=1) + "\n")
+    files.write_text(
+        result.folder / "comparison.json", jsontext.dumps(made.to_json(), indent=1) + "\n"
+    )
     report.write(result.folder, result.results)
     return Comparison(made, result)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from truing import jsontext
 from truing.context import Json
 from truing.errors import InputError
 from truing.tables import Table, content_hash
@@ -39,6 +41,12 @@ class Measure:
     better: str = ""
 
 
+def _numbers(measure: dict[str, float | None]) -> dict[str, float]:
+    """Value and interval as numbers: what is not known is null in the file, NaN here."""
+    found = {n: measure[n] for n in ("value", "lo", "hi")}
+    return {n: math.nan if v is None else v for n, v in found.items()}
+
+
 class Report:
     """Measures, samples and facts of one evaluation."""
 
@@ -68,10 +76,11 @@ class Report:
 
     @property
     def key(self) -> str:
-        """Content hash of measures, samples and facts, without times."""
+        """Content hash of measures, samples and facts, without times; as JSON holds them."""
         samples = self.samples.key if self.samples is not None else ""
         facts = {k: v for k, v in self.meta.items() if k != "seconds"}
-        return content_hash([self.title, [asdict(m) for m in self.measures], samples, facts])
+        measures = [asdict(m) for m in self.measures]
+        return content_hash(jsontext.finite([self.title, measures, samples, facts]))
 
     def to_json(self) -> dict[str, Json]:
         """Plain data without the samples."""
@@ -89,7 +98,7 @@ class Report:
         if self.samples is not None:
             self.samples.save(path.parent / "samples")
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False), "utf-8")
+        partial.write_text(jsontext.dumps(self.to_json(), indent=1), "utf-8")
         os.replace(partial, path)
         return path
 
@@ -107,5 +116,5 @@ class Report:
             )
         has_samples = (path.parent / "samples").is_dir()
         samples = Table.load(path.parent / "samples") if has_samples else None
-        measures = [Measure(**m) for m in data["measures"]]
+        measures = [Measure(**m | _numbers(m)) for m in data["measures"]]
         return cls(data["title"], measures, samples, data["meta"])

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from truing import __version__
+from truing import __version__, jsontext
 from truing.context import Json
 from truing.core import files
 from truing.errors import InputError, Stopped
@@ -141,7 +141,7 @@ class Run:
     def metric(self, step: str, values: dict[str, Json]) -> None:
         """Append one observation, for whoever watches the file."""
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"at": step, **values}, ensure_ascii=False) + "\n")
+            file.write(jsontext.dumps({"at": step, **values}) + "\n")
 
     def finish(self, status: str, result: dict[str, Json]) -> None:
         """Record how the run ended and what it measured."""
@@ -151,7 +151,7 @@ class Run:
     def write(self) -> None:
         """Put the manifest on the disk."""
         self.manifest["seconds"] = round(time.time() - self.began, 2)
-        text = json.dumps(self.manifest, indent=1, ensure_ascii=False, default=str)
+        text = jsontext.dumps(self.manifest, indent=1, default=str)
         files.write_text(self.folder / "manifest.json", text + "\n")
 
 

@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import cast
 
+from truing import jsontext
 from truing.context import Json
 from truing.core import files
 from truing.errors import InputError
@@ -108,7 +109,7 @@ class Store:
             shutil.rmtree(left, ignore_errors=True)
         with files.new_folder(self._place(key)) as partial:
             noun.save(partial / "data")
-            lines = [json.dumps(m, ensure_ascii=False) + "\n" for m in metrics]
+            lines = [jsontext.dumps(m) + "\n" for m in metrics]
             (partial / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
             data = {
                 "schema_version": SCHEMA_VERSION,
@@ -117,7 +118,7 @@ class Store:
                 "content": noun.key,
                 **facts,
             }
-            text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False)
+            text = jsontext.dumps(dict(sorted(data.items())), indent=1)
             (partial / "artefact.json").write_text(text + "\n", encoding="utf-8")
         made = self.load(key)
         shutil.rmtree(self.scratch(key), ignore_errors=True)

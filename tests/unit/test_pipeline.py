@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from truing.method import methods
 from truing.pipeline import Result
 from truing.plan import Plan
 from truing.principles import Principle, Principles
+from truing.reports import Measure, Report
 from truing.store import Store
 from truing.tables import Table
 
@@ -278,6 +280,53 @@ def test_one_process_at_a_time_runs_in_a_folder(
     assert (result.folder / "metrics.jsonl").read_text() == '{"at": "clean", "rows": 9}\n'
     assert json.loads((result.folder / "manifest.json").read_text())["status"] == "done"
     assert all(cached(run(folder, store)).values())  # the folder is free again
+
+
+def no_constant(name: str) -> float:
+    raise AssertionError(f"{name} is not JSON")
+
+
+def test_what_is_no_number_is_null_wherever_json_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from truing.select import checked as module
+
+    original = module.passing
+
+    def lost(*args: object) -> object:
+        context.current().metric(loss=math.nan, bound=math.inf)
+        return original(*args)  # type: ignore[arg-type]
+
+    bad = {"loss": [math.nan, -math.inf, 1.0]}
+    monkeypatch.setattr(module, "passing", lost)
+    monkeypatch.setattr(pipeline, "summary_of", lambda _: bad)
+    monkeypatch.setenv("TRUING_HOME", str(folder / "home"))
+    words = ["run", str(folder / "r.yaml"), "--runs", str(folder / "runs")]
+    for more in ([], ["--json"]):
+        assert main([*words, *more]) == 0
+        line = json.loads(capsys.readouterr().out, parse_constant=no_constant)
+        assert line["loss"] == [None, None, 1.0]
+    written = [*folder.glob("runs/*/*.json*"), *folder.glob("home/store/artefacts/*/*/*.json*")]
+    seen = [
+        json.loads(text, parse_constant=no_constant)
+        for path in written
+        for text in (
+            path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+        )
+    ]
+    assert seen.count({"at": "clean", "loss": None, "bound": None}) == 1
+    assert seen.count({"loss": None, "bound": None}) == 1
+
+
+def test_a_report_of_what_is_no_number_is_the_same_after_reading(store: Store) -> None:
+    measures = [Measure("gap", math.nan, math.nan, math.inf, 0), Measure("n", 1.0, 1.0, 1.0, 1)]
+    report = Report("odd", measures, meta={"ratio": math.nan})
+    store.put("0" * 32, report, {})
+    (path,) = store.root.rglob("report.json")
+    json.loads(path.read_text(), parse_constant=no_constant)
+    back = store.load("0" * 32)
+    assert isinstance(back, Report) and math.isnan(back.get("gap").value)
+    assert back.key == report.key and store.verify() == []
 
 
 def test_runs_on_a_disk_that_is_not_there_keep_their_artefacts(folder: Path, store: Store) -> None:

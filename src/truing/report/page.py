@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -16,7 +14,7 @@ from jinja2 import PackageLoader, StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 from markupsafe import Markup
 
-from truing import __version__
+from truing import __version__, jsontext
 from truing.models import Model
 from truing.report import comparison, curves, graph, measures, outcome, samples, svg
 from truing.report.facts import Facts, RunFacts, StepFacts, read_run, text
@@ -69,21 +67,9 @@ def policy(style: str, script: str) -> str:
     )
 
 
-def _finite(value: object) -> object:
-    """The same data with numbers that JSON does not know as null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        items = cast("Mapping[object, object]", value).items()
-        return {str(k): _finite(v) for k, v in items}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in cast("Sequence[object]", value)]
-    return value
-
-
 def embedded(data: object) -> Markup:
     """JSON that is safe inside a script element: no character there can end it or open markup."""
-    made = json.dumps(_finite(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    made = jsontext.dumps(data)
     for char in "<>&\u2028\u2029":
         made = made.replace(char, f"\\u{ord(char):04x}")
     # A lone surrogate, which a file cannot hold, stays an escape.

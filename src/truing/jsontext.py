@@ -1,0 +1,43 @@
+"""JSON as every reader takes it: what is printed for machines, manifests, metrics, reports.
+
+JSON has no NaN and no infinity, though Python writes them. Here they are null: nothing is known.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+
+def finite(value: object) -> object:
+    """`value` as plain data in which every number that is not finite is None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        items = cast("Mapping[object, object]", value).items()
+        return {str(k): finite(v) for k, v in items}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in cast("Sequence[object]", value)]
+    return value
+
+
+def dumps(
+    value: object,
+    *,
+    indent: int | None = None,
+    ascii: bool = False,
+    default: Callable[[object], object] | None = None,
+) -> str:
+    """`value` as JSON text.
+
+    Args:
+        value: plain data.
+        indent: of nested lines; None for one line.
+        ascii: escape all other characters, for terminals that may not know them.
+        default: what to write for what is no plain data, such as a path; else it is a TypeError.
+    """
+    return json.dumps(
+        finite(value), indent=indent, ensure_ascii=ascii, allow_nan=False, default=default
+    )
