@@ -1,7 +1,7 @@
 """The command line, generated from the registry: `truing VERB METHOD --setting value`.
 
 With --json, stdout carries JSON alone and everything else goes to stderr. Exit codes: 0 done, 2 the
-user's input, 3 stopped but resumable, 1 our own defect.
+user's input, 3 stopped but resumable, 1 our own defect, 141 whoever read our output went away.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import argparse
 import contextlib
 import os
 import re
+import select
+import signal
 import sys
 import textwrap
 import traceback
@@ -38,7 +40,8 @@ class Parser(argparse.ArgumentParser):
 
 def say(text: str = "") -> None:
     """A line for people: always on stderr."""
-    print(text, file=sys.stderr)
+    with contextlib.suppress(BrokenPipeError):  # who does not read it is not told
+        print(text, file=sys.stderr)
 
 
 def as_line(value: object) -> str:
@@ -293,8 +296,30 @@ def _dispatch(argv: list[str]) -> None:
 def _fail(error: TruingError, arguments: Sequence[str]) -> int:
     say(f"truing: {error}")
     if "--json" in arguments:
-        print(as_line({"error": str(error), "exit_code": error.exit_code}))
+        line = as_line({"error": str(error), "exit_code": error.exit_code})
+        with contextlib.suppress(BrokenPipeError):
+            print(line, flush=True)
+        _nobody_reads()
     return error.exit_code
+
+
+def _nobody_reads() -> bool:
+    """True when stdout leads nowhere any more, as in `truing list | head -1`.
+
+    What is left to be written there is then dropped: Python would tell it as an error at its end.
+    """
+    try:
+        out = sys.stdout.fileno()
+    except (OSError, ValueError):  # no file, as in a notebook
+        return False
+    poll = select.poll()
+    poll.register(out, select.POLLOUT)
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if gone:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, out)
+        os.close(nowhere)
+    return gone
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -310,16 +335,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(arguments: list[str]) -> int:
     try:
         _dispatch(arguments)
+        sys.stdout.flush()
         return 0
     except TruingError as error:
         return _fail(error, arguments)
     except KeyboardInterrupt:
         return _fail(Stopped("stopped; the same command goes on from here"), arguments)
-    except BrokenPipeError:
-        # The reader of our output went away, as `truing list | head` does.
-        sys.stderr.close()
-        return 0
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 128 + signal.SIGPIPE  # what a shell reports of programs that this ends
         traceback.print_exc()
         what = f"{type(error).__name__}: {error}"
         fix = "This is a defect of truing itself; please report it with the lines above"

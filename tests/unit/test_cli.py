@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -283,9 +284,31 @@ def test_help(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0 and "doctor" in out
 
 
-def test_a_reader_that_goes_away() -> None:
-    done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} -m truing.cli list | head -1; echo ${{PIPESTATUS[0]}}"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.stdout.split()[-1] == "0" and "Traceback" not in done.stderr
+@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["doctr"], ["doctr", "--json"]])
+def test_a_reader_that_goes_away(words: list[str]) -> None:
+    command = [sys.executable, "-m", "truing.cli", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()  # before it has written anything
+    said = process.stderr.read()
+    process.stderr.close()
+    expected = 2 if words[0] == "doctr" else 128 + signal.SIGPIPE
+    assert process.wait() == expected, said
+    assert said.count("\n") == (words[0] == "doctr") and "BrokenPipe" not in said
+
+
+def test_a_list_cut_by_head() -> None:
+    line = f"{sys.executable} -m truing.cli list | head -2; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    _, first, code = done.stdout.splitlines()
+    # It may have written all before head went away.
+    assert first == "specify" and code in ("0", "141") and not done.stderr
+
+
+def test_a_broken_pipe_of_another_kind_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> object:
+        raise BrokenPipeError("a worker died")
+
+    monkeypatch.setattr("truing.doctor.examine", fail)
+    code, _, err = run("doctor")
+    assert code == 1 and "a worker died" in err
