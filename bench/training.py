@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ RANK, BATCH, SEED = 16, 8, 0
 LR, LR_FULL = 2e-4, 1e-5
 MICRO = (1, 2, 4, 8)
 SEARCH = 16  # rows that TRL's settings are searched on
+WORSE = 1.25  # times the quickest: where the search ends
 DEFAULTS: Json = {"defaults": True, "micro_batch": 8}
 REWARD = "bradley_terry"
 SCALE = 0.02  # of the score head that both sides begin with
@@ -88,8 +90,13 @@ def searched(
     """
     found: Json = {}
     few = part_of(job, count)
+    lost = False  # larger micro-batches only lose from here on
     for name, settings in candidates.items():
+        if lost and not settings.get("packing"):
+            continue
         found[name] = run("trl", {**few, "settings": settings, "label": name}, again=again)
+        ended = [float(r["seconds"]) for r in found.values() if "seconds" in r]  # type: ignore[index, operator]
+        lost = bool(ended) and float(found[name].get("seconds", math.inf)) > WORSE * min(ended)  # type: ignore[attr-defined]
     same = {n: r for n, r in found.items() if not candidates[n].get("packing")}
     kept = ("seconds", "peak_rss", "error")
     took: Json = {
