@@ -11,7 +11,7 @@ from bench.runner import MODEL, RESULTS, ROOT, THREADS, Json, asked, finish, say
 
 ROWS: dict[str, tuple[str, int, list[str]]] = {  # module, rows, flags
     "dpo": ("bench.dpo", 64, []),
-    "dpo_long": ("bench.dpo", 24, ["--long"]),
+    "dpo_long": ("bench.dpo", 16, ["--long", "--no-defaults"]),
     "dpo_full": ("bench.dpo", 32, ["--full"]),
     "sft": ("bench.sft", 64, []),
     "sampling": ("bench.sampling", 64, []),
