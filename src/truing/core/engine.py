@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +86,15 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class Paced(Protocol):
+    """A task some of whose parameters learn at a rate of their own."""
+
+    def pace(self, name: str) -> float:
+        """Learning rate of a parameter over the run's."""
+        ...
+
+
 @dataclass(frozen=True)
 class Trained:
     """What a run did: updates made, metrics of each, wall seconds of this process."""
@@ -123,12 +132,21 @@ class Order:
         return list(dict.fromkeys(rows))
 
 
-def optimizer_for(parameters: Sequence[nn.Parameter], settings: Training) -> torch.optim.AdamW:
-    """AdamW, in one fused kernel where the dtype and device have one."""
+def optimizer_for(
+    parameters: Sequence[nn.Parameter], settings: Training, paces: Sequence[float] = ()
+) -> torch.optim.AdamW:
+    """AdamW, in one fused kernel where the dtype and device have one.
+
+    Its groups have a "pace", what their learning rate is over the run's: 1 unless `paces` says.
+    """
+    by_pace: dict[float, list[nn.Parameter]] = {}
+    for parameter, pace in zip(parameters, paces or [1.0] * len(parameters), strict=True):
+        by_pace.setdefault(pace, []).append(parameter)
+    groups = [{**g, "pace": pace} for pace, p in by_pace.items() for g in distributed.alike(p)]
     kinds = {(p.device.type, p.dtype) for p in parameters}
     fused = all(device in ("cpu", "cuda") and dtype.is_floating_point for device, dtype in kinds)
     return torch.optim.AdamW(
-        distributed.alike(parameters), lr=0.0, betas=(0.9, 0.999), eps=1e-8,
+        groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8,
         weight_decay=settings.weight_decay, fused=fused,
     )  # fmt: skip
 
@@ -195,7 +213,8 @@ class Loop:
         self.task, self.settings, self.context, self.peak = task, settings, current(), peak
         self.named = dict(task.trained())
         self.parameters = list(self.named.values())
-        self.optimizer = optimizer_for(self.parameters, settings)
+        paces = [task.pace(n) for n in self.named] if isinstance(task, Paced) else ()
+        self.optimizer = optimizer_for(self.parameters, settings, paces)
         self.total = settings.total(len(task))
         self.order = Order(len(task), settings.batch, self.context)
         self.end = settings.end(len(task))
@@ -259,7 +278,7 @@ class Loop:
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise self._broken(step, rows, sums, loss, norm)
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["pace"]
             self.optimizer.step()
             # The fused kernel writes without counting it as a change, on which caches rely.
             torch.autograd.graph.increment_version(self.parameters)

@@ -187,7 +187,7 @@ class Online:
         name: of the method.
         update: the pure function.
         rows: kind of the table.
-        needs: "ref_logp", "values" (a critic on the policy's trunk), "entropy" (of whole
+        needs: "ref_logp", "values" (a critic, see `core.critic`), "entropy" (of whole
             distributions, with gradients).
         least: answers of a group that it cannot do without.
         opponent: who draws a further answer for each of the policy's: "reference", or the
@@ -220,7 +220,13 @@ class Online:
     def engine(self) -> list[str]:
         """Settings of the engine that mean something here."""
         names = [f.name for f in fields(OnlineTraining)]
-        return [n for n in names if not (self.pools and n in REWARDED)]
+        unused = {*(REWARDED if self.pools else ()), *(() if self.values else ("critic_rate",))}
+        return [n for n in names if n not in unused]
+
+    @property
+    def values(self) -> bool:
+        """True when there is a critic."""
+        return "values" in self.needs
 
     @property
     def keeps_state(self) -> bool:
@@ -253,11 +259,13 @@ def _entry(spec: Online) -> Function:
         reference: Model | None = None,
         reward_model: Model | None = None,
         principles: Principles | None = None,
+        critic: Model | None = None,
         **settings: object,
     ) -> Model:
         from truing.core.train_online import train_online
 
-        return train_online(spec, model, data, reference, reward_model, principles, settings)
+        nouns = (model, data, reference, reward_model, principles, critic)
+        return train_online(spec, *nouns, settings)
 
     kind = inspect.Parameter.KEYWORD_ONLY
     hints = typing.get_type_hints(spec.update, include_extras=True)
@@ -271,6 +279,8 @@ def _entry(spec: Online) -> Function:
     unused = {"reward_model", "principles"} if spec.pools else set[str]()
     if "ref_logp" not in spec.needs and not spec.opponent:
         unused.add("reference")
+    if not spec.values:
+        unused.add("critic")
     nouns = list(inspect.signature(train, eval_str=True).parameters.values())[:-1]
     nouns = [n for n in nouns if n.name not in unused]
     parameters = [*nouns, *own.values(), *engine.values()]

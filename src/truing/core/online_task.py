@@ -26,8 +26,9 @@ from truing.core import distributed
 from truing.core.advantages import kl_tokens
 from truing.core.chat import receipt
 from truing.core.collect import Collector, Group
+from truing.core.critic import HEAD, OWN, Critic, valued
 from truing.core.engine import Order, Part
-from truing.core.logprob import measure, states
+from truing.core.logprob import measure
 from truing.core.lora import Lora
 from truing.core.measure import fitted
 from truing.core.objective import Loss, Measurements
@@ -52,19 +53,6 @@ class Rollout:
     counts: Mapping[str, tuple[float, float]]
 
 
-class Critic(nn.Module):
-    """Values of states: one linear layer on the policy's trunk, zero at first."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1, width))
-        self.bias = nn.Parameter(torch.zeros(1))
-
-    def forward(self, rows_MD: Tensor) -> Tensor:
-        """Values [M, 1]."""
-        return torch.nn.functional.linear(rows_MD, self.weight, self.bias)
-
-
 class OnlineTask:
     """Prompts and the module that learns from its own answers to them.
 
@@ -76,7 +64,7 @@ class OnlineTask:
         module: a causal language model.
         lora: its adapters; None trains all weights.
         other: the frozen reference, where that is not the module with its adapters off.
-        critic: the value head, where the method has one.
+        critic: values of states, where the method needs them.
         compare: measure the reference.
         budget: tokens of a micro-batch.
     """
@@ -113,10 +101,15 @@ class OnlineTask:
         return len(self.collector.prompts)
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The adapters' parameters, or all of the module's, and the value head's."""
+        """The adapters' parameters, or all of the module's, and the critic's."""
         own = self.module.named_parameters() if self.lora is None else self.lora.named_parameters()
-        head = self.critic.named_parameters("value_head") if self.critic is not None else ()
-        return {**dict(own), **dict(head)}
+        head = self.critic.trained() if self.critic is not None else {}
+        return {**dict(own), **head}
+
+    def pace(self, name: str) -> float:
+        """Learning rate of a parameter over the policy's."""
+        critics = name.startswith((HEAD, OWN))
+        return self.settings.critic_rate if critics else 1.0
 
     def row_name(self, row: int) -> str:
         """The id of the prompt's row."""
@@ -160,11 +153,10 @@ class OnlineTask:
         """What the method needs of the policy and the reference before the first update."""
         made: State = {}
         if self.critic is not None or not self.exact:
-            heads = {"values": self.critic} if self.critic is not None else {}
 
             def policy(packed: Packed) -> State:
-                found = measure(self.module, packed, ("logp",), grad=False, heads=heads)
-                return {n: found[n] for n in ("logp", *heads)}
+                found = valued(self.module, packed, ("logp",), self.critic, grad=False)
+                return {n: v for n, v in found.items() if n != "mask"}
 
             made |= self._sweep(trees, policy)
         if self.compare:
@@ -270,17 +262,14 @@ class OnlineTask:
         """What the model says now, with gradients."""
         entropy = "entropy" in self.spec.needs and self.values.get("entropy", 1.0) != 0
         needs = ("logp", "entropy") if entropy else ("logp",)
-        heads = {"values": self.critic} if self.critic is not None else {}
-        if rollout.update.head_only:
-            with torch.no_grad():
-                rows_MD = states(self.module, packed)[packed.source_M].float()
+        if rollout.update.head_only and self.critic is not None:
             _, width, length = packed.mask_UKT.shape
             index = torch.tensor(list(at), device=self.device)
             found = dict.fromkeys(needs, rollout.r["logp"][index, :width, :length])
-            found |= {n: packed.spread(h(rows_MD)[:, 0]) for n, h in heads.items()}
+            found["values"] = self.critic.values(self.module, packed)
         else:
-            found = measure(self.module, packed, needs, heads=heads)
-        return Measurements(packed.mask_UKT, {n: found[n] for n in (*needs, *heads)})
+            found = valued(self.module, packed, needs, self.critic)
+        return Measurements(packed.mask_UKT, {n: v for n, v in found.items() if n != "mask"})
 
     def _weights(self, rollout: Rollout, members: Sequence[int]) -> list[float]:
         """Weight of each term of the loss over a whole minibatch, groups left out included."""

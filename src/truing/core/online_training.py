@@ -43,6 +43,7 @@ class OnlineTraining(TextTraining):
         minibatches: updates that one pass is split into.
         refill: rounds of further prompts that may take the place of groups which teach nothing.
         missing_end: subtracted from the reward of answers without a stop token.
+        critic_rate: learning rate of the critic over the policy's.
         watch: measure the divergence from the reference even where the method does not need it.
     """
 
@@ -59,6 +60,7 @@ class OnlineTraining(TextTraining):
     minibatches: int = 1
     refill: int = 0
     missing_end: float = 0.0
+    critic_rate: float = 1.0
     watch: bool = False
 
     def check(self, where: str) -> None:
@@ -84,6 +86,9 @@ class OnlineTraining(TextTraining):
                 seen=(self.minibatches, self.batch),
                 fix="Raise batch or lower minibatches",
             )
+        if not self.critic_rate > 0:
+            text = "setting 'critic_rate' must be above 0"
+            raise InputError(text, where=where, seen=self.critic_rate)
         self.sampling(0)
 
     def sampling(self, seed: int, n: int = 0) -> SamplingSettings:

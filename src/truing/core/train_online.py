@@ -6,25 +6,24 @@ import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import nn
 
 from truing import catalogue
-from truing.changes import Weights
 from truing.context import Context, Json, current
 from truing.core import distributed
 from truing.core import lora as adapters
 from truing.core.alongside import Alongside
 from truing.core.chat import check_receipt, completion_ids
 from truing.core.collect import Asked, Collector, Draw, Pool, Reward, read_prompts
+from truing.core.critic import Critic
 from truing.core.drawing import Completion, continued
 from truing.core.engine import train
-from truing.core.files import new_folder
 from truing.core.loaded import Loaded
 from truing.core.online import Online
-from truing.core.online_task import Critic, OnlineTask
+from truing.core.online_task import OnlineTask
 from truing.core.online_training import OnlineTraining
 from truing.core.opening import same_tokens
 from truing.core.rewards import Rewards, telling
@@ -39,11 +38,6 @@ from truing.method import get_component, resolve
 from truing.models import Model
 from truing.principles import Principles
 from truing.tables import Table, content_hash
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-HEAD = "value_head"
 
 
 def _split(spec: Online, values: Mapping[str, object]) -> tuple[dict[str, object], OnlineTraining]:
@@ -129,29 +123,21 @@ def _pool(spec: Online, told: Mapping[str, object]) -> Pool | None:
     return cast(Pool, get_component("pool", {"use": entry.name, **takes})())
 
 
-def _critic(spec: Online, loaded: Loaded) -> Critic | None:
-    """The value head: the model's own where it has one, else zero."""
+def _critic(
+    spec: Online, settings: OnlineTraining, loaded: Loaded, given: Model | None, dtype: str
+) -> Critic | None:
+    """The critic, where the method has one: on the policy's trunk, or a model of its own."""
     if "values" not in spec.needs:
         return None
-    critic = Critic(int(loaded.module.config.hidden_size))  # type: ignore[union-attr]
-    for name, parameter in critic.named_parameters(HEAD):
-        if name in loaded.extra:
-            with torch.no_grad():
-                parameter.copy_(loaded.extra[name])
-    return critic.to(loaded.device)
-
-
-def _with_critic(model: Model, critic: Critic | None, folder: Path) -> Model:
-    """The model with its value head as further tensors, from which training can go on."""
-    if critic is None:
-        return model
-    from safetensors.torch import save_file
-
-    if not folder.is_dir():
-        with new_folder(folder) as partial:
-            head = {n: p.detach().cpu().contiguous() for n, p in critic.named_parameters(HEAD)}
-            save_file(head, partial / "value_head.safetensors")
-    return model.adding(Weights(folder))
+    if given is None:
+        return Critic.of(loaded)
+    same_tokens({"model": loaded.model, "critic": given}, where=spec.name)
+    own = given.load_module(dtype, loaded.device, fresh=True)
+    lora = None
+    if settings.rank:
+        seed = current().stream("critic") % 2**31
+        lora = adapters.attach(own.module, settings.rank, settings.scale_alpha, seed=seed)
+    return Critic.of(own, own=True, lora=lora)
 
 
 def _check_prompts(spec: Online, loaded: Loaded, prompts: Sequence[Asked]) -> None:
@@ -183,6 +169,7 @@ def train_online(
     reference: Model | None,
     reward_model: Model | None,
     principles: Principles | None,
+    critic: Model | None,
     values: Mapping[str, object],
 ) -> Model:
     """Train `model` on its own answers to the prompts of `data`.
@@ -195,6 +182,7 @@ def train_online(
         reference: frozen; None takes the model as it is before training.
         reward_model: makes the reward "reward_model".
         principles: their checks make the reward "principles".
+        critic: brings trunk and head of the values; None puts them on the policy's own trunk.
         values: the method's and the engine's settings by name.
     Returns:
         the model with an adapter, or with new weights when `rank` is 0; and with its value head as
@@ -205,7 +193,7 @@ def train_online(
     """
     told, settings = _split(spec, values)
     context = current()
-    held = [m.key for m in (reference, reward_model, principles) if m is not None]
+    held = [m.key for m in (reference, reward_model, principles, critic) if m is not None]
     key = content_hash(
         [spec.name, told, vars(settings), model.weights_key, data.key, context.seed, held], 8
     )
@@ -252,7 +240,7 @@ def train_online(
         lora = adapters.attach(loaded.module, settings.rank, settings.scale_alpha, seed=seed)
     policy = replace(loaded, model=model.with_changes(model.weight_changes))
     players = Players(policy, lora, other)
-    critic = _critic(spec, loaded)
+    judge = _critic(spec, settings, loaded, critic, dtype)
     home = distributed.agree(context.folder)
     folder = home / f"rollouts-{key}"
     collector = Collector(
@@ -260,12 +248,13 @@ def train_online(
     )
     task = OnlineTask(
         spec, told, settings, collector, loaded.module, lora=lora,
-        other=other.module if other is not None else None, critic=critic, compare=compare,
+        other=other.module if other is not None else None, critic=judge, compare=compare,
         budget=budget,
     )  # fmt: skip
     train(task, settings, key=key, peak=settings.peak)
     made = trained_model(model, loaded.module, lora, home / f"{spec.name}-{key}", data, spec.name)
     licence = reward_model.licence if reward_model is not None else ""
     made = made.with_licences([licence] if licence else [])
-    with distributed.first_alone():
-        return _with_critic(made, critic, home / f"{spec.name}-critic-{key}")
+    if judge is None:
+        return made
+    return judge.saved(made, critic, data, home / f"{spec.name}-critic-{key}")

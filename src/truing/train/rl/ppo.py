@@ -6,11 +6,12 @@
     value   max((V - ret)^2, (clip(V, V_old - e_v, V_old + e_v) - ret)^2) / 2
     loss = mean over tokens of policy + vf value                                  arXiv 1707.06347
 
-V_t is the critic at the state before token t: one linear layer on the policy's own trunk, zero at
-first or the model's own where it was trained with one; it comes back with the model as extra
-tensors. The papers on language models (arXiv 1909.08593, 2203.02155) have a critic of its own
-size; a shared trunk is what fits beside the policy on small machines. `critic_rollouts` lets the
-head learn alone at first.
+V_t is the critic at the state before token t. Given as `critic`, it is a model of its own: a reward
+model gives backbone and head, as the papers on language models have it (arXiv 1909.08593,
+2203.02155), an earlier critic goes on, another model begins with a zero head. Without one it is a
+linear layer on the policy's own trunk, zero at first or the model's own where it was trained with
+one, and comes back with the model as extra tensors: what fits on small machines. `critic_rollouts`
+lets the critic learn alone at first, `critic_rate` faster than the policy.
 
 Shapes: U groups, K answers, T tokens.
 """
@@ -58,7 +59,13 @@ def counted(state: State | None) -> tuple[int, State]:
 
 def critic_loss(clip_value: float) -> Callable[[Measurements], Loss]:
     """The critic's loss alone, over the policy's own tokens."""
-    return lambda m: by_token(value_loss(m, clip_value), m, m["own"])
+
+    def loss(m: Measurements) -> Loss:
+        per_UKT = value_loss(m, clip_value)
+        mean_UK = (per_UKT * m.mask_UKT).sum(-1).detach() / m.length_UK.clamp(min=1)
+        return watched(by_token(per_UKT, m, m["own"]), value_loss=mean_UK)
+
+    return loss
 
 
 @online(paper="preference-losses", needs=("ref_logp", "values"))
@@ -86,7 +93,7 @@ def ppo(
         clip_ratio: how far from 1 the ratio of new to old probability counts.
         clip_value: how far values may move in the critic's loss; 0 for any distance.
         vf: weight of the critic's loss.
-        critic_rollouts: rollouts at first from which the value head alone learns.
+        critic_rollouts: rollouts at first from which the critic alone learns.
     """
     done, state = counted(state)
     advantage_UKT = gae(

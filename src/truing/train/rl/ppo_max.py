@@ -7,13 +7,15 @@
 
 The twelve tricks: token KL (`beta`), importance sampling (`importance`), entropy bonus (`entropy`),
 reward scaling and normalisation with clipping (`reward`, `clip_reward`), advantage normalisation
-and clipping (`clip_advantage`), value clipping (`clip_value`), critic (the
-model's own value head, else zero, and `critic_rollouts` before any policy step), policy (the model
-given: train it by sft first), GAE (`lam`), clipped surrogate (`clip_ratio`), gradient clipping
-(`clip`). PPO-ptx needs rows with the column `completion`. The defaults are the paper's PPO-max.
+and clipping (`clip_advantage`), value clipping (`clip_value`), critic (input `critic`: the reward
+model, the model before its training with a zero head, or an earlier critic; `critic_rollouts` of
+it alone before any policy step, `critic_rate`), policy (the model given: train it by sft first),
+GAE (`lam`), clipped surrogate (`clip_ratio`), gradient clipping (`clip`). PPO-ptx needs rows with
+the column `completion`. The defaults are the paper's PPO-max, which begins the critic as the reward
+model: give that as `critic`. Without one a head on the policy's own trunk has to do.
 
-Differences: the critic shares the policy's trunk; advantages are normalised over the rollout, not
-the minibatch, and H - H_target is taken token by token, which is the same on one side of the
+Differences: a new head is zero, not random; advantages are normalised over the rollout, not the
+minibatch, and H - H_target is taken token by token, which is the same on one side of the
 target, so that no split of the batch can change a step. A group of several answers is allowed.
 
 Monitors: reward and its deviation and largest value, kl, length, perplexity of the policy's own
@@ -25,6 +27,7 @@ Shapes: U groups, K answers, T tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -79,6 +82,30 @@ def monitors(r: Measurements, own_UKT: Tensor, state: State) -> dict[str, Tensor
     return seen
 
 
+def normalised(advantage_UKT: Tensor, own_UKT: Tensor, clip: float) -> Tensor:
+    """Advantages of the policy's own tokens; with `clip` of unit deviation, none beyond it."""
+    if clip:
+        advantage_UKT = whiten(advantage_UKT, own_UKT, unbiased=False, eps=1e-6).clamp(-clip, clip)
+    return advantage_UKT * own_UKT
+
+
+def policy_loss(
+    clip_ratio: float, importance: bool, entropy: float, ptx: float
+) -> Callable[[Measurements], Loss]:
+    """The policy's loss: the surrogate, the entropy term, the likelihood of given answers."""
+    reach = clip_ratio or float("inf")
+
+    def loss(m: Measurements) -> Loss:
+        policy_UKT = clipped(m, reach, reach) if importance else -advantages(m) * m.logp_UKT
+        made = by_token(policy_UKT, m, m["own"])
+        made = watched(made, clip_fraction=clip_fraction(m, reach, reach))
+        if entropy:
+            made = made + entropy * by_token((m["entropy"] - ENTROPY).abs(), m, m["own"])
+        return made + ptx * by_token(-m.logp_UKT, m, 1 - m["own"]) if ptx else made
+
+    return loss
+
+
 @online(paper="secrets-ppo-max", needs=("ref_logp", "values", "entropy"), given="completion")
 def ppo_max(
     r: Measurements,
@@ -102,6 +129,7 @@ def ppo_max(
     temperature: float = 0.8,
     top_p: float = 0.9,
     repetition_penalty: float = 1.1,
+    critic_rate: float = 3.0,
 ) -> Update:
     """PPO-max: PPO with each trick a switch, and monitors that see collapse.
 
@@ -118,32 +146,19 @@ def ppo_max(
         entropy: weight of the entropy term, whose target is 35 nats; 0 does without one.
         ptx: weight of the likelihood of the rows' own answers; 0 does without them.
         lam: how far rewards are believed rather than the critic.
-        critic_rollouts: rollouts at first from which the value head alone learns.
+        critic_rollouts: rollouts at first from which the critic alone learns.
     """
     done, state = counted(state)
     own_UKT = r.mask_UKT * r["own"][..., None]
-    running = moments({n: state[n] for n in ("mean", "var", "count")} if done else None,
-                      r["reward"][r["own"] > 0].cpu())  # fmt: skip
-    state |= running
+    before = {n: state[n] for n in ("mean", "var", "count")} if done else None
+    state |= (running := moments(before, r["reward"][r["own"] > 0].cpu()))
     score_UK = shaped(r["reward"], running, reward, clip_reward)
     advantage_UKT = gae(token_rewards(r, score_UK, beta), r["values"], own_UKT, lam=lam)
     tensors = {"returns": (advantage_UKT + r["values"]) * own_UKT}
-    if clip_advantage:
-        advantage_UKT = whiten(advantage_UKT, own_UKT, unbiased=False, eps=1e-6)
-        advantage_UKT = advantage_UKT.clamp(-clip_advantage, clip_advantage)
-    tensors["advantage"] = advantage_UKT * own_UKT
-    critic, reach = critic_loss(clip_value), clip_ratio or float("inf")
-
-    def loss(m: Measurements) -> Loss:
-        policy_UKT = clipped(m, reach, reach) if importance else -advantages(m) * m.logp_UKT
-        made = by_token(policy_UKT, m, m["own"])
-        made = watched(made, clip_fraction=clip_fraction(m, reach, reach)) + vf * critic(m)
-        if entropy:
-            made = made + entropy * by_token((m["entropy"] - ENTROPY).abs(), m, m["own"])
-        return made + ptx * by_token(-m.logp_UKT, m, 1 - m["own"]) if ptx else made
-
+    tensors["advantage"] = normalised(advantage_UKT, own_UKT, clip_advantage)
     seen = monitors(r, own_UKT, state)
     seen["explained"] = explained(r["values"], tensors["returns"], own_UKT)
+    critic, policy = critic_loss(clip_value), policy_loss(clip_ratio, importance, entropy, ptx)
     if done < critic_rollouts:
         return Update(tensors, critic, metrics=seen, state=state, head_only=True)
-    return Update(tensors, loss, metrics=seen, state=state)
+    return Update(tensors, lambda m: policy(m) + vf * critic(m), metrics=seen, state=state)

@@ -16,7 +16,7 @@ Source: arXiv 2310.05910. Differences: the score lies on the true last token, no
 of the padding, so that no padding carries reward; whitening (population variance, 1e-8) is over
 the whole answers x T_max as there, where the places beyond an answer are 0. Losses are means over
 tokens; log-probabilities are those at temperature 1. Clamped k1 is biased, never below 0. For the
-critic see ppo: the paper's begins as the reward model.
+critic see ppo: the paper's is the reward model, given as `critic`.
 
 Shapes: U groups, K answers, T tokens.
 """
