@@ -53,6 +53,7 @@ class Processes:
 _now = Processes()
 _all: Processes | None = None
 _store: dist.Store | None = None
+_met = 0  # how often
 
 
 def now() -> Processes:
@@ -76,7 +77,7 @@ def begin() -> tuple[Processes, dist.Store]:
     Raises:
         InputError: fewer GPUs than processes, or folders that not all of them see.
     """
-    global _all, _store
+    global _all, _store, _met
     if _all is None or _store is None:
         from torch.distributed.rendezvous import rendezvous
 
@@ -92,6 +93,8 @@ def begin() -> tuple[Processes, dist.Store]:
             torch.cuda.set_device(local)
             backend = "cpu:gloo,cuda:nccl"
         found, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+        _met += 1
+        found = dist.PrefixStore(f"truing/{_met}", found)
         dist.init_process_group(
             backend, store=dist.PrefixStore("group", found), rank=rank, world_size=size,
             timeout=PATIENCE,

@@ -115,7 +115,7 @@ def lead(function: Callable[[], int]) -> int:
             with contextlib.suppress(RuntimeError):  # torchrun itself may be gone
                 store.set(f"call/{_lead.calls}", "end")
             _lead.calls = -1
-    if not code:
+    if not _lead.stopping:
         end()
     return code
 
