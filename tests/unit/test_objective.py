@@ -178,8 +178,8 @@ ROWS: dict[str, Row] = {
 
 @pytest.mark.parametrize(("kind", "to"), CONVERSIONS)
 def test_conversions_make_rows_of_the_kind(kind: str, to: str) -> None:
-    table, name = as_kind(Table(kind, [ROWS[kind], ROWS[kind] | {"label": False}]), to, "x")
-    assert table.kind == to and name == CONVERSIONS[(kind, to)][0] and len(table)
+    table, said = as_kind(Table(kind, [ROWS[kind], ROWS[kind] | {"label": False}]), to, "x")
+    assert table.kind == to and said["conversion"] == CONVERSIONS[(kind, to)][0] and len(table)
     assert any(set(need) <= set(table[0]) for need in KINDS[to])
 
 
@@ -189,7 +189,10 @@ def test_conversions_by_hand() -> None:
     pair, _ = as_kind(Table("group", [ROWS["group"]]), "pair", "x")
     assert (pair[0]["chosen"], pair[0]["rejected"]) == ("b", "w")
     even = {**ROWS["group"], "scores": [1.0, 1.0, 1.0]}
-    assert len(as_kind(Table("group", [even]), "pair", "x")[0]) == 0
+    left, said = as_kind(Table("group", [even, ROWS["group"]]), "pair", "x")
+    assert len(left) == 1 and said["left_out_equal"] == 1
+    with pytest.raises(InputError, match="of the 1 of table: in 1 all answers have one score"):
+        as_kind(Table("group", [even]), "pair", "x")
     with pytest.raises(InputError, match="needs rows of kind pair"):
         as_kind(Table("text", [{"text": "a"}]), "pair", "x")
 

@@ -349,7 +349,7 @@ class Collector:
         if self.pool is not None:
             say = _Speaker(self, journal, name, sampling)
             seed = self.context.stream(f"{name}/score")
-            found = self.pool.score(groups, seed, say)
+            found = _one_each(self.pool.score(groups, seed, say), groups, name)
             sorts = [[float(self.pool.sort(row)) for row in rows] for rows in groups]
             return [(values, {"sort": s}) for values, s in zip(found, sorts, strict=True)]
         reward = cast(Reward, self.reward)
@@ -372,6 +372,26 @@ def _kept(journal: Journal | None, key: str, make: Callable[[], Json]) -> Json:
         if journal is not None:
             journal.put(key, made)
     return distributed.agree(journal.get(key) if journal is not None else None)
+
+
+def _one_each(
+    found: list[list[float] | None], groups: Sequence[Sequence[Row]], where: str
+) -> list[list[float] | None]:
+    """A pool's rewards, which must be one finite number an answer, or None for a group."""
+    if len(found) != len(groups):
+        raise InputError(
+            "a pool must reward each group", where=where, seen=(len(found), len(groups))
+        )
+    for i, (values, rows) in enumerate(zip(found, groups, strict=True), 1):
+        if values is None:
+            continue
+        if len(values) != len(rows) or not all(math.isfinite(v) for v in values):
+            raise InputError(
+                "a pool must give one finite reward for each answer",
+                where=f"{where} group {i}",
+                seen=values,
+            )
+    return found
 
 
 class _Speaker:

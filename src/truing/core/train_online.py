@@ -212,13 +212,13 @@ def train_online(
     loaded = model.load_module(dtype, device, fresh=True)
     context_size = getattr(loaded.module.config, "max_position_embeddings", None)
     limit = min(settings.max_tokens, int(context_size or settings.max_tokens))
-    rows, conversion = as_kind(data, spec.rows, spec.name)
+    rows, said = as_kind(data, spec.rows, spec.name)
     prompts, notes = read_prompts(
         rows, loaded.tokenizer, limit, settings.new_tokens, spec.joins(told), spec.name
     )
     _check_prompts(spec, loaded, prompts)
     budget = settings.budget or (GPU_BUDGET if device == "cuda" else BUDGET)
-    notes |= {"conversion": conversion} if conversion else {}
+    notes |= said
     _said(spec, context, notes | {"device": device, "dtype": dtype, "budget": budget})
     longest = max(len(p.ids) for p in prompts)
     check_memory(

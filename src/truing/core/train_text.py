@@ -6,6 +6,7 @@ the reference is measured in one pass, the adapter or the weights become a chang
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -111,19 +112,17 @@ def read_units(
     spec: Objective, loaded: Loaded, data: Table, limit: int, hook: Hook | None = None
 ) -> tuple[list[Unit], dict[str, Json]]:
     """What will be trained on, and what to say of how it was made."""
-    rows, conversion = as_kind(data, spec.rows, spec.name)
-    rows = rows if hook is None else hook.rows(rows)
+    rows, notes = as_kind(data, spec.rows, spec.name)
     limit = room(loaded, limit)
     reader = Reader(loaded.tokenizer, spec, limit)
+    if hook is not None and type(hook).rows is not Hook.rows:
+        rows = hook.rows(reader.usable(rows))
     units = reader.read(rows)
     if hook is not None:
         prompts = {str(r["id"]): cast(Prompt, r.get("prompt", r.get("messages", ""))) for r in rows}
         units = hook.units(loaded, units, prompts, limit)
-    notes: dict[str, Json] = {"rows": len(units)}
-    notes |= {n: c for n, c in sorted(reader.counts.items()) if c}
-    if conversion:
-        notes["conversion"] = conversion
-    return units, notes
+    counts = reader.counts + Counter({n: c for n, c in notes.items() if isinstance(c, int)})
+    return units, {"rows": len(units), **notes, **dict(sorted(counts.items()))}
 
 
 def _task(

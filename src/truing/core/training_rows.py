@@ -1,17 +1,20 @@
 """Rows of a table as token branches: conversions between kinds, cutting, and what is left out.
 
 A method that needs other rows than it is given gets them by a named conversion, which is recorded.
-Answers that do not fit are cut at their end; rows without room for an answer, with an empty answer,
-or with a chosen answer equal to the rejected one are left out. All of it is counted.
+Answers that do not fit are cut at their end. Left out are rows without room for an answer, with an
+empty answer (one of a group's is enough), or that prefer nothing: a chosen answer equal to the
+rejected one, a group of one answer, or one of equal scores. All of it is counted.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from truing.context import Json
 from truing.core.chat import Prompt, completion_ids, example_ids, prompt_ids, step_ids
 from truing.core.objective import Objective
 from truing.core.tree import Node, group_tree
@@ -66,70 +69,142 @@ class Unit:
         return (self.prompt, self.answers, whole.ids if whole is not None else ())
 
 
+WHYS = {
+    "left_out_same": "chosen and rejected are the same",
+    "left_out_empty": "an answer is empty",
+    "left_out_single": "the group has a single answer",
+    "left_out_equal": "all answers have one score",
+    "left_out_bad": "the answer is labelled as bad",
+    "left_out_good": "the answer is labelled as good",
+    "left_out_long": "the prompt leaves no room for an answer",
+}
+
+
 def _plain(row: Row, **columns: object) -> Row:
     return {"prompt": row["prompt"], "lineage": row.get("lineage") or {}, **columns}
 
 
-def _pair_to_unpaired(row: Row) -> list[Row]:
+def _ranked(row: Row) -> tuple[list[str], list[float]]:
+    """Answers and scores of a group; an InputError unless there is one for each."""
+    texts, scores = cast("list[str]", row["completions"]), cast("list[object]", row["scores"])
+    numbers = [float(s) for s in scores if isinstance(s, (int, float)) and math.isfinite(s)]
+    if len(numbers) != len(texts) or len(scores) != len(texts):
+        raise InputError("column 'scores' must have one number for each completion", seen=scores)
+    return texts, numbers
+
+
+def _group_why(texts: Sequence[str], scores: Sequence[float] | None) -> str:
+    """Why nothing can be ranked in a group; "" where something can."""
+    if not texts or not all(t.strip() for t in texts):
+        return "left_out_empty"
+    if len(texts) < 2:
+        return "left_out_single"
+    return "left_out_equal" if scores is not None and min(scores) == max(scores) else ""
+
+
+def _pair_to_unpaired(row: Row) -> list[Row] | str:
+    if row["chosen"] == row["rejected"]:
+        return "left_out_same"
     return [
         _plain(row, completion=row[name], label=label, finished=row.get(f"{name}_finished", True))
         for name, label in (("chosen", True), ("rejected", False))
     ]
 
 
-def _group_to_pair(row: Row) -> list[Row]:
-    texts, scores = cast("list[str]", row["completions"]), cast("list[float]", row["scores"])
-    if not texts or min(scores) == max(scores):
-        return []
+def _pair_to_group(row: Row) -> list[Row] | str:
+    if row["chosen"] == row["rejected"]:
+        return "left_out_same"
+    return [_plain(row, completions=[row["chosen"], row["rejected"]], scores=[1.0, 0.0])]
+
+
+def _pair_to_example(row: Row) -> list[Row] | str:
+    finished = row.get("chosen_finished", True)
+    return [_plain(row, completion=row["chosen"], finished=finished)]
+
+
+def _pair_to_negative(row: Row) -> list[Row] | str:
+    finished = row.get("rejected_finished", True)
+    return [_plain(row, rejected=row["rejected"], rejected_finished=finished)]
+
+
+def _unpaired_to_example(row: Row) -> list[Row] | str:
+    if not row["label"]:
+        return "left_out_bad"
+    return [_plain(row, completion=row["completion"], finished=row.get("finished", True))]
+
+
+def _unpaired_to_negative(row: Row) -> list[Row] | str:
+    if row["label"]:
+        return "left_out_good"
+    finished = row.get("finished", True)
+    return [_plain(row, rejected=row["completion"], rejected_finished=finished)]
+
+
+def _group_to_pair(row: Row) -> list[Row] | str:
+    texts, scores = _ranked(row)
+    if why := _group_why(texts, scores):
+        return why
     best, worst = scores.index(max(scores)), scores.index(min(scores))
     return [_plain(row, chosen=texts[best], rejected=texts[worst])]
 
 
-def _group_to_example(row: Row) -> list[Row]:
-    texts, scores = cast("list[str]", row["completions"]), cast("list[float]", row["scores"])
-    return [_plain(row, completion=texts[scores.index(max(scores))])] if texts else []
+def _group_to_example(row: Row) -> list[Row] | str:
+    texts, scores = _ranked(row)
+    if not texts:
+        return "left_out_empty"
+    return [_plain(row, completion=texts[scores.index(max(scores))])]
 
 
-CONVERSIONS: dict[tuple[str, str], tuple[str, Callable[[Row], list[Row]]]] = {
-    ("pair", "example"): (
-        "chosen answers as examples",
-        lambda r: [_plain(r, completion=r["chosen"], finished=r.get("chosen_finished", True))],
-    ),
+# Each gives the new rows, or why the row is left out.
+CONVERSIONS: dict[tuple[str, str], tuple[str, Callable[[Row], list[Row] | str]]] = {
+    ("pair", "example"): ("chosen answers as examples", _pair_to_example),
     ("pair", "unpaired"): ("chosen answers as good, rejected ones as bad", _pair_to_unpaired),
-    ("pair", "group"): (
-        "pairs as groups of two",
-        lambda r: [_plain(r, completions=[r["chosen"], r["rejected"]], scores=[1.0, 0.0])],
-    ),
-    ("unpaired", "example"): (
-        "good answers as examples",
-        lambda r: [_plain(r, completion=r["completion"])] if r["label"] else [],
-    ),
-    ("pair", "negative"): (
-        "rejected answers alone",
-        lambda r: [
-            _plain(r, rejected=r["rejected"], rejected_finished=r.get("rejected_finished", True))
-        ],
-    ),
-    ("unpaired", "negative"): (
-        "bad answers alone",
-        lambda r: (
-            []
-            if r["label"]
-            else [_plain(r, rejected=r["completion"], rejected_finished=r.get("finished", True))]
-        ),
-    ),
+    ("pair", "group"): ("pairs as groups of two", _pair_to_group),
+    ("unpaired", "example"): ("good answers as examples", _unpaired_to_example),
+    ("pair", "negative"): ("rejected answers alone", _pair_to_negative),
+    ("unpaired", "negative"): ("bad answers alone", _unpaired_to_negative),
     ("group", "pair"): ("best against worst answer of each group", _group_to_pair),
     ("group", "example"): ("best answer of each group as example", _group_to_example),
 }
 
 
-def as_kind(table: Table, kind: str, where: str) -> tuple[Table, str]:
-    """The table as rows of `kind`, and the name of the conversion where one was made."""
+def as_kind(table: Table, kind: str, where: str) -> tuple[Table, dict[str, Json]]:
+    """The table as rows of `kind`, and what to say of the conversion where one was made.
+
+    Raises:
+        InputError: rows of another kind, or of which nothing is left.
+    """
     # Conversions go first: good and bad answers have the columns of examples, and are none.
     if table.kind == kind or (table.kind, kind) not in CONVERSIONS:
-        return table.expect(kind, where=where), ""
+        return table.expect(kind, where=where), {}
     name, change = CONVERSIONS[(table.kind, kind)]
-    return Table(kind, [new for row in table for new in change(row)], where=table.source), name
+    made: list[Row] = []
+    counts: Counter[str] = Counter()
+    for i, row in enumerate(table, 1):
+        try:
+            new = change(row)
+        except InputError as error:
+            at = f"{where} {table.source} row {i}"
+            raise InputError(error.message, where=at, seen=error.seen) from None
+        if isinstance(new, str):
+            counts[new] += 1
+        else:
+            made += new
+    if not made:
+        raise nothing_left(table, counts, where)
+    return Table(kind, made, where=table.source), {"conversion": name, **counts}
+
+
+def nothing_left(table: Table, counts: Mapping[str, int], where: str, limit: int = 0) -> InputError:
+    """Says why no row of the table can be trained on; `limit` in tokens."""
+    whys = WHYS | {"left_out_long": f"{WHYS['left_out_long']} within {limit} tokens"}
+    told = [f"in {counts[n]} {why}" for n, why in whys.items() if counts.get(n)]
+    return InputError(
+        f"no row can be trained on of the {len(table)} of {table.source}: {'; '.join(told)}",
+        where=where,
+        seen=dict(counts),
+        fix="Raise max_tokens, up to the model's context" * bool(counts.get("left_out_long")),
+    )
 
 
 class Reader:
@@ -148,23 +223,8 @@ class Reader:
             if unit is not None:
                 units.append(unit)
         if not units:
-            raise self._nothing(table)
+            raise nothing_left(table, self.counts, self.spec.name, self.limit)
         return units
-
-    def _nothing(self, table: Table) -> InputError:
-        """Says why no row is left."""
-        whys = {
-            "left_out_same": "chosen and rejected are the same",
-            "left_out_empty": "an answer is empty",
-            "left_out_long": f"the prompt leaves no room for an answer within {self.limit} tokens",
-        }
-        told = [f"in {self.counts[n]} {why}" for n, why in whys.items() if self.counts[n]]
-        return InputError(
-            f"no row can be trained on of the {len(table)} of {table.source}: {'; '.join(told)}",
-            where=self.spec.name,
-            seen=dict(self.counts),
-            fix="Raise max_tokens, up to the model's context" * bool(self.counts["left_out_long"]),
-        )
 
     def _unit(self, row: Row, where: str) -> Unit | None:
         numbers = {name: self._number(row, name, where) for name in self.spec.columns}
@@ -173,10 +233,8 @@ class Reader:
         if self.spec.rows == "steps":
             return self._steps(row, numbers, where)
         texts = self._texts(row, where)
-        if any(not text.strip() for text, _ in texts):
-            return self._out("left_out_empty")
-        if self.spec.rows == "pair" and texts[0][0] == texts[1][0]:
-            return self._out("left_out_same")
+        if why := self._why(row, texts):
+            return self._out(why)
         prompt = self._prompt(row["prompt"] if "prompt" in row else row["messages"])
         room = self.limit - len(prompt)
         if room < ROOM:
@@ -187,6 +245,36 @@ class Reader:
             return self._out("left_out_same")
         self.counts["cut"] += sum(len(ids) > room for ids in whole)
         return Unit(str(row["id"]), prompt, answers, numbers)
+
+    def usable(self, table: Table) -> Table:
+        """The rows whose texts can teach something; the others are counted.
+
+        For hooks that write the texts anew, in which an empty answer cannot be seen any more.
+        """
+        if self.spec.rows not in BRANCHES:
+            return table
+        rows: list[Row] = []
+        for i, row in enumerate(table, 1):
+            if self.spec.rows == "example" and "completion" not in row:
+                rows.append(row)  # a dialogue
+            elif why := self._why(row, self._texts(row, f"{table.source} row {i}")):
+                self._out(why)
+            else:
+                rows.append(row)
+        if not rows:
+            raise nothing_left(table, self.counts, self.spec.name, self.limit)
+        return table if len(rows) == len(table) else Table(table.kind, rows, where=table.source)
+
+    def _why(self, row: Row, texts: Sequence[tuple[str, bool]]) -> str:
+        """Why the row's texts teach nothing, or ""."""
+        if any(not text.strip() for text, _ in texts):
+            return "left_out_empty"
+        if self.spec.rows == "pair" and texts[0][0] == texts[1][0]:
+            return "left_out_same"
+        if self.spec.rows == "group":
+            scores = cast("list[float]", row["scores"]) if "scores" in self.spec.columns else None
+            return _group_why(cast("list[str]", row["completions"]), scores)
+        return ""
 
     def _out(self, why: str) -> None:
         self.counts[why] += 1
