@@ -52,7 +52,14 @@ def test_equal_inputs_come_back(name: str, pair: tuple[Model, Model]) -> None:
     merged = methods[name](**_inputs(name, pair[0]))
     assert isinstance(merged, Model)
     before, after = pair[0].folded(), merged.folded()
-    assert all(torch.equal(after[n], before[n]) for n in before)
+    if set(before) == set(after):
+        assert all(torch.equal(after[n], before[n]) for n in before)
+        return
+    # Another architecture: it computes what they computed.
+    ids = torch.tensor([[1, 7, 99, 200, 13, 5, 5, 2]])
+    with torch.no_grad():
+        a, b = (m.load_module().module(ids).logits for m in (pair[0], merged))
+    assert torch.allclose(a, b, atol=1e-4 * float(a.abs().max()))
 
 
 @pytest.mark.parametrize("name", MERGERS)
@@ -62,7 +69,8 @@ def test_dtype_ties_and_tokens_stay(name: str, pair: tuple[Model, Model], tmp_pa
     assert merged.weights_key != pair[0].weights_key
     folded = merged.folded()
     assert {t.dtype for t in folded.values()} == {torch.bfloat16}
-    assert set(folded) == set(pair[0].folded())
+    same = merged.base.config["architectures"] == pair[0].base.config["architectures"]
+    assert (set(folded) == set(pair[0].folded())) is same
     assert all(torch.isfinite(t).all() for t in folded.values())
     loaded = merged.load_module()
     assert loaded.module.lm_head.weight is loaded.module.model.embed_tokens.weight

@@ -23,6 +23,7 @@ from truing.core.text_task import TextTask
 from truing.core.tiny import tiny_config, tiny_tokenizer
 from truing.core.train_text import find_heads, find_teachers, read_units
 from truing.core.training import HOOKS, Hook
+from truing.merge.mixture_of_experts import mixture_of_experts
 from truing.method import methods
 from truing.models import Model
 from truing.tables import Row, Table
@@ -223,8 +224,15 @@ def taught_by(spec: Objective, others: Sequence[Model]) -> dict[str, Model]:
     return dict(zip(spec.teachers, others, strict=False))
 
 
+def fitting(model: Model, spec: Objective) -> Model:
+    """The model, or a mixture of experts made of it where routers are measured."""
+    sparse = any(n.startswith("router_") for n in spec.needs)
+    return mixture_of_experts({"base": model}) if sparse else model
+
+
 def build(model: Model, spec: Objective, budget: int, others: Sequence[Model]) -> TextTask:
     """The task as `train_model` builds it, with an adapter that already does something."""
+    model = fitting(model, spec)
     loaded = model.load_module(fresh=True)
     hook = hook_of(spec)
     units, _ = read_units(spec, loaded, table_for(spec), 512, hook)
@@ -313,6 +321,7 @@ def test_training_lowers_the_objective(
     if hook_of(spec).added:
         more |= {"samples": 2, "new_tokens": 6}
     with use(Context(folder=tmp_path)) as context:
+        model = fitting(model, spec)
         made = methods[name](model, table_for(spec), steps=6, lr=2e-3, batch=6, warmup=0.0, **more)
     scored = "scores" in spec.needs
     kinds = ["adapter", "weights"] if scored or spec.heads else ["adapter"]

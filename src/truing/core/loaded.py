@@ -149,6 +149,18 @@ def _build(model: Model, dtype: str) -> tuple[torch.nn.Module, dict[str, torch.T
     return module.eval(), folded.extra
 
 
+def by_file_names(
+    module: torch.nn.Module, state: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """A module's whole state dict under the names of its files.
+
+    Some architectures keep several tensors of a file as one, such as the experts of a layer.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return revert_weight_conversion(cast("PreTrainedModel", module), dict(state))
+
+
 def _complete(missing: object, unexpected: object, model: Model) -> None:
     lost = sorted(cast("list[str]", missing))
     odd = sorted(cast("list[str]", unexpected))

@@ -246,13 +246,14 @@ class TextTask:
         return Measurements(packed.mask_UKT, tensors, columns)
 
     def _found(self, micro: Micro, grad: bool) -> dict[str, Tensor]:
-        names = [n for n in self.measured if n != "scores"]
+        names = [n for n in self.measured if n not in ("scores", *self.hook.measures)]
         found: dict[str, Tensor] = {}
         if names:
             extras, change = self._extras(micro), self._change(micro)
             found = measure(
                 self.module, micro.packed, names, grad=grad, extras=extras, change=change
             )
+            found |= self.hook.measured(micro.packed)
         if self.head is not None:
             found["scores"] = measured(self.module, self.head, micro.packed, grad=grad)
         return found

@@ -21,6 +21,7 @@ from truing.errors import InputError
 if TYPE_CHECKING:
     from truing.core.chat import Prompt
     from truing.core.training_rows import Unit
+    from truing.core.tree import Packed
     from truing.models import Loaded
     from truing.tables import Table
 
@@ -155,6 +156,7 @@ class Hook:
     moves_reference = False
     fresh = False  # the rows are others at each step
     added = 0  # branches put after a row's own
+    measures: tuple[str, ...] = ()  # measurements that it takes itself
 
     def settings(self) -> dict[str, object]:
         """Its settings by name."""
@@ -176,6 +178,10 @@ class Hook:
     def forward(self, task: Tuned) -> AbstractContextManager[object]:
         """Wrapped around every forward pass that gradients flow through."""
         return contextlib.nullcontext()
+
+    def measured(self, packed: Packed) -> dict[str, Tensor]:
+        """Its `measures` [U, K, T] of the forward pass that has just been made in `forward`."""
+        return {}
 
     def after_step(self, task: Tuned, step: int) -> None:
         """Called after update `step` (from 1)."""

@@ -1,0 +1,209 @@
+"""Make a mixture of experts: models' feed-forward layers become experts, the rest is averaged.
+
+    y = sum_{i in top k of p} (p_i / sum_{j in top k} p_j) E_i(x),   p = softmax(W x)
+
+One model gives sparse upcycling: E copies of its layers, which compute exactly what it computed,
+whatever the router says, until training parts them. Several give Branch-Train-Mix: each model's
+layers are experts, attention, norms and embeddings the mean of all. `experts` are dealt to the
+models in turn. W is drawn at random, or taken from `prompts`: w_i is the mean state, of length one,
+that model i has before its feed-forward layer when it reads its own prompts (rows with a column
+`role` that names the model).
+
+The result is a Mixtral with its hub names, which stock transformers opens; train it whole with
+`train/balanced_experts` (adapters reach attention alone). Layers of the Llama family without
+biases can be used. Kept gates are renormalised, so that copies are exact; for the same reason a
+single kept expert (top_k 1) has weight 1 always and leaves its router without a gradient.
+Sources: sparse upcycling, arXiv 2212.05055; Branch-Train-MiX, arXiv 2403.07816; the design space,
+arXiv 2503.07137.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from truing.context import current
+from truing.core.chat import Prompt, prompt_ids
+from truing.core.files import new_folder, place
+from truing.core.loaded import quiet
+from truing.core.opening import same_tokens
+from truing.core.weights import Folded, aligned, write
+from truing.errors import InputError
+from truing.merge.linear import average
+from truing.method import method
+from truing.models import Folder, Model, run_time_of
+from truing.tables import Table, content_hash
+
+if TYPE_CHECKING:
+    from transformers import MixtralConfig, PreTrainedConfig
+
+WHERE = "merge/mixture_of_experts"
+STD = 0.02  # of random routers
+EXPERT = {"gate": "w1", "down": "w2", "up": "w3"}
+_LAYER = re.compile(r"^(.*layers\.(\d+)\.)mlp\.(gate|up|down)_proj\.weight$")
+KEPT = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps",
+    "initializer_range", "rope_parameters", "tie_word_embeddings", "bos_token_id", "eos_token_id",
+    "pad_token_id", "attention_dropout",
+)  # fmt: skip
+
+
+def config_of(model: Model, experts: int, top_k: int) -> MixtralConfig:
+    """The Mixtral configuration of a Llama-like model; an InputError for other architectures."""
+    from transformers import AutoConfig, MixtralConfig
+
+    dense: PreTrainedConfig = AutoConfig.from_pretrained(model.folder, trust_remote_code=False)
+    biased = getattr(dense, "attention_bias", False) or getattr(dense, "mlp_bias", False)
+    if dense.model_type not in ("llama", "mistral") or biased:
+        raise InputError(
+            "only Llama-like models without biases become a mixture of experts",
+            where=f"{WHERE} {model.name}",
+            seen=f"{dense.model_type} with biases" if biased else dense.model_type,
+        )
+    facts = {n: getattr(dense, n) for n in KEPT if getattr(dense, n, None) is not None}
+    window = getattr(dense, "sliding_window", None)
+    return MixtralConfig(
+        **facts,
+        sliding_window=window,
+        num_local_experts=experts,
+        num_experts_per_tok=top_k,
+        architectures=["MixtralForCausalLM"],
+    )
+
+
+def mixture(
+    folded: Mapping[str, Folded], experts: int, routers: Mapping[int, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of the mixture by their hub names.
+
+    Args:
+        folded: weights by role, of one architecture.
+        experts: dealt to the roles in turn.
+        routers: W [E, D] of each layer.
+    """
+    shares = [1 / len(folded)] * len(folded)
+    for i, (name, theta) in enumerate(aligned(folded, where=WHERE), 1):
+        current().progress(i, len(next(iter(folded.values()))), "mixing tensors")
+        found = _LAYER.match(name)
+        each = list(theta.values())
+        if found is None:
+            yield name, average(each, shares)
+            continue
+        head, layer, kind = f"{found[1]}block_sparse_moe", int(found[2]), found[3]
+        for e in range(experts):
+            # Copies: safetensors does not write two names for one piece of memory.
+            yield f"{head}.experts.{e}.{EXPERT[kind]}.weight", each[e % len(each)].clone()
+        if kind == "gate":
+            yield f"{head}.gate.weight", routers[layer].to(each[0].dtype)
+
+
+def mean_states(model: Model, prompts: list[Prompt]) -> list[Tensor]:
+    """Mean state before each feed-forward layer over the tokens of prompts, of length one, [D]."""
+    loaded = model.load_module()
+    layers = [m for n, m in loaded.module.named_modules() if n.endswith("post_attention_layernorm")]
+    totals = [torch.zeros(()) for _ in layers]
+
+    def add(i: int, out: Tensor) -> None:
+        totals[i] = totals[i] + out[0].float().sum(0).cpu()
+
+    def listen(i: int) -> torch.utils.hooks.RemovableHandle:
+        return layers[i].register_forward_hook(lambda _m, _x, out: add(i, cast(Tensor, out)))
+
+    handles = [listen(i) for i in range(len(layers))]
+    try:
+        with torch.inference_mode():
+            for prompt in prompts:
+                ids_1T = torch.tensor([prompt_ids(loaded.tokenizer, prompt)], device=loaded.device)
+                loaded.module(input_ids=ids_1T)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [nn.functional.normalize(t, dim=0) for t in totals]
+
+
+def routers_of(
+    models: Mapping[str, Model], prompts: Table | None, config: MixtralConfig
+) -> dict[int, Tensor]:
+    """W [E, D] of each layer: random, or from the states of each model on its own prompts."""
+    experts, layers = config.num_local_experts, config.num_hidden_layers
+    if prompts is None:
+        source = torch.Generator().manual_seed(current().stream("routers") % 2**63)
+        drawn = torch.randn(layers, experts, config.hidden_size, generator=source)
+        return dict(enumerate(STD * drawn))
+    own: dict[str, list[Prompt]] = {role: [] for role in models}
+    for row in prompts.expect("prompt", "example", where=WHERE):
+        if row.get("role") not in own:
+            raise InputError(
+                "column 'role' must name the model that a prompt is for",
+                where=prompts.source,
+                seen=row.get("role"),
+                fix="The models are: " + ", ".join(own),
+            )
+        own[str(row["role"])].append(cast(Prompt, row.get("prompt", row.get("messages"))))
+    if missing := [role for role, asked in own.items() if not asked]:
+        raise InputError("a model has no prompt", where=prompts.source, seen=missing)
+    states = [mean_states(models[role], asked) for role, asked in own.items()]
+    return {
+        i: torch.stack([states[e % len(states)][i] for e in range(experts)]) for i in range(layers)
+    }
+
+
+@method(paper="moe-survey", needs=("weights",))
+def mixture_of_experts(
+    models: dict[str, Model],
+    prompts: Table | None = None,
+    *,
+    experts: int = 4,
+    top_k: int = 2,
+    keep: str = "",
+) -> Model:
+    """Make a mixture of experts: models' feed-forward layers become experts, the rest is averaged.
+
+    Args:
+        models: of one Llama-like architecture and tokenizer; a single one is upcycled.
+        experts: of each layer, dealt to the models in turn.
+        top_k: experts that a token is sent to.
+        keep: role whose run-time changes the result carries, where they differ.
+    """
+    if not models:
+        raise InputError("needs at least one model", where=WHERE)
+    if experts < max(2, len(models)) or not 2 <= top_k <= experts:
+        raise InputError(
+            "needs an expert for each model, two at least, and top_k from 2 to their number",
+            where=WHERE,
+            seen={"experts": experts, "top_k": top_k, "models": len(models)},
+            fix="A single kept expert has weight 1 always: its router would not learn",
+        )
+    same_tokens(models, where=WHERE)
+    kept = run_time_of(models, keep, where=WHERE)
+    first = next(iter(models.values()))
+    config = config_of(first, experts, top_k)
+    folded = {role: m.folded() for role, m in models.items()}
+    key = content_hash(
+        [WHERE, experts, top_k, current().seed, prompts.key if prompts is not None else "",
+         [m.weights_key for m in models.values()]], 8
+    )  # fmt: skip
+    folder = current().folder / f"experts-{key}"
+    if not folder.is_dir():
+        routers = routers_of(models, prompts, config)
+        with new_folder(folder) as partial:
+            write(partial, mixture(folded, experts, routers))
+            _rest(first, config, partial)
+    licences = [m.licence for m in models.values()]
+    made = Model(Folder(folder, first.licence), kept, f"{first.name}+{experts} experts")
+    return made.with_licences(licences)
+
+
+def _rest(model: Model, config: MixtralConfig, folder: Path) -> None:
+    """Configuration, tokenizer and template of the mixture."""
+    with quiet():
+        config.save_pretrained(folder)
+    for name in cast(Folder, model.base).names():
+        if ".safetensors" not in name and name != "config.json":
+            place(model.folder / name, folder / name, link=False)

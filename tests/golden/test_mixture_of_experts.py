@@ -1,0 +1,284 @@
+"""Upcycled models are what they were made of; routers and losses by hand and by brute force."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from objective_numbers import LOGP, mask_of, nll, padded, total
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, MixtralForCausalLM
+
+from truing.context import Context, use
+from truing.core.generate import generate
+from truing.core.objective import Measurements, objective_of
+from truing.core.reference import Reference
+from truing.core.routers import (
+    balance_value,
+    first_share,
+    importance_value,
+    mutual_information,
+    top_k_gate,
+    watched,
+    z_value,
+)
+from truing.core.text_task import TextTask
+from truing.core.tiny import tiny_folder
+from truing.core.train_text import read_units
+from truing.errors import InputError
+from truing.merge.mixture_of_experts import mixture_of_experts
+from truing.models import Model
+from truing.tables import Row, Table
+from truing.train.supervised.balanced_experts import Routers, balanced_experts
+
+IDS = torch.tensor([[1, 40, 7, 99, 200, 13, 5, 5, 81, 2]])
+ROWS: list[Row] = [
+    {"prompt": f"say {w}", "completion": w * (1 + i)} for i, w in enumerate(("oak", "fern", "moss"))
+]
+
+
+@pytest.fixture(scope="module")
+def dense(tiny_path: Path) -> Model:
+    return Model.open(tiny_path)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = tiny_folder(tmp_path_factory.mktemp("other"))
+    tensors = load_file(folder / "model.safetensors")
+    source = torch.Generator().manual_seed(3)
+    moved = {n: t + 0.05 * torch.randn(t.shape, generator=source) for n, t in tensors.items()}
+    save_file(moved, folder / "model.safetensors", metadata={"format": "pt"})
+    return Model.open(folder)
+
+
+@pytest.fixture(scope="module")
+def sparse(dense: Model) -> Model:
+    return mixture_of_experts({"base": dense})
+
+
+def logits(model: Model) -> Tensor:
+    with torch.no_grad():
+        return model.load_module().module(IDS).logits
+
+
+def test_copies_compute_what_they_were_copied_from(dense: Model, sparse: Model) -> None:
+    assert isinstance(sparse.load_module().module, MixtralForCausalLM)
+    for made in (sparse, mixture_of_experts({"base": dense}, experts=8, top_k=3)):
+        assert torch.allclose(logits(made), logits(dense), atol=2e-5)
+    # Both in the engine's packed trees and where it samples with a cache.
+    before, after = (generate(m, ["hello"], greedy=True, max_tokens=12)[0] for m in (dense, sparse))
+    assert before[0].text == after[0].text
+
+
+def test_stock_transformers_opens_it(sparse: Model, tmp_path: Path) -> None:
+    sparse.export(tmp_path / "out")
+    module, facts = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not facts["missing_keys"] and not facts["unexpected_keys"]
+    assert module.lm_head.weight is module.model.embed_tokens.weight
+    with torch.no_grad():
+        assert torch.equal(module(IDS).logits, logits(sparse))
+    names = load_file(tmp_path / "out" / "model.safetensors")
+    assert "model.layers.0.block_sparse_moe.experts.3.w2.weight" in names
+    saved = Model.load(sparse.save(tmp_path / "saved"))
+    assert saved.key == sparse.key
+
+
+def test_models_become_experts(dense: Model, other: Model) -> None:
+    made = mixture_of_experts({"a": dense, "b": other}, experts=4).folded()
+    a, b = dense.folded(), other.folded()
+    moe, mlp = "model.layers.2.block_sparse_moe", "model.layers.2.mlp"
+    for e, source in enumerate((a, b, a, b)):
+        for kind, name in (("w1", "gate"), ("w2", "down"), ("w3", "up")):
+            want = source[f"{mlp}.{name}_proj.weight"]
+            assert torch.equal(made[f"{moe}.experts.{e}.{kind}.weight"], want)
+    name = "model.layers.2.self_attn.q_proj.weight"
+    assert torch.allclose(made[name], (a[name] + b[name]) / 2)
+    assert made[f"{moe}.gate.weight"].shape == (4, 128)
+
+
+def test_routers_from_prompts(dense: Model, other: Model) -> None:
+    rows = [{"prompt": "aaaa", "role": "a"}, {"prompt": "zq zq", "role": "b"}]
+    made = mixture_of_experts({"a": dense, "b": other}, Table("prompt", rows), experts=2).folded()
+    for i in (0, 5):
+        gate = made[f"model.layers.{i}.block_sparse_moe.gate.weight"]
+        assert gate.norm(dim=1).tolist() == pytest.approx([1.0, 1.0])
+    # The first layer's state of a prompt, worked out from the module's own outputs.
+    loaded = dense.load_module()
+    ids = loaded.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "aaaa"}], add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
+    layer = loaded.module.model.layers[0]
+    found: list[Tensor] = []
+    handle = layer.mlp.register_forward_pre_hook(lambda _, x: found.append(x[0][0]))
+    with torch.no_grad():
+        loaded.module(ids)
+    handle.remove()
+    want = torch.nn.functional.normalize(found[0].mean(0), dim=0)
+    got = made["model.layers.0.block_sparse_moe.gate.weight"][0]
+    assert torch.allclose(got, want, atol=1e-5)
+
+
+def test_top_k_gate_by_hand() -> None:
+    z = torch.tensor([[0.0, math.log(2), math.log(5)], [1.0, 1.0, -9.0]])
+    weights, index = top_k_gate(z, 2)
+    assert weights.tolist()[0] == pytest.approx([5 / 7, 2 / 7]) and index.tolist()[0] == [2, 1]
+    assert torch.allclose(weights.sum(1), torch.ones(2))
+    every, at = top_k_gate(z, 3)  # k = E is the dense softmax mixture
+    assert torch.allclose(torch.zeros(2, 3).scatter(1, at, every), z.softmax(-1))
+    turned, where = top_k_gate(z[:1].flip(1), 2)
+    assert torch.equal(turned, weights[:1]) and torch.equal(2 - where, index[:1])
+
+
+def test_balancing_values_by_hand() -> None:
+    p = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
+    f, m = first_share(p.log()), p.mean(0)
+    assert f.tolist() == [0.5, 0.0, 0.5]
+    assert float(balance_value(p, f).mean()) == pytest.approx(3 * (0.5 * 0.3 + 0.5 * 0.45))
+    cv2 = float(m.var(unbiased=False) / m.mean() ** 2)
+    assert float(importance_value(p, m).mean()) == pytest.approx(cv2, abs=1e-6)
+    assert float(z_value(torch.tensor([[0.0, math.log(3)]]))) == pytest.approx(math.log(4) ** 2)
+    uniform = torch.full((6, 3), 1 / 3)
+    assert float(balance_value(uniform, torch.full((3,), 1 / 3)).mean()) == pytest.approx(1.0)
+    one = torch.tensor([[1.0, 0, 0]] * 4)
+    assert float(balance_value(one, first_share(one)).mean()) == pytest.approx(3.0)
+
+
+def test_importance_has_the_gradient_of_the_squared_variation() -> None:
+    z = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    p = z.softmax(-1)
+    importance_value(p, p.mean(0).detach()).mean().backward()
+    got, z.grad = z.grad, None
+    total_E = z.softmax(-1).sum(0)
+    (total_E.var(unbiased=False) / total_E.mean() ** 2).backward()
+    assert got is not None and z.grad is not None and torch.allclose(got, z.grad, atol=1e-6)
+
+
+def test_information_by_hand() -> None:
+    assert mutual_information([[3, 0], [0, 3]]) == pytest.approx(math.log(2))
+    assert mutual_information([[2, 4], [1, 2]]) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_loss_by_hand() -> None:
+    values = {"router_balance": 1.5, "router_importance": 0.25, "router_z": 4.0}
+    mask = mask_of(LOGP)
+    flat = {n: torch.full_like(mask, v) for n, v in values.items()}
+    m = Measurements(mask, {"logp": padded(LOGP), **flat}).branches(0)
+    made = balanced_experts(m, balance=0.1, importance=2.0, z=0.01)
+    assert total(made) == pytest.approx(nll() + 0.15 + 0.5 + 0.04, rel=1e-6)
+    with pytest.raises(InputError, match="negative"):
+        balanced_experts(m, balance=-1.0)
+
+
+def plain_losses(
+    module: torch.nn.Module, sequences: Sequence[tuple[Sequence[int], Sequence[bool]]]
+) -> Tensor:
+    """(nll, balance, z) of whole rows, one at a time, from the module's own router logits."""
+    losses: list[Tensor] = []
+    layers: list[list[Tensor]] = []
+    for ids, loss in sequences:
+        out = module(torch.tensor([list(ids)]), output_router_logits=True)
+        at = torch.tensor([i - 1 for i, m in enumerate(loss) if m])
+        logp = out.logits[0].log_softmax(-1)[at]
+        losses.append(-logp.gather(1, torch.tensor([ids[i + 1] for i in at])[:, None])[:, 0])
+        layers.append([z[at] for z in out.router_logits])
+    balance, square = [], []
+    for one in zip(*layers, strict=True):
+        z = torch.cat(list(one))
+        p = z.softmax(-1)
+        f = torch.bincount(p.argmax(1), minlength=4) / len(p)
+        balance.append(4 * (f * p.mean(0)).sum())
+        square.append(z.logsumexp(-1).square().mean())
+    return torch.stack([torch.cat(losses).mean(), torch.stack(balance).mean(),
+                        torch.stack(square).mean()])  # fmt: skip
+
+
+@pytest.mark.parametrize("budget", [30, 10**6])
+def test_a_step_is_the_plain_loss_over_the_whole_step(sparse: Model, budget: int) -> None:
+    loaded = sparse.load_module(fresh=True)
+    spec, hook = objective_of(balanced_experts), Routers()
+    units, _ = read_units(spec, loaded, Table("example", ROWS), 256, hook)
+    weights = {"balance": 0.5, "importance": 0.0, "z": 0.25}
+    task = TextTask(
+        spec, weights, hook, units, loaded.module, Reference("", "float32"), budget=budget
+    )
+    parts = list(task.parts(range(3), 0))
+    assert (len(parts) > 1) == (budget == 30)
+    value = sum(float(p.loss.detach()) for p in parts) / 3
+    for part in parts:
+        (part.loss / 3).backward()
+    plain = sparse.load_module(fresh=True).module
+    losses = plain_losses(plain, [next(iter(u.tree().rows())) for u in units])
+    want = losses[0] + 0.5 * losses[1] + 0.25 * losses[2]
+    assert value == pytest.approx(float(want.detach()), rel=1e-4)
+    want.backward()
+    ours = dict(loaded.module.named_parameters())
+    for name in ("gate.weight", "experts.down_proj"):
+        slope = plain.get_parameter(f"model.layers.1.mlp.{name}").grad
+        got = ours[f"model.layers.1.mlp.{name}"].grad
+        assert slope is not None and got is not None and float(slope.norm()) > 0
+        assert torch.allclose(got, slope, atol=1e-4 * float(slope.norm()))
+
+
+def test_training_it_whole_moves_experts_apart(sparse: Model, tmp_path: Path) -> None:
+    from truing.method import methods
+
+    with use(Context(folder=tmp_path)) as context:
+        made = methods["balanced_experts"](
+            sparse,
+            Table("example", ROWS),
+            rank=0,
+            steps=4,
+            lr=1e-3,
+            batch=3,
+            balance=0.1,
+            noise=0.1,
+        )
+    assert isinstance(made, Model)
+    folded = made.folded()
+    assert set(folded) == set(sparse.folded())
+    first, second = (
+        folded[f"model.layers.0.block_sparse_moe.experts.{e}.w1.weight"] for e in (0, 1)
+    )
+    assert not torch.equal(first, second)
+    losses = [m for m in context.metrics if "loss" in m]
+    assert float(str(losses[-1]["loss"])) < float(str(losses[0]["loss"]))
+    assert {"router_balance", "router_z"} <= set(losses[0])
+    assert not torch.allclose(logits(made), logits(sparse), atol=1e-3)
+
+
+def test_noise_moves_the_choice_and_not_the_logits(sparse: Model) -> None:
+    module = sparse.load_module().module
+    torch.manual_seed(0)
+    with torch.no_grad(), watched(module) as quiet:
+        module(IDS)
+    with torch.no_grad(), watched(module, noise=5.0) as loud:
+        out = module(IDS).logits
+    assert torch.equal(quiet[0], loud[0]) and len(quiet) == 6
+    assert torch.allclose(out, logits(sparse), atol=2e-5)  # copies: any choice computes the same
+
+
+def test_mistakes(dense: Model, sparse: Model) -> None:
+    with pytest.raises(InputError, match="top_k from 2"):
+        mixture_of_experts({"base": dense}, top_k=1)
+    with pytest.raises(InputError, match="an expert for each model"):
+        mixture_of_experts(dict.fromkeys("abc", dense), experts=2)
+    with pytest.raises(InputError, match="Llama-like"):
+        mixture_of_experts({"base": sparse})
+    with pytest.raises(InputError, match="must name the model"):
+        mixture_of_experts({"base": dense}, Table("prompt", [{"prompt": "x", "role": "y"}]))
+    with pytest.raises(InputError, match="has no prompt"):
+        mixture_of_experts(
+            {"a": dense, "b": dense}, Table("prompt", [{"prompt": "x", "role": "a"}])
+        )
+    with (
+        pytest.raises(InputError, match="no mixture of experts"),
+        watched(dense.load_module().module),
+    ):
+        pass
+    with pytest.raises(InputError, match="noise"):
+        Routers(noise=-1.0)
