@@ -64,15 +64,16 @@ def _silent(done: int, total: int, label: str) -> None:
     """Progress is the first process's to tell."""
 
 
-class _Lead:
-    """What the first process remembers while others wait for it."""
+class _State:
+    """Where a process is."""
 
     def __init__(self) -> None:
-        self.calls = -1  # how many so far; -1 where there is nobody to lead
-        self.stopping = False
+        self.calls = 0  # that the first process has made so far, the end of each command included
+        self.leading = False
+        self.stopping = False  # an error is on its way out
 
 
-_lead = _Lead()
+_state = _State()
 
 
 @contextlib.contextmanager
@@ -107,15 +108,15 @@ def lead(function: Callable[[], int]) -> int:
         with contextlib.suppress(KeyboardInterrupt):
             code = _help(store)
     else:
-        _lead.calls = 0
+        _state.leading, _state.stopping = True, False
         signal.signal(signal.SIGTERM, _terminated)
         try:
             code = function()
         finally:
             with contextlib.suppress(RuntimeError):  # torchrun itself may be gone
-                store.set(f"call/{_lead.calls}", "end")
-            _lead.calls = -1
-    if not _lead.stopping:
+                store.set(f"call/{_state.calls}", "end")
+            _state.calls, _state.leading = _state.calls + 1, False
+    if not code:  # else the others may be in the middle of something, and end with this process
         end()
     return code
 
@@ -129,11 +130,11 @@ def joint(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        if _lead.calls < 0 or distributed.now().size > 1:
+        if not _state.leading or distributed.now().size > 1:
             return function(*args, **kwargs)
         _, store = begin()
-        number, context = _lead.calls, current()
-        _lead.calls += 1
+        number, context = _state.calls, current()
+        _state.calls += 1
         try:
             store.set(f"call/{number}", "join")
             with joined():
@@ -143,6 +144,7 @@ def joint(function: Callable[P, T]) -> Callable[P, T]:
                 )  # fmt: skip
                 return function(*args, **kwargs)
         except BaseException as error:
+            _state.stopping = True
             with contextlib.suppress(RuntimeError):  # torchrun itself may be gone
                 store.set(f"failed/{number}", "")
             if _parted(error):
@@ -161,15 +163,14 @@ def _parted(error: BaseException) -> bool:
 
 
 def _alone(where: str, seen: BaseException) -> Stopped:
-    _lead.stopping = True
     text = re.sub(r"\[\S+\] ", "", str(seen)).splitlines()[0]  # places in torch's own code
     return Stopped("another process of this command has ended", where=where, seen=text, fix=FIX)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
     """torchrun ends all processes when one has ended, or when it is ended itself."""
-    if not _lead.stopping:
-        _lead.stopping = True
+    if not _state.stopping:
+        _state.stopping = True
         raise Stopped("stopped by torchrun, as when another process has ended", fix=FIX)
 
 
@@ -178,10 +179,11 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 def _help(store: dist.Store) -> int:
     """Join what the first process comes to until it has ended; the exit code."""
-    number = 0
     while True:
+        number = _state.calls
         while not store.check([f"call/{number}"]):
             time.sleep(LOOK)
+        _state.calls += 1
         if store.get(f"call/{number}") == b"end":
             return 0
         try:
@@ -192,7 +194,6 @@ def _help(store: dist.Store) -> int:
                 return Stopped.exit_code
             if not _failed_too(store, number):
                 return _say(error)
-        number += 1
 
 
 def _failed_too(store: dist.Store, number: int) -> bool:
