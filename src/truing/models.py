@@ -271,10 +271,13 @@ class Model:
     def export(self, folder: str | Path, *, weights_only: bool = False) -> Path:
         """Write a plain Hugging Face folder with folded weights, tokenizer and template.
 
+        A reward model with a score head becomes transformers' sequence classification where that
+        gives the same scores.
+
         Args:
             folder: new or empty, or an earlier export, which is replaced.
-            weights_only: drop run-time changes, which such a folder cannot express; without it
-                they are an InputError.
+            weights_only: drop run-time changes and heads. Without it those that such a folder
+                cannot express are an InputError.
         """
         from truing.core import opening
 

@@ -237,8 +237,15 @@ class Store:
             raise InputError("say where to", where="truing store export KEY FOLDER")
         full, folder = self.find(key), Path(to)
         noun = self.load(full)
+        line: dict[str, Json] = {"key": full, "noun": type(noun).__name__, "folder": str(folder)}
         if isinstance(noun, Model) and not noun.run_time_changes and not noun.is_served:
-            noun.export(folder)
-        else:
-            noun.save(folder)
-        return {"key": full, "noun": type(noun).__name__, "folder": str(folder)}
+            from truing.core import classifier
+
+            if not classifier.why_not(noun):
+                noun.export(folder)
+                return line
+            if classifier.of_training(noun):
+                noun.export(folder, weights_only=True)
+                return line | {"left_out": "the critic, which only training goes on from"}
+        noun.save(folder)
+        return line

@@ -221,6 +221,91 @@ def test_export_refuses_run_time_changes(model: Model, tmp_path: Path) -> None:
     laid.export(tmp_path / "out", weights_only=True)
 
 
+def _head(model: Model, folder: Path, name: str = "reward_head", bias: float = 0.0) -> Model:
+    source = torch.Generator().manual_seed(3)
+    weight = torch.randn(1, 128, generator=source)
+    tensors = {f"{name}.weight": weight, f"{name}.bias": torch.full((1,), bias)}
+    save_file(tensors, folder / "head.safetensors")
+    return model.adding(Weights(folder / "head.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_a_reward_model_is_exported_as_sequence_classification(
+    kind: str, model: Model, adapter: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from truing.core.rewards import score_model
+
+    if kind == "llama":
+        reward = _head(model.adding(Adapter(adapter)), tmp_path)
+    else:
+        shutil.copytree(model.folder, tmp_path / "qwen")
+        torch.manual_seed(0)
+        config = _config("qwen2")
+        config.hidden_size, config.eos_token_id, config.pad_token_id = 128, 2, 2  # type: ignore[attr-defined]
+        with loaded.quiet():
+            from transformers import AutoModelForCausalLM
+
+            AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "qwen")
+        reward = _head(Model.open(tmp_path / "qwen"), tmp_path)
+    rows = [{"prompt": f"What is {n}?", "completion": "It is so. " * n} for n in (1, 4, 2)]
+    own = score_model(reward, rows)
+    assert max(own) - min(own) > 0.1
+    reward.export(tmp_path / "out")
+    with loaded.quiet():
+        module = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert type(module).__name__ == f"{kind.capitalize()}ForSequenceClassification"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    texts = [
+        tokenizer.apply_chat_template(
+            [
+                {"role": "user", "content": r["prompt"]},
+                {"role": "assistant", "content": r["completion"]},
+            ],
+            tokenize=False,
+        ).rstrip("\n")
+        for r in rows
+    ]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")  # the answers' ends are not padding
+    with torch.no_grad():
+        theirs = module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, 0]
+    assert theirs.tolist() == pytest.approx(own, abs=2e-5)
+    assert score_model(Model.open(tmp_path / "out"), rows) == pytest.approx(own, abs=2e-5)
+
+
+def test_a_head_that_a_plain_folder_cannot_keep_is_refused(model: Model, tmp_path: Path) -> None:
+    shifted = _head(model, tmp_path, bias=0.5)
+    with pytest.raises(InputError, match=r"a constant.*Save the model instead"):
+        shifted.export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    shifted.export(tmp_path / "out", weights_only=True)
+    assert Model.open(tmp_path / "out").folded().extra == {}
+    with pytest.raises(InputError, match=r"further tensors: vocab_heads\.bias"):
+        _head(model, tmp_path, "vocab_heads").export(tmp_path / "none")
+
+
+def test_the_store_exports_heads_or_keeps_them(model: Model, tmp_path: Path) -> None:
+    from truing.store import Store
+
+    store = Store(tmp_path / "store")
+    made = {
+        "a" * 32: ("reward_head", 0.0),
+        "b" * 32: ("reward_head", 1.0),
+        "c" * 32: ("value_head", 1.0),
+    }
+    lines = {}
+    for key, (name, bias) in made.items():
+        (tmp_path / key).mkdir()
+        store.put(key, _head(model, tmp_path / key, name, bias), {})
+        lines[key[0]] = store.export(key, str(tmp_path / key[0]))
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["architectures"] == [
+        "LlamaForSequenceClassification"
+    ]
+    assert "reward_head.bias" in Model.load(tmp_path / "b").folded().extra
+    assert "critic" in str(lines["c"]["left_out"]) and Model.open(tmp_path / "c").can == models.ALL
+
+
 def test_folders_of_others_are_not_replaced(model: Model, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     for write in (model.save, model.export):

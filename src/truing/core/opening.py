@@ -225,16 +225,22 @@ def _licences(model: Model) -> str:
 
 def export(model: Model, folder: Path, *, weights_only: bool) -> Path:
     """See `Model.export`."""
+    from truing.core import classifier
     from truing.core.weights import write
 
+    source, fix = model.folder, "Save the model instead, or export its weights only"
     if model.run_time_changes and not weights_only:
         raise InputError(
             "a plain folder cannot express run-time changes",
             where=model.name,
             seen=[c.kind for c in model.run_time_changes],
-            fix="Save the model instead, or export its weights only",
+            fix=fix,
         )
-    source = model.folder
+    fault = "" if weights_only else classifier.why_not(model)
+    if fault:
+        raise InputError(
+            "a plain folder cannot keep the model's head", where=model.name, seen=fault, fix=fix
+        )
     base = cast(Folder, model.base)
     _must_be_free(folder, EXPORTED)
     with files.new_folder(folder) as partial:
@@ -242,7 +248,11 @@ def export(model: Model, folder: Path, *, weights_only: bool) -> Path:
             if ".safetensors" not in name:
                 files.place(source / name, partial / name, link=False)
         folded = model.folded()
-        write(partial, ((n, folded[n]) for n in folded))
+        if folded.extra and not weights_only:
+            classifier.describe(model, partial)
+            write(partial, classifier.tensors(folded, folded.extra))
+        else:
+            write(partial, ((n, folded[n]) for n in folded))
         (partial / "README.md").write_text(card_text(model))
         facts = {"schema_version": SCHEMA_VERSION, "key": model.weights_key}
         (partial / EXPORTED).write_text(json.dumps(facts) + "\n")
