@@ -1,0 +1,234 @@
+"""Write step by step: candidates for each next step, the one kept that process rewards like best.
+
+    step_t = argmax_i v(x, steps before t, c_i),   c_1 .. c_K ~ pi(. | x, steps before t)
+    v = sum_j w_j v_j / sum_j w_j,   v_j = sigmoid(score of process reward model j at c_i's end)
+
+A step ends at one of `stops`. Only the new step's value counts: with sums over steps, answers that
+end early would win. Several process reward models (train/process_reward), one for each objective,
+are weighed by what the user wants now; rewards of the text so far can stand beside them or in their
+place, each divided by the same sum of weights. With a model whose heads were blended by other
+weights (steer/blend_heads) this is both halves of MAH-DPO's control at inference.
+
+Candidates without a word are drawn again, at most 3 K in all; an answer ends where none of them has
+words and one has ended, and after `steps`. Equal values keep the first. Temperature and nucleus are
+the request's; a greedy request has nothing to choose from and is passed on.
+
+Source: "Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards", arXiv
+2510.01167. Difference: the kept beginning is read once for the K candidates of a step together, not
+carried on in a cache from step to step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from truing.changes import Decoder
+from truing.context import current
+from truing.core.chat import Prompt
+from truing.core.drawing import Base, Completion
+from truing.core.rewards import Rewards, rewards_of
+from truing.core.sampling import SamplingSettings
+from truing.core.scoring import has_head, step_scores
+from truing.core.search import Path, Writer, settings_in_range
+from truing.errors import InputError, unknown
+from truing.method import component, method
+from truing.models import Model, hold
+from truing.tables import Row
+
+ATTEMPTS = 3  # times K candidates that are drawn at most
+STRIDE = 7919  # between the seeds of two attempts
+WHERE = "decode/prm_guided"
+
+
+@dataclass
+class Answer:
+    """One answer as far as it is written."""
+
+    prompt: Prompt
+    path: Path = field(default_factory=Path)
+    steps: list[str] = field(default_factory=list)
+    over: bool = False
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A next step: the path with it, and its words."""
+
+    path: Path
+    step: str
+
+
+class Guide:
+    """v of candidates."""
+
+    def __init__(
+        self, models: Mapping[str, Model], rewards: Rewards, weights: Mapping[str, float], sep: str
+    ) -> None:
+        self.models, self.rewards, self.weights, self.separator = models, rewards, weights, sep
+
+    def values(self, writer: Writer, found: Sequence[tuple[Answer, Candidate]]) -> list[float]:
+        """The weighted mean over models and rewards; 0 for all where there is neither."""
+        rows: list[Row] = [
+            {
+                "prompt": a.prompt,
+                "completion": writer.text(c.path.ids).strip(),
+                "finished": c.path.ended,
+                "steps": [*a.steps, c.step],
+            }
+            for a, c in found
+        ]
+        terms = self.rewards.terms(rows, whole=False) if self.rewards.names else {}
+        for name, model in self.models.items():
+            scores = step_scores(model, rows, self.separator)
+            terms[name] = [1 / (1 + math.exp(-min(max(s[-1], -700), 700))) for s in scores]
+        share = {n: self.weights.get(n, 1.0) for n in terms}
+        total = math.fsum(share.values()) or 1.0
+        return [
+            math.fsum(share[n] * v[i] for n, v in terms.items()) / total for i in range(len(rows))
+        ]
+
+
+def _draw(
+    writer: Writer, answers: Sequence[Answer], k: int, tokens: int, top_k: int, stops: Sequence[str]
+) -> list[list[Candidate]]:
+    """Candidates with words for each answer; one for which there is none is over."""
+    own = writer.sampling
+    made: list[list[Candidate]] = [[] for _ in answers]
+    ended: list[Path | None] = [None] * len(answers)
+    for attempt in range(ATTEMPTS):
+        by_length: dict[int, list[int]] = {}
+        for i, answer in enumerate(answers):
+            if len(made[i]) < k:
+                by_length.setdefault(len(answer.path.ids), []).append(i)
+        for done, members in by_length.items():
+            length = min(tokens, own.max_tokens - done)
+            short = replace(
+                own, n=k, max_tokens=length, top_k=own.top_k or top_k, stop=(*own.stop, *stops),
+                stop_ids=tuple(writer.ends), seed=own.seed + attempt * STRIDE,
+                min_tokens=min(length, max(0, own.min_tokens - done)),
+            )  # fmt: skip
+            begun = [answers[i].path.ids for i in members]
+            found = writer.base([answers[i].prompt for i in members], short, begun=begun)
+            for i, items in zip(members, found, strict=True):
+                for c in items:
+                    candidate = _candidate(writer, answers[i].path, c)
+                    if candidate.step and len(made[i]) < k:
+                        made[i].append(candidate)
+                    elif not candidate.step and candidate.path.ended:
+                        ended[i] = ended[i] or candidate.path
+    for answer, items, end in zip(answers, made, ended, strict=True):
+        if not items:
+            answer.over, answer.path = True, end or answer.path
+    return made
+
+
+def _candidate(writer: Writer, path: Path, more: Completion) -> Candidate:
+    ids = (*path.ids, *more.ids)
+    text = writer.base.text(ids)
+    over = ids[-1] in writer.ends or any(s in text for s in writer.sampling.stop)
+    return Candidate(Path(ids, (*path.logps, *more.logprobs), over), writer.text(more.ids).strip())
+
+
+@component("decoder", name="prm_guided")
+def draw(
+    base: Base,
+    model: Model,
+    prompts: list[Prompt],
+    sampling: SamplingSettings,
+    *,
+    candidates: int = 5,
+    steps: int = 20,
+    step_tokens: int = 512,
+    top_k: int = 50,
+    separator: str = "\n\n",
+    stops: list[str] | None = None,
+    rewards: dict[str, dict[str, object]] | None = None,
+    weights: dict[str, float] | None = None,
+) -> list[list[Completion]]:
+    """One step after the other; see the module's docstring."""
+    if sampling.greedy or candidates == 1:
+        return base(prompts, sampling)
+    models = {n: m for n, m in base.held.items() if isinstance(m, Model)}
+    guide = Guide(models, rewards_of({}, rewards, None, WHERE), weights or {}, separator)
+    writer = Writer(base, model, sampling)
+    answers = [[Answer(p) for _ in range(sampling.n)] for p in prompts]
+    every = [a for items in answers for a in items]
+    for number in range(steps):
+        live = [a for a in every if not a.over and len(a.path.ids) < sampling.max_tokens]
+        if not live:
+            break
+        found = _draw(writer, live, candidates, step_tokens, top_k, stops or [separator])
+        flat = [(a, c) for a, items in zip(live, found, strict=True) for c in items]
+        values = iter(guide.values(writer, flat) if flat else [])
+        for answer, items in zip(live, found, strict=True):
+            if items:
+                scores = [next(values) for _ in items]
+                chosen = items[max(range(len(items)), key=lambda i: (scores[i], -i))]
+                answer.path, answer.over = chosen.path, chosen.path.ended
+                answer.steps.append(chosen.step)
+        current().progress(number + 1, steps, "steps")
+    count = sum(len(a.steps) for a in every) / len(every)
+    current().metric(decoder="prm_guided", prompts=len(prompts), steps=count)
+    return [[writer.completion(a.path) for a in items] for items in answers]
+
+
+@method(paper="mah-dpo", needs=("generate", "logprob"))
+def prm_guided(
+    model: Model,
+    process_models: dict[str, Model] | None = None,
+    *,
+    candidates: int = 5,
+    steps: int = 20,
+    step_tokens: int = 512,
+    top_k: int = 50,
+    separator: str = "\n\n",
+    stops: list[str] | None = None,
+    rewards: dict[str, dict[str, object]] | None = None,
+    weights: dict[str, float] | None = None,
+) -> Model:
+    """Write step by step: of several next steps the one that process rewards like best.
+
+    Args:
+        candidates: K, drawn for each step; 1 is plain sampling.
+        steps: most steps of an answer.
+        step_tokens: most tokens of a step.
+        top_k: tokens that steps are drawn from, unless the request says.
+        separator: what closes a step for the process reward models, as they were trained.
+        stops: texts that end a step, such as [". ", "? "] in dialogues; None takes `separator`.
+        rewards: rewards or checks of the text so far by name, such as {short: {use: max_words}}.
+        weights: by the names of process models and rewards; 1 where none is given.
+    """
+    settings_in_range(
+        WHERE, candidates=(candidates, 1), steps=(steps, 1), step_tokens=(step_tokens, 1)
+    )
+    models = process_models or {}
+    guide = rewards_of({}, rewards, None, WHERE)
+    guide.check()
+    names = [*models, *guide.names]
+    for name, weight in (weights or {}).items():
+        if name not in names:
+            raise unknown("term", name, names, where=f"{WHERE} setting 'weights'")
+        if not (math.isfinite(weight) and weight >= 0):
+            raise InputError("a weight is not negative", where=f"{WHERE} {name!r}", seen=weight)
+    for name, one in models.items():
+        if not has_head(one):
+            raise InputError(
+                "the model scores no steps", where=f"{WHERE} input {name!r}", seen=one.name,
+                fix="Train one with process_reward",
+            )  # fmt: skip
+    if candidates > 1 and not names:
+        raise InputError(
+            "there is nothing to tell steps apart by", where=WHERE,
+            fix="Give process_models or rewards",
+        )  # fmt: skip
+    chosen: dict[str, object] = {
+        "candidates": candidates, "steps": steps, "step_tokens": step_tokens, "top_k": top_k,
+        "separator": separator, "stops": stops, "rewards": dict(rewards or {}),
+        "weights": dict(weights or {}),
+    }  # fmt: skip
+    holds = {n: hold(m) for n, m in models.items()}
+    made = model.adding(Decoder("prm_guided", chosen, holds))
+    made = made.with_licences([m.licence for m in models.values() if m.licence])
+    return made.called(f"{model.name}+prm_guided")

@@ -1,0 +1,135 @@
+"""Guided steps: the best new step is kept, by what process reward models say of it alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from truing.changes import Decoder
+from truing.core.drawing import Completion
+from truing.core.generate import generate
+from truing.core.rewards import Rewards
+from truing.core.sampling import SamplingSettings
+from truing.core.scoring import ScoreHead, step_scores
+from truing.core.search import Path as Way
+from truing.core.search import Writer
+from truing.decode import prm_guided as module
+from truing.decode.prm_guided import Answer, Candidate, Guide, prm_guided
+from truing.errors import InputError
+from truing.method import methods
+from truing.models import Model
+from truing.tables import Row
+
+END = 0
+TEXTS = {1: "good", 2: "bad", 3: "\n\n", 4: "fine", END: ""}
+
+
+class Script:
+    """Draws from a script, one list of candidates for each call of each attempt."""
+
+    local = True
+
+    def __init__(self, script: Sequence[Sequence[Sequence[int]]]) -> None:
+        self.script, self.asked = list(script), list[tuple[SamplingSettings, tuple[int, ...]]]()
+        self.held: dict[str, object] = {}
+
+    def __call__(
+        self, prompts: Sequence[object], sampling: SamplingSettings, *,
+        begun: Sequence[Sequence[int]] | None = None,
+    ) -> list[list[Completion]]:  # fmt: skip
+        assert begun is not None and len(prompts) == 1
+        self.asked.append((sampling, tuple(begun[0])))
+        return [
+            [Completion(self.text(c), tuple(c), (-1.0,) * len(c), "stop", len(c))
+             for c in self.script.pop(0)]
+        ]  # fmt: skip
+
+    def text(self, ids: Sequence[int]) -> str:
+        return " ".join(TEXTS[i] for i in ids)
+
+
+def liked(rows: list[Row]) -> list[float]:
+    """Counts of "good" less twice those of "bad" in the whole text."""
+    return [float(str(r["completion"]).count("good") - 2 * str(r["completion"]).count("bad"))
+            for r in rows]  # fmt: skip
+
+
+def answer(script: Sequence[Sequence[Sequence[int]]], monkeypatch: pytest.MonkeyPatch,
+           **more: object) -> tuple[Completion, Script]:  # fmt: skip
+    base = Script(script)
+    monkeypatch.setattr(Guide, "values", lambda self, writer, found: liked(
+        [{"completion": writer.text(c.path.ids)} for _, c in found]))  # fmt: skip
+    sampling = SamplingSettings(max_tokens=9, stop_ids=(END,), seed=5)
+    made = module.draw(base, None, ["p"], sampling, **{"candidates": 2, **more})  # type: ignore[arg-type]
+    return made[0][0], base
+
+
+def test_the_best_step_is_kept_and_the_next_begins_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, base = answer([[[2, 3], [1, 3]], [[4, 3], [1, 4, 3]], [[4, END], [2, END]]], monkeypatch)
+    assert made.ids == (1, 3, 1, 4, 3, 4, END) and made.finish == "stop"
+    assert made.logprobs == (-1.0,) * 7
+    assert [begun for _, begun in base.asked] == [(), (1, 3), (1, 3, 1, 4, 3)]
+    first = base.asked[0][0]
+    assert first.n == 2 and first.top_k == 50 and first.stop == ("\n\n",)
+    assert [s.max_tokens for s, _ in base.asked] == [9, 7, 4]
+
+
+def test_candidates_without_words_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, base = answer([[[3], [END]], [[3], [2, END]], [[1, END], [3]]], monkeypatch)
+    assert made.ids == (1, END)  # two attempts more, and the better of both that came
+    assert len({s.seed for s, _ in base.asked}) == 3
+    nothing = [[[END], [3]]] * 3
+    made, _ = answer([[[1, 3], [2, 3]], *nothing], monkeypatch)
+    assert made.ids == (1, 3, END) and made.finish == "stop"
+    made, _ = answer([[[1, 3], [2, 3]]], monkeypatch, steps=1)
+    assert made.ids == (1, 3) and made.finish == "length"
+
+
+def test_values_are_of_the_new_step_and_weighed(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (scorer(tiny_path, tmp_path / str(i), i) for i in (1, 2))
+    rewards = Rewards({"short": {"use": "max_words", "n": 1}}, {})
+    guide = Guide({"one": one, "two": two}, rewards, {"one": 3.0, "short": 0.0}, "\n\n")
+    steps = ["First this.", "Then that."]
+    writer = object.__new__(Writer)
+    monkeypatch.setattr(Writer, "text", lambda self, ids: "First this. Then that.")
+    found = guide.values(writer, [(Answer("q", steps=steps[:1]), Candidate(Way(), steps[1]))])
+    p = [1 / (1 + math.exp(-step_scores(m, [{"prompt": "q", "steps": steps}], "\n\n")[0][1]))
+         for m in (one, two)]  # fmt: skip
+    assert found == pytest.approx([(3 * p[0] + p[1]) / 4], rel=1e-5)
+    assert abs(p[0] - p[1]) > 1e-3
+
+
+def scorer(tiny_path: Path, folder: Path, seed: int) -> Model:
+    head = ScoreHead(128)
+    with torch.no_grad():
+        head.weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(seed))
+    return head.added_to(Model.open(tiny_path), folder)
+
+
+def test_models_are_held_and_faults_named(tiny_path: Path, tmp_path: Path) -> None:
+    model, scores = Model.open(tiny_path), scorer(tiny_path, tmp_path / "head", 1)
+    made = methods["prm_guided"](
+        model, process_models={"right": scores}, candidates=2, steps=2, step_tokens=3
+    )
+    assert isinstance(made, Model)
+    change = made.changes[-1]
+    assert isinstance(change, Decoder) and change.holds == {"right": scores.key}
+    again = Model.load(made.save(tmp_path / "saved"))
+    drawn = [generate(m, ["say a"], n=2, max_tokens=6, seed=1) for m in (made, again)]
+    assert drawn[0] == drawn[1] and drawn[0][0][0].ids != drawn[0][0][1].ids
+    for wrong, match in (
+        ({"process_models": {"right": model}}, "scores no steps"),
+        ({}, "nothing to tell steps apart"),
+        ({"process_models": {"right": scores}, "weights": {"left": 1.0}}, "'left'"),
+        ({"process_models": {"right": scores}, "weights": {"right": -1.0}}, "negative"),
+    ):
+        with pytest.raises(InputError, match=match):
+            prm_guided(model, **wrong)  # type: ignore[arg-type]
