@@ -1,0 +1,134 @@
+"""Frontiers of win rate against divergence, and log-ratios of pairs, by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from truing.core.tiny import tiny_folder
+from truing.errors import InputError
+from truing.evaluate.frontier import Run, best, frontier, frontiers, runs_of
+from truing.evaluate.implicit_preference import implicit_preference
+from truing.models import Loaded, Model
+from truing.reports import Measure, Report
+from truing.tables import Table
+
+# divergence, verdicts on four prompts
+RUNS = {
+    "start": (0.0, [0.5, 0.5, 0.5, 0.5]),
+    "on1": (0.8, [1.0, 0.0, 1.0, 1.0]),
+    "on2": (3.0, [1.0, 1.0, 1.0, 1.0]),
+    "on3": (9.0, [0.0, 1.0, 0.0, 0.0]),
+    "off1": (1.5, [1.0, 0.0, 0.0, 1.0]),
+    "off2": (7.0, [1.0, 1.0, 0.0, 1.0]),
+}
+ARMS = {"online": ["start", "on1", "on2", "on3"], "offline": ["start", "off1", "off2"]}
+
+
+def moved(value: float) -> Report:
+    return Report("divergence", [Measure("divergence", value, value, value, 4, "nats")])
+
+
+def won(scores: list[float], prompts: str = "abcd") -> Report:
+    rows = [{"prompt": p, "score": s} for p, s in zip(prompts, scores, strict=True)]
+    return Report("win rate", [], Table("record", rows))
+
+
+def reports(names: list[str]) -> tuple[dict[str, Report], dict[str, Report]]:
+    return {n: moved(RUNS[n][0]) for n in names}, {n: won(RUNS[n][1]) for n in names}
+
+
+def test_best_within_a_budget() -> None:
+    runs = [Run(n, k, np.array(s)) for n, (k, s) in RUNS.items() if n.startswith("on")]
+    rates = {r.name: float(r.won_N.mean()) for r in runs}
+    assert best(runs, 0.5, rates) is None
+    assert [best(runs, k, rates) for k in (0.8, 3.0, 100.0)] == [0.75, 1.0, 1.0]
+
+
+def test_frontier_by_hand() -> None:
+    made = frontier(*reports([*RUNS]), arms=ARMS)
+    # Within 1, 2, 4 and 8 nats: online .75 .75 1 1, offline .5 .5 .5 .75.
+    got = [
+        [made.get(f"win rate {arm}", f"{k} nats").value for k in (1, 2, 4, 8)]
+        for arm in ("online", "offline")
+    ]
+    assert got == [[0.75, 0.75, 1.0, 1.0], [0.5, 0.5, 0.5, 0.75]]
+    gap = made.get("online less offline")
+    assert gap.value == pytest.approx((0.25 + 0.25 + 0.5 + 0.25) / 4)
+    assert gap.lo <= gap.value <= gap.hi and gap.lo < gap.hi
+    assert made.get("past the peak online").value == 0.75
+    assert made.get("past the peak offline").value == 0.0
+    assert made.samples is not None and [r["run"] for r in made.samples][:4] == ARMS["online"]
+
+
+def test_an_arm_against_itself_has_no_gap() -> None:
+    made = frontier(*reports([*RUNS]), arms={"a": ARMS["online"], "b": ARMS["online"]})
+    gap = made.get("a less b")
+    assert (gap.value, gap.lo, gap.hi) == (0.0, 0.0, 0.0)
+
+
+def test_budgets_that_an_arm_cannot_keep_are_left_out() -> None:
+    arms = {"online": ["on1"], "offline": ["off1", "off2"]}
+    made = frontier(*reports([*RUNS]), arms=arms, budgets=[1.0, 2.0])
+    assert made.meta["left_out"] == [1.0]
+    assert made.get("online less offline").value == 0.25
+    some, _ = runs_of(*reports([*RUNS]))
+    chosen = {a: [some[n] for n in names] for a, names in arms.items()}
+    assert frontiers(chosen, [1.0, 2.0], np.arange(4)) == {"online": [0.75], "offline": [0.5]}
+    with pytest.raises(InputError, match="no budget"):
+        frontier(*reports([*RUNS]), arms=arms, budgets=[0.5])
+
+
+def test_mistakes() -> None:
+    found = reports([*RUNS])
+    with pytest.raises(InputError, match="unknown run 'on7'"):
+        frontier(*found, arms={"online": ["on7"], "offline": ["off1"]})
+    with pytest.raises(InputError, match="two arms"):
+        frontier(*found, arms={"online": ["on1"]})
+    with pytest.raises(InputError, match="a divergence and a win rate"):
+        frontier(found[0], {"on1": won([1.0] * 4)}, arms=ARMS)
+    with pytest.raises(InputError, match="same prompts"):
+        frontier(found[0], {**found[1], "off2": won([1.0] * 4, "abcx")}, arms=ARMS)
+
+
+PAIRS = Table(
+    "pair",
+    [
+        {"prompt": "one?", "chosen": "yes", "rejected": "never, no"},
+        {"prompt": "two", "chosen": "it may be", "rejected": "no"},
+        {"prompt": "three", "chosen": "abc", "rejected": "abd"},
+    ],
+)
+
+
+def logp(loaded: Loaded, prompt: object, text: object) -> float:
+    """Summed log-probability of an answer and its end, by the module alone."""
+    head = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+    before = loaded.tokenizer.encode(head)
+    after = loaded.tokenizer.encode(f"{text}<|im_end|>")
+    with torch.no_grad():
+        found = loaded.module(torch.tensor([[*before, *after]])).logits[0].log_softmax(-1)
+    at = range(len(before) - 1, len(before) + len(after) - 1)
+    return sum(float(found[i, t]) for i, t in zip(at, after, strict=True))
+
+
+def test_log_ratios_by_hand(tiny_path: Path, tmp_path: Path) -> None:
+    reference = Model.open(tiny_path)
+    tuned = Model.open(tiny_folder(tmp_path / "tuned", seed=1))
+    a, b = tuned.load_module(), reference.load_module()
+    want = [
+        [logp(a, r["prompt"], r[n]) - logp(b, r["prompt"], r[n]) for r in PAIRS]
+        for n in ("chosen", "rejected")
+    ]
+    made = implicit_preference(tuned, reference, PAIRS)
+    assert made.get("chosen").value == pytest.approx(sum(want[0]) / 3, rel=1e-4)
+    assert made.get("rejected").value == pytest.approx(sum(want[1]) / 3, rel=1e-4)
+    right = [w > l for w, l in zip(*want, strict=True)]  # noqa: E741
+    assert made.get("accuracy").value == pytest.approx(sum(right) / 3)
+    same = implicit_preference(reference, reference, PAIRS)
+    assert same.get("accuracy").value == 0.5 and same.get("margin").value == 0.0
+    with pytest.raises(InputError, match="no pair"):
+        implicit_preference(tuned, reference, Table("pair", []))
