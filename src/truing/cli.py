@@ -157,7 +157,7 @@ def _store(args: argparse.Namespace) -> object:
     actions: dict[str, Callable[[], object]] = {
         "ls": store.ls,
         "verify": store.verify,
-        "gc": store.gc,
+        "gc": lambda: store.gc() if args.days is None else store.gc(args.days),
         "export": lambda: store.export(args.key, args.to),
     }
     found = actions[args.action]()
@@ -231,6 +231,12 @@ def _parser() -> Parser:
     child.add_argument("action", choices=["ls", "verify", "gc", "export"])
     child.add_argument("key", nargs="?", default="")
     child.add_argument("to", nargs="?", default="")
+    child.add_argument(
+        "--days",
+        type=float,
+        help="gc: how long results of single commands and what they left unfinished are kept "
+        "(default 30)",
+    )
     return parser
 
 

@@ -187,10 +187,18 @@ def run_step(
     method: Method, inputs: Nouns, settings: Mapping[str, object], *, seed: int = 0
 ) -> StepResult:
     """Run a single method on nouns at hand, stored and resumable like a step of a recipe."""
-    progress = Progress()
+    progress, store = Progress(), Store()
     checked = method.validate(settings)
     progress.start(method.name, method.id)
-    result = perform(method, inputs, checked, seed=seed, on_progress=progress.tell)
+    result = perform(
+        method,
+        inputs,
+        checked,
+        seed=seed,
+        store=store,
+        root=store.root_recent,
+        on_progress=progress.tell,
+    )
     progress.end(about(result.artefact), result.cached, result.seconds, result.note)
     return result
 

@@ -6,14 +6,17 @@
     scratch/<key>/                       journals and checkpoints of a step that has not ended
     locks/<key>.lock                     held while the step runs
     roots/<name>.json                    what a run refers to, and where the run lies
+    recent/<key>                         touched when a single command asked for the artefact
 
 An artefact is written beside its place, flushed to the disk and renamed. It is never changed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -29,6 +32,7 @@ from truing.reports import Report
 from truing.tables import Table, content_hash
 
 SCHEMA_VERSION = 1
+KEEP_DAYS = 30.0  # what only single commands asked for, and what stopped steps left behind
 Noun = Model | Table | Principles | Report
 NOUNS: dict[str, type[Model] | type[Table] | type[Principles] | type[Report]] = {
     c.__name__: c for c in (Model, Table, Principles, Report)
@@ -48,6 +52,15 @@ def load_noun(name: str, folder: Path) -> Noun:
     if name not in NOUNS:
         raise InputError("unknown sort of artefact", where=str(folder), seen=name)
     return NOUNS[name].load(folder)
+
+
+def _age(path: Path) -> float:
+    """Days since anything was written at or under `path`."""
+    latest = 0.0
+    for one in (path, *path.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            latest = max(latest, one.stat().st_mtime)
+    return (time.time() - latest) / 86400
 
 
 class Store:
@@ -89,9 +102,9 @@ class Store:
         """The artefact itself."""
         return load_noun(str(self.facts(key)["noun"]), self._place(key) / "data")
 
-    def lock(self, key: str) -> AbstractContextManager[bool]:
+    def lock(self, key: str, *, wait: bool = True) -> AbstractContextManager[bool]:
         """Held while a step runs: another process that wants the same step waits for it."""
-        return files.lock(self.root / "locks" / f"{key}.lock")
+        return files.lock(self.root / "locks" / f"{key}.lock", wait=wait)
 
     def scratch(self, key: str) -> Path:
         """Folder of a running step; it outlives a kill and is gone when the step has ended."""
@@ -140,12 +153,24 @@ class Store:
             keys = {*keys, *json.loads(path.read_text(encoding="utf-8"))["keys"]}
         files.write_text(path, json.dumps({"folder": where, "keys": sorted(set(keys))}))
 
-    def referred(self, *, drop: bool = False) -> set[str]:
-        """Keys that some run refers to; with `drop`, roots of deleted runs are let go.
+    def root_recent(self, key: str) -> None:
+        """Remember that a single command asked for this artefact now: no run refers to it."""
+        path = self.root / "recent" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def referred(self, *, drop: bool = False, days: float = KEEP_DAYS) -> set[str]:
+        """Keys that a run or a single command of the last `days` refers to.
 
         A run whose parent folder is gone too may lie on a disk that is not mounted: it counts.
+        With `drop`, what deleted runs and older commands refer to is let go.
         """
         found: set[str] = set()
+        for path in (self.root / "recent").glob("*"):
+            if _age(path) < days:
+                found.add(path.name)
+            elif drop:
+                path.unlink(missing_ok=True)
         for path in sorted((self.root / "roots").glob("*.json")):
             root = json.loads(path.read_text(encoding="utf-8"))
             folder = Path(root["folder"])
@@ -184,26 +209,33 @@ class Store:
                 damaged.append({"key": key, "fault": fault})
         return damaged
 
-    def gc(self) -> list[dict[str, Json]]:
-        """Delete artefacts that no run refers to, and scratch of steps that have ended.
+    def gc(self, days: float = KEEP_DAYS) -> list[dict[str, Json]]:
+        """Delete what no run and no recent command refers to, and scratch of steps that ended.
 
-        Scratch of unfinished steps stays: it is what a stopped run goes on from.
+        Args:
+            days: how long results of single commands are kept, and the scratch of stopped steps
+                that no run refers to. What a run goes on from stays as long as its folder.
         """
         from truing.core.opening import sweep_bases
 
-        self.referred(drop=True)
+        if not days >= 0:
+            raise InputError("must be a number of days", where="store gc --days", seen=days)
+        self.referred(drop=True, days=days)
         gone: list[dict[str, Json]] = []
         for key in self.keys():
             with self.lock(key):
                 # Asked anew under the lock: a run may have taken it up since.
-                if key in self.referred() or not self.has(key):
+                if key in self.referred(days=days) or not self.has(key):
                     continue
                 self.discard(key)
             gone.append({"key": key, "deleted": "artefact"})
         for scratch in sorted((self.root / "scratch").glob("*")):
-            if self.has(scratch.name):
-                shutil.rmtree(scratch, ignore_errors=True)
-                gone.append({"key": scratch.name, "deleted": "scratch"})
+            key = scratch.name
+            with self.lock(key, wait=False) as free:  # else its step runs
+                left = key not in self.referred(days=days) and _age(scratch) >= days
+                if free and (left or self.has(key)):
+                    shutil.rmtree(scratch, ignore_errors=True)
+                    gone.append({"key": key, "deleted": "scratch"})
         return gone + [{"key": k, "deleted": "base"} for k in sweep_bases()]
 
     def discard(self, key: str) -> None:

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import shutil
+import threading
 import warnings
 from pathlib import Path
 
@@ -169,6 +170,28 @@ def test_saved_model_survives_its_source(tmp_path: Path) -> None:
     assert Model.load(tmp_path / "one").key == key
     shutil.rmtree(tmp_path / "one")
     shutil.rmtree(tmp_path / "two")
+    assert opening.sweep_bases() == [model.base_key]
+
+
+def test_a_base_is_not_swept_while_it_is_linked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUING_HOME", str(tmp_path / "home"))
+    model = Model.open(tiny_folder(tmp_path / "mine", seed=6))
+    original, swept = files.place, []
+    sweeper = threading.Thread(target=lambda: swept.extend(opening.sweep_bases()))
+
+    def place(source: Path, target: Path, *, link: bool) -> None:
+        if link and not sweeper.ident:
+            sweeper.start()  # another process collects garbage just now
+            sweeper.join(0.2)
+        original(source, target, link=link)
+
+    monkeypatch.setattr(files, "place", place)
+    model.save(tmp_path / "saved")
+    sweeper.join()
+    assert swept == [] and Model.load(tmp_path / "saved").key == model.key
+    shutil.rmtree(tmp_path / "saved")
     assert opening.sweep_bases() == [model.base_key]
 
 

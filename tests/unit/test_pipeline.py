@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -228,6 +229,47 @@ def test_a_single_method_from_the_command_line(
     assert json.loads(capsys.readouterr().out)["cached"] is True
     assert main([*command, "--treshold", "3"]) == 2
     assert "Did you mean 'threshold'" in capsys.readouterr().err
+
+
+def _older(path: Path, days: float) -> None:
+    for one in (path, *path.rglob("*")):
+        os.utime(one, (time.time() - days * 86400,) * 2)
+
+
+def test_results_of_single_commands_are_kept_for_a_while(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUING_HOME", str(folder / "home"))
+    command = ["select", "near-duplicates", "--data", str(folder / "prompts.jsonl"), "--exact"]
+
+    def collected(*words: str) -> int:
+        assert main([*command, "--json"]) == 0
+        key = json.loads(capsys.readouterr().out)["key"]
+        _older(Store().root / "recent" / key, 20)
+        assert main(["store", "gc", *words, "--json"]) == 0
+        gone = json.loads(capsys.readouterr().out)
+        assert gone in ([], [{"key": key, "deleted": "artefact"}])
+        return len(gone)
+
+    assert [collected(), collected("--days", "21"), collected("--days", "19")] == [0, 0, 1]
+    assert collected("--days", "0") == 1 and not list((Store().root / "recent").iterdir())
+    assert main(["store", "gc", "--days", "-1"]) == 2
+
+
+def test_scratch_that_nobody_goes_on_from_is_collected(folder: Path, store: Store) -> None:
+    for key in ("old", "new", "runs", "run"):
+        store.scratch(key).mkdir(parents=True)
+        (store.scratch(key) / "rows.jsonl").write_text("")
+        _older(store.scratch(key), 0 if key == "new" else 40)
+    (folder / "stopped").mkdir()
+    (folder / "stopped" / "manifest.json").write_text("{}")
+    store.root_run(folder / "stopped", ["run"])
+    with store.lock("runs"):  # a step that says nothing for long
+        assert store.gc() == [{"key": "old", "deleted": "scratch"}]
+    assert store.gc(41) == []
+    assert store.gc() == [{"key": "runs", "deleted": "scratch"}]
+    (folder / "stopped" / "manifest.json").unlink()
+    assert store.gc() == [{"key": "run", "deleted": "scratch"}]
 
 
 def test_principles_enter_the_key_with_the_code_of_their_checks() -> None:

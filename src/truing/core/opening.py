@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import cast
 
@@ -89,21 +90,27 @@ def _local(folder: Path) -> Model:
     return model
 
 
-def _keep_base(base: Folder) -> tuple[Path, bool]:
-    """(folder, may be linked): a base outside the cache is copied into it once per content.
+def _base_lock(key: str) -> contextlib.AbstractContextManager[bool]:
+    return files.lock(files.home() / "bases" / f".{key}.lock")
+
+
+@contextlib.contextmanager
+def _kept_base(base: Folder) -> Generator[Path]:
+    """A folder to link from: a base outside the cache is copied into it once per content.
 
     A user's folder may be overwritten in place by the next training run; what the store holds
-    must not change with it.
+    must not change with it. Until the end of the block the base is not swept.
     """
     if files.is_managed(base.path):
-        return base.path, True
+        yield base.path
+        return
     kept = files.home() / "bases" / base.key
-    with files.lock(files.home() / "bases" / f".{base.key}.lock"):
+    with _base_lock(base.key):
         if not kept.is_dir():
             with files.new_folder(kept) as partial:
                 for name in base.names():
                     files.place(base.path / name, partial / name, link=False)
-    return kept, True
+        yield kept
 
 
 def _must_be_free(folder: Path, mark: str) -> None:
@@ -131,9 +138,9 @@ def save(model: Model, folder: Path) -> Path:
         if isinstance(model.base, Served):
             data["served"] = {"url": model.base.url, "model": model.base.model}
         else:
-            source, link = _keep_base(model.base)
-            for name in model.base.names():
-                files.place(source / name, partial / "base" / name, link=link)
+            with _kept_base(model.base) as source:
+                for name in model.base.names():
+                    files.place(source / name, partial / "base" / name, link=True)
             data["base"] = {"key": model.base.key, "licence": model.base.licence}
         data["changes"] = [
             change_files.save(c, partial, f"changes/{i}-{c.kind}", link=_of_cache(c))
@@ -293,9 +300,10 @@ def sweep_bases() -> list[str]:
     """Delete kept bases that no saved model links to any more; their keys."""
     gone: list[str] = []
     for path in sorted((files.home() / "bases").glob("[0-9a-f]*")):
-        if path.is_dir() and all(p.stat().st_nlink == 1 for p in path.iterdir()):
-            shutil.rmtree(path)
-            gone.append(path.name)
+        with _base_lock(path.name):  # whoever is about to link to it holds this
+            if path.is_dir() and all(p.stat().st_nlink == 1 for p in path.iterdir()):
+                shutil.rmtree(path)
+                gone.append(path.name)
     return gone
 
 
