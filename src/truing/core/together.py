@@ -114,10 +114,10 @@ def lead(function: Callable[[], int]) -> int:
             code = function()
         finally:
             with contextlib.suppress(RuntimeError):  # torchrun itself may be gone
-                store.set(f"call/{_state.calls}", "end")
+                store.set(f"call/{_state.calls}", "stop" if code else "end")
             _state.calls, _state.leading = _state.calls + 1, False
-    if not code:  # else the others may be in the middle of something, and end with this process
-        end()
+        if not code:  # else the others may be in the middle of something
+            end()
     return code
 
 
@@ -184,7 +184,10 @@ def _help(store: dist.Store) -> int:
         while not store.check([f"call/{number}"]):
             time.sleep(LOOK)
         _state.calls += 1
-        if store.get(f"call/{number}") == b"end":
+        word = store.get(f"call/{number}")
+        if word == b"end":
+            end()
+        if word != b"join":
             return 0
         try:
             with joined():
