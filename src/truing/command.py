@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from truing.catalogue import Entry
 from truing.cli import Parser, as_line
 from truing.errors import InputError, unknown
-from truing.method import Method, Setting, methods, type_name
+from truing.method import Input, Method, Setting, methods, type_name
 
 if TYPE_CHECKING:
     from truing.store import Noun
@@ -64,7 +64,7 @@ def _setting_help(setting: Setting) -> str:
 
 def _inputs(method: Method, given: dict[str, object]) -> dict[str, Noun | Mapping[str, Noun]]:
     """Nouns by name. Tables first: data is checked before a model is fetched."""
-    from truing.sources import open_noun
+    from truing.sources import known_abilities, need_abilities, open_noun
 
     found: dict[str, Noun | Mapping[str, Noun]] = {}
     for entry in method.inputs.values():
@@ -73,20 +73,29 @@ def _inputs(method: Method, given: dict[str, object]) -> dict[str, Noun | Mappin
                 f"input --{entry.name.replace('_', '-')} ({entry.noun}) is missing",
                 where=method.id,
             )
-    order = sorted(method.inputs.values(), key=lambda i: i.noun == "Model")
-    for entry in order:
-        if entry.name not in given:
-            continue
-        value = given[entry.name]
-        if entry.many:
-            pairs = [str(v).partition("=") for v in value] if isinstance(value, list) else []
-            found[entry.name] = {
-                role if is_role else str(i): open_noun(entry.noun, rest if is_role else role)
-                for i, (role, is_role, rest) in enumerate(pairs)
-            }
-        else:
-            found[entry.name] = open_noun(entry.noun, str(value))
+    texts = {entry.name: _roles(entry, given[entry.name]) for entry in method.inputs.values()
+             if entry.name in given}  # fmt: skip
+    for name, roles in texts.items():
+        for role, text in roles.items() if method.inputs[name].noun == "Model" else ():
+            able = known_abilities(text)
+            need_abilities(method, name, role, able, where=f"--{name.replace('_', '-')}")
+    order = sorted(texts, key=lambda name: method.inputs[name].noun == "Model")
+    for name in order:
+        entry = method.inputs[name]
+        opened = {role: open_noun(entry.noun, text) for role, text in texts[name].items()}
+        found[name] = opened if entry.many else opened[""]
     return found
+
+
+def _roles(entry: Input, value: object) -> dict[str, str]:
+    """Texts by role; of an input that takes one, under ""."""
+    if not entry.many:
+        return {"": str(value)}
+    pairs = [str(v).partition("=") for v in value] if isinstance(value, list) else []
+    return {
+        role if is_role else str(i): rest if is_role else role
+        for i, (role, is_role, rest) in enumerate(pairs)
+    }
 
 
 def _place(out: str, method: Method) -> Path:

@@ -21,10 +21,10 @@ from truing.errors import InputError, Stopped, TruingError
 from truing.keys import Nouns, device_class, step_key
 from truing.method import Method
 from truing.models import Model
-from truing.plan import Checked, Plan, Source
+from truing.plan import Checked, Plan
 from truing.progress import Progress
 from truing.runs import Run, plain, versions
-from truing.sources import check_abilities, open_sources
+from truing.sources import Opened, check_abilities, open_sources
 from truing.store import Noun, Store
 from truing.summary import about, summary_of, table_of
 
@@ -245,6 +245,7 @@ def run(plan: Plan, runs: str | Path = "runs", *, store: Store | None = None) ->
             another process runs the same plan in the same folder.
     """
     checked = plan.check()
+    check_abilities(checked)
     opened = open_sources(checked)
     check_abilities(checked, opened)
     record = Run(plan, runs)
@@ -252,16 +253,14 @@ def run(plan: Plan, runs: str | Path = "runs", *, store: Store | None = None) ->
         return _run_all(checked, opened, record, store or Store())
 
 
-def _run_all(
-    checked: Sequence[Checked], opened: Mapping[Source, Noun], record: Run, store: Store
-) -> Result:
+def _run_all(checked: Sequence[Checked], opened: Opened, record: Run, store: Store) -> Result:
     from truing import report
 
     for one in checked:
         record.open_step(one)
     record.manifest["models"] = {
-        s.text: {"key": n.key, "licence": n.licence, "source": str(s.text)}
-        for s, n in opened.items()
+        text: {"key": n.key, "licence": n.licence, "source": text}
+        for (_, text), n in opened.items()
         if isinstance(n, Model)
     }
     record.write()
@@ -289,7 +288,7 @@ def _run_one(
     number: int,
     total: int,
     results: dict[str, Noun],
-    opened: Mapping[Source, Noun],
+    opened: Opened,
     record: Run,
     store: Store,
 ) -> None:
@@ -297,8 +296,12 @@ def _run_one(
     progress.start(one.name, one.method.id)
     nouns: dict[str, Noun | Mapping[str, Noun]] = {}
     for name, roles in one.sources.items():
-        found = {r: results[s.text] if s.is_step else opened[s] for r, s in roles.items()}
-        nouns[name] = found if one.method.inputs[name].many else found[""]
+        wanted = one.method.inputs[name]
+        found = {
+            r: results[s.text] if s.is_step else opened[wanted.noun, s.text]
+            for r, s in roles.items()
+        }
+        nouns[name] = found if wanted.many else found[""]
     if one.method.verb == "serve":
         record.change(one.name, status="done")
         one.method.function(**nouns, **one.settings)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from truing.errors import InputError
-from truing.models import Model
-from truing.plan import Checked, Source
+from truing.method import Method
+from truing.models import Folder, Model, Served
+from truing.plan import Checked
 from truing.principles import Principles
 from truing.reports import Report
 from truing.store import Noun
@@ -34,20 +35,23 @@ def open_noun(noun: str, text: str) -> Noun:
     raise InputError(f"cannot read a {noun}", seen=text)
 
 
-def open_sources(checked: Sequence[Checked]) -> dict[Source, Noun]:
+Opened = dict[tuple[str, str], Noun]  # by noun and text: one text may name two things
+
+
+def open_sources(checked: Sequence[Checked]) -> Opened:
     """Everything that is not made by a step. Tables first: data is checked before models."""
     wanted = [
-        (one.method.inputs[name].noun, source, one)
+        (one.method.inputs[name].noun, source.text, one)
         for one in checked
         for name, roles in one.sources.items()
         for source in roles.values()
         if not source.is_step
     ]
-    opened: dict[Source, Noun] = {}
-    for noun, source, one in sorted(wanted, key=lambda w: w[0] == "Model"):
-        if source not in opened:
+    opened: Opened = {}
+    for noun, text, one in sorted(wanted, key=lambda w: w[0] == "Model"):
+        if (noun, text) not in opened:
             try:
-                opened[source] = open_noun(noun, source.text)
+                opened[noun, text] = open_noun(noun, text)
             except InputError as error:
                 if not error.where or "row" not in error.where:
                     error.where = f"{one.step.at()}: {error.where}".rstrip(": ")
@@ -55,25 +59,68 @@ def open_sources(checked: Sequence[Checked]) -> dict[Source, Noun]:
     return opened
 
 
-def check_abilities(checked: Sequence[Checked], opened: Mapping[Source, Noun]) -> None:
-    """Raise before anything runs when a model cannot do what a method needs of it."""
-    can: dict[str, frozenset[str]] = {}
+# What a model must be able to do in a role of its own; in all others, what its method needs.
+ROLES: dict[str, tuple[str, ...]] = {
+    "judge": ("generate",),
+    "reward": ("weights",),
+    "reward_model": ("weights",),
+    "critic": ("weights",),
+}
+
+
+def known_abilities(text: str) -> frozenset[str] | None:
+    """What the model of that name can do, as far as it is known without fetching anything."""
+    if text.startswith(("http://", "https://")):
+        return Served(text, "").can
+    base = Folder(Path(text).expanduser())
+    return base.can if (base.path / "config.json").is_file() else None
+
+
+def need_abilities(
+    method: Method, name: str, role: str, able: frozenset[str] | None, *, where: str
+) -> None:
+    """Raise where the model given as an input of a method cannot do what it must in that role.
+
+    Args:
+        method: that it is given to.
+        name: of the input.
+        role: within an input that takes several, else "".
+        able: what it can; None where that is not known yet.
+        where: what the error names.
+    """
+    needs = ROLES.get(role) or ROLES.get(name, method.needs)
+    lacks = sorted(set(needs) - able) if able is not None else []
+    if lacks:
+        called = f"{name} {role}".strip().replace("_", " ")
+        raise InputError(
+            f"{method.id} needs a {called} that can {' and '.join(lacks)}",
+            where=where,
+            seen=f"this one can {', '.join(sorted(able or ()))}",
+            fix="Give a local model",
+        )
+
+
+def check_abilities(checked: Sequence[Checked], opened: Opened | None = None) -> None:
+    """Raise before anything runs when a model cannot do what a step needs of it in its role.
+
+    Args:
+        checked: the steps in order.
+        opened: models; None tells what can be told before they are fetched.
+    """
+    made: dict[str, frozenset[str] | None] = {}
     for one in checked:
-        own = [
-            (name, can.get(s.text) if s.is_step else getattr(opened[s], "can", None))
-            for name, roles in one.sources.items()
-            for s in roles.values()
-            if "Model" in one.method.inputs[name].noun
-        ]
-        able = [abilities for _, abilities in own if abilities is not None]
-        first = able[0] if able else None
-        lacks = sorted(set(one.method.needs) - first) if first is not None else []
-        if lacks:
-            raise InputError(
-                f"{one.method.id} needs a model that can {' and '.join(lacks)}",
-                where=one.step.at(own[0][0]),
-                seen=f"this one can {', '.join(sorted(first or ()))}",
-                fix="Give a local model",
-            )
-        if first is not None and one.method.returns == "Model":
-            can[one.name] = first
+        own: list[frozenset[str] | None] = []
+        for name, roles in one.sources.items():
+            noun = one.method.inputs[name].noun
+            for role, source in roles.items() if "Model" in noun.split("|") else ():
+                if source.is_step:
+                    able = made.get(source.text)
+                elif opened is None:
+                    able = known_abilities(source.text)
+                else:
+                    found = opened[noun, source.text]
+                    able = found.can if isinstance(found, Model) else None
+                need_abilities(one.method, name, role, able, where=one.step.at(name))
+                own.append(able)
+        if own and one.method.returns == "Model":
+            made[one.name] = own[0]

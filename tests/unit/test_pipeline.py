@@ -15,10 +15,12 @@ from truing.cli import main
 from truing.errors import InputError, Stopped
 from truing.keys import modules_of
 from truing.method import methods
+from truing.models import Model
 from truing.pipeline import Result
 from truing.plan import Plan
 from truing.principles import Principle, Principles
 from truing.reports import Measure, Report
+from truing.sources import need_abilities, open_sources
 from truing.store import Store
 from truing.tables import Table
 
@@ -159,6 +161,54 @@ def test_a_model_that_cannot_do_it_is_refused_before_anything_runs(folder: Path)
     plan.step("drawn", "synthesize/magpie", model="far")
     with pytest.raises(InputError, match="needs a model that can weights"):
         pipeline.run(plan, folder / "runs", store=Store(folder / "store"))
+
+
+@pytest.mark.parametrize(
+    ("method", "role", "lacks"),
+    [
+        ("train/dpo", "reference", "needs a reference that can logprob and weights"),
+        ("train/forward_kl", "teacher", "needs a teacher that can logprob and weights"),
+        ("train/grpo", "reward_model", "needs a reward model that can weights"),
+    ],
+)
+def test_every_role_is_tested_before_anything_is_fetched(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, method: str, role: str, lacks: str
+) -> None:
+    monkeypatch.setattr(Model, "open", lambda _: pytest.fail("a model was opened"))
+    far = "http://127.0.0.1:9/v1#some"
+    row = {"prompt": "Why?", "chosen": "So.", "rejected": "No.", "completion": "So."}
+    (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    plan = Plan("served", folder=folder, source="p.py")
+    data = {"prompts" if "prompts" in methods[method].inputs else "data": "rows.jsonl"}
+    plan.step("made", method, model="smollm2-135m-instruct", **{role: far}, **data)
+    with pytest.raises(InputError, match=rf"step made: {method} {lacks}.*this one can generate"):
+        pipeline.run(plan, folder / "runs", store=Store(folder / "store"))
+    words = [*method.replace("_", "-").split("/"), "--model", "smollm2-135m-instruct"]
+    words += [f"--{role.replace('_', '-')}", far]
+    words += [w for n, t in data.items() for w in (f"--{n}", str(folder / t))]
+    assert main(words) == 2
+
+
+def test_a_judge_may_be_served_and_a_reward_model_may_only_classify() -> None:
+    served, label = frozenset({"generate"}), frozenset({"hidden", "weights"})
+    need_abilities(methods["cyclealign"], "judge", "", served, where="")
+    need_abilities(methods["grpo"], "reward_model", "", label, where="")
+    with pytest.raises(InputError, match="needs a models a that can weights"):
+        need_abilities(methods["merge/linear"], "models", "a", served, where="")
+
+
+def test_one_text_may_name_two_things(folder: Path) -> None:
+    both = folder / "both"
+    Principles([Principle("brief", "Be brief.")]).save(both)
+    Table("prompt", ROWS).save(both)
+    plan = Plan("two", folder=folder)
+    plan.model("far", "http://127.0.0.1:9/v1#some")
+    given = {"prompts": "both", "principles": "both"}
+    plan.step("seen", "evaluate/adherence", model="far", **given)
+    opened = open_sources(plan.check())
+    assert {noun: type(found).__name__ for (noun, _), found in opened.items()} == {
+        "Table": "Table", "Principles": "Principles", "Model": "Model"
+    }  # fmt: skip
 
 
 def test_store_verify_gc_and_export(folder: Path, store: Store) -> None:
