@@ -140,6 +140,37 @@ def test_an_interrupted_step_keeps_its_scratch_and_goes_on(
     assert not store.scratch(key).exists()
 
 
+def test_the_seconds_of_a_step_are_all_that_were_spent_on_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from truing.select import checked as module
+
+    method, table = methods["select/checked"], Table("prompt", ROWS)
+    settings = method.validate({"checks": [{"use": "min_words", "n": 2}]})
+    kept = store.scratch(pipeline.step_key(method, {"data": table}, settings, 0)) / ".seconds"
+    seen: list[float] = []
+
+    def interrupt(*_: object) -> list[bool]:
+        context.current().journal("rows").put("first", 1)
+        time.sleep(0.2)
+        context.current().metric(rows=1)  # a kill after this loses nothing
+        seen.append(float(kept.read_text()))
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "KEEP_EVERY", 0.0)
+    original, on_metric = module.passing, list[object]().append
+    monkeypatch.setattr(module, "passing", interrupt)
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            pipeline.perform(method, {"data": table}, settings, store=store, on_metric=on_metric)
+    assert seen[0] >= 0.2 and seen[1] >= 0.6
+    monkeypatch.setattr(module, "passing", original)
+    result = pipeline.perform(method, {"data": table}, settings, store=store)
+    assert result.seconds >= 0.8
+    assert store.facts(result.key)["seconds"] == pytest.approx(result.seconds, abs=0.01)
+
+
 def test_a_full_disk_is_a_stop_that_can_be_resumed(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
