@@ -200,7 +200,8 @@ class Store:
         damaged: list[dict[str, Json]] = []
         for key in self.keys():
             try:
-                seen = self.load(key).key
+                with files.reading_all():
+                    seen = self.load(key).key
                 wanted = self.facts(key)["content"]
                 fault = "" if seen == wanted else f"content key {seen}, stored as {wanted}"
             except (InputError, OSError, ValueError) as error:

@@ -206,6 +206,23 @@ def test_changed_artefact_is_noticed(model: Model, adapter: Path, tmp_path: Path
         Model.load(tmp_path / "s")
 
 
+def test_verify_reads_the_bytes_of_large_files(model: Model, tmp_path: Path) -> None:
+    from truing.store import Store
+
+    store = Store(tmp_path / "store")
+    tensors = {"model.norm.weight": torch.ones(128), "more": torch.zeros(1 << 19)}
+    save_file(tensors, tmp_path / "large.safetensors")
+    store.put("a" * 32, model.adding(Weights(tmp_path / "large.safetensors")), {})
+    assert store.verify() == []
+    (path,) = store.root.rglob("large.safetensors")
+    before = path.stat()
+    with path.open("r+b") as file:  # a bit that the disk lost: no time of change tells it
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert [d["key"] for d in store.verify()] == ["a" * 32]
+
+
 def test_newer_schema_is_refused_by_name(model: Model, tmp_path: Path) -> None:
     model.save(tmp_path / "s")
     card = json.loads((tmp_path / "s" / "model.json").read_text())
