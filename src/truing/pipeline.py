@@ -14,23 +14,19 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ParamSpec, cast
+from typing import cast
 
 from truing.context import Context, Json, use
-from truing.core import files
 from truing.errors import InputError, Stopped, TruingError
 from truing.keys import Nouns, device_class, step_key
 from truing.method import Method
 from truing.models import Model
 from truing.plan import Checked, Plan
-from truing.progress import Progress
+from truing.progress import Clock, Progress
 from truing.runs import Run, plain, versions
 from truing.sources import Opened, check_abilities, open_sources
 from truing.store import Noun, Store
 from truing.summary import about, summary_of, table_of
-
-P = ParamSpec("P")
-KEEP_EVERY = 5.0  # seconds of a step that a kill may leave uncounted
 
 # One step
 
@@ -103,44 +99,6 @@ def _reused(store: Store, key: str) -> str:
     now = versions()
     other = [f"{n} {made[n]}, now {now[n]}" for n in made if n in now and made[n] != now[n]]
     return f"made with {'; '.join(other)}" if other else ""
-
-
-class Clock:
-    """Seconds spent on a step, those before it was stopped included.
-
-    They are kept in its scratch folder while there is something that a stopped step goes on from.
-    """
-
-    def __init__(self, scratch: Path) -> None:
-        self.path = scratch / ".seconds"
-        self.before = 0.0
-        with contextlib.suppress(OSError, ValueError):
-            self.before = float(self.path.read_text())
-        self.began = self.kept = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Until now."""
-        return self.before + time.monotonic() - self.began
-
-    def keep(self, every: float = 0.0) -> None:
-        """Write the time down, unless that was done less than `every` seconds ago."""
-        now = time.monotonic()
-        if now - self.kept >= every and self.path.parent.is_dir():
-            self.kept = now
-            with contextlib.suppress(OSError):  # the time is not worth a stop
-                files.write_text(self.path, f"{self.seconds:.3f}\n")
-
-    def heard(self, call: Callable[P, None] | None) -> Callable[P, None] | None:
-        """`call`, which now and then keeps the time too, so that it outlives a kill."""
-        if call is None:
-            return None
-
-        def both(*args: P.args, **kwargs: P.kwargs) -> None:
-            self.keep(KEEP_EVERY)
-            call(*args, **kwargs)
-
-        return both
 
 
 def perform(

@@ -1,14 +1,25 @@
-"""How far a step is: one line that moves on a terminal, a plain log elsewhere; always on stderr."""
+"""How far a step is: one line that moves on a terminal, a plain log elsewhere; always on stderr.
+
+And how long it has taken, over all the times that it was taken up.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec
+
+from truing.core import files
+
+P = ParamSpec("P")
 
 EVERY = 20.0  # seconds between two lines of a log
 MOVES = 0.2  # seconds between two states of a terminal's line
 BAR = 24
+KEEP_EVERY = 5.0  # seconds of a step that a kill may leave uncounted
 
 
 class Progress:
@@ -69,3 +80,41 @@ class Progress:
         # Whoever read along may go away; that must not end hours of work.
         with contextlib.suppress(BrokenPipeError):
             print(text, end=end, file=sys.stderr, flush=True)
+
+
+class Clock:
+    """Seconds spent on a step, those before it was stopped included.
+
+    They are kept in its scratch folder while there is something that a stopped step goes on from.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        self.path = scratch / ".seconds"
+        self.before = 0.0
+        with contextlib.suppress(OSError, ValueError):
+            self.before = float(self.path.read_text())
+        self.began = self.kept = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Until now."""
+        return self.before + time.monotonic() - self.began
+
+    def keep(self, every: float = 0.0) -> None:
+        """Write the time down, unless that was done less than `every` seconds ago."""
+        now = time.monotonic()
+        if now - self.kept >= every and self.path.parent.is_dir():
+            self.kept = now
+            with contextlib.suppress(OSError):  # the time is not worth a stop
+                files.write_text(self.path, f"{self.seconds:.3f}\n")
+
+    def heard(self, call: Callable[P, None] | None) -> Callable[P, None] | None:
+        """`call`, which now and then keeps the time too, so that it outlives a kill."""
+        if call is None:
+            return None
+
+        def both(*args: P.args, **kwargs: P.kwargs) -> None:
+            self.keep(KEEP_EVERY)
+            call(*args, **kwargs)
+
+        return both

@@ -158,7 +158,7 @@ def test_the_seconds_of_a_step_are_all_that_were_spent_on_it(
         time.sleep(0.2)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "KEEP_EVERY", 0.0)
+    monkeypatch.setattr("truing.progress.KEEP_EVERY", 0.0)
     original, on_metric = module.passing, list[object]().append
     monkeypatch.setattr(module, "passing", interrupt)
     for _ in range(2):
