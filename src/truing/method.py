@@ -177,8 +177,20 @@ class Method:
         """Name of the noun it returns."""
         return self._parameters[2]
 
-    def validate(self, values: Mapping[str, object], *, where: str = "") -> dict[str, object]:
-        """All settings with their defaults; unknown or missing ones are InputErrors."""
+    def validate(
+        self,
+        values: Mapping[str, object],
+        *,
+        where: str = "",
+        at: Callable[[str], str] | None = None,
+    ) -> dict[str, object]:
+        """All settings with their defaults; unknown, wrong or missing ones are InputErrors.
+
+        Args:
+            values: settings by name.
+            where: what errors name; by default the method.
+            at: where a given setting stands, such as a line of a recipe; by default `where`.
+        """
         where = where or self.id
         for name in values:
             if name not in self.settings:
@@ -186,7 +198,7 @@ class Method:
         checked: dict[str, object] = {}
         for name, setting in self.settings.items():
             if name in values:
-                checked[name] = setting.validate(values[name], where=where)
+                checked[name] = setting.validate(values[name], where=at(name) if at else where)
             elif setting.required:
                 raise InputError(
                     f"setting {name!r} is missing",

@@ -232,9 +232,7 @@ class Plan:
         for name, value in values.items():
             if value is not None and "Path" in str(settings[name].type):
                 values[name] = self.path(str(value), typed=name in step.typed)
-        for name in values:
-            values[name] = settings[name].validate(values[name], where=step.at(name))
-        full = method.validate(values, where=step.at())
+        full = method.validate(values, where=step.at(), at=step.at)
         seed = self.seed if step.seed is None else step.seed
         return Checked(step, method, sources, full, seed)
 

@@ -12,6 +12,7 @@ from truing import recipe
 from truing.cli import main
 from truing.errors import InputError
 from truing.plan import Plan
+from truing.signature import Setting
 
 GOOD = """\
 name: small
@@ -68,6 +69,19 @@ def test_mistakes_are_named_with_their_line(
         load(folder, GOOD.replace(*change))
     assert f"r.yaml line {line}" in str(error.value)
     assert words in str(error.value)
+
+
+def test_each_setting_is_validated_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    original = Setting.validate
+
+    def counting(setting: Setting, value: object, *, where: str = "") -> object:
+        seen.append(setting.name)
+        return original(setting, value, where=where)
+
+    monkeypatch.setattr(Setting, "validate", counting)
+    load(folder, GOOD)
+    assert sorted(seen) == ["checks", "held_out", "part"]
 
 
 def test_an_edge_of_the_wrong_noun(folder: Path) -> None:
