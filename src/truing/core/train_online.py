@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import cast
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, cast
 
 from truing import catalogue
-from truing.context import Context, Json, current
+from truing.context import current
 from truing.core import distributed
 from truing.core import lora as adapters
 from truing.core.alongside import Alongside
-from truing.core.chat import check_receipt, completion_ids
+from truing.core.chat import completion_ids
 from truing.core.collect import Asked, Collector, Draw, Pool, Reward, read_prompts
 from truing.core.critic import Critic
 from truing.core.drawing import Completion, continued
@@ -28,16 +24,19 @@ from truing.core.online_training import OnlineTraining
 from truing.core.opening import same_tokens
 from truing.core.rewards import Rewards, telling
 from truing.core.sampling import SamplingSettings
-from truing.core.start import GPU_BUDGET, check_memory
+from truing.core.start import Start, begin
 from truing.core.together import joint
 from truing.core.train_text import trained_model
-from truing.core.training_rows import as_kind
-from truing.core.tree import BUDGET, group_tree
+from truing.core.training_rows import as_kind, summed
+from truing.core.tree import group_tree
 from truing.errors import InputError, unknown
 from truing.method import get_component, resolve
 from truing.models import Model
 from truing.principles import Principles
 from truing.tables import Table, content_hash
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def _split(spec: Online, values: Mapping[str, object]) -> tuple[dict[str, object], OnlineTraining]:
@@ -140,25 +139,77 @@ def _critic(
     return Critic.of(own, own=True, lora=lora)
 
 
-def _check_prompts(spec: Online, loaded: Loaded, prompts: Sequence[Asked]) -> None:
-    """Raise InputError where the template and the model disagree on tokens or on where to stop."""
-    embedding = cast(nn.Embedding, cast("object", loaded.module.get_input_embeddings()))  # type: ignore[operator]
-    stops = getattr(getattr(loaded.module, "generation_config", None), "eos_token_id", None)
-    answer = completion_ids(loaded.tokenizer, "yes")
-    check_receipt(
-        loaded.tokenizer,
-        [group_tree(p.ids, [answer]) for p in prompts],
-        vocab=embedding.num_embeddings,
-        stops=[stops] if isinstance(stops, int) else list(stops or []),
-        where=spec.name,
+def _reward(
+    spec: Online,
+    told: Mapping[str, object],
+    settings: OnlineTraining,
+    principles: Principles | None,
+    reward_model: Model | None,
+) -> Reward:
+    """What answers are rewarded by, checked."""
+    terms, judges = settings.rewards or {}, (principles, reward_model)
+    if spec.follows:
+        terms = terms | telling(spec.follows, told, reward_model, principles, spec.name)
+        judges = (None, None)
+    rewards = Rewards(terms, settings.weights or {}, *judges, spec.name)
+    made = Reward(rewards, settings.missing_end)
+    made.check()
+    return made
+
+
+def _prompts(
+    spec: Online, told: Mapping[str, object], settings: OnlineTraining, start: Start, data: Table
+) -> list[Asked]:
+    """The prompts in tokens; template and memory are checked with a short answer to each."""
+    tokenizer = start.loaded.tokenizer
+    rows, said = as_kind(data, spec.rows, spec.name)
+    prompts, notes = read_prompts(
+        rows, tokenizer, start.limit, settings.new_tokens, spec.joins(told), spec.name
     )
+    answer = completion_ids(tokenizer, "yes")
+    longest = max(len(p.ids) for p in prompts) + settings.answers * settings.new_tokens
+    start.check([group_tree(p.ids, [answer]) for p in prompts], longest, summed(notes, said))
+    return prompts
 
 
-def _said(spec: Online, context: Context, notes: dict[str, Json]) -> None:
-    if not distributed.leads():
-        return
-    print(f"{spec.name}: " + ", ".join(f"{n}: {v}" for n, v in notes.items()), file=sys.stderr)
-    context.metric(**notes)
+def _other(
+    spec: Online, told: Mapping[str, object], settings: OnlineTraining, start: Start
+) -> Loaded | None:
+    """The frozen reference, where one is needed that is not the model with its adapter off."""
+    needed = spec.compares(told) or settings.watch or spec.opponent
+    if not needed or (start.reference is None and settings.rank):
+        return None
+    found = start.frozen()
+    return replace(found, model=found.model.with_changes(found.model.weight_changes))
+
+
+def _task(
+    spec: Online,
+    told: Mapping[str, object],
+    settings: OnlineTraining,
+    start: Start,
+    prompts: Sequence[Asked],
+    by: Reward | Pool,
+    critic: Model | None,
+    folder: Path,
+) -> OnlineTask:
+    """The task with its players, its critic and whoever collects its rollouts."""
+    loaded, context = start.loaded, current()
+    other = _other(spec, told, settings, start)
+    lora = None
+    if settings.rank:
+        seed = context.stream("adapter") % 2**31
+        lora = adapters.attach(loaded.module, settings.rank, settings.scale_alpha, seed=seed)
+    policy = replace(loaded, model=start.model.with_changes(start.model.weight_changes))
+    draws = _draws(spec, Players(policy, lora, other), told)
+    reward, pool = (by, None) if isinstance(by, Reward) else (None, by)
+    collector = Collector(prompts, draws, reward, pool, loaded.tokenizer, folder, context)
+    return OnlineTask(
+        spec, told, settings, collector, loaded.module, lora=lora,
+        other=other.module if other is not None else None,
+        critic=_critic(spec, settings, loaded, critic, start.dtype),
+        compare=spec.compares(told) or settings.watch, budget=start.budget,
+    )  # fmt: skip
 
 
 @joint
@@ -197,64 +248,16 @@ def train_online(
     key = content_hash(
         [spec.name, told, vars(settings), model.weights_key, data.key, context.seed, held], 8
     )
-    pool = _pool(spec, told)
-    terms, judges = settings.rewards or {}, (principles, reward_model)
-    if spec.follows:
-        terms = terms | telling(spec.follows, told, reward_model, principles, spec.name)
-        judges = (None, None)
-    rewards = Rewards(terms, settings.weights or {}, *judges, spec.name)
-    reward = None if pool is not None else Reward(rewards, settings.missing_end)
-    if reward is not None:
-        reward.check()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    short = device == "cuda" and settings.rank > 0 and torch.cuda.is_bf16_supported()
-    dtype = "bfloat16" if short else "float32"
-    loaded = model.load_module(dtype, device, fresh=True)
-    context_size = getattr(loaded.module.config, "max_position_embeddings", None)
-    limit = min(settings.max_tokens, int(context_size or settings.max_tokens))
-    rows, said = as_kind(data, spec.rows, spec.name)
-    prompts, notes = read_prompts(
-        rows, loaded.tokenizer, limit, settings.new_tokens, spec.joins(told), spec.name
-    )
-    _check_prompts(spec, loaded, prompts)
-    budget = settings.budget or (GPU_BUDGET if device == "cuda" else BUDGET)
-    notes |= said
-    _said(spec, context, notes | {"device": device, "dtype": dtype, "budget": budget})
-    longest = max(len(p.ids) for p in prompts)
-    check_memory(
-        loaded.module, settings, longest + settings.answers * settings.new_tokens, spec.name
-    )
-
-    compare = spec.compares(told) or settings.watch
-    other: Loaded | None = None
-    if reference is not None:
-        same_tokens({"model": model, "reference": reference}, where=spec.name)
-    if (compare or spec.opponent) and (reference is not None or not settings.rank):
-        frozen = reference or model
-        other = replace(
-            frozen.load_module(dtype, device), model=frozen.with_changes(frozen.weight_changes)
-        )
-    lora = None
-    if settings.rank:
-        seed = context.stream("adapter") % 2**31
-        lora = adapters.attach(loaded.module, settings.rank, settings.scale_alpha, seed=seed)
-    policy = replace(loaded, model=model.with_changes(model.weight_changes))
-    players = Players(policy, lora, other)
-    judge = _critic(spec, settings, loaded, critic, dtype)
+    by = _pool(spec, told) or _reward(spec, told, settings, principles, reward_model)
+    start = begin(model, settings, spec.name, reference=reference)
+    prompts = _prompts(spec, told, settings, start, data)
     home = distributed.agree(context.folder)
-    folder = home / f"rollouts-{key}"
-    collector = Collector(
-        prompts, _draws(spec, players, told), reward, pool, loaded.tokenizer, folder, context
-    )
-    task = OnlineTask(
-        spec, told, settings, collector, loaded.module, lora=lora,
-        other=other.module if other is not None else None, critic=judge, compare=compare,
-        budget=budget,
-    )  # fmt: skip
+    task = _task(spec, told, settings, start, prompts, by, critic, home / f"rollouts-{key}")
     train(task, settings, key=key, peak=settings.peak)
-    made = trained_model(model, loaded.module, lora, home / f"{spec.name}-{key}", data, spec.name)
+    folder = home / f"{spec.name}-{key}"
+    made = trained_model(model, task.module, task.lora, folder, data, spec.name)
     licence = reward_model.licence if reward_model is not None else ""
     made = made.with_licences([licence] if licence else [])
-    if judge is None:
+    if task.critic is None:
         return made
-    return judge.saved(made, critic, data, home / f"{spec.name}-critic-{key}")
+    return task.critic.saved(made, critic, data, home / f"{spec.name}-critic-{key}")

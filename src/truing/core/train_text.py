@@ -6,7 +6,6 @@ the reference is measured in one pass, the adapter or the weights become a chang
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -29,7 +28,7 @@ from truing.core.teacher import Teachers
 from truing.core.text_task import TextTask
 from truing.core.together import joint
 from truing.core.training import HOOKS, Hook, TextTraining
-from truing.core.training_rows import Reader, Unit, as_kind
+from truing.core.training_rows import Reader, Unit, as_kind, summed
 from truing.core.vocab_heads import VocabHeads, new_heads
 from truing.core.weights import replaced
 from truing.datasets import licence_of
@@ -121,8 +120,8 @@ def read_units(
     if hook is not None:
         prompts = {str(r["id"]): cast(Prompt, r.get("prompt", r.get("messages", ""))) for r in rows}
         units = hook.units(loaded, units, prompts, limit)
-    counts = reader.counts + Counter({n: c for n, c in notes.items() if isinstance(c, int)})
-    return units, {"rows": len(units), **notes, **dict(sorted(counts.items()))}
+    counts = {n: c for n, c in sorted(reader.counts.items()) if c}
+    return units, summed({"rows": len(units), **counts}, notes)
 
 
 def _task(

@@ -195,6 +195,16 @@ def as_kind(table: Table, kind: str, where: str) -> tuple[Table, dict[str, Json]
     return Table(kind, made, where=table.source), {"conversion": name, **counts}
 
 
+def summed(one: Mapping[str, Json], two: Mapping[str, Json]) -> dict[str, Json]:
+    """What two passes over the rows say together: what both have counted is added."""
+    made = {**one, **two}
+    for name, value in one.items():
+        other = two.get(name)
+        if isinstance(value, int) and isinstance(other, int):
+            made[name] = value + other
+    return made
+
+
 def nothing_left(table: Table, counts: Mapping[str, int], where: str, limit: int = 0) -> InputError:
     """Says why no row of the table can be trained on; `limit` in tokens."""
     whys = WHYS | {"left_out_long": f"{WHYS['left_out_long']} within {limit} tokens"}
