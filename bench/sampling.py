@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     }
     search = {n: m.get("seconds", m.get("error")) for n, m in found.items()}
     details: Json = {
-        "prompts": len(prompts), "draws": DRAWS, "tokens": TOKENS, "runs": runs,
+        "prompts": len(prompts), "draws": DRAWS, "tokens": TOKENS,
+        "runs": {n: {k: v for k, v in m.items() if k != "folder"} for n, m in runs.items()},
         "search_seconds_per_prompt": search,
     }  # fmt: skip
     write("sampling", line, details, where, args)
