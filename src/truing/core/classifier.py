@@ -29,8 +29,9 @@ def class_of(folder: Path) -> str:
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     made: object = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
-    generic = isinstance(made, type) and issubclass(made, GenericForSequenceClassification)
-    return made.__name__ if generic else ""
+    if isinstance(made, type) and issubclass(made, GenericForSequenceClassification):
+        return made.__name__
+    return ""
 
 
 def why_not(model: Model) -> str:
@@ -82,5 +83,7 @@ def describe(model: Model, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     path = folder / "tokenizer_config.json"
     if path.is_file():
-        own = json.loads(path.read_text(encoding="utf-8")) | {"pad_token": free.get(pad)}
+        own = json.loads(path.read_text(encoding="utf-8")) | {
+            "pad_token": None if pad is None else free[pad]
+        }
         path.write_text(json.dumps(own, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
