@@ -19,10 +19,12 @@ Shapes: N tokens, M loss tokens, C rows of a chunk, D hidden size, V vocabulary;
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -182,6 +184,14 @@ def _rows(
     return Rows(logp_CV, target_M[part], here)
 
 
+class Played(Protocol):
+    """What a module carries whose lower blocks need not be computed: see `core.frozen_trunk`."""
+
+    def played(self, packed: Packed) -> AbstractContextManager[None]:
+        """The module as it is to be computed for this micro-batch inside the block."""
+        ...
+
+
 def states(module: nn.Module, packed: Packed) -> Tensor:
     """Last hidden states [N, D] of all tokens, after the final norm."""
     check(module)
@@ -192,7 +202,9 @@ def states(module: nn.Module, packed: Packed) -> Tensor:
             fix="Shorten or leave out such rows, or score them in pieces",
         )
     layout = Layout(packed.segments)
-    with tree_attention(module), fused(module, layout.longest):
+    trunk = cast("Played | None", vars(module).get("truing_trunk"))
+    below = trunk.played(packed) if trunk is not None else contextlib.nullcontext()
+    with below, tree_attention(module), fused(module, layout.longest):
         return _backbone(module, packed, layout)
 
 

@@ -104,7 +104,7 @@ class OnlineTask:
         """The adapters' parameters, or all of the module's, and the critic's."""
         own = self.module.named_parameters() if self.lora is None else self.lora.named_parameters()
         head = self.critic.trained() if self.critic is not None else {}
-        return {**dict(own), **head}
+        return {**{n: p for n, p in own if p.requires_grad}, **head}
 
     def pace(self, name: str) -> float:
         """Learning rate of a parameter over the policy's."""

@@ -28,6 +28,7 @@ class OnlineTraining(TextTraining):
         weight_decay: of AdamW.
         rank: of the LoRA adapter on all linear layers; 0 trains all weights.
         lora_alpha: the adapter's scale times its rank; 0 takes twice the rank.
+        layers: train the top blocks alone, so many, by an adapter on them or in full. 0 trains all.
         max_tokens: of prompt and one answer together. Prompts that leave no room for `new_tokens`
             are left out and counted.
         budget: tokens computed at once, which memory limits and results do not depend on; 0

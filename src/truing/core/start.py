@@ -146,6 +146,8 @@ def check_memory(module: nn.Module, settings: TextTraining, largest: int, where:
     hidden = int(getattr(config, "hidden_size", 0))
     layers = int(getattr(config, "num_hidden_layers", 0))
     size = sum(p.numel() * p.element_size() for p in module.parameters())
+    if 0 < settings.layers < layers:  # the blocks below keep neither gradients nor activations
+        size, layers = size * settings.layers // layers, settings.layers
     # A full fine-tune holds gradients and two moments; an adapter a merged copy of the weights.
     state = (1 if settings.rank else 3) * size
     activations = max(largest, settings.budget or BUDGET) * hidden * layers * BYTES_PER_TOKEN * 4

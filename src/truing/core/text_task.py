@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from truing.core import distributed
 from truing.core.engine import Part
+from truing.core.frozen_trunk import FrozenTrunk
 from truing.core.logprob import check, measure, states
 from truing.core.lora import Lora
 from truing.core.measure import blank, columns_of, joined
@@ -119,13 +120,20 @@ class TextTask:
             teachers.prepare(self._used(steps))
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The adapters' parameters, or all of the module's, and the head's."""
+        """The adapters' parameters, or those of the module that are not frozen, and the heads'."""
         named = (
             self.module.named_parameters() if self.lora is None else self.lora.named_parameters()
         )
+        named = ((n, p) for n, p in named if p.requires_grad)
         head = self.head.named_parameters(HEAD) if self.head is not None else ()
         more = self.vocab_heads.named_parameters(NAME) if self.vocab_heads is not None else ()
         return {**dict(named), **dict(head), **dict(more)}
+
+    def stand_on(self, trunk: FrozenTrunk, steps: Steps) -> None:
+        """Keep what frozen blocks say of all that `steps` visit, where that stays the same."""
+        noisy = type(self.hook).forward is not Hook.forward
+        if not self.hook.fresh and not noisy and distributed.now().size == 1:
+            trunk.sweep([tree for rows in steps for tree in self._trees(rows)])
 
     def row_name(self, row: int) -> str:
         """The row's id."""

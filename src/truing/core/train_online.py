@@ -17,6 +17,7 @@ from truing.core.collect import Asked, Collector, Draw, Pool, Reward, read_promp
 from truing.core.critic import Critic
 from truing.core.drawing import Completion, continued
 from truing.core.engine import train
+from truing.core.frozen_trunk import attach
 from truing.core.loaded import Loaded
 from truing.core.online import Online
 from truing.core.online_task import OnlineTask
@@ -132,10 +133,7 @@ def _critic(
         return Critic.of(loaded)
     same_tokens({"model": loaded.model, "critic": given}, where=spec.name)
     own = given.load_module(dtype, loaded.device, fresh=True)
-    lora = None
-    if settings.rank:
-        seed = current().stream("critic") % 2**31
-        lora = adapters.attach(own.module, settings.rank, settings.scale_alpha, seed=seed)
+    lora = attach(own.module, settings, current().stream("critic") % 2**31)
     return Critic.of(own, own=True, lora=lora)
 
 
@@ -196,10 +194,7 @@ def _task(
     """The task with its players, its critic and whoever collects its rollouts."""
     loaded, context = start.loaded, current()
     other = _other(spec, told, settings, start)
-    lora = None
-    if settings.rank:
-        seed = context.stream("adapter") % 2**31
-        lora = adapters.attach(loaded.module, settings.rank, settings.scale_alpha, seed=seed)
+    lora = attach(loaded.module, settings, context.stream("adapter") % 2**31)
     policy = replace(loaded, model=start.model.with_changes(start.model.weight_changes))
     draws = _draws(spec, Players(policy, lora, other), told)
     reward, pool = (by, None) if isinstance(by, Reward) else (None, by)

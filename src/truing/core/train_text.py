@@ -19,6 +19,7 @@ from truing.core import distributed, lora
 from truing.core.chat import Prompt
 from truing.core.engine import Order, train
 from truing.core.files import new_folder
+from truing.core.frozen_trunk import FrozenTrunk, attach
 from truing.core.loaded import Loaded, by_file_names
 from truing.core.objective import Objective
 from truing.core.reference import Reference
@@ -149,9 +150,12 @@ def _task(
         task.learn_from(taught, steps)
     if spec.heads:
         task.speak_with(find_heads(loaded, own, context.stream("heads") % 2**31))
-    if settings.rank:
-        seed = context.stream("adapter") % 2**31
-        task.adapt(lora.attach(loaded.module, settings.rank, settings.scale_alpha, seed=seed))
+    adapters = attach(loaded.module, settings, context.stream("adapter") % 2**31)
+    if adapters is not None:
+        task.adapt(adapters)
+    if settings.layers:
+        key = loaded.model.weights_key
+        task.stand_on(FrozenTrunk(loaded.module, settings.layers, key, start.dtype), steps)
     if spec.compares_vocabulary and (start.reference is not None or not settings.rank):
         task.compare_with(start.frozen().module)
     if not settings.rank and not hook.fresh:  # whoever draws answers in between needs whole weights

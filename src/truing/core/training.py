@@ -103,6 +103,8 @@ class TextTraining(Training):
         weight_decay: of AdamW.
         rank: of the LoRA adapter on all linear layers; 0 trains all weights.
         lora_alpha: the adapter's scale times its rank; 0 takes twice the rank.
+        layers: train the top blocks alone, so many, by an adapter on them or in full; what the
+            frozen ones below say of a row is computed once and kept. 0 trains all.
         max_tokens: of prompt and one answer together. Longer answers are cut at the end, rows
             whose prompt leaves no room are left out; both are counted.
         budget: tokens computed at once, which memory limits and results do not depend on; 0
@@ -111,13 +113,15 @@ class TextTraining(Training):
 
     rank: int = 16
     lora_alpha: float = 0.0
+    layers: int = 0
     max_tokens: int = 1024
     budget: int = 0
 
     def check(self, where: str) -> None:
         """Raise an InputError that names the first setting out of range."""
         super().check(where)
-        for name, low in {"rank": 0, "lora_alpha": 0, "max_tokens": 8, "budget": 0}.items():
+        least = {"rank": 0, "lora_alpha": 0, "layers": 0, "max_tokens": 8, "budget": 0}
+        for name, low in least.items():
             value = getattr(self, name)
             if value < low:
                 text = f"setting {name!r} must be at least {low}"
