@@ -86,6 +86,14 @@ def test_lists() -> None:
     assert torch.allclose(two, pair, atol=1e-6)
 
 
+def test_equal_scores_in_lists_do_not_rank_by_their_place() -> None:
+    one = scored([0.5], [2.0], [-0.5], scores=[[1.0, 1.0, 0.0]])
+    among = math.log(sum(math.exp(x) for x in (0.5, 2.0, -0.5)))
+    assert values(plackett_luce(one)) == pytest.approx([2 * among - 2.5], rel=1e-5)
+    turned = scored([2.0], [0.5], [-0.5], scores=[[1.0, 1.0, 0.0]])
+    assert values(plackett_luce(turned)) == pytest.approx(values(plackett_luce(one)), rel=1e-6)
+
+
 def test_single_answers() -> None:
     made = guard(scored(W, label=[1.0, 0.0, 0.0]), bad_weight=3.0)
     want = [softminus(0.5), softminus(1.0), softminus(-2.0)]

@@ -3,7 +3,7 @@
     bradley_terry   -logsigmoid(s_w - s_l - margin) + centring (s_w + s_l)^2
     davidson        -log P, where ties are allowed:  P(w above l) = e^{s_w} / Z,
                     P(tie) = nu e^{(s_w+s_l)/2} / Z,  Z = e^{s_w} + e^{s_l} + nu e^{(s_w+s_l)/2}
-    plackett_luce   -sum_{k<n} [s_k - logsumexp_{j>=k} s_j]   answers in the order of their scores
+    plackett_luce   -sum_k [s_k - logsumexp_j s_j]   over the answers j that rank no higher than k
     classify_pairs  -logsigmoid(s_w) - logsigmoid(-s_l): order-consistent classification, no pairing
     score_answers   (s - score)^2: regression on given scores
 
@@ -11,6 +11,7 @@ s is a linear head on the last hidden state of an answer's last token. `margin` 
 column (how much better the chosen answer is), centring keeps scores near 0 (0.01 is usual), since
 the first form is blind to a constant added for each prompt. nu is the weight of ties; a row is one
 where its optional column `tie` is 1. With nu = 0, and with two answers, the forms are the first.
+In lists, answers of equal score are each set against the other (Breslow's form of ties).
 
 Sources: Bradley-Terry reward models as in arXiv 2203.02155; margins arXiv 2307.09288; centring
 arXiv 2312.09244; ties R. R. Davidson 1970; lists R. L. Plackett 1975; classification arXiv
@@ -83,14 +84,13 @@ def davidson(m: Measurements, *, nu: float = 1.0) -> Loss:
 )
 def plackett_luce(m: Measurements) -> Loss:
     """Train a reward model on ranked lists of answers."""
-    there_UK = m.there_UK > 0
-    # Answers that do not exist go last; the order of given scores is the ranking.
+    there_UK, s_UK = m.there_UK > 0, m.last("scores")
     given_UK = m.columns["scores"].masked_fill(~there_UK, LEAST)
+    below_UKJ = there_UK[:, None, :] & (given_UK[:, None, :] <= given_UK[:, :, None])
+    among_UK = torch.where(below_UKJ, s_UK[:, None, :], LEAST).logsumexp(2)
+    per_rank = torch.where(there_UK, among_UK - s_UK, 0.0)
     order_UK = given_UK.argsort(dim=1, descending=True, stable=True)
-    s_UK = m.last("scores").masked_fill(~there_UK, LEAST).gather(1, order_UK)
-    below_UK = s_UK.flip(1).logcumsumexp(1).flip(1)
-    counts_UK = there_UK.gather(1, order_UK)
-    per_rank = torch.where(counts_UK, below_UK, 0.0) - torch.where(counts_UK, s_UK, 0.0)
+    s_UK = s_UK.masked_fill(~there_UK, LEAST).gather(1, order_UK)
     first_U, second_U = s_UK[:, 0], s_UK[:, min(1, s_UK.shape[1] - 1)]
     return Loss(per_rank.sum(1), metrics={"accuracy": (first_U > second_U).float().detach()})
 
