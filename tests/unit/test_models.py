@@ -278,7 +278,7 @@ def test_a_reward_model_is_exported_as_sequence_classification(
     from truing.core.rewards import score_model
 
     if kind == "llama":
-        reward = _head(model.adding(Adapter(adapter)), tmp_path)
+        reward = _head(model.adding(Adapter(adapter)), tmp_path, bias=1e-5)  # as training leaves it
     else:
         shutil.copytree(model.folder, tmp_path / "qwen")
         torch.manual_seed(0)
@@ -293,6 +293,8 @@ def test_a_reward_model_is_exported_as_sequence_classification(
     own = score_model(reward, rows)
     assert max(own) - min(own) > 0.1
     reward.export(tmp_path / "out")
+    left_out = "1e-05" if kind == "llama" else "0"
+    assert f"the constant {left_out} is left out" in (tmp_path / "out" / "README.md").read_text()
     with loaded.quiet():
         module = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert type(module).__name__ == f"{kind.capitalize()}ForSequenceClassification"

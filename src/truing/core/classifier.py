@@ -1,9 +1,10 @@
 """Reward models as other libraries have them: a score head as sequence classification.
 
 transformers' classes score a text by a linear layer without a constant, on the state of the last
-token that is not padding. That is a head of `truing.core.scoring` exactly, unless it has a constant
-or padding is the token that ends an answer. The folder that is written opens as a reward model here
-too. Scores are compared in float32, in which the head is kept.
+token that is not padding. That is a head of `truing.core.scoring`, unless it has a constant or
+padding is the token that ends an answer. Losses that know differences only, as Bradley and Terry's,
+leave rounding noise in the constant: that much is left out, and the folder's README says how much.
+The folder opens as a reward model here too. The head is kept in float32.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from truing.core.loaded import load_tokenizer
 from truing.core.scoring import HEAD
 from truing.models import Model
 
+NOISE = 1e-3  # of the head's norm, which is about the spread of its scores
 CRITIC = ("value_head.", "critic/")  # names of `truing.core.critic`, which is not needed here
 
 
@@ -42,10 +44,22 @@ def why_not(model: Model) -> str:
         return f"it holds further tensors: {', '.join(others[:4])}"
     if not extra:
         return ""
-    if bool(extra[f"{HEAD}.bias"].any()):
+    if abs(_constant(extra)) > NOISE * float(extra[f"{HEAD}.weight"].float().norm()):
         return "its scores have a constant, which that class has not"
     named = not model.builder and "generate" in model.can and class_of(model.folder)
     return "" if named else "transformers has no class that scores so for this architecture"
+
+
+def _constant(extra: Mapping[str, Tensor]) -> float:
+    return float(extra[f"{HEAD}.bias"])
+
+
+def note(extra: Mapping[str, Tensor]) -> str:
+    """What the README says of scores."""
+    return (
+        "\nScore texts that end with the token which ends the answer; a template may put a line "
+        f"break behind it.\nOf every score the constant {_constant(extra):.3g} is left out.\n"
+    )
 
 
 def of_training(model: Model) -> bool:

@@ -255,12 +255,14 @@ def export(model: Model, folder: Path, *, weights_only: bool) -> Path:
             if ".safetensors" not in name:
                 files.place(source / name, partial / name, link=False)
         folded = model.folded()
+        card = card_text(model)
         if folded.extra and not weights_only:
+            card += classifier.note(folded.extra)
             classifier.describe(model, partial)
             write(partial, classifier.tensors(folded, folded.extra))
         else:
             write(partial, ((n, folded[n]) for n in folded))
-        (partial / "README.md").write_text(card_text(model))
+        (partial / "README.md").write_text(card)
         facts = {"schema_version": SCHEMA_VERSION, "key": model.weights_key}
         (partial / EXPORTED).write_text(json.dumps(facts) + "\n")
     return folder
