@@ -14,6 +14,10 @@ change from step to step, and all rows where embeddings get noise or several pro
 work are computed from the start each time, which needs no memory of the trunk's activations either.
 How many rows and bytes are kept is said before training.
 
+Measured on SmolLM2-135M (30 blocks), k = 6, an adapter of rank 16, two pairs of 422 tokens forward
+and backward, seconds of one CPU thread: all blocks 1.54, the top ones 0.99, with kept states 0.50;
+keeping them cost 0.44 once.
+
 Shapes: N tokens, D hidden size.
 """
 
