@@ -6,8 +6,9 @@ differ by their random numbers, so agreement is shown on recorded answers, the f
 updates on them, the second of which has ratios other than 1. The loss of the first is 0 by
 construction, so losses are compared on the scale of advantages.
 
-TRL's micro-batch is searched, and its continuous batching; checkpointing is off. A larger
-`generation_batch_size` is not tried: it would answer prompts with weights of an earlier update.
+TRL's micro-batch is searched, checkpointing is off, answers are drawn by `generate`. A larger
+`generation_batch_size` is not tried: it would answer prompts with weights of an earlier update; nor
+is its continuous batching.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from bench.training import agreement, job_of, judged, measured, micro_batches, p
 PROMPTS, ANSWERS, TOKENS = 4, 8, 64  # prompts of an update, answers to each, tokens of each
 LETTERS = "e"
 TIMES = ("seconds", "generation_seconds", "update_seconds")
-CONTINUOUS: dict[str, Json] = {"continuous batching": {"micro_batch": 1, "continuous": True}}
 
 
 def recorded(job: Json, first: list[list[Json]]) -> Json:
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         "answers": args.answers, "tokens": args.tokens, "letters": LETTERS,
     }  # fmt: skip
     job = part_of(job, len(prompts) // batch * batch)  # TRL leaves an incomplete batch out
-    candidates = micro_batches() | CONTINUOUS
+    candidates = micro_batches()
     name, _, search = searched(job, candidates, args.again, batch)
     best = candidates[name]
     made = measured(job, best, best, False, args.again)

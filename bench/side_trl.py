@@ -212,7 +212,6 @@ def grpo(job: dict[str, Any], given: dict[str, Any]) -> Any:
         num_generations=job["answers"], generation_batch_size=answers,
         max_completion_length=job["tokens"], num_iterations=job["passes"], beta=0.0,
         loss_type="grpo", scale_rewards="group", shuffle_dataset=False, temperature=1.0,
-        use_transformers_continuous_batching=bool(job["settings"].get("continuous")),
         **config_of(job, answers),
     )  # fmt: skip
     rows = Dataset.from_list([{"prompt": str(i)} for i in range(len(job["rows"]))])
