@@ -265,7 +265,8 @@ class OnlineTask:
         if rollout.update.head_only and self.critic is not None:
             _, width, length = packed.mask_UKT.shape
             index = torch.tensor(list(at), device=self.device)
-            found = dict.fromkeys(needs, rollout.r["logp"][index, :width, :length])
+            before = rollout.r["logp"][index, :width, :length]
+            found: dict[str, Tensor] = dict.fromkeys(needs, before)
             found["values"] = self.critic.values(self.module, packed)
         else:
             found = valued(self.module, packed, needs, self.critic)

@@ -51,12 +51,12 @@ class Scale:
         """A round axis that holds all finite `values`."""
         finite = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
         lo, hi = min(finite), max(finite)
-        if lo == hi:
+        if hi - lo <= 1e-9 * max(abs(lo), abs(hi)):  # alike but for rounding
             pad = abs(lo) * 0.1 or 1.0
             lo, hi = lo - pad, hi + pad
         step = _round_step((hi - lo) / ticks)
         first, last = math.floor(lo / step + 1e-9), math.ceil(hi / step - 1e-9)
-        made = tuple(round(i * step, 12) for i in range(first, last + 1))
+        made = tuple(float(f"{i * step:.12g}") for i in range(first, last + 1))
         return cls(made[0], made[-1], made)
 
     def at(self, value: float) -> float:

@@ -1,0 +1,149 @@
+"""What the tests of several processes run, alone and under torchrun: recipes and a digits task.
+
+As a script it runs commands in turn, such as `[["run", "r.yaml"], ["digits"]]`. What each gave, and
+how the hand-written block saw its weights, goes to files in the current folder: `codes.json`,
+`digits.json`, `blocks-RANK.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from truing.cli import main
+from truing.context import Context, use
+from truing.core import block, distributed, engine, fused
+from truing.core.plain_task import PlainTask
+from truing.core.tiny import tiny_folder
+from truing.core.together import together
+from truing.core.training import Training
+from truing.tables import Table
+
+# Shares that are uneven or empty, several micro-batches in one process and one in the other, every
+# way in which parameters lie, every unit of an objective.
+RECIPE = """\
+name: several
+models: {base: tiny}
+steps:
+  full: {do: train/sft, model: base, data: examples.jsonl, rank: 0, steps: 3, batch: 5, lr: 1.0e-3,
+    budget: 64, clip: 0.5}
+  single: {do: train/sft, model: base, data: examples.jsonl, rank: 0, steps: 2, batch: 1,
+    lr: 1.0e-3}
+  lora: {do: train/dpo, model: full, data: pairs.jsonl, rank: 4, steps: 4, batch: 3, lr: 1.0e-3}
+  headed: {do: train/bradley_terry, model: base, data: pairs.jsonl, rank: 0, steps: 3, batch: 4,
+    lr: 1.0e-3, budget: 100}
+  moving: {do: train/tr_dpo, model: base, data: pairs.jsonl, rank: 0, steps: 3, batch: 4,
+    lr: 1.0e-3, every: 2}
+  whole: {do: train/bco, model: base, data: pairs.jsonl, rank: 4, steps: 3, batch: 5, lr: 1.0e-3,
+    budget: 100}
+  online: {do: train/grpo, model: base, data: pairs.jsonl, rank: 4, steps: 2, batch: 3, answers: 4,
+    new_tokens: 8, lr: 1.0e-3, beta: 0.1, rewards: {short: {use: max_words, n: 2}}}
+  critic: {do: train/ppo, model: base, data: pairs.jsonl, rank: 0, steps: 2, batch: 3, passes: 2,
+    answers: 2, new_tokens: 8, rewards: {short: {use: max_words, n: 2}}}
+  own: {do: train/gkd_on_policy, model: base, teacher: base, data: examples.jsonl, rank: 4,
+    steps: 2, batch: 3, lr: 1.0e-3, new_tokens: 8}
+  aligned: {do: train/dpo, model: base, data: pairs.jsonl, rank: 0, steps: 8, batch: 5,
+    lr: 1.0e-3, budget: 128}
+"""
+KILLED = """\
+name: killed
+models: {base: tiny}
+steps:
+  aligned: {do: train/dpo, model: base, data: pairs.jsonl, rank: 0, steps: 8, batch: 5,
+    lr: 1.0e-3, budget: 128}
+"""
+BAD = """\
+name: bad
+models: {base: tiny}
+steps:
+  aligned: {do: train/dpo, model: base, data: pairs.jsonl, max_tokens: 8}
+"""
+
+
+def make(folder: Path) -> Path:
+    """The tiny model, rows of different lengths, and the recipes."""
+    tiny_folder(folder / "tiny")
+    pairs = [
+        {
+            "prompt": f"What is {i}{'?' * (i % 5)}",
+            "chosen": f"It is {i * i} " * (1 + i % 3),
+            "rejected": f"no {i}" + " x" * (i % 4),
+        }
+        for i in range(13)
+    ]
+    examples = [{"prompt": p["prompt"], "completion": p["chosen"]} for p in pairs]
+    for name, rows in (("pairs", pairs), ("examples", examples)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    for name, text in (("r", RECIPE), ("killed", KILLED), ("bad", BAD)):
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+def digits(folder: Path, normed: bool = False) -> tuple[list[dict[str, object]], dict[str, Tensor]]:
+    """A small network on real digits: what each step reported, and its final state."""
+    table = Table.read("digits")
+    images = torch.stack([torch.as_tensor(r["image"]).float().reshape(1, 8, 8) for r in table])
+    images, labels = images / 16, torch.tensor([int(str(r["label"])) for r in table])
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8) if normed else nn.Identity()]
+    module = nn.Sequential(*layers, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 10))
+
+    def losses(rows: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        scores, at = module(images[list(rows)]), labels[list(rows)]
+        loss = nn.functional.cross_entropy(scores, at, reduction="none")
+        return loss, {"accuracy": (scores.argmax(1) == at).float()}
+
+    with use(Context(seed=1, folder=folder / f"digits-{normed}")):
+        task = PlainTask("digits", module, len(images), losses, micro=32)
+        done = engine.train(task, Training(steps=12, lr=4e-3, batch=75, clip=0.5))
+    return done.history, module.state_dict()
+
+
+def digits_together(folder: Path) -> int:
+    """The same in all processes, whose states must then be equal."""
+    with together():
+        history, state = digits(folder)
+        _, normed = digits(folder, normed=True)
+        equal = [
+            all(torch.equal(mine[n], other[n]) for n in mine if "num_batches" not in n)
+            for mine in (state, normed)
+            for other in distributed.everyone(mine)
+        ]
+        if distributed.leads():
+            weights = {n: t.tolist() for n, t in state.items()}
+            text = json.dumps({"history": history, "state": weights, "equal": equal})
+            (folder / "digits.json").write_text(text)
+    return 0
+
+
+def watch_blocks() -> dict[str, int]:
+    """Count calls of the hand-written block by how its weights lie."""
+    seen, run = {"whole": 0, "cut": 0}, fused.run
+
+    def watched(part: nn.Module, layout: object, *rest: Tensor) -> Tensor:
+        tensors = block.plan_of(part, layout).tensors()
+        seen["cut" if any(isinstance(t, DTensor) for t in tensors) else "whole"] += 1
+        return run(part, layout, *rest)
+
+    fused.run = watched
+    return seen
+
+
+if __name__ == "__main__":
+    # A checkpoint after every update: a kill then finds every state that there can be.
+    engine.CHECKPOINT_SECONDS, engine.CHECKPOINT_SHARE = -1.0, 1e9
+    seen = watch_blocks()
+    codes = [
+        digits_together(Path()) if c == ["digits"] else main(c) for c in json.loads(sys.argv[1])
+    ]
+    Path(f"blocks-{os.environ['RANK']}.json").write_text(json.dumps(seen))
+    if os.environ["RANK"] == "0":
+        Path("codes.json").write_text(json.dumps(codes))
+    sys.exit(codes[-1])
