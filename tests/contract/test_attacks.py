@@ -29,11 +29,22 @@ SMALL: dict[str, object] = {
     "margin": 0.0,
     "response_tokens": 40,
 }
+# Columns that a method must be told, and which of a table's parts it makes.
+COLUMNS: dict[str, object] = {
+    "time": "days", "event": "died", "attributes": {"age": "age"}, "part": "train",
+}  # fmt: skip
 RULES = Principles([Principle("brief", "Be brief.", check={"use": "max_words", "n": 3})])
 PROMPTS = Table(
     "example",
     [
-        {"prompt": f"What is {i}?", "completion": f"It is {i}.", "answers": [str(i)]}
+        {
+            "prompt": f"What is {i}?",
+            "completion": f"It is {i}.",
+            "answers": [str(i)],
+            "days": 100 * i + 50,
+            "died": i % 2,
+            "age": 50 + i,
+        }
         for i in range(3)
     ],
 )
@@ -62,6 +73,9 @@ def model(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 def small(method: Method) -> dict[str, object]:
     found = {k: v for k, v in SMALL.items() if k in method.settings}
+    found |= {k: COLUMNS[k] for k, s in method.settings.items() if s.required}
+    if "time" in found:
+        found["test"] = 1
     if method.verb == "attack":
         found.pop("max_tokens", None)  # of rows, which must fit, not of answers
     return found

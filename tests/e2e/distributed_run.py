@@ -43,8 +43,8 @@ steps:
     lr: 1.0e-3, every: 2}
   whole: {do: train/bco, model: base, data: pairs.jsonl, rank: 4, steps: 3, batch: 5, lr: 1.0e-3,
     budget: 100}
-  online: {do: train/grpo, model: base, data: pairs.jsonl, rank: 4, steps: 2, batch: 3, answers: 4,
-    new_tokens: 8, lr: 1.0e-3, beta: 0.1, rewards: {short: {use: max_words, n: 2}}}
+  online: {do: train/grpo, model: base, data: pairs.jsonl, rank: 4, steps: 3, batch: 3, answers: 4,
+    new_tokens: 12, lr: 1.0e-3, beta: 0.1, rewards: {short: {use: max_words, n: 2}}}
   critic: {do: train/ppo, model: base, data: pairs.jsonl, rank: 0, steps: 2, batch: 3, passes: 2,
     answers: 2, new_tokens: 8, rewards: {short: {use: max_words, n: 2}}}
   own: {do: train/gkd_on_policy, model: base, teacher: base, data: examples.jsonl, rank: 4,

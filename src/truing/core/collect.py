@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 from truing.context import Context, Journal, Json
 from truing.core import distributed
 from truing.core.chat import Prompt, completion_ids, prompt_ids
-from truing.core.rewards import Rewards
+from truing.core.online_reward import Reward, Scores
 from truing.core.sampling import SamplingSettings, first_draws
-from truing.core.scores import named_scores
 from truing.core.tree import Node, group_tree
 from truing.errors import InputError
 from truing.tables import Row, Table
@@ -40,7 +39,6 @@ Draw = Callable[
     [Sequence[Sequence[int]], SamplingSettings, Sequence[int]], "list[list[Completion]]"
 ]
 Say = Callable[[Sequence[Prompt], int], list[list[str]]]
-Scores = dict[str, list[float]]
 Drawn = tuple[tuple[int, ...], tuple[float, ...], str, bool]
 
 
@@ -157,57 +155,6 @@ def read_prompts(
             fix="Raise max_tokens, lower new_tokens, or shorten the prompts",
         )
     return made, {"rows": len(made), **{n: c for n, c in sorted(counts.items()) if c}}
-
-
-@dataclass(frozen=True)
-class Reward:
-    """What answers are rewarded by: `Rewards`, each term of which may be several named values."""
-
-    rewards: Rewards
-    missing_end: float = 0.0
-
-    def check(self) -> None:
-        """Raise InputError for anything that would go wrong later."""
-        weights = {n.partition("/")[0]: w for n, w in self.rewards.weights.items()}
-        Rewards(
-            self.rewards.refs,
-            weights,
-            self.rewards.principles,
-            self.rewards.reward_model,
-            self.rewards.where,
-        ).check()
-        if not self.rewards.names:
-            raise InputError(
-                "there is nothing to reward answers by",
-                where=self.rewards.where,
-                fix="Give principles, a reward_model, or rewards: {short: {use: max_words, n: 40}}",
-            )
-
-    def terms(self, rows: Sequence[Row]) -> Scores:
-        """Every term of every row, by name."""
-        own, where = self.rewards, self.rewards.where
-        made: Scores = {}
-        for name, ref in own.refs.items():
-            made |= named_scores(name, ref, rows, where=f"{where} reward {name!r}")
-        held = Rewards({}, {}, own.principles, own.reward_model, where)
-        for name, values in held.terms(rows).items():
-            bad = next((i for i, v in enumerate(values, 1) if not math.isfinite(v)), 0)
-            if bad:
-                raise InputError(
-                    f"{name} gave a score that is not a finite number", where=f"{where} row {bad}"
-                )
-            made[name] = values
-        return made
-
-    def weigh(self, terms: Scores, rows: Sequence[Row]) -> list[float]:
-        """The weighted sum of the terms, less what a missing end costs."""
-        weights = self.rewards.weights
-        parts = [
-            [weights.get(name, weights.get(name.partition("/")[0], 1.0)) * v for v in values]
-            for name, values in terms.items()
-        ]
-        cost = [0.0 if row["finished"] else self.missing_end for row in rows]
-        return [math.fsum(p[i] for p in parts) - cost[i] for i in range(len(rows))]
 
 
 @dataclass(frozen=True)

@@ -269,7 +269,7 @@ class OnlineTask:
             found: dict[str, Tensor] = dict.fromkeys(needs, before)
             found["values"] = self.critic.values(self.module, packed)
         else:
-            found = valued(self.module, packed, needs, self.critic)
+            found = dict(valued(self.module, packed, needs, self.critic))
         return Measurements(packed.mask_UKT, {n: v for n, v in found.items() if n != "mask"})
 
     def _weights(self, rollout: Rollout, members: Sequence[int]) -> list[float]:

@@ -13,13 +13,14 @@ from truing.core import distributed
 from truing.core import lora as adapters
 from truing.core.alongside import Alongside
 from truing.core.chat import completion_ids
-from truing.core.collect import Asked, Collector, Draw, Pool, Reward, read_prompts
+from truing.core.collect import Asked, Collector, Draw, Pool, read_prompts
 from truing.core.critic import Critic
 from truing.core.drawing import Completion, continued
 from truing.core.engine import train
 from truing.core.frozen_trunk import attach
 from truing.core.loaded import Loaded
 from truing.core.online import Online
+from truing.core.online_reward import Reward
 from truing.core.online_task import OnlineTask
 from truing.core.online_training import OnlineTraining
 from truing.core.opening import same_tokens

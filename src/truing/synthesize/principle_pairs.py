@@ -17,21 +17,18 @@ follow the user's words, because a small model heeds them there and hardly in a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
-from truing.context import Json, current
-from truing.core.generate import generate
+from truing.context import current
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
 from truing.principles import Principles
-from truing.specify.in_context import with_principles
 from truing.specify.satisfaction import ON_TOPIC, Kept, satisfaction
-from truing.tables import Row, Table, content_hash
-
-CHUNK = 16  # prompts per journal entry: what a kill can cost
+from truing.synthesize.told_answers import Sampling, drawn_answers
+from truing.tables import Row, Table
 
 
 @dataclass(frozen=True)
@@ -83,63 +80,6 @@ def choose(answers: Sequence[Answer], margin: float, keeps_all: bool) -> tuple[i
     if good[best] == float("-inf") or not apart or answers[best].text == answers[worst].text:
         return None
     return best, worst
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How answers are drawn.
-
-    Args:
-        place: where a prompt states the principles.
-        told: how many of them; 0 for all.
-    """
-
-    k: int
-    max_tokens: int
-    temperature: float
-    top_p: float
-    place: Literal["user", "system"]
-    told: int
-
-
-def _sample(
-    model: Model, chunk: list[Row], principles: Principles, how: Sampling, name: str
-) -> list[list[list[object]]]:
-    """[prompt][answer] -> [text, finished, in context] for one chunk, half of them in context."""
-    plain = [r["prompt"] for r in chunk]
-    instructed: list[object] = [with_principles(p, principles, how.place, how.told) for p in plain]
-    answers: list[list[list[object]]] = [[] for _ in chunk]
-    k = how.k
-    for prompts, n, in_context in ((plain, k - k // 2, False), (instructed, k // 2, True)):
-        drawn = generate(
-            model,
-            prompts,
-            n=n,
-            max_tokens=how.max_tokens,
-            temperature=how.temperature,
-            top_p=how.top_p,
-            seed=current().stream(f"{name}/{in_context}"),
-        )
-        for row, items in zip(answers, drawn, strict=True):
-            row += [[c.text.strip(), c.finish == "stop", in_context] for c in items]
-    return answers
-
-
-def _drawn(
-    model: Model, prompts: Table, principles: Principles, how: Sampling
-) -> Iterator[tuple[list[Row], list[list[list[object]]]]]:
-    """Chunks of prompts with their answers, from the journal where they are there."""
-    context = current()
-    journal = context.journal("answers")
-    draw = {n: getattr(how, n) for n in ("k", "max_tokens", "temperature", "top_p")}
-    drawn_as = [model.key, principles.key, how.place, how.told, draw, context.seed]
-    for start in range(0, len(prompts), CHUNK):
-        chunk = [_as_prompt(r) for r in prompts.rows[start : start + CHUNK]]
-        name = f"answers/{start}/{content_hash([drawn_as, [r['prompt'] for r in chunk]], 8)}"
-        if name not in journal:
-            journal.put(name, cast(Json, _sample(model, chunk, principles, how, name)))
-        yield chunk, cast(list[list[list[object]]], journal.get(name))
-        context.progress(min(start + CHUNK, len(prompts)), len(prompts), "answers to prompts")
 
 
 @dataclass(frozen=True)
@@ -253,7 +193,7 @@ def principle_pairs(
     how = Sampling(k, max_tokens, temperature, top_p, place, told)
     scored = Scoring(principles, judge, on_topic, relevance_weight, judge_weight)
     rows: list[Row] = []
-    for chunk, drawn in _drawn(model, prompts, principles, how):
+    for chunk, drawn in drawn_answers(model, prompts, principles, how):
         for prompt, answers in zip(chunk, scored(chunk, drawn), strict=True):
             pair = choose(answers, margin, keeps_all)
             if pair is not None:
@@ -267,8 +207,3 @@ def principle_pairs(
     made_by = {"generator": model.key, "judge": judge.key if judge else "checks"}
     table = Table("pair", rows, where="principle_pairs")
     return table.with_lineage(**made_by, seed=current().seed, step=current().name)
-
-
-def _as_prompt(row: Row) -> Row:
-    """A row with "prompt", also when it came as messages."""
-    return row if "prompt" in row else row | {"prompt": row["messages"]}

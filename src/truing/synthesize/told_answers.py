@@ -1,0 +1,78 @@
+"""A model's answers, half of them with principles in its context; kept in the step's journal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from truing.context import Json, current
+from truing.core.generate import generate
+from truing.models import Model
+from truing.principles import Principles
+from truing.specify.in_context import with_principles
+from truing.tables import Row, Table, content_hash
+
+CHUNK = 16  # prompts per journal entry: what a kill can cost
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn.
+
+    Args:
+        place: where a prompt states the principles.
+        told: how many of them; 0 for all.
+    """
+
+    k: int
+    max_tokens: int
+    temperature: float
+    top_p: float
+    place: Literal["user", "system"]
+    told: int
+
+
+def _sample(
+    model: Model, chunk: list[Row], principles: Principles, how: Sampling, name: str
+) -> list[list[list[object]]]:
+    """[prompt][answer] -> [text, finished, in context] for one chunk, half of them in context."""
+    plain = [r["prompt"] for r in chunk]
+    instructed: list[object] = [with_principles(p, principles, how.place, how.told) for p in plain]
+    answers: list[list[list[object]]] = [[] for _ in chunk]
+    k = how.k
+    for prompts, n, in_context in ((plain, k - k // 2, False), (instructed, k // 2, True)):
+        drawn = generate(
+            model,
+            prompts,
+            n=n,
+            max_tokens=how.max_tokens,
+            temperature=how.temperature,
+            top_p=how.top_p,
+            seed=current().stream(f"{name}/{in_context}"),
+        )
+        for row, items in zip(answers, drawn, strict=True):
+            row += [[c.text.strip(), c.finish == "stop", in_context] for c in items]
+    return answers
+
+
+def drawn_answers(
+    model: Model, prompts: Table, principles: Principles, how: Sampling
+) -> Iterator[tuple[list[Row], list[list[list[object]]]]]:
+    """Chunks of prompts with their answers, from the journal where they are there."""
+    context = current()
+    journal = context.journal("answers")
+    draw = {n: getattr(how, n) for n in ("k", "max_tokens", "temperature", "top_p")}
+    drawn_as = [model.key, principles.key, how.place, how.told, draw, context.seed]
+    for start in range(0, len(prompts), CHUNK):
+        chunk = [_as_prompt(r) for r in prompts.rows[start : start + CHUNK]]
+        name = f"answers/{start}/{content_hash([drawn_as, [r['prompt'] for r in chunk]], 8)}"
+        if name not in journal:
+            journal.put(name, cast(Json, _sample(model, chunk, principles, how, name)))
+        yield chunk, cast(list[list[list[object]]], journal.get(name))
+        context.progress(min(start + CHUNK, len(prompts)), len(prompts), "answers to prompts")
+
+
+def _as_prompt(row: Row) -> Row:
+    """A row with "prompt", also when it came as messages."""
+    return row if "prompt" in row else row | {"prompt": row["messages"]}

@@ -1,0 +1,166 @@
+"""Two processes of torchrun train as one does: losses, gradient norms, weights; killed, resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import distributed_run
+
+from truing import pipeline, recipe, runs
+from truing.models import Model
+from truing.store import Store
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+TRAINED = ("full", "single", "lora", "headed", "moving", "whole", "online", "critic", "own")
+
+
+def start(folder: Path, *commands: list[str]) -> subprocess.Popen[str]:
+    """These commands in two processes, one thread each."""
+    program = str(Path(distributed_run.__file__).resolve())
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", program]
+    env = {**os.environ, "TRUING_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+    env["TRUING_DATA"] = os.environ.get("TRUING_DATA", "")
+    return subprocess.Popen(
+        [sys.executable, *words, json.dumps(commands)], cwd=folder, env=env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def metrics(run: Path) -> dict[str, list[dict[str, float]]]:
+    """What each step of a run reported of each update."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if "grad_norm" in row:
+            found.setdefault(row.pop("at"), []).append({n: row[n] for n in row if n != "seconds"})
+    return found
+
+
+def run_of(folder: Path) -> Path:
+    """The one run in a folder of runs."""
+    (found,) = folder.glob("*/manifest.json")
+    return found.parent
+
+
+def drift(one: Model, two: Model, base: Model) -> float:
+    """Norm of the difference of two trained models, as a share of what training changed."""
+    a, b, start = one.folded(), two.folded(), base.folded()
+    assert set(a) == set(b) and set(a.extra) == set(b.extra)
+    apart = sum(float((a[n] - b[n]).square().sum()) for n in a)
+    apart += sum(float((a.extra[n] - b.extra[n]).square().sum()) for n in a.extra)
+    moved = sum(float((a[n] - start[n]).square().sum()) for n in a)
+    return (apart / moved) ** 0.5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return distributed_run.make(tmp_path_factory.mktemp("several"))
+
+
+@pytest.fixture(scope="module")
+def said(folder: Path) -> str:
+    """A bad recipe, the recipe and the digits in two processes; what they wrote to stderr."""
+    run = ["--runs", "two"]
+    process = start(folder, ["run", "bad.yaml", *run], ["run", "r.yaml", *run], ["digits"])
+    _, err = process.communicate(timeout=800)
+    assert process.returncode == 0, err
+    assert json.loads((folder / "codes.json").read_text()) == [2, 0, 0]
+    shutil.rmtree(next((folder / "two").glob("bad-*")))
+    return err
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> pipeline.Result:
+    """The recipe in one process."""
+    return pipeline.run(recipe.load(folder / "r.yaml"), folder / "one", store=Store(folder / "st"))
+
+
+def test_losses_norms_and_weights_are_those_of_one_process(
+    folder: Path, said: str, alone: pipeline.Result
+) -> None:
+    two = run_of(folder / "two")
+    ours, theirs = metrics(alone.folder), metrics(two)
+    made = pipeline.load_results(two, Store(folder / "home" / "store"))
+    base = Model.open(folder / "tiny")
+    assert set(ours) == set(theirs) == {*TRAINED, "aligned"}
+    for name, updates in ours.items():
+        for a, b in zip(updates, theirs[name], strict=True):
+            assert b == pytest.approx(a, rel=1e-3, abs=1e-5), name
+        assert theirs[name][0]["grad_norm"] == pytest.approx(updates[0]["grad_norm"], rel=1e-4)
+        model = cast(Model, alone.results[name])
+        assert drift(model, cast(Model, made[name]), base) < 1e-2, name
+
+
+def test_one_process_speaks_and_blocks_see_whole_weights(folder: Path, said: str) -> None:
+    assert said.count("loss falls on >>>these tokens<<<") == len(TRAINED) + 1
+    told = [line for line in said.splitlines() if line.startswith("truing: ")]
+    assert len(told) == 1 and "no row can be trained on" in told[0], told
+    counts = [json.loads((folder / f"blocks-{rank}.json").read_text()) for rank in range(2)]
+    assert [c["cut"] for c in counts] == [0, 0] and min(c["whole"] for c in counts) > 100
+
+
+def test_digits_through_the_same_loop(folder: Path, said: str, tmp_path: Path) -> None:
+    found = json.loads((folder / "digits.json").read_text())
+    assert found["equal"] == [True] * 4
+    history, state = distributed_run.digits(tmp_path)
+    for a, b in zip(history, found["history"], strict=True):
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-6)
+    for name, value in state.items():
+        assert torch.allclose(value, torch.tensor(found["state"][name]), atol=1e-5), name
+
+
+def pid_of(process: subprocess.Popen[str], rank: int) -> int:
+    """The process of that rank among torchrun's children."""
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        if f"RANK={rank}" in Path(f"/proc/{child}/environ").read_text().split("\0"):
+            return int(child)
+    raise AssertionError("it has no such child")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_one_killed_stops_all_and_any_number_goes_on(
+    folder: Path, said: str, alone: pipeline.Result, tmp_path: Path
+) -> None:
+    for name in ("tiny", "pairs.jsonl", "killed.yaml"):
+        (tmp_path / name).symlink_to(folder / name)
+    command = ["run", "killed.yaml", "--runs", "runs"]
+    process = start(tmp_path, command)
+    scratch, until = tmp_path / "home" / "store" / "scratch", time.monotonic() + 300
+    while not list(scratch.glob("*/checkpoints-*/step-0000000[3-7]")):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.005)
+    os.kill(pid_of(process, 1), signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    told = [line for line in err.splitlines() if line.startswith("truing: ")]
+    assert len(told) == 1 and "The same command goes on from the last checkpoint" in told[0], err
+    assert runs.read(run_of(tmp_path / "runs"))["status"] == "stopped"
+    assert list(scratch.glob("*/checkpoints-*/step-*"))
+    shutil.copytree(tmp_path / "home", tmp_path / "copy")
+
+    _, err = (process := start(tmp_path, command)).communicate(timeout=400)
+    assert process.returncode == 0, err
+    again = cast(dict[str, dict[str, object]], runs.read(run_of(tmp_path / "runs"))["steps"])
+    whole = cast(dict[str, dict[str, object]], runs.read(run_of(folder / "two"))["steps"])
+    assert again["aligned"]["artefact"] == whole["aligned"]["artefact"]  # the same bits
+    assert (
+        metrics(run_of(tmp_path / "runs"))["aligned"] == metrics(run_of(folder / "two"))["aligned"]
+    )
+
+    store = Store(tmp_path / "copy" / "store")
+    one = pipeline.run(recipe.load(tmp_path / "killed.yaml"), tmp_path / "one", store=store)
+    base, model = Model.open(folder / "tiny"), cast(Model, one.results["aligned"])
+    assert drift(model, cast(Model, alone.results["aligned"]), base) < 1e-2
