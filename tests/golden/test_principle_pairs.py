@@ -15,6 +15,7 @@ from truing.specify import checks
 from truing.specify.in_context import with_principles
 from truing.specify.satisfaction import Kept, satisfaction
 from truing.synthesize import principle_pairs as module
+from truing.synthesize import told_answers
 from truing.tables import Table
 
 RULES = Principles(
@@ -126,7 +127,7 @@ def test_principles_in_context() -> None:
 
 def test_pairs_with_lineage(monkeypatch: pytest.MonkeyPatch) -> None:
     writer = Writer([(LONG, "length"), (SHOUT, "stop"), (SHORT, "stop"), (LONG, "stop")])
-    monkeypatch.setattr(module, "generate", writer)
+    monkeypatch.setattr(told_answers, "generate", writer)
     prompts = Table("prompt", [{"prompt": "Why is fire hot?"}])
     pairs = module.principle_pairs(MODEL, prompts, RULES, k=4)
     assert len(pairs) == 1 and pairs.kind == "pair"
@@ -155,14 +156,14 @@ def test_resumes_from_the_journal(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
             raise KeyboardInterrupt
         return writer(*args, **kw)
 
-    monkeypatch.setattr(module, "generate", stop_early)
+    monkeypatch.setattr(told_answers, "generate", stop_early)
     with context.use(context.Context(seed=1, folder=tmp_path)), pytest.raises(KeyboardInterrupt):
         module.principle_pairs(MODEL, prompts, RULES, k=4)
-    monkeypatch.setattr(module, "generate", again := Writer(answers))
+    monkeypatch.setattr(told_answers, "generate", again := Writer(answers))
     with context.use(context.Context(seed=1, folder=tmp_path)):
         resumed = module.principle_pairs(MODEL, prompts, RULES, k=4)
     assert again.calls == 4  # two of three chunks; the first was in the journal
-    monkeypatch.setattr(module, "generate", Writer(answers))
+    monkeypatch.setattr(told_answers, "generate", Writer(answers))
     with context.use(context.Context(seed=1, folder=tmp_path / "new")):
         whole = module.principle_pairs(MODEL, prompts, RULES, k=4)
     assert resumed.key == whole.key and len(whole) == 40
@@ -170,7 +171,7 @@ def test_resumes_from_the_journal(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 def test_faults_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = Table("prompt", [{"prompt": "Why?"}])
-    monkeypatch.setattr(module, "generate", Writer([("Same words here.", "stop")] * 2))
+    monkeypatch.setattr(told_answers, "generate", Writer([("Same words here.", "stop")] * 2))
     with pytest.raises(InputError, match="no pair came out of 1 prompts"):
         module.principle_pairs(MODEL, prompts, RULES, k=2)
     with pytest.raises(InputError, match="at least two answers"):

@@ -273,7 +273,7 @@ def drawn(kind: object) -> st.SearchStrategy[object]:
     if origin in (list, tuple):
         return st.lists(drawn(args[0]), max_size=3)
     if origin is dict:
-        return st.dictionaries(st.text(max_size=4), st.text(max_size=4), max_size=2)
+        return st.dictionaries(st.text(max_size=4), drawn(args[1]), max_size=2)
     return st.nothing()
 
 
