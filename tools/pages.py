@@ -148,7 +148,10 @@ def _python(method: Method) -> str:
     given = [n for n, i in method.inputs.items() if not i.optional]
     given += [f"{s.name}=..." for s in method.settings.values() if s.required]
     made = method.returns.lower() if method.verb != "serve" else "server"
-    return f'{made} = truing.methods["{method.id}"]({", ".join(given)})'
+    call = f'{made} = truing.methods["{method.id}"]({", ".join(given)})'
+    if len(call) <= 100:
+        return call
+    return f'{made} = truing.methods["{method.id}"](\n    {", ".join(given)}\n)'
 
 
 def _step(method: Method) -> str:
