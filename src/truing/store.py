@@ -138,9 +138,9 @@ class Store:
         return made
 
     def keys(self) -> list[str]:
-        """Keys of all artefacts."""
+        """Keys of all artefacts; what a killed process left half-made beside them is none."""
         found = (self.root / "artefacts").glob("??/*/artefact.json")
-        return sorted(p.parent.name for p in found)
+        return sorted(p.parent.name for p in found if not p.parent.name.startswith("."))
 
     def root_run(self, folder: Path, keys: Iterable[str], *, final: bool = False) -> None:
         """Remember that the run in `folder` refers to `keys`, so that gc leaves them alone.

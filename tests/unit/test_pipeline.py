@@ -514,3 +514,10 @@ def test_a_package_may_import_its_modules_by_dots(
         code._read.cache_clear()
         keys.add(code.code_key(["dots"]))
     assert len(keys) == 2
+
+
+def test_what_a_kill_left_beside_artefacts_is_none(tmp_path: Path) -> None:
+    left = tmp_path / "artefacts" / "16" / ".16aa.left"
+    left.mkdir(parents=True)
+    (left / "artefact.json").write_text("{}")
+    assert Store(tmp_path).keys() == [] and Store(tmp_path).verify() == []
