@@ -134,7 +134,8 @@ class Small:
     def made(self) -> dict[str, int]:
         """When each artefact was put into the store, by key."""
         found = (self.folder / "home" / "store" / "artefacts").glob("??/*/artefact.json")
-        return {p.parent.name: p.stat().st_mtime_ns for p in found}
+        whole = [p for p in found if not p.parent.name.startswith(".")]
+        return {p.parent.name: p.stat().st_mtime_ns for p in whole}
 
     def wait_until_running(self, process: subprocess.Popen[str], step: str) -> None:
         """Until a step has begun, or was found in the store."""
