@@ -63,6 +63,16 @@ def content_hash(value: object, size: int = 16) -> str:
     return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()
 
 
+def prompt_of(row: Row) -> object:
+    """What a row asks: its "prompt", or the "messages" that it came as."""
+    return row["prompt"] if "prompt" in row else row["messages"]
+
+
+def as_prompt(row: Row) -> Row:
+    """A row with "prompt", also when it came as messages."""
+    return row if "prompt" in row else row | {"prompt": row["messages"]}
+
+
 def user_text(prompt: object) -> str:
     """The text of a prompt: itself, or the last user message of a list of messages."""
     if isinstance(prompt, str):

@@ -19,7 +19,7 @@ from truing.core.chat import Prompt, completion_ids, example_ids, prompt_ids, st
 from truing.core.objective import Objective
 from truing.core.tree import Node, group_tree
 from truing.errors import InputError
-from truing.tables import Row, Table
+from truing.tables import Row, Table, prompt_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -245,7 +245,7 @@ class Reader:
         texts = self._texts(row, where)
         if why := self._why(row, texts):
             return self._out(why)
-        prompt = self._prompt(row["prompt"] if "prompt" in row else row["messages"])
+        prompt = self._prompt(prompt_of(row))
         room = self.limit - len(prompt)
         if room < ROOM:
             return self._out("left_out_long")

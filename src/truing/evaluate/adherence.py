@@ -22,7 +22,7 @@ from truing.principles import Principles
 from truing.reports import Measure, Report
 from truing.specify.checks import words
 from truing.specify.satisfaction import ON_TOPIC, Kept, measured, satisfaction
-from truing.tables import Row, Table, content_hash
+from truing.tables import Row, Table, as_prompt, content_hash
 
 CHUNK = 64  # prompts per journal entry
 
@@ -134,10 +134,7 @@ def adherence(
         top_p: nucleus of sampling.
         on_topic: least cosine of prompt and answer; below it every principle counts as broken.
     """
-    rows = [
-        r if "prompt" in r else r | {"prompt": r["messages"]}
-        for r in prompts.expect("prompt", where="evaluate/adherence")
-    ]
+    rows = [as_prompt(r) for r in prompts.expect("prompt", where="evaluate/adherence")]
     measured(principles, where="evaluate/adherence")
     answers = answer_all(model, rows, max_tokens=max_tokens, temperature=temperature, top_p=top_p)
     asked: list[Row] = [

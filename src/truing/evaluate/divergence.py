@@ -36,7 +36,7 @@ from truing.errors import InputError
 from truing.method import method
 from truing.models import Loaded, Model
 from truing.reports import Measure, Report
-from truing.tables import Row, Table
+from truing.tables import Row, Table, prompt_of
 
 Ids = Sequence[int]
 
@@ -86,7 +86,7 @@ def divergence(
     if answers < 1:
         raise InputError("setting 'answers' must be at least 1", where=where, seen=answers)
     plain = model.with_changes(c for c in model.changes if not isinstance(c, Decoder))
-    prompts = [cast("Prompt", r["prompt"] if "prompt" in r else r["messages"]) for r in rows]
+    prompts = [cast("Prompt", prompt_of(r)) for r in rows]
     drawn = generate(
         plain, prompts, n=answers, max_tokens=max_tokens, seed=current().stream("answers") % 2**31
     )

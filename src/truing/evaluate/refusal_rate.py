@@ -24,7 +24,7 @@ from truing.models import Model
 from truing.reports import Measure, Report
 from truing.specify.checks import sentences, words
 from truing.specify.satisfaction import unusable
-from truing.tables import Row, Table
+from truing.tables import Row, Table, as_prompt
 
 Sort = Literal["refuse", "answer", "unclear"]
 _CANNOT = (
@@ -68,10 +68,7 @@ def _share(name: str, hits: Sequence[bool], category: str = "", better: str = ""
 
 
 def _answered(model: Model, prompts: Table, max_tokens: int, temperature: float) -> list[Row]:
-    rows = [
-        r if "prompt" in r else r | {"prompt": r["messages"]}
-        for r in prompts.expect("prompt", where="evaluate/refusal_rate")
-    ]
+    rows = [as_prompt(r) for r in prompts.expect("prompt", where="evaluate/refusal_rate")]
     if not rows:
         raise InputError("no prompts", where="evaluate/refusal_rate")
     answers = answer_all(model, rows, max_tokens=max_tokens, temperature=temperature)

@@ -30,7 +30,7 @@ from truing.principles import Principles
 from truing.reports import Measure, Report
 from truing.specify.checks import words
 from truing.specify.satisfaction import satisfaction
-from truing.tables import Row, Table
+from truing.tables import Row, Table, as_prompt
 
 if TYPE_CHECKING:
     from truing.core.judge import Comparison, Score
@@ -133,7 +133,7 @@ def win_rate(
         max_tokens: length limit of an answer.
         temperature: of sampling; 0 is greedy.
     """
-    rows = [r if "prompt" in r else r | {"prompt": r["messages"]} for r in prompts]
+    rows = [as_prompt(r) for r in prompts]
     sides: list[list[Row]] = []
     for name, one in (("model", model), ("baseline", baseline)):
         answers = answer_all(

@@ -24,7 +24,7 @@ from truing.principles import Principles
 from truing.reports import Measure, Report
 from truing.specify.principles_file import check_all
 from truing.specify.satisfaction import KEPT, satisfaction
-from truing.tables import Row, Table
+from truing.tables import Row, Table, prompt_of
 
 FAULTS = ("duplicate", "contradiction", "never kept", "not measured")
 
@@ -95,7 +95,7 @@ def sampled_answers(model: Model, prompts: Table, k: int, max_tokens: int) -> li
     """k answers of the model to each prompt, as rows with prompt and completion."""
     from truing.core.generate import generate
 
-    asked = [r["prompt"] if "prompt" in r else r["messages"] for r in prompts]
+    asked = [prompt_of(r) for r in prompts]
     drawn = generate(model, asked, n=k, max_tokens=max_tokens, seed=current().stream("answers"))
     return [
         {"prompt": prompt, "completion": c.text}

@@ -45,7 +45,7 @@ from truing.synthesize.salmon_labels import (
     log_odds,
     ruled,
 )
-from truing.tables import Row, Table, content_hash, user_text
+from truing.tables import Row, Table, as_prompt, content_hash, user_text
 
 CHUNK = 16  # prompts, or pairs under one principle, of a journal entry: what a kill can cost
 
@@ -64,8 +64,7 @@ def _answered(model: Model, prompts: Table, n: int, draw: dict[str, float]) -> l
     context, journal = current(), current().journal("answers")
     made: list[Two] = []
     for start in range(0, len(prompts), CHUNK):
-        some = prompts.rows[start : start + CHUNK]
-        chunk = [r if "prompt" in r else r | {"prompt": r["messages"]} for r in some]
+        chunk = [as_prompt(r) for r in prompts.rows[start : start + CHUNK]]
         asked = [r["prompt"] for r in chunk]
         name = content_hash([model.key, n, draw, context.seed, start, asked], 8)
         if name not in journal:

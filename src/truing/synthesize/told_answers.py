@@ -11,7 +11,7 @@ from truing.core.generate import generate
 from truing.models import Model
 from truing.principles import Principles
 from truing.specify.in_context import with_principles
-from truing.tables import Row, Table, content_hash
+from truing.tables import Row, Table, as_prompt, content_hash
 
 CHUNK = 16  # prompts per journal entry: what a kill can cost
 
@@ -65,14 +65,9 @@ def drawn_answers(
     draw = {n: getattr(how, n) for n in ("k", "max_tokens", "temperature", "top_p")}
     drawn_as = [model.key, principles.key, how.place, how.told, draw, context.seed]
     for start in range(0, len(prompts), CHUNK):
-        chunk = [_as_prompt(r) for r in prompts.rows[start : start + CHUNK]]
+        chunk = [as_prompt(r) for r in prompts.rows[start : start + CHUNK]]
         name = f"answers/{start}/{content_hash([drawn_as, [r['prompt'] for r in chunk]], 8)}"
         if name not in journal:
             journal.put(name, cast(Json, _sample(model, chunk, principles, how, name)))
         yield chunk, cast(list[list[list[object]]], journal.get(name))
         context.progress(min(start + CHUNK, len(prompts)), len(prompts), "answers to prompts")
-
-
-def _as_prompt(row: Row) -> Row:
-    """A row with "prompt", also when it came as messages."""
-    return row if "prompt" in row else row | {"prompt": row["messages"]}
