@@ -41,21 +41,17 @@ from truing.core.attention import Layout, tree_attention
 from truing.core.code import made_by
 from truing.core.files import home
 from truing.core.fused import fused
-from truing.core.logprob import states
+from truing.core.logprob import small_tree, states
 from truing.core.reference import SWEEP
 from truing.core.training import TextTraining
-from truing.core.tree import Node, Packed, group_tree, pack
-from truing.core.trunk import block_list
+from truing.core.tree import Node, Packed, pack
+from truing.core.trunk import block_list, stopped_after
 from truing.errors import InputError
 from truing.tables import content_hash
 
 LIMIT = 8 * 2**30  # bytes on disk, of all runs together
 TOLERANCE = 1e-4  # of the largest state, when passing over blocks is tried
 PLACE = "truing_trunk"  # where a module carries its trunk
-
-
-class _Reached(Exception):
-    """Ends the forward pass; no error."""
 
 
 def blocks_of(module: nn.Module) -> nn.ModuleList:
@@ -133,9 +129,7 @@ class FrozenTrunk:
             module.__dict__[PLACE] = self
 
     def _try(self) -> None:
-        vocab = int(cast(int, getattr(self.module.config, "vocab_size", 8)))
-        ids = [(7 * i * i + 3 * i + 5) % vocab for i in range(10)]
-        packed = pack([group_tree(ids[:4], [ids[4:7], ids[7:]])])[0].to(self.device)
+        _, packed = small_tree(self.module)
         with torch.no_grad():
             whole_ND = states(self.module, packed)
             with self._playing(self._below(packed)):
@@ -150,25 +144,18 @@ class FrozenTrunk:
 
     def _below(self, packed: Packed) -> Tensor:
         """States [N, D] after the frozen blocks; neither later blocks nor the head are computed."""
-        seen: list[object] = []
-
-        def stop(block: nn.Module, inputs: object, output: object) -> None:
-            seen.append(output)
-            raise _Reached
-
-        handle = self.blocks[self.depth - 1].register_forward_hook(stop)
         layout = Layout(packed.segments)
         backbone = cast("Callable[..., object]", self.module.base_model)
-        try:
-            with torch.no_grad(), tree_attention(self.module), fused(self.module, layout.longest):
-                backbone(
-                    input_ids=packed.ids_N[None], position_ids=packed.positions_N[None],
-                    use_cache=False, tree=layout,
-                )  # fmt: skip
-        except _Reached:
-            pass
-        finally:
-            handle.remove()
+        with (
+            torch.no_grad(),
+            tree_attention(self.module),
+            fused(self.module, layout.longest),
+            stopped_after(self.blocks[self.depth - 1]) as seen,
+        ):
+            backbone(
+                input_ids=packed.ids_N[None], position_ids=packed.positions_N[None],
+                use_cache=False, tree=layout,
+            )  # fmt: skip
         if not isinstance(seen[0], Tensor):
             raise InputError(
                 "the architecture's blocks give more than states",

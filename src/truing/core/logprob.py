@@ -302,11 +302,17 @@ def check(module: nn.Module) -> None:
     _checked.add(module)
 
 
-def _compare(module: nn.Module, name: str) -> None:
+def small_tree(module: nn.Module) -> tuple[list[int], Packed]:
+    """Ten tokens to try a module on: four that branch into the next three and the last three."""
     vocab = cast(int, cast("PreTrainedModel", module).config.get_text_config().vocab_size)
-    device = next(module.parameters()).device
     ids = [(7 * i * i + 3 * i + 5) % vocab for i in range(10)]
-    packed = pack([group_tree(ids[:4], [ids[4:7], ids[7:]])])[0].to(device)
+    packed = pack([group_tree(ids[:4], [ids[4:7], ids[7:]])])[0]
+    return ids, packed.to(next(module.parameters()).device)
+
+
+def _compare(module: nn.Module, name: str) -> None:
+    device = next(module.parameters()).device
+    ids, packed = small_tree(module)
     training = module.training
     module.eval()
     try:

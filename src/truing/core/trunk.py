@@ -6,7 +6,8 @@ that neither later blocks nor the head are computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Sequence
 from typing import cast
 
 import torch
@@ -19,6 +20,24 @@ Batch = Sequence[Sequence[int]]
 
 class _Reached(Exception):
     """Ends the forward pass; no error."""
+
+
+@contextlib.contextmanager
+def stopped_after(block: nn.Module) -> Generator[list[object]]:
+    """A pass inside the `with` ends when `block` has been computed; the list holds its output."""
+    seen: list[object] = []
+
+    def stop(block: nn.Module, inputs: object, output: object) -> None:
+        seen.append(output)
+        raise _Reached
+
+    handle = block.register_forward_hook(stop)
+    try:
+        yield seen
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
 
 
 def block_list(backbone: nn.Module) -> nn.ModuleList:
@@ -57,20 +76,11 @@ class Trunk:
         ids_BT = torch.tensor([[*ids, *[ids[-1]] * (width - len(ids))] for ids in batch])
         ends_B = torch.tensor([len(ids) - 1 for ids in batch])
         device = next(self.module.parameters()).device
-        seen: list[Tensor] = []
-
-        def stop(block: nn.Module, inputs: object, output: object) -> None:
-            seen.append(cast(Tensor, output[0] if isinstance(output, tuple) else output))
-            raise _Reached
-
-        handle = self.layers[self.depth - 1].register_forward_hook(stop)
-        try:
+        with stopped_after(self.layers[self.depth - 1]) as seen:
             self.backbone(input_ids=ids_BT.to(device), use_cache=False)
-        except _Reached:
-            pass
-        finally:
-            handle.remove()
-        return seen[0][torch.arange(len(batch), device=device), ends_B.to(device)].float()
+        output = seen[0]
+        states_BTD = cast(Tensor, output[0] if isinstance(output, tuple) else output)
+        return states_BTD[torch.arange(len(batch), device=device), ends_B.to(device)].float()
 
     def mean_state(self, batches: Sequence[Batch]) -> Tensor:
         """Mean last-token state [D] over all rows of all batches."""

@@ -68,6 +68,19 @@ def critic_loss(clip_value: float) -> Callable[[Measurements], Loss]:
     return loss
 
 
+def with_critic(
+    clip_ratio: float, vf: float, critic: Callable[[Measurements], Loss]
+) -> Callable[[Measurements], Loss]:
+    """The clipped surrogate and `vf` times the critic's loss."""
+
+    def loss(m: Measurements) -> Loss:
+        made = by_token(clipped(m, clip_ratio, clip_ratio), m)
+        made = watched(made, clip_fraction=clip_fraction(m, clip_ratio, clip_ratio))
+        return made + vf * critic(m)
+
+    return loss
+
+
 @online(paper="preference-losses", needs=("ref_logp", "values"))
 def ppo(
     r: Measurements,
@@ -101,14 +114,8 @@ def ppo(
     )
     return_UKT = advantage_UKT + r["values"]
     critic = critic_loss(clip_value)
-
-    def loss(m: Measurements) -> Loss:
-        made = by_token(clipped(m, clip_ratio, clip_ratio), m)
-        made = watched(made, clip_fraction=clip_fraction(m, clip_ratio, clip_ratio))
-        return made + vf * critic(m)
-
     seen = {"explained": explained(r["values"], return_UKT, r.mask_UKT)}
     tensors = {"advantage": whiten(advantage_UKT, r.mask_UKT), "returns": return_UKT}
-    if done < critic_rollouts:
-        return Update(tensors, critic, metrics=seen, state=state, head_only=True)
-    return Update(tensors, loss, metrics=seen, state=state)
+    alone = done < critic_rollouts
+    loss = critic if alone else with_critic(clip_ratio, vf, critic)
+    return Update(tensors, loss, metrics=seen, state=state, head_only=alone)

@@ -28,9 +28,9 @@ from typing import Literal
 from torch import Tensor
 
 from truing.core.advantages import at_end, gae, kl_tokens
-from truing.core.objective import Loss, Measurements, State
-from truing.core.online import Update, by_token, clip_fraction, clipped, online, watched
-from truing.train.rl.ppo import counted, critic_loss, explained
+from truing.core.objective import Measurements, State
+from truing.core.online import Update, online
+from truing.train.rl.ppo import counted, critic_loss, explained, with_critic
 
 ALWAYS = [
     "The answer does not praise itself or say how good it is.",
@@ -110,13 +110,8 @@ def salmon_ppo(
     advantage_UKT = gae(reward_UKT, r["values"], r.mask_UKT)
     return_UKT = advantage_UKT + r["values"]
     critic = critic_loss(clip_value)
-
-    def loss(m: Measurements) -> Loss:
-        made = by_token(clipped(m, clip_ratio, clip_ratio), m)
-        made = watched(made, clip_fraction=clip_fraction(m, clip_ratio, clip_ratio))
-        return made + vf * critic(m)
-
     seen = {"explained": explained(r["values"], return_UKT, r.mask_UKT)}
     tensors = {"advantage": whitened(advantage_UKT, r, new_tokens), "returns": return_UKT}
     alone = done < critic_rollouts
-    return Update(tensors, critic if alone else loss, metrics=seen, state=state, head_only=alone)
+    loss = critic if alone else with_critic(clip_ratio, vf, critic)
+    return Update(tensors, loss, metrics=seen, state=state, head_only=alone)
