@@ -29,16 +29,25 @@ from truing.core.generate import generate
 from truing.core.loaded import quiet
 from truing.core.logprob import measure
 from truing.core.scoring import by_prompt
+from truing.core.tiny import fill
 from truing.core.tree import Packed
 from truing.method import methods
 from truing.models import Model
 from truing.tables import Row, Table, content_hash
 
 __all__ = [
-    "Outcome", "Row", "Table", "blank", "call", "drawn", "nats", "step", "taught", "vocabulary",
+    "FORMS", "TOPICS", "Outcome", "Row", "Table", "blank", "call", "drawn", "nats", "step",
+    "taught", "vocabulary",
 ]  # fmt: skip
 
 SPECIAL = ("<|unknown|>", "<|im_start|>", "<|im_end|>")
+# What several claims ask about, and how.
+TOPICS = [
+    "river", "mountain", "garden", "village", "harbour", "forest", "meadow", "island", "valley",
+    "bridge", "castle", "market", "station", "library", "museum", "tower", "lake", "beach",
+    "street", "square",
+]  # fmt: skip
+FORMS = ("describe the {}", "tell me about the {}", "how is the {}", "what of the {}")
 PIECE = r"\n\n|\w+|[^\w\s]"
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' + m['content'] + '<|im_end|>' }}"
@@ -86,13 +95,7 @@ def blank(words: Sequence[str], seed: int, *, width: int = 64, layers: int = 2) 
             tie_word_embeddings=False, bos_token_id=1, eos_token_id=2, pad_token_id=2,
         )  # fmt: skip
         module = LlamaForCausalLM(config)
-        source = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in module.parameters():
-                if parameter.dim() == 1:
-                    parameter.fill_(1.0)
-                else:
-                    parameter.normal_(0.0, 0.05, generator=source)
+        fill(module, 0.05, seed)
         module.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
         with quiet():
             module.save_pretrained(folder)

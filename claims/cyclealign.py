@@ -23,7 +23,7 @@ from itertools import combinations, pairwise
 from statistics import mean
 from typing import cast
 
-from _tiny import Outcome, Row, Table, blank, drawn, step, taught, vocabulary
+from _tiny import FORMS, TOPICS, Outcome, Row, Table, blank, drawn, step, taught, vocabulary
 
 from truing.core.referee import kendall
 from truing.models import Model
@@ -46,12 +46,6 @@ WORDS = {
     -1: ["awful", "dull", "ugly", "nasty", "dreadful", "stupid"],
 }
 VALUE = {word: value for value, words in WORDS.items() for word in words}
-TOPICS = [
-    "river", "mountain", "garden", "village", "harbour", "forest", "meadow", "island", "valley",
-    "bridge", "castle", "market", "station", "library", "museum", "tower", "lake", "beach",
-    "street", "square",
-]  # fmt: skip
-FORMS = ("describe the {}", "tell me about the {}", "how is the {}", "what of the {}")
 Answers = Sequence[Sequence[str]]
 
 

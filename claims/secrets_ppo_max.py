@@ -21,7 +21,7 @@ import random
 from itertools import pairwise
 from statistics import mean, stdev
 
-from _tiny import Outcome, Row, Table, blank, drawn, nats, step, taught, vocabulary
+from _tiny import FORMS, TOPICS, Outcome, Row, Table, blank, drawn, nats, step, taught, vocabulary
 
 from truing.core.rewards import Rewards
 from truing.method import methods
@@ -42,12 +42,6 @@ OTHER = [
     "round", "square", "long", "short", "wide", "narrow", "grey", "flat", "even", "bare", "dry",
     "thin", "still", "low", "mild", "cool",
 ]  # fmt: skip
-TOPICS = [
-    "river", "mountain", "garden", "village", "harbour", "forest", "meadow", "island", "valley",
-    "bridge", "castle", "market", "station", "library", "museum", "tower", "lake", "beach",
-    "street", "square",
-]  # fmt: skip
-FORMS = ("describe the {}", "tell me about the {}", "how is the {}", "what of the {}")
 TRUE = {
     "cover": {"use": "keyword_coverage", "words": WANTED},
     "short": {"use": "max_words", "n": 12},

@@ -17,7 +17,7 @@ from __future__ import annotations
 import random
 from statistics import mean
 
-from _tiny import Outcome, Row, Table, blank, call, drawn, taught, vocabulary
+from _tiny import FORMS, TOPICS, Outcome, Row, Table, blank, call, drawn, taught, vocabulary
 
 from truing.core.referee import read_scores, referee_prompt
 from truing.models import Model
@@ -32,12 +32,6 @@ SEEDS = (0, 1, 2)
 ROLLOUTS, LR = 80, 3e-4
 SUMS, SETS, OPEN, PAIRS = 32, 64, 64, 200
 CRITERIA = "it says thanks"
-TOPICS = [
-    "river", "mountain", "garden", "village", "harbour", "forest", "meadow", "island", "valley",
-    "bridge", "castle", "market", "station", "library", "museum", "tower", "lake", "beach",
-    "street", "square",
-]  # fmt: skip
-FORMS = ("describe the {}", "tell me about the {}", "how is the {}", "what of the {}")
 LOOKS = [
     "kind", "warm", "bright", "round", "square", "long", "short", "wide", "narrow", "grey",
     "flat", "even",

@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
+from torch import nn
 from transformers import (
     GenerationConfig,
     LlamaConfig,
@@ -75,17 +76,21 @@ def tiny_config() -> LlamaConfig:
     )
 
 
-def tiny_model(seed: int = 0) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """A fresh module in eval mode (float32) and its tokenizer; the same bits for the same seed."""
-    module = LlamaForCausalLM(tiny_config())
-    # Not the library's initialiser: its draws may change from release to release.
+def fill(module: nn.Module, std: float, seed: int) -> None:
+    """Norms 1 and all other weights drawn, by numbers that no release of a library changes."""
     source = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.dim() == 1:
                 parameter.fill_(1.0)
             else:
-                parameter.normal_(0.0, STD, generator=source)
+                parameter.normal_(0.0, std, generator=source)
+
+
+def tiny_model(seed: int = 0) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """A fresh module in eval mode (float32) and its tokenizer; the same bits for the same seed."""
+    module = LlamaForCausalLM(tiny_config())
+    fill(module, STD, seed)
     module.tie_weights()
     module.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
     return cast(LlamaForCausalLM, module.eval()), tiny_tokenizer()

@@ -47,6 +47,7 @@ from truing.synthesize.salmon_labels import (
 )
 from truing.tables import Row, Table, as_prompt, content_hash, user_text
 
+WHERE = "synthesize/salmon"
 CHUNK = 16  # prompts, or pairs under one principle, of a journal entry: what a kill can cost
 
 
@@ -152,6 +153,15 @@ def _labelled(
     return rows
 
 
+def _check(shares: Mapping[str, float], counts: tuple[int, int, int]) -> None:
+    """Raise InputError for shares and for n, passes and most that make no sense."""
+    for name, value in shares.items():
+        if not 0 <= value < 1 or (name == "rate" and not value):
+            raise InputError("is a share below 1", where=f"{WHERE} setting {name!r}", seen=value)
+    if min(counts) < 1:
+        raise InputError("must be at least 1", where=f"{WHERE} n, passes, most", seen=counts)
+
+
 @method(paper="salmon", needs=("generate",))
 def salmon(
     model: Model,
@@ -182,14 +192,8 @@ def salmon(
         noise: share of labels that are flipped.
         rule_noise: share of labels by a rule that are flipped.
     """
-    where = "synthesize/salmon"
-    for name, value in (("rate", rate), ("noise", noise), ("rule_noise", rule_noise)):
-        if not 0 <= value < 1 or (name == "rate" and not value):
-            raise InputError("is a share below 1", where=f"{where} setting {name!r}", seen=value)
-    if min(n, passes, most) < 1:
-        seen = (n, passes, most)
-        raise InputError("must be at least 1", where=f"{where} n, passes, most", seen=seen)
-    prompts = prompts.expect("prompt", where=where)
+    _check({"rate": rate, "noise": noise, "rule_noise": rule_noise}, (n, passes, most))
+    prompts = prompts.expect("prompt", where=WHERE)
     context, judge = current(), judge or model
     draw = {"max_tokens": float(max_tokens), "temperature": temperature}
     answered = _answered(model, prompts, n, draw)
@@ -209,7 +213,7 @@ def salmon(
         raise InputError(
             f"no principle tells the two answers to any of {len(prompts)} prompts apart in both "
             f"orders; {len(answered) - len(pairs)} of {len(answered)} pairs were too short or same",
-            where=where,
+            where=WHERE,
             fix="Use a better judge, more prompts or pairs (n), or longer answers (max_tokens)",
         )
     told = {"generator": model.key, "judge": judge.key, "seed": context.seed, "step": context.name}
