@@ -173,6 +173,24 @@ def _store(args: argparse.Namespace) -> object:
     return found
 
 
+def _evidence(add: Callable[[str, Command, str], Parser]) -> None:
+    """The commands that show what holds and where it comes from."""
+    child = add("compare", _compare, "several methods on the same data, budget and seeds")
+    child.add_argument("--verb", default="train")
+    child.add_argument("--methods", required=True, help="comma-separated names")
+    child.add_argument("--model", default="smollm2-135m-instruct")
+    child.add_argument("--data", required=True)
+    child.add_argument("--budget", default="64pairs", help="rows to train on, such as 64pairs")
+    child.add_argument("--seeds", type=int, default=3)
+    child.add_argument("--runs", default="runs")
+    child = add("why", _why, "which principle, generator, judge and filter made a row")
+    child.add_argument("row", help="id of a row or of a report's sample")
+    child.add_argument("--run", default="", help="folder of the run to look in")
+    child = add("claim", _claim, "measure a paper's claim again")
+    child.add_argument("slug", nargs="?", default="")
+    child.add_argument("--list", action="store_true")
+
+
 def _parser() -> Parser:
     parser = Parser(
         prog="truing",
@@ -210,20 +228,7 @@ def _parser() -> Parser:
         help="instead of what the recipe has; a relative path is meant from the current directory",
     )
     child.add_argument("--runs", default="runs", help="folder for the run (default: runs)")
-    child = add("compare", _compare, "several methods on the same data, budget and seeds")
-    child.add_argument("--verb", default="train")
-    child.add_argument("--methods", required=True, help="comma-separated names")
-    child.add_argument("--model", default="smollm2-135m-instruct")
-    child.add_argument("--data", required=True)
-    child.add_argument("--budget", default="64pairs", help="rows to train on, such as 64pairs")
-    child.add_argument("--seeds", type=int, default=3)
-    child.add_argument("--runs", default="runs")
-    child = add("why", _why, "which principle, generator, judge and filter made a row")
-    child.add_argument("row", help="id of a row or of a report's sample")
-    child.add_argument("--run", default="", help="folder of the run to look in")
-    child = add("claim", _claim, "measure a paper's claim again")
-    child.add_argument("slug", nargs="?", default="")
-    child.add_argument("--list", action="store_true")
+    _evidence(add)
     add("models", _models, "models by name").add_argument("--fetch", metavar="NAME", default="")
     add("data", _data, "data sets by name")
     add("doctor", _doctor, "what is installed, what is missing, how fast this machine is")
