@@ -21,6 +21,7 @@ from typing import NoReturn, cast
 from truing import __version__, jsontext, listing
 from truing.catalogue import VERBS, Entry, find
 from truing.catalogue import methods as method_entries
+from truing.context import one_of_several
 from truing.errors import InputError, Stopped, TruingError, unknown
 
 Command = Callable[[argparse.Namespace], object]
@@ -336,7 +337,7 @@ def _nobody_reads() -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Under `torchrun`, all its processes run it."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+    if one_of_several():
         from truing.core.together import lead
 
         return lead(lambda: _main(arguments))

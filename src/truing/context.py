@@ -172,6 +172,11 @@ class Context:
 _current: contextvars.ContextVar[Context | None] = contextvars.ContextVar("truing", default=None)
 
 
+def one_of_several() -> bool:
+    """True in a process that `torchrun` started together with others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def current() -> Context:
     """The running step's context; a throw-away one outside any step."""
     context = _current.get()

@@ -66,11 +66,6 @@ def leads() -> bool:
     return _now.rank == 0
 
 
-def started() -> bool:
-    """True in a process that `torchrun` started together with others."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def begin() -> tuple[Processes, dist.Store]:
     """Meet the processes that `torchrun` started, once; and a store for messages between them.
 

@@ -29,7 +29,7 @@ from typing import ParamSpec, TypeVar, cast
 
 import torch.distributed as dist
 
-from truing.context import Context, current, use
+from truing.context import Context, current, one_of_several, use
 from truing.core import distributed
 from truing.core.distributed import agree, begin, end, joined
 from truing.errors import Stopped, TruingError
@@ -83,7 +83,7 @@ def together() -> Generator[distributed.Processes]:
     All of them must do the same there, such as to call `engine.train` with the same task; without
     `torchrun` it is a plain block.
     """
-    if not distributed.started():
+    if not one_of_several():
         yield distributed.now()
         return
     begin()
