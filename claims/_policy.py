@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from truing.claims import Outcome, step
-from truing.method import methods
+from truing.claims import Outcome, call, step
 from truing.models import Model
 from truing.tables import Table
 
 __all__ = ["Outcome", "call", "policy_model", "share", "step", "table"]
-
-
-def call(name: str, *inputs: object, seed: int = 0, **settings: object):
-    """A method's result under a seed."""
-    with step(seed):
-        return methods[name](*inputs, **settings)
 
 
 def table(part: str, n: int, seed: int = 0) -> Table:

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from truing.claims import Outcome, step
+from truing.claims import Outcome, call, step
 from truing.context import current
 from truing.core.generate import generate
 from truing.core.loaded import quiet
@@ -31,7 +31,6 @@ from truing.core.logprob import measure
 from truing.core.scoring import by_prompt
 from truing.core.tiny import fill
 from truing.core.tree import Packed
-from truing.method import methods
 from truing.models import Model
 from truing.tables import Row, Table, content_hash
 
@@ -53,12 +52,6 @@ TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' + m['content'] + '<|im_end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant ' }}{% endif %}"
 )
-
-
-def call(name: str, *inputs: object, seed: int = 0, **settings: object):
-    """A method's result under a seed."""
-    with step(seed):
-        return methods[name](*inputs, **settings)
 
 
 def vocabulary(texts: Iterable[str]) -> list[str]:

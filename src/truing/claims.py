@@ -35,7 +35,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from truing import catalogue as registry
 from truing.context import Context, Json, current, use
@@ -183,6 +183,14 @@ def step(seed: int) -> Generator[Context]:
     folder = Path(tempfile.mkdtemp(prefix="step-", dir=current().folder))
     with use(Context(seed=seed, folder=folder)) as context:
         yield context
+
+
+def call(name: str, *inputs: object, seed: int = 0, **settings: object) -> Any:
+    """A method's result, in a step of its own with this seed."""
+    from truing.method import methods
+
+    with step(seed):
+        return methods[name](*inputs, **settings)
 
 
 def _load(path: Path) -> types.ModuleType:

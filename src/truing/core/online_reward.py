@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from truing.core.rewards import Rewards
 from truing.core.scores import named_scores
 from truing.errors import InputError
+from truing.method import finite
 from truing.tables import Row
 
 Scores = dict[str, list[float]]
@@ -46,12 +47,9 @@ class Reward:
             made |= named_scores(name, ref, rows, where=f"{where} reward {name!r}")
         held = Rewards({}, {}, own.principles, own.reward_model, where)
         for name, values in held.terms(rows).items():
-            bad = next((i for i, v in enumerate(values, 1) if not math.isfinite(v)), 0)
-            if bad:
-                raise InputError(
-                    f"{name} gave a score that is not a finite number", where=f"{where} row {bad}"
-                )
-            made[name] = values
+            made[name] = [
+                finite(v, what=name, where=f"{where} row {i}") for i, v in enumerate(values, 1)
+            ]
         return made
 
     def weigh(self, terms: Scores, rows: Sequence[Row]) -> list[float]:
