@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn, cast
 
-from truing import __version__, jsontext, listing
+from truing import __version__, interrupt, jsontext, listing
 from truing.catalogue import VERBS, Entry, find
 from truing.catalogue import methods as method_entries
 from truing.context import one_of_several
@@ -346,7 +346,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     try:
-        _dispatch(arguments)
+        with interrupt.heard():
+            _dispatch(arguments)
         sys.stdout.flush()
         return 0
     except TruingError as error:

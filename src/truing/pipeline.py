@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from truing import interrupt
 from truing.context import Context, Json, use
 from truing.errors import InputError, Stopped, TruingError
 from truing.keys import Nouns, device_class, step_key
@@ -66,7 +67,8 @@ class StepResult:
 def told(where: str) -> Generator[None]:
     """Turn what the system may do to a step into errors that say how to go on."""
     try:
-        yield
+        with interrupt.heard():
+            yield
     except KeyboardInterrupt:
         raise Stopped(
             "interrupted", where=where, fix="The same command goes on from here"

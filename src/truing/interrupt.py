@@ -1,0 +1,42 @@
+"""Ctrl-C that cannot get lost in compiled code.
+
+Python raises KeyboardInterrupt at whatever line runs when the key is pressed. Where compiled code
+has called back into Python, as safetensors, Arrow and torch do, it may turn the exception into an
+error of its own; the program would then call it a defect, and not what it was: a wish to stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Generator
+from types import FrameType
+
+
+@contextlib.contextmanager
+def heard() -> Generator[None]:
+    """An error that follows Ctrl-C inside the block leaves it as KeyboardInterrupt.
+
+    Outside the main thread, or where nobody listens to SIGINT, the block runs as it is.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    pressed = False
+
+    def press(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    except Exception as error:
+        if pressed:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
