@@ -27,6 +27,10 @@ SCHEMA_VERSION = 1
 # What each kind needs, column -> allowed types. A tuple of column sets is "any one of these".
 KINDS: dict[str, tuple[dict[str, tuple[type, ...]], ...]] = {
     "pair": ({"prompt": (str, list), "chosen": (str,), "rejected": (str,)},),
+    "dialogue_pair": (
+        {"prompt": (str, list), "chosen": (list,), "rejected": (list,)},
+        {"chosen": (list,), "rejected": (list,)},
+    ),
     "unpaired": ({"prompt": (str, list), "completion": (str,), "label": (bool,)},),
     "negative": ({"prompt": (str, list), "rejected": (str,)},),
     "group": ({"prompt": (str, list), "completions": (list,), "scores": (list,)},),
@@ -118,7 +122,7 @@ def check_row(row: Row, kind: str, where: str) -> None:
         if not isinstance(value, types):
             wanted = " or ".join(t.__name__ for t in types)
             raise InputError(f"field {field!r} must be {wanted}", where=where, seen=value)
-        if field in ("prompt", "messages") and isinstance(value, list):
+        if field in ("prompt", "messages", "chosen", "rejected") and isinstance(value, list):
             _check_messages(cast(list[object], value), where, field)
 
 
@@ -147,7 +151,10 @@ class Table:
         items = [{k: v for k, v in r.items() if v is not None} for r in rows]
         if not items and not allow_empty:
             raise InputError("no rows", where=where, fix="Give at least one row")
-        kind = kind or infer_kind(items[0] if items else ())
+        if not kind:
+            kind = infer_kind(items[0] if items else ())
+            if kind == "pair" and isinstance(items[0]["chosen"], list):
+                kind = "dialogue_pair"
         if kind not in KINDS:
             raise unknown("kind of table", kind, KINDS, where=where)
         self.kind = kind

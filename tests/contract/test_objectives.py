@@ -308,7 +308,7 @@ def test_real_measurements_are_what_was_declared(
     assert all(t.requires_grad == (n != "ref_logp") for n, t in real.tensors.items())
     empty = blank(micro.trees, spec.needs, real.columns)
     assert torch.equal(empty.mask_UKT, real.mask_UKT)
-    assert set(real.tensors) == set(spec.needs) - {"mismatched"}
+    assert set(real.tensors) == set(spec.asked(defaults(spec))) - {"mismatched"}
     assert set(real.columns) == set(spec.columns)
 
 

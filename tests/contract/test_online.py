@@ -48,6 +48,7 @@ def rollout(spec: Online, seed: int = 0, *, flat: Sequence[int] = ()) -> Measure
     shape = (GROUPS, width, LONGEST)
     tensors = {n: -torch.rand(shape, generator=source) * mask for n in ("logp", "ref_logp")}
     tensors["values"] = torch.randn(shape, generator=source) * mask
+    tensors["ref_top_kl"] = torch.rand(shape, generator=source) * mask
     reward = torch.rand(GROUPS, width, generator=source)
     for u in flat:
         reward[u] = 0.25
@@ -67,7 +68,8 @@ def given(r: Measurements, update: Update, at: Sequence[int], *, seed: int = 7) 
         n: t + 0.1 * torch.randn(t.shape, generator=source) * r.mask_UKT
         for n, t in (("logp", r["logp"]), ("values", r["values"]))
     }
-    moved["entropy"] = torch.rand(r.mask_UKT.shape, generator=source) * r.mask_UKT
+    for name in ("entropy", "ref_top_kl"):
+        moved[name] = torch.rand(r.mask_UKT.shape, generator=source) * r.mask_UKT
     fixed = {"old_logp": r["logp"], "old_values": r["values"], "ref_logp": r["ref_logp"]}
     fixed |= {n: t for n, t in update.tensors.items() if t.dim() == 3}
     numbers = {n: t for n, t in update.tensors.items() if t.dim() < 3}
@@ -156,7 +158,7 @@ def test_padding_is_not_looked_at(name: str) -> None:
     one, two = given(r, a, range(GROUPS)), given(wide, b, range(GROUPS))
     moved = {
         n: pad(torch.where(hidden, 0.37, one[n].detach()), (0, 3), value=0.9)
-        for n in ("logp", "values", "entropy")
+        for n in ("logp", "values", "entropy", "ref_top_kl")
     }
     assert torch.allclose(own_part(a.loss(one)), own_part(b.loss(two.having(**moved))), atol=1e-5)
 

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from objective_numbers import softminus, total, values
+from objective_numbers import LOGP, OTHER, mask_of, padded, softminus, total, values
 
-from truing.core.objective import Measurements
+from truing.core.objective import Measurements, objective_of
 from truing.errors import InputError
 from truing.train.reward.bradley_terry import (
     bradley_terry,
@@ -54,6 +54,25 @@ def test_a_constant_of_the_prompt_is_not_seen_and_equal_scores_give_ln_2() -> No
     plain = scored(W, L, margin=zero)
     assert torch.allclose(bradley_terry(moved).per_unit, bradley_terry(plain).per_unit, atol=1e-6)
     assert values(bradley_terry(scored(W, W, margin=zero))) == pytest.approx([math.log(2)] * 3)
+
+
+def test_imitation_of_the_chosen_answer() -> None:
+    tensors = {"scores": padded(OTHER), "logp": padded(LOGP).requires_grad_()}
+    m = Measurements(mask_of(LOGP), tensors, {"margin": torch.zeros(3)})
+    ranked = sum(softminus(w[-1] - x[-1]) for w, x in OTHER) / 3
+    spoken = sum(-sum(w) / len(w) for w, _ in LOGP) / 3
+    made = bradley_terry(m, imitation=0.7)
+    assert total(made) == pytest.approx(ranked + 0.7 * spoken, rel=1e-5)
+    made.total().backward()
+    slope = m["logp"].grad
+    assert slope is not None and slope[:, 1].abs().sum() == 0
+    assert slope[0, 0, :3].tolist() == pytest.approx([-0.7 / 9] * 3, rel=1e-5)
+    assert total(bradley_terry(m)) == pytest.approx(ranked, rel=1e-5)
+    spec = objective_of(bradley_terry)
+    assert spec.asked({"imitation": 0.0}) == ("scores",)
+    assert spec.asked({"imitation": 0.5}) == ("scores", "logp") and not spec.answers_end
+    with pytest.raises(InputError, match="imitation"):
+        bradley_terry(m, imitation=-1.0)
 
 
 def test_ties() -> None:

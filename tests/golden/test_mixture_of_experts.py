@@ -14,23 +14,32 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, MixtralForCausalLM
 
 from truing.context import Context, use
+from truing.core import engine
+from truing.core.chat import completion_ids, prompt_ids
 from truing.core.generate import generate
+from truing.core.logprob import check, states
 from truing.core.objective import Measurements, objective_of
 from truing.core.reference import Reference
 from truing.core.routers import (
     balance_value,
+    decided,
     first_share,
     importance_value,
+    moved,
     mutual_information,
     top_k_gate,
     watched,
+    with_room,
     z_value,
 )
 from truing.core.text_task import TextTask
 from truing.core.tiny import tiny_folder
 from truing.core.train_text import read_units
+from truing.core.training import Tuned
+from truing.core.tree import example_tree, pack
 from truing.errors import InputError
 from truing.merge.mixture_of_experts import mixture_of_experts
+from truing.method import methods
 from truing.models import Model
 from truing.tables import Row, Table
 from truing.train.supervised.balanced_experts import Routers, balanced_experts
@@ -134,6 +143,79 @@ def test_top_k_gate_by_hand() -> None:
     assert torch.equal(turned, weights[:1]) and torch.equal(2 - where, index[:1])
 
 
+def test_a_bias_chooses_and_does_not_weigh() -> None:
+    z = torch.tensor([[0.0, math.log(2), math.log(5)]])  # p = 1/8, 2/8, 5/8
+    weights, index = top_k_gate(z, 2, torch.tensor([0.6, 0.0, 0.0]))
+    assert index.tolist() == [[0, 2]] and weights.tolist()[0] == pytest.approx([1 / 6, 5 / 6])
+    load = torch.tensor([4.0, 1.0, 1.0, 2.0])
+    assert moved(torch.tensor([0.5, 0.0, 0.25, 0.0]), load, 0.125).tolist() == pytest.approx(
+        [0.375, 0.125, 0.375, 0.0]
+    )
+
+
+def room_by_hand(chosen: Sequence[Sequence[int]], experts: int, factor: float) -> list[list[bool]]:
+    """Which choices of one row find room: a queue for each expert, tokens in their order."""
+    room = math.ceil(round(factor * len(chosen) * len(chosen[0]) / experts, 9))
+    queues = [0] * experts
+    made: list[list[bool]] = []
+    for token in chosen:
+        made.append([queues[e] < room for e in token])
+        for e in token:
+            queues[e] += 1
+    return made
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 1.25, 2.0])
+def test_room_by_hand(factor: float) -> None:
+    source = torch.Generator().manual_seed(1)
+    sizes, experts = (1, 5, 12, 8), 4
+    # Experts of uneven liking, so that some queues are long.
+    p = torch.tensor([8.0, 4.0, 2.0, 1.0]).expand(sum(sizes), experts)
+    index = torch.multinomial(p, 2, generator=source)
+    row = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    found = with_room(index, row, experts, factor)
+    want: list[list[bool]] = []
+    for some in index.split(list(sizes)):
+        want += room_by_hand(some.tolist(), experts, factor)
+    assert found.tolist() == want
+    # A factor of E / k has room for all tokens at one expert; 1.2 * 10 * 2 / 4 is 6, not 7.
+    assert bool(found.all()) == (factor == 2.0)
+    one = torch.zeros(10, 1, dtype=torch.long)
+    alone = torch.zeros(10, dtype=torch.long)
+    assert int(with_room(one, alone, 2, 1.2).sum()) == 6
+
+
+def test_a_choice_without_room_adds_nothing(sparse: Model) -> None:
+    module = sparse.load_module().module
+    check(module)  # now, since that passes through the routers too
+    trees = [example_tree(ids, [True] * len(ids)) for ids in ([1, 40, 7, 99, 200, 13], [5, 81, 3])]
+    (packed,) = pack(trees)
+    outs: list[Tensor] = []
+    layer = module.model.layers[0].mlp
+    handle = layer.register_forward_hook(lambda _m, _x, out: outs.append(out[0]))
+    with torch.no_grad(), decided(module, capacity=0.5) as seen:
+        states(module, packed)
+    with torch.no_grad(), decided(module) as free:
+        whole = states(module, packed)
+    handle.remove()
+    first = seen[0]
+    weights, index = top_k_gate(first.logits_NE, 2)
+    assert torch.equal(first.index_Nk, index) and all(r.kept_Nk.all() for r in free)
+    want = [room_by_hand(some.tolist(), 4, 0.5) for some in index.split([6, 3])]
+    assert first.kept_Nk.tolist() == want[0] + want[1] and not first.kept_Nk.all()
+    # All experts are copies: what is left of a token's output is the weight of its kept choices.
+    left_N1 = (weights * first.kept_Nk).sum(1, keepdim=True)
+    assert torch.allclose(outs[0], left_N1 * outs[1], atol=1e-5)
+    # Rows do not take room from each other, and what follows takes none from what is before.
+    for tree, at in zip(trees, (slice(0, 6), slice(6, 9)), strict=True):
+        with torch.no_grad(), decided(module, capacity=0.5) as alone:
+            states(module, pack([tree])[0])
+        assert all(torch.equal(a.kept_Nk, b.kept_Nk[at]) for a, b in zip(alone, seen, strict=True))
+    with torch.no_grad(), decided(module, capacity=2.0) as roomy:
+        assert torch.allclose(states(module, packed), whole, atol=1e-5)
+    assert all(r.kept_Nk.all() for r in roomy)
+
+
 def test_balancing_values_by_hand() -> None:
     p = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
     f, m = first_share(p.log()), p.mean(0)
@@ -225,8 +307,6 @@ def test_a_step_is_the_plain_loss_over_the_whole_step(sparse: Model, budget: int
 
 
 def test_training_it_whole_moves_experts_apart(sparse: Model, tmp_path: Path) -> None:
-    from truing.method import methods
-
     with use(Context(folder=tmp_path)) as context:
         made = methods["balanced_experts"](
             sparse,
@@ -249,6 +329,117 @@ def test_training_it_whole_moves_experts_apart(sparse: Model, tmp_path: Path) ->
     assert float(str(losses[-1]["loss"])) < float(str(losses[0]["loss"]))
     assert {"router_balance", "router_z"} <= set(losses[0])
     assert not torch.allclose(logits(made), logits(sparse), atol=1e-3)
+
+
+def tuned(model: Model, folder: Path, **settings: object) -> tuple[Model, list[dict[str, object]]]:
+    values = {"rank": 0, "steps": 4, "lr": 1e-3, "batch": 3, "warmup": 0.0, **settings}
+    with use(Context(folder=folder)) as context:
+        made = methods["balanced_experts"](model, Table("example", ROWS), **values)
+    assert isinstance(made, Model)
+    return made, [dict(m) for m in context.metrics if "loss" in m]
+
+
+BIAS: dict[str, object] = {"balance": 0.0, "z": 0.0, "bias_step": 0.125}
+
+
+def chosen_by_hand(model: Model) -> list[Tensor]:
+    """How many answer tokens choose each of 4 experts, two each, [E] of each layer."""
+    loaded = model.load_module()
+    counts = [torch.zeros(4)] * 6
+    for row in ROWS:
+        head = prompt_ids(loaded.tokenizer, str(row["prompt"]))
+        answer = completion_ids(loaded.tokenizer, str(row["completion"]))
+        with torch.no_grad():
+            found = loaded.module(torch.tensor([head + answer]), output_router_logits=True)
+        for i, z_TE in enumerate(found.router_logits):
+            at = z_TE[len(head) - 1 : -1].topk(2).indices
+            counts[i] = counts[i] + torch.bincount(at.flatten(), minlength=4)
+    return counts
+
+
+def test_biases_move_by_the_loads_and_stay_with_the_model(
+    dense: Model, sparse: Model, tmp_path: Path
+) -> None:
+    made, seen = tuned(sparse, tmp_path / "a", steps=1, **BIAS)
+    held = made.folded().extra
+    loads = chosen_by_hand(sparse)
+    for i, load in enumerate(loads):
+        want = [0.125 * ((load.mean() > n).int() - (load.mean() < n).int()) for n in load]
+        name = f"model.layers.{i}.block_sparse_moe.gate.bias"
+        assert held[name].tolist() == pytest.approx([float(b) for b in want])
+    assert len(held) == 6 and any(b.abs().sum() for b in held.values())
+    largest = sum(float(load.max() / load.sum()) for load in loads) / 6
+    assert seen[0]["router_max_load"] == pytest.approx(largest, rel=1e-5)
+    # It acts wherever the model is loaded, saved or not, and in the choice alone.
+    loaded = Model.load(made.save(tmp_path / "saved")).load_module()
+    with torch.no_grad(), decided(loaded.module) as routed:
+        loaded.module(IDS)
+    for i, r in enumerate(routed):
+        p = r.logits_NE.softmax(-1) + held[f"model.layers.{i}.block_sparse_moe.gate.bias"]
+        assert torch.equal(r.index_Nk, p.topk(2).indices)
+    assert any(not torch.equal(r.index_Nk, r.logits_NE.topk(2).indices) for r in routed)
+    with pytest.raises(InputError, match="head"):
+        made.export(tmp_path / "plain")
+    # Further training, by another method too, begins with the biases and hands them on.
+    with use(Context(folder=tmp_path / "b")):
+        again = methods["sft"](made, Table("example", ROWS), rank=0, steps=1, lr=1e-4, batch=3)
+    assert isinstance(again, Model)
+    assert all(torch.equal(again.folded().extra[n], b) for n, b in held.items())
+    further, _ = tuned(made, tmp_path / "c", steps=1, **BIAS)
+    steps = [further.folded().extra[n] - b for n, b in held.items()]
+    assert {float(s) for b in steps for s in b} <= {-0.125, 0.0, 0.125}
+    assert any(s.abs().sum() for s in steps)
+    assert not tuned(sparse, tmp_path / "d", steps=1)[0].folded().extra
+
+
+def test_biases_alone_even_out_the_loads(sparse: Model, tmp_path: Path) -> None:
+    even: dict[str, object] = {**BIAS, "bias_step": 0.01, "lr": 1e-9, "steps": 20}
+    _, seen = tuned(sparse, tmp_path, **even)
+    loads = [float(str(m["router_max_load"])) for m in seen]
+    # Two of four experts each: an even share is 1/4.
+    assert loads[0] > 0.28 and min(loads[-4:]) - 0.25 < 0.6 * (loads[0] - 0.25)
+
+
+def test_biases_are_resumed(sparse: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", 1e9)
+    whole, _ = tuned(sparse, tmp_path / "whole", **BIAS)
+    after_step = Routers.after_step
+
+    def dies(hook: Routers, task: Tuned, step: int) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+        after_step(hook, task, step)
+
+    monkeypatch.setattr(Routers, "after_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(sparse, tmp_path / "cut", **BIAS)
+    monkeypatch.setattr(Routers, "after_step", after_step)
+    resumed, seen = tuned(sparse, tmp_path / "cut", **BIAS)
+    assert len(seen) == 4 and resumed.key == whole.key
+
+
+def test_what_has_no_room_is_counted(sparse: Model, tmp_path: Path) -> None:
+    loaded = sparse.load_module()
+    units, _ = read_units(objective_of(balanced_experts), loaded, Table("example", ROWS), 256)
+    check(loaded.module)  # now, since that passes through the routers too
+    lost = total_of = 0
+    for unit in units:  # each row by itself
+        with torch.no_grad(), decided(loaded.module, capacity=0.75) as seen:
+            states(loaded.module, pack([unit.tree()])[0])
+        lost += sum(int((~r.kept_Nk).sum()) for r in seen)
+        total_of += sum(r.kept_Nk.numel() for r in seen)
+    assert 0 < lost < total_of / 2
+    found = [
+        tuned(sparse, tmp_path / str(budget), steps=1, capacity=0.75, budget=budget)[1][0]
+        for budget in (30, 4000)
+    ]
+    assert all(m["router_dropped"] == pytest.approx(lost / total_of, rel=1e-5) for m in found)
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-5)
+    assert found[0]["grad_norm"] == pytest.approx(found[1]["grad_norm"], rel=1e-3)
+    (free,) = tuned(sparse, tmp_path / "free", steps=1, capacity=2.0)[1]
+    assert free["router_dropped"] == 0.0 and free["loss"] != found[0]["loss"]
+    assert "router_dropped" not in tuned(sparse, tmp_path / "none", steps=1)[1][0]
 
 
 def test_noise_moves_the_choice_and_not_the_logits(sparse: Model) -> None:
@@ -282,3 +473,7 @@ def test_mistakes(dense: Model, sparse: Model) -> None:
         pass
     with pytest.raises(InputError, match="noise"):
         Routers(noise=-1.0)
+    with pytest.raises(InputError, match="capacity"):
+        Routers(capacity=-1.0)
+    with pytest.raises(InputError, match="bias_step"):
+        Routers(bias_step=float("nan"))

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from objective_numbers import LOGP, OTHER, mask_of, padded, softminus
 from online_numbers import (
     ANSWERS,
     OLD,
@@ -28,9 +29,12 @@ from online_numbers import tokens as tokens_of
 from test_bradley_terry import scored
 
 from truing.context import Context, use
+from truing.core.chat import prompt_ids
 from truing.core.judge import Comparison
-from truing.core.rewards import telling
-from truing.core.scoring import ScoreHead
+from truing.core.objective import Measurements, objective_of
+from truing.core.rewards import score_model, telling
+from truing.core.scoring import ScoreHead, has_head
+from truing.core.train_text import read_units
 from truing.errors import InputError
 from truing.method import methods, score
 from truing.models import Model, hold
@@ -38,7 +42,7 @@ from truing.principles import Principle, Principles
 from truing.synthesize import salmon as module
 from truing.synthesize.salmon_labels import Decided, agreed, dominant, drawn, log_odds, ruled
 from truing.tables import Row, Table
-from truing.train.reward.salmon import draw_principles
+from truing.train.reward.salmon import ROLE, Reviewed, draw_principles, fitted, reviewed, within
 from truing.train.reward.salmon import salmon as loss_of_pairs
 from truing.train.rl.salmon_ppo import ALWAYS, salmon_ppo, token_rewards, whitened
 
@@ -157,6 +161,95 @@ def test_the_loss_is_of_the_difference_and_ln_2_where_there_is_none() -> None:
     assert float(one[2]) == pytest.approx(math.log(2))
 
 
+def test_imitation_is_of_the_chosen_answers_own_tokens() -> None:
+    tensors = {"scores": padded(OTHER), "logp": padded(LOGP).requires_grad_()}
+    columns = {"margin": torch.zeros(3), "answer_tokens": torch.tensor([2.0, 1.0, 3.0])}
+    m = Measurements(mask_of(LOGP), tensors, columns)
+    ranked = mean([softminus(w[-1] - x[-1]) for w, x in OTHER])
+    spoken = mean([-mean(w[:n]) for (w, _), n in zip(LOGP, (2, 1, 3), strict=True)])
+    made = loss_of_pairs(m, imitation=0.5)
+    assert total(made) == pytest.approx(ranked + 0.5 * spoken, rel=1e-5)
+    made.total().backward()
+    slope = m["logp"].grad
+    assert slope is not None and slope[:, 1].abs().sum() == 0
+    assert slope[2, 0].tolist() == pytest.approx([-0.5 / 9] * 3 + [0.0], rel=1e-5)
+    with pytest.raises(InputError, match="imitation"):
+        loss_of_pairs(m, imitation=-1.0)
+
+
+STUB = "By this guideline, the quality of the answer is"
+
+
+def test_a_long_review_keeps_principles_and_stub() -> None:
+    question = "Which of " + "many many " * 40 + "things burn?"
+    answer, told = "Wood does, " + "and also " * 30 + "coal.", ["Be brief.", "Be kind."]
+    plain = reviewed(question, answer, told)
+
+    def at(room: int) -> tuple[str, str] | None:
+        return fitted(question, answer, told, lambda text: len(text) <= room)
+
+    assert at(len(plain)) == (plain, "")
+    for room, what in ((len(plain) - 1, "question"), (len(plain) - 330, "question"),
+                       (len(plain) - 400, "answer"), (420, "answer")):  # fmt: skip
+        found = at(room)
+        assert found is not None
+        text, part = found
+        assert part == what and len(text) == room  # no more is cut than must be
+        assert text.endswith(f"- Be brief.\n- Be kind.\n\n{STUB}")
+        assert text.startswith("Answer:\nWood does, and")
+        assert "Question:\nWhich of many" in text and "things burn?\n\nGuideline" in text
+        assert text.count(" ... ") == (1 if part == "question" else 2)
+        assert (f"Answer:\n{answer}\n\n" in text) == (part == "question")
+    assert at(240) is None
+    # A short question is never cut, and an answer in its place.
+    found = fitted("Why?", answer, told, lambda text: len(text) <= 300)
+    assert found is not None and "Question:\nWhy?\n" in found[0] and found[1] == "answer"
+    assert fitted("Why?", "Since.", told, lambda text: len(text) <= 100) is None
+
+
+def test_rows_are_cut_to_the_limit_and_counted(tiny_path: Path) -> None:
+    loaded = Model.open(tiny_path).load_module()
+    head = len(prompt_ids(loaded.tokenizer, ROLE))
+    rows: list[Row] = [
+        {"prompt": "Why? " * 60, "chosen": LONG, "rejected": BRIEF, "principles": ["Be brief."]},
+        {"prompt": "Why?", "chosen": "No. " * 120, "rejected": BRIEF, "principles": ["Be kind."]},
+        {"prompt": "Why?", "chosen": LONG, "rejected": BRIEF, "principles": ["Be plain. " * 50]},
+        {"prompt": "Why?", "chosen": LONG, "rejected": BRIEF},
+    ]
+    spec, limit = objective_of(loss_of_pairs), head + 320
+    table = Table("pair", rows)
+    units, notes = read_units(spec, loaded, table, limit, Reviewed())
+    wanted = {"rows": 3, "cut_question": 2, "cut_answer": 1, "left_out_long": 1}
+    assert notes == wanted  # and no "cut": nothing is lost at an end
+    for unit in units:
+        for ids in unit.answers:
+            assert head + len(ids) <= limit
+            assert loaded.tokenizer.decode(list(ids)).endswith(STUB)
+    # One token is a byte: the whole answer with what stands before it.
+    assert units[0].numbers["answer_tokens"] == len("Answer:\n" + LONG)
+    with pytest.raises(InputError, match="no room"):
+        read_units(spec, loaded, table, head + 100, Reviewed())
+
+
+def test_a_reward_model_that_imitates(tiny_path: Path, tmp_path: Path) -> None:
+    words = "lime oak rain stone river cloud".split()
+    table = Table("pair", [{"prompt": w, "chosen": f"{w}!", "rejected": f"{w}?"} for w in words])
+    seen: dict[float, list[dict[str, object]]] = {}
+    for weight in (0.0, 2.0):
+        with use(Context(folder=tmp_path / str(weight))) as context:
+            made = methods["train/salmon"](
+                Model.open(tiny_path), table, imitation=weight, steps=6, lr=3e-3, batch=6
+            )
+        assert isinstance(made, Model) and has_head(made)
+        seen[weight] = [dict(m) for m in context.metrics if "loss" in m]
+    assert all("logp" not in m for m in seen[0.0])
+    first, last = (float(str(seen[2.0][i]["logp"])) for i in (0, -1))
+    assert last > first + 0.1
+    # At the start all scores are 0, so the two losses differ by the term alone.
+    gap = float(str(seen[2.0][0]["loss"])) - float(str(seen[0.0][0]["loss"]))
+    assert gap == pytest.approx(-2 * first, rel=1e-4)
+
+
 def test_principles_are_drawn_by_weight_without_replacement() -> None:
     first = [draw_principles(RULES.items, 1, "", random.Random(i))[0] for i in range(3000)]
     for rule in RULES:
@@ -199,6 +292,19 @@ def test_the_same_weights_reward_what_they_are_told(judge: Model) -> None:
     assert len({v[0] for v in visits}) > 1  # another visit, another draw
     with pytest.raises(InputError, match="not principles"):
         said(principles=hold(judge))
+    # Beyond the context of 2048 tokens the question's middle goes, and is said.
+    long: list[Row] = [{"prompt": "Why? " * 600, "completion": "x"}]
+    context = Context()
+    with use(context):
+        found = said(long, principles=["a"])
+    fits = within(judge.load_module().tokenizer, 2048)
+    cut = fitted(long[0]["prompt"], "x", ["a"], fits)
+    assert cut is not None and cut[1] == "question" and cut[0].endswith(STUB)
+    plain: Row = {"prompt": ROLE, "completion": cut[0], "finished": False}
+    assert found == score_model(judge, [plain])
+    assert context.metrics == [{"reviews_cut": 1, "reviews": 1}]
+    with pytest.raises(InputError, match="no room for an answer"):
+        said(long, principles=["a " * 1200])
 
 
 def test_rl_is_told_the_principles(judge: Model, tiny_path: Path, tmp_path: Path) -> None:

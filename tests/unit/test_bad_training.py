@@ -22,9 +22,9 @@ from truing.core.collect import Pool, Say
 from truing.core.objective import Measurements, Objective, objective_of
 from truing.core.online import Online, online_of
 from truing.core.own_samples import OwnSamples
+from truing.core.row_kinds import CONVERSIONS, as_kind
 from truing.core.train_text import read_units
 from truing.core.training import HOOKS, Hook
-from truing.core.training_rows import CONVERSIONS, as_kind
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model
@@ -172,6 +172,7 @@ def test_converted_rows_that_teach_nothing(kind: str, to: str) -> None:
     row: Row = {
         "pair": pair,
         "unpaired": {"prompt": "p", "completion": "a", "label": to == "example"},
+        "dialogue_pair": {"prompt": "p", "chosen": [], "rejected": []},
         "group": {"prompt": "p", "completions": ["a", "b"], "scores": [1.0, 0.0]},
     }[kind]
     bad: dict[tuple[str, str], tuple[Row, str]] = {

@@ -11,9 +11,10 @@ from truing import catalogue
 from truing.core.measure import blank, joined
 from truing.core.objective import Loss, Measurements, Objective, objective, objective_of
 from truing.core.reference import branch_key, gathered, keys_of
+from truing.core.row_kinds import CONVERSIONS, as_kind
 from truing.core.tiny import tiny_tokenizer
 from truing.core.training import TextTraining
-from truing.core.training_rows import CONVERSIONS, Reader, as_kind
+from truing.core.training_rows import Reader
 from truing.core.tree import Node, group_tree
 from truing.errors import InputError
 from truing.method import methods
@@ -169,9 +170,11 @@ def test_numbers_and_texts_of_rows() -> None:
         reader(objective_of(rrhf)).read(Table("group", [group]))
 
 
+SAID = {"role": "assistant", "content": "a"}
 ROWS: dict[str, Row] = {
     "pair": {"prompt": "p", "chosen": "a", "rejected": "b"},
     "unpaired": {"prompt": "p", "completion": "a", "label": True},
+    "dialogue_pair": {"prompt": "p", "chosen": [SAID], "rejected": [{**SAID, "content": "b"}]},
     "group": {"prompt": "p", "completions": ["w", "b", "m"], "scores": [0.0, 2.0, 1.0]},
 }
 

@@ -84,6 +84,35 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, end: bool =
     return _encode(tokenizer, turn.head + text + (turn.tail if end else ""))
 
 
+def reply_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: Sequence[int]
+) -> list[int]:
+    """Ids of what stands between an answer and the next one: its end where it has none, the reply.
+
+    `prompt_ids`, an answer as it was drawn, these ids and the next answer are one row: what a model
+    has drawn is never tokenised anew.
+
+    Args:
+        messages: the dialogue with that answer as its last message of the assistant, and after it
+            what was replied.
+        answer: its ids.
+    """
+    at = max(i for i, m in enumerate(messages) if m.get("role") == "assistant")
+    told: list[Message] = [*messages[:at], {"role": "assistant", "content": _MARK}]
+    text = _text(tokenizer, [*told, *messages[at + 1 :]], answer=True)
+    before, mark, after = text.rpartition(_MARK)
+    tail = _turn(tokenizer).tail
+    begun = _text(tokenizer, messages[:at], answer=True) + _turn(tokenizer).head
+    if not mark or before != begun or not after.startswith(tail):
+        raise InputError(
+            "the chat template rewrites earlier turns, so one row cannot hold several",
+            where=f"message {at}",
+            seen=shorten(text),
+        )
+    ended = len(answer) > 0 and answer[-1] in _turn_ends(tokenizer)
+    return _encode(tokenizer, after[len(tail) :] if ended else after)
+
+
 def step_ids(
     tokenizer: PreTrainedTokenizerBase, steps: Sequence[str], separator: str
 ) -> list[list[int]]:
@@ -96,14 +125,15 @@ def step_ids(
 
 
 def example_ids(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, asked: int = 0
 ) -> tuple[list[int], list[bool]]:
     """Ids of a dialogue and, for each, whether it carries loss: the assistant's words and ends.
 
-    The last message must be the assistant's. Raises InputError when there is none, or when the
+    The first `asked` messages are the prompt and carry none. The last one must be the assistant's.
+    Raises InputError when there is none, or when the
     template rewrites earlier turns, so that no one sequence holds what the model sees at each.
     """
-    answers = [i for i, m in enumerate(messages) if m.get("role") == "assistant"]
+    answers = [i for i, m in enumerate(messages) if m.get("role") == "assistant" and i >= asked]
     if not answers or answers[-1] != len(messages) - 1:
         raise InputError(
             "a dialogue to learn from ends with a message of the assistant",

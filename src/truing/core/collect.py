@@ -2,7 +2,9 @@
 
 Each rollout has a file of its own in the step's folder, to which answers are added in blocks as
 they are drawn, then their rewards. A run that was killed reads what is there and draws the rest:
-what is drawn depends on seed, prompt and weights alone, so the same bits come out. The files stay,
+what is drawn depends on seed, prompt and weights alone, so the same bits come out. Where an
+environment answers between several turns of the policy (`core.episodes`), its replies and its state
+are written after each turn. The files stay,
 as the record of what the model was trained on. Of several processes each draws for a share of the
 prompts; the first one rewards all answers, and it alone has journals.
 
@@ -13,17 +15,16 @@ nothing but its stop token is kept too, as the empty text that it is.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from truing.context import Context, Journal, Json
 from truing.core import distributed
 from truing.core.chat import Prompt, completion_ids, prompt_ids
-from truing.core.online_reward import Reward, Scores
+from truing.core.online_reward import Reward, Scores, one_each
 from truing.core.sampling import SamplingSettings, first_draws
 from truing.core.tree import Node, group_tree
 from truing.errors import InputError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from truing.core.drawing import Completion
+    from truing.core.episodes import World
 
 BLOCK = 64  # answers that are written to the journal together: what a kill can cost
 Draw = Callable[
@@ -53,13 +55,33 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: every token drawn with its log-probability, its words, how it came about."""
+    """One answer: every token drawn with its log-probability, its words, how it came about.
+
+    Args:
+        ids: what follows the prompt; of several turns, with the replies in between.
+        logprobs: of the tokens that carry loss, in order.
+        text: the words, of the last turn where there are several.
+        finished: whether it ended by itself.
+        own: whether the policy drew it.
+        loss: which of `ids` carry loss; () for all.
+        turns: how many it is made of.
+        paid: at each token with loss, what an environment gave for the turn that ends there.
+        more: columns that its reward sees, in place of the row's.
+    """
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str
     finished: bool
     own: bool = True
+    loss: tuple[bool, ...] = ()
+    turns: int = 1
+    paid: tuple[float, ...] = ()
+    more: Row = field(default_factory=dict)
+
+    def node(self) -> Node:
+        """Its branch of the group's tree."""
+        return Node(self.ids, self.loss or (True,) * len(self.ids))
 
 
 @dataclass(frozen=True)
@@ -82,7 +104,8 @@ class Group:
 
     def tree(self) -> Node:
         """Its tree: the prompt once, a branch for each answer."""
-        return group_tree(self.prompt, [a.ids for a in self.answers])
+        leaves = tuple(a.node() for a in self.answers)
+        return replace(group_tree(self.prompt, [a.ids for a in self.answers]), children=leaves)
 
     @property
     def flat(self) -> bool:
@@ -168,6 +191,7 @@ class Collector:
         pool: see `Pool`.
         tokenizer: of the policy.
         folder: where the journals lie.
+        world: what replies between turns; None where an answer is one turn.
     """
 
     prompts: Sequence[Asked]
@@ -177,6 +201,7 @@ class Collector:
     tokenizer: PreTrainedTokenizerBase
     folder: Path
     context: Context
+    world: World | None = None
 
     def collect(
         self, number: int, rows: Sequence[int], sampling: SamplingSettings, part: str = ""
@@ -198,13 +223,27 @@ class Collector:
     def _collect(
         self, journal: Journal | None, name: str, rows: Sequence[int], sampling: SamplingSettings
     ) -> list[Group]:
-        asked = [self._asked(r, name) for r in rows]
+        from truing.core.episodes import Stage
+
+        stage = None
+        if self.world is not None:
+            stage = Stage(self.world, self, journal, rows, name, sampling.max_tokens)
+            rows, asked = stage.rows, stage.asked
+        else:
+            asked = [self._asked(r, name) for r in rows]
+        if not asked:
+            return []
         groups: list[list[Answer]] = [[] for _ in asked]
         for who, draw in enumerate(self.draw):
-            seed = self.context.stream(f"{name}/{who}") % 2**31
-            drawn = self.drawn(journal, f"{name}/{who}", draw, asked, sampling, seed)
-            for group, items in zip(groups, drawn, strict=True):
-                group += [Answer(*a, own=who == 0) for a in items]
+            own = f"{name}/{who}"
+            if stage is not None:
+                answers = stage.play(own, draw, sampling)
+            else:
+                seed = self.context.stream(own) % 2**31
+                drawn = self.drawn(journal, own, draw, asked, sampling, seed)
+                answers = [[Answer(*a) for a in items] for items in drawn]
+            for group, items in zip(groups, answers, strict=True):
+                group += [replace(a, own=who == 0) for a in items]
         for group, one in zip(groups, asked, strict=True):
             if one.given:
                 text = cast(str, self.tokenizer.decode(list(one.given), skip_special_tokens=True))
@@ -252,9 +291,9 @@ class Collector:
                 ]  # fmt: skip
                 return distributed.gathered(own)
 
-            found = _kept(journal, f"{name}/{start}", answers)
-            kept = cast("list[list[tuple[list[int], list[float], str, bool]]]", found)
-            made += [[(tuple(i), tuple(p), text, end) for i, p, text, end in g] for g in kept]
+            found = kept(journal, f"{name}/{start}", answers)
+            groups = cast("list[list[tuple[list[int], list[float], str, bool]]]", found)
+            made += [[(tuple(i), tuple(p), text, end) for i, p, text, end in g] for g in groups]
         return made
 
     def _scored(
@@ -268,7 +307,13 @@ class Collector:
         """Reward of each answer, and its terms; from the journal where it is there."""
         rows = [
             [
-                {**one.row, "completion": a.text, "finished": a.finished, "rollout": name}
+                {
+                    **one.row,
+                    "completion": a.text,
+                    "finished": a.finished,
+                    "rollout": name,
+                    **a.more,
+                }
                 for a in answers
             ]
             for one, answers in zip(asked, groups, strict=True)
@@ -282,9 +327,9 @@ class Collector:
             with distributed.alone():
                 return cast(Json, self._score(journal, name, rows, sampling))
 
-        found = _kept(journal, f"{name}/reward", score)
-        kept = cast("list[tuple[list[float] | None, Scores]]", found)
-        return [(reward, terms) for reward, terms in kept]
+        found = kept(journal, f"{name}/reward", score)
+        rewards = cast("list[tuple[list[float] | None, Scores]]", found)
+        return [(reward, terms) for reward, terms in rewards]
 
     def _score(
         self,
@@ -296,7 +341,7 @@ class Collector:
         if self.pool is not None:
             say = _Speaker(self, journal, name, sampling)
             seed = self.context.stream(f"{name}/score")
-            found = _one_each(self.pool.score(groups, seed, say), groups, name)
+            found = one_each(self.pool.score(groups, seed, say), groups, name)
             sorts = [[float(self.pool.sort(row)) for row in rows] for rows in groups]
             return [(values, {"sort": s}) for values, s in zip(found, sorts, strict=True)]
         reward = cast(Reward, self.reward)
@@ -312,33 +357,13 @@ class Collector:
         return made
 
 
-def _kept(journal: Journal | None, key: str, make: Callable[[], Json]) -> Json:
+def kept(journal: Journal | None, key: str, make: Callable[[], Json]) -> Json:
     """What the first process's journal has under `key`; made by all where it is not there yet."""
     if distributed.agree(journal is not None and key not in journal):
         made = make()
         if journal is not None:
             journal.put(key, made)
     return distributed.agree(journal.get(key) if journal is not None else None)
-
-
-def _one_each(
-    found: list[list[float] | None], groups: Sequence[Sequence[Row]], where: str
-) -> list[list[float] | None]:
-    """A pool's rewards, which must be one finite number an answer, or None for a group."""
-    if len(found) != len(groups):
-        raise InputError(
-            "a pool must reward each group", where=where, seen=(len(found), len(groups))
-        )
-    for i, (values, rows) in enumerate(zip(found, groups, strict=True), 1):
-        if values is None:
-            continue
-        if len(values) != len(rows) or not all(math.isfinite(v) for v in values):
-            raise InputError(
-                "a pool must give one finite reward for each answer",
-                where=f"{where} group {i}",
-                seen=values,
-            )
-    return found
 
 
 class _Speaker:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from truing.changes import Weights
 from truing.core import distributed
 from truing.core.files import new_folder
-from truing.core.logprob import check, measure, states
+from truing.core.logprob import Extras, check, measure, states
 from truing.core.lora import Lora
 from truing.core.scoring import HEAD as REWARD_HEAD
 from truing.core.train_text import trained_model
@@ -124,11 +124,12 @@ def valued(
     critic: Critic | None,
     *,
     grad: bool = True,
+    extras: Extras | None = None,
 ) -> Mapping[str, Tensor]:
     """`measure`, and the critic's "values" where there is one."""
     shared = critic is not None and critic.trunk is None
     heads = {"values": critic} if critic is not None and shared else {}
-    made = measure(module, packed, needs, grad=grad, heads=heads)
+    made = measure(module, packed, needs, grad=grad, heads=heads, extras=extras)
     if critic is not None and not shared:
         made["values"] = critic.values(module, packed, grad=grad)
     return made

@@ -146,6 +146,10 @@ def _build(model: Model, dtype: str) -> tuple[torch.nn.Module, dict[str, torch.T
 
         settings = GenerationConfig.from_pretrained(model.folder)
         cast("PreTrainedModel", module).generation_config = settings
+    if folded.extra:
+        from truing.core.routers import take_biases
+
+        take_biases(module, folded.extra)
     return module.eval(), folded.extra
 
 

@@ -155,6 +155,10 @@ class Loss:
         parts = [c * (v * w).sum() / w.sum().clamp(min=1e-12) for c, v, w in self.terms()]
         return torch.stack(parts).sum()
 
+    def sums(self) -> dict[str, tuple[Tensor, float]]:
+        """Of each metric the sum over its units, and how many they are."""
+        return {n: (v.detach().sum(), float(v.numel())) for n, v in self.metrics.items()}
+
     def __mul__(self, factor: float) -> Loss:
         others = tuple(o * factor for o in self.others)
         return replace(self, scale=self.scale * factor, others=others)
@@ -196,6 +200,7 @@ class Objective:
             distributions are kept: "full" or "top" (see `core.teacher`).
         heads: column with the number of the output head that a row is measured under; the settings
             `objectives` and `head_rank` say how many there are and of what rank.
+        only: measurements that cost nothing where a setting, by its name, is 0: they are not taken.
     """
 
     name: str
@@ -208,6 +213,7 @@ class Objective:
     hook: str = ""
     teachers: Mapping[str, str] = field(default_factory=dict)
     heads: str = ""
+    only: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, inspect.Parameter]:
@@ -238,7 +244,11 @@ class Objective:
     @property
     def answers_end(self) -> bool:
         """True when given answers are learnt, so that one at least must come to its end."""
-        return self.rows not in ("prompt", "steps") and set(self.needs) != {"scores"}
+        return self.rows not in ("prompt", "steps") and "scores" not in self.needs
+
+    def asked(self, settings: Mapping[str, object]) -> tuple[str, ...]:
+        """The measurements that are taken under `settings`."""
+        return tuple(n for n in self.needs if settings.get(self.only.get(n, ""), 1) != 0)
 
     def __call__(
         self, m: Measurements, settings: Mapping[str, object], state: State | None = None
@@ -309,6 +319,7 @@ def objective(
     hook: str = "",
     teachers: Mapping[str, str] | None = None,
     heads: str = "",
+    only: Mapping[str, str] | None = None,
     name: str = "",
     group: str = "",
 ) -> Callable[[F], F]:
@@ -325,6 +336,7 @@ def objective(
         hook: an engine hook, whose settings become the method's.
         teachers: roles of frozen teachers and how much of each is kept, "full" or "top".
         heads: numeric column that says which of several output heads a row belongs to.
+        only: measurements that are taken only where the setting of this name is not 0.
         name: when the registered name differs from the function's.
         group: when it differs from the sub-folder.
     """
@@ -334,7 +346,7 @@ def objective(
     def decorate(function: F) -> F:
         spec = Objective(
             name or function.__name__, function, unit, needs, rows, columns or {}, texts or {},
-            hook, teachers or {}, heads,
+            hook, teachers or {}, heads, only or {},
         )  # fmt: skip
         if spec.keeps_state and unit != "batch":
             raise InputError("only objectives of unit 'batch' keep state", where=spec.name)

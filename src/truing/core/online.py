@@ -13,6 +13,9 @@ A rollout is a `Measurements` of U groups with K answers of T tokens:
     r["reward"]     of each answer, [U, K]; r["reward/NAME"] are its terms before weighing
     r["finished"]   1.0 where an answer ended by itself, [U, K]
     r["own"]        1.0 where the policy drew it; 0.0 for an opponent's or a given answer
+    r["turn_reward"]  where an environment replies between several turns of an answer, what it gave
+                    for each, at the turn's last token, [U, K, T]; part of the reward. T counts the
+                    policy's tokens alone, one turn after the other.
 
 and the loss gets, besides the update's tensors, `logp` with gradients, `old_logp` and the same
 columns. The ratio of the two is exactly 1, with the gradient of logp, as long as a rollout is used
@@ -28,7 +31,7 @@ from dataclasses import dataclass, field, fields
 
 from torch import Tensor
 
-from truing.core.advantages import Estimator, kl_tokens
+from truing.core.advantages import Estimator, at_end, kl_tokens
 from truing.core.objective import Function, Loss, Measurements, State
 from truing.core.online_training import OnlineTraining
 from truing.errors import InputError
@@ -39,6 +42,7 @@ from truing.tables import Table
 
 F = typing.TypeVar("F", bound=Function)
 Level = typing.Literal["token", "sequence"]
+TOP_KL = "ref_top_kl"
 OPPONENTS = ("", "reference", "mixture")
 GLOSSARY = {
     "beta": "strength of the pull towards the reference.",
@@ -46,7 +50,8 @@ GLOSSARY = {
     "clip_low": "how far below 1 the ratio of new to old probability counts.",
     "clip_high": "how far above 1 the ratio of new to old probability counts.",
 }
-REWARDED = ("rewards", "weights", "missing_end")  # settings of a reward; a pool has its own
+# Settings of how answers are asked for and rewarded; a pool has its own.
+REWARDED = ("rewards", "weights", "missing_end", "environment", "turns")
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,17 @@ def weighed(
 
 
 # The loss components: tensors of one value a token, and how they are averaged
+
+
+def placed(r: Measurements, score_UK: Tensor) -> Tensor:
+    """Scores at the tokens where they fall, [U, K, T]: sums over T are `score_UK`.
+
+    What an environment gave for a turn falls on the turn's last token, all else on the answer's.
+    """
+    if "turn_reward" not in r:
+        return at_end(score_UK, r.mask_UKT)
+    turn_UKT = r["turn_reward"] * r.mask_UKT
+    return turn_UKT + at_end(score_UK - turn_UKT.sum(-1), r.mask_UKT)
 
 
 def log_ratio(m: Measurements, level: Level = "token") -> Tensor:
@@ -188,7 +204,9 @@ class Online:
         update: the pure function.
         rows: kind of the table.
         needs: "ref_logp", "values" (a critic, see `core.critic`), "entropy" (of whole
-            distributions, with gradients).
+            distributions, with gradients), "ref_top_kl" (the divergence from the reference over its
+            `top_k` likeliest tokens, before the first update; with gradients where a setting `ptx`
+            is not 0).
         least: answers of a group that it cannot do without.
         opponent: who draws a further answer for each of the policy's: "reference", or the
             "mixture" of policy and reference whose logits the setting `mix` weighs; "" nobody.
@@ -235,7 +253,12 @@ class Online:
 
     def compares(self, values: Mapping[str, object]) -> bool:
         """True when the reference must be measured: not where its strength `beta` is 0."""
-        return "ref_logp" in self.needs and values.get("beta", 1.0) != 0
+        held = values.get("beta", 1.0) != 0 or self.anchored(values)
+        return "ref_logp" in self.needs and held
+
+    def anchored(self, values: Mapping[str, object]) -> bool:
+        """True when the divergence over the reference's likeliest tokens is differentiated."""
+        return TOP_KL in self.needs and values.get("ptx", 0.0) != 0
 
     def joins(self, values: Mapping[str, object]) -> str:
         """Column of the answer that joins each group, or ""."""
@@ -260,11 +283,12 @@ def _entry(spec: Online) -> Function:
         reward_model: Model | None = None,
         principles: Principles | None = None,
         critic: Model | None = None,
+        partner: Model | None = None,
         **settings: object,
     ) -> Model:
         from truing.core.train_online import train_online
 
-        nouns = (model, data, reference, reward_model, principles, critic)
+        nouns = (model, data, reference, reward_model, principles, critic, partner)
         return train_online(spec, *nouns, settings)
 
     kind = inspect.Parameter.KEYWORD_ONLY
@@ -276,7 +300,7 @@ def _entry(spec: Online) -> Function:
         for f in fields(OnlineTraining)
         if f.name in spec.engine and f.name not in own  # a method's default goes before
     }
-    unused = {"reward_model", "principles"} if spec.pools else set[str]()
+    unused = {"reward_model", "principles", "partner"} if spec.pools else set[str]()
     if "ref_logp" not in spec.needs and not spec.opponent:
         unused.add("reference")
     if not spec.values:

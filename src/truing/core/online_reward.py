@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 from truing.core.rewards import Rewards
 from truing.core.scores import named_scores
@@ -13,29 +14,44 @@ from truing.method import finite
 from truing.tables import Row
 
 Scores = dict[str, list[float]]
+ENVIRONMENT = "environment"  # the term of what an environment gave
+GIVEN = "turn_rewards"  # column with that, one number for each of the policy's turns
 
 
 @dataclass(frozen=True)
 class Reward:
-    """What answers are rewarded by: `Rewards`, each term of which may be several named values."""
+    """What answers are rewarded by: `Rewards`, each term of which may be several named values.
+
+    Args:
+        rewards: the terms.
+        missing_end: what an answer without its end costs.
+        played: an environment rewards too: the term "environment", the sum over an answer's turns.
+    """
 
     rewards: Rewards
     missing_end: float = 0.0
+    played: bool = False
+
+    @property
+    def weight(self) -> float:
+        """Of what the environment gives."""
+        return self.rewards.weights.get(ENVIRONMENT, 1.0)
 
     def check(self) -> None:
         """Raise InputError for anything that would go wrong later."""
-        weights = {n.partition("/")[0]: w for n, w in self.rewards.weights.items()}
-        Rewards(
-            self.rewards.refs,
-            weights,
-            self.rewards.principles,
-            self.rewards.reward_model,
-            self.rewards.where,
-        ).check()
-        if not self.rewards.names:
+        own, where = self.rewards, self.rewards.where
+        weights = {n.partition("/")[0]: w for n, w in own.weights.items()}
+        if self.played:
+            weights.pop(ENVIRONMENT, None)
+            if ENVIRONMENT in own.refs:
+                raise InputError("the name of this term is taken", where=where, seen=ENVIRONMENT)
+            if not math.isfinite(self.weight):
+                raise InputError("a weight must be finite", where=where, seen=self.weight)
+        replace(own, weights=weights).check()
+        if not own.names and not self.played:
             raise InputError(
                 "there is nothing to reward answers by",
-                where=self.rewards.where,
+                where=where,
                 fix="Give principles, a reward_model, or rewards: {short: {use: max_words, n: 40}}",
             )
 
@@ -45,6 +61,8 @@ class Reward:
         made: Scores = {}
         for name, ref in own.refs.items():
             made |= named_scores(name, ref, rows, where=f"{where} reward {name!r}")
+        if self.played:
+            made[ENVIRONMENT] = [math.fsum(cast("list[float]", row[GIVEN])) for row in rows]
         held = Rewards({}, {}, own.principles, own.reward_model, where)
         for name, values in held.terms(rows).items():
             made[name] = [
@@ -61,3 +79,23 @@ class Reward:
         ]
         cost = [0.0 if row["finished"] else self.missing_end for row in rows]
         return [math.fsum(p[i] for p in parts) - cost[i] for i in range(len(rows))]
+
+
+def one_each(
+    found: list[list[float] | None], groups: Sequence[Sequence[Row]], where: str
+) -> list[list[float] | None]:
+    """A pool's rewards, which must be one finite number an answer, or None for a group."""
+    if len(found) != len(groups):
+        raise InputError(
+            "a pool must reward each group", where=where, seen=(len(found), len(groups))
+        )
+    for i, (values, rows) in enumerate(zip(found, groups, strict=True), 1):
+        if values is None:
+            continue
+        if len(values) != len(rows) or not all(math.isfinite(v) for v in values):
+            raise InputError(
+                "a pool must give one finite reward for each answer",
+                where=f"{where} group {i}",
+                seen=values,
+            )
+    return found

@@ -16,41 +16,30 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from truing.context import Context, current
 from truing.core import distributed
-from truing.core.advantages import kl_tokens
 from truing.core.chat import receipt
 from truing.core.collect import Collector, Group
 from truing.core.critic import HEAD, OWN, Critic, valued
 from truing.core.engine import Order, Part
-from truing.core.logprob import measure
+from truing.core.logprob import measure, states
 from truing.core.lora import Lora
 from truing.core.measure import fitted
 from truing.core.objective import Loss, Measurements
-from truing.core.online import Online, Update
+from truing.core.online import TOP_KL, Online
+from truing.core.online_record import Rollout, Sums
 from truing.core.online_training import OnlineTraining
+from truing.core.teacher import head_of, likeliest
 from truing.core.training import State
 from truing.core.tree import BUDGET, Node, Packed, pack
 from truing.errors import Stopped
 
-Sums = dict[str, tuple[Tensor, float]]
 STATE, GIVEN = "method/", "given/"
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """A finished rollout: its groups, all that is known of them, and what they teach."""
-
-    number: int
-    groups: Sequence[Group]
-    r: Measurements
-    update: Update
-    counts: Mapping[str, tuple[float, float]]
 
 
 class OnlineTask:
@@ -145,7 +134,8 @@ class OnlineTask:
         """Values of all trees' tokens by name, each [U, K, T], without gradients."""
         width, length = _shape(trees)
         own = trees[distributed.share([t.size for t in trees])]
-        some = [measured(p.to(self.device)) for p in pack(own, self.budget)] if own else []
+        packs = pack(own, self.budget, share=True) if own else []
+        some = [measured(p.to(self.device)) for p in packs]
         found = distributed.gathered(some)
         return {n: torch.cat([fitted(f[n], width, length) for f in found]) for n in found[0]}
 
@@ -167,7 +157,24 @@ class OnlineTask:
 
             with self._reference():
                 made |= self._sweep(trees, reference)
+        if self.compare and TOP_KL in self.spec.needs:
+
+            def nearest(packed: Packed) -> State:
+                extras = self._likeliest(packed)
+                found = measure(self.module, packed, (TOP_KL,), grad=False, extras=extras)
+                return {TOP_KL: found[TOP_KL]}
+
+            made |= self._sweep(trees, nearest)
         return made
+
+    def _likeliest(self, packed: Packed) -> dict[str, Tensor]:
+        """The reference's likeliest tokens at each loss token, with their log-probabilities."""
+        module = self.other or self.module
+        head, top_k = head_of(module), int(cast(int, self.values["top_k"]))
+        with torch.no_grad(), self._reference():
+            rows_MD = states(module, packed)[packed.source_M]
+            id_Mk, logp_Mk = likeliest(head, rows_MD, len(head.weight), top_k)
+        return {"ref_ids": id_Mk, "ref_top_logp": logp_Mk}
 
     def _known(self, groups: Sequence[Group], given: State) -> Measurements:
         """The rollout as its method sees it."""
@@ -175,10 +182,13 @@ class OnlineTask:
         width, length = _shape(trees)
         mask_UKT = torch.zeros(len(groups), width, length)
         logp_UKT = torch.zeros_like(mask_UKT)
+        paid_UKT = torch.zeros_like(mask_UKT)
         for u, group in enumerate(groups):
             for k, answer in enumerate(group.answers):
-                mask_UKT[u, k, : len(answer.ids)] = 1.0
-                logp_UKT[u, k, : len(answer.ids)] = torch.tensor(answer.logprobs)
+                n = len(answer.logprobs)  # replies between several turns have none
+                mask_UKT[u, k, :n] = 1.0
+                logp_UKT[u, k, :n] = torch.tensor(answer.logprobs)
+                paid_UKT[u, k, : len(answer.paid)] = torch.tensor(answer.paid)
         columns = {
             "reward": [list(g.reward) for g in groups],
             "finished": [[float(a.finished) for a in g.answers] for g in groups],
@@ -189,6 +199,9 @@ class OnlineTask:
         of = "" if self.collector.pool is not None else "reward/"
         columns |= {of + n: [list(g.terms[n]) for g in groups] for n in groups[0].terms}
         tensors = {"logp": logp_UKT, **given}
+        if self.collector.world is not None:
+            tensors["turn_reward"] = paid_UKT
+            columns["turns"] = [[float(a.turns) for a in g.answers] for g in groups]
         return Measurements(
             mask_UKT.to(self.device),
             {n: t.to(self.device) for n, t in tensors.items()},
@@ -262,6 +275,8 @@ class OnlineTask:
         """What the model says now, with gradients."""
         entropy = "entropy" in self.spec.needs and self.values.get("entropy", 1.0) != 0
         needs = ("logp", "entropy") if entropy else ("logp",)
+        anchored = self.spec.anchored(self.values)
+        needs = (*needs, TOP_KL) if anchored else needs
         if rollout.update.head_only and self.critic is not None:
             _, width, length = packed.mask_UKT.shape
             index = torch.tensor(list(at), device=self.device)
@@ -269,14 +284,16 @@ class OnlineTask:
             found: dict[str, Tensor] = dict.fromkeys(needs, before)
             found["values"] = self.critic.values(self.module, packed)
         else:
-            found = dict(valued(self.module, packed, needs, self.critic))
+            extras = self._likeliest(packed) if anchored else None
+            found = dict(valued(self.module, packed, needs, self.critic, extras=extras))
         return Measurements(packed.mask_UKT, {n: v for n, v in found.items() if n != "mask"})
 
     def _weights(self, rollout: Rollout, members: Sequence[int]) -> list[float]:
         """Weight of each term of the loss over a whole minibatch, groups left out included."""
         r = rollout.r
         index = torch.tensor(list(members), device=self.device)
-        known = {"logp": r["logp"], "entropy": torch.zeros_like(r["logp"])}
+        zero_UKT = torch.zeros_like(r["logp"])
+        known = {"logp": r["logp"], "entropy": zero_UKT, TOP_KL: zero_UKT}
         known |= {"values": r["values"]} if "values" in r.tensors else {}
         fresh = Measurements(r.mask_UKT[index], {n: t[index] for n, t in known.items()})
         with torch.no_grad():
@@ -293,14 +310,15 @@ class OnlineTask:
         members = self._members(rollout, inner)
         active_U = rollout.update.active_U
         active = [i for i in members if active_U is None or bool(active_U[i])]
-        sums = self._facts(rollout) if inner == 0 and distributed.leads() else {}
+        sums = rollout.facts() if inner == 0 and distributed.leads() else {}
         weights = self._weights(rollout, members) if active else []
         own = distributed.share([rollout.groups[i].tree().size for i in active])
         if not any(weights) or not active[own]:
             yield Part(self._nothing(), 0.0, sums)
             return
         at = own.start
-        for packed in pack([rollout.groups[i].tree() for i in active[own]], self.budget):
+        trees = [rollout.groups[i].tree() for i in active[own]]
+        for packed in pack(trees, self.budget, share=True):
             here = active[at : at + len(packed)]
             at += len(packed)
             fresh = self._fresh(rollout, here, packed.to(self.device))
@@ -323,39 +341,12 @@ class OnlineTask:
             per_row_U = per_row_U + value.detach().reshape(len(rows), -1).sum(1)
             if whole:
                 shares.append(scale * (value * weight).sum() * (len(active) / whole))
-        said = {n: (v.detach().sum(), float(v.numel())) for n, v in loss.metrics.items()}
         named = (rows, torch.as_tensor(per_row_U))
-        return Part(torch.stack(shares).sum(), float(len(rows)), sums | said, per_row=named)
+        return Part(torch.stack(shares).sum(), float(len(rows)), sums | loss.sums(), per_row=named)
 
     def _nothing(self) -> Tensor:
         """A loss without effect, for rollouts that teach nothing."""
         return next(iter(self.trained().values())).sum() * 0.0
-
-    def _facts(self, rollout: Rollout) -> Sums:
-        """What to record of a rollout: sums over its own answers, or over its tokens."""
-        r, update = rollout.r, rollout.update
-        own_UK, mask_UKT = r["own"], r.mask_UKT * r["own"][..., None]
-        answers, tokens = float(own_UK.sum()), float(mask_UKT.sum())
-        made: Sums = {
-            "reward": ((r["reward"] * own_UK).sum(), answers),
-            "length": (mask_UKT.sum(), answers),
-            "finished": ((r["finished"] * own_UK).sum(), answers),
-            "empty": ((r["empty"] * own_UK).sum(), answers),
-            "entropy": (-(r["logp"] * mask_UKT).sum(), tokens),
-        }
-        made |= {
-            n: ((c * own_UK).sum(), answers) for n, c in r.columns.items() if n[:7] == "reward/"
-        }
-        if "ref_logp" in r.tensors:
-            kl_UKT = kl_tokens(r["logp"], r["ref_logp"]) * mask_UKT
-            made["kl"] = (kl_UKT.sum(), tokens)
-        flat = sum(g.flat for g in rollout.groups)
-        skipped = 0 if update.active_U is None else int((~update.active_U.bool()).sum())
-        made["flat"] = (torch.tensor(float(flat)), float(len(rollout.groups)))
-        made["skipped"] = (torch.tensor(float(skipped)), float(len(rollout.groups)))
-        made |= {n: (torch.tensor(a), b) for n, (a, b) in rollout.counts.items() if a}
-        made |= {n: (v.float().sum(), float(v.numel())) for n, v in update.metrics.items()}
-        return {n: (v.detach().cpu(), w) for n, (v, w) in made.items()}
 
     # Resuming
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,10 +34,15 @@ class OnlineTraining(TextTraining):
             are left out and counted.
         budget: tokens computed at once, which memory limits and results do not depend on; 0
             decides by the machine.
+        environment: replies between several turns of the model, and rewards them: a registered one,
+            such as {use: running_sum}, or in a plain call a function that makes one. Rows are its
+            tasks, of any kind; its rewards are the term "environment". None has single answers.
+        turns: of the model in one episode at most. `max_tokens` holds for all of them together.
         rewards: rewards or checks by name, such as {short: {use: max_words, n: 40}}.
-        weights: by those names, "principles" and "reward_model"; 1 where none is given.
+        weights: by those names, "principles", "reward_model" and "environment"; 1 where none is
+            given.
         answers: drawn for each prompt.
-        new_tokens: an answer's length limit, in tokens, its end included.
+        new_tokens: an answer's length limit, in tokens, its end included; of several turns each.
         temperature: of sampling. Log-probabilities are those at temperature 1 throughout.
         top_p: share of the probability that answers are drawn from.
         repetition_penalty: above 1 makes tokens less likely that stand there already.
@@ -50,6 +56,8 @@ class OnlineTraining(TextTraining):
 
     schedule: Literal["cosine", "linear", "constant"] = "constant"
     warmup: float = 0.0
+    environment: dict[str, object] | Callable[[], object] | None = None
+    turns: int = 8
     rewards: dict[str, dict[str, object]] | None = None
     weights: dict[str, float] | None = None
     answers: int = 8
@@ -68,6 +76,7 @@ class OnlineTraining(TextTraining):
         """Raise an InputError that names the first setting out of range."""
         super().check(where)
         least = {"answers": 1, "new_tokens": 1, "passes": 1, "minibatches": 1, "refill": 0}
+        least["turns"] = 1
         for name, low in least.items():
             value = getattr(self, name)
             if value < low:

@@ -56,6 +56,30 @@ def log_probs(head: nn.Linear, states_CD: Tensor, vocab: int) -> Tensor:
     return torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
 
 
+def whole_vocabulary(module: nn.Module, packed: Packed) -> Callable[[slice], Tensor]:
+    """Log-probabilities [C, V] of a frozen module at some of the M loss tokens, when asked."""
+    head = head_of(module)
+    with torch.no_grad():
+        rows_MD = states(module, packed)[packed.source_M]
+
+    def logp_CV(part: slice) -> Tensor:
+        with torch.no_grad():
+            return torch.log_softmax(head(rows_MD[part]).float(), -1)
+
+    return logp_CV
+
+
+def likeliest(head: nn.Linear, states_MD: Tensor, vocab: int, top_k: int) -> tuple[Tensor, Tensor]:
+    """Ids and log-probabilities [M, k] of the `top_k` likeliest of `vocab` outputs."""
+    ids: list[Tensor] = []
+    kept: list[Tensor] = []
+    for part_CD in states_MD.split(max(1, CHUNK // vocab)):
+        logp_Ck, id_Ck = log_probs(head, part_CD, vocab).topk(min(top_k, vocab))
+        ids.append(id_Ck)
+        kept.append(logp_Ck)
+    return torch.cat(ids), torch.cat(kept)
+
+
 class Teacher(Kept):
     """One frozen teacher.
 
@@ -93,13 +117,8 @@ class Teacher(Kept):
         states_MD = states(module, packed)[packed.source_M]
         if self.how == "full":
             return {"states": states_MD}
-        ids: list[Tensor] = []
-        kept: list[Tensor] = []
-        for part_CD in states_MD.split(max(1, CHUNK // self.vocab)):
-            logp_Ck, id_Ck = log_probs(self.head, part_CD, self.vocab).topk(self.top_k)
-            ids.append(id_Ck)
-            kept.append(logp_Ck)
-        return {"ids": torch.cat(ids), "logp": torch.cat(kept)}
+        id_Mk, logp_Mk = likeliest(self.head, states_MD, self.vocab, self.top_k)
+        return {"ids": id_Mk, "logp": logp_Mk}
 
     def extras(self, role: str, trees: Sequence[Node], packed: Packed) -> dict[str, Extra]:
         """What statistics read of these trees, by name."""

@@ -14,21 +14,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from truing.core import distributed
 from truing.core.engine import Part
-from truing.core.frozen_trunk import FrozenTrunk
-from truing.core.logprob import check, measure, states
+from truing.core.frozen_trunk import PLACE, FrozenTrunk
+from truing.core.logprob import check, measure
 from truing.core.lora import Lora
 from truing.core.measure import blank, columns_of, joined
 from truing.core.objective import Loss, Measurements, Objective
 from truing.core.reference import Reference
 from truing.core.scoring import HEAD, ScoreHead, measured
-from truing.core.teacher import Extra, Teachers
+from truing.core.teacher import Extra, Teachers, whole_vocabulary
 from truing.core.training import Hook, State
 from truing.core.training_rows import Unit
 from truing.core.tree import Node, Packed, pack, split
@@ -91,7 +90,7 @@ class TextTask:
         self._state: State | None = None
         self._next: State | None = None
         self.device = next(module.parameters()).device
-        asked = [n for n in spec.needs if n != "mismatched"]
+        asked = [n for n in spec.asked(self.settings) if n != "mismatched"]
         self.measured = tuple(n for n in asked if n != "ref_logp")
         self.mismatched = "mismatched" in spec.needs
 
@@ -224,7 +223,8 @@ class TextTask:
     ) -> list[Micro]:
         made: list[Micro] = []
         start = at.start
-        for packed in pack(trees[at], self.budget) if trees[at] else []:
+        own, share = trees[at], self._shares
+        for packed in pack(own, self.budget, share=share) if own else []:
             here = slice(start, start + len(packed))
             made.append(Micro(rows[here], trees[here], here, packed.to(self.device), idle=idle))
             start += len(packed)
@@ -289,15 +289,8 @@ class TextTask:
         """The reference's log-probabilities of the whole vocabulary, a few rows at a time."""
         other = self._other or self.module
         off = self.lora.off() if self._other is None and self.lora else contextlib.nullcontext()
-        with torch.no_grad(), off:
-            rows_MD = states(other, packed)[packed.source_M]
-        head = cast("Callable[[], nn.Linear]", other.get_output_embeddings)()
-
-        def logp_CV(part: slice) -> Tensor:
-            with torch.no_grad():
-                return torch.log_softmax(head(rows_MD[part]).float(), -1)
-
-        return logp_CV
+        with off:
+            return whole_vocabulary(other, packed)
 
     def parts(self, rows: Sequence[int], step: int) -> Iterator[Part]:
         """Micro-batches of a step."""
@@ -305,18 +298,25 @@ class TextTask:
         if self.mismatched and len(rows) == 1 and step:
             return  # one row left over at the end has nothing to be compared with: no update
         trees = self._trees(rows)
-        micros = self._micro_batches(rows, trees)
         if self.spec.unit == "batch":
-            yield from self._whole(micros, len(rows))
+            yield from self._whole(self._micro_batches(rows, trees), len(rows))
             return
         width = max(sum(1 for _ in t.rows()) for t in trees)
         columns = {n: c.cpu() for n, c in self._columns(rows, width).items()}
         empty = self.spec(blank(trees, self.spec.needs, columns), self.settings)
         weights = [float(w.sum()) for _, _, w in empty.terms()]
-        for micro in micros if any(weights) else ():
+        if not any(weights):
+            return
+        for micro in self._micro_batches(rows, trees):
             loss = self.spec(self._measure(micro, grad=True), self.settings)
             part = self._part(loss, weights, micro.rows, len(rows))
             yield Part(part.loss * 0.0, 0.0) if micro.idle else part
+
+    @property
+    def _shares(self) -> bool:
+        """Whether rows that begin alike are computed together: not where each is treated apart."""
+        noisy = type(self.hook).forward is not Hook.forward
+        return not noisy and self.vocab_heads is None and PLACE not in vars(self.module)
 
     def _part(self, loss: Loss, weights: Sequence[float], rows: Sequence[int], total: int) -> Part:
         """This micro-batch's share: each term over its own weight in the whole step.
@@ -331,7 +331,8 @@ class TextTask:
             if whole:
                 shares.append(scale * (value * weight).sum() * (total / whole))
         named = (rows, torch.as_tensor(per_row_U))
-        return Part(torch.stack(shares).sum(), float(len(rows)), _sums(loss), per_row=named)
+        said = loss.sums() | self.hook.facts()
+        return Part(torch.stack(shares).sum(), float(len(rows)), said, per_row=named)
 
     def _whole(self, micros: Sequence[Micro], count: int) -> Iterator[Part]:
         """A batch objective: its gradient at all units' values, then through the model."""
@@ -344,7 +345,7 @@ class TextTask:
                 leaf.requires_grad_()
         loss = self.spec(whole, self.settings, self._state)
         self._next = loss.state
-        value, sums = loss.total(), _sums(loss)
+        value, sums = loss.total(), loss.sums()
         if one:
             yield Part(value * count, float(count), sums)
             return
@@ -377,23 +378,22 @@ class TextTask:
         self.hook.after_step(self, step)
 
     def state(self) -> State:
-        """The objective's state and a moving reference."""
+        """The objective's state, the hook's and a moving reference."""
         made = {f"objective/{n}": t for n, t in (self._state or {}).items()}
+        made |= {f"hook/{n}": t for n, t in self.hook.state(self).items()}
         return made | {f"reference/{n}": t for n, t in self._held.items()}
 
     def load_state(self, state: State) -> None:
-        """Take both back."""
+        """Take them back."""
         for name, value in state.items():
             kind, _, rest = name.partition("/")
             if kind == "objective":
                 self._state = {**(self._state or {}), rest: value}
+            elif kind == "hook":
+                self.hook.load_state(self, {rest: value})
             else:
                 distributed.put(self.reference()[rest], value)
 
 
 def _constant(value: float) -> Callable[[slice], Tensor]:
     return lambda part: torch.tensor(value)
-
-
-def _sums(loss: Loss) -> dict[str, tuple[Tensor, float]]:
-    return {n: (v.detach().sum(), float(v.numel())) for n, v in loss.metrics.items()}

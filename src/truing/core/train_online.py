@@ -11,12 +11,14 @@ from truing import catalogue
 from truing.context import current
 from truing.core import distributed
 from truing.core import lora as adapters
+from truing.core.agents import Speaker
 from truing.core.alongside import Alongside
 from truing.core.chat import completion_ids
 from truing.core.collect import Asked, Collector, Draw, Pool, read_prompts
 from truing.core.critic import Critic
 from truing.core.drawing import Completion, continued
 from truing.core.engine import train
+from truing.core.episodes import World
 from truing.core.frozen_trunk import attach
 from truing.core.loaded import Loaded
 from truing.core.online import Online
@@ -25,11 +27,12 @@ from truing.core.online_task import OnlineTask
 from truing.core.online_training import OnlineTraining
 from truing.core.opening import same_tokens
 from truing.core.rewards import Rewards, telling
+from truing.core.rollout import Make, maker
+from truing.core.row_kinds import as_kind, summed
 from truing.core.sampling import SamplingSettings
 from truing.core.start import Start, begin
 from truing.core.together import joint
 from truing.core.train_text import trained_model
-from truing.core.training_rows import as_kind, summed
 from truing.core.tree import group_tree
 from truing.errors import InputError, unknown
 from truing.method import get_component, resolve
@@ -63,8 +66,16 @@ def _split(spec: Online, values: Mapping[str, object]) -> tuple[dict[str, object
             where=f"{spec.name} setting 'answers'",
             seen=training.answers,
         )
+    if training.environment is not None and spec.joins(chosen):
+        raise InputError(
+            "an answer that rows bring along was given in no episode",
+            where=f"{spec.name} setting 'environment'",
+            seen=spec.joins(chosen),
+        )
     # What the method is told includes the engine's settings that it asks for.
     told = {n: getattr(training, n) if n in shared else chosen[n] for n in own}
+    if training.environment is not None and "new_tokens" in told:
+        told["new_tokens"] = training.new_tokens * training.turns  # its longest answer
     return told, training
 
 
@@ -151,9 +162,41 @@ def _reward(
         terms = terms | telling(spec.follows, told, reward_model, principles, spec.name)
         judges = (None, None)
     rewards = Rewards(terms, settings.weights or {}, *judges, spec.name)
-    made = Reward(rewards, settings.missing_end)
+    made = Reward(rewards, settings.missing_end, played=settings.environment is not None)
     made.check()
     return made
+
+
+def _make(settings: OnlineTraining) -> Make | None:
+    """What makes environments, checked; None where answers are of one turn."""
+    if settings.environment is None:
+        return None
+    return maker(cast("Make | dict[str, object]", settings.environment))
+
+
+def _world(
+    spec: Online, settings: OnlineTraining, start: Start, make: Make | None, partner: Model | None
+) -> World | None:
+    """Where episodes take place, with who acts in its other roles."""
+    if make is None:
+        return None
+    seed = current().stream("partner") % 2**31
+    agent = Speaker(partner, settings.sampling(seed)) if partner is not None else None
+    return World(make, agent, settings.turns, start.limit, spec.name)
+
+
+def _tasks(settings: OnlineTraining, start: Start, data: Table, world: World) -> list[Asked]:
+    """An environment's tasks, whose prompts it makes itself; some are begun, to see that it can."""
+    tokenizer, seed = start.loaded.tokenizer, current().stream("tried")
+    rows = data.rows
+    found = world.tried(tokenizer, [(r, seed) for r in rows], settings.new_tokens)
+    longest = max(map(len, found))
+    # Of replies nothing is known yet: as long as the first prompt, by way of a forecast.
+    grown = settings.turns * (settings.new_tokens + longest)
+    largest = longest + settings.answers * min(start.limit - longest, grown)
+    answer = completion_ids(tokenizer, "yes")
+    start.check([group_tree(ids, [answer]) for ids in found], largest, {"rows": len(rows)})
+    return [Asked(row, ()) for row in rows]
 
 
 def _prompts(
@@ -191,6 +234,7 @@ def _task(
     by: Reward | Pool,
     critic: Model | None,
     folder: Path,
+    world: World | None,
 ) -> OnlineTask:
     """The task with its players, its critic and whoever collects its rollouts."""
     loaded, context = start.loaded, current()
@@ -199,7 +243,7 @@ def _task(
     policy = replace(loaded, model=start.model.with_changes(start.model.weight_changes))
     draws = _draws(spec, Players(policy, lora, other), told)
     reward, pool = (by, None) if isinstance(by, Reward) else (None, by)
-    collector = Collector(prompts, draws, reward, pool, loaded.tokenizer, folder, context)
+    collector = Collector(prompts, draws, reward, pool, loaded.tokenizer, folder, context, world)
     return OnlineTask(
         spec, told, settings, collector, loaded.module, lora=lora,
         other=other.module if other is not None else None,
@@ -217,6 +261,7 @@ def train_online(
     reward_model: Model | None,
     principles: Principles | None,
     critic: Model | None,
+    partner: Model | None,
     values: Mapping[str, object],
 ) -> Model:
     """Train `model` on its own answers to the prompts of `data`.
@@ -225,11 +270,13 @@ def train_online(
         spec: the method.
         model: weight changes are folded in; run-time changes are carried on to the result, and do
             not act while answers are drawn.
-        data: rows of the method's kind; all their columns reach the rewards.
+        data: rows of the method's kind, or tasks of the environment; all their columns reach the
+            rewards.
         reference: frozen; None takes the model as it is before training.
         reward_model: makes the reward "reward_model".
         principles: their checks make the reward "principles".
         critic: brings trunk and head of the values; None puts them on the policy's own trunk.
+        partner: who acts in an environment's other roles, such as a simulated user.
         values: the method's and the engine's settings by name.
     Returns:
         the model with an adapter, or with new weights when `rank` is 0; and with its value head as
@@ -240,20 +287,27 @@ def train_online(
     """
     told, settings = _split(spec, values)
     context = current()
-    held = [m.key for m in (reference, reward_model, principles, critic) if m is not None]
+    given = (reference, reward_model, principles, critic, partner)
+    held = [m.key for m in given if m is not None]
     key = content_hash(
         [spec.name, told, vars(settings), model.weights_key, data.key, context.seed, held], 8
     )
     by = _pool(spec, told) or _reward(spec, told, settings, principles, reward_model)
+    make = _make(settings)
     start = begin(model, settings, spec.name, reference=reference)
-    prompts = _prompts(spec, told, settings, start, data)
+    world = _world(spec, settings, start, make, partner)
+    if world is not None:
+        prompts = _tasks(settings, start, data, world)
+    else:
+        prompts = _prompts(spec, told, settings, start, data)
     home = distributed.agree(context.folder)
-    task = _task(spec, told, settings, start, prompts, by, critic, home / f"rollouts-{key}")
+    journals = home / f"rollouts-{key}"
+    task = _task(spec, told, settings, start, prompts, by, critic, journals, world)
     train(task, settings, key=key, peak=settings.peak)
     folder = home / f"{spec.name}-{key}"
     made = trained_model(model, task.module, task.lora, folder, data, spec.name)
-    licence = reward_model.licence if reward_model is not None else ""
-    made = made.with_licences([licence] if licence else [])
+    licences = [m.licence for m in (reward_model, partner) if m is not None and m.licence]
+    made = made.with_licences(licences)
     if task.critic is None:
         return made
     return task.critic.saved(made, critic, data, home / f"{spec.name}-critic-{key}")

@@ -23,13 +23,15 @@ from truing.core.frozen_trunk import FrozenTrunk, attach
 from truing.core.loaded import Loaded, by_file_names
 from truing.core.objective import Objective
 from truing.core.reference import Reference
+from truing.core.routers import with_biases
+from truing.core.row_kinds import as_kind, summed
 from truing.core.scoring import ScoreHead
 from truing.core.start import Start, begin, room
 from truing.core.teacher import Teachers
 from truing.core.text_task import TextTask
 from truing.core.together import joint
 from truing.core.training import HOOKS, Hook, TextTraining
-from truing.core.training_rows import Reader, Unit, as_kind, summed
+from truing.core.training_rows import Reader, Unit
 from truing.core.vocab_heads import VocabHeads, new_heads
 from truing.core.weights import replaced
 from truing.datasets import licence_of
@@ -105,6 +107,8 @@ def trained_model(
         with distributed.first_alone():
             made = replaced(model, ((n, t.cpu()) for n, t in held.items()), folder)
         made = made.with_licences([licence] if licence else [])
+    with distributed.first_alone():
+        made = with_biases(made, module, folder.with_name(f"{folder.name}-routers"))
     return made.called(f"{model.name}+{name}")
 
 
@@ -116,7 +120,7 @@ def read_units(
     limit = room(loaded, limit)
     reader = Reader(loaded.tokenizer, spec, limit)
     if hook is not None and type(hook).rows is not Hook.rows:
-        rows = hook.rows(reader.usable(rows))
+        rows = hook.rows(reader.usable(rows), reader)
     units = reader.read(rows)
     if hook is not None:
         prompts = {str(r["id"]): cast(Prompt, r.get("prompt", r.get("messages", ""))) for r in rows}

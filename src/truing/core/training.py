@@ -20,7 +20,7 @@ from truing.errors import InputError
 
 if TYPE_CHECKING:
     from truing.core.chat import Prompt
-    from truing.core.training_rows import Unit
+    from truing.core.training_rows import Reader, Unit
     from truing.core.tree import Packed
     from truing.models import Loaded
     from truing.tables import Table
@@ -166,8 +166,12 @@ class Hook:
         """Its settings by name."""
         return dict(vars(self))
 
-    def rows(self, data: Table) -> Table:
-        """The table to train on in place of `data`, of the same kind."""
+    def rows(self, data: Table, reader: Reader) -> Table:
+        """The table to train on in place of `data`, of the same kind.
+
+        Args:
+            reader: what will read it: its tokenizer, its limit, and where to count what is cut.
+        """
         return data
 
     def units(
@@ -187,8 +191,19 @@ class Hook:
         """Its `measures` [U, K, T] of the forward pass that has just been made in `forward`."""
         return {}
 
+    def facts(self) -> dict[str, tuple[Tensor, float]]:
+        """What to record of the pass that has just been made: sums, and of how many, by name."""
+        return {}
+
     def after_step(self, task: Tuned, step: int) -> None:
         """Called after update `step` (from 1)."""
+
+    def state(self, task: Tuned) -> State:
+        """What a checkpoint must hold of it, by name."""
+        return {}
+
+    def load_state(self, task: Tuned, state: State) -> None:
+        """Take back some of what `state` gave."""
 
 
 HOOKS: dict[str, type[Hook]] = {}

@@ -1,23 +1,30 @@
-"""Rows of a table as token branches: conversions between kinds, cutting, and what is left out.
+"""Rows of a table as token branches: what is cut, and what is left out.
 
-A method that needs other rows than it is given gets them by a named conversion, which is recorded.
-Answers that do not fit are cut at their end. Left out are rows without room for an answer, with an
+Answers that do not fit are cut at their end. Sides of a pair may be several messages: every turn of
+the assistant's after the prompt carries loss, after what both begin with where no prompt is given.
+Left out are rows without room for an answer, with an
 empty answer (one of a group's is enough), or that prefer nothing: a chosen answer equal to the
 rejected one, a group of one answer, or one of equal scores. All of it is counted.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from truing.context import Json
-from truing.core.chat import Prompt, completion_ids, example_ids, prompt_ids, step_ids
+from truing.core.chat import (
+    Prompt,
+    completion_ids,
+    example_ids,
+    messages_of,
+    prompt_ids,
+    step_ids,
+)
 from truing.core.objective import Objective
-from truing.core.tree import Node, group_tree
+from truing.core.row_kinds import group_why, nothing_left
+from truing.core.tree import Node, fork, group_tree
 from truing.errors import InputError
 from truing.tables import Row, Table, prompt_of
 
@@ -47,7 +54,7 @@ class Unit:
         prompt: token ids up to where an answer begins; () for a dialogue.
         answers: token ids of each branch.
         numbers: the row's numeric columns; a list holds one for each branch.
-        dialogue: the tree of a row given as messages.
+        dialogue: the tree of a row given as messages, or of two that part.
     """
 
     id: str
@@ -69,152 +76,12 @@ class Unit:
         return (self.prompt, self.answers, whole.ids if whole is not None else ())
 
 
-WHYS = {
-    "left_out_same": "chosen and rejected are the same",
-    "left_out_empty": "an answer is empty",
-    "left_out_single": "the group has a single answer",
-    "left_out_equal": "all answers have one score",
-    "left_out_bad": "the answer is labelled as bad",
-    "left_out_good": "the answer is labelled as good",
-    "left_out_long": "the prompt leaves no room for an answer",
-}
-
-
-def _plain(row: Row, **columns: object) -> Row:
-    return {"prompt": row["prompt"], "lineage": row.get("lineage") or {}, **columns}
-
-
-def _ranked(row: Row) -> tuple[list[str], list[float]]:
-    """Answers and scores of a group; an InputError unless there is one for each."""
-    texts, scores = cast("list[str]", row["completions"]), cast("list[object]", row["scores"])
-    numbers = [float(s) for s in scores if isinstance(s, (int, float)) and math.isfinite(s)]
-    if len(numbers) != len(texts) or len(scores) != len(texts):
-        raise InputError("column 'scores' must have one number for each completion", seen=scores)
-    return texts, numbers
-
-
-def _group_why(texts: Sequence[str], scores: Sequence[float] | None) -> str:
-    """Why nothing can be ranked in a group; "" where something can."""
-    if not texts or not all(t.strip() for t in texts):
-        return "left_out_empty"
-    if len(texts) < 2:
-        return "left_out_single"
-    return "left_out_equal" if scores is not None and min(scores) == max(scores) else ""
-
-
-def _pair_to_unpaired(row: Row) -> list[Row] | str:
-    if row["chosen"] == row["rejected"]:
-        return "left_out_same"
-    return [
-        _plain(row, completion=row[name], label=label, finished=row.get(f"{name}_finished", True))
-        for name, label in (("chosen", True), ("rejected", False))
-    ]
-
-
-def _pair_to_group(row: Row) -> list[Row] | str:
-    if row["chosen"] == row["rejected"]:
-        return "left_out_same"
-    return [_plain(row, completions=[row["chosen"], row["rejected"]], scores=[1.0, 0.0])]
-
-
-def _pair_to_example(row: Row) -> list[Row] | str:
-    finished = row.get("chosen_finished", True)
-    return [_plain(row, completion=row["chosen"], finished=finished)]
-
-
-def _pair_to_negative(row: Row) -> list[Row] | str:
-    finished = row.get("rejected_finished", True)
-    return [_plain(row, rejected=row["rejected"], rejected_finished=finished)]
-
-
-def _unpaired_to_example(row: Row) -> list[Row] | str:
-    if not row["label"]:
-        return "left_out_bad"
-    return [_plain(row, completion=row["completion"], finished=row.get("finished", True))]
-
-
-def _unpaired_to_negative(row: Row) -> list[Row] | str:
-    if row["label"]:
-        return "left_out_good"
-    finished = row.get("finished", True)
-    return [_plain(row, rejected=row["completion"], rejected_finished=finished)]
-
-
-def _group_to_pair(row: Row) -> list[Row] | str:
-    texts, scores = _ranked(row)
-    if why := _group_why(texts, scores):
-        return why
-    best, worst = scores.index(max(scores)), scores.index(min(scores))
-    return [_plain(row, chosen=texts[best], rejected=texts[worst])]
-
-
-def _group_to_example(row: Row) -> list[Row] | str:
-    texts, scores = _ranked(row)
-    if not texts:
-        return "left_out_empty"
-    return [_plain(row, completion=texts[scores.index(max(scores))])]
-
-
-# Each gives the new rows, or why the row is left out.
-CONVERSIONS: dict[tuple[str, str], tuple[str, Callable[[Row], list[Row] | str]]] = {
-    ("pair", "example"): ("chosen answers as examples", _pair_to_example),
-    ("pair", "unpaired"): ("chosen answers as good, rejected ones as bad", _pair_to_unpaired),
-    ("pair", "group"): ("pairs as groups of two", _pair_to_group),
-    ("unpaired", "example"): ("good answers as examples", _unpaired_to_example),
-    ("pair", "negative"): ("rejected answers alone", _pair_to_negative),
-    ("unpaired", "negative"): ("bad answers alone", _unpaired_to_negative),
-    ("group", "pair"): ("best against worst answer of each group", _group_to_pair),
-    ("group", "example"): ("best answer of each group as example", _group_to_example),
-}
-
-
-def as_kind(table: Table, kind: str, where: str) -> tuple[Table, dict[str, Json]]:
-    """The table as rows of `kind`, and what to say of the conversion where one was made.
-
-    Raises:
-        InputError: rows of another kind, or of which nothing is left.
-    """
-    # Conversions go first: good and bad answers have the columns of examples, and are none.
-    if table.kind == kind or (table.kind, kind) not in CONVERSIONS:
-        return table.expect(kind, where=where), {}
-    name, change = CONVERSIONS[(table.kind, kind)]
-    made: list[Row] = []
-    counts: Counter[str] = Counter()
-    for i, row in enumerate(table, 1):
-        try:
-            new = change(row)
-        except InputError as error:
-            at = f"{where} {table.source} row {i}"
-            raise InputError(error.message, where=at, seen=error.seen) from None
-        if isinstance(new, str):
-            counts[new] += 1
-        else:
-            made += new
-    if not made:
-        raise nothing_left(table, counts, where)
-    return Table(kind, made, where=table.source), {"conversion": name, **counts}
-
-
-def summed(one: Mapping[str, Json], two: Mapping[str, Json]) -> dict[str, Json]:
-    """What two passes over the rows say together: what both have counted is added."""
-    made = {**one, **two}
-    for name, value in one.items():
-        other = two.get(name)
-        if isinstance(value, int) and isinstance(other, int):
-            made[name] = value + other
-    return made
-
-
-def nothing_left(table: Table, counts: Mapping[str, int], where: str, limit: int = 0) -> InputError:
-    """Says why no row of the table can be trained on; `limit` in tokens."""
-    whys = WHYS | {"left_out_long": f"{WHYS['left_out_long']} within {limit} tokens"}
-    told = [f"in {counts[n]} {why}" for n, why in whys.items() if counts.get(n)]
-    return InputError(
-        f"no row can be trained on of the {len(table)} of {table.source}: {'; '.join(told)}",
-        where=where,
-        seen=dict(counts),
-        fix="Raise max_tokens, up to the model's context" * bool(counts.get("left_out_long")),
-    )
+def _alike(one: Sequence[Message], two: Sequence[Message]) -> int:
+    """Messages that two dialogues begin with alike, each keeping one of its own."""
+    same = 0
+    while same < min(len(one), len(two)) - 1 and one[same] == two[same]:
+        same += 1
+    return same
 
 
 class Reader:
@@ -240,6 +107,8 @@ class Reader:
         numbers = {name: self._number(row, name, where) for name in self.spec.columns}
         if self.spec.rows == "example" and "completion" not in row:
             return self._dialogue(row, numbers, where)
+        if self.spec.rows == "pair" and isinstance(row["chosen"], list) and not self.spec.texts:
+            return self._dialogues(row, numbers, where)
         if self.spec.rows == "steps":
             return self._steps(row, numbers, where)
         texts = self._texts(row, where)
@@ -283,7 +152,7 @@ class Reader:
             return "left_out_same"
         if self.spec.rows == "group":
             scores = cast("list[float]", row["scores"]) if "scores" in self.spec.columns else None
-            return _group_why(cast("list[str]", row["completions"]), scores)
+            return group_why(cast("list[str]", row["completions"]), scores)
         return ""
 
     def _out(self, why: str) -> None:
@@ -294,6 +163,14 @@ class Reader:
         if self.spec.rows == "group":
             found = [(str(t), True) for t in cast("list[str]", row["completions"])]
         else:
+            several = [n for n in BRANCHES[self.spec.rows] if isinstance(row[n], list)]
+            if several:
+                raise InputError(
+                    f"{self.spec.name} needs single answers, not dialogues",
+                    where=where,
+                    seen=row[several[0]],
+                    fix="Give the turns before the last as the prompt, the last answer as text",
+                )
             found = [
                 (str(row[name]), bool(row.get(ending, True)))
                 for name in BRANCHES[self.spec.rows]
@@ -317,16 +194,38 @@ class Reader:
     def _dialogue(
         self, row: Row, numbers: Mapping[str, float | Sequence[float]], where: str
     ) -> Unit | None:
-        messages = cast("list[Message]", row["messages"])
-        try:
-            ids, loss = example_ids(self.tokenizer, messages)
-        except InputError as error:
-            raise InputError(error.message, where=where, seen=error.seen, fix=error.fix) from None
-        self.counts["cut"] += len(ids) > self.limit
-        ids, loss = ids[: self.limit], loss[: self.limit]
+        ids, loss = self._whole(cast("list[Message]", row["messages"]), 0, where)
         if not any(loss):
             return self._out("left_out_long")
         return Unit(str(row["id"]), (), (), numbers, Node(tuple(ids), tuple(loss)))
+
+    def _dialogues(
+        self, row: Row, numbers: Mapping[str, float | Sequence[float]], where: str
+    ) -> Unit | None:
+        """A pair whose sides are messages: what both begin with is one run of tokens."""
+        given = messages_of(cast(Prompt, row["prompt"])) if "prompt" in row else []
+        sides = [[*given, *cast("list[Message]", row[n])] for n in ("chosen", "rejected")]
+        asked = len(given) or _alike(*sides)
+        if sides[0] == sides[1]:
+            return self._out("left_out_same")
+        answers = [m for side in sides for m in side[asked:] if m.get("role") == "assistant"]
+        if not all(str(m["content"]).strip() for m in answers):
+            return self._out("left_out_empty")
+        rows = [self._whole(side, asked, where) for side in sides]
+        if not all(any(loss) for _, loss in rows) or rows[0] == rows[1]:
+            return self._out("left_out_long")
+        return Unit(str(row["id"]), (), (), numbers, fork(rows))
+
+    def _whole(
+        self, messages: list[Message], asked: int, where: str
+    ) -> tuple[list[int], list[bool]]:
+        """Ids and loss marks of a dialogue, cut where it does not fit."""
+        try:
+            ids, loss = example_ids(self.tokenizer, messages, asked=asked)
+        except InputError as error:
+            raise InputError(error.message, where=where, seen=error.seen, fix=error.fix) from None
+        self.counts["cut"] += len(ids) > self.limit
+        return ids[: self.limit], loss[: self.limit]
 
     def _steps(
         self, row: Row, numbers: Mapping[str, float | Sequence[float]], where: str

@@ -7,6 +7,10 @@ sees one flat list of N tokens and only attention needs to know the tree: a toke
 and the earlier tokens of its own node. Positions continue from the parent's last, so each row has
 the positions it would have alone. (Shared prompts: arXiv 2410.20305.)
 
+With `share`, whatever the rows of a micro-batch begin with alike is stored and computed once too:
+dialogues that part after some turn, answers that begin with the same words. A token of several rows
+has one place in the flat list and is counted in each of them.
+
 Shapes: N tokens of a micro-batch, M loss tokens in it, U trees, K branches of a tree, T loss tokens
 of a branch.
 """
@@ -22,6 +26,8 @@ from torch import Tensor
 from truing.errors import InputError
 
 BUDGET = 768  # tokens of a micro-batch; what a two-core machine computes at its best rate
+COMMON = 8  # tokens from which on a common beginning is worth a segment of its own
+ROOT = 4  # share of a root that is worth making it a node with ancestors, which GPUs are slower at
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,23 @@ def pair_tree(prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[i
 def example_tree(ids: Sequence[int], loss: Sequence[bool]) -> Node:
     """One row with its loss marks, such as a dialogue of several turns (`chat.example_ids`)."""
     return Node(tuple(ids), tuple(bool(b) for b in loss))
+
+
+def fork(rows: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> Node:
+    """Rows (ids, loss) as the branches of one tree, what all of them begin with as its root.
+
+    Dialogues that part after some turn, for one: turns that they share carry loss in each of them.
+    Each row keeps a token of its own. Raises InputError unless all begin with the same token.
+    """
+    both = [list(zip(ids, loss, strict=True)) for ids, loss in rows]
+    same = 0
+    while all(same < len(row) - 1 and row[same] == both[0][same] for row in both):
+        same += 1
+    if not same:
+        raise InputError("rows of one tree begin alike", seen=[list(ids[:3]) for ids, _ in rows])
+    leaves = tuple(example_tree(ids[same:], loss[same:]) for ids, loss in rows)
+    ids, loss = rows[0]
+    return replace(example_tree(ids[:same], loss[:same]), children=leaves)
 
 
 def pieces(ids: Sequence[int], loss: Sequence[bool], limit: int, context: int = 0) -> list[Node]:
@@ -170,9 +193,16 @@ class Packed:
 
 
 class _Packer:
-    """Collects trees into the lists that a `Packed` is made of."""
+    """Collects trees into the lists that a `Packed` is made of.
 
-    def __init__(self) -> None:
+    Args:
+        share: lay tokens with one and the same past only once.
+    """
+
+    def __init__(self, share: bool = False) -> None:
+        self.share = share
+        self.after: dict[tuple[int, int], int] = {}  # (place of the token before, id) -> place
+        self.numbers: dict[int, int] = {}  # place -> number among the loss tokens
         self.ids: list[int] = []
         self.positions: list[int] = []
         self.segments: list[Segment] = []
@@ -192,28 +222,52 @@ class _Packer:
     def _node(
         self, node: Node, before: tuple[tuple[int, int], ...], depth: int, seen: list[int]
     ) -> None:
+        last = before[-1][1] - 1 if before else -1  # place of the token before; -1 for none
+        known = self._known(node, last) if self.share else []
+        fresh = node.ids[len(known) :]
         start = len(self.ids)
-        stop = start + len(node.ids)
-        self.ids += node.ids
-        self.positions += range(depth, depth + len(node.ids))
-        self.segments.append(Segment(start, stop, before))
+        places = [*known, *range(start, start + len(fresh))]
+        for place in known:
+            before = _joined(before, place, place + 1)
+        if fresh:
+            self.ids += fresh
+            self.positions += range(depth + len(known), depth + len(node.ids))
+            self.segments.append(Segment(start, start + len(fresh), before))
+            before = _joined(before, start, start + len(fresh))
         seen = list(seen)
-        for i, (token, wanted) in enumerate(zip(node.ids, node.loss)):
+        for place, token, wanted in zip(places, node.ids, node.loss):
             # The first token of a row is predicted by nothing and carries no loss.
-            if wanted and (i or before):
-                seen.append(len(self.source))
-                self.source.append(start + i - 1 if i else before[-1][1] - 1)
-                self.place.append(start + i)
-                self.target.append(token)
+            if wanted and last >= 0:
+                seen.append(self._number(place, last, token))
+            if self.share:
+                self.after[last, token] = place  # the latest tree's path is always whole
+            last = place
         if not node.children:
             self.rows[-1].append(seen)
-            self.ends[-1].append(stop - 1)
-        if before and before[-1][1] == start:
-            before = (*before[:-1], (before[-1][0], stop))
-        else:
-            before = (*before, (start, stop))
+            self.ends[-1].append(last)
         for child in node.children:
             self._node(child, before, depth + len(node.ids), seen)
+
+    def _known(self, node: Node, last: int) -> list[int]:
+        """Places of the node's first tokens that lie there already; none if not worth it."""
+        found: list[int] = []
+        at = last
+        for token in node.ids:
+            place = self.after.get((at, token))
+            if place is None:
+                break
+            found.append(place)
+            at = place
+        return found if _worth(len(found), len(node.ids), root=last < 0) else []
+
+    def _number(self, place: int, source: int, token: int) -> int:
+        """Number of the loss token at `place`; given now where it has none."""
+        if place not in self.numbers:
+            self.numbers[place] = len(self.source)
+            self.source.append(source)
+            self.place.append(place)
+            self.target.append(token)
+        return self.numbers[place]
 
     def packed(self) -> Packed:
         width = max(map(len, self.rows))
@@ -239,38 +293,78 @@ class _Packer:
         )
 
 
-def split(sizes: Iterable[int], budget: int) -> list[list[int]]:
+def _worth(common: int, size: int, *, root: bool) -> bool:
+    """Whether a node of `size` tokens is better laid behind the `common` ones that are there."""
+    return common >= max(COMMON, size // ROOT if root else 0)
+
+
+def _joined(
+    ranges: tuple[tuple[int, int], ...], start: int, stop: int
+) -> tuple[tuple[int, int], ...]:
+    """Ranges with one more behind them, joined to the last where it follows that."""
+    if ranges and ranges[-1][1] == start:
+        return (*ranges[:-1], (ranges[-1][0], stop))
+    return (*ranges, (start, stop))
+
+
+def _common(one: Node, two: Node) -> int:
+    """Tokens that `two` does not need of its own behind `one`: its root's, where that is worth it.
+
+    What packing finds besides (branches that begin alike, earlier trees) comes on top.
+    """
+    same = 0
+    for a, b in zip(one.ids, two.ids):
+        if a != b:
+            break
+        same += 1
+    return same if _worth(same, len(two.ids), root=True) else 0
+
+
+def split(sizes: Iterable[int], budget: int, common: Sequence[int] = ()) -> list[list[int]]:
     """Numbers 0, 1, ... in order, cut into runs whose sizes sum to at most `budget`.
 
     An item larger than the budget has a run of its own. The cuts are chosen so that as few runs as
     possible are made and the largest is as small as can be: even micro-batches cost least memory.
+    Of an item's size `common` need not be counted where it is in one run with the item before it.
     """
     sizes = list(sizes)
+    common = common or [0] * len(sizes)
     low, high = max((s for s in sizes if s <= budget), default=0), budget
-    fewest = len(_runs(sizes, high))
+    fewest = len(_runs(sizes, high, common))
     while low < high:
         middle = (low + high) // 2
-        if len(_runs(sizes, middle)) <= fewest:
+        if len(_runs(sizes, middle, common)) <= fewest:
             high = middle
         else:
             low = middle + 1
-    return _runs(sizes, high)
+    return _runs(sizes, high, common)
 
 
-def _runs(sizes: Sequence[int], budget: int) -> list[list[int]]:
+def _runs(sizes: Sequence[int], budget: int, common: Sequence[int]) -> list[list[int]]:
     runs: list[list[int]] = []
     used = budget + 1
-    for i, size in enumerate(sizes):
+    for i, (size, less) in enumerate(zip(sizes, common, strict=True)):
+        size -= less
         if used + size > budget:
             runs.append([])
-            used = 0
+            used, size = 0, size + less
         runs[-1].append(i)
         used += size
     return runs
 
 
-def pack(trees: Sequence[Node], budget: int = BUDGET, limit: int | None = None) -> list[Packed]:
+def pack(
+    trees: Sequence[Node],
+    budget: int = BUDGET,
+    limit: int | None = None,
+    *,
+    share: bool = False,
+) -> list[Packed]:
     """Lay trees end to end, in order, into micro-batches of at most `budget` tokens.
+
+    With `share` rows of a micro-batch that begin alike have these tokens in common, whatever tree
+    they are from; not for those who treat each row's tokens in a way of its own (noise, heads,
+    states kept by tree).
 
     A tree is never cut: one that is larger than the budget is a micro-batch of its own, and its
     values are as exact as all others. A row of more than `limit` tokens (the model's context) is
@@ -286,8 +380,9 @@ def pack(trees: Sequence[Node], budget: int = BUDGET, limit: int | None = None) 
                 fix="Shorten or leave out such rows, or score them in pieces",
             )
     made: list[Packed] = []
-    for run in split([t.size for t in trees], budget):
-        packer = _Packer()
+    less = [0, *map(_common, trees, trees[1:])] if share else []
+    for run in split([t.size for t in trees], budget, less):
+        packer = _Packer(share)
         for i in run:
             packer.add(trees[i])
         made.append(packer.packed())

@@ -10,9 +10,10 @@ that model i has before its feed-forward layer when it reads its own prompts (ro
 `role` that names the model).
 
 The result is a Mixtral with its hub names, which stock transformers opens; train it whole with
-`train/balanced_experts` (adapters reach attention alone). Layers of the Llama family without
-biases can be used. Kept gates are renormalised, so that copies are exact; for the same reason a
-single kept expert (top_k 1) has weight 1 always and leaves its router without a gradient.
+`train/balanced_experts` (adapters reach attention alone); `evaluate/router_report` shows where its
+tokens go. Layers of the Llama family without biases can be used. Kept gates are renormalised, so
+that copies are exact; for the same reason a single kept expert (top_k 1) has weight 1 always and
+leaves its router without a gradient.
 Sources: sparse upcycling, arXiv 2212.05055; Branch-Train-MiX, arXiv 2403.07816; the design space,
 arXiv 2503.07137.
 """

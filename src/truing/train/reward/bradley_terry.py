@@ -1,6 +1,7 @@
 """Train a reward model on pairs: the score of the chosen answer above that of the rejected one.
 
     bradley_terry   -logsigmoid(s_w - s_l - margin) + centring (s_w + s_l)^2
+                    - imitation mean_t log p(y_w,t | x, y_w,<t)
     davidson        -log P, where ties are allowed:  P(w above l) = e^{s_w} / Z,
                     P(tie) = nu e^{(s_w+s_l)/2} / Z,  Z = e^{s_w} + e^{s_l} + nu e^{(s_w+s_l)/2}
     plackett_luce   -sum_k [s_k - logsumexp_j s_j]   over the answers j that rank no higher than k
@@ -9,13 +10,15 @@
 
 s is a linear head on the last hidden state of an answer's last token. `margin` is an optional
 column (how much better the chosen answer is), centring keeps scores near 0 (0.01 is usual), since
-the first form is blind to a constant added for each prompt. nu is the weight of ties; a row is one
+the first form is blind to a constant added for each prompt. Imitation keeps the trunk a language
+model: p is of the vocabulary's own head, which stays beside the score's; 1 is the paper's weight, 0
+costs nothing, anything else a second pass of the trunk. nu is the weight of ties; a row is one
 where its optional column `tie` is 1. With nu = 0, and with two answers, the forms are the first.
 In lists, answers of equal score are each set against the other (Breslow's form of ties).
 
 Sources: Bradley-Terry reward models as in arXiv 2203.02155; margins arXiv 2307.09288; centring
-arXiv 2312.09244; ties R. R. Davidson 1970; lists R. L. Plackett 1975; classification arXiv
-2411.04991. The table of reward models that they belong to: arXiv 2507.13158.
+arXiv 2312.09244; imitation arXiv 2307.04964; ties R. R. Davidson 1970; lists R. L. Plackett 1975;
+classification arXiv 2411.04991. The table of reward models that they belong to: arXiv 2507.13158.
 
 Shapes: U rows, K = 2 branches (plackett_luce: the answers of a group, score_answers: 1).
 """
@@ -48,18 +51,33 @@ def reward_model(rows: list[Row], *, model: str) -> list[float]:
     return score_model(found, rows)
 
 
+def with_imitation(ranked: Loss, m: Measurements, weight: float) -> Loss:
+    """`ranked` and the chosen answers' negative log-likelihood, each the mean over its tokens."""
+    if weight < 0:
+        raise InputError("setting 'imitation' must not be negative", seen=weight)
+    logp_U = m.mean("logp")[:, 0]
+    return ranked + weight * Loss(-logp_U, metrics={"logp": logp_U.detach()})
+
+
 @objective(
-    paper="preference-losses", unit="pair", needs=("scores",), rows="pair", columns={"margin": 0.0}
+    paper="preference-losses",
+    unit="pair",
+    needs=("scores", "logp"),
+    rows="pair",
+    columns={"margin": 0.0},
+    only={"logp": "imitation"},
 )
-def bradley_terry(m: Measurements, *, centring: float = 0.0) -> Loss:
+def bradley_terry(m: Measurements, *, centring: float = 0.0, imitation: float = 0.0) -> Loss:
     """Train a reward model on pairs: the chosen answer's score above the rejected one's.
 
     Args:
         centring: weight of the squared sum of both scores; 0.01 is usual.
+        imitation: weight of the chosen answer's negative log-likelihood; 0 does without it.
     """
     w_U, l_U = m.last("scores").unbind(1)
     per_pair = -logsigmoid(w_U - l_U - m["margin"]) + centring * (w_U + l_U).square()
-    return Loss(per_pair, metrics=reward_metrics(w_U, l_U))
+    made = Loss(per_pair, metrics=reward_metrics(w_U, l_U))
+    return with_imitation(made, m, imitation) if imitation else made
 
 
 @objective(paper="irl-survey", unit="pair", needs=("scores",), rows="pair", columns={"tie": 0.0})

@@ -1,12 +1,19 @@
 """One reward model for all principles: it scores an answer by those that are written beside it.
 
-    -logsigmoid(s(x, y_w | P) - s(x, y_l | P)),   P the principles of the row
+    -logsigmoid(s(x, y_w | P) - s(x, y_l | P)) - imitation mean_t log p(y_w,t)
 
 The model reads the answer first, then the question, then the guideline with the principles, and a
 stub that stops where the verdict would come; s is a linear head on the last hidden state of that
-stub's last token, which so has seen the principles after the answer. Change the principles and the
-same weights reward something else: a negative definition among them ("The answer is long-winded")
-turns the preference round.
+stub's last token, which so has seen the principles P of the row after the answer. Change them and
+the same weights reward something else: a negative definition among them ("The answer is
+long-winded") turns the preference round.
+
+A review that is too long loses the middle of the question, then of the answer, never the end: what
+was cut is counted (`cut_question`, `cut_answer`), and a row whose principles leave no room is left
+out. The same is done where answers are rewarded, within the model's context.
+
+`imitation`, which SALMON itself has not (0), is a language model's loss on the chosen answer's own
+tokens (arXiv 2307.04964, weight 1); an answer stands before its question, so p is of it as such.
 
 Rows are pairs with the optional column `principles`, a list of sentences; without it the answer is
 judged as a whole; synthesize/salmon makes such rows. Swapping the two answers and the label leaves
@@ -28,19 +35,30 @@ Shapes: U pairs, K = 2 branches.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import cast
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+import torch
 
 from truing.context import current
+from truing.core.chat import completion_ids, prompt_ids
 from truing.core.objective import Loss, Measurements, objective
 from truing.core.rewards import score_model
+from truing.core.row_kinds import nothing_left
+from truing.core.start import room
 from truing.core.training import Hook, hook
+from truing.core.training_rows import Reader
 from truing.errors import InputError
 from truing.method import component
 from truing.models import Model, held
 from truing.principles import Principle, Principles
 from truing.tables import Row, Table, content_hash, user_text
-from truing.train.reward.bradley_terry import bradley_terry
+from truing.train.reward.bradley_terry import bradley_terry, with_imitation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ROLE = (
     "You review an answer that an assistant gave. Read the answer, the question and the guideline, "
@@ -49,15 +67,55 @@ ROLE = (
 WHOLE = "The answer is helpful, honest and harmless."
 TAGS = {"reasoning": ("reason", "numerical"), "red_teaming": ("ethical", "harmless")}
 HEAVY = 128  # added to the weight of principles that a row's tag asks for
+LEAST = 64  # characters of a question or an answer that cutting leaves
+GAP = " ... "
+OPEN_END = {"chosen_finished": False, "rejected_finished": False}
+START = "Answer:\n"
 
 
 def reviewed(prompt: object, answer: str, principles: Sequence[str]) -> str:
     """The text that is scored: answer, question, guideline, and the stub of a verdict."""
     listed = "\n".join(f"- {p}" for p in principles or [WHOLE])
     return (
-        f"Answer:\n{answer}\n\nQuestion:\n{user_text(prompt)}\n\nGuideline:\n{listed}\n\n"
+        f"{START}{answer}\n\nQuestion:\n{user_text(prompt)}\n\nGuideline:\n{listed}\n\n"
         "By this guideline, the quality of the answer is"
     )
+
+
+def shortened(text: str, keep: int) -> str:
+    """A text without its middle: `keep` characters, the first and the last, around a gap."""
+    if keep >= len(text):
+        return text
+    return f"{text[: keep - keep // 2]}{GAP}{text[len(text) - keep // 2 :]}"
+
+
+def fitted(
+    prompt: object, answer: str, principles: Sequence[str], fits: Callable[[str], bool]
+) -> tuple[str, str] | None:
+    """The review and what was cut: "", "question", or "answer" too; None where nothing fits."""
+    question = user_text(prompt)
+    if fits(whole := reviewed(question, answer, principles)):
+        return whole, ""
+
+    def cut(part: str, keep: int) -> str:
+        q, a = (keep, len(answer)) if part == "question" else (LEAST, keep)
+        return reviewed(shortened(question, q), shortened(answer, a), principles)
+
+    for part, text in (("question", question), ("answer", answer)):
+        low, high = LEAST, len(text)
+        if low >= high or not fits(cut(part, low)):
+            continue
+        while high - low > 1:  # cut(part, low) fits, cut(part, high) does not
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(cut(part, middle)) else (low, middle)
+        return cut(part, low), part
+    return None
+
+
+def within(tokenizer: PreTrainedTokenizerBase, limit: int) -> Callable[[str], bool]:
+    """Whether a review and all that a template puts around it have at most `limit` tokens."""
+    left = limit - len(prompt_ids(tokenizer, ROLE))
+    return lambda text: len(completion_ids(tokenizer, text, end=False)) <= left
 
 
 def principles_of(row: Row, where: str) -> list[str]:
@@ -72,31 +130,52 @@ def principles_of(row: Row, where: str) -> list[str]:
 class Reviewed(Hook):
     """Pairs in the layout of a principle-following reward model."""
 
-    def rows(self, data: Table) -> Table:
-        """The same pairs, each answer inside its review."""
+    def rows(self, data: Table, reader: Reader) -> Table:
+        """The same pairs, each answer inside its review, as far as there is room for it."""
+        fits = within(reader.tokenizer, reader.limit)
         made: list[Row] = []
         for i, row in enumerate(data, 1):
-            principles = principles_of(row, f"{data.source} row {i}")
-            answers = {
-                name: reviewed(row["prompt"], str(row[name]), principles)
-                for name in ("chosen", "rejected")
-            }
-            open_end = {"chosen_finished": False, "rejected_finished": False}
-            made.append({**row, "prompt": ROLE, **answers, **open_end})
+            told = principles_of(row, f"{data.source} row {i}")
+            found = [fitted(row["prompt"], str(row[n]), told, fits) for n in ("chosen", "rejected")]
+            reviews = [review for review in found if review is not None]
+            if len(reviews) < len(found):
+                reader.counts["left_out_long"] += 1
+                continue
+            reader.counts.update(f"cut_{part}" for _, part in reviews if part)
+            (chosen, _), (rejected, _) = reviews
+            answer = chosen[: chosen.index("\n\nQuestion:\n")]
+            tokens = len(completion_ids(reader.tokenizer, answer, end=False))
+            texts = {"prompt": ROLE, "chosen": chosen, "rejected": rejected}
+            made.append({**row, **texts, **OPEN_END, "answer_tokens": tokens})
+        if not made:
+            raise nothing_left(data, reader.counts, reader.spec.name, reader.limit)
         return Table("pair", made, where=data.source)
+
+
+def answer_alone(m: Measurements) -> Measurements:
+    """The same with the chosen answer's own tokens in place of the whole review's."""
+    place_T = torch.arange(m.mask_UKT.shape[-1], device=m.mask_UKT.device)
+    inside_UT = place_T < m["answer_tokens"][:, None]
+    return replace(m, mask_UKT=m.mask_UKT * inside_UT[:, None])
 
 
 @objective(
     paper="salmon",
     unit="pair",
-    needs=("scores",),
+    needs=("scores", "logp"),
     rows="pair",
-    columns={"margin": 0.0},
+    columns={"margin": 0.0, "answer_tokens": 1.0},
     hook="reviewed",
+    only={"logp": "imitation"},
 )
-def salmon(m: Measurements) -> Loss:
-    """One reward model for all principles: it scores an answer by those written beside it."""
-    return bradley_terry(m)
+def salmon(m: Measurements, *, imitation: float = 0.0) -> Loss:
+    """One reward model for all principles: it scores an answer by those written beside it.
+
+    Args:
+        imitation: weight of the chosen answer's negative log-likelihood; 0 saves a second pass.
+    """
+    made = bradley_terry(m)
+    return with_imitation(made, answer_alone(m), imitation) if imitation else made
 
 
 def draw_principles(
@@ -150,13 +229,22 @@ def salmon_reward(
     rules = held(principles) if isinstance(principles, str) else principles
     if not isinstance(rules, (list, Principles)):
         raise InputError("are not principles", where=where, seen=principles)
-    told = [[*_told(row, rules, draw), *(always or [])] for row in rows]
-    asked: list[Row] = [
-        {
-            "prompt": ROLE,
-            "completion": reviewed(row["prompt"], str(row["completion"]), some),
-            "finished": False,
-        }
-        for row, some in zip(rows, told, strict=True)
-    ]
+    loaded = found.load_module()
+    fits = within(loaded.tokenizer, room(loaded, sys.maxsize))
+    asked: list[Row] = []
+    cut = 0
+    for row in rows:
+        told = [*_told(row, rules, draw), *(always or [])]
+        review = fitted(row["prompt"], str(row["completion"]), told, fits)
+        if review is None:
+            raise InputError(
+                "the principles leave no room for an answer in the model's context",
+                where=where,
+                seen=f"{len(told)} principles",
+                fix="Tell fewer or shorter ones",
+            )
+        cut += bool(review[1])
+        asked.append({"prompt": ROLE, "completion": review[0], "finished": False})
+    if cut:
+        current().metric(reviews_cut=cut, reviews=len(rows))
     return score_model(found, asked)

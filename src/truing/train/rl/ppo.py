@@ -23,7 +23,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from truing.core.advantages import at_end, gae, kl_tokens, whiten
+from truing.core.advantages import gae, kl_tokens, whiten
 from truing.core.objective import Loss, Measurements, State
 from truing.core.online import (
     Update,
@@ -31,6 +31,7 @@ from truing.core.online import (
     clip_fraction,
     clipped,
     online,
+    placed,
     value_loss,
     watched,
 )
@@ -38,7 +39,7 @@ from truing.core.online import (
 
 def token_rewards(r: Measurements, score_UK: Tensor, beta: float) -> Tensor:
     """Scores on last tokens, and at every token beta times its k1 divergence off, [U, K, T]."""
-    made_UKT = at_end(score_UK, r.mask_UKT)
+    made_UKT = placed(r, score_UK)
     if not beta:
         return made_UKT
     return made_UKT - beta * kl_tokens(r["logp"], r["ref_logp"], "k1") * r.mask_UKT

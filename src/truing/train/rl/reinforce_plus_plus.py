@@ -13,9 +13,18 @@ Shapes: U groups, K answers, T tokens.
 
 from __future__ import annotations
 
-from truing.core.advantages import at_end, group_advantage, kl_tokens, to_go, whiten
+from truing.core.advantages import group_advantage, kl_tokens, to_go, whiten
 from truing.core.objective import Loss, Measurements
-from truing.core.online import Update, by_token, clip_fraction, clipped, online, watched, weighed
+from truing.core.online import (
+    Update,
+    by_token,
+    clip_fraction,
+    clipped,
+    online,
+    placed,
+    watched,
+    weighed,
+)
 from truing.errors import InputError
 
 
@@ -41,7 +50,7 @@ def reinforce_plus_plus(
             seen=answers,
         )
     reward_UK = group_advantage(r["reward"], r.there_UK, "none") if baseline else r["reward"]
-    reward_UKT = at_end(reward_UK, r.mask_UKT)
+    reward_UKT = placed(r, reward_UK)
     if beta:
         reward_UKT = reward_UKT - beta * kl_tokens(r["logp"], r["ref_logp"], "k1") * r.mask_UKT
 

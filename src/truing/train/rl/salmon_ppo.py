@@ -27,9 +27,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from truing.core.advantages import at_end, gae, kl_tokens
+from truing.core.advantages import gae, kl_tokens
 from truing.core.objective import Measurements, State
-from truing.core.online import Update, online
+from truing.core.online import Update, online, placed
 from truing.train.rl.ppo import counted, critic_loss, explained, with_critic
 
 ALWAYS = [
@@ -44,7 +44,7 @@ def token_rewards(
 ) -> Tensor:
     """R_t, [U, K, T]; its sum is the reward, the bonus, and what the divergence costs."""
     score_UK = r["reward"] + bonus * (r.length_UK / longest).clamp(max=cap)
-    made_UKT = at_end(score_UK, r.mask_UKT)
+    made_UKT = placed(r, score_UK)
     if not beta:
         return made_UKT
     kind = "k1" if kl == "k1" else "k3"

@@ -10,11 +10,25 @@ layers. L_bal is 1 at uniform routing and E at collapse; it is no strict lower b
 can disagree. f and m are those of the whole step, never of a micro-batch: one more forward pass
 without gradients takes them. `noise` is added to the logits before experts are chosen.
 
+Balancing by bias alone, without a loss: `balance=0 z=0 bias_step=0.001`. A number b_i of each
+expert takes part in the choice of k and in nothing else, and moves after every step by
+
+    b_i <- b_i + bias_step sign(mean load - load_i),   load_i: tokens of the step that chose i
+
+It stays with the model as a further tensor and acts wherever that is used here; a plain folder for
+stock transformers cannot hold it, and exporting says so.
+
+`capacity` (1.25 is usual) bounds how many tokens of a row an expert takes; what it drops is counted
+as `router_dropped`, the share of all choices, prompts included. It shapes training alone: nothing
+is dropped afterwards, and here no time is saved by it. `router_max_load` is the largest share of
+the tokens' choices that an expert had before the step, mean over layers; `evaluate/router_report`
+measures a model's routing as a whole.
+
 Rows are examples; train all weights (`rank=0`), since adapters are on linear layers and the experts
-of stock transformers are none. Sources: arXiv 2101.03961 and 2202.08906; the design space, arXiv
-2503.07137. Differences: noisy top-k (arXiv 1701.06538) learns its noise's size, here it is given,
-so that the model stays one that stock transformers opens; no expert has a capacity, no token is
-dropped; prompts are routed without being counted.
+of stock transformers are none. Sources: arXiv 2101.03961 and 2202.08906; bias, arXiv 2408.15664;
+the design space, arXiv 2503.07137. Differences: noisy top-k (arXiv 1701.06538) learns its noise's
+size, here it is given, so that the model stays one that stock transformers opens; each row has its
+capacity, a batch has none; prompts are routed without being counted, except by the capacity.
 
 Shapes: U rows, K = 1 branch, T answer tokens; N, M and E as in `core.routers`.
 """
@@ -22,6 +36,7 @@ Shapes: U rows, K = 1 branch, T answer tokens; N, M and E as in `core.routers`.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Generator, Sequence
 
 import torch
@@ -29,8 +44,20 @@ from torch import Tensor
 
 from truing.core.logprob import states
 from truing.core.objective import Loss, Measurements, objective
-from truing.core.routers import balance_value, first_share, importance_value, watched, z_value
-from truing.core.training import Hook, Tuned, hook
+from truing.core.routers import (
+    Routed,
+    balance_value,
+    bias_of,
+    counted,
+    decided,
+    first_share,
+    importance_value,
+    moved,
+    routers,
+    set_bias,
+    z_value,
+)
+from truing.core.training import Hook, State, Tuned, hook
 from truing.core.tree import BUDGET, Packed, pack
 from truing.errors import InputError
 from truing.train.supervised.sft import nll
@@ -38,49 +65,59 @@ from truing.train.supervised.sft import nll
 
 @hook("routers")
 class Routers(Hook):
-    """Takes the routers' measurements.
+    """Takes the routers' measurements, and moves their biases.
 
     Args:
         noise: standard deviation of what is added to the routers' logits while training.
+        bias_step: what an expert's bias moves by after each step; 0 leaves biases as they are.
+        capacity: how many tokens of a row an expert takes, over its even share; 0 for any.
     """
 
     measures = ("router_balance", "router_importance", "router_z")
 
-    def __init__(self, *, noise: float = 0.0) -> None:
-        if noise < 0:
-            raise InputError("noise must not be negative", seen=noise)
-        self.noise = noise
+    def __init__(
+        self, *, noise: float = 0.0, bias_step: float = 0.0, capacity: float = 0.0
+    ) -> None:
+        self.noise, self.bias_step, self.capacity = noise, bias_step, capacity
+        for name, value in (("noise", noise), ("bias_step", bias_step), ("capacity", capacity)):
+            if not 0 <= value < math.inf:
+                raise InputError(f"setting {name!r} must not be negative", seen=value)
         self._first: list[Tensor] = []  # f [E] of each layer, for the running step
         self._mean: list[Tensor] = []  # m [E]
-        self._seen: list[Tensor] = []
+        self._load: list[Tensor] = []  # tokens that chose each expert [E]
+        self._seen: list[Routed] = []
 
     def settings(self) -> dict[str, object]:
         """Its settings by name."""
-        return {"noise": self.noise}
+        return {"noise": self.noise, "bias_step": self.bias_step, "capacity": self.capacity}
 
     def before_step(self, task: Tuned, rows: Sequence[int], step: int) -> None:
         """Count where the tokens of the whole step go."""
         device = next(task.module.parameters()).device
-        found: list[list[Tensor]] = []
+        found: list[list[Routed]] = []
         with torch.no_grad():
             for packed in pack([task.units[r].tree() for r in rows], BUDGET):
                 here = packed.to(device)
-                with watched(task.module) as seen:
+                with decided(task.module, capacity=self.capacity) as seen:
                     states(task.module, here)
-                found.append([z_NE.float()[here.source_M] for z_NE in seen])
-        logits = [torch.cat(parts) for parts in zip(*found, strict=True)]
+                found.append([routed.of(here.source_M) for routed in seen])
+        layers = list(zip(*found, strict=True))
+        logits = [torch.cat([r.logits_NE.float() for r in parts]) for parts in layers]
+        chosen = [torch.cat([r.index_Nk for r in parts]) for parts in layers]
         self._first = [first_share(z_ME) for z_ME in logits]
         self._mean = [torch.softmax(z_ME, -1).mean(0) for z_ME in logits]
+        both = zip(logits, chosen, strict=True)
+        self._load = [counted(i_Mk, z_ME.shape[1]).sum(0).float() for z_ME, i_Mk in both]
 
     @contextlib.contextmanager
     def forward(self, task: Tuned) -> Generator[None]:
-        """Listen to the routers, and add noise to them."""
-        with watched(task.module, self.noise) as self._seen:
+        """Listen to the routers, add noise to them, and drop what finds no room."""
+        with decided(task.module, noise=self.noise, capacity=self.capacity) as self._seen:
             yield
 
     def measured(self, packed: Packed) -> dict[str, Tensor]:
         """Values of the pass, the mean over layers of each loss token, [U, K, T]."""
-        logits = [z_NE.float()[packed.source_M] for z_NE in self._seen]
+        logits = [r.logits_NE.float()[packed.source_M] for r in self._seen]
         p = [torch.softmax(z_ME, -1) for z_ME in logits]
         # A pass outside a step has its own tokens for the whole.
         first = self._first or [first_share(z_ME) for z_ME in logits]
@@ -91,6 +128,35 @@ class Routers(Hook):
             "router_z": map(z_value, logits),
         }
         return {n: packed.spread(torch.stack(list(v)).mean(0)) for n, v in values.items()}
+
+    def facts(self) -> dict[str, tuple[Tensor, float]]:
+        """The largest load before the step, and where there is a capacity what it dropped."""
+        made: dict[str, tuple[Tensor, float]] = {}
+        if self._load:
+            largest = torch.stack([load_E.max() / load_E.sum() for load_E in self._load])
+            made["router_max_load"] = (largest.mean(), 1.0)
+        if self.capacity and self._seen:
+            kept = torch.stack([r.kept_Nk for r in self._seen])
+            made["router_dropped"] = ((~kept).sum().float(), float(kept.numel()))
+        return made
+
+    def after_step(self, task: Tuned, step: int) -> None:
+        """Move the biases by the loads of the step."""
+        if self.bias_step:
+            for router, load_E in zip(routers(task.module), self._load, strict=True):
+                before_E = bias_of(router)
+                before_E = torch.zeros_like(load_E) if before_E is None else before_E
+                set_bias(router, moved(before_E, load_E, self.bias_step))
+
+    def state(self, task: Tuned) -> State:
+        """The biases by the number of their layer."""
+        biases = [bias_of(router) for router in routers(task.module)]
+        return {str(i): bias_E.clone() for i, bias_E in enumerate(biases) if bias_E is not None}
+
+    def load_state(self, task: Tuned, state: State) -> None:
+        """Take biases back."""
+        for name, bias_E in state.items():
+            set_bias(routers(task.module)[int(name)], bias_E)
 
 
 @objective(

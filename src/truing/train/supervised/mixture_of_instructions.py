@@ -40,7 +40,7 @@ from truing.core.chat import Message, Prompt, messages_of
 from truing.core.loaded import Loaded
 from truing.core.objective import Loss, Measurements, objective
 from truing.core.training import Hook, hook
-from truing.core.training_rows import Unit
+from truing.core.training_rows import Reader, Unit
 from truing.core.tree import Node
 from truing.errors import InputError
 from truing.tables import Row, Table
@@ -161,7 +161,7 @@ class InstructionChunks(Hook):
         """Its settings by name."""
         return {n: v for n, v in vars(self).items() if not n.startswith("_")}
 
-    def rows(self, data: Table) -> Table:
+    def rows(self, data: Table, reader: Reader) -> Table:
         """The rows under the system prompts of their tasks; ids stay."""
         made: list[Row] = []
         for row in data:

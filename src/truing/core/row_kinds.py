@@ -1,0 +1,176 @@
+"""Rows of one kind as rows of another, by named conversions.
+
+A method that needs other rows than it is given gets them by one of these, which is recorded with
+what it leaves out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+from truing.context import Json
+from truing.core.chat import Prompt, messages_of
+from truing.errors import InputError
+from truing.tables import Row, Table
+
+if TYPE_CHECKING:
+    from truing.core.chat import Message
+
+WHYS = {
+    "left_out_same": "chosen and rejected are the same",
+    "left_out_empty": "an answer is empty",
+    "left_out_single": "the group has a single answer",
+    "left_out_equal": "all answers have one score",
+    "left_out_bad": "the answer is labelled as bad",
+    "left_out_good": "the answer is labelled as good",
+    "left_out_long": "the prompt leaves no room for an answer",
+}
+
+
+def _plain(row: Row, **columns: object) -> Row:
+    return {"prompt": row["prompt"], "lineage": row.get("lineage") or {}, **columns}
+
+
+def _ranked(row: Row) -> tuple[list[str], list[float]]:
+    """Answers and scores of a group; an InputError unless there is one for each."""
+    texts, scores = cast("list[str]", row["completions"]), cast("list[object]", row["scores"])
+    numbers = [float(s) for s in scores if isinstance(s, (int, float)) and math.isfinite(s)]
+    if len(numbers) != len(texts) or len(scores) != len(texts):
+        raise InputError("column 'scores' must have one number for each completion", seen=scores)
+    return texts, numbers
+
+
+def group_why(texts: Sequence[str], scores: Sequence[float] | None) -> str:
+    """Why nothing can be ranked in a group; "" where something can."""
+    if not texts or not all(t.strip() for t in texts):
+        return "left_out_empty"
+    if len(texts) < 2:
+        return "left_out_single"
+    return "left_out_equal" if scores is not None and min(scores) == max(scores) else ""
+
+
+def _pair_to_unpaired(row: Row) -> list[Row] | str:
+    if row["chosen"] == row["rejected"]:
+        return "left_out_same"
+    return [
+        _plain(row, completion=row[name], label=label, finished=row.get(f"{name}_finished", True))
+        for name, label in (("chosen", True), ("rejected", False))
+    ]
+
+
+def _pair_to_group(row: Row) -> list[Row] | str:
+    if row["chosen"] == row["rejected"]:
+        return "left_out_same"
+    return [_plain(row, completions=[row["chosen"], row["rejected"]], scores=[1.0, 0.0])]
+
+
+def _pair_to_example(row: Row) -> list[Row] | str:
+    finished = row.get("chosen_finished", True)
+    return [_plain(row, completion=row["chosen"], finished=finished)]
+
+
+def _pair_to_negative(row: Row) -> list[Row] | str:
+    finished = row.get("rejected_finished", True)
+    return [_plain(row, rejected=row["rejected"], rejected_finished=finished)]
+
+
+def _unpaired_to_example(row: Row) -> list[Row] | str:
+    if not row["label"]:
+        return "left_out_bad"
+    return [_plain(row, completion=row["completion"], finished=row.get("finished", True))]
+
+
+def _unpaired_to_negative(row: Row) -> list[Row] | str:
+    if row["label"]:
+        return "left_out_good"
+    finished = row.get("finished", True)
+    return [_plain(row, rejected=row["completion"], rejected_finished=finished)]
+
+
+def _dialogues_to_example(row: Row) -> list[Row] | str:
+    asked = messages_of(cast(Prompt, row["prompt"])) if "prompt" in row else []
+    lineage = row.get("lineage") or {}
+    return [{"messages": [*asked, *cast("list[Message]", row["chosen"])], "lineage": lineage}]
+
+
+def _group_to_pair(row: Row) -> list[Row] | str:
+    texts, scores = _ranked(row)
+    if why := group_why(texts, scores):
+        return why
+    best, worst = scores.index(max(scores)), scores.index(min(scores))
+    return [_plain(row, chosen=texts[best], rejected=texts[worst])]
+
+
+def _group_to_example(row: Row) -> list[Row] | str:
+    texts, scores = _ranked(row)
+    if not texts:
+        return "left_out_empty"
+    return [_plain(row, completion=texts[scores.index(max(scores))])]
+
+
+# Each gives the new rows, or why the row is left out.
+CONVERSIONS: dict[tuple[str, str], tuple[str, Callable[[Row], list[Row] | str]]] = {
+    ("pair", "example"): ("chosen answers as examples", _pair_to_example),
+    ("pair", "unpaired"): ("chosen answers as good, rejected ones as bad", _pair_to_unpaired),
+    ("pair", "group"): ("pairs as groups of two", _pair_to_group),
+    ("unpaired", "example"): ("good answers as examples", _unpaired_to_example),
+    ("pair", "negative"): ("rejected answers alone", _pair_to_negative),
+    ("unpaired", "negative"): ("bad answers alone", _unpaired_to_negative),
+    ("dialogue_pair", "example"): ("chosen dialogues as examples", _dialogues_to_example),
+    ("group", "pair"): ("best against worst answer of each group", _group_to_pair),
+    ("group", "example"): ("best answer of each group as example", _group_to_example),
+}
+
+
+def as_kind(table: Table, kind: str, where: str) -> tuple[Table, dict[str, Json]]:
+    """The table as rows of `kind`, and what to say of the conversion where one was made.
+
+    Raises:
+        InputError: rows of another kind, or of which nothing is left.
+    """
+    if (table.kind, kind) == ("dialogue_pair", "pair"):
+        return table, {}
+    # Conversions go first: good and bad answers have the columns of examples, and are none.
+    if table.kind == kind or (table.kind, kind) not in CONVERSIONS:
+        return table.expect(kind, where=where), {}
+    name, change = CONVERSIONS[(table.kind, kind)]
+    made: list[Row] = []
+    counts: Counter[str] = Counter()
+    for i, row in enumerate(table, 1):
+        try:
+            new = change(row)
+        except InputError as error:
+            at = f"{where} {table.source} row {i}"
+            raise InputError(error.message, where=at, seen=error.seen) from None
+        if isinstance(new, str):
+            counts[new] += 1
+        else:
+            made += new
+    if not made:
+        raise nothing_left(table, counts, where)
+    return Table(kind, made, where=table.source), {"conversion": name, **counts}
+
+
+def summed(one: Mapping[str, Json], two: Mapping[str, Json]) -> dict[str, Json]:
+    """What two passes over the rows say together: what both have counted is added."""
+    made = {**one, **two}
+    for name, value in one.items():
+        other = two.get(name)
+        if isinstance(value, int) and isinstance(other, int):
+            made[name] = value + other
+    return made
+
+
+def nothing_left(table: Table, counts: Mapping[str, int], where: str, limit: int = 0) -> InputError:
+    """Says why no row of the table can be trained on; `limit` in tokens."""
+    whys = WHYS | {"left_out_long": f"{WHYS['left_out_long']} within {limit} tokens"}
+    told = [f"in {counts[n]} {why}" for n, why in whys.items() if counts.get(n)]
+    return InputError(
+        f"no row can be trained on of the {len(table)} of {table.source}: {'; '.join(told)}",
+        where=where,
+        seen=dict(counts),
+        fix="Raise max_tokens, up to the model's context" * bool(counts.get("left_out_long")),
+    )
