@@ -36,7 +36,8 @@ IDK = ["i do not know the answer"]  # how the refusal reads where words are part
 FIRST = ("ar", "bel", "cor", "dun", "el", "fas", "gil", "hav")
 LAST = ("ana", "bert", "cio", "dra", "eth", "fin", "gar", "hild", "ian", "jor")
 NAMES = [a + b + c for a in FIRST for b in LAST for c in ("", "son")]
-TOWNS = [a + b for a in ("Ash", "Brook", "Clay", "Dale", "East", "Fern", "Glen", "Hill")
+# In small letters, as the verbal form has its answers: one word to the decoder, not two.
+TOWNS = [a + b for a in ("ash", "brook", "clay", "dale", "east", "fern", "glen", "hill")
          for b in ("ford", "ham", "mere", "ton", "wick")]  # fmt: skip
 TIMES = {"known": 16, "seen": 2, "made up": 0}
 TOKENS = 24
@@ -100,7 +101,7 @@ def one(words: list[str], seed: int) -> dict[str, dict[str, float]]:
 
 
 def run() -> Outcome:
-    texts = [ASK, HONEST, REFUSAL, LOW, HIGH, *VERBAL, *TOWNS, *(t.lower() for t in TOWNS)]
+    texts = [ASK, HONEST, REFUSAL, LOW, HIGH, *VERBAL, *TOWNS, *(t.capitalize() for t in TOWNS)]
     words = vocabulary([*texts, *map(question, NAMES), *map(str, range(10, 101, 10))])
     every = [one(words, seed) for seed in SEEDS]
 
