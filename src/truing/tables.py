@@ -86,10 +86,12 @@ def user_text(prompt: object) -> str:
     return users[-1] if users else ""
 
 
-def infer_kind(columns: Iterable[str]) -> str:
-    """The first kind whose columns are all there."""
-    have = set(columns)
+def infer_kind(row: Mapping[str, object]) -> str:
+    """The first kind whose columns are all there; sides of a pair are texts, or dialogues."""
+    have, dialogues = set(row), isinstance(row.get("chosen"), list)
     for kind, choices in KINDS.items():
+        if kind in ("pair", "dialogue_pair") and dialogues != (kind == "dialogue_pair"):
+            continue
         if any(set(need) <= have for need in choices):
             return kind
     return "record"
@@ -152,9 +154,7 @@ class Table:
         if not items and not allow_empty:
             raise InputError("no rows", where=where, fix="Give at least one row")
         if not kind:
-            kind = infer_kind(items[0] if items else ())
-            if kind == "pair" and isinstance(items[0]["chosen"], list):
-                kind = "dialogue_pair"
+            kind = infer_kind(items[0] if items else {})
         if kind not in KINDS:
             raise unknown("kind of table", kind, KINDS, where=where)
         self.kind = kind
