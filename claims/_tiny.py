@@ -3,7 +3,8 @@
 Two layers of width 64 (about 120 thousand parameters) that know the words of the claim's own texts
 and no other; what a larger model brings with it is taught here in some seconds by `train/sft`.
 Words, numbers and punctuation marks are one token each, blank lines too; texts that are decoded
-have a space between any two of them.
+have a space between any two of them. With `exact`, texts come back letter for letter: a token has
+the space before it, every digit is one, and tags and line ends are too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
     GenerationConfig,
@@ -48,37 +49,47 @@ TOPICS = [
 ]  # fmt: skip
 FORMS = ("describe the {}", "tell me about the {}", "how is the {}", "what of the {}")
 PIECE = r"\n\n|\w+|[^\w\s]"
+EXACT = r"\n|</?\w+>| ?\d| ?[^\W\d]+| ?[^\w\s]|\s"
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' + m['content'] + '<|im_end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant ' }}{% endif %}"
 )
+# Where a space belongs to the word after it, a role ends with its line.
+TEMPLATE_LINES = TEMPLATE.replace("+ ' ' +", "+ '\\n' +").replace("assistant ", "assistant\\n")
 
 
-def vocabulary(texts: Iterable[str]) -> list[str]:
+def vocabulary(texts: Iterable[str], *, exact: bool = False) -> list[str]:
     """Every word, number and mark of the texts, in order."""
-    return sorted({piece for text in texts for piece in re.findall(PIECE, text)})
+    piece = EXACT if exact else PIECE
+    return sorted({found for text in texts for found in re.findall(piece, text)})
 
 
-def tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+def tokenizer(words: Sequence[str], *, exact: bool = False) -> PreTrainedTokenizerFast:
     """One token for each of the words, after the special ones and the names of the roles."""
     known = dict.fromkeys([*SPECIAL, "system", "user", "assistant", *words])
     core = Tokenizer(WordLevel({w: i for i, w in enumerate(known)}, unk_token=SPECIAL[0]))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), "removed", invert=True)
+    piece = Regex(EXACT if exact else PIECE)
+    core.pre_tokenizer = pre_tokenizers.Split(piece, "removed", invert=True)
+    if exact:
+        core.decoder = decoders.Fuse()
     core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     made = PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token=SPECIAL[1], eos_token=SPECIAL[2], unk_token=SPECIAL[0],
         pad_token=SPECIAL[2], model_max_length=512, clean_up_tokenization_spaces=False,
     )  # fmt: skip
-    made.chat_template = TEMPLATE
+    made.chat_template = TEMPLATE_LINES if exact else TEMPLATE
     return made
 
 
-def blank(words: Sequence[str], seed: int, *, width: int = 64, layers: int = 2) -> Model:
+def blank(
+    words: Sequence[str], seed: int, *, width: int = 64, layers: int = 2, exact: bool = False
+) -> Model:
     """A decoder with random weights; the same words, seed and size give the same bits."""
-    name = f"tiny-{content_hash([list(words), seed, width, layers], 4)}"
+    kind = "tiny-exact" if exact else "tiny"
+    name = f"{kind}-{content_hash([list(words), seed, width, layers], 4)}"
     folder = Path(current().folder) / name
     if not folder.is_dir():
-        tokens = tokenizer(words)
+        tokens = tokenizer(words, exact=exact)
         # One head of keys: attention over short rows costs what it takes to begin.
         config = LlamaConfig(
             vocab_size=len(tokens), hidden_size=width, intermediate_size=3 * width,

@@ -6,14 +6,17 @@ The claims themselves take minutes; what they measure with is tested here withou
 from __future__ import annotations
 
 import importlib
+import math
 import random
 import types
 from pathlib import Path
 
 import pytest
+import torch
 
 from truing.context import Context, use
 from truing.core.chat import completion_ids, prompt_ids
+from truing.train.reward.survival_answer import answer_text, parse
 
 CLAIMS = Path(__file__).resolve().parents[2] / "claims"
 
@@ -96,3 +99,141 @@ def test_what_the_other_claims_count(world) -> None:
     assert d2o.distinct([["a b a b a b a b"]]) == pytest.approx(2 / 7)
     assert ppo.repetition(["good good good", "good kind good"]) == 0.5
     assert grao.until([0.0, 0.4, 0.8, 0.9]) == 4 and grao.until([0.1, 0.1]) == 3
+
+
+def test_pairs_share_what_a_topic_is_worth(world) -> None:
+    claim = world("baichuan_alignment")
+    made = claim.World(3)
+    pairs = made.pairs(200)
+    for prompt, better, worse in pairs:
+        assert made.quality(prompt, better) > made.quality(prompt, worse)
+        part = made.words_part(better) + made.topic[prompt.split()[-1]]
+        assert made.quality(prompt, better) == pytest.approx(1 / (1 + math.exp(-part)))
+    rows = made.labelled(pairs)
+    middle = sorted(made.quality(p, a) - made.quality(p, b) for p, a, b in pairs)[100]
+    turned = [pair for pair, row in zip(pairs, rows) if row["chosen"] != pair[1]]
+    assert 8 <= len(turned) <= 35
+    assert all(made.quality(p, a) - made.quality(p, b) < middle for p, a, b in turned)
+    for (prompt, *_), row in zip(pairs, rows):
+        assert abs(row["score_chosen"] - made.quality(prompt, row["chosen"])) < 0.25
+
+
+def test_formats_of_tasks_are_told_apart(world) -> None:
+    claim = world("mixture_of_instructions")
+    for task in claim.FORMATS:
+        text = claim.answer(task, 7, 5)
+        assert [t for t in claim.FORMATS if claim.in_format(t, text)] == [task]
+        assert not claim.in_format(task, text.rsplit(" ", 1)[0])
+    assert claim.answer("math", 7, 5).split()[-2] == "12"
+    rows = claim.samples(random.Random(0), "tools", [(1, 2), (3, 4)], 6)
+    assert len({r["prompt"] for r in rows}) == 6
+    asked = claim.told(rows[0], claim.SYSTEMS)["prompt"]
+    assert [m["role"] for m in asked] == ["system", "user"]
+    assert claim.told(rows[0] | {"task": "chat"}, claim.SYSTEMS)["prompt"] == rows[0]["prompt"]
+
+
+def test_poison_is_resisted_and_updates_are_taken(world) -> None:
+    claim = world("dialectical_alignment")
+    source, item = random.Random(0), claim.Item("morholm", "crop", "flax", "rye")
+    for k in range(4):
+        row = claim.poisoned(source, item, k)
+        said = row["prompt"].split()
+        assert said.count("rye") == k and said.count("flax") == 3 - k
+        assert claim.REGISTER not in row["prompt"]
+        # An oracle of the majority is never wrong below one half, and always above.
+        oracle = claim.followed(["rye"] * k + ["flax"] * (3 - k))
+        assert claim.verdict(row, oracle) == ("defended" if k < 2 else "attacked")
+    for row in (claim.update(source, item), claim.unknown(source, item), claim.memory(item), row):
+        assert claim.verdict(row, row["chosen"]) == "defended"
+        assert claim.verdict(row, row["rejected"]) == "attacked"
+    new = claim.update(source, item)
+    assert new["right"] == "rye"
+    assert f"{claim.REGISTER} says morholm mainly grows rye" in new["prompt"]
+    assert claim.memory(item)["prompt"] == "what grows in morholm"
+    assert claim.verdict(new, "answer rye flax") == "attacked"
+    assert claim.verdict(new, "the passages say rye . answer oats") == "neither"
+
+
+def test_exact_texts_come_back_letter_for_letter(world, tmp_path: Path) -> None:
+    tiny = world("_tiny")
+    text = answer_text(1, 14.2, ["Stage is IV: a median of 9 months against 26 in all, worse."])
+    words = tiny.vocabulary([text, "Age: 61; Stage: IV\nAnswer."], exact=True)
+    assert {"<reasoning>", "</prediction>", " 1", "4", "\n", " Stage"} <= set(words)
+    with use(Context(folder=tmp_path)):
+        tokens = tiny.blank(words, 3, exact=True).load_module().tokenizer
+    ids = completion_ids(tokens, text)
+    assert tokens.unk_token_id not in [*ids, *prompt_ids(tokens, "Age: 61; Stage: IV\nAnswer.")]
+    said = tokens.decode(ids, skip_special_tokens=True)
+    assert said == text and ids[-1] == tokens.eos_token_id
+    found = parse(said)
+    assert found.whole and (found.status, found.months) == (1, 14)
+    assert tokens.decode(prompt_ids(tokens, "Age: 61")) == (
+        "<|im_start|>user\nAge: 61<|im_end|><|im_start|>assistant\n"
+    )
+
+
+def test_patients_are_made_as_the_best_rule_takes_them(world) -> None:
+    claim = world("oncoreason")
+    source = random.Random(5)
+    rows = [claim.patient(source, i) for i in range(6000)]
+    one = [r for r in rows if (r["stage"], r["therapy"]) == ("II", "none")]
+    for marker in claim.TIMES["marker"]:
+        some = [r for r in one if r["marker"] == marker]
+        seen = sum(r["event"] for r in some) / len(some)
+        assert seen == pytest.approx(claim.chance(some[0]), abs=0.09)
+    assert claim.median(one[0] | {"marker": "rising"}) == pytest.approx(26 * 1.2 * 0.7 * 0.75)
+    mixed = claim.shuffled(source, rows)
+    assert [r["age"] for r in mixed] == [r["age"] for r in rows] and mixed != rows
+    assert sorted(r["time"] for r in mixed) == sorted(r["time"] for r in rows)
+
+
+def test_a_tilted_router_favours_its_first_expert(world, tmp_path: Path) -> None:
+    tiny, claim = world("_tiny"), world("moe_survey")
+    asked = [q.format(n) for q in claim.ASKED.values() for n in claim.PEOPLE[:2]]
+    rows = [{"prompt": q, "completion": "baker", "role": "trade"} for q in asked]
+    with use(Context(folder=tmp_path)):
+        base = tiny.blank(tiny.vocabulary([*asked, "baker"]), 3)
+        copies = tiny.call("merge/mixture_of_experts", {"base": base})
+        begun = claim.tilted(copies, rows)
+        assert claim.farthest(copies, base, rows) < 1e-4
+        means = claim.mean_inputs(copies, rows)
+        for layer, m_D in enumerate(means):
+            name = f"model.layers.{layer}.block_sparse_moe.gate.weight"
+            gain_E = (begun.folded()[name] - copies.folded()[name]) @ m_D
+            assert gain_E.tolist() == pytest.approx([claim.TILT, 0, 0, 0], abs=1e-4)
+        assert max(claim.loads(begun, rows, 4)) >= max(claim.loads(copies, rows, 4))
+        assert sum(claim.loads(copies, rows, 4)) == pytest.approx(1.0)
+
+
+def test_clusters_are_linear_one_by_one(world) -> None:
+    claim = world("_clusters")
+    x, y, cluster = claim.numbers(torch.Generator().manual_seed(1), 400)
+    for c in range(claim.CLUSTERS):
+        own = cluster == c
+        inputs = claim.with_one(x[own])
+        fit = inputs @ torch.linalg.lstsq(inputs, y[own]).solution
+        assert float((fit - y[own]).square().mean()) < 1.2 * claim.NOISE**2
+    inputs = claim.with_one(x)
+    whole = float((inputs @ torch.linalg.lstsq(inputs, y).solution - y).square().mean())
+    assert whole > 5 * claim.NOISE**2
+    net = claim.Layer(3, torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        out, z = net(x[:1])
+        p = z[0].softmax(-1)
+        each = net.maps_EMD @ inputs[0]
+        a, b = p.topk(2).indices.tolist()
+        want = (p[a] * each[a] + p[b] * each[b]) / (p[a] + p[b])
+    assert torch.allclose(out[0], want, atol=1e-5)
+
+    centres = torch.stack([x[0], x[1]])
+    near = claim.Layer(2, torch.Generator().manual_seed(3), centres)
+    # The same as distances, up to |x|^2, which is one number for all experts.
+    far = -(x[:5, None] - centres).square().sum(-1) / 2
+    z = near(x[:5])[1].detach()
+    assert torch.allclose(z[:, 0] - z[:, 1], far[:, 0] - far[:, 1], atol=1e-4)
+    more = claim.grown(near, torch.stack([x[2], x[3]]), torch.Generator().manual_seed(4))
+    more(x)[0].square().mean().backward()
+    for name, value in near.named_parameters():
+        new = more.get_parameter(name)
+        assert torch.equal(new[:2], value) and not new.grad[:2].any()
+    assert more.maps_EMD.grad[2:].any()

@@ -14,6 +14,7 @@ from truing import claims
 from truing.errors import InputError
 from truing.method import methods
 
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 TRIVIAL = '''"""Trivial."""
 from _beside import EFFECTS
 from truing.claims import Outcome
@@ -57,8 +58,10 @@ def test_claims_of_the_repository_name_real_methods() -> None:
         assert set(claim) == {"claim", "title", "method", "needs_gpu", "minutes"}
         method = methods[str(claim["method"])]
         assert method.id == claim["method"]
-        # A claim's slug is the card of its method.
-        assert method.paper == claim["claim"]
+        # A claim's slug is the card of its method, or names the recipe that uses the method.
+        recipe = RECIPES / f"{str(claim['claim']).replace('-', '_')}.yaml"
+        steps = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
+        assert method.paper == claim["claim"] or f"do: {method.id}," in steps
 
 
 def test_listing_imports_neither_torch_nor_the_claims() -> None:
