@@ -35,7 +35,7 @@ from _tiny import Outcome, Row, Table, blank, call, drawn, step, taught, vocabul
 from torch import Tensor
 
 from truing.core.chat import completion_ids, prompt_ids
-from truing.core.routers import mutual_information, watched
+from truing.core.routers import decided, mutual_information
 from truing.core.weights import replaced
 from truing.models import Model
 
@@ -120,9 +120,9 @@ def first_experts(model: Model, rows: Sequence[Row]) -> list[list[Tensor]]:
     for row in rows:
         asked = prompt_ids(loaded.tokenizer, str(row["prompt"]))
         answer = completion_ids(loaded.tokenizer, str(row["completion"]))
-        with torch.inference_mode(), watched(loaded.module) as seen:
+        with torch.inference_mode(), decided(loaded.module) as seen:
             loaded.module(torch.tensor([asked + answer]))
-        found.append([z_NE[len(asked) - 1 : -1].argmax(-1) for z_NE in seen])
+        found.append([r.logits_NE[len(asked) - 1 : -1].argmax(-1) for r in seen])
     return found
 
 

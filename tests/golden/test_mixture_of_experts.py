@@ -28,7 +28,6 @@ from truing.core.routers import (
     moved,
     mutual_information,
     top_k_gate,
-    watched,
     with_room,
     z_value,
 )
@@ -445,11 +444,11 @@ def test_what_has_no_room_is_counted(sparse: Model, tmp_path: Path) -> None:
 def test_noise_moves_the_choice_and_not_the_logits(sparse: Model) -> None:
     module = sparse.load_module().module
     torch.manual_seed(0)
-    with torch.no_grad(), watched(module) as quiet:
+    with torch.no_grad(), decided(module) as quiet:
         module(IDS)
-    with torch.no_grad(), watched(module, noise=5.0) as loud:
+    with torch.no_grad(), decided(module, noise=5.0) as loud:
         out = module(IDS).logits
-    assert torch.equal(quiet[0], loud[0]) and len(quiet) == 6
+    assert torch.equal(quiet[0].logits_NE, loud[0].logits_NE) and len(quiet) == 6
     assert torch.allclose(out, logits(sparse), atol=2e-5)  # copies: any choice computes the same
 
 
@@ -468,7 +467,7 @@ def test_mistakes(dense: Model, sparse: Model) -> None:
         )
     with (
         pytest.raises(InputError, match="no mixture of experts"),
-        watched(dense.load_module().module),
+        decided(dense.load_module().module),
     ):
         pass
     with pytest.raises(InputError, match="noise"):

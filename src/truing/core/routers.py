@@ -29,7 +29,7 @@ Shapes: N tokens, M of them that predict a loss token, E experts, k kept.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -137,9 +137,16 @@ class _Rows:
 
 
 @contextlib.contextmanager
-def _told(
-    module: nn.Module, tell: Callable[[Routed], None], noise: float, capacity: float, where: str
-) -> Generator[None]:
+def decided(
+    module: nn.Module, *, noise: float = 0.0, capacity: float = 0.0, where: str = ""
+) -> Generator[list[Routed]]:
+    """What each router decides in the passes inside the block, in the order of the layers.
+
+    Args:
+        noise: standard deviation of what is added to the logits before experts are chosen.
+        capacity: factor of the experts' capacity; 0 for none.
+    """
+    seen: list[Routed] = []
     rows = _Rows()
 
     def read(router: nn.Module, _: object, out: object) -> object:
@@ -151,40 +158,17 @@ def _told(
         if capacity:
             row_N = rows.of(logits_NE)
             kept_Nk = with_room(index_Nk, row_N, logits_NE.shape[1], capacity)
-        tell(Routed(logits_NE, index_Nk, kept_Nk))
+        seen.append(Routed(logits_NE, index_Nk, kept_Nk))
         return (logits_NE, weight_Nk * kept_Nk, index_Nk) if noise or capacity else None
 
     backbone = cast(nn.Module, getattr(module, "base_model", module))
     handles = [r.register_forward_hook(read) for r in routers(module, where)]
     handles.append(backbone.register_forward_pre_hook(rows.note, with_kwargs=True))
     try:
-        yield
+        yield seen
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextlib.contextmanager
-def decided(
-    module: nn.Module, *, noise: float = 0.0, capacity: float = 0.0, where: str = ""
-) -> Generator[list[Routed]]:
-    """What each router decides in the passes inside the block, in the order of the layers.
-
-    Args:
-        noise: standard deviation of what is added to the logits before experts are chosen.
-        capacity: factor of the experts' capacity; 0 for none.
-    """
-    seen: list[Routed] = []
-    with _told(module, seen.append, noise, capacity, where):
-        yield seen
-
-
-@contextlib.contextmanager
-def watched(module: nn.Module, noise: float = 0.0, where: str = "") -> Generator[list[Tensor]]:
-    """The logits [N, E] of each router in the passes inside the block; see `decided`."""
-    seen: list[Tensor] = []
-    with _told(module, lambda routed: seen.append(routed.logits_NE), noise, 0.0, where):
-        yield seen
 
 
 # The bias
