@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from any_tree import nodes, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,15 +20,7 @@ from truing.core.tree import (
 )
 from truing.errors import InputError
 
-tokens = st.lists(st.tuples(st.integers(0, 99), st.booleans()), min_size=1, max_size=6)
-leaf = tokens.map(lambda made: Node(tuple(i for i, _ in made), tuple(b for _, b in made)))
-node = st.recursive(
-    leaf,
-    lambda inner: st.tuples(leaf, st.lists(inner, min_size=1, max_size=3)).map(
-        lambda made: Node(made[0].ids, made[0].loss, tuple(made[1]))
-    ),
-    max_leaves=8,
-)
+node = nodes(ids=100, length=6, leaves=8)
 
 
 def seen_by(packed: Packed, at: int) -> list[int]:
@@ -88,7 +81,7 @@ def test_split_is_even() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(tokens, st.integers(2, 9), st.data())
+@given(tokens(ids=100, length=6), st.integers(2, 9), st.data())
 def test_pieces_score_each_token_once(
     row: list[tuple[int, bool]], limit: int, data: st.DataObject
 ) -> None:

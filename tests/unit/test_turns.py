@@ -12,6 +12,7 @@ from typing import cast
 
 import pytest
 import torch
+from any_tree import nodes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -95,15 +96,7 @@ def close(got: dict[str, Tensor], module: nn.Module) -> None:
 
 # Rows that begin alike
 
-tokens = st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=5)
-leaf = tokens.map(lambda made: Node(tuple(i for i, _ in made), tuple(b for _, b in made)))
-node = st.recursive(
-    leaf,
-    lambda inner: st.tuples(leaf, st.lists(inner, min_size=1, max_size=3)).map(
-        lambda made: Node(made[0].ids, made[0].loss, tuple(made[1]))
-    ),
-    max_leaves=6,
-)
+node = nodes(ids=3, length=5, leaves=6)
 
 
 @settings(max_examples=150, deadline=None)
