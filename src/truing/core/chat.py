@@ -130,8 +130,8 @@ def example_ids(
     """Ids of a dialogue and, for each, whether it carries loss: the assistant's words and ends.
 
     The first `asked` messages are the prompt and carry none. The last one must be the assistant's.
-    Raises InputError when there is none, or when the
-    template rewrites earlier turns, so that no one sequence holds what the model sees at each.
+    Raises InputError when there is none, or when the template rewrites earlier turns, so that no
+    one sequence holds what the model sees at each.
     """
     answers = [i for i, m in enumerate(messages) if m.get("role") == "assistant" and i >= asked]
     if not answers or answers[-1] != len(messages) - 1:

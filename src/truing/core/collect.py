@@ -4,9 +4,9 @@ Each rollout has a file of its own in the step's folder, to which answers are ad
 they are drawn, then their rewards. A run that was killed reads what is there and draws the rest:
 what is drawn depends on seed, prompt and weights alone, so the same bits come out. Where an
 environment answers between several turns of the policy (`core.episodes`), its replies and its state
-are written after each turn. The files stay,
-as the record of what the model was trained on. Of several processes each draws for a share of the
-prompts; the first one rewards all answers, and it alone has journals.
+are written after each turn. The files stay, as the record of what the model was trained on. Of
+several processes each draws for a share of the prompts; the first one rewards all answers, and it
+alone has journals.
 
 What cannot be learnt from is left out by rule and counted: prompts without room for an answer.
 Answers cut off at their length limit are kept and marked `finished` False; an answer that is
@@ -79,9 +79,10 @@ class Answer:
     paid: tuple[float, ...] = ()
     more: Row = field(default_factory=dict)
 
-    def node(self) -> Node:
-        """Its branch of the group's tree."""
-        return Node(self.ids, self.loss or (True,) * len(self.ids))
+    @property
+    def marks(self) -> tuple[bool, ...]:
+        """Which of its tokens carry loss."""
+        return self.loss or (True,) * len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ class Group:
 
     def tree(self) -> Node:
         """Its tree: the prompt once, a branch for each answer."""
-        leaves = tuple(a.node() for a in self.answers)
-        return replace(group_tree(self.prompt, [a.ids for a in self.answers]), children=leaves)
+        ids, marks = [a.ids for a in self.answers], [a.marks for a in self.answers]
+        return group_tree(self.prompt, ids, marks)
 
     @property
     def flat(self) -> bool:

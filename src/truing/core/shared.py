@@ -28,6 +28,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from truing.core.attention import switched
 from truing.core.products import quick, quick_linears
 from truing.core.states import Padded
+from truing.core.tree import alike
 from truing.errors import InputError
 
 NAME = "truing_shared"
@@ -280,10 +281,7 @@ def common_start(prompts: Sequence[Sequence[int]]) -> int:
     """Tokens that all prompts begin with, when there are enough; each keeps one of its own."""
     if len(prompts) < 2:
         return 0
-    ordered = sorted(tuple(p) for p in prompts)
-    low, high = ordered[0], ordered[-1]  # what these two share, all share
-    most = min(min(map(len, prompts)) - 1, len(low), len(high))
-    cut = next((i for i in range(most) if low[i] != high[i]), max(most, 0))
+    cut = alike(prompts, keep=1)
     return cut if cut >= COMMON else 0
 
 

@@ -64,7 +64,7 @@ def whole_vocabulary(module: nn.Module, packed: Packed) -> Callable[[slice], Ten
 
     def logp_CV(part: slice) -> Tensor:
         with torch.no_grad():
-            return torch.log_softmax(head(rows_MD[part]).float(), -1)
+            return log_probs(head, rows_MD[part], len(head.weight))
 
     return logp_CV
 

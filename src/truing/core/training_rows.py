@@ -2,9 +2,9 @@
 
 Answers that do not fit are cut at their end. Sides of a pair may be several messages: every turn of
 the assistant's after the prompt carries loss, after what both begin with where no prompt is given.
-Left out are rows without room for an answer, with an
-empty answer (one of a group's is enough), or that prefer nothing: a chosen answer equal to the
-rejected one, a group of one answer, or one of equal scores. All of it is counted.
+Left out are rows without room for an answer, with an empty answer (one of a group's is enough), or
+that prefer nothing: a chosen answer equal to the rejected one, a group of one answer, or one of
+equal scores. All of it is counted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from truing.core.chat import (
 )
 from truing.core.objective import Objective
 from truing.core.row_kinds import group_why, nothing_left
-from truing.core.tree import Node, fork, group_tree
+from truing.core.tree import Node, alike, fork, group_tree
 from truing.errors import InputError
 from truing.tables import Row, Table, prompt_of
 
@@ -74,14 +74,6 @@ class Unit:
         """What sorts units independently of their place: prompt and answers."""
         whole = self.dialogue
         return (self.prompt, self.answers, whole.ids if whole is not None else ())
-
-
-def _alike(one: Sequence[Message], two: Sequence[Message]) -> int:
-    """Messages that two dialogues begin with alike, each keeping one of its own."""
-    same = 0
-    while same < min(len(one), len(two)) - 1 and one[same] == two[same]:
-        same += 1
-    return same
 
 
 class Reader:
@@ -205,7 +197,7 @@ class Reader:
         """A pair whose sides are messages: what both begin with is one run of tokens."""
         given = messages_of(cast(Prompt, row["prompt"])) if "prompt" in row else []
         sides = [[*given, *cast("list[Message]", row[n])] for n in ("chosen", "rejected")]
-        asked = len(given) or _alike(*sides)
+        asked = len(given) or alike(sides, keep=1)
         if sides[0] == sides[1]:
             return self._out("left_out_same")
         answers = [m for side in sides for m in side[asked:] if m.get("role") == "assistant"]

@@ -70,14 +70,29 @@ class Node:
                 yield self.ids + ids, self.loss + loss
 
 
-def group_tree(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> Node:
-    """A prompt without loss and its completions, each token of which carries loss."""
+def alike(rows: Sequence[Sequence[object]], keep: int = 0) -> int:
+    """How many items all rows begin with alike; each keeps `keep` of its own."""
+    most = max(min(map(len, rows)) - keep, 0)
+    return next((i for i in range(most) if any(row[i] != rows[0][i] for row in rows)), most)
+
+
+def group_tree(
+    prompt: Sequence[int],
+    completions: Sequence[Sequence[int]],
+    loss: Sequence[Sequence[bool]] = (),
+) -> Node:
+    """A prompt without loss and its completions.
+
+    Args:
+        loss: which tokens of each completion carry loss; () for all.
+    """
     if not prompt or not completions or not all(completions):
         raise InputError(
             "a prompt and its completions need at least one token each",
             seen=(len(prompt), [len(c) for c in completions]),
         )
-    leaves = tuple(Node(tuple(c), (True,) * len(c)) for c in completions)
+    marks = loss or [(True,) * len(c) for c in completions]
+    leaves = tuple(example_tree(c, m) for c, m in zip(completions, marks, strict=True))
     return Node(tuple(prompt), (False,) * len(prompt), leaves)
 
 
@@ -98,9 +113,7 @@ def fork(rows: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> Node:
     Each row keeps a token of its own. Raises InputError unless all begin with the same token.
     """
     both = [list(zip(ids, loss, strict=True)) for ids, loss in rows]
-    same = 0
-    while all(same < len(row) - 1 and row[same] == both[0][same] for row in both):
-        same += 1
+    same = alike(both, keep=1)
     if not same:
         raise InputError("rows of one tree begin alike", seen=[list(ids[:3]) for ids, _ in rows])
     leaves = tuple(example_tree(ids[same:], loss[same:]) for ids, loss in rows)
@@ -312,11 +325,7 @@ def _common(one: Node, two: Node) -> int:
 
     What packing finds besides (branches that begin alike, earlier trees) comes on top.
     """
-    same = 0
-    for a, b in zip(one.ids, two.ids):
-        if a != b:
-            break
-        same += 1
+    same = alike([one.ids, two.ids])
     return same if _worth(same, len(two.ids), root=True) else 0
 
 

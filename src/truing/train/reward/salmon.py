@@ -70,14 +70,13 @@ HEAVY = 128  # added to the weight of principles that a row's tag asks for
 LEAST = 64  # characters of a question or an answer that cutting leaves
 GAP = " ... "
 OPEN_END = {"chosen_finished": False, "rejected_finished": False}
-START = "Answer:\n"
 
 
 def reviewed(prompt: object, answer: str, principles: Sequence[str]) -> str:
     """The text that is scored: answer, question, guideline, and the stub of a verdict."""
     listed = "\n".join(f"- {p}" for p in principles or [WHOLE])
     return (
-        f"{START}{answer}\n\nQuestion:\n{user_text(prompt)}\n\nGuideline:\n{listed}\n\n"
+        f"Answer:\n{answer}\n\nQuestion:\n{user_text(prompt)}\n\nGuideline:\n{listed}\n\n"
         "By this guideline, the quality of the answer is"
     )
 
