@@ -60,7 +60,7 @@ def without_opponent(offered: Sequence[str]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure the row."""
-    args = arguments("Five preference losses: total time against TRL", 64).parse_args(argv)
+    args = arguments("Five preference losses: total time against TRL", 32).parse_args(argv)
     where = machine(args.threads)
     job = job_of("dpo", args, rows.read(args.model, args.pairs), full=False)
     job = {**job, "losses": LOSSES}
