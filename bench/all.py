@@ -17,7 +17,7 @@ ROWS: dict[str, tuple[str, int, list[str]]] = {  # module, rows, flags
     "sampling": ("bench.sampling", 64, []),
     "beta_sweep": ("bench.beta_sweep", 64, []),
     "reward": ("bench.reward", 64, []),
-    "objectives": ("bench.objectives", 32, []),
+    "objectives": ("bench.objectives", 24, []),
     "grpo": ("bench.grpo", 16, []),
 }
 

@@ -85,6 +85,7 @@ def _compare(args: argparse.Namespace) -> object:
         data=args.data,
         budget=args.budget,
         seeds=args.seeds,
+        held_out=args.held_out,
         runs=args.runs,
     )
     if not args.json:
@@ -183,6 +184,7 @@ def _evidence(add: Callable[[str, Command, str], Parser]) -> None:
     child.add_argument("--data", required=True)
     child.add_argument("--budget", default="64pairs", help="rows to train on, such as 64pairs")
     child.add_argument("--seeds", type=int, default=3)
+    child.add_argument("--held-out", type=int, default=128, help="rows that all are measured on")
     child.add_argument("--runs", default="runs")
     child = add("why", _why, "which principle, generator, judge and filter made a row")
     child.add_argument("row", help="id of a row or of a report's sample")

@@ -227,8 +227,9 @@ def compare(
 
     if not methods:
         raise InputError("no methods to compare", where="--methods", fix="Such as dpo,ipo,simpo")
-    if seeds < 1:
-        raise InputError("must be at least 1", where="--seeds", seen=seeds)
+    for option, count in (("--seeds", seeds), ("--held-out", held_out)):
+        if count < 1:
+            raise InputError("must be at least 1", where=option, seen=count)
     found = [contender(text, verb) for text in methods]
     labels = [c.label for c in found]
     if len(set(labels)) < len(labels):

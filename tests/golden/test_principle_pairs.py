@@ -156,6 +156,7 @@ def test_resumes_from_the_journal(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
             raise KeyboardInterrupt
         return writer(*args, **kw)
 
+    monkeypatch.setattr(told_answers, "ROWS", 32)
     monkeypatch.setattr(told_answers, "generate", stop_early)
     with context.use(context.Context(seed=1, folder=tmp_path)), pytest.raises(KeyboardInterrupt):
         module.principle_pairs(MODEL, prompts, RULES, k=4)

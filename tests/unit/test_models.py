@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
 import shutil
 import threading
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from truing import models
-from truing.core import files, loaded, opening
+from truing.core import files, loaded, lora, opening
 from truing.core.licences import short, sort_of, strictest
 from truing.core.tiny import tiny_folder, tiny_model
 from truing.errors import InputError
@@ -502,6 +504,23 @@ def test_builder_makes_other_architectures(tmp_path: Path, monkeypatch: pytest.M
     assert torch.equal(back.module(torch.ones(3)), source(torch.ones(3)))
     with pytest.raises(InputError, match="no tokenizer"):
         _ = back.tokenizer
+
+
+def test_reading_a_large_model_frees_those_under_dropped_adapters(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaded, "LARGE", 0)
+    old = model.load_module(fresh=True).module
+    lora.attach(old, 2, 4.0)
+    left = weakref.ref(old)
+    gc.disable()
+    try:
+        del old
+        assert left() is not None  # by counting references alone it stays
+        model.load_module(fresh=True)
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_memory_is_forecast(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ one base cost the memory of one.
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 from collections import OrderedDict
 from collections.abc import Generator, Mapping
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from truing.models import Model
 
 KEEP = 4  # modules kept in memory for reuse
+LARGE = 2**-4  # GiB of weights before whose reading what nobody uses any more is collected
 _cache: OrderedDict[tuple[str, str, str], tuple[torch.nn.Module, dict[str, torch.Tensor]]]
 _cache = OrderedDict()
 _tokenizers: OrderedDict[str, PreTrainedTokenizerBase] = OrderedDict()
@@ -182,8 +184,10 @@ def check_memory(model: Model, dtype: str) -> None:
     from truing.core.weights import weight_files
     from truing.doctor import memory_gib
 
-    _, free = memory_gib()
     stored = sum(p.stat().st_size for p in weight_files(model.folder)) / 2**30
+    if stored > LARGE:
+        gc.collect()  # a module under an adapter refers to itself and stays until this
+    _, free = memory_gib()
     if free and stored > 0.95 * free and _cache:
         _cache.clear()  # what is kept for reuse must not stand in the way of what is needed
         _, free = memory_gib()

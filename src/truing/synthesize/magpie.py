@@ -25,7 +25,7 @@ from truing.models import Loaded, Model
 from truing.synthesize.magpie_text import cut_role, early_stop, sanitise
 from truing.tables import Message, Row, Table, content_hash
 
-CHUNK = 64  # instructions per journal entry
+CHUNK = 128  # instructions per journal entry
 GROUP = 16  # dialogues per journal entry
 _MARK = "\u241ftruing\u241f"  # stands for the user's words while the template is cut
 FOLLOW_UP = (

@@ -48,7 +48,7 @@ from truing.synthesize.salmon_labels import (
 from truing.tables import Row, Table, as_prompt, content_hash, user_text
 
 WHERE = "synthesize/salmon"
-CHUNK = 16  # prompts, or pairs under one principle, of a journal entry: what a kill can cost
+CHUNK = 64  # prompts, or pairs under one principle, of a journal entry: what a kill can cost
 
 
 @dataclass(frozen=True)

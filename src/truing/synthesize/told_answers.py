@@ -13,7 +13,7 @@ from truing.principles import Principles
 from truing.specify.in_context import with_principles
 from truing.tables import Row, Table, as_prompt, content_hash
 
-CHUNK = 16  # prompts per journal entry: what a kill can cost
+ROWS = 192  # answers drawn together and kept together: few are slow to draw, many lost by a kill
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,11 @@ def drawn_answers(
     journal = context.journal("answers")
     draw = {n: getattr(how, n) for n in ("k", "max_tokens", "temperature", "top_p")}
     drawn_as = [model.key, principles.key, how.place, how.told, draw, context.seed]
-    for start in range(0, len(prompts), CHUNK):
-        chunk = [as_prompt(r) for r in prompts.rows[start : start + CHUNK]]
+    size = max(1, 2 * ROWS // how.k)  # half of the answers to a prompt are drawn at a time
+    for start in range(0, len(prompts), size):
+        chunk = [as_prompt(r) for r in prompts.rows[start : start + size]]
         name = f"answers/{start}/{content_hash([drawn_as, [r['prompt'] for r in chunk]], 8)}"
         if name not in journal:
             journal.put(name, cast(Json, _sample(model, chunk, principles, how, name)))
         yield chunk, cast(list[list[list[object]]], journal.get(name))
-        context.progress(min(start + CHUNK, len(prompts)), len(prompts), "answers to prompts")
+        context.progress(min(start + size, len(prompts)), len(prompts), "answers to prompts")
