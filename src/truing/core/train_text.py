@@ -84,13 +84,17 @@ def trained_model(
     data: Table,
     name: str,
 ) -> Model:
-    """The model that training made: an adapter, or new weights where `adapters` is None."""
+    """The model that training made: an adapter, or new weights where `adapters` is None.
+
+    Adapters are taken off the module, which then refers to itself no more and leaves memory.
+    """
     licence = licence_of([data])
     if adapters is not None:
         with distributed.first_alone():
             if not folder.is_dir():
                 with new_folder(folder) as partial:
                     adapters.save(partial, base=model.name)
+        adapters.detach()
         made = model.adding(Adapter(folder), licence=licence)
     else:
         names, state = set(model.folded()), module.state_dict()
