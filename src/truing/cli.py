@@ -76,7 +76,7 @@ def _run(args: argparse.Namespace) -> object:
 
 
 def _compare(args: argparse.Namespace) -> object:
-    from truing.compare import from_options
+    from truing.compare import from_options, settings_of
 
     result = from_options(
         verb=args.verb,
@@ -86,6 +86,7 @@ def _compare(args: argparse.Namespace) -> object:
         budget=args.budget,
         seeds=args.seeds,
         held_out=args.held_out,
+        settings=settings_of(args.set, "--set"),
         runs=args.runs,
     )
     if not args.json:
@@ -184,6 +185,9 @@ def _evidence(add: Callable[[str, Command, str], Parser]) -> None:
     child.add_argument("--data", required=True)
     child.add_argument("--budget", default="64pairs", help="rows to train on, such as 64pairs")
     child.add_argument("--seeds", type=int, default=3)
+    child.add_argument(
+        "--set", action="append", default=[], metavar="SETTING=VALUE", help="of every method"
+    )
     child.add_argument("--held-out", type=int, default=128, help="rows that all are measured on")
     child.add_argument("--runs", default="runs")
     child = add("why", _why, "which principle, generator, judge and filter made a row")

@@ -44,20 +44,24 @@ class Contender:
     settings: Mapping[str, object]
 
 
-def contender(text: str, verb: str) -> Contender:
-    """ "dpo", "train/dpo" or "dpo@beta=0.3@lr=1e-4"."""
-    name, *given = text.strip().split("@")
+def settings_of(given: Sequence[str], where: str) -> dict[str, object]:
+    """Settings by name from "beta=0.3" and the like."""
     settings: dict[str, object] = {}
     for one in given:
         key, found, written = one.partition("=")
         if not found:
-            raise InputError(
-                "a method's settings are written name@setting=value", where="--methods", seen=text
-            )
+            raise InputError("settings are written setting=value", where=where, seen=one)
         try:
             settings[key] = json.loads(written)
         except ValueError:
             settings[key] = written
+    return settings
+
+
+def contender(text: str, verb: str, shared: Mapping[str, object] | None = None) -> Contender:
+    """ "dpo", "train/dpo" or "dpo@beta=0.3@lr=1e-4"; its own settings come before shared ones."""
+    name, *given = text.strip().split("@")
+    settings = dict(shared or {}) | settings_of(given, "--methods")
     method = registry[name if "/" in name else f"{verb}/{name}"]
     if method.returns != "Model":
         raise InputError("only methods that return a model can be compared", seen=method.id)
@@ -207,6 +211,7 @@ def compare(
     budget: str = "64pairs",
     seeds: int = 3,
     held_out: int = HELD_OUT,
+    settings: Mapping[str, object] | None = None,
     runs: str | Path = "runs",
 ) -> Comparison:
     """Set several methods side by side on the same rows, budget and seeds.
@@ -219,6 +224,7 @@ def compare(
         budget: rows to learn from, such as "64pairs".
         seeds: repetitions, each with another training sample.
         held_out: pairs that are measured on.
+        settings: of every method, such as {"lr": 1e-3}.
         runs: where the run's folder goes.
     Raises:
         InputError: unknown method or setting; too few rows; one that needs other inputs.
@@ -230,7 +236,7 @@ def compare(
     for option, count in (("--seeds", seeds), ("--held-out", held_out)):
         if count < 1:
             raise InputError("must be at least 1", where=option, seen=count)
-    found = [contender(text, verb) for text in methods]
+    found = [contender(text, verb, settings) for text in methods]
     labels = [c.label for c in found]
     if len(set(labels)) < len(labels):
         raise InputError("a method is named twice", where="--methods", seen=labels)

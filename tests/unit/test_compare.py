@@ -28,6 +28,10 @@ def test_contenders() -> None:
     one = contender("dpo@beta=0.3@schedule=linear", "train")
     assert (one.method, one.settings) == ("train/dpo", {"beta": 0.3, "schedule": "linear"})
     assert one.label == "dpo_beta_0.3_schedule_linear"
+    assert contender("dpo@lr=1e-4", "train", {"lr": 1e-3, "beta": 1}).settings == {
+        "lr": 1e-4,
+        "beta": 1,
+    }
     assert contender("steer/mean_difference", "train").method == "steer/mean_difference"
     with pytest.raises(InputError, match="setting=value"):
         contender("dpo@beta", "train")
