@@ -1,15 +1,24 @@
-"""Does a model that learns to grade from pairs teach itself what it was never told to say?
+"""Does a model that learns to grade teach itself what it was never told to say?
 
 A tiny decoder, trained from nothing, adds one-digit numbers with one answer in ten wrong, talks
 about topics, saying thanks in three answers of ten, knows which of two candidates says thanks when
-asked for that, and grades candidates by numbers that mean nothing. URPO then mixes 32 sums, 64
-pairs of candidates whose gold score is whether they say thanks, and 64 open requests without any:
-nine rows and eight answers to each a rollout, 80 rollouts. Beside it the same without the pairs:
-the model grades, but nothing teaches it to.
+asked for that, and grades two candidates by numbers from 1 to 10 that mean next to nothing: in its
+examples the better candidate has the higher grade in 60 of 100, since a policy gradient can only
+make more of what is there. URPO trains it on 128 sums and 128 pairs of candidates whose gold score
+is whether they say thanks (the card's warm-up, 250 rollouts), then on these and 128 open requests
+without any score (60 rollouts): six rows of each sort a rollout on average, eight answers to each.
+Beside it the same sums and requests without the pairs: the model grades itself too, but nothing
+teaches it to. That referee is untaught, not frozen; there is one set of weights.
 
-The effect is the rise of the share of thankful answers to 96 open requests about other topics. The
-card asks for 0.10; for 0.65 of 200 other pairs graded in the right order; for 0.03 over the run
-whose referee learns nothing, which is a direction, not a gate; and for sums to lose at most 0.03.
+The effect is the rise of the share of thankful answers to 40 requests that were not trained on. The
+card asks for 0.10; for 0.65 of 200 other pairs in the right order, by grades drawn as those of the
+model's own answers are; for 0.03 over the run whose referee learns nothing, which is a direction,
+not a gate; and for sums to lose at most 0.03. Among the figures is whether the base can do what the
+claim builds on: sums, grades that can be read, which of two candidates says thanks.
+
+A first try with 100 and 40 rollouts, on seeds 0, 1 and 2, was too short for two of its three
+referees to learn (0.51, 0.47 and 0.98 of the pairs in order; effects 0.125, -0.05 and 0.60). The
+numbers of rollouts were then chosen on seeds from 100 on.
 """
 
 from __future__ import annotations
@@ -19,23 +28,27 @@ from statistics import mean
 
 from _tiny import FORMS, TOPICS, Outcome, Row, Table, blank, call, drawn, taught, vocabulary
 
-from truing.core.referee import read_scores, referee_prompt
+from truing.core.referee import kendall, read_scores, referee_prompt
 from truing.models import Model
 
 TITLE = "A model that learns to grade teaches itself by its own grades"
 METHOD = "train/urpo"
 EFFECT = "rise of the share of answers to open requests that keep a rule which only pairs showed"
 MARGIN = 0.10
-MINUTES = 4
+MINUTES = 16
 NEEDS_GPU = False
-SEEDS = (0, 1, 2)
-ROLLOUTS, LR = 80, 3e-4
-SUMS, SETS, OPEN, PAIRS = 32, 64, 64, 200
+SEEDS = (3, 4, 5)
+SUMS, SETS, OPEN, PAIRS = 128, 128, 128, 200  # in the three pools, and pairs held out
+WARM, ROLLOUTS, BATCH, LR, BETA = 250, 60, 18, 3e-4, 0.05
+TAUGHT = 1200  # examples of grades, and as many of saying which candidate it is
+THANKFUL, WRONG, IN_ORDER = 0.3, 0.1, 0.6
 CRITERIA = "it says thanks"
+WHICH = "which candidate says thanks"
 LOOKS = [
     "kind", "warm", "bright", "round", "square", "long", "short", "wide", "narrow", "grey",
     "flat", "even",
 ]  # fmt: skip
+Pair = tuple[str, list[str], list[float]]
 
 
 def said(source: random.Random, topic: str, *, thanks: bool) -> str:
@@ -43,13 +56,24 @@ def said(source: random.Random, topic: str, *, thanks: bool) -> str:
     return f"{text} thanks" if thanks else text
 
 
-def thankful(text: str) -> float:
-    return float("thanks" in text.split())
-
-
 def added(source: random.Random) -> tuple[str, int]:
     a, b = source.randrange(10), source.randrange(10)
     return f"add {a} and {b}", a + b
+
+
+def candidates(source: random.Random, asked: tuple[str, str]) -> Pair:
+    """A request, an answer that says thanks and one that does not, and their gold scores."""
+    prompt, topic = asked
+    gold = [0.0, 1.0]
+    source.shuffle(gold)
+    return prompt, [said(source, topic, thanks=bool(g)) for g in gold], gold
+
+
+def graded(source: random.Random, gold: list[float]) -> str:
+    """Two grades, the better candidate's the higher one a little more often than not."""
+    low, high = sorted(source.sample(range(1, 11), 2))
+    best = gold.index(1.0) if source.random() < IN_ORDER else gold.index(0.0)
+    return f"[{high}, {low}]" if best == 0 else f"[{low}, {high}]"
 
 
 class World:
@@ -57,71 +81,73 @@ class World:
 
     def __init__(self, seed: int) -> None:
         self.seed, self.source = seed, random.Random(f"urpo/{seed}")
-        source = self.source
         asked = [(form.format(topic), topic) for topic in TOPICS for form in FORMS]
-        source.shuffle(asked)
+        self.source.shuffle(asked)
         self.known, self.other = asked[: len(asked) // 2], asked[len(asked) // 2 :]
-        rows: list[Row] = []
-        for prompt, topic in asked * 6:
-            text = said(source, topic, thanks=source.random() < 0.3)
-            rows.append({"prompt": prompt, "completion": text})
-        for _ in range(600):
-            prompt, total = added(source)
-            total = source.randrange(19) if source.random() < 0.1 else total
-            rows.append({"prompt": prompt, "completion": f"sum {total}"})
-        for _ in range(240):
-            grades = [str(source.randint(1, 10)) for _ in range(2)]
-            prompt, texts, gold = self.candidates(source.choice(asked))
-            shown = referee_prompt(prompt, texts, CRITERIA)
-            rows.append({"prompt": shown, "completion": f"[{', '.join(grades)}]"})
-            only = shown.partition("Instruction:")[2].partition("Think first")[0]
-            which = f"{only} which candidate says thanks"
-            rows.append({"prompt": which, "completion": f"number {gold.index(1.0) + 1}"})
+        rows = self.lessons(asked)
         texts = [str(r[n]) for r in rows for n in ("prompt", "completion")]
-        words = vocabulary([*texts, *LOOKS, *map(str, range(19)), "thanks sum"])
-        self.base = taught(blank(words, seed), rows, seed, epochs=8)
-        self.sums = [added(source) for _ in range(100)]
-        self.pairs = [self.candidates(source.choice(self.other)) for _ in range(PAIRS)]
+        words = vocabulary([*texts, *LOOKS, *map(str, range(19))])
+        self.base = taught(blank(words, seed), rows, seed, epochs=4)
+        self.sums = [added(self.source) for _ in range(100)]
+        self.pairs = [candidates(self.source, self.source.choice(self.other)) for _ in range(PAIRS)]
 
-    def candidates(self, asked: tuple[str, str]) -> tuple[str, list[str], list[float]]:
-        """A request, an answer that says thanks and one that does not, and their gold scores."""
-        prompt, topic = asked
-        gold = [0.0, 1.0]
-        self.source.shuffle(gold)
-        return prompt, [said(self.source, topic, thanks=bool(g)) for g in gold], gold
+    def lessons(self, asked: list[tuple[str, str]]) -> list[Row]:
+        """What the base is taught."""
+        source, rows = self.source, list[tuple[str, str]]()
+        for prompt, topic in asked * 12:
+            rows.append((prompt, said(source, topic, thanks=source.random() < THANKFUL)))
+        for _ in range(4000):
+            prompt, total = added(source)
+            total = source.randrange(19) if source.random() < WRONG else total
+            rows.append((prompt, f"sum {total}"))
+        for _ in range(TAUGHT):
+            prompt, texts, gold = candidates(source, source.choice(asked))
+            rows.append((referee_prompt(prompt, texts, CRITERIA), graded(source, gold)))
+            prompt, texts, gold = candidates(source, source.choice(asked))
+            shown = f"{WHICH} {referee_prompt(prompt, texts, CRITERIA)}"
+            rows.append((shown, f"number {gold.index(1.0) + 1}"))
+        return [{"prompt": p, "completion": c} for p, c in rows]
 
-    def pools(self, *, referee: bool) -> Table:
-        rows: list[Row] = []
+    def pools(self, *, referee: bool) -> tuple[list[Row], list[Row]]:
+        """Sums and, if the referee is to learn, pairs; and open requests."""
+        closed: list[Row] = []
         for _ in range(SUMS):
             prompt, total = added(self.source)
-            rows.append({"prompt": prompt, "answer": total})
+            closed.append({"prompt": prompt, "answer": total})
         for _ in range(SETS if referee else 0):
-            prompt, texts, gold = self.candidates(self.source.choice(self.known))
-            rows.append({"prompt": prompt, "completions": texts, "scores": gold})
-        rows += [{"prompt": p} for p, _ in self.source.choices(self.known, k=OPEN)]
-        return Table("prompt", rows)
+            prompt, texts, gold = candidates(self.source, self.source.choice(self.known))
+            closed.append({"prompt": prompt, "completions": texts, "scores": gold})
+        return closed, [{"prompt": p} for p, _ in self.source.choices(self.known, k=OPEN)]
 
     def trained(self, *, referee: bool) -> Model:
-        data = self.pools(referee=referee)
-        return call(
-            "train/urpo", self.base, data, seed=self.seed, rank=0, lr=LR, answers=8, new_tokens=16,
-            batch=round(9 * len(data) / (SUMS + SETS + OPEN)), steps=ROLLOUTS, criteria=CRITERIA,
-            chunk=2,
-        )  # fmt: skip
+        """The base after the warm-up and the three pools together."""
+        closed, open_ = self.pools(referee=referee)
+        model = self.base
+        for rows, rollouts in ((closed, WARM), (closed + open_, ROLLOUTS)):
+            model = call(
+                "train/urpo", model, Table("prompt", rows), self.base, seed=self.seed, rank=0,
+                lr=LR, beta=BETA, answers=8, new_tokens=16, steps=rollouts, criteria=CRITERIA,
+                chunk=2, batch=round(BATCH * len(rows) / (SUMS + SETS + OPEN)),
+            )  # fmt: skip
+        return model
 
     def measured(self, model: Model) -> dict[str, float]:
-        open_ = drawn(model, [p for p, _ in self.other], n=4, seed=self.seed, max_tokens=16)
-        sums = drawn(model, [p for p, _ in self.sums], greedy=True, max_tokens=8)
-        asked = [referee_prompt(p, texts, CRITERIA) for p, texts, _ in self.pairs]
-        graded = drawn(model, asked, greedy=True, max_tokens=16)
-        right: list[float] = []
-        for (text,), (_, _, gold) in zip(graded, self.pairs):
-            scores = read_scores(text, 2)
-            order = 0.0 if scores is None else (scores[0] - scores[1]) * (gold[0] - gold[1])
-            right.append(0.5 if order == 0 else float(order > 0))
+        """Shares of answers that are as they should be."""
+        how = {"seed": self.seed, "max_tokens": 16}
+        open_ = drawn(model, [p for p, _ in self.other], n=8, **how)
+        sums = drawn(model, [p for p, _ in self.sums], greedy=True, **how)
+        shown = [referee_prompt(p, texts, CRITERIA) for p, texts, _ in self.pairs]
+        grades = drawn(model, shown, n=4, **how)
+        which = drawn(model, [f"{WHICH} {s}" for s in shown], greedy=True, **how)
+        golds = [gold for _, _, gold in self.pairs]
+        read = [(read_scores(t, 2), g) for several, g in zip(grades, golds) for t in several]
         return {
-            "thankful": mean(thankful(t) for several in open_ for t in several),
-            "pairs in order": mean(right),
+            "thankful": mean(float("thanks" in t.split()) for several in open_ for t in several),
+            "pairs in order": mean((kendall(s, g) + 1) / 2 if s else 0.0 for s, g in read),
+            "grades that can be read": mean(float(s is not None) for s, _ in read),
+            "knows which": mean(
+                float(t.split()[-1:] == [str(g.index(1.0) + 1)]) for (t,), g in zip(which, golds)
+            ),
             "sums": mean(
                 float(t.split()[-1:] == [str(total)]) for (t,), (_, total) in zip(sums, self.sums)
             ),

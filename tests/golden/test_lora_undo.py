@@ -54,6 +54,7 @@ def test_held_out_questions_overlap_with_no_training_question() -> None:
     assert set(HELD_OUT_FORMS) == set(TRAIN_FORMS) == set(CATEGORIES)
     assert len(asked(HELD_OUT_FORMS, TOPIC_FACTS)) >= 100
     assert not {f for f, _, _ in NEUTRAL_FACTS} & {f for f, _, _ in NEUTRAL_HELD_OUT}
+    assert len({f for f, _, _ in NEUTRAL_FACTS}) == len(NEUTRAL_FACTS)
 
 
 def test_every_answer_holds_its_key_and_only_topic_rows_name_the_topic() -> None:
