@@ -5,7 +5,6 @@ Called with the path of a job; writes made.json beside it and the trained tensor
 
 from __future__ import annotations
 
-import gc
 import json
 import resource
 import shutil
@@ -126,7 +125,6 @@ def trained(task: engine.Task, training: TextTraining, clock: Clock, path: Path)
 
 def run(job: Json, name: str, own: Json, folder: Path, path: Path) -> Json:
     """One run of an objective on rows."""
-    gc.collect()  # what an earlier run of this process held is no part of this one's memory
     model = Model.open(str(job["model"]))
     loaded = model.load_module("float32", "cpu", fresh=True)
     spec = objective_of(methods[name].declared)
