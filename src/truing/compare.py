@@ -12,7 +12,6 @@ Intervals are Student's over seeds; with one seed there are none.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -51,10 +50,7 @@ def settings_of(given: Sequence[str], where: str) -> dict[str, object]:
         key, found, written = one.partition("=")
         if not found:
             raise InputError("settings are written setting=value", where=where, seen=one)
-        try:
-            settings[key] = json.loads(written)
-        except ValueError:
-            settings[key] = written
+        settings[key] = jsontext.loads_or_text(written)
     return settings
 
 

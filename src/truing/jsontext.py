@@ -41,3 +41,11 @@ def dumps(
     return json.dumps(
         finite(value), indent=indent, ensure_ascii=ascii, allow_nan=False, default=default
     )
+
+
+def loads_or_text(written: str) -> object:
+    """What was typed as a value: JSON where it can be read so, else the text itself."""
+    try:
+        return json.loads(written)
+    except ValueError:
+        return written

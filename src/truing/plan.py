@@ -12,13 +12,13 @@ names, or a source: a file, a folder, a registered name. Everything else is a se
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from truing import jsontext
 from truing.errors import InputError, unknown
 from truing.method import Input, Method, methods
 from truing.tables import content_hash
@@ -137,10 +137,7 @@ class Plan:
         current directory, not from the recipe's.
         """
         place, found, written = text.partition("=")
-        try:
-            value: object = json.loads(written)
-        except ValueError:
-            value = written
+        value = jsontext.loads_or_text(written)
         head, dotted, rest = place.partition(".")
         if not found or not place:
             raise InputError("written as STEP.SETTING=VALUE", where="--set", seen=text)
