@@ -180,7 +180,9 @@ def _evidence(add: Callable[[str, Command, str], Parser]) -> None:
     """The commands that show what holds and where it comes from."""
     child = add("compare", _compare, "several methods on the same data, budget and seeds")
     child.add_argument("--verb", default="train")
-    child.add_argument("--methods", required=True, help="comma-separated names")
+    child.add_argument(
+        "--methods", required=True, help="comma-separated names; a group's name for all of it"
+    )
     child.add_argument("--model", default="smollm2-135m-instruct")
     child.add_argument("--data", required=True)
     child.add_argument("--budget", default="64pairs", help="rows to train on, such as 64pairs")

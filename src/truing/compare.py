@@ -32,6 +32,7 @@ from truing.summary import rows_text
 
 HELD_OUT = 128  # pairs that every model is measured on
 TEXTS, QUESTIONS = "prose", "common_knowledge"  # general ability is measured on these
+ABILITY_TOKENS = 128  # of each text: every model of a comparison reads the same ones
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,13 @@ def contender(text: str, verb: str, shared: Mapping[str, object] | None = None) 
     return Contender(label, method.id, settings)
 
 
+def named(text: str, verb: str) -> list[str]:
+    """The methods that a name stands for: itself, or all of a group, such as "preference"."""
+    name = text.strip()
+    group = [m.name for m in registry.values() if m.verb == verb and m.group == name]
+    return group if group and f"{verb}/{name}" not in registry else [text]
+
+
 def budget_of(text: str) -> int:
     """Rows in "64pairs", "64 rows" or "64"."""
     found = re.fullmatch(r"\s*(\d+)\s*(pairs|rows|)\s*", text)
@@ -88,7 +96,14 @@ def plan_of(
 
     def ability(name: str, model: str) -> None:
         # The texts are named, so that their content is part of the key.
-        plan.step(name, "evaluate/ability", model=model, texts=TEXTS, questions=QUESTIONS)
+        plan.step(
+            name,
+            "evaluate/ability",
+            model=model,
+            texts=TEXTS,
+            questions=QUESTIONS,
+            max_tokens=ABILITY_TOKENS,
+        )
 
     ability("base-ability", "base")
     for seed in range(seeds):
@@ -213,7 +228,7 @@ def compare(
     """Set several methods side by side on the same rows, budget and seeds.
 
     Args:
-        methods: names, `verb/name`, or `name@setting=value@...`.
+        methods: names, `verb/name`, `name@setting=value@...`, or a group's name for all of it.
         model: what each of them starts from.
         data: preference pairs: a file or a data set's name.
         verb: of bare names.
@@ -232,7 +247,7 @@ def compare(
     for option, count in (("--seeds", seeds), ("--held-out", held_out)):
         if count < 1:
             raise InputError("must be at least 1", where=option, seen=count)
-    found = [contender(text, verb, settings) for text in methods]
+    found = [contender(one, verb, settings) for text in methods for one in named(text, verb)]
     labels = [c.label for c in found]
     if len(set(labels)) < len(labels):
         raise InputError("a method is named twice", where="--methods", seen=labels)
@@ -250,10 +265,12 @@ def compare(
 def from_options(**options: object) -> Comparison:
     """`compare` from the command line's words."""
     verb = str(options["verb"])
-    named = cast("list[str]", options.pop("methods"))
-    for name in named:
+    methods = [
+        one for text in cast("list[str]", options.pop("methods")) for one in named(text, verb)
+    ]
+    for name in methods:
         bare = name.split("@")[0]
         if bare not in registry and f"{verb}/{bare}" not in registry:
             known = [m.name for m in registry.values() if m.verb == verb]
             raise unknown("method", bare, known, where="--methods", limit=60)
-    return compare(named, **options)  # pyright: ignore[reportArgumentType]
+    return compare(methods, **options)  # pyright: ignore[reportArgumentType]

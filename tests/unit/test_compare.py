@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from truing.compare import budget_of, compare, contender, plan_of
+from truing.compare import budget_of, compare, contender, named, plan_of
 from truing.core.reference import Reference
 from truing.errors import InputError
+from truing.method import methods
 
 ROWS = [
     {"prompt": f"Say {i}.", "chosen": f"It is {i}", "rejected": f"No, not {i} at all"}
@@ -37,6 +38,17 @@ def test_contenders() -> None:
         contender("dpo@beta", "train")
     with pytest.raises(InputError, match="return a model"):
         contender("select/deita", "train")
+
+
+def test_a_group_stands_for_all_its_methods() -> None:
+    assert named("dpo@beta=0.3", "train") == ["dpo@beta=0.3"]
+    assert named("no_such_thing", "train") == ["no_such_thing"]
+    found = named("preference", "train")
+    assert {"dpo", "kto", "simpo", "orpo", "d2o"} < set(found) and "grpo" not in found
+    # All of them can be trained on pairs alone.
+    plan = plan_of([contender(n, "train") for n in found], "m", "d", 4, 1, held_out=4)
+    assert len([s for s in plan.steps if s.endswith("-gain")]) == len(found) + 1
+    assert all(methods[f"train/{n}"].group == "preference" for n in found)
 
 
 def test_budgets() -> None:
