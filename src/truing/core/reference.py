@@ -88,7 +88,7 @@ class Kept(ABC):
             self._values.clear()
         wanted = [t for t in gathered(trees) if any(k not in self._values for k in keys_of(t))]
         device = next(module.parameters()).device
-        runs = pack(wanted, budget) if wanted else []
+        runs = pack(wanted, budget, share=True) if wanted else []
         if keep:
             self._divide(module, runs, wanted, device)
         at = 0

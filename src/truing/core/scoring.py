@@ -99,7 +99,7 @@ def by_prompt(
             head = prompt_ids(loaded.tokenizer, cast(Prompt, rows[some[0]]["prompt"]))
             trees.append(group_tree(head, [answers[i] for i in some]))
     done = 0
-    for packed in pack(trees) if trees else []:
+    for packed in pack(trees, share=True) if trees else []:
         with torch.inference_mode(), loaded.run_time():
             value_UK = values(packed.to(loaded.device)).tolist()
         for members, numbers in zip(order[done : done + len(value_UK)], value_UK, strict=True):
@@ -132,7 +132,7 @@ def step_scores(reward: Model, rows: Sequence[Row], separator: str) -> list[list
     head = _own_head(loaded)
     trees = [step_tree(loaded, row, separator) for row in rows]
     found: list[list[float]] = []
-    for packed in pack(trees) if trees else []:
+    for packed in pack(trees, share=True) if trees else []:
         with torch.inference_mode(), loaded.run_time():
             score_UKT = measured(loaded.module, head, packed.to(loaded.device), grad=False)
         for score_T, mask_T in zip(score_UKT[:, 0], packed.mask_UKT[:, 0], strict=True):
