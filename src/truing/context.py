@@ -17,9 +17,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
@@ -144,6 +146,34 @@ class Context:
         if name not in self._journals:
             self._journals[name] = Journal(self.folder / f"{name}.jsonl")
         return self._journals[name]
+
+    def chunks(
+        self,
+        journal: str,
+        items: Sequence[T],
+        size: int,
+        name: Callable[[int, Sequence[T]], str],
+        make: Callable[[int, Sequence[T]], Json],
+        label: str,
+    ) -> Iterator[tuple[Sequence[T], Json]]:
+        """Items `size` at a time, each chunk with what `make` says of it, kept in a journal.
+
+        Args:
+            journal: its name; a chunk that is in it is not made again.
+            size: what a kill can cost.
+            name: of a chunk, from the number of its first item and the chunk: all that what is
+                made depends on must be in it.
+            make: what is kept, from the same two.
+            label: of the progress.
+        """
+        notes = self.journal(journal)
+        for start in range(0, len(items), size):
+            chunk = items[start : start + size]
+            key = name(start, chunk)
+            if key not in notes:
+                notes.put(key, make(start, chunk))
+            yield chunk, notes.get(key)
+            self.progress(start + len(chunk), len(items), label)
 
     def progress(self, done: int, total: int, label: str = "") -> None:
         """Tell how far the step is; cheap enough to call for every row."""

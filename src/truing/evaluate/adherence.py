@@ -24,7 +24,7 @@ from truing.specify.checks import words
 from truing.specify.satisfaction import ON_TOPIC, Kept, measured, satisfaction
 from truing.tables import Row, Table, as_prompt, content_hash
 
-CHUNK = 64  # prompts per journal entry
+CHUNK = 128  # prompts answered together: what a kill can cost
 
 
 def answer_all(
@@ -42,27 +42,26 @@ def answer_all(
     Finished chunks are read back from the step's journal after a kill.
     """
     context = current()
-    notes = context.journal(journal)
     drawn_as = [model.key, max_tokens, temperature, top_p, context.seed if seed is None else seed]
-    answers: list[tuple[str, bool]] = []
-    for start in range(0, len(prompts), CHUNK):
-        chunk = prompts[start : start + CHUNK]
-        name = f"{start}/{content_hash([drawn_as, [r['prompt'] for r in chunk]], 8)}"
-        if name not in notes:
-            drawn = generate(
-                model,
-                [r["prompt"] for r in chunk],
-                n=1,
-                max_tokens=max_tokens,
-                temperature=temperature or 1.0,
-                top_p=top_p,
-                greedy=temperature == 0,
-                seed=context.stream(f"{journal}/{start}") if seed is None else seed + start,
-            )
-            notes.put(name, cast(Json, [[d[0].text.strip(), d[0].finish == "stop"] for d in drawn]))
-        answers += [(str(t), bool(e)) for t, e in cast(list[list[object]], notes.get(name))]
-        context.progress(min(start + CHUNK, len(prompts)), len(prompts), "answers")
-    return answers
+
+    def name(start: int, chunk: Sequence[Row]) -> str:
+        return f"{start}/{content_hash([drawn_as, [r['prompt'] for r in chunk]], 8)}"
+
+    def make(start: int, chunk: Sequence[Row]) -> Json:
+        drawn = generate(
+            model,
+            [r["prompt"] for r in chunk],
+            n=1,
+            max_tokens=max_tokens,
+            temperature=temperature or 1.0,
+            top_p=top_p,
+            greedy=temperature == 0,
+            seed=context.stream(f"{journal}/{start}") if seed is None else seed + start,
+        )
+        return [[d[0].text.strip(), d[0].finish == "stop"] for d in drawn]
+
+    found = context.chunks(journal, prompts, CHUNK, name, make, "answers")
+    return [(str(t), bool(e)) for _, made in found for t, e in cast("list[list[Json]]", made)]
 
 
 def violation_measures(kept: Sequence[Kept], principles: Principles) -> list[Measure]:

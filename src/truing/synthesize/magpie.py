@@ -109,15 +109,17 @@ def _drawn(
 ) -> Iterator[tuple[str, bool]]:
     """`n` continuations of one head, from the journal where they are there."""
     context = current()
-    journal = context.journal("instructions")
     drawn_as = content_hash([model.key, head, draw, list(stops), n, context.seed], 8)
-    for start in range(0, n, CHUNK):
-        name = f"{drawn_as}/{start}"
-        if name not in journal:
-            size, seed = min(CHUNK, n - start), context.stream(f"instructions/{start}")
-            journal.put(name, cast(Json, _continue(loaded, [head], size, draw, stops, seed)[0]))
-        yield from cast("list[tuple[str, bool]]", journal.get(name))
-        context.progress(min(start + CHUNK, n), n, "instructions")
+
+    def name(start: int, _: Sequence[int]) -> str:
+        return f"{drawn_as}/{start}"
+
+    def make(start: int, chunk: Sequence[int]) -> Json:
+        seed = context.stream(f"instructions/{start}")
+        return cast(Json, _continue(loaded, [head], len(chunk), draw, stops, seed)[0])
+
+    for _, made in context.chunks("instructions", range(n), CHUNK, name, make, "instructions"):
+        yield from cast("list[tuple[str, bool]]", made)
 
 
 def _answers(model: Model, prompts: Sequence[object], max_tokens: int) -> list[str]:
@@ -197,6 +199,28 @@ def _row(dialogue: list[Message], lead: list[Message], turns: int) -> Row:
     return row
 
 
+def _asked_on(
+    loaded: Loaded,
+    dialogues: Sequence[list[Message]],
+    draw: dict[str, float],
+    stops: Sequence[str],
+    seed: int,
+) -> list[list[Message]]:
+    """The dialogues with the user's next question, without those whose question fails.
+
+    It is drawn under a system message that announces several rounds, which no answer sees.
+    """
+    announced: Message = {"role": "system", "content": FOLLOW_UP}
+    heads = [pre_query(loaded.tokenizer, [announced, *d]) for d in dialogues]
+    drawn = [d[0] for d in _continue(loaded, heads, 1, draw, stops, seed)]
+    asked = [clean(t, one_line="\n" in stops, rules=False) for t, _ in drawn]
+    return [
+        [*d, {"role": "user", "content": text}]
+        for d, text, (_, finished) in zip(dialogues, asked, drawn, strict=True)
+        if text and finished
+    ]
+
+
 def _dialogues(
     model: Model,
     loaded: Loaded,
@@ -206,38 +230,22 @@ def _dialogues(
     stops: Sequence[str],
     response_tokens: int,
 ) -> list[list[Message]]:
-    """Dialogues of `turns` rounds; one whose answer or next question fails is dropped.
-
-    The next question is drawn under a system message that announces several rounds; the answer
-    never sees that message.
-    """
+    """Dialogues of `turns` rounds; one whose answer or next question fails is dropped."""
     context = current()
-    journal = context.journal("dialogues")
     for turn in range(turns):
-        grown: list[list[Message]] = []
-        for start in range(0, len(dialogues), GROUP):
-            group = dialogues[start : start + GROUP]
-            name = f"{turn}/{content_hash([model.key, group, draw, response_tokens], 8)}"
-            if name not in journal:
-                if turn > 0:
-                    announced = {"role": "system", "content": FOLLOW_UP}
-                    heads = [pre_query(loaded.tokenizer, [announced, *d]) for d in group]
-                    seed = context.stream(f"turn/{turn}/{start}")
-                    drawn = [d[0] for d in _continue(loaded, heads, 1, draw, stops, seed)]
-                    asked = [clean(t, one_line="\n" in stops, rules=False) for t, _ in drawn]
-                    group = [
-                        [*d, {"role": "user", "content": text}]
-                        for d, text, (_, finished) in zip(group, asked, drawn, strict=True)
-                        if text and finished
-                    ]
-                texts = _answers(model, group, response_tokens) if group else []
-                said = [
-                    [*d, {"role": "assistant", "content": t}]
-                    for d, t in zip(group, texts, strict=True)
-                    if t
-                ]
-                journal.put(name, cast(Json, said))
-            grown += cast(list[list[Message]], journal.get(name))
-            context.progress(start + len(group), len(dialogues), f"answers, round {turn + 1}")
-        dialogues = grown
+
+        def name(_: int, group: Sequence[list[Message]], turn: int = turn) -> str:
+            return f"{turn}/{content_hash([model.key, list(group), draw, response_tokens], 8)}"
+
+        def make(start: int, group: Sequence[list[Message]], turn: int = turn) -> Json:
+            if turn > 0:
+                seed = context.stream(f"turn/{turn}/{start}")
+                group = _asked_on(loaded, group, draw, stops, seed)
+            texts = _answers(model, group, response_tokens) if group else []
+            both = zip(group, texts, strict=True)
+            return cast(Json, [[*d, {"role": "assistant", "content": t}] for d, t in both if t])
+
+        label = f"answers, round {turn + 1}"
+        found = context.chunks("dialogues", dialogues, GROUP, name, make, label)
+        dialogues = [d for _, said in found for d in cast("list[list[Message]]", said)]
     return dialogues

@@ -92,7 +92,7 @@ class Scoring:
     relevance_weight: float
     judge_weight: float
 
-    def __call__(self, chunk: list[Row], drawn: list[list[list[object]]]) -> list[list[Answer]]:
+    def __call__(self, chunk: Sequence[Row], drawn: list[list[list[object]]]) -> list[list[Answer]]:
         """The answers to each prompt of a chunk, scored."""
         flat: list[Row] = [
             {"prompt": row["prompt"], "completion": text, "finished": finished}

@@ -62,46 +62,47 @@ class Two:
 
 def _answered(model: Model, prompts: Table, n: int, draw: dict[str, float]) -> list[Two]:
     """n pairs of answers to every prompt."""
-    context, journal = current(), current().journal("answers")
-    made: list[Two] = []
-    for start in range(0, len(prompts), CHUNK):
-        chunk = [as_prompt(r) for r in prompts.rows[start : start + CHUNK]]
+    context = current()
+
+    def name(start: int, chunk: Sequence[Row]) -> str:
         asked = [r["prompt"] for r in chunk]
-        name = content_hash([model.key, n, draw, context.seed, start, asked], 8)
-        if name not in journal:
-            found = generate(
-                model, asked, n=2 * n, max_tokens=int(draw["max_tokens"]),
-                temperature=draw["temperature"], seed=context.stream(f"answers/{name}"),
-            )  # fmt: skip
-            texts = [[[c.text.strip(), c.finish == "stop"] for c in items] for items in found]
-            journal.put(name, cast(Json, texts))
-        for row, items in zip(chunk, cast("list[list[tuple[str, bool]]]", journal.get(name))):
+        return content_hash([model.key, n, draw, context.seed, start, asked], 8)
+
+    def make(start: int, chunk: Sequence[Row]) -> Json:
+        found = generate(
+            model, [r["prompt"] for r in chunk], n=2 * n, max_tokens=int(draw["max_tokens"]),
+            temperature=draw["temperature"], seed=context.stream(f"answers/{name(start, chunk)}"),
+        )  # fmt: skip
+        return [[[c.text.strip(), c.finish == "stop"] for c in items] for items in found]
+
+    rows = [as_prompt(r) for r in prompts]
+    made: list[Two] = []
+    for chunk, found in context.chunks("answers", rows, CHUNK, name, make, "pairs of answers"):
+        for row, items in zip(chunk, cast("list[list[tuple[str, bool]]]", found), strict=True):
             for (a, a_end), (b, b_end) in zip(items[::2], items[1::2], strict=True):
                 made.append(Two(row, (a, b), (a_end, b_end)))
-        context.progress(len(made), n * len(prompts), "pairs of answers")
     return made
 
 
 def _judged(judge: Model, pairs: Sequence[Two], principle: Principle) -> list[Odds]:
     """(s_12, s_21) of every pair under one principle."""
-    context, journal = current(), current().journal("odds")
-    made: list[Odds] = []
-    for start in range(0, len(pairs), CHUNK):
-        some = pairs[start : start + CHUNK]
-        asked = [[two.prompt["prompt"], *two.texts] for two in some]
-        name = content_hash([judge.key, principle.text, asked], 8)
-        if name not in journal:
-            ours, theirs = (
-                [{"prompt": t.prompt["prompt"], "completion": t.texts[i]} for t in some]
-                for i in (0, 1)
-            )
-            found = compare(judge, ours, theirs, criteria=principle.text)
-            both = zip(found.shown_first, found.shown_second, strict=True)
-            odds = [[log_odds(c, written=judge.is_served) for c in pair] for pair in both]
-            journal.put(name, cast(Json, odds))
-        made += [(a, b) for a, b in cast("list[Odds]", journal.get(name))]
-        context.progress(len(made), len(pairs), f"pairs judged by {principle.id}")
-    return made
+
+    def name(_: int, chunk: Sequence[Two]) -> str:
+        asked = [[two.prompt["prompt"], *two.texts] for two in chunk]
+        return content_hash([judge.key, principle.text, asked], 8)
+
+    def make(_: int, chunk: Sequence[Two]) -> Json:
+        ours, theirs = (
+            [{"prompt": t.prompt["prompt"], "completion": t.texts[i]} for t in chunk]
+            for i in (0, 1)
+        )
+        found = compare(judge, ours, theirs, criteria=principle.text)
+        both = zip(found.shown_first, found.shown_second, strict=True)
+        return cast(Json, [[log_odds(c, written=judge.is_served) for c in p] for p in both])
+
+    label = f"pairs judged by {principle.id}"
+    found = current().chunks("odds", pairs, CHUNK, name, make, label)
+    return [(a, b) for _, odds in found for a, b in cast("list[Odds]", odds)]
 
 
 def pair_row(two: Two, decided: Decided, shown: Shown, facts: Row, flip: bool) -> Row:

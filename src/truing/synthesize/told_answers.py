@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -34,7 +34,7 @@ class Sampling:
 
 
 def _sample(
-    model: Model, chunk: list[Row], principles: Principles, how: Sampling, name: str
+    model: Model, chunk: Sequence[Row], principles: Principles, how: Sampling, name: str
 ) -> list[list[list[object]]]:
     """[prompt][answer] -> [text, finished, in context] for one chunk, half of them in context."""
     plain = [r["prompt"] for r in chunk]
@@ -58,17 +58,19 @@ def _sample(
 
 def drawn_answers(
     model: Model, prompts: Table, principles: Principles, how: Sampling
-) -> Iterator[tuple[list[Row], list[list[list[object]]]]]:
+) -> Iterator[tuple[Sequence[Row], list[list[list[object]]]]]:
     """Chunks of prompts with their answers, from the journal where they are there."""
     context = current()
-    journal = context.journal("answers")
     draw = {n: getattr(how, n) for n in ("k", "max_tokens", "temperature", "top_p")}
     drawn_as = [model.key, principles.key, how.place, how.told, draw, context.seed]
+
+    def name(start: int, chunk: Sequence[Row]) -> str:
+        return f"answers/{start}/{content_hash([drawn_as, [r['prompt'] for r in chunk]], 8)}"
+
+    def make(start: int, chunk: Sequence[Row]) -> Json:
+        return cast(Json, _sample(model, chunk, principles, how, name(start, chunk)))
+
+    rows = [as_prompt(r) for r in prompts]
     size = max(1, 2 * ROWS // how.k)  # half of the answers to a prompt are drawn at a time
-    for start in range(0, len(prompts), size):
-        chunk = [as_prompt(r) for r in prompts.rows[start : start + size]]
-        name = f"answers/{start}/{content_hash([drawn_as, [r['prompt'] for r in chunk]], 8)}"
-        if name not in journal:
-            journal.put(name, cast(Json, _sample(model, chunk, principles, how, name)))
-        yield chunk, cast(list[list[list[object]]], journal.get(name))
-        context.progress(min(start + size, len(prompts)), len(prompts), "answers to prompts")
+    for chunk, made in context.chunks("answers", rows, size, name, make, "answers to prompts"):
+        yield chunk, cast("list[list[list[object]]]", made)
