@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -72,23 +73,37 @@ def test_open_answers_are_graded_by_the_model_itself() -> None:
     pool = Players(3, 2, "")
     rows: list[Row] = [{"prompt": "p", "completion": "x" * n} for n in (4, 9, 1, 6, 2)]
 
-    def say(prompts: object, n: int) -> list[list[str]]:
-        found = str(prompts[0]).split('<candidate number="')[1:]  # type: ignore[index]
+    asked: list[int] = []
+
+    def graded(prompt: object) -> list[str]:
+        found = str(prompt).split('<candidate number="')[1:]
         sizes = [part.split(">\n")[1].split("\n<")[0].count("x") for part in found]
-        return [["[" + ", ".join(map(str, sizes)) + "]"]]
+        return ["[" + ", ".join(map(str, sizes)) + "]"]
 
-    (made,) = pool.score([rows], 1, say)
-    assert made == pytest.approx([4.0, 9.0, 1.0, 6.0, 2.0])
+    def say(prompts: Sequence[object], n: int) -> list[list[str]]:
+        asked.append(len(prompts))
+        return [graded(p) for p in prompts]
+
+    right = [4.0, 9.0, 1.0, 6.0, 2.0]
+    first, second = pool.score([rows, rows], 1, say)
+    assert first == pytest.approx(right) and second == pytest.approx(right)
+    assert asked == [12]  # two groups, three gradings, two chunks: all at once
+
     # What cannot be read is asked once more, then the group is left out.
-    times = 0
+    def mumble(prompts: Sequence[object], n: int) -> list[list[str]]:
+        asked.append(len(prompts))
+        return [["hm"]] + [graded(p) for p in prompts[1:]]
 
-    def mumble(prompts: object, n: int) -> list[list[str]]:
-        nonlocal times
-        times += 1
-        return [["hm"]] if times == 1 else say(prompts, n)
+    asked.clear()
+    first, second = pool.score([rows, rows], 1, mumble)
+    assert first is None and second == pytest.approx(right) and asked == [12, 1]
 
-    assert pool.score([rows], 1, mumble)[0] == pytest.approx([4.0, 9.0, 1.0, 6.0, 2.0])
-    assert pool.score([rows], 1, lambda p, n: [["hm"]]) == [None]
+    def late(prompts: Sequence[object], n: int) -> list[list[str]]:
+        asked.append(len(prompts))
+        return [["hm"] if len(asked) == 1 else graded(p) for p in prompts]
+
+    asked.clear()
+    assert pool.score([rows], 1, late)[0] == pytest.approx(right) and asked == [6, 6]
 
 
 def test_the_loss_is_grpos() -> None:

@@ -20,7 +20,7 @@ Shapes: U groups, K answers.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from truing.core.advantages import group_advantage
@@ -83,15 +83,16 @@ class Players:
         self, groups: Sequence[Sequence[Row]], seed: int, say: Say
     ) -> list[list[float] | None]:
         """Rewards of each group's answers."""
+        opens = {u: rows for u, rows in enumerate(groups) if sort_of(rows[0]) == OPEN}
+        graded = self._graded(opens, seed, say) if opens else {}
         made: list[list[float] | None] = []
         for u, rows in enumerate(groups):
-            sort = sort_of(rows[0])
-            if sort == REASONING:
+            if u in graded:
+                made.append(graded[u])
+            elif sort_of(rows[0]) == REASONING:
                 made.append(numeric_answer(list(rows)))
-            elif sort == REFEREE:
-                made.append([self._agreement(row) for row in rows])
             else:
-                made.append(self._graded(rows, random.Random(f"{seed}/{u}"), say))
+                made.append([self._agreement(row) for row in rows])
         return made
 
     def _agreement(self, row: Row) -> float:
@@ -99,22 +100,43 @@ class Players:
         found = read_scores(str(row["completion"]), len(gold))
         return 0.0 if found is None else (kendall(found, gold) + 1) / 2
 
-    def _graded(self, rows: Sequence[Row], source: random.Random, say: Say) -> list[float] | None:
-        """Mean score of each answer, None where a grading cannot be read twice."""
-        total = [0.0] * len(rows)
-        for _ in range(self.grades):
-            order = source.sample(range(len(rows)), len(rows))
-            for run in chunks(len(rows), self.chunk):
-                some = [order[i] for i in run]
-                texts = [str(rows[i]["completion"]) for i in some]
-                asked = referee_prompt(user_text(rows[0]["prompt"]), texts, self.criteria)
-                found = read_scores(say([asked], 1)[0][0], len(some))
-                found = found or read_scores(say([asked], 1)[0][0], len(some))
-                if found is None:
-                    return None
-                for i, value in zip(some, found, strict=True):
-                    total[i] += value / self.grades
+    def _graded(
+        self, groups: Mapping[int, Sequence[Row]], seed: int, say: Say
+    ) -> dict[int, list[float] | None]:
+        """Mean score of each answer; None for a group with a grading that cannot be read twice."""
+        places: list[tuple[int, list[int]]] = []
+        prompts: list[Prompt] = []
+        for u, rows in groups.items():
+            source = random.Random(f"{seed}/{u}")
+            for _ in range(self.grades):
+                order = source.sample(range(len(rows)), len(rows))
+                for run in chunks(len(rows), self.chunk):
+                    some = [order[i] for i in run]
+                    texts = [str(rows[i]["completion"]) for i in some]
+                    places.append((u, some))
+                    asked = user_text(rows[0]["prompt"])
+                    prompts.append(referee_prompt(asked, texts, self.criteria))
+        total: dict[int, list[float] | None] = {u: [0.0] * len(r) for u, r in groups.items()}
+        scores = _scores(say, prompts, [len(some) for _, some in places])
+        for (u, some), found in zip(places, scores, strict=True):
+            sums = total[u]
+            if sums is None or found is None:
+                total[u] = None
+                continue
+            for i, value in zip(some, found, strict=True):
+                sums[i] += value / self.grades
         return total
+
+
+def _scores(say: Say, prompts: Sequence[Prompt], counts: Sequence[int]) -> list[list[float] | None]:
+    """What the referee says to each prompt; those that cannot be read are asked once more."""
+    found: list[list[float] | None] = [None] * len(prompts)
+    for _ in range(2):
+        left = [i for i, scores in enumerate(found) if scores is None]
+        if left:
+            for i, (text, *_) in zip(left, say([prompts[i] for i in left], 1), strict=True):
+                found[i] = read_scores(text, counts[i])
+    return found
 
 
 @component("pool", name="urpo")
