@@ -36,8 +36,9 @@ check: install
 test: install
 	$(TESTS) -m "not slow and not gpu"
 
+# Hours in all; a part of it: make test-slow SLOW="-k kill"
 test-slow: install
-	-$(RUN)/python -m pytest -m "slow" --timeout 3600 --junitxml build/slow.xml
+	-$(RUN)/python -m pytest -m "slow" --timeout 3600 --junitxml build/slow.xml $(SLOW)
 	$(RUN)/python tools/slow.py build/slow.xml # writes tests/slow.json, fails as the tests did
 
 docs: install

@@ -2,7 +2,9 @@
 
     python tools/slow.py build/slow.xml
 
-Reads pytest's JUnit report. Exit code 1 when a test failed.
+Reads pytest's JUnit report. Together they take hours, so parts may be run at different times
+(`make test-slow SLOW="-k kill"`): a test that was not run again keeps what it gave last, with the
+commit and the day of that run. Exit code 1 when a test of this report failed.
 """
 
 from __future__ import annotations
@@ -28,38 +30,42 @@ def outcome(case: ElementTree.Element) -> str:
     return "passed"
 
 
+def commit() -> str:
+    """The checkout's commit."""
+    asked = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def main(argv: list[str]) -> int:
-    """Write the summary."""
+    """Add the report to the summary."""
     from truing.runs import hardware, versions
 
     cases = list(ElementTree.parse(argv[0]).getroot().iter("testcase"))
-    tests = {
+    when = {"commit": commit(), "date": datetime.date.today().isoformat()}
+    made = {
         f"{c.get('classname', '').rsplit('.', 1)[-1]}::{c.get('name')}": {
             "outcome": outcome(c),
             "seconds": round(float(c.get("time", 0)), 1),
+            **when,
         }
         for c in cases
     }
+    earlier = json.loads(OUT.read_text())["tests"] if OUT.exists() else {}
+    tests = dict(sorted((earlier | made).items()))
     ended = [t["outcome"] for t in tests.values()]
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
     data = {
-        "schema_version": 1,
+        "schema_version": 2,
         "passed": ended.count("passed"),
         "skipped": sum(e.startswith("skipped") for e in ended),
         "failed": sum(e.startswith(("failure", "error")) for e in ended),
         "seconds": round(sum(t["seconds"] for t in tests.values()), 1),
-        "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip(),
         "hardware": hardware(),
         "versions": versions(),
         "tests": tests,
     }
     OUT.write_text(json.dumps(data, indent=1) + "\n")
     print(json.dumps({k: data[k] for k in ("passed", "skipped", "failed", "seconds")}))
-    return int(bool(data["failed"]))
+    return int(any(t["outcome"].startswith(("failure", "error")) for t in made.values()))
 
 
 if __name__ == "__main__":
