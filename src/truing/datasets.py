@@ -261,7 +261,7 @@ def _rows(file: Path, name: str) -> Iterator[tuple[int, Row]]:
                 yield i, row
         return
     shape = SHAPES[name][1] if name in SHAPES else None
-    for i, raw in enumerate(tablefiles.raw_rows(file), 1):
+    for i, raw in tablefiles.raw_rows(file):
         try:
             row = shape(raw) if shape is not None else raw
         except (KeyError, IndexError, TypeError) as error:

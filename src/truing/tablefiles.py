@@ -5,14 +5,19 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
 from truing.errors import InputError
-from truing.tables import KINDS, SCHEMA_VERSION, Row, Table
+from truing.tables import KINDS, SCHEMA_VERSION, Message, Row, Table
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".csv", ".csv.gz")
 
@@ -32,11 +37,9 @@ def read(source: str | Path, kind: str = "", *, limit: int = 0) -> Table:
     if name.endswith(".parquet"):
         table = _parquet(path, kind, limit)
     elif name.endswith((".jsonl", ".jsonl.gz")):
-        table = Table(kind, _head(_json_lines(path), limit), where=str(path), allow_empty=False)
+        table = _table(path, kind, _json_lines(path), limit)
     elif name.endswith((".csv", ".csv.gz")):
-        table = Table(
-            kind, _head(_csv(path, kind), limit), where=str(path), first=2, allow_empty=False
-        )
+        table = _table(path, kind, _csv(path, kind), limit)
     else:
         raise InputError(
             "unknown sort of file", where=str(path), fix="Known: " + ", ".join(SUFFIXES)
@@ -44,29 +47,33 @@ def read(source: str | Path, kind: str = "", *, limit: int = 0) -> Table:
     return table
 
 
-def raw_rows(path: Path) -> Iterator[Row]:
-    """Rows of a .jsonl, .csv (or .gz) or Parquet file as they are: no kind, no id, no lineage."""
+def raw_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """Rows of a .jsonl, .csv (or .gz) or Parquet file as they are: no kind, no id, no lineage.
+
+    Each comes with its number: the line where it begins; in Parquet rows are counted.
+    """
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         yield from _json_lines(path)
     elif path.name.endswith((".csv", ".csv.gz")):
         yield from _csv(path, "record")
     else:
-        for row in _parquet(path, "record", 0):
-            yield {k: v for k, v in row.items() if k != "lineage"}
+        for i, row in enumerate(_parquet(path, "record", 0), 1):
+            yield i, {k: v for k, v in row.items() if k != "lineage"}
 
 
-def _head(rows: Iterator[Row], limit: int) -> Iterator[Row]:
-    for i, row in enumerate(rows):
-        if limit and i >= limit:
-            return
-        yield row
+def _table(path: Path, kind: str, rows: Iterator[tuple[int, Row]], limit: int) -> Table:
+    head = list(itertools.islice(rows, limit or None))
+    numbers = [number for number, _ in head]
+    return Table(
+        kind, [row for _, row in head], where=str(path), numbers=numbers, allow_empty=False
+    )
 
 
 def _open(path: Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 
-def _json_lines(path: Path) -> Iterator[Row]:
+def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
     number = 0
     try:
         with _open(path) as file:
@@ -85,30 +92,37 @@ def _json_lines(path: Path) -> Iterator[Row]:
                     raise InputError(
                         "a row must be a JSON object", where=f"{path} row {number}", seen=row
                     )
-                yield cast(Row, row)
+                yield number, cast(Row, row)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot be read: {error}", where=f"{path} row {number + 1}") from None
 
 
-def _csv(path: Path, kind: str) -> Iterator[Row]:
+def _csv(path: Path, kind: str) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(2**31 - 1)  # of a whole document
-    number = 0
+    line = 0  # the last one that was read; a quoted field may hold several
     try:
         with _open(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
-            lines = csv.DictReader(file)
-            for line in lines:
-                number = lines.line_num
-                yield _typed(line, kind, f"{path} row {number}")
+            reader = csv.reader(file)
+            names: list[str] = []
+            for values in reader:
+                first, line = line + 1, reader.line_num
+                if not values:
+                    continue  # a blank line
+                if not names:
+                    names = values
+                    continue
+                where = f"{path} row {first}"
+                if len(values) > len(names):
+                    raise InputError("more fields than the header has", where=where)
+                yield first, _typed(dict(zip(names, values, strict=False)), kind, where)
     except InputError:
         raise
     except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read: {error}", where=f"{path} row {number + 1}") from None
+        raise InputError(f"cannot be read: {error}", where=f"{path} row {line + 1}") from None
 
 
 def _typed(line: Mapping[str, object], kind: str, where: str) -> Row:
     """A line with the columns that are not texts as what they are."""
-    if None in line:
-        raise InputError("more fields than the header has", where=where)
     row: Row = dict(line)
     if "label" in row and kind in ("", "unpaired"):
         text = str(row["label"]).strip().lower()
@@ -162,3 +176,48 @@ def _parquet(path: Path, kind: str, limit: int) -> Table:
     if kind and kind not in KINDS:
         kind = ""
     return Table(kind, rows, where=str(path), allow_empty="truing.kind" in meta)
+
+
+def _is_messages(values: Sequence[object]) -> bool:
+    lists = [cast(list[object], v) for v in values if isinstance(v, list)]
+    return bool(lists) and all(
+        isinstance(m, Mapping)
+        and set(cast(Message, m)) == {"role", "content"}
+        and all(isinstance(t, str) for t in cast(Message, m).values())
+        for messages in lists
+        for m in messages
+    )
+
+
+def to_array(values: list[object], name: str, where: str) -> tuple[pa.Array, str]:
+    """(Arrow array of a column, how it was encoded): what `_parquet` reads back."""
+    import pyarrow as pa
+
+    given = [v for v in values if v is not None]
+    if given and hasattr(given[0], "tobytes"):
+        import numpy as np
+
+        arrays = cast("list[np.ndarray]", values)
+        if len({(a.shape, a.dtype) for a in arrays}) != 1:
+            raise InputError(
+                f"column {name!r} holds arrays of different shapes",
+                where=where,
+                fix="Bring them to one shape, or store them as blobs",
+            )
+        return pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack(arrays)), "tensor"
+    lists = [cast(list[object], v) for v in given if isinstance(v, list)]
+    flat = [x for v in lists for x in v] if len(lists) == len(given) else given
+    # Arrow would make False of a column of numbers 0.0.
+    kinds = {type(x) for x in flat}
+    alike = len(kinds) < 2 or kinds == {int, float}
+    nested = name == "lineage" or not alike or any(isinstance(x, (dict, list)) for x in flat)
+    if nested and not (_is_messages(given) and len(given) == len(values)):
+        return pa.array(
+            [None if v is None else json.dumps(v, ensure_ascii=False) for v in values], pa.string()
+        ), "json"
+    try:
+        return pa.array(values), ""
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        return pa.array(
+            [None if v is None else json.dumps(v, ensure_ascii=False) for v in values], pa.string()
+        ), "json"

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from truing.errors import InputError, unknown
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+T = TypeVar("T")
 Row = dict[str, object]
 Message = dict[str, str]
 SCHEMA_VERSION = 1
@@ -64,7 +65,42 @@ def _canonical(value: object) -> object:
 def content_hash(value: object, size: int = 16) -> str:
     """Hex digest of `size` bytes over canonical JSON: the identity of rows, settings, keys."""
     text = json.dumps(_canonical(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).hexdigest()
+
+
+def _broken(value: object) -> bool:
+    """Whether a text in `value` holds a surrogate: half a character, which UTF-8 cannot say."""
+    if isinstance(value, str):
+        if value.isascii():
+            return False
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return True
+        return False
+    if isinstance(value, dict):
+        items = cast(dict[object, object], value)
+        return any(map(_broken, items)) or any(map(_broken, items.values()))
+    return isinstance(value, (list, tuple)) and any(map(_broken, cast(Sequence[object], value)))
+
+
+def mended(value: T) -> T:
+    """`value` with halves of characters joined, or U+FFFD where the other half is missing.
+
+    JSON can say "\\ud83d" alone and a model's reply can be cut there; tokenizers, Parquet and
+    files take no such text.
+    """
+    return cast(T, _mend(value)) if _broken(value) else value
+
+
+def _mend(value: object) -> object:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_mend(k): _mend(v) for k, v in cast(dict[object, object], value).items()}
+    if isinstance(value, (list, tuple)):
+        return [_mend(v) for v in cast(Sequence[object], value)]
+    return value
 
 
 def prompt_of(row: Row) -> object:
@@ -146,26 +182,29 @@ class Table:
         rows: Iterable[Mapping[str, object]],
         *,
         where: str = "table",
-        first: int = 1,
+        numbers: Sequence[int] = (),
         allow_empty: bool = True,
     ) -> None:
         # None is what Parquet gives for a missing field, and so it is one.
-        items = [{k: v for k, v in r.items() if v is not None} for r in rows]
+        items = [mended({k: v for k, v in r.items() if v is not None}) for r in rows]
         if not items and not allow_empty:
             raise InputError("no rows", where=where, fix="Give at least one row")
         if not kind:
             kind = infer_kind(items[0] if items else {})
         if kind not in KINDS:
             raise unknown("kind of table", kind, KINDS, where=where)
-        self.kind = kind
+        self.kind, self.source, self.numbers = kind, where, tuple(numbers)
         for i, row in enumerate(items):
-            check_row(row, kind, f"{where} row {first + i}")
+            check_row(row, kind, self.place(i))
             row.setdefault("lineage", {})
             if not row.get("id"):
                 row["id"] = row_id(row)
         self.rows: list[Row] = items
-        self.source = where
         self._key = ""
+
+    def place(self, i: int) -> str:
+        """What an error calls row `i`, counted from 0: "pairs.jsonl row 12", a line of a file."""
+        return f"{self.source} row {self.numbers[i] if self.numbers else i + 1}"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -203,7 +242,7 @@ class Table:
             return self
         for kind in kinds:
             if any(set(c) <= set(self.columns) for c in KINDS[kind]) and kind != "record":
-                return Table(kind, self.rows, where=self.source)
+                return Table(kind, self.rows, where=self.source, numbers=self.numbers)
         needed = " or ".join(", ".join(c) for kind in kinds for c in KINDS[kind])
         raise InputError(
             f"needs rows of kind {' or '.join(kinds)}, got {self.kind!r} from {self.source}",
@@ -214,7 +253,9 @@ class Table:
 
     def where(self, keep: Callable[[Row], bool]) -> Table:
         """The rows for which `keep` is true."""
-        return Table(self.kind, [r for r in self.rows if keep(r)], where=self.source)
+        kept = [i for i, row in enumerate(self.rows) if keep(row)]
+        numbers = [self.numbers[i] for i in kept] if self.numbers else ()
+        return Table(self.kind, [self.rows[i] for i in kept], where=self.source, numbers=numbers)
 
     def map(self, change: Callable[[Row], Row], kind: str = "") -> Table:
         """A table of changed rows; ids are made anew, the old ones become parents."""
@@ -225,7 +266,7 @@ class Table:
             lineage = dict(cast(Row, row.get("lineage") or {}))
             new["lineage"] = lineage | {"parents": [row["id"]]}
             rows.append(new)
-        return Table(kind or self.kind, rows, where=self.source)
+        return Table(kind or self.kind, rows, where=self.source, numbers=self.numbers)
 
     def with_lineage(self, **facts: object) -> Table:
         """The same rows with `facts` added to every lineage; `filter` joins earlier filters."""
@@ -236,23 +277,25 @@ class Table:
                 passed = cast("list[object]", lineage.get("filters") or [])
                 lineage["filters"] = [*passed, lineage.pop("filter")]
             rows.append(row | {"lineage": lineage})
-        return Table(self.kind, rows, where=self.source)
+        return Table(self.kind, rows, where=self.source, numbers=self.numbers)
 
     def split(self, n: int) -> tuple[Table, Table]:
         """The first `n` rows and the rest."""
         return (
-            Table(self.kind, self.rows[:n], where=self.source),
-            Table(self.kind, self.rows[n:], where=self.source),
+            Table(self.kind, self.rows[:n], where=self.source, numbers=self.numbers[:n]),
+            Table(self.kind, self.rows[n:], where=self.source, numbers=self.numbers[n:]),
         )
 
     def to_arrow(self) -> pa.Table:
         """As an Arrow table; nested columns other than messages are JSON text, marked as such."""
         import pyarrow as pa
 
+        from truing import tablefiles
+
         fields: list[pa.Field] = []
         arrays: list[pa.Array] = []
         for name in self.columns:
-            array, how = _to_array([r.get(name) for r in self.rows], name, self.source)
+            array, how = tablefiles.to_array([r.get(name) for r in self.rows], name, self.source)
             arrays.append(array)
             fields.append(pa.field(name, array.type, metadata={"truing": how} if how else None))
         meta = {"truing.kind": self.kind, "truing.schema_version": str(SCHEMA_VERSION)}
@@ -313,48 +356,3 @@ class Table:
 def row_id(row: Row) -> str:
     """Identity of a row: 16 hex digits over its content without id and lineage."""
     return content_hash({k: v for k, v in row.items() if k not in ("id", "lineage")}, 8)
-
-
-def _is_messages(values: Sequence[object]) -> bool:
-    lists = [cast(list[object], v) for v in values if isinstance(v, list)]
-    return bool(lists) and all(
-        isinstance(m, Mapping)
-        and set(cast(Message, m)) == {"role", "content"}
-        and all(isinstance(t, str) for t in cast(Message, m).values())
-        for messages in lists
-        for m in messages
-    )
-
-
-def _to_array(values: list[object], name: str, where: str) -> tuple[pa.Array, str]:
-    """(Arrow array, how it was encoded)."""
-    import pyarrow as pa
-
-    given = [v for v in values if v is not None]
-    if given and hasattr(given[0], "tobytes"):
-        import numpy as np
-
-        arrays = cast("list[np.ndarray]", values)
-        if len({(a.shape, a.dtype) for a in arrays}) != 1:
-            raise InputError(
-                f"column {name!r} holds arrays of different shapes",
-                where=where,
-                fix="Bring them to one shape, or store them as blobs",
-            )
-        return pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack(arrays)), "tensor"
-    lists = [cast(list[object], v) for v in given if isinstance(v, list)]
-    flat = [x for v in lists for x in v] if len(lists) == len(given) else given
-    # Arrow would make False of a column of numbers 0.0.
-    kinds = {type(x) for x in flat}
-    alike = len(kinds) < 2 or kinds == {int, float}
-    nested = name == "lineage" or not alike or any(isinstance(x, (dict, list)) for x in flat)
-    if nested and not (_is_messages(given) and len(given) == len(values)):
-        return pa.array(
-            [None if v is None else json.dumps(v, ensure_ascii=False) for v in values], pa.string()
-        ), "json"
-    try:
-        return pa.array(values), ""
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        return pa.array(
-            [None if v is None else json.dumps(v, ensure_ascii=False) for v in values], pa.string()
-        ), "json"
