@@ -68,7 +68,13 @@ class Journal:
 
     def put(self, key: str, value: Json) -> None:
         """Append and flush to the operating system: safe against the death of this process."""
-        line = json.dumps([key, value], ensure_ascii=False).encode() + b"\n"
+        try:
+            line = json.dumps([key, value], ensure_ascii=False).encode() + b"\n"
+        except UnicodeEncodeError:
+            # A reply that was cut inside a character; escaped, it comes back as it was. Two halves
+            # come back joined: now as well, so that a resumed step sees what this one sees.
+            line = json.dumps([key, value]).encode() + b"\n"
+            value = json.loads(line)[1]
         with self._lock:
             self._file.write(line)
             self._file.flush()

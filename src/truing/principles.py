@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from truing.errors import InputError, unknown
-from truing.tables import content_hash
+from truing.tables import content_hash, mended
 
 SCHEMA_VERSION = 1
 
@@ -164,6 +164,7 @@ class Principles:
             text = path.read_text(encoding="utf-8")
             # JSON has characters that YAML refuses.
             data: object = json.loads(text) if kind == "JSON" else yaml.safe_load(text)
+            data = mended(data)  # an escape can be half a character
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             said = " ".join(str(error).split())
             raise InputError(f"not valid {kind}: {said}", where=str(path)) from None

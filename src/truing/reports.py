@@ -12,7 +12,7 @@ from pathlib import Path
 from truing import jsontext
 from truing.context import Json
 from truing.errors import InputError
-from truing.tables import Table, content_hash
+from truing.tables import Table, content_hash, mended
 
 SCHEMA_VERSION = 1
 
@@ -57,8 +57,10 @@ class Report:
         samples: Table | None = None,
         meta: dict[str, Json] | None = None,
     ) -> None:
-        self.title, self.measures = title, tuple(measures)
-        self.samples, self.meta = samples, dict(meta or {})
+        # A task's name or a reply may hold half a character, which no file takes.
+        self.title, self.meta = mended(title), mended(dict(meta or {}))
+        self.measures = tuple(Measure(**mended(asdict(m))) for m in measures)
+        self.samples = samples
 
     def __iter__(self) -> Iterator[Measure]:
         return iter(self.measures)

@@ -1,0 +1,77 @@
+"""Half a character (a lone surrogate), in a row or in a model's reply, breaks nothing."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from truing.context import Journal
+from truing.principles import Principles
+from truing.reports import Measure, Report
+from truing.tables import Table, content_hash, mended
+
+HALF = "caf\u00e9 \ud83d"
+WHOLE = "caf\u00e9 \ufffd"
+
+
+def test_mended() -> None:
+    assert mended(HALF) == WHOLE
+    assert mended("\ud83d\ude00") == "\U0001f600"  # both halves: the character
+    assert mended({HALF: [HALF, (1, HALF)]}) == {WHOLE: [WHOLE, [1, WHOLE]]}
+    same = {"a": ["caf\u00e9", 1.5, None]}
+    assert mended(same) is same
+
+
+def test_a_hash_of_half_a_character() -> None:
+    assert content_hash(HALF) != content_hash(WHOLE)
+    plain = hashlib.blake2b('"caf\u00e9"'.encode(), digest_size=16).hexdigest()
+    assert content_hash("caf\u00e9") == plain  # what was stored before keeps its name
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+@pytest.mark.parametrize("id", [{}, {"id": "given"}])
+def test_a_table_goes_round(tmp_path: Path, suffix: str, id: dict[str, str]) -> None:
+    row = {"prompt": [{"role": "user", "content": HALF}], "completion": HALF, "facts": {HALF: 1}}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row | id) + "\n")
+    assert "\\ud83d" in (tmp_path / "in.jsonl").read_text()
+    for table in (Table("example", [row | id]), Table.read(tmp_path / "in.jsonl", "example")):
+        assert table[0]["completion"] == WHOLE and table[0]["facts"] == {WHOLE: 1}
+        back = Table.read(table.write(tmp_path / f"out{suffix}"), "example")
+        assert back.rows == table.rows and back.key == table.key
+
+
+def test_a_csv_cell(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"text\n\xed\xa0\xbd\n")  # UTF-8 has no such bytes
+    with pytest.raises(Exception, match="cannot be read"):
+        Table.read(tmp_path / "t.csv")
+
+
+def test_a_journal_goes_round(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.put(HALF, {"reply": [HALF]})
+    journal.put("joined", "\ud83d\ude00")
+    journal.put("plain", "caf\u00e9")
+    journal.close()
+    again = Journal(tmp_path / "j.jsonl")
+    assert len(again) == 3
+    for key in (HALF, "joined", "plain"):
+        assert key in again and again.get(key) == journal.get(key)
+    assert again.get(HALF) == {"reply": [HALF]} and again.get("joined") == "\U0001f600"
+    again.close()
+
+
+def test_a_report_goes_round(tmp_path: Path) -> None:
+    samples = Table("example", [{"prompt": "a", "completion": HALF}])
+    report = Report("t", [Measure("m", 1, 1, 1, 1, category=HALF)], samples, {"reply": HALF})
+    report.save(tmp_path)
+    assert Report.load(tmp_path).key == report.key
+
+
+@pytest.mark.parametrize("name", ["p.yaml", "p.json"])
+def test_principles_go_round(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('[{"id": "a", "text": "Say \\ud83d"}]')
+    rules = Principles.read(tmp_path / name)
+    assert rules["a"].text == "Say \ufffd"
+    rules.save(tmp_path / "out")
+    assert Principles.load(tmp_path / "out").key == rules.key
