@@ -121,8 +121,11 @@ def quiet() -> Generator[None]:
 def _build(model: Model, dtype: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     import torch
 
-    folded = model.folded()
+    from truing.core.weights import Folded, open_weights
+
     number = cast(torch.dtype, getattr(torch, dtype))
+    # In the module's own type: rounded to the file's first, most of what was trained could be lost.
+    folded = Folded(open_weights(model.folder), model.weight_changes, number)
     if model.builder:
         from truing.method import get_component
 

@@ -3,12 +3,15 @@
 `open_weights` maps the safetensors of a model folder (one file or shards) into memory; `Folded`
 lays weight changes over them; `aligned` walks several models in parallel; `write` puts a stream of
 tensors into sharded safetensors. None of them holds more than one shard at a time.
+
+Changes are trained in float32, most bases are stored in bfloat16: its steps are 1/256 of a weight,
+and an update smaller than half of one would vanish. So sums are taken in float32 and rounded once,
+to what whoever asks wants: a module's own type when a model is read, the file's on export.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -19,6 +22,7 @@ from safetensors.torch import save_file
 
 from truing.changes import Adapter, Weights
 from truing.core.files import new_folder
+from truing.core.patches import ADAPTER, AdapterPatch, WeightsPatch
 from truing.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +31,6 @@ if TYPE_CHECKING:
 Tensor = torch.Tensor
 SHARD_BYTES = 1 << 30
 INDEX = "model.safetensors.index.json"
-_LORA = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.(?:default\.)?weight$")
 
 
 class Stored(Mapping[str, Tensor]):
@@ -115,104 +118,6 @@ def open_weights(path: Path) -> Stored:
     return stored
 
 
-def _adapter_config(folder: Path) -> dict[str, object]:
-    path = folder / "adapter_config.json"
-    try:
-        config = cast("dict[str, object]", json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise InputError(f"not a readable adapter: {error}", where=str(path)) from None
-    if config.get("peft_type") != "LORA":
-        raise InputError(
-            "only LoRA adapters fold into weights", where=str(path), seen=config.get("peft_type")
-        )
-    if config.get("use_dora"):
-        raise InputError("DoRA adapters are not supported", where=str(path))
-    return config
-
-
-def lora_scale(config: Mapping[str, object], module: str, rank: int) -> float:
-    """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv 2312.03732).
-
-    `alpha_pattern` of the configuration overrides alpha for modules whose name ends in its key.
-    """
-    alpha = float(cast(float, config.get("lora_alpha") or rank))
-    for pattern, value in cast("dict[str, float]", config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = float(value)
-            break
-    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
-
-
-class AdapterPatch:
-    """A LoRA adapter of PEFT's file format as a function on tensors: W + scale B A."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config = _adapter_config(folder)
-        self.tensors = open_weights(folder / "adapter_model.safetensors")
-        self.modules: dict[str, dict[str, str]] = {}
-        self.whole: dict[str, str] = {}
-        for name in self.tensors:
-            found = _LORA.match(name)
-            if found:
-                self.modules.setdefault(found[1], {})[found[2]] = name
-            elif ".lora_" in name:
-                raise InputError(
-                    "this sort of LoRA tensor is not supported", where=str(folder), seen=name
-                )
-            else:  # a module saved whole (PEFT's modules_to_save) or a trained bias
-                self.whole[name.removeprefix("base_model.model.")] = name
-
-    def names(self) -> set[str]:
-        """Names of the weights that it changes, as the module calls them."""
-        return {f"{m}.weight" for m in self.modules} | set(self.whole)
-
-    def apply(self, name: str, old: Tensor) -> Tensor:
-        """The folded tensor in the old one's dtype; the product is taken in float32."""
-        if name in self.whole:
-            return self.tensors[self.whole[name]].to(old.dtype)
-        parts = self.modules[name.removesuffix(".weight")]
-        a_RI = self.tensors[parts["A"]].float()
-        b_OR = self.tensors[parts["B"]].float()
-        scale = lora_scale(self.config, name.removesuffix(".weight"), a_RI.shape[0])
-        step = scale * (b_OR @ a_RI)
-        if self.config.get("fan_in_fan_out"):
-            step = step.T
-        if step.shape != old.shape:
-            raise InputError(
-                "the adapter does not fit the model",
-                where=f"{self.folder} {name}",
-                seen=f"{tuple(step.shape)} on {tuple(old.shape)}",
-            )
-        return (old.float() + step).to(old.dtype)
-
-
-class WeightsPatch:
-    """Whole tensors that replace, differences that are added, or single entries (see `Weights`)."""
-
-    def __init__(self, change: Weights) -> None:
-        self.tensors = open_weights(change.path)
-        self.delta, self.sparse = change.delta, change.sparse
-
-    def names(self) -> set[str]:
-        """Names of the weights that it changes."""
-        if self.sparse:
-            return {n.removesuffix(".at") for n in self.tensors if n.endswith(".at")}
-        return set(self.tensors)
-
-    def apply(self, name: str, old: Tensor) -> Tensor:
-        """The new tensor; a sum is taken in float32 and kept in the old one's dtype."""
-        if self.sparse:
-            new = old.clone()
-            values = self.tensors[f"{name}.to"].to(old.dtype)
-            new.view(-1)[self.tensors[f"{name}.at"]] = values
-            return new
-        new = self.tensors[name]
-        if not self.delta:
-            return new.to(old.dtype)
-        return (old.float() + new.float()).to(old.dtype)
-
-
 def same_name(name: str, names: Iterable[str]) -> str | None:
     """The stored name for a module's own: files of a bare backbone lack the head's prefix."""
     known = names if isinstance(names, (set, dict)) else set(names)
@@ -226,16 +131,28 @@ class Folded(Mapping[str, Tensor]):
     """Base weights with weight changes applied in order, each tensor computed when asked for.
 
     `extra` holds the tensors that changes bring and the base has not, such as a value head.
+
+    Args:
+        changes: applied in float32, or in float64 where file or `dtype` are.
+        dtype: of the tensors that changes touch; None rounds them to their file's, once and last.
+            All others are as they are stored.
     """
 
-    def __init__(self, base: Stored, changes: Sequence[Adapter | Weights]) -> None:
-        self.base = base
+    def __init__(
+        self,
+        base: Stored,
+        changes: Sequence[Adapter | Weights],
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.base, self.dtype = base, dtype
         self.extra: dict[str, Tensor] = {}
         self._patches: dict[str, list[tuple[str, AdapterPatch | WeightsPatch]]] = {}
         names = set(base)
         for change in changes:
             patch = (
-                AdapterPatch(change.path) if isinstance(change, Adapter) else WeightsPatch(change)
+                AdapterPatch(change.path, open_weights(change.path / ADAPTER))
+                if isinstance(change, Adapter)
+                else WeightsPatch(change, open_weights(change.path))
             )
             for name in sorted(patch.names()):
                 stored = same_name(name, names)
@@ -255,16 +172,27 @@ class Folded(Mapping[str, Tensor]):
                     )
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self.base[name]
-        for own, patch in self._patches.get(name, ()):
-            tensor = patch.apply(own, tensor)
-        return tensor
+        tensor = self.unrounded(name)
+        if name not in self._patches or not tensor.is_floating_point():
+            return tensor
+        return tensor.to(self.dtype or self.base[name].dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.base)
 
     def __len__(self) -> int:
         return len(self.base)
+
+    def unrounded(self, name: str) -> Tensor:
+        """A tensor as its changes make it: in float32 at least where one touches it."""
+        tensor = self.base[name]
+        patches = self._patches.get(name, ())
+        if patches and tensor.is_floating_point():
+            double = torch.float64 in (tensor.dtype, self.dtype)
+            tensor = tensor.to(torch.float64 if double else torch.float32)
+        for own, patch in patches:
+            tensor = patch.apply(own, tensor)
+        return tensor
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor without reading it."""
@@ -280,6 +208,9 @@ def aligned(
     models: Mapping[str, Folded], *, where: str = ""
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Walk models of one architecture together: (name, {role: tensor}), one tensor at a time.
+
+    Tensors that no model's changes touch are as they are stored. The others are in float32 at
+    least, since what was trained may be less than a step of the file's type.
 
     Raises:
         InputError: before the first tensor, when names or shapes differ, or one has extra heads.
@@ -307,8 +238,18 @@ def aligned(
                     seen=f"{reference.shape(name)} and {other.shape(name)}",
                     fix="Only models of one architecture and one vocabulary can be combined",
                 )
+    trained = set[str]().union(*(folded.changed for folded in models.values()))
     for name in reference:
-        yield name, {role: folded[name] for role, folded in models.items()}
+        each = {role: folded.unrounded(name) for role, folded in models.items()}
+        if name in trained:
+            each = {role: _wide(tensor) for role, tensor in each.items()}
+        yield name, each
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """A tensor in float32 or wider; numbers that are none of the real ones stay."""
+    narrow = tensor.is_floating_point() and tensor.dtype.itemsize < 4
+    return tensor.float() if narrow else tensor
 
 
 def write(
@@ -352,18 +293,28 @@ def write(
 def differences(
     base: Stored, tensors: Iterable[tuple[str, Tensor]]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Those of `tensors` whose bits differ from the base's, and those that it has not."""
+    """Those of `tensors` whose values differ from the base's, and those that it has not.
+
+    Both are compared in the wider type of the two: an update that the base's type could not hold is
+    a difference, and the tensor is kept in the type that it has.
+    """
     for name, tensor in tensors:
-        if name not in base or not torch.equal(base[name], tensor.to(base[name].dtype)):
+        if name not in base:
+            yield name, tensor
+            continue
+        old = base[name]
+        wide = torch.promote_types(old.dtype, tensor.dtype)
+        if not torch.equal(old.to(wide), tensor.to(wide)):
             yield name, tensor
 
 
 def replaced(model: Model, tensors: Iterable[tuple[str, Tensor]], folder: Path) -> Model:
     """`model` with its weights replaced by `tensors` (full names of the base's file).
 
-    Only tensors that differ from the base's are stored, in `folder`, whose name must tell inputs
-    and settings apart: what already lies there is taken as it is. Earlier weight changes are
-    dropped, since these tensors are the folded result; run-time changes are kept.
+    Only tensors that differ from the base's are stored, in the type that they come in, in `folder`,
+    whose name must tell inputs and settings apart: what already lies there is taken as it is.
+    Earlier weight changes are dropped, since these tensors are the folded result; run-time changes
+    are kept.
     """
     base = open_weights(model.folder)
     if not folder.is_dir():

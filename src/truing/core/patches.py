@@ -1,0 +1,118 @@
+"""Weight changes as functions on tensors: a LoRA adapter, whole tensors, differences, entries.
+
+`core.weights.Folded` applies them in order, in float32 at least, and rounds last.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from truing.changes import Weights
+from truing.errors import InputError
+
+Tensor = torch.Tensor
+ADAPTER = "adapter_model.safetensors"
+_LORA = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.(?:default\.)?weight$")
+
+
+def _adapter_config(folder: Path) -> dict[str, object]:
+    path = folder / "adapter_config.json"
+    try:
+        config = cast("dict[str, object]", json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise InputError(f"not a readable adapter: {error}", where=str(path)) from None
+    if config.get("peft_type") != "LORA":
+        raise InputError(
+            "only LoRA adapters fold into weights", where=str(path), seen=config.get("peft_type")
+        )
+    if config.get("use_dora"):
+        raise InputError("DoRA adapters are not supported", where=str(path))
+    return config
+
+
+def lora_scale(config: Mapping[str, object], module: str, rank: int) -> float:
+    """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv 2312.03732).
+
+    `alpha_pattern` of the configuration overrides alpha for modules whose name ends in its key.
+    """
+    alpha = float(cast(float, config.get("lora_alpha") or rank))
+    for pattern, value in cast("dict[str, float]", config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = float(value)
+            break
+    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+
+
+class AdapterPatch:
+    """A LoRA adapter of PEFT's file format as a function on tensors: W + scale B A."""
+
+    def __init__(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        self.folder, self.tensors = folder, tensors
+        self.config = _adapter_config(folder)
+        self.modules: dict[str, dict[str, str]] = {}
+        self.whole: dict[str, str] = {}
+        for name in self.tensors:
+            found = _LORA.match(name)
+            if found:
+                self.modules.setdefault(found[1], {})[found[2]] = name
+            elif ".lora_" in name:
+                raise InputError(
+                    "this sort of LoRA tensor is not supported", where=str(folder), seen=name
+                )
+            else:  # a module saved whole (PEFT's modules_to_save) or a trained bias
+                self.whole[name.removeprefix("base_model.model.")] = name
+
+    def names(self) -> set[str]:
+        """Names of the weights that it changes, as the module calls them."""
+        return {f"{m}.weight" for m in self.modules} | set(self.whole)
+
+    def apply(self, name: str, old: Tensor) -> Tensor:
+        """The folded tensor in the old one's dtype, at least float32; so is the product."""
+        if name in self.whole:
+            return self.tensors[self.whole[name]].to(old.dtype)
+        parts = self.modules[name.removesuffix(".weight")]
+        a_RI = self.tensors[parts["A"]].float()
+        b_OR = self.tensors[parts["B"]].float()
+        scale = lora_scale(self.config, name.removesuffix(".weight"), a_RI.shape[0])
+        step = scale * (b_OR @ a_RI)
+        if self.config.get("fan_in_fan_out"):
+            step = step.T
+        if step.shape != old.shape:
+            raise InputError(
+                "the adapter does not fit the model",
+                where=f"{self.folder} {name}",
+                seen=f"{tuple(step.shape)} on {tuple(old.shape)}",
+            )
+        return old + step
+
+
+class WeightsPatch:
+    """Whole tensors that replace, differences that are added, or single entries (see `Weights`)."""
+
+    def __init__(self, change: Weights, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+        self.delta, self.sparse = change.delta, change.sparse
+
+    def names(self) -> set[str]:
+        """Names of the weights that it changes."""
+        if self.sparse:
+            return {n.removesuffix(".at") for n in self.tensors if n.endswith(".at")}
+        return set(self.tensors)
+
+    def apply(self, name: str, old: Tensor) -> Tensor:
+        """The new tensor in the old one's dtype, in which a sum is taken, too."""
+        if self.sparse:
+            new = old.clone()
+            values = self.tensors[f"{name}.to"].to(old.dtype)
+            new.view(-1)[self.tensors[f"{name}.at"]] = values
+            return new
+        new = self.tensors[name]
+        if not self.delta:
+            return new.to(old.dtype)
+        return old + new.to(old.dtype)
