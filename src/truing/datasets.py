@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import NotRequired, TypedDict, cast
 
 from truing import tablefiles
 from truing.core import files
@@ -27,6 +27,8 @@ from truing.tables import Row, Table, check_row, infer_kind
 
 TABLES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 TEXTS = (".txt", ".txt.gz")
+# Sets of the mirror that recipes and claims name, besides those that have a shape.
+NAMED = {"survival": "record", "text_corpora": "text"}
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,53 @@ def _shipped() -> Iterator[DataSet]:
             yield DataSet(file.part, facts["What"], facts["Licence"], "repository", [file])
 
 
+class _Listed(TypedDict):
+    """A file as the index has it."""
+
+    file: str
+    sha256: NotRequired[str | None]
+    records: NotRequired[int | None]
+
+
+class _Entry(TypedDict):
+    """A set as the index has it."""
+
+    name: str
+    title: str
+    licence: str
+    non_commercial: NotRequired[bool]
+    files: list[_Listed]
+
+
+def _entries(listed: object, where: str) -> list[_Entry]:
+    """What an index lists, or an InputError that names the first entry of another form."""
+    fix = "An index is a list of sets: [{name, title, licence, files: [{file, sha256, records}]}]"
+    if not isinstance(listed, list):
+        raise InputError("an index must be a list of sets", where=where, seen=listed, fix=fix)
+    for i, entry in enumerate(cast("list[object]", listed), 1):
+        at = f"{where} set {i}"
+        if not isinstance(entry, dict):
+            raise InputError("a set must be a mapping", where=at, seen=entry, fix=fix)
+        facts = cast("dict[str, object]", entry)
+        for name in ("name", "title", "licence"):
+            if not isinstance(facts.get(name), str):
+                raise InputError(
+                    f"{name!r} must be a text", where=at, seen=facts.get(name), fix=fix
+                )
+        held = facts.get("files")
+        if not isinstance(held, list) or not all(map(_is_listed, cast("list[object]", held))):
+            raise InputError("'files' must list {file: name}", where=at, seen=held, fix=fix)
+    return cast("list[_Entry]", listed)
+
+
+def _is_listed(item: object) -> bool:
+    if not isinstance(item, dict):
+        return False
+    facts = cast("dict[str, object]", item)
+    kinds = {"file": str, "sha256": str | None, "records": int | None}
+    return "file" in facts and all(isinstance(facts.get(n), k) for n, k in kinds.items())
+
+
 def _mirrored() -> Iterator[DataSet]:
     """Sets of the mirror in TRUING_DATA."""
     root = os.environ.get("TRUING_DATA", "")
@@ -102,16 +151,16 @@ def _mirrored() -> Iterator[DataSet]:
     index = Path(root).expanduser() / "index.json"
     try:
         listed = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"the index of the data mirror cannot be read: {error}",
             where=f"TRUING_DATA={root}",
             fix="It must be a folder with an index.json that lists sets and files",
         ) from None
-    for entry in listed:
+    for entry in _entries(listed, str(index)):
         folder = index.parent / str(entry["name"])
         held = [
-            File(folder / f["file"], f["file"], f.get("sha256", ""), f.get("records") or 0)
+            File(folder / f["file"], f["file"], f.get("sha256") or "", f.get("records") or 0)
             for f in entry["files"]
             if (folder / f["file"]).resolve().is_relative_to(folder.resolve())
         ]
@@ -143,7 +192,7 @@ def sets() -> dict[str, DataSet]:
 def catalogue() -> list[dict[str, object]]:
     """What `truing data` lists: name, kind, present, licence, about, origin, parts, records.
 
-    Known sets that are not at hand are listed as absent.
+    Known sets that are not at hand are listed as absent. `records` is None where it is not known.
     """
     have = sets()
     listed: list[dict[str, object]] = [
@@ -156,33 +205,50 @@ def catalogue() -> list[dict[str, object]]:
             "about": s.about,
             "origin": s.origin,
             "parts": [f.part for f in s.files],
-            "records": sum(f.records for f in s.files),
+            "records": sum(map(_records, s.files)) or None,
         }
         for s in have.values()
     ]
-    absent = {key.partition("/")[0] for key in SHAPES} - set(have)
-    for name in sorted(absent):
+    for name in sorted(_mirror_names() - set(have)):
         listed.append(
             {
                 "name": name,
-                "kind": SHAPES[f"{name}/{DEFAULT_PART.get(name, name)}"][0],
+                "kind": NAMED.get(name) or SHAPES[f"{name}/{DEFAULT_PART.get(name, name)}"][0],
                 "present": False,
                 "licence": "",
                 "licence_text": "",
                 "about": "absent: set TRUING_DATA to a folder that holds it",
                 "origin": "",
                 "parts": [],
-                "records": 0,
+                "records": None,
             }
         )
     return listed
 
 
+def _mirror_names() -> set[str]:
+    """Sets that are known by name, whether or not they are at hand."""
+    return {key.partition("/")[0] for key in SHAPES} | set(NAMED)
+
+
+def _records(file: File) -> int:
+    """Number of rows: as the index says, else counted; a shipped set has one in each line."""
+    if file.records or not file.path.name.endswith((".jsonl", ".jsonl.gz", ".csv.gz")):
+        return file.records
+    if not file.path.is_file() or file.path.parent != repository():
+        return 0
+    return sum(1 for line in _text(file.path).split("\n") if line.strip())
+
+
 def knows(source: str) -> bool:
-    """True when `source` is a set's name, "name/part" or an address, and not a path."""
+    """True when `source` is a set's name, "name/part" or an address, and not a path.
+
+    A set that is not at hand is known as well: reading it says where it has to be.
+    """
     if source.startswith(("https://", "http://", "hub:")):
         return True
-    return source.partition("/")[0] in sets()
+    head = source.partition("/")[0]
+    return head in _mirror_names() or head in sets()
 
 
 def path(name: str) -> Path:
@@ -201,7 +267,7 @@ def _find(name: str) -> DataSet:
     known = sets()
     if name in known:
         return known[name]
-    if any(key.startswith(f"{name}/") for key in SHAPES):
+    if name in _mirror_names():
         raise InputError(
             f"the data set {name!r} is not here",
             where="data",
