@@ -5,6 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# More of their letters than this in common, or two names are not meant for each other: "pairs" and
+# "prose" have it exactly.
+CLOSE = 0.6
+
 
 class TruingError(Exception):
     """Base of every error raised on purpose.
@@ -81,10 +85,24 @@ def shorten(value: object, limit: int = 120) -> str:
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """The candidate most like `name`, or None when none is close."""
+    """The candidate most like `name`, or None when none is close: a wrong hint is worse than none.
+
+    Of equally like ones, those that begin alike and are of like length come first.
+    """
     names = {c.lower().replace("-", "_"): c for c in candidates}
-    found = difflib.get_close_matches(name.lower().replace("-", "_"), names, n=1, cutoff=0.5)
-    return names[found[0]] if found else None
+    asked = name.lower().replace("-", "_")
+    match = difflib.SequenceMatcher(None, b=asked)
+    best, rank = None, (CLOSE, False, -len(asked))
+    for candidate in sorted(names):
+        match.set_seq1(candidate)
+        found = (
+            match.ratio(),
+            candidate[:1] == asked[:1],
+            -abs(len(candidate) - len(asked)),
+        )
+        if found[0] > CLOSE and (best is None or found > rank):
+            best, rank = candidate, found
+    return names[best] if best is not None else None
 
 
 def unknown(
