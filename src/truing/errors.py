@@ -87,16 +87,18 @@ def shorten(value: object, limit: int = 120) -> str:
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate most like `name`, or None when none is close: a wrong hint is worse than none.
 
-    Of equally like ones, those that begin alike and are of like length come first.
+    Of equally like ones, those of the same letters, then those that begin alike, then those of like
+    length come first.
     """
     names = {c.lower().replace("-", "_"): c for c in candidates}
     asked = name.lower().replace("-", "_")
     match = difflib.SequenceMatcher(None, b=asked)
-    best, rank = None, (CLOSE, False, -len(asked))
+    best, rank = None, (CLOSE, False, False, 0)
     for candidate in sorted(names):
         match.set_seq1(candidate)
         found = (
             match.ratio(),
+            sorted(candidate) == sorted(asked),
             candidate[:1] == asked[:1],
             -abs(len(candidate) - len(asked)),
         )

@@ -18,7 +18,7 @@ def test_no_suggestion_is_better_than_a_wrong_one(name: str, known: list[str]) -
     ("name", "known", "wanted"),
     [
         ("god", ["good", "bad"], "good"),
-        ("dop", ["ipo", "dpo", "cpo"], "dpo"),
+        ("dop", ["ipo", "d2o", "dpo", "dro"], "dpo"),
         ("tain", ["test", "train"], "train"),
         ("lamda", ["panda", "lambda"], "lambda"),
         ("bate", ["rate", "beta", "bite"], "bite"),  # as like as "rate"; begins alike
