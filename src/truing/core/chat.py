@@ -7,13 +7,18 @@ generation sees, and a dialogue of one turn is `prompt_ids + completion_ids`.
 The answer's end is the template's own: what it puts after an assistant's words, up to its last
 special token ("<|im_end|>" of "<|im_end|>\\n"), else the tokenizer's end token. A tokenizer without
 a template continues plain text.
+
+Some templates put today's date into the prompt. Here it is always the same day, `DAY`, or neither
+tokens nor what is kept by them would be the same tomorrow.
 """
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, cast
 
 from truing.errors import InputError, shorten
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
 Message = Mapping[str, object]
 Prompt = str | Sequence[Message]
 _MARK = "zqanswerqz"  # stands for an answer while the template is explored
+DAY = datetime(2024, 7, 26)  # what Llama 3's templates write where they are told no date
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ def prompt_ids(
     if len(messages) > 1 and messages[-1].get("role") == "assistant":
         opening = completion_ids(tokenizer, str(messages[-1]["content"]), end=False)
         return [*prompt_ids(tokenizer, messages[:-1]), *opening]
-    return _encode(tokenizer, _text(tokenizer, messages, answer=True))
+    return _encode(tokenizer, chat_text(tokenizer, messages, answer=True))
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, end: bool = True) -> list[int]:
@@ -99,10 +105,10 @@ def reply_ids(
     """
     at = max(i for i, m in enumerate(messages) if m.get("role") == "assistant")
     told: list[Message] = [*messages[:at], {"role": "assistant", "content": _MARK}]
-    text = _text(tokenizer, [*told, *messages[at + 1 :]], answer=True)
+    text = chat_text(tokenizer, [*told, *messages[at + 1 :]], answer=True)
     before, mark, after = text.rpartition(_MARK)
     tail = _turn(tokenizer).tail
-    begun = _text(tokenizer, messages[:at], answer=True) + _turn(tokenizer).head
+    begun = chat_text(tokenizer, messages[:at], answer=True) + _turn(tokenizer).head
     if not mark or before != begun or not after.startswith(tail):
         raise InputError(
             "the chat template rewrites earlier turns, so one row cannot hold several",
@@ -143,8 +149,8 @@ def example_ids(
     loss: list[bool] = []
     done = ""
     for i in answers:
-        before = _text(tokenizer, messages[:i], answer=True)
-        after = _text(tokenizer, messages[: i + 1], answer=False)
+        before = chat_text(tokenizer, messages[:i], answer=True)
+        after = chat_text(tokenizer, messages[: i + 1], answer=False)
         if not before.startswith(done) or not after.startswith(before):
             raise InputError(
                 "the chat template rewrites earlier turns, so they cannot be learnt in one row",
@@ -181,8 +187,8 @@ def _turn(tokenizer: PreTrainedTokenizerBase) -> Turn:
         return _turns[tokenizer][1]
     if template:
         user: Message = {"role": "user", "content": "u"}
-        before = _text(tokenizer, [user], answer=True)
-        after = _text(tokenizer, [user, {"role": "assistant", "content": _MARK}], answer=False)
+        before = chat_text(tokenizer, [user], answer=True)
+        after = chat_text(tokenizer, [user, {"role": "assistant", "content": _MARK}], answer=False)
         if not after.startswith(before) or _MARK not in after[len(before) :]:
             raise InputError(
                 "the chat template does not put an answer where it asks for one",
@@ -203,12 +209,22 @@ def _until_end(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     return text[: max(ends)] if ends else text.rstrip() + str(tokenizer.eos_token or "")
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, answer: bool) -> str:
+def chat_text(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, answer: bool
+) -> str:
+    """Messages as the template writes them.
+
+    Args:
+        messages: with "role" and "content".
+        answer: True goes on to where an answer begins.
+    """
     from jinja2 import TemplateError
 
+    template = tokenizer.get_chat_template()
     try:
         made = tokenizer.apply_chat_template(
             cast("list[dict[str, str]]", [dict(m) for m in messages]),
+            chat_template=_clock() + template if "strftime_now" in template else template,
             tokenize=False,
             add_generation_prompt=answer,
         )
@@ -218,6 +234,18 @@ def _text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, an
             seen=[m.get("role") for m in messages],
         ) from None
     return cast(str, made)
+
+
+@functools.cache
+def _clock() -> str:
+    """A macro that stands before a template and hides transformers' `strftime_now`.
+
+    Templates are given plain data alone, so that no function of our own can be handed to them.
+    """
+    codes = [f"%-{c}" for c in "dHIjmMSy"] + [f"%{c}" for c in "aAbBcdFHIjmMpSTuwxXyYzZ"]
+    parts = "".join(f".replace({c!r}, {DAY.strftime(c)!r})" for c in codes)
+    # "+": the template's first line break is its own, and stays.
+    return f"{{% macro strftime_now(format) %}}{{{{ format{parts} }}}}{{% endmacro +%}}"
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> list[int]:
