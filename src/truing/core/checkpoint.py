@@ -55,6 +55,25 @@ class Checkpoint:
                 }
 
 
+def writable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same values as safetensors can write them: in main memory, each with memory of its own.
+
+    Copied is only what must be. Weights and both moments are three times the model, for which a
+    machine that trains it need not have room a second time.
+    """
+    made: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        here = tensor.detach().to("cpu").contiguous()
+        memory = here.untyped_storage().data_ptr()
+        if memory in taken:  # tied weights, views
+            here = here.clone()
+            memory = here.untyped_storage().data_ptr()
+        taken.add(memory)
+        made[name] = here
+    return made
+
+
 class Checkpoints:
     """The checkpoints of the run that `key` names, in `folder`."""
 
@@ -85,8 +104,7 @@ class Checkpoints:
         tensors = distributed.full(tensors)
         if not distributed.leads():
             return
-        # Copies: tensors that share memory (tied weights, views) cannot be written as they are.
-        own = {n: t.to("cpu", copy=True).contiguous() for n, t in tensors.items()}
+        own = writable(tensors)
         facts = {"schema_version": SCHEMA_VERSION, "key": self.key, "step": step}
         with new_folder(self.folder / f"step-{step:08d}") as partial:
             save_file(own, partial / "tensors.safetensors")
