@@ -102,7 +102,7 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
             candidate[:1] == asked[:1],
             -abs(len(candidate) - len(asked)),
         )
-        if found[0] > CLOSE and (best is None or found > rank):
+        if found[0] > CLOSE and found > rank:
             best, rank = candidate, found
     return names[best] if best is not None else None
 

@@ -17,6 +17,7 @@ from truing.errors import InputError, unknown
 from truing.tables import content_hash, mended
 
 SCHEMA_VERSION = 1
+EXAMPLE = ("prompt", "good", "bad")
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,7 @@ class Principle:
         priority = rule.get("priority", 1)
         if not isinstance(priority, int) or isinstance(priority, bool):
             raise InputError("field 'priority' must be a whole number", where=where, seen=priority)
-        examples = rule.get("examples", [])
-        if not isinstance(examples, Sequence) or not all(
-            isinstance(e, Mapping) for e in cast(Sequence[object], examples)
-        ):
-            raise InputError("field 'examples' must be a list of mappings", where=where)
+        examples = _examples(rule.get("examples", []), where)
         check = rule.get("check")
         if check is not None and not (isinstance(check, Mapping) and "use" in check):
             raise InputError(
@@ -85,7 +82,7 @@ class Principle:
             id=cast(str, rule["id"]),
             text=cast(str, rule["text"]).strip(),
             rationale=cast(str, rule.get("rationale", "")),
-            examples=tuple(dict(e) for e in cast(Sequence[dict[str, str]], examples)),
+            examples=examples,
             priority=priority,
             kind=cast(str, rule.get("kind", "")),
             check=dict(cast(Mapping[str, object], check)) if check is not None else None,
@@ -93,15 +90,54 @@ class Principle:
         )
 
 
-class Principles:
-    """An ordered set of principles with a version; iterate it, or take one by id."""
+def _examples(data: object, where: str) -> tuple[dict[str, str], ...]:
+    """Examples from plain data: each with a prompt and a good or a bad answer, all texts."""
+    if not isinstance(data, Sequence) or isinstance(data, str):
+        raise InputError("field 'examples' must be a list of mappings", where=where, seen=data)
+    for i, item in enumerate(cast(Sequence[object], data), 1):
+        at = f"{where} example {i}"
+        if not isinstance(item, Mapping):
+            raise InputError("field 'examples' must be a list of mappings", where=at, seen=item)
+        example = cast(Mapping[str, object], item)
+        for name, value in example.items():
+            if name not in EXAMPLE:
+                raise unknown("field", str(name), EXAMPLE, where=at)
+            if not isinstance(value, str):
+                raise InputError(f"field {name!r} must be a text", where=at, seen=value)
+        if "prompt" not in example or len(example) < 2:
+            raise InputError(
+                "an example needs 'prompt' and 'good' or 'bad'", where=at, seen=dict(example)
+            )
+    return tuple(dict(e) for e in cast(Sequence[dict[str, str]], data))
 
-    def __init__(self, items: Sequence[Principle], version: str = "1", title: str = "") -> None:
-        seen: set[str] = set()
-        for item in items:
+
+class Principles:
+    """An ordered set of principles with a version; iterate it, or take one by id.
+
+    Args:
+        items: at least one, with different ids.
+        version: of the set.
+        title: what the set is called.
+        where: the file that errors name; "" takes the title.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Principle],
+        version: str = "1",
+        title: str = "",
+        *,
+        where: str = "",
+    ) -> None:
+        seen: dict[str, int] = {}
+        for i, item in enumerate(items, 1):
             if item.id in seen:
-                raise InputError("two principles have the same id", where=title, seen=item.id)
-            seen.add(item.id)
+                raise InputError(
+                    f"principles {seen[item.id]} and {i} have the same id",
+                    where=where or title,
+                    seen=item.id,
+                )
+            seen[item.id] = i
         if not items:
             raise InputError("no principles", where=title, fix="Give at least one rule")
         self.items, self.version, self.title = tuple(items), version, title
@@ -199,4 +235,4 @@ class Principles:
             Principle.from_json(r, where=f"{path} principle {i}")
             for i, r in enumerate(cast(list[object], rules), 1)
         ]
-        return cls(items, version, title)
+        return cls(items, version, title, where=str(path))

@@ -139,3 +139,20 @@ def test_no_check_escapes_its_range_on_odd_texts() -> None:
             continue
         values = score("check", {"use": name, **settings.get(name, {})}, rows)
         assert all(0.0 <= v <= 1.0 for v in values), name
+
+
+@pytest.mark.parametrize(
+    ("ref", "said"),
+    [
+        ({"use": "max_words", "n": -1}, "'n' must be 0 or more"),
+        ({"use": "min_words", "n": -1}, "'n' must be 0 or more"),
+        ({"use": "max_sentences", "n": -1}, "'n' must be 0 or more"),
+        ({"use": "no_lists", "allow": -1}, "'allow' must be 0 or more"),
+        ({"use": "no_repetition", "share": 2}, r"'share' must lie in \[0, 1\]"),
+        ({"use": "not_an_echo", "share": -0.1}, r"'share' must lie in \[0, 1\]"),
+        ({"use": "on_topic", "least": 30}, r"'least' must lie in \[0, 1\]"),
+    ],
+)
+def test_settings_out_of_range(ref: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        score("check", ref, [])

@@ -194,9 +194,10 @@ rules = st.builds(
     id=ids,
     text=ids.map(str.strip),
     rationale=st.text(max_size=10),
-    examples=st.lists(st.dictionaries(st.text(max_size=4), st.text(max_size=4)), max_size=2).map(
-        tuple
-    ),
+    examples=st.lists(
+        st.fixed_dictionaries({"prompt": st.text(max_size=4), "good": st.text(max_size=4)}),
+        max_size=2,
+    ).map(tuple),
     priority=st.integers(-9, 9),
     kind=st.text(max_size=5),
     check=st.one_of(st.none(), st.just({"use": "max_words", "n": 40})),

@@ -93,6 +93,22 @@ def _kept(values: list[bool]) -> list[float]:
     return [1.0 if value else 0.0 for value in values]
 
 
+def _not_negative(value: int, name: str, setting: str = "n") -> int:
+    if value < 0:
+        raise InputError(
+            f"setting {setting!r} must be 0 or more", where=f"check {name}", seen=value
+        )
+    return value
+
+
+def _share(value: float, name: str, setting: str = "share") -> float:
+    if not 0 <= value <= 1:
+        raise InputError(
+            f"setting {setting!r} must lie in [0, 1]", where=f"check {name}", seen=value
+        )
+    return value
+
+
 def _at_most(value: float, limit: float) -> float:
     return 1.0 if value <= limit else BROKEN * limit / value
 
@@ -100,25 +116,29 @@ def _at_most(value: float, limit: float) -> float:
 @component("check")
 def max_words(rows: list[Row], *, n: int) -> list[float]:
     """The answer has at most `n` words."""
-    return [_at_most(len(words(text_of(r))), n) for r in rows]
+    limit = _not_negative(n, "max_words")
+    return [_at_most(len(words(text_of(r))), limit) for r in rows]
 
 
 @component("check")
 def min_words(rows: list[Row], *, n: int) -> list[float]:
     """The answer has at least `n` words."""
+    least = _not_negative(n, "min_words")
     counts = [len(words(text_of(r))) for r in rows]
-    return [1.0 if c >= n else BROKEN * c / n for c in counts]
+    return [1.0 if c >= least else BROKEN * c / least for c in counts]
 
 
 @component("check")
 def max_sentences(rows: list[Row], *, n: int) -> list[float]:
     """The answer has at most `n` sentences."""
-    return [_at_most(len(sentences(text_of(r))), n) for r in rows]
+    limit = _not_negative(n, "max_sentences")
+    return [_at_most(len(sentences(text_of(r))), limit) for r in rows]
 
 
 @component("check")
 def no_lists(rows: list[Row], *, allow: int = 0) -> list[float]:
     """The answer holds no bulleted or numbered list: at most `allow` lines that look like items."""
+    _not_negative(allow, "no_lists", "allow")
     values: list[float] = []
     for row in rows:
         text = text_of(row)
@@ -184,6 +204,7 @@ def no_first_person(rows: list[Row]) -> list[float]:
 @component("check")
 def no_repetition(rows: list[Row], *, share: float = 0.2) -> list[float]:
     """No sentence stands twice, and at most `share` of the four-word runs repeat earlier ones."""
+    _share(share, "no_repetition")
     return [
         0.0 if repeats_a_sentence(text_of(r)) else _at_most(repetition(text_of(r)), share)
         for r in rows
@@ -245,6 +266,7 @@ def language_of(text: str, default: str = "en") -> str:
 @component("check")
 def not_an_echo(rows: list[Row], *, share: float = 0.8) -> list[float]:
     """The answer says something of its own: under `share` of it is the prompt's own word runs."""
+    _share(share, "not_an_echo")
     values: list[float] = []
     for row in rows:
         answer, prompt = (
@@ -261,15 +283,19 @@ def not_an_echo(rows: list[Row], *, share: float = 0.8) -> list[float]:
 @component("check")
 def on_topic(rows: list[Row], *, least: float = 0.3) -> list[float]:
     """The answer concerns the prompt: cosine of their sentence vectors is at least `least`."""
-    return [1.0 if c >= least else BROKEN * max(c, 0.0) / least for c in relevance(rows)]
+    _share(least, "on_topic", "least")
+    return [
+        1.0 if c >= least else BROKEN * max(c, 0.0) / least if least else 0.0
+        for c in relevance(rows)
+    ]
 
 
 def relevance(rows: list[Row]) -> list[float]:
     """Cosine of the sentence vectors of prompt and answer (all-MiniLM-L6-v2), 0 when empty."""
-    from truing.core.embed import embed
-
     if not rows:
         return []
+    from truing.core.embed import embed
+
     prompts = [user_text(r.get("prompt")) for r in rows]
     answers = [text_of(r) for r in rows]
     unique = list(dict.fromkeys(prompts + answers))
