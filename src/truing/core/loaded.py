@@ -11,7 +11,7 @@ import contextlib
 import gc
 import threading
 from collections import OrderedDict
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 KEEP = 4  # modules kept in memory for reuse
 LARGE = 2**-4  # GiB of weights before whose reading what nobody uses any more is collected
+MARGIN = 1.25  # of a module's own bytes that a device should have free: it is to compute there, too
 _cache: OrderedDict[tuple[str, str, str], tuple[torch.nn.Module, dict[str, torch.Tensor]]]
 _cache = OrderedDict()
 _tokenizers: OrderedDict[str, PreTrainedTokenizerBase] = OrderedDict()
@@ -202,6 +203,48 @@ def check_memory(model: Model, dtype: str) -> None:
         )
 
 
+def make_place(needed: int, free: Callable[[], int], device: str, where: str) -> None:
+    """Drop cached modules of a device, the longest unused first, until another one fits.
+
+    Args:
+        needed: bytes of the module that is about to be moved there.
+        free: says how many bytes of the device's memory can be had now.
+    Raises:
+        InputError: it does not fit even so.
+    """
+    for key in [k for k in _cache if k[2] == device]:
+        if free() >= MARGIN * needed:
+            return
+        del _cache[key]
+        gc.collect()
+    if (left := free()) < needed:
+        raise InputError(
+            f"the weights need {needed / 2**30:.1f} GiB and {left / 2**30:.1f} GiB of the device's "
+            "memory are free",
+            where=where,
+            fix="Use a smaller model, load it as bfloat16, or end what else runs on the device",
+        )
+
+
+def _moved(module: torch.nn.Module, device: str, where: str) -> torch.nn.Module:
+    """The module on its device, for which room is made where that is an accelerator."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        tensors = [*module.parameters(), *module.buffers()]
+        size = sum(t.numel() * t.element_size() for t in tensors)
+        make_place(size, lambda: _free_on(device), device, where)
+    return module.to(device)
+
+
+def _free_on(device: str) -> int:
+    """Bytes that can be had on a GPU: free ones, and those that torch keeps and does not use."""
+    from torch import cuda
+
+    unused = cuda.memory_reserved(device) - cuda.memory_allocated(device)
+    return cuda.mem_get_info(device)[0] + unused
+
+
 def load_module(
     model: Model, dtype: str = "float32", device: str | None = None, *, fresh: bool = False
 ) -> Loaded:
@@ -219,7 +262,7 @@ def load_module(
             return Loaded(module, model, device, extra)
         check_memory(model, dtype)
         module, extra = _build(model, dtype)
-        module.to(device)
+        module = _moved(module, device, model.name)
         if not fresh:
             _cache[key] = (module, extra)
             while len(_cache) > KEEP:
