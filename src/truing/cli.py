@@ -8,21 +8,30 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import re
-import select
 import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, cast
 
-from truing import __version__, interrupt, jsontext, listing
+from truing import __version__, faults, interrupt, jsontext, listing, output
 from truing.catalogue import VERBS, Entry, find
 from truing.catalogue import methods as method_entries
 from truing.context import one_of_several
 from truing.errors import InputError, Stopped, TruingError, unknown
+
+
+class Found(InputError):
+    """What a command found to be wrong: `facts` go beside the message for machines."""
+
+    def __init__(
+        self, message: str, facts: Mapping[str, object], *, where: str = "", fix: str = ""
+    ) -> None:
+        super().__init__(message, where=where, fix=fix)
+        self.facts = dict(facts)
+
 
 Command = Callable[[argparse.Namespace], object]
 
@@ -168,8 +177,10 @@ def _store(args: argparse.Namespace) -> object:
         for item in found if isinstance(found, list) else [found]:
             print(item if isinstance(item, str) else as_line(item))
     if args.action == "verify" and isinstance(found, list) and found:
-        raise InputError(
-            f"{len(cast('list[object]', found))} artefacts are damaged",
+        rows = cast("list[object]", found)
+        raise Found(
+            f"{len(rows)} artefact{'s were' if len(rows) > 1 else ' was'} damaged and deleted",
+            {"damaged": rows},
             where="store verify",
             fix="The steps that made them run again when they are asked for",
         )
@@ -316,30 +327,13 @@ def _dispatch(argv: list[str]) -> None:
 def _fail(error: TruingError, arguments: Sequence[str]) -> int:
     say(f"truing: {error}")
     if "--json" in arguments:
-        line = as_line({"error": str(error), "exit_code": error.exit_code})
-        with contextlib.suppress(BrokenPipeError):
+        facts = error.facts if isinstance(error, Found) else {}
+        line = as_line({"error": str(error), "exit_code": error.exit_code, **facts})
+        with contextlib.suppress(OSError):
             print(line, flush=True)
-        _nobody_reads()
+    if not output.nobody_reads():
+        output.fails()
     return error.exit_code
-
-
-def _nobody_reads() -> bool:
-    """True when stdout leads nowhere any more, as in `truing list | head -1`.
-
-    What is left to be written there is then dropped: Python would tell it as an error at its end.
-    """
-    try:
-        out = sys.stdout.fileno()
-    except (OSError, ValueError):  # no file, as in a notebook
-        return False
-    poll = select.poll()
-    poll.register(out, select.POLLOUT)
-    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
-    if gone:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, out)
-        os.close(nowhere)
-    return gone
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -354,6 +348,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     try:
+        output.check()
         with interrupt.heard():
             _dispatch(arguments)
         sys.stdout.flush()
@@ -363,8 +358,11 @@ def _main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return _fail(Stopped("stopped; the same command goes on from here"), arguments)
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
+        if isinstance(error, BrokenPipeError) and output.nobody_reads():
             return 128 + signal.SIGPIPE  # what a shell reports of programs that this ends
+        known = faults.of_system(error, "stdout" if output.fails() else "")
+        if known is not None:
+            return _fail(known, arguments)
         traceback.print_exc()
         what = f"{type(error).__name__}: {error}"
         fix = "This is a defect of truing itself; please report it with the lines above"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from truing.catalogue import Entry
 from truing.cli import Parser, as_line
 from truing.errors import InputError, unknown
+from truing.faults import told
 from truing.method import Input, Method, Setting, methods, type_name
 
 if TYPE_CHECKING:
@@ -92,10 +92,17 @@ def _roles(entry: Input, value: object) -> dict[str, str]:
     if not entry.many:
         return {"": str(value)}
     pairs = [str(v).partition("=") for v in value] if isinstance(value, list) else []
-    return {
-        role if is_role else str(i): rest if is_role else role
-        for i, (role, is_role, rest) in enumerate(pairs)
-    }
+    roles: dict[str, str] = {}
+    for i, (role, is_role, rest) in enumerate(pairs):
+        name = role if is_role else str(i)
+        if name in roles:
+            raise InputError(
+                "a role is given twice",
+                where=f"--{entry.name.replace('_', '-')}",
+                seen=[f"{name}={roles[name]}", f"{name}={rest if is_role else role}"],
+            )
+        roles[name] = rest if is_role else role
+    return roles
 
 
 def _place(out: str, method: Method) -> Path:
@@ -105,34 +112,12 @@ def _place(out: str, method: Method) -> Path:
         InputError: the method makes nothing to save, the folder holds something else than an
             earlier result, or it cannot be written.
     """
-    from truing.store import MARKS
+    from truing.store import MARKS, free_folder
 
-    folder = Path(out).expanduser().absolute()
     marks = [MARKS[noun] for noun in method.returns.split("|") if noun in MARKS]
     if not marks:
         raise InputError("the method makes nothing to save", where=method.id, seen=f"--out {out}")
-    if folder.exists() and not folder.is_dir():
-        raise InputError("a file is in the place of the folder", where="--out", seen=out)
-    others = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    if others and not any(mark in others for mark in marks):
-        raise InputError(
-            "the folder holds other files",
-            where=f"--out {out}",
-            seen=others[:6],
-            fix="Give a new or empty folder, or that of an earlier result, which is replaced",
-        )
-    # Whether a folder can be written is known by writing there: permissions do not tell all.
-    there = next(p for p in (folder.parent, *folder.parent.parents) if p.exists())
-    for place in {there, folder if folder.is_dir() else there}:
-        try:
-            tempfile.TemporaryDirectory(dir=place, prefix=".truing-").cleanup()
-        except OSError as error:
-            raise InputError(
-                f"the folder cannot be written: {error.strerror}",
-                where=f"--out {out}",
-                seen=str(place),
-            ) from None
-    return folder
+    return free_folder(out, marks, f"--out {out}")
 
 
 def run_method(entry: Entry, arguments: list[str]) -> object:
@@ -168,7 +153,7 @@ def run_method(entry: Entry, arguments: list[str]) -> object:
         return method(**inputs, **settings)
     result = pipeline.run_step(method, inputs, settings, seed=seed)
     if place is not None:
-        with pipeline.told(f"--out {out}"):
+        with told(f"--out {out}"):
             result.artefact.save(place)
     line = result.line()
     if not as_json:

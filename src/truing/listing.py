@@ -12,7 +12,7 @@ from typing import cast
 
 from truing import catalogue
 from truing.catalogue import VERBS, Entry
-from truing.errors import unknown
+from truing.errors import InputError, unknown
 
 COLUMNS = ("name", "verb", "group", "field", "paper", "summary")
 Say = Callable[[str], None] | None
@@ -65,6 +65,12 @@ def components(*, say: Say = None) -> list[dict[str, str]]:
 
 def one(name: str) -> Facts:
     """All there is to know of a method ("dpo", "train/dpo") or component ("check:max_words")."""
+    if name in VERBS:
+        raise InputError(
+            f"{name!r} is a verb, and `show` tells of one method",
+            where="truing show",
+            fix=f"`truing {name} --help` lists its methods",
+        )
     return _component(name) if ":" in name else _method(name)
 
 

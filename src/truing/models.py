@@ -26,7 +26,7 @@ from truing.changes import (
     Weights,
     in_order,
 )
-from truing.core import files
+from truing.core import files, private
 from truing.core.licences import strictest
 from truing.core.loaded import Loaded
 from truing.errors import InputError
@@ -100,6 +100,10 @@ class Served:
     url: str
     model: str
     licence: str = ""
+
+    def __post_init__(self) -> None:
+        """A name and a password in the address stay out of whatever is written."""
+        object.__setattr__(self, "url", private.keep_login(self.url))
 
     @property
     def key(self) -> str:
@@ -332,9 +336,33 @@ def hold(artefact: Model | Table | Principles) -> str:
     return artefact.key
 
 
-def hold_at(key: str, noun: str, folder: Path) -> None:
-    """Say where a held artefact lies, to be read when it is asked for."""
-    _held.setdefault(key, (noun, folder))
+def hold_at(key: str, noun: str, folder: Path, content: str = "") -> None:
+    """Say where a held artefact lies, to be read when it is asked for.
+
+    Args:
+        content: its key as files hold it, where that differs from `key`.
+    """
+    known = _held.get(key)
+    gone = isinstance(known, tuple) and not cast("tuple[str, Path, str]", known)[1].exists()
+    if known is None or gone:
+        _held[key] = (noun, folder, content)
+
+
+def read_held(key: str, noun: str, folder: Path, content: str = "") -> Model | Table | Principles:
+    """The artefact that was saved in `folder` to be held; an InputError when it is another one."""
+    from truing.principles import Principles
+    from truing.tables import Table
+
+    nouns = {"Model": Model, "Table": Table, "Principles": Principles}
+    found = nouns[noun].load(folder)
+    if found.key != (content or key):
+        raise InputError(
+            "an artefact that a change holds is not the one that was saved",
+            where=str(folder),
+            seen=f"key {found.key}, saved as {content or key}",
+            fix="If it lies in the store, `truing store verify` drops it, to be made again",
+        )
+    return found
 
 
 def held(key: str) -> Model | Table | Principles:
@@ -344,9 +372,7 @@ def held(key: str) -> Model | Table | Principles:
 
     found = _held.get(key)
     if isinstance(found, tuple):
-        noun, folder = cast("tuple[str, Path]", found)
-        nouns = {"Model": Model, "Table": Table, "Principles": Principles}
-        found = _held[key] = nouns[noun].load(folder)
+        found = _held[key] = read_held(key, *cast("tuple[str, Path, str]", found))
     if isinstance(found, (Model, Table, Principles)):
         return found
     raise InputError(

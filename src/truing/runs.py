@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, cast
 
 from truing import __version__, jsontext
 from truing.context import Json
-from truing.core import files
+from truing.core import files, private
 from truing.errors import InputError, Stopped
+from truing.faults import make_folder
 
 if TYPE_CHECKING:
     from truing.plan import Checked, Plan
@@ -68,7 +69,7 @@ class Run:
     def __init__(self, plan: Plan, runs: str | Path) -> None:
         self.began, self.plan = started(), plan
         self.folder = Path(runs) / f"{plan.name}-{plan.key[:8]}"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder, f"--runs {runs}")
         self.manifest: dict[str, Json] = {
             "schema_version": SCHEMA_VERSION,
             "name": plan.name,
@@ -118,10 +119,11 @@ class Run:
             "method": one.method.id,
             "verb": one.method.verb,
             "summary": one.method.summary,
-            "settings": {n: plain(v) for n, v in one.settings.items()},
+            "settings": {n: plain(v) for n, v in private.hidden(one.settings).items()},
             "seed": one.seed,
             "inputs": {
-                name: [s.text for s in roles.values()] for name, roles in one.sources.items()
+                name: [private.without_login(s.text) for s in roles.values()]
+                for name, roles in one.sources.items()
             },
             "key": "",
             "artefact": "",
@@ -155,13 +157,25 @@ class Run:
         files.write_text(self.folder / "manifest.json", text + "\n")
 
 
+def _is_manifest(data: object) -> bool:
+    """True for what `Run.write` writes, as far as readers rely on it."""
+    steps = cast("dict[str, object]", data).get("steps") if isinstance(data, dict) else None
+    return isinstance(steps, dict) and all(
+        isinstance(step, dict)
+        and {"method", "key", "inputs"} <= set(cast("dict[str, object]", step))
+        for step in cast("dict[str, object]", steps).values()
+    )
+
+
 def read(folder: str | Path) -> dict[str, Json]:
     """The manifest of a run's folder."""
     path = Path(folder) / "manifest.json"
     try:
         data = cast("dict[str, Json]", json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"not the folder of a run: {error}", where=str(folder)) from None
+    if not _is_manifest(data):
+        raise InputError("not the manifest of a run", where=str(path))
     if data.get("schema_version") != SCHEMA_VERSION:
         raise InputError("run of another schema", where=str(path), seen=data.get("schema_version"))
     return data

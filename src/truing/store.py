@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -26,6 +27,7 @@ from truing import jsontext
 from truing.context import Json
 from truing.core import files
 from truing.errors import InputError
+from truing.faults import make_folder
 from truing.models import Model
 from truing.principles import Principles
 from truing.reports import Report
@@ -47,11 +49,50 @@ MARKS = {
 }
 
 
+class Damaged(InputError):
+    """What the store or a saved model holds is not what was put there."""
+
+
 def load_noun(name: str, folder: Path) -> Noun:
     """The noun that `save` wrote into `folder`."""
     if name not in NOUNS:
         raise InputError("unknown sort of artefact", where=str(folder), seen=name)
     return NOUNS[name].load(folder)
+
+
+def free_folder(to: str, marks: Iterable[str], where: str) -> Path:
+    """The folder to write a result to, known to be fit before anything is done for it.
+
+    Args:
+        to: as the user wrote it.
+        marks: files that tell an earlier result, which may be replaced.
+        where: what errors name.
+    Raises:
+        InputError: the folder holds something else than an earlier result, or cannot be written.
+    """
+    folder = Path(to).expanduser().absolute()
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError("a file is in the place of the folder", where=where, seen=to)
+        others = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        if others and not any(mark in others for mark in marks):
+            raise InputError(
+                "the folder holds other files",
+                where=where,
+                seen=others[:6],
+                fix="Give a new or empty folder, or that of an earlier result, which is replaced",
+            )
+        # Whether a folder can be written is known by writing there: permissions do not tell all.
+        there = next(p for p in (folder.parent, *folder.parent.parents) if p.exists())
+        for place in {there, folder if folder.is_dir() else there}:
+            tempfile.TemporaryDirectory(dir=place, prefix=".truing-").cleanup()
+    except OSError as error:
+        raise InputError(
+            f"the folder cannot be written: {error.strerror}",
+            where=where,
+            seen=error.filename or to,
+        ) from None
+    return folder
 
 
 def _age(path: Path) -> float:
@@ -81,8 +122,10 @@ class Store:
         path = self._place(key) / "artefact.json"
         try:
             data = cast("dict[str, Json]", json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise InputError(f"no readable artefact: {error}", where=f"store key {key}") from None
+            if not {"noun", "content", "schema_version"} <= set(data):
+                raise ValueError("artefact.json lacks what every artefact has")
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise Damaged(f"no readable artefact: {error}", where=f"store key {key}") from None
         if data.get("schema_version") != SCHEMA_VERSION:
             raise InputError(
                 "artefact of another schema",
@@ -99,11 +142,40 @@ class Store:
         return [json.loads(line) for line in lines]
 
     def load(self, key: str) -> Noun:
-        """The artefact itself."""
-        return load_noun(str(self.facts(key)["noun"]), self._place(key) / "data")
+        """The artefact itself.
+
+        Raises:
+            Damaged: it is not what was put there.
+        """
+        facts, found = self.facts(key), self._read(key)
+        if found.key != facts["content"]:
+            raise Damaged(
+                "the artefact is not the one that was stored",
+                where=f"store key {key}",
+                seen=f"content {found.key}, stored as {facts['content']}",
+                fix="The step that made it makes it again",
+            )
+        return found
+
+    def _read(self, key: str) -> Noun:
+        """The artefact as it lies there, with what it holds; its own content is not compared."""
+        from truing.core.opening import check_held
+
+        folder = self._place(key) / "data"
+        try:
+            found = load_noun(str(self.facts(key)["noun"]), folder)
+            if isinstance(found, Model):
+                check_held(folder)
+            return found
+        except (Damaged, PermissionError):
+            raise
+        # Damaged files fail in as many ways as there are formats.
+        except (InputError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise Damaged(f"cannot be read: {error}", where=f"store key {key}") from error
 
     def lock(self, key: str, *, wait: bool = True) -> AbstractContextManager[bool]:
         """Held while a step runs: another process that wants the same step waits for it."""
+        make_folder(self.root / "locks", f"TRUING_HOME {files.home()}")
         return files.lock(self.root / "locks" / f"{key}.lock", wait=wait)
 
     def scratch(self, key: str) -> Path:
@@ -122,18 +194,23 @@ class Store:
             shutil.rmtree(left, ignore_errors=True)
         with files.new_folder(self._place(key)) as partial:
             noun.save(partial / "data")
+            content = noun.key
+            if not isinstance(noun, Model):
+                # Files may hold less than memory, such as a number's width: what can be read
+                # back is what is compared later.
+                content = load_noun(type(noun).__name__, partial / "data").key
             lines = [jsontext.dumps(m) + "\n" for m in metrics]
             (partial / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
             data = {
                 "schema_version": SCHEMA_VERSION,
                 "key": key,
                 "noun": type(noun).__name__,
-                "content": noun.key,
+                "content": content,
                 **facts,
             }
             text = jsontext.dumps(dict(sorted(data.items())), indent=1)
             (partial / "artefact.json").write_text(text + "\n", encoding="utf-8")
-        made = self.load(key)
+        made = self._read(key)
         shutil.rmtree(self.scratch(key), ignore_errors=True)
         return made
 
@@ -196,18 +273,24 @@ class Store:
         return listed
 
     def verify(self) -> list[dict[str, Json]]:
-        """Read every artefact and compare it with its content key; one row for each damaged one."""
+        """Read every artefact and compare it with its content key; one row for each damaged one.
+
+        Damaged ones are deleted, so that the steps that made them run again when asked for.
+        """
         damaged: list[dict[str, Json]] = []
         for key in self.keys():
-            try:
-                with files.reading_all():
-                    seen = self.load(key).key
-                wanted = self.facts(key)["content"]
-                fault = "" if seen == wanted else f"content key {seen}, stored as {wanted}"
-            except (InputError, OSError, ValueError) as error:
-                fault = str(error)
-            if fault:
-                damaged.append({"key": key, "fault": fault})
+            with self.lock(key, wait=False) as free:
+                if not free or not self.has(key):  # at work, or collected since
+                    continue
+                try:
+                    with files.reading_all():
+                        self.load(key)
+                    self.metrics(key)
+                except (Damaged, ValueError) as error:
+                    if isinstance(error, InputError) and not isinstance(error, Damaged):
+                        continue  # whole, and of another version
+                    damaged.append({"key": key, "fault": str(error)})
+                    self.discard(key)
         return damaged
 
     def gc(self, days: float = KEEP_DAYS) -> list[dict[str, Json]]:
@@ -237,6 +320,13 @@ class Store:
                 if free and (left or self.has(key)):
                     shutil.rmtree(scratch, ignore_errors=True)
                     gone.append({"key": key, "deleted": "scratch"})
+        # What a kill left half-made or half-deleted: nobody but the key's holder works on it.
+        for left in sorted((self.root / "artefacts").glob("??/.*")):
+            key = left.name[1:].partition(".")[0]
+            with self.lock(key, wait=False) as free:
+                if free and left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                    gone.append({"key": key, "deleted": "remains"})
         return gone + [{"key": k, "deleted": "base"} for k in sweep_bases()]
 
     def discard(self, key: str) -> None:
@@ -264,13 +354,18 @@ class Store:
 
         Args:
             key: or its beginning.
-            to: a new folder.
+            to: a new or empty folder, or an earlier export, which is replaced.
         """
+        from truing.core.opening import EXPORTED
+
+        where = "truing store export KEY FOLDER"
         if not to:
-            raise InputError("say where to", where="truing store export KEY FOLDER")
-        full, folder = self.find(key), Path(to)
+            raise InputError("say where to", where=where)
+        full = self.find(key)
         noun = self.load(full)
-        line: dict[str, Json] = {"key": full, "noun": type(noun).__name__, "folder": str(folder)}
+        marks = [MARKS[type(noun).__name__], *([EXPORTED] if isinstance(noun, Model) else [])]
+        folder = free_folder(to, marks, where)
+        line: dict[str, Json] = {"key": full, "noun": type(noun).__name__, "folder": str(Path(to))}
         if isinstance(noun, Model) and not noun.run_time_changes and not noun.is_served:
             from truing.core import classifier
 

@@ -12,10 +12,10 @@ from typing import cast
 
 from truing import changes as change_files
 from truing.changes import Adapter, Decoder, Rewriter
-from truing.core import files
+from truing.core import files, private
 from truing.core.licences import strictest
 from truing.errors import InputError, unknown
-from truing.models import SCHEMA_VERSION, Folder, Model, Served, held, hold_at
+from truing.models import SCHEMA_VERSION, Folder, Model, Served, held, hold_at, read_held
 from truing.tables import content_hash
 
 CARD = "model.json"
@@ -49,7 +49,7 @@ def _served(source: str) -> Model:
     if not name:
         raise InputError(
             "the address does not say which model",
-            where=source,
+            where=private.without_login(source),
             fix="Write http://host:port/v1#model-name",
         )
     return Model(Served(url.rstrip("/"), name), name=name)
@@ -146,7 +146,9 @@ def save(model: Model, folder: Path) -> Path:
             change_files.save(c, partial, f"changes/{i}-{c.kind}", link=_of_cache(c))
             for i, c in enumerate(model.changes)
         ]
-        data["held"] = _save_held(model, partial)
+        data["held"], other = _save_held(model, partial)
+        if other:
+            data["held_as"] = other
         (partial / CARD).write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
     return folder
 
@@ -156,15 +158,36 @@ def _of_cache(change: change_files.Change) -> bool:
     return isinstance(path, Path) and files.is_managed(path)
 
 
-def _save_held(model: Model, folder: Path) -> dict[str, str]:
+def _save_held(model: Model, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Nouns of what the changes hold, by key; and the keys that files give those that differ."""
     nouns: dict[str, str] = {}
+    other: dict[str, str] = {}
     for change in model.changes:
         if isinstance(change, (Rewriter, Decoder)):
             for key in change.holds.values():
                 artefact = held(key)
                 artefact.save(folder / "held" / key)
                 nouns[key] = type(artefact).__name__
-    return nouns
+                if not isinstance(artefact, Model):
+                    # Files may hold less than memory, such as a number's width.
+                    kept = type(artefact).load(folder / "held" / key).key
+                    other |= {key: kept} if kept != key else {}
+    return nouns, other
+
+
+def _held_of(data: dict[str, object], folder: Path) -> list[tuple[str, str, Path, str]]:
+    """What a saved model holds: key, noun, folder and the key that its files give, "" if alike."""
+    nouns = cast("dict[str, str]", data.get("held") or {})
+    other = cast("dict[str, str]", data.get("held_as") or {})
+    return [(k, noun, folder / "held" / k, other.get(k, "")) for k, noun in nouns.items()]
+
+
+def check_held(folder: Path) -> None:
+    """Raise an InputError when something that a saved model holds is not what was saved."""
+    for key, noun, place, content in _held_of(read_card(folder), folder):
+        read_held(key, noun, place, content)
+        if noun == "Model":
+            check_held(place)
 
 
 def read_card(folder: Path) -> dict[str, object]:
@@ -200,8 +223,8 @@ def load(folder: Path) -> Model:
                 where=str(folder / "base"),
                 seen=f"key {base.key}, saved as {facts['key']}",
             )
-    for key, noun in cast("dict[str, str]", data.get("held") or {}).items():
-        hold_at(key, noun, folder / "held" / key)
+    for one in _held_of(data, folder):
+        hold_at(*one)
     laid = [change_files.load(c, folder) for c in cast("list[dict[str, object]]", data["changes"])]
     licences = tuple(cast("list[str]", data.get("licences") or []))
     return Model(base, tuple(laid), str(data["name"]), licences)

@@ -1,0 +1,49 @@
+"""Secrets that pass through: they are used, and never recorded or shown.
+
+Settings that are secrets are known by their names. A name and a password in an address
+(`http://name:password@host/v1#model`) are kept in this process's memory alone, by the address
+without them, which is what models, manifests and the store have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import unquote, urlsplit
+
+SECRETS = frozenset({"token", "password", "secret", "api_key"})
+HIDDEN = "***"
+_logins: dict[str, tuple[str, str]] = {}
+
+
+def hide(name: str, value: object) -> object:
+    """A setting's value as it may be recorded: what is a secret by its name is not there."""
+    return HIDDEN if name in SECRETS and value else value
+
+
+def hidden(settings: Mapping[str, object]) -> dict[str, object]:
+    """Settings as they may be recorded."""
+    return {name: hide(name, value) for name, value in settings.items()}
+
+
+def without_login(text: str) -> str:
+    """An address without the name and password in it; any other text as it is."""
+    if not text.startswith(("http://", "https://")):
+        return text
+    scheme, _, rest = text.partition("://")
+    ends = [at for at in map(rest.find, "/?#") if at >= 0]
+    host = rest[: min(ends, default=len(rest))]
+    return f"{scheme}://{host.rpartition('@')[2]}{rest[len(host) :]}"
+
+
+def keep_login(url: str) -> str:
+    """The address without its name and password, which `login` gives back for it."""
+    bare = without_login(url)
+    if bare != url:
+        parts = urlsplit(url)
+        _logins[bare] = unquote(parts.username or ""), unquote(parts.password or "")
+    return bare
+
+
+def login(url: str) -> tuple[str, str] | None:
+    """Name and password for an address, where one was given with it in this process."""
+    return _logins.get(url)

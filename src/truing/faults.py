@@ -1,0 +1,86 @@
+"""What the system may do to a command, as errors that say how to go on: full disks, places that
+cannot be written, too little memory, Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Generator
+from pathlib import Path
+
+from truing import interrupt
+from truing.errors import InputError, Stopped, TruingError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# What a place that the user named or that holds the user's files may be.
+PLACE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.ENODEV,
+)  # fmt: skip
+
+
+def of_system(error: BaseException, where: str = "") -> TruingError | None:
+    """An error of the operating system as one that a user can act on; None for all others.
+
+    Args:
+        where: what it concerns, where the error itself names no file.
+    """
+    number = getattr(error, "errno", None)
+    if number in FULL or "No space left on device" in str(error):
+        return Stopped(
+            "the disk is full", where=where, fix="Free some space; the same command goes on"
+        )
+    if isinstance(error, OSError) and number in PLACE and error.filename:
+        return InputError(
+            f"cannot be used: {error.strerror}",
+            where=where,
+            seen=str(error.filename),
+            fix="Give another place; files of truing's own lie under TRUING_HOME",
+        )
+    return None
+
+
+def make_folder(folder: Path, where: str) -> None:
+    """Make a folder of the user's choice, those above it too; `where` says who chose it.
+
+    Raises:
+        InputError: it cannot be made there.
+        Stopped: the disk is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in FULL:
+            raise Stopped("the disk is full", where=where, fix="Free some space") from None
+        raise InputError(
+            f"no folder can be made there: {error.strerror}", where=where, seen=str(folder)
+        ) from None
+
+
+@contextlib.contextmanager
+def told(where: str) -> Generator[None]:
+    """Turn what the system may do to a step into errors that say how to go on."""
+    try:
+        with interrupt.heard():
+            yield
+    except KeyboardInterrupt:
+        raise Stopped(
+            "interrupted", where=where, fix="The same command goes on from here"
+        ) from None
+    except TruingError:
+        raise
+    except MemoryError as error:
+        raise Stopped("this machine has not enough memory", where=where) from error
+    except Exception as error:  # libraries have their own kinds: safetensors, Arrow, torch
+        known = of_system(error, where)
+        if known is not None:
+            raise known from error
+        if "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
+            raise Stopped(
+                "this machine has not enough memory",
+                where=where,
+                seen=str(error).splitlines()[0],
+                fix="Lower batch, budget or max_tokens, or take a smaller model",
+            ) from error
+        raise

@@ -1,0 +1,153 @@
+"""A store that lost bits: what is damaged is never reused, told as such, and made again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from truing import models, pipeline
+from truing.cli import main
+from truing.errors import InputError
+from truing.method import methods
+from truing.models import Model
+from truing.principles import Principle, Principles
+from truing.reports import Measure, Report
+from truing.store import Damaged, Store
+from truing.tables import Table
+
+ROWS = [{"prompt": f"What is number {i} good for?"} for i in range(8)]
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("TRUING_HOME", str(tmp_path / "home"))
+    return Store()
+
+
+def cleaned(store: Store) -> pipeline.StepResult:
+    method = methods["select/near_duplicates"]
+    settings = method.validate({"exact": True})
+    return pipeline.perform(method, {"data": Table("prompt", ROWS)}, settings, store=store)
+
+
+def test_a_readable_table_of_other_rows_is_not_reused(store: Store) -> None:
+    made = cleaned(store)
+    other = Table("prompt", [{"prompt": "Something else"}])
+    other.save(store.root / "artefacts" / made.key[:2] / made.key / "data")
+    again = cleaned(store)
+    assert not again.cached and "damaged" in again.note
+    assert again.artefact.key == made.artefact.key and cleaned(store).cached
+
+
+def test_a_report_with_another_value_is_not_reused(store: Store) -> None:
+    store.put("0" * 32, Report("gain", [Measure("gain", 0.25, 0.2, 0.3, 9)]), {})
+    (path,) = store.root.rglob("report.json")
+    path.write_text(path.read_text().replace("0.25", "0.75"))
+    with pytest.raises(Damaged, match="not the one that was stored"):
+        store.load("0" * 32)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"schema_version": 1}', '{"schema_version": 1}x'])
+def test_files_damaged_in_other_ways(store: Store, text: str) -> None:
+    store.put("0" * 32, Report("gain", [Measure("gain", 0.25, 0.2, 0.3, 9)]), {})
+    (path,) = store.root.rglob("report.json")
+    path.write_text(text)
+    with pytest.raises(Damaged):
+        store.load("0" * 32)
+    assert [row["key"] for row in store.verify()] == ["0" * 32] and store.keys() == []
+
+
+def test_what_files_hold_is_what_is_compared(store: Store) -> None:
+    rules = Principles([Principle("brief", "Be brief. ")])  # the file holds it without the blank
+    store.put("1" * 32, rules, {})
+    assert store.verify() == [] and store.load("1" * 32)
+
+
+def test_verify_drops_what_it_finds_and_lists_it(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = cleaned(store)
+    (store.root / "artefacts" / made.key[:2] / made.key / "metrics.jsonl").write_text("{")
+    capsys.readouterr()
+    assert main(["store", "verify", "--json"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    assert [row["key"] for row in told["damaged"]] == [made.key] and told["exit_code"] == 2
+    assert not store.has(made.key)
+    assert main(["store", "verify", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def picky(tiny_path: Path) -> Model:
+    rules = Principles([Principle("brief", "Be brief.", check={"use": "max_words", "n": 4})])
+    made = methods["best_of_n"](Model.open(tiny_path), rules, n=2)
+    assert isinstance(made, Model)
+    return made
+
+
+def test_what_a_change_holds_is_checked_when_it_is_read(
+    store: Store, tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = picky(tiny_path)
+    made.save(tmp_path / "saved")
+    (place,) = (tmp_path / "saved" / "held").iterdir()
+    (place / "principles.json").write_text(
+        (place / "principles.json").read_text().replace("Be brief", "Be verbose")
+    )
+    monkeypatch.setattr(models, "_held", {})
+    Model.load(tmp_path / "saved")
+    with pytest.raises(InputError, match="not the one that was saved"):
+        models.held(place.name)
+
+
+def test_what_a_change_holds_is_checked_in_the_store(store: Store, tiny_path: Path) -> None:
+    store.put("2" * 32, picky(tiny_path), {})
+    assert store.verify() == []
+    (path,) = store.root.rglob("principles.json")
+    path.write_text(path.read_text().replace("Be brief", "Be verbose"))
+    with pytest.raises(Damaged, match="a change holds"):
+        store.load("2" * 32)
+    assert len(store.verify()) == 1 and store.keys() == []
+
+
+def test_a_held_artefact_whose_folder_is_gone_is_read_from_another(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = picky(tiny_path)
+    for name in ("one", "two"):
+        made.save(tmp_path / name)
+    monkeypatch.setattr(models, "_held", {})
+    Model.load(tmp_path / "one")
+    shutil.rmtree(tmp_path / "one")
+    Model.load(tmp_path / "two")
+    (place,) = (tmp_path / "two" / "held").iterdir()
+    assert models.held(place.name).key == place.name
+
+
+def test_gc_removes_what_kills_left_beside_artefacts(store: Store) -> None:
+    made = cleaned(store)
+    store.root_recent(made.key)
+    folder = store.root / "artefacts" / made.key[:2]
+    left = [folder / f".{made.key}.gone", folder / f".{made.key}.8xk2", folder / ".ab.12"]
+    for path in left:
+        path.mkdir()
+        (path / "artefact.json").write_text("{}")
+    with store.lock("ab"):  # its step is at work
+        gone = store.gc(days=1)
+    assert [g["deleted"] for g in gone].count("remains") == 2
+    assert [p.exists() for p in left] == [False, False, True]
+
+
+def test_an_export_refuses_folders_of_others(store: Store, tmp_path: Path) -> None:
+    made = cleaned(store)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    with pytest.raises(InputError, match="holds other files"):
+        store.export(made.key, str(tmp_path / "thesis"))
+    with pytest.raises(InputError, match="a file is in the place"):
+        store.export(made.key, str(tmp_path / "thesis" / "chapter.tex"))
+    for _ in range(2):
+        store.export(made.key, str(tmp_path / "new"))
+    assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
