@@ -11,14 +11,15 @@ import datetime
 import errno
 import shutil
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from truing import interrupt
 from truing.context import Context, Json, use
+from truing.core import private
 from truing.errors import InputError, Stopped, TruingError
+from truing.faults import told
 from truing.keys import Nouns, device_class, step_key
 from truing.method import Method
 from truing.models import Model
@@ -61,38 +62,6 @@ class StepResult:
         shown = table_of([self.artefact]) or about(self.artefact)
         how = "from the store" if self.cached else f"in {self.seconds:.1f} s"
         return f"{shown}\n{self.method.id}: {how}; truing store export {self.key[:12]} FOLDER"
-
-
-@contextlib.contextmanager
-def told(where: str) -> Generator[None]:
-    """Turn what the system may do to a step into errors that say how to go on."""
-    try:
-        with interrupt.heard():
-            yield
-    except KeyboardInterrupt:
-        raise Stopped(
-            "interrupted", where=where, fix="The same command goes on from here"
-        ) from None
-    except TruingError:
-        raise
-    except MemoryError as error:
-        raise Stopped("this machine has not enough memory", where=where) from error
-    except Exception as error:  # libraries have their own kinds: safetensors, Arrow, torch
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if full or "No space left on device" in str(error):
-            raise Stopped(
-                "the disk is full",
-                where=where,
-                fix="Free some space; the same command goes on from here",
-            ) from error
-        if "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
-            raise Stopped(
-                "this machine has not enough memory",
-                where=where,
-                seen=str(error).splitlines()[0],
-                fix="Lower batch, budget or max_tokens, or take a smaller model",
-            ) from error
-        raise
 
 
 def _reused(store: Store, key: str) -> str:
@@ -170,7 +139,7 @@ def _facts(
 ) -> dict[str, Json]:
     return {
         "method": method.id,
-        "settings": {n: plain(v) for n, v in settings.items()},
+        "settings": {n: plain(v) for n, v in private.hidden(settings).items()},
         "inputs": {
             name: {r: n.key for r, n in value.items()} if isinstance(value, Mapping) else value.key
             for name, value in nouns.items()
@@ -267,8 +236,8 @@ def _run_all(checked: Sequence[Checked], opened: Opened, record: Run, store: Sto
     for one in checked:
         record.open_step(one)
     record.manifest["models"] = {
-        text: {"key": n.key, "licence": n.licence, "source": text}
-        for (_, text), n in opened.items()
+        shown: {"key": n.key, "licence": n.licence, "source": shown}
+        for shown, n in ((private.without_login(text), n) for (_, text), n in opened.items())
         if isinstance(n, Model)
     }
     record.write()

@@ -8,7 +8,8 @@ or the budget are used up, `Stopped` says so: replies so far are kept by `core.c
 command goes on.
 
 The key comes from the environment and goes into the request's header, nowhere else:
-TRUING_API_KEY to any endpoint, OPENAI_API_KEY only to the host that it belongs to.
+TRUING_API_KEY to any endpoint, OPENAI_API_KEY only to the host that it belongs to. So do a name and
+a password that the address came with (see `core.private`), in place of the key.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from typing import TypeVar, cast
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import httpx
 
+from truing.core import private
 from truing.core.limits import Meter
 from truing.errors import InputError, Stopped
 
@@ -85,16 +87,19 @@ class Endpoint:
     def __init__(self, url: str, meter: Meter) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError("not an address", seen=url, fix="Write http://host:port/v1#model")
+            shown = private.without_login(url)
+            raise InputError("not an address", seen=shown, fix="Write http://host:port/v1#model")
         # What people read never shows a password that the address carries.
-        self.shown = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-        self.url, self.meter = url.rstrip("/"), meter
-        self._key = api_key(url)
+        self.url, self.meter = private.keep_login(url.rstrip("/")), meter
+        self.shown = self.url
+        self._login = private.login(self.url)
+        self._key = api_key(self.url)
         self.closing = asyncio.Event()  # set: what is under way ends, nothing is begun any more
         self._client = httpx.AsyncClient(
             timeout=httpx.Timeout(None, connect=10.0),
             limits=httpx.Limits(max_connections=meter.limits.concurrency),
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            auth=httpx.BasicAuth(*self._login) if self._login else None,
             trust_env=not is_loopback(parts.hostname),  # a proxy cannot reach this machine's ports
         )
 
@@ -242,8 +247,10 @@ class Endpoint:
         )
 
     def _clean(self, text: str) -> str:
-        """`text` without the key, which some servers repeat in their errors."""
-        return text.replace(self._key, "***") if self._key else text
+        """`text` without key and password, which some servers repeat in their errors."""
+        for secret in (self._key, (self._login or ("", ""))[1]):
+            text = text.replace(secret, private.HIDDEN) if secret else text
+        return text
 
 
 class _Adapted(Exception):
