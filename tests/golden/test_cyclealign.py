@@ -74,7 +74,7 @@ def test_cycles_move_the_model_to_the_ranking(tiny_path: Path, tmp_path: Path) -
     judge = Judge(by_rule)
     with use(Context(folder=tmp_path)) as context:
         made = cycle(
-            model, data, judge, cycles=2, n=3, temperature=1.0, max_tokens=8, back_end="rrhf",
+            model, data, judge, cycles=2, n=3, temperature=1.0, max_tokens=96, back_end="rrhf",
             training={"epochs": 4, "batch": 4, "lr": 1e-3, "rank": 8},
         )  # fmt: skip
         turns = [m for m in context.metrics if "cycle" in m]
@@ -82,11 +82,11 @@ def test_cycles_move_the_model_to_the_ranking(tiny_path: Path, tmp_path: Path) -
         assert len(judge.examples) == sum(int(str(t["agreements"])) for t in turns) > 0
         assert len(made.weight_changes) == 2 and made.weights_key != model.weights_key
         # A model's own order is by mean log-probability, so that of one answer twice is theirs.
-        assert own_order(model, "say oak", ["aaaa"] * 2) == [0, 1]
+        assert own_order(model, "say oak", ["aaaa"] * 2, [True, True]) == [0, 1]
         with pytest.raises(InputError, match="ranked no answers"):
             cycle(
                 model, data, Judge(lambda p: [""] * len(p)), cycles=1, n=3, temperature=1.0,
-                max_tokens=8, back_end="pro", training={"rank": 4},
+                max_tokens=96, back_end="pro", training={"rank": 4},
             )  # fmt: skip
         with pytest.raises(InputError, match="from 2 to 10"):
             methods["cyclealign"](model, data, model, n=1)

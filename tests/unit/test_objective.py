@@ -19,6 +19,7 @@ from truing.core.tree import Node, group_tree
 from truing.errors import InputError
 from truing.method import methods
 from truing.tables import KINDS, Row, Table
+from truing.train.preference.cpo import slic
 from truing.train.preference.dpo import dpo
 from truing.train.preference.kto import kto
 from truing.train.preference.rrhf import rrhf
@@ -170,6 +171,21 @@ def test_numbers_and_texts_of_rows() -> None:
         reader(objective_of(rrhf)).read(Table("group", [group]))
 
 
+def test_answers_that_were_cut_get_no_end() -> None:
+    group: Row = {"prompt": "p", "completions": ["aa", "b"], "scores": [1.0, 0.0]}
+    (whole,) = reader(objective_of(rrhf)).read(Table("group", [group]))
+    (cut,) = reader(objective_of(rrhf)).read(Table("group", [group | {"finished": [False, True]}]))
+    assert cut.answers == (whole.answers[0][:-1], whole.answers[1])
+    with pytest.raises(InputError, match="one mark for each completion"):
+        reader(objective_of(rrhf)).read(Table("group", [group | {"finished": [True]}]))
+    # The chosen answer stands in for SLiC's reference answer, with its own end or without.
+    pair: Row = {"prompt": "p", "chosen": "aa", "rejected": "b", "chosen_finished": False}
+    (unit,) = reader(objective_of(slic)).read(Table("pair", [pair]))
+    assert unit.answers[2] == unit.answers[0] == whole.answers[0][:-1]
+    (unit,) = reader(objective_of(slic)).read(Table("pair", [pair | {"gold": "aa"}]))
+    assert unit.answers[2] == whole.answers[0]
+
+
 SAID = {"role": "assistant", "content": "a"}
 ROWS: dict[str, Row] = {
     "pair": {"prompt": "p", "chosen": "a", "rejected": "b"},
@@ -191,6 +207,19 @@ def test_conversions_by_hand() -> None:
     assert [(r["completion"], r["label"]) for r in both] == [("a", True), ("b", False)]
     pair, _ = as_kind(Table("group", [ROWS["group"]]), "pair", "x")
     assert (pair[0]["chosen"], pair[0]["rejected"]) == ("b", "w")
+    cut = {**ROWS["group"], "finished": [True, False, True]}
+    assert as_kind(Table("group", [cut]), "pair", "x")[0][0]["chosen_finished"] is False
+    assert as_kind(Table("group", [cut]), "example", "x")[0][0]["finished"] is False
+    group, _ = as_kind(Table("pair", [ROWS["pair"] | {"chosen_finished": False}]), "group", "x")
+    assert group[0]["finished"] == [False, True]
+    # What a row holds besides goes with it, in every form.
+    for kind, to in CONVERSIONS:
+        table, _ = as_kind(Table(kind, [ROWS[kind], ROWS[kind] | {"label": False}]), to, "x")
+        assert "weight" not in table[0]
+        more = {"weight": 0.5, "task": "sums"}
+        rows = [ROWS[kind] | more, ROWS[kind] | more | {"label": False}]
+        for row in as_kind(Table(kind, rows), to, "x")[0]:
+            assert (row["weight"], row["task"]) == (0.5, "sums")
     even = {**ROWS["group"], "scores": [1.0, 1.0, 1.0]}
     left, said = as_kind(Table("group", [even, ROWS["group"]]), "pair", "x")
     assert len(left) == 1 and said["left_out_equal"] == 1
@@ -224,7 +253,23 @@ def test_mismatched_answers_do_not_depend_on_the_order() -> None:
     rows: list[Row] = [{"prompt": f"p{i}", "completion": f"c{i}", "label": True} for i in (3, 1, 2)]
     task = TextTask.__new__(TextTask)
     task.units, task.mismatched = reader(objective_of(kto)).read(Table("unpaired", rows)), True
+    task.longest = max(u.tree().longest for u in task.units)
     first, again = task._trees([0, 1, 2]), task._trees([2, 0, 1])
     assert again == [first[2], first[0], first[1]]
     own = [t.children[0].ids for t in first]
     assert [t.children[1].ids for t in first] == [own[1], own[2], own[0]]  # 1 -> 2 -> 3 -> 1
+
+
+def test_a_mismatched_answer_makes_no_row_longer_than_the_data_has() -> None:
+    from truing.core.text_task import TextTask
+
+    rows: list[Row] = [
+        {"prompt": "p" * 40, "completion": "c", "label": True},
+        {"prompt": "p", "completion": "c" * 30, "label": False},
+    ]
+    task = TextTask.__new__(TextTask)
+    task.units, task.mismatched = reader(objective_of(kto)).read(Table("unpaired", rows)), True
+    task.longest = max(u.tree().longest for u in task.units)
+    long, short = task._trees([0, 1])
+    assert long.longest == task.longest < len(long.ids) + 30
+    assert short.children[1].ids == long.children[0].ids

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 from truing.context import Json
 from truing.core.chat import Prompt, messages_of
 from truing.errors import InputError
-from truing.tables import Row, Table
+from truing.tables import KINDS, Row, Table
 
 if TYPE_CHECKING:
     from truing.core.chat import Message
@@ -28,10 +28,26 @@ WHYS = {
     "left_out_good": "the answer is labelled as good",
     "left_out_long": "the prompt leaves no room for an answer",
 }
+# What makes a row one of its kind; all else that it holds goes with it.
+_OWN = {"id", "finished", "chosen_finished", "rejected_finished"} | (
+    {c for choices in KINDS.values() for columns in choices for c in columns} - {"prompt"}
+)
 
 
-def _plain(row: Row, **columns: object) -> Row:
-    return {"prompt": row["prompt"], "lineage": row.get("lineage") or {}, **columns}
+def _changed(row: Row, **columns: object) -> Row:
+    """The row with other texts; what it holds besides (weights, margins, tasks) is kept."""
+    kept = {name: value for name, value in row.items() if name not in _OWN}
+    return kept | {"lineage": row.get("lineage") or {}} | columns
+
+
+def endings(row: Row) -> list[bool]:
+    """Whether each completion of a group came to its end; all did where nothing is said."""
+    texts, said = cast("list[str]", row["completions"]), row.get("finished")
+    if said is None:
+        return [True] * len(texts)
+    if not isinstance(said, list) or len(cast("list[object]", said)) != len(texts):
+        raise InputError("column 'finished' must have one mark for each completion", seen=said)
+    return [bool(end) for end in cast("list[object]", said)]
 
 
 def _ranked(row: Row) -> tuple[list[str], list[float]]:
@@ -56,7 +72,7 @@ def _pair_to_unpaired(row: Row) -> list[Row] | str:
     if row["chosen"] == row["rejected"]:
         return "left_out_same"
     return [
-        _plain(row, completion=row[name], label=label, finished=row.get(f"{name}_finished", True))
+        _changed(row, completion=row[name], label=label, finished=row.get(f"{name}_finished", True))
         for name, label in (("chosen", True), ("rejected", False))
     ]
 
@@ -64,51 +80,61 @@ def _pair_to_unpaired(row: Row) -> list[Row] | str:
 def _pair_to_group(row: Row) -> list[Row] | str:
     if row["chosen"] == row["rejected"]:
         return "left_out_same"
-    return [_plain(row, completions=[row["chosen"], row["rejected"]], scores=[1.0, 0.0])]
+    finished = [row.get(f"{name}_finished", True) for name in ("chosen", "rejected")]
+    texts = [row["chosen"], row["rejected"]]
+    return [_changed(row, completions=texts, scores=[1.0, 0.0], finished=finished)]
 
 
 def _pair_to_example(row: Row) -> list[Row] | str:
     finished = row.get("chosen_finished", True)
-    return [_plain(row, completion=row["chosen"], finished=finished)]
+    return [_changed(row, completion=row["chosen"], finished=finished)]
 
 
 def _pair_to_negative(row: Row) -> list[Row] | str:
     finished = row.get("rejected_finished", True)
-    return [_plain(row, rejected=row["rejected"], rejected_finished=finished)]
+    return [_changed(row, rejected=row["rejected"], rejected_finished=finished)]
 
 
 def _unpaired_to_example(row: Row) -> list[Row] | str:
     if not row["label"]:
         return "left_out_bad"
-    return [_plain(row, completion=row["completion"], finished=row.get("finished", True))]
+    return [_changed(row, completion=row["completion"], finished=row.get("finished", True))]
 
 
 def _unpaired_to_negative(row: Row) -> list[Row] | str:
     if row["label"]:
         return "left_out_good"
     finished = row.get("finished", True)
-    return [_plain(row, rejected=row["completion"], rejected_finished=finished)]
+    return [_changed(row, rejected=row["completion"], rejected_finished=finished)]
 
 
 def _dialogues_to_example(row: Row) -> list[Row] | str:
     asked = messages_of(cast(Prompt, row["prompt"])) if "prompt" in row else []
-    lineage = row.get("lineage") or {}
-    return [{"messages": [*asked, *cast("list[Message]", row["chosen"])], "lineage": lineage}]
+    made = _changed(row, messages=[*asked, *cast("list[Message]", row["chosen"])])
+    made.pop("prompt", None)  # which the messages begin with
+    return [made]
 
 
 def _group_to_pair(row: Row) -> list[Row] | str:
     texts, scores = _ranked(row)
     if why := group_why(texts, scores):
         return why
+    ends = endings(row)
     best, worst = scores.index(max(scores)), scores.index(min(scores))
-    return [_plain(row, chosen=texts[best], rejected=texts[worst])]
+    return [
+        _changed(
+            row, chosen=texts[best], rejected=texts[worst],
+            chosen_finished=ends[best], rejected_finished=ends[worst],
+        )
+    ]  # fmt: skip
 
 
 def _group_to_example(row: Row) -> list[Row] | str:
     texts, scores = _ranked(row)
     if not texts:
         return "left_out_empty"
-    return [_plain(row, completion=texts[scores.index(max(scores))])]
+    best = scores.index(max(scores))
+    return [_changed(row, completion=texts[best], finished=endings(row)[best])]
 
 
 # Each gives the new rows, or why the row is left out.

@@ -23,7 +23,7 @@ from truing.core.chat import (
     step_ids,
 )
 from truing.core.objective import Objective
-from truing.core.row_kinds import group_why, nothing_left
+from truing.core.row_kinds import endings, group_why, nothing_left
 from truing.core.tree import Node, alike, fork, group_tree
 from truing.errors import InputError
 from truing.tables import Row, Table, prompt_of
@@ -153,7 +153,8 @@ class Reader:
     def _texts(self, row: Row, where: str) -> list[tuple[str, bool]]:
         """(text, whether it came to its end) of each branch."""
         if self.spec.rows == "group":
-            found = [(str(t), True) for t in cast("list[str]", row["completions"])]
+            texts = cast("list[str]", row["completions"])
+            found = [(str(t), end) for t, end in zip(texts, endings(row), strict=True)]
         else:
             several = [n for n in BRANCHES[self.spec.rows] if isinstance(row[n], list)]
             if several:
@@ -169,12 +170,13 @@ class Reader:
                 for ending in ("finished" if name == "completion" else f"{name}_finished",)
             ]
         for name, instead in self.spec.texts.items():
-            text = row.get(name) or (row.get(instead) if instead else None)
+            source = name if row.get(name) or not instead else instead
+            text = row.get(source)
             if not isinstance(text, str):
                 raise InputError(
                     f"{self.spec.name} needs the column {name!r}", where=where, seen=row.get(name)
                 )
-            found.append((text, True))
+            found.append((text, bool(row.get(f"{source}_finished", True))))
         return found
 
     def _prompt(self, prompt: object) -> tuple[int, ...]:

@@ -124,10 +124,15 @@ class Judge:
         self.examples.append(shown(question, texts, [some.index(i) for i in order]))
 
 
-def own_order(model: Model, prompt: object, answers: Sequence[str]) -> list[int]:
-    """The model's own ranking: by mean log-probability, best first."""
+def own_order(
+    model: Model, prompt: object, answers: Sequence[str], finished: Sequence[bool]
+) -> list[int]:
+    """The model's own ranking: by mean log-probability, best first; cut answers have no end."""
     loaded = model.load_module()
-    rows: list[Row] = [{"prompt": prompt, "completion": a} for a in answers]
+    rows: list[Row] = [
+        {"prompt": prompt, "completion": a, "finished": end}
+        for a, end in zip(answers, finished, strict=True)
+    ]
 
     def mean_UK(packed: Packed) -> Tensor:
         made = measure(loaded.module, packed, grad=False)
@@ -158,7 +163,9 @@ def cycle(
             model, [r["prompt"] for r in rows], n=n, temperature=temperature,
             max_tokens=max_tokens, seed=current().stream(f"cycle/{turn}") % 2**31,
         )  # fmt: skip
-        answers = [list(dict.fromkeys(c.text for c in some if c.text.strip())) for some in drawn]
+        # Text -> whether it came to its end; of equal texts the last one counts.
+        ended = [{c.text: c.finish == "stop" for c in some if c.text.strip()} for some in drawn]
+        answers = [list(some) for some in ended]
         at = [i for i, some in enumerate(answers) if len(some) >= 2]
         ranked = judge.rank([questions[i] for i in at], [answers[i] for i in at], f"letters/{turn}")
         groups: list[Row] = []
@@ -166,7 +173,8 @@ def cycle(
         for i, order in zip(at, ranked, strict=True):
             if order is None:
                 continue
-            own = own_order(model, rows[i]["prompt"], answers[i])
+            finished = list(ended[i].values())
+            own = own_order(model, rows[i]["prompt"], answers[i], finished)
             shared = agreement(order, own)
             if len(shared) >= 2:
                 judge.learn(questions[i], answers[i], shared)
@@ -175,7 +183,8 @@ def cycle(
             scores = [float(len(order) - order.index(k)) for k in range(len(order))]
             lineage = {"parents": [rows[i]["id"]], "generator": model.name}
             groups.append({"prompt": rows[i]["prompt"], "completions": answers[i],
-                           "scores": scores, "lineage": lineage})  # fmt: skip
+                           "scores": scores, "finished": finished,
+                           "lineage": lineage})  # fmt: skip
         current().metric(
             cycle=turn + 1, ranked=len(groups), not_ranked=len(rows) - len(groups),
             agreements=agreed, same=same,
