@@ -16,7 +16,7 @@ from truing.core import lora
 from truing.core.loaded import quiet
 from truing.core.measure import blank
 from truing.core.objective import Loss, Measurements, Objective, objective_of
-from truing.core.own_samples import OwnSamples
+from truing.core.own_samples import FinishedSamples, OwnSamples
 from truing.core.reference import Reference
 from truing.core.scoring import ScoreHead, has_head
 from truing.core.text_task import TextTask
@@ -41,11 +41,18 @@ def defaults(spec: Objective) -> dict[str, object]:
 
 
 def hook_of(spec: Objective) -> Hook:
-    """The objective's hook; one that draws answers draws two short ones."""
+    """The objective's hook; one that draws answers draws two short ones, or some that end."""
     if not spec.hook:
         return Hook()
-    short = {"samples": 2, "new_tokens": 6} if issubclass(HOOKS[spec.hook], OwnSamples) else {}
-    return HOOKS[spec.hook](**short)
+    return HOOKS[spec.hook](**drawing(spec))
+
+
+def drawing(spec: Objective) -> dict[str, int]:
+    """Settings of the answers that the hook draws."""
+    if not spec.hook or not issubclass(kind := HOOKS[spec.hook], OwnSamples):
+        return {}
+    ending = issubclass(kind, FinishedSamples)
+    return {"samples": 8, "new_tokens": 200} if ending else {"samples": 2, "new_tokens": 6}
 
 
 def table_for(spec: Objective, rows: int = 6) -> Table:
@@ -317,9 +324,7 @@ def test_training_lowers_the_objective(
     name: str, model: Model, others: list[Model], tmp_path: Path
 ) -> None:
     spec = spec_of(name)
-    more: dict[str, object] = dict(taught_by(spec, others))
-    if hook_of(spec).added:
-        more |= {"samples": 2, "new_tokens": 6}
+    more: dict[str, object] = {**taught_by(spec, others), **drawing(spec)}
     with use(Context(folder=tmp_path)) as context:
         model = fitting(model, spec)
         made = methods[name](model, table_for(spec), steps=6, lr=2e-3, batch=6, warmup=0.0, **more)

@@ -21,7 +21,7 @@ from truing.core import train_online
 from truing.core.collect import Pool, Say
 from truing.core.objective import Measurements, Objective, objective_of
 from truing.core.online import Online, online_of
-from truing.core.own_samples import OwnSamples
+from truing.core.own_samples import FinishedSamples, OwnSamples
 from truing.core.row_kinds import CONVERSIONS, as_kind
 from truing.core.train_text import read_units
 from truing.core.training import HOOKS, Hook
@@ -104,8 +104,15 @@ def bad_rows(spec: Objective, row: Row) -> dict[str, Row]:
 def hook_of(spec: Objective) -> Hook:
     if not spec.hook:
         return Hook()
-    short = {"new_tokens": 3} if issubclass(HOOKS[spec.hook], OwnSamples) else {}
-    return HOOKS[spec.hook](**short)
+    return HOOKS[spec.hook](**drawing(spec))
+
+
+def drawing(spec: Objective) -> dict[str, int]:
+    """Settings of own answers: short ones, or as many as it takes for some to end."""
+    kind = HOOKS[spec.hook] if spec.hook else Hook
+    if issubclass(kind, FinishedSamples):
+        return {"new_tokens": 200, "samples": 8}
+    return {"new_tokens": 3} if issubclass(kind, OwnSamples) else {}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -139,7 +146,7 @@ def test_answers_none_of_which_ends(name: str, model: Model, tmp_path: Path) -> 
     keys = ["rejected_finished"] if spec.rows == "negative" else keys
     rows = [{**row, **dict.fromkeys(keys, False)} for row in good_rows(spec)]
     teachers = dict.fromkeys(spec.teachers, model)
-    more = {"new_tokens": 3} if issubclass(type(hook_of(spec)), OwnSamples) else {}
+    more = drawing(spec)
     with (
         use(Context(folder=tmp_path)),
         pytest.raises(InputError, match="no answer ends with a stop token"),

@@ -149,6 +149,43 @@ class OwnSamples(Hook):
         ]
 
 
+@hook("finished_samples")
+class FinishedSamples(OwnSamples):
+    """Own answers for what scores an answer at its end: those cut at the limit are left out.
+
+    Against demonstrations, which all end, a score would tell an end from none and learn no more.
+
+    Args:
+        samples: answers drawn to each prompt.
+        temperature: that they are drawn at.
+        top_p: share of the probability that they are drawn from.
+        new_tokens: longest answer drawn.
+    """
+
+    def units(
+        self, loaded: Loaded, units: Sequence[Unit], prompts: Mapping[str, Prompt], limit: int
+    ) -> list[Unit]:
+        """The rows of which an own answer came to its end, with those that did."""
+        ends = set(self.sampling(loaded, 0).stop_ids or ())
+        made: list[Unit] = []
+        cut = 0
+        for unit in super().units(loaded, units, prompts, limit):
+            given, own = unit.answers[: -self.samples], unit.answers[-self.samples :]
+            whole = [ids for ids in own if ids[-1] in ends]
+            cut += len(own) - len(whole)
+            if whole:
+                made.append(replace(unit, answers=(*given, *whole)))
+        current().metric(own_answers_cut=cut, rows_left_out=len(units) - len(made))
+        if not made:
+            raise InputError(
+                f"none of the model's own answers came to its end within {self.new_tokens} tokens",
+                where="setting 'new_tokens'",
+                seen=f"{cut} answers",
+                fix="Raise it, or start from a model whose answers end",
+            )
+        return made
+
+
 @hook("guided_samples")
 class GuidedSamples(OwnSamples):
     """Own answers drawn under moral reminders, which the training itself does not see.

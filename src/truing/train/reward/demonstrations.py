@@ -4,10 +4,11 @@
 
 At its optimum s is, up to a constant of the prompt, the log-ratio of the two distributions: the
 discriminator's logit of adversarial imitation learning, learnt as a Bradley-Terry model, so that it
-scores held-out answers too. Alternate it with a few steps of reinforcement learning against the
-reward to close the loop of inverse reinforcement learning. The survey that it is taken from gives
-no algorithm: "Inverse Reinforcement Learning Meets Large Language Model Post-Training", arXiv
-2507.13158.
+scores held-out answers too. Own answers that are cut at `new_tokens` are left out and counted: a
+score at the end would learn from them what has an end, and no more. Alternate it with a few steps
+of reinforcement learning against the reward to close the loop of inverse reinforcement learning.
+The survey that it is taken from gives no algorithm: "Inverse Reinforcement Learning Meets Large
+Language Model Post-Training", arXiv 2507.13158.
 
 Shapes: U rows, K + 1 branches: the demonstration, then the model's own answers.
 """
@@ -19,7 +20,9 @@ from torch.nn.functional import logsigmoid
 from truing.core.objective import Loss, Measurements, objective, reward_metrics
 
 
-@objective(paper="irl-survey", unit="group", needs=("scores",), rows="example", hook="own_samples")
+@objective(
+    paper="irl-survey", unit="group", needs=("scores",), rows="example", hook="finished_samples"
+)
 def reward_from_demos(m: Measurements) -> Loss:
     """Infer a reward from demonstrations alone, against the model's own answers."""
     s_UK, there_UK = m.last("scores"), m.there_UK[:, 1:]
