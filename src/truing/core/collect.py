@@ -15,7 +15,6 @@ nothing but its stop token is kept too, as the empty text that it is.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,12 +22,11 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from truing.context import Context, Journal, Json
 from truing.core import distributed
-from truing.core.chat import Prompt, completion_ids, prompt_ids
+from truing.core.chat import Prompt, prompt_ids
 from truing.core.online_reward import Reward, Scores, one_each
 from truing.core.sampling import SamplingSettings, first_draws
 from truing.core.tree import Node, group_tree
-from truing.errors import InputError
-from truing.tables import Row, Table
+from truing.tables import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -134,51 +132,10 @@ class Pool(Protocol):
     ) -> list[list[float] | None]:
         """Reward of each answer; None for a group that is to be left out.
 
-        `say(prompts, n)` gives the policy's own words, with the weights that it has now.
+        `say(prompts, n)` gives the policy's own words, with the weights that it has now; "" to a
+        prompt that leaves no room for them.
         """
         ...
-
-
-def read_prompts(
-    table: Table, tokenizer: PreTrainedTokenizerBase, limit: int, room: int, given: str, where: str
-) -> tuple[list[Asked], dict[str, Json]]:
-    """Prompts in tokens, and what to say of how many were left out.
-
-    Args:
-        limit: tokens of prompt and answer together.
-        room: that an answer may need.
-        given: column of an answer that joins each group; "" none.
-    """
-    counts: Counter[str] = Counter()
-    made: list[Asked] = []
-    for i, row in enumerate(table.rows, 1):
-        found: object = row.get("prompt") or row.get("messages")
-        ids = tuple(prompt_ids(tokenizer, cast(Prompt, found)))
-        if len(ids) + room > limit:
-            counts["left_out_long"] += 1
-            continue
-        answer: tuple[int, ...] = ()
-        if given:
-            text = row.get(given)
-            if not isinstance(text, str):
-                raise InputError(
-                    f"needs the column {given!r}", where=f"{where} {table.source} row {i}"
-                )
-            if not text.strip():
-                counts["left_out_empty"] += 1
-                continue
-            whole = tuple(completion_ids(tokenizer, text))
-            answer = whole[: limit - len(ids)]
-            counts["cut"] += len(whole) > len(answer)
-        made.append(Asked({**row, "prompt": found}, ids, answer))
-    if not made:
-        raise InputError(
-            f"no prompt leaves room for an answer of {room} tokens in {limit}",
-            where=where,
-            seen=dict(counts),
-            fix="Raise max_tokens, lower new_tokens, or shorten the prompts",
-        )
-    return made, {"rows": len(made), **{n: c for n, c in sorted(counts.items()) if c}}
 
 
 @dataclass(frozen=True)
@@ -193,6 +150,7 @@ class Collector:
         tokenizer: of the policy.
         folder: where the journals lie.
         world: what replies between turns; None where an answer is one turn.
+        limit: tokens of a prompt and its answer together; 0 for no limit.
     """
 
     prompts: Sequence[Asked]
@@ -203,6 +161,7 @@ class Collector:
     folder: Path
     context: Context
     world: World | None = None
+    limit: int = 0
 
     def collect(
         self, number: int, rows: Sequence[int], sampling: SamplingSettings, part: str = ""
@@ -381,7 +340,13 @@ class _Speaker:
         name = f"{self.name}/say/{self.times}"
         own = self.collector
         asked = [Asked({}, tuple(prompt_ids(own.tokenizer, p))) for p in prompts]
+        most = own.limit - self.sampling.max_tokens
+        fits = [i for i, one in enumerate(asked) if not own.limit or len(one.ids) <= most]
         seed = own.context.stream(name) % 2**31
         sampling = replace(self.sampling, n=n)
-        drawn = own.drawn(self.journal, name, own.draw[0], asked, sampling, seed)
-        return [[text for _, _, text, _ in items] for items in drawn]
+        some = [asked[i] for i in fits]
+        drawn = own.drawn(self.journal, name, own.draw[0], some, sampling, seed)
+        said = [[""] * n for _ in asked]
+        for i, items in zip(fits, drawn, strict=True):
+            said[i] = [text for _, _, text, _ in items]
+        return said

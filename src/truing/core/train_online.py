@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from truing import catalogue
-from truing.context import current
+from truing.context import Json, current
 from truing.core import distributed
 from truing.core import lora as adapters
 from truing.core.agents import Speaker
 from truing.core.alongside import Alongside
-from truing.core.chat import completion_ids
-from truing.core.collect import Asked, Collector, Draw, Pool, read_prompts
+from truing.core.chat import Prompt, completion_ids, prompt_ids
+from truing.core.collect import Asked, Collector, Draw, Pool
 from truing.core.critic import Critic
 from truing.core.drawing import Completion, continued
 from truing.core.engine import train
@@ -42,6 +43,8 @@ from truing.tables import Table, content_hash
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from transformers import PreTrainedTokenizerBase
 
 
 def _split(spec: Online, values: Mapping[str, object]) -> tuple[dict[str, object], OnlineTraining]:
@@ -160,7 +163,8 @@ def _reward(
     terms, judges = settings.rewards or {}, (principles, reward_model)
     if spec.follows:
         terms = terms | telling(spec.follows, told, reward_model, principles, spec.name)
-        judges = (None, None)
+        # Told to the reward model, the principles are no reward of their own.
+        judges = (None if reward_model is not None else principles, None)
     rewards = Rewards(terms, settings.weights or {}, *judges, spec.name)
     made = Reward(rewards, settings.missing_end, played=settings.environment is not None)
     made.check()
@@ -199,14 +203,69 @@ def _tasks(settings: OnlineTraining, start: Start, data: Table, world: World) ->
     return [Asked(row, ()) for row in rows]
 
 
+def read_prompts(
+    table: Table,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int,
+    room: int,
+    given: str,
+    where: str,
+    pool: Pool | None = None,
+) -> tuple[list[Asked], dict[str, Json]]:
+    """Prompts in tokens, and what to say of how many were left out.
+
+    Args:
+        limit: tokens of prompt and answer together.
+        room: that an answer may need.
+        given: column of an answer that joins each group; "" none.
+        pool: what asks in its own words, whose length then counts.
+    """
+    counts: Counter[str] = Counter()
+    made: list[Asked] = []
+    for i, row in enumerate(table.rows, 1):
+        found: object = row.get("prompt") or row.get("messages")
+        shown = pool.prompt({**row, "prompt": found}, 0)[0] if pool is not None else found
+        ids = tuple(prompt_ids(tokenizer, cast(Prompt, shown)))
+        if len(ids) + room > limit:
+            counts["left_out_long"] += 1
+            continue
+        answer: tuple[int, ...] = ()
+        if given:
+            text = row.get(given)
+            if not isinstance(text, str):
+                raise InputError(
+                    f"needs the column {given!r}", where=f"{where} {table.source} row {i}"
+                )
+            if not text.strip():
+                counts["left_out_empty"] += 1
+                continue
+            whole = tuple(completion_ids(tokenizer, text))
+            answer = whole[: limit - len(ids)]
+            counts["cut"] += len(whole) > len(answer)
+        made.append(Asked({**row, "prompt": found}, ids, answer))
+    if not made:
+        raise InputError(
+            f"no prompt leaves room for an answer of {room} tokens in {limit}",
+            where=where,
+            seen=dict(counts),
+            fix="Raise max_tokens, lower new_tokens, or shorten the prompts",
+        )
+    return made, {"rows": len(made), **{n: c for n, c in sorted(counts.items()) if c}}
+
+
 def _prompts(
-    spec: Online, told: Mapping[str, object], settings: OnlineTraining, start: Start, data: Table
+    spec: Online,
+    told: Mapping[str, object],
+    settings: OnlineTraining,
+    start: Start,
+    data: Table,
+    pool: Pool | None,
 ) -> list[Asked]:
     """The prompts in tokens; template and memory are checked with a short answer to each."""
     tokenizer = start.loaded.tokenizer
     rows, said = as_kind(data, spec.rows, spec.name)
     prompts, notes = read_prompts(
-        rows, tokenizer, start.limit, settings.new_tokens, spec.joins(told), spec.name
+        rows, tokenizer, start.limit, settings.new_tokens, spec.joins(told), spec.name, pool
     )
     answer = completion_ids(tokenizer, "yes")
     longest = max(len(p.ids) for p in prompts) + settings.answers * settings.new_tokens
@@ -243,7 +302,9 @@ def _task(
     policy = replace(loaded, model=start.model.with_changes(start.model.weight_changes))
     draws = _draws(spec, Players(policy, lora, other), told)
     reward, pool = (by, None) if isinstance(by, Reward) else (None, by)
-    collector = Collector(prompts, draws, reward, pool, loaded.tokenizer, folder, context, world)
+    collector = Collector(
+        prompts, draws, reward, pool, loaded.tokenizer, folder, context, world, start.limit
+    )
     return OnlineTask(
         spec, told, settings, collector, loaded.module, lora=lora,
         other=other.module if other is not None else None,
@@ -292,14 +353,15 @@ def train_online(
     key = content_hash(
         [spec.name, told, vars(settings), model.weights_key, data.key, context.seed, held], 8
     )
-    by = _pool(spec, told) or _reward(spec, told, settings, principles, reward_model)
+    pool = _pool(spec, told)
+    by = pool or _reward(spec, told, settings, principles, reward_model)
     make = _make(settings)
     start = begin(model, settings, spec.name, reference=reference)
     world = _world(spec, settings, start, make, partner)
     if world is not None:
         prompts = _tasks(settings, start, data, world)
     else:
-        prompts = _prompts(spec, told, settings, start, data)
+        prompts = _prompts(spec, told, settings, start, data, pool)
     home = distributed.agree(context.folder)
     journals = home / f"rollouts-{key}"
     task = _task(spec, told, settings, start, prompts, by, critic, journals, world)

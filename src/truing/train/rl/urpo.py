@@ -9,10 +9,11 @@
     A = (R - mean_g) / (std_g + 1e-4),  then GRPO's clipped loss                  arXiv 2507.17515
 
 The table's own mix of rows is the mix of the pools; begin with a table without open rows where the
-referee is still a random one. An open group whose grading cannot be read is asked once more, then
-left out and counted. Differences, the paper's code not being public: candidates are shuffled once
-for each visit to a row, not for each answer, so that a group shares its prompt; the score is read
-from text alone; a chunk of one answer joins the one before it. Weights and mix are ours.
+referee is still a random one. An open group whose grading cannot be read, or does not fit, is asked
+once more, then left out and counted. Differences, the paper's code not being public: candidates are
+shuffled once for each visit to a row, not for each answer, so that a group shares its prompt; the
+score is read from text alone; a chunk of one answer joins the one before it. Weights and mix are
+ours.
 
 Shapes: U groups, K answers.
 """
