@@ -66,6 +66,12 @@ def leave_one_out(reward_UK: Tensor, there_UK: Tensor) -> Tensor:
     return group_advantage(reward_UK, there_UK, "none") * count_U1 / (count_U1 - 1).clamp(min=1)
 
 
+def all_equal(value: Tensor, mask: Tensor) -> bool:
+    """Whether what counts is one number: the rounding of its mean must not be blown up then."""
+    known = value[mask > 0]
+    return not len(known) or bool((known == known[0]).all())
+
+
 def whiten(
     value: Tensor,
     mask: Tensor,
@@ -74,7 +80,7 @@ def whiten(
     eps: float = 1e-8,
     masked: bool = True,
 ) -> Tensor:
-    """(x - mean) / sqrt(var + eps) over unmasked entries, 0 elsewhere.
+    """(x - mean) / sqrt(var + eps) over unmasked entries, 0 elsewhere and where all are equal.
 
     Args:
         value: of any shape.
@@ -87,6 +93,8 @@ def whiten(
     n = counts.sum()
     mean = (value * counts).sum() / n.clamp(min=1)
     var = ((value - mean) ** 2 * counts).sum() / (n - (1 if unbiased else 0)).clamp(min=1)
+    if all_equal(value, counts):
+        return torch.zeros_like(value)
     return (value - mean) / (var + eps).sqrt() * mask
 
 
@@ -95,8 +103,7 @@ def normalised(value: Tensor, mask: Tensor) -> Tensor:
     n = mask.sum()
     mean = (value * mask).sum() / n.clamp(min=1)
     std = (((value - mean) ** 2 * mask).sum() / (n - 1).clamp(min=1)).sqrt()
-    known = value[mask > 0]
-    if not len(known) or bool((known == known[0]).all()):
+    if all_equal(value, mask):
         return torch.zeros_like(value)
     return (value - mean) / (std + EPS) * mask
 

@@ -25,9 +25,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from truing.core.advantages import gae, kl_tokens
+from truing.core.advantages import all_equal, gae, kl_tokens
 from truing.core.objective import Measurements, State
 from truing.core.online import Update, online, placed
 from truing.train.rl.ppo import counted, critic_loss, explained, with_critic
@@ -55,13 +56,16 @@ def token_rewards(
 def whitened(value_UKT: Tensor, r: Measurements, longest: int, *, shift: bool = True) -> Tensor:
     """(x - mean) / sqrt(var + 1e-8) over answers x `longest`, 0 beyond an answer's end.
 
-    Without `shift` the mean is added again.
+    Without `shift` the mean is added again. 0 where all are equal: rounding is not blown up.
     """
     value_UKT = value_UKT * r.mask_UKT
     n = r.there_UK.sum() * longest
     mean = value_UKT.sum() / n
-    var = value_UKT.square().sum() / n - mean**2
-    made_UKT = (value_UKT - mean) / (var + 1e-8).sqrt()
+    off_UKT = (value_UKT - mean) * r.mask_UKT
+    var = (off_UKT.square().sum() + mean**2 * (n - r.mask_UKT.sum())) / n
+    made_UKT = off_UKT / (var + 1e-8).sqrt()
+    if all_equal(value_UKT, r.mask_UKT) and n == r.mask_UKT.sum():
+        made_UKT = torch.zeros_like(value_UKT)
     return (made_UKT if shift else made_UKT + mean) * r.mask_UKT
 
 
