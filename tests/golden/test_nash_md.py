@@ -28,6 +28,10 @@ def test_by_hand() -> None:
         slopes.append([(0.3 * a - gain) / 2 for a in apart])
         assert float(loss.metrics["kl_sum"][u, 0]) == pytest.approx(sum(apart), rel=1e-5)
         assert float(loss.metrics["score"][u, 0]) == pytest.approx(gain * sum(NEW[u][0]), rel=1e-5)
+    # Recorded as means over the policy's own answers: the opponent's are no part of them.
+    sums, counts = zip(*(loss.sums()[n] for n in ("kl_sum", "score")), strict=True)
+    assert counts == (2.0, 2.0)
+    assert 0.3 * float(sums[0]) - float(sums[1]) != 0
     assert total(loss) == pytest.approx(wanted / 2, rel=1e-5)
     got = gradient(loss)
     for u, row in enumerate(slopes):

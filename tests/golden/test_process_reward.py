@@ -10,6 +10,7 @@ import torch
 from objective_numbers import softminus, total
 
 from truing.core.objective import Measurements
+from truing.errors import InputError
 from truing.train.reward.process_reward import (
     AGGREGATES,
     min_rewards,
@@ -36,6 +37,11 @@ def test_loss_by_hand() -> None:
     rated = process_reward(steps([[0.0, -1.0, 1.0, 0.0], [1.0, 0, 0, 0]]), ratings=True)
     want = [softminus(1.0), softminus(0.5), softminus(2.0), softminus(0.25)]
     assert total(rated) == pytest.approx(sum(want) / 4, rel=1e-6)
+
+
+def test_ratings_are_not_taken_for_shares() -> None:
+    with pytest.raises(InputError, match=r"shares from 0 to 1.*ratings=true"):
+        process_reward(steps([[0.0, -1.0, 1.0], [1.0, 0, 0]]))
 
 
 def test_aggregations() -> None:

@@ -93,6 +93,7 @@ class TextTask:
         asked = [n for n in spec.asked(self.settings) if n != "mismatched"]
         self.measured = tuple(n for n in asked if n != "ref_logp")
         self.mismatched = "mismatched" in spec.needs
+        self.longest = max(u.tree().longest for u in units) if self.mismatched else 0
 
     def __len__(self) -> int:
         """Number of units."""
@@ -182,7 +183,8 @@ class TextTask:
         """Trees of a step; with mismatched answers, those of the next unit with another prompt.
 
         "Next" is in the order of the contents, so that the order of the rows in the step does not
-        matter. Where all prompts of a step are one, the next unit's answer has to do.
+        matter. Where all prompts of a step are one, the next unit's answer has to do. It is cut
+        where prompt and answer would be longer than any row of the data.
         """
         units = [self.units[r] for r in rows]
         if not self.mismatched:
@@ -195,7 +197,9 @@ class TextTask:
             return next((j for j in following if units[j].prompt != mine), following[0])
 
         after = {i: other(at) for at, i in enumerate(ranks)}
-        return [u.tree([units[after[i]].answers[0]]) for i, u in enumerate(units)]
+        others = [units[after[i]].answers[0] for i in range(len(units))]
+        rooms = [self.longest - len(u.prompt) for u in units]
+        return [u.tree([a[:n]]) for u, a, n in zip(units, others, rooms, strict=True)]
 
     def _columns(self, rows: Sequence[int], width: int) -> dict[str, Tensor]:
         units = [self.units[r] for r in rows]

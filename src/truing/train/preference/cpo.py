@@ -18,6 +18,7 @@ from typing import Literal
 from torch.nn.functional import relu
 
 from truing.core.objective import Loss, Measurements, objective, reward_metrics
+from truing.errors import InputError
 from truing.train.preference.dpo import smoothed
 from truing.train.supervised.sft import nll
 
@@ -36,9 +37,11 @@ def cpo(
     Args:
         beta: steepness of the preference term.
         alpha: weight of the likelihood of the chosen answers.
-        label_smoothing: share of labels that may be wrong.
+        label_smoothing: share of labels that may be wrong; of "sigmoid" alone.
         loss: form of the preference term.
     """
+    if label_smoothing and loss != "sigmoid":
+        raise InputError("only loss 'sigmoid' has smoothed labels", seen=(loss, label_smoothing))
     w_U, l_U = m.seq().unbind(1)
     if loss == "hinge":
         per_pair = relu(1 - beta * (w_U - l_U))

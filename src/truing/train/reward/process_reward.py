@@ -123,7 +123,14 @@ def process_reward(m: Measurements, *, ratings: bool = False) -> Loss:
     # what surrounds it; beyond a row's own steps neither counts.
     label_UT, steps = m["labels"], score_UT.shape[1]
     label_UT = pad(label_UT, (0, max(0, steps - label_UT.shape[1])))[:, :steps]
-    y_UT = (label_UT >= 0).float() if ratings else label_UT.clamp(0, 1)
+    if not ratings and bool(((label_UT < 0) | (label_UT > 1)).any()):
+        raise InputError(
+            "labels of steps are shares from 0 to 1",
+            where="column 'labels'",
+            seen=[float(label_UT.min()), float(label_UT.max())],
+            fix="Set ratings=true for labels of -1, 0 and 1",
+        )
+    y_UT = (label_UT >= 0).float() if ratings else label_UT
     per_step = -y_UT * logsigmoid(score_UT) - (1 - y_UT) * logsigmoid(-score_UT)
     right_UT = ((score_UT > 0) == (y_UT > 0.5)).float() * mask_UT
     seen = {"accuracy": (right_UT.sum(1) / mask_UT.sum(1).clamp(min=1)).detach()}

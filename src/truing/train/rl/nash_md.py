@@ -43,7 +43,8 @@ def nash_md(
         apart_UKT = (m["logp"] - m["ref_logp"]).detach() * m.mask_UKT
         pull_UK = (apart_UKT * m["logp"]).sum(-1)
         score_UK = m["gain"] * m.seq()
-        seen = {"kl_sum": apart_UKT.sum(-1) * m["own"], "score": score_UK.detach()}
+        ours = {"kl_sum": apart_UKT.sum(-1), "score": score_UK.detach()}
+        seen = {name: value.chunk(2, 1)[0] for name, value in ours.items()}
         return Loss(beta * pull_UK - score_UK, m["own"] * m.there_UK, seen)
 
     return Update({"gain": gain_UK}, loss, metrics={"win": gain + 0.5})

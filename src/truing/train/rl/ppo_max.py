@@ -11,8 +11,9 @@ and clipping (`clip_advantage`), value clipping (`clip_value`), critic (input `c
 model, the model before its training with a zero head, or an earlier critic; `critic_rollouts` of
 it alone before any policy step, `critic_rate`), policy (the model given: train it by sft first),
 GAE (`lam`), clipped surrogate (`clip_ratio`), gradient clipping (`clip`). PPO-ptx needs rows with
-the column `completion`. The defaults are the paper's PPO-max, which begins the critic as the reward
-model: give that as `critic`. Without one a head on the policy's own trunk has to do.
+the column `completion` and `ptx` above 0. But for that the defaults are the paper's PPO-max, which
+begins the critic as the reward model: give that as `critic`. Without one a head on the policy's own
+trunk has to do. In an environment R~ of the whole episode is paid at its end.
 
 Differences: a new head is zero, not random; advantages are normalised over the rollout, not the
 minibatch, and H - H_target is taken token by token, which is the same on one side of the
@@ -28,6 +29,7 @@ Shapes: U groups, K answers, T tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -153,7 +155,9 @@ def ppo_max(
     before = {n: state[n] for n in ("mean", "var", "count")} if done else None
     state |= (running := moments(before, r["reward"][r["own"] > 0].cpu()))
     score_UK = shaped(r["reward"], running, reward, clip_reward)
-    advantage_UKT = gae(token_rewards(r, score_UK, beta), r["values"], own_UKT, lam=lam)
+    # Turns were paid in raw rewards, which do not add up to a normalised one.
+    whole = replace(r, tensors={n: t for n, t in r.tensors.items() if n != "turn_reward"})
+    advantage_UKT = gae(token_rewards(whole, score_UK, beta), r["values"], own_UKT, lam=lam)
     tensors = {"returns": (advantage_UKT + r["values"]) * own_UKT}
     tensors["advantage"] = normalised(advantage_UKT, own_UKT, clip_advantage)
     seen = monitors(r, own_UKT, state)

@@ -7,6 +7,7 @@
 
 The ratio is that of the whole answer; the paper, with one update a rollout, has none, which is what
 it comes to while the two policies are one. `normalise` divides by the batch's standard deviation.
+Four answers by default, where the libraries draw two: their mean is a poor baseline.
 
 Shapes: U groups, K answers, T tokens.
 """

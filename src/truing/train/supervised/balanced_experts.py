@@ -24,8 +24,9 @@ is dropped afterwards, and here no time is saved by it. `router_max_load` is the
 the tokens' choices that an expert had before the step, mean over layers; `evaluate/router_report`
 measures a model's routing as a whole.
 
-Rows are examples; train all weights (`rank=0`), since adapters are on linear layers and the experts
-of stock transformers are none. Sources: arXiv 2101.03961 and 2202.08906; bias, arXiv 2408.15664;
+Rows are examples; train all weights (`rank=0`): adapters are on linear layers, which neither the
+routers nor the experts of stock transformers are, so that with them the losses change what routers
+read and never the routers. Sources: arXiv 2101.03961 and 2202.08906; bias, arXiv 2408.15664;
 the design space, arXiv 2503.07137. Differences: noisy top-k (arXiv 1701.06538) learns its noise's
 size, here it is given, so that the model stays one that stock transformers opens; each row has its
 capacity, a batch has none; prompts are routed without being counted, except by the capacity.
