@@ -5,27 +5,24 @@ Everything comes from docstrings and signatures, so that a page cannot say other
 
 from __future__ import annotations
 
-import ast
 import inspect
-import json
 import re
-import textwrap
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import cast
+
+from claim_pages import claims_page
+from pagetext import NOTE, command_name, escape, prose, table
 
 from truing import catalogue, listing
 from truing.catalogue import VERBS, Entry
 from truing.core.online_training import OnlineTraining
 from truing.core.training import TextTraining
 from truing.method import Method, methods
-from truing.signature import Setting, argument_docs, type_name
+from truing.signature import Input, Setting, argument_docs, type_name
 
-NOTE = (
-    "<!-- Made by `python tools/docs.py --write` from the code: edit the docstring instead. -->\n"
-)
 VERB_TYPES = {
     "specify": "text or examples to Principles",
     "synthesize": "Principles or Table, and models, to Table",
@@ -40,61 +37,16 @@ VERB_TYPES = {
     "serve": "Model to a running server",
 }
 ROW_FILES = {"pair": "pairs", "example": "examples", "unpaired": "rated", "group": "groups"}
+# Optional inputs without which an example would have nothing to tell answers apart by. Principles
+# stand for any reward wherever a method takes them.
+ALSO = {
+    "decode/prm_guided": ("process_models",),
+    "train/salmon_ppo": ("principles", "reward_model"),
+}
 # What the engine adds to the settings of a training method, by the sort of its function.
 SHARED = {"objective": TextTraining, "online": OnlineTraining}
 # What a pure function does not take: these read files, hold weights or know of a run.
 IMPURE = re.compile(r"\b(Model|Loaded|Module|Path|PreTrained\w*|Context|Journal|Principles)\b")
-
-
-# Text
-
-
-def escape(text: str) -> str:
-    """Plain text as Markdown that reads the same; what stands in back-quotes is left alone."""
-    parts = re.split(r"(`[^`\n]*`)", text)
-    return "".join(
-        p if p.startswith("`") and len(p) > 1 else re.sub(r"([_*<|])", r"\\\1", p) for p in parts
-    )
-
-
-def cell(text: str) -> str:
-    """Text inside a table."""
-    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split()))
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
-    lines = [[*head], ["---"] * len([*head]), *([*map(cell, row)] for row in rows)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def prose(doc: str) -> str:
-    """A docstring as Markdown: indented paragraphs are equations, kept as they stand."""
-    parts: list[str] = []
-    equations: list[str] = []
-
-    def close() -> None:
-        if equations:
-            parts.append("```text\n" + textwrap.dedent("\n\n".join(equations)) + "\n```")
-            equations.clear()
-
-    for paragraph in re.split(r"\n\s*\n", doc.strip("\n")):
-        lines = paragraph.splitlines()
-        if all(line.startswith("    ") for line in lines):
-            equations.append(paragraph)
-            continue
-        close()
-        if any(line.startswith("  ") for line in lines):  # a list or table laid out by hand
-            parts.append("```text\n" + textwrap.dedent(paragraph) + "\n```")
-        else:
-            parts.append(escape(paragraph))
-    close()
-    return "\n\n".join(parts)
-
-
-def command_name(name: str) -> str:
-    """A name as the command line has it."""
-    return name.replace("_", "-")
 
 
 # One method
@@ -117,26 +69,28 @@ def _settings(settings: Iterable[Setting]) -> str:
     return table(("setting", "type", "default", "meaning"), rows)
 
 
-def _example_inputs(method: Method) -> dict[str, str]:
-    names = {"Model": "smollm2-135m-instruct", "Principles": "principles.yaml"}
-    found: dict[str, str] = {}
-    for i in method.inputs.values():
-        if i.optional:
-            continue
-        noun = i.noun.split("|")[0]
-        if noun == "Table":
-            found[i.name] = f"{ROW_FILES.get(method.entry.rows, i.name)}.jsonl"
-        else:
-            found[i.name] = names.get(noun, f"{i.name}/")
-    return found
+def _example_inputs(method: Method) -> list[Input]:
+    """The inputs of an example: those that are required, and what the method cannot do without."""
+    also = ALSO.get(method.id, ("principles",))
+    return [i for i in method.inputs.values() if not i.optional or i.name in also]
+
+
+def _source(method: Method, given: Input) -> str:
+    noun = given.noun.split("|")[0]
+    if noun == "Table":
+        return f"{ROW_FILES.get(method.entry.rows, given.name)}.jsonl"
+    if noun == "Model" and given.optional:
+        return f"{given.name}/"
+    names = {"Model": "smollm2-135m-instruct", "Principles": "recipes/principles.yaml"}
+    return names.get(noun, f"{given.name}/")
 
 
 def _command(method: Method) -> str:
     words = [f"truing {method.verb} {command_name(method.name)}"]
-    for name, source in _example_inputs(method).items():
-        flag = f"--{command_name(name)}"
-        many = method.inputs[name].many
-        words += [f"{flag} a={source} {flag} b={source}"] if many else [f"{flag} {source}"]
+    for i in _example_inputs(method):
+        flag, source = f"--{command_name(i.name)}", _source(method, i)
+        roles = [""] if not i.many else ["a="] if i.optional else ["a=", "b="]
+        words.append(" ".join(f"{flag} {role}{source}" for role in roles))
     words += [
         f"--{command_name(s.name)} {s.name.upper()}" for s in method.settings.values() if s.required
     ]
@@ -145,7 +99,7 @@ def _command(method: Method) -> str:
 
 
 def _python(method: Method) -> str:
-    given = [n for n, i in method.inputs.items() if not i.optional]
+    given = [f"{i.name}={i.name}" if i.optional else i.name for i in _example_inputs(method)]
     given += [f"{s.name}=..." for s in method.settings.values() if s.required]
     made = method.returns.lower() if method.verb != "serve" else "server"
     call = f'{made} = truing.methods["{method.id}"]({", ".join(given)})'
@@ -156,9 +110,9 @@ def _python(method: Method) -> str:
 
 def _step(method: Method) -> str:
     given = [f"do: {method.id}"]
-    for n, i in method.inputs.items():
-        if not i.optional:
-            given.append(f"{n}: {{a: ..., b: ...}}" if i.many else f"{n}: ...")
+    for i in _example_inputs(method):
+        roles = "{a: ...}" if i.optional else "{a: ..., b: ...}"
+        given.append(f"{i.name}: {roles if i.many else '...'}")
     given += [f"{s.name}: ..." for s in method.settings.values() if s.required]
     return f"{method.name}: {{{', '.join(given)}}}"
 
@@ -172,8 +126,8 @@ def _facts(method: Method) -> str:
         facts.append(f"one value of the loss for each {entry.unit}")
     if entry.kind == "objective":
         facts.append("measures " + ", ".join(f"`{n}`" for n in entry.needs))
-    elif entry.needs:
-        facts.append("needs models that can " + ", ".join(entry.needs))
+    elif method.needs:
+        facts.append("needs models that can " + ", ".join(f"`{n}`" for n in method.needs))
     if entry.field != "text":
         facts.append(f"for the field `{entry.field}`")
     if entry.paper:
@@ -375,49 +329,6 @@ def components_page() -> str:
     for kind, entries in found.items():
         rows = [[f"`{listing.usage(e)}`", escape(e.summary)] for e in entries]
         parts += [f"## {kind}\n", table(("written as", "what it does"), rows)]
-    return "\n".join(parts)
-
-
-# Claims
-
-
-def _title(root: Path, slug: str) -> str:
-    path = root / "claims" / f"{slug.replace('-', '_')}.py"
-    path = path if path.is_file() else root / "claims" / f"{slug}.py"
-    if not path.is_file():
-        return slug
-    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or slug).split("\n")[0]
-
-
-def _claim_row(root: Path, name: str, data: Mapping[str, object]) -> list[str]:
-    slug = str(data.get("claim", name))
-    low, high = cast("list[float]", data.get("interval") or [float("nan")] * 2)
-    seconds = float(cast(float, data.get("seconds", 0.0)))
-    return [
-        f"`{slug}`",
-        escape(str(data.get("title") or _title(root, slug))),
-        "seen" if data.get("seen") else "**not seen**",
-        f"{float(cast(float, data.get('effect', 0.0))):.3g} [{low:.3g}, {high:.3g}]",
-        f"{seconds / 60:.1f} min",
-        str(data.get("date", "")),
-    ]
-
-
-def claims_page(root: Path) -> str:
-    """docs/claims.md, from the committed results."""
-    rows: list[list[str]] = []
-    for path in sorted((root / "claims" / "results").glob("*.json")):
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(data, dict) and "seen" in data:
-            rows.append(_claim_row(root, path.stem, data))
-    parts = [
-        NOTE + "# Claims\n",
-        "What a paper says must be seen, measured again at small scale: `truing claim SLUG` does "
-        "it on your\nmachine. A claim that is not seen at this scale stands here as such, with "
-        "its numbers.\n",
-    ]
-    head = ("claim", "what must be seen", "result", "effect [95 % interval]", "cost", "date")
-    parts.append(table(head, rows) if rows else "No results are committed yet.\n")
     return "\n".join(parts)
 
 

@@ -252,10 +252,24 @@ def measure(slug: str) -> dict[str, Json]:
     }
 
 
+def missed(result: Mapping[str, Json]) -> list[str]:
+    """The conditions that a result does not meet, in words; none when the claim was seen."""
+    effect, margin = (cast(float, result.get(n) or 0.0) for n in ("effect", "margin"))
+    low = cast("list[float]", result.get("interval") or [math.inf])[0]
+    failed = [f"effect at least {margin:g}"] if effect < margin else []
+    failed += ["interval above 0"] if low <= 0 else []
+    holds = cast("dict[str, bool]", result.get("holds") or {})
+    return failed + [name for name, held in holds.items() if not held]
+
+
 def claim(slug: str) -> dict[str, Json]:
-    """Measure a claim again: {"claim", "seen", "effect", "interval", "seconds"}."""
+    """Measure a claim again: {"claim", "seen", "effect", "interval", "seconds"}.
+
+    One that is not seen has "missed" besides: what was not met.
+    """
     found = measure(slug)
-    return {name: found[name] for name in ("claim", "seen", "effect", "interval", "seconds")}
+    line = {name: found[name] for name in ("claim", "seen", "effect", "interval", "seconds")}
+    return line if found["seen"] else line | {"missed": cast(Json, missed(found))}
 
 
 def record(slug: str) -> dict[str, Json]:
@@ -290,7 +304,8 @@ def main(slugs: Sequence[str]) -> int:
     try:
         for slug in slugs or list(files()):
             line = record(slug)
-            print(json.dumps({n: line[n] for n in ("claim", "seen", "effect", "interval")}))
+            said = {n: line[n] for n in ("claim", "seen", "effect", "interval")}
+            print(json.dumps(said | {"missed": missed(line)}))
     except InputError as error:
         print(f"truing: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,0 +1,64 @@
+"""docs/claims.md: what was seen of each claim, what was not and why, and what has no result yet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from pagetext import NOTE, escape, table
+
+from truing import claims
+from truing.context import Json
+
+
+def _result(data: Mapping[str, Json]) -> str:
+    if data.get("seen"):
+        return "seen"
+    missed = "; ".join(map(escape, claims.missed(data)))
+    return f"**not seen**; not met: {missed}" if missed else "**not seen**"
+
+
+def _row(name: str, data: Mapping[str, Json]) -> list[str]:
+    low, high = cast("list[float]", data.get("interval") or [float("nan")] * 2)
+    return [
+        f"`{data.get('claim', name)}`",
+        escape(str(data.get("title") or name)),
+        _result(data),
+        f"{cast(float, data.get('effect') or 0.0):.3g} [{low:.3g}, {high:.3g}]",
+        f"{cast(float, data.get('seconds') or 0.0) / 60:.1f} min",
+        str(data.get("date", "")),
+    ]
+
+
+def _without(slug: str, path: Path) -> list[str]:
+    stated = claims.literals(path)
+    result = "no result yet" + (", needs a GPU" if stated["NEEDS_GPU"] else "")
+    title = escape(str(stated["TITLE"]))
+    return [f"`{slug}`", title, result, "-", f"about {stated['MINUTES']} min", "-"]
+
+
+def claims_page(root: Path) -> str:
+    """The page, from the claims and the committed results."""
+    folder = root / "claims"
+    rows = {
+        claims.slug_of(path): _without(claims.slug_of(path), path)
+        for path in folder.glob("*.py")
+        if not path.name.startswith("_")
+    }
+    for path in (folder / "results").glob("*.json"):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(data, dict) and "seen" in data:
+            rows[path.stem] = _row(path.stem, cast("dict[str, Json]", data))
+    parts = [
+        NOTE + "# Claims\n",
+        "What a paper says must be seen, measured again at small scale: `truing claim SLUG` does "
+        "it on your\nmachine. A claim that is not seen at this scale stands here as such, with "
+        "its numbers and with the\nconditions that were not met; so does one that nobody has "
+        "measured yet.\n",
+    ]
+    head = ("claim", "what must be seen", "result", "effect [95 % interval]", "cost", "date")
+    shown = [rows[slug] for slug in sorted(rows)]
+    parts.append(table(head, shown) if shown else "There are no claims.\n")
+    return "\n".join(parts)
