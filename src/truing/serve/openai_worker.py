@@ -35,12 +35,13 @@ class Worker:
 
     Args:
         model: local or served; all its run-time changes are in force.
-        waiting: how many jobs may wait; further ones are refused.
+        waiting: how many jobs may wait, tokenised or not; further ones are refused.
     """
 
     def __init__(self, model: Model, waiting: int) -> None:
         self.served = Served(model)
-        self._queue: queue.Queue[Job] = queue.Queue(waiting)
+        self._queue: queue.Queue[Job] = queue.Queue()
+        self._places = threading.BoundedSemaphore(waiting)  # one for each job that waits
         self._waiting: list[Job] = []
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
@@ -56,19 +57,18 @@ class Worker:
 
     def put(self, job: Job) -> None:
         """Queue a job; Refused when too many wait."""
-        try:
-            if self._stopping.is_set():
-                raise Refused(503, "the server is shutting down", code="shutdown")
-            self._queue.put_nowait(job)
-        except queue.Full:
-            raise Refused(503, "too many requests are waiting", code="overloaded") from None
+        if self._stopping.is_set():
+            raise Refused(503, "the server is shutting down", code="shutdown")
+        if not self._places.acquire(blocking=False):
+            raise Refused(503, "too many requests are waiting", code="overloaded")
+        self._queue.put_nowait(job)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._gather()
-            if not self._waiting:
-                continue
             batch = self._next_batch()
+            if not batch:  # nobody came, or all have left
+                continue
             try:
                 Batch(self.served, batch, self._stopping.is_set).run()
             except Abandoned:
@@ -93,24 +93,33 @@ class Worker:
                 job = self._queue.get(timeout=max(left, 0) if self._waiting else 0.2)
             except queue.Empty:
                 return
-            if job.gone.is_set():
-                continue
-            try:
-                self._prepare(job)
-            except Refused as refused:
-                job.send(refused)
-            except InputError as error:
-                job.send(Refused(400, str(error)))
-            except Exception:
-                traceback.print_exc()
-                job.send(Refused(500, "the server failed; its log says how"))
-            else:
+            if self._ready(job):
                 if not self._waiting:
                     until = time.monotonic() + GATHER
                 self._waiting.append(job)
+            else:
+                self._places.release()
+
+    def _ready(self, job: Job) -> bool:
+        """Prepare a job; False where it needs no answer any more."""
+        if job.gone.is_set():
+            return False
+        try:
+            self._prepare(job)
+        except Refused as refused:
+            job.send(refused)
+        except InputError as error:
+            job.send(Refused(400, str(error)))
+        except Exception:
+            traceback.print_exc()
+            job.send(Refused(500, "the server failed; its log says how"))
+        else:
+            return True
+        return False
 
     def _next_batch(self) -> list[Job]:
-        """The first waiting job and those that can go with it."""
+        """The first waiting job and those that can go with it; none where all clients have left."""
+        before = len(self._waiting)
         self._waiting = [j for j in self._waiting if not j.gone.is_set()]
         batch: list[Job] = []
         rows = 0
@@ -121,6 +130,8 @@ class Worker:
                 rows += more
         taken = {id(j) for j in batch}
         self._waiting = [j for j in self._waiting if id(j) not in taken]
+        for _ in range(before - len(self._waiting)):
+            self._places.release()
         return batch
 
     def _prepare(self, job: Job) -> None:
