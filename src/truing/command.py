@@ -62,9 +62,12 @@ def _setting_help(setting: Setting) -> str:
     return f"{setting.doc} ({type_name(setting.type)}, {default})".replace("%", "%%").strip()
 
 
-def _inputs(method: Method, given: dict[str, object]) -> dict[str, Noun | Mapping[str, Noun]]:
+def _inputs(
+    method: Method, given: dict[str, object], settings: Mapping[str, object], where: str
+) -> dict[str, Noun | Mapping[str, Noun]]:
     """Nouns by name. Tables first: data is checked before a model is fetched."""
     from truing.sources import known_abilities, need_abilities, open_noun
+    from truing.tables import Table
 
     found: dict[str, Noun | Mapping[str, Noun]] = {}
     for entry in method.inputs.values():
@@ -73,14 +76,20 @@ def _inputs(method: Method, given: dict[str, object]) -> dict[str, Noun | Mappin
                 f"input --{entry.name.replace('_', '-')} ({entry.noun}) is missing",
                 where=method.id,
             )
-    texts = {entry.name: _roles(entry, given[entry.name]) for entry in method.inputs.values()
-             if entry.name in given}  # fmt: skip
+    texts = {
+        entry.name: _roles(entry, given.get(entry.name, entry.default))
+        for entry in method.inputs.values()
+        if entry.name in given or entry.default
+    }
     for name, roles in texts.items():
         for role, text in roles.items() if method.inputs[name].noun == "Model" else ():
             able = known_abilities(text)
             need_abilities(method, name, role, able, where=f"--{name.replace('_', '-')}")
-    order = sorted(texts, key=lambda name: method.inputs[name].noun == "Model")
-    for name in order:
+    models = [name for name in texts if method.inputs[name].noun == "Model"]
+    for name in [n for n in texts if n not in models] + models:
+        if name in models[:1]:
+            tables = {n: t for n, t in found.items() if isinstance(t, Table)}
+            method.check(settings, tables, where=where)
         entry = method.inputs[name]
         opened = {role: open_noun(entry.noun, text) for role, text in texts[name].items()}
         found[name] = opened if entry.many else opened[""]
@@ -135,7 +144,7 @@ def run_method(entry: Entry, arguments: list[str]) -> object:
                 seen=word,
                 fix="Inputs: " + ", ".join(f"--{n.replace('_', '-')}" for n in method.inputs),
             )
-        names = [*method.inputs, *method.settings, *OWN]
+        names = [n for n in (*method.inputs, *method.settings, *OWN) if n not in vars(known)]
         raise unknown("setting", word.lstrip("-").split("=")[0], names, where=parser.prog, limit=40)
     given: dict[str, object] = dict(vars(known))
     as_json = bool(given.pop("json", False))
@@ -146,9 +155,10 @@ def run_method(entry: Entry, arguments: list[str]) -> object:
         for name, value in given.items()
         if name in method.settings
     }
-    method.validate(settings, where=parser.prog)
+    checked = method.validate(settings, where=parser.prog)
+    method.check(checked, {}, where=parser.prog)
     place = _place(str(out), method) if out is not None else None
-    inputs = _inputs(method, given)
+    inputs = _inputs(method, given, checked, parser.prog)
     if method.verb == "serve":
         return method(**inputs, **settings)
     result = pipeline.run_step(method, inputs, settings, seed=seed)

@@ -29,6 +29,7 @@ from truing.plan import Plan
 from truing.reports import Measure, Report
 from truing.store import Noun
 from truing.summary import rows_text
+from truing.tables import Table
 
 HELD_OUT = 128  # pairs that every model is measured on
 TEXTS, QUESTIONS = "prose", "common_knowledge"  # general ability is measured on these
@@ -213,6 +214,21 @@ class Comparison:
         }
 
 
+def _check_rows(data: str, budget: int, held_out: int) -> None:
+    """Raise unless there are pairs enough to learn from and to measure on."""
+    from truing.core.preflight import check_rows
+
+    pairs = Table.read(data)
+    check_rows(pairs, "pair", "--data")
+    if held_out + budget > len(pairs):
+        raise InputError(
+            f"--held-out {held_out} and --budget {budget} ask for more rows than there are",
+            where=f"--data {data}",
+            seen=f"{len(pairs)} rows",
+            fix="Lower one of them",
+        )
+
+
 def compare(
     methods: Sequence[str],
     *,
@@ -251,7 +267,9 @@ def compare(
     labels = [c.label for c in found]
     if len(set(labels)) < len(labels):
         raise InputError("a method is named twice", where="--methods", seen=labels)
-    plan = plan_of(found, model, data, budget_of(budget), seeds, held_out=held_out)
+    rows = budget_of(budget)
+    _check_rows(data, rows, held_out)
+    plan = plan_of(found, model, data, rows, seeds, held_out=held_out)
     result = run(plan, runs)
     made = collect(found, seeds, result)
     result.results["comparison"] = made
@@ -271,6 +289,7 @@ def from_options(**options: object) -> Comparison:
     for name in methods:
         bare = name.split("@")[0]
         if bare not in registry and f"{verb}/{bare}" not in registry:
-            known = [m.name for m in registry.values() if m.verb == verb]
+            of_verb = [m for m in registry.values() if m.verb == verb]
+            known = {m.name for m in of_verb} | {m.group for m in of_verb if m.group}
             raise unknown("method", bare, known, where="--methods", limit=60)
     return compare(methods, **options)  # pyright: ignore[reportArgumentType]

@@ -10,6 +10,7 @@ import functools
 import importlib
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +20,12 @@ from truing.catalogue import Entry
 from truing.errors import InputError, MissingExtra, unknown
 from truing.signature import REQUIRED, Input, Setting, argument_docs, noun_of, type_name
 
+if typing.TYPE_CHECKING:
+    from truing.tables import Table
+
 Row = dict[str, object]
 Function = Callable[..., object]
+Bounds = Mapping[str, tuple[float, float | None]]
 F = typing.TypeVar("F", bound=Function)
 
 
@@ -31,6 +36,8 @@ def method(
     needs: tuple[str, ...] = (),
     name: str = "",
     group: str = "",
+    defaults: Mapping[str, str] | None = None,
+    within: Bounds | None = None,
 ) -> Callable[[F], F]:
     """Register the decorated function as a method of the verb whose folder it lies in.
 
@@ -41,6 +48,9 @@ def method(
             "weights".
         name: when the registered name differs from the function's.
         group: when it differs from the sub-folder.
+        defaults: data sets that stand in for inputs which are not given; what they hold is then
+            part of a step's key.
+        within: least and largest value of settings that are numbers; None where none is largest.
     """
 
     def decorate(function: F) -> F:
@@ -50,6 +60,8 @@ def method(
             "needs": needs,
             "name": name,
             "group": group,
+            "defaults": dict(defaults or {}),
+            "within": dict(within or {}),
         }
         return function
 
@@ -82,6 +94,16 @@ def _missing(package: str, method: Method) -> InputError:
         where=f"{method.id} of {method.entry.package}",
         fix=f"Install it with: pip install {package}",
     )
+
+
+def _in_bounds(settings: Mapping[str, object], bounds: Bounds) -> None:
+    for name, (low, high) in bounds.items():
+        value = settings[name]
+        if not isinstance(value, (int, float)):
+            continue
+        if value < low or (high is not None and value > high):
+            wanted = f"from {low:g} to {high:g}" if high is not None else f"at least {low:g}"
+            raise InputError(f"setting {name!r} must be {wanted}", seen=value)
 
 
 class Method:
@@ -150,6 +172,8 @@ class Method:
         hints = typing.get_type_hints(function, include_extras=True)
         docs = argument_docs(self.doc) | argument_docs(inspect.getdoc(self.declared) or "")
         docs |= argument_docs(inspect.getdoc(function) or "")
+        facts = typing.cast("dict[str, dict[str, str]]", self.declared.__dict__["__truing__"])
+        defaults = facts.get("defaults", {})
         inputs: dict[str, Input] = {}
         settings: dict[str, Setting] = {}
         for name, parameter in inspect.signature(function).parameters.items():
@@ -157,7 +181,7 @@ class Method:
             noun = noun_of(annotation)
             if noun is not None:
                 optional = noun[1] or parameter.default is not REQUIRED
-                inputs[name] = Input(name, noun[0], optional, noun[2])
+                inputs[name] = Input(name, noun[0], optional, noun[2], defaults.get(name, ""))
             else:
                 settings[name] = Setting(name, annotation, parameter.default, docs.get(name, ""))
         return inputs, settings, type_name(hints.get("return", type(None)))
@@ -208,6 +232,38 @@ class Method:
             else:
                 checked[name] = setting.default
         return checked
+
+    def check(
+        self,
+        settings: Mapping[str, object],
+        tables: Mapping[str, Table],
+        *,
+        where: str = "",
+        at: Callable[[str], str] | None = None,
+    ) -> None:
+        """Raise an InputError for what the method would refuse once its models are in memory.
+
+        Args:
+            settings: validated.
+            tables: those of its inputs that are at hand, by name.
+            where: what errors name.
+            at: where a given setting or input stands, such as a line of a recipe.
+        """
+        facts = typing.cast(Row, self.declared.__dict__["__truing__"])
+        check = typing.cast(
+            "Callable[[Mapping[str, object], Mapping[str, Table]], None] | None",
+            getattr(self.declared, "__truing_check__", None),
+        )
+        try:
+            _in_bounds(settings, typing.cast("Bounds", facts.get("within", {})))
+            if check is not None:
+                check(settings, tables)
+        except InputError as error:
+            named = re.match(r"setting '(\w+)'", error.message)
+            place = at(named[1] if named else next(iter(tables), "")) if at else where
+            inner = "" if error.where == self.name else error.where
+            error.where = f"{place}: {inner}".strip(": ")
+            raise
 
     def __call__(self, *nouns: object, **values: object) -> object:
         """Run it: inputs by position or name, settings by name."""

@@ -26,7 +26,7 @@ from truing.models import Model
 from truing.plan import Checked, Plan
 from truing.progress import Clock, Progress
 from truing.runs import Run, plain, versions
-from truing.sources import Opened, check_abilities, open_sources
+from truing.sources import Opened, check_abilities, open_sources, with_defaults
 from truing.store import Noun, Store
 from truing.summary import about, summary_of, table_of
 
@@ -165,7 +165,7 @@ def run_step(
 ) -> StepResult:
     """Run a single method on nouns at hand, stored and resumable like a step of a recipe."""
     progress, store = Progress(), Store()
-    checked = method.validate(settings)
+    inputs, checked = with_defaults(method, inputs), method.validate(settings)
     progress.start(method.name, method.id)
     result = perform(
         method,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import cast
 
 from truing import jsontext
+from truing.core import private
 from truing.errors import InputError, unknown
 from truing.method import Input, Method, methods
 from truing.tables import content_hash
@@ -148,12 +149,17 @@ class Plan:
                 raise InputError("only seed=N stands without a step", where="--set", seen=text)
             self.seed = value
         elif head in ("models", "data") and head not in self.steps:
-            cast("dict[str, str]", getattr(self, head))[rest] = str(value)
+            named = cast("dict[str, str]", getattr(self, head))
+            if rest not in named:
+                what = "model" if head == "models" else "data set"
+                raise unknown(what, rest, named, where=f"--set {text}")
+            named[rest] = str(value)
             self._typed.add(rest)
         elif head not in self.steps:
             raise unknown("step", head, self.steps, where=f"--set {text}")
         else:
-            self._override_step(self.steps[head], rest, value, f"--set {text}")
+            shown = private.HIDDEN if rest in private.SECRETS else written
+            self._override_step(self.steps[head], rest, value, f"--set {place}={shown}")
 
     def _override_step(self, step: Step, name: str, value: object, where: str) -> None:
         if name == "do":
@@ -170,7 +176,7 @@ class Plan:
     def key(self) -> str:
         """Hash of what is written; code and files are not part of it."""
         steps = [
-            [s.name, s.method, s.seed, {k: str(v) for k, v in s.given.items()}]
+            [s.name, s.method, s.seed, {k: str(v) for k, v in private.hidden(s.given).items()}]
             for s in self.steps.values()
         ]
         # Two recipes of one text in two folders read different files.
@@ -219,9 +225,11 @@ class Plan:
             elif name in settings:
                 values[name] = value
             else:
-                known = [*inputs, *settings, *OWN]
+                known = [n for n in (*inputs, *settings, *OWN) if n not in step.given]
                 raise unknown("setting", name, known, where=step.at(name), limit=40)
         for name, wanted in inputs.items():
+            if wanted.default and not sources.get(name):
+                sources[name] = {"": Source(wanted.default)}
             if not wanted.optional and not sources.get(name):
                 raise InputError(
                     f"input {name!r} ({wanted.noun}) of {method.id} is missing", where=step.at()
@@ -230,6 +238,7 @@ class Plan:
             if value is not None and "Path" in str(settings[name].type):
                 values[name] = self.path(str(value), typed=name in step.typed)
         full = method.validate(values, where=step.at(), at=step.at)
+        method.check(full, {}, where=step.at(), at=step.at)
         seed = self.seed if step.seed is None else step.seed
         return Checked(step, method, sources, full, seed)
 

@@ -34,16 +34,19 @@ class Setting:
         """`value` as the declared type, or an InputError that names the setting."""
         import pydantic
 
+        from truing.core import private
+
+        # Settings are JSON, which has no NaN and no infinity.
+        finite = pydantic.ConfigDict(allow_inf_nan=False)
         try:
-            return pydantic.TypeAdapter(typing.cast("type[object]", self.type)).validate_python(
-                value, strict=False
-            )
+            adapter = pydantic.TypeAdapter(typing.cast("type[object]", self.type), config=finite)
+            return adapter.validate_python(value, strict=False)
         except pydantic.ValidationError as error:
             problem = error.errors()[0]["msg"]
             raise InputError(
                 f"setting {self.name!r}: {problem[0].lower()}{problem[1:]}",
                 where=where,
-                seen=value,
+                seen=private.hide(self.name, value),
                 fix=f"It is of type {type_name(self.type)}",
             ) from None
 
@@ -77,12 +80,16 @@ def _flow(text: str) -> object:
 
 @dataclass(frozen=True)
 class Input:
-    """One noun that flows into a method: `noun` is "Model", "Table", ...; `many` for roles."""
+    """One noun that flows into a method: `noun` is "Model", "Table", ...; `many` for roles.
+
+    `default` is the data set that stands in for one that is not given, "" for none.
+    """
 
     name: str
     noun: str
     optional: bool = False
     many: bool = False
+    default: str = ""
 
 
 def type_name(annotation: object) -> str:

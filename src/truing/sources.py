@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from truing.errors import InputError
@@ -26,8 +26,12 @@ def open_noun(noun: str, text: str) -> Noun:
         if kind == "Table":
             return Table.read(text)
         if kind == "Principles":
+            from truing.specify.principles_file import check_all
+
             path = Path(text)
-            return Principles.load(path) if path.is_dir() else Principles.read(path)
+            found = Principles.load(path) if path.is_dir() else Principles.read(path)
+            check_all(found, where=text)
+            return found
         if kind == "Report":
             return Report.load(text)
         if kind == "Model":
@@ -35,11 +39,17 @@ def open_noun(noun: str, text: str) -> Noun:
     raise InputError(f"cannot read a {noun}", seen=text)
 
 
+READS = "specify/principles_file"
+Nouns = Mapping[str, Noun | Mapping[str, Noun]]
 Opened = dict[tuple[str, str], Noun]  # by noun and text: one text may name two things
 
 
 def open_sources(checked: Sequence[Checked]) -> Opened:
-    """Everything that is not made by a step. Tables first: data is checked before models."""
+    """Everything that is not made by a step. Tables first: data is checked before models.
+
+    Raises:
+        InputError: something cannot be read, or is not what the step that it is given to takes.
+    """
     wanted = [
         (one.method.inputs[name].noun, source.text, one)
         for one in checked
@@ -48,7 +58,8 @@ def open_sources(checked: Sequence[Checked]) -> Opened:
         if not source.is_step
     ]
     opened: Opened = {}
-    for noun, text, one in sorted(wanted, key=lambda w: w[0] == "Model"):
+
+    def take(noun: str, text: str, one: Checked) -> None:
         if (noun, text) not in opened:
             try:
                 opened[noun, text] = open_noun(noun, text)
@@ -56,7 +67,42 @@ def open_sources(checked: Sequence[Checked]) -> Opened:
                 if not error.where or "row" not in error.where:
                     error.where = f"{one.step.at()}: {error.where}".rstrip(": ")
                 raise
+
+    for noun, text, one in wanted:
+        if noun != "Model":
+            take(noun, text, one)
+    for one in checked:
+        if one.method.id == READS:  # its file, which it reads itself
+            take("Principles", str(one.settings["path"]), one)
+    check_tables(checked, opened)
+    for noun, text, one in wanted:
+        take(noun, text, one)
     return opened
+
+
+def check_tables(checked: Sequence[Checked], opened: Opened) -> None:
+    """Raise before anything runs when a step is given rows that it cannot take.
+
+    What select makes of a table has the kind and the columns of that table.
+    """
+    made: dict[str, Table] = {}
+    for one in checked:
+        tables: dict[str, Table] = {}
+        for name, roles in one.sources.items():
+            noun = one.method.inputs[name].noun
+            for source in roles.values():
+                found = made.get(source.text) if source.is_step else opened.get((noun, source.text))
+                if isinstance(found, Table):
+                    tables[name] = found
+        one.method.check(one.settings, tables, where=one.step.at(), at=one.step.at)
+        if one.method.verb == "select" and "data" in tables:
+            made[one.name] = tables["data"]
+
+
+def with_defaults(method: Method, nouns: Nouns) -> Nouns:
+    """The inputs, and the data sets that stand in for those that are not given."""
+    missing = [i for i in method.inputs.values() if i.default and nouns.get(i.name) is None]
+    return {**nouns, **{i.name: open_noun(i.noun, i.default) for i in missing}}
 
 
 # What a model must be able to do in a role of its own; in all others, what its method needs.

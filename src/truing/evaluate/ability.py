@@ -123,7 +123,7 @@ def _check_questions(questions: Table) -> list[tuple[str, list[str], int]]:
     return found
 
 
-@method(needs=("logprob",))
+@method(needs=("logprob",), defaults={"texts": "prose", "questions": "common_knowledge"})
 def ability(
     model: Model,
     texts: Table | None = None,

@@ -154,7 +154,10 @@ def serving(
         listener.close()
 
 
-@method(needs=("generate",))
+@method(
+    needs=("generate",),
+    within={"port": (0, 65535), "max_tokens": (1, None), "waiting": (1, None)},
+)
 def openai(
     model: Model,
     *,

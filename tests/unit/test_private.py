@@ -1,0 +1,97 @@
+"""Secrets that pass through: used, and never in a manifest, a report, a card or the store."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import httpx
+import pytest
+
+from truing import pipeline
+from truing.core import private
+from truing.core.endpoint import Endpoint
+from truing.core.limits import Limits, Meter
+from truing.errors import InputError
+from truing.models import Model, Served
+from truing.plan import Plan
+from truing.store import Store
+
+FAR = "http://bob:hunter%202@127.0.0.1:9/v1"
+
+
+def everything(folder: Path) -> str:
+    return "".join(p.read_bytes().decode("latin-1") for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize(
+    ("text", "bare"),
+    [
+        (f"{FAR}#m", "http://127.0.0.1:9/v1#m"),
+        ("https://a:b@c@d.e/f", "https://d.e/f"),
+        ("http://host/v1?mail=a@b#m@n", "http://host/v1?mail=a@b#m@n"),
+        ("http://host#m@n", "http://host#m@n"),
+        ("org/model@rev", "org/model@rev"),
+    ],
+)
+def test_addresses_without_login(text: str, bare: str) -> None:
+    assert private.without_login(text) == bare
+
+
+def test_a_password_goes_into_the_header_alone(tmp_path: Path) -> None:
+    model = Model.open(f"{FAR}#m")
+    assert isinstance(model.base, Served) and model.base.url == "http://127.0.0.1:9/v1"
+    assert "hunter" not in repr(model.base)
+    model.save(tmp_path / "saved")
+    assert "hunter" not in everything(tmp_path) and Model.load(tmp_path / "saved").key == model.key
+
+    async def header() -> str:
+        async with Endpoint(model.base.url, Meter(Limits())) as endpoint:  # type: ignore[union-attr]
+            assert "hunter" not in endpoint.shown + endpoint._clean("refused: hunter 2")
+            auth = endpoint._client.auth
+            assert isinstance(auth, httpx.BasicAuth)
+            request = httpx.Request("POST", endpoint.url)
+            return next(auth.sync_auth_flow(request)).headers["Authorization"]
+
+    given = httpx.Request("POST", "http://x")
+    expected = next(httpx.BasicAuth("bob", "hunter 2").sync_auth_flow(given))
+    assert asyncio.run(header()) == expected.headers["Authorization"]
+
+
+def test_an_address_without_a_model_is_told_without_its_password() -> None:
+    with pytest.raises(InputError) as error:
+        Model.open(FAR)
+    assert "hunter" not in str(error.value)
+
+
+def test_nothing_secret_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUING_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("truing.serve.openai._made", lambda *_: pytest.fail("it was served"))
+    (tmp_path / "rules.yaml").write_text(
+        "- {id: brief, text: Be brief., check: {use: max_words, n: 4}}\n"
+    )
+
+    def plan(token: str) -> Plan:
+        made = Plan("secret", folder=tmp_path)
+        made.model("far", f"{FAR}#m")
+        made.step("rules", "specify/principles_file", path="rules.yaml")
+        made.step("told", "decode/best_of_n", model="far", principles="rules", n=2)
+        made.step("end", "serve/openai", model="told", token="x")
+        made.override(f"end.token={token}")
+        return made
+
+    with pytest.raises(pytest.fail.Exception, match="it was served"):
+        pipeline.run(plan("s3cret-one"), tmp_path / "runs", store=Store())
+    assert Store().keys()
+    kept = everything(tmp_path)
+    assert "hunter" not in kept and "s3cret" not in kept and "***" in kept
+    assert plan("s3cret-one").key == plan("s3cret-two").key
+
+
+def test_a_secret_of_the_wrong_type_is_not_shown(tmp_path: Path) -> None:
+    plan = Plan("secret", folder=tmp_path)
+    plan.step("end", "serve/openai", model="http://127.0.0.1:9/v1#m")
+    plan.override('end.token=["s3cret"]')
+    with pytest.raises(InputError) as error:
+        plan.check()
+    assert "s3cret" not in str(error.value) and "token" in str(error.value)
