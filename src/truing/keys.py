@@ -1,7 +1,8 @@
 """The key of a step: what its result depends on, hashed before it runs.
 
-Method, settings (files by their content), content keys of the inputs, seed, device class, and the
-code of the method and of every component that settings, principles or decoders refer to.
+Method, settings (files by their content), content keys of the inputs, licences of models, seed,
+device class, and the code of the method and of every component that it, settings, principles or
+decoders refer to.
 """
 
 from __future__ import annotations
@@ -61,6 +62,11 @@ def _of_model(model: Model) -> list[str]:
 def modules_of(method: Method, settings: Mapping[str, object], nouns: Nouns) -> set[str]:
     """Modules whose code a step runs: the method's, and those of the components it refers to."""
     names = _used(dict(settings))
+    if method.entry.kind == "online":
+        from truing.core.online import online_of
+
+        spec = online_of(method.declared)
+        names += [spec.follows, spec.pools]  # what it names itself
     for noun in _all(nouns):
         if isinstance(noun, Principles):
             names += [n for rule in noun for n in _used(rule.check)]
@@ -90,10 +96,20 @@ def _identity(value: object) -> object:
     return plain(value)
 
 
+def _input(noun: Noun) -> object:
+    """An input as it enters the key: a model with its licences, which what is made of it carries.
+
+    They are no part of what the model does, and so not of its own key.
+    """
+    return [noun.key, noun.base.licence, noun.licences] if isinstance(noun, Model) else noun.key
+
+
 def step_key(method: Method, nouns: Nouns, settings: Mapping[str, object], seed: int) -> str:
     """The key of a step, before it runs."""
     inputs = {
-        name: {r: n.key for r, n in value.items()} if isinstance(value, Mapping) else value.key
+        name: {r: _input(n) for r, n in value.items()}
+        if isinstance(value, Mapping)
+        else _input(value)
         for name, value in nouns.items()
     }
     code = code_key(modules_of(method, settings, nouns))
