@@ -21,9 +21,8 @@ from truing.core.chat import Prompt, stop_ids
 from truing.core.drawing import Completion, base_of, continued, drawer
 from truing.core.sampling import LogitsHook, Row, SamplingSettings, own_stops
 from truing.models import Loaded, Model
+from truing.serve.openai_text import PART, Growing, decoded, joins, starts
 from truing.serve.openai_wire import Answer, Ask, Refused, Token
-
-PART = "\ufffd"  # how an unfinished character looks
 
 
 @dataclass(frozen=True)
@@ -76,12 +75,14 @@ class Served:
         self.ends: tuple[int, ...] = ()
         self.context: int | None = None
         self.vocab = 0
+        self.piecewise = False  # whether text can be decoded token by token
         if self.loaded is not None:
             module = self.loaded.module
             self.ends = tuple(dict.fromkeys([*stop_ids(self.loaded.tokenizer), *own_stops(module)]))
             config = cast("PreTrainedModel", module).config
             self.context = cast("int | None", getattr(config, "max_position_embeddings", None))
             self.vocab = cast(int, config.get_text_config().vocab_size)
+            self.piecewise = joins(self.loaded.tokenizer)
 
 
 class _Watched:
@@ -90,6 +91,7 @@ class _Watched:
     def __init__(self, job: Job, prompt: int, draw: int) -> None:
         self.job, self.index = job, prompt * job.sampling.n + draw
         self.row: Row | None = None
+        self.growing: Growing | None = None
         self.sent = ""
         self.tops: list[list[tuple[int, float]]] = []
         self.answer: Answer | None = None
@@ -161,7 +163,7 @@ class Batch:
             one.row = row
             now.add(id(one))
             if one.job.ask.stream and row.ids:
-                one.send(self._visible(row.ids))
+                one.send(self._so_far(one, row.ids))
             if one.job.ask.top:
                 one.tops.append(_likeliest(logits_V, one.job.ask.top))
         for items in self.watched:
@@ -176,8 +178,9 @@ class Batch:
         if ask.logprobs or ask.echo:
             return
         stopped = row.ids[-1] in self.ends or len(row.ids) < self.sampling.max_tokens
-        text = self._visible(row.ids, whole=True)
-        stopped = stopped or any(s in self._decoded(row.ids) for s in self.sampling.stop)
+        text = self._before_stop(self._decoded(self._words(row.ids)))
+        if self.sampling.stop and not stopped:
+            stopped = any(s in self._decoded(row.ids) for s in self.sampling.stop)
         one.answer = Answer(text, "stop" if stopped else "length", len(row.ids))
         one.send(text)
         self._finish(one.job)
@@ -194,20 +197,27 @@ class Batch:
         job.send(Done(answers, sum(map(len, job.ids))))
 
     def _decoded(self, ids: Sequence[int]) -> str:
-        tokenizer = cast(Loaded, self.loaded).tokenizer
-        return cast(str, tokenizer.decode(list(ids), skip_special_tokens=True))
+        return decoded(cast(Loaded, self.loaded).tokenizer, ids)
 
     def _named(self, top: Sequence[tuple[int, float]]) -> list[tuple[str, float]]:
         tokenizer = cast(Loaded, self.loaded).tokenizer
         return [(cast(str, tokenizer.decode([t])), v) for t, v in top]
 
-    def _visible(self, ids: Sequence[int], *, whole: bool = False) -> str:
-        """Words of an answer so far, without what may yet turn out to end it."""
-        text = self._decoded(ids[:-1] if ids[-1] in self.ends else ids)
+    def _words(self, ids: Sequence[int]) -> Sequence[int]:
+        """Tokens of an answer without the one that ended it."""
+        return ids[:-1] if ids and ids[-1] in self.ends else ids
+
+    def _before_stop(self, text: str) -> str:
         places = [text.find(s) for s in self.sampling.stop if s in text]
-        if places:
-            return text[: min(places)]
-        if whole:
+        return text[: min(places)] if places else text
+
+    def _so_far(self, one: _Watched, ids: Sequence[int]) -> str:
+        """Words of an answer so far, without what may yet turn out to end it."""
+        if one.growing is None:
+            one.growing = Growing(cast(Loaded, self.loaded).tokenizer, self.served.piecewise)
+        whole = one.growing.text(self._words(ids))
+        text = self._before_stop(whole)
+        if len(text) < len(whole):
             return text
         text = text.rstrip(PART)
         held = max(
@@ -224,17 +234,22 @@ class Batch:
         """The answer's tokens without the one that ended it."""
         if self.loaded is None:
             return []
-        ids = made.ids[:-1] if made.ids and made.ids[-1] in self.ends else made.ids
+        ids = self._words(made.ids)
         tops = one.tops if self.live else []
+        # Chats' replies have no offsets.
+        offsets = [0] * len(ids) if one.job.ask.chat else self._starts(ids)
         return [
             Token(
                 self._decoded([token]),
                 made.logprobs[i],
                 self._named(tops[i]) if tops else [],
-                len(self._decoded(ids[:i])),
+                offsets[i],
             )
             for i, token in enumerate(ids)
         ]
+
+    def _starts(self, ids: Sequence[int]) -> list[int]:
+        return starts(cast(Loaded, self.loaded).tokenizer, ids, self.served.piecewise)
 
     def _echo(self, job: Job, ids: list[int]) -> tuple[str, list[Token]]:
         """A prompt with the log-probability of each of its tokens."""
@@ -242,14 +257,14 @@ class Batch:
         place = next(i for i, one in enumerate(job.ids) if one is ids)
         given = job.ask.prompts[place]
         text = given if isinstance(given, str) else self._decoded(ids)
+        if not job.ask.logprobs:
+            return text, []
         if isinstance(given, str) and loaded.tokenizer.is_fast:
             pairs = loaded.tokenizer(given, return_offsets_mapping=True)["offset_mapping"]
             offsets = [a for a, _ in cast("list[tuple[int, int]]", pairs)]
         else:
-            offsets = [len(self._decoded(ids[:i])) for i in range(len(ids))]
+            offsets = self._starts(ids)
         names = [self._decoded([i]) for i in ids]
-        if not job.ask.logprobs:
-            return text, []
         with loaded.run_time(), torch.inference_mode():
             logits_TV = loaded.module(torch.tensor([ids], device=loaded.device)).logits[0]
             logp_TV = torch.log_softmax(logits_TV.float(), 1)
