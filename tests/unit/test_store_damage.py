@@ -151,3 +151,10 @@ def test_an_export_refuses_folders_of_others(store: Store, tmp_path: Path) -> No
     for _ in range(2):
         store.export(made.key, str(tmp_path / "new"))
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+@pytest.mark.parametrize("text", ['{"schema_version": 1}', '{"schema_version": 1, "base": 3}'])
+def test_a_card_that_lacks_what_it_must_hold(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(InputError, match="card of the model is damaged"):
+        Model.load(tmp_path)

@@ -210,6 +210,15 @@ def read_card(folder: Path) -> dict[str, object]:
 def load(folder: Path) -> Model:
     """See `Model.load`."""
     data = read_card(folder)
+    try:
+        return _of_card(data, folder)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"the card of the model is damaged: {error!r}", where=str(folder / CARD)
+        ) from None
+
+
+def _of_card(data: dict[str, object], folder: Path) -> Model:
     base: Folder | Served
     if "served" in data:
         served = cast("dict[str, str]", data["served"])
