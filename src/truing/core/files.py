@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -69,18 +70,54 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Generator[Path]:
-    """A folder to fill that becomes `target` in one rename, or vanishes on an exception."""
+    """A folder to fill that becomes `target` in one rename, or vanishes on an exception.
+
+    An earlier folder of that name is put aside, and deleted when the new one stands in its place.
+    What a kill in between has put aside comes back, or goes, with the next call.
+    Raises:
+        InputError: a file or a link has that name.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
+    _recover(target)
+    if target.is_symlink() or target.is_file():
+        raise InputError("is not a folder, and not replaced by one", where=str(target))
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield partial
         sync_folder(partial)
         partial.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
+        _swap(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swap(partial: Path, target: Path) -> None:
+    """Put `partial` in the place of `target`, which is never half there."""
+    for attempt in range(8):
+        with contextlib.suppress(FileNotFoundError):
+            target.rename(partial.with_name(f"{partial.name}.{attempt}.old"))
+        try:
+            partial.rename(target)
+            break
+        except OSError as error:  # another process was faster: its folder is replaced in turn
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == 7:
+                raise
+        finally:
+            _recover(target)
+
+
+def _recover(target: Path) -> None:
+    """Give `target` back what was put aside, where it is missing; delete all that is left over."""
+    aside = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.[0-9]\.(old|gone)")
+    for path in [p for p in target.parent.iterdir() if aside.fullmatch(p.name)]:
+        # Another process may be at the same work.
+        with contextlib.suppress(OSError):
+            if path.suffix == ".old" and not target.exists():
+                path.rename(target)
+                continue
+            # Under a name of its own first: what is half deleted must not be given back.
+            gone = path.rename(path.with_suffix(".gone"))
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
