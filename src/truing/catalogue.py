@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import cast
 
 from truing.errors import InputError, unknown
 
@@ -228,6 +229,27 @@ def components(kind: str = "") -> dict[str, Entry]:
         for e in entries()
         if e.kind == "component" and kind in ("", e.component)
     }
+
+
+def used(value: object) -> list[str]:
+    """Names of the components that a setting refers to, `{use: name, ...}` at whatever depth."""
+    if isinstance(value, Mapping):
+        items = cast("Mapping[str, object]", value)
+        inner = [n for v in items.values() for n in used(v)]
+        return [str(items["use"]), *inner] if "use" in items else inner
+    if isinstance(value, (list, tuple)):
+        return [n for v in cast("Sequence[object]", value) for n in used(v)]
+    return []
+
+
+def check_used(settings: Mapping[str, object]) -> None:
+    """Raise an InputError for a setting that refers to a component which does not exist."""
+    known = {e.name for e in components().values()}
+    for setting, value in settings.items():
+        for name in used(value):
+            if name.replace("-", "_") not in known:
+                told = unknown("component", name, known)
+                raise InputError(f"setting {setting!r}: {told.message}", fix=told.fix)
 
 
 def find(name: str, *, where: str = "") -> Entry:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from truing import catalogue
+from truing.catalogue import used
 from truing.changes import Decoder, Rewriter
 from truing.core.code import code_key
 from truing.core.files import path_hash
@@ -25,17 +26,6 @@ from truing.tables import content_hash
 Nouns = Mapping[str, Noun | Mapping[str, Noun]]
 
 
-def _used(value: object) -> list[str]:
-    """Names of the components that a setting refers to."""
-    if isinstance(value, Mapping):
-        items = cast("Mapping[str, object]", value)
-        inner = [n for v in items.values() for n in _used(v)]
-        return [str(items["use"]), *inner] if "use" in items else inner
-    if isinstance(value, (list, tuple)):
-        return [n for v in cast("Sequence[object]", value) for n in _used(v)]
-    return []
-
-
 def _all(nouns: Nouns) -> list[Noun]:
     return [
         one
@@ -46,14 +36,14 @@ def _all(nouns: Nouns) -> list[Noun]:
 
 def _of_model(model: Model) -> list[str]:
     """Components that a model runs: its builder, decoders, rewriters, and what those hold."""
-    names = [] if model.is_served else _used(model.builder)
+    names = [] if model.is_served else used(model.builder)
     for change in model.changes:
         if not isinstance(change, (Decoder, Rewriter)):
             continue
-        names += [change.use, *_used(dict(change.settings))]
+        names += [change.use, *used(dict(change.settings))]
         for noun in (held(key) for key in change.holds.values()):
             if isinstance(noun, Principles):
-                names += [n for rule in noun for n in _used(rule.check)]
+                names += [n for rule in noun for n in used(rule.check)]
             elif isinstance(noun, Model):
                 names += _of_model(noun)
     return names
@@ -61,7 +51,7 @@ def _of_model(model: Model) -> list[str]:
 
 def modules_of(method: Method, settings: Mapping[str, object], nouns: Nouns) -> set[str]:
     """Modules whose code a step runs: the method's, and those of the components it refers to."""
-    names = _used(dict(settings))
+    names = used(dict(settings))
     if method.entry.kind == "online":
         from truing.core.online import online_of
 
@@ -69,7 +59,7 @@ def modules_of(method: Method, settings: Mapping[str, object], nouns: Nouns) -> 
         names += [spec.follows, spec.pools]  # what it names itself
     for noun in _all(nouns):
         if isinstance(noun, Principles):
-            names += [n for rule in noun for n in _used(rule.check)]
+            names += [n for rule in noun for n in used(rule.check)]
         elif isinstance(noun, Model):
             names += _of_model(noun)
     wanted = {n.replace("-", "_") for n in names}

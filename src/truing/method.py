@@ -255,6 +255,7 @@ class Method:
             getattr(self.declared, "__truing_check__", None),
         )
         try:
+            catalogue.check_used(settings)
             _in_bounds(settings, typing.cast("Bounds", facts.get("within", {})))
             if check is not None:
                 check(settings, tables)

@@ -189,3 +189,20 @@ def test_a_name_that_no_model_or_data_set_of_the_recipe_has(folder: Path) -> Non
     with pytest.raises(InputError, match=r"unknown data set 'mnie'. Did you mean 'mine'\?"):
         recipe.load(folder / "r.yaml", ["data.mnie=x"])
     assert recipe.load(folder / "r.yaml", ["models.base=a/b"]).models == {"base": "a/b"}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "part"),
+    [
+        ("grpo", {"environment": {"use": "runing_sum"}}, "Did you mean 'running_sum'?"),
+        ("grpo", {"rewards": {"short": {"use": "max_wrds", "n": 4}}}, "Did you mean 'max_words'?"),
+        ("ppo", {"refill": 2}, "groups of equal rewards teach here too"),
+        ("grao", {"environment": {"use": "running_sum"}}, "was given in no episode"),
+    ],
+)
+def test_what_settings_refer_to(method: str, settings: dict[str, object], part: str) -> None:
+    plan = Plan("p")
+    plan.step("made", f"train/{method}", model=FAR, data="everyday_prompts", **settings)
+    with pytest.raises(InputError) as error:
+        plan.check()
+    assert part in str(error.value) and "setting" in str(error.value)

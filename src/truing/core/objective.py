@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from truing.core import own_samples as own_samples  # registers its hooks
+from truing.core.preflight import check_objective
 from truing.core.training import HOOKS, TextTraining
 from truing.errors import InputError
 from truing.method import argument_docs
@@ -259,31 +260,6 @@ class Objective:
         return typing.cast(Loss, found)
 
 
-def in_range(settings: Mapping[str, object], where: str) -> None:
-    """Raise an InputError for a setting outside of what its name means wherever it is used."""
-    for name in GLOSSARY:
-        value = settings.get(name)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value < 0:
-            raise InputError(f"setting {name!r} must not be negative", where=where, seen=value)
-
-
-def _check(spec: Objective, settings: Mapping[str, object], tables: Mapping[str, Table]) -> None:
-    """Raise an InputError for settings and rows that training would refuse; see `Method.check`."""
-    from truing.core.preflight import check_loss, check_rows
-
-    in_range(settings, spec.name)
-    shared = {f.name for f in fields(TextTraining)}
-    engine = {n: v for n, v in settings.items() if n in shared}
-    TextTraining(**engine).check(spec.name)  # type: ignore[arg-type]
-    if spec.hook:
-        hook = {n: v for n, v in settings.items() if n not in shared and n not in spec.settings}
-        HOOKS[spec.hook](**hook)
-    check_loss(spec, settings)
-    if "data" in tables:
-        needed = [n for n, default in spec.columns.items() if default is None]
-        check_rows(tables["data"], spec.rows, spec.name, needed)
-
-
 def _entry(spec: Objective) -> Function:
     """The function that trains with `spec`: its settings, its hook's and the engine's."""
 
@@ -380,7 +356,7 @@ def objective(
         function.__dict__["__truing__"] = facts | {"group": group}
         function.__dict__["__objective__"] = spec
         function.__dict__["__truing_entry__"] = _entry(spec)
-        function.__dict__["__truing_check__"] = functools.partial(_check, spec)
+        function.__dict__["__truing_check__"] = functools.partial(check_objective, spec)
         return function
 
     return decorate

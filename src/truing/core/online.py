@@ -33,8 +33,9 @@ from dataclasses import dataclass, field, fields
 from torch import Tensor
 
 from truing.core.advantages import Estimator, at_end, kl_tokens
-from truing.core.objective import Function, Loss, Measurements, State, in_range
+from truing.core.objective import Function, Loss, Measurements, State
 from truing.core.online_training import OnlineTraining
+from truing.core.preflight import check_online
 from truing.errors import InputError
 from truing.models import Model
 from truing.principles import Principles
@@ -274,26 +275,6 @@ class Online:
         return typing.cast(Update, found)
 
 
-def _check(spec: Online, settings: Mapping[str, object], tables: Mapping[str, Table]) -> None:
-    """Raise an InputError for settings and rows that training would refuse; see `Method.check`."""
-    from truing.core.preflight import check_rows
-
-    in_range(settings, spec.name)
-    training = OnlineTraining(**{n: v for n, v in settings.items() if n in spec.engine})  # type: ignore[arg-type]
-    training.check(spec.name)
-    if training.answers < spec.least:
-        raise InputError(
-            f"setting 'answers' must be at least {spec.least}: an answer is compared with the "
-            "others of its group",
-            where=spec.name,
-            seen=training.answers,
-        )
-    # An environment's tasks may be rows of any kind.
-    if "data" in tables and training.environment is None:
-        given = spec.joins(settings)
-        check_rows(tables["data"], spec.rows, spec.name, [given] if given else [])
-
-
 def _entry(spec: Online) -> Function:
     """The function that trains: inputs, its settings, the engine's with its defaults."""
 
@@ -373,7 +354,7 @@ def online(
         function.__dict__["__truing__"] = facts | {"group": group}
         function.__dict__["__online__"] = spec
         function.__dict__["__truing_entry__"] = _entry(spec)
-        function.__dict__["__truing_check__"] = functools.partial(_check, spec)
+        function.__dict__["__truing_check__"] = functools.partial(check_online, spec)
         return function
 
     return decorate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from truing.core.row_kinds import CONVERSIONS
@@ -11,11 +12,74 @@ from truing.tables import KINDS, Table
 
 if TYPE_CHECKING:
     from truing.core.objective import Objective
+    from truing.core.online import Online
+
+Settings = Mapping[str, object]
+Tables = Mapping[str, Table]
+# Of these a negative one means nothing, whichever method has it.
+FROM_ZERO = ("beta", "label_smoothing", "clip_ratio", "clip_low", "clip_high")
 
 BRANCHES = {"pair": 2, "group": 3}  # of a row of that kind; of all others one
 
 
-def check_loss(spec: Objective, settings: Mapping[str, object]) -> None:
+def check_objective(spec: Objective, settings: Settings, tables: Tables) -> None:
+    """Raise an InputError for settings and rows that training would refuse; see `Method.check`."""
+    from truing.core.training import HOOKS, TextTraining
+
+    _check_shared(settings, spec.name)
+    engine = {f.name: settings[f.name] for f in fields(TextTraining) if f.name in settings}
+    TextTraining(**engine).check(spec.name)  # type: ignore[arg-type]
+    if spec.hook:
+        HOOKS[spec.hook](
+            **{n: v for n, v in settings.items() if n not in engine and n not in spec.settings}
+        )
+    check_loss(spec, settings)
+    if "data" in tables:
+        needed = [n for n, default in spec.columns.items() if default is None]
+        check_rows(tables["data"], spec.rows, spec.name, needed)
+
+
+def check_online(spec: Online, settings: Settings, tables: Tables) -> None:
+    """Raise an InputError for settings and rows that training would refuse; see `Method.check`."""
+    from truing.core.online_training import OnlineTraining
+
+    _check_shared(settings, spec.name)
+    engine = {n: v for n, v in settings.items() if n in spec.engine}
+    training = OnlineTraining(**engine)  # type: ignore[arg-type]
+    training.check(spec.name)
+    given = spec.joins(settings)
+    if training.answers < spec.least:
+        raise InputError(
+            f"setting 'answers' must be at least {spec.least}: an answer is compared with the "
+            "others of its group",
+            where=spec.name,
+            seen=training.answers,
+        )
+    if training.refill and (spec.least < 2 or spec.given or spec.opponent):
+        raise InputError(
+            "setting 'refill': groups of equal rewards teach here too, and it would replace them",
+            where=spec.name,
+            seen=training.refill,
+        )
+    if training.environment is not None and given:
+        raise InputError(
+            "setting 'environment': an answer that rows bring along was given in no episode",
+            where=spec.name,
+            seen=given,
+        )
+    # An environment's tasks may be rows of any kind.
+    if "data" in tables and training.environment is None:
+        check_rows(tables["data"], spec.rows, spec.name, [given] if given else [])
+
+
+def _check_shared(settings: Settings, where: str) -> None:
+    for name in FROM_ZERO:
+        value = settings.get(name)
+        if isinstance(value, (int, float)) and value < 0:
+            raise InputError(f"setting {name!r} must not be negative", where=where, seen=value)
+
+
+def check_loss(spec: Objective, settings: Settings) -> None:
     """Raise what a loss itself says of its settings, by calling it on nothing but ones.
 
     Only losses of units that are computed one by one. Whatever else such a call says is of the
