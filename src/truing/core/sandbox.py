@@ -17,6 +17,7 @@ import contextlib
 import functools
 import marshal
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -34,6 +35,7 @@ WRITABLE_MB = 16  # what a program may write
 SETUP_SECONDS = 20.0  # to make the walls, on a machine that is busy
 INSIDE = Path(__file__).with_name("sandbox_inside.py")
 LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
+ENDED = re.compile(rb"ready\nexit (-?[0-9]{1,3})\n")  # a run's whole report
 CUT = "\n[cut here: more than 65536 bytes]\n"
 
 
@@ -211,20 +213,25 @@ class _Watch:
         began = time.monotonic()
         if not self.kept["report"].startswith(b"ready\n"):
             raise _Refused(self._reason())
-        while b"exit" not in self.kept["report"] and self._read(began + self.seconds):
+        while self._status() is None and self._read(began + self.seconds):
             pass
         seconds = time.monotonic() - began
-        timed_out = b"exit" not in self.kept["report"] and seconds >= self.seconds
+        timed_out = self._status() is None and seconds >= self.seconds
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         # With the first process dead the kernel ends all others; the pipes then close.
         while self._read(time.monotonic() + 1.0):
             pass
-        words = self.kept["report"].split()
-        code = int(words[2]) if len(words) > 2 else -signal.SIGKILL
+        status = self._status()
+        code = -signal.SIGKILL if status is None else status
         return Outcome(
             self._text("stdout"), self._text("stderr"), code, timed_out, code < 0, seconds
         )
+
+    def _status(self) -> int | None:
+        """How the program ended; None while it has not, or where the report is none."""
+        found = ENDED.fullmatch(self.kept["report"])
+        return int(found[1]) if found else None
 
     def _reason(self) -> str:
         report = self.kept["report"].decode(errors="replace").strip()

@@ -3,7 +3,7 @@
 Uses the standard library alone, and little of it, since every run pays for it; never imported.
 Three processes: the launcher makes the namespaces; the first process of the new process namespace
 waits, and takes all others with it when it dies; its child is the program. They are told by stdin,
-and tell by the descriptor that is their only argument:
+and tell by the descriptor that is their only argument, which becomes `REPORT` at once:
 
 - stdin: one marshalled dict: code, stdin, files, seconds, memory_mb, writable_mb, lib;
 - "ready" once the walls stand and the program is about to run, "exit STATUS" when it has ended,
@@ -30,6 +30,8 @@ DETACH = 2
 MOUNT_SETATTR, AT_RECURSIVE, AT_FDCWD = 442, 0x8000, -100
 PR_PDEATHSIG, PR_DUMPABLE, PR_SECCOMP, PR_BOUNDING_DROP, PR_NO_NEW_PRIVS = 1, 4, 22, 24, 38
 USER, NOBODY = 1000, 65534  # who the program is inside; who it is outside when started by root
+REPORT = 3  # the lowest number, so that all that is open lies below the limit on open files
+OPEN = 64  # files that the program may have open
 ROOT = "/tmp"  # becomes the new root
 WORK = "/box"
 DEVICES = ("null", "zero", "random", "urandom")
@@ -207,7 +209,7 @@ def limit(request: dict, tasks: int) -> None:
         (resource.RLIMIT_AS, request["memory_mb"] << 20, request["memory_mb"] << 20),
         (resource.RLIMIT_FSIZE, writable, writable),
         (resource.RLIMIT_NPROC, tasks, tasks),
-        (resource.RLIMIT_NOFILE, 64, 64),
+        (resource.RLIMIT_NOFILE, OPEN, OPEN),
         (resource.RLIMIT_CORE, 0, 0),
         (resource.RLIMIT_MEMLOCK, 0, 0),
         (resource.RLIMIT_MSGQUEUE, 0, 0),
@@ -268,7 +270,7 @@ def run_program(request: dict, report: int) -> int:
     os.environ.clear()
     os.environ.update({"HOME": WORK, "TMPDIR": WORK, "LANG": "C.UTF-8"})
     tell(report, "ready")
-    os.closerange(3, 64)
+    os.closerange(REPORT, OPEN)
     try:
         exec(compile(request["code"], "program.py", "exec"), main.__dict__)
     except SystemExit:
@@ -301,9 +303,22 @@ def first_process(request: dict, report: int) -> None:
             os._exit(0)
 
 
+def alone(report: int) -> int:
+    """The report under the lowest number, and no other descriptor but the three standard ones.
+
+    It comes under the number that it has in the caller, which may have any number of files open:
+    where that is not among those closed later on, the program could write its own report.
+    """
+    if report != REPORT:
+        os.dup2(report, REPORT, inheritable=False)
+    most = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 1 << 16)
+    os.closerange(REPORT + 1, max(most, report + 1))
+    return REPORT
+
+
 def main() -> None:
     """Launch."""
-    report = int(sys.argv[1])
+    report = alone(int(sys.argv[1]))
     libc.prctl(PR_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     request = marshal.loads(sys.stdin.buffer.read())
     try:
