@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Generator, Iterable
@@ -118,6 +119,27 @@ def _recover(target: Path) -> None:
             # Under a name of its own first: what is half deleted must not be given back.
             gone = path.rename(path.with_suffix(".gone"))
             shutil.rmtree(gone, ignore_errors=True)
+
+
+def make_room(folder: Path, limit: int) -> None:
+    """Delete the files of `folder` and below that were longest unused, until `limit` bytes remain.
+
+    A file's time is that of its last use: whoever reads one touches it.
+    """
+    found: list[tuple[float, int, Path]] = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # another run was faster
+            facts = path.stat()
+            if stat.S_ISREG(facts.st_mode):
+                # Small files take a block of the disk each.
+                found.append((facts.st_mtime, max(facts.st_size, facts.st_blocks * 512), path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= limit:
+            return
+        with contextlib.suppress(OSError):
+            path.unlink()
+        total -= size
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,10 +4,13 @@ Drawn once before training, under the model as it is, or anew at every step. Tho
 kept by content (weights, prompt, settings, seed, draw number), token by token: another run, another
 objective or a resumed one replays exactly the same answers. They are trained on as they were drawn,
 never tokenised again. An answer that does not end within its limit is cut there and has no end.
+
+Before new ones are kept, the files longest unused go until no more than `LIMIT` bytes are left.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -21,7 +24,7 @@ from truing.context import current
 from truing.core import distributed
 from truing.core.chat import Prompt, prompt_ids, stop_ids
 from truing.core.code import made_by
-from truing.core.files import home
+from truing.core.files import home, make_room
 from truing.core.sampling import SamplingSettings, own_stops, sample
 from truing.core.training import Hook, Tuned, hook
 from truing.errors import InputError
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 Answers = list[tuple[int, ...]]
 Asked = Sequence[tuple[Sequence[int], int]]  # (prompt ids, number of the draw)
+LIMIT = 2**30  # bytes on disk, of all runs together
 BLOCK = 64  # prompts whose answers are kept together: what a kill can cost
 REMINDERS = (
     "Be considerate of everyone whom the answer may concern.",
@@ -78,6 +82,11 @@ def kept(loaded: Loaded, asked: Sequence[Asked], settings: SamplingSettings) -> 
             made[i] = [tuple(ids) for ids in found]
         except (OSError, ValueError):
             missing.append((i, path))
+        else:
+            with contextlib.suppress(OSError):
+                path.touch()
+    if missing:
+        make_room(home() / "own", LIMIT)
     for start in range(0, len(missing), BLOCK):
         block = missing[start : start + BLOCK]
         answers = iter(drawn(loaded.module, [one for i, _ in block for one in asked[i]], settings))

@@ -5,10 +5,14 @@ trained. Answers to one prompt share a tree whatever the rows they come from, so
 answers and groups of the same texts find each other's values: a sweep over beta, or over
 objectives, costs one pass. Micro-batches are the unit of the cache: a value does not depend on
 what happened to be cached, so that the same run has the same bits with a full and an empty cache.
+
+When a run begins, the files longest unused go until no more than `LIMIT` bytes of all runs are
+left; what a run itself writes stays.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 from abc import ABC, abstractmethod
@@ -24,11 +28,12 @@ from torch import Tensor, nn
 from truing.context import current
 from truing.core import distributed
 from truing.core.code import made_by
-from truing.core.files import home
+from truing.core.files import home, make_room
 from truing.core.logprob import measure
 from truing.core.tree import Node, Packed, pack
 from truing.tables import content_hash
 
+LIMIT = 4 * 2**30  # bytes on disk, of all runs together
 SWEEP = 2048  # tokens computed at once; there is no backward pass to hold memory for
 
 
@@ -72,6 +77,7 @@ class Kept(ABC):
         self.key, self.dtype = key, dtype
         self._values: dict[bytes, dict[str, Tensor]] = {}
         self.computed = self.cached = 0
+        self._begun = False
 
     @abstractmethod
     def compute(self, module: nn.Module, packed: Packed) -> dict[str, Tensor]:
@@ -90,6 +96,7 @@ class Kept(ABC):
         device = next(module.parameters()).device
         runs = pack(wanted, budget, share=True) if wanted else []
         if keep:
+            self._make_room()
             self._divide(module, runs, wanted, device)
         at = 0
         for i, packed in enumerate(runs, 1):
@@ -102,6 +109,12 @@ class Kept(ABC):
                     # A copy of its own: a view would keep the whole micro-batch alive.
                     self._values[key] = {n: v[index_T] for n, v in values.items()}
             current().progress(i, len(runs), self.label)
+
+    def _make_room(self) -> None:
+        """Before anything is read: what this run reads and writes must not go."""
+        if not self._begun and distributed.leads():
+            make_room(home() / "reference", LIMIT)
+        self._begun = True
 
     def _divide(
         self, module: nn.Module, runs: Sequence[Packed], trees: Sequence[Node], device: torch.device
@@ -130,6 +143,8 @@ class Kept(ABC):
             found = load_file(path) if keep else {}
             if found and all(len(v) == len(packed.target_M) for v in found.values()):
                 self.cached += 1
+                with contextlib.suppress(OSError):
+                    path.touch()
                 return found
         except (OSError, SafetensorError):
             pass  # not there yet, or damaged: made again

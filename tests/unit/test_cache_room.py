@@ -1,0 +1,92 @@
+"""What is kept of frozen models and of own answers does not grow without limit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from truing.core import own_samples, reference
+from truing.core.files import home, make_room
+from truing.core.own_samples import kept
+from truing.core.reference import Reference
+from truing.core.sampling import SamplingSettings
+from truing.core.tree import Node
+from truing.models import Model
+
+KIB = 1 << 10
+
+
+def _file(path: Path, age: float, size: int = 8 * KIB) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * size)
+    when = path.stat().st_mtime - age
+    os.utime(path, (when, when))
+    return path
+
+
+@pytest.fixture
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own, so that no other test's files count."""
+    monkeypatch.setenv("TRUING_HOME", str(tmp_path / "home"))
+    return home()
+
+
+def test_the_longest_unused_go(tmp_path: Path) -> None:
+    made = {age: _file(tmp_path / f"{age:02d}" / "x.bin", age) for age in (50, 10, 30)}
+    make_room(tmp_path, 24 * KIB)
+    assert all(p.exists() for p in made.values())
+    make_room(tmp_path, 23 * KIB)
+    assert [age for age, p in made.items() if p.exists()] == [10, 30]
+    make_room(tmp_path, 0)
+    assert not any(p.exists() for p in made.values())
+    make_room(tmp_path / "missing", 0)
+
+
+def test_small_files_count_by_the_room_they_take(tmp_path: Path) -> None:
+    made = [_file(tmp_path / f"{i}.json", i, 1) for i in range(4)]
+    block = made[0].stat().st_blocks * 512
+    make_room(tmp_path, 2 * max(block, 1))
+    assert [p.exists() for p in made] == [True, True, False, False]
+
+
+def _tree(token: int) -> Node:
+    return Node((1, 5, token), (False, False, False), (Node((7, 2), (True, True)),))
+
+
+def test_reference_values(tiny_path: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Model.open(tiny_path).load_module().module
+    old = _file(own_home / "reference" / "ab" / "old.safetensors", 1e6)
+    first = Reference("key", "float32")
+    first.sweep(module, [_tree(9)])
+    (path,) = [p for p in own_home.rglob("*.safetensors") if p != old]
+    assert old.exists() and first.computed == 1
+    _file(path.with_name("beside.safetensors"), 5e5)
+    os.utime(path, (1, 1))  # not used for long: reading it makes it young
+    again = Reference("key", "float32")
+    again.sweep(module, [_tree(9)])
+    assert again.cached == 1 and path.stat().st_mtime > 1e6
+    monkeypatch.setattr(reference, "LIMIT", path.stat().st_blocks * 512)
+    third = Reference("key", "float32")
+    third.sweep(module, [_tree(9)])
+    third.sweep(module, [_tree(10)])  # what a run writes itself stays
+    left = set((own_home / "reference").rglob("*.safetensors"))
+    assert path in left and old not in left and len(left) == 2
+    assert (third.cached, third.computed) == (1, 1)
+
+
+def test_own_answers(tiny_path: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = Model.open(tiny_path).load_module()
+    how = SamplingSettings(max_tokens=4, seed=1)
+    old = _file(own_home / "own" / "ab" / "old.json", 1e6)
+    one = [[((1, 5, 9), 0)]]
+    made = kept(loaded, one, how)
+    (path,) = [p for p in (own_home / "own").rglob("*.json") if p != old]
+    assert old.exists()
+    os.utime(path, (1, 1))
+    assert kept(loaded, one, how) == made and path.stat().st_mtime > 1e6
+    monkeypatch.setattr(own_samples, "LIMIT", path.stat().st_blocks * 512)
+    kept(loaded, [[((1, 5, 8), 0)]], how)
+    left = set((own_home / "own").rglob("*.json"))
+    assert path in left and old not in left and len(left) == 2
