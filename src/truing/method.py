@@ -172,7 +172,7 @@ class Method:
         hints = typing.get_type_hints(function, include_extras=True)
         docs = argument_docs(self.doc) | argument_docs(inspect.getdoc(self.declared) or "")
         docs |= argument_docs(inspect.getdoc(function) or "")
-        facts = typing.cast("dict[str, dict[str, str]]", self.declared.__dict__["__truing__"])
+        facts = typing.cast("dict[str, dict[str, str]]", getattr(self.declared, "__truing__", {}))
         defaults = facts.get("defaults", {})
         inputs: dict[str, Input] = {}
         settings: dict[str, Setting] = {}
@@ -249,7 +249,7 @@ class Method:
             where: what errors name.
             at: where a given setting or input stands, such as a line of a recipe.
         """
-        facts = typing.cast(Row, self.declared.__dict__["__truing__"])
+        facts = typing.cast(Row, getattr(self.declared, "__truing__", {}))
         check = typing.cast(
             "Callable[[Mapping[str, object], Mapping[str, Table]], None] | None",
             getattr(self.declared, "__truing_check__", None),

@@ -160,11 +160,13 @@ class Run:
 def _is_manifest(data: object) -> bool:
     """True for what `Run.write` writes, as far as readers rely on it."""
     steps = cast("dict[str, object]", data).get("steps") if isinstance(data, dict) else None
-    return isinstance(steps, dict) and all(
-        isinstance(step, dict)
-        and {"method", "key", "inputs"} <= set(cast("dict[str, object]", step))
-        for step in cast("dict[str, object]", steps).values()
-    )
+    if not isinstance(steps, dict):
+        return False
+    for step in cast("dict[str, object]", steps).values():
+        facts = cast("dict[str, object]", step) if isinstance(step, dict) else {}
+        if not {"method", "key"} <= set(facts) or not isinstance(facts.get("inputs"), dict):
+            return False
+    return True
 
 
 def read(folder: str | Path) -> dict[str, Json]:

@@ -104,6 +104,19 @@ def _age(path: Path) -> float:
     return (time.time() - latest) / 86400
 
 
+def _root(path: Path) -> tuple[Path, set[str]]:
+    """The folder of a run and the keys that it refers to; an InputError when that is unknown."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return Path(data["folder"]), {str(key) for key in data["keys"]}
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"what a run refers to cannot be read: {error}",
+            where=str(path),
+            fix="Delete the file: what that run alone refers to may then be collected",
+        ) from None
+
+
 class Store:
     """Artefacts under one folder; by default `$TRUING_HOME/store`."""
 
@@ -227,7 +240,8 @@ class Store:
         where = str(folder.resolve())
         path = self.root / "roots" / f"{content_hash(where, 8)}.json"
         if not final and path.is_file():
-            keys = {*keys, *json.loads(path.read_text(encoding="utf-8"))["keys"]}
+            with contextlib.suppress(InputError):  # a damaged one is written anew
+                keys = {*keys, *_root(path)[1]}
         files.write_text(path, json.dumps({"folder": where, "keys": sorted(set(keys))}))
 
     def root_recent(self, key: str) -> None:
@@ -249,12 +263,11 @@ class Store:
             elif drop:
                 path.unlink(missing_ok=True)
         for path in sorted((self.root / "roots").glob("*.json")):
-            root = json.loads(path.read_text(encoding="utf-8"))
-            folder = Path(root["folder"])
+            folder, keys = _root(path)
             if drop and folder.parent.is_dir() and not (folder / "manifest.json").is_file():
                 path.unlink()
             else:
-                found |= set(root["keys"])
+                found |= keys
         return found
 
     def ls(self) -> list[dict[str, Json]]:

@@ -158,3 +158,18 @@ def test_a_card_that_lacks_what_it_must_hold(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.json").write_text(text)
     with pytest.raises(InputError, match="card of the model is damaged"):
         Model.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"folder": 3, "keys": []}'])
+def test_a_root_that_cannot_be_read(store: Store, tmp_path: Path, text: str) -> None:
+    made = cleaned(store)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "manifest.json").write_text("{}")
+    store.root_run(tmp_path / "run", [made.key])
+    (path,) = (store.root / "roots").iterdir()
+    path.write_text(text)
+    with pytest.raises(InputError, match="what a run refers to cannot be read"):
+        store.gc()
+    assert store.has(made.key)
+    store.root_run(tmp_path / "run", [made.key])
+    assert store.gc() == []
