@@ -8,6 +8,11 @@ Everything random is a function of the seed and the step: the order of rows, and
 torch's generators, which is set before each step. A checkpoint therefore holds parameters,
 optimizer and the task's own state, and a run that was killed goes on with the same bits.
 
+That holds on a CPU. On a GPU data order and random numbers are the same, too, but bits may differ
+in rounding from run to run: the fast kernels of attention's backward pass add in no fixed order.
+Torch's deterministic mode is not switched on, since with warnings alone it leaves these kernels as
+they are, and without stops at operations that have no other.
+
 Several processes may run the loop together (`distributed`): a task gives each its share of the
 rows, and what is summed over micro-batches here is then summed over processes.
 """
