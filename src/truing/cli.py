@@ -306,7 +306,8 @@ def _command(argv: list[str]) -> object:
     args, extra = parser.parse_known_args(argv)
     if extra:
         child = cast(Parser, getattr(args, "parser", parser))
-        raise unknown("option", extra[0].split("=")[0], child.options(), where=child.prog)
+        known = [o for o in child.options() if o not in argv]
+        raise unknown("option", extra[0].split("=")[0], known, where=child.prog)
     if args.command is None:
         parser.print_help()
         return None

@@ -42,7 +42,8 @@ class Setting:
             adapter = pydantic.TypeAdapter(typing.cast("type[object]", self.type), config=finite)
             return adapter.validate_python(value, strict=False)
         except pydantic.ValidationError as error:
-            problem = error.errors()[0]["msg"]
+            first = error.errors()[0]
+            problem = "must be finite" if first["type"] == "finite_number" else first["msg"]
             raise InputError(
                 f"setting {self.name!r}: {problem[0].lower()}{problem[1:]}",
                 where=where,

@@ -63,7 +63,7 @@ def told(folder: Path, capsys: pytest.CaptureFixture[str]) -> Told:
         ("train dpo", "--batch 0", "'batch' must be at least 1"),
         ("train dpo", "--epochs 0", "steps and epochs are 0"),
         ("train dpo", "--rank -1", "'rank' must be at least 0"),
-        ("train dpo", "--beta nan", "'beta': input should be a finite number"),
+        ("train dpo", "--beta nan", "'beta': must be finite"),
         ("train dpo", "--beta -1", "'beta' must not be negative"),
         ("train robust-dpo", "--label-smoothing 0.7", "'label_smoothing' must be in [0, 0.5)"),
         ("train ld-dpo", "--alpha 2", "'alpha' must be in [0, 1]"),
@@ -173,6 +173,7 @@ def test_nearest_names(told: Told, folder: Path) -> None:
     assert said == "truing: truing train dpo: unknown setting 'bata'. Did you mean 'beta'?"
     said = told(f"compare --methods preferenc --model {FAR} --data pairs.jsonl")
     assert "Did you mean 'preference'?" in said
+    assert "'--verb'" not in told("list --verb train --verbs merge")
     plan = Plan("p", folder=folder)
     plan.step("made", "train/dpo", model=FAR, data="pairs.jsonl", bata=0.2)
     with pytest.raises(InputError, match=r"'bata'. Did you mean 'beta'\?"):
