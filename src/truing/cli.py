@@ -306,8 +306,7 @@ def _command(argv: list[str]) -> object:
     args, extra = parser.parse_known_args(argv)
     if extra:
         child = cast(Parser, getattr(args, "parser", parser))
-        known = [o for o in child.options() if o not in argv]
-        raise unknown("option", extra[0].split("=")[0], known, where=child.prog)
+        raise unknown("option", extra[0].split("=")[0], child.options(), where=child.prog)
     if args.command is None:
         parser.print_help()
         return None

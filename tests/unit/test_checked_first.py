@@ -173,7 +173,6 @@ def test_nearest_names(told: Told, folder: Path) -> None:
     assert said == "truing: truing train dpo: unknown setting 'bata'. Did you mean 'beta'?"
     said = told(f"compare --methods preferenc --model {FAR} --data pairs.jsonl")
     assert "Did you mean 'preference'?" in said
-    assert "'--verb'" not in told("list --verb train --verbs merge")
     plan = Plan("p", folder=folder)
     plan.step("made", "train/dpo", model=FAR, data="pairs.jsonl", bata=0.2)
     with pytest.raises(InputError, match=r"'bata'. Did you mean 'beta'\?"):
