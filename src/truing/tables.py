@@ -172,7 +172,7 @@ class Table:
         rows: plain dicts. Missing `id` (hash of the content) and `lineage` are filled in, fields
             that are None left out.
         where: the source named in errors, such as a file name.
-        first: number of the first row in that source, for errors.
+        numbers: of the rows in that source, for errors; () counts from 1.
         allow_empty: an empty table is an InputError unless this is set.
     """
 
@@ -204,7 +204,11 @@ class Table:
 
     def place(self, i: int) -> str:
         """What an error calls row `i`, counted from 0: "pairs.jsonl row 12", a line of a file."""
-        return f"{self.source} row {self.numbers[i] if self.numbers else i + 1}"
+        return f"{self.source} row {self.number(i)}"
+
+    def number(self, i: int) -> int:
+        """Number of row `i`, counted from 0, in its source: by default its place, from 1."""
+        return self.numbers[i] if self.numbers else i + 1
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -253,8 +257,12 @@ class Table:
 
     def where(self, keep: Callable[[Row], bool]) -> Table:
         """The rows for which `keep` is true."""
-        kept = [i for i, row in enumerate(self.rows) if keep(row)]
-        numbers = [self.numbers[i] for i in kept] if self.numbers else ()
+        return self.take(i for i, row in enumerate(self.rows) if keep(row))
+
+    def take(self, places: Iterable[int]) -> Table:
+        """The rows at these places, counted from 0, with their numbers in the source."""
+        kept = list(places)
+        numbers = [self.number(i) for i in kept]
         return Table(self.kind, [self.rows[i] for i in kept], where=self.source, numbers=numbers)
 
     def map(self, change: Callable[[Row], Row], kind: str = "") -> Table:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from truing.core.row_kinds import as_kind
 from truing.errors import InputError
+from truing.evaluate.router_report import domains_of
 from truing.tables import Table
 
 GOOD = {"prompt": "a", "chosen": "b", "rejected": "c"}
@@ -60,3 +62,26 @@ def test_parquet_counts_rows(tmp_path: Path) -> None:
     Table("record", [{"prompt": "a"}, {"prompt": "b", "chosen": "c"}]).write(tmp_path / "t.parquet")
     with pytest.raises(InputError, match=r"t\.parquet row 1: field 'chosen' is missing"):
         Table.read(tmp_path / "t.parquet", "pair")
+
+
+def test_what_reads_rows_names_them_by_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    good = {"prompt": "a", "completions": ["b", "c"], "scores": [1, 0]}
+    rows = [good | {"completions": ["b", "b"], "scores": [1, 1]}, good, good | {"scores": [1]}]
+    path.write_text("".join(f"\n{json.dumps(row)}\n" for row in rows))
+    table = Table.read(path, "group")
+    with pytest.raises(InputError, match="'scores'") as error:
+        as_kind(table, "pair", "dpo")
+    assert error.value.where == f"dpo {path} row 6"
+    # Rows that are left out before do not move those after them.
+    made, _ = as_kind(table.split(2)[0], "pair", "dpo")
+    assert made.place(0) == f"{path} row 4"
+    assert table.take([2, 1]).numbers == (6, 4)
+
+
+def test_questions_are_named_by_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('\n{"prompt": "a", "domain": "x"}\n\n{"prompt": "b", "domain": 3}\n')
+    with pytest.raises(InputError) as error:
+        domains_of(Table.read(path))
+    assert error.value.where == f"evaluate/router_report {path} row 4"

@@ -164,20 +164,22 @@ def as_kind(table: Table, kind: str, where: str) -> tuple[Table, dict[str, Json]
         return table.expect(kind, where=where), {}
     name, change = CONVERSIONS[(table.kind, kind)]
     made: list[Row] = []
+    numbers: list[int] = []
     counts: Counter[str] = Counter()
-    for i, row in enumerate(table, 1):
+    for i, row in enumerate(table):
         try:
             new = change(row)
         except InputError as error:
-            at = f"{where} {table.source} row {i}"
+            at = f"{where} {table.place(i)}"
             raise InputError(error.message, where=at, seen=error.seen) from None
         if isinstance(new, str):
             counts[new] += 1
         else:
             made += new
+            numbers += [table.number(i)] * len(new)
     if not made:
         raise nothing_left(table, counts, where)
-    return Table(kind, made, where=table.source), {"conversion": name, **counts}
+    return Table(kind, made, where=table.source, numbers=numbers), {"conversion": name, **counts}
 
 
 def summed(one: Mapping[str, Json], two: Mapping[str, Json]) -> dict[str, Json]:

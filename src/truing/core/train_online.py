@@ -222,7 +222,7 @@ def read_prompts(
     """
     counts: Counter[str] = Counter()
     made: list[Asked] = []
-    for i, row in enumerate(table.rows, 1):
+    for i, row in enumerate(table.rows):
         found: object = row.get("prompt") or row.get("messages")
         shown = pool.prompt({**row, "prompt": found}, 0)[0] if pool is not None else found
         ids = tuple(prompt_ids(tokenizer, cast(Prompt, shown)))
@@ -233,9 +233,7 @@ def read_prompts(
         if given:
             text = row.get(given)
             if not isinstance(text, str):
-                raise InputError(
-                    f"needs the column {given!r}", where=f"{where} {table.source} row {i}"
-                )
+                raise InputError(f"needs the column {given!r}", where=f"{where} {table.place(i)}")
             if not text.strip():
                 counts["left_out_empty"] += 1
                 continue

@@ -76,6 +76,23 @@ class Unit:
         return (self.prompt, self.answers, whole.ids if whole is not None else ())
 
 
+def mismatched(units: Sequence[Unit], longest: int) -> list[tuple[int, ...]]:
+    """For each unit an answer to another prompt: the first of the next unit that has another.
+
+    "Next" is in the order of the contents, so that the order of the units does not matter. Where
+    all prompts are one, the next unit's answer has to do. It is cut where prompt and answer would
+    be longer than `longest` tokens.
+    """
+    ranks = sorted(range(len(units)), key=lambda i: units[i].content)
+    made: dict[int, tuple[int, ...]] = {}
+    for at, mine in enumerate(ranks):
+        following = [ranks[(at + k) % len(ranks)] for k in range(1, len(ranks) + 1)]
+        prompt = units[mine].prompt
+        other = next((j for j in following if units[j].prompt != prompt), following[0])
+        made[mine] = units[other].answers[0][: longest - len(prompt)]
+    return [made[i] for i in range(len(units))]
+
+
 class Reader:
     """Turns rows into units for one objective, and counts what was cut or left out."""
 
@@ -88,7 +105,7 @@ class Reader:
         """Units of all rows that can be trained on; an InputError when there is none."""
         units: list[Unit] = []
         for i, row in enumerate(table.rows):
-            unit = self._unit(row, f"{table.source} row {i + 1}")
+            unit = self._unit(row, table.place(i))
             if unit is not None:
                 units.append(unit)
         if not units:
@@ -124,17 +141,17 @@ class Reader:
         """
         if self.spec.rows not in BRANCHES:
             return table
-        rows: list[Row] = []
-        for i, row in enumerate(table, 1):
+        kept: list[int] = []
+        for i, row in enumerate(table):
             if self.spec.rows == "example" and "completion" not in row:
-                rows.append(row)  # a dialogue
-            elif why := self._why(row, self._texts(row, f"{table.source} row {i}")):
+                kept.append(i)  # a dialogue
+            elif why := self._why(row, self._texts(row, table.place(i))):
                 self._out(why)
             else:
-                rows.append(row)
-        if not rows:
+                kept.append(i)
+        if not kept:
             raise nothing_left(table, self.counts, self.spec.name, self.limit)
-        return table if len(rows) == len(table) else Table(table.kind, rows, where=table.source)
+        return table if len(kept) == len(table) else table.take(kept)
 
     def _why(self, row: Row, texts: Sequence[tuple[str, bool]]) -> str:
         """Why the row's texts teach nothing, or ""."""

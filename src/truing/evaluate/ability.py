@@ -110,13 +110,13 @@ def answered(loaded: Loaded, questions: Sequence[tuple[str, Sequence[str]]]) -> 
 
 def _check_questions(questions: Table) -> list[tuple[str, list[str], int]]:
     found: list[tuple[str, list[str], int]] = []
-    for i, row in enumerate(questions, 1):
+    for i, row in enumerate(questions):
         choices, answer = row.get("choices"), row.get("answer")
         listed = cast(list[object], choices) if isinstance(choices, list) else []
         if len(listed) < 2 or not isinstance(answer, int) or not 0 <= answer < len(listed):
             raise InputError(
                 "a question needs 'prompt', 'choices' (two or more) and 'answer' (an index)",
-                where=f"{questions.source} row {i}",
+                where=questions.place(i),
                 seen={"choices": choices, "answer": answer},
             )
         found.append((str(row.get("prompt")), [str(c) for c in listed], answer))

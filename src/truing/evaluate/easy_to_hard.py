@@ -131,9 +131,9 @@ def easy_to_hard(
             fix="Train one with process_reward, or set by='outcome'",
         )  # fmt: skip
     problems = list(data)
-    for i, row in enumerate(problems, 1):
+    for i, row in enumerate(problems):
         if "prompt" not in row or not isinstance(row.get("answer"), (str, int, float)):
-            raise InputError("needs prompt and answer", where=f"{data.source} row {i}", seen=row)
+            raise InputError("needs prompt and answer", where=data.place(i), seen=row)
     drawn = generate(
         model, [r["prompt"] for r in problems], n=n, temperature=temperature,
         max_tokens=max_tokens, seed=current().stream("solutions") % 2**31,

@@ -93,7 +93,7 @@ def honesty(
     questions = list(data)
     if not questions:
         raise InputError("no question to ask", where="evaluate/honesty")
-    golds = [golds_of(r, f"{data.source} row {i}") for i, r in enumerate(questions, 1)]
+    golds = [golds_of(r, data.place(i)) for i, r in enumerate(questions)]
     asked = [HONEST.format(question=r["prompt"]) for r in questions]
     texts = {
         role: [some[0].text for some in generate(m, asked, greedy=True, max_tokens=max_tokens)]

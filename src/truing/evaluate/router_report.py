@@ -148,11 +148,11 @@ def domains_of(data: Table) -> list[str]:
     found = [row.get("domain") for row in data]
     if not any(f is not None for f in found):
         return []
-    for i, name in enumerate(found, 1):
+    for i, name in enumerate(found):
         if not isinstance(name, str):
             raise InputError(
                 "column 'domain' must be text, in every row or in none",
-                where=f"{WHERE} {data.source} row {i}",
+                where=f"{WHERE} {data.place(i)}",
                 seen=name,
             )
     return [str(name) for name in found]

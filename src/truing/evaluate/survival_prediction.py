@@ -110,7 +110,7 @@ def survival_prediction(
     where = "evaluate/survival_prediction"
     if not rows:
         raise InputError("no patient to ask about", where=where)
-    truths = [truth(r, f"{data.source} row {i}") for i, r in enumerate(rows, 1)]
+    truths = [truth(r, data.place(i)) for i, r in enumerate(rows)]
     texts = [t for t, _ in answer_all(model, rows, max_tokens=max_tokens, temperature=0.0)]
     cases = [
         Case(status, months, parse(text))

@@ -137,11 +137,9 @@ def _batches(loaded: Loaded, table: Table, n: int, size: int) -> list[list[list[
 def _prompts(table: Table, name: str) -> Table:
     if not len(table):
         raise InputError(f"the table {name!r} is empty", where="recover/weight_restore")
-    missing = [i for i, row in enumerate(table, 1) if not row.get("prompt")]
+    missing = [i for i, row in enumerate(table) if not row.get("prompt")]
     if missing:
-        raise InputError(
-            f"table {name!r} needs the field 'prompt'", where=f"{table.source} row {missing[0]}"
-        )
+        raise InputError(f"table {name!r} needs the field 'prompt'", where=table.place(missing[0]))
     return table
 
 

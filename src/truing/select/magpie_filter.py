@@ -58,7 +58,7 @@ def magpie_filter(
             if value is not None and not isinstance(value, (int, float)):
                 raise InputError(
                     "column 'instruct_reward' must hold numbers",
-                    where=f"{data.source} row {i + 1}",
+                    where=data.place(i),
                     seen=value,
                 )
             values[i] = float(value) if value is not None else float("-inf")

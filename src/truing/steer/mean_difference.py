@@ -64,11 +64,11 @@ def _spans(
     tokenizer = model.load_module().tokenizer
     rows: list[list[int]] = []
     spans: list[tuple[int, int]] = []
-    for i, row in enumerate(data, 1):
+    for i, row in enumerate(data):
         head = prompt_ids(tokenizer, cast(Prompt, row["prompt"]))
         words = completion_ids(tokenizer, str(row[column]), end=False)
         if not words:
-            raise InputError(f"field {column!r} is empty", where=f"{data.source} row {i}")
+            raise InputError(f"field {column!r} is empty", where=data.place(i))
         rows.append(head + words)
         stop = len(rows[-1])
         spans.append((len(head) if tokens == "answer" else stop - 1, stop))

@@ -127,7 +127,7 @@ def probed(
     model: Model, data: Table, samples: int, temperature: float, max_tokens: int
 ) -> list[Known]:
     """What the model says to every question."""
-    golds = [golds_of(r, f"{data.source} row {i}") for i, r in enumerate(data, 1)]
+    golds = [golds_of(r, data.place(i)) for i, r in enumerate(data)]
     asked = [ASK.format(question=r["prompt"]) for r in data]
     greedy = generate(model, asked, greedy=True, max_tokens=max_tokens)
     drawn = generate(
