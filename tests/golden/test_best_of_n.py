@@ -178,7 +178,7 @@ def test_it_judges_the_prompt_that_the_model_sees(model: Model) -> None:
         ({"rewards": {"x": {"use": "max_words"}}}, "setting 'n' is missing"),
         ({"rewards": {"principles": {"use": "max_words", "n": 2}}}, "is taken"),
         ({"rewards": SHORT, "weights": {"shrt": 1.0}}, "Did you mean 'short'"),
-        ({"rewards": SHORT, "weights": {"short": float("nan")}}, "must be finite"),
+        ({"rewards": SHORT, "weights": {"short": float("nan")}}, "finite"),
     ],
 )
 def test_faults_are_named_before_anything_is_drawn(

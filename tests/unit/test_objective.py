@@ -14,7 +14,7 @@ from truing.core.reference import branch_key, gathered, keys_of
 from truing.core.row_kinds import CONVERSIONS, as_kind
 from truing.core.tiny import tiny_tokenizer
 from truing.core.training import TextTraining
-from truing.core.training_rows import Reader
+from truing.core.training_rows import Reader, mismatched
 from truing.core.tree import Node, group_tree
 from truing.errors import InputError
 from truing.method import methods
@@ -248,28 +248,20 @@ def test_keys_tell_loss_marks_apart() -> None:
 
 
 def test_mismatched_answers_do_not_depend_on_the_order() -> None:
-    from truing.core.text_task import TextTask
-
     rows: list[Row] = [{"prompt": f"p{i}", "completion": f"c{i}", "label": True} for i in (3, 1, 2)]
-    task = TextTask.__new__(TextTask)
-    task.units, task.mismatched = reader(objective_of(kto)).read(Table("unpaired", rows)), True
-    task.longest = max(u.tree().longest for u in task.units)
-    first, again = task._trees([0, 1, 2]), task._trees([2, 0, 1])
-    assert again == [first[2], first[0], first[1]]
-    own = [t.children[0].ids for t in first]
-    assert [t.children[1].ids for t in first] == [own[1], own[2], own[0]]  # 1 -> 2 -> 3 -> 1
+    units = reader(objective_of(kto)).read(Table("unpaired", rows))
+    own = [u.answers[0] for u in units]
+    assert mismatched(units, 99) == [own[1], own[2], own[0]]  # 1 -> 2 -> 3 -> 1
+    assert mismatched([units[2], units[0], units[1]], 99) == [own[0], own[1], own[2]]
 
 
 def test_a_mismatched_answer_makes_no_row_longer_than_the_data_has() -> None:
-    from truing.core.text_task import TextTask
-
     rows: list[Row] = [
         {"prompt": "p" * 40, "completion": "c", "label": True},
         {"prompt": "p", "completion": "c" * 30, "label": False},
     ]
-    task = TextTask.__new__(TextTask)
-    task.units, task.mismatched = reader(objective_of(kto)).read(Table("unpaired", rows)), True
-    task.longest = max(u.tree().longest for u in task.units)
-    long, short = task._trees([0, 1])
-    assert long.longest == task.longest < len(long.ids) + 30
-    assert short.children[1].ids == long.children[0].ids
+    units = reader(objective_of(kto)).read(Table("unpaired", rows))
+    most = max(u.tree().longest for u in units)
+    cut, whole = mismatched(units, most)
+    assert len(units[0].prompt) + len(cut) == most and len(cut) < 30
+    assert whole == units[0].answers[0]

@@ -21,14 +21,11 @@ from inspect import signature
 from typing import cast
 
 import torch
-from torch import Tensor
 
 from truing.changes import Decoder
 from truing.core.chat import Prompt, completion_ids, prompt_ids
-from truing.core.logprob import measure
 from truing.core.scores import kind_of
-from truing.core.scoring import by_prompt, has_head, head_scores
-from truing.core.tree import Packed
+from truing.core.scoring import answer_logps, has_head, head_scores
 from truing.errors import InputError, unknown
 from truing.method import check_component, resolve, score
 from truing.models import Loaded, Model, hold
@@ -90,7 +87,7 @@ def score_model(reward: Model, rows: Sequence[Row]) -> list[float]:
 
 def implicit_rewards(tuned: Model, base: Model, rows: Sequence[Row]) -> list[float]:
     """log pi(y | x) - log pi_base(y | x) of each row."""
-    a, b = (_sequence_logps(m.load_module(), rows) for m in (tuned, base))
+    a, b = (answer_logps(m.load_module(), rows) for m in (tuned, base))
     return [x - y for x, y in zip(a, b, strict=True)]
 
 
@@ -109,16 +106,6 @@ def _label_scores(loaded: Loaded, rows: Sequence[Row]) -> list[float]:
         with torch.inference_mode(), loaded.run_time():
             values.append(float(loaded.module(input_ids=ids_1T).logits[0, 0]))
     return values
-
-
-def _sequence_logps(loaded: Loaded, rows: Sequence[Row]) -> list[float]:
-    """log p(y | x) of every row; an empty text has log-probability 0."""
-
-    def sums_UK(packed: Packed) -> Tensor:
-        made = measure(loaded.module, packed, grad=False)
-        return (made["logp"] * made["mask"]).sum(-1)
-
-    return by_prompt(loaded, rows, sums_UK)
 
 
 @dataclass(frozen=True)

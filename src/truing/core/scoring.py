@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from truing.changes import Weights
 from truing.core.chat import Prompt, completion_ids, prompt_ids, step_ids
 from truing.core.files import new_folder
-from truing.core.logprob import states
+from truing.core.logprob import measure, states
 from truing.core.tree import Node, Packed, group_tree, pack
 from truing.errors import InputError
 from truing.models import Loaded, Model
@@ -107,6 +107,17 @@ def by_prompt(
                 found[i] = value
         done += len(value_UK)
     return found
+
+
+def answer_logps(loaded: Loaded, rows: Sequence[Row], *, mean: bool = False) -> list[float]:
+    """log p(y | x) of each row's answer, or its mean over tokens; 0 for an empty text."""
+
+    def values_UK(packed: Packed) -> Tensor:
+        made = measure(loaded.module, packed, grad=False)
+        count_UK = made["mask"].sum(-1).clamp(min=1) if mean else 1.0
+        return (made["logp"] * made["mask"]).sum(-1) / count_UK
+
+    return by_prompt(loaded, rows, values_UK)
 
 
 def _answer(loaded: Loaded, row: Row) -> list[int]:

@@ -29,7 +29,7 @@ from truing.core.reference import Reference
 from truing.core.scoring import HEAD, ScoreHead, measured
 from truing.core.teacher import Extra, Teachers, whole_vocabulary
 from truing.core.training import Hook, State
-from truing.core.training_rows import Unit
+from truing.core.training_rows import Unit, mismatched
 from truing.core.tree import Node, Packed, pack, split
 from truing.core.vocab_heads import NAME, VocabHeads
 
@@ -180,26 +180,12 @@ class TextTask:
     # Steps
 
     def _trees(self, rows: Sequence[int]) -> list[Node]:
-        """Trees of a step; with mismatched answers, those of the next unit with another prompt.
-
-        "Next" is in the order of the contents, so that the order of the rows in the step does not
-        matter. Where all prompts of a step are one, the next unit's answer has to do. It is cut
-        where prompt and answer would be longer than any row of the data.
-        """
+        """Trees of a step, with mismatched answers where the objective needs them."""
         units = [self.units[r] for r in rows]
         if not self.mismatched:
             return [u.tree() for u in units]
-        ranks = sorted(range(len(units)), key=lambda i: units[i].content)
-
-        def other(at: int) -> int:
-            following = [ranks[(at + k) % len(ranks)] for k in range(1, len(ranks) + 1)]
-            mine = units[ranks[at]].prompt
-            return next((j for j in following if units[j].prompt != mine), following[0])
-
-        after = {i: other(at) for at, i in enumerate(ranks)}
-        others = [units[after[i]].answers[0] for i in range(len(units))]
-        rooms = [self.longest - len(u.prompt) for u in units]
-        return [u.tree([a[:n]]) for u, a, n in zip(units, others, rooms, strict=True)]
+        others = mismatched(units, self.longest)
+        return [u.tree([a]) for u, a in zip(units, others, strict=True)]
 
     def _columns(self, rows: Sequence[int], width: int) -> dict[str, Tensor]:
         units = [self.units[r] for r in rows]

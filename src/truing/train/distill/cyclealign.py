@@ -27,15 +27,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import Tensor
-
 from truing.context import current
 from truing.core.generate import generate
-from truing.core.logprob import measure
 from truing.core.objective import objective_of
-from truing.core.scoring import by_prompt
+from truing.core.scoring import answer_logps
 from truing.core.train_text import train_model
-from truing.core.tree import Packed
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
@@ -128,17 +124,12 @@ def own_order(
     model: Model, prompt: object, answers: Sequence[str], finished: Sequence[bool]
 ) -> list[int]:
     """The model's own ranking: by mean log-probability, best first; cut answers have no end."""
-    loaded = model.load_module()
     rows: list[Row] = [
         {"prompt": prompt, "completion": a, "finished": end}
         for a, end in zip(answers, finished, strict=True)
     ]
 
-    def mean_UK(packed: Packed) -> Tensor:
-        made = measure(loaded.module, packed, grad=False)
-        return made["logp"].sum(-1) / made["mask"].sum(-1).clamp(min=1)
-
-    scores = by_prompt(loaded, rows, mean_UK)
+    scores = answer_logps(model.load_module(), rows, mean=True)
     return sorted(range(len(answers)), key=lambda i: -scores[i])
 
 
