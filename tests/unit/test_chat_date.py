@@ -9,6 +9,7 @@ from transformers.utils import chat_template_utils
 
 from truing.core.chat import DAY, chat_text, completion_ids, prompt_ids
 from truing.core.tiny import tiny_tokenizer
+from truing.synthesize.magpie import pre_query
 
 LLAMA = (
     "{% if not date_string is defined %}{% if strftime_now is defined %}"
@@ -57,3 +58,13 @@ def test_macros_see_the_same_day() -> None:
         "{% macro head() %}{{ strftime_now('%d.%m.%y') }}{% endmacro %}{{ head() }}"
     )
     assert chat_text(tokenizer, [{"role": "user", "content": "a"}], answer=False) == "26.07.24"
+
+
+def test_where_instructions_begin_does_not_know_the_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer()
+    plain = pre_query(tokenizer)
+    tokenizer.chat_template = LLAMA + str(tokenizer.chat_template)
+    head = pre_query(tokenizer)
+    assert head == f"Today Date: {DAY:%d %b %Y}\n{plain}"
+    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
+    assert pre_query(tokenizer) == head

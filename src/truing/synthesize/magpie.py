@@ -15,15 +15,19 @@ their own: select/near_duplicates, select/magpie_filter.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from truing.context import Json, current
+from truing.core.chat import chat_text
 from truing.core.generate import generate, sample_ids
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Loaded, Model
-from truing.synthesize.magpie_text import cut_role, early_stop, sanitise
+from truing.synthesize.magpie_text import clean, keep
 from truing.tables import Message, Row, Table, content_hash
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CHUNK = 128  # instructions per journal entry
 GROUP = 16  # dialogues per journal entry
@@ -34,15 +38,7 @@ FOLLOW_UP = (
 )
 
 
-class Template(Protocol):
-    """What is needed of a tokenizer: its chat template."""
-
-    def apply_chat_template(self, conversation: list[Message], *, tokenize: bool) -> object:
-        """The rendered conversation."""
-        ...
-
-
-def pre_query(tokenizer: Template, messages: Sequence[Message] = ()) -> str:
+def pre_query(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message] = ()) -> str:
     """The template up to and including the marker that opens the next user message.
 
     Args:
@@ -50,7 +46,7 @@ def pre_query(tokenizer: Template, messages: Sequence[Message] = ()) -> str:
         messages: what comes before, such as a system message or earlier turns.
     """
     dialogue = [*messages, {"role": "user", "content": _MARK}]
-    rendered = str(tokenizer.apply_chat_template(dialogue, tokenize=False))
+    rendered = chat_text(tokenizer, dialogue, answer=False)
     head, found, _ = rendered.partition(_MARK)
     if not found:
         raise InputError(
@@ -59,19 +55,6 @@ def pre_query(tokenizer: Template, messages: Sequence[Message] = ()) -> str:
             fix="Magpie needs a template that places the user's words after a fixed marker",
         )
     return head
-
-
-def clean(text: str, *, one_line: bool, rules: bool) -> str:
-    """An instruction from a raw continuation of the pre-query; "" when nothing is left."""
-    text = cut_role(text)
-    if one_line:
-        text = early_stop(text)
-    return sanitise(text)[0] if rules and text else text.strip()
-
-
-def keep(text: str, finished: bool, min_words: int) -> bool:
-    """True for an instruction that is complete, long enough and not the head of a list."""
-    return finished and len(text.split()) >= min_words and not text.endswith(":")
 
 
 def _continue(

@@ -1,4 +1,4 @@
-"""Magpie's text rules: the sanitiser for instructions that leak answers or labels.
+"""Magpie's text rules: which instructions are kept, without leaked answers or labels.
 
 Some models write an answer, a label ("**Question:**") or an enumerator into the user turn they are
 completing. `sanitise` cuts these away by a fixed list of rules of which exactly one fires
@@ -82,3 +82,16 @@ def early_stop(text: str) -> str:
 def cut_role(text: str) -> str:
     """The text before the next role header, "assistant" or "Assistant", that it ran into."""
     return re.split(r"[Aa]ssistant", text, maxsplit=1)[0].strip()
+
+
+def clean(text: str, *, one_line: bool, rules: bool) -> str:
+    """An instruction from a raw continuation of the pre-query; "" when nothing is left."""
+    text = cut_role(text)
+    if one_line:
+        text = early_stop(text)
+    return sanitise(text)[0] if rules and text else text.strip()
+
+
+def keep(text: str, finished: bool, min_words: int) -> bool:
+    """True for an instruction that is complete, long enough and not the head of a list."""
+    return finished and len(text.split()) >= min_words and not text.endswith(":")
