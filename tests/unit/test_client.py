@@ -126,6 +126,30 @@ def test_damaged_reply_files_count_as_none() -> None:
         assert replies.get("abcd") is None
 
 
+def test_kept_replies_do_not_grow_without_limit(monkeypatch: Any) -> None:
+    replies = client.Replies()
+    paths = [replies.folder / key[:2] / f"{key}.json" for key in ("abcd", "abce", "acde")]
+    for i, path in enumerate(paths):
+        replies.put(path.stem, {"text": "x"})
+        os.utime(path, (i, i))
+    assert replies.get("abcd") and paths[0].stat().st_mtime > 3  # reading it makes it young
+    monkeypatch.setattr(client, "LIMIT", 2 * max(paths[0].stat().st_blocks * 512, 1))
+    with server(lambda n, body: good()) as (url, _), limited(Limits()):
+        generate(_model(url), ["Hi"], max_tokens=4, greedy=True)
+        left = set(replies.folder.rglob("*.json"))
+        assert paths[1] not in left and {paths[0], paths[2]} < left and len(left) == 3
+        generate(_model(url), ["Ho"], max_tokens=4, greedy=True)
+        assert len(list(replies.folder.rglob("*.json"))) == 4  # what a process writes itself stays
+
+
+def test_half_a_character_in_a_reply() -> None:
+    said = ("fine \ud83d", "\ud83d\ude00")
+    with server(lambda n, body: good(said[n])) as (url, _), limited(Limits()):
+        texts = [generate(_model(url), [p], max_tokens=4, greedy=True)[0][0].text for p in "ab"]
+        assert texts == ["fine \ufffd", "\U0001f600"]
+        assert generate(_model(url), ["a"], max_tokens=4, greedy=True)[0][0].text == texts[0]
+
+
 def test_replies_that_cannot_be_kept_are_told(monkeypatch: Any) -> None:
     home = files.home()
     home.mkdir(parents=True)

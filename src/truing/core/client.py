@@ -4,8 +4,9 @@ The same calls as for a model in memory: `core.generate.generate` draws from an 
 `generate` here, `score` gives the log-probabilities of given words. A reply is kept under
 TRUING_HOME by endpoint, model, prompt, settings and draw number, so that a second run asks nothing
 and a killed one goes on: a file per reply, put in its place by one rename; a damaged file counts as
-none. Each draw is a request of its own with a seed of its own, so that more draws of a prompt reuse
-the earlier ones.
+none. When a process first asks, the files longest unused go until `LIMIT` bytes are left. Each draw
+is a request of its own with a seed of its own, so that more draws of a prompt reuse the earlier
+ones.
 
 How much may be asked, and how many requests run together: `limited(Limits(...))`, or the
 environment variables that `core.limits.Limits` names.
@@ -14,6 +15,8 @@ environment variables that `core.limits.Limits` names.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -30,11 +33,12 @@ from truing.core.limits import Limits, Meter, limited, meter
 from truing.core.sampling import SamplingSettings, first_draws
 from truing.errors import InputError, TruingError
 from truing.models import Model, Served
-from truing.tables import content_hash
+from truing.tables import content_hash, mended
 
 __all__ = ["Limits", "Meter", "Replies", "generate", "limited", "meter", "score"]
 
 SCHEMA_VERSION = 1
+LIMIT = 4 * 2**30  # bytes on disk, of all runs together
 Told = Callable[[int], None]
 Reply = dict[str, object]
 Read = Callable[[Reply, Endpoint], Reply]
@@ -51,10 +55,13 @@ class Replies:
 
     def get(self, key: str) -> Reply | None:
         """The reply kept under `key`, or None."""
+        path = self._path(key)
         try:
-            data: object = json.loads(self._path(key).read_bytes())
+            data: object = json.loads(path.read_bytes())
         except (OSError, ValueError):
             return None
+        with contextlib.suppress(OSError):
+            path.touch()
         kept = cast("Reply", data) if isinstance(data, dict) else {}
         return kept if kept.get("schema_version") == SCHEMA_VERSION else None
 
@@ -69,6 +76,12 @@ class Replies:
                 where=str(path.parent),
                 fix="Free some space, or point TRUING_HOME to another disk",
             ) from None
+
+
+@functools.cache
+def _room(folder: Path) -> None:
+    """Once a process, since what it has written itself must stay, and looking takes a while."""
+    files.make_room(folder, LIMIT)
 
 
 @dataclass
@@ -223,6 +236,7 @@ def _fetch(
             take(request, kept)
     if not missing:
         return
+    _room(replies.folder)
     spent = meter()
 
     failed: list[TruingError] = []
@@ -312,7 +326,7 @@ def _read_echo(data: Reply, endpoint: Endpoint) -> Reply:
 
 def _completion(reply: Reply) -> Completion:
     return Completion(
-        str(reply["text"]),
+        mended(str(reply["text"])),
         (),
         tuple(cast("list[float]", reply["logprobs"])),
         str(reply["finish"]),
