@@ -1,6 +1,7 @@
 """JSON as every reader takes it: what is printed for machines, manifests, metrics, reports.
 
 JSON has no NaN and no infinity, though Python writes them. Here they are null: nothing is known.
+Half a character, which UTF-8 cannot say, is U+FFFD, as it is in tables.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
+
+from truing.tables import mended
 
 
 def finite(value: object) -> object:
@@ -38,8 +41,9 @@ def dumps(
         ascii: escape all other characters, for terminals that may not know them.
         default: what to write for what is no plain data, such as a path; else it is a TypeError.
     """
+    whole = default and (lambda other: mended(default(other)))
     return json.dumps(
-        finite(value), indent=indent, ensure_ascii=ascii, allow_nan=False, default=default
+        mended(finite(value)), indent=indent, ensure_ascii=ascii, allow_nan=False, default=whole
     )
 
 

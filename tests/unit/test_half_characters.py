@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from truing import jsontext
 from truing.context import Journal
 from truing.principles import Principles
 from truing.reports import Measure, Report
+from truing.store import Store
 from truing.tables import Table, content_hash, mended
 
 HALF = "caf\u00e9 \ud83d"
@@ -75,3 +77,27 @@ def test_principles_go_round(tmp_path: Path, name: str) -> None:
     assert rules["a"].text == "Say \ufffd"
     rules.save(tmp_path / "out")
     assert Principles.load(tmp_path / "out").key == rules.key
+
+
+@pytest.mark.parametrize("ascii", [False, True])
+def test_json_text(ascii: bool) -> None:
+    class Other:
+        """What JSON does not know."""
+
+    def default(_: object) -> str:
+        return HALF
+
+    value = {HALF: [HALF, (1.5, Other())], "joined": "\ud83d\ude00"}
+    text = jsontext.dumps(value, ascii=ascii, default=default)
+    assert json.loads(text.encode()) == {WHOLE: [WHOLE, [1.5, WHOLE]], "joined": "\U0001f600"}
+    with pytest.raises(TypeError):
+        jsontext.dumps(Other())
+
+
+def test_what_a_step_says_is_stored(tmp_path: Path) -> None:
+    store, table = Store(tmp_path), Table("prompt", [{"prompt": "a"}])
+    store.put("ab" * 16, table, {"settings": {"system": HALF}}, [{"at": HALF, "loss": 1.0}])
+    (folder,) = (tmp_path / "artefacts").glob("??/*")
+    facts = json.loads((folder / "artefact.json").read_bytes())
+    assert facts["settings"] == {"system": WHOLE}
+    assert json.loads((folder / "metrics.jsonl").read_bytes()) == {"at": WHOLE, "loss": 1.0}
