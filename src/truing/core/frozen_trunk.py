@@ -39,7 +39,7 @@ from truing.context import current
 from truing.core import lora as adapters
 from truing.core.attention import Layout, tree_attention
 from truing.core.code import made_by
-from truing.core.files import home
+from truing.core.files import home, make_room
 from truing.core.fused import fused
 from truing.core.logprob import small_tree, states
 from truing.core.reference import SWEEP
@@ -234,18 +234,3 @@ class FrozenTrunk:
 
 def _passed(hidden_states: Tensor, *_: object, **__: object) -> Tensor:
     return hidden_states
-
-
-def make_room(folder: Path, limit: int) -> None:
-    """Delete the files longest unused until what is left has at most `limit` bytes."""
-    files: list[tuple[float, int, Path]] = []
-    for path in folder.glob("*.safetensors"):
-        with contextlib.suppress(OSError):  # another run was faster
-            facts = path.stat()
-            files.append((facts.st_mtime, facts.st_size, path))
-    total = sum(size for _, size, _ in files)
-    for _, size, path in sorted(files):
-        if total <= limit:
-            return
-        path.unlink(missing_ok=True)
-        total -= size
