@@ -115,7 +115,7 @@ def scan(path: Path, module: str, verb: str, group: str, package: str) -> Iterat
             if kind not in DECORATORS:
                 continue
             facts = _literals(decorator, f"{path.name}:{node.lineno}")
-            needs = facts.get("needs", ())
+            needs, rows = facts.get("needs", ()), facts.get("rows", "")
             yield Entry(
                 name=str(facts.get("name") or node.name),
                 kind=kind,
@@ -130,7 +130,7 @@ def scan(path: Path, module: str, verb: str, group: str, package: str) -> Iterat
                 paper=str(facts.get("paper", "")),
                 needs=tuple(str(n) for n in needs) if isinstance(needs, (tuple, list)) else (),
                 unit=str(facts.get("unit", "")),
-                rows=str(facts.get("rows", "")),
+                rows=rows if isinstance(rows, str) else "",
                 component=str(facts.get("component", "")),
                 package=package,
             )

@@ -26,6 +26,7 @@ if typing.TYPE_CHECKING:
 Row = dict[str, object]
 Function = Callable[..., object]
 Bounds = Mapping[str, tuple[float, float | None]]
+Kinds = Mapping[str, tuple[str, ...]]
 F = typing.TypeVar("F", bound=Function)
 
 
@@ -38,6 +39,7 @@ def method(
     group: str = "",
     defaults: Mapping[str, str] | None = None,
     within: Bounds | None = None,
+    rows: Kinds | None = None,
 ) -> Callable[[F], F]:
     """Register the decorated function as a method of the verb whose folder it lies in.
 
@@ -51,6 +53,7 @@ def method(
         defaults: data sets that stand in for inputs which are not given; what they hold is then
             part of a step's key.
         within: least and largest value of settings that are numbers; None where none is largest.
+        rows: kinds of rows that tables may be of, by input: what the function itself expects.
     """
 
     def decorate(function: F) -> F:
@@ -62,6 +65,7 @@ def method(
             "group": group,
             "defaults": dict(defaults or {}),
             "within": dict(within or {}),
+            "rows": dict(rows or {}),
         }
         return function
 
@@ -94,16 +98,6 @@ def _missing(package: str, method: Method) -> InputError:
         where=f"{method.id} of {method.entry.package}",
         fix=f"Install it with: pip install {package}",
     )
-
-
-def _in_bounds(settings: Mapping[str, object], bounds: Bounds) -> None:
-    for name, (low, high) in bounds.items():
-        value = settings[name]
-        if not isinstance(value, (int, float)):
-            continue
-        if value < low or (high is not None and value > high):
-            wanted = f"from {low:g} to {high:g}" if high is not None else f"at least {low:g}"
-            raise InputError(f"setting {name!r} must be {wanted}", seen=value)
 
 
 class Method:
@@ -249,19 +243,26 @@ class Method:
             where: what errors name.
             at: where a given setting or input stands, such as a line of a recipe.
         """
+        from truing.core import preflight
+
         facts = typing.cast(Row, getattr(self.declared, "__truing__", {}))
         check = typing.cast(
             "Callable[[Mapping[str, object], Mapping[str, Table]], None] | None",
             getattr(self.declared, "__truing_check__", None),
         )
+        name = next(iter(tables), "")
         try:
             catalogue.check_used(settings)
-            _in_bounds(settings, typing.cast("Bounds", facts.get("within", {})))
+            preflight.check_bounds(settings, typing.cast("Bounds", facts.get("within", {})))
+            for given, kinds in typing.cast("Kinds", facts.get("rows", {})).items():
+                if given in tables:
+                    name = given
+                    preflight.check_kinds(tables[given], kinds, self.name)
             if check is not None:
                 check(settings, tables)
         except InputError as error:
             named = re.match(r"setting '(\w+)'", error.message)
-            place = at(named[1] if named else next(iter(tables), "")) if at else where
+            place = at(named[1] if named else name) if at else where
             inner = "" if error.where == self.name else error.where
             error.where = f"{place}: {inner}".strip(": ")
             raise

@@ -16,6 +16,7 @@ from truing.core.training import HOOKS, TextTraining
 from truing.errors import InputError
 from truing.method import Method, methods
 from truing.signature import NOUNS, argument_docs
+from truing.tables import KINDS
 
 OWN = [m for m in methods if methods[m].entry.package == "truing"]
 COMPONENTS = [e for e in catalogue.components().values() if e.package == "truing"]
@@ -106,6 +107,25 @@ def test_it_can_be_shown(name: str) -> None:
 def test_unknown_settings_are_refused(name: str) -> None:
     with pytest.raises(InputError, match="unknown setting 'no_such_setting'"):
         methods[name].validate({"no_such_setting": 1})
+
+
+def expected_kinds(path: str) -> set[tuple[str, ...]]:
+    """What the functions of a file tell `Table.expect`."""
+    calls = (n for n in ast.walk(ast.parse(Path(path).read_text())) if isinstance(n, ast.Call))
+    named = (c for c in calls if isinstance(c.func, ast.Attribute) and c.func.attr == "expect")
+    return {tuple(str(ast.literal_eval(a)) for a in c.args) for c in named}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_rows_that_are_expected_are_declared(name: str) -> None:
+    method = methods[name]
+    declared: dict[str, tuple[str, ...]] = method.declared.__dict__["__truing__"].get("rows", {})
+    assert {method.inputs[given].noun for given in declared} <= {"Table"}
+    assert all(set(kinds) <= set(KINDS) for kinds in declared.values())
+    assert set(declared.values()) == expected_kinds(method.entry.path), (
+        "rows= of the decorator, which is checked before a model is opened, and the function's own "
+        "Table.expect must agree"
+    )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: "/".join(Path(p).parts[-2:]))

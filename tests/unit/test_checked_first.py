@@ -121,6 +121,75 @@ def test_rows_of_another_kind(
         assert not (folder / "runs").exists() and Store().keys() == []
 
 
+ASKED = {"prompt": [{"role": "user", "content": "Why?"}]}
+MESSAGES = {"messages": [*ASKED["prompt"], {"role": "assistant", "content": "So."}]}
+ROWS: dict[str, dict[str, object]] = {
+    "prompt": ASKED,
+    "messages": MESSAGES,
+    "example": ASKED | {"completion": "So."},
+    "pair": ASKED | {"chosen": "So.", "rejected": "No."},
+    "unpaired": ASKED | {"completion": "So.", "label": True},
+    "group": ASKED | {"completions": ["So.", "No."], "scores": [1, 0]},
+    "dialogue_pair": dict.fromkeys(("chosen", "rejected"), MESSAGES["messages"]),
+    "text": {"text": "So."},
+    "record": {"start": 3},
+}
+PLAIN = {
+    name: rows
+    for name in methods
+    if (rows := methods[name].declared.__dict__.get("__truing__", {}).get("rows"))
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_functions_take_what_they_themselves_expect(name: str) -> None:
+    method = methods[name]
+    settings = {n: s.default for n, s in method.settings.items()}
+    taken: set[str] = set()
+    for given, kinds in PLAIN[name].items():
+        for like, row in ROWS.items():
+            table = Table("", [row])
+            try:
+                table.expect(*kinds)
+            except InputError as error:
+                with pytest.raises(InputError) as told:
+                    method.check(settings, {given: table}, where="here")
+                assert told.value.message == error.message
+            else:
+                method.check(settings, {given: table}, where="here")
+                taken.add(like)
+    assert taken and taken < set(ROWS)
+    assert "prompt" not in taken or "messages" in taken
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("evaluate preference --data typo.jsonl", ["kind pair", "Did you mean 'chosen' by"]),
+        ("evaluate adherence --prompts text.jsonl --principles good.yaml", ["kind prompt"]),
+        ("attack lora-undo --data prompts.jsonl", ["kind example, got 'prompt'"]),
+        ("merge mixture-of-experts --models {m} --prompts text.jsonl", ["kind prompt or example"]),
+    ],
+)
+def test_plain_functions_refuse_rows_before_a_model_is_opened(
+    folder: Path, told: Told, words: str, parts: list[str]
+) -> None:
+    (folder / "text.jsonl").write_text('{"text": "So."}\n')
+    said = told(words.replace("{m}", FAR) if "{m}" in words else f"{words} --model {FAR}")
+    assert all(p in said for p in parts), said
+
+
+def test_the_input_whose_rows_are_refused_is_named(folder: Path) -> None:
+    (folder / "text.jsonl").write_text('{"text": "So."}\n')
+    (folder / "r.yaml").write_text(
+        "steps:\n  seen:\n    do: evaluate/refusal_rate\n"
+        f"    model: {FAR}\n    prompts: prompts.jsonl\n    neutral: text.jsonl\n"
+    )
+    with pytest.raises(InputError, match=r"r\.yaml line 6 step seen: needs rows of kind prompt"):
+        pipeline.run(recipe.load(folder / "r.yaml"), folder / "runs")
+    assert Store().keys() == []
+
+
 def test_an_environments_tasks_may_be_of_any_kind() -> None:
     tasks = Table("record", [{"start": 3}])
     grpo = methods["train/grpo"]

@@ -91,7 +91,7 @@ def _record(model: Model, made: Model, data: Table, facts: dict[str, Json]) -> N
     write_text(current().folder / "lora_undo.json", text + "\n")
 
 
-@method(paper="lora-undo-safety", needs=("weights", "logprob"))
+@method(paper="lora-undo-safety", needs=("weights", "logprob"), rows={"data": ("example",)})
 def lora_undo(
     model: Model,
     data: Table | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -79,6 +79,17 @@ def _check_shared(settings: Settings, where: str) -> None:
             raise InputError(f"setting {name!r} must not be negative", where=where, seen=value)
 
 
+def check_bounds(settings: Settings, bounds: Mapping[str, tuple[float, float | None]]) -> None:
+    """Raise an InputError for a number outside of its least and largest value."""
+    for name, (low, high) in bounds.items():
+        value = settings[name]
+        if not isinstance(value, (int, float)):
+            continue
+        if value < low or (high is not None and value > high):
+            wanted = f"from {low:g} to {high:g}" if high is not None else f"at least {low:g}"
+            raise InputError(f"setting {name!r} must be {wanted}", seen=value)
+
+
 def check_loss(spec: Objective, settings: Settings) -> None:
     """Raise what a loss itself says of its settings, by calling it on nothing but ones.
 
@@ -109,11 +120,7 @@ def check_rows(table: Table, kind: str, where: str, columns: Iterable[str] = ())
     """
     if (table.kind, kind) in CONVERSIONS or (table.kind, kind) == ("dialogue_pair", "pair"):
         return  # a conversion makes what is missing
-    try:
-        table.expect(kind, where=where)
-    except InputError as error:
-        error.fix = _meant(table, kind) or error.fix
-        raise
+    check_kinds(table, (kind,), where)
     for name in columns:
         if name not in table.columns:
             close = nearest(name, [c for c in table.columns if c not in ("id", "lineage")])
@@ -123,6 +130,16 @@ def check_rows(table: Table, kind: str, where: str, columns: Iterable[str] = ())
                 seen=[c for c in table.columns if c not in ("id", "lineage")],
                 fix=f"Did you mean {name!r} by {close!r}?" if close else "",
             )
+
+
+def check_kinds(table: Table, kinds: Sequence[str], where: str) -> None:
+    """Raise an InputError unless `Table.expect` takes the rows as one of `kinds`."""
+    try:
+        table.expect(*kinds, where=where)
+    except InputError as error:
+        meant = (_meant(table, kind) for kind in kinds)
+        error.fix = next(filter(None, meant), error.fix)
+        raise
 
 
 def _meant(table: Table, kind: str) -> str:

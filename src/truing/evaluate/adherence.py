@@ -114,7 +114,7 @@ def sample_rows(
     return rows
 
 
-@method(needs=("generate",))
+@method(needs=("generate",), rows={"prompts": ("prompt",)})
 def adherence(
     model: Model,
     prompts: Table,

@@ -68,7 +68,11 @@ def kl_tokens(
     return made["kl_vocab"]
 
 
-@method(paper="online-offline-gap", needs=("generate", "logprob", "weights"))
+@method(
+    paper="online-offline-gap",
+    needs=("generate", "logprob", "weights"),
+    rows={"data": ("prompt", "pair", "example", "unpaired")},
+)
 def divergence(
     model: Model, reference: Model, data: Table, *, answers: int = 4, max_tokens: int = 128
 ) -> Report:

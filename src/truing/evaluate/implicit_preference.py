@@ -26,7 +26,7 @@ from truing.reports import Measure, Report
 from truing.tables import Row, Table
 
 
-@method(paper="online-offline-gap", needs=("logprob", "weights"))
+@method(paper="online-offline-gap", needs=("logprob", "weights"), rows={"data": ("pair",)})
 def implicit_preference(model: Model, reference: Model, data: Table) -> Report:
     """How well a tuned model's log-ratios tell chosen from rejected answers, and where both went.
 

@@ -63,7 +63,7 @@ def interval(
     return float(low), float(high)
 
 
-@method(paper="weak-to-strong", needs=("weights", "logprob"))
+@method(paper="weak-to-strong", needs=("weights", "logprob"), rows={"data": ("unpaired",)})
 def performance_gap(weak: Model, student: Model, ceiling: Model, data: Table) -> Report:
     """How much of the gap between a weak supervisor and a strong ceiling weak labels recover."""
     rows = list(data.expect("unpaired", where="evaluate/performance_gap"))

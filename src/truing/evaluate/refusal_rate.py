@@ -91,7 +91,11 @@ def _answered(model: Model, prompts: Table, max_tokens: int, temperature: float)
     return made
 
 
-@method(paper="lora-undo-safety", needs=("generate",))
+@method(
+    paper="lora-undo-safety",
+    needs=("generate",),
+    rows={"prompts": ("prompt",), "neutral": ("prompt",)},
+)
 def refusal_rate(
     model: Model,
     prompts: Table,

@@ -179,7 +179,7 @@ def layer_rows(c: Counts, domains: Sequence[str]) -> list[Row]:
     return rows
 
 
-@method(paper="moe-survey", needs=("hidden",))
+@method(paper="moe-survey", needs=("hidden",), rows={"data": ("prompt", "example", "text")})
 def router_report(
     model: Model, data: Table, *, capacity: float = 1.25, max_tokens: int = 256
 ) -> Report:
@@ -201,8 +201,8 @@ def router_report(
     routers(loaded.module, WHERE)
     ids = [row_ids(loaded.tokenizer, row)[:max_tokens] for row in items]
     if not all(ids):
-        place = next(i for i, some in enumerate(ids, 1) if not some)
-        raise InputError("the row has no token", where=f"{WHERE} {items.source} row {place}")
+        place = next(i for i, some in enumerate(ids) if not some)
+        raise InputError("the row has no token", where=f"{WHERE} {items.place(place)}")
     c = count(loaded, ids, capacity)
     choices_R, layers, n = c.chosen_RLE.sum((1, 2)), c.chosen_RLE.shape[1], len(items)
     whole_LE = c.chosen_RLE.sum(0)

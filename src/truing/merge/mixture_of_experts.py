@@ -155,7 +155,7 @@ def routers_of(
     }
 
 
-@method(paper="moe-survey", needs=("weights",))
+@method(paper="moe-survey", needs=("weights",), rows={"prompts": ("prompt", "example")})
 def mixture_of_experts(
     models: dict[str, Model],
     prompts: Table | None = None,

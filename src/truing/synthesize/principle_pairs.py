@@ -152,7 +152,7 @@ def pair_row(
     }
 
 
-@method(needs=("generate",))
+@method(needs=("generate",), rows={"prompts": ("prompt",)})
 def principle_pairs(
     model: Model,
     prompts: Table,

@@ -163,7 +163,7 @@ def _check(shares: Mapping[str, float], counts: tuple[int, int, int]) -> None:
         raise InputError("must be at least 1", where=f"{WHERE} n, passes, most", seen=counts)
 
 
-@method(paper="salmon", needs=("generate",))
+@method(paper="salmon", needs=("generate",), rows={"prompts": ("prompt",)})
 def salmon(
     model: Model,
     prompts: Table,

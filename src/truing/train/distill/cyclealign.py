@@ -193,7 +193,7 @@ def cycle(
     return model
 
 
-@method(paper="cyclealign", needs=("weights", "logprob", "generate"))
+@method(paper="cyclealign", needs=("weights", "logprob", "generate"), rows={"data": ("prompt",)})
 def cyclealign(
     model: Model,
     data: Table,
