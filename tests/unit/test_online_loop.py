@@ -252,7 +252,7 @@ def test_named_values_of_one_reward(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "told"),
     [
-        ("grpo", {"answers": 1}, "at least 2 are needed"),
+        ("grpo", {"answers": 1}, "'answers' must be at least 2"),
         ("grpo", {"rewards": None}, "nothing to reward answers by"),
         ("grpo", {"rewards": {"x": {"use": "no_such"}}}, "unknown"),
         ("grpo", {"weights": {"other": 1.0}}, "unknown term"),

@@ -13,6 +13,7 @@ from truing.tables import KINDS, Table
 if TYPE_CHECKING:
     from truing.core.objective import Objective
     from truing.core.online import Online
+    from truing.core.online_training import OnlineTraining
 
 Settings = Mapping[str, object]
 Tables = Mapping[str, Table]
@@ -41,6 +42,15 @@ def check_objective(spec: Objective, settings: Settings, tables: Tables) -> None
 
 def check_online(spec: Online, settings: Settings, tables: Tables) -> None:
     """Raise an InputError for settings and rows that training would refuse; see `Method.check`."""
+    training = online_training(spec, settings)
+    given = spec.joins(settings)
+    # An environment's tasks may be rows of any kind.
+    if "data" in tables and training.environment is None:
+        check_rows(tables["data"], spec.rows, spec.name, [given] if given else [])
+
+
+def online_training(spec: Online, settings: Settings) -> OnlineTraining:
+    """The engine's settings among all of a method's, checked; an InputError names the wrong one."""
     from truing.core.online_training import OnlineTraining
 
     _check_shared(settings, spec.name)
@@ -67,9 +77,7 @@ def check_online(spec: Online, settings: Settings, tables: Tables) -> None:
             where=spec.name,
             seen=given,
         )
-    # An environment's tasks may be rows of any kind.
-    if "data" in tables and training.environment is None:
-        check_rows(tables["data"], spec.rows, spec.name, [given] if given else [])
+    return training
 
 
 def _check_shared(settings: Settings, where: str) -> None:

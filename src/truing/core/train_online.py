@@ -27,6 +27,7 @@ from truing.core.online_reward import Reward
 from truing.core.online_task import OnlineTask
 from truing.core.online_training import OnlineTraining
 from truing.core.opening import same_tokens
+from truing.core.preflight import online_training
 from truing.core.rewards import Rewards, telling
 from truing.core.rollout import Make, maker
 from truing.core.row_kinds import as_kind, summed
@@ -55,26 +56,7 @@ def _split(spec: Online, values: Mapping[str, object]) -> tuple[dict[str, object
         if name not in shared and name not in own:
             raise unknown("setting", name, [*own, *shared], where=spec.name)
     chosen = own | dict(values)
-    training = OnlineTraining(**{n: v for n, v in chosen.items() if n in shared})  # type: ignore[arg-type]
-    training.check(spec.name)
-    if training.refill and (spec.least < 2 or spec.given or spec.opponent):
-        raise InputError(
-            "groups of equal rewards teach here too: replacing them would take them all",
-            where=f"{spec.name} setting 'refill'",
-            seen=training.refill,
-        )
-    if training.answers < spec.least:
-        raise InputError(
-            f"an answer is compared with the others of its group: at least {spec.least} are needed",
-            where=f"{spec.name} setting 'answers'",
-            seen=training.answers,
-        )
-    if training.environment is not None and spec.joins(chosen):
-        raise InputError(
-            "an answer that rows bring along was given in no episode",
-            where=f"{spec.name} setting 'environment'",
-            seen=spec.joins(chosen),
-        )
+    training = online_training(spec, chosen)
     # What the method is told includes the engine's settings that it asks for.
     told = {n: getattr(training, n) if n in shared else chosen[n] for n in own}
     if training.environment is not None and "new_tokens" in told:
