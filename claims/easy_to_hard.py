@@ -1,19 +1,23 @@
 """Does an evaluator that saw short problems alone choose well among solutions of long ones?
 
-Problems add and take away numbers up to four, modulo ten, one step after the other. A tiny decoder
-(three layers), trained from nothing on solutions of one to three steps, generates; the same weights
-with a head become a process reward model, from right and wrong solutions of easy problems: its own,
-drawn at temperature 1.3, and right ones in which one result is changed or one step left out. Some
-dots stand behind short problems, so that only the number of steps is new in long ones. On 60
-problems of four and five steps, eight solutions each are drawn at temperature 0.7. The effect is
-the accuracy of weighted voting, by the least of a solution's steps, less that of the majority.
+Problems add up to four to a number or take it away, modulo ten, at each of five labels; at those of
+a problem that do nothing they add 0, so that a hard problem (four or five steps that do something)
+is no longer than an easy one (one to three). A tiny decoder (three layers), trained from nothing on
+easy solutions until it has half learnt them, is the base. Tuned on 200 of these solutions it is the
+generator. With a head it becomes a process reward model, from labelled steps of 600 further easy
+problems: two solutions of the generator at temperature 1.3, the right one, and two spoilt ones, in
+which a number is changed or steps are left out. A step is right when it follows from the one before
+it. On 60 hard problems eight solutions each are drawn at temperature 0.7; the effect is the
+accuracy of weighted voting, by the least of a solution's steps, less that of the majority.
 
 Then GRPO (20 rollouts of 8 prompts by 8 answers) trains the generator on 40 further hard problems,
 rewarded by that model alone; no answer of a hard problem is used anywhere but to grade.
 
 The card asks for 0.03 over the majority and 0.05 over a single solution; for an AUROC of 0.7 of the
 hard problems' steps, which falls from easy to hard less than the generator's accuracy does; and for
-0.03 more of the hard problems solved after reinforcement.
+0.03 more of the hard problems solved after reinforcement. The world and its settings were chosen on
+other seeds. Worlds in which long problems have longer solutions were left: there a model of this
+size fails at the length, not at the steps.
 """
 
 from __future__ import annotations
@@ -38,30 +42,38 @@ MINUTES = 4
 NEEDS_GPU = False
 SEEDS = (0, 1, 2)
 LABELS = "pqrst"
+MODULUS, LARGEST = 10, 4
 EASY, HARD = (1, 2, 3), (4, 5)
-TAUGHT, JUDGED, ASKED, REINFORCED = 1200, 300, 60, 40
-EPOCHS, ROLLOUTS = 12, 20
-SOLUTIONS, TOKENS = 8, 56
+TAUGHT, SHOWN, JUDGED, ASKED, REINFORCED = 1200, 200, 600, 60, 40
+ROLLOUTS, SPOILT = 20, 2
+SOLUTIONS, TOKENS = 8, 72
+
+
+def line(name: str, value: int, step: str) -> tuple[str, int]:
+    """What stands in a solution for one label, and the value after it."""
+    sign, n = step.split()
+    after = (value + int(n) if sign == "+" else value - int(n)) % MODULUS
+    return f"{name} {value} {step} = {after}", after
 
 
 def problem(source: random.Random, steps: int) -> Row:
     """A problem with its solution: {"prompt", "completion", "answer", "level"}."""
-    value = source.randrange(10)
-    asked, solved = [f"start {value}"], [f"start {value}"]
+    start = value = source.randrange(MODULUS)
     taken = source.sample(LABELS, steps)
-    for name in LABELS:
-        if name not in taken:
-            asked.append(f"{name} rest")
-            continue
-        sign, n = source.choice("+-"), source.randrange(1, 5)
-        value = (value + n if sign == "+" else value - n) % 10
-        asked.append(f"{name} {sign} {n}")
-        solved.append(f"{name} {sign} {n} = {value}")
-    text = "\n\n".join([*solved, f"# Answer {value}"])
-    # Dots behind short problems, so that a long solution holds no distance that is new.
-    dots = source.randrange(17) if steps in EASY else 0
-    prompt = " ".join([" ; ".join(asked), *"." * dots])
-    return {"prompt": prompt, "completion": text, "answer": str(value), "level": str(steps)}
+    does = [
+        f"{source.choice('+-')} {source.randrange(1, LARGEST + 1)}" if name in taken else "+ 0"
+        for name in LABELS
+    ]
+    solved = [f"start {start}"]
+    for name, step in zip(LABELS, does):
+        text, value = line(name, value, step)
+        solved.append(text)
+    asked = [f"start {start}", *(f"{name} {step}" for name, step in zip(LABELS, does))]
+    completion = "\n\n".join([*solved, f"# Answer {value}"])
+    return {
+        "prompt": " ; ".join(asked), "completion": completion, "answer": str(value),
+        "level": str(steps),
+    }  # fmt: skip
 
 
 def problems(source: random.Random, levels: Sequence[int], n: int) -> list[Row]:
@@ -69,30 +81,46 @@ def problems(source: random.Random, levels: Sequence[int], n: int) -> list[Row]:
 
 
 def labels(row: Row, steps: Sequence[str]) -> list[float]:
-    """1 for each step that stands at its place in the right solution, else 0."""
-    right = steps_of(str(row["completion"]))
-    right += [""] * len(steps)
-    return [float(s.split() == r.split()) for s, r in zip(steps, right)]
+    """1 for each step that follows from the one before it and stands at its place, else 0."""
+    start, *does = str(row["prompt"]).split(" ; ")
+    found: list[float] = []
+    for i, step in enumerate(steps):
+        value = steps[i - 1].split()[-1] if i else ""
+        if i == 0:
+            right = start
+        elif not value.isdigit() or i > len(does) + 1:
+            right = ""
+        elif i <= len(does):
+            name, todo = does[i - 1].split(" ", 1)
+            right = line(name, int(value), todo)[0]
+        else:
+            right = f"# Answer {value}"
+        found.append(float(step.split() == right.split()))
+    return found
 
 
 def spoilt(source: random.Random, row: Row) -> list[str]:
-    """The right solution with one result changed, or one step left out."""
+    """The right solution with one number changed, or one to three steps left out."""
     steps = steps_of(str(row["completion"]))
     place = source.randrange(len(steps))
-    if source.random() < 0.3 and place < len(steps) - 1:
-        return [s for i, s in enumerate(steps) if i != place]
+    if source.random() < 0.4:
+        place = source.randrange(len(steps) - 1)
+        later = min(place + source.randrange(1, 4), len(steps) - 1)
+        return steps[:place] + steps[later:]
     words = steps[place].split()
-    words[-1] = str((int(words[-1]) + source.randrange(1, 10)) % 10)
+    at = source.choice([i for i, w in enumerate(words) if w.isdigit()])
+    words[at] = str((int(words[at]) + source.randrange(1, MODULUS)) % MODULUS)
     steps[place] = " ".join(words)
     return steps
 
 
 def judged(source: random.Random, rows: list[Row], own: list[list[str]]) -> Table:
-    """Steps with labels: two own solutions of each problem, a spoilt one and the right one."""
+    """Steps with labels: own solutions of each problem, spoilt ones and the right one."""
     made: list[Row] = []
     for row, texts in zip(rows, own):
         several = [steps_of(t) for t in texts]
-        several += [spoilt(source, row), steps_of(str(row["completion"]))]
+        several += [spoilt(source, row) for _ in range(SPOILT)]
+        several.append(steps_of(str(row["completion"])))
         made += [
             {"prompt": row["prompt"], "steps": s, "labels": labels(row, s)} for s in several if s
         ]
@@ -130,10 +158,9 @@ def solved(model: Model, rows: Sequence[Row], seed: int) -> float:
 def one(seed: int) -> dict[str, float]:
     source = random.Random(f"easy_to_hard/{seed}")
     rows = problems(source, EASY, TAUGHT)
-    words = vocabulary(
-        ["start rest ; . + - = # Answer \n\n", " ".join(LABELS), *map(str, range(10))]
-    )
-    generator = taught(blank(words, seed, layers=3), rows, seed, epochs=EPOCHS)
+    words = vocabulary(["start ; + - = # Answer \n\n", " ".join(LABELS), *map(str, range(10))])
+    base = taught(blank(words, seed, layers=3), rows, seed, epochs=4)
+    generator = taught(base, rows[:SHOWN], seed, epochs=12, lr=1e-3)
 
     easy = problems(source, EASY, JUDGED)
     own = drawn(
@@ -142,8 +169,8 @@ def one(seed: int) -> dict[str, float]:
     reward = cast(
         Model,
         call(
-            "train/process_reward", generator, judged(source, easy, own), seed=seed, rank=0,
-            lr=1e-3, batch=32, epochs=3,
+            "train/process_reward", base, judged(source, easy, own), seed=seed, rank=0,
+            lr=1e-3, batch=32, epochs=5,
         ),
     )  # fmt: skip
 
@@ -169,8 +196,8 @@ def one(seed: int) -> dict[str, float]:
     )
     prompts = Table("prompt", [{"prompt": r["prompt"]} for r in problems(source, HARD, REINFORCED)])
     trained = call(
-        "train/grpo", generator, prompts, seed=seed, rank=0, lr=2e-4, batch=8, steps=ROLLOUTS,
-        answers=8, new_tokens=TOKENS,
+        "train/grpo", generator, prompts, seed=seed, rank=0, lr=3e-5, batch=8, steps=ROLLOUTS,
+        answers=8, new_tokens=TOKENS, beta=0.05,
         rewards={"steps": {"use": "step_reward", "model": hold(reward)}},
     )  # fmt: skip
     found["greedy, hard, after GRPO"] = solved(trained, hard, seed)

@@ -85,10 +85,17 @@ def test_steps_are_labelled_by_the_right_solution(world) -> None:
     for level in (1, 3, 5):
         row = claim.problem(source, level)
         steps = claim.steps_of(row["completion"])
-        assert len(steps) == level + 2 and claim.labels(row, steps) == [1.0] * len(steps)
+        assert len(steps) == len(claim.LABELS) + 2
+        assert claim.labels(row, steps) == [1.0] * len(steps)
+        assert sum(not step.count("+ 0") for step in steps[1:-1]) == level
         assert steps[-1].split()[-1] == row["answer"]
         assert 0.0 in claim.labels(row, claim.spoilt(source, row))
-        assert claim.labels(row, [*steps, "p + 1 = 2"])[-1] == 0
+        assert claim.labels(row, [*steps, "p 1 + 1 = 2"])[-1] == 0
+        # A step is judged by the one before it: after one mistake the rest can be right.
+        words = steps[2].split()
+        words[-1] = str((int(words[-1]) + 1) % 10)
+        assert claim.labels(row, [*steps[:2], " ".join(words), *steps[3:]])[2:4] == [0.0, 0.0]
+        assert claim.labels(row, [*steps[:2], *steps[3:]])[2] == 0
     assert claim.auroc([3.0, 2.0, 1.0], [1, 1, 0]) == 1
     assert claim.auroc([1.0, 1.0], [1, 0]) == 0.5 == claim.auroc([1.0], [1])
 
