@@ -29,7 +29,9 @@ def of_system(error: BaseException, where: str = "") -> TruingError | None:
     number = getattr(error, "errno", None)
     if number in FULL or "No space left on device" in str(error):
         return Stopped(
-            "the disk is full", where=where, fix="Free some space; the same command goes on"
+            "the disk is full",
+            where=where,
+            fix="Free some space; the same command goes on from here",
         )
     if isinstance(error, OSError) and number in PLACE and error.filename:
         return InputError(

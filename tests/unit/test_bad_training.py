@@ -268,7 +268,7 @@ def test_groups_and_prompts_that_cannot_be(name: str, model: Model, tmp_path: Pa
     rewards = {} if spec.pools else {"rewards": LETTERS}
     with use(Context(folder=tmp_path)):
         if spec.least > 1:
-            with pytest.raises(InputError, match="at least 2 are needed"):
+            with pytest.raises(InputError, match="must be at least 2"):
                 methods[name](model, asked(spec), **(SHORT | {"answers": 1}), **rewards)
         rows = [{**row, "prompt": LONG} for row in asked(spec)]
         small = SHORT | {"max_tokens": LIMIT}
