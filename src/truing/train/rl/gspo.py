@@ -1,24 +1,36 @@
 """Group sequence policy optimisation: the ratio is that of the whole answer, per token.
 
-    s_i = exp(mean_t log(pi(y_t) / pi_old(y_t)))                                  arXiv 2507.18071
-    loss = mean over answers of -min(s_i A_i, clip(s_i, 1 - e_lo, 1 + e_hi) A_i)
+    l_t = log(pi(y_t) / pi_old(y_t))
+    gspo   s_i = exp(mean_t l_t)                                                  arXiv 2507.18071
+           loss = mean over answers of -min(s_i A_i, clip(s_i, 1 - e_lo, 1 + e_hi) A_i)
+    gmpo   s_i = exp(mean_t c_t),  c_t = min(l_t, e) for A_i >= 0, max(l_t, -e) for A_i < 0
+           loss = mean over answers of -s_i A_i
 
-A_i as in GRPO. Since s_i is a mean over many tokens it moves little, and the clipping is three
-orders of magnitude narrower than GRPO's. Where all answers have one token it is GRPO.
+A_i as in GRPO. Since gspo's s_i is a mean over many tokens it moves little, and its clipping is
+three orders of magnitude narrower than GRPO's. gmpo, the geometric mean, holds each token by itself
+and on one side only, so that one far token takes no more than its share. Where all answers have one
+token, gspo is GRPO, and so is gmpo with GRPO clipped at exp(-e) and exp(e).
+
+The method card gives gmpo's clipping and mean, not the average over answers, which is gspo's here.
 
 Shapes: U groups, K answers, T tokens.
 """
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from truing.core.advantages import group_advantage
 from truing.core.objective import Loss, Measurements
 from truing.core.online import (
     Update,
+    advantages,
     by_answer,
     clip_fraction,
     clipped,
     kl_loss,
+    log_ratio,
     online,
     watched,
     weighed,
@@ -42,6 +54,33 @@ def gspo(
         if beta:
             per_UKT = per_UKT + beta * kl_loss(m)
         fraction_UK = clip_fraction(m, clip_low, clip_high, "sequence")
+        return watched(by_answer(per_UKT, m), clip_fraction=fraction_UK)
+
+    return weighed(group_advantage(r["reward"], r.there_UK), loss, beta=beta)
+
+
+def geometric(m: Measurements, clip: float) -> tuple[Tensor, Tensor]:
+    """-s A of each token, and which tokens' log-ratios are held; both [U, K, T]."""
+    l_UKT, a_UKT = log_ratio(m), advantages(m)
+    held_UKT = torch.where(a_UKT < 0, l_UKT.clamp(min=-clip), l_UKT.clamp(max=clip))
+    mean_UK = held_UKT.sum(-1) / m.length_UK.clamp(min=1)
+    return -mean_UK.exp()[..., None] * a_UKT, (held_UKT != l_UKT) & (a_UKT != 0)
+
+
+@online(paper="preference-losses", needs=("ref_logp",), least=2)
+def gmpo(r: Measurements, *, beta: float = 0.0, clip_log: float = 0.4) -> Update:
+    """Geometric-mean policy optimisation: one ratio for each answer, its tokens held one by one.
+
+    Args:
+        beta: strength of the pull towards the reference (k3, in the loss); 0 does without one.
+        clip_log: how far a token's log-ratio counts in the direction that its advantage pushes.
+    """
+
+    def loss(m: Measurements) -> Loss:
+        per_UKT, out_UKT = geometric(m, clip_log)
+        if beta:
+            per_UKT = per_UKT + beta * kl_loss(m)
+        fraction_UK = out_UKT.float().sum(-1) / m.length_UK.clamp(min=1)
         return watched(by_answer(per_UKT, m), clip_fraction=fraction_UK)
 
     return weighed(group_advantage(r["reward"], r.there_UK), loss, beta=beta)
