@@ -1,11 +1,15 @@
-"""CISPO by hand: capped weights that are held constant."""
+"""CISPO and SAPO by hand: capped weights that are held constant, and a smooth gate."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
+import torch
 from online_numbers import (
     ANSWERS,
     NEW,
+    OLD,
     REWARD,
     gradient,
     loss_of,
@@ -17,7 +21,10 @@ from online_numbers import (
     total,
 )
 
-from truing.train.rl.cispo import cispo
+from truing.errors import InputError
+from truing.train.rl.cispo import cispo, gated, sapo
+
+A = [[(x - mean(g)) / (std(g) + 1e-4) for x in g] for g in REWARD]
 
 
 def test_cispo_by_hand() -> None:
@@ -36,3 +43,49 @@ def test_cispo_by_hand() -> None:
         assert got[u, k, : len(wanted)].tolist() == pytest.approx(wanted, rel=1e-5)
     # exp(0.5) > 1.25 at one token of four answers' ten: the third and the fourth answer's.
     assert loss.metrics["clip_fraction"].tolist() == [[0.0, 0.5], [1.0, 0.5]]
+
+
+def test_sapo_by_hand() -> None:
+    r = rollout()
+    per: list[float] = []
+    slope: dict[tuple[int, int], list[float]] = {}
+    for u, k in ANSWERS:
+        a = A[u][k]
+        tau = 1.0 if a > 0 else 1.05
+        gate = [1 / (1 + math.exp(-tau * (ratio(u, k, t) - 1))) for t in tokens(u, k)]
+        per.append(mean([-4 / tau * g * a for g in gate]))
+        # d ratio / d logp = ratio, d sigmoid = g (1 - g), and tau cancels.
+        slope[u, k] = [
+            -4 * g * (1 - g) * ratio(u, k, t) * a / len(gate) / 4 for t, g in enumerate(gate)
+        ]
+    loss = loss_of(sapo(r), r)
+    assert total(loss) == pytest.approx(mean(per), rel=1e-5)
+    got = gradient(loss)
+    for (u, k), wanted in slope.items():
+        assert got[u, k, : len(wanted)].tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_sapo_at_ratio_one_is_reinforce() -> None:
+    r = rollout()
+    got = gradient(loss_of(sapo(r), r, now=OLD))
+    for u, k in ANSWERS:
+        n = len(OLD[u][k])
+        assert got[u, k, :n].tolist() == pytest.approx([-A[u][k] / n / 4] * n, rel=1e-5)
+
+
+def test_sapo_far_away_has_no_gradient_and_stays_finite() -> None:
+    r = rollout()
+    update = sapo(r)
+    for shift in (5.0, 200.0, -200.0):
+        now = [tuple([x + shift for x in y] for y in row) for row in OLD]
+        got = gradient(loss_of(update, r, now=now))  # type: ignore[arg-type]
+        assert got.isfinite().all() and got.abs().max() < 1e-12
+
+
+def test_sapo_counts_no_advantage_as_nothing() -> None:
+    r = rollout()
+    m = loss_of(sapo(r), r).given  # type: ignore[attr-defined]
+    flat = type(m)(m.mask_UKT, m.tensors, {**m.columns, "advantage": torch.zeros(2, 2)})
+    assert gated(flat, 1.0, 1.05).abs().sum() == 0
+    with pytest.raises(InputError, match="tau_negative"):
+        sapo(r, tau_negative=0.0)
