@@ -6,6 +6,7 @@
                    A_t = delta_t + gamma lambda A_{t+1}                        arXiv 1506.02438
     KL             k1 = l,  k2 = l^2 / 2,  k3 = exp(-l) + l - 1 >= 0,  l = logp - ref_logp
                    (three estimators of KL(policy || reference) on the policy's own tokens)
+                   k3_ratio = k3 pi / pi_old: k3 on tokens that an older policy drew
 
 Shapes: U groups, K answers of a group, T tokens of an answer; tokens stand on the left, padding is
 masked. Branches that do not exist have no token and count for nothing.
@@ -21,7 +22,7 @@ from torch import Tensor
 from truing.errors import InputError
 
 Scale = Literal["group", "batch", "none"]
-Estimator = Literal["k1", "k2", "k3"]
+Estimator = Literal["k1", "k2", "k3", "k3_ratio"]
 EPS = 1e-4  # added to standard deviations of rewards
 
 
@@ -141,7 +142,11 @@ def to_go(reward_UKT: Tensor, mask_UKT: Tensor, gamma: float = 1.0) -> Tensor:
 
 
 def kl_tokens(logp_UKT: Tensor, ref_logp_UKT: Tensor, kind: Estimator = "k3") -> Tensor:
-    """An estimate of KL(policy || reference) at each token; see the module's docstring."""
+    """An estimate of KL(policy || reference) at each token; see the module's docstring.
+
+    The tokens are the policy's own, whose ratio is 1: "k3_ratio" is k3 here, and gets its ratio in
+    `core.online.kl_loss`.
+    """
     l_UKT = logp_UKT - ref_logp_UKT
     if kind == "k1":
         return l_UKT

@@ -152,8 +152,9 @@ def clip_fraction(m: Measurements, low: float, high: float, level: Level = "toke
 
 
 def kl_loss(m: Measurements, kind: Estimator = "k3") -> Tensor:
-    """KL to the reference at each token, [U, K, T], differentiated."""
-    return kl_tokens(m["logp"], m["ref_logp"], kind) * m.mask_UKT
+    """KL to the reference at each token, [U, K, T], differentiated; the ratio of "k3_ratio" too."""
+    made_UKT = kl_tokens(m["logp"], m["ref_logp"], kind) * m.mask_UKT
+    return made_UKT * log_ratio(m).exp() if kind == "k3_ratio" else made_UKT
 
 
 def value_loss(m: Measurements, clip: float = 0.2) -> Tensor:

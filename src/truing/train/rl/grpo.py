@@ -11,9 +11,13 @@
               ending by itself is one more reward, of weight `missing_end`
 
 KL is k1, k2 or k3 of `core.advantages`, in the loss, or summed over the answer and taken off its
-reward. Groups of equal rewards have no gradient and are not computed (they are counted, and stay in
-the denominators), unless a KL term in the loss gives them one. DAPO's overlong punishment enters
-before the advantages. An answer cut off at the limit can be kept out of dapo's loss.
+reward. k3_ratio is ratio_t k3, which stays unbiased when a rollout is learnt from more than once;
+the ratio is differentiated too, so that even at ratio 1 its gradient is the KL's, which k3's is
+not. In the reward it is k3.
+
+Groups of equal rewards have no gradient and are not computed (they are counted, and stay in the
+denominators), unless a KL term in the loss gives them one. DAPO's overlong punishment enters before
+the advantages. An answer cut off at the limit can be kept out of dapo's loss.
 
 Shapes: U groups, K answers, T tokens.
 """
@@ -73,7 +77,8 @@ def grpo(
 
     Args:
         beta: strength of the pull towards the reference; 0 does without one.
-        kl: estimator of the divergence: k1, k2 or k3.
+        kl: estimator of the divergence: k1, k2 or k3; k3_ratio weighs k3 by the ratio of new to old
+            probability, and is unbiased.
         kl_in: whether the divergence is in the loss or taken off the reward.
         bound: largest ratio for negative advantages too; 0 for none.
         scale: what centred rewards are divided by: the standard deviation of their group, of the
