@@ -19,9 +19,15 @@ sys.path.insert(0, str(ROOT / "tools"))
 import new_method  # noqa: E402
 
 PLACES = [
-    "specify", "synthesize", "select", "train/preference", "train/supervised", "train/rl", "merge",
-    "steer", "decode", "evaluate", "attack", "recover",
+    "specify", "synthesize", "select", "train/preference", "train/supervised", "train/reward",
+    "train/distill", "train/rl", "merge", "steer", "decode", "evaluate", "attack", "recover",
 ]  # fmt: skip
+# What their golden tests must be filled with, by hand.
+FILLED = {
+    "merge": "[2.0, 0.0, 0.5]",
+    "train/reward": "[0.6321894, 2.6038895, 0.3038895]",
+    "train/distill": "[0.4184941]",
+}
 RUN = """
 import json, sys
 from truing import Model, Table, methods
@@ -43,11 +49,12 @@ nouns = {
     "recover": {"model": model, "trusted": model},
 }
 drawn = {"rewards": {"short": {"use": "max_words", "n": 2}}, "answers": 2, "new_tokens": 4}
+of_group = {"rl": drawn, "distill": {"teacher": model}}
 made = {}
 for id in sorted(methods):
     if methods[id].name.startswith("fresh_"):
         with use(Context()):
-            given = nouns[methods[id].verb] | (drawn if methods[id].group == "rl" else {})
+            given = nouns[methods[id].verb] | of_group.get(methods[id].group, {})
             made[id] = type(methods[id](**given)).__name__
             assert made[id] == methods[id].returns, id
 print(json.dumps(made))
@@ -66,7 +73,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ROOT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
     )
     (root / "tests" / "golden").mkdir(parents=True)
-    shutil.copy(ROOT / "tests" / "golden" / "objective_numbers.py", root / "tests" / "golden")
+    for helper in ("objective_numbers.py", "teaching.py"):
+        shutil.copy(ROOT / "tests" / "golden" / helper, root / "tests" / "golden")
     shutil.copy(ROOT / "pyproject.toml", root)
     for place in PLACES:
         assert new_method.main([place, name_of(place)], root) == 0
@@ -111,13 +119,17 @@ def test_they_run_as_they_are(copy: Path, tiny_path: Path) -> None:
 
 def test_golden_tests_fail_until_they_are_filled(copy: Path) -> None:
     golden = [f for f in made_files(copy) if f.startswith("tests/")]
-    stub = (copy / "tests" / "golden" / "test_fresh_merge.py").read_text()
-    filled = stub.replace("EXPECTED: list[float] = []", "EXPECTED = [2.0, 0.0, 0.5]")
-    (copy / "tests" / "golden" / "test_filled.py").write_text(filled)
+    filled: list[str] = []
+    for place, values in FILLED.items():
+        stub = (copy / "tests" / "golden" / f"test_{name_of(place)}.py").read_text()
+        filled.append(f"tests/golden/test_filled_{place.replace('/', '_')}.py")
+        (copy / filled[-1]).write_text(
+            stub.replace("EXPECTED: list[float] = []", f"EXPECTED = {values}")
+        )
     words = ["-m", "pytest", "-p", "no:cacheprovider", "-rA", "--tb=line", *golden]
-    done = run(copy, *words, "tests/golden/test_filled.py")
+    done = run(copy, *words, *filled)
     ends = [line.split()[0] for line in done.stdout.splitlines() if "::test_by_hand" in line]
-    assert ends.count("FAILED") == len(golden) and ends.count("PASSED") == 1, done.stdout
+    assert ends.count("FAILED") == len(golden) and ends.count("PASSED") == len(filled), done.stdout
     assert done.stdout.count("AssertionError: write down") >= len(golden)
 
 
@@ -126,7 +138,7 @@ def test_golden_tests_fail_until_they_are_filled(copy: Path) -> None:
     [
         (["trian/preference", "x"], "Did you mean 'train'?"),
         (["train", "x"], "train/preference"),
-        (["train/nowhere", "x"], "train/preference"),
+        (["train/nowhere", "x"], "train/distill, train/preference, train/reward"),
         (["select/deep", "x"], "no sub-folders"),
         (["select", "MyFilter"], "snake_case"),
         (["select", "class"], "snake_case"),
