@@ -25,8 +25,7 @@ from online_numbers import (
 )
 
 from truing.core.advantages import group_advantage, leave_one_out, overlong
-from truing.core.objective import Measurements
-from truing.core.online import clipped, kl_loss
+from truing.core.online import clipped
 from truing.errors import InputError
 from truing.train.rl.grpo import dapo, dr_grpo, gdpo, grpo
 
@@ -46,52 +45,6 @@ def test_grpo_by_hand() -> None:
     ]
     assert total(loss_of(update, r)) == pytest.approx(mean(per), rel=1e-5)
     assert update.active_U is None  # the KL term gives every group a gradient
-
-
-def test_k3_times_ratio_by_hand() -> None:
-    r, beta = rollout(), 0.3
-    update = grpo(r, beta=beta, kl="k3_ratio")
-    per = [
-        mean(
-            [
-                surrogate(ratio(u, k, t), A[u][k], 0.2, 0.2) + beta * ratio(u, k, t) * k3(u, k, t)
-                for t in tokens(u, k)
-            ]
-        )
-        for u, k in ANSWERS
-    ]
-    assert total(loss_of(update, r)) == pytest.approx(mean(per), rel=1e-5)
-    # At ratio 1 the value is k3's; the slope is (1 - exp(-l)) + k3 = l, l = log pi / pi_ref.
-    one, other = (loss_of(grpo(r, beta=beta, kl=kind), r, now=OLD) for kind in ("k3_ratio", "k3"))
-    assert total(one) == pytest.approx(total(other), abs=1e-6)
-    got = gradient(one)
-    for u, k in ANSWERS:
-        n = len(OLD[u][k])
-        gaps = [OLD[u][k][t] - REF[u][k][t] for t in tokens(u, k)]
-        wanted = [(-A[u][k] + beta * g) / n / 4 for g in gaps]
-        assert got[u, k, :n].tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-6)
-
-
-def test_k3_times_ratio_is_unbiased_under_an_older_policy() -> None:
-    """Its mean under the policy that drew is the KL of the policy that learns; so is its slope."""
-    source = torch.Generator().manual_seed(3)
-    old_V, ref_V = (torch.randn(6, generator=source).log_softmax(0) for _ in range(2))
-    logits_V = torch.randn(6, generator=source).requires_grad_()
-    logp_V = logits_V.log_softmax(0)
-    shape = (6, 1, 1)
-    m = Measurements(
-        torch.ones(shape),
-        {
-            "logp": logp_V.reshape(shape),
-            "old_logp": old_V.reshape(shape),
-            "ref_logp": ref_V.reshape(shape),
-        },
-    )
-    guess = (old_V.exp() * kl_loss(m, "k3_ratio").flatten()).sum()
-    exact = (logp_V.exp() * (logp_V - ref_V)).sum()
-    assert float(guess.detach()) == pytest.approx(float(exact.detach()), rel=1e-5)
-    a, b = (torch.autograd.grad(x, logits_V, retain_graph=True)[0] for x in (guess, exact))
-    assert torch.allclose(a, b, atol=1e-6)
 
 
 def test_kl_in_the_reward_by_hand() -> None:

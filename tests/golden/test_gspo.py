@@ -23,6 +23,7 @@ from online_numbers import (
 )
 
 from truing.core.objective import Measurements
+from truing.core.online import Aggregation
 from truing.train.rl.grpo import grpo
 from truing.train.rl.gspo import gmpo, gspo
 
@@ -38,6 +39,18 @@ def test_gspo_by_hand() -> None:
         per.append(surrogate(s, a, 0.1, 0.15))
     loss = loss_of(gspo(r, clip_low=0.1, clip_high=0.15), r)
     assert total(loss) == pytest.approx(mean(per), rel=1e-5)
+
+
+def test_gspo_by_sums_weighs_answers_by_length() -> None:
+    r = rollout()
+    per: list[float] = []
+    for u, k in ANSWERS:
+        gaps = [n - o for n, o in zip(NEW[u][k], OLD[u][k], strict=True)]
+        per.append(len(gaps) * surrogate(math.exp(mean(gaps)), A[u][k], 0.1, 0.15))
+    counts: dict[Aggregation, int] = {"luspo": 4, "bnpo": 10}
+    for kind, count in counts.items():
+        loss = loss_of(gspo(r, clip_low=0.1, clip_high=0.15, aggregate=kind), r)
+        assert total(loss) == pytest.approx(sum(per) / count, rel=1e-5)
 
 
 def one_token() -> tuple[Measurements, Measurements]:

@@ -44,10 +44,13 @@ from truing.tables import Table
 
 F = typing.TypeVar("F", bound=Function)
 Level = typing.Literal["token", "sequence"]
+Aggregation = typing.Literal["grpo", "bnpo", "luspo"]
 TOP_KL = "ref_top_kl"
 OPPONENTS = ("", "reference", "mixture")
 GLOSSARY = {
     "beta": "strength of the pull towards the reference.",
+    "aggregate": "how tokens are averaged: grpo, the mean over answers of their means; bnpo, the"
+    " mean over all tokens of the update; luspo, the mean over answers of their sums.",
     "clip_ratio": "how far from 1 the ratio of new to old probability counts.",
     "clip_low": "how far below 1 the ratio of new to old probability counts.",
     "clip_high": "how far above 1 the ratio of new to old probability counts.",
@@ -186,6 +189,13 @@ def by_token(value_UKT: Tensor, m: Measurements, weight_UK: Tensor | None = None
 def by_length(value_UKT: Tensor, m: Measurements, longest: float) -> Loss:
     """Sum over tokens divided by a constant, mean over answers (Dr. GRPO's aggregation)."""
     return Loss((value_UKT * m.mask_UKT).sum(-1) / longest, m.there_UK)
+
+
+def aggregated(value_UKT: Tensor, m: Measurements, kind: Aggregation) -> Loss:
+    """By its name in the method card: "grpo", "bnpo" (`by_token`) or "luspo" (sums of answers)."""
+    if kind == "luspo":
+        return by_length(value_UKT, m, 1.0)
+    return by_token(value_UKT, m) if kind == "bnpo" else by_answer(value_UKT, m)
 
 
 def watched(loss: Loss, **metrics: Tensor) -> Loss:

@@ -15,6 +15,11 @@ reward. k3_ratio is ratio_t k3, which stays unbiased when a rollout is learnt fr
 the ratio is differentiated too, so that even at ratio 1 its gradient is the KL's, which k3's is
 not. In the reward it is k3.
 
+`aggregate` replaces the averages: bnpo is the mean over all tokens, luspo the mean over answers of
+their sums. The method card takes bnpo's mean in the micro-batch; here it is that of the whole
+update, since results do not depend on how an update is split to fit memory. With one minibatch a
+rollout it is dapo's. luspo is dr_grpo's average times `new_tokens`.
+
 Groups of equal rewards have no gradient and are not computed (they are counted, and stay in the
 denominators), unless a KL term in the loss gives them one. DAPO's overlong punishment enters before
 the advantages. An answer cut off at the limit can be kept out of dapo's loss.
@@ -38,7 +43,9 @@ from truing.core.advantages import (
 )
 from truing.core.objective import Loss, Measurements
 from truing.core.online import (
+    Aggregation,
     Update,
+    aggregated,
     by_answer,
     by_length,
     by_token,
@@ -72,6 +79,7 @@ def grpo(
     clip_high: float = 0.2,
     bound: float = 0.0,
     scale: Scale = "group",
+    aggregate: Aggregation = "grpo",
 ) -> Update:
     """Group relative policy optimisation: an answer is as good as it beats the others.
 
@@ -90,7 +98,8 @@ def grpo(
         per_UKT = clipped(m, clip_low, clip_high, bound=bound)
         if in_loss:
             per_UKT = per_UKT + in_loss * kl_loss(m, kl)
-        return watched(by_answer(per_UKT, m), clip_fraction=clip_fraction(m, clip_low, clip_high))
+        made = aggregated(per_UKT, m, aggregate)
+        return watched(made, clip_fraction=clip_fraction(m, clip_low, clip_high))
 
     reward_UK = penalised(r, beta, kl, kl_in)
     return weighed(group_advantage(reward_UK, r.there_UK, scale), loss, beta=in_loss)

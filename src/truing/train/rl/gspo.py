@@ -11,6 +11,9 @@ three orders of magnitude narrower than GRPO's. gmpo, the geometric mean, holds 
 and on one side only, so that one far token takes no more than its share. Where all answers have one
 token, gspo is GRPO, and so is gmpo with GRPO clipped at exp(-e) and exp(e).
 
+`aggregate` is that of `grpo`: with luspo the loss is the mean of length_i times the term, so that a
+token of a long answer weighs as much as one of a short.
+
 The method card gives gmpo's clipping and mean, not the average over answers, which is gspo's here.
 
 Shapes: U groups, K answers, T tokens.
@@ -24,8 +27,10 @@ from torch import Tensor
 from truing.core.advantages import group_advantage
 from truing.core.objective import Loss, Measurements
 from truing.core.online import (
+    Aggregation,
     Update,
     advantages,
+    aggregated,
     by_answer,
     clip_fraction,
     clipped,
@@ -39,7 +44,12 @@ from truing.core.online import (
 
 @online(paper="preference-losses", needs=("ref_logp",), least=2)
 def gspo(
-    r: Measurements, *, beta: float = 0.0, clip_low: float = 3e-4, clip_high: float = 4e-4
+    r: Measurements,
+    *,
+    beta: float = 0.0,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+    aggregate: Aggregation = "grpo",
 ) -> Update:
     """Group sequence policy optimisation: one ratio for each answer.
 
@@ -54,7 +64,7 @@ def gspo(
         if beta:
             per_UKT = per_UKT + beta * kl_loss(m)
         fraction_UK = clip_fraction(m, clip_low, clip_high, "sequence")
-        return watched(by_answer(per_UKT, m), clip_fraction=fraction_UK)
+        return watched(aggregated(per_UKT, m, aggregate), clip_fraction=fraction_UK)
 
     return weighed(group_advantage(r["reward"], r.there_UK), loss, beta=beta)
 

@@ -1,0 +1,101 @@
+"""GRPO's settings by hand: how tokens are averaged, and a KL that an older policy drew."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from online_numbers import (
+    ANSWERS,
+    OLD,
+    REF,
+    REWARD,
+    gradient,
+    k3,
+    loss_of,
+    mean,
+    ratio,
+    rollout,
+    std,
+    surrogate,
+    tokens,
+    total,
+)
+
+from truing.core.objective import Measurements
+from truing.core.online import Aggregation, kl_loss
+from truing.train.rl.grpo import dapo, dr_grpo, grpo
+
+A = [[(r - mean(g)) / (std(g) + 1e-4) for r in g] for g in REWARD]
+
+
+def test_aggregations_by_hand() -> None:
+    r, beta = rollout(), 0.3
+    per = [
+        [surrogate(ratio(u, k, t), A[u][k], 0.2, 0.2) + beta * k3(u, k, t) for t in tokens(u, k)]
+        for u, k in ANSWERS
+    ]
+    wanted: dict[Aggregation, float] = {
+        "grpo": mean([mean(p) for p in per]),
+        "bnpo": sum(map(sum, per)) / 10,  # answers of 3, 2, 1 and 4 tokens
+        "luspo": sum(map(sum, per)) / 4,
+    }
+    for kind, value in wanted.items():
+        loss = loss_of(grpo(r, beta=beta, aggregate=kind), r)
+        assert total(loss) == pytest.approx(value, rel=1e-5)
+
+
+def test_aggregations_of_other_methods() -> None:
+    """DAPO's average is bnpo, Dr. GRPO's is luspo over the longest answer."""
+    r = rollout()
+    a = loss_of(grpo(r, aggregate="bnpo"), r)
+    b = loss_of(dapo(r, clip_high=0.2, punish=0.0), r)
+    assert torch.allclose(gradient(a), gradient(b), atol=1e-7)
+    a = loss_of(grpo(r, scale="none", aggregate="luspo"), r)
+    b = loss_of(dr_grpo(r, new_tokens=8), r)
+    assert torch.allclose(gradient(a) / 8, gradient(b), atol=1e-7)
+
+
+def test_k3_times_ratio_by_hand() -> None:
+    r, beta = rollout(), 0.3
+    update = grpo(r, beta=beta, kl="k3_ratio")
+    per = [
+        mean(
+            [
+                surrogate(ratio(u, k, t), A[u][k], 0.2, 0.2) + beta * ratio(u, k, t) * k3(u, k, t)
+                for t in tokens(u, k)
+            ]
+        )
+        for u, k in ANSWERS
+    ]
+    assert total(loss_of(update, r)) == pytest.approx(mean(per), rel=1e-5)
+    # At ratio 1 the value is k3's; the slope is (1 - exp(-l)) + k3 = l, l = log pi / pi_ref.
+    one, other = (loss_of(grpo(r, beta=beta, kl=kind), r, now=OLD) for kind in ("k3_ratio", "k3"))
+    assert total(one) == pytest.approx(total(other), abs=1e-6)
+    got = gradient(one)
+    for u, k in ANSWERS:
+        n = len(OLD[u][k])
+        gaps = [OLD[u][k][t] - REF[u][k][t] for t in tokens(u, k)]
+        wanted = [(-A[u][k] + beta * g) / n / 4 for g in gaps]
+        assert got[u, k, :n].tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+
+
+def test_k3_times_ratio_is_unbiased_under_an_older_policy() -> None:
+    """Its mean under the policy that drew is the KL of the policy that learns; so is its slope."""
+    source = torch.Generator().manual_seed(3)
+    old_V, ref_V = (torch.randn(6, generator=source).log_softmax(0) for _ in range(2))
+    logits_V = torch.randn(6, generator=source).requires_grad_()
+    logp_V = logits_V.log_softmax(0)
+    shape = (6, 1, 1)
+    m = Measurements(
+        torch.ones(shape),
+        {
+            "logp": logp_V.reshape(shape),
+            "old_logp": old_V.reshape(shape),
+            "ref_logp": ref_V.reshape(shape),
+        },
+    )
+    guess = (old_V.exp() * kl_loss(m, "k3_ratio").flatten()).sum()
+    exact = (logp_V.exp() * (logp_V - ref_V)).sum()
+    assert float(guess.detach()) == pytest.approx(float(exact.detach()), rel=1e-5)
+    a, b = (torch.autograd.grad(x, logits_V, retain_graph=True)[0] for x in (guess, exact))
+    assert torch.allclose(a, b, atol=1e-6)
