@@ -1,4 +1,4 @@
-"""CISPO and SAPO by hand: capped weights that are held constant, and a smooth gate."""
+"""CISPO, SAPO and VESPO by hand: capped weights, a smooth gate, a weight of the whole answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from online_numbers import (
 )
 
 from truing.errors import InputError
-from truing.train.rl.cispo import cispo, gated, sapo
+from truing.train.rl.cispo import cispo, gated, sapo, vespo
 
 A = [[(x - mean(g)) / (std(g) + 1e-4) for x in g] for g in REWARD]
 
@@ -89,3 +89,48 @@ def test_sapo_counts_no_advantage_as_nothing() -> None:
     assert gated(flat, 1.0, 1.05).abs().sum() == 0
     with pytest.raises(InputError, match="tau_negative"):
         sapo(r, tau_negative=0.0)
+
+
+def test_vespo_by_hand() -> None:
+    r = rollout()
+    per: list[float] = []
+    slope: dict[tuple[int, int], list[float]] = {}
+    for u, k in ANSWERS:
+        a = A[u][k]
+        power, lam = (2.0, 3.0) if a >= 0 else (3.0, 2.0)
+        w = math.exp(sum(NEW[u][k]) - sum(OLD[u][k]))
+        phi = math.exp(lam + power * math.log(w) - lam * w)
+        per += [-phi * a * x for x in NEW[u][k]]
+        slope[u, k] = [-phi * a / 10] * len(NEW[u][k])
+    loss = loss_of(vespo(r), r)
+    assert total(loss) == pytest.approx(mean(per), rel=1e-5)
+    got = gradient(loss)
+    for (u, k), wanted in slope.items():
+        assert got[u, k, : len(wanted)].tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_vespo_at_ratio_one_is_reinforce() -> None:
+    r = rollout()
+    loss = loss_of(vespo(r), r, now=OLD)
+    assert loss.metrics["answer_weight"].tolist() == [[1.0, 1.0], [1.0, 1.0]]
+    got = gradient(loss)
+    for u, k in ANSWERS:
+        n = len(OLD[u][k])
+        assert got[u, k, :n].tolist() == pytest.approx([-A[u][k] / 10] * n, rel=1e-5)
+
+
+def test_vespo_without_a_shape_is_cispo_of_ratio_one() -> None:
+    """k = lam = 0 leaves -A log pi."""
+    r = rollout()
+    plain = {"k_positive": 0.0, "lam_positive": 0.0, "k_negative": 0.0, "lam_negative": 0.0}
+    a, b = loss_of(vespo(r, **plain), r, now=OLD), loss_of(cispo(r), r, now=OLD)
+    assert torch.allclose(a.per_unit, b.per_unit)
+
+
+def test_vespo_fades_on_both_sides() -> None:
+    r = rollout()
+    update = vespo(r)
+    for shift in (4.0, 200.0, -30.0, -200.0):
+        now = [tuple([x + shift for x in y] for y in row) for row in OLD]
+        phi = loss_of(update, r, now=now).metrics["answer_weight"]  # type: ignore[arg-type]
+        assert phi.isfinite().all() and phi.max() < 1e-6
