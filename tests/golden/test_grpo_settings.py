@@ -1,6 +1,8 @@
-"""GRPO's settings by hand: how tokens are averaged, and a KL that an older policy drew."""
+"""GRPO's settings by hand: averages over tokens, a KL that an older policy drew, masked answers."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from online_numbers import (
 from truing.core.objective import Measurements
 from truing.core.online import Aggregation, kl_loss
 from truing.train.rl.grpo import dapo, dr_grpo, grpo
+from truing.train.rl.gspo import gspo
 
 A = [[(r - mean(g)) / (std(g) + 1e-4) for r in g] for g in REWARD]
 
@@ -99,3 +102,40 @@ def test_k3_times_ratio_is_unbiased_under_an_older_policy() -> None:
     assert float(guess.detach()) == pytest.approx(float(exact.detach()), rel=1e-5)
     a, b = (torch.autograd.grad(x, logits_V, retain_graph=True)[0] for x in (guess, exact))
     assert torch.allclose(a, b, atol=1e-6)
+
+
+# Only the first and the last answer have negative advantages; of these the first lost probability.
+DRIFTED = [([-0.75, -1.5, -2.0], [-1.75, -1.5]), ([-2.5], [-0.5, -0.25, -1.125, -2.0])]
+
+
+def test_masked_answers_keep_their_kl_and_their_place() -> None:
+    """Lost 1/6 and 1/2 a token: the first is pushed down, and masked; the second is pushed up."""
+    r, beta = rollout(), 0.3
+    drift = [[mean(o) - mean(n) for o, n in zip(*g, strict=True)] for g in zip(OLD, DRIFTED)]
+    assert [round(x, 4) for row in drift for x in row] == [0.1667, 0.5, -0.5, -0.0938]
+    for opsm, masked in ((0.15, True), (0.2, False), (0.0, False)):
+        terms: list[float] = []
+        for u, k in ANSWERS:
+            gaps = [n - o for n, o in zip(DRIFTED[u][k], OLD[u][k], strict=True)]
+            own = [surrogate(math.exp(g), A[u][k], 0.2, 0.2) for g in gaps]
+            own = [0.0 for _ in own] if masked and (u, k) == (0, 0) else own
+            terms.append(mean(own) + beta * mean([k3(u, k, t, DRIFTED) for t in tokens(u, k)]))
+        loss = loss_of(grpo(r, beta=beta, opsm=opsm), r, now=DRIFTED)
+        assert total(loss) == pytest.approx(mean(terms), rel=1e-5)
+        if opsm:
+            assert loss.metrics["masked"].tolist() == [[float(masked), 0.0], [0.0, 0.0]]
+
+
+def test_masked_answers_of_gspo() -> None:
+    r = rollout()
+    free, held = (loss_of(gspo(r, opsm=opsm), r, now=DRIFTED) for opsm in (0.0, 0.15))
+    assert held.per_unit[0, 0] == 0 and free.per_unit[0, 0] != 0
+    assert torch.equal(held.per_unit.flatten()[1:], free.per_unit.flatten()[1:])
+    assert gradient(held)[0, 0].abs().sum() == 0
+
+
+def test_nothing_is_masked_before_the_policy_has_moved() -> None:
+    r = rollout()
+    free, held = (loss_of(grpo(r, opsm=opsm), r, now=OLD) for opsm in (0.0, 1e-6))
+    assert torch.equal(free.per_unit, held.per_unit)
+    assert torch.equal(gradient(free), gradient(held))

@@ -20,6 +20,11 @@ their sums. The method card takes bnpo's mean in the micro-batch; here it is tha
 update, since results do not depend on how an update is split to fit memory. With one minibatch a
 rollout it is dapo's. luspo is dr_grpo's average times `new_tokens`.
 
+`opsm` masks off-policy sequences: an answer of negative advantage whose mean log pi_old / pi is
+above it has no surrogate, yet stays in every denominator and keeps its KL. The method card gives no
+threshold, so none is the default. pi_old is the policy before the rollout's first update: with one
+update a rollout nothing is masked.
+
 Groups of equal rewards have no gradient and are not computed (they are counted, and stay in the
 denominators), unless a KL term in the loss gives them one. DAPO's overlong punishment enters before
 the advantages. An answer cut off at the limit can be kept out of dapo's loss.
@@ -45,6 +50,7 @@ from truing.core.objective import Loss, Measurements
 from truing.core.online import (
     Aggregation,
     Update,
+    advantages,
     aggregated,
     by_answer,
     by_length,
@@ -52,6 +58,7 @@ from truing.core.online import (
     clip_fraction,
     clipped,
     kl_loss,
+    log_ratio,
     online,
     watched,
     weighed,
@@ -68,6 +75,15 @@ def penalised(r: Measurements, beta: float, kl: Estimator, place: Place = "rewar
     return r["reward"] - beta * kl_UKT.sum(-1)
 
 
+def near(m: Measurements, opsm: float) -> Tensor:
+    """1.0 for answers that are not masked as off-policy (all with `opsm` 0), [U, K, 1]."""
+    if not opsm:
+        return m.there_UK[..., None]
+    gap_UK = -log_ratio(m).detach().sum(-1) / m.length_UK.clamp(min=1)
+    masked_UK = (gap_UK > opsm) & (advantages(m).sum(-1) < 0)
+    return (~masked_UK).float()[..., None]
+
+
 @online(paper="preference-losses", needs=("ref_logp",), least=2)
 def grpo(
     r: Measurements,
@@ -80,6 +96,7 @@ def grpo(
     bound: float = 0.0,
     scale: Scale = "group",
     aggregate: Aggregation = "grpo",
+    opsm: float = 0.0,
 ) -> Update:
     """Group relative policy optimisation: an answer is as good as it beats the others.
 
@@ -91,15 +108,20 @@ def grpo(
         bound: largest ratio for negative advantages too; 0 for none.
         scale: what centred rewards are divided by: the standard deviation of their group, of the
             batch, or nothing.
+        opsm: nats a token by which an answer may have lost probability since it was drawn; beyond,
+            it is not pushed down further. 0 for any.
     """
     in_loss = beta if kl_in == "loss" else 0.0
 
     def loss(m: Measurements) -> Loss:
-        per_UKT = clipped(m, clip_low, clip_high, bound=bound)
+        near_UK1 = near(m, opsm)
+        per_UKT = clipped(m, clip_low, clip_high, bound=bound) * near_UK1
         if in_loss:
             per_UKT = per_UKT + in_loss * kl_loss(m, kl)
         made = aggregated(per_UKT, m, aggregate)
-        return watched(made, clip_fraction=clip_fraction(m, clip_low, clip_high))
+        seen = {"clip_fraction": clip_fraction(m, clip_low, clip_high)}
+        seen |= {"masked": 1 - near_UK1[..., 0]} if opsm else {}
+        return watched(made, **seen)
 
     reward_UK = penalised(r, beta, kl, kl_in)
     return weighed(group_advantage(reward_UK, r.there_UK, scale), loss, beta=in_loss)

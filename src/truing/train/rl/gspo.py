@@ -11,8 +11,8 @@ three orders of magnitude narrower than GRPO's. gmpo, the geometric mean, holds 
 and on one side only, so that one far token takes no more than its share. Where all answers have one
 token, gspo is GRPO, and so is gmpo with GRPO clipped at exp(-e) and exp(e).
 
-`aggregate` is that of `grpo`: with luspo the loss is the mean of length_i times the term, so that a
-token of a long answer weighs as much as one of a short.
+`aggregate` and `opsm` are those of `grpo`: with luspo the loss is the mean of length_i times the
+term, so that a token of a long answer weighs as much as one of a short.
 
 The method card gives gmpo's clipping and mean, not the average over answers, which is gspo's here.
 
@@ -40,6 +40,7 @@ from truing.core.online import (
     watched,
     weighed,
 )
+from truing.train.rl.grpo import near
 
 
 @online(paper="preference-losses", needs=("ref_logp",), least=2)
@@ -50,6 +51,7 @@ def gspo(
     clip_low: float = 3e-4,
     clip_high: float = 4e-4,
     aggregate: Aggregation = "grpo",
+    opsm: float = 0.0,
 ) -> Update:
     """Group sequence policy optimisation: one ratio for each answer.
 
@@ -57,14 +59,18 @@ def gspo(
         beta: strength of the pull towards the reference (k3, in the loss); 0 does without one.
         clip_low: how far below 1 the answer's ratio counts.
         clip_high: how far above 1.
+        opsm: nats a token by which an answer may have lost probability since it was drawn; beyond,
+            it is not pushed down further. 0 for any.
     """
 
     def loss(m: Measurements) -> Loss:
-        per_UKT = clipped(m, clip_low, clip_high, level="sequence")
+        near_UK1 = near(m, opsm)
+        per_UKT = clipped(m, clip_low, clip_high, level="sequence") * near_UK1
         if beta:
             per_UKT = per_UKT + beta * kl_loss(m)
-        fraction_UK = clip_fraction(m, clip_low, clip_high, "sequence")
-        return watched(aggregated(per_UKT, m, aggregate), clip_fraction=fraction_UK)
+        seen = {"clip_fraction": clip_fraction(m, clip_low, clip_high, "sequence")}
+        seen |= {"masked": 1 - near_UK1[..., 0]} if opsm else {}
+        return watched(aggregated(per_UKT, m, aggregate), **seen)
 
     return weighed(group_advantage(r["reward"], r.there_UK), loss, beta=beta)
 
