@@ -20,7 +20,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from statistics import fmean
 from typing import Literal, cast
 
@@ -41,10 +41,9 @@ TIE = 1e-5  # chances so near to one half are no preference
 ATTEMPTS = 3  # replies asked for before a verdict counts as unparsed
 WORDS = 1024  # tokens that a served judge may write
 UNPARSED = 0.2  # beyond this share the numbers would be about the parser
-SCALE = 5  # ratings of a served judge: 1 to 5
+SCALE = 5  # ratings of a served judge: 1 to 5 where nothing else is said
 
-ONE = """\
-You judge an answer to a request.
+_REQUEST = """\
 {% if criteria %}
 A good answer keeps these rules:
 {{ criteria }}
@@ -53,33 +52,30 @@ A good answer keeps these rules:
 {{ prompt }}
 </request>
 
-<answer>
-{{ completion }}
+"""
+ONE = f"""\
+You judge an answer to a request.
+{_REQUEST}<answer>
+{{{{ completion }}}}
 </answer>
 """
-TWO = """\
+TWO = f"""\
 You compare two answers to the same request.
-{% if criteria %}
-A good answer keeps these rules:
-{{ criteria }}
-{% endif %}
-<request>
-{{ prompt }}
-</request>
-
-<answer_A>
-{{ first }}
+{_REQUEST}<answer_A>
+{{{{ first }}}}
 </answer_A>
 
 <answer_B>
-{{ second }}
+{{{{ second }}}}
 </answer_B>
 """
 ASK_ONE = "Is this a good answer? Reply with Yes or No."
 ASK_TWO = "Which answer is better, A or B? Reply with A or B."
-RATE_ONE = (
-    f"How good is this answer, from 1 (worst) to {SCALE} (best)? Think first if that helps, then "
-    "end with a line of its own that reads 'Rating: ' and the number."
+GRADE_ONE = "How good is this answer, from 1 (worst) to {scale} (best)? "
+ASK_GRADE = GRADE_ONE + "Reply with the number alone."
+RATE_ONE = GRADE_ONE + (
+    "Think first if that helps, then end with a line of its own that reads 'Rating: ' and the "
+    "number."
 )
 RATE_TWO = (
     "Which answer is better? Think first if that helps, then end with a line of its own that reads "
@@ -195,24 +191,32 @@ def pairwise(
     A served judge that prefers the same place in both orders gives 0.5. Unparsed pairs are treated
     as by `pointwise`; `compare` leaves them None and tells the position bias.
     """
-    made = compare(judge, ours, theirs, criteria=criteria, template=template)
-    return _filled(made.decisions, judge)
+    told = {"criteria": criteria, "template": template}
+    return _filled(compare(judge, ours, theirs, **told).decisions, judge)
 
 
 def rate(
-    judge: Model, rows: Sequence[Row], *, criteria: str = "", template: str = ""
+    judge: Model, rows: Sequence[Row], *, criteria: str = "", template: str = "", scale: int = 0
 ) -> list[Score]:
-    """Like `pointwise`, with None for replies from which no rating could be read."""
+    """Like `pointwise`, with None for replies from which no rating could be read.
+
+    `scale` asks for a number from 1 to it, at most 9 ("10" begins as "1" does); a local judge then
+    gives the mean by the numbers' probabilities. 0 asks as `pointwise` does.
+    """
     prompts = [
         _render(template or ONE, prompt=_shown(r), completion=r["completion"], criteria=criteria)
         for r in _checked(rows)
     ]
     if judge.is_served:
-        scores = _written(judge, prompts, RATE_ONE, parse_rating)
+        top = scale or SCALE
+        parse = partial(parse_rating, top=top)
+        scores = _written(judge, prompts, RATE_ONE.format(scale=top), parse)
+    elif scale:
+        worth = {str(k): (k - 1) / (scale - 1) for k in range(1, scale + 1)}
+        scores = _read(judge, prompts, ASK_GRADE.format(scale=scale), worth)
     else:
-        scores = _read(judge, prompts, ASK_ONE, ("Yes", "No"))
-    unparsed = sum(s is None for s in scores)
-    current().metric(judge=judge.name, judged=len(rows), unparsed=unparsed)
+        scores = _read(judge, prompts, ASK_ONE, {"Yes": 1.0, "No": 0.0})
+    current().metric(judge=judge.name, judged=len(rows), unparsed=scores.count(None))
     return scores
 
 
@@ -237,7 +241,7 @@ def compare(
     if judge.is_served:
         chances = _written(judge, prompts, RATE_TWO, parse_verdict)
     else:
-        chances = _read(judge, prompts, ASK_TWO, ("A", "B"))
+        chances = _read(judge, prompts, ASK_TWO, {"A": 1.0, "B": 0.0})
     first: list[Score] = [0.5] * len(pairs)
     second: list[Score] = [0.5] * len(pairs)
     for place, i in enumerate(asked):
@@ -299,10 +303,10 @@ def _majority(scores: Sequence[float]) -> Score:
     return next((v for v in votes if votes[v] * 2 > len(decided)), 0.5)
 
 
-def parse_rating(text: str) -> Score:
-    """The rating that a reply ends on, from 0 to 1, or None."""
-    found = _line(text, "rating", rf"[1-{SCALE}]")
-    return None if found is None else (int(found) - 1) / (SCALE - 1)
+def parse_rating(text: str, top: int = SCALE) -> Score:
+    """The rating that a reply ends on, of 1 to `top`, as a number from 0 to 1, or None."""
+    found = _line(text, "rating", rf"[1-{top}]")
+    return None if found is None else (int(found) - 1) / (top - 1)
 
 
 def parse_verdict(text: str) -> Score:
@@ -331,25 +335,22 @@ def _written(
         left = [i for i, s in enumerate(scores) if s is None]
         if not left:
             break
+        asked, greedy = [f"{prompts[i]}\n{how}" for i in left], attempt == 0
         drawn = generate(
-            judge,
-            [f"{prompts[i]}\n{how}" for i in left],
-            max_tokens=WORDS,
-            greedy=attempt == 0,
-            temperature=0.7,
-            seed=attempt,
+            judge, asked, max_tokens=WORDS, greedy=greedy, temperature=0.7, seed=attempt
         )
         for i, items in zip(left, drawn, strict=True):
             scores[i] = parse(items[0].text)
     return scores
 
 
-def _read(judge: Model, prompts: Sequence[str], how: str, options: tuple[str, str]) -> list[Score]:
-    """Chance of the first option against the second, by their log-probabilities."""
+def _read(judge: Model, prompts: Sequence[str], how: str, worth: dict[str, float]) -> list[Score]:
+    """Mean of what the options are worth, by their log-probabilities."""
     if not prompts:
         return []
-    logp_NK = option_logps(judge, [f"{p}\n{how}" for p in prompts], options)
-    return [float(c) for c in torch.softmax(logp_NK, 1)[:, 0]]
+    logp_NK = option_logps(judge, [f"{p}\n{how}" for p in prompts], tuple(worth))
+    worth_K = torch.tensor(list(worth.values()), dtype=logp_NK.dtype)
+    return [float(c) for c in (torch.softmax(logp_NK, 1) * worth_K).sum(1)]
 
 
 def _filled(scores: Sequence[Score], judge: Model) -> list[float]:
