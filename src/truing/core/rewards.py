@@ -15,7 +15,7 @@ Weights are 1 unless given. Terms come on their own scales: a reward model's is 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import cast
@@ -48,7 +48,8 @@ def check_reward_model(reward: Model, where: str) -> None:
         raise InputError(
             "a served model shows no probabilities to reward by",
             where=f"{where} input {MODEL!r}",
-            fix="Give a local model",
+            fix="Give a local model, or let it judge: "
+            "rewards: {good: {use: judged, model: 'http://host/v1#name'}}",
         )
     if not (_classifies(reward) or has_head(reward) or reward.weight_changes):
         raise InputError(
@@ -137,7 +138,10 @@ class Rewards:
         for name, ref in self.refs.items():
             if name in (PRINCIPLES, MODEL):
                 raise InputError("the name of this term is taken", where=self.where, seen=name)
-            check_component(kind_of(ref), ref, where=f"{self.where} reward {name!r}")
+            function, settings = resolve(kind_of(ref), ref, where=f"{self.where} reward {name!r}")
+            check = getattr(function, "__truing_check__", None)
+            if check is not None:  # what only the component knows of its settings
+                cast("Callable[[Mapping[str, object]], None]", check)(settings)
         if self.principles is not None:
             rules = measured(self.principles, where=self.where)
             for rule in rules:
