@@ -121,7 +121,8 @@ def _place(out: str, method: Method) -> Path:
         InputError: the method makes nothing to save, the folder holds something else than an
             earlier result, or it cannot be written.
     """
-    from truing.store import MARKS, free_folder
+    from truing.faults import free_folder
+    from truing.store import MARKS
 
     marks = [MARKS[noun] for noun in method.returns.split("|") if noun in MARKS]
     if not marks:

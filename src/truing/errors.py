@@ -47,6 +47,18 @@ class InputError(TruingError, ValueError):
     exit_code = 2
 
 
+class Damaged(InputError):
+    """What the store or a saved model holds is not what was put there."""
+
+
+class Unread(InputError):
+    """What cannot be read now, for reasons that lie in the machine and not in the file."""
+
+
+class OtherVersion(InputError):
+    """What another version of truing wrote: whole, and not readable by this one."""
+
+
 class Stopped(TruingError):
     """The run stopped before its end and can be resumed with the same command."""
 

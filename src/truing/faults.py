@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Generator
+import tempfile
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 from truing import interrupt
-from truing.errors import InputError, Stopped, TruingError
+from truing.errors import Damaged, InputError, Stopped, TruingError, Unread
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # What a place that the user named or that holds the user's files may be.
@@ -86,3 +87,54 @@ def told(where: str) -> Generator[None]:
                 fix="Lower batch, budget or max_tokens, or take a smaller model",
             ) from error
         raise
+
+
+def unreadable(error: BaseException, said: str, where: str) -> InputError:
+    """Why something cannot be read: Damaged, or Unread where it is the machine that fails.
+
+    A missing right, a disk that fails, too many open files: what they hide may be whole. Formats
+    raise an OSError without a number for what they cannot make sense of.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+            fix = "It is left as it is; try again when the machine can read it"
+            return Unread(f"{said}: {cause}", where=where, fix=fix)
+        cause = cause.__cause__ or cause.__context__
+    return Damaged(f"{said}: {error}", where=where)
+
+
+def free_folder(to: str, marks: Iterable[str], where: str) -> Path:
+    """The folder to write a result to, known to be fit before anything is done for it.
+
+    Args:
+        to: as the user wrote it.
+        marks: files that tell an earlier result, which may be replaced.
+        where: what errors name.
+    Raises:
+        InputError: the folder holds something else than an earlier result, or cannot be written.
+    """
+    folder = Path(to).expanduser().absolute()
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError("a file is in the place of the folder", where=where, seen=to)
+        others = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        if others and not any(mark in others for mark in marks):
+            raise InputError(
+                "the folder holds other files",
+                where=where,
+                seen=others[:6],
+                fix="Give a new or empty folder, or that of an earlier result, which is replaced",
+            )
+        # Whether a folder can be written is known by writing there: permissions do not tell all.
+        there = next(p for p in (folder.parent, *folder.parent.parents) if p.exists())
+        for place in {there, folder if folder.is_dir() else there}:
+            tempfile.TemporaryDirectory(dir=place, prefix=".truing-").cleanup()
+    except OSError as error:
+        raise InputError(
+            f"the folder cannot be written: {error.strerror}",
+            where=where,
+            seen=error.filename or to,
+        ) from None
+    return folder

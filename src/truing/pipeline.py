@@ -18,7 +18,7 @@ from typing import cast
 
 from truing.context import Context, Json, use
 from truing.core import private
-from truing.errors import InputError, Stopped, TruingError
+from truing.errors import InputError, Stopped, TruingError, Unread
 from truing.faults import told
 from truing.keys import Nouns, device_class, step_key
 from truing.method import Method
@@ -107,6 +107,8 @@ def perform(
         if store.has(key):
             try:
                 return _from_store(method, store, key)
+            except Unread:
+                raise  # it may be whole: nothing is thrown away for a machine's fault
             except (InputError, OSError, ValueError) as error:
                 store.discard(key)
                 damage = f"the stored one was damaged and is made again ({error})"

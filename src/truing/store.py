@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -26,8 +25,8 @@ from typing import cast
 from truing import jsontext
 from truing.context import Json
 from truing.core import files
-from truing.errors import InputError
-from truing.faults import make_folder
+from truing.errors import Damaged, InputError, OtherVersion, Unread
+from truing.faults import free_folder, make_folder, unreadable
 from truing.models import Model
 from truing.principles import Principles
 from truing.reports import Report
@@ -49,50 +48,11 @@ MARKS = {
 }
 
 
-class Damaged(InputError):
-    """What the store or a saved model holds is not what was put there."""
-
-
 def load_noun(name: str, folder: Path) -> Noun:
     """The noun that `save` wrote into `folder`."""
     if name not in NOUNS:
         raise InputError("unknown sort of artefact", where=str(folder), seen=name)
     return NOUNS[name].load(folder)
-
-
-def free_folder(to: str, marks: Iterable[str], where: str) -> Path:
-    """The folder to write a result to, known to be fit before anything is done for it.
-
-    Args:
-        to: as the user wrote it.
-        marks: files that tell an earlier result, which may be replaced.
-        where: what errors name.
-    Raises:
-        InputError: the folder holds something else than an earlier result, or cannot be written.
-    """
-    folder = Path(to).expanduser().absolute()
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise InputError("a file is in the place of the folder", where=where, seen=to)
-        others = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        if others and not any(mark in others for mark in marks):
-            raise InputError(
-                "the folder holds other files",
-                where=where,
-                seen=others[:6],
-                fix="Give a new or empty folder, or that of an earlier result, which is replaced",
-            )
-        # Whether a folder can be written is known by writing there: permissions do not tell all.
-        there = next(p for p in (folder.parent, *folder.parent.parents) if p.exists())
-        for place in {there, folder if folder.is_dir() else there}:
-            tempfile.TemporaryDirectory(dir=place, prefix=".truing-").cleanup()
-    except OSError as error:
-        raise InputError(
-            f"the folder cannot be written: {error.strerror}",
-            where=where,
-            seen=error.filename or to,
-        ) from None
-    return folder
 
 
 def _age(path: Path) -> float:
@@ -138,9 +98,9 @@ class Store:
             if not {"noun", "content", "schema_version"} <= set(data):
                 raise ValueError("artefact.json lacks what every artefact has")
         except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise Damaged(f"no readable artefact: {error}", where=f"store key {key}") from None
+            raise unreadable(error, "no readable artefact", f"store key {key}") from error
         if data.get("schema_version") != SCHEMA_VERSION:
-            raise InputError(
+            raise OtherVersion(
                 "artefact of another schema",
                 where=str(path),
                 seen=data.get("schema_version"),
@@ -180,11 +140,11 @@ class Store:
             if isinstance(found, Model):
                 check_held(folder)
             return found
-        except (Damaged, PermissionError):
+        except (Damaged, Unread, OtherVersion):
             raise
         # Damaged files fail in as many ways as there are formats.
         except (InputError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise Damaged(f"cannot be read: {error}", where=f"store key {key}") from error
+            raise unreadable(error, "cannot be read", f"store key {key}") from error
 
     def lock(self, key: str, *, wait: bool = True) -> AbstractContextManager[bool]:
         """Held while a step runs: another process that wants the same step waits for it."""
@@ -288,23 +248,40 @@ class Store:
     def verify(self) -> list[dict[str, Json]]:
         """Read every artefact and compare it with its content key; one row for each damaged one.
 
-        Damaged ones are deleted, so that the steps that made them run again when asked for.
+        Damaged ones are deleted, so that the steps that made them run again when asked for. What
+        another version wrote is left as it is.
+        Raises:
+            Unread: something cannot be read now, and nothing else is damaged; it is left, too.
         """
         damaged: list[dict[str, Json]] = []
+        unread: Unread | None = None
         for key in self.keys():
             with self.lock(key, wait=False) as free:
                 if not free or not self.has(key):  # at work, or collected since
                     continue
-                try:
-                    with files.reading_all():
-                        self.load(key)
-                    self.metrics(key)
-                except (Damaged, ValueError) as error:
-                    if isinstance(error, InputError) and not isinstance(error, Damaged):
-                        continue  # whole, and of another version
-                    damaged.append({"key": key, "fault": str(error)})
+                fault = self._fault(key)
+                if isinstance(fault, Unread):
+                    unread = fault
+                elif fault is not None:
+                    damaged.append({"key": key, "fault": str(fault)})
                     self.discard(key)
+        if unread is not None and not damaged:
+            raise unread
         return damaged
+
+    def _fault(self, key: str) -> InputError | None:
+        """What is wrong with an artefact: Damaged or Unread, or None."""
+        try:
+            with files.reading_all():
+                self.load(key)
+            self.metrics(key)
+        except OtherVersion:
+            return None
+        except (Damaged, Unread) as error:
+            return error
+        except (OSError, ValueError) as error:
+            return unreadable(error, "metrics cannot be read", f"store key {key}")
+        return None
 
     def gc(self, days: float = KEEP_DAYS) -> list[dict[str, Json]]:
         """Delete what no run and no recent command refers to, and scratch of steps that ended.

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
-from truing.errors import InputError
+from truing.errors import InputError, OtherVersion
 from truing.tables import KINDS, SCHEMA_VERSION, Message, Row, Table
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _parquet(path: Path, kind: str, limit: int) -> Table:
     meta = {k.decode(): v.decode() for k, v in (data.schema.metadata or {}).items()}
     version = int(meta.get("truing.schema_version", SCHEMA_VERSION))
     if version > SCHEMA_VERSION:
-        raise InputError(
+        raise OtherVersion(
             f"written by a newer version (schema {version}, this one reads {SCHEMA_VERSION})",
             where=str(path),
             fix="Upgrade truing",

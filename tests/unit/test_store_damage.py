@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -10,12 +11,12 @@ import pytest
 
 from truing import models, pipeline
 from truing.cli import main
-from truing.errors import InputError
+from truing.errors import Damaged, InputError, OtherVersion, Unread
 from truing.method import methods
 from truing.models import Model
 from truing.principles import Principle, Principles
 from truing.reports import Measure, Report
-from truing.store import Damaged, Store
+from truing.store import Store
 from truing.tables import Table
 
 ROWS = [{"prompt": f"What is number {i} good for?"} for i in range(8)]
@@ -78,6 +79,38 @@ def test_verify_drops_what_it_finds_and_lists_it(
     assert not store.has(made.key)
     assert main(["store", "verify", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE, errno.ESTALE])
+def test_a_fault_of_the_machine_deletes_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """What is hidden by it may be whole: a trained model must not go for a full table of files."""
+    made = cleaned(store)
+
+    def failing(folder: Path) -> Table:
+        try:
+            raise OSError(number, "not now")
+        except OSError as error:
+            raise InputError(f"not a readable Parquet file: {error}") from None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Table, "load", failing)
+        with pytest.raises(Unread, match="left as it is"):
+            store.verify()
+        with pytest.raises(Unread):
+            cleaned(store)
+    assert store.has(made.key) and cleaned(store).cached
+
+
+def test_what_another_version_wrote_is_left(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = cleaned(store)
+
+    def newer(folder: Path) -> Table:
+        raise OtherVersion("written by a newer version")
+
+    monkeypatch.setattr(Table, "load", newer)
+    assert store.verify() == [] and store.has(made.key)
 
 
 def picky(tiny_path: Path) -> Model:
