@@ -76,3 +76,12 @@ def test_loading_makes_place_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loaded._moved(module, "cuda", "tiny") is module
     assert _names() == ["main"] and moved == ["cuda"]
     assert loaded._moved(module, "cpu", "tiny") is module and moved[-1] == "cpu"
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_module_that_somebody_holds_is_not_forgotten() -> None:
+    """It would free nothing, and be read a second time when it is asked for."""
+    held = loaded._cache["a", "float32", "cuda"]
+    loaded.make_place(4, Memory().free, "cuda", "tiny")
+    assert loaded._cache["a", "float32", "cuda"][0] is held[0]
+    assert sorted(_names()) == ["a", "main"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -215,8 +216,14 @@ def make_place(needed: int, free: Callable[[], int], device: str, where: str) ->
     for key in [k for k in _cache if k[2] == device]:
         if free() >= MARGIN * needed:
             return
-        del _cache[key]
+        held = _cache.pop(key)
+        still = weakref.ref(held[0])
+        extra = held[1]
+        del held
         gc.collect()
+        if (module := still()) is not None:
+            # Somebody has it in hand: forgetting it frees nothing, and reads it a second time.
+            _cache[key] = (module, extra)
     if (left := free()) < needed:
         raise InputError(
             f"the weights need {needed / 2**30:.1f} GiB and {left / 2**30:.1f} GiB of the device's "

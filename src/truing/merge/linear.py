@@ -59,7 +59,8 @@ def linear(
     """Weighted average of models' weights: model soups and rewarded soups.
 
     Args:
-        models: of one architecture and tokenizer; the first gives name and dtype.
+        models: of one architecture and tokenizer; the first gives the name. What was
+            trained is averaged and kept in float32, all else in its files' type.
         weights: one number for each role; divided by their sum. None weighs all alike.
         keep: role whose run-time changes the result carries, where they differ.
     """

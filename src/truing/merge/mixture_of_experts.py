@@ -89,10 +89,12 @@ def mixture(
         routers: W [E, D] of each layer.
     """
     shares = [1 / len(folded)] * len(folded)
+    first = next(iter(folded.values()))
     for i, (name, theta) in enumerate(aligned(folded, where=WHERE), 1):
-        current().progress(i, len(next(iter(folded.values()))), "mixing tensors")
+        current().progress(i, len(first), "mixing tensors")
         found = _LAYER.match(name)
-        each = list(theta.values())
+        # These are a whole model's files, so that what was trained is rounded to their type here.
+        each = [tensor.to(first.base[name].dtype) for tensor in theta.values()]
         if found is None:
             yield name, average(each, shares)
             continue

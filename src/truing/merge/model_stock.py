@@ -49,7 +49,7 @@ def ratio(cosine: float, k: int) -> float:
 
 
 def merge(base: Tensor, experts: Sequence[Tensor]) -> Tensor:
-    """theta_0 + t mean_i tau_i for one tensor, in the base's dtype."""
+    """theta_0 + t mean_i tau_i for one tensor, in the dtype that the base is given in."""
     if not base.is_floating_point():
         return base
     taus = [tau for e in experts if bool((tau := e.float() - base.float()).any())]

@@ -66,7 +66,7 @@ def disjoint_mean(taus: Sequence[Tensor], weights: Sequence[float], sign: Tensor
 def merge(
     base: Tensor, experts: Sequence[Tensor], weights: Sequence[float], density: float, scale: float
 ) -> Tensor:
-    """theta_0 + lambda m for one tensor, in the base's dtype."""
+    """theta_0 + lambda m for one tensor, in the dtype that the base is given in."""
     if not base.is_floating_point():
         return base
     taus = [e.float() - base.float() for e in experts]
