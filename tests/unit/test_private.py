@@ -95,3 +95,15 @@ def test_a_secret_of_the_wrong_type_is_not_shown(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         plan.check()
     assert "s3cret" not in str(error.value) and "token" in str(error.value)
+
+
+def test_an_address_deep_in_a_setting_is_recorded_without_its_login() -> None:
+    judged = {"good": {"use": "judged", "model": f"{FAR}#m", "scale": 5}}
+    told = private.hidden({"rewards": judged, "terms": [f"{FAR}#m"], "token": "abc", "n": 3})
+    bare = "http://127.0.0.1:9/v1#m"
+    assert told == {
+        "rewards": {"good": {"use": "judged", "model": bare, "scale": 5}},
+        "terms": [bare],
+        "token": "***",
+        "n": 3,
+    }

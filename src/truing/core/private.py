@@ -7,7 +7,8 @@ without them, which is what models, manifests and the store have.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import cast
 from urllib.parse import unquote, urlsplit
 
 SECRETS = frozenset({"token", "password", "secret", "api_key"})
@@ -16,8 +17,18 @@ _logins: dict[str, tuple[str, str]] = {}
 
 
 def hide(name: str, value: object) -> object:
-    """A setting's value as it may be recorded: what is a secret by its name is not there."""
-    return HIDDEN if name in SECRETS and value else value
+    """A setting's value as it may be recorded: what is a secret by its name is not there.
+
+    Nor is a name and password in an address, however deep it lies in a setting.
+    """
+    if name in SECRETS and value:
+        return HIDDEN
+    if isinstance(value, Mapping):
+        items = cast("Mapping[object, object]", value)
+        return {key: hide(str(key), inner) for key, inner in items.items()}
+    if isinstance(value, (list, tuple)):
+        return [hide("", inner) for inner in cast("Sequence[object]", value)]
+    return without_login(value) if isinstance(value, str) else value
 
 
 def hidden(settings: Mapping[str, object]) -> dict[str, object]:
