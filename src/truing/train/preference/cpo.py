@@ -41,7 +41,7 @@ def cpo(
         loss: form of the preference term.
     """
     if label_smoothing and loss != "sigmoid":
-        raise InputError("only loss 'sigmoid' has smoothed labels", seen=(loss, label_smoothing))
+        raise InputError("setting 'label_smoothing': only loss 'sigmoid' has it", seen=loss)
     w_U, l_U = m.seq().unbind(1)
     if loss == "hinge":
         per_pair = relu(1 - beta * (w_U - l_U))
