@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,11 +95,13 @@ class Report:
         }
 
     def save(self, folder: str | Path) -> Path:
-        """Write `report.json`, and the samples as `samples/table.parquet`."""
+        """Write `report.json`, and the samples, if any, as `samples/table.parquet`."""
         path = Path(folder) / "report.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         if self.samples is not None:
             self.samples.save(path.parent / "samples")
+        else:
+            shutil.rmtree(path.parent / "samples", ignore_errors=True)
         partial = path.with_suffix(".partial")
         partial.write_text(jsontext.dumps(self.to_json(), indent=1), "utf-8")
         os.replace(partial, path)

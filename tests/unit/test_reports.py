@@ -1,0 +1,18 @@
+"""Reports as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from truing.reports import Measure, Report
+from truing.tables import Table
+
+
+def test_an_earlier_report_leaves_no_samples_behind(tmp_path: Path) -> None:
+    measures = [Measure("gain", 0.25, 0.2, 0.3, 9)]
+    with_samples = Report("gain", measures, Table("text", [{"text": "a"}]))
+    with_samples.save(tmp_path)
+    assert Report.load(tmp_path).samples is not None
+    without = Report("gain", measures)
+    without.save(tmp_path)
+    assert Report.load(tmp_path).samples is None and Report.load(tmp_path).key == without.key
