@@ -96,7 +96,7 @@ def plan_of(
     plan.step("base-gain", "evaluate/preference", model="base", data="held_out")
 
     def ability(name: str, model: str) -> None:
-        # The texts are named, so that their content is part of the key.
+        """Measure general ability; the texts are named, so that their content is in the key."""
         plan.step(
             name,
             "evaluate/ability",

@@ -73,6 +73,10 @@ def std(values: list[float]) -> float:
     return math.sqrt(sum((v - m) ** 2 for v in values) / (len(values) - 1))
 
 
+# GRPO's advantages; in a group of two the mean is in the middle: +-(half the gap) / (std + 1e-4).
+A = [[(r - mean(g)) / (std(g) + 1e-4) for r in g] for g in REWARD]
+
+
 def ratio(u: int, k: int, t: int) -> float:
     return math.exp(NEW[u][k][t] - OLD[u][k][t])
 

@@ -11,6 +11,7 @@ from online_numbers import (
     NEW,
     OLD,
     REWARD,
+    A,
     gradient,
     loss_of,
     mean,
@@ -23,8 +24,6 @@ from online_numbers import (
 
 from truing.errors import InputError
 from truing.train.rl.cispo import cispo, gated, sapo, vespo
-
-A = [[(x - mean(g)) / (std(g) + 1e-4) for x in g] for g in REWARD]
 
 
 def test_cispo_by_hand() -> None:

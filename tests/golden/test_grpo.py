@@ -11,6 +11,7 @@ from online_numbers import (
     OLD,
     REF,
     REWARD,
+    A,
     gradient,
     k3,
     loss_of,
@@ -28,9 +29,6 @@ from truing.core.advantages import group_advantage, leave_one_out, overlong
 from truing.core.online import clipped
 from truing.errors import InputError
 from truing.train.rl.grpo import dapo, dr_grpo, gdpo, grpo
-
-# A group of two: mean in the middle, so A = +-(half the gap) / (gap / sqrt 2 + 1e-4)
-A = [[(r - mean(g)) / (std(g) + 1e-4) for r in g] for g in REWARD]
 
 
 def test_grpo_by_hand() -> None:

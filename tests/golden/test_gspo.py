@@ -11,6 +11,7 @@ from online_numbers import (
     NEW,
     OLD,
     REWARD,
+    A,
     gradient,
     k3,
     loss_of,
@@ -26,8 +27,6 @@ from truing.core.objective import Measurements
 from truing.core.online import Aggregation
 from truing.train.rl.grpo import grpo
 from truing.train.rl.gspo import gmpo, gspo
-
-A = [[(x - mean(g)) / (std(g) + 1e-4) for x in g] for g in REWARD]
 
 
 def test_gspo_by_hand() -> None:

@@ -48,6 +48,7 @@ def answer_all(
         return f"{start}/{content_hash([drawn_as, [r['prompt'] for r in chunk]], 8)}"
 
     def make(start: int, chunk: Sequence[Row]) -> Json:
+        """The answers to a chunk, as the journal keeps them."""
         drawn = generate(
             model,
             [r["prompt"] for r in chunk],
