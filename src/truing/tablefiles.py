@@ -162,7 +162,8 @@ def _parquet(path: Path, kind: str, limit: int) -> Table:
         how = (field.metadata or {}).get(b"truing", b"").decode()
         column = data.column(field.name)
         if how == "tensor" or isinstance(field.type, pa.FixedShapeTensorType):
-            columns[field.name] = list(column.combine_chunks().to_numpy_ndarray())
+            # Arrow's own memory is read-only, of which torch warns; rows of other files are not.
+            columns[field.name] = list(column.combine_chunks().to_numpy_ndarray().copy())
         elif how == "json":
             columns[field.name] = [None if v is None else json.loads(v) for v in column.to_pylist()]
         else:

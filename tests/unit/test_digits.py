@@ -1,137 +1,214 @@
-"""A small image model on real handwritten digits: the same loop, resume, store and metrics as text.
+"""A small image model on real handwritten digits, from a recipe to its report, as text goes.
 
-The images are UCI's Optical Recognition of Handwritten Digits (8 x 8, CC BY 4.0).
+The images are UCI's Optical Recognition of Handwritten Digits (8 x 8, CC BY 4.0). Methods and model
+are those of `digit_methods`, registered by entry points: nothing in the package knows of them.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-from collections.abc import Sequence
+import json
+import math
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import digit_methods
+import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
-from truing.context import Context, use
+from truing import catalogue
+from truing.cli import main
 from truing.core import engine, opening
-from truing.core.engine import train
-from truing.core.plain_task import PlainTask
-from truing.core.training import Training
-from truing.errors import Stopped
 from truing.models import Model
+from truing.reports import Report
+from truing.runs import Run
+from truing.store import Store
 from truing.tables import Table
 
+ENTRY_POINTS = """\
+[truing.methods]
+select/digits_part = digit_methods:digits_part
+train/digits = digit_methods:digits
+evaluate/digits = digit_methods:accuracy
 
-class Reader(nn.Module):
-    """Two convolutions, a batch norm (whose running means are state) and a linear head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1),
-            nn.BatchNorm2d(16),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Dropout(0.2),
-        )
-        self.head = nn.Linear(32 * 16, 10)
-
-    def forward(self, image_B1HW: Tensor) -> Tensor:
-        return self.head(self.body(image_B1HW))
-
-
-@functools.cache
-def digits() -> tuple[Tensor, Tensor, list[str]]:
-    """Images [1797, 1, 8, 8] in 0..1, labels, ids: read as a Table like everything else."""
-    table = Table.read("digits")
-    images = torch.stack([torch.as_tensor(r["image"]).float().reshape(1, 8, 8) for r in table])
-    labels = torch.tensor([int(str(r["label"])) for r in table])
-    return images / images.max(), labels, [str(r["id"]) for r in table]
+[truing.components]
+builder/digit_reader = digit_methods:digit_reader
+"""
+RECIPE = """\
+name: reading
+seed: 3
+models: {blank: blank}
+steps:
+  training: {do: select/digits_part, data: digits, part: train}
+  held_out: {do: select/digits_part, data: digits, part: held_out}
+  reader: {do: train/digits, model: blank, data: training}
+  before: {do: evaluate/digits, model: blank, data: held_out}
+  after: {do: evaluate/digits, model: reader, data: held_out}
+"""
+Json = dict[str, object]
 
 
-def task(module: nn.Module, images: Tensor, labels: Tensor, ids: list[str]) -> PlainTask:
-    def losses(rows: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        at = list(rows)
-        scores = module(images[at])
-        loss = nn.functional.cross_entropy(scores, labels[at], reduction="none")
-        return loss, {"accuracy": (scores.argmax(1) == labels[at]).float()}
-
-    return PlainTask("digits", module.train(), len(images), losses, micro=32, row_names=ids)
-
-
-def new_reader() -> Reader:
-    torch.manual_seed(0)
-    return Reader()
-
-
-SETTINGS = Training(epochs=3.0, lr=4e-3, batch=64)
+@pytest.fixture(scope="module", autouse=True)
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The metadata that pip writes for a package with these entry points."""
+    site = tmp_path_factory.mktemp("site")
+    facts = site / "digit_methods-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: digit-methods\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text(ENTRY_POINTS)
+    sys.path.insert(0, str(site))
+    catalogue.entries.cache_clear()
+    yield
+    sys.path.remove(str(site))
+    catalogue.entries.cache_clear()
 
 
-def test_reads_digits_after_three_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images, labels, ids = digits()
-    assert images.shape == (1797, 1, 8, 8) and sorted(set(labels.tolist())) == list(range(10))
-    module = new_reader()
-    with use(Context(seed=1, folder=tmp_path / "step")) as context:
-        done = train(task(module, images[:1400], labels[:1400], ids), SETTINGS)
-    assert done.steps == 66 and [m["step"] for m in context.metrics] == list(range(1, 67))
-    assert done.history[0]["accuracy"] < 0.4 < 0.9 < done.history[-1]["accuracy"]
-    module.eval()
+class Place:
+    """A folder with the recipe and a model that has learnt nothing; a home of its own."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, **builder: object) -> None:
+        self.folder, self.runs, self.patch = folder, folder / "runs", patch
+        torch.manual_seed(0)
+        module = digit_methods.digit_reader(**builder)
+        made = {"use": "digit_reader", **builder}
+        opening.create(folder / "blank", made, module.state_dict().items(), name="blank")
+        (folder / "blank" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+        (folder / "reading.yaml").write_text(RECIPE)
+
+    def run(self, *words: str) -> int:
+        """`truing run reading.yaml`; the exit code."""
+        self.patch.setenv("TRUING_HOME", str(self.folder / "home"))
+        recipe, runs = str(self.folder / "reading.yaml"), str(self.runs)
+        return main(["run", recipe, "--runs", runs, "--json", *words])
+
+    def read(self, name: str) -> str:
+        (path,) = self.runs.glob(f"*/{name}")
+        return path.read_text()
+
+    @property
+    def steps(self) -> dict[str, Json]:
+        return json.loads(self.read("manifest.json"))["steps"]
+
+    def made(self, step: str) -> object:
+        """What a step made, from the store."""
+        return Store(self.folder / "home" / "store").load(str(self.steps[step]["key"]))
+
+    def updates(self) -> list[Json]:
+        """What training observed, without times."""
+        rows = [json.loads(line) for line in self.read("metrics.jsonl").splitlines()]
+        kept = [r for r in rows if r["at"] == "reader" and "step" in r]
+        return [{n: v for n, v in r.items() if n != "seconds"} for r in kept]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A run that nothing disturbed."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = Place(tmp_path_factory.mktemp("whole"), patch)
+        assert place.run() == 0
+        yield place
+
+
+def test_it_learns_and_what_it_reads_is_measured(whole: Place) -> None:
+    losses = [float(str(u["loss"])) for u in whole.updates()]
+    assert [u["step"] for u in whole.updates()] == list(range(1, 67)) and losses[-1] < losses[0] / 4
+    reader, before, after = (whole.made(s) for s in ("reader", "before", "after"))
+    assert isinstance(reader, Model) and isinstance(before, Report) and isinstance(after, Report)
+    assert reader.can == {"hidden", "weights"} and [c.kind for c in reader.changes] == ["weights"]
+    assert reader.licence == "CC BY 4.0"
+    assert before.get("accuracy").value < 0.3 < 0.8 < after.get("accuracy").value
+
+    # By hand: the rows of the file that were held out, and Wilson's interval in plain numbers.
+    rows = list(Table.read("digits"))[1400:]
+    images = torch.tensor(np.stack([np.asarray(r["image"]) for r in rows]))[:, None].float() / 16
     with torch.no_grad():
-        held_out = (module(images[1400:]).argmax(1) == labels[1400:]).float().mean()
-    assert held_out > 0.85
-
-    # Into a Model and back: the store's way of keeping any architecture.
-    monkeypatch.setattr(
-        importlib.import_module("truing.method"), "get_component", lambda kind, ref: Reader
-    )
-    made = opening.create(
-        tmp_path / "model", {"use": "reader"}, module.state_dict().items(), name="reader"
-    )
-    made.save(tmp_path / "saved")
-    back = Model.load(tmp_path / "saved")
-    assert back.key == made.key and back.can == {"hidden", "weights"}
-    with torch.no_grad():
-        assert torch.equal(back.load_module().module(images[:9]), module(images[:9]))
+        said = reader.load_module(fresh=True).module(images).argmax(1).tolist()
+    p, n, z = sum(s == r["label"] for s, r in zip(said, rows)) / 397, 397, 1.959964
+    middle, half = p + z * z / 2 / n, z * math.sqrt(p * (1 - p) / n + z * z / 4 / n / n)
+    m = after.get("accuracy")
+    ends = [(middle + side * half) / (1 + z * z / n) for side in (-1, 1)]
+    assert (m.value, m.n) == (p, n) and [m.lo, m.hi] == pytest.approx(ends, abs=1e-6)
+    assert after.samples is not None and after.samples.column("said") == said
+    assert np.array_equal(after.samples[7]["image"], rows[7]["image"])
 
 
-def test_killed_and_resumed_gives_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_report_shows_curves_and_measures(whole: Place) -> None:
+    page, after = whole.read("report.html"), whole.made("after")
+    assert isinstance(after, Report)
+    m = after.get("accuracy")
+    share, lo, hi = (f"{100 * v:.1f}\u00a0%" for v in (m.value, m.lo, m.hi))
+    assert f"reading digits: accuracy {share} (95 % interval {lo} to {hi})." in page
+    updates = whole.updates()
+    for name, ends in (("loss", (updates[0]["loss"], updates[-1]["loss"])), ("accuracy", None)):
+        assert f"reader, {name}: from " in page, "a curve's description"
+        if ends:
+            assert "from {:.4g} to {:.4g} in 66 updates".format(*ends) in page
+    assert "chosen above rejected" not in page, "that is an accuracy of pairs"
+    assert "array of float32, [8, 8]" in page  # a sample, by its shape
+    assert page.count("accuracy \u2192 7") >= 1  # a digit's own share
+
+
+def test_a_second_run_costs_nothing_and_the_store_is_whole(
+    whole: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images, labels, ids = digits()
-    images, labels = images[:256], labels[:256]
+    before = {n: (s["key"], s["artefact"]) for n, s in whole.steps.items()}
+    assert whole.run() == 0
+    assert json.loads(capsys.readouterr().out)["cached_steps"] == 5
+    assert {n: (s["key"], s["artefact"]) for n, s in whole.steps.items()} == before
+    assert Store(whole.folder / "home" / "store").verify() == []
+    after = whole.made("after")
+    assert isinstance(after, Report) and after.samples is not None
+    (folder,) = whole.runs.iterdir()
+    assert main(["why", str(after.samples[0]["id"]), "--run", str(folder)]) == 0
+    assert "digits/digits row 1401" in capsys.readouterr().out
 
-    def run(folder: Path, die: int = 0) -> dict[str, Tensor]:
-        module = new_reader()
-        one = task(module, images, labels, ids)
 
-        def after(step: int) -> None:
-            if step == die:
-                raise KeyboardInterrupt
-
-        one.after_step = after
-        with use(Context(seed=2, folder=folder)):
-            train(one, Training(steps=8, lr=3e-3, batch=48))
-        return module.state_dict()
-
-    whole = run(tmp_path / "whole")
+def test_interrupted_in_training_it_goes_on_to_the_same_bits(
+    whole: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Running means of the batch norm and the dropout's masks included."""
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", die=6)
-    resumed = run(tmp_path / "cut")
-    # Running means of the batch norm and the dropout's masks included.
-    assert all(torch.equal(whole[n], resumed[n]) for n in whole)
+    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
+    metric = Run.metric
+
+    def interrupted(run: Run, step: str, values: Json) -> None:
+        metric(run, step, values)  # type: ignore[arg-type]
+        if values.get("step") == 31:
+            raise KeyboardInterrupt
+
+    place = Place(tmp_path, monkeypatch)
+    monkeypatch.setattr(Run, "metric", interrupted)
+    assert place.run() == 3
+    steps = place.steps
+    assert [s["status"] for s in steps.values()] == [
+        "done",
+        "done",
+        "stopped",
+        "pending",
+        "pending",
+    ]
+    page = place.read("report.html")
+    assert "The run stopped at step reader" in page and "in 31 updates" in page
+    monkeypatch.setattr(Run, "metric", metric)
+    assert place.run() == 0
+    assert place.updates() == whole.updates()
+    assert {n: s["artefact"] for n, s in place.steps.items()} == {
+        n: s["artefact"] for n, s in whole.steps.items()
+    }
+    cached = {n for n, s in place.steps.items() if s["cached"]}
+    assert cached == {n for n, s in steps.items() if s["status"] == "done"}
+    assert not list((place.folder / "home" / "store" / "scratch").glob("*"))
 
 
-def test_a_broken_image_is_named(tmp_path: Path) -> None:
-    images, labels, ids = digits()
-    images, labels = images[:64].clone(), labels[:64]
-    module = new_reader()
-    module.body[1] = nn.Identity()  # a batch norm would spread the fault over the batch
-    images[5] = torch.nan
-    with use(Context(folder=tmp_path)), pytest.raises(Stopped, match=ids[5]):
-        train(task(module, images, labels, ids), Training(epochs=1.0, batch=16, lr=1e-3))
+def test_a_broken_image_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = list(Table.read("digits"))[:64]
+    rows[5] = {"image": np.full((8, 8), np.nan, np.float32), "label": 3}
+    Table("record", rows).write(tmp_path / "broken.parquet")
+    place = Place(tmp_path, monkeypatch, norm=False)  # a batch norm would spread it over the batch
+    words = ["training.data", str(tmp_path / "broken.parquet")]
+    assert place.run("--set", "=".join(words), "--set", "training.held_out=4") == 3
+    told = json.loads(capsys.readouterr().out)["error"]
+    assert str(Table("record", rows)[5]["id"]) in told and "not finite at step 1" in told

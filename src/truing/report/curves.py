@@ -13,9 +13,9 @@ from truing.report.facts import Facts, of_step
 from truing.report.wording import shown, signed
 
 FIRST = ("loss", "accuracy", "margin", "lr", "grad_norm")
+PAIRS = {"accuracy": "accuracy: chosen above rejected"}  # where there is a margin, too
 LABELS = {
     "loss": "loss",
-    "accuracy": "accuracy: chosen above rejected",
     "margin": "margin of the rewards",
     "lr": "learning rate",
     "grad_norm": "gradient norm",
@@ -96,11 +96,16 @@ def _drawable(rows: Sequence[Facts]) -> list[str]:
     return [*(n for n in FIRST if n in usable), *(n for n in usable if n not in FIRST)][:MOST]
 
 
-def _curve(step: str, rows: Sequence[Facts], name: str) -> Curve:
+def _label(name: str, names: Sequence[str]) -> str:
+    """What a metric is, among the others that the step observed: pairs alone have a margin."""
+    labels = LABELS | PAIRS if "margin" in names else LABELS
+    return labels.get(name, name.replace("_", " "))
+
+
+def _curve(step: str, rows: Sequence[Facts], name: str, label: str) -> Curve:
     values = points(rows, name)
     up = svg.Scale.around([v for _, v in values], 3)
     finite = [v for _, v in values if math.isfinite(v)]
-    label = LABELS.get(name, name.replace("_", " "))
     said = f"{step}, {label}: from {tidy(finite[0])} to {tidy(finite[-1])} in {len(rows)} updates"
     ticks = [tidy(t) for t in up.ticks]
     # The learning rate follows a schedule: a running mean would only round its corners.
@@ -129,7 +134,7 @@ def trainings(metrics: Sequence[Facts]) -> list[Training]:
         stride = max(1, math.ceil(len(ordered) / TABLE_ROWS))
         listed = [r for i, r in enumerate(ordered) if i % stride == 0 or r is ordered[-1]]
         table = [[tidy(_at(r)), *(_cell(r.get(n)) for n in names)] for r in listed]
-        curves = [_curve(step, ordered, n) for n in names]
+        curves = [_curve(step, ordered, n, _label(n, names)) for n in names]
         made.append(Training(step, len(ordered), curves, ["step", *names], table, notes, receipt))
     return made
 
