@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,10 +18,11 @@ from truing.evaluate.ability import ability, best_choice, token_logp
 from truing.evaluate.win_rate import verdicts
 from truing.models import Model
 from truing.principles import Principle, Principles
-from truing.specify import checks
+from truing.specify import texts
 from truing.tables import Table
 
 TEXTS = Table("text", [{"text": "The cat sat on the mat."}, {"text": "A dog ran over the hill."}])
+LONG = "A long tale of a cat that sat on a mat, and of a dog that ran over the green hill. " * 2
 QUESTIONS = Table(
     "record",
     [
@@ -65,6 +68,32 @@ def test_text_is_cut_at_max_tokens(tiny_path: Path) -> None:
     assert report.samples is not None and [r["tokens"] for r in report.samples] == [5, 5]
 
 
+def test_text_beyond_the_context_is_scored_in_pieces(tiny_path: Path, tmp_path: Path) -> None:
+    """Windows of 32 tokens that go on by 16: each token is scored once, by the first that has it."""
+    folder = tmp_path / "short"
+    shutil.copytree(tiny_path, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 32}))
+    model = Model.open(str(folder))
+    loaded = model.load_module()
+    ids = loaded.tokenizer.encode(LONG, add_special_tokens=False)
+    if loaded.tokenizer.bos_token_id is not None:
+        ids = [loaded.tokenizer.bos_token_id, *ids]
+    nats, scored = 0.0, 1
+    with torch.no_grad():
+        for start in range(0, len(ids), 16):
+            window = torch.tensor(ids[start : start + 32])
+            logp_TV = loaded.module(input_ids=window[None]).logits[0].log_softmax(-1)
+            for at in range(scored - start, len(window)):
+                nats -= float(logp_TV[at - 1, window[at]])
+                scored = start + at + 1
+    report = ability(model, Table("text", [{"text": LONG}]), QUESTIONS, max_tokens=0)
+    assert report.samples is not None
+    (row,) = report.samples.rows
+    assert row["tokens"] == len(ids) - 1 > 64 and scored == len(ids)
+    assert row["nats"] == pytest.approx(nats, rel=1e-5)
+
+
 def test_malformed_question_is_named(tiny_path: Path) -> None:
     bad = Table("record", [{"prompt": "Q", "choices": ["a", "b"], "answer": 2}])
     with pytest.raises(InputError, match=r"row 1.*'answer'"):
@@ -82,7 +111,7 @@ def test_win_rate_by_principles(monkeypatch: pytest.MonkeyPatch) -> None:
         return [[SimpleNamespace(text=t, finish="stop")] for t in answers[model.key]]
 
     monkeypatch.setattr(adherence, "generate", generate)
-    monkeypatch.setattr(checks, "relevance", lambda rows: [0.5] * len(rows))
+    monkeypatch.setattr(texts, "relevance", lambda rows: [0.5] * len(rows))
     rules = Principles([Principle("brief", "Be brief.", check={"use": "max_words", "n": 1})])
     prompts = Table("prompt", [{"prompt": f"Question {i}"} for i in range(3)])
     models = [SimpleNamespace(key=k, name=k) for k in "ab"]

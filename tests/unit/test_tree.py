@@ -8,6 +8,7 @@ from any_tree import nodes, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from truing.core.pieces import pieces
 from truing.core.tree import (
     Node,
     Packed,
@@ -15,7 +16,6 @@ from truing.core.tree import (
     group_tree,
     pack,
     pair_tree,
-    pieces,
     split,
 )
 from truing.errors import InputError

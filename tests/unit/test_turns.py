@@ -28,6 +28,7 @@ from truing.core.online_task import OnlineTask
 from truing.core.reference import Reference
 from truing.core.rollout import Observation, Step
 from truing.core.row_kinds import as_kind
+from truing.core.shared import Shared
 from truing.core.text_task import TextTask
 from truing.core.tiny import tiny_model, tiny_tokenizer
 from truing.core.train_text import read_units
@@ -138,7 +139,7 @@ def test_sharing_is_asked_for_and_must_be_worth_it() -> None:
     one, two = group_tree(range(40), [[1] * 20]), group_tree([*range(39), 99], [[2] * 20])
     assert len(pack([one, two])[0].ids_N) == 120
     (packed,) = pack([one, two], share=True)
-    assert len(packed.ids_N) == 120 - 39 and len(packed.segments) == 4
+    assert len(packed.ids_N) == 120 - 39 and len(packed.segments) == 2
     few = group_tree([*range(7), 99, 98], [[1] * 20])
     assert len(pack([one, few], share=True)[0].ids_N) == 60 + 29  # seven tokens are not
     alike = group_tree([5], [[1] * 9 + [2], [1] * 9 + [3], [1] * 9])
@@ -430,6 +431,38 @@ def test_a_rollout_of_several_turns(model: Model, monkeypatch: pytest.MonkeyPatc
             assert cast("list[dict[str, str]]", answer.more["prompt"])[-1]["content"] == told[1]
 
 
+def test_only_what_is_new_is_read_in_a_later_turn(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same tokens as without a memory; nothing is read twice."""
+    read: list[int] = []
+    before = Shared._read
+
+    def counted(self: Shared, depth: int, nodes: range) -> Tensor:
+        read.append(sum(len(self.pieces[depth][i]) for i in nodes))
+        return before(self, depth, nodes)
+
+    monkeypatch.setattr(Shared, "_read", counted)
+    monkeypatch.setattr(collect, "BLOCK", 6)  # several requests in each turn
+    found: list[tuple[list[Group], int]] = []
+    for room in (2**30, 0):
+        monkeypatch.setattr(episodes.past, "room", lambda room=room: room)
+        read.clear()
+        with use(Context(seed=3)):
+            found.append((held(monkeypatch, "grpo", model, rank=0)[1], sum(read)))
+    (ours, some), (theirs, more) = found
+    new = 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert [x.ids for x in a.answers] == [x.ids for x in b.answers] and a.prompt == b.prompt
+        new += len(a.prompt)
+        for x, y in zip(a.answers, b.answers, strict=True):
+            assert x.logprobs == pytest.approx(y.logprobs, abs=1e-5)
+            new += max(i for i, on in enumerate(x.loss) if not on) + 1  # up to the last turn
+    # A beginning that is common to the prompts of one of the two requests is read once there.
+    assert new - 2 * max(len(g.prompt) for g in ours) < some <= new
+    assert more > 1.5 * some
+
+
 def same_turn(prompts: Sequence[Sequence[int]]) -> list[str]:
     """A first turn that all of a group say alike, then words that differ."""
     made: list[str] = []
@@ -449,7 +482,7 @@ def test_the_update_is_that_of_padded_rows(
     from truing.core.train_online import Players
 
     def scripted(
-        self: Players, prompts: Sequence[Sequence[int]], sampling: object, first: Sequence[int]
+        self: Players, prompts: Sequence[Sequence[int]], sampling: object, *_: object
     ) -> list[list[Completion]]:
         n = int(sampling.n)  # type: ignore[attr-defined]
         module = tiny_model()[0]

@@ -121,33 +121,13 @@ def fork(rows: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> Node:
     return replace(example_tree(ids[:same], loss[:same]), children=leaves)
 
 
-def pieces(ids: Sequence[int], loss: Sequence[bool], limit: int, context: int = 0) -> list[Node]:
-    """A row longer than `limit` tokens as overlapping pieces, one tree each.
-
-    Each loss token is scored in exactly one piece, the first that holds it, where it sees at least
-    `context` earlier tokens (half of `limit` when 0), or all there are. A row of at most `limit`
-    tokens is one piece: its values are exact. Longer rows are scored as by a model that forgets.
-    """
-    context = context or limit // 2
-    if not 0 < context < limit:
-        raise InputError("the context kept must be shorter than a piece", seen=(context, limit))
-    whole = example_tree(ids, loss)
-    made: list[Node] = []
-    start, scored = 0, 0
-    while scored < len(ids):
-        stop = min(start + limit, len(ids))
-        marks = tuple(bool(m) and i >= scored for i, m in enumerate(whole.loss[start:stop], start))
-        if any(marks) or (not made and stop == len(ids)):
-            made.append(Node(whole.ids[start:stop], marks))
-        scored, start = stop, stop - context
-    return made
-
-
 @dataclass(frozen=True)
 class Segment:
-    """Where a node lies in the flat list, and the segments that its tokens see besides itself.
+    """Where a node lies in the flat list, and what its tokens see besides itself.
 
-    `before` holds (start, stop) of the ancestors, root first, neighbours joined.
+    A node's first child lies right behind it and sees all that it sees: they are one segment, which
+    is quicker to attend in. `before` holds (start, stop) of the ancestors, root first, neighbours
+    joined.
     """
 
     start: int
@@ -162,7 +142,7 @@ class Packed:
     Args:
         ids_N: token ids.
         positions_N: position of each token in its row.
-        segments: the nodes, in the order of the flat list.
+        segments: the nodes, in the order of the flat list, each with its first child.
         source_M: flat index of the token that predicts each loss token.
         place_M: flat index of each loss token itself.
         target_M: id of each loss token.
@@ -245,7 +225,7 @@ class _Packer:
         if fresh:
             self.ids += fresh
             self.positions += range(depth + len(known), depth + len(node.ids))
-            self.segments.append(Segment(start, start + len(fresh), before))
+            self._lay(start, start + len(fresh), before)
             before = _joined(before, start, start + len(fresh))
         seen = list(seen)
         for place, token, wanted in zip(places, node.ids, node.loss):
@@ -260,6 +240,15 @@ class _Packer:
             self.ends[-1].append(last)
         for child in node.children:
             self._node(child, before, depth + len(node.ids), seen)
+
+    def _lay(self, start: int, stop: int, before: tuple[tuple[int, int], ...]) -> None:
+        """A segment more; a first child lengthens its parent's, as causal as before."""
+        if self.segments:
+            last = self.segments[-1]
+            if last.stop == start and _joined(last.before, last.start, last.stop) == before:
+                self.segments[-1] = Segment(last.start, stop, last.before)
+                return
+        self.segments.append(Segment(start, stop, before))
 
     def _known(self, node: Node, last: int) -> list[int]:
         """Places of the node's first tokens that lie there already; none if not worth it."""
@@ -377,7 +366,7 @@ def pack(
 
     A tree is never cut: one that is larger than the budget is a micro-batch of its own, and its
     values are as exact as all others. A row of more than `limit` tokens (the model's context) is
-    an InputError: cut it yourself, or score it by `pieces`.
+    an InputError: cut it yourself, or score it by `core.pieces`.
     """
     if not trees:
         raise InputError("there is nothing to pack", seen=0)

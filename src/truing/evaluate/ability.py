@@ -17,8 +17,9 @@ from torch import Tensor
 
 from truing.context import Json, current
 from truing.core.logprob import check, measure
+from truing.core.pieces import pieces
 from truing.core.stats import ratio_bootstrap, wilson
-from truing.core.tree import Node, example_tree, group_tree, pack
+from truing.core.tree import Node, group_tree, pack
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Loaded, Model
@@ -86,13 +87,24 @@ def _encode(loaded: Loaded, text: str) -> list[int]:
 
 
 def text_losses(loaded: Loaded, texts: Sequence[str], max_tokens: int) -> list[tuple[float, int]]:
-    """(summed loss in nats, number of tokens) of each text's first `max_tokens` tokens."""
-    rows = [_encode(loaded, text)[: max_tokens + 1] for text in texts]
-    long = [i for i, ids in enumerate(rows) if len(ids) > 1]
-    trees = [example_tree(rows[i], [True] * len(rows[i])) for i in long]
-    found = [(0.0, 0)] * len(rows)
-    for i, (logp_T,) in zip(long, branch_logps(loaded, trees, "texts"), strict=True):
-        found[i] = (-float(logp_T.double().sum()), len(logp_T))
+    """(summed loss in nats, number of tokens) of each text's first `max_tokens` tokens.
+
+    What is longer than the model's context is scored in pieces that overlap by half of it.
+    """
+    context = getattr(loaded.module.config, "max_position_embeddings", None)
+    trees: list[Node] = []
+    whose: list[int] = []
+    for i, text in enumerate(texts):
+        ids = _encode(loaded, text)
+        ids = ids[: max_tokens + 1] if max_tokens else ids
+        if len(ids) > 1:
+            made = pieces(ids, [True] * len(ids), int(context or len(ids)))
+            trees += made
+            whose += [i] * len(made)
+    found = [(0.0, 0)] * len(texts)
+    for i, (logp_T,) in zip(whose, branch_logps(loaded, trees, "texts"), strict=True):
+        nats, tokens = found[i]
+        found[i] = (nats - float(logp_T.double().sum()), tokens + len(logp_T))
     return found
 
 
@@ -135,7 +147,8 @@ def ability(
     """General ability: log-loss on held-out text and accuracy on multiple-choice questions.
 
     Args:
-        max_tokens: tokens of each text that are read.
+        max_tokens: tokens of each text that are read; 0 for all. A text longer than the model's
+            context is scored in pieces, each token with half a context before it at least.
         limit: only so many texts and questions; 0 for all.
     """
     texts = Table.read(TEXTS) if texts is None else texts
