@@ -16,6 +16,7 @@ ROWS: dict[str, tuple[str, int, list[str]]] = {  # module, rows, flags
     "sft": ("bench.sft", 64, []),
     "sampling": ("bench.sampling", 64, []),
     "beta_sweep": ("bench.beta_sweep", 64, []),
+    "trunk": ("bench.trunk", 32, []),
     "reward": ("bench.reward", 64, []),
     "objectives": ("bench.objectives", 24, []),
     "grpo": ("bench.grpo", 16, []),

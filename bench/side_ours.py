@@ -20,6 +20,7 @@ from truing.context import Context, use
 from truing.core import engine, lora
 from truing.core.collect import Asked, Collector, Draw, Reward
 from truing.core.drawing import Completion
+from truing.core.frozen_trunk import FrozenTrunk, attach
 from truing.core.objective import Objective, objective_of
 from truing.core.online import online_of
 from truing.core.online_task import OnlineTask
@@ -129,7 +130,9 @@ def run(job: Json, name: str, own: Json, folder: Path, path: Path) -> Json:
     loaded = model.load_module("float32", "cpu", fresh=True)
     spec = objective_of(methods[name].declared)
     settings = {n: p.default for n, p in spec.settings.items()} | own
-    training = TextTraining(**shared(job))  # type: ignore[arg-type]
+    training = TextTraining(
+        **shared(job), epochs=int(job.get("epochs") or 1), layers=int(job.get("layers") or 0)
+    )  # type: ignore  # fmt: skip
     units, clock = units_of(job, spec), Clock()
     head = head_of(job, spec, int(loaded.module.config.hidden_size))  # type: ignore
     with use(Context(seed=int(job["seed"]), folder=folder, on_metric=clock)):  # type: ignore[call-overload]
@@ -142,15 +145,21 @@ def run(job: Json, name: str, own: Json, folder: Path, path: Path) -> Json:
         if spec.with_reference:
             task.measure_reference(loaded.module, job["steps"])  # type: ignore[arg-type]
         referenced = time.perf_counter()
-        if training.rank:
-            adapters = lora.attach(loaded.module, training.rank, 2.0 * training.rank)
-            adapters.load(str(job["adapter"]))
+        if adapters := attach(loaded.module, training, int(job["seed"])):  # type: ignore[call-overload]
+            if job["adapter"]:
+                adapters.load(str(job["adapter"]))
             task.adapt(adapters)
+        attached = time.perf_counter()
+        if training.layers:
+            trunk = FrozenTrunk(loaded.module, training.layers, model.weights_key, "float32")
+            task.stand_on(trunk, job["steps"])  # type: ignore[arg-type]
+        kept = time.perf_counter()
         made = trained(task, training, clock, path)
     return {
         "objective": name,
         "seconds": float(made.pop("end")) - began,  # type: ignore[arg-type]
         "reference_seconds": referenced - began,
+        "trunk_seconds": kept - attached,
         "reference_computed": reference.computed,
         **made,
     }
