@@ -27,6 +27,7 @@ from truing.core.files import new_folder
 from truing.core.logprob import Extras, check, measure, states
 from truing.core.lora import Lora
 from truing.core.scoring import HEAD as REWARD_HEAD
+from truing.core.scoring import check_linear
 from truing.core.train_text import trained_model
 from truing.core.tree import Packed
 from truing.models import Loaded, Model
@@ -59,6 +60,7 @@ class Critic(nn.Module):
         prefix = HEAD
         if own:
             check(loaded.module)
+            check_linear(loaded)
             prefix = HEAD if f"{HEAD}.weight" in loaded.extra else REWARD_HEAD
         for name, parameter in critic.named_parameters():
             if f"{prefix}.{name}" in loaded.extra:

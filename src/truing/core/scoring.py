@@ -5,7 +5,8 @@
 The score of an answer is that of its last token, which has seen prompt and answer; of a step, that
 of the token that closes it. The head lies beside the model's own weights as further tensors
 (`reward_head.weight` [1, D], `reward_head.bias` [1]), so that a reward model is a `Model` like any
-other: an adapter or new weights, and a head.
+other: an adapter or new weights, and a head. A head of values has a layer with a ReLU before that
+(`reward_head.hidden`), and its scores are values as they are, where others are logits.
 
 Shapes: N tokens, M loss tokens, U trees, K branches, T loss tokens of a branch, D hidden size.
 """
@@ -30,24 +31,33 @@ from truing.models import Loaded, Model
 from truing.tables import Row, content_hash
 
 HEAD = "reward_head"
+HIDDEN = f"{HEAD}.hidden"
 
 
 class ScoreHead(nn.Module):
-    """One linear layer from states to scores; zero at first."""
+    """One linear layer from states to scores, zero at first; with `hidden`, a ReLU layer below."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, hidden: int = 0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1, width))
+        self.weight = nn.Parameter(torch.zeros(1, hidden or width))
         self.bias = nn.Parameter(torch.zeros(1))
+        self.hidden = nn.Linear(width, hidden) if hidden else None
 
     def forward(self, rows_MD: Tensor) -> Tensor:
         """Scores [M]."""
-        return torch.nn.functional.linear(rows_MD.float(), self.weight, self.bias)[:, 0]
+        rows_MD = rows_MD.float()
+        if self.hidden is not None:
+            rows_MD = self.hidden(rows_MD).relu()
+        return torch.nn.functional.linear(rows_MD, self.weight, self.bias)[:, 0]
 
     @staticmethod
-    def of(loaded: Loaded) -> ScoreHead:
-        """The head that the model has, else a new one."""
-        head = ScoreHead(int(cast(int, getattr(loaded.module.config, "hidden_size", 0))))
+    def of(loaded: Loaded, *, values: bool = False) -> ScoreHead:
+        """The head that the model has, else a new one; one of values only where they are wanted."""
+        if not values:
+            check_linear(loaded)
+        width = int(cast(int, getattr(loaded.module.config, "hidden_size", 0)))
+        hidden = len(loaded.extra.get(f"{HIDDEN}.bias", ()))
+        head = ScoreHead(width, hidden)
         for name, parameter in head.named_parameters(HEAD):
             if name in loaded.extra:
                 with torch.no_grad():
@@ -66,6 +76,21 @@ class ScoreHead(nn.Module):
 def has_head(model: Model) -> bool:
     """True for a model that training gave a score head."""
     return not model.is_served and f"{HEAD}.weight" in model.folded().extra
+
+
+def gives_values(model: Model) -> bool:
+    """True for a model whose head's scores are values as they are, not logits."""
+    return has_head(model) and f"{HIDDEN}.bias" in model.folded().extra
+
+
+def check_linear(loaded: Loaded) -> None:
+    """Raise InputError for a head of values, which training a linear one cannot go on from."""
+    if f"{HIDDEN}.bias" in loaded.extra:
+        raise InputError(
+            "the model has a head of values already, and its scores are no logits",
+            where=loaded.model.name,
+            fix="Start from the model that it was trained on",
+        )
 
 
 def measured(module: nn.Module, head: ScoreHead, packed: Packed, *, grad: bool = True) -> Tensor:
@@ -169,4 +194,4 @@ def _own_head(loaded: Loaded) -> ScoreHead:
             where=loaded.model.name,
             fix="Train one with a reward method, such as bradley_terry",
         )
-    return ScoreHead.of(loaded)
+    return ScoreHead.of(loaded, values=True)

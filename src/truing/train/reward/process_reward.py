@@ -15,6 +15,10 @@ As rewards of single steps, with a bound u and a bonus b over n steps (arXiv 240
     prod   r_k = min(P_k, u) - min(P_{k-1}, u) + b/n,   P_k = p_1 ... p_k
 
 They telescope: their sums are min(min_k p_k, u) - u + b and min(P_n, u) - min(1, u) + b.
+
+A value model (train/step_value) is asked in the same way: `step_values` takes its scores as they
+are, and those of a classifier through the sigmoid, so that both say of a step what is to be
+expected from there.
 Sources: arXiv 2305.20050, 2312.08935; labels from roll-outs may be shares, from people -1, 0, 1.
 
 Shapes: U rows, K = 1 branch, T steps.
@@ -29,7 +33,7 @@ from typing import Literal
 from torch.nn.functional import logsigmoid, pad
 
 from truing.core.objective import Loss, Measurements, objective
-from truing.core.scoring import step_scores
+from truing.core.scoring import gives_values, step_scores
 from truing.errors import InputError
 from truing.method import component
 from truing.models import Model, held
@@ -81,15 +85,52 @@ def steps_of(text: str, separator: str = "\n\n") -> list[str]:
     return [s for s in text.split(separator) if s.strip()]
 
 
+def step_values(
+    model: Model, rows: Sequence[Row], separator: str = "\n\n", *, where: str = ""
+) -> list[list[float]]:
+    """What a process reward model expects of each step: p_k, or what a value model says.
+
+    Args:
+        model: with a score head, of either sort.
+        rows: with "prompt" and "steps", of which each has one at least.
+        separator: what closes a step.
+        where: what errors name.
+    Raises:
+        InputError: a row without steps, or a score that is not a finite number.
+    """
+    for i, row in enumerate(rows, 1):
+        if not row.get("steps"):
+            raise InputError(
+                "has no steps", where=f"{where} row {i}".strip(), seen=row.get("steps")
+            )
+    found = step_scores(model, rows, separator)
+    for i, scores in enumerate(found, 1):
+        for score in scores:
+            if not math.isfinite(score):
+                raise InputError(
+                    "the process reward model's score is not a finite number",
+                    where=f"{where or model.name} row {i}",
+                    seen=score,
+                )
+    return found if gives_values(model) else [[sigmoid(s) for s in scores] for scores in found]
+
+
+def sigmoid(score: float) -> float:
+    """1 / (1 + e^-s), without overflow."""
+    return 1 / (1 + math.exp(-score)) if score >= 0 else math.exp(score) / (1 + math.exp(score))
+
+
 @component("reward")
 def step_reward(
     rows: list[Row], *, model: str, aggregate: Aggregate = "min", separator: str = "\n\n"
 ) -> list[float]:
-    """What a process reward model says of whole answers, in [0, 1]; 0 for one without a step.
+    """What a process reward model says of whole answers; 0 for one without a step.
+
+    It lies in [0, 1], but for a value model, whose values are taken as they are.
 
     Args:
         model: key of the model, as `truing.models.hold` gives it.
-        aggregate: of the steps' probabilities.
+        aggregate: of the steps' probabilities or values.
         separator: what closes a step.
     """
     found = held(model)
@@ -99,8 +140,9 @@ def step_reward(
     some = [i for i, steps in enumerate(parts) if steps]
     asked: list[Row] = [{"prompt": rows[i]["prompt"], "steps": parts[i]} for i in some]
     values = [0.0] * len(rows)
-    for i, scores in zip(some, step_scores(found, asked, separator), strict=True):
-        values[i] = AGGREGATES[aggregate]([1 / (1 + math.exp(-s)) for s in scores])
+    made = step_values(found, asked, separator) if asked else []
+    for i, scores in zip(some, made, strict=True):
+        values[i] = AGGREGATES[aggregate](scores)
     return values
 
 

@@ -1,0 +1,149 @@
+"""What answers come to at their end, from each of their steps: what step labels are made of.
+
+The parts of synthesize/step_labels that are not about tables; see there for the equations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import cast
+
+from truing.core.judge import pointwise, rate
+from truing.core.rewards import check_reward_model, score_model
+from truing.core.scores import kind_of
+from truing.errors import InputError
+from truing.method import check_component, score
+from truing.models import Model
+from truing.synthesize.trajectories import Drawing, Trajectory, continued
+from truing.tables import Row
+from truing.train.reward.process_reward import sigmoid, step_values
+
+WHERE = "synthesize/step_labels"
+Outcomes = Sequence[tuple[int, float]]  # of each roll-out: its steps in all, and z
+JUDGE = """\
+You judge one step of an answer to a request.
+{% if criteria %}
+A good step keeps these rules:
+{{ criteria }}
+{% endif %}
+<request>
+{{ prompt }}
+</request>
+
+<answer>
+{{ completion }}
+</answer>
+"""
+
+
+def hindsight(r: Sequence[float], outcomes: Sequence[Outcomes], gamma: float) -> list[float]:
+    """V_t of each step, from r_t and what the roll-outs from there came to."""
+    return [
+        r_t + fmean(gamma ** (n - t) * z for n, z in found)
+        for t, (r_t, found) in enumerate(zip(r, outcomes, strict=True), 1)
+    ]
+
+
+def majority(outcomes: Sequence[Outcomes]) -> list[float]:
+    """1 for each step from which more than half of the roll-outs come to something good."""
+    return [float(2 * sum(z > 0.5 for _, z in found) > len(found)) for found in outcomes]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What whole answers come to: z of each."""
+
+    reward: dict[str, object] | None
+    judge: Model | None
+    reward_model: Model | None
+    criteria: str
+
+    def check(self) -> None:
+        """Raise InputError unless there is just one that says z."""
+        given = {"reward": self.reward, "judge": self.judge, "reward_model": self.reward_model}
+        named = [n for n, one in given.items() if one is not None]
+        if len(named) != 1:
+            raise InputError(
+                "what an answer comes to is said by one of reward, judge and reward_model",
+                where=WHERE,
+                seen=named,
+            )
+        if self.reward is not None:
+            check_component(kind_of(self.reward), self.reward, where=f"{WHERE} setting 'reward'")
+        if self.reward_model is not None:
+            check_reward_model(self.reward_model, WHERE)
+
+    @property
+    def key(self) -> list[object]:
+        """All that z depends on."""
+        models = [m.key if m is not None else "" for m in (self.judge, self.reward_model)]
+        return [self.reward, *models, self.criteria]
+
+    def __call__(self, rows: list[Row]) -> list[float]:
+        """z of each row; an InputError for one that is not in [0, 1]."""
+        if not rows:
+            return []
+        if self.reward_model is not None:
+            return [sigmoid(s) for s in score_model(self.reward_model, rows)]
+        if self.judge is not None:
+            return pointwise(self.judge, rows, criteria=self.criteria)
+        reward = cast("dict[str, object]", self.reward)
+        found = score(kind_of(reward), reward, rows, where=f"{WHERE} setting 'reward'")
+        for i, z in enumerate(found, 1):
+            if not 0 <= z <= 1:
+                raise InputError(
+                    "what an answer comes to lies in [0, 1]",
+                    where=f"{WHERE} setting 'reward' row {i}",
+                    seen=z,
+                    fix="Give a reward model as the input reward_model, which takes its sigmoid",
+                )
+        return found
+
+
+def outcomes(
+    model: Model, paths: Sequence[Trajectory], ending: Ending, rollouts: int, how: Drawing
+) -> list[list[Outcomes]]:
+    """[answer][step] -> what the roll-outs from there came to, or the answer itself."""
+    own = iter(ending([p.outcome_row(len(p.steps), finished=p.finished) for p in paths]))
+    ends: list[Outcomes] = [[(len(p.steps), next(own))] for p in paths]
+    if not rollouts:
+        return [[end] * len(p.steps) for p, end in zip(paths, ends, strict=True)]
+    places = [(p, k) for p in paths for k in range(1, len(p.steps) + 1)
+              if k < len(p.steps) or not p.finished]  # fmt: skip
+    drawn = continued(model, places, rollouts, how) if places else []
+    both = list(zip(places, drawn, strict=True))
+    rows = [p.outcome_row(k, text, ended) for (p, k), items in both for text, ended in items]
+    z = iter(ending(rows))
+    found: dict[tuple[int, int], Outcomes] = {}
+    for (p, k), items in both:
+        found[id(p), k] = [(k + p.longer(text), next(z)) for text, _ in items]
+    return [[found.get((id(p), k), end) for k in range(1, len(p.steps) + 1)]
+            for p, end in zip(paths, ends, strict=True)]  # fmt: skip
+
+
+def judged(judge: Model, paths: Sequence[Trajectory], criteria: str) -> list[list[float]]:
+    """1 or 0 for each step that a judge finds good or not, up to the first unread."""
+    rows: list[Row] = [
+        {"prompt": q, "completion": s} for p in paths for q, s in zip(p.prompts, p.steps)
+    ]
+    read = iter(rate(judge, rows, criteria=criteria, template=JUDGE))
+    made: list[list[float]] = []
+    for path in paths:
+        scores = [next(read) for _ in path.steps]
+        kept = scores.index(None) if None in scores else len(scores)
+        made.append([float(cast(float, s) > 0.5) for s in scores[:kept]])
+    return made
+
+
+def expected(process_model: Model | None, paths: Sequence[Trajectory]) -> list[list[float]]:
+    """r_t of every step."""
+    if process_model is None:
+        return [[0.0] * len(p.steps) for p in paths]
+    made: list[list[float]] = []
+    for path in paths:
+        asked = path.labelled([0.0] * len(path.steps), {})
+        found = step_values(process_model, asked, path.separator or "\n\n", where=WHERE)
+        made.append([v for values in found for v in values])
+    return made
