@@ -12,20 +12,21 @@ import torch
 from truing.changes import Decoder
 from truing.core.drawing import Completion
 from truing.core.generate import generate
-from truing.core.rewards import Rewards
+from truing.core.rewards import Rewards, score_model
 from truing.core.sampling import SamplingSettings
 from truing.core.scoring import ScoreHead, step_scores
 from truing.core.search import Path as Way
 from truing.core.search import Writer
 from truing.decode import prm_guided as module
-from truing.decode.prm_guided import Answer, Candidate, Guide, prm_guided
+from truing.decode.prm_guided import prm_guided
+from truing.decode.prm_values import Answer, Candidate, Guide, standardised, weighed
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model
 from truing.tables import Row
 
 END = 0
-TEXTS = {1: "good", 2: "bad", 3: "\n\n", 4: "fine", END: ""}
+TEXTS = {1: "good", 2: "bad", 3: "\n\n", 4: "fine", 5: " the", END: ""}
 
 
 class Script:
@@ -91,12 +92,27 @@ def test_candidates_without_words_are_drawn_again(monkeypatch: pytest.MonkeyPatc
     assert made.ids == (1, 3) and made.finish == "length"
 
 
+def test_steps_lose_what_closed_them_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def values(self: Guide, writer: Writer, found: Sequence[tuple[Answer, Candidate]]) -> object:
+        seen.extend(c.step for _, c in found)
+        return [0.0] * len(found)
+
+    monkeypatch.setattr(Guide, "values", values)
+    base = Script([[[1, 3], [5, 1, END]]])
+    sampling = SamplingSettings(max_tokens=9, stop_ids=(END,), seed=5)
+    module.draw(base, None, ["p"], sampling, candidates=2, steps=1)  # type: ignore[arg-type]
+    assert seen == ["good ", " the good"]
+
+
 def test_values_are_of_the_new_step_and_weighed(
     tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = (scorer(tiny_path, tmp_path / str(i), i) for i in (1, 2))
     rewards = Rewards({"short": {"use": "max_words", "n": 1}}, {})
-    guide = Guide({"one": one, "two": two}, rewards, {"one": 3.0, "short": 0.0}, "\n\n")
+    weights = {"one": 3.0, "short": 0.0}
+    guide = Guide({"one": one, "two": two}, {}, rewards, weights, "\n\n", False)
     steps = ["First this.", "Then that."]
     writer = object.__new__(Writer)
     monkeypatch.setattr(Writer, "text", lambda self, ids: "First this. Then that.")
@@ -107,10 +123,63 @@ def test_values_are_of_the_new_step_and_weighed(
     assert abs(p[0] - p[1]) > 1e-3
 
 
-def scorer(tiny_path: Path, folder: Path, seed: int) -> Model:
-    head = ScoreHead(128)
+def test_terms_are_weighed_and_standardised_by_hand() -> None:
+    terms = {"a": [0.2, 0.6], "b": [3.0, 1.0]}
+    assert weighed(terms, {"a": 3.0}, 2) == pytest.approx([(0.6 + 3.0) / 4, (1.8 + 1.0) / 4])
+    assert weighed(terms, {"a": 0.0}, 2) == [3.0, 1.0]  # one objective alone
+    assert weighed({}, {}, 2) == [0.0, 0.0]
+    assert standardised([1.0, 2.0, 6.0]) == pytest.approx(
+        [v / math.sqrt(14 / 3) for v in (-2.0, -1.0, 3.0)]
+    )
+    assert standardised([0.5, 0.5]) == [0.0, 0.0] and standardised([2.0]) == [0.0]
+
+
+def test_each_sort_of_model_is_asked_in_its_own_way(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, value, liked = (scorer(tiny_path, tmp_path / f"{i}", i, i == 2) for i in (1, 2, 3))
+    guide = Guide({"steps": steps, "value": value}, {"liked": liked}, Rewards({}, {}), {},
+                  "\n\n", False)  # fmt: skip
+    texts = ["Do this.", "Do that.", "Or so."]
+    places = [(i, t) for i in range(2) for t in texts]
+    answers = [Answer("q", steps=["First."]), Answer("q")]
+    found = [(answers[i], Candidate(Way(ids=(n,)), t)) for n, (i, t) in enumerate(places)]
+    whole = ["\n\n".join([*answers[i].steps, t]) for i, t in places]
+    writer = object.__new__(Writer)
+    monkeypatch.setattr(Writer, "text", lambda self, ids: whole[ids[0]])
+    rows: list[Row] = [
+        {"prompt": "q", "completion": text, "finished": False, "steps": [*answers[i].steps, t]}
+        for text, (i, t) in zip(whole, places, strict=True)
+    ]
+    want = [
+        [1 / (1 + math.exp(-s[-1])) for s in step_scores(steps, rows, "\n\n")],
+        [s[-1] for s in step_scores(value, rows, "\n\n")],
+        [1 / (1 + math.exp(-s)) for s in score_model(liked, rows)],
+    ]
+    for term, values in zip(guide.terms(rows).values(), want, strict=True):
+        assert term == pytest.approx(values, abs=1e-5)
+    assert min(want[1]) < 0  # no sigmoid for a value model
+    each = [sum(v) / 3 for v in zip(*want, strict=True)]
+    assert guide.values(writer, found) == pytest.approx(each, abs=1e-5)
+    # Each term to one scale among the candidates for the step of one answer.
+    level = Guide(guide.models, guide.outcome_models, guide.rewards, {}, "\n\n", True)
+    made = level.values(writer, found)
+    for at in (slice(0, 3), slice(3, 6)):
+        scaled = [
+            [(v - sum(t[at]) / 3) / math.sqrt(sum((u - sum(t[at]) / 3) ** 2 for u in t[at]) / 3)
+             for v in t[at]]
+            for t in want
+        ]  # fmt: skip
+        assert made[at] == pytest.approx([sum(v) / 3 for v in zip(*scaled, strict=True)], abs=1e-2)
+
+
+def scorer(tiny_path: Path, folder: Path, seed: int, values: bool = False) -> Model:
+    head = ScoreHead(128, 128 if values else 0)
+    source = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        head.weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(seed))
+        for parameter in [head.weight] if not values else head.parameters():
+            parameter.normal_(0, 0.1, generator=source)
+        head.bias.fill_(-1.0 if values else 0.0)
     return head.added_to(Model.open(tiny_path), folder)
 
 
@@ -122,6 +191,11 @@ def test_models_are_held_and_faults_named(tiny_path: Path, tmp_path: Path) -> No
     assert isinstance(made, Model)
     change = made.changes[-1]
     assert isinstance(change, Decoder) and change.holds == {"right": scores.key}
+    whole = methods["prm_guided"](
+        model, outcome_models={"liked": scores}, candidates=2, steps=2, step_tokens=3
+    )
+    assert isinstance(whole, Model) and whole.changes[-1].holds == {"liked": scores.key}  # type: ignore[union-attr]
+    assert generate(whole, ["say a"], max_tokens=6, seed=1)[0][0].ids
     again = Model.load(made.save(tmp_path / "saved"))
     drawn = [generate(m, ["say a"], n=2, max_tokens=6, seed=1) for m in (made, again)]
     assert drawn[0] == drawn[1] and drawn[0][0][0].ids != drawn[0][0][1].ids
@@ -130,6 +204,9 @@ def test_models_are_held_and_faults_named(tiny_path: Path, tmp_path: Path) -> No
         ({}, "nothing to tell steps apart"),
         ({"process_models": {"right": scores}, "weights": {"left": 1.0}}, "'left'"),
         ({"process_models": {"right": scores}, "weights": {"right": -1.0}}, "negative"),
+        ({"process_models": {"right": scores}, "weights": {"right": 0.0}}, "all weights are 0"),
+        ({"process_models": {"a": scores}, "outcome_models": {"a": scores}}, "one name"),
+        ({"outcome_models": {"right": model}}, "nothing was"),
     ):
         with pytest.raises(InputError, match=match):
             prm_guided(model, **wrong)  # type: ignore[arg-type]

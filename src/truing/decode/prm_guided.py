@@ -1,13 +1,17 @@
 """Write step by step: candidates for each next step, the one kept that process rewards like best.
 
     step_t = argmax_i v(x, steps before t, c_i),   c_1 .. c_K ~ pi(. | x, steps before t)
-    v = sum_j w_j v_j / sum_j w_j,   v_j = sigmoid(score of process reward model j at c_i's end)
+    v = sum_j w_j v_j / sum_j w_j,   v_j = what objective j expects at the end of c_i
 
 A step ends at one of `stops`. Only the new step's value counts: with sums over steps, answers that
-end early would win. Several process reward models (train/process_reward), one for each objective,
-are weighed by what the user wants now; rewards of the text so far can stand beside them or in their
-place, each divided by the same sum of weights. With a model whose heads were blended by other
-weights (steer/blend_heads) this is both halves of MAH-DPO's control at inference.
+end early would win. Every objective is asked in one way, whether it can be verified or not, and has
+a model of the sort that it was learnt by: `process_models` are classifiers of steps (sigmoid of the
+score, train/process_reward) and value models (as they are, train/step_value), `outcome_models` were
+trained on pairs of answers and judge the text so far (sigmoid, train/bradley_terry); `rewards` of
+the text so far can stand beside them. Weights are what the user wants now: nothing is trained for
+them. Terms on other scales than [0, 1] would count for more than their weight; `standardise` takes
+of each its distance from the mean of the candidates for a step, in standard deviations. With a
+model whose heads were blended (steer/blend_heads) this is both halves of MAH-DPO's control.
 
 Candidates without a word are drawn again, at most 3 K in all; an answer ends where none of them has
 words and one has ended, and after `steps`. Equal values keep the first. Temperature and nucleus are
@@ -22,72 +26,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from truing.changes import Decoder
 from truing.context import current
 from truing.core.chat import Prompt
 from truing.core.drawing import Base, Completion
-from truing.core.rewards import Rewards, rewards_of
+from truing.core.rewards import check_reward_model, rewards_of
 from truing.core.sampling import SamplingSettings
-from truing.core.scoring import has_head, step_scores
+from truing.core.scoring import has_head
 from truing.core.search import Path, Writer, settings_in_range
+from truing.decode.prm_values import WHERE, Answer, Candidate, Guide
 from truing.errors import InputError, unknown
 from truing.method import component, method
 from truing.models import Model, hold
-from truing.tables import Row
 
 ATTEMPTS = 3  # times K candidates that are drawn at most
 STRIDE = 7919  # between the seeds of two attempts
-WHERE = "decode/prm_guided"
-
-
-@dataclass
-class Answer:
-    """One answer as far as it is written."""
-
-    prompt: Prompt
-    path: Path = field(default_factory=Path)
-    steps: list[str] = field(default_factory=list)
-    over: bool = False
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A next step: the path with it, and its words."""
-
-    path: Path
-    step: str
-
-
-class Guide:
-    """v of candidates."""
-
-    def __init__(
-        self, models: Mapping[str, Model], rewards: Rewards, weights: Mapping[str, float], sep: str
-    ) -> None:
-        self.models, self.rewards, self.weights, self.separator = models, rewards, weights, sep
-
-    def values(self, writer: Writer, found: Sequence[tuple[Answer, Candidate]]) -> list[float]:
-        """The weighted mean over models and rewards; 0 for all where there is neither."""
-        rows: list[Row] = [
-            {
-                "prompt": a.prompt,
-                "completion": writer.text(c.path.ids).strip(),
-                "finished": c.path.ended,
-                "steps": [*a.steps, c.step],
-            }
-            for a, c in found
-        ]
-        terms = self.rewards.terms(rows, whole=False) if self.rewards.names else {}
-        for name, model in self.models.items():
-            scores = step_scores(model, rows, self.separator)
-            terms[name] = [1 / (1 + math.exp(-min(max(s[-1], -700), 700))) for s in scores]
-        share = {n: self.weights.get(n, 1.0) for n in terms}
-        total = math.fsum(share.values()) or 1.0
-        return [
-            math.fsum(share[n] * v[i] for n, v in terms.items()) / total for i in range(len(rows))
-        ]
 
 
 def _draw(
@@ -113,10 +68,10 @@ def _draw(
             found = writer.base([answers[i].prompt for i in members], short, begun=begun)
             for i, items in zip(members, found, strict=True):
                 for c in items:
-                    candidate = _candidate(writer, answers[i].path, c)
-                    if candidate.step and len(made[i]) < k:
+                    candidate = _candidate(writer, answers[i].path, c, short.stop)
+                    if candidate.step.strip() and len(made[i]) < k:
                         made[i].append(candidate)
-                    elif not candidate.step and candidate.path.ended:
+                    elif not candidate.step.strip() and candidate.path.ended:
                         ended[i] = ended[i] or candidate.path
     for answer, items, end in zip(answers, made, ended, strict=True):
         if not items:
@@ -124,11 +79,14 @@ def _draw(
     return made
 
 
-def _candidate(writer: Writer, path: Path, more: Completion) -> Candidate:
+def _candidate(writer: Writer, path: Path, more: Completion, stops: Sequence[str]) -> Candidate:
     ids = (*path.ids, *more.ids)
     text = writer.base.text(ids)
     over = ids[-1] in writer.ends or any(s in text for s in writer.sampling.stop)
-    return Candidate(Path(ids, (*path.logps, *more.logprobs), over), writer.text(more.ids).strip())
+    words = writer.text(more.ids)
+    closed = next((s for s in stops if words.endswith(s)), "")
+    # Spaces at its beginning stay, as in the steps that process reward models were trained on.
+    return Candidate(Path(ids, (*path.logps, *more.logprobs), over), words.removesuffix(closed))
 
 
 @component("decoder", name="prm_guided")
@@ -146,12 +104,16 @@ def draw(
     stops: list[str] | None = None,
     rewards: dict[str, dict[str, object]] | None = None,
     weights: dict[str, float] | None = None,
+    outcomes: list[str] | None = None,
+    standardise: bool = False,
 ) -> list[list[Completion]]:
     """One step after the other; see the module's docstring."""
     if sampling.greedy or candidates == 1:
         return base(prompts, sampling)
     models = {n: m for n, m in base.held.items() if isinstance(m, Model)}
-    guide = Guide(models, rewards_of({}, rewards, None, WHERE), weights or {}, separator)
+    outcome_models = {n: models.pop(n) for n in outcomes or []}
+    asked = rewards_of({}, rewards, None, WHERE)
+    guide = Guide(models, outcome_models, asked, weights or {}, separator, standardise)
     writer = Writer(base, model, sampling)
     answers = [[Answer(p) for _ in range(sampling.n)] for p in prompts]
     every = [a for items in answers for a in items]
@@ -174,10 +136,40 @@ def draw(
     return [[writer.completion(a.path) for a in items] for items in answers]
 
 
+def _check(
+    process_models: Mapping[str, Model],
+    outcome_models: Mapping[str, Model],
+    rewards: Sequence[str],
+    weights: Mapping[str, float],
+) -> None:
+    """Raise InputError for models that score nothing, names taken twice and wrong weights."""
+    names = [*process_models, *outcome_models, *rewards]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise InputError("two terms have one name", where=WHERE, seen=twice)
+    for name, weight in weights.items():
+        if name not in names:
+            raise unknown("term", name, names, where=f"{WHERE} setting 'weights'")
+        if not (math.isfinite(weight) and weight >= 0):
+            raise InputError("a weight is not negative", where=f"{WHERE} {name!r}", seen=weight)
+    if names and not any(weights.get(n, 1.0) for n in names):
+        raise InputError(
+            "all weights are 0", where=f"{WHERE} setting 'weights'", seen=dict(weights)
+        )
+    for name, one in process_models.items():
+        if not has_head(one):
+            raise InputError(
+                "the model scores no steps", where=f"{WHERE} input {name!r}", seen=one.name,
+                fix="Train one with process_reward or step_value",
+            )  # fmt: skip
+    for one in outcome_models.values():
+        check_reward_model(one, WHERE)
+
+
 @method(paper="mah-dpo", needs=("generate", "logprob"))
 def prm_guided(
     model: Model,
     process_models: dict[str, Model] | None = None,
+    outcome_models: dict[str, Model] | None = None,
     *,
     candidates: int = 5,
     steps: int = 20,
@@ -187,6 +179,7 @@ def prm_guided(
     stops: list[str] | None = None,
     rewards: dict[str, dict[str, object]] | None = None,
     weights: dict[str, float] | None = None,
+    standardise: bool = False,
 ) -> Model:
     """Write step by step: of several next steps the one that process rewards like best.
 
@@ -198,37 +191,28 @@ def prm_guided(
         separator: what closes a step for the process reward models, as they were trained.
         stops: texts that end a step, such as [". ", "? "] in dialogues; None takes `separator`.
         rewards: rewards or checks of the text so far by name, such as {short: {use: max_words}}.
-        weights: by the names of process models and rewards; 1 where none is given.
+        weights: by the names of models and rewards; 1 where none is given.
+        standardise: bring terms to one scale among the candidates for a step.
     """
     settings_in_range(
         WHERE, candidates=(candidates, 1), steps=(steps, 1), step_tokens=(step_tokens, 1)
     )
-    models = process_models or {}
+    models, judges = process_models or {}, outcome_models or {}
     guide = rewards_of({}, rewards, None, WHERE)
     guide.check()
-    names = [*models, *guide.names]
-    for name, weight in (weights or {}).items():
-        if name not in names:
-            raise unknown("term", name, names, where=f"{WHERE} setting 'weights'")
-        if not (math.isfinite(weight) and weight >= 0):
-            raise InputError("a weight is not negative", where=f"{WHERE} {name!r}", seen=weight)
-    for name, one in models.items():
-        if not has_head(one):
-            raise InputError(
-                "the model scores no steps", where=f"{WHERE} input {name!r}", seen=one.name,
-                fix="Train one with process_reward",
-            )  # fmt: skip
-    if candidates > 1 and not names:
+    _check(models, judges, guide.names, weights or {})
+    if candidates > 1 and not (models or judges or guide.names):
         raise InputError(
             "there is nothing to tell steps apart by", where=WHERE,
-            fix="Give process_models or rewards",
+            fix="Give process_models, outcome_models or rewards",
         )  # fmt: skip
     chosen: dict[str, object] = {
         "candidates": candidates, "steps": steps, "step_tokens": step_tokens, "top_k": top_k,
         "separator": separator, "stops": stops, "rewards": dict(rewards or {}),
-        "weights": dict(weights or {}),
+        "weights": dict(weights or {}), "outcomes": list(judges), "standardise": standardise,
     }  # fmt: skip
-    holds = {n: hold(m) for n, m in models.items()}
+    every = {**models, **judges}
+    holds = {n: hold(m) for n, m in every.items()}
     made = model.adding(Decoder("prm_guided", chosen, holds))
-    made = made.with_licences([m.licence for m in models.values() if m.licence])
+    made = made.with_licences([m.licence for m in every.values() if m.licence])
     return made.called(f"{model.name}+prm_guided")
