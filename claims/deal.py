@@ -25,7 +25,8 @@ from truing.core.stats import spearman
 from truing.decode.rewards import coverage
 from truing.method import methods
 from truing.models import Model
-from truing.specify.checks import forbidden_words, words
+from truing.specify.checks import forbidden_words
+from truing.specify.texts import words
 
 TITLE = "Decoding by look-ahead search covers required words better than the prompt alone"
 METHOD = "decode/deal_segments"

@@ -12,8 +12,8 @@ from truing.evaluate.adherence import sample_rows, violation_measures
 from truing.evaluate.before_after import before_after
 from truing.principles import Principles
 from truing.reports import Measure, Report
-from truing.specify.checks import words
 from truing.specify.satisfaction import satisfaction
+from truing.specify.texts import words
 from truing.synthesize.principle_pairs import Answer, choose, pair_row
 from truing.tables import Row, Table
 

@@ -13,7 +13,7 @@ from truing.core.scoring import ScoreHead
 from truing.method import Method, methods
 from truing.models import Model
 from truing.principles import Principle, Principles
-from truing.specify import checks
+from truing.specify import texts
 from truing.tables import Table
 
 METHODS = [n for n in methods if n.startswith(("attack/", "synthesize/"))]
@@ -59,7 +59,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint after each update; no sentence vectors, which the network would bring."""
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
-    monkeypatch.setattr(checks, "relevance", lambda rows: [0.5] * len(rows))
+    monkeypatch.setattr(texts, "relevance", lambda rows: [0.5] * len(rows))
 
 
 @pytest.fixture(scope="module")

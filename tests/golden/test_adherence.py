@@ -12,7 +12,7 @@ from truing.evaluate import adherence as module
 from truing.evaluate.before_after import before_after
 from truing.principles import Principle, Principles
 from truing.reports import Measure, Report
-from truing.specify import checks
+from truing.specify import texts
 from truing.tables import Table
 
 RULES = Principles(
@@ -42,7 +42,7 @@ def writer(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module, "generate", generate)
     monkeypatch.setattr(
-        checks, "relevance", lambda rows: [0.5 if r["completion"] else 0.0 for r in rows]
+        texts, "relevance", lambda rows: [0.5 if r["completion"] else 0.0 for r in rows]
     )
 
 

@@ -21,7 +21,7 @@ from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model
 from truing.principles import Principle, Principles
-from truing.specify import checks
+from truing.specify import texts
 
 PROMPTS = ["What is red?", "Say why."]
 DRAW = {"max_tokens": 6, "seed": 3}
@@ -63,13 +63,13 @@ def test_it_gives_the_best_of_its_own_candidates(model: Model) -> None:
     for items, given in zip(drawn, chosen, strict=True):
         for start, answer in zip((0, 3), given, strict=True):
             group = items[start : start + 3]
-            counts = [len(checks.words(c.text)) for c in group]
+            counts = [len(texts.words(c.text)) for c in group]
             values = [1.0 if c <= 1 else 0.49 / c for c in counts]
             assert answer == group[values.index(max(values))]
 
 
 def test_weights_combine_terms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "relevance", lambda rows: [0.5] * len(rows))
+    monkeypatch.setattr(texts, "relevance", lambda rows: [0.5] * len(rows))
     rules = Principles(
         [
             Principle("brief", "Short.", priority=3, check={"use": "max_words", "n": 2}),

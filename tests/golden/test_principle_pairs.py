@@ -11,7 +11,7 @@ import pytest
 from truing import context
 from truing.errors import InputError
 from truing.principles import Principle, Principles
-from truing.specify import checks
+from truing.specify import checks, texts
 from truing.specify.in_context import with_principles
 from truing.specify.satisfaction import Kept, satisfaction
 from truing.synthesize import principle_pairs as module
@@ -37,7 +37,7 @@ SHORT, SHOUT, LONG = (
 
 @pytest.fixture(autouse=True)
 def no_sentence_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "relevance", lambda rows: [0.5] * len(rows))
+    monkeypatch.setattr(texts, "relevance", lambda rows: [0.5] * len(rows))
 
 
 class Writer:
@@ -75,9 +75,9 @@ def test_score_weights_principles_by_priority() -> None:
 
 def test_unusable_answers_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = "Say why red wood burns so hot today"
-    texts = ["", "...", "The fire is hot. The fire is hot.", prompt, "Fine.", "Off."]
-    monkeypatch.setattr(checks, "relevance", lambda rows: [0.9] * 5 + [0.1])
-    found = satisfaction(RULES, [{"prompt": prompt, "completion": t} for t in texts])
+    said = ["", "...", "The fire is hot. The fire is hot.", prompt, "Fine.", "Off."]
+    monkeypatch.setattr(texts, "relevance", lambda rows: [0.9] * 5 + [0.1])
+    found = satisfaction(RULES, [{"prompt": prompt, "completion": t} for t in said])
     assert [f.unusable for f in found] == ["empty", "empty", "repeated", "echo", "", "off topic"]
     assert [len(f.violated()) for f in found] == [2, 2, 2, 2, 0, 2]
 

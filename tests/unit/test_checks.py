@@ -7,7 +7,7 @@ import pytest
 from truing.catalogue import components
 from truing.errors import InputError
 from truing.method import score
-from truing.specify import checks
+from truing.specify import checks, texts
 
 CASES: list[tuple[dict[str, object], str, bool]] = [
     ({"use": "max_words", "n": 3}, "one two three", True),
@@ -97,9 +97,9 @@ def test_echo_of_the_prompt() -> None:
 
 
 def test_repetition_share() -> None:
-    assert checks.repetition("a b c d") == 0.0
+    assert texts.repetition("a b c d") == 0.0
     # 8 words, five 4-grams, of which "a b c d" comes twice
-    assert checks.repetition("a b c d a b c d") == pytest.approx(1 / 5)
+    assert texts.repetition("a b c d a b c d") == pytest.approx(1 / 5)
 
 
 def test_unknown_settings_and_languages_are_named() -> None:

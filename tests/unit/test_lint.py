@@ -10,15 +10,15 @@ import pytest
 
 from truing.errors import InputError
 from truing.principles import Principle, Principles
-from truing.specify import checks
 from truing.specify import lint as module
+from truing.specify import texts
 from truing.specify.principles_file import principles_file
 from truing.tables import Table
 
 
 @pytest.fixture(autouse=True)
 def no_sentence_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "relevance", lambda rows: [0.5] * len(rows))
+    monkeypatch.setattr(texts, "relevance", lambda rows: [0.5] * len(rows))
     monkeypatch.setattr(module, "text_cosines", lambda texts: np.eye(len(texts)))
 
 

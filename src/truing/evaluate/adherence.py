@@ -20,8 +20,8 @@ from truing.method import method
 from truing.models import Model
 from truing.principles import Principles
 from truing.reports import Measure, Report
-from truing.specify.checks import words
 from truing.specify.satisfaction import ON_TOPIC, Kept, measured, satisfaction
+from truing.specify.texts import words
 from truing.tables import Row, Table, as_prompt, content_hash
 
 CHUNK = 128  # prompts answered together: what a kill can cost

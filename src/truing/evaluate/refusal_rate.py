@@ -22,8 +22,8 @@ from truing.evaluate.adherence import answer_all
 from truing.method import method
 from truing.models import Model
 from truing.reports import Measure, Report
-from truing.specify.checks import sentences, words
 from truing.specify.satisfaction import unusable
+from truing.specify.texts import sentences, words
 from truing.tables import Row, Table, as_prompt
 
 Sort = Literal["refuse", "answer", "unclear"]

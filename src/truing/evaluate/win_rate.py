@@ -28,8 +28,8 @@ from truing.method import method, score
 from truing.models import Model
 from truing.principles import Principles
 from truing.reports import Measure, Report
-from truing.specify.checks import words
 from truing.specify.satisfaction import satisfaction
+from truing.specify.texts import words
 from truing.tables import Row, Table, as_prompt
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from torch import Tensor
 from truing.errors import InputError
 from truing.method import component
 from truing.models import Loaded, Model
-from truing.specify.checks import words
+from truing.specify.texts import words
 from truing.tables import Row, user_text
 
 DIGITS = 6  # Deita's scores are 1 to 6

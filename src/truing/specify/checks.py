@@ -8,14 +8,23 @@ limit), a broken rule scores in proportion below 0.5, so that the worse of two b
 from __future__ import annotations
 
 import re
-from collections import Counter
 
 from truing.errors import InputError
 from truing.method import component
+from truing.specify import texts
+from truing.specify.texts import (
+    SCRIPTS,
+    STOP_WORDS,
+    language_of,
+    repeats_a_sentence,
+    repetition,
+    sentences,
+    text_of,
+    words,
+)
 from truing.tables import Row, user_text
 
 BROKEN = 0.49  # the best score that a broken rule can have
-_WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
 _LIST_LINE = re.compile(
     r"^\s*(?:[-*+\u2022\u2023\u25aa\u25cf]|\(?\d{1,3}[.):]|\(?[a-zA-Z][.)])\s+\S", re.M
 )
@@ -39,54 +48,6 @@ _REFUSAL = re.compile(
     r"\b(?:i(?:'m|\u2019m| am) sorry|i (?:can(?:no|')t|cannot|am unable|am not able)|as an ai)\b",
     re.I,
 )
-# The commonest function words: enough to tell these languages apart in a sentence or two.
-_STOP_WORDS = {
-    "en": "the of and to in is that for it with as on are this be was by you an or not",
-    "fr": "le la les des et est une dans que pour qui sur pas avec vous sont ce cette aux du",
-    "de": "der die das und ist ein eine nicht zu den mit von sie auf es dem im auch als wir",
-    "es": "el los las que en una por con para es del se no su al como lo este muy pero",
-    "it": "il che di per una sono con non gli della nel anche questo alla dei si del piu ha i",
-    "pt": "o os que em uma para com nao por mais dos como das se ao foi sua seu pelo isso",
-    "nl": "de het een van en is dat niet op te zijn met voor die aan er om ook maar wij",
-}
-_SCRIPTS = {
-    "zh": r"[\u4e00-\u9fff]",
-    "ja": r"[\u3040-\u30ff]",
-    "ko": r"[\uac00-\ud7af]",
-    "ru": r"[\u0400-\u04ff]",
-    "ar": r"[\u0600-\u06ff]",
-    "hi": r"[\u0900-\u097f]",
-    "el": r"[\u0370-\u03ff]",
-}
-
-
-def text_of(row: Row) -> str:
-    """The answer of a row, without white space around it."""
-    return str(row.get("completion", "")).strip()
-
-
-def words(text: str) -> list[str]:
-    """Words of a text: runs of letters and digits; hyphens and apostrophes join."""
-    return _WORD.findall(text)
-
-
-def sentences(text: str) -> list[str]:
-    """Sentences, split after closing punctuation and at line ends."""
-    parts = re.split(r"(?<=[.!?\u2026])[\"'\u201d\u2019)]*\s+|\n+", text)
-    return [p.strip() for p in parts if p.strip()]
-
-
-def repetition(text: str, size: int = 4) -> float:
-    """Share of the word `size`-grams that repeat an earlier one; 0 for short texts."""
-    found = [w.lower() for w in words(text)]
-    grams = [tuple(found[i : i + size]) for i in range(len(found) - size + 1)]
-    return (len(grams) - len(set(grams))) / len(grams) if grams else 0.0
-
-
-def repeats_a_sentence(text: str) -> bool:
-    """True when a sentence of four words or more stands in the text twice."""
-    long = [" ".join(w.lower() for w in words(s)) for s in sentences(text) if len(words(s)) >= 4]
-    return any(count > 1 for count in Counter(long).values())
 
 
 def _kept(values: list[bool]) -> list[float]:
@@ -240,27 +201,13 @@ def must_include(rows: list[Row], *, words: list[str], all: bool = False) -> lis
 @component("check")
 def language(rows: list[Row], *, code: str) -> list[float]:
     """The answer is written in the language `code` (en, fr, de, es, it, pt, nl, zh, ru, ...)."""
-    if code not in _STOP_WORDS and code not in _SCRIPTS:
+    if code not in STOP_WORDS and code not in SCRIPTS:
         raise InputError(
             f"no language {code!r}",
             where="check language",
-            fix="Known: " + ", ".join([*_STOP_WORDS, *_SCRIPTS]),
+            fix="Known: " + ", ".join([*STOP_WORDS, *SCRIPTS]),
         )
     return _kept([language_of(text_of(r), code) == code for r in rows])
-
-
-def language_of(text: str, default: str = "en") -> str:
-    """Language of a text by script, then by its commonest words; `default` where none shows."""
-    letters = sum(c.isalpha() for c in text)
-    for code, pattern in _SCRIPTS.items():
-        if letters and len(re.findall(pattern, text)) > 0.3 * letters:
-            return code
-    found = Counter(w.lower() for w in words(text))
-    counts = {code: sum(found[w] for w in listed.split()) for code, listed in _STOP_WORDS.items()}
-    best = max(counts.values())
-    if best == 0 or counts.get(default, 0) == best:
-        return default
-    return max(counts, key=lambda code: counts[code])
 
 
 @component("check")
@@ -286,22 +233,5 @@ def on_topic(rows: list[Row], *, least: float = 0.3) -> list[float]:
     _share(least, "on_topic", "least")
     return [
         1.0 if c >= least else BROKEN * max(c, 0.0) / least if least else 0.0
-        for c in relevance(rows)
-    ]
-
-
-def relevance(rows: list[Row]) -> list[float]:
-    """Cosine of the sentence vectors of prompt and answer (all-MiniLM-L6-v2), 0 when empty."""
-    if not rows:
-        return []
-    from truing.core.embed import embed
-
-    prompts = [user_text(r.get("prompt")) for r in rows]
-    answers = [text_of(r) for r in rows]
-    unique = list(dict.fromkeys(prompts + answers))
-    place = {text: i for i, text in enumerate(unique)}
-    vectors = embed(unique)
-    return [
-        float(vectors[place[p]] @ vectors[place[a]]) if p and a else 0.0
-        for p, a in zip(prompts, answers, strict=True)
+        for c in texts.relevance(rows)
     ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from truing.errors import InputError
 from truing.method import score
 from truing.principles import Principle, Principles
-from truing.specify import checks
+from truing.specify import checks, texts
 from truing.tables import Row
 
 KEPT = 0.5  # satisfaction below this is a violation
@@ -64,7 +64,7 @@ def unusable(rows: Sequence[Row], relevance: Sequence[float], on_topic: float) -
     echo = checks.not_an_echo(items)
     reasons: list[str] = []
     for i, row in enumerate(items):
-        if not checks.words(checks.text_of(row)):
+        if not texts.words(texts.text_of(row)):
             reasons.append("empty")
         elif repeated[i] < KEPT:
             reasons.append("repeated")
@@ -95,7 +95,7 @@ def satisfaction(
         where: what errors name.
     """
     items = list(rows)
-    cosines = list(relevance) if relevance is not None else checks.relevance(items)
+    cosines = list(relevance) if relevance is not None else texts.relevance(items)
     reasons = unusable(items, cosines, on_topic)
     scores = {
         p.id: score("check", p.check or {}, items, where=f"{where} principle {p.id}".strip())

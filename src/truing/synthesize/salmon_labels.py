@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import pvariance
 
 from truing.principles import Principle
-from truing.specify.checks import language_of
+from truing.specify.texts import language_of
 
 EDGE = 1e-12  # nearest that a chance comes to 0 or 1
 DISCLAIMER = "as an ai language model"

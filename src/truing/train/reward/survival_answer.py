@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from truing.errors import InputError
 from truing.method import component
-from truing.specify.checks import text_of, words
+from truing.specify.texts import text_of, words
 from truing.tables import Row
 
 STATUS, MONTHS = "Overall Survival Status:", "Estimated Overall Survival (months):"

@@ -1,0 +1,89 @@
+"""What a text is like: its words and sentences, how it repeats itself, its language, its topic."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from truing.tables import Row, user_text
+
+_WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
+# The commonest function words: enough to tell these languages apart in a sentence or two.
+STOP_WORDS = {
+    "en": "the of and to in is that for it with as on are this be was by you an or not",
+    "fr": "le la les des et est une dans que pour qui sur pas avec vous sont ce cette aux du",
+    "de": "der die das und ist ein eine nicht zu den mit von sie auf es dem im auch als wir",
+    "es": "el los las que en una por con para es del se no su al como lo este muy pero",
+    "it": "il che di per una sono con non gli della nel anche questo alla dei si del piu ha i",
+    "pt": "o os que em uma para com nao por mais dos como das se ao foi sua seu pelo isso",
+    "nl": "de het een van en is dat niet op te zijn met voor die aan er om ook maar wij",
+}
+SCRIPTS = {
+    "zh": r"[\u4e00-\u9fff]",
+    "ja": r"[\u3040-\u30ff]",
+    "ko": r"[\uac00-\ud7af]",
+    "ru": r"[\u0400-\u04ff]",
+    "ar": r"[\u0600-\u06ff]",
+    "hi": r"[\u0900-\u097f]",
+    "el": r"[\u0370-\u03ff]",
+}
+
+
+def text_of(row: Row) -> str:
+    """The answer of a row, without white space around it."""
+    return str(row.get("completion", "")).strip()
+
+
+def words(text: str) -> list[str]:
+    """Words of a text: runs of letters and digits; hyphens and apostrophes join."""
+    return _WORD.findall(text)
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences, split after closing punctuation and at line ends."""
+    parts = re.split(r"(?<=[.!?\u2026])[\"'\u201d\u2019)]*\s+|\n+", text)
+    return [p.strip() for p in parts if p.strip()]
+
+
+def repetition(text: str, size: int = 4) -> float:
+    """Share of the word `size`-grams that repeat an earlier one; 0 for short texts."""
+    found = [w.lower() for w in words(text)]
+    grams = [tuple(found[i : i + size]) for i in range(len(found) - size + 1)]
+    return (len(grams) - len(set(grams))) / len(grams) if grams else 0.0
+
+
+def repeats_a_sentence(text: str) -> bool:
+    """True when a sentence of four words or more stands in the text twice."""
+    long = [" ".join(w.lower() for w in words(s)) for s in sentences(text) if len(words(s)) >= 4]
+    return any(count > 1 for count in Counter(long).values())
+
+
+def language_of(text: str, default: str = "en") -> str:
+    """Language of a text by script, then by its commonest words; `default` where none shows."""
+    letters = sum(c.isalpha() for c in text)
+    for code, pattern in SCRIPTS.items():
+        if letters and len(re.findall(pattern, text)) > 0.3 * letters:
+            return code
+    found = Counter(w.lower() for w in words(text))
+    counts = {code: sum(found[w] for w in listed.split()) for code, listed in STOP_WORDS.items()}
+    best = max(counts.values())
+    if best == 0 or counts.get(default, 0) == best:
+        return default
+    return max(counts, key=lambda code: counts[code])
+
+
+def relevance(rows: list[Row]) -> list[float]:
+    """Cosine of the sentence vectors of prompt and answer (all-MiniLM-L6-v2), 0 when empty."""
+    if not rows:
+        return []
+    from truing.core.embed import embed
+
+    prompts = [user_text(r.get("prompt")) for r in rows]
+    answers = [text_of(r) for r in rows]
+    unique = list(dict.fromkeys(prompts + answers))
+    place = {text: i for i, text in enumerate(unique)}
+    vectors = embed(unique)
+    return [
+        float(vectors[place[p]] @ vectors[place[a]]) if p and a else 0.0
+        for p, a in zip(prompts, answers, strict=True)
+    ]
