@@ -14,7 +14,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from truing.changes import Decoder, Edits, Prefix
 from truing.context import Context, current, use
-from truing.core import hooks, judge
+from truing.core import hooks, judge, judge_form
 from truing.core.agreement import agreement
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.options import option_logps
@@ -80,10 +80,10 @@ def test_pointwise_is_yes_against_no(tiny: Model) -> None:
     rows = _rows("An answer.", "Another one, {{ 7 * 7 }} {% raw %}")
     found = judge.pointwise(tiny, rows, criteria="1. Be kind.")
     for row, value in zip(rows, found, strict=True):
-        text = judge._render(judge.ONE, prompt=row["prompt"], completion=row["completion"],
+        text = judge_form.render(judge_form.ONE, prompt=row["prompt"], completion=row["completion"],
                              criteria="1. Be kind.")  # fmt: skip
         assert str(row["completion"]) in text  # never run as a template itself
-        yes, no = (_plain(tiny, f"{text}\n{judge.ASK_ONE}", o) for o in ("Yes", "No"))
+        yes, no = (_plain(tiny, f"{text}\n{judge_form.ASK_ONE}", o) for o in ("Yes", "No"))
         assert value == pytest.approx(1 / (1 + math.exp(no - yes)), abs=1e-4)
     without = judge.pointwise(tiny, rows)
     assert without != pytest.approx(found, abs=1e-6)
@@ -103,9 +103,9 @@ def test_pairwise_averages_both_orders(tiny: Model) -> None:
     # By hand: P(A) with ours first, and P(B) with ours second.
     chances = []
     for first, second, mine in (("Yes, of course.", "No!", "A"), ("No!", "Yes, of course.", "B")):
-        text = judge._render(judge.TWO, prompt="Question 0?", first=first, second=second,
+        text = judge_form.render(judge_form.TWO, prompt="Question 0?", first=first, second=second,
                              criteria="Be kind.")  # fmt: skip
-        a, b = (_plain(tiny, f"{text}\n{judge.ASK_TWO}", o) for o in ("A", "B"))
+        a, b = (_plain(tiny, f"{text}\n{judge_form.ASK_TWO}", o) for o in ("A", "B"))
         chance = 1 / (1 + math.exp(b - a))
         chances.append(chance if mine == "A" else 1 - chance)
     assert made.chances[0] == pytest.approx(sum(chances) / 2, abs=1e-4)
@@ -140,7 +140,7 @@ def test_position_bias_by_hand() -> None:
     ],
 )
 def test_ratings_are_parsed_strictly(text: str, value: float | None) -> None:
-    assert judge.parse_rating(text) == value
+    assert judge_form.parse_rating(text) == value
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_ratings_are_parsed_strictly(text: str, value: float | None) -> None:
     ],
 )
 def test_verdicts_are_parsed_strictly(text: str, value: float | None) -> None:
-    assert judge.parse_verdict(text) == value
+    assert judge_form.parse_verdict(text) == value
 
 
 def _prefers(*, first: bool = False, word: str = "kind") -> Any:
@@ -256,8 +256,8 @@ def test_dialogues_are_shown_with_their_speakers() -> None:
         {"role": "assistant", "content": "Hello"},
         {"role": "user", "content": "Why?"},
     ]
-    assert judge._shown({"prompt": turns}) == "user: Hi\n\nassistant: Hello\n\nuser: Why?"
-    assert judge._shown({"prompt": turns[:1]}) == "Hi"
+    assert judge_form.shown({"prompt": turns}) == "user: Hi\n\nassistant: Hello\n\nuser: Why?"
+    assert judge_form.shown({"prompt": turns[:1]}) == "Hi"
 
 
 def test_cohens_kappa() -> None:

@@ -16,71 +16,43 @@ changes are in force: edits, prefix and rewriter on a local one, on a served one
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from statistics import fmean
-from typing import Literal, cast
+from typing import Literal
 
 import torch
-from jinja2 import StrictUndefined, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from truing.context import current
 from truing.core.agreement import Agreement, agreement
 from truing.core.generate import generate
+from truing.core.judge_form import (
+    ASK_GRADE,
+    ASK_ONE,
+    ASK_TWO,
+    ONE,
+    RATE_ONE,
+    RATE_TWO,
+    SCALE,
+    TWO,
+    Score,
+    checked,
+    parse_rating,
+    parse_verdict,
+    render,
+    shown,
+)
 from truing.core.options import option_logps
 from truing.errors import InputError
 from truing.models import Model
-from truing.tables import Message, Row
+from truing.tables import Row
 
-Score = float | None  # None: no verdict could be read
 TIE = 1e-5  # chances so near to one half are no preference
 ATTEMPTS = 3  # replies asked for before a verdict counts as unparsed
 WORDS = 1024  # tokens that a served judge may write
 UNPARSED = 0.2  # beyond this share the numbers would be about the parser
-SCALE = 5  # ratings of a served judge: 1 to 5 where nothing else is said
-
-_REQUEST = """\
-{% if criteria %}
-A good answer keeps these rules:
-{{ criteria }}
-{% endif %}
-<request>
-{{ prompt }}
-</request>
-
-"""
-ONE = f"""\
-You judge an answer to a request.
-{_REQUEST}<answer>
-{{{{ completion }}}}
-</answer>
-"""
-TWO = f"""\
-You compare two answers to the same request.
-{_REQUEST}<answer_A>
-{{{{ first }}}}
-</answer_A>
-
-<answer_B>
-{{{{ second }}}}
-</answer_B>
-"""
-ASK_ONE = "Is this a good answer? Reply with Yes or No."
-ASK_TWO = "Which answer is better, A or B? Reply with A or B."
-GRADE_ONE = "How good is this answer, from 1 (worst) to {scale} (best)? "
-ASK_GRADE = GRADE_ONE + "Reply with the number alone."
-RATE_ONE = GRADE_ONE + (
-    "Think first if that helps, then end with a line of its own that reads 'Rating: ' and the "
-    "number."
-)
-RATE_TWO = (
-    "Which answer is better? Think first if that helps, then end with a line of its own that reads "
-    "'Verdict: A', 'Verdict: B' or 'Verdict: tie'."
-)
 
 
 @dataclass(frozen=True)
@@ -204,8 +176,8 @@ def rate(
     gives the mean by the numbers' probabilities. 0 asks as `pointwise` does.
     """
     prompts = [
-        _render(template or ONE, prompt=_shown(r), completion=r["completion"], criteria=criteria)
-        for r in _checked(rows)
+        render(template or ONE, prompt=shown(r), completion=r["completion"], criteria=criteria)
+        for r in checked(rows)
     ]
     if judge.is_served:
         top = scale or SCALE
@@ -231,13 +203,13 @@ def compare(
     """Every pair in both orders; see `pairwise`. Equal answers are a tie without asking."""
     if len(ours) != len(theirs):
         raise InputError("the two sides differ in length", seen=(len(ours), len(theirs)))
-    pairs = list(zip(_checked(ours), _checked(theirs), strict=True))
+    pairs = list(zip(checked(ours), checked(theirs), strict=True))
     asked = [i for i, (a, b) in enumerate(pairs) if a["completion"] != b["completion"]]
     prompts: list[str] = []
     for i in asked:
         for a, b in (pairs[i], pairs[i][::-1]):
             texts = {"first": a["completion"], "second": b["completion"], "criteria": criteria}
-            prompts.append(_render(template or TWO, prompt=_shown(pairs[i][0]), **texts))
+            prompts.append(render(template or TWO, prompt=shown(pairs[i][0]), **texts))
     if judge.is_served:
         chances = _written(judge, prompts, RATE_TWO, parse_verdict)
     else:
@@ -303,29 +275,6 @@ def _majority(scores: Sequence[float]) -> Score:
     return next((v for v in votes if votes[v] * 2 > len(decided)), 0.5)
 
 
-def parse_rating(text: str, top: int = SCALE) -> Score:
-    """The rating that a reply ends on, of 1 to `top`, as a number from 0 to 1, or None."""
-    found = _line(text, "rating", rf"[1-{top}]")
-    return None if found is None else (int(found) - 1) / (top - 1)
-
-
-def parse_verdict(text: str) -> Score:
-    """1 for A, 0 for B, 0.5 for a tie, or None."""
-    found = _line(text, "verdict", r"A|B|tie")
-    return None if found is None else {"a": 1.0, "b": 0.0, "tie": 0.5}[found.lower()]
-
-
-def _line(text: str, name: str, values: str) -> str | None:
-    """What stands after `name:` in a line of its own; None without one, or when two differ.
-
-    Marks of emphasis around the words are let pass, nothing else is.
-    """
-    marks = r"[\s*_'\"`]*"
-    line = re.compile(rf"^{marks}{name}{marks}:{marks}({values}){marks}\.?{marks}$", re.I | re.M)
-    found = {m[1].lower(): m[1] for m in line.finditer(text)}
-    return next(iter(found.values())) if len(found) == 1 else None
-
-
 def _written(
     judge: Model, prompts: Sequence[str], how: str, parse: Callable[[str], Score]
 ) -> list[Score]:
@@ -364,37 +313,3 @@ def _filled(scores: Sequence[Score], judge: Model) -> list[float]:
             )
         warnings.warn(f"{judge.name}: {told}; they count as neither", stacklevel=3)
     return [0.5 if s is None else s for s in scores]
-
-
-_environment = ImmutableSandboxedEnvironment(
-    undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-)
-
-
-def _render(template: str, **values: object) -> str:
-    try:
-        return _environment.from_string(template).render(**values)
-    except (TemplateError, TypeError) as error:
-        raise InputError(f"the judge's template fails: {error}", seen=template) from None
-
-
-def _checked(rows: Sequence[Row]) -> Sequence[Row]:
-    for i, row in enumerate(rows, 1):
-        if not isinstance(row.get("completion"), str) or "prompt" not in row:
-            raise InputError(
-                "a judge needs rows with 'prompt' and 'completion'",
-                where=f"row {i}",
-                seen=sorted(row),
-            )
-    return rows
-
-
-def _shown(row: Row) -> str:
-    """A prompt as a judge reads it: the words, or the dialogue with its speakers."""
-    prompt = row["prompt"]
-    if isinstance(prompt, str):
-        return prompt
-    messages = cast("list[Message]", prompt)
-    if len(messages) == 1:
-        return str(messages[0].get("content", ""))
-    return "\n\n".join(f"{m.get('role')}: {m.get('content')}" for m in messages)
