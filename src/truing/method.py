@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from truing import catalogue
 from truing.catalogue import Entry
 from truing.errors import InputError, MissingExtra, unknown
-from truing.signature import REQUIRED, Input, Setting, argument_docs, noun_of, type_name
+from truing.signature import Input, Setting, argument_docs, parameters_of, type_name
 
 if typing.TYPE_CHECKING:
     from truing.tables import Table
@@ -162,23 +162,9 @@ class Method:
 
     @functools.cached_property
     def _parameters(self) -> tuple[dict[str, Input], dict[str, Setting], str]:
-        function = self.function
-        hints = typing.get_type_hints(function, include_extras=True)
         docs = argument_docs(self.doc) | argument_docs(inspect.getdoc(self.declared) or "")
-        docs |= argument_docs(inspect.getdoc(function) or "")
         facts = typing.cast("dict[str, dict[str, str]]", getattr(self.declared, "__truing__", {}))
-        defaults = facts.get("defaults", {})
-        inputs: dict[str, Input] = {}
-        settings: dict[str, Setting] = {}
-        for name, parameter in inspect.signature(function).parameters.items():
-            annotation = hints.get(name, str)
-            noun = noun_of(annotation)
-            if noun is not None:
-                optional = noun[1] or parameter.default is not REQUIRED
-                inputs[name] = Input(name, noun[0], optional, noun[2], defaults.get(name, ""))
-            else:
-                settings[name] = Setting(name, annotation, parameter.default, docs.get(name, ""))
-        return inputs, settings, type_name(hints.get("return", type(None)))
+        return parameters_of(self.function, docs, facts.get("defaults", {}))
 
     @property
     def inputs(self) -> dict[str, Input]:

@@ -7,7 +7,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from truing.errors import InputError
@@ -132,3 +132,27 @@ def argument_docs(text: str) -> dict[str, str]:
         elif last and line.strip():
             docs[last] += " " + line.strip()
     return docs
+
+
+def parameters_of(
+    function: Callable[..., object], docs: Mapping[str, str], defaults: Mapping[str, str]
+) -> tuple[dict[str, Input], dict[str, Setting], str]:
+    """Inputs and settings of a function by name, and the type that it returns.
+
+    Args:
+        docs: what is said of each parameter; the function's own docstring goes before.
+        defaults: data sets that stand in for inputs.
+    """
+    hints = typing.get_type_hints(function, include_extras=True)
+    said = {**docs, **argument_docs(inspect.getdoc(function) or "")}
+    inputs: dict[str, Input] = {}
+    settings: dict[str, Setting] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        annotation = hints.get(name, str)
+        noun = noun_of(annotation)
+        if noun is not None:
+            optional = noun[1] or parameter.default is not REQUIRED
+            inputs[name] = Input(name, noun[0], optional, noun[2], defaults.get(name, ""))
+        else:
+            settings[name] = Setting(name, annotation, parameter.default, said.get(name, ""))
+    return inputs, settings, type_name(hints.get("return", type(None)))
