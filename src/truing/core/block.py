@@ -7,7 +7,8 @@ that is fresh each time. This one computes the same
     y2 = norm(x2)                       out = x2 + (silu(y2 Wg) * (y2 Wu)) Wd
 
 keeping x, the rotated q and k, v, the attention's output, x2 and the two halves of the gated
-product, and makes the cheap rest (norms, silu) again in the backward pass. Each W is a plain
+product, and makes the cheap rest (norms, silu) again in the backward pass. With `again` it keeps x
+alone and makes all of it again, by the same operations and so with the same bits. Each W is a plain
 weight, trained or frozen, or a frozen one with an adapter (`lora`): dX = G W', and only what is
 trained has a gradient. With r = (mean(x^2) + eps)^-1/2 and t = dy * w:
 
@@ -76,6 +77,7 @@ class Plan:
     size: int
     scale: float
     layout: Layout
+    again: bool = False  # what is inside is computed again in the backward pass
 
     def tensors(self) -> list[Tensor]:
         """Everything that may be trained."""
@@ -152,6 +154,29 @@ class _Gradients:
                 self.give(p.bias_O, lambda up=up: up.sum(0))
 
 
+def _inside(plan: Plan, x_ND: Tensor, cos_NS: Tensor, sin_NS: Tensor) -> tuple[Tensor, ...]:
+    """What the backward pass reads of a block besides its input: ten tensors, in its order."""
+    q, k, v, o, gate, up = plan.products[:6]
+    tokens, groups, size = len(x_ND), plan.groups, plan.size
+    rate_N1 = _rate(x_ND, plan.eps[0])
+    y_ND = _norm(x_ND, plan.norms[0], rate_N1)
+    q_GNRS = times_t(y_ND, q.weight_OI, q.bias_O).view(tokens, groups, -1, size)
+    q_GNRS = q_GNRS.transpose(0, 1)
+    k_GNS = times_t(y_ND, k.weight_OI, k.bias_O).view(tokens, groups, size).transpose(0, 1)
+    v_GNS = times_t(y_ND, v.weight_OI, v.bias_O).view(tokens, groups, size).transpose(0, 1)
+    cos, sin = cos_NS[:, None] * plan.scale, sin_NS[:, None] * plan.scale
+    q_GNRS = _rotate(q_GNRS, cos, sin, q_GNRS.new_empty(q_GNRS.shape))
+    k_GNS = _rotate(k_GNS, cos_NS, sin_NS, k_GNS.new_empty(k_GNS.shape))
+    out_GNRS, lse_GNR = attention.forward(q_GNRS, k_GNS, v_GNS, plan.layout)
+    out_NE = out_GNRS.transpose(0, 1).reshape(tokens, -1)
+    x2_ND = times_t_plus(out_NE, o.weight_OI, o.bias_O, x_ND)
+    rate2_N1 = _rate(x2_ND, plan.eps[1])
+    y_ND = _norm(x2_ND, plan.norms[1], rate2_N1)
+    gate_NF = times_t(y_ND, gate.weight_OI, gate.bias_O)
+    up_NF = times_t(y_ND, up.weight_OI, up.bias_O)
+    return rate_N1, q_GNRS, k_GNS, v_GNS, out_GNRS, lse_GNR, x2_ND, rate2_N1, gate_NF, up_NF
+
+
 class _Block(torch.autograd.Function):
     """The block; see the module's docstring for the equations."""
 
@@ -166,31 +191,15 @@ class _Block(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         """The block's output [N, D]."""
-        q, k, v, o, gate, up, down = plan.products
-        tokens, groups, size = len(x_ND), plan.groups, plan.size
-        rate_N1 = _rate(x_ND, plan.eps[0])
-        y_ND = _norm(x_ND, plan.norms[0], rate_N1)
-        q_GNRS = times_t(y_ND, q.weight_OI, q.bias_O).view(tokens, groups, -1, size)
-        q_GNRS = q_GNRS.transpose(0, 1)
-        k_GNS = times_t(y_ND, k.weight_OI, k.bias_O).view(tokens, groups, size).transpose(0, 1)
-        v_GNS = times_t(y_ND, v.weight_OI, v.bias_O).view(tokens, groups, size).transpose(0, 1)
-        cos, sin = cos_NS[:, None] * plan.scale, sin_NS[:, None] * plan.scale
-        q_GNRS = _rotate(q_GNRS, cos, sin, q_GNRS.new_empty(q_GNRS.shape))
-        k_GNS = _rotate(k_GNS, cos_NS, sin_NS, k_GNS.new_empty(k_GNS.shape))
-        out_GNRS, lse_GNR = attention.forward(q_GNRS, k_GNS, v_GNS, plan.layout)
-        out_NE = out_GNRS.transpose(0, 1).reshape(tokens, -1)
-        x2_ND = times_t_plus(out_NE, o.weight_OI, o.bias_O, x_ND)
-        rate2_N1 = _rate(x2_ND, plan.eps[1])
-        y_ND = _norm(x2_ND, plan.norms[1], rate2_N1)
-        gate_NF = times_t(y_ND, gate.weight_OI, gate.bias_O)
-        up_NF = times_t(y_ND, up.weight_OI, up.bias_O)
-        h_NF = torch.nn.functional.silu(gate_NF, inplace=not keep).mul_(up_NF)
+        inside = _inside(plan, x_ND, cos_NS, sin_NS)
+        x2_ND, gate_NF, up_NF = inside[6], inside[8], inside[9]
+        keeps_inside = keep and not plan.again
+        h_NF = torch.nn.functional.silu(gate_NF, inplace=not keeps_inside).mul_(up_NF)
         if keep:
-            ctx.save_for_backward(
-                x_ND, rate_N1, q_GNRS, k_GNS, v_GNS, out_GNRS, lse_GNR, x2_ND, rate2_N1,
-                gate_NF, up_NF, cos_NS, sin_NS, *tensors,
-            )  # fmt: skip
+            more = inside if keeps_inside else ()
+            ctx.save_for_backward(x_ND, cos_NS, sin_NS, *more, *tensors)
             ctx.plan = plan  # type: ignore[attr-defined]
+        down = plan.products[6]
         return times_t_plus(h_NF, down.weight_OI, down.bias_O, x2_ND)
 
     @staticmethod
@@ -198,9 +207,10 @@ class _Block(torch.autograd.Function):
     def backward(ctx: FunctionCtx, up_ND: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """Gradients of the input and of all that is trained."""
         saved = cast("tuple[Tensor, ...]", ctx.saved_tensors)  # type: ignore[attr-defined]
-        x_ND, rate_N1, q_GNRS, k_GNS, v_GNS, out_GNRS, lse_GNR, x2_ND, rate2_N1 = saved[:9]
-        gate_NF, up_NF, cos_NS, sin_NS = saved[9:13]
+        x_ND, cos_NS, sin_NS = saved[:3]
         plan = cast(Plan, ctx.plan)  # type: ignore[attr-defined]
+        inside = _inside(plan, x_ND, cos_NS, sin_NS) if plan.again else saved[3:13]
+        rate_N1, q_GNRS, k_GNS, v_GNS, out_GNRS, lse_GNR, x2_ND, rate2_N1, gate_NF, up_NF = inside
         asked = cast("tuple[bool, ...]", ctx.needs_input_grad)  # type: ignore[attr-defined]
         got = _Gradients(plan.tensors(), asked[5:])
         up_ND = up_ND.contiguous()
@@ -259,7 +269,7 @@ def _mlp_back(
     return _norm_back(d_y_ND, x_ND, plan.norms[1], rate_N1, up_ND)
 
 
-def plan_of(block: nn.Module, layout: Layout) -> Plan:
+def plan_of(block: nn.Module, layout: Layout, again: bool = False) -> Plan:
     """The parts of a stock block as they are now."""
     attn = block.get_submodule("self_attn")
     first, second = (block.get_submodule(n) for n in NORMS)
@@ -273,12 +283,23 @@ def plan_of(block: nn.Module, layout: Layout) -> Plan:
         size,
         cast(float, attn.scaling),
         layout,
+        again,
     )
 
 
-def run(block: nn.Module, layout: Layout, x_1ND: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """What a stock block gives for `x_1ND`, with cosines and sines [1, N, S] of the positions."""
-    plan = plan_of(block, layout)
+def run(
+    block: nn.Module,
+    layout: Layout,
+    x_1ND: Tensor,
+    tables: tuple[Tensor, Tensor],
+    again: bool = False,
+) -> Tensor:
+    """What a stock block gives for `x_1ND`, with cosines and sines [1, N, S] of the positions.
+
+    Args:
+        again: keep `x_1ND` alone for the backward pass, and compute the rest again there.
+    """
+    plan = plan_of(block, layout, again)
     tensors = plan.tensors()
     keep = torch.is_grad_enabled() and (
         x_1ND.requires_grad or any(t.requires_grad for t in tensors)

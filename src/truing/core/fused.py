@@ -4,6 +4,9 @@ It goes into every block that it fits: float32 on the CPU, a Llama's parts and n
 that listens or acts inside, and, tried once for each block, the stock block's own values and
 gradients. All others run as transformers wrote them, so that adapters of other libraries, norms of
 queries and keys, hooks and edits inside a block are never passed over.
+
+Where a module is marked by `recompute`, passes with gradients keep the inputs of blocks alone, of
+both sorts.
 """
 
 from __future__ import annotations
@@ -12,12 +15,13 @@ import contextlib
 import inspect
 import weakref
 from collections.abc import Generator
-from types import MethodType
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from truing.core import recompute
 from truing.core.attention import Layout, tree_attention
 from truing.core.block import NORMS, PRODUCTS, run
 from truing.core.lora import adapter_of
@@ -117,9 +121,10 @@ def _forward(
     *,
     position_embeddings: tuple[Tensor, Tensor],
     tree: Layout,
+    again: bool = False,
     **_: object,
 ) -> Tensor:
-    return run(block, tree, hidden_states, position_embeddings)
+    return run(block, tree, hidden_states, position_embeddings, again)
 
 
 @contextlib.contextmanager
@@ -132,12 +137,16 @@ def fused(module: nn.Module, longest: int) -> Generator[None]:
         module: a causal language model that is called with `tree=` a layout.
         longest: tokens of the longest row.
     """
+    again = recompute.is_on(module) and torch.is_grad_enabled()
     changed: list[nn.Module] = []
     try:
         for block in module.modules():
             if _fits(block, module, longest):
-                block.forward = MethodType(_forward, block)
+                block.forward = partial(_forward, block, again=again)
                 changed.append(block)
+        for block in recompute.plain_blocks(module) if again else ():
+            block.forward = recompute.wrapped(block, module)
+            changed.append(block)
         yield
     finally:
         for block in changed:

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from truing.core import recompute
 from truing.errors import InputError
 
 if TYPE_CHECKING:
@@ -158,7 +159,8 @@ def decided(
         if capacity:
             row_N = rows.of(logits_NE)
             kept_Nk = with_room(index_Nk, row_N, logits_NE.shape[1], capacity)
-        seen.append(Routed(logits_NE, index_Nk, kept_Nk))
+        if not recompute.under_way():  # a block computed again has told this before
+            seen.append(Routed(logits_NE, index_Nk, kept_Nk))
         return (logits_NE, weight_Nk * kept_Nk, index_Nk) if noise or capacity else None
 
     backbone = cast(nn.Module, getattr(module, "base_model", module))
