@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
-from truing.tables import mended
+from truing.surrogates import mended
 
 
 def finite(value: object) -> object:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import cast
 
 from truing.errors import InputError, unknown
-from truing.tables import content_hash, mended
+from truing.surrogates import mended
+from truing.tables import content_hash
 
 SCHEMA_VERSION = 1
 EXAMPLE = ("prompt", "good", "bad")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from truing.core import own_samples, reference
-from truing.core.files import home, make_room
+from truing.core.files import home, make_room, make_room_once
 from truing.core.own_samples import kept
 from truing.core.reference import Reference
 from truing.core.sampling import SamplingSettings
@@ -42,6 +42,17 @@ def test_the_longest_unused_go(tmp_path: Path) -> None:
     make_room(tmp_path, 0)
     assert not any(p.exists() for p in made.values())
     make_room(tmp_path / "missing", 0)
+
+
+def test_once_a_process_and_folder(tmp_path: Path) -> None:
+    old, other = _file(tmp_path / "a" / "old.bin", 9), _file(tmp_path / "b" / "old.bin", 9)
+    make_room_once(tmp_path / "a", 0)
+    assert not old.exists() and other.exists()
+    own = _file(tmp_path / "a" / "own.bin", 9)
+    make_room_once(tmp_path / "a", 0)
+    assert own.exists()  # what a process writes itself stays
+    make_room_once(tmp_path / "b", 0)
+    assert not other.exists()
 
 
 def test_small_files_count_by_the_room_they_take(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import hashlib
 import json
 import math
@@ -33,7 +32,8 @@ from truing.core.limits import Limits, Meter, limited, meter
 from truing.core.sampling import SamplingSettings, first_draws
 from truing.errors import InputError, TruingError
 from truing.models import Model, Served
-from truing.tables import content_hash, mended
+from truing.surrogates import mended
+from truing.tables import content_hash
 
 __all__ = ["Limits", "Meter", "Replies", "generate", "limited", "meter", "score"]
 
@@ -76,12 +76,6 @@ class Replies:
                 where=str(path.parent),
                 fix="Free some space, or point TRUING_HOME to another disk",
             ) from None
-
-
-@functools.cache
-def _room(folder: Path) -> None:
-    """Once a process, since what it has written itself must stay, and looking takes a while."""
-    files.make_room(folder, LIMIT)
 
 
 @dataclass
@@ -236,7 +230,7 @@ def _fetch(
             take(request, kept)
     if not missing:
         return
-    _room(replies.folder)
+    files.make_room_once(replies.folder, LIMIT)
     spent = meter()
 
     failed: list[TruingError] = []

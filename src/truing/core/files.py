@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -33,7 +34,22 @@ _afresh: contextvars.ContextVar[bool] = contextvars.ContextVar("afresh", default
 def home() -> Path:
     """The user's cache: TRUING_HOME, or ~/.cache/truing."""
     chosen = os.environ.get("TRUING_HOME", "")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "truing"
+    try:
+        return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "truing"
+    except RuntimeError:  # a user whom the system does not know, such as in a container
+        raise InputError(
+            "there is no home folder to keep models and results in",
+            where=f"TRUING_HOME={chosen}" if chosen else "HOME",
+            fix="Set TRUING_HOME to a folder that can be written",
+        ) from None
+
+
+def expanded(text: str | Path) -> Path:
+    """A path with ~ as the user's home; as it is where there is none, as in a shell."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
 
 
 @contextlib.contextmanager
@@ -140,6 +156,12 @@ def make_room(folder: Path, limit: int) -> None:
         with contextlib.suppress(OSError):
             path.unlink()
         total -= size
+
+
+@functools.cache
+def make_room_once(folder: Path, limit: int) -> None:
+    """`make_room`, once a process: what it writes itself stays, and looking takes a while."""
+    make_room(folder, limit)
 
 
 def write_text(path: Path, text: str) -> None:

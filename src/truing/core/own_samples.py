@@ -5,7 +5,8 @@ kept by content (weights, prompt, settings, seed, draw number), token by token: 
 objective or a resumed one replays exactly the same answers. They are trained on as they were drawn,
 never tokenised again. An answer that does not end within its limit is cut there and has no end.
 
-Before new ones are kept, the files longest unused go until no more than `LIMIT` bytes are left.
+Before a process first keeps new ones, the files longest unused go until no more than `LIMIT` bytes
+are left.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from truing.context import current
 from truing.core import distributed
 from truing.core.chat import Prompt, prompt_ids, stop_ids
 from truing.core.code import made_by
-from truing.core.files import home, make_room
+from truing.core.files import home, make_room_once
 from truing.core.sampling import SamplingSettings, own_stops, sample
 from truing.core.training import Hook, Tuned, hook
 from truing.errors import InputError
@@ -86,7 +87,7 @@ def kept(loaded: Loaded, asked: Sequence[Asked], settings: SamplingSettings) -> 
             with contextlib.suppress(OSError):
                 path.touch()
     if missing:
-        make_room(home() / "own", LIMIT)
+        make_room_once(home() / "own", LIMIT)
     for start in range(0, len(missing), BLOCK):
         block = missing[start : start + BLOCK]
         answers = iter(drawn(loaded.module, [one for i, _ in block for one in asked[i]], settings))

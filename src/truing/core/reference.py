@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from truing.context import current
 from truing.core import distributed
 from truing.core.code import made_by
-from truing.core.files import home, make_room
+from truing.core.files import home, make_room_once
 from truing.core.logprob import measure
 from truing.core.tree import Node, Packed, pack
 from truing.tables import content_hash
@@ -77,7 +77,6 @@ class Kept(ABC):
         self.key, self.dtype = key, dtype
         self._values: dict[bytes, dict[str, Tensor]] = {}
         self.computed = self.cached = 0
-        self._begun = False
 
     @abstractmethod
     def compute(self, module: nn.Module, packed: Packed) -> dict[str, Tensor]:
@@ -96,7 +95,8 @@ class Kept(ABC):
         device = next(module.parameters()).device
         runs = pack(wanted, budget, share=True) if wanted else []
         if keep:
-            self._make_room()
+            if distributed.leads():
+                make_room_once(home() / "reference", LIMIT)
             self._divide(module, runs, wanted, device)
         at = 0
         for i, packed in enumerate(runs, 1):
@@ -109,12 +109,6 @@ class Kept(ABC):
                     # A copy of its own: a view would keep the whole micro-batch alive.
                     self._values[key] = {n: v[index_T] for n, v in values.items()}
             current().progress(i, len(runs), self.label)
-
-    def _make_room(self) -> None:
-        """Before anything is read: what this run reads and writes must not go."""
-        if not self._begun and distributed.leads():
-            make_room(home() / "reference", LIMIT)
-        self._begun = True
 
     def _divide(
         self, module: nn.Module, runs: Sequence[Packed], trees: Sequence[Node], device: torch.device
