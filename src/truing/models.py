@@ -8,7 +8,7 @@ registered builder (builder.json, safetensors), or a served endpoint.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -259,7 +259,7 @@ class Model:
         """Write the whole model into a folder: base, changes and what they hold.
 
         Files are hard-linked where they are of the user's cache, else shared or copied. The folder
-        must be new or empty, or an earlier save, which is replaced in one rename.
+        must be new or empty, or an earlier save and nothing else, which is replaced in one rename.
         """
         from truing.core import opening
 
@@ -279,7 +279,7 @@ class Model:
         gives the same scores.
 
         Args:
-            folder: new or empty, or an earlier export, which is replaced.
+            folder: new or empty, or an earlier export and nothing else, which is replaced.
             weights_only: drop run-time changes and heads. Without it those that such a folder
                 cannot express are an InputError.
         """
@@ -336,6 +336,21 @@ def hold(artefact: Model | Table | Principles) -> str:
     return artefact.key
 
 
+def held_by(change: Rewriter | Decoder) -> list[str]:
+    """Keys of what a change holds, and of what its settings name so, such as a reward's judge."""
+    return list(dict.fromkeys([*change.holds.values(), *_named(change.settings)]))
+
+
+def _named(value: object) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        value = list(cast("Mapping[object, object]", value).values())
+    if isinstance(value, (list, tuple)):
+        for one in cast("Iterable[object]", value):
+            yield from _named(one)
+    elif isinstance(value, str) and value in _held:
+        yield value
+
+
 def hold_at(key: str, noun: str, folder: Path, content: str = "") -> None:
     """Say where a held artefact lies, to be read when it is asked for.
 
@@ -378,5 +393,6 @@ def held(key: str) -> Model | Table | Principles:
     raise InputError(
         "a change holds an artefact that is not at hand",
         seen=key,
-        fix="Load the model from the folder that Model.save wrote",
+        fix="Load the model from the folder that Model.save wrote, which has it; or give it again: "
+        "truing.models.hold(Model.open(...))",
     )

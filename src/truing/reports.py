@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ from pathlib import Path
 from truing import jsontext
 from truing.context import Json
 from truing.errors import InputError
-from truing.tables import Table, content_hash, mended
+from truing.surrogates import mended
+from truing.tables import Table, content_hash
 
 SCHEMA_VERSION = 1
 
@@ -100,8 +101,11 @@ class Report:
         path.parent.mkdir(parents=True, exist_ok=True)
         if self.samples is not None:
             self.samples.save(path.parent / "samples")
-        else:
-            shutil.rmtree(path.parent / "samples", ignore_errors=True)
+        else:  # those of an earlier report; whatever else is called so is the user's
+            samples = path.parent / "samples" / "table.parquet"
+            samples.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                samples.parent.rmdir()
         partial = path.with_suffix(".partial")
         partial.write_text(jsontext.dumps(self.to_json(), indent=1), "utf-8")
         os.replace(partial, path)
@@ -119,7 +123,7 @@ class Report:
             raise InputError(
                 "report of another schema", where=str(path), seen=data.get("schema_version")
             )
-        has_samples = (path.parent / "samples").is_dir()
+        has_samples = (path.parent / "samples" / "table.parquet").is_file()
         samples = Table.load(path.parent / "samples") if has_samples else None
         measures = [Measure(**m | _numbers(m)) for m in data["measures"]]
         return cls(data["title"], measures, samples, data["meta"])

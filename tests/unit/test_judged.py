@@ -13,8 +13,8 @@ import pytest
 import torch
 from misbehaving import Log, good, server
 
-from truing import cli
-from truing.changes import Decoder
+from truing import cli, models
+from truing.changes import Decoder, Prefix
 from truing.context import Context, Json, current, use
 from truing.core import judge as judging
 from truing.core.chat import completion_ids, prompt_ids
@@ -164,12 +164,36 @@ def test_it_chooses_the_best_of_n_and_is_weighed(tiny_path: Path) -> None:
         assert value(rows("abc", "")) == [2 * 0.75, 0.0]
 
 
+def test_a_saved_decoder_brings_its_judge_along(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = Model.open(tiny_path)
+    judge = base.adding(Prefix([{"role": "system", "content": "Be strict."}]), licence="mit")
+    refs = {"good": {"use": "judged", "model": hold(judge)}}
+    made = methods["best_of_n"](base, n=3, rewards=refs)
+    assert isinstance(made, Model) and judge.licence in made.licences
+    how: dict[str, Any] = {"max_tokens": 4, "seed": 3}
+    drawn = generate(made, ["Why?"], **how)
+    folder = made.save(tmp_path / "saved")
+    monkeypatch.setattr(models, "_held", {})  # as in another process
+    again = Model.load(folder)
+    assert again.key == made.key and generate(again, ["Why?"], **how) == drawn
+    # What was saved without it says what to give.
+    card = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(card | {"held": {}}))
+    monkeypatch.setattr(models, "_held", {})
+    with pytest.raises(InputError, match=r"no judge of that key.*truing\.models\.hold"):
+        generate(Model.load(folder), ["Why?"], **how)
+    hold(judge)
+    assert generate(Model.load(folder), ["Why?"], **how) == drawn
+
+
 @pytest.mark.parametrize(
     ("settings", "part"),
     [
         ({"model": "http://bob:hunter2@127.0.0.1:9/v1#m"}, "no name and password"),
         ({"model": "http://127.0.0.1:9/v1"}, "does not say which model"),
-        ({"model": "0123"}, "not at hand"),
+        ({"model": "0123"}, "no judge of that key is at hand"),
         ({"model": FAR, "scale": 1}, "'scale'"),
         ({"model": FAR, "scale": 10}, "'scale'"),
         ({}, "'model' is missing"),

@@ -362,6 +362,32 @@ def test_folders_of_others_are_not_replaced(model: Model, tmp_path: Path) -> Non
     assert Model.open(tmp_path / "plain").load_module()
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "base/notes.txt", "plots/loss.png", ".git/HEAD"])
+def test_what_was_laid_beside_a_saved_model_is_not_lost(
+    model: Model, tmp_path: Path, name: str
+) -> None:
+    for write in (model.save, model.export):
+        folder = write(tmp_path / write.__name__)
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+        with pytest.raises(InputError, match="holds other files") as error:
+            write(folder)
+        assert error.value.seen == [name] and (folder / name).read_text() == "mine"
+        (folder / name).unlink()
+        assert write(folder) == folder
+
+
+@pytest.mark.parametrize("text", ['{"model": "mine"}', "[1]", "not JSON"])
+def test_files_of_other_programs_are_no_mark(model: Model, tmp_path: Path, text: str) -> None:
+    for write, name in ((model.save, "model.json"), (model.export, "truing_export.json")):
+        folder = tmp_path / write.__name__
+        folder.mkdir()
+        (folder / name).write_text(text)
+        with pytest.raises(InputError, match="was not written by truing"):
+            write(folder)
+        assert (folder / name).read_text() == text
+
+
 def _config(kind: str) -> object:
     import transformers
 

@@ -16,3 +16,13 @@ def test_an_earlier_report_leaves_no_samples_behind(tmp_path: Path) -> None:
     without = Report("gain", measures)
     without.save(tmp_path)
     assert Report.load(tmp_path).samples is None and Report.load(tmp_path).key == without.key
+    assert not (tmp_path / "samples").exists()
+
+
+def test_samples_of_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "photo.png").write_bytes(b"mine")
+    report = Report("gain", [Measure("gain", 0.25, 0.2, 0.3, 9)])
+    report.save(tmp_path)
+    assert (tmp_path / "samples" / "photo.png").read_bytes() == b"mine"
+    assert Report.load(tmp_path).samples is None

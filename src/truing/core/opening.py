@@ -14,12 +14,20 @@ from truing import changes as change_files
 from truing.changes import Adapter, Decoder, Rewriter
 from truing.core import files, private
 from truing.core.licences import strictest
+from truing.core.own_folders import CARD, EXPORTED, must_be_free
 from truing.errors import InputError, unknown
-from truing.models import SCHEMA_VERSION, Folder, Model, Served, held, hold_at, read_held
+from truing.models import (
+    SCHEMA_VERSION,
+    Folder,
+    Model,
+    Served,
+    held,
+    held_by,
+    hold_at,
+    read_held,
+)
 from truing.tables import content_hash
 
-CARD = "model.json"
-EXPORTED = "truing_export.json"  # marks a folder that an export may replace
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
@@ -29,7 +37,7 @@ def open_model(source: str) -> Model:
 
     if source.startswith(("http://", "https://")):
         return _served(source)
-    folder = Path(source).expanduser()
+    folder = files.expanded(source)
     if folder.is_dir():
         return _local(folder)
     if source in fetch.names():
@@ -113,20 +121,9 @@ def _kept_base(base: Folder) -> Generator[Path]:
         yield kept
 
 
-def _must_be_free(folder: Path, mark: str) -> None:
-    """Raise unless the folder is new, empty, or an earlier one of ours, which is replaced."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
-        raise InputError(
-            "the folder holds other files",
-            where=str(folder),
-            seen=sorted(p.name for p in folder.iterdir())[:6],
-            fix="Give a new or empty folder",
-        )
-
-
 def save(model: Model, folder: Path) -> Path:
     """See `Model.save`."""
-    _must_be_free(folder, CARD)
+    must_be_free(folder, CARD)
     data: dict[str, object] = {
         "schema_version": SCHEMA_VERSION,
         "name": model.name,
@@ -164,7 +161,7 @@ def _save_held(model: Model, folder: Path) -> tuple[dict[str, str], dict[str, st
     other: dict[str, str] = {}
     for change in model.changes:
         if isinstance(change, (Rewriter, Decoder)):
-            for key in change.holds.values():
+            for key in held_by(change):
                 artefact = held(key)
                 artefact.save(folder / "held" / key)
                 nouns[key] = type(artefact).__name__
@@ -281,7 +278,7 @@ def export(model: Model, folder: Path, *, weights_only: bool) -> Path:
             "a plain folder cannot keep the model's head", where=model.name, seen=fault, fix=fix
         )
     base = cast(Folder, model.base)
-    _must_be_free(folder, EXPORTED)
+    must_be_free(folder, EXPORTED)
     with files.new_folder(folder) as partial:
         for name in base.names():
             if ".safetensors" not in name:
@@ -322,7 +319,7 @@ def create(
 
     from truing.core.weights import write
 
-    _must_be_free(folder, "builder.json")
+    must_be_free(folder, "builder.json")
     with files.new_folder(folder) as partial:
         text = json.dumps({"schema_version": SCHEMA_VERSION, "builder": builder}, indent=1)
         (partial / "builder.json").write_text(text + "\n")

@@ -28,7 +28,8 @@ from truing.core.scores import kind_of
 from truing.core.scoring import answer_logps, has_head, head_scores
 from truing.errors import InputError, unknown
 from truing.method import check_component, resolve, score
-from truing.models import Loaded, Model, hold
+from truing.models import Loaded, Model, held_by, hold
+from truing.models import held as at_hand
 from truing.principles import Principles
 from truing.specify.satisfaction import measured, satisfaction
 from truing.tables import Row
@@ -239,12 +240,16 @@ def rewarded(
 ) -> Model:
     """`model` with a decoder that steers by these rewards; all of them are checked.
 
-    Returns a model that holds principles and reward model by key, and carries the latter's licence.
+    Returns a model that holds principles and reward model by key, and carries the licences of that
+    and of models that rewards name, such as a judge.
     """
     held = {PRINCIPLES: principles, MODEL: reward_model}
     rewards_of(held, rewards, weights, f"decode/{use}").check()
     holds = {n: hold(a) for n, a in held.items() if a is not None}
     chosen = dict(settings) | {"rewards": dict(rewards or {}), "weights": dict(weights or {})}
-    licence = reward_model.licence if reward_model is not None else ""
-    made = model.adding(Decoder(use, chosen, holds), licence=licence)
+    change = Decoder(use, chosen, holds)
+    artefacts = [at_hand(key) for key in held_by(change)]
+    made = model.adding(change).with_licences(
+        [a.licence for a in artefacts if isinstance(a, Model)]
+    )
     return made.called(f"{model.name}+{use}")

@@ -50,7 +50,16 @@ def judge_of(model: str) -> Model:
                 fix="Put the server's key into TRUING_API_KEY",
             )
         return Model.open(model)
-    found = held(model)
+    try:
+        found = held(model)
+    except InputError:
+        raise InputError(
+            "no judge of that key is at hand",
+            where=WHERE,
+            seen=model,
+            fix="Give its address, http://host/v1#name, or in Python the key that "
+            "truing.models.hold(Model.open(judge)) returns; a saved model brings its judge along",
+        ) from None
     if not isinstance(found, Model) or "generate" not in found.can:
         raise InputError("is not a model that can judge", where=WHERE, seen=model)
     return found
