@@ -7,14 +7,17 @@ an earlier one (reference log-probabilities, measurements of the base) is not co
     gain         = preference accuracy after - before, on held-out pairs
     side effect  = held-out nats per token after - before (higher is worse)
 
-Intervals are Student's over seeds; with one seed there are none.
+Intervals are Student's over seeds; with one seed there are none. Seconds are positive and skewed:
+their mean is the geometric one and their interval Student's of the logarithms, which never reaches
+below zero.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -136,6 +139,13 @@ def _over_seeds(name: str, label: str, values: Sequence[float], unit: str, bette
     return Measure(name, mean, lo, hi, len(values), unit, label, better)
 
 
+def _cost(label: str, seconds: Sequence[float]) -> Measure:
+    """Seconds of a run; those of a step are told to the hundredth."""
+    logs = [math.log(max(s, 0.01)) for s in seconds]
+    m = _over_seeds("seconds", label, logs, "s", "lower")
+    return replace(m, value=math.exp(m.value), lo=math.exp(m.lo), hi=math.exp(m.hi))
+
+
 def _shown(m: Measure, digits: int) -> str:
     value, lo, hi = (f"{x:+.{digits}f}" for x in (m.value, m.lo, m.hi))
     return f"{value} [{lo}, {hi}]" if m.lo < m.hi else f"{value} (one seed)"
@@ -158,7 +168,7 @@ def collect(contenders: Sequence[Contender], seeds: int, result: Result) -> Repo
         values = [_value(results, f"{n}-ability", "ability") - before for n in names]
         measures.append(_over_seeds("side effect", one.label, values, "nats per token", "lower"))
         seconds = [float(cast(float, steps[n]["seconds"])) for n in names]
-        measures.append(_over_seeds("seconds", one.label, seconds, "s", "lower"))
+        measures.append(_cost(one.label, seconds))
     facts: dict[str, Json] = {
         "kind": "comparison",
         "methods": {c.label: c.method for c in contenders},
@@ -214,8 +224,8 @@ class Comparison:
         }
 
 
-def _check_rows(data: str, budget: int, held_out: int) -> None:
-    """Raise unless there are pairs enough to learn from and to measure on."""
+def _read_pairs(data: str, budget: int, held_out: int) -> Table:
+    """The pairs; an InputError unless they are enough to learn from and to measure on."""
     from truing.core.preflight import check_rows
 
     pairs = Table.read(data)
@@ -227,6 +237,7 @@ def _check_rows(data: str, budget: int, held_out: int) -> None:
             seen=f"{len(pairs)} rows",
             fix="Lower one of them",
         )
+    return pairs
 
 
 def compare(
@@ -268,9 +279,11 @@ def compare(
     if len(set(labels)) < len(labels):
         raise InputError("a method is named twice", where="--methods", seen=labels)
     rows = budget_of(budget)
-    _check_rows(data, rows, held_out)
+    path = files.expanded(data)
+    data = str(path) if path.exists() else data
+    pairs = _read_pairs(data, rows, held_out)
     plan = plan_of(found, model, data, rows, seeds, held_out=held_out)
-    result = run(plan, runs)
+    result = run(plan, runs, opened={("Table", data): pairs})
     made = collect(found, seeds, result)
     result.results["comparison"] = made
     files.write_text(

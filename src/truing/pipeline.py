@@ -29,6 +29,7 @@ from truing.runs import Run, plain, versions
 from truing.sources import Opened, check_abilities, open_sources, with_defaults
 from truing.store import Noun, Store
 from truing.summary import about, summary_of, table_of
+from truing.tables import Table
 
 # One step
 
@@ -211,13 +212,20 @@ class Result:
         )
 
 
-def run(plan: Plan, runs: str | Path = "runs", *, store: Store | None = None) -> Result:
+def run(
+    plan: Plan,
+    runs: str | Path = "runs",
+    *,
+    store: Store | None = None,
+    opened: Opened | None = None,
+) -> Result:
     """Run a plan to its end; what is in the store already costs nothing.
 
     Args:
         plan: from `truing.recipe.load`, or made in Python.
         runs: where its folder goes.
         store: by default the user's.
+        opened: sources that are at hand, by noun and text as the plan has it.
     Raises:
         InputError: a mistake in plan, data or settings; nothing has run.
         Stopped: interrupted, disk full, loss not finite; the same call goes on from there. Or
@@ -225,7 +233,7 @@ def run(plan: Plan, runs: str | Path = "runs", *, store: Store | None = None) ->
     """
     checked = plan.check()
     check_abilities(checked)
-    opened = open_sources(checked)
+    opened = open_sources(checked, opened)
     check_abilities(checked, opened)
     record = Run(plan, runs)
     with record.alone():
@@ -305,6 +313,9 @@ def _run_one(
         told = str(error) if isinstance(error, TruingError) else repr(error)
         record.change(one.name, status="stopped" if stopped else "failed", error=told)
         raise
+    if isinstance(made.artefact, Table):
+        earlier = [n for n in (*opened.values(), *results.values()) if isinstance(n, Table)]
+        made.artefact.made_in(one.name, earlier)
     results[one.name] = made.artefact
     if made.cached:
         for values in made.metrics:

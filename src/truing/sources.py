@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from truing.core.files import expanded
 from truing.errors import InputError
 from truing.method import Method
 from truing.models import Folder, Model, Served
@@ -44,9 +45,11 @@ Nouns = Mapping[str, Noun | Mapping[str, Noun]]
 Opened = dict[tuple[str, str], Noun]  # by noun and text: one text may name two things
 
 
-def open_sources(checked: Sequence[Checked]) -> Opened:
+def open_sources(checked: Sequence[Checked], at_hand: Opened | None = None) -> Opened:
     """Everything that is not made by a step. Tables first: data is checked before models.
 
+    Args:
+        at_hand: what is opened already, and is not read again.
     Raises:
         InputError: something cannot be read, or is not what the step that it is given to takes.
     """
@@ -57,7 +60,7 @@ def open_sources(checked: Sequence[Checked]) -> Opened:
         for source in roles.values()
         if not source.is_step
     ]
-    opened: Opened = {}
+    opened: Opened = dict(at_hand or {})
 
     def take(noun: str, text: str, one: Checked) -> None:
         if (noun, text) not in opened:
@@ -118,7 +121,7 @@ def known_abilities(text: str) -> frozenset[str] | None:
     """What the model of that name can do, as far as it is known without fetching anything."""
     if text.startswith(("http://", "https://")):
         return Served(text, "").can
-    base = Folder(Path(text).expanduser())
+    base = Folder(expanded(text))
     return base.can if (base.path / "config.json").is_file() else None
 
 

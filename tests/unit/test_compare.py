@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from truing.compare import budget_of, compare, contender, named, plan_of
+from truing import tablefiles
+from truing.compare import _cost, budget_of, compare, contender, named, plan_of
 from truing.core.reference import Reference
 from truing.errors import InputError
 from truing.method import methods
@@ -57,6 +58,16 @@ def test_budgets() -> None:
         budget_of("many")
 
 
+def test_seconds_are_positive_and_skewed() -> None:
+    found = _cost("dpo", [2.0, 2.0, 16.0])  # logarithms to base 2: 1, 1, 4
+    half = 4.302652729911275  # Student's t at 2 degrees; sd and root n are both root 3
+    assert found.value == pytest.approx(4.0)
+    assert (found.lo, found.hi) == pytest.approx((2 ** (2 - half), 2 ** (2 + half)))
+    assert 0 < found.lo  # the plain interval reaches from -13.4 to 26.7
+    one = _cost("dpo", [0.0])
+    assert (one.value, one.lo, one.hi) == pytest.approx((0.01, 0.01, 0.01))
+
+
 def test_a_method_that_needs_more_is_refused() -> None:
     with pytest.raises(InputError, match="cannot give"):
         plan_of([contender("merge/ties", "train")], "m", "d", 4, 1, held_out=4)
@@ -73,6 +84,9 @@ def test_methods_share_rows_and_one_reference_pass(
         computed.append(self.computed)
 
     monkeypatch.setattr(Reference, "sweep", counted)
+    read: list[Path] = []
+    lines = tablefiles._json_lines
+    monkeypatch.setattr(tablefiles, "_json_lines", lambda p: read.append(p) or lines(p))
     found = compare(
         ["dpo@steps=1", "ipo@steps=1", "simpo@steps=1"],
         model=str(tiny_path),
@@ -84,6 +98,7 @@ def test_methods_share_rows_and_one_reference_pass(
     )
     # Two seeds draw two samples; the second objective finds the first one's reference values.
     assert computed == [1, 0, 1, 0]
+    assert read.count(pairs) == 1
     assert [m.category for m in found.report if m.name == "gain"] == [
         "dpo_steps_1",
         "ipo_steps_1",
