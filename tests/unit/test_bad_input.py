@@ -269,10 +269,11 @@ def test_an_adapter_of_another_model(fails: Fails, folder: Path) -> None:
 def test_memory_is_forecast_before_anything_is_computed(
     fails: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("truing.core.start.memory_gib", lambda: (0.06, 0.06))
+    monkeypatch.setattr("truing.core.start.memory_gib", lambda: (0.005, 0.005))
     said = fails(f"{TRAIN} pairs.jsonl")
-    assert "training needs about" in said and "0.1 GiB of memory are free" in said
-    assert "Lower max_tokens or budget" in said
+    assert "training needs about" in said and "0.005 GiB of memory are free" in said
+    assert "Lower max_tokens" in said
+    assert "Lower max_tokens or budget" in fails(f"{TRAIN} pairs.jsonl --budget 512")
 
 
 def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(

@@ -64,7 +64,7 @@ def test_what_cannot_fit_is_told() -> None:
 
 @pytest.mark.usefixtures("kept")
 def test_loading_makes_place_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loaded, "_free_on", lambda _: Memory().free())
+    monkeypatch.setattr(loaded, "free_on", lambda _: Memory().free())
     moved: list[str] = []
 
     class Stub(torch.nn.Linear):

@@ -231,7 +231,7 @@ def test_bad_input_before_any_training(model: Model, tmp_path: Path) -> None:
 
 def test_memory_is_forecast(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     model.load_module(fresh=True)
-    monkeypatch.setattr("truing.core.start.memory_gib", lambda: (0.01, 0.01))
+    monkeypatch.setattr("truing.core.start.memory_gib", lambda: (0.005, 0.005))
     with pytest.raises(InputError, match=r"training needs about .* GiB more"):
         methods["sft"](model, PAIRS, steps=1)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import threading
 import weakref
 from collections import OrderedDict
@@ -184,21 +185,31 @@ def _complete(missing: object, unexpected: object, model: Model) -> None:
         )
 
 
+def bytes_of(model: Model, dtype: str) -> int:
+    """Bytes of a model's weights in memory: in the type that they are read as, not their file's."""
+    import torch
+
+    from truing.core.weights import open_weights
+
+    stored = open_weights(model.folder)
+    width = cast(torch.dtype, getattr(torch, dtype)).itemsize
+    return width * sum(math.prod(stored.shape(n)) for n in stored)
+
+
 def check_memory(model: Model, dtype: str) -> None:
     """Raise before a model is read that could not fit into this machine's memory."""
-    from truing.core.weights import weight_files
     from truing.doctor import memory_gib
 
-    stored = sum(p.stat().st_size for p in weight_files(model.folder)) / 2**30
-    if stored > LARGE:
+    needed = bytes_of(model, dtype) / 2**30
+    if needed > LARGE:
         gc.collect()  # a module under an adapter refers to itself and stays until this
     _, free = memory_gib()
-    if free and stored > 0.95 * free and _cache:
+    if free and needed > 0.95 * free and _cache:
         _cache.clear()  # what is kept for reuse must not stand in the way of what is needed
         _, free = memory_gib()
-    if free and stored > 0.95 * free:
+    if free and needed > 0.95 * free:
         raise InputError(
-            f"the weights need about {stored:.1f} GiB and {free:.1f} GiB of memory are free",
+            f"the weights need about {needed:.1f} GiB and {free:.1f} GiB of memory are free",
             where=model.name,
             fix="Use a smaller model or another machine",
         )
@@ -240,11 +251,11 @@ def _moved(module: torch.nn.Module, device: str, where: str) -> torch.nn.Module:
     if torch.device(device).type == "cuda":
         tensors = [*module.parameters(), *module.buffers()]
         size = sum(t.numel() * t.element_size() for t in tensors)
-        make_place(size, lambda: _free_on(device), device, where)
+        make_place(size, lambda: free_on(device), device, where)
     return module.to(device)
 
 
-def _free_on(device: str) -> int:
+def free_on(device: str) -> int:
     """Bytes that can be had on a GPU: free ones, and those that torch keeps and does not use."""
     from torch import cuda
 

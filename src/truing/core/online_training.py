@@ -34,6 +34,12 @@ class OnlineTraining(TextTraining):
             are left out and counted.
         budget: tokens computed at once, which memory limits and results do not depend on; 0
             decides by the machine.
+        gradient_checkpointing: keep the inputs of blocks alone and compute the rest again in the
+            backward pass, which costs a second forward pass and changes no result; auto does so
+            where the run would not fit into memory otherwise.
+        dtype: that the model is computed in. auto takes bfloat16 under an adapter where a probe
+            says that this machine is markedly quicker with it. Adapters, optimizer and losses are
+            in float32 throughout, and so is a model whose own weights are trained.
         environment: replies between several turns of the model, and rewards them: a registered one,
             such as {use: running_sum}, or in a plain call a function that makes one. Rows are its
             tasks, of any kind; its rewards are the term "environment". None has single answers.

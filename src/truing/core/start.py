@@ -2,24 +2,32 @@
 
 The module and its dtype, how many tokens fit, the check of template and masks, what is said before
 anything is trained, a forecast of the memory, and the frozen model that it is compared with.
+
+What depends on the machine (dtype, tokens of a micro-batch, gradient checkpointing) is decided
+once, by the first process, and noted in the journal `decided` of the step's folder: a run that is
+resumed goes on as it began, whatever the machine says by then.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
 
 from truing.context import Json, current
-from truing.core import distributed
+from truing.core import distributed, memory, precision, recompute
 from truing.core.chat import check_receipt, receipt
+from truing.core.loaded import free_on
 from truing.core.opening import same_tokens
 from truing.core.tree import BUDGET
 from truing.doctor import memory_gib
 from truing.errors import InputError
+from truing.tables import content_hash
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,10 +37,10 @@ if TYPE_CHECKING:
     from truing.models import Loaded, Model
 
 GPU_BUDGET = 16384
-BYTES_PER_TOKEN = 24  # of activations, times hidden size and layers, that one training token holds
+DECIDED = "decided"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Start:
     """A model in memory that is about to be trained.
 
@@ -44,7 +52,8 @@ class Start:
         loaded: a module of its own.
         dtype: that modules compute in.
         limit: tokens of prompt and answer together.
-        budget: tokens of a micro-batch.
+        budget: tokens of a micro-batch; `check` may lower it.
+        run: tells this run's decisions apart from others' in the step's folder.
     """
 
     where: str
@@ -55,6 +64,7 @@ class Start:
     dtype: str
     limit: int
     budget: int
+    run: str
 
     def check(
         self,
@@ -65,7 +75,7 @@ class Start:
         ended: bool = False,
         shown: int = 0,
     ) -> None:
-        """Check masks, template and memory, and say what will be trained.
+        """Check masks, template and memory, and say what will be trained and how.
 
         Args:
             trees: that carry loss, or that stand for those to come.
@@ -74,7 +84,7 @@ class Start:
             ended: True where no answer needs an end.
             shown: trees of which the loss tokens are shown.
         Raises:
-            InputError: see `check_receipt` and `check_memory`.
+            InputError: see `check_receipt`; or the run does not fit into memory.
         """
         module, tokenizer = self.loaded.module, self.loaded.tokenizer
         embedding = cast("nn.Embedding", cast("object", module.get_input_embeddings()))  # type: ignore[operator]
@@ -87,6 +97,7 @@ class Start:
             ended=ended,
             where=self.where,
         )
+        fitted = self._fit(largest)
         if distributed.leads():
             facts = dict(notes) | {
                 "device": self.loaded.device,
@@ -94,6 +105,7 @@ class Start:
                 "budget": self.budget,
                 "threads": torch.get_num_threads(),
             }
+            facts |= {"gradient_checkpointing": True} if fitted.recompute else {}
             print(
                 f"{self.where}: " + ", ".join(f"{n}: {v}" for n, v in facts.items()),
                 file=sys.stderr,
@@ -102,7 +114,32 @@ class Start:
                 facts["receipt"] = text = receipt(tokenizer, trees, shown)
                 print(f"loss falls on >>>these tokens<<<:\n{text}", file=sys.stderr)
             current().metric(**facts)
-        check_memory(module, self.settings, largest, self.where)
+            _note(f"dtype/{self.run}", self.dtype)
+            _note(f"memory/{self.run}/{largest}", asdict(fitted))
+
+    def _fit(self, largest: int) -> memory.Choice:
+        """Lower the budget and switch gradient checkpointing on where memory demands it."""
+        module, settings = self.loaded.module, self.settings
+        made = memory.forecast(module, settings)
+        free = min(distributed.everyone(_free(self.loaded.device)))
+        noted = cast("dict[str, int] | None", _noted(f"memory/{self.run}/{largest}"))
+        if noted is not None:
+            fitted = memory.Choice(noted["budget"], bool(noted["recompute"]))
+        else:
+            fitted = memory.choose(made, settings, largest, free, self.budget)
+        needed = made.needed(max(largest, fitted.budget), fitted.recompute)
+        # A GPU's own allocator has the last word: what it can free is known to it alone.
+        if needed > memory.SHARE * free and self.loaded.device == "cpu":
+            raise InputError(
+                f"training needs about {needed / 2**30:.3g} GiB more and {free / 2**30:.3g} GiB of "
+                "memory are free",
+                where=self.where,
+                fix=_remedy(settings, known=noted is not None),
+            )
+        if fitted.recompute:
+            recompute.switch_on(module)
+        self.budget = fitted.budget
+        return fitted
 
     def frozen(self) -> Loaded:
         """The reference in memory: the one given, or the model itself."""
@@ -122,13 +159,15 @@ def begin(
     if reference is not None:
         same_tokens({"model": model, "reference": reference}, where=where)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    # A full fine-tune keeps its weights in float32, where small updates are not rounded away.
-    short = device == "cuda" and settings.rank > 0 and torch.cuda.is_bf16_supported()
-    dtype = "bfloat16" if short else "float32"
+    facts = [where, vars(settings), model.weights_key, current().seed]
+    run = content_hash([*facts, reference.weights_key if reference is not None else ""], 8)
+    noted = _noted(f"dtype/{run}")
+    chosen = precision.choose(model, settings, device) if distributed.leads() and not noted else ""
+    dtype = distributed.agree(str(noted or chosen))
     loaded = model.load_module(dtype, device, fresh=True)
     limit = room(loaded, settings.max_tokens)
     budget = settings.budget or (GPU_BUDGET if device == "cuda" else BUDGET)
-    return Start(where, model, reference, settings, loaded, dtype, limit, budget)
+    return Start(where, model, reference, settings, loaded, dtype, limit, budget, run)
 
 
 def room(loaded: Loaded, wanted: int) -> int:
@@ -137,24 +176,34 @@ def room(loaded: Loaded, wanted: int) -> int:
     return min(wanted, int(context or wanted))
 
 
-def check_memory(module: nn.Module, settings: TextTraining, largest: int, where: str) -> None:
-    """Raise before a run that this machine's memory could not hold."""
-    _, free = memory_gib()
-    if not free or next(module.parameters()).is_cuda:
-        return
-    config = module.config
-    hidden = int(getattr(config, "hidden_size", 0))
-    layers = int(getattr(config, "num_hidden_layers", 0))
-    size = sum(p.numel() * p.element_size() for p in module.parameters())
-    if 0 < settings.layers < layers:  # the blocks below keep neither gradients nor activations
-        size, layers = size * settings.layers // layers, settings.layers
-    # A full fine-tune holds gradients and two moments; an adapter a merged copy of the weights.
-    state = (1 if settings.rank else 3) * size
-    activations = max(largest, settings.budget or BUDGET) * hidden * layers * BYTES_PER_TOKEN * 4
-    needed = (state + activations) / 2**30
-    if needed > 0.95 * free:
-        raise InputError(
-            f"training needs about {needed:.1f} GiB more and {free:.1f} GiB of memory are free",
-            where=where,
-            fix="Lower max_tokens or budget" + ("" if settings.rank else ", or train an adapter"),
-        )
+def _free(device: str) -> float:
+    """Bytes of memory that this process can have; without bound where the system does not say."""
+    if device != "cpu":
+        return float(free_on(device))
+    total, free = memory_gib()
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if distributed.now().size > 1 else 1
+    return free * 2**30 / beside if total else math.inf
+
+
+def _noted(name: str) -> Json:
+    """What was decided under this name when the run began, in all processes; None at first."""
+    context = current()
+    found: Json = None
+    # The throw-away folder of a plain call ends with its process, and there is nothing to resume.
+    if distributed.leads() and context.stored and (context.folder / f"{DECIDED}.jsonl").is_file():
+        found = context.journal(DECIDED).get(name)
+    return distributed.agree(found)
+
+
+def _note(name: str, value: Json) -> None:
+    if current().stored and name not in current().journal(DECIDED):
+        current().journal(DECIDED).put(name, value)
+
+
+def _remedy(settings: TextTraining, *, known: bool) -> str:
+    if known:
+        return "It fitted when this run began: free some memory, and the same command goes on"
+    least = "Lower max_tokens or budget" if settings.budget else "Lower max_tokens"
+    if settings.gradient_checkpointing == "never":
+        least += ", or allow gradient_checkpointing"
+    return least + ("" if settings.rank else ", or train an adapter")

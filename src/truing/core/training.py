@@ -109,6 +109,12 @@ class TextTraining(Training):
             whose prompt leaves no room are left out; both are counted.
         budget: tokens computed at once, which memory limits and results do not depend on; 0
             decides by the machine.
+        gradient_checkpointing: keep the inputs of blocks alone and compute the rest again in the
+            backward pass, which costs a second forward pass and changes no result; auto does so
+            where the run would not fit into memory otherwise.
+        dtype: that the model is computed in. auto takes bfloat16 under an adapter where a probe
+            says that this machine is markedly quicker with it. Adapters, optimizer and losses are
+            in float32 throughout, and so is a model whose own weights are trained.
     """
 
     rank: int = 16
@@ -116,6 +122,8 @@ class TextTraining(Training):
     layers: int = 0
     max_tokens: int = 1024
     budget: int = 0
+    gradient_checkpointing: Literal["auto", "always", "never"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def check(self, where: str) -> None:
         """Raise an InputError that names the first setting out of range."""
@@ -126,6 +134,14 @@ class TextTraining(Training):
             if value < low:
                 text = f"setting {name!r} must be at least {low}"
                 raise InputError(text, where=where, seen=value)
+        if self.dtype == "bfloat16" and not self.rank:
+            raise InputError(
+                "setting 'dtype' must be float32 where all weights are trained: small updates "
+                "would be rounded away",
+                where=where,
+                seen=self.dtype,
+                fix="Train an adapter (rank above 0), or leave out dtype",
+            )
 
     @property
     def peak(self) -> float:

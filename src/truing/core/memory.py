@@ -1,0 +1,165 @@
+"""A forecast of what training holds beside the weights, and what is done about it.
+
+    needed = state + head + tokens * activations
+
+state: gradients and two moments of what is trained, and merged weights under an adapter.
+head: logits of one chunk and what is made of them. activations: a token's, measured on a small tree
+by counting what a forward pass leaves for the backward one, of L blocks and of two more for what
+the backward pass itself makes; with the blocks' inputs alone kept (`recompute`), L inputs and three
+blocks.
+
+A run that does not fit takes smaller micro-batches, where their size is the machine's to choose,
+and gradient checkpointing after that: it costs a second forward pass, a smaller micro-batch next to
+nothing.
+
+Shapes: N tokens, D hidden size, L blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from truing.core import distributed
+from truing.core.logprob import CHUNK, small_tree, states
+from truing.core.trunk import block_list
+
+if TYPE_CHECKING:
+    from truing.core.training import TextTraining
+
+SHARE = 0.95  # of the free memory that a run may take
+FLOAT = 4  # bytes of a number in float32
+LOGITS = 4  # tensors of a chunk's logits at a time
+SPARE, SPARE_AGAIN = 2, 3  # blocks' activations beyond those kept
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bytes that training will hold beside the module's weights.
+
+    Args:
+        state: whatever the micro-batch.
+        inside: of one token, activations of one block.
+        input: of one token, what goes into a block.
+        logits: of one token.
+        blocks: that gradients flow through.
+    """
+
+    state: int
+    inside: float
+    input: int
+    logits: int
+    blocks: int
+
+    def needed(self, tokens: int, recompute: bool) -> float:
+        """With micro-batches of so many tokens, with or without gradient checkpointing."""
+        if recompute:
+            token = self.blocks * self.input + SPARE_AGAIN * self.inside
+        else:
+            token = (self.blocks + SPARE) * self.inside
+        head = LOGITS * min(tokens * self.logits, CHUNK * FLOAT)
+        return self.state + head + tokens * token
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a run is computed so that it fits: tokens of a micro-batch, gradient checkpointing."""
+
+    budget: int
+    recompute: bool
+
+
+def _trained_blocks(module: nn.Module, settings: TextTraining) -> list[nn.Module]:
+    blocks = list(block_list(cast(nn.Module, getattr(module, "base_model", module))))
+    return blocks[-settings.layers :] if settings.layers else blocks
+
+
+def _linears(module: nn.Module, settings: TextTraining) -> list[nn.Linear]:
+    """The layers that adapters go on, as `frozen_trunk.attach` chooses them."""
+    head = getattr(module, "get_output_embeddings", lambda: None)()
+    parts = _trained_blocks(module, settings) if settings.layers else [module]
+    found = [m for part in parts for m in part.modules() if isinstance(m, nn.Linear)]
+    return [m for m in found if m is not head]
+
+
+def _state(module: nn.Module, settings: TextTraining) -> int:
+    if not settings.rank:  # gradients and two moments
+        parts = _trained_blocks(module, settings) if settings.layers else [module]
+        own = {id(p): p for part in parts for p in part.parameters()}
+        total = sum(3 * p.numel() * p.element_size() for p in own.values())
+        return total // distributed.now().size  # each holds its shard of them
+    total = 0
+    for linear in _linears(module, settings):
+        rows, columns = linear.weight.shape
+        total += 4 * FLOAT * settings.rank * (rows + columns)  # with the adapter's own values
+        if linear.weight.dtype == torch.float32:  # a merged copy
+            total += FLOAT * rows * columns
+    return total
+
+
+def saved_bytes(module: nn.Module) -> float:
+    """Bytes of one token that a forward pass leaves for the backward one, weights left out.
+
+    Every tensor counts once, however many operations keep it or a part of it.
+    """
+    _, packed = small_tree(module)
+    with torch.no_grad():
+        states(module, packed)  # what is tried once for each module must not be counted
+    own = [*module.parameters(), *module.buffers()]
+    known = {t.untyped_storage().data_ptr() for t in own}
+    found: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        held = states(module, packed)  # as long as it is there, no place in memory is used twice
+    del held
+    return sum(found.values()) / len(packed.ids_N)
+
+
+def forecast(module: nn.Module, settings: TextTraining) -> Forecast:
+    """What training `module` will hold; it has no adapters yet, and is not cut over processes."""
+    whole = saved_bytes(module)
+    every = len(block_list(cast(nn.Module, getattr(module, "base_model", module))))
+    blocks = len(_trained_blocks(module, settings))
+    embedding = cast("nn.Embedding", cast("object", module.get_input_embeddings()))  # type: ignore[operator]
+    vocab, width = embedding.weight.shape
+    inside = whole / every
+    if settings.rank and embedding.weight.dtype != torch.float32:
+        # Adapters on layers of lower precision keep their inputs in float32, each its own.
+        low = sum(m.in_features + settings.rank for m in _linears(module, settings))
+        inside += FLOAT * low / blocks
+    return Forecast(
+        state=_state(module, settings),
+        inside=inside,
+        input=width * embedding.weight.element_size(),
+        logits=vocab * FLOAT,
+        blocks=blocks,
+    )
+
+
+def choose(
+    made: Forecast, settings: TextTraining, largest: int, free: float, budget: int
+) -> Choice:
+    """How a run fits into `free` bytes; what needs least where it does not.
+
+    Args:
+        largest: tokens of the largest tree, which is never cut.
+        budget: tokens of a micro-batch, if they fit; less where `settings` leaves it open.
+    """
+    budgets = [budget]
+    while not settings.budget and budgets[-1] > largest:
+        budgets.append(max(largest, budgets[-1] // 2))
+    modes = {"auto": (False, True), "always": (True,), "never": (False,)}
+    ways = [Choice(b, again) for again in modes[settings.gradient_checkpointing] for b in budgets]
+    for way in ways:
+        if made.needed(max(largest, way.budget), way.recompute) <= SHARE * free:
+            return way
+    return ways[-1]

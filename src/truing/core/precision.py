@@ -1,0 +1,79 @@
+"""In which type a model is computed while it is trained: bfloat16 where that is markedly quicker.
+
+Products of the model's own shapes are timed in both types, once per process. An adapter's numbers,
+the optimizer's and sums over the vocabulary stay in float32 either way; all weights of a model are
+trained in float32, where small updates are not rounded away.
+
+Shapes: N tokens, I input and O output features.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import linear
+
+from truing.core.weights import open_weights
+
+if TYPE_CHECKING:
+    from truing.core.training import TextTraining
+    from truing.models import Model
+
+# How many times as quick bfloat16 must be. On a CPU more: blocks and merged adapters, which are
+# written by hand for float32 alone, are worth nearly a factor of two there.
+MARKEDLY = {"cpu": 2.0, "cuda": 1.3}
+TOKENS = {"cpu": 128, "cuda": 2048}
+MOST = {"cpu": 2**30, "cuda": 2**38}  # multiplications of one product: it must not take long
+TIMES = 3  # that each product is timed, after once for warming up
+LONG = 0.15  # seconds after which a product is not timed again
+
+
+def seconds_of(dtype: torch.dtype, device: str, shape: tuple[int, int, int]) -> float:
+    """Least seconds of x_NI W_OI^T, for `shape` (N, I, O)."""
+    n, i, o = shape
+    x_NI = torch.ones(n, i, dtype=dtype, device=device)
+    w_OI = torch.ones(o, i, dtype=dtype, device=device)
+    best, began = math.inf, time.perf_counter()
+    for turn in range(1 + TIMES):
+        start = time.perf_counter()
+        linear(x_NI, w_OI)
+        if x_NI.is_cuda:
+            torch.cuda.synchronize(device)
+        end = time.perf_counter()
+        if turn or end - began > LONG:
+            best = min(best, end - start)
+        if end - began > LONG:
+            break
+    return best
+
+
+@functools.cache
+def probe(device: str, wide: int, narrow: int) -> tuple[float, float]:
+    """Seconds in float32 and in bfloat16 of a product with a weight of that size."""
+    tokens = TOKENS[device]
+    wide = max(1, min(wide, MOST[device] // (tokens * narrow)))
+    shape = (tokens, narrow, wide)
+    return seconds_of(torch.float32, device, shape), seconds_of(torch.bfloat16, device, shape)
+
+
+def _largest(model: Model) -> tuple[int, int]:
+    """Both sides of the largest weight of a model's blocks, the longer first."""
+    stored = open_weights(model.folder)
+    shapes = [stored.shape(n) for n in stored if "embed" not in n and "lm_head" not in n]
+    sides = [sorted(s[-2:], reverse=True) for s in shapes if len(s) >= 2]
+    wide, narrow = max(sides, key=math.prod, default=[1024, 1024])
+    return wide, narrow
+
+
+def choose(model: Model, settings: TextTraining, device: str) -> str:
+    """Name of the type that `model` is to be trained in on this machine."""
+    if settings.dtype != "auto":
+        return settings.dtype
+    if not settings.rank or (device == "cuda" and not torch.cuda.is_bf16_supported()):
+        return "float32"
+    whole, half = probe(device, *_largest(model))
+    return "bfloat16" if whole > MARKEDLY[device] * half else "float32"

@@ -1,0 +1,378 @@
+"""How a run begins: what it will hold in memory, and in which type it computes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from truing.context import Context, use
+from truing.core import engine, loaded, memory, precision, recompute
+from truing.core.frozen_trunk import attach
+from truing.core.logprob import states
+from truing.core.memory import Choice, Forecast
+from truing.core.text_task import TextTask
+from truing.core.tiny import tiny_model
+from truing.core.training import TextTraining
+from truing.core.tree import Packed, group_tree, pack
+from truing.errors import InputError
+from truing.method import methods
+from truing.models import Model
+from truing.tables import Row, Table
+
+ROWS: list[Row] = [
+    {"prompt": f"what is {i}?", "chosen": f"it is {i}.", "rejected": f"no {i * 7} idea {i}"}
+    for i in range(12)
+]
+PAIRS = Table("pair", ROWS)
+FREE = "truing.core.start.memory_gib"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_path: Path) -> Model:
+    return Model.open(tiny_path)
+
+
+def train(folder: Path, model: Model, method: str = "sft", **settings: object) -> Context:
+    with use(Context(seed=4, folder=folder)) as context:
+        methods[method](model, PAIRS, **{"steps": 4, "batch": 4, "lr": 1e-3, **settings})
+    return context
+
+
+def updates(context: Context) -> list[dict[str, object]]:
+    rows = [{n: v for n, v in m.items() if n != "seconds"} for m in context.metrics]
+    return [r for r in rows if "grad_norm" in r]
+
+
+@pytest.fixture
+def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Whether runs are stopped after their second update, with a checkpoint of each."""
+    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
+    begun = TextTask.parts
+    stop = [True]
+
+    def parts(task: TextTask, rows: list[int], step: int) -> object:
+        if stop[0] and step == 2:
+            raise KeyboardInterrupt
+        return begun(task, rows, step)
+
+    monkeypatch.setattr(TextTask, "parts", parts)
+    return lambda on: stop.__setitem__(0, on)
+
+
+# Memory
+
+
+def counted(module: torch.nn.Module, packed: Packed, weights: Sequence[Tensor] = ()) -> float:
+    """Bytes of a token that the backward pass will read, weights left out."""
+    own = {t.data_ptr() for t in [*module.parameters(), *module.buffers(), *weights]}
+    seen: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in own:
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        out = states(module, packed)
+    assert out.requires_grad
+    return sum(seen.values()) / len(packed.ids_N)
+
+
+def long_tree() -> Packed:
+    return pack([group_tree([5] * 40, [[7 + i] * 60 for i in range(4)])], 10_000)[0]
+
+
+def test_activations_by_hand() -> None:
+    module, _ = tiny_model()
+    made = memory.forecast(module, TextTraining(rank=0))
+    # x, q, attention's output and x2 of 128; k and v of 64; gate and up of 384; log-sum-exp of 4
+    # heads; two norms' rates.
+    numbers = 4 * 128 + 2 * 64 + 2 * 384 + 4 + 2
+    assert made.blocks == 6 and made.input == 4 * 128 and made.logits == 4 * 259
+    assert made.inside == pytest.approx(4 * numbers, rel=0.1)  # and the last norm, and positions
+    size = sum(p.numel() for p in module.parameters())
+    assert made.state == 3 * 4 * size
+    assert made.needed(100, False) > made.needed(100, True) > made.state
+
+
+@pytest.mark.parametrize("kind", ["hand-written", "stock", "stock in bfloat16"])
+def test_forecast_is_what_a_long_tree_leaves(kind: str) -> None:
+    settings = TextTraining(rank=4)
+    if kind == "hand-written":
+        module, _ = tiny_model()
+    else:
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+        module = Qwen3ForCausalLM(Qwen3Config(vocab_size=97, **sizes, **heads)).eval()
+        module = module.to(torch.bfloat16 if "bfloat16" in kind else torch.float32)
+    made = memory.forecast(module, settings)
+    adapters = attach(module, settings, 0)
+    assert adapters is not None
+    weights: list[Tensor] = list(adapters.parameters())
+    merged = [a.merged() for a in adapters.adapters.values() if a.merges]
+    assert len(merged) == (0 if "bfloat16" in kind else len(adapters.adapters))
+    assert made.state == sum(16 * w.numel() for w in weights) + sum(m.nbytes for m in merged)
+    held = counted(module, long_tree(), [*weights, *merged])
+    assert 0.75 * made.inside <= held / made.blocks <= 1.1 * made.inside
+    recompute.switch_on(module)
+    again = counted(module, long_tree(), [*weights, *merged])
+    assert again <= 1.2 * made.blocks * made.input + made.inside
+
+
+def test_top_blocks_alone_need_less() -> None:
+    module, _ = tiny_model()
+    whole, top = (memory.forecast(module, TextTraining(rank=0, layers=n)) for n in (0, 2))
+    block = sum(p.numel() for p in module.model.layers[0].parameters())
+    assert top.blocks == 2 and top.state == 3 * 4 * 2 * block < whole.state
+    assert top.needed(100, False) < whole.needed(100, False)
+    adapted = memory.forecast(module, TextTraining(rank=4, layers=2))
+    # q, k, v, o; gate, up, down: inputs and outputs of each.
+    sides = (128 + 128) + 2 * (128 + 64) + (128 + 128) + 3 * (128 + 384)
+    weights = 128 * 128 + 2 * 128 * 64 + 128 * 128 + 3 * 128 * 384
+    assert adapted.state == 2 * (4 * 4 * 4 * sides + 4 * weights)
+
+
+MADE = Forecast(state=1000, inside=10.0, input=1, logits=0, blocks=8)
+
+
+@pytest.mark.parametrize(
+    ("free", "mode", "budget", "expected"),
+    [
+        (1e6, "auto", 0, Choice(800, False)),
+        # 10 (8 + 2) bytes a token: 1000 + 100 * 800 = 81,000; half the budget is next
+        (81_000 / 0.95, "auto", 0, Choice(800, False)),
+        (80_900 / 0.95, "auto", 0, Choice(400, False)),
+        (6_000 / 0.95, "auto", 0, Choice(50, False)),
+        # no micro-batch is smaller than the largest tree, of 50 tokens: 8 + 3 * 10 bytes a token
+        (5_999 / 0.95, "auto", 0, Choice(100, True)),
+        (2_900 / 0.95, "auto", 0, Choice(50, True)),
+        (2_899 / 0.95, "auto", 0, Choice(50, True)),  # does not fit: the least there is
+        (1e6, "always", 0, Choice(800, True)),
+        (100, "never", 0, Choice(50, False)),
+        # a budget that was asked for stays: 1000 + 100 * 200, and 1000 + 38 * 200
+        (21_000 / 0.95, "auto", 200, Choice(200, False)),
+        (20_000 / 0.95, "auto", 200, Choice(200, True)),
+    ],
+)
+def test_smaller_micro_batches_come_before_checkpointing(
+    free: float, mode: str, budget: int, expected: Choice
+) -> None:
+    settings = TextTraining(budget=budget, gradient_checkpointing=mode)  # type: ignore[arg-type]
+    assert memory.choose(MADE, settings, 50, free + 1e-6, budget or 800) == expected
+
+
+def least(model: Model, settings: TextTraining, largest: int) -> tuple[float, float]:
+    """GiB that a run needs in the smallest micro-batches, with checkpointing and without."""
+    made = memory.forecast(model.load_module().module, settings)
+    return tuple(made.needed(largest, again) / memory.SHARE / 2**30 for again in (True, False))  # type: ignore[return-value]
+
+
+@pytest.fixture
+def largest(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of the largest tree of each run that is forecast."""
+    seen: list[int] = []
+    choose = memory.choose
+
+    def watched(made: Forecast, settings: TextTraining, largest: int, *rest: float) -> Choice:
+        seen.append(largest)
+        return choose(made, settings, largest, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(memory, "choose", watched)
+    return seen
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_switched_on_where_memory_demands_it(
+    method: str,
+    model: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    largest: list[int],
+) -> None:
+    more: dict[str, object] = {"rank": 2, "steps": 1, "max_tokens": 128}
+    if method == "grpo":
+        more |= {"answers": 4, "new_tokens": 8, "rewards": {"s": {"use": "max_words", "n": 2}}}
+    plenty = train(tmp_path / "plenty", model, method, budget=16, **more)
+    assert "gradient_checkpointing" not in plenty.metrics[0]
+    low, high = least(model, TextTraining(rank=2), largest[0])
+    assert low < 0.9 * high
+    monkeypatch.setattr(FREE, lambda: (1.0, (low + high) / 2))
+    capsys.readouterr()
+    tight = train(tmp_path / "tight", model, method, **more)
+    assert tight.metrics[0]["gradient_checkpointing"] is True
+    assert "gradient_checkpointing: True" in capsys.readouterr().err
+    assert largest[0] <= float(str(tight.metrics[0]["budget"])) < 768
+    for a, b in zip(updates(tight), updates(plenty), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4, abs=1e-6)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+    with pytest.raises(InputError, match=r"training needs about .*allow gradient_checkpointing"):
+        train(tmp_path / "never", model, method, gradient_checkpointing="never", **more)
+    monkeypatch.setattr(FREE, lambda: (1.0, 0.8 * low))
+    with pytest.raises(InputError, match=r"training needs about .*Lower max_tokens"):
+        train(tmp_path / "short", model, method, **more)
+
+
+def test_a_resumed_run_goes_on_as_it_began(
+    model: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stopping: Callable[[bool], None],
+    largest: list[int],
+) -> None:
+    stopping(False)
+    expected = train(tmp_path / "whole", model, rank=2)
+    low, high = least(model, TextTraining(rank=2), largest[0])
+    monkeypatch.setattr(FREE, lambda: (1.0, 0.9 * low + 0.1 * high))
+    stopping(True)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed", model, rank=2)
+    stopping(False)
+    monkeypatch.setattr(FREE, lambda: (1.0, 1.0))  # plenty: and yet as it began
+    resumed = train(tmp_path / "killed", model, rank=2)
+    assert resumed.metrics[0]["gradient_checkpointing"] is True
+    assert resumed.metrics[0]["budget"] != expected.metrics[0]["budget"]
+    assert len(updates(resumed)) == 4
+    monkeypatch.setattr(FREE, lambda: (1.0, 0.5 * low))
+    with pytest.raises(InputError, match="It fitted when this run began"):
+        train(tmp_path / "killed", model, rank=2)
+
+
+def test_weights_are_counted_in_the_type_that_they_are_read_as(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, tokenizer = tiny_model()
+    numbers = sum(p.numel() for p in module.parameters())
+    module.to(torch.bfloat16).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    half = Model.open(tmp_path)
+    assert loaded.bytes_of(half, "float32") == loaded.bytes_of(model, "float32") == 4 * numbers
+    assert loaded.bytes_of(half, "bfloat16") == 2 * numbers
+    free = 3 * numbers / 2**30
+    monkeypatch.setattr("truing.doctor.memory_gib", lambda: (1.0, free))
+    loaded.forget()
+    half.load_module("bfloat16", fresh=True)
+    with pytest.raises(InputError, match="the weights need about"):
+        half.load_module("float32", fresh=True)
+
+
+# Precision
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[tuple[int, int, int]]]:
+    """Products take a second, and in bfloat16 so much; shapes of those that were timed."""
+
+    def speed(half: float) -> list[tuple[int, int, int]]:
+        asked: list[tuple[int, int, int]] = []
+
+        def seconds(dtype: torch.dtype, device: str, shape: tuple[int, int, int]) -> float:
+            asked.append(shape)
+            return half if dtype == torch.bfloat16 else 1.0
+
+        monkeypatch.setattr(precision, "seconds_of", seconds)
+        precision.probe.cache_clear()
+        return asked
+
+    yield speed  # type: ignore[misc]
+    precision.probe.cache_clear()
+
+
+def test_probe_decides_under_an_adapter(
+    model: Model, timed: Callable[[float], list[tuple[int, int, int]]]
+) -> None:
+    asked = timed(0.3)
+    assert precision.choose(model, TextTraining(), "cpu") == "bfloat16"
+    assert precision.choose(model, TextTraining(), "cpu") == "bfloat16"
+    assert asked == [(128, 128, 384)] * 2  # the largest weight of the blocks, once in either type
+    assert precision.choose(model, TextTraining(rank=0), "cpu") == "float32"
+    assert precision.choose(model, TextTraining(dtype="float32"), "cpu") == "float32"
+    timed(0.6)  # quicker, and not markedly so
+    assert precision.choose(model, TextTraining(), "cpu") == "float32"
+    assert precision.choose(model, TextTraining(dtype="bfloat16"), "cpu") == "bfloat16"
+    timed(0.6)
+    assert precision.probe("cuda", 4096, 1024) == (1.0, 0.6)
+
+
+def test_a_probe_takes_less_than_a_second_for_any_model() -> None:
+    began = time.perf_counter()
+    shape = (128, 4096, 2048)
+    half, whole = (precision.seconds_of(d, "cpu", shape) for d in (torch.bfloat16, torch.float32))
+    assert half > 0 and whole > 0 and time.perf_counter() - began < 10  # on a busy machine
+    asked: list[int] = []
+    wide = max(1, min(128256, precision.MOST["cpu"] // (128 * 8192)))
+    asked.append(128 * 8192 * wide)
+    assert asked[0] <= 2**30
+
+
+def test_all_weights_stay_in_float32() -> None:
+    with pytest.raises(InputError, match=r"setting 'dtype' must be float32.*rank above 0"):
+        TextTraining(rank=0, dtype="bfloat16").check("sft")
+    TextTraining(rank=4, dtype="bfloat16").check("sft")
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_bfloat16_learns_as_float32_does(method: str, model: Model, tmp_path: Path) -> None:
+    found = {
+        dtype: train(
+            tmp_path / dtype,
+            model,
+            method,
+            dtype=dtype,
+            rank=4,
+            steps=8,
+            batch=3,
+            lr=2e-3,
+            warmup=0.0,
+        )
+        for dtype in ("float32", "bfloat16")
+    }
+    losses = {d: [float(str(u["loss"])) for u in updates(c)] for d, c in found.items()}
+    assert found["bfloat16"].metrics[0]["dtype"] == "bfloat16"
+    if method == "dpo":  # policy and reference are the same model at first, in either type
+        assert losses["bfloat16"][0] == pytest.approx(0.6931472, abs=1e-6)
+    for whole, half in zip(losses["float32"], losses["bfloat16"], strict=True):
+        assert half == pytest.approx(whole, rel=0.03, abs=0.02)
+    fell = {d: v[0] - sum(v[-3:]) / 3 for d, v in losses.items()}
+    assert fell["float32"] > 0.05
+    assert fell["bfloat16"] == pytest.approx(fell["float32"], rel=0.15)
+
+
+def test_a_run_never_changes_its_type(
+    model: Model,
+    tmp_path: Path,
+    timed: Callable[[float], list[tuple[int, int, int]]],
+    stopping: Callable[[bool], None],
+) -> None:
+    timed(0.3)
+    stopping(False)
+    expected = train(tmp_path / "whole", model, rank=2)
+    stopping(True)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed", model, rank=2)
+    stopping(False)
+    asked = timed(3.0)  # the machine says otherwise by now
+    resumed = train(tmp_path / "killed", model, rank=2)
+    assert not asked and resumed.metrics[0]["dtype"] == "bfloat16"
+    assert updates(resumed) == updates(expected)
+    other = train(tmp_path / "other", model, rank=2)
+    assert asked and other.metrics[0]["dtype"] == "float32"
+    assert updates(other) != updates(expected)
+
+
+def test_online_training_in_bfloat16(model: Model, tmp_path: Path) -> None:
+    rewards = {"short": {"use": "share_of", "letters": "abcdefgh"}}
+    context = train(
+        tmp_path, model, "grpo", dtype="bfloat16", rank=2, steps=2, batch=2, answers=3,
+        new_tokens=6, beta=0.1, rewards=rewards,
+    )  # fmt: skip
+    assert context.metrics[0]["dtype"] == "bfloat16" and len(updates(context)) == 2
+    assert all(float(str(u["grad_norm"])) < 1e3 for u in updates(context))
