@@ -39,6 +39,7 @@ from typing import Any, Literal, cast
 
 from truing import catalogue as registry
 from truing.context import Context, Json, current, use
+from truing.core.files import expanded
 from truing.errors import InputError, unknown
 from truing.runs import hardware, versions
 
@@ -97,7 +98,7 @@ def folder() -> Path:
         InputError: there is none.
     """
     named = os.environ.get("TRUING_CLAIMS", "")
-    found = Path(named).expanduser() if named else Path(__file__).resolve().parents[2] / "claims"
+    found = expanded(named) if named else Path(__file__).resolve().parents[2] / "claims"
     if not found.is_dir():
         raise InputError(
             "there is no folder of claims",

@@ -10,183 +10,20 @@ from TRUING_DATA only.
 from __future__ import annotations
 
 import gzip
-import json
-import os
-import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NotRequired, TypedDict, cast
+from typing import cast
 
-from truing import tablefiles
+from truing import dataindex, tablefiles
 from truing.core import files
-from truing.core.licences import allows_commercial, short, sort_of, strictest
+from truing.core.licences import short, strictest
 from truing.core.shapes import DEFAULT_PART, SHAPES, passages
+from truing.dataindex import TABLES, TEXTS, DataSet, File, sets
 from truing.errors import InputError, unknown
 from truing.tables import Row, Table, check_row, infer_kind
 
-TABLES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
-TEXTS = (".txt", ".txt.gz")
 # Sets of the mirror that recipes and claims name, besides those that have a shape.
 NAMED = {"survival": "record", "text_corpora": "text"}
-
-
-@dataclass(frozen=True)
-class File:
-    """One file of a set; `name` is its path inside the set, `sha256` as the index states it."""
-
-    path: Path
-    name: str
-    sha256: str = ""
-    records: int = 0
-
-    @property
-    def part(self) -> str:
-        """The file's name without .jsonl, .csv, .txt, .gz."""
-        return re.sub(r"(\.(jsonl|json|csv|tsv|parquet|txt))?(\.gz)?$", "", self.name)
-
-    @property
-    def readable(self) -> bool:
-        """True for what becomes a table; images and archives are for their own readers."""
-        return self.path.name.endswith(TABLES + TEXTS)
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """One named set."""
-
-    name: str
-    about: str
-    licence: str
-    origin: str
-    files: list[File] = field(default_factory=list)
-
-    @property
-    def kind(self) -> str:
-        """Kind of table that the bare name gives; "record" where columns are kept."""
-        try:
-            file = _choose(self, "")
-            key = f"{self.name}/{file.part}"
-            if key in SHAPES or not file.readable:
-                return SHAPES[key][0] if key in SHAPES else "record"
-            return _kind_of(next(_rows(file.path, key))[1], file)
-        except (InputError, StopIteration):
-            return "record"
-
-
-def repository() -> Path | None:
-    """The `data/` folder of the checkout; None where truing is installed without one."""
-    folder = Path(__file__).resolve().parents[2] / "data"
-    return folder if (folder / "NOTICE").is_file() else None
-
-
-def _shipped() -> Iterator[DataSet]:
-    """Sets of the repository, as its NOTICE describes them."""
-    folder = repository()
-    if folder is None:
-        return
-    text = (folder / "NOTICE").read_text(encoding="utf-8")
-    for block in re.split(r"\n\n", text):
-        name, _, body = block.strip("\n").partition("\n")
-        facts = dict(re.findall(r"^  (\w[\w-]*): (.*(?:\n  (?! *[\w-]+: ).*)*)", body, re.M))
-        path = folder / name.strip()
-        if "SHA-256" in facts and path.is_file():
-            facts = {k: " ".join(v.split()) for k, v in facts.items()}
-            file = File(path, path.name, facts["SHA-256"])
-            yield DataSet(file.part, facts["What"], facts["Licence"], "repository", [file])
-
-
-class _Listed(TypedDict):
-    """A file as the index has it."""
-
-    file: str
-    sha256: NotRequired[str | None]
-    records: NotRequired[int | None]
-
-
-class _Entry(TypedDict):
-    """A set as the index has it."""
-
-    name: str
-    title: str
-    licence: str
-    non_commercial: NotRequired[bool]
-    files: list[_Listed]
-
-
-def _entries(listed: object, where: str) -> list[_Entry]:
-    """What an index lists, or an InputError that names the first entry of another form."""
-    fix = "An index is a list of sets: [{name, title, licence, files: [{file, sha256, records}]}]"
-    if not isinstance(listed, list):
-        raise InputError("an index must be a list of sets", where=where, seen=listed, fix=fix)
-    for i, entry in enumerate(cast("list[object]", listed), 1):
-        at = f"{where} set {i}"
-        if not isinstance(entry, dict):
-            raise InputError("a set must be a mapping", where=at, seen=entry, fix=fix)
-        facts = cast("dict[str, object]", entry)
-        for name in ("name", "title", "licence"):
-            if not isinstance(facts.get(name), str):
-                raise InputError(
-                    f"{name!r} must be a text", where=at, seen=facts.get(name), fix=fix
-                )
-        held = facts.get("files")
-        if not isinstance(held, list) or not all(map(_is_listed, cast("list[object]", held))):
-            raise InputError("'files' must list {file: name}", where=at, seen=held, fix=fix)
-    return cast("list[_Entry]", listed)
-
-
-def _is_listed(item: object) -> bool:
-    if not isinstance(item, dict):
-        return False
-    facts = cast("dict[str, object]", item)
-    kinds = {"file": str, "sha256": str | None, "records": int | None}
-    return "file" in facts and all(isinstance(facts.get(n), k) for n, k in kinds.items())
-
-
-def _mirrored() -> Iterator[DataSet]:
-    """Sets of the mirror in TRUING_DATA."""
-    root = os.environ.get("TRUING_DATA", "")
-    if not root:
-        return
-    index = Path(root).expanduser() / "index.json"
-    try:
-        listed = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"the index of the data mirror cannot be read: {error}",
-            where=f"TRUING_DATA={root}",
-            fix="It must be a folder with an index.json that lists sets and files",
-        ) from None
-    for entry in _entries(listed, str(index)):
-        folder = index.parent / str(entry["name"])
-        held = [
-            File(folder / f["file"], f["file"], f.get("sha256") or "", f.get("records") or 0)
-            for f in entry["files"]
-            if (folder / f["file"]).resolve().is_relative_to(folder.resolve())
-        ]
-        licence = str(entry["licence"]).rstrip(".")
-        if entry.get("non_commercial") and sort_of(licence) != "non-commercial":
-            licence = f"non-commercial: {licence}"
-        yield DataSet(str(entry["name"]), str(entry["title"]), licence, "TRUING_DATA", held)
-
-
-def sets() -> dict[str, DataSet]:
-    """All sets at hand by name; the repository's stand before the mirror's of the same name.
-
-    Raises:
-        InputError: TRUING_DATA has no readable index.
-    """
-    found: dict[str, DataSet] = {}
-    for entry in (*_shipped(), *_mirrored()):
-        if entry.origin == "repository" and not allows_commercial(entry.licence):
-            raise InputError(
-                "a set for non-commercial use lies in the repository's data folder",
-                where=entry.name,
-                seen=entry.licence,
-                fix="Such sets belong into TRUING_DATA",
-            )
-        found.setdefault(entry.name, entry)
-    return found
 
 
 def catalogue() -> list[dict[str, object]]:
@@ -198,7 +35,7 @@ def catalogue() -> list[dict[str, object]]:
     listed: list[dict[str, object]] = [
         {
             "name": s.name,
-            "kind": s.kind,
+            "kind": _kind_of_set(s),
             "present": all(f.path.is_file() for f in s.files),
             "licence": short(s.licence),
             "licence_text": s.licence,
@@ -226,6 +63,18 @@ def catalogue() -> list[dict[str, object]]:
     return listed
 
 
+def _kind_of_set(entry: DataSet) -> str:
+    """Kind of table that the bare name gives; "record" where columns are kept."""
+    try:
+        file = _choose(entry, "")
+        key = f"{entry.name}/{file.part}"
+        if key in SHAPES or not file.readable:
+            return SHAPES[key][0] if key in SHAPES else "record"
+        return _kind_of(next(_rows(file.path, key))[1], file)
+    except (InputError, StopIteration):
+        return "record"
+
+
 def _mirror_names() -> set[str]:
     """Sets that are known by name, whether or not they are at hand."""
     return {key.partition("/")[0] for key in SHAPES} | set(NAMED)
@@ -235,7 +84,7 @@ def _records(file: File) -> int:
     """Number of rows: as the index says, else counted; a shipped set has one in each line."""
     if file.records or not file.path.name.endswith((".jsonl", ".jsonl.gz", ".csv.gz")):
         return file.records
-    if not file.path.is_file() or file.path.parent != repository():
+    if not file.path.is_file() or file.path.parent != dataindex.repository():
         return 0
     return sum(1 for line in _text(file.path).split("\n") if line.strip())
 
@@ -376,13 +225,15 @@ def read(name: str, kind: str = "", *, limit: int = 0) -> Table:
     if not file.readable:
         raise InputError("not a table", where=str(file.path), fix="Known: " + ", ".join(TABLES))
     rows: list[Row] = []
+    numbers: list[int] = []
     licence = short(entry.licence)
     for i, row in _rows(file.path, key):
         rows.append(row | {"lineage": {"source": f"{key} row {i}", "licence": licence}})
+        numbers.append(i)
         if limit and len(rows) >= limit:
             break
     found = SHAPES[key][0] if key in SHAPES else _kind_of(rows[0], file) if rows else ""
-    table = Table(found, rows, where=key, allow_empty=False)
+    table = Table(found, rows, where=key, numbers=numbers, allow_empty=False)
     return table.expect(kind, where=f"data set {name}") if kind else table
 
 

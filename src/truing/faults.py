@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 
 from truing import interrupt
+from truing.core import files
 from truing.errors import Damaged, InputError, Stopped, TruingError, Unread
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -115,7 +116,7 @@ def free_folder(to: str, marks: Iterable[str], where: str) -> Path:
     Raises:
         InputError: the folder holds something else than an earlier result, or cannot be written.
     """
-    folder = Path(to).expanduser().absolute()
+    folder = files.expanded(to).absolute()
     try:
         if folder.exists() and not folder.is_dir():
             raise InputError("a file is in the place of the folder", where=where, seen=to)

@@ -20,6 +20,7 @@ from typing import cast
 
 from truing import jsontext
 from truing.core import private
+from truing.core.files import expanded
 from truing.errors import InputError, unknown
 from truing.method import Input, Method, methods
 from truing.tables import content_hash
@@ -142,7 +143,7 @@ class Plan:
         head, dotted, rest = place.partition(".")
         if not found or not place:
             raise InputError("written as STEP.SETTING=VALUE", where="--set", seen=text)
-        if isinstance(value, str) and Path(value).expanduser().exists():
+        if isinstance(value, str) and expanded(value).exists():
             self._typed_in[place] = str(Path.cwd())
         if not dotted:
             if place != "seed" or not isinstance(value, int):
@@ -189,7 +190,7 @@ class Plan:
 
         One that was `typed` on the command line stands as it is.
         """
-        own = Path(text).expanduser()
+        own = expanded(text)
         beside = self.folder / own
         return beside if beside.exists() and not typed else own
 

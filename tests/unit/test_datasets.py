@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from truing import datasets
+from truing import dataindex, datasets
 from truing.core.licences import allows_commercial
 from truing.core.shapes import dialogue, hh_pair, passages, truthful, word_problem
 from truing.errors import InputError
@@ -161,7 +161,7 @@ def test_non_commercial_only_from_the_mirror(
     (folder / "x.jsonl").write_bytes(_line({"text": "t"}))
     notice = "Data\n====\n\nx.jsonl\n  What: x\n  Licence: CC BY-NC 4.0\n  SHA-256: 0\n"
     (folder / "NOTICE").write_text(notice)
-    monkeypatch.setattr(datasets, "repository", lambda: folder)
+    monkeypatch.setattr(dataindex, "repository", lambda: folder)
     with pytest.raises(InputError, match="non-commercial"):
         datasets.sets()
 
