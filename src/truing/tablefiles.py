@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from truing.errors import InputError, OtherVersion
-from truing.tables import KINDS, SCHEMA_VERSION, Message, Row, Table
+from truing.tables import KINDS, SCHEMA_VERSION, Message, Row, Table, content_hash
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,9 +64,24 @@ def raw_rows(path: Path) -> Iterator[tuple[int, Row]]:
 def _table(path: Path, kind: str, rows: Iterator[tuple[int, Row]], limit: int) -> Table:
     head = list(itertools.islice(rows, limit or None))
     numbers = [number for number, _ in head]
-    return Table(
-        kind, [row for _, row in head], where=str(path), numbers=numbers, allow_empty=False
+    return _told_apart(
+        Table(kind, [row for _, row in head], where=str(path), numbers=numbers, allow_empty=False)
     )
+
+
+def _told_apart(table: Table) -> Table:
+    """The table; an InputError where two rows that differ have one id, by which they are known."""
+    seen: dict[object, int] = {}
+    for i, row in enumerate(table):
+        first = seen.setdefault(row["id"], i)
+        if first != i and content_hash(table[first]) != content_hash(row):
+            raise InputError(
+                f"field 'id' is that of row {table.number(first)}, and the rows differ",
+                where=table.place(i),
+                seen=row["id"],
+                fix="Rename the column, or make it unique: results are put together by ids",
+            )
+    return table
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -110,6 +125,10 @@ def _csv(path: Path, kind: str) -> Iterator[tuple[int, Row]]:
                     continue  # a blank line
                 if not names:
                     names = values
+                    if twice := sorted({n for n in names if names.count(n) > 1}):
+                        raise InputError(
+                            "two columns have one name", where=f"{path} row {first}", seen=twice
+                        )
                     continue
                 where = f"{path} row {first}"
                 if len(values) > len(names):
@@ -176,7 +195,8 @@ def _parquet(path: Path, kind: str, limit: int) -> Table:
     kind = kind or meta.get("truing.kind", "")
     if kind and kind not in KINDS:
         kind = ""
-    return Table(kind, rows, where=str(path), allow_empty="truing.kind" in meta)
+    table = Table(kind, rows, where=str(path), allow_empty="truing.kind" in meta)
+    return table if "truing.kind" in meta else _told_apart(table)
 
 
 def _is_messages(values: Sequence[object]) -> bool:

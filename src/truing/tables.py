@@ -7,20 +7,23 @@ made a row and which rows it came from (`parents`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
 from truing.errors import InputError, unknown
+from truing.origins import Made, Origin
+from truing.surrogates import mended
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-T = TypeVar("T")
 Row = dict[str, object]
 Message = dict[str, str]
 SCHEMA_VERSION = 1
@@ -68,41 +71,6 @@ def content_hash(value: object, size: int = 16) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).hexdigest()
 
 
-def _broken(value: object) -> bool:
-    """Whether a text in `value` holds a surrogate: half a character, which UTF-8 cannot say."""
-    if isinstance(value, str):
-        if value.isascii():
-            return False
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return True
-        return False
-    if isinstance(value, dict):
-        items = cast(dict[object, object], value)
-        return any(map(_broken, items)) or any(map(_broken, items.values()))
-    return isinstance(value, (list, tuple)) and any(map(_broken, cast(Sequence[object], value)))
-
-
-def mended(value: T) -> T:
-    """`value` with halves of characters joined, or U+FFFD where the other half is missing.
-
-    JSON can say "\\ud83d" alone and a model's reply can be cut there; tokenizers, Parquet and
-    files take no such text.
-    """
-    return cast(T, _mend(value)) if _broken(value) else value
-
-
-def _mend(value: object) -> object:
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, dict):
-        return {_mend(k): _mend(v) for k, v in cast(dict[object, object], value).items()}
-    if isinstance(value, (list, tuple)):
-        return [_mend(v) for v in cast(Sequence[object], value)]
-    return value
-
-
 def prompt_of(row: Row) -> object:
     """What a row asks: its "prompt", or the "messages" that it came as."""
     return row["prompt"] if "prompt" in row else row["messages"]
@@ -146,6 +114,9 @@ def _check_messages(messages: list[object], where: str, field: str) -> None:
 
 def check_row(row: Row, kind: str, where: str) -> None:
     """Raise an InputError naming row and field unless `row` is of `kind`."""
+    if not isinstance(own := row.get("lineage", {}), Mapping):
+        fix = "Rename the column"
+        raise InputError("field 'lineage' is truing's, a mapping", where=where, seen=own, fix=fix)
     choices = KINDS[kind]
     need = next((c for c in choices if set(c) <= set(row)), choices[0])
     for field, types in need.items():
@@ -164,8 +135,16 @@ def check_row(row: Row, kind: str, where: str) -> None:
             _check_messages(cast(list[object], value), where, field)
 
 
+def _entered(rows: Iterable[Mapping[str, object]]) -> list[Row]:
+    """Rows as a table keeps them; None is what Parquet gives for a missing field, and is one."""
+    return [mended({k: v for k, v in r.items() if v is not None}) for r in rows]
+
+
 class Table:
     """Rows of one kind.
+
+    Rows are mended and checked where they enter; what is derived from a table looks at no row
+    again, but at what is new in it.
 
     Args:
         kind: one of `truing.tables.KINDS`; "" infers it from the columns.
@@ -185,30 +164,77 @@ class Table:
         numbers: Sequence[int] = (),
         allow_empty: bool = True,
     ) -> None:
-        # None is what Parquet gives for a missing field, and so it is one.
-        items = [mended({k: v for k, v in r.items() if v is not None}) for r in rows]
+        items = _entered(rows)
         if not items and not allow_empty:
             raise InputError("no rows", where=where, fix="Give at least one row")
         if not kind:
             kind = infer_kind(items[0] if items else {})
         if kind not in KINDS:
             raise unknown("kind of table", kind, KINDS, where=where)
-        self.kind, self.source, self.numbers = kind, where, tuple(numbers)
-        for i, row in enumerate(items):
-            check_row(row, kind, self.place(i))
-            row.setdefault("lineage", {})
-            if not row.get("id"):
-                row["id"] = row_id(row)
+        self.kind, self.source = kind, where
         self.rows: list[Row] = items
+        self._origin, self._at = Origin(where, numbers), range(len(items))
         self._key = ""
+        self._check()
+
+    def _check(self) -> None:
+        """Raise an InputError for the first wrong row; give ids to those that have none."""
+        for i, row in enumerate(self.rows):
+            try:
+                check_row(row, self.kind, self.source)
+            except InputError as error:
+                error.where = self.place(i)
+                raise
+            row.setdefault("lineage", {})
+            given = row.get("id", "")
+            row["id"] = row_id(row) if given == "" else str(given)
+
+    def _derived(self, rows: list[Row], at: Iterable[int] | None = None, kind: str = "") -> Table:
+        """A table of rows that this one knows or that were made from those `at` these places."""
+        made = Table(kind or self.kind, (), where=self.source)
+        made.rows, made._origin = rows, self._origin
+        made._at = self._at if at is None else [self._at[i] for i in at]
+        return made
+
+    def remade(self, kind: str, rows: Iterable[Mapping[str, object]], at: Sequence[int]) -> Table:
+        """A table of new rows, each called by errors as the row that it was made from.
+
+        Args:
+            at: for each new row, the place of that one, counted from 0.
+        """
+        made = self._derived(_entered(rows), at, kind)
+        made._check()
+        return made
+
+    def made_in(self, step: str, earlier: Sequence[Table]) -> Table:
+        """Itself; errors call its rows by those of the run's earlier tables that they came from."""
+        self.source = f"step {step}"
+        self._origin, self._at = Made(step, self.rows, earlier), range(len(self.rows))
+        return self
 
     def place(self, i: int) -> str:
         """What an error calls row `i`, counted from 0: "pairs.jsonl row 12", a line of a file."""
-        return f"{self.source} row {self.number(i)}"
+        return self._origin.place(self._at[i])
 
     def number(self, i: int) -> int:
         """Number of row `i`, counted from 0, in its source: by default its place, from 1."""
-        return self.numbers[i] if self.numbers else i + 1
+        return self._origin.number(self._at[i])
+
+    @contextlib.contextmanager
+    def naming(self, at: Sequence[int] = ()) -> Generator[None]:
+        """Inside the block an error of "row N", of rows handed on, names the row as `place` does.
+
+        Args:
+            at: place of each row that was handed on; () is all of them in order.
+        """
+        try:
+            yield
+        except InputError as error:
+            found = re.fullmatch(r"(.*?)\s*row (\d+)", error.where)
+            if found:
+                place = (at or range(len(self)))[int(found[2]) - 1]
+                error.where = f"{found[1]} {self.place(place)}".strip()
+            raise
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -246,7 +272,9 @@ class Table:
             return self
         for kind in kinds:
             if any(set(c) <= set(self.columns) for c in KINDS[kind]) and kind != "record":
-                return Table(kind, self.rows, where=self.source, numbers=self.numbers)
+                made = self._derived([dict(r) for r in self.rows], kind=kind)
+                made._check()
+                return made
         needed = " or ".join(", ".join(c) for kind in kinds for c in KINDS[kind])
         raise InputError(
             f"needs rows of kind {' or '.join(kinds)}, got {self.kind!r} from {self.source}",
@@ -262,37 +290,40 @@ class Table:
     def take(self, places: Iterable[int]) -> Table:
         """The rows at these places, counted from 0, with their numbers in the source."""
         kept = list(places)
-        numbers = [self.number(i) for i in kept]
-        return Table(self.kind, [self.rows[i] for i in kept], where=self.source, numbers=numbers)
+        return self._derived([dict(self.rows[i]) for i in kept], kept)
 
     def map(self, change: Callable[[Row], Row], kind: str = "") -> Table:
         """A table of changed rows; ids are made anew, the old ones become parents."""
         rows: list[Row] = []
         for row in self.rows:
-            new = dict(change(dict(row)))
+            given = change(dict(row)).items()
+            new = {
+                mended(k): v if v is row.get(k) else mended(v) for k, v in given if v is not None
+            }
             new.pop("id", None)
             lineage = dict(cast(Row, row.get("lineage") or {}))
             new["lineage"] = lineage | {"parents": [row["id"]]}
             rows.append(new)
-        return Table(kind or self.kind, rows, where=self.source, numbers=self.numbers)
+        made = self._derived(rows, kind=kind)
+        made._check()
+        return made
 
     def with_lineage(self, **facts: object) -> Table:
         """The same rows with `facts` added to every lineage; `filter` joins earlier filters."""
         rows: list[Row] = []
+        facts = mended(facts)
         for row in self.rows:
             lineage = cast(Row, row.get("lineage") or {}) | facts
             if "filter" in facts:
                 passed = cast("list[object]", lineage.get("filters") or [])
                 lineage["filters"] = [*passed, lineage.pop("filter")]
             rows.append(row | {"lineage": lineage})
-        return Table(self.kind, rows, where=self.source, numbers=self.numbers)
+        return self._derived(rows)
 
     def split(self, n: int) -> tuple[Table, Table]:
         """The first `n` rows and the rest."""
-        return (
-            Table(self.kind, self.rows[:n], where=self.source, numbers=self.numbers[:n]),
-            Table(self.kind, self.rows[n:], where=self.source, numbers=self.numbers[n:]),
-        )
+        places = range(len(self))
+        return self.take(places[:n]), self.take(places[n:])
 
     def to_arrow(self) -> pa.Table:
         """As an Arrow table; nested columns other than messages are JSON text, marked as such."""

@@ -11,7 +11,8 @@ from truing.context import Journal
 from truing.principles import Principles
 from truing.reports import Measure, Report
 from truing.store import Store
-from truing.tables import Table, content_hash, mended
+from truing.surrogates import mended
+from truing.tables import Table, content_hash
 
 HALF = "caf\u00e9 \ud83d"
 WHOLE = "caf\u00e9 \ufffd"

@@ -164,7 +164,7 @@ def as_kind(table: Table, kind: str, where: str) -> tuple[Table, dict[str, Json]
         return table.expect(kind, where=where), {}
     name, change = CONVERSIONS[(table.kind, kind)]
     made: list[Row] = []
-    numbers: list[int] = []
+    places: list[int] = []
     counts: Counter[str] = Counter()
     for i, row in enumerate(table):
         try:
@@ -176,10 +176,10 @@ def as_kind(table: Table, kind: str, where: str) -> tuple[Table, dict[str, Json]
             counts[new] += 1
         else:
             made += new
-            numbers += [table.number(i)] * len(new)
+            places += [i] * len(new)
     if not made:
         raise nothing_left(table, counts, where)
-    return Table(kind, made, where=table.source, numbers=numbers), {"conversion": name, **counts}
+    return table.remade(kind, made, places), {"conversion": name, **counts}
 
 
 def summed(one: Mapping[str, Json], two: Mapping[str, Json]) -> dict[str, Json]:

@@ -46,9 +46,10 @@ def checked(
         raise InputError("give at least one check", where="select/checked setting 'checks'")
     if of != "prompt":
         data.column(of)  # names the column when it is not there
-    kept = passing(data.rows, checks, of)
-    rows = [r for r, k in zip(data.rows, kept, strict=True) if k]
-    if data.rows and not rows:
+    with data.naming():
+        kept = passing(data.rows, checks, of)
+    if data.rows and not any(kept):
         raise InputError(f"none of {len(data)} rows passes the checks", where="select/checked")
     names = ", ".join(str(c.get("use")) for c in checks)
-    return Table(data.kind, rows, where=data.source).with_lineage(filter=f"checked {names}")
+    found = data.take(i for i, k in enumerate(kept) if k)
+    return found.with_lineage(filter=f"checked {names}")

@@ -78,17 +78,18 @@ def turns(row: Row) -> list[tuple[str, str]]:
 
 
 def turn_scores(
-    ref: dict[str, object], rows: Sequence[Row], model: Model | None, *, where: str
+    ref: dict[str, object], data: Table, model: Model | None, *, where: str
 ) -> list[list[float]]:
     """Scores of a scorer, [row][turn]; all turns go to the scorer in one batch."""
-    counts = [turns(r) for r in rows]
+    counts = [turns(r) for r in data]
     flat: list[Row] = [
         row | {"prompt": q, "completion": a}
-        for row, items in zip(rows, counts, strict=True)
+        for row, items in zip(data, counts, strict=True)
         for q, a in items
     ]
     scorer = get_component("scorer", ref, where=where)
-    values = cast(list[float], scorer(flat, model=model))
+    with data.naming([i for i, items in enumerate(counts) for _ in items]):
+        values = cast(list[float], scorer(flat, model=model))
     if len(values) != len(flat) or not np.isfinite(values).all():
         raise InputError(
             "a scorer must return one finite number a row", where=where, seen=ref.get("use")
@@ -125,13 +126,13 @@ def deita(
     use = "expected_score" if model is not None else "length"
     complexity = complexity or {"use": use, "of": "complexity" if model is not None else "prompt"}
     quality = quality or {"use": use, "of": "quality" if model is not None else "completion"}
-    c = turn_scores(complexity, data.rows, model, where="select/deita complexity")
-    q = turn_scores(quality, data.rows, model, where="select/deita quality")
+    c = turn_scores(complexity, data, model, where="select/deita complexity")
+    q = turn_scores(quality, data, model, where="select/deita quality")
     scores = [row_score(a, b, mean=reduce == "mean") for a, b in zip(c, q, strict=True)]
     texts = ["\n".join(f"{a}\n{b}" for a, b in turns(r)) for r in data]
     vectors = text_vectors(texts, "exact" if embedding == "exact" else "")
-    rows: list[Row] = []
-    for i in repr_filter(scores, vectors, m=m, tau=tau):
-        extra: Row = {"complexity_scores": c[i], "quality_scores": q[i], "final_score": scores[i]}
-        rows.append(data.rows[i] | extra)
-    return Table(data.kind, rows, where=data.source).with_lineage(filter="deita")
+    found = repr_filter(scores, vectors, m=m, tau=tau)
+    chosen = data.take(found)
+    for row, i in zip(chosen, found, strict=True):  # its own rows, not those of `data`
+        row |= {"complexity_scores": c[i], "quality_scores": q[i], "final_score": scores[i]}
+    return chosen.with_lineage(filter="deita")

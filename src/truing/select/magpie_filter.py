@@ -28,10 +28,10 @@ def passes(row: Row, reward: float | None, cut: float) -> bool:
     return not row_text(row).rstrip().endswith(":") and (reward is None or reward > cut)
 
 
-def longest(rows: Sequence[Row], n: int) -> list[Row]:
-    """The `n` rows with the longest answers (all for 0), shuffled with the paper's seed."""
-    ranked = sorted(rows, key=lambda r: -len(str(r.get("completion", ""))))
-    kept = ranked[:n] if n else list(ranked)
+def longest(rows: Sequence[Row], n: int) -> list[int]:
+    """Places of the `n` longest answers (all for 0), shuffled with the paper's seed."""
+    ranked = sorted(range(len(rows)), key=lambda i: -len(str(rows[i].get("completion", ""))))
+    kept = ranked[:n] if n else ranked
     random.Random(SHUFFLE_SEED).shuffle(kept)
     return kept
 
@@ -51,7 +51,8 @@ def magpie_filter(
     rows = list(data.rows)
     values: list[float | None] = [None] * len(rows)
     if reward is not None:
-        values = list(score("reward", reward, rows, where="select/magpie_filter"))
+        with data.naming():
+            values = list(score("reward", reward, rows, where="select/magpie_filter"))
     elif "instruct_reward" in data.columns:
         for i, row in enumerate(rows):
             value = row.get("instruct_reward")
@@ -62,7 +63,6 @@ def magpie_filter(
                     seen=value,
                 )
             values[i] = float(value) if value is not None else float("-inf")
-    kept = [r for r, v in zip(rows, values, strict=True) if passes(r, v, cut)]
-    return Table(data.kind, longest(kept, n), where=data.source).with_lineage(
-        filter=f"magpie_filter > {cut:g}"
-    )
+    kept = data.take(i for i, v in enumerate(values) if passes(rows[i], v, cut))
+    found = kept.take(longest(kept.rows, n))
+    return found.with_lineage(filter=f"magpie_filter > {cut:g}")

@@ -70,7 +70,4 @@ def near_duplicates(data: Table, *, threshold: float = 0.05, exact: bool = False
         return data
     vectors = text_vectors([row_text(r) for r in data], "exact" if exact else "")
     found = neighbours(vectors, threshold)
-    rows = [data.rows[i] for i in found.keep()]
-    return Table(data.kind, rows, where=data.source).with_lineage(
-        filter=f"near_duplicates {threshold:g}"
-    )
+    return data.take(found.keep()).with_lineage(filter=f"near_duplicates {threshold:g}")

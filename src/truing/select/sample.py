@@ -47,7 +47,7 @@ def sample(data: Table, *, n: int, part: Literal["sample", "rest"] = "sample") -
         )
     wanted = part == "sample"
     chosen = drawn(data.rows, n, current().stream("sample"))
-    rows = [r for r, c in zip(data.rows, chosen, strict=True) if c == wanted]
-    if not rows:
+    places = [i for i, c in enumerate(chosen) if c == wanted]
+    if not places:
         raise InputError(f"no row is left for the {part}", where="select/sample", seen=n)
-    return Table(data.kind, rows, where=data.source).with_lineage(filter=f"sample {part} {n}")
+    return data.take(places).with_lineage(filter=f"sample {part} {n}")

@@ -17,9 +17,10 @@ from truing.select.near_duplicates import row_text, text_vectors
 from truing.tables import Row, Table, content_hash
 
 
-def order(rows: list[Row], salt: int) -> list[Row]:
-    """Rows in an order that only their texts and `salt` decide."""
-    return sorted(rows, key=lambda r: content_hash([salt, row_text(r)], 16))
+def order(rows: list[Row], salt: int) -> list[int]:
+    """Places of the rows in an order that only their texts and `salt` decide."""
+    keys = [content_hash([salt, row_text(r)], 16) for r in rows]
+    return sorted(range(len(rows)), key=keys.__getitem__)
 
 
 @method()
@@ -47,15 +48,15 @@ def split(
             seen=f"{held_out} of {len(data)} rows",
             fix="Synthesize more rows, or hold out fewer",
         )
-    rows = order(data.rows, salt)
-    test, train = rows[:held_out], rows[held_out:]
+    places = order(data.rows, salt)
+    test, train = places[:held_out], places[held_out:]
     if part == "held_out":
-        return Table(data.kind, test, where=data.source).with_lineage(filter="held out")
-    texts = [row_text(r) for r in rows]
+        return data.take(test).with_lineage(filter="held out")
+    texts = [row_text(data.rows[i]) for i in places]
     vectors = text_vectors(texts, "" if threshold > 0 else "exact")
     nearest = (vectors[held_out:] @ vectors[:held_out].T).max(axis=1)
     far = 1.0 - threshold / 2.0 if threshold > 0 else 1.0
-    kept = [r for r, c in zip(train, nearest, strict=True) if c < far]
+    kept = [i for i, c in zip(train, nearest, strict=True) if c < far]
     if not kept:
         raise InputError("no training row is left", where="select/split", seen=len(train))
-    return Table(data.kind, kept, where=data.source).with_lineage(filter="train")
+    return data.take(kept).with_lineage(filter="train")

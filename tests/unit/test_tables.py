@@ -1,0 +1,143 @@
+"""Tables: rows are looked at where they enter, once; and are called by where they came from."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from truing import tables
+from truing.errors import InputError
+from truing.pipeline import run
+from truing.plan import Plan
+from truing.select.checked import checked
+from truing.select.deita import deita
+from truing.select.sample import sample
+from truing.tables import Table
+
+HALF, WHOLE = "caf\u00e9 \ud83d", "caf\u00e9 \ufffd"
+
+
+def _pairs(n: int) -> Table:
+    return Table("pair", [{"prompt": f"q{i}", "chosen": "a", "rejected": "b"} for i in range(n)])
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often a row, or something of it, was looked at, by the function that did."""
+    seen: Counter[str] = Counter()
+
+    def counted(name: str) -> Callable[..., object]:
+        real = getattr(tables, name)
+
+        def look(*args: object) -> object:
+            seen[name] += 1
+            return real(*args)
+
+        return look
+
+    for name in ("mended", "check_row", "row_id"):
+        monkeypatch.setattr(tables, name, counted(name))
+    return seen
+
+
+def test_rows_are_looked_at_where_they_enter_and_no_more(looks: Counter[str]) -> None:
+    table = _pairs(50)
+    assert looks == {"mended": 50, "check_row": 50, "row_id": 50}
+    looks.clear()
+    kept = table.where(lambda row: row["prompt"] != "q7").take(range(40))
+    left, rest = kept.split(10)
+    assert (len(left), len(rest)) == (10, 30) and not looks
+    marked = rest.with_lineage(filter="x", judge=HALF)
+    assert looks == {"mended": 1}  # the facts, not the rows
+    assert marked[0]["lineage"] == {"filters": ["x"], "judge": WHOLE}
+    looks.clear()
+    assert table.expect("prompt").kind == "prompt" and looks == {"check_row": 50}
+    looks.clear()
+    made = table.map(lambda row: row | {"chosen": f"{row['prompt']} {HALF}"})
+    # Of each row the new column alone is mended; the names of columns are.
+    assert made[3]["chosen"] == f"q3 {WHOLE}" and looks["row_id"] == 50
+    looks.clear()
+    sample(table, n=5)
+    checked(table, checks=[{"use": "min_words", "n": 1}])
+    assert set(looks) == {"mended"} and looks["mended"] == 2
+
+
+def test_a_derived_table_has_rows_of_its_own() -> None:
+    table = _pairs(3)
+    for made in (table.take([1]), table.split(2)[0], table.where(lambda row: True)):
+        made.rows[0]["chosen"] = "changed"
+    assert [row["chosen"] for row in table] == ["a"] * 3
+    with pytest.raises(InputError, match="kind of table"):
+        table.map(lambda row: row, "no_such_kind")
+
+
+def test_what_a_change_breaks_is_told_by_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('\n{"prompt": "a"}\n\n{"prompt": "b"}\n')
+    table = Table.read(path)
+    with pytest.raises(InputError) as error:
+        table.map(lambda row: row | {"prompt": row["prompt"] if row["prompt"] == "a" else 3})
+    assert error.value.where == f"{path} row 4"
+    with pytest.raises(InputError) as error:
+        table.remade("prompt", [{"prompt": "x"}, {"prompt": 1}], [0, 1])
+    assert error.value.where == f"{path} row 4"
+
+
+def test_selections_name_rows_by_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    rows = [{"prompt": f"Say {i}.", "completion": "x" * (i + 1), "final": 1.0} for i in range(4)]
+    rows[2]["final"] = "no number"
+    path.write_text("".join(f"\n{json.dumps(r)}\n" for r in rows))
+    table = Table.read(path)
+    for made in (sample(table, n=3, part="sample"), deita(table, m=3, tau=1.0)):
+        lines = [2 * int(str(row["prompt"])[4:-1]) + 2 for row in made]
+        assert [made.number(i) for i in range(3)] == lines
+    column: dict[str, object] = {"use": "column", "name": "final"}
+    with pytest.raises(InputError, match="'final' must hold numbers") as error:
+        deita(table.take([3, 2]), complexity=column)
+    assert error.value.where == f"scorer column {path} row 6"
+
+
+def test_rows_from_the_store_are_named_by_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    rows = [{"prompt": f"Say {i}.", "completion": "x", "instruct_reward": 5.0} for i in range(6)]
+    rows[4]["instruct_reward"] = "five"
+    path.write_text("".join(f"\n{json.dumps(r)}\n" for r in rows))
+    plan = Plan("rows", folder=tmp_path)
+    plan.step("rest", "select/sample", data=str(path), n=1, seed=1)
+    plan.step("some", "select/sample", data=str(path), n=1, part="rest", seed=1)
+    plan.step("good", "select/magpie_filter", data="some")
+    with pytest.raises(InputError) as error:
+        run(plan, tmp_path / "runs")
+    assert error.value.where.endswith(f"step good: {path} row 10")
+
+
+def test_rows_that_were_made_name_those_they_came_from(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('\n{"prompt": "a"}\n\n{"prompt": "b"}\n')
+    asked = Table.read(path)
+
+    def stored(table: Table) -> Table:
+        return Table.load(table.save(tmp_path / "kept").parent)
+
+    made = Table(
+        "example",
+        [
+            {"prompt": "b", "completion": "x", "lineage": {"parents": [asked[1]["id"]]}},
+            {"prompt": "c", "completion": "y"},
+        ],
+    )
+    answers = stored(made).made_in("answers", [asked])
+    assert answers.place(0) == f"step answers row 1, from {path} row 4"
+    assert answers.place(1) == "step answers row 2"
+    kept = stored(answers.take([0])).made_in("kept", [asked, answers])
+    assert kept.place(0) == answers.place(0)
+    again = stored(kept.map(lambda row: row | {"completion": "z"})).made_in("z", [asked, answers])
+    assert again.place(0) == f"step z row 1, from step answers row 1, from {path} row 4"
+    # What is derived from it is called alike, though its rows have other ids.
+    changed = again.map(lambda row: row | {"completion": "u"})
+    assert changed.take([0]).place(0) == again.place(0)
