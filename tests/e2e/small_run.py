@@ -1,57 +1,37 @@
-"""A whole pipeline at a small size, as a process: what the end-to-end tests kill, fill and race.
+"""The quick start at a small size, as a process: what the end-to-end tests kill, fill and race.
 
-Principles, pairs by principles, SFT, DPO, evaluation before and after, on the tiny model. Sentence
-vectors come from an encoder of one random layer in the place of the real one, so that nothing is
-fetched.
+`recipes/quickstart.yaml` itself, with `--set` for its sizes and its model. That is the tiny model
+with a vocabulary of words, taught for seconds to ask and to answer: what it writes passes the
+recipe's own checks, and keeps and breaks its principles. Sentence vectors come from an encoder that
+adds up random vectors of tokens, in the place of the real one, so that nothing is fetched.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-RECIPE = """\
-name: small
-models: {base: tiny}
-steps:
-  rules: {do: specify/principles_file, path: rules.yaml}
-  pairs:
-    do: synthesize/principle_pairs
-    model: base
-    prompts: prompts.jsonl
-    principles: rules
-    k: 8
-    max_tokens: 24
-    margin: 0.0
-    on_topic: -1.0
-  warm: {do: train/sft, model: base, data: pairs, epochs: 3, batch: 4, rank: 0}
-  aligned: {do: train/dpo, model: warm, data: pairs, epochs: 6, batch: 4, lr: 1.0e-3}
-  before:
-    do: evaluate/adherence
-    model: base
-    prompts: held.jsonl
-    principles: rules
-    max_tokens: 10
-  after:
-    do: evaluate/adherence
-    model: aligned
-    prompts: held.jsonl
-    principles: rules
-    max_tokens: 10
-  result: {do: evaluate/before_after, before: before, after: after}
-"""
-RULES = """\
-- {id: short, text: Use one word., check: {use: max_words, n: 1}}
-- {id: asks, text: Do not ask., check: {use: no_question}}
-"""
-STEPS = 7
+import yaml
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+STEPS = list(yaml.safe_load(RECIPE.read_text())["steps"])
+# Checkpoints of megabytes, as those of a real model: a full disk must find something to refuse.
+SIZES = (
+    "models.base=tiny", "drawn.n=160", "held_out.held_out=8", "training.held_out=8", "picked.m=16",
+    "aligned.batch=4", "aligned.rank=128", "ability_before.limit=4", "ability_after.limit=4",
+)  # fmt: skip
+RUN = ["run", str(RECIPE), *(word for size in SIZES for word in ("--set", size)), "--json"]
 # A checkpoint after every update: a kill then finds every state that there can be.
 PROGRAM = """
 import sys
@@ -61,29 +41,98 @@ from truing.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 
+THINGS = "moon river garden engine castle market winter mirror bridge kitchen forest story".split()
+TRAITS = "bright quiet heavy useful old warm strange deep simple famous".split()
+ASKED = (
+    "Why is the {0} so {1} in the {2}?",
+    "How do people make the {0} {1} for a {2}?",
+    "What is the most {1} part of the {0} and the {2}?",
+    "Tell me about a {1} {0} near the {2} that you know.",
+    "The {0} of the {2} was so {1} that the",  # which the recipe's checks drop
+)
+SAID = (
+    "The {0} is {1} because the {2} is part of it.",
+    "People know that the {0} and the {2} are {1}.",
+    "I know the {0} in my {2} and it is {1}.",
+    "For me the {0} is the most {1} part of the {2}",
+    "1. the {0} is {1}\n2. the {2} is {1}",
+)
 
-def make(folder: Path) -> Path:
-    """A folder with the recipe, its data and a home that holds the encoder."""
+
+def wordy_tokenizer() -> PreTrainedTokenizerFast:
+    """The tiny model's, with the words of the sentences above as tokens."""
+    from truing.core.tiny import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    words = {w for text in (*ASKED, *SAID) for w in text.split(" ") if "{" not in w}
+    plain = [w.strip(".?") for w in (*words, *THINGS, *TRAITS)]
+    tokenizer.add_tokens(sorted({w for p in plain for w in (p, f" {p}") if len(w) > 1}))
+    return tokenizer
+
+
+def talk(source: random.Random) -> list[dict[str, str]]:
+    """A question and an answer to it."""
+    a, c = source.sample(THINGS, 2)
+    b = source.choice(TRAITS)
+    ask, say = source.choice(ASKED).format(a, b, c), source.choice(SAID).format(a, b, c)
+    return [{"role": "user", "content": ask}, {"role": "assistant", "content": say}]
+
+
+def taught_folder(folder: Path, steps: int = 50) -> Path:
+    """A model of two blocks that has learnt to ask and to answer."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    from truing.core.loaded import quiet
+    from truing.core.tiny import STD, fill, tiny_config, tiny_folder
+
+    tiny_folder(folder)  # whose card and generation settings stay
+    tokenizer, config, source = wordy_tokenizer(), tiny_config(), random.Random(0)
+    config.num_hidden_layers, config.vocab_size = 2, len(tokenizer)
+    module = LlamaForCausalLM(config)
+    fill(module, STD, 0)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=4e-3)
+    for _ in range(steps):
+        texts = [tokenizer.apply_chat_template(talk(source), tokenize=False) for _ in range(16)]
+        rows = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+        width = max(map(len, rows))
+        ids = torch.tensor([[*r, *[0] * (width - len(r))] for r in rows])
+        labels = torch.tensor([[*r, *[-100] * (width - len(r))] for r in rows])
+        module(input_ids=ids, labels=labels).loss.backward()  # padding stands on the right
+        optimizer.step()
+        optimizer.zero_grad()
+    with quiet():
+        module.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def bag_of_tokens(folder: Path) -> None:
+    """An encoder whose vectors are means of random vectors, one for each token of the text."""
     import torch
     from transformers import BertConfig, BertModel
 
-    from truing.core.tiny import tiny_folder, tiny_tokenizer
+    from truing.core.loaded import quiet
 
-    folder.mkdir(parents=True, exist_ok=True)
-    tiny_folder(folder / "tiny")
-    for name, first, count in (("prompts", 0, 32), ("held", 100, 8)):
-        rows = [json.dumps({"prompt": f"What is {first + i}?"}) + "\n" for i in range(count)]
-        (folder / f"{name}.jsonl").write_text("".join(rows))
-    (folder / "rules.yaml").write_text(RULES)
-    (folder / "r.yaml").write_text(RECIPE)
-    encoder = folder / "home" / "models" / "minilm"
+    tokenizer = wordy_tokenizer()
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=259, hidden_size=384, num_hidden_layers=1, num_attention_heads=6,
+        vocab_size=len(tokenizer), hidden_size=384, num_hidden_layers=1, num_attention_heads=6,
         intermediate_size=64, max_position_embeddings=256,
     )  # fmt: skip
-    BertModel(config, add_pooling_layer=False).save_pretrained(encoder)
-    tiny_tokenizer().save_pretrained(encoder)
+    module = BertModel(config, add_pooling_layer=False)
+    with torch.no_grad():
+        module.embeddings.word_embeddings.weight.normal_()
+    with quiet():
+        module.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def make(folder: Path) -> Path:
+    """A folder with the model and a home that holds the encoder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    taught_folder(folder / "tiny")
+    bag_of_tokens(folder / "home" / "models" / "minilm")
     return folder
 
 
@@ -100,9 +149,9 @@ class Small:
         return cls(folder)
 
     def start(self, runs: str = "runs") -> subprocess.Popen[str]:
-        """`truing run r.yaml --json`, in a process of its own."""
+        """`truing run quickstart.yaml --set ... --json`, in a process of its own."""
         return subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, "run", "r.yaml", "--runs", runs, "--json"],
+            [sys.executable, "-c", PROGRAM, *RUN, "--runs", runs],
             cwd=self.folder, env=self.env(), text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
