@@ -18,6 +18,8 @@ from pagetext import NOTE, command_name, escape, prose, table
 
 from truing import catalogue, listing
 from truing.catalogue import VERBS, Entry
+from truing.core import mix
+from truing.core.objective import MIX, Mix
 from truing.core.online_training import OnlineTraining
 from truing.core.training import TextTraining
 from truing.method import Method, methods
@@ -179,6 +181,8 @@ def shared_settings(method: Method) -> dict[str, Setting]:
     if method.entry.kind not in SHARED:
         return {}
     defaults = {f.name: f.default for f in fields(SHARED[method.entry.kind])}
+    if method.entry.kind == "objective":
+        defaults["mix"] = None
     return {n: s for n, s in method.settings.items() if n in defaults and s.default == defaults[n]}
 
 
@@ -201,7 +205,12 @@ def training_page() -> str:
         + "Every training method takes these besides its own. What they decide is the engine's:\n"
         + "an objective never sees them.\n\n"
         + _shared_table("objective")
-        + "\n## On the model's own answers\n\n"
+        + "\n## Several losses in one step\n\n"
+        + "Methods that train on given rows take one more, losses that are added by weights:\n\n"
+        + _settings([Setting("mix", Mix | None, None, MIX)])
+        + "\n"
+        + prose(inspect.getdoc(mix) or "")
+        + "\n\n## On the model's own answers\n\n"
         + "Methods that draw answers while they train (group `rl`) take these as well; `batch`\n"
         + "counts prompts, the rate stays constant, and `steps` counts rollouts.\n\n"
         + _shared_table("online", given)

@@ -50,13 +50,18 @@ def _of_model(model: Model) -> list[str]:
 
 
 def modules_of(method: Method, settings: Mapping[str, object], nouns: Nouns) -> set[str]:
-    """Modules whose code a step runs: the method's, and those of the components it refers to."""
+    """Modules whose code a step runs: the method's, and those of what its settings refer to."""
     names = used(dict(settings))
     if method.entry.kind == "online":
         from truing.core.online import online_of
 
         spec = online_of(method.declared)
         names += [spec.follows, spec.pools]  # what it names itself
+    added: set[str] = set()
+    if method.entry.kind == "objective" and settings.get("mix"):
+        from truing.core.mix import entry_of
+
+        added = {entry_of(name).module for name in cast("Mapping[str, object]", settings["mix"])}
     for noun in _all(nouns):
         if isinstance(noun, Principles):
             names += [n for rule in noun for n in used(rule.check)]
@@ -64,7 +69,7 @@ def modules_of(method: Method, settings: Mapping[str, object], nouns: Nouns) -> 
             names += _of_model(noun)
     wanted = {n.replace("-", "_") for n in names}
     found = {e.module for e in catalogue.components().values() if e.name in wanted}
-    return {method.entry.module, *found}
+    return {method.entry.module, *added, *found}
 
 
 def device_class() -> str:

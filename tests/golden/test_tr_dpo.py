@@ -1,4 +1,4 @@
-"""TR-DPO's loss is DPO's; its reference moves by mix * policy + (1 - mix) * reference."""
+"""TR-DPO's loss is DPO's; its reference moves by share * policy + (1 - share) * reference."""
 
 from __future__ import annotations
 
@@ -37,13 +37,15 @@ def test_loss_is_dpo() -> None:
 
 
 def test_reference_by_hand() -> None:
-    held, hook = Held(), MovingReference(mix=0.25, every=2)
+    held, hook = Held(), MovingReference(share=0.25, every=2)
     seen = []
     for step in range(1, 5):
         hook.after_step(held, step)
         seen.append(held.ref["w"].item())
     assert seen == [0.0, 2.0, 2.0, 3.5]  # 0.25 * 8; 0.25 * 8 + 0.75 * 2
-    MovingReference(mix=1.0, every=1).after_step(held, 5)
+    MovingReference(share=1.0, every=1).after_step(held, 5)
     assert held.ref["w"].item() == 8.0
-    with pytest.raises(InputError):
-        MovingReference(mix=0.0)
+    with pytest.raises(InputError, match=r"'share' must be in \(0, 1\]"):
+        MovingReference(share=0.0)
+    with pytest.raises(InputError, match="'every' must be at least 1"):
+        MovingReference(every=0)

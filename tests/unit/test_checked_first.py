@@ -67,7 +67,7 @@ def told(folder: Path, capsys: pytest.CaptureFixture[str]) -> Told:
         ("train dpo", "--beta -1", "'beta' must not be negative"),
         ("train robust-dpo", "--label-smoothing 0.7", "'label_smoothing' must be in [0, 0.5)"),
         ("train ld-dpo", "--alpha 2", "'alpha' must be in [0, 1]"),
-        ("train tr-dpo", "--mix 3", "mix must be in (0, 1]"),
+        ("train tr-dpo", "--share 3", "'share' must be in (0, 1]"),
         ("train grpo", "--answers 0", "'answers' must be at least 1"),
         ("train grpo", "--answers 1", "'answers' must be at least 2"),
         ("train grpo", "--top-p 2", "top_p"),

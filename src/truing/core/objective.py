@@ -30,7 +30,12 @@ from truing.tables import Table
 State = dict[str, Tensor]
 Function = Callable[..., object]
 F = typing.TypeVar("F", bound=Function)
+Mix = dict[str, float | dict[str, object]]
 UNITS = ("token", "pair", "group", "batch")
+MIX = (
+    "other objectives that are added on the same rows, by weight: {sft: 0.5} or {ipo: {weight: "
+    "0.2, beta: 0.05}}; the method's own loss weighs 1 unless it is named, too."
+)
 GLOSSARY = {
     "beta": "strength of the pull towards the reference.",
     "label_smoothing": "share of the labels that may be wrong, 0 to 0.5.",
@@ -289,6 +294,7 @@ def _entry(spec: Objective) -> Function:
         f.name: inspect.Parameter(f.name, kind, default=f.default, annotation=shared[f.name])
         for f in fields(TextTraining)
     }
+    engine["mix"] = inspect.Parameter("mix", kind, default=None, annotation=Mix | None)
     if clash := set(own) & set(engine):
         raise InputError(f"setting {sorted(clash)[0]!r} is the engine's", where=spec.name)
     nouns = list(inspect.signature(train, eval_str=True).parameters.values())[:-1]
@@ -301,7 +307,7 @@ def _entry(spec: Objective) -> Function:
     hook_docs = argument_docs(HOOKS[spec.hook].__doc__ or "") if spec.hook else {}
     said = argument_docs(inspect.getdoc(spec.loss) or "")
     docs = {n: d for n, d in GLOSSARY.items() if n in own and n not in said} | hook_docs
-    docs |= argument_docs(TextTraining.__doc__ or "")
+    docs |= argument_docs(TextTraining.__doc__ or "") | {"mix": MIX}
     lines = [f"    {n}: {d}" for n, d in docs.items()]
     train.__doc__ = "\n".join(["Train with this objective.", "", "Args:", *lines])
     train.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": Model}

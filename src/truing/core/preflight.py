@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from truing.core.row_kinds import CONVERSIONS
 from truing.errors import InputError, nearest
@@ -25,8 +25,11 @@ BRANCHES = {"pair": 2, "group": 3}  # of a row of that kind; of all others one
 
 def check_objective(spec: Objective, settings: Settings, tables: Tables) -> None:
     """Raise an InputError for settings and rows that training would refuse; see `Method.check`."""
+    from truing.core.mix import check_terms, mixed
     from truing.core.training import HOOKS, TextTraining
 
+    mix = cast("Settings | None", settings.get("mix"))
+    settings = {n: v for n, v in settings.items() if n != "mix"}
     _check_shared(settings, spec.name)
     engine = {f.name: settings[f.name] for f in fields(TextTraining) if f.name in settings}
     TextTraining(**engine).check(spec.name)  # type: ignore[arg-type]
@@ -35,9 +38,17 @@ def check_objective(spec: Objective, settings: Settings, tables: Tables) -> None
             **{n: v for n, v in settings.items() if n not in engine and n not in spec.settings}
         )
     check_loss(spec, settings)
+    spec = mixed(spec, mix)
+    check_terms(spec, check_term)
     if "data" in tables:
-        needed = [n for n, default in spec.columns.items() if default is None]
+        needed = [n for n, default in {**spec.columns, **spec.texts}.items() if default is None]
         check_rows(tables["data"], spec.rows, spec.name, needed)
+
+
+def check_term(spec: Objective, settings: Settings) -> None:
+    """Raise an InputError for settings that the objective itself would refuse."""
+    _check_shared(settings, spec.name)
+    check_loss(spec, settings)
 
 
 def check_online(spec: Online, settings: Settings, tables: Tables) -> None:

@@ -21,6 +21,7 @@ from truing.core.engine import Order, train
 from truing.core.files import new_folder
 from truing.core.frozen_trunk import FrozenTrunk, attach
 from truing.core.loaded import Loaded, by_file_names
+from truing.core.mix import Mixture, mixed
 from truing.core.objective import Objective
 from truing.core.reference import Reference
 from truing.core.routers import with_biases
@@ -187,7 +188,7 @@ def train_model(
         model: weight changes are folded in; run-time changes are carried on to the result.
         data: rows of the objective's kind, or of one that can be converted.
         reference: of objectives that have one; None takes the model as it is before training.
-        values: the objective's, its hook's and the engine's settings by name.
+        values: the objective's, its hook's and the engine's settings by name, and `mix`.
         teachers: frozen models by their role in the objective.
     Returns:
         the model with an adapter, or with new weights when `rank` is 0.
@@ -195,15 +196,19 @@ def train_model(
         InputError: wrong rows, settings or template; a reference with another tokenizer.
         Stopped: a loss that is not finite.
     """
-    own, hook, settings = _split(spec, values)
+    mix = cast("Mapping[str, object] | None", values.get("mix"))
+    spec = mixed(spec, mix)
+    own, hook, settings = _split(spec, {n: v for n, v in values.items() if n != "mix"})
     key = content_hash(
-        [spec.name, own, hook.settings(), vars(settings), model.weights_key, data.key,
+        [spec.name, own, mix, hook.settings(), vars(settings), model.weights_key, data.key,
          current().seed, reference.weights_key if reference is not None else "",
          {r: t.weights_key for r, t in (teachers or {}).items()}], 8
     )  # fmt: skip
     start = begin(model, settings, spec.name, reference=reference)
     taught = find_teachers(spec, start.loaded, teachers or {}, own, start.dtype)
     units, notes = read_units(spec, start.loaded, data, start.limit, hook)
+    if isinstance(spec, Mixture):
+        notes["mix"] = spec.notes()
     trees = [u.tree() for u in units]
     largest = max(t.size for t in trees)
     start.check(trees, largest, notes, ended=not spec.answers_end, shown=2)

@@ -241,24 +241,26 @@ class MovingReference(Hook):
     """The reference follows the policy (TR-DPO, arXiv 2404.09656): soft or hard updates.
 
     Args:
-        mix: share of the policy in the new reference; 1 replaces it.
+        share: of the policy in the new reference; 1 replaces it.
         every: updates between two moves.
     """
 
     moves_reference = True
 
-    def __init__(self, *, mix: float = 0.6, every: int = 512) -> None:
-        if not 0 < mix <= 1 or every < 1:
-            raise InputError("mix must be in (0, 1] and every at least 1", seen=(mix, every))
-        self.mix, self.every = mix, every
+    def __init__(self, *, share: float = 0.6, every: int = 512) -> None:
+        if not 0 < share <= 1:
+            raise InputError("setting 'share' must be in (0, 1]", seen=share)
+        if every < 1:
+            raise InputError("setting 'every' must be at least 1", seen=every)
+        self.share, self.every = share, every
 
     def after_step(self, task: Tuned, step: int) -> None:
-        """ref <- mix * policy + (1 - mix) * ref."""
+        """ref <- share * policy + (1 - share) * ref."""
         if step % self.every == 0:
             held = task.reference()
             with torch.no_grad():
                 for name, value in task.trained().items():
-                    held[name].lerp_(value.detach(), self.mix)
+                    held[name].lerp_(value.detach(), self.share)
 
 
 @hook("noisy_embeddings")

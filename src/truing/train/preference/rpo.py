@@ -1,10 +1,11 @@
-"""DPO with a likelihood term on the chosen answers, and any other mixture of losses.
+"""DPO with a likelihood term on the chosen answers, and a mixture of three losses.
 
     rpo   dpo + alpha nll(chosen)                                   arXiv 2404.19733, 2405.16436
     mpo   0.8 dpo + 0.2 bco_pair + 1.0 nll(chosen)                  arXiv 2411.10442
 
 DPO alone may lower the likelihood of both answers; the second term holds the chosen one up. Each
-term is a mean of its own: the first over pairs, nll over the chosen tokens of the step.
+term is a mean of its own: the first over pairs, nll over the chosen tokens of the step. Other sums
+are made by the setting `mix` of any objective: `dpo` with mix {sft: a} is rpo with alpha = a.
 
 Shapes: U pairs, K = 2 branches.
 """

@@ -1,10 +1,10 @@
 """Trust-region DPO: the reference follows the policy, so that training can go further.
 
-    every k updates   ref <- mix * policy + (1 - mix) * ref,   then DPO's loss    arXiv 2404.09656
+    every k updates  ref <- share * policy + (1 - share) * ref,  then DPO's loss    arXiv 2404.09656
 
-mix = 1 replaces the reference (the paper's hard update), less is its soft one. Of adapters the two
-factors are mixed, whose product is the mixture of the products at mix = 1 alone; `rank=0` mixes the
-weights themselves. A run of fewer than `every` updates is plain DPO.
+share = 1 replaces the reference (the paper's hard update), less is its soft one. Of adapters the
+two factors are mixed, whose product is the mixture of the products at share = 1 alone; `rank=0`
+mixes the weights themselves. A run of fewer than `every` updates is plain DPO.
 
 Shapes: U pairs, K = 2 branches.
 """
