@@ -6,41 +6,46 @@
 
 n solutions of each problem are drawn, s_i is what the reward model says of solution i: a process
 reward model's steps (parted by a blank line) by their minimum or product, or an outcome model's
-sigmoid score. Accuracy is reported for each `level` of the problems and over all, beside that of a
+sigmoid score of the last token. Beside `reward`, an outcome model (ORM, `outcome_reward`) and one
+of outcomes and steps (OPRM, `outcome_process_reward`, asked as `reward` is) can choose among the
+same solutions. Accuracy is reported for each `level` of the problems and over all, beside that of a
 single solution. Solutions without an answer are dropped from voting and are wrong; ties go to what
 was drawn first. With equal scores weighted voting is the majority's.
 
 An answer is what follows the last "####" or "# Answer", else the last number of the text; numbers
 are compared by value, "1/2" being 0.5, other answers without case and outer punctuation.
 Source: "Easy-to-Hard Generalization: Scalable Alignment Beyond Human Supervision", arXiv
-2403.09472. Its training half is `sft` and `process_reward` on easy rows; the rewards of its
-reinforcement learning are `min_rewards` and `prod_rewards` there.
+2403.09472. Its training half is `sft` and the reward models on easy rows, labelled by `step_labels`
+and `outcome_labels`; its reinforcement learning is `easy_to_hard_ppo`. ReST-EM, which the paper
+compares it with, is `sft` on the solutions that `outcome_labels` found right.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Literal
 
-from truing.context import current
+from truing.context import Json, current
+from truing.core.drawing import Completion
 from truing.core.generate import generate
 from truing.core.rewards import score_model
-from truing.core.scoring import has_head, step_scores
+from truing.core.scoring import has_head
 from truing.core.stats import wilson
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
 from truing.reports import Measure, Report
 from truing.tables import Row, Table
-from truing.train.reward.process_reward import AGGREGATES, steps_of
+from truing.train.reward.process_reward import AGGREGATES, sigmoid, step_values, steps_of
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 MARK = re.compile(r"####|#\s*Answer", re.IGNORECASE)
 WAYS = ("single", "majority", "best of n", "weighted voting")
+CHOOSING = WAYS[2:]  # by a reward model
+WHERE = "evaluate/easy_to_hard"
 RewardBy = Literal["min", "prod", "mean", "last", "outcome"]
 
 
@@ -87,22 +92,32 @@ def chosen(answers: Sequence[str], scores: Sequence[float]) -> dict[str, str]:
     return dict(zip(WAYS, found, strict=True))
 
 
-def scores_of(reward: Model, prompt: object, texts: Sequence[str], by: RewardBy) -> list[float]:
+def scores_of(
+    reward: Model, prompt: object, texts: Sequence[str], by: RewardBy, finished: Sequence[bool]
+) -> list[float]:
     """A score in [0, 1] for each solution; 0 for an empty one."""
     if by == "outcome":
-        rows: list[Row] = [{"prompt": prompt, "completion": t} for t in texts]
-        return [_sigmoid(s) for s in score_model(reward, rows)]
+        rows: list[Row] = [
+            {"prompt": prompt, "completion": t, "finished": end}
+            for t, end in zip(texts, finished, strict=True)
+        ]
+        return [sigmoid(s) for s in score_model(reward, rows)]
     parts = [steps_of(t) for t in texts]
     some = [i for i, steps in enumerate(parts) if steps]
     made = [0.0] * len(texts)
     asked: list[Row] = [{"prompt": prompt, "steps": parts[i]} for i in some]
-    for i, steps in zip(some, step_scores(reward, asked, "\n\n"), strict=True):
-        made[i] = AGGREGATES[by]([_sigmoid(s) for s in steps])
+    values = step_values(reward, asked, where=WHERE) if asked else []
+    for i, steps in zip(some, values, strict=True):
+        made[i] = AGGREGATES[by](steps)
     return made
 
 
-def _sigmoid(s: float) -> float:
-    return 1 / (1 + math.exp(-s)) if s > -700 else 0.0
+def _needs_head(model: Model, trained_by: str) -> None:
+    if not has_head(model):
+        raise InputError(
+            "step scores come from a model with a score head",
+            where=WHERE, seen=model.name, fix=f"Train one with {trained_by}, or set by='outcome'",
+        )  # fmt: skip
 
 
 @method(paper="easy-to-hard", needs=("generate",))
@@ -110,6 +125,8 @@ def easy_to_hard(
     model: Model,
     reward: Model,
     data: Table,
+    outcome_model: Model | None = None,
+    outcome_process_model: Model | None = None,
     *,
     n: int = 8,
     by: RewardBy = "min",
@@ -124,12 +141,14 @@ def easy_to_hard(
         temperature: that solutions are drawn at.
         max_tokens: longest solution.
     """
-    where = "evaluate/easy_to_hard"
-    if by != "outcome" and not has_head(reward):
-        raise InputError(
-            "step scores come from a model with a score head", where=where, seen=reward.name,
-            fix="Train one with process_reward, or set by='outcome'",
-        )  # fmt: skip
+    judges: dict[str, tuple[Model, RewardBy]] = {"": (reward, by)}
+    if outcome_model is not None:
+        judges["ORM"] = (outcome_model, "outcome")
+    if outcome_process_model is not None:
+        judges["OPRM"] = (outcome_process_model, by)
+    for name, (judge, how) in judges.items():
+        if how != "outcome":
+            _needs_head(judge, "outcome_process_reward" if name else "process_reward")
     problems = list(data)
     for i, row in enumerate(problems):
         if "prompt" not in row or not isinstance(row.get("answer"), (str, int, float)):
@@ -140,20 +159,38 @@ def easy_to_hard(
     )  # fmt: skip
     samples: list[Row] = []
     for i, (row, solutions) in enumerate(zip(problems, drawn, strict=True), 1):
-        texts = [s.text for s in solutions]
-        scores = scores_of(reward, row["prompt"], texts, by)
-        taken = chosen([normal(answer_of(t)) for t in texts], scores)
-        right = {way: normal(str(row["answer"])) == answer for way, answer in taken.items()}
-        samples.append(
-            {"prompt": row["prompt"], "completions": texts, "scores": scores,
-             "answer": str(row["answer"]), "level": str(row.get("level", "")),
-             **right, "lineage": {"parents": [row["id"]], "generator": model.name}}
-        )  # fmt: skip
+        samples.append(_sample(row, solutions, judges, model.name))
         current().progress(i, len(problems), "problems")
     levels = sorted({str(s["level"]) for s in samples} - {""})
-    measures = [_accuracy(samples, way, level) for level in ["", *levels] for way in WAYS]
-    meta = {"kind": "easy_to_hard", "model": model.name, "reward": reward.name, "n": n, "by": by}
-    return Report("choosing among solutions", measures, Table("group", samples), dict(meta))
+    ways = [_named(way, name) for name in judges for way in (CHOOSING if name else WAYS)]
+    measures = [_accuracy(samples, way, level) for level in ["", *levels] for way in ways]
+    names: dict[str, Json] = {name or "reward": judge.name for name, (judge, _) in judges.items()}
+    meta: dict[str, Json] = {"kind": "easy_to_hard", "model": model.name, "n": n, "by": by}
+    return Report("choosing among solutions", measures, Table("group", samples), meta | names)
+
+
+def _named(way: str, judge: str) -> str:
+    return f"{way}, {judge}" if judge else way
+
+
+def _sample(
+    row: Row,
+    solutions: Sequence[Completion],
+    judges: Mapping[str, tuple[Model, RewardBy]],
+    generator: str,
+) -> Row:
+    """The solutions of one problem, their scores, and which way of choosing is right."""
+    texts, ends = [s.text for s in solutions], [s.finish == "stop" for s in solutions]
+    answers, gold = [normal(answer_of(t)) for t in texts], normal(str(row["answer"]))
+    made: Row = {"prompt": row["prompt"], "completions": texts, "finished": ends,
+                 "answer": str(row["answer"]), "level": str(row.get("level", "")),
+                 "lineage": {"parents": [row["id"]], "generator": generator}}  # fmt: skip
+    for name, (judge, by) in judges.items():
+        scores = scores_of(judge, row["prompt"], texts, by, ends)
+        made[_named("scores", name)] = scores
+        taken = chosen(answers, scores)
+        made |= {_named(w, name): taken[w] == gold for w in (CHOOSING if name else WAYS)}
+    return made
 
 
 def _accuracy(samples: Sequence[Row], way: str, level: str) -> Measure:

@@ -11,12 +11,13 @@ from decimal import Decimal, InvalidOperation
 
 from truing.errors import InputError
 from truing.method import component
-from truing.specify.checks import text_of, words
+from truing.specify.texts import text_of, words
 from truing.tables import Row
 
 _NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+\u2212]?\.\d+")
 # Where an answer is marked as such, it is looked for there: GSM8K's "####", LaTeX's box.
 _MARKED = re.compile(r"####\s*([^\n]+)|\\boxed\{([^{}]*)\}")
+MARKER = "\n\n# Answer\n\n"  # parts a solution from its answer
 
 
 def numbers(text: str) -> list[Decimal]:
@@ -94,3 +95,34 @@ def share_of(
         parts = list(text) if letters else [w.lower() for w in words(text)]
         values.append(sum(p in wanted for p in parts) / len(parts) if parts else 0.0)
     return values
+
+
+def unformatted(text: str, marker: str = MARKER) -> float:
+    """How badly a solution is laid out: 0, 0.5, 0.75 or 1; see `format_penalty`."""
+    solution, _, answer = text.partition(marker)
+    answer = answer.strip()
+    if not answer:
+        return 1.0
+    if f"\\boxed{{{answer}}}" in solution:
+        return 0.0
+    last = solution.rpartition("\n\n")[2]
+    if f"${answer}$" in last or f"${answer}.$" in last:
+        return 0.5
+    return 0.75 if answer in last else 1.0
+
+
+@component("reward")
+def format_penalty(rows: list[Row], *, marker: str = MARKER) -> list[float]:
+    """0 for a solution in which its final answer stands in a box, down to -1 where it is missing.
+
+    The first marker parts solution and answer. -1 without it or without an answer; 0 where the
+    solution holds the answer in a LaTeX box; else, by the solution's last paragraph, -0.5 where it
+    has the answer between dollar signs, -0.75 where it has it as plain text, -1 where it has not.
+    The layout asked for in "Easy-to-Hard Generalization", arXiv 2403.09472.
+
+    Args:
+        marker: what parts a solution from its answer.
+    """
+    if not marker:
+        raise InputError("must not be empty", where="reward format_penalty setting 'marker'")
+    return [-unformatted(text_of(row), marker) for row in rows]

@@ -1,0 +1,81 @@
+"""What a solution is rewarded by where only easy problems have answers: its steps, its outcome.
+
+    process_shaping   min scheme   min(min_k p_k, u) - u + b
+                      prod scheme  min(P_n, u) - min(1, u) + b,   P_n = p_1 ... p_n
+    easy_outcome      1 or 0 by exact grading where the answer is known, 0.25 where it is not
+
+p_k is what a process reward model says of step k, u a bound and b a bonus over all n steps. Both
+sums are those of the step rewards `min_rewards` and `prod_rewards` of `process_reward`; without a
+step p is 0 and there is no bonus. `format_penalty` (in `rules`) is the third term.
+Source: "Easy-to-Hard Generalization: Scalable Alignment Beyond Human Supervision", arXiv
+2403.09472.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from truing.errors import InputError
+from truing.evaluate.easy_to_hard import answer_of, normal
+from truing.method import component
+from truing.models import Model, held
+from truing.tables import Row
+from truing.train.reward.process_reward import min_rewards, prod_rewards, step_values, steps_of
+
+Scheme = Literal["min", "prod"]
+SCHEMES = {"min": min_rewards, "prod": prod_rewards}
+BONUS = 0.25
+UNKNOWN = 0.25  # reward of a problem whose answer is not known
+
+
+@component("reward")
+def process_shaping(
+    rows: list[Row],
+    *,
+    model: str,
+    scheme: Scheme = "min",
+    bound: float = 0.5,
+    bonus: float = BONUS,
+    separator: str = "\n\n",
+) -> list[float]:
+    """Sum of a solution's step rewards: how far its steps fall below a bound, and a bonus.
+
+    Args:
+        model: key of the process reward model, as `truing.models.hold` gives it.
+        scheme: min: the worst step counts; prod: the product of all.
+        bound: u, above which steps cannot gain anything.
+        bonus: b, parted over the steps.
+        separator: what closes a step.
+    """
+    found = held(model)
+    if not isinstance(found, Model):
+        raise InputError("is not a model", where="reward process_shaping", seen=model)
+    parts = [steps_of(str(row["completion"]), separator) for row in rows]
+    some = [i for i, steps in enumerate(parts) if steps]
+    asked: list[Row] = [{"prompt": rows[i]["prompt"], "steps": parts[i]} for i in some]
+    values = [-bound] * len(rows)
+    made = step_values(found, asked, separator) if asked else []
+    for i, p in zip(some, made, strict=True):
+        values[i] = math.fsum(SCHEMES[scheme](p, bound, bonus))
+    return values
+
+
+@component("reward")
+def easy_outcome(
+    rows: list[Row], *, column: str = "answer", unknown: float = UNKNOWN
+) -> list[float]:
+    """1 where a solution's answer is the right one, 0 where not, a constant where none is known.
+
+    Args:
+        column: of the right answer; rows of hard problems have none.
+        unknown: reward of those.
+    """
+    values: list[float] = []
+    for row in rows:
+        gold = row.get(column)
+        if gold is None:
+            values.append(unknown)
+        else:
+            values.append(float(normal(answer_of(str(row["completion"]))) == normal(str(gold))))
+    return values

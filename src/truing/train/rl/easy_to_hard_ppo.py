@@ -1,0 +1,102 @@
+"""PPO on problems without answers: a process reward model of easy ones rewards each solution.
+
+    R = process_shaping + easy_outcome + penalty format_penalty
+    process_shaping   min(min_k p_k, u) - u + 0.25 (or the product in place of the minimum)
+    easy_outcome      1 or 0 where a row has its answer, 0.25 where it has none
+    format_penalty    0 to -1, by how the final answer is laid out
+    R_t = -beta max(log pi_old - log pi_ref, 0) + [t is the last] R,  divided by their deviation
+    A_t = sum_{s>=t} R_s - V_t, whitened;  clipped policy and value losses as in `salmon_ppo`
+
+Rows are problems; give easy ones with the column `answer` and hard ones without. The critic begins
+as the process reward model unless `critic` is given, and learns alone over `critic_rollouts`.
+
+Source: "Easy-to-Hard Generalization: Scalable Alignment Beyond Human Supervision", arXiv
+2403.09472. Difference: the paper pays a step's reward on the tokens that close it, half on each of
+two; here all of it is paid on the solution's last token, with the same sum, since what is paid for
+single steps would have to be known token by token. With gamma = lambda = 1 a token before the first
+bad step has the same return either way, but for the bonus; later ones are told of it too.
+"""
+
+from __future__ import annotations
+
+from truing.core.online import online_of
+from truing.core.scoring import has_head
+from truing.core.train_online import train_online
+from truing.errors import InputError
+from truing.method import method
+from truing.models import Model, hold
+from truing.tables import Table
+from truing.train.reward.easy_to_hard import Scheme
+from truing.train.rl.salmon_ppo import salmon_ppo
+
+WHERE = "train/easy_to_hard_ppo"
+# What the two papers' common code does and salmon_ppo has as settings.
+FIXED: dict[str, object] = {
+    "kl": "k1", "reward_scale": 0.0, "bonus": 0.0, "missing_end": 0.0, "passes": 1,
+    "temperature": 0.7, "clip_ratio": 0.2, "clip_value": 0.2, "vf": 0.1,
+}  # fmt: skip
+
+
+@method(
+    paper="easy-to-hard",
+    needs=("weights", "logprob", "generate"),
+    rows={"data": ("prompt",)},
+    within={"bound": (0.0, 1.0), "penalty": (0.0, None), "critic_rollouts": (0, None)},
+)
+def easy_to_hard_ppo(
+    model: Model,
+    data: Table,
+    process_model: Model,
+    critic: Model | None = None,
+    *,
+    scheme: Scheme = "min",
+    bound: float = 0.5,
+    penalty: float = 1.0,
+    beta: float = 0.01,
+    steps: int = 20,
+    batch: int = 512,
+    minibatches: int = 8,
+    critic_rollouts: int = 5,
+    answers: int = 1,
+    new_tokens: int = 256,
+    lr: float = 0.0,
+    rank: int = 16,
+) -> Model:
+    """PPO on problems without answers: a process reward model of easy ones rewards solutions.
+
+    Args:
+        scheme: whether the worst step counts or the product of all.
+        bound: u, above which steps cannot gain anything.
+        penalty: weight of the format penalty.
+        beta: strength of the pull towards the model as it is.
+        steps: rollouts.
+        batch: problems of one rollout.
+        minibatches: updates that a rollout is split into.
+        critic_rollouts: rollouts at first from which the critic alone learns.
+        answers: solutions drawn of each problem.
+        new_tokens: longest solution.
+        lr: peak learning rate; 0 takes 2e-4 for adapters and 1e-5 for a full fine-tune.
+        rank: of the adapter; 0 trains all weights.
+    """
+    if not has_head(process_model):
+        raise InputError(
+            "the process model has no score head", where=WHERE, seen=process_model.name,
+            fix="Train one with process_reward or outcome_process_reward",
+        )  # fmt: skip
+    shaping = {
+        "use": "process_shaping", "model": hold(process_model), "scheme": scheme, "bound": bound,
+    }  # fmt: skip
+    rewards = {"process": shaping, "outcome": {"use": "easy_outcome"},
+               "format": {"use": "format_penalty"}}  # fmt: skip
+    values: dict[str, object] = {
+        **FIXED, "rewards": rewards, "weights": {"format": penalty}, "beta": beta, "steps": steps,
+        "batch": batch, "minibatches": minibatches, "critic_rollouts": critic_rollouts,
+        "answers": answers, "new_tokens": new_tokens, "lr": lr, "rank": rank,
+    }  # fmt: skip
+    made = train_online(
+        online_of(salmon_ppo), model, data.expect("prompt", where=WHERE), None, None, None,
+        process_model if critic is None else critic, None, values,
+    )  # fmt: skip
+    return made.with_licences([m.licence for m in (process_model,) if m.licence]).called(
+        f"{model.name}+easy_to_hard_ppo"
+    )
