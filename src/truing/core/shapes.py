@@ -151,6 +151,21 @@ def verifiable(row: Row) -> Row | None:
     }
 
 
+def moderated(row: Row) -> Row | None:
+    """A text that is said to be harmless: rightly where no category of harm applies."""
+    applies = [k for k, v in row.items() if k != "prompt" and v == 1]
+    asked = f"Is this text harmless?\n\n{row['prompt']}"
+    return {"prompt": asked, "completion": "yes", "label": not applies, "categories": applies}
+
+
+def knowledge(row: Row) -> Row | None:
+    """A question of the honesty sets with its right answers: of a paper, any of its authors."""
+    given = row.get("answers") or row.get("authors") or [row.get("answer", "")]
+    answers = [str(a).removeprefix("Answer:").strip() for a in cast("list[object]", given)]
+    answers = [a for a in answers if a]
+    return {"prompt": str(row["question"]), "answers": answers} if answers else None
+
+
 def digit(row: Row) -> Row | None:
     """An image [8, 8] of grey values in 0..16 and its label, from 65 numbers."""
     import numpy as np
@@ -195,6 +210,10 @@ SHAPES: dict[str, tuple[str, Shape]] = {
     "mt_bench/human_judged_pairs_faireval": ("pair", judged),
     "mt_bench/human_judged_pairs_llmeval2": ("pair", judged),
     "ifeval/ifeval": ("prompt", verifiable),
+    "moderation/moderation": ("unpaired", moderated),
+    "honesty/pkqa_13b": ("prompt", knowledge),
+    "honesty/puqa": ("prompt", knowledge),
+    "honesty/nonambigqa": ("prompt", knowledge),
     "digits/digits": ("record", digit),
 }
 # The part that a bare name means, where a set has several.
@@ -203,6 +222,7 @@ DEFAULT_PART = {
     "alpaca": "alpaca_5000",
     "self_instruct": "user_oriented_instructions",
     "gsm8k": "train",
+    "honesty": "pkqa_13b",
     "truthfulqa": "truthfulqa",
     "mt_bench": "mt_bench_questions",
     "text_corpora": "wikitext2_test",

@@ -2,10 +2,13 @@
 
     PGR = (P_student - P_weak) / (P_ceiling - P_weak)
 
-P is accuracy, or balanced accuracy, on labelled answers: a score above 0 says that an answer is
-good. 0 where the student equals its supervisor, 1 where it reaches what true labels would have
-given; not reported where the two lie less than 0.01 apart. The interval is a bootstrap over rows,
-the three models' decisions on a row drawn together.
+P is accuracy on labelled answers; balanced accuracy and the F1 of each class, weighed by its size,
+stand beside it. A score above 0 says that an answer is good. PGR is 0 where the student equals its
+supervisor, 1 where it reaches what true labels would have given; it is not reported where the two
+lie less than 0.01 apart. `others` are further students of the same supervisor and ceiling, by the
+strategy that trained them, and are measured on the same rows. The interval is a bootstrap over
+rows, the three models' decisions on a row drawn together. For toxicity of what models write see
+`toxicity_gap`.
 Source: "Weak-to-Strong Generalization beyond Accuracy", arXiv 2410.12621, after arXiv 2312.09390.
 """
 
@@ -45,10 +48,21 @@ def balanced(right: Sequence[bool], labels: Sequence[bool]) -> float:
     return sum(accuracy(p) for p in parts if p) / sum(1 for p in parts if p)
 
 
+def weighted_f1(right: Sequence[bool], labels: Sequence[bool]) -> float:
+    """F1 of both classes, each weighed by its share of the labels; 0 for a class never found."""
+    total = 0.0
+    for one in (False, True):
+        hits = sum(r and y is one for r, y in zip(right, labels, strict=True))
+        size = sum(y is one for y in labels)
+        false = sum(not r and y is not one for r, y in zip(right, labels, strict=True))
+        total += size * 2 * hits / (size + hits + false) if hits else 0.0
+    return total / len(labels)
+
+
 def interval(
-    weak: Sequence[bool], student: Sequence[bool], ceiling: Sequence[bool]
+    weak: Sequence[float], student: Sequence[float], ceiling: Sequence[float]
 ) -> tuple[float, float] | None:
-    """95 % interval of PGR over rows; None where no resample has a gap."""
+    """95 % interval of PGR over rows, of which each counts by its mean; None without any gap."""
     sides = np.array([weak, student, ceiling], dtype=float)
     source = np.random.default_rng(current().stream("bootstrap"))
     found: list[float] = []
@@ -63,44 +77,69 @@ def interval(
     return float(low), float(high)
 
 
+def gap_measure(
+    weak: Sequence[float], student: Sequence[float], ceiling: Sequence[float], category: str
+) -> Measure | None:
+    """PGR of the three means with its interval; None where there is no gap."""
+    w, s, c = (sum(v) / len(v) for v in (weak, student, ceiling))
+    value, ends = recovered(w, s, c), interval(weak, student, ceiling)
+    if value is None or ends is None:
+        return None
+    return Measure("gap recovered", value, *ends, len(weak), "share", category, "higher")
+
+
+def _said(role: str, category: str, right: Sequence[bool], labels: Sequence[bool]) -> list[Measure]:
+    """Accuracy, balanced accuracy and weighted F1 of one model."""
+    n, (low, high) = len(right), wilson(sum(right), len(right))
+    even, f1 = balanced(right, labels), weighted_f1(right, labels)
+    found = {"accuracy": (accuracy(right), low, high), "balanced accuracy": (even, even, even),
+             "weighted F1": (f1, f1, f1)}  # fmt: skip
+    return [
+        Measure(f"{name} {role}", *values, n, "share", category, "higher")
+        for name, values in found.items()
+    ]
+
+
 @method(paper="weak-to-strong", needs=("weights", "logprob"), rows={"data": ("unpaired",)})
-def performance_gap(weak: Model, student: Model, ceiling: Model, data: Table) -> Report:
+def performance_gap(
+    weak: Model,
+    student: Model,
+    ceiling: Model,
+    data: Table,
+    others: dict[str, Model] | None = None,
+) -> Report:
     """How much of the gap between a weak supervisor and a strong ceiling weak labels recover."""
     rows = list(data.expect("unpaired", where="evaluate/performance_gap"))
     if not rows:
         raise InputError("no row to test on", where="evaluate/performance_gap")
     labels = [bool(r["label"]) for r in rows]
-    models = {"weak": weak, "student": student, "ceiling": ceiling}
+    students = {"": student, **(others or {})}
+    models = {"weak": weak, "student": student, "ceiling": ceiling} | (others or {})
+    if len(models) < 3 + len(others or {}):
+        raise InputError(
+            "the names of other students must not be weak, student or ceiling",
+            where="evaluate/performance_gap input 'others'", seen=[*(others or {})],
+        )  # fmt: skip
     right = {
         role: [(s > 0) is y for s, y in zip(score_model(m, rows), labels, strict=True)]
         for role, m in models.items()
     }
-    n = len(rows)
-    measures: list[Measure] = []
-    for role, values in right.items():
-        low, high = wilson(sum(values), n)
-        measures.append(
-            Measure(f"accuracy {role}", accuracy(values), low, high, n, "share", "", "higher")
-        )
-        even = balanced(values, labels)
-        measures.append(
-            Measure(f"balanced accuracy {role}", even, even, even, n, "share", "", "higher")
-        )
-    value = recovered(*(accuracy(right[r]) for r in models))
-    meta: dict[str, Json] = {"kind": "performance_gap", "models": [m.name for m in models.values()]}
-    ends = interval(right["weak"], right["student"], right["ceiling"])
-    if value is None or ends is None:
-        meta["undefined"] = f"supervisor and ceiling lie less than {SMALLEST} apart"
-    else:
-        measures.append(Measure("gap recovered", value, *ends, n, "share", "", "higher"))
+    measures = [m for r in ("weak", "student", "ceiling") for m in _said(r, "", right[r], labels)]
+    names: dict[str, Json] = {role: m.name for role, m in models.items()}
+    meta: dict[str, Json] = {"kind": "performance_gap", "models": names}
+    for name in students:
+        own = right[name or "student"]
+        if name:
+            measures += _said("student", name, own, labels)
+        found = gap_measure(right["weak"], own, right["ceiling"], name)
+        if found is None:
+            meta["undefined"] = f"supervisor and ceiling lie less than {SMALLEST} apart"
+        else:
+            measures.append(found)
     samples: list[Row] = [
-        {
-            "prompt": row["prompt"],
-            "completion": row["completion"],
-            "label": row["label"],
-            **{f"{role}_right": right[role][i] for role in models},
-            "lineage": {"parents": [row["id"]]},
-        }
+        {"prompt": row["prompt"], "completion": row["completion"], "label": row["label"],
+         **{f"{role}_right": right[role][i] for role in models},
+         "lineage": {"parents": [row["id"]]}}
         for i, row in enumerate(rows)
-    ]
+    ]  # fmt: skip
     return Report("performance gap recovered", measures, Table("unpaired", samples), meta)

@@ -1,53 +1,106 @@
 """Label answers by a weak supervisor: a classifier's probability that each one is good.
 
-The supervisor is a model with a score head, such as one from `guard`. `hard` keeps its decision
-alone, `sure` only rows of which it is sure: max(q, 1 - q) above the threshold. Train the supervisor
-on other rows than these, or the strong student learns nothing but what it has seen.
+    q = mean over supervisors of sigmoid(s);   kept where max(q, 1 - q) > sure
+
+A supervisor is a model with a score head, such as one from `guard`, or an earlier student. What
+makes its labels serve a strong student better than as they are:
+
+    ensemble       `others` are further supervisors, of other seeds or sizes; labels are their mean
+    confidence     `sure` leaves out rows of which they are not sure
+    truth          `true_share` of the rows, drawn at random, keep their own label
+    bootstrapping  the strong model's supervisor is a student of middle size, and so on in a row
+
+`hard` keeps the decision alone. Train supervisors on other rows than these, or the student learns
+nothing but what they have seen; then test on a third part.
 Source: "Weak-to-Strong Generalization beyond Accuracy", arXiv 2410.12621.
 """
 
 from __future__ import annotations
 
-import math
+import random
+from collections.abc import Sequence
 
+from truing.context import current
 from truing.core.rewards import score_model
 from truing.core.scoring import has_head
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
 from truing.tables import Row, Table
+from truing.train.reward.process_reward import sigmoid
+
+WHERE = "synthesize/weak_labels"
 
 
-@method(paper="weak-to-strong", needs=("weights", "logprob"))
-def weak_labels(model: Model, data: Table, *, hard: bool = False, sure: float = 0.0) -> Table:
+def ensemble(scores: Sequence[Sequence[float]]) -> list[float]:
+    """Mean probability of each row over supervisors; `scores` are [supervisor][row]."""
+    return [sum(map(sigmoid, row)) / len(row) for row in zip(*scores, strict=True)]
+
+
+def true_rows(data: Table, rows: Sequence[int], share: float) -> set[int]:
+    """Places of the rows that keep their own label; an InputError where one has none."""
+    if not 0 <= share <= 1:
+        raise InputError("setting 'true_share' must be from 0 to 1", where=WHERE, seen=share)
+    if not share:
+        return set()
+    for i in rows:
+        if not isinstance(data[i].get("label"), bool):
+            raise InputError(
+                "setting 'true_share' needs a column 'label' with true or false",
+                where=f"{WHERE} {data.place(i)}",
+                seen=data[i].get("label"),
+            )
+    source = random.Random(current().stream("truth"))
+    return set(source.sample(list(rows), round(share * len(rows))))
+
+
+@method(
+    paper="weak-to-strong",
+    needs=("weights", "logprob"),
+    within={"sure": (0.0, 1.0), "true_share": (0.0, 1.0)},  # before a model is fetched
+)
+def weak_labels(
+    model: Model,
+    data: Table,
+    others: dict[str, Model] | None = None,
+    *,
+    hard: bool = False,
+    sure: float = 0.0,
+    true_share: float = 0.0,
+) -> Table:
     """Label answers by a weak supervisor: a classifier's probability that each one is good.
 
     Args:
         hard: 0 or 1 in place of the probability.
-        sure: least probability of the more likely label; 0 keeps all rows.
+        sure: what the more likely label's probability must exceed; 0 keeps all rows.
+        true_share: share of all rows that keep their own label, which is sure.
     """
-    if not has_head(model):
-        raise InputError(
-            "the supervisor has no score head",
-            where="synthesize/weak_labels",
-            seen=model.name,
-            fix="Train one with guard",
-        )
-    rows = [r for r in data if "completion" in r]
-    if not rows:
+    supervisors = [model, *(others or {}).values()]
+    for one in supervisors:
+        if not has_head(one):
+            raise InputError(
+                "the supervisor has no score head", where=WHERE, seen=one.name,
+                fix="Train one with guard",
+            )  # fmt: skip
+    at = [i for i, r in enumerate(data) if "completion" in r]
+    if not at:
         raise InputError("no row has a completion", where=data.source, seen=data.columns)
+    rows = [data[i] for i in at]
+    known = true_rows(data, at, true_share)
+    found = ensemble([score_model(m, rows) for m in supervisors])
     made: list[Row] = []
-    for row, score in zip(rows, score_model(model, rows), strict=True):
-        q = 1 / (1 + math.exp(-score)) if score > -700 else 0.0
-        if max(q, 1 - q) < sure:
+    for i, row, q in zip(at, rows, found, strict=True):
+        if i not in known and max(q, 1 - q) <= sure:
             continue
-        lineage = {"judge": model.name, "parents": [row["id"]]}
-        made.append(
-            {
-                "prompt": row["prompt"],
-                "completion": row["completion"],
-                "score": float(q > 0.5) if hard else q,
-                "lineage": lineage,
-            }
-        )
+        label = float(bool(row["label"])) if i in known else float(q > 0.5) if hard else q
+        judge = "label" if i in known else " + ".join(m.name for m in supervisors)
+        lineage = {"judge": judge, "parents": [row["id"]]}
+        made.append({"prompt": row["prompt"], "completion": row["completion"], "score": label,
+                     "lineage": lineage})  # fmt: skip
+    if not made:
+        raise InputError(
+            "setting 'sure': of no row is the supervisor that sure", where=WHERE, seen=sure,
+            fix=f"The surest label has {max(max(q, 1 - q) for q in found):.3f}",
+        )  # fmt: skip
+    current().metric(rows=len(rows), labelled=len(made), true_labels=len(known))
     return Table("judgement", made, where=f"weak labels of {data.source}")

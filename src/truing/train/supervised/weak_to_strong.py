@@ -6,15 +6,16 @@
     weak_to_strong_product      CE(t),   t = p^b q^a / (p^b q^a + (1 - p)^b (1 - q)^a)
 
 h is the student's own hard label: 1 iff p is at least the (1 - mean q) quantile of p over the step
-(interpolated linearly), so that its share of good answers follows the weak labels'. c rises
-linearly from 0 to `confidence` over the first `warmup_steps` steps; the original's code lets it
-rise to a tenth of that and then jump. Targets carry no gradient. With c = 0, or b = 0 and a = 1,
-both are the first form.
+(interpolated linearly), so that its share of good answers follows the weak labels'. c is
+`confidence` times the share of the training that is done while that is below `warmup_share`, of
+which `warmup_steps` are the first steps, and `confidence` afterwards: with the usual 0.1 it rises
+to a tenth and jumps, as in the original's code; a `warmup_share` of 1 has it rise all the way.
+Targets carry no gradient. With c = 0, or b = 0 and a = 1, both are the first form.
 
-Rows are judgements: prompt, completion, and the weak probability as `score` in [0, 1]; synthesis by
-`weak_labels`, the gap recovered by `performance_gap`. The paper's other strategies are steps of a
-recipe: bootstrapping through models of growing size is this method in a row, an ensemble the mean
-of several label columns, confidence filtering a selection.
+Rows are judgements: prompt, completion, and the weak probability as `score` in [0, 1]. What else
+makes a student outgrow its teacher changes these labels, see `weak_labels`: those of an ensemble,
+confident ones alone, some true ones among them. Bootstrapping is steps of a recipe: a student of
+middle size is a supervisor for the next larger one. `performance_gap` measures what it comes to.
 
 Sources: "Weak-to-Strong Generalization beyond Accuracy", arXiv 2410.12621; the auxiliary
 confidence loss is that of arXiv 2312.09390.
@@ -77,17 +78,20 @@ def weak_to_strong_confidence(
     *,
     confidence: float = 0.5,
     warmup_steps: int = 10,
+    warmup_share: float = 0.1,
 ) -> Loss:
     """Train on weak labels mixed with what the student itself is sure of.
 
     Args:
         confidence: c, the weight of the student's own hard labels.
         warmup_steps: over which c rises from 0.
+        warmup_share: share of `confidence` that it rises to, before it is `confidence` itself.
     """
-    if not 0 <= confidence <= 1:
-        raise InputError("setting 'confidence' must be in [0, 1]", seen=confidence)
+    for name, value in (("confidence", confidence), ("warmup_share", warmup_share)):
+        if not 0 <= value <= 1:
+            raise InputError(f"setting {name!r} must be in [0, 1]", seen=value)
     done = float((state or {}).get("steps", torch.zeros(())))
-    c = confidence * min(1.0, done / max(1, warmup_steps))
+    c = confidence * (warmup_share * done / warmup_steps if done < warmup_steps else 1.0)
     q_U, s_U = weak_labels_of(m), m.last("scores")[:, 0]
     h_U = hard_labels(s_U.detach().sigmoid(), q_U)
     loss = soft_loss(s_U, (1 - c) * q_U + c * h_U, q_U)
