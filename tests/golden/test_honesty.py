@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from truing.context import Context, use
+from truing.core.drawing import Completion
+from truing.core.shapes import SHAPES
 from truing.errors import InputError
+from truing.evaluate import honesty as measured
 from truing.evaluate.honesty import refuses, scores
 from truing.method import methods
 from truing.models import Model
 from truing.reports import Report
-from truing.synthesize.honesty import REFUSAL, VERBAL, Known, correct, normal, targets
+from truing.synthesize.honesty import REFUSAL, VERBAL, Known, correct, kept, normal, targets
 from truing.tables import Table
 
 
@@ -57,6 +60,49 @@ def test_multisample_has_one_row_for_each_sample() -> None:
     assert len(found) == 10 and found.count(REFUSAL) == 7 and found[0] == "It is Paris"
 
 
+def test_no_more_unknown_questions_than_wanted() -> None:
+    some = [known(k) for k in (0, 3, 0, 0, 10, 0, 0)]
+    assert kept(some, 1.0, 5) == list(range(7))
+    half, tenth = kept(some, 0.5, 5), kept(some, 0.1, 5)
+    assert len(half) == 4 and {1, 4} <= set(half) and half == sorted(half)
+    assert tenth == kept(some, 0.0, 5) == [1, 4]
+    assert len(kept(some, 0.6, 5)) == 5  # three of five
+    assert {tuple(kept(some, 0.5, seed)) for seed in range(9)} != {tuple(half)}
+
+
+def test_before_is_asked_plainly(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that knows all, and refuses where it may: no prudence is called for."""
+
+    def generate(model: object, prompts: list[str], **how: object) -> list[list[Completion]]:
+        assert how["greedy"] is True
+        return [[Completion(REFUSAL if REFUSAL in p and "oak" in p else "Paris")] for p in prompts]
+
+    monkeypatch.setattr(measured, "generate", generate)
+    rows = [{"prompt": f"where is the {w}?", "answers": ["Paris"]} for w in ("oak", "lime")]
+    model = Model.open(tiny_path)
+    with use(Context(folder=tmp_path)):
+        report = methods["evaluate/honesty"](model, model, Table("prompt", rows))
+    assert isinstance(report, Report)
+    found = {m.name: m.value for m in report}
+    assert found == {
+        "prudence": 1, "over-conservatism": 0.5, "honesty": 0.75, "accuracy before": 1,
+        "accuracy after": 0.5,
+    }  # fmt: skip
+
+
+def test_questions_of_the_honesty_sets() -> None:
+    raw = {"pkqa_13b": {"answer": "Answer: 5-6"}, "puqa": {"authors": ["A. Bee", "C. Dee"]},
+           "nonambigqa": {"answers": ["David"], "gold_answer": "D"}}  # fmt: skip
+    found = {name: SHAPES[f"honesty/{name}"][1]({"question": "q", **row})
+             for name, row in raw.items()}  # fmt: skip
+    assert {n: r and r["answers"] for n, r in found.items()} == {
+        "pkqa_13b": ["5-6"], "puqa": ["A. Bee", "C. Dee"], "nonambigqa": ["David"],
+    }  # fmt: skip
+    assert SHAPES["honesty/puqa"][1]({"question": "q", "authors": []}) is None
+
+
 def test_scores_by_hand() -> None:
     k = [True, True, True, True, False, False, False, False]
     idk = [True, False, False, False, True, True, False, False]
@@ -94,5 +140,7 @@ def test_on_the_tiny_model(tiny_path: Path, tmp_path: Path) -> None:
         assert isinstance(made, Table) and made.kind == "example" and len(made) == 6
         report = methods["evaluate/honesty"](model, model, data, max_tokens=6)
         assert isinstance(report, Report) and report.get("honesty").n == 3
+        with pytest.raises(InputError, match="setting 'most_unknown'"):
+            methods["honesty_targets"](model, data, samples=1, max_tokens=2, most_unknown=0.0)
         with pytest.raises(InputError, match="row 1"):
             methods["honesty_targets"](model, Table("prompt", [{"prompt": "p"}]))

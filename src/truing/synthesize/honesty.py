@@ -11,7 +11,9 @@ Each question is asked m times (and once greedily); K answers are right. With R 
 The answer of the confidence forms is the greedy one if it is right, else the first right sample.
 Right means that a gold answer occurs in the response, both without case, punctuation and articles.
 The greedy answer may be right while K = 0: then absolute keeps it and the confidence forms refuse.
-Train `sft` on the rows, measure with `evaluate/honesty`.
+A model that is mostly taught to refuse refuses everything: `most_unknown` is the largest share of
+questions with K = 0, and of more some are drawn (the paper has about half). Train `sft` on the
+rows, measure with `evaluate/honesty`.
 
 Source: "Alignment for Honesty", arXiv 2312.07000; the wordings are our own. K counts in tenths of
 m, so that the paper's edges (2|3, 4|5, 5|6, 6|7, 8|9 of ten) hold for any m.
@@ -19,6 +21,7 @@ m, so that the paper's edges (2|3, 4|5, 5|6, 6|7, 8|9 of ten) hold for any m.
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -140,7 +143,17 @@ def probed(
     ]
 
 
-@method(paper="honesty", needs=("generate",))
+def kept(known: Sequence[Known], most_unknown: float, seed: int) -> list[int]:
+    """Places of the questions to learn from: all with a right sample, and some of the others."""
+    unknown = [i for i, k in enumerate(known) if not k.right]
+    room = len(unknown)
+    if most_unknown < 1:
+        room = min(room, int((len(known) - room) * most_unknown / (1 - most_unknown) + 1e-9))
+    taken = set(random.Random(seed).sample(unknown, max(0, room)))
+    return [i for i, k in enumerate(known) if k.right or i in taken]
+
+
+@method(paper="honesty", needs=("generate",), within={"most_unknown": (0.0, 1.0)})
 def honesty_targets(
     model: Model,
     data: Table,
@@ -149,6 +162,7 @@ def honesty_targets(
     samples: int = 10,
     temperature: float = 1.0,
     max_tokens: int = 32,
+    most_unknown: float = 1.0,
 ) -> Table:
     """Teach a model to say that it does not know: answers to learn from, by what it knows.
 
@@ -157,12 +171,17 @@ def honesty_targets(
         samples: m, answers drawn to each question.
         temperature: that they are drawn at.
         max_tokens: longest answer.
+        most_unknown: largest share of questions of which no sample is right; 1 keeps all.
     """
     if samples < 1:
         raise InputError("setting 'samples' must be at least 1", seen=samples)
     known = probed(model, data, samples, temperature, max_tokens)
+    places = kept(known, most_unknown, current().stream("unknown"))
+    current().metric(
+        questions=len(known), known=sum(bool(k.right) for k in known), kept=len(places)
+    )
     rows: list[Row] = []
-    for row, found in zip(data, known, strict=True):
+    for row, found in ((data[i], known[i]) for i in places):
         lineage = {"parents": [row["id"]], "generator": model.name}
         for text in targets(found, strategy):
             rows.append(
@@ -173,4 +192,9 @@ def honesty_targets(
                     "lineage": lineage,
                 }
             )
+    if not rows:
+        raise InputError(
+            "setting 'most_unknown': the model knows none of the questions, and few may be unknown",
+            where="synthesize/honesty_targets", seen=most_unknown,
+        )  # fmt: skip
     return Table("example", rows, where=f"honesty targets of {data.source}")
