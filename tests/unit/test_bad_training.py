@@ -280,7 +280,7 @@ def test_groups_and_prompts_that_cannot_be(name: str, model: Model, tmp_path: Pa
 def degenerate(spec: Online, case: str) -> Measurements:
     """A made-up rollout of a kind that training meets: [U, K, T] = [2, K, 3]."""
     own = 1 if case == "one answer" and spec.least == 1 else 2
-    width = own * (2 if spec.opponent else 1) + bool(spec.given)
+    width = own * (2 if spec.opposed else 1) + bool(spec.given)
     length = 1 if case == "empty" else 3  # an empty answer is its stop token
     mask = torch.ones(2, width, 3) * (torch.arange(3) < length)
     source = torch.Generator().manual_seed(3)
@@ -294,7 +294,7 @@ def degenerate(spec: Online, case: str) -> Measurements:
     is_own[:, own:] = 0.0
     ended = torch.zeros(2, width) if case == "cut" else torch.ones(2, width)
     columns = {"reward": reward, "own": is_own, "finished": ended, "reward/a": reward}
-    columns["sort"] = torch.zeros(2, width)
+    columns |= {"sort": torch.zeros(2, width), "greedy": torch.full((2,), 0.1)}
     return Measurements(mask, tensors, columns)
 
 

@@ -24,6 +24,7 @@ from truing.errors import InputError
 Scale = Literal["group", "batch", "none"]
 Estimator = Literal["k1", "k2", "k3", "k3_ratio"]
 EPS = 1e-4  # added to standard deviations of rewards
+ROUNDING = 1e-5  # nats by which entropies of one distribution may differ, computed differently
 
 
 def centred(reward_UK: Tensor, there_UK: Tensor) -> Tensor:
@@ -134,6 +135,26 @@ def gae(
         value_after_UK = value_UKT[..., t] * there_UK
         made_UKT[..., t] = after_UK
     return made_UKT
+
+
+def top_entropy(entropy_UKT: Tensor, mask_UKT: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """1.0 at tokens of high entropy, [U, K, T], and the smallest entropy among them, [].
+
+    High is at least the (1 - share) quantile of all unmasked tokens, interpolated linearly (the
+    method card's rule for arXiv 2506.01939): floor(share (n - 1)) + 1 of n tokens whose entropies
+    all differ. What is equal to the smallest but for rounding is kept with it: answers that begin
+    alike have tokens of one entropy, and their order must not depend on how they were computed.
+
+    Args:
+        entropy_UKT: in nats.
+        mask_UKT: 1.0 at the tokens that are compared; at least one.
+        share: above 0, at most 1.
+    """
+    known_N = entropy_UKT[mask_UKT > 0].sort().values
+    # 1e-6: a product such as 0.29 * 100 falls short of the whole number that is meant.
+    kept = int(share * (len(known_N) - 1) + 1e-6) + 1
+    least = known_N[len(known_N) - kept]
+    return (entropy_UKT >= least - ROUNDING) * mask_UKT, least
 
 
 def to_go(reward_UKT: Tensor, mask_UKT: Tensor, gamma: float = 1.0) -> Tensor:

@@ -33,13 +33,26 @@ if TYPE_CHECKING:
 
     from truing.core.drawing import Completion
     from truing.core.episodes import World
+    from truing.core.past import Past
 
 BLOCK = 64  # answers that are written to the journal together: what a kill can cost
-Draw = Callable[
-    [Sequence[Sequence[int]], SamplingSettings, Sequence[int]], "list[list[Completion]]"
-]
 Say = Callable[[Sequence[Prompt], int], list[list[str]]]
 Drawn = tuple[tuple[int, ...], tuple[float, ...], str, bool]
+
+
+class Draw(Protocol):
+    """Who answers: `sampling.n` answers to each prompt, the first of them numbered `first`."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingSettings,
+        first: Sequence[int],
+        past: Past | None = None,
+        /,
+    ) -> list[list[Completion]]:
+        """`past` is that of `sampling.sample`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,7 @@ class Group:
         answers: the policy's own first.
         reward: of each answer.
         terms: rewards before they were weighed, by name.
+        greedy: reward of the policy's greedy answer, which is none of these; None without one.
     """
 
     number: int
@@ -100,6 +114,7 @@ class Group:
     answers: tuple[Answer, ...]
     reward: tuple[float, ...]
     terms: Mapping[str, Sequence[float]]
+    greedy: float | None = None
 
     def tree(self) -> Node:
         """Its tree: the prompt once, a branch for each answer."""
@@ -108,8 +123,9 @@ class Group:
 
     @property
     def flat(self) -> bool:
-        """True when all answers of the policy have one reward."""
+        """True when all answers of the policy have one reward, a greedy one too."""
         own = [r for r, a in zip(self.reward, self.answers, strict=True) if a.own]
+        own += [] if self.greedy is None else [self.greedy]
         return min(own) == max(own)
 
 
@@ -151,6 +167,8 @@ class Collector:
         folder: where the journals lie.
         world: what replies between turns; None where an answer is one turn.
         limit: tokens of a prompt and its answer together; 0 for no limit.
+        greedy: who answers after the policy gives one answer, of the likeliest tokens; nothing is
+            learnt from it, and its reward is all that stays.
     """
 
     prompts: Sequence[Asked]
@@ -162,6 +180,7 @@ class Collector:
     context: Context
     world: World | None = None
     limit: int = 0
+    greedy: bool = False
 
     def collect(
         self, number: int, rows: Sequence[int], sampling: SamplingSettings, part: str = ""
@@ -196,11 +215,12 @@ class Collector:
         groups: list[list[Answer]] = [[] for _ in asked]
         for who, draw in enumerate(self.draw):
             own = f"{name}/{who}"
+            how = replace(sampling, n=1, greedy=True) if who and self.greedy else sampling
             if stage is not None:
-                answers = stage.play(own, draw, sampling)
+                answers = stage.play(own, draw, how)
             else:
                 seed = self.context.stream(own) % 2**31
-                drawn = self.drawn(journal, own, draw, asked, sampling, seed)
+                drawn = self.drawn(journal, own, draw, asked, how, seed)
                 answers = [[Answer(*a) for a in items] for items in drawn]
             for group, items in zip(groups, answers, strict=True):
                 group += [replace(a, own=who == 0) for a in items]
@@ -212,8 +232,24 @@ class Collector:
         made: list[Group] = []
         for row, one, answers, (reward, terms) in zip(rows, asked, groups, scored, strict=True):
             if reward is not None:
-                made.append(Group(row, one.ids, tuple(answers), tuple(reward), terms))
+                made.append(self._group(row, one.ids, answers, reward, terms))
         return made
+
+    def _group(
+        self,
+        row: int,
+        prompt: tuple[int, ...],
+        answers: Sequence[Answer],
+        reward: Sequence[float],
+        terms: Scores,
+    ) -> Group:
+        if not self.greedy:
+            return Group(row, prompt, tuple(answers), tuple(reward), terms)
+        at = sum(a.own for a in answers)  # the policy's own stand first, then the greedy one
+        stay = [i for i in range(len(answers)) if i != at]
+        own, paid = tuple(answers[i] for i in stay), tuple(reward[i] for i in stay)
+        parts = {n: [values[i] for i in stay] for n, values in terms.items()}
+        return Group(row, prompt, own, paid, parts, greedy=reward[at])
 
     def _asked(self, row: int, name: str) -> Asked:
         one = self.prompts[row]

@@ -16,6 +16,10 @@ A rollout is a `Measurements` of U groups with K answers of T tokens:
     r["turn_reward"]  where an environment replies between several turns of an answer, what it gave
                     for each, at the turn's last token, [U, K, T]; part of the reward. T counts the
                     policy's tokens alone, one turn after the other.
+    r["old_entropy"]  in nats, of the distribution that each token was drawn from, at temperature 1,
+                    where it is needed, [U, K, T]
+    r["greedy"]     where the opponent is the policy's own greedy answer, the reward of that, [U];
+                    the answer itself is none of the K
 
 and the loss gets, besides the update's tensors, `logp` with gradients, `old_logp` and the same
 columns. The ratio of the two is exactly 1, with the gradient of logp, as long as a rollout is used
@@ -32,29 +36,19 @@ from dataclasses import dataclass, field, fields
 
 from torch import Tensor
 
-from truing.core.advantages import Estimator, at_end, kl_tokens
+from truing.core.advantages import Estimator, at_end, kl_tokens, top_entropy
 from truing.core.objective import Function, Loss, Measurements, State
+from truing.core.online_entry import entry_of
 from truing.core.online_training import OnlineTraining
 from truing.core.preflight import check_online
 from truing.errors import InputError
-from truing.models import Model
-from truing.principles import Principles
-from truing.signature import argument_docs
-from truing.tables import Table
 
 F = typing.TypeVar("F", bound=Function)
 Level = typing.Literal["token", "sequence"]
 Aggregation = typing.Literal["grpo", "bnpo", "luspo"]
-TOP_KL = "ref_top_kl"
-OPPONENTS = ("", "reference", "mixture")
-GLOSSARY = {
-    "beta": "strength of the pull towards the reference.",
-    "aggregate": "how tokens are averaged: grpo, the mean over answers of their means; bnpo, the"
-    " mean over all tokens of the update; luspo, the mean over answers of their sums.",
-    "clip_ratio": "how far from 1 the ratio of new to old probability counts.",
-    "clip_low": "how far below 1 the ratio of new to old probability counts.",
-    "clip_high": "how far above 1 the ratio of new to old probability counts.",
-}
+TOP_KL, OLD_ENTROPY = "ref_top_kl", "old_entropy"
+GREEDY = "greedy"  # the opponent of whose answer the reward alone is kept
+OPPONENTS = ("", "reference", "mixture", GREEDY)
 # Settings of how answers are asked for and rewarded; a pool has its own.
 REWARDED = ("rewards", "weights", "missing_end", "environment", "turns")
 
@@ -92,6 +86,28 @@ def weighed(
     """
     active_U = advantage.flatten(1).abs().amax(1) > 0 if not beta else None
     return Update({"advantage": advantage}, loss, active_U, facts)
+
+
+def on_high_entropy(
+    advantage_UK: Tensor, r: Measurements, share: float, among_UK: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Advantages on the tokens of high entropy alone, [U, K, T], and what to record of them.
+
+    The other tokens have no policy gradient, yet stay in every denominator and keep their KL
+    ("Beyond the 80/20 Rule", arXiv 2506.01939). Entropies are those that the answers were drawn
+    with, and all tokens of the rollout are compared, so that neither the updates before nor the
+    way an update is split change which tokens are trained on.
+
+    Args:
+        share: of the tokens that stay; see `advantages.top_entropy`. 1 leaves everything as it is.
+        among_UK: 1.0 for answers whose tokens are compared; None for all.
+    """
+    mask_UKT = r.mask_UKT if among_UK is None else r.mask_UKT * among_UK[..., None]
+    if share == 1 or not mask_UKT.any():
+        return advantage_UK, {}
+    high_UKT, least = top_entropy(r[OLD_ENTROPY], mask_UKT, share)
+    seen = {"high_entropy": high_UKT[mask_UKT > 0], "high_entropy_from": least}
+    return advantage_UK[..., None] * high_UKT, seen
 
 
 # The loss components: tensors of one value a token, and how they are averaged
@@ -217,12 +233,15 @@ class Online:
         update: the pure function.
         rows: kind of the table.
         needs: "ref_logp", "values" (a critic, see `core.critic`), "entropy" (of whole
-            distributions, with gradients), "ref_top_kl" (the divergence from the reference over its
-            `top_k` likeliest tokens, before the first update; with gradients where a setting `ptx`
-            is not 0).
+            distributions, with gradients), "old_entropy" (the same before the first update, where a
+            setting `entropy_share` is not 1), "ref_top_kl" (the divergence from the reference over
+            its `top_k` likeliest tokens, before the first update; with gradients where a setting
+            `ptx` is not 0).
         least: answers of a group that it cannot do without.
         opponent: who draws a further answer for each of the policy's: "reference", or the
-            "mixture" of policy and reference whose logits the setting `mix` weighs; "" nobody.
+            "mixture" of policy and reference whose logits the setting `mix` weighs. "greedy" is the
+            policy's answer of likeliest tokens, one a group, whose reward is all that is kept of
+            it. "" nobody.
         given: text column that joins each group as an answer which nobody drew; where the method
             has a setting `ptx`, only if that is not 0.
         pools: how rows of several sorts are asked and rewarded; name of a component of kind "pool".
@@ -264,6 +283,17 @@ class Online:
         """True when the function takes the state of the rollout before."""
         return "state" in inspect.signature(self.update).parameters
 
+    @property
+    def opposed(self) -> bool:
+        """True when an opponent's answers, for which a reference is needed, stand in the groups."""
+        return self.opponent not in ("", GREEDY)
+
+    @property
+    def refills(self) -> bool:
+        """True when equal rewards teach nothing, so that other groups may take the place."""
+        compared = self.least > 1 or self.opponent == GREEDY
+        return compared and not (self.given or self.opposed)
+
     def compares(self, values: Mapping[str, object]) -> bool:
         """True when the reference must be measured: not where its strength `beta` is 0."""
         held = values.get("beta", 1.0) != 0 or self.anchored(values)
@@ -272,6 +302,21 @@ class Online:
     def anchored(self, values: Mapping[str, object]) -> bool:
         """True when the divergence over the reference's likeliest tokens is differentiated."""
         return TOP_KL in self.needs and values.get("ptx", 0.0) != 0
+
+    def sifts(self, values: Mapping[str, object]) -> bool:
+        """True when answers are trained on by the entropy that their tokens were drawn with."""
+        return OLD_ENTROPY in self.needs and values.get("entropy_share", 1.0) != 1
+
+    def check(self, values: Mapping[str, object]) -> None:
+        """Raise an InputError for settings that no rollout could be learnt from with."""
+        share = values.get("entropy_share", 1.0)
+        if isinstance(share, (int, float)) and not 0 < share <= 1:
+            raise InputError(
+                "setting 'entropy_share' must be above 0 and at most 1",
+                where=self.name,
+                seen=share,
+                fix="1 trains on all tokens",
+            )
 
     def joins(self, values: Mapping[str, object]) -> str:
         """Column of the answer that joins each group, or ""."""
@@ -284,54 +329,6 @@ class Online:
         own = {n: v for n, v in values.items() if n in self.settings}
         found = self.update(r, state, **own) if self.keeps_state else self.update(r, **own)
         return typing.cast(Update, found)
-
-
-def _entry(spec: Online) -> Function:
-    """The function that trains: inputs, its settings, the engine's with its defaults."""
-
-    def train(
-        model: Model,
-        data: Table,
-        reference: Model | None = None,
-        reward_model: Model | None = None,
-        principles: Principles | None = None,
-        critic: Model | None = None,
-        partner: Model | None = None,
-        **settings: object,
-    ) -> Model:
-        from truing.core.train_online import train_online
-
-        nouns = (model, data, reference, reward_model, principles, critic, partner)
-        return train_online(spec, *nouns, settings)
-
-    kind = inspect.Parameter.KEYWORD_ONLY
-    hints = typing.get_type_hints(spec.update, include_extras=True)
-    shared = typing.get_type_hints(OnlineTraining)
-    own = {n: p.replace(annotation=hints.get(n, str)) for n, p in spec.settings.items()}
-    engine = {
-        f.name: inspect.Parameter(f.name, kind, default=f.default, annotation=shared[f.name])
-        for f in fields(OnlineTraining)
-        if f.name in spec.engine and f.name not in own  # a method's default goes before
-    }
-    unused = {"reward_model", "principles", "partner"} if spec.pools else set[str]()
-    if "ref_logp" not in spec.needs and not spec.opponent:
-        unused.add("reference")
-    if not spec.values:
-        unused.add("critic")
-    nouns = list(inspect.signature(train, eval_str=True).parameters.values())[:-1]
-    nouns = [n for n in nouns if n.name not in unused]
-    parameters = [*nouns, *own.values(), *engine.values()]
-    train.__name__ = train.__qualname__ = spec.name
-    train.__module__ = spec.update.__module__
-    docs = argument_docs(OnlineTraining.__doc__ or "")
-    docs = {n: d for n, d in docs.items() if n in engine or n in own}
-    docs |= {n: d for n, d in GLOSSARY.items() if n in own}
-    docs |= argument_docs(inspect.getdoc(spec.update) or "")
-    lines = [f"    {n}: {d}" for n, d in docs.items()]
-    train.__doc__ = "\n".join(["Train with this method.", "", "Args:", *lines])
-    train.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": Model}
-    train.__dict__["__signature__"] = inspect.Signature(parameters, return_annotation=Model)
-    return train
 
 
 def online(
@@ -364,7 +361,7 @@ def online(
         facts = {"paper": paper, "field": field, "needs": ("weights",), "name": name}
         function.__dict__["__truing__"] = facts | {"group": group}
         function.__dict__["__online__"] = spec
-        function.__dict__["__truing_entry__"] = _entry(spec)
+        function.__dict__["__truing_entry__"] = entry_of(spec)
         function.__dict__["__truing_check__"] = functools.partial(check_online, spec)
         return function
 

@@ -31,7 +31,7 @@ from truing.core.logprob import measure, states
 from truing.core.lora import Lora
 from truing.core.measure import fitted
 from truing.core.objective import Loss, Measurements
-from truing.core.online import TOP_KL, Online
+from truing.core.online import GREEDY, OLD_ENTROPY, TOP_KL, Online
 from truing.core.online_record import Rollout, Sums
 from truing.core.online_training import OnlineTraining
 from truing.core.teacher import head_of, likeliest
@@ -40,6 +40,7 @@ from truing.core.tree import BUDGET, Node, Packed, pack
 from truing.errors import Stopped
 
 STATE, GIVEN = "method/", "given/"
+PAST = {"entropy": OLD_ENTROPY}  # measured before the first update: the name of the fresh is taken
 
 
 class OnlineTask:
@@ -142,11 +143,13 @@ class OnlineTask:
     def _measured(self, trees: Sequence[Node]) -> State:
         """What the method needs of the policy and the reference before the first update."""
         made: State = {}
-        if self.critic is not None or not self.exact:
+        own = ["logp"] if self.critic is not None or not self.exact else []
+        own += ["entropy"] if self.spec.sifts(self.values) else []
+        if own:
 
             def policy(packed: Packed) -> State:
-                found = valued(self.module, packed, ("logp",), self.critic, grad=False)
-                return {n: v for n, v in found.items() if n != "mask"}
+                found = valued(self.module, packed, own, self.critic, grad=False)
+                return {PAST.get(n, n): v for n, v in found.items() if n != "mask"}
 
             made |= self._sweep(trees, policy)
         if self.compare:
@@ -198,6 +201,7 @@ class OnlineTask:
         # A pool's terms are facts about its rows, not parts of a reward.
         of = "" if self.collector.pool is not None else "reward/"
         columns |= {of + n: [list(g.terms[n]) for g in groups] for n in groups[0].terms}
+        greedy = {GREEDY: [g.greedy for g in groups]} if self.collector.greedy else {}
         tensors = {"logp": logp_UKT, **given}
         if self.collector.world is not None:
             tensors["turn_reward"] = paid_UKT
@@ -205,7 +209,7 @@ class OnlineTask:
         return Measurements(
             mask_UKT.to(self.device),
             {n: t.to(self.device) for n, t in tensors.items()},
-            {n: torch.tensor(c, device=self.device) for n, c in columns.items()},
+            {n: torch.tensor(c, device=self.device) for n, c in (columns | greedy).items()},
         )
 
     def _ready(self, number: int) -> Rollout | None:

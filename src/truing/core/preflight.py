@@ -68,6 +68,7 @@ def online_training(spec: Online, settings: Settings) -> OnlineTraining:
     engine = {n: v for n, v in settings.items() if n in spec.engine}
     training = OnlineTraining(**engine)  # type: ignore[arg-type]
     training.check(spec.name)
+    spec.check(settings)
     given = spec.joins(settings)
     if training.answers < spec.least:
         raise InputError(
@@ -76,7 +77,7 @@ def online_training(spec: Online, settings: Settings) -> OnlineTraining:
             where=spec.name,
             seen=training.answers,
         )
-    if training.refill and (spec.least < 2 or spec.given or spec.opponent):
+    if training.refill and not spec.refills:
         raise InputError(
             "setting 'refill': groups of equal rewards teach here too, and it would replace them",
             where=spec.name,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from truing import catalogue
 from truing.context import Json, current
-from truing.core import distributed
+from truing.core import distributed, recompute
 from truing.core import lora as adapters
 from truing.core.agents import Speaker
 from truing.core.alongside import Alongside
@@ -22,11 +22,12 @@ from truing.core.engine import train
 from truing.core.episodes import World
 from truing.core.frozen_trunk import attach
 from truing.core.loaded import Loaded
-from truing.core.online import Online
+from truing.core.online import GREEDY, Online
 from truing.core.online_reward import Reward
 from truing.core.online_task import OnlineTask
 from truing.core.online_training import OnlineTraining
 from truing.core.opening import same_tokens
+from truing.core.past import Past
 from truing.core.preflight import online_training
 from truing.core.rewards import Rewards, telling
 from truing.core.rollout import Make, maker
@@ -71,19 +72,27 @@ class Players:
         self.own, self.lora, self.other = policy, lora, other
 
     def policy(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, first: Sequence[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingSettings,
+        first: Sequence[int],
+        past: Past | None = None,
     ) -> list[list[Completion]]:
         """The policy's answers."""
-        return continued(self.own, prompts, sampling, first=first)
+        return continued(self.own, prompts, sampling, first=first, past=past)
 
     def reference(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, first: Sequence[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingSettings,
+        first: Sequence[int],
+        past: Past | None = None,
     ) -> list[list[Completion]]:
         """The reference's answers."""
         if self.other is not None:
-            return continued(self.other, prompts, sampling, first=first)
+            return continued(self.other, prompts, sampling, first=first, past=past)
         with cast(adapters.Lora, self.lora).off():
-            return continued(self.own, prompts, sampling, first=first)
+            return continued(self.own, prompts, sampling, first=first, past=past)
 
     def mixture(self, mix: float) -> Draw:
         """Answers of the geometric mixture that gives the reference the share `mix`."""
@@ -91,10 +100,13 @@ class Players:
         module = self.other.module if self.other is not None else self.own.module
 
         def draw(
-            prompts: Sequence[Sequence[int]], sampling: SamplingSettings, first: Sequence[int]
+            prompts: Sequence[Sequence[int]],
+            sampling: SamplingSettings,
+            first: Sequence[int],
+            past: Past | None = None,
         ) -> list[list[Completion]]:
             hook = Alongside(module, off, mix, sampling.max_tokens)
-            return continued(self.own, prompts, sampling, first=first, logits=hook)
+            return continued(self.own, prompts, sampling, first=first, logits=hook, past=past)
 
         return draw
 
@@ -105,6 +117,8 @@ def _draws(spec: Online, players: Players, told: Mapping[str, object]) -> list[D
         if not 0 <= mix <= 1:
             raise InputError("setting 'mix' is a share", where=spec.name, seen=mix)
         return [players.policy, players.mixture(mix)]
+    if spec.opponent == GREEDY:
+        return [players.policy, players.policy]
     return [players.policy, *([players.reference] if spec.opponent else [])]
 
 
@@ -130,6 +144,8 @@ def _critic(
         return Critic.of(loaded)
     same_tokens({"model": loaded.model, "critic": given}, where=spec.name)
     own = given.load_module(dtype, loaded.device, fresh=True)
+    if recompute.is_on(loaded.module):
+        recompute.switch_on(own.module)
     lora = attach(own.module, settings, current().stream("critic") % 2**31)
     return Critic.of(own, own=True, lora=lora)
 
@@ -257,7 +273,7 @@ def _other(
     spec: Online, told: Mapping[str, object], settings: OnlineTraining, start: Start
 ) -> Loaded | None:
     """The frozen reference, where one is needed that is not the model with its adapter off."""
-    needed = spec.compares(told) or settings.watch or spec.opponent
+    needed = spec.compares(told) or settings.watch or spec.opposed
     if not needed or (start.reference is None and settings.rank):
         return None
     found = start.frozen()
@@ -283,8 +299,9 @@ def _task(
     draws = _draws(spec, Players(policy, lora, other), told)
     reward, pool = (by, None) if isinstance(by, Reward) else (None, by)
     collector = Collector(
-        prompts, draws, reward, pool, loaded.tokenizer, folder, context, world, start.limit
-    )
+        prompts, draws, reward, pool, loaded.tokenizer, folder, context, world, start.limit,
+        greedy=spec.opponent == GREEDY,
+    )  # fmt: skip
     return OnlineTask(
         spec, told, settings, collector, loaded.module, lora=lora,
         other=other.module if other is not None else None,
