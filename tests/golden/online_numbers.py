@@ -17,6 +17,7 @@ OLD = [([-0.5, -1.25, -2.0], [-1.5, -0.75]), ([-3.0], [-0.25, -0.5, -1.0, -2.5])
 NEW = [([-0.3, -1.5, -2.0], [-1.75, -0.5]), ([-2.5], [-0.5, -0.25, -1.125, -2.0])]
 REF = [([-0.75, -1.5, -1.0], [-1.0, -1.0]), ([-4.5], [-0.5, -1.0, -0.25, -0.25])]
 VALUE = [([0.5, 0.25, 1.0], [-0.5, 0.75]), ([0.125], [1.0, 0.5, -0.25, 2.0])]
+ENTROPY = [([1.2, 0.3, 2.0], [0.3, 1.5]), ([0.9], [2.0, 0.1, 0.7, 1.1])]
 REWARD = [[1.0, 3.0], [0.5, -1.0]]
 Rows = list[tuple[list[float], list[float]]]
 ANSWERS = [(u, k) for u in range(2) for k in range(2)]
@@ -31,9 +32,12 @@ def ones(rows: Rows = OLD) -> Tensor:
     return torch.tensor([[[1.0] * len(y) + [0.0] * (4 - len(y)) for y in row] for row in rows])
 
 
-def rollout(own: list[list[float]] | None = None, **columns: list[list[float]]) -> Measurements:
+def rollout(
+    own: list[list[float]] | None = None, **columns: list[list[float]] | list[float]
+) -> Measurements:
     """What a method is given."""
     tensors = {"logp": tensor(OLD), "ref_logp": tensor(REF), "values": tensor(VALUE)}
+    tensors["old_entropy"] = tensor(ENTROPY)
     found = {"reward": REWARD, "finished": [[1.0, 1.0], [0.0, 1.0]]} | columns
     found["own"] = own or [[1.0, 1.0], [1.0, 1.0]]
     return Measurements(ones(), tensors, {n: torch.tensor(c) for n, c in found.items()})

@@ -25,6 +25,13 @@ above it has no surrogate, yet stays in every denominator and keeps its KL. The 
 threshold, so none is the default. pi_old is the policy before the rollout's first update: with one
 update a rollout nothing is masked.
 
+`entropy_share` trains on forking tokens alone: those whose distribution, under pi_old, has an
+entropy of at least the (1 - share) quantile over all tokens of the rollout ("Beyond the 80/20 Rule:
+High-Entropy Minority Tokens Drive Effective Reinforcement Learning for LLM Reasoning", arXiv
+2506.01939, which takes 0.2). The others lose their surrogate, yet stay in every denominator and
+keep their KL. Entropies are at temperature 1, measured in one further pass. All four methods have
+it. The method card's batch is a rollout here, so that minibatches share one quantile.
+
 Groups of equal rewards have no gradient and are not computed (they are counted, and stay in the
 denominators), unless a KL term in the loss gives them one. DAPO's overlong punishment enters before
 the advantages. An answer cut off at the limit can be kept out of dapo's loss.
@@ -59,6 +66,7 @@ from truing.core.online import (
     clipped,
     kl_loss,
     log_ratio,
+    on_high_entropy,
     online,
     watched,
     weighed,
@@ -84,7 +92,7 @@ def near(m: Measurements, opsm: float) -> Tensor:
     return (~masked_UK).float()[..., None]
 
 
-@online(paper="preference-losses", needs=("ref_logp",), least=2)
+@online(paper="preference-losses", needs=("ref_logp", "old_entropy"), least=2)
 def grpo(
     r: Measurements,
     *,
@@ -97,6 +105,7 @@ def grpo(
     scale: Scale = "group",
     aggregate: Aggregation = "grpo",
     opsm: float = 0.0,
+    entropy_share: float = 1.0,
 ) -> Update:
     """Group relative policy optimisation: an answer is as good as it beats the others.
 
@@ -124,16 +133,19 @@ def grpo(
         return watched(made, **seen)
 
     reward_UK = penalised(r, beta, kl, kl_in)
-    return weighed(group_advantage(reward_UK, r.there_UK, scale), loss, beta=in_loss)
+    advantage_UK = group_advantage(reward_UK, r.there_UK, scale)
+    advantage, high = on_high_entropy(advantage_UK, r, entropy_share)
+    return weighed(advantage, loss, beta=in_loss, **high)
 
 
-@online(paper="preference-losses", needs=("ref_logp",), least=2)
+@online(paper="preference-losses", needs=("ref_logp", "old_entropy"), least=2)
 def dr_grpo(
     r: Measurements,
     *,
     beta: float = 0.0,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    entropy_share: float = 1.0,
     new_tokens: int = 64,
 ) -> Update:
     """GRPO without its two biases: neither the group's deviation nor the length divides.
@@ -149,10 +161,12 @@ def dr_grpo(
         made = by_length(per_UKT, m, new_tokens)
         return watched(made, clip_fraction=clip_fraction(m, clip_low, clip_high))
 
-    return weighed(group_advantage(r["reward"], r.there_UK, "none"), loss, beta=beta)
+    advantage_UK = group_advantage(r["reward"], r.there_UK, "none")
+    advantage, high = on_high_entropy(advantage_UK, r, entropy_share)
+    return weighed(advantage, loss, beta=beta, **high)
 
 
-@online(paper="preference-losses", least=2)
+@online(paper="preference-losses", needs=("old_entropy",), least=2)
 def dapo(
     r: Measurements,
     *,
@@ -161,6 +175,7 @@ def dapo(
     buffer: int = 16,
     punish: float = 1.0,
     drop_unfinished: bool = False,
+    entropy_share: float = 1.0,
     refill: int = 4,
     new_tokens: int = 64,
 ) -> Update:
@@ -177,20 +192,25 @@ def dapo(
     if punish:
         reward_UK = reward_UK + punish * overlong(r.length_UK, new_tokens, min(buffer, new_tokens))
 
+    def kept(m: Measurements) -> Tensor | None:
+        return m["finished"] if drop_unfinished else None
+
     def loss(m: Measurements) -> Loss:
-        keep_UK = m["finished"] if drop_unfinished else None
-        made = by_token(clipped(m, clip_low, clip_high), m, keep_UK)
+        made = by_token(clipped(m, clip_low, clip_high), m, kept(m))
         return watched(made, clip_fraction=clip_fraction(m, clip_low, clip_high))
 
-    return weighed(group_advantage(reward_UK, r.there_UK), loss)
+    advantage_UK = group_advantage(reward_UK, r.there_UK)
+    advantage, high = on_high_entropy(advantage_UK, r, entropy_share, kept(r))
+    return weighed(advantage, loss, beta=0.0, **high)
 
 
-@online(paper="preference-losses", least=2)
+@online(paper="preference-losses", needs=("old_entropy",), least=2)
 def gdpo(
     r: Measurements,
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    entropy_share: float = 1.0,
     weights: dict[str, float] | None = None,
     missing_end: float = 0.0,
 ) -> Update:
@@ -210,4 +230,6 @@ def gdpo(
         made = by_answer(clipped(m, clip_low, clip_high), m)
         return watched(made, clip_fraction=clip_fraction(m, clip_low, clip_high))
 
-    return weighed(normalised(total_UK, r.there_UK), loss)
+    advantage_UK = normalised(total_UK, r.there_UK)
+    advantage, high = on_high_entropy(advantage_UK, r, entropy_share)
+    return weighed(advantage, loss, beta=0.0, **high)
