@@ -22,6 +22,7 @@ from truing.tables import Row, Table
 
 ONLINE = [n for n in methods if methods[n].entry.kind == "online"]
 GROUPS, LONGEST = 4, 5
+BETA_FREE = ("train/grpo", "train/gspo", "train/remax")  # its pull teaches every group
 WORDS = "lime oak rain stone river cloud ash fern".split()
 
 
@@ -33,6 +34,7 @@ def settings_of(spec: Online, **more: object) -> dict[str, object]:
     """Defaults, with everything switched on that a default leaves out."""
     found: dict[str, object] = {n: p.default for n, p in spec.settings.items()}
     found |= {n: 0.1 for n in ("beta", "entropy", "ptx") if n in found}
+    found |= {"entropy_share": 0.5} if "entropy_share" in found else {}
     found |= {"critic_rollouts": 0} if "critic_rollouts" in found else {}
     found |= {"new_tokens": LONGEST, "buffer": 2} if "buffer" in found else {}
     return found | more
@@ -41,7 +43,7 @@ def settings_of(spec: Online, **more: object) -> dict[str, object]:
 def rollout(spec: Online, seed: int = 0, *, flat: Sequence[int] = ()) -> Measurements:
     """A made-up rollout; groups in `flat` have equal rewards."""
     source = torch.Generator().manual_seed(seed)
-    own, width = 3, 3 * (2 if spec.opponent else 1) + bool(spec.given)
+    own, width = 3, 3 * (2 if spec.opposed else 1) + bool(spec.given)
     lengths = torch.randint(1, LONGEST + 1, (GROUPS, width), generator=source)
     lengths[0, 0] = LONGEST
     mask = (torch.arange(LONGEST) < lengths[..., None]).float()
@@ -49,6 +51,7 @@ def rollout(spec: Online, seed: int = 0, *, flat: Sequence[int] = ()) -> Measure
     tensors = {n: -torch.rand(shape, generator=source) * mask for n in ("logp", "ref_logp")}
     tensors["values"] = torch.randn(shape, generator=source) * mask
     tensors["ref_top_kl"] = torch.rand(shape, generator=source) * mask
+    tensors["old_entropy"] = torch.rand(shape, generator=source) * mask
     reward = torch.rand(GROUPS, width, generator=source)
     for u in flat:
         reward[u] = 0.25
@@ -58,6 +61,8 @@ def rollout(spec: Online, seed: int = 0, *, flat: Sequence[int] = ()) -> Measure
     sort = (torch.arange(GROUPS) % 3).float()[:, None].expand(GROUPS, width)
     columns = {"reward": reward, "own": is_own, "finished": finished, "sort": sort}
     columns |= {"reward/a": reward, "reward/b": reward.flip(0)}
+    if spec.opponent == "greedy":
+        columns["greedy"] = torch.tensor([0.25, 0.25, 0.5, 0.75])
     return Measurements(mask, tensors, columns)
 
 
@@ -89,7 +94,7 @@ def test_the_family_is_listed() -> None:
     names = {methods[n].name for n in ONLINE}
     assert names >= set(
         "grpo dr_grpo dapo gspo cispo rloo reinforce_plus_plus ppo ppo_max online_dpo xpo nash_md"
-        " urpo grao".split()
+        " urpo grao remax".split()
     )
 
 
@@ -97,7 +102,7 @@ def test_the_family_is_listed() -> None:
 def test_declaration(name: str) -> None:
     method, spec = methods[name], spec_of(name)
     assert method.returns == "Model" and {"model", "data"} <= set(method.inputs)
-    assert ("reference" in method.inputs) == ("ref_logp" in spec.needs or bool(spec.opponent))
+    assert ("reference" in method.inputs) == ("ref_logp" in spec.needs or spec.opposed)
     assert {"steps", "lr", "answers", "new_tokens", "passes"} <= set(method.settings)
     # What a pool decides itself is not offered, since it would be dropped.
     rewarded = {"rewards", "weights", "missing_end"} <= set(method.settings)
@@ -188,7 +193,7 @@ def test_micro_batches_add_up_and_weights_are_known_before(name: str) -> None:
 @pytest.mark.parametrize("name", ONLINE)
 def test_groups_that_are_left_out_have_no_gradient(name: str) -> None:
     spec = spec_of(name)
-    values = settings_of(spec, **({"beta": 0.0} if name in ("train/grpo", "train/gspo") else {}))
+    values = settings_of(spec, **({"beta": 0.0} if name in BETA_FREE else {}))
     r = rollout(spec, flat=[1])
     update = spec(r, values)
     if update.active_U is None:
@@ -238,7 +243,8 @@ def test_a_run_and_the_split_into_micro_batches(
     name: str, tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, model = spec_of(name), Model.open(tiny_path)
-    rewards = {} if spec.pools else {"rewards": RULE}
+    rewards: dict[str, object] = {} if spec.pools else {"rewards": RULE}
+    filters = {"entropy_share": 0.5} if "entropy_share" in spec.settings else {}
     build = train_online._pool
     monkeypatch.setattr(
         train_online, "_pool", lambda *a: Counting(pool) if (pool := build(*a)) else None
@@ -257,7 +263,7 @@ def test_a_run_and_the_split_into_micro_batches(
     for budget in (100_000, 1):
         with use(Context(folder=tmp_path / str(budget), seed=2)) as context:
             made = methods[name](
-                model, table_for(spec), **SHORT, **rewards, passes=2, budget=budget
+                model, table_for(spec), **SHORT, **rewards, **filters, passes=2, budget=budget
             )
         assert isinstance(made, Model)
         kinds = [c.kind for c in made.weight_changes]
