@@ -1,8 +1,8 @@
 """What the tests of several processes run, alone and under torchrun: recipes and a digits task.
 
 As a script it runs commands in turn, such as `[["run", "r.yaml"], ["digits"]]`. What each gave, and
-how the hand-written block saw its weights, goes to files in the current folder: `codes.json`,
-`digits.json`, `blocks-RANK.json`.
+how the hand-written block saw its weights and where environments were played, goes to files in the
+current folder: `codes.json`, `digits.json`, `blocks-RANK.json`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from truing.cli import main
-from truing.context import Context, use
+from truing.context import Context, Json, use
 from truing.core import block, distributed, engine, fused
 from truing.core.plain_task import PlainTask
+from truing.core.rollout import Step
 from truing.core.tiny import tiny_folder
 from truing.core.together import together
 from truing.core.training import Training
+from truing.fields.agent.running_sum import RunningSum
 from truing.tables import Table
 
 # Shares that are uneven or empty, several micro-batches in one process and one in the other, every
-# way in which parameters lie, every unit of an objective.
+# way in which parameters lie, every unit of an objective, episodes with and without a second role.
+# In bfloat16 another batch would round otherwise, and other tokens would be drawn.
 RECIPE = """\
 name: several
 models: {base: tiny}
@@ -36,28 +39,47 @@ steps:
     budget: 64, clip: 0.5}
   single: {do: train/sft, model: base, data: examples.jsonl, rank: 0, steps: 2, batch: 1,
     lr: 1.0e-3}
-  lora: {do: train/dpo, model: full, data: pairs.jsonl, rank: 4, steps: 4, batch: 3, lr: 1.0e-3}
+  lora: {do: train/dpo, model: full, data: pairs.jsonl, rank: 4, steps: 4, batch: 3, lr: 1.0e-3,
+    dtype: float32}
   headed: {do: train/bradley_terry, model: base, data: pairs.jsonl, rank: 0, steps: 3, batch: 4,
     lr: 1.0e-3, budget: 100}
   moving: {do: train/tr_dpo, model: base, data: pairs.jsonl, rank: 0, steps: 3, batch: 4,
-    lr: 1.0e-3, every: 2}
+    lr: 1.0e-3, every: 2, gradient_checkpointing: always}
   whole: {do: train/bco, model: base, data: pairs.jsonl, rank: 4, steps: 3, batch: 5, lr: 1.0e-3,
-    budget: 100}
+    budget: 100, dtype: float32}
   online: {do: train/grpo, model: base, data: pairs.jsonl, rank: 4, steps: 3, batch: 3, answers: 4,
-    new_tokens: 12, lr: 1.0e-3, beta: 0.1, rewards: {short: {use: max_words, n: 2}}}
+    new_tokens: 12, lr: 1.0e-3, beta: 0.1, dtype: float32, rewards: {short: {use: max_words, n: 2}}}
   critic: {do: train/ppo, model: base, data: pairs.jsonl, rank: 0, steps: 2, batch: 3, passes: 2,
     answers: 2, new_tokens: 8, rewards: {short: {use: max_words, n: 2}}}
+  talks: {do: train/ppo, model: base, partner: base, data: pairs.jsonl, rank: 4, steps: 2, batch: 3,
+    answers: 2, new_tokens: 8, turns: 2, environment: {use: conversation, turns: 2},
+    dtype: float32, rewards: {short: {use: max_words, n: 2}}}
   own: {do: train/gkd_on_policy, model: base, teacher: base, data: examples.jsonl, rank: 4,
-    steps: 2, batch: 3, lr: 1.0e-3, new_tokens: 8}
+    steps: 2, batch: 3, lr: 1.0e-3, new_tokens: 8, dtype: float32}
+"""
+# These two alone are killed, too.
+ALIGNED = """\
   aligned: {do: train/dpo, model: base, data: pairs.jsonl, rank: 0, steps: 8, batch: 5,
     lr: 1.0e-3, budget: 128}
+"""
+# Three tasks for two processes.
+TURNS = """\
+  turns: {do: train/grpo, model: base, data: pairs.jsonl, rank: 4, steps: 3, batch: 3, answers: 4,
+    new_tokens: 16, lr: 1.0e-3, turns: 3, environment: {use: running_sum, terms: 3, tries: 1},
+    dtype: float32, rewards: {short: {use: max_words, n: 2}}}
 """
 KILLED = """\
 name: killed
 models: {base: tiny}
 steps:
-  aligned: {do: train/dpo, model: base, data: pairs.jsonl, rank: 0, steps: 8, batch: 5,
-    lr: 1.0e-3, budget: 128}
+"""
+# Its last task cannot be begun, which is met in one process only.
+APART = """\
+name: apart
+models: {base: tiny}
+steps:
+  talks: {do: train/grpo, model: base, partner: base, data: talks.jsonl, new_tokens: 8,
+    environment: {use: conversation}, rewards: {short: {use: max_words, n: 2}}}
 """
 BAD = """\
 name: bad
@@ -79,9 +101,12 @@ def make(folder: Path) -> Path:
         for i in range(13)
     ]
     examples = [{"prompt": p["prompt"], "completion": p["chosen"]} for p in pairs]
-    for name, rows in (("pairs", pairs), ("examples", examples)):
+    talks = [{"prompt": str(i)} for i in range(3)] + [{"prompt": " "}]
+    for name, rows in (("pairs", pairs), ("examples", examples), ("talks", talks)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    for name, text in (("r", RECIPE), ("killed", KILLED), ("bad", BAD)):
+    recipes = {"r": RECIPE + ALIGNED + TURNS, "bad": BAD, "apart": APART}
+    recipes |= {"aligned": KILLED + ALIGNED, "turns": KILLED + TURNS}
+    for name, text in recipes.items():
         (folder / f"{name}.yaml").write_text(text)
     return folder
 
@@ -136,10 +161,22 @@ def watch_blocks() -> dict[str, int]:
     return seen
 
 
+def watch_episodes(seen: dict[str, int]) -> None:
+    """Count the actions that environments take here."""
+    seen["played"], step = 0, RunningSum.step
+
+    def watched(one: RunningSum, action: Json) -> Step:
+        seen["played"] += 1
+        return step(one, action)
+
+    RunningSum.step = watched
+
+
 if __name__ == "__main__":
     # A checkpoint after every update: a kill then finds every state that there can be.
     engine.CHECKPOINT_SECONDS, engine.CHECKPOINT_SHARE = -1.0, 1e9
     seen = watch_blocks()
+    watch_episodes(seen)
     codes = [
         digits_together(Path()) if c == ["digits"] else main(c) for c in json.loads(sys.argv[1])
     ]

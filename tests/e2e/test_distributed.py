@@ -24,7 +24,19 @@ from truing.models import Model
 from truing.store import Store
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
-TRAINED = ("full", "single", "lora", "headed", "moving", "whole", "online", "critic", "own")
+TRAINED = (
+    "full",
+    "single",
+    "lora",
+    "headed",
+    "moving",
+    "whole",
+    "online",
+    "critic",
+    "own",
+    "talks",
+)
+KILLED = ("aligned", "turns")  # these are trained in the other tests, too
 
 
 def start(folder: Path, *commands: list[str]) -> subprocess.Popen[str]:
@@ -72,13 +84,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def said(folder: Path) -> str:
-    """A bad recipe, the recipe and the digits in two processes; what they wrote to stderr."""
-    run = ["--runs", "two"]
-    process = start(folder, ["run", "bad.yaml", *run], ["run", "r.yaml", *run], ["digits"])
+    """Bad recipes, the recipe and the digits in two processes; what they wrote to stderr."""
+    runs_of = [["run", f"{name}.yaml", "--runs", "two"] for name in ("bad", "apart", "r")]
+    process = start(folder, *runs_of, ["digits"])
     _, err = process.communicate(timeout=800)
     assert process.returncode == 0, err
-    assert json.loads((folder / "codes.json").read_text()) == [2, 0, 0]
-    shutil.rmtree(next((folder / "two").glob("bad-*")))
+    assert json.loads((folder / "codes.json").read_text()) == [2, 2, 0, 0]
+    for name in ("bad", "apart"):
+        shutil.rmtree(next((folder / "two").glob(f"{name}-*")))
     return err
 
 
@@ -95,7 +108,7 @@ def test_losses_norms_and_weights_are_those_of_one_process(
     ours, theirs = metrics(alone.folder), metrics(two)
     made = pipeline.load_results(two, Store(folder / "home" / "store"))
     base = Model.open(folder / "tiny")
-    assert set(ours) == set(theirs) == {*TRAINED, "aligned"}
+    assert set(ours) == set(theirs) == {*TRAINED, *KILLED}
     for name, updates in ours.items():
         for a, b in zip(updates, theirs[name], strict=True):
             assert b == pytest.approx(a, rel=1e-3, abs=1e-5), name
@@ -105,11 +118,19 @@ def test_losses_norms_and_weights_are_those_of_one_process(
 
 
 def test_one_process_speaks_and_blocks_see_whole_weights(folder: Path, said: str) -> None:
-    assert said.count("loss falls on >>>these tokens<<<") == len(TRAINED) + 1
+    assert said.count("loss falls on >>>these tokens<<<") == len(TRAINED) + len(KILLED)
     told = [line for line in said.splitlines() if line.startswith("truing: ")]
-    assert len(told) == 1 and "no row can be trained on" in told[0], told
+    assert len(told) == 2 and "no row can be trained on" in told[0], told
+    assert "task 4" in told[1] and "must be the user's opening words" in told[1]
     counts = [json.loads((folder / f"blocks-{rank}.json").read_text()) for rank in range(2)]
     assert [c["cut"] for c in counts] == [0, 0] and min(c["whole"] for c in counts) > 100
+
+
+def test_episodes_are_played_where_they_were_begun(folder: Path, said: str) -> None:
+    """Of three tasks one process has one and the other two; each has four episodes of three turns,
+    in three rollouts."""
+    counts = [json.loads((folder / f"blocks-{rank}.json").read_text()) for rank in range(2)]
+    assert [c["played"] for c in counts] == [1 * 4 * 3 * 3, 2 * 4 * 3 * 3]
 
 
 def test_digits_through_the_same_loop(folder: Path, said: str, tmp_path: Path) -> None:
@@ -130,16 +151,25 @@ def pid_of(process: subprocess.Popen[str], rank: int) -> int:
     raise AssertionError("it has no such child")
 
 
+def late(step: str, scratch: Path) -> bool:
+    """True when a step is well under way: in the middle of its updates, of a rollout's episodes."""
+    if step == "aligned":
+        return bool(list(scratch.glob("*/checkpoints-*/step-0000000[3-7]")))
+    journals = scratch.glob("*/rollouts-*/00000[12].jsonl")
+    return any(b"/reply1" in j.read_bytes() for j in journals)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+@pytest.mark.parametrize("step", KILLED)
 def test_one_killed_stops_all_and_any_number_goes_on(
-    folder: Path, said: str, alone: pipeline.Result, tmp_path: Path
+    step: str, folder: Path, said: str, alone: pipeline.Result, tmp_path: Path
 ) -> None:
-    for name in ("tiny", "pairs.jsonl", "killed.yaml"):
+    for name in ("tiny", "pairs.jsonl", f"{step}.yaml"):
         (tmp_path / name).symlink_to(folder / name)
-    command = ["run", "killed.yaml", "--runs", "runs"]
+    command = ["run", f"{step}.yaml", "--runs", "runs"]
     process = start(tmp_path, command)
     scratch, until = tmp_path / "home" / "store" / "scratch", time.monotonic() + 300
-    while not list(scratch.glob("*/checkpoints-*/step-0000000[3-7]")):
+    while not late(step, scratch):
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.005)
     os.kill(pid_of(process, 1), signal.SIGKILL)
@@ -155,12 +185,10 @@ def test_one_killed_stops_all_and_any_number_goes_on(
     assert process.returncode == 0, err
     again = cast(dict[str, dict[str, object]], runs.read(run_of(tmp_path / "runs"))["steps"])
     whole = cast(dict[str, dict[str, object]], runs.read(run_of(folder / "two"))["steps"])
-    assert again["aligned"]["artefact"] == whole["aligned"]["artefact"]  # the same bits
-    assert (
-        metrics(run_of(tmp_path / "runs"))["aligned"] == metrics(run_of(folder / "two"))["aligned"]
-    )
+    assert again[step]["artefact"] == whole[step]["artefact"]  # the same bits
+    assert metrics(run_of(tmp_path / "runs"))[step] == metrics(run_of(folder / "two"))[step]
 
     store = Store(tmp_path / "copy" / "store")
-    one = pipeline.run(recipe.load(tmp_path / "killed.yaml"), tmp_path / "one", store=store)
-    base, model = Model.open(folder / "tiny"), cast(Model, one.results["aligned"])
-    assert drift(model, cast(Model, alone.results["aligned"]), base) < 1e-2
+    one = pipeline.run(recipe.load(tmp_path / f"{step}.yaml"), tmp_path / "one", store=store)
+    base, model = Model.open(folder / "tiny"), cast(Model, one.results[step])
+    assert drift(model, cast(Model, alone.results[step]), base) < 1e-2

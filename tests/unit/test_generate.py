@@ -73,7 +73,9 @@ def test_a_prompt_given_again_goes_on_with_its_draws() -> None:
 def test_log_probabilities_are_the_models_own(
     states: type, settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def chosen(module: nn.Module, prompts: object, rows: object, room: int) -> object:
+    def chosen(
+        module: nn.Module, prompts: object, rows: object, room: int, known: object
+    ) -> object:
         return states(module, prompts, rows, room) if states is Shared else Padded(
             module, prompts, rows  # type: ignore[arg-type]
         )  # fmt: skip

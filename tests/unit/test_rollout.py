@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from torch import Tensor
 
 from truing.context import Context, Json, use
 from truing.core.rollout import (
@@ -27,6 +29,7 @@ from truing.core.rollout import (
     rollout,
 )
 from truing.core.sampling import SamplingSettings
+from truing.core.shared import Shared
 from truing.errors import InputError
 from truing.fields.agent.running_sum import RunningSum, running_sum
 from truing.method import get_component
@@ -200,6 +203,63 @@ def test_simulated_user_by_two_models(model: Model) -> None:
         talk, [{"prompt": "hi"}], {"policy": model, "user": prefixed}, n=2, sampling=short
     )
     assert [[t["role"] for t in turns_of(r)] for r in made] == [["policy", "user", "policy"]] * 2
+
+
+class Long(RunningSum):
+    """Begins with a long text."""
+
+    def reset(self, seed: int, task: Row) -> Observation:
+        first = super().reset(seed, task)
+        return Observation(f"{'Numbers are added. ' * 10}{first.content}", first.role)
+
+
+@pytest.mark.parametrize("rewrites", [False, True])
+def test_models_remember_the_turns_before(
+    rewrites: bool, tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same rows; of a template that writes earlier turns anew, what begins alike is kept."""
+    path = tmp_path / "tiny"
+    shutil.copytree(tiny_path, path)
+    template = path / "chat_template.jinja"
+    if rewrites:
+        words = "message['content']"
+        shown = f"({words} if loop.last or message['role'] == 'user' else '(an answer)')"
+        template.write_text(template.read_text().replace(words, shown))
+    roles = {"policy": Speaker(Model.open(path), SamplingSettings(max_tokens=6))}
+    read: list[int] = []
+    before = Shared._read
+
+    def counted(self: Shared, depth: int, nodes: range) -> Tensor:
+        read.append(sum(len(self.pieces[depth][i]) for i in nodes))
+        return before(self, depth, nodes)
+
+    monkeypatch.setattr(Shared, "_read", counted)
+    made: list[tuple[Table, int]] = []
+    for room in (2**30, 0):
+        monkeypatch.setattr("truing.core.agents.room", lambda room=room: room)
+        read.clear()
+        with use(Context(seed=3)):
+            played = rollout(lambda: Long(4, 9, 1, False), TASKS.rows, roles, n=2)
+        made.append((played, sum(read)))
+        assert roles["policy"].memory is None
+    (ours, some), (theirs, more) = made
+    assert some < 0.5 * more
+    for a, b in zip(ours, theirs, strict=True):
+        for one, two in zip(turns_of(a), turns_of(b), strict=True):
+            assert one.pop("logprobs") == pytest.approx(two.pop("logprobs"), abs=1e-5)
+            assert one == two
+
+
+def test_what_was_asked_in_earlier_turns(model: Model) -> None:
+    """Told from the turns that were taken: what a resumed run reads again."""
+    talk: dict[str, object] = {"use": "conversation", "turns": 3}
+    one = Episode(maker(talk), {"prompt": "hello", "persona": "A nurse."}, seed=9)
+    told: list[tuple[str, Asked]] = []
+    while not one.done:
+        told.append((one.waiting.role, one.ask()))
+        one.take(Acted(f"words {len(one.turns)}"))
+    assert [role for role, _ in told] == ["policy", "user"] * 2 + ["policy"]
+    assert [one.asked(turn) for turn in range(5)] == told
 
 
 PROGRAM = """

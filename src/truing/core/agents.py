@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol, cast
 
-from truing.changes import Decoder
-from truing.context import Json
+from truing.changes import Decoder, Rewriter
+from truing.context import Journal, Json
 from truing.core.chat import Prompt
-from truing.core.drawing import Completion, base_of, drawer
+from truing.core.drawing import Completion, Local, base_of, drawer
 from truing.core.generate import rewritten
+from truing.core.past import Memory, Past, room
 from truing.core.sampling import SamplingSettings
 from truing.errors import InputError
 from truing.models import Model
@@ -19,11 +21,15 @@ from truing.tables import Message, content_hash
 
 @dataclass(frozen=True)
 class Asked:
-    """What an agent acts on: the observation, its own dialogue so far, a seed of this turn."""
+    """What an agent acts on: the observation, its own dialogue so far, a seed of this turn.
+
+    `name` tells dialogues that go on from turn to turn apart.
+    """
 
     observation: Json
     messages: list[Message]
     draw: int
+    name: Hashable = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,11 @@ class Scripted:
 
 
 class Speaker:
-    """A language model, local or served, as an agent: its answer is the action."""
+    """A language model, local or served, as an agent: its answer is the action.
+
+    Inside a block of `remembering` a local one keeps what it has read of a dialogue for the next
+    turn (`core.past`), unless a decoder or a rewriter decides what it reads.
+    """
 
     def __init__(self, model: Model, sampling: SamplingSettings) -> None:
         self.model, self.sampling = model, replace(sampling, n=1)
@@ -74,6 +84,27 @@ class Speaker:
         self.base = base_of(model, None)
         self.draw = drawer(self.base, model)
         self.decodes = any(isinstance(c, Decoder) for c in model.changes)
+        self.memory: Memory | None = None
+
+    @contextlib.contextmanager
+    def remembering(self, limit: int) -> Generator[None]:
+        """Keep up to `limit` bytes between calls inside the block."""
+        changed = any(isinstance(c, (Decoder, Rewriter)) for c in self.model.changes)
+        self.memory = None if changed or self.model.is_served else Memory(limit)
+        try:
+            yield
+        finally:
+            self.memory = None
+
+    def only(self, names: Iterable[Hashable]) -> None:
+        """Forget all dialogues but these."""
+        if self.memory is not None:
+            self.memory.only(names)
+
+    def again(self, asked: Sequence[Asked]) -> None:
+        """Take note of a call whose answers are there already, from a run that was killed."""
+        if self.memory is not None:
+            self.memory.again(self._request(self._prompts(asked), asked), [[a.name] for a in asked])
 
     def __call__(self, asked: Sequence[Asked]) -> list[Acted]:
         """One answer for each, drawn in one call."""
@@ -84,13 +115,43 @@ class Speaker:
                     where=self.model.name,
                     seen=one.observation,
                 )
-        prompts = rewritten(self.model, [cast(Prompt, a.messages) for a in asked])
+        prompts = self._prompts(asked)
         self.base.check(prompts, self.sampling)
         made: list[list[Completion]] = []
         if self.decodes:  # a decoder numbers its own draws: one episode must not shift another's
             for prompt, one in zip(prompts, asked, strict=True):
                 seed = (self.sampling.seed + one.draw) % 2**31
                 made += self.draw([prompt], replace(self.sampling, seed=seed))
+        elif self.memory is not None:
+            made = self.memory.ask(self._request(prompts, asked), [[a.name] for a in asked])
         else:
             made = self.draw(prompts, self.sampling, first=[a.draw for a in asked])
         return [Acted(c[0].text, c[0].ids, c[0].logprobs, c[0].finish) for c in made]
+
+    def _prompts(self, asked: Sequence[Asked]) -> list[Prompt]:
+        return rewritten(self.model, [cast(Prompt, a.messages) for a in asked])
+
+    def _request(
+        self, prompts: Sequence[Prompt], asked: Sequence[Asked]
+    ) -> Callable[[Past], list[list[Completion]]]:
+        base, first = cast(Local, self.base), [a.draw for a in asked]
+        return lambda past: base(prompts, self.sampling, first=first, past=past)
+
+
+@contextlib.contextmanager
+def remembering(agents: Mapping[str, Agent], journal: Journal | None, name: str) -> Generator[None]:
+    """Let models keep inside the block what they have read of dialogues that go on.
+
+    The memory that is free decides once how much; the journal keeps that under `name`, so that a
+    resumed run holds as much.
+    """
+    speakers = {id(a): a for a in agents.values() if isinstance(a, Speaker)}.values()
+    limit = room() // max(1, len(speakers))
+    if journal is not None and speakers:
+        if f"{name}/room" not in journal:
+            journal.put(f"{name}/room", limit)
+        limit = cast(int, journal.get(f"{name}/room"))
+    with contextlib.ExitStack() as stack:
+        for speaker in speakers:
+            stack.enter_context(speaker.remembering(limit))
+        yield

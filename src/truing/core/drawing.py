@@ -12,6 +12,7 @@ from typing import Protocol, cast
 from truing.changes import Decoder
 from truing.context import current
 from truing.core.chat import Prompt, prompt_ids, stop_ids
+from truing.core.past import Past
 from truing.core.sampling import (
     LogitsHook,
     Sampled,
@@ -84,6 +85,7 @@ def continued(
     first: Sequence[int] | None = None,
     logits: LogitsHook | None = None,
     told: Callable[[int], None] | None = None,
+    past: Past | None = None,
 ) -> list[list[Completion]]:
     """`sample` with text: what `sample_ids` and `generate` rest on."""
     tokenizer = loaded.tokenizer
@@ -96,8 +98,9 @@ def continued(
 
     with loaded.run_time():
         drawn = sample(
-            loaded.module, prompts, sampling, first=first, logits=logits, decode=decode, told=told
-        )
+            loaded.module, prompts, sampling, first=first, logits=logits, decode=decode, told=told,
+            past=past,
+        )  # fmt: skip
     return [[_completion(s, loaded, sampling) for s in items] for items in drawn]
 
 
@@ -139,11 +142,12 @@ class Local:
         *,
         begun: Sequence[Sequence[int]] | None = None,
         first: Sequence[int] | None = None,
+        past: Past | None = None,
     ) -> list[list[Completion]]:
-        """See `Base`."""
+        """See `Base`; `past` is that of `sample`."""
         return continued(
             self.loaded, self._ids(prompts, begun), sampling,
-            first=first, logits=self.hook, told=self._told,
+            first=first, logits=self.hook, told=self._told, past=past,
         )  # fmt: skip
 
     def _told(self, rows: int) -> None:

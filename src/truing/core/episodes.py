@@ -6,7 +6,8 @@ carry no loss, every turn of the policy does, and rows of a group share what the
 
 Between two turns the journal takes all replies with the environments' states, so that a run that
 was killed goes on in the middle of its episodes; each turn begins from what stands there, so that
-it makes no difference whether it was read back. Of several processes the first one plays, all draw.
+it makes no difference whether it was read back. Of several processes each plays its own episodes
+(`core.turns`) with environments of its own; all of them know what came of all.
 
 An episode is cut, and counts as not finished, after `turns` turns and where the next one has no
 room. A task whose first prompt leaves no room, or which ends before the policy acts, is left out.
@@ -19,13 +20,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from truing.context import Journal, Json
-from truing.core import distributed
+from truing.core import distributed, past
 from truing.core.agents import Acted, Agent
+from truing.core.apart import apart
 from truing.core.chat import prompt_ids, reply_ids
 from truing.core.collect import Answer, Asked, Collector, Draw, Drawn, kept
 from truing.core.online_reward import GIVEN
 from truing.core.rollout import POLICY, Episode, Make, advance
 from truing.core.sampling import SamplingSettings
+from truing.core.turns import Turns
 from truing.errors import InputError
 from truing.tables import Row
 
@@ -103,9 +106,14 @@ class World:
         Raises:
             InputError: what the environment or `to_policy` raise; no prompt leaves any room.
         """
-        episodes = self.begin(tasks[:TRIED])
-        self.to_policy(episodes)
-        found = [self.prompt(tokenizer, e, room) for e in episodes]
+        some = tasks[:TRIED]
+        here = distributed.share([1] * len(some))
+        own: list[list[int]] = []
+        with apart():
+            episodes = self.begin(some[here])
+            self.to_policy(episodes)
+            own = [self.prompt(tokenizer, e, room) for e in episodes]
+        found = distributed.gathered(own)
         if not any(found):
             raise InputError(
                 f"no task begins with a prompt that leaves room for {room} tokens in {self.limit}",
@@ -181,36 +189,51 @@ class Stage:
         tasks = [
             (collector.prompts[r].row, collector.context.stream(f"{name}/task/{r}")) for r in rows
         ]
-        roots = world.begin(tasks) if distributed.leads() else []
+        shares = distributed.shares([1] * len(tasks))
+        owner = [rank for rank, run in enumerate(shares) for _ in tasks[run]]
+        mine = range(len(tasks))[shares[distributed.now().rank]]
+        roots: dict[int, Episode] = {}
+        with apart():
+            roots = dict(zip(mine, world.begin([tasks[i] for i in mine]), strict=True))
 
         def opened() -> Json:
-            if not distributed.leads():
-                return None
-            with distributed.alone():
-                world.to_policy(roots)
-                return [
+            own: list[Json] = []
+            with apart():
+                world.to_policy(list(roots.values()))
+                own = [
                     [cast(Json, world.prompt(collector.tokenizer, e, room)), e.snapshot()]
-                    for e in roots
+                    for e in roots.values()
                 ]
+            # The memory that is free decides once, so that a resumed run keeps as much.
+            return [distributed.gathered(own), min(distributed.everyone(past.room()))]
 
-        found = cast("list[tuple[list[int], Json]]", kept(journal, f"{name}/open", opened))
+        kept_open = kept(journal, f"{name}/open", opened)
+        found, self.limit = cast("tuple[list[tuple[list[int], Json]], int]", kept_open)
         there = [i for i, (ids, _) in enumerate(found) if ids]
         self.rows = [rows[i] for i in there]
         self.asked = [Asked(tasks[i][0], tuple(found[i][0])) for i in there]
-        self.roots = [roots[i] for i in there] if roots else []
-        for root, i in zip(self.roots, there):
-            root.restore(found[i][1])
+        self.owner = [owner[i] for i in there]
+        self.roots = {at: roots[i] for at, i in enumerate(there) if i in roots}
+        for at, root in self.roots.items():
+            root.restore(found[there[at]][1])
 
     def play(self, name: str, draw: Draw, sampling: SamplingSettings) -> list[list[Answer]]:
         """`sampling.n` episodes from each beginning, to their ends."""
-        firsts = self._drawn(name, draw, self.asked, sampling)
-        prompts = [a.ids for a, items in zip(self.asked, firsts, strict=True) for _ in items]
+        n = sampling.n
+        groups = [range(u * n, (u + 1) * n) for u in range(len(self.asked))]
+        turns = Turns(self.journal, draw, [o for o in self.owner for _ in range(n)], self.limit)
+        begun = [a.ids for a in self.asked]
+        firsts = turns(name, begun, groups, self._seeded(name, sampling))
+        prompts = [ids for ids in begun for _ in range(n)]
         lines = [Line(drawn) for items in firsts for drawn in items]
-        episodes = [e for root in self.roots for e in root.branch(sampling.n)]
+        episodes: dict[int, Episode] = {}
+        with apart():
+            for u, root in self.roots.items():
+                episodes |= dict(zip(groups[u], root.branch(n), strict=True))
         states: dict[int, Json] = {}
         for turn in range(1, self.world.turns + 1):
             live = [i for i, line in enumerate(lines) if not line.over]
-            own = [(episodes[i], lines[i], len(prompts[i])) for i in live] if episodes else []
+            own = {i: (episodes[i], lines[i], len(prompts[i])) for i in live if i in episodes}
             replies = self._replies(f"{name}/reply{turn}", own, states, live, turn)
             for i, reply in zip(live, replies, strict=True):
                 states[i] = reply["state"]
@@ -218,8 +241,9 @@ class Stage:
             live = [i for i in live if not lines[i].over]
             if not live:
                 break
-            asked = [Asked({}, (*prompts[i], *lines[i].ids)) for i in live]
-            more = self._drawn(f"{name}/turn{turn}", draw, asked, replace(sampling, n=1))
+            asked, part = [(*prompts[i], *lines[i].ids) for i in live], f"{name}/turn{turn}"
+            one = self._seeded(part, replace(sampling, n=1))
+            more = turns(part, asked, [(i,) for i in live], one)
             for i, (drawn,) in zip(live, more, strict=True):
                 lines[i].say(drawn)
         answers = iter([line.answer(self.weight) for line in lines])
@@ -230,36 +254,35 @@ class Stage:
         """Of what the environment gives, in the reward."""
         return self.collector.reward.weight if self.collector.reward is not None else 1.0
 
-    def _drawn(
-        self, name: str, draw: Draw, asked: Sequence[Asked], sampling: SamplingSettings
-    ) -> list[list[Drawn]]:
-        seed = self.collector.context.stream(name) % 2**31
-        return self.collector.drawn(self.journal, name, draw, asked, sampling, seed)
+    def _seeded(self, name: str, sampling: SamplingSettings) -> SamplingSettings:
+        return replace(sampling, seed=self.collector.context.stream(name) % 2**31)
 
     def _replies(
         self,
         name: str,
-        own: Sequence[tuple[Episode, Line, int]],
+        own: Mapping[int, tuple[Episode, Line, int]],
         states: Mapping[int, Json],
         live: Sequence[int],
         turn: int,
     ) -> list[dict[str, Json]]:
-        """What is replied to each of the live episodes, by the first process or its journal."""
+        """What is replied to each of the live episodes, by its process or from the journal."""
 
         def made() -> Json:
-            if not distributed.leads():
-                return None
-            with distributed.alone():
+            told: list[tuple[int, Json]] = []
+            with apart():
                 before: list[tuple[list[Message], int]] = []
-                for i, (episode, line, _) in zip(live, own, strict=True):
+                for i, (episode, line, _) in own.items():
                     if i in states:
                         episode.restore(states[i])
                     before.append((episode.messages(POLICY), len(episode.turns)))
                     episode.take(Acted(line.text))
-                self.world.to_policy([e for e, _, _ in own])
-                return [
-                    self._reply(*one, *asked, turn) for one, asked in zip(own, before, strict=True)
+                self.world.to_policy([e for e, _, _ in own.values()])
+                told = [
+                    (i, self._reply(*one, *asked, turn))
+                    for (i, one), asked in zip(own.items(), before, strict=True)
                 ]
+            found = dict(distributed.gathered(told))
+            return [found[i] for i in live]
 
         return cast("list[dict[str, Json]]", kept(self.journal, name, made))
 

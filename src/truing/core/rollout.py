@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple, Protocol, cast
 
 from truing.context import Json, current
-from truing.core.agents import Acted, Agent, Asked, Scripted, Speaker
+from truing.core.agents import Acted, Agent, Asked, Scripted, Speaker, remembering
 from truing.core.sampling import SamplingSettings
 from truing.errors import InputError, unknown
 from truing.method import get_component, resolve
@@ -91,6 +91,7 @@ class Environment(Protocol):
 
 Ref = Mapping[str, object] | str
 Make = Callable[[], Environment]
+Turn = Mapping[str, Json]
 
 
 def maker(environment: Ref | Make) -> Make:
@@ -140,24 +141,27 @@ class Episode:
 
     def messages(self, role: str) -> list[Message]:
         """The dialogue as `role` has seen it, with what waits for its answer."""
-        seen: list[Message] = []
-        own = [t for t in self.turns if t["role"] == role]
-        waits = self.waiting.role == role and not self.done
-        systems = [str(t.get("system", "")) for t in own] + [self.waiting.system] * waits
-        if systems and systems[0]:
-            seen.append({"role": "system", "content": systems[0]})
-        for turn in own:
-            seen.append({"role": "user", "content": _text(turn["observation"])})
-            seen.append({"role": "assistant", "content": _text(turn["action"])})
-        if waits:
-            seen.append({"role": "user", "content": _text(self.waiting.content)})
-        return seen
+        waiting = self.waiting if self.waiting.role == role and not self.done else None
+        return _seen(role, self.turns, waiting)
 
     def ask(self) -> Asked:
         """What the role that is to act is given."""
-        name = [self.seed, self.path, len(self.turns)]
-        draw = int(content_hash(name, 4), 16) >> 1
-        return Asked(self.waiting.content, self.messages(self.waiting.role), draw)
+        return self._asked(self.turns, self.waiting)
+
+    def asked(self, turn: int) -> tuple[str, Asked]:
+        """The role that acted in an earlier turn, and what it was given."""
+        one = self.turns[turn]
+        role, system = str(one["role"]), str(one.get("system", ""))
+        return role, self._asked(self.turns[:turn], Observation(one["observation"], role, system))
+
+    def _asked(self, turns: Sequence[Turn], waiting: Observation) -> Asked:
+        draw = int(content_hash([self.seed, self.path, len(turns)], 4), 16) >> 1
+        seen = _seen(waiting.role, turns, waiting)
+        return Asked(waiting.content, seen, draw, self.name(waiting.role))
+
+    def name(self, role: str) -> tuple[int, str, str]:
+        """Of the dialogue that `role` has in it."""
+        return self.seed, self.path, role
 
     def take(self, acted: Acted) -> None:
         """Let the environment take an action, and record the turn."""
@@ -245,6 +249,18 @@ def plain(value: object, what: str) -> Json:
 
 def _text(value: Json) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _seen(role: str, turns: Sequence[Turn], waiting: Observation | None) -> list[Message]:
+    """What `role` was told and did in these turns, and what waits for its answer."""
+    own = [t for t in turns if t["role"] == role]
+    waits = [waiting] if waiting is not None else []
+    systems = [str(t.get("system", "")) for t in own] + [w.system for w in waits]
+    seen: list[Message] = [{"role": "system", "content": s} for s in systems[:1] if s]
+    for turn in own:
+        seen.append({"role": "user", "content": _text(turn["observation"])})
+        seen.append({"role": "assistant", "content": _text(turn["action"])})
+    return seen + [{"role": "user", "content": _text(w.content)} for w in waits]
 
 
 def advance(episodes: Sequence[Episode], agents: Mapping[str, Agent]) -> None:
@@ -341,8 +357,7 @@ def _play(
     A round is written as a whole: who is live together then does not depend on when a run was
     killed, and neither do the last bits of what models compute in batches.
     """
-    context = current()
-    journal = context.journal("turns") if context.stored else None
+    journal = current().journal("turns") if current().stored else None
     kept: list[list[Json]] = [[] for _ in episodes]
     done = 0
     while journal is not None and f"{name}/{done}" in journal:
@@ -351,11 +366,35 @@ def _play(
         done += 1
     for episode, records in zip(episodes, kept, strict=True):
         episode.replay(records)
-    for turn in range(done, max_turns):
-        live = [i for i, e in enumerate(episodes) if not e.done]
-        if not live:
-            break
-        advance([episodes[i] for i in live], agents)
-        if journal is not None:
-            journal.put(f"{name}/{turn}", [[i, episodes[i].record()] for i in live])
-        told(len(episodes) - len(live))
+    with remembering(agents, journal, name):
+        for turn in range(done):
+            _read_again([e for e in episodes if len(e.turns) > turn], agents, turn)
+        for turn in range(done, max_turns):
+            live = [i for i, e in enumerate(episodes) if not e.done]
+            if not live:
+                break
+            _forget([episodes[i] for i in live], agents)
+            advance([episodes[i] for i in live], agents)
+            if journal is not None:
+                journal.put(f"{name}/{turn}", [[i, episodes[i].record()] for i in live])
+            told(len(episodes) - len(live))
+
+
+def _forget(live: Sequence[Episode], agents: Mapping[str, Agent]) -> None:
+    """Let models forget the dialogues of episodes that have ended."""
+    names = [e.name(role) for e in live for role in agents]
+    for agent in agents.values():
+        if isinstance(agent, Speaker):
+            agent.only(names)
+
+
+def _read_again(live: Sequence[Episode], agents: Mapping[str, Agent], turn: int) -> None:
+    """Tell models what they were asked in a round that is over, since they remember it."""
+    _forget(live, agents)
+    asked: dict[str, list[Asked]] = {}
+    for episode in live:
+        role, one = episode.asked(turn)
+        asked.setdefault(role, []).append(one)
+    for role, those in asked.items():
+        if isinstance(agent := agents.get(role), Speaker):
+            agent.again(those)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from truing.core.choose import choose
+from truing.core.past import Kept, Past
 from truing.core.states import States, states_for
 from truing.errors import InputError
 
@@ -134,6 +135,7 @@ def sample(
     logits: LogitsHook | None = None,
     decode: Callable[[list[int]], str] | None = None,
     told: Told | None = None,
+    past: Past | None = None,
 ) -> list[list[Sampled]]:
     """Draw `settings.n` answers to each prompt.
 
@@ -146,6 +148,7 @@ def sample(
             returns logits of that shape (it may write into them).
         decode: token ids to text; needed for stop texts.
         told: called with the number of rows that have just ended.
+        past: what is known of each prompt, and after the call what is known then.
 
     Returns [prompt][draw]. Raises InputError for prompts that leave no room in the context.
     """
@@ -157,11 +160,19 @@ def sample(
         first = first_draws([_bytes(ids) for ids in prompts], settings.n)
     with prepared(module):
         device = next(module.parameters()).device
+        known = past.rows if past is not None else [None] * len(prompts)
         for wave in waves(prompts, settings, device.type):
             random = [uniforms(prompts[i], settings, first[i] + k) for i, k in wave]
-            _Wave(module, prompts, wave, settings, np.stack(random), logits, decode, drawn).run(
-                told
+            one = _Wave(
+                module, prompts, wave, settings, np.stack(random), logits, decode, drawn, known
             )
+            if past is None or past.draw:
+                one.run(told)
+            else:
+                one.states.start()
+            if past is not None:
+                past.take(one.used, one.states.kept())
+            del one  # what it holds besides, before the next wave takes as much
     return drawn
 
 
@@ -270,6 +281,7 @@ class _Wave:
         hook: LogitsHook | None,
         decode: Callable[[list[int]], str] | None,
         drawn: list[list[Sampled]],
+        known: Sequence[Kept | None],
     ) -> None:
         self.settings, self.hook, self.decode = settings, hook, decode
         self.random_BT = random_BT
@@ -281,11 +293,12 @@ class _Wave:
         stops = own_stops(module) if settings.stop_ids is None else settings.stop_ids
         self.stops = frozenset(stops)
         self.reach = max((len(s.encode()) for s in settings.stop), default=0) + 1
-        used = sorted({i for i, _ in wave})
-        place = {i: k for k, i in enumerate(used)}
+        self.used = sorted({i for i, _ in wave})
+        place = {i: k for k, i in enumerate(self.used)}
         self.states: States = states_for(
-            module, [prompts[i] for i in used], [place[i] for i, _ in wave], settings.max_tokens
-        )
+            module, [prompts[i] for i in self.used], [place[i] for i, _ in wave],
+            settings.max_tokens, [known[i] for i in self.used],
+        )  # fmt: skip
 
     def run(self, told: Told | None) -> None:
         """Write all rows."""

@@ -5,7 +5,8 @@ once for all of them. Every layer of the model sees one flat list of tokens; onl
 which row a token belongs to. Keys and values lie in levels: the common beginning (one node), the
 prompts (a node each), the answers (a node each, of one length, written in place). The queries of
 all rows under one node meet its keys in one matrix product; scores of the levels stand side by side
-under one softmax. A row that ends gives its place to the last one.
+under one softmax. A row that ends gives its place to the last one. What is known of the prompts
+from earlier turns (`core.past`) is taken over, and only what follows it is computed.
 
 Shapes: B rows, N tokens or nodes, W rows of a node at most, H query heads on G key heads with
 R = H / G, T tokens of a level, D head size.
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from truing.core.attention import switched
+from truing.core.past import Kept, reach, rescales
 from truing.core.products import quick, quick_linears
 from truing.core.states import Padded
 from truing.core.tree import alike
@@ -42,26 +44,32 @@ class Level:
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = list(lengths)
+        self.begun = [0] * len(self.lengths)  # tokens of each node that were known before
         self.key: list[Tensor] = []
         self.value: list[Tensor] = []
-        self.node_B: list[int] = []
         self.width = 1
         self.place_B: Tensor | None = None  # where rows stand in [N * W]; None when in that order
         self.mask_B1T: Tensor | None = None  # -inf behind the end of shorter nodes
 
+    def begin(self, node: int, kept: Kept, start: int, stop: int) -> None:
+        """Take over a node's first tokens, which are those of `kept` from `start` to `stop`."""
+        for layer in range(kept.layers):
+            self.take(layer, node, *kept.read(layer, start, stop))
+        self.begun[node] = stop - start
+
     def take(self, layer: int, node: int, key_GTD: Tensor, value_GTD: Tensor) -> None:
-        """Store what one layer made of one node."""
+        """Store what one layer made of one node's tokens that were not known before."""
         if len(self.key) <= layer:
             heads, _, size = key_GTD.shape
             shape = (len(self.lengths), heads, max(self.lengths), size)
             self.key.append(key_GTD.new_zeros(shape))
             self.value.append(key_GTD.new_zeros(shape))
-        self.key[layer][node, :, : key_GTD.shape[1]] = key_GTD
-        self.value[layer][node, :, : key_GTD.shape[1]] = value_GTD
+        new = slice(self.begun[node], self.begun[node] + key_GTD.shape[1])
+        self.key[layer][node, :, new] = key_GTD
+        self.value[layer][node, :, new] = value_GTD
 
     def seat(self, node_B: list[int], device: torch.device) -> None:
         """Say under which node each row stands."""
-        self.node_B = node_B
         filled = [0] * len(self.lengths)
         place: list[int] = []
         for node in node_B:
@@ -146,32 +154,59 @@ class Reading:
 
     level: int
     spans: list[tuple[int, int, int]]
-    parents: list[int]
 
 
 class Shared:
     """States of rows under shared prompts; see `states.States`."""
 
     def __init__(
-        self, module: nn.Module, prompts: Sequence[Sequence[int]], rows: Sequence[int], room: int
+        self,
+        module: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        rows: Sequence[int],
+        room: int,
+        known: Sequence[Kept | None] = (),
     ) -> None:
-        self.module, self.rows = module, list(rows)
+        self.module, self.prompts, self.rows = module, prompts, list(rows)
         self.device = next(module.parameters()).device
         cut = common_start(prompts)
-        self.pieces: list[list[list[int]]] = [[list(p[cut:]) for p in prompts]]
-        if cut:
-            self.pieces.insert(0, [list(prompts[0][:cut])])
-        self.levels = [Level([len(p) for p in pieces]) for pieces in self.pieces]
+        common = [[list(prompts[0][:cut])]] if cut else []
+        whole = [*common, [list(p[cut:]) for p in prompts]]
+        self.levels = [Level([len(p) for p in pieces]) for pieces in whole]
+        self._recall(known or [None] * len(prompts), cut)
+        self.pieces = [
+            [p[a:] for p, a in zip(pieces, level.begun)]
+            for pieces, level in zip(whole, self.levels)
+        ]
         self.own = Own(len(self.rows), max(1, room - 1))
         self.next_B = [len(prompts[i]) for i in self.rows]
         self.reading: Reading | None = None
         self.linears = quick_linears(module)
 
+    def _recall(self, known: Sequence[Kept | None], cut: int) -> None:
+        """Take over what is known of the prompts' beginnings."""
+        ends = reach(known, self.prompts)
+        best = ends.index(max(ends))
+        if cut and ends[best]:
+            self.levels[0].begin(0, cast(Kept, known[best]), 0, min(cut, ends[best]))
+        for node, (one, end) in enumerate(zip(known, ends, strict=True)):
+            if end > cut:
+                self.levels[-1].begin(node, cast(Kept, one), cut, end)
+
+    def kept(self) -> list[Kept | None]:
+        """See `States`."""
+        if rescales(self.module):
+            return [None] * len(self.prompts)
+        *above, own = self.levels
+        begin = [(level, 0) for level in above]
+        return [Kept(tuple(ids), (*begin, (own, i))) for i, ids in enumerate(self.prompts)]
+
     def start(self) -> Tensor:
         """See `States`."""
         made: list[Tensor] = []
         for depth, pieces in enumerate(self.pieces):
-            made = [self._read(depth, span) for span in _passes(pieces)]
+            if any(pieces):  # a common beginning may be known already
+                made = [self._read(depth, span) for span in _passes(pieces)]
         logits_NV = torch.cat(made)
         self._seat()
         return logits_NV[torch.tensor(self.rows, device=self.device)]
@@ -186,8 +221,9 @@ class Shared:
             piece = self.pieces[depth][node]
             spans.append((node, len(ids), len(ids) + len(piece)))
             ids += piece
-            positions += range(before, before + len(piece))
-        self.reading = Reading(depth, spans, [0] * depth)
+            first = before + self.levels[depth].begun[node]
+            positions += range(first, first + len(piece))
+        self.reading = Reading(depth, spans)
         ends_N = torch.tensor([stop - 1 for _, _, stop in spans], device=self.device)
         return self._forward(ids, positions, ends_N)
 
@@ -213,10 +249,8 @@ class Shared:
     def keep(self, rows: Sequence[int]) -> list[int]:
         """See `States`."""
         order = list(rows)
-        kept = set(order)
-        moves: list[tuple[int, int]] = []
         # Rows behind the new end move into the places that ended ones left.
-        gaps = [i for i in range(len(order)) if i not in kept]
+        gaps = sorted(set(range(len(order))) - set(order))
         late = [i for i in order if i >= len(order)]
         moves = list(zip(late, gaps, strict=True))
         target = dict(moves)
@@ -257,16 +291,20 @@ class Shared:
         self, layer: int, query_1HND: Tensor, key_1GND: Tensor, value_1GND: Tensor, scale: float
     ) -> Tensor:
         reading = cast(Reading, self.reading)
-        above = self.levels[: reading.level]
+        above, level = self.levels[: reading.level], self.levels[reading.level]
         grouped = query_1HND.shape[1] != key_1GND.shape[1]
         made: list[Tensor] = []
         for node, a, b in reading.spans:
             q, k, v = query_1HND[:, :, a:b], key_1GND[:, :, a:b], value_1GND[:, :, a:b]
-            self.levels[reading.level].take(layer, node, k[0], v[0])
+            level.take(layer, node, k[0], v[0])
             mask = None
+            if begun := level.begun[node]:
+                here = (slice(node, node + 1), slice(None), slice(begun + b - a))
+                k, v = level.key[layer][here], level.value[layer][here]
             if above:
                 k = torch.cat([*(u.key[layer][:1] for u in above), k], 2)
                 v = torch.cat([*(u.value[layer][:1] for u in above), v], 2)
+            if k.shape[2] > b - a:
                 seen = torch.ones(b - a, k.shape[2], dtype=torch.bool, device=q.device)
                 mask = seen.tril(k.shape[2] - (b - a))
             made.append(

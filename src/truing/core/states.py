@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache
+
+if TYPE_CHECKING:
+    from truing.core.past import Kept
 
 
 class States(Protocol):
@@ -30,9 +33,17 @@ class States(Protocol):
         """Go on with these of the live rows; returns them in the order that holds from now on."""
         ...
 
+    def kept(self) -> list[Kept | None]:
+        """Once they are read, what is known of the prompts; None where nothing can be kept."""
+        ...
+
 
 def states_for(
-    module: nn.Module, prompts: Sequence[Sequence[int]], rows: Sequence[int], room: int
+    module: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    room: int,
+    known: Sequence[Kept | None] = (),
 ) -> States:
     """The states that suit the architecture.
 
@@ -41,11 +52,12 @@ def states_for(
         prompts: token ids.
         rows: for each row, its prompt.
         room: tokens that a row may get.
+        known: what `kept` gave of the prompts' beginnings in earlier turns; () for nothing.
     """
     from truing.core import shared
 
     if shared.fits(module, max(map(len, prompts)) + room):
-        return shared.Shared(module, prompts, rows, room)
+        return shared.Shared(module, prompts, rows, room, known)
     return Padded(module, prompts, rows)
 
 
@@ -95,3 +107,7 @@ class Padded:
         cast(Cache, self.cache).reorder_cache(index_B)
         self.mask_BT = self.mask_BT[index_B]
         return list(rows)
+
+    def kept(self) -> list[Kept | None]:
+        """See `States`."""
+        return [None] * len(self.prompts)

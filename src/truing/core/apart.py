@@ -1,0 +1,53 @@
+"""Work of which each of several processes does a share by itself, such as playing episodes."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Generator
+
+from truing.context import Context, current, use
+from truing.core import distributed
+from truing.errors import TruingError
+
+
+@contextlib.contextmanager
+def apart() -> Generator[None]:
+    """Let each process work on its own share inside the block, as if it were alone.
+
+    All but the first are silent there and have a scratch folder of their own, since two cannot
+    write one journal. All leave the block together: an error that one has met is raised in all.
+    """
+    here = distributed.now()
+    if here.size == 1:
+        yield
+        return
+    error: Exception | None = None
+    try:
+        with distributed.alone(), _own_scratch(here.rank):
+            yield
+    except Exception as met:
+        error = met
+    told = error
+    if error is not None and not isinstance(error, TruingError):
+        where = f"process {here.rank + 1} of {here.size}"
+        told = TruingError(f"{type(error).__name__}: {error}", where=where)
+    first = next((e for e in distributed.everyone(told) if e is not None), None)
+    if first is None:
+        return
+    if error is not None and told is not error:  # a fault of the code, to be shown where it is
+        if not here.rank:
+            raise error
+        traceback.print_exception(error)
+    raise first
+
+
+@contextlib.contextmanager
+def _own_scratch(rank: int) -> Generator[None]:
+    if not rank:
+        yield
+        return
+    context = current()
+    folder = context.folder / f"process-{rank}"
+    with use(Context(context.seed, folder, lambda *_: None, name=context.name)):
+        yield

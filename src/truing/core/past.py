@@ -1,0 +1,174 @@
+"""Keys and values of conversations between their turns, so that a turn only reads what is new.
+
+A conversation grows: what a model made of one turn's prompt serves the next one as far as both
+begin with the same tokens, and where a template writes earlier turns anew, up to there. What was
+answered is read with the reply to it, in one pass, instead of kept as it was written token by
+token. So what is kept follows from the prompts alone, and a run that was killed makes the same bits
+of them (`Memory.again`) without drawing or asking anything again.
+
+Kept tensors are views into those of `core.shared`; architectures that it does not fit, and position
+codes that change with a row's length, keep nothing and compute all of it at each turn.
+
+Shapes: G key heads, T tokens, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from truing.core.shared import Level
+
+T = TypeVar("T")
+SHARE = 0.25  # of the memory that is free when a rollout begins
+UNKNOWN = 2**30  # bytes, where the system does not say what is free
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Keys and values of the tokens `ids`, in nodes that follow one another."""
+
+    ids: tuple[int, ...]
+    parts: tuple[tuple[Level, int], ...]
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return len(self.parts[0][0].key)
+
+    def alike(self, prompt: Sequence[int]) -> int:
+        """Tokens that it and the prompt begin with alike."""
+        own = self.ids[: len(prompt)]
+        if own == tuple(prompt[: len(own)]):
+            return len(own)
+        return next(i for i, (a, b) in enumerate(zip(own, prompt)) if a != b)
+
+    def read(self, layer: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [G, T, D] of the tokens from `start` to `stop`."""
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        at = 0
+        for level, node in self.parts:
+            a, b = max(start - at, 0), min(stop - at, level.lengths[node])
+            if a < b:
+                keys.append(level.key[layer][node, :, a:b])
+                values.append(level.value[layer][node, :, a:b])
+            at += level.lengths[node]
+        return torch.cat(keys, 1), torch.cat(values, 1)
+
+
+def reach(known: Sequence[Kept | None], prompts: Sequence[Sequence[int]]) -> list[int]:
+    """How many tokens of each prompt are known; its last one never is, for it gives logits."""
+    return [
+        min(one.alike(prompt), len(prompt) - 1) if one is not None else 0
+        for one, prompt in zip(known, prompts, strict=True)
+    ]
+
+
+def rescales(module: nn.Module) -> bool:
+    """True where a row that grows gives its first tokens other position codes."""
+    config = cast("PreTrainedModel", module).config.get_text_config()
+    rope = cast("dict[str, object]", getattr(config, "rope_parameters", None) or {})
+    kinds = [rope, *(v for v in rope.values() if isinstance(v, dict))]  # one for each sort of layer
+    return any(k.get("rope_type") in ("dynamic", "longrope") for k in kinds)
+
+
+@dataclass
+class Past:
+    """What is known of each prompt of a request, before it and, once it is answered, after it.
+
+    Args:
+        rows: one for each prompt; None where nothing is known.
+        draw: False reads the prompts only, as they were read for answers that are there already.
+    """
+
+    rows: list[Kept | None]
+    draw: bool = True
+
+    def take(self, at: Sequence[int], kept: Sequence[Kept | None]) -> None:
+        """Put what is known now of the prompts `at`."""
+        for i, one in zip(at, kept, strict=True):
+            self.rows[i] = one
+
+
+class Memory:
+    """What is known of rows between requests, by their names.
+
+    Names are no more than hints where to look: how far a row serves a prompt, its tokens say.
+
+    Args:
+        limit: bytes; what a request would bring beyond it is not kept.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._kept: dict[Hashable, Kept] = {}
+        self._later: list[Callable[[], object]] = []
+
+    @property
+    def size(self) -> int:
+        """Bytes that are held, those of rows that fill up a node's tensor included."""
+        levels = {id(v): v for kept in self._kept.values() for v, _ in kept.parts}
+        return sum(t.nbytes for v in levels.values() for t in (*v.key, *v.value))
+
+    def only(self, names: Iterable[Hashable]) -> None:
+        """Drop all rows but these."""
+        live = set(names)
+
+        def drop() -> None:
+            self._kept = {n: kept for n, kept in self._kept.items() if n in live}
+
+        if self._later:
+            self._later.append(drop)
+        else:
+            drop()
+
+    def ask(self, request: Callable[[Past], T], names: Sequence[Sequence[Hashable]]) -> T:
+        """What a request gives that is told what is known of its prompts.
+
+        Args:
+            names: of the rows that go on from each prompt.
+        """
+        for act in self._later:
+            act()
+        self._later.clear()
+        return self._ask(request, names, draw=True)
+
+    def again(self, request: Callable[[Past], object], names: Sequence[Sequence[Hashable]]) -> None:
+        """Take note of a request whose answers are there already; it is read when one is not."""
+        self._later.append(lambda: self._ask(request, names, draw=False))
+
+    def _ask(
+        self, request: Callable[[Past], T], names: Sequence[Sequence[Hashable]], draw: bool
+    ) -> T:
+        past = Past([self._kept.get(some[0]) for some in names], draw)
+        made = request(past)
+        for some, kept in zip(names, past.rows, strict=True):
+            for name in some:
+                self._kept.pop(name, None)
+                if kept is not None:
+                    self._kept[name] = kept
+        if self.size > self.limit:
+            for some in names:
+                for name in some:
+                    self._kept.pop(name, None)
+        return made
+
+
+def room() -> int:
+    """Bytes for what this process keeps between turns: a share of the memory that is free now."""
+    if torch.cuda.is_available():
+        unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return int(SHARE * (torch.cuda.mem_get_info()[0] + unused))
+    from truing.core import distributed
+    from truing.doctor import memory_gib
+
+    free = int(SHARE * memory_gib()[1] * 2**30) or UNKNOWN
+    return free // distributed.now().size
