@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from truing import catalogue
 from truing.context import Json, current
-from truing.core import distributed, recompute
+from truing.core import distributed
 from truing.core import lora as adapters
 from truing.core.agents import Speaker
 from truing.core.alongside import Alongside
@@ -27,7 +27,6 @@ from truing.core.online_reward import Reward
 from truing.core.online_task import OnlineTask
 from truing.core.online_training import OnlineTraining
 from truing.core.opening import same_tokens
-from truing.core.past import Past
 from truing.core.preflight import online_training
 from truing.core.rewards import Rewards, telling
 from truing.core.rollout import Make, maker
@@ -72,27 +71,19 @@ class Players:
         self.own, self.lora, self.other = policy, lora, other
 
     def policy(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingSettings,
-        first: Sequence[int],
-        past: Past | None = None,
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, first: Sequence[int]
     ) -> list[list[Completion]]:
         """The policy's answers."""
-        return continued(self.own, prompts, sampling, first=first, past=past)
+        return continued(self.own, prompts, sampling, first=first)
 
     def reference(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingSettings,
-        first: Sequence[int],
-        past: Past | None = None,
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, first: Sequence[int]
     ) -> list[list[Completion]]:
         """The reference's answers."""
         if self.other is not None:
-            return continued(self.other, prompts, sampling, first=first, past=past)
+            return continued(self.other, prompts, sampling, first=first)
         with cast(adapters.Lora, self.lora).off():
-            return continued(self.own, prompts, sampling, first=first, past=past)
+            return continued(self.own, prompts, sampling, first=first)
 
     def mixture(self, mix: float) -> Draw:
         """Answers of the geometric mixture that gives the reference the share `mix`."""
@@ -100,13 +91,10 @@ class Players:
         module = self.other.module if self.other is not None else self.own.module
 
         def draw(
-            prompts: Sequence[Sequence[int]],
-            sampling: SamplingSettings,
-            first: Sequence[int],
-            past: Past | None = None,
+            prompts: Sequence[Sequence[int]], sampling: SamplingSettings, first: Sequence[int]
         ) -> list[list[Completion]]:
             hook = Alongside(module, off, mix, sampling.max_tokens)
-            return continued(self.own, prompts, sampling, first=first, logits=hook, past=past)
+            return continued(self.own, prompts, sampling, first=first, logits=hook)
 
         return draw
 
@@ -144,8 +132,6 @@ def _critic(
         return Critic.of(loaded)
     same_tokens({"model": loaded.model, "critic": given}, where=spec.name)
     own = given.load_module(dtype, loaded.device, fresh=True)
-    if recompute.is_on(loaded.module):
-        recompute.switch_on(own.module)
     lora = attach(own.module, settings, current().stream("critic") % 2**31)
     return Critic.of(own, own=True, lora=lora)
 
