@@ -317,3 +317,23 @@ def test_several_heads_and_balanced_experts(model: Model, tmp_path: Path) -> Non
             for m in ("never", "always")
         ]
         assert updates(runs[0]) == updates(runs[1]), method
+
+
+def test_a_critic_with_a_trunk_of_its_own(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marked: list[nn.Module] = []
+    switch_on = recompute.switch_on
+
+    def watched(module: nn.Module) -> None:
+        marked.append(module)
+        switch_on(module)
+
+    monkeypatch.setattr(recompute, "switch_on", watched)
+    settings: dict[str, object] = {"answers": 2, "new_tokens": 6, "rewards": SHORT, "rank": 2}
+    never, always = (
+        train("ppo", model, PAIRS, tmp_path / m, gradient_checkpointing=m, critic=model, **settings)
+        for m in ("never", "always")
+    )
+    assert len(marked) == 2 and marked[0] is not marked[1]
+    assert updates(never) == updates(always)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from truing import catalogue
 from truing.context import Json, current
-from truing.core import distributed
+from truing.core import distributed, recompute
 from truing.core import lora as adapters
 from truing.core.agents import Speaker
 from truing.core.alongside import Alongside
