@@ -33,13 +33,26 @@ if TYPE_CHECKING:
 
     from truing.core.drawing import Completion
     from truing.core.episodes import World
+    from truing.core.past import Past
 
 BLOCK = 64  # answers that are written to the journal together: what a kill can cost
-Draw = Callable[
-    [Sequence[Sequence[int]], SamplingSettings, Sequence[int]], "list[list[Completion]]"
-]
 Say = Callable[[Sequence[Prompt], int], list[list[str]]]
 Drawn = tuple[tuple[int, ...], tuple[float, ...], str, bool]
+
+
+class Draw(Protocol):
+    """Who answers: `sampling.n` answers to each prompt, the first of them numbered `first`."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingSettings,
+        first: Sequence[int],
+        past: Past | None = None,
+        /,
+    ) -> list[list[Completion]]:
+        """`past` is that of `sampling.sample`."""
+        ...
 
 
 @dataclass(frozen=True)

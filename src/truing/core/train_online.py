@@ -27,6 +27,7 @@ from truing.core.online_reward import Reward
 from truing.core.online_task import OnlineTask
 from truing.core.online_training import OnlineTraining
 from truing.core.opening import same_tokens
+from truing.core.past import Past
 from truing.core.preflight import online_training
 from truing.core.rewards import Rewards, telling
 from truing.core.rollout import Make, maker
@@ -71,19 +72,27 @@ class Players:
         self.own, self.lora, self.other = policy, lora, other
 
     def policy(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, first: Sequence[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingSettings,
+        first: Sequence[int],
+        past: Past | None = None,
     ) -> list[list[Completion]]:
         """The policy's answers."""
-        return continued(self.own, prompts, sampling, first=first)
+        return continued(self.own, prompts, sampling, first=first, past=past)
 
     def reference(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, first: Sequence[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingSettings,
+        first: Sequence[int],
+        past: Past | None = None,
     ) -> list[list[Completion]]:
         """The reference's answers."""
         if self.other is not None:
-            return continued(self.other, prompts, sampling, first=first)
+            return continued(self.other, prompts, sampling, first=first, past=past)
         with cast(adapters.Lora, self.lora).off():
-            return continued(self.own, prompts, sampling, first=first)
+            return continued(self.own, prompts, sampling, first=first, past=past)
 
     def mixture(self, mix: float) -> Draw:
         """Answers of the geometric mixture that gives the reference the share `mix`."""
@@ -91,10 +100,13 @@ class Players:
         module = self.other.module if self.other is not None else self.own.module
 
         def draw(
-            prompts: Sequence[Sequence[int]], sampling: SamplingSettings, first: Sequence[int]
+            prompts: Sequence[Sequence[int]],
+            sampling: SamplingSettings,
+            first: Sequence[int],
+            past: Past | None = None,
         ) -> list[list[Completion]]:
             hook = Alongside(module, off, mix, sampling.max_tokens)
-            return continued(self.own, prompts, sampling, first=first, logits=hook)
+            return continued(self.own, prompts, sampling, first=first, logits=hook, past=past)
 
         return draw
 
@@ -132,6 +144,8 @@ def _critic(
         return Critic.of(loaded)
     same_tokens({"model": loaded.model, "critic": given}, where=spec.name)
     own = given.load_module(dtype, loaded.device, fresh=True)
+    if recompute.is_on(loaded.module):
+        recompute.switch_on(own.module)
     lora = attach(own.module, settings, current().stream("critic") % 2**31)
     return Critic.of(own, own=True, lora=lora)
 
