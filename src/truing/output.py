@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
@@ -18,6 +19,8 @@ def _nowhere() -> TextIO:
 def check() -> None:
     """Raise an InputError when stdout is closed; what stderr would say is then dropped if it is.
 
+    What stdout cannot say is escaped, as it is on stderr.
+
     Python has no stream at all in place of a closed one, and `print` would take the other.
     """
     if sys.stderr is None:  # pyright: ignore[reportUnnecessaryComparison]
@@ -27,6 +30,8 @@ def check() -> None:
         raise InputError(
             "stdout is closed", where="truing", fix="Redirect it to a file or to /dev/null"
         )
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal that knows no such character
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def drop() -> None:

@@ -7,6 +7,7 @@ import gzip
 import io
 import itertools
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+UTF8 = "Save it as UTF-8"
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".csv", ".csv.gz")
 
 
@@ -31,7 +33,8 @@ def read(source: str | Path, kind: str = "", *, limit: int = 0) -> Table:
         from truing import datasets
 
         if (path.suffix or "/" in str(source)) and not datasets.knows(str(source)):
-            raise InputError("no such file", where=str(source))
+            what = "a folder without table.parquet" if path.is_dir() else "no such file"
+            raise InputError(what, where=str(source))
         return datasets.read(str(source), kind, limit=limit)
     name = path.name
     if name.endswith(".parquet"):
@@ -102,6 +105,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
                         f"not valid JSON: {error}",
                         where=f"{path} row {number}",
                         seen=line.decode("utf-8", "replace")[:80],
+                        fix=_json_fix(line, error),
                     ) from None
                 if not isinstance(row, dict):
                     raise InputError(
@@ -110,6 +114,12 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
                 yield number, cast(Row, row)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot be read: {error}", where=f"{path} row {number + 1}") from None
+
+
+def _json_fix(line: bytes, error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return UTF8
+    return "One object a line, without a list around them" if line.lstrip()[:1] == b"[" else ""
 
 
 def _csv(path: Path, kind: str) -> Iterator[tuple[int, Row]]:
@@ -123,21 +133,33 @@ def _csv(path: Path, kind: str) -> Iterator[tuple[int, Row]]:
                 first, line = line + 1, reader.line_num
                 if not values:
                     continue  # a blank line
-                if not names:
-                    names = values
-                    if twice := sorted({n for n in names if names.count(n) > 1}):
-                        raise InputError(
-                            "two columns have one name", where=f"{path} row {first}", seen=twice
-                        )
-                    continue
                 where = f"{path} row {first}"
+                if not names:
+                    names = _names(values, where)
+                    continue
                 if len(values) > len(names):
                     raise InputError("more fields than the header has", where=where)
                 yield first, _typed(dict(zip(names, values, strict=False)), kind, where)
     except InputError:
         raise
     except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read: {error}", where=f"{path} row {line + 1}") from None
+        fix = UTF8 if isinstance(error, UnicodeDecodeError) else ""
+        where = f"{path} row {line + 1}"
+        raise InputError(f"cannot be read: {error}", where=where, fix=fix) from None
+
+
+def _names(header: list[str], where: str) -> list[str]:
+    """The header of a .csv file; an InputError where columns would be lost or run together."""
+    if twice := sorted({n for n in header if header.count(n) > 1}):
+        raise InputError("two columns have one name", where=where, seen=twice)
+    if len(header) == 1 and re.search("[;\t]", header[0]):
+        raise InputError(
+            "there is one column, whose name holds a separator",
+            where=where,
+            seen=header[0],
+            fix="Fields of .csv are separated by commas",
+        )
+    return header
 
 
 def _typed(line: Mapping[str, object], kind: str, where: str) -> Row:
