@@ -36,6 +36,10 @@ MIX = (
     "other objectives that are added on the same rows, by weight: {sft: 0.5} or {ipo: {weight: "
     "0.2, beta: 0.05}}; the method's own loss weighs 1 unless it is named, too."
 )
+# Least and largest value of settings that mean the same in whichever method has them.
+WITHIN: Mapping[str, tuple[float, float | None]] = dict.fromkeys(
+    ("beta", "label_smoothing", "clip_ratio", "clip_low", "clip_high"), (0.0, None)
+)
 GLOSSARY = {
     "beta": "strength of the pull towards the reference.",
     "label_smoothing": "share of the labels that may be wrong, 0 to 0.5.",
@@ -227,6 +231,11 @@ class Objective:
         """Keyword-only parameters of the loss."""
         found = inspect.signature(self.loss).parameters.items()
         return {n: p for n, p in found if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    @property
+    def within(self) -> dict[str, tuple[float, float | None]]:
+        """Least and largest value of settings that are numbers; None where none is largest."""
+        return {n: WITHIN[n] for n in self.settings if n in WITHIN}
 
     @property
     def keeps_state(self) -> bool:

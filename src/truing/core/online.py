@@ -37,7 +37,7 @@ from dataclasses import dataclass, field, fields
 from torch import Tensor
 
 from truing.core.advantages import Estimator, at_end, kl_tokens, top_entropy
-from truing.core.objective import Function, Loss, Measurements, State
+from truing.core.objective import WITHIN, Function, Loss, Measurements, State
 from truing.core.online_entry import entry_of
 from truing.core.online_training import OnlineTraining
 from truing.core.preflight import check_online
@@ -265,6 +265,11 @@ class Online:
         """Keyword-only parameters of the function."""
         found = inspect.signature(self.update).parameters.items()
         return {n: p for n, p in found if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    @property
+    def within(self) -> dict[str, tuple[float, float | None]]:
+        """Least and largest value of settings that are numbers; None where none is largest."""
+        return {n: WITHIN[n] for n in self.settings if n in WITHIN}
 
     @property
     def engine(self) -> list[str]:

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 Settings = Mapping[str, object]
 Tables = Mapping[str, Table]
-# Of these a negative one means nothing, whichever method has it.
-FROM_ZERO = ("beta", "label_smoothing", "clip_ratio", "clip_low", "clip_high")
-
 BRANCHES = {"pair": 2, "group": 3}  # of a row of that kind; of all others one
 
 
@@ -30,7 +27,7 @@ def check_objective(spec: Objective, settings: Settings, tables: Tables) -> None
 
     mix = cast("Settings | None", settings.get("mix"))
     settings = {n: v for n, v in settings.items() if n != "mix"}
-    _check_shared(settings, spec.name)
+    check_bounds(settings, spec.within, spec.name)
     engine = {f.name: settings[f.name] for f in fields(TextTraining) if f.name in settings}
     TextTraining(**engine).check(spec.name)  # type: ignore[arg-type]
     if spec.hook:
@@ -47,7 +44,7 @@ def check_objective(spec: Objective, settings: Settings, tables: Tables) -> None
 
 def check_term(spec: Objective, settings: Settings) -> None:
     """Raise an InputError for settings that the objective itself would refuse."""
-    _check_shared(settings, spec.name)
+    check_bounds(settings, spec.within, spec.name)
     check_loss(spec, settings)
 
 
@@ -64,7 +61,7 @@ def online_training(spec: Online, settings: Settings) -> OnlineTraining:
     """The engine's settings among all of a method's, checked; an InputError names the wrong one."""
     from truing.core.online_training import OnlineTraining
 
-    _check_shared(settings, spec.name)
+    check_bounds(settings, spec.within, spec.name)
     engine = {n: v for n, v in settings.items() if n in spec.engine}
     training = OnlineTraining(**engine)  # type: ignore[arg-type]
     training.check(spec.name)
@@ -92,22 +89,17 @@ def online_training(spec: Online, settings: Settings) -> OnlineTraining:
     return training
 
 
-def _check_shared(settings: Settings, where: str) -> None:
-    for name in FROM_ZERO:
-        value = settings.get(name)
-        if isinstance(value, (int, float)) and value < 0:
-            raise InputError(f"setting {name!r} must not be negative", where=where, seen=value)
-
-
-def check_bounds(settings: Settings, bounds: Mapping[str, tuple[float, float | None]]) -> None:
+def check_bounds(
+    settings: Settings, bounds: Mapping[str, tuple[float, float | None]], where: str = ""
+) -> None:
     """Raise an InputError for a number outside of its least and largest value."""
     for name, (low, high) in bounds.items():
-        value = settings[name]
+        value = settings.get(name)
         if not isinstance(value, (int, float)):
             continue
         if value < low or (high is not None and value > high):
             wanted = f"from {low:g} to {high:g}" if high is not None else f"at least {low:g}"
-            raise InputError(f"setting {name!r} must be {wanted}", seen=value)
+            raise InputError(f"setting {name!r} must be {wanted}", where=where, seen=value)
 
 
 def check_loss(spec: Objective, settings: Settings) -> None:
