@@ -163,6 +163,19 @@ def clipped(
     return -(free_UKT * advantage_UKT).minimum(held_UKT * advantage_UKT)
 
 
+def on_policy(m: Measurements, most: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """1.0 for answers that are not masked as off-policy, [U, K, 1], and what to record of them.
+
+    Masked are those of negative advantage that lost more than `most` nats a token since they were
+    drawn: they are not pushed down further. 0 masks none.
+    """
+    if not most:
+        return m.there_UK[..., None], {}
+    gap_UK = -log_ratio(m).detach().sum(-1) / m.length_UK.clamp(min=1)
+    masked_UK = (gap_UK > most) & (advantages(m).sum(-1) < 0)
+    return (~masked_UK).float()[..., None], {"masked": masked_UK.float()}
+
+
 def clip_fraction(m: Measurements, low: float, high: float, level: Level = "token") -> Tensor:
     """Share of each answer's tokens whose gradient the clipping stops, [U, K]."""
     ratio_UKT, a_UKT = log_ratio(m, level).exp(), advantages(m)

@@ -57,7 +57,6 @@ from truing.core.objective import Loss, Measurements
 from truing.core.online import (
     Aggregation,
     Update,
-    advantages,
     aggregated,
     by_answer,
     by_length,
@@ -65,8 +64,8 @@ from truing.core.online import (
     clip_fraction,
     clipped,
     kl_loss,
-    log_ratio,
     on_high_entropy,
+    on_policy,
     online,
     watched,
     weighed,
@@ -81,15 +80,6 @@ def penalised(r: Measurements, beta: float, kl: Estimator, place: Place = "rewar
         return r["reward"]
     kl_UKT = kl_tokens(r["logp"], r["ref_logp"], kl) * r.mask_UKT
     return r["reward"] - beta * kl_UKT.sum(-1)
-
-
-def near(m: Measurements, opsm: float) -> Tensor:
-    """1.0 for answers that are not masked as off-policy (all with `opsm` 0), [U, K, 1]."""
-    if not opsm:
-        return m.there_UK[..., None]
-    gap_UK = -log_ratio(m).detach().sum(-1) / m.length_UK.clamp(min=1)
-    masked_UK = (gap_UK > opsm) & (advantages(m).sum(-1) < 0)
-    return (~masked_UK).float()[..., None]
 
 
 @online(paper="preference-losses", needs=("ref_logp", "old_entropy"), least=2)
@@ -123,14 +113,12 @@ def grpo(
     in_loss = beta if kl_in == "loss" else 0.0
 
     def loss(m: Measurements) -> Loss:
-        near_UK1 = near(m, opsm)
+        near_UK1, seen = on_policy(m, opsm)
         per_UKT = clipped(m, clip_low, clip_high, bound=bound) * near_UK1
         if in_loss:
             per_UKT = per_UKT + in_loss * kl_loss(m, kl)
         made = aggregated(per_UKT, m, aggregate)
-        seen = {"clip_fraction": clip_fraction(m, clip_low, clip_high)}
-        seen |= {"masked": 1 - near_UK1[..., 0]} if opsm else {}
-        return watched(made, **seen)
+        return watched(made, clip_fraction=clip_fraction(m, clip_low, clip_high), **seen)
 
     reward_UK = penalised(r, beta, kl, kl_in)
     advantage_UK = group_advantage(reward_UK, r.there_UK, scale)

@@ -36,11 +36,11 @@ from truing.core.online import (
     clipped,
     kl_loss,
     log_ratio,
+    on_policy,
     online,
     watched,
     weighed,
 )
-from truing.train.rl.grpo import near
 
 
 @online(paper="preference-losses", needs=("ref_logp",), least=2)
@@ -64,13 +64,12 @@ def gspo(
     """
 
     def loss(m: Measurements) -> Loss:
-        near_UK1 = near(m, opsm)
+        near_UK1, seen = on_policy(m, opsm)
         per_UKT = clipped(m, clip_low, clip_high, level="sequence") * near_UK1
         if beta:
             per_UKT = per_UKT + beta * kl_loss(m)
-        seen = {"clip_fraction": clip_fraction(m, clip_low, clip_high, "sequence")}
-        seen |= {"masked": 1 - near_UK1[..., 0]} if opsm else {}
-        return watched(aggregated(per_UKT, m, aggregate), **seen)
+        fraction_UK = clip_fraction(m, clip_low, clip_high, "sequence")
+        return watched(aggregated(per_UKT, m, aggregate), clip_fraction=fraction_UK, **seen)
 
     return weighed(group_advantage(r["reward"], r.there_UK), loss, beta=beta)
 
