@@ -17,6 +17,7 @@ Shapes: N tokens, D hidden size, L blocks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -72,6 +73,11 @@ class Choice:
     recompute: bool
 
 
+def embedding_of(module: nn.Module) -> Tensor:
+    """Weight [vocabulary, D] of the input embeddings."""
+    return cast("Callable[[], nn.Embedding]", module.get_input_embeddings)().weight
+
+
 def _trained_blocks(module: nn.Module, settings: TextTraining) -> list[nn.Module]:
     blocks = list(block_list(cast(nn.Module, getattr(module, "base_model", module))))
     return blocks[-settings.layers :] if settings.layers else blocks
@@ -90,7 +96,10 @@ def _state(module: nn.Module, settings: TextTraining) -> int:
         parts = _trained_blocks(module, settings) if settings.layers else [module]
         own = {id(p): p for part in parts for p in part.parameters()}
         total = sum(3 * p.numel() * p.element_size() for p in own.values())
-        return total // distributed.now().size  # each holds its shard of them
+        embedding = embedding_of(module)
+        # Each process holds its shard of them; the head's gradient is made whole, and apart.
+        head = 0 if settings.layers else embedding.numel() * embedding.element_size()
+        return total // distributed.now().size + head
     total = 0
     for linear in _linears(module, settings):
         rows, columns = linear.weight.shape
@@ -129,17 +138,17 @@ def forecast(module: nn.Module, settings: TextTraining) -> Forecast:
     whole = saved_bytes(module)
     every = len(block_list(cast(nn.Module, getattr(module, "base_model", module))))
     blocks = len(_trained_blocks(module, settings))
-    embedding = cast("nn.Embedding", cast("object", module.get_input_embeddings()))  # type: ignore[operator]
-    vocab, width = embedding.weight.shape
+    embedding = embedding_of(module)
+    vocab, width = embedding.shape
     inside = whole / every
-    if settings.rank and embedding.weight.dtype != torch.float32:
+    if settings.rank and embedding.dtype != torch.float32:
         # Adapters on layers of lower precision keep their inputs in float32, each its own.
         low = sum(m.in_features + settings.rank for m in _linears(module, settings))
         inside += FLOAT * low / blocks
     return Forecast(
         state=_state(module, settings),
         inside=inside,
-        input=width * embedding.weight.element_size(),
+        input=width * embedding.element_size(),
         logits=vocab * FLOAT,
         blocks=blocks,
     )
