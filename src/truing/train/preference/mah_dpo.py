@@ -13,8 +13,9 @@ H = 1 this is DPO. `blend_heads` makes a model of one head for any weights, as
 Source: "Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards", arXiv
 2510.01167. Differences: heads are low-rank changes of the model's own head in place of perturbed
 copies (2 r D numbers each, and tied embeddings stay as they are); an objective without a pair in a
-step counts 0 there and does not raise the others' share. Process rewards that guide the decoding
-come from `process_reward`.
+step counts 0 there and does not raise the others' share. Pairs of all objectives come from
+`objective_pairs`; process rewards that guide the decoding beside the heads from `step_labels`, and
+from `step_value` or `process_reward`.
 
 Shapes: U pairs, K = 2 branches.
 """
