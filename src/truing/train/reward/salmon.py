@@ -132,9 +132,9 @@ class Reviewed(Hook):
     def rows(self, data: Table, reader: Reader) -> Table:
         """The same pairs, each answer inside its review, as far as there is room for it."""
         fits = within(reader.tokenizer, reader.limit)
-        made: list[Row] = []
-        for i, row in enumerate(data, 1):
-            told = principles_of(row, f"{data.source} row {i}")
+        made: dict[int, Row] = {}
+        for i, row in enumerate(data):
+            told = principles_of(row, data.place(i))
             found = [fitted(row["prompt"], str(row[n]), told, fits) for n in ("chosen", "rejected")]
             reviews = [review for review in found if review is not None]
             if len(reviews) < len(found):
@@ -145,10 +145,10 @@ class Reviewed(Hook):
             answer = chosen[: chosen.index("\n\nQuestion:\n")]
             tokens = len(completion_ids(reader.tokenizer, answer, end=False))
             texts = {"prompt": ROLE, "chosen": chosen, "rejected": rejected}
-            made.append({**row, **texts, **OPEN_END, "answer_tokens": tokens})
+            made[i] = {**row, **texts, **OPEN_END, "answer_tokens": tokens}
         if not made:
             raise nothing_left(data, reader.counts, reader.spec.name, reader.limit)
-        return Table("pair", made, where=data.source)
+        return data.remade("pair", made.values(), list(made))
 
 
 def answer_alone(m: Measurements) -> Measurements:

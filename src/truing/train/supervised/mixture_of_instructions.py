@@ -164,16 +164,16 @@ class InstructionChunks(Hook):
     def rows(self, data: Table, reader: Reader) -> Table:
         """The rows under the system prompts of their tasks; ids stay."""
         made: list[Row] = []
-        for row in data:
+        for i, row in enumerate(data):
             task = row.get("task", "")
             if not isinstance(task, str):
-                raise InputError("column 'task' must be text", where=data.source, seen=task)
+                raise InputError("column 'task' must be text", where=data.place(i), seen=task)
             self._task[str(row["id"])] = task
             made.append(under(row, system) if (system := self.systems.get(task, "")) else row)
         missing = sorted(set(self.each) - set(self._task.values()))
         if missing:
             raise InputError("no row is of this task", where=data.source, seen=missing)
-        return Table(data.kind, made, where=data.source)
+        return data.remade(data.kind, made, range(len(data)))
 
     def units(
         self, loaded: Loaded, units: Sequence[Unit], prompts: Mapping[str, Prompt], limit: int
