@@ -121,7 +121,7 @@ def test_one_process_speaks_and_blocks_see_whole_weights(folder: Path, said: str
     assert said.count("loss falls on >>>these tokens<<<") == len(TRAINED) + len(KILLED)
     told = [line for line in said.splitlines() if line.startswith("truing: ")]
     assert len(told) == 2 and "no row can be trained on" in told[0], told
-    assert "task 4" in told[1] and "must be the user's opening words" in told[1]
+    assert "conversation task" in told[1] and "must be the user's opening words" in told[1]
     counts = [json.loads((folder / f"blocks-{rank}.json").read_text()) for rank in range(2)]
     assert [c["cut"] for c in counts] == [0, 0] and min(c["whole"] for c in counts) > 100
 
