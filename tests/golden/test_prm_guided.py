@@ -123,6 +123,28 @@ def test_values_are_of_the_new_step_and_weighed(
     assert abs(p[0] - p[1]) > 1e-3
 
 
+def test_weights_choose_between_objectives(monkeypatch: pytest.MonkeyPatch) -> None:
+    def terms(self: Guide, rows: list[Row]) -> dict[str, list[float]]:
+        texts = [str(r["completion"]) for r in rows]
+        return {"kind": [float("good" in t) for t in texts],
+                "loud": [3.0 * ("bad" in t) for t in texts]}  # fmt: skip
+
+    monkeypatch.setattr(Guide, "terms", terms)
+    sampling = SamplingSettings(max_tokens=9, stop_ids=(END,), seed=5)
+
+    def chosen(standardise: bool = False, **weights: float) -> int:
+        base = Script([[[2, END], [1, END], [4, END]]])
+        made = module.draw(
+            base, None, ["p"], sampling, candidates=3, steps=1, weights=weights,  # type: ignore[arg-type]
+            standardise=standardise,
+        )  # fmt: skip
+        return made[0][0].ids[0]
+
+    assert chosen(kind=1.0, loud=0.0) == 1 and chosen(kind=0.0, loud=1.0) == 2
+    # On its own scale the second counts for three times its weight.
+    assert chosen(kind=0.6, loud=0.4) == 2 and chosen(True, kind=0.6, loud=0.4) == 1
+
+
 def test_terms_are_weighed_and_standardised_by_hand() -> None:
     terms = {"a": [0.2, 0.6], "b": [3.0, 1.0]}
     assert weighed(terms, {"a": 3.0}, 2) == pytest.approx([(0.6 + 3.0) / 4, (1.8 + 1.0) / 4])

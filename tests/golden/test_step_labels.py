@@ -223,6 +223,12 @@ def test_killed_and_resumed_gives_the_same_rows(
 # What is refused
 
 
+def test_a_process_model_must_score_steps(tiny_path: Path) -> None:
+    model = Model.open(tiny_path)
+    with pytest.raises(InputError, match=r"scores no steps.*step_value"):
+        step_labels(model, Table("example", [PLUS]), process_model=model, reward=RIGHT, rollouts=0)
+
+
 def test_rewards_that_are_no_numbers_or_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
     data, ref = Table("example", [PLUS, PLUS | {"answer": "8"}]), {"use": "length_near", "n": 3}
     given: list[float] = []

@@ -60,7 +60,7 @@ def trained(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 def plain(made: Model, row: Row) -> list[float]:
     """Values by transformers' own hidden states and the head's numbers."""
     tokenizer, loaded = tiny_tokenizer(), made.load_module()
-    asked = [{"role": "user", "content": row["prompt"]}]
+    asked = [{"role": "user", "content": str(row["prompt"])}]
     ids = tokenizer.encode(
         str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)),
         add_special_tokens=False,
@@ -89,7 +89,7 @@ def test_it_learns_values_beyond_1_and_leaves_the_trunk(trained: tuple[Model, Mo
     values = step_values(made, [new])[0]
     assert values[0] > 1.2 > 0.6 > values[1]
     ref = {"use": "step_reward", "model": hold(made), "aggregate": "last"}
-    asked = [{"prompt": "say tree", "completion": "tree!\n\nwell?"}]
+    asked: list[Row] = [{"prompt": "say tree", "completion": "tree!\n\nwell?"}]
     assert score("reward", ref, asked) == pytest.approx([values[1]], abs=1e-5)
 
 
