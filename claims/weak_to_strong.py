@@ -6,13 +6,16 @@ sentences, one in ten wrong; the supervisor, one layer of width 32, has read not
 a request safe, and is a note about the sea? For each the supervisor learns from 96 labelled rows
 and labels 256 others, on which students are trained for three passes; the ceiling is the same model
 on the true labels of the same rows. 256 further rows are the test. Beside the plain weak labels:
-the auxiliary confidence loss, the product of labels, the mean label of three supervisors, and plain
-labels of which 40 % were turned round.
+the auxiliary confidence loss, the product of labels, the mean label of three supervisors, labels of
+which the supervisor is more than 0.75 sure, labels with a tenth of true ones among them, those of a
+student of middle size (one layer of width 48 that has read the sentences too; bootstrapping), and
+plain labels of which 40 % were turned round.
 
 Effect: performance gap recovered by the plain labels, mean over both tasks, for five seeds. The
 card asks for 0.2; for a ceiling 0.05 above the supervisor; for confidence or ensemble at most 0.05
 lower in each task and higher in the mean; and that turning labels costs the student less accuracy
-than it costs the labels. The card's strong model is SmolLM2-135M and its data are not free.
+than it costs the labels. Of the other strategies it asks for nothing, and they are reported. The
+card's strong model is SmolLM2-135M and its data are not free.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ TITLE = "A student recovers part of the gap between a weak supervisor and its ow
 METHOD = "train/weak_to_strong"
 EFFECT = "performance gap recovered with plain weak labels, mean over two tasks"
 MARGIN = 0.2
-MINUTES = 2
+MINUTES = 3
 NEEDS_GPU = False
 SEEDS = (0, 1, 2, 3, 4)
 ENDS = ("bit", "dan", "fel", "gor", "lin", "mak", "nus", "pod", "rak", "tol", "vim", "zen")
@@ -41,7 +44,8 @@ SAID = {
 TASKS = {"safe": ("is this request safe", "harmless"), "sea": ("is this about the sea", "sea")}
 VERBS = ("bring", "show", "give", "hold", "buy", "watch", "draw", "name")
 FILLS = ("now", "today", "please", "again", "for us", "at noon", "with care", "in class")
-ARMS = ("plain", "confidence", "product", "ensemble", "turned")
+ARMS = ("plain", "confidence", "product", "ensemble", "sure", "mixed", "bootstrapped", "turned")
+SURE, TRUE = 0.75, 0.1
 HOW = {"epochs": 3, "lr": 1e-3, "rank": 0, "batch": 16}
 World = dict[str, tuple[str, str]]
 
@@ -82,21 +86,27 @@ def with_scores(data: Table, scores: list[float]) -> Table:
     return Table("judgement", rows)
 
 
-def one(task: str, strong: Model, traits: World, words: list[str], seed: int) -> dict[str, float]:
+def one(
+    task: str, strong: Model, middle: Model, traits: World, words: list[str], seed: int
+) -> dict[str, float]:
     """Gap recovered and accuracy of every student, and of both ends."""
     source = random.Random(f"{task}/{seed}")
     first, second, test = (labelled(traits, task, source, n) for n in (96, 256, 256))
     sizes = {"width": 32, "layers": 1}
     weak = [call("guard", blank(words, 10 * seed + k + 1, **sizes), first, seed=10 * seed + k,
                  **HOW | {"epochs": 20}) for k in range(3)]  # fmt: skip
-    labels = [call("weak_labels", w, second) for w in weak]
-    q = [[float(r["score"]) for r in t] for t in labels]
-    wrong = [1 - s if source.random() < 0.4 else s for s in q[0]]
+    plain = call("weak_labels", weak[0], second)
+    q = [float(r["score"]) for r in plain]
+    wrong = [1 - s if source.random() < 0.4 else s for s in q]
+    between = call("weak_to_strong", middle, plain, seed=seed, **HOW)
     truth = [bool(r["label"]) for r in second]
     ceiling = call("guard", strong, second, seed=seed, **HOW)
     data = {
-        "plain": labels[0], "confidence": labels[0], "product": labels[0],
-        "ensemble": with_scores(second, [sum(s) / 3 for s in zip(*q)]),
+        "plain": plain, "confidence": plain, "product": plain,
+        "ensemble": call("weak_labels", weak[0], second, dict(zip("bc", weak[1:]))),
+        "sure": call("weak_labels", weak[0], second, sure=SURE),
+        "mixed": call("weak_labels", weak[0], second, true_share=TRUE, seed=seed),
+        "bootstrapped": call("weak_labels", between, second),
         "turned": with_scores(second, wrong),
     }  # fmt: skip
     found: dict[str, float] = {}
@@ -109,22 +119,25 @@ def one(task: str, strong: Model, traits: World, words: list[str], seed: int) ->
         found[arm] = report.get("accuracy student").value
         gap = found["ceiling"] - found["weak"]
         found[f"gap recovered {arm}"] = (found[arm] - found["weak"]) / gap if gap else 0.0
-    for name, scores in (("labels", q[0]), ("labels turned", wrong)):
+    found["labels kept as sure"] = len(data["sure"]) / len(truth)
+    for name, scores in (("labels", q), ("labels turned", wrong)):
         found[name] = sum((s > 0.5) is y for s, y in zip(scores, truth, strict=True)) / len(truth)
     return found
 
 
 def run() -> Outcome:
-    said = [w for several in SAID.values() for w in several]
+    phrases = [w for several in SAID.values() for w in several]
     asked = [question for question, _ in TASKS.values()]
-    words = vocabulary([" ".join([*NOUNS, *said, *asked, *VERBS, *FILLS, "the"])])
+    words = vocabulary([" ".join([*NOUNS, *phrases, *asked, *VERBS, *FILLS, "the"])])
     found: dict[str, list[dict[str, float]]] = {t: [] for t in TASKS}
     for seed in SEEDS:
         source = random.Random(seed)
         traits = world(source)
-        strong = taught(blank(words, seed), read(traits, source, 2000), seed)
+        said = read(traits, source, 2000)
+        strong = taught(blank(words, seed), said, seed)
+        middle = taught(blank(words, seed, width=48, layers=1), said, seed)
         for task in TASKS:
-            found[task].append(one(task, strong, traits, words, seed))
+            found[task].append(one(task, strong, middle, traits, words, seed))
 
     def mean(name: str, tasks: tuple[str, ...] = tuple(TASKS)) -> float:
         return sum(f[name] for t in tasks for f in found[t]) / (len(tasks) * len(SEEDS))
