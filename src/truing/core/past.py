@@ -6,6 +6,11 @@ answered is read with the reply to it, in one pass, instead of kept as it was wr
 token. So what is kept follows from the prompts alone, and a run that was killed makes the same bits
 of them (`Memory.again`) without drawing or asking anything again.
 
+Answers are those without it but for rounding (log-probabilities to about 1e-5), as in any other
+batch. Dialogues of 1,500 tokens in the end, 200 new ones and 16 drawn at each turn, on one thread
+of a busy 2-core AMD EPYC: SmolLM2-135M takes 31 instead of 80 CPU seconds for 4 of them with 6
+turns, and 6 instead of 24 for the last turn; the tiny model, 16 with 8 turns, 4 instead of 12.
+
 Kept tensors are views into those of `core.shared`; architectures that it does not fit, and position
 codes that change with a row's length, keep nothing and compute all of it at each turn.
 
