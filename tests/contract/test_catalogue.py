@@ -42,6 +42,15 @@ def test_every_verb_has_a_method() -> None:
     assert {methods[m].verb for m in OWN} == set(VERBS)
 
 
+def test_the_required_family_is_listed() -> None:
+    trained = {methods[m].name for m in OWN if methods[m].verb == "train"}
+    assert trained >= set(
+        "sft dpo ipo kto orpo simpo cpo d2o mah_dpo grpo rloo ppo ppo_max urpo grao adpa dckd"
+        " bradley_terry salmon cyclealign weak_to_strong".split()
+    )
+    assert "easy_to_hard" in {methods[m].name for m in OWN}
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_names_and_facts(name: str) -> None:
     method = methods[name]

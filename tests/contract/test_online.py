@@ -94,7 +94,7 @@ def test_the_family_is_listed() -> None:
     names = {methods[n].name for n in ONLINE}
     assert names >= set(
         "grpo dr_grpo dapo gspo cispo rloo reinforce_plus_plus ppo ppo_max online_dpo xpo nash_md"
-        " urpo grao remax".split()
+        " urpo grao remax gmpo sapo vespo".split()
     )
 
 
