@@ -69,7 +69,7 @@ def test_text_is_cut_at_max_tokens(tiny_path: Path) -> None:
 
 
 def test_text_beyond_the_context_is_scored_in_pieces(tiny_path: Path, tmp_path: Path) -> None:
-    """Windows of 32 tokens that go on by 16: each token is scored once, by the first that has it."""
+    """Windows of 32 tokens that go on by 16: each token is scored by the first that has it."""
     folder = tmp_path / "short"
     shutil.copytree(tiny_path, folder)
     config = json.loads((folder / "config.json").read_text())
