@@ -2,19 +2,19 @@
 
 At the size of two cores. Questions are simple ones of general knowledge (honesty/pkqa_13b of the
 data mirror, TRUING_DATA), of which a small model knows some; `unknowable` asks for the authors of
-papers that are younger than it. What the model knows is probed with ten answers to each question,
-and four ways to learn from that are compared with the model as it is under the prompt that allows
-refusing (`prompt`). `baseline` is tuned on right answers alone. At most half of the questions that
-are taught from have no right sample, or the model learns to refuse all.
+papers that are younger than it. What the model knows is probed with five answers to each question
+(the paper has ten), and four ways to learn from that are compared with the model as it is under the
+prompt that allows refusing (`prompt`). `baseline` is tuned on right answers alone. At most half of
+the questions that are taught from have no right sample, or the model learns to refuse all.
 """
 
 from __future__ import annotations
 
 from truing import Plan
 
-# Share of the rows that are learnt from: multisample has ten for each question, the others one.
-EPOCHS = {"baseline": 2.0, "absolute": 2.0, "confidence_verb": 2.0, "multisample": 0.2}
-TOKENS = 20
+# Passes over the rows: multisample has five for each question, the others one.
+EPOCHS = {"baseline": 2.0, "absolute": 2.0, "confidence_verb": 2.0, "multisample": 0.4}
+SAMPLES, TOKENS = 5, 20
 
 
 def recipe() -> Plan:
@@ -37,6 +37,7 @@ def recipe() -> Plan:
             model="base",
             data="asked",
             strategy=strategy,
+            samples=SAMPLES,
             max_tokens=TOKENS,
             most_unknown=0.5,
         )
