@@ -28,10 +28,12 @@ SMALL: dict[str, object] = {
     "batch": 4,
     "margin": 0.0,
     "response_tokens": 40,
+    "reward": {"use": "share_of", "letters": "aeiou"},
 }
 # Columns that a method must be told, and which of a table's parts it makes.
 COLUMNS: dict[str, object] = {
     "time": "days", "event": "died", "attributes": {"age": "age"}, "part": "train",
+    "rewards": {"vowels": {"use": "share_of", "letters": "aeiou"}},
 }  # fmt: skip
 RULES = Principles([Principle("brief", "Be brief.", check={"use": "max_words", "n": 3})])
 PROMPTS = Table(
@@ -47,6 +49,10 @@ PROMPTS = Table(
         }
         for i in range(3)
     ],
+)
+PAIRS = Table(
+    "pair",
+    [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No."} for i in range(3)],
 )
 
 
@@ -83,8 +89,14 @@ def small(method: Method) -> dict[str, object]:
 
 def inputs(method: Method, model: Model) -> dict[str, object]:
     nouns = {"Model": model, "Table": PROMPTS, "Principles": RULES}
-    needed = [i for i in method.inputs.values() if not i.optional]
-    return {i.name: {"a": nouns[i.noun]} if i.many else nouns[i.noun] for i in needed}
+    kinds = getattr(method.declared, "__truing__", {}).get("rows", {})
+    found: dict[str, object] = {}
+    for one in method.inputs.values():
+        if not one.optional:
+            pairs = "pair" in kinds.get(one.name, ())
+            noun = PAIRS if one.noun == "Table" and pairs else nouns[one.noun]
+            found[one.name] = {"a": noun} if one.many else noun
+    return found
 
 
 def made(name: str, model: Model, folder: Path, stop_after: int = 0) -> tuple[str, int]:
