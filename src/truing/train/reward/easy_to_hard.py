@@ -67,15 +67,18 @@ def easy_outcome(
 ) -> list[float]:
     """1 where a solution's answer is the right one, 0 where not, a constant where none is known.
 
+    A solution without an answer is never right.
+
     Args:
-        column: of the right answer; rows of hard problems have none.
+        column: of the right answer; rows of hard problems have none, or an empty one.
         unknown: reward of those.
     """
     values: list[float] = []
     for row in rows:
         gold = row.get(column)
-        if gold is None:
+        if gold is None or not str(gold).strip():  # a CSV gives "" where there is none
             values.append(unknown)
-        else:
-            values.append(float(normal(answer_of(str(row["completion"]))) == normal(str(gold))))
+            continue
+        said = normal(answer_of(str(row["completion"])))
+        values.append(float(bool(said) and said == normal(str(gold))))
     return values
