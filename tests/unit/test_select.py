@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from truing.context import Context, use
 from truing.errors import InputError
 from truing.select import split as module
 from truing.select.checked import checked
+from truing.select.near_duplicates import near_duplicates
+from truing.select.sample import sample
 from truing.select.split import split
 from truing.tables import Table
 
@@ -30,16 +33,39 @@ def test_parts_are_disjoint_and_ignore_row_order() -> None:
 
 def test_training_rows_near_a_held_out_one_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     # Vectors by the prompt's number: neighbours differ by 10 degrees, cosine 0.985.
-    def vectors(texts: list[str], key: str) -> np.ndarray:
+    def vectors(texts: list[str]) -> np.ndarray:
         angles = np.radians([10 * int(t.split()[-1][:-1]) for t in texts])
         return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
-    monkeypatch.setattr(module, "text_vectors", vectors)
+    monkeypatch.setattr(module, "embed", vectors)
     train = split(DATA, part="train", held_out=4, threshold=0.05)  # cosine 0.975
     held = {int(p.split()[-1][:-1]) for p in prompts(split(DATA, part="held_out", held_out=4))}
     left = {int(p.split()[-1][:-1]) for p in prompts(train)}
     assert left and not left & held
     assert not any(abs(a - b) <= 1 for a in left for b in held)
+
+
+def test_rows_without_texts_are_told_apart_by_what_they_hold() -> None:
+    images = Table("record", [{"pixels": [i, i + 1], "label": i % 2} for i in range(12)])
+    parts = [split(images, part=p, held_out=4, threshold=t)
+             for p, t in (("train", 0.3), ("train", 0.0), ("held_out", 0.3))]  # fmt: skip
+    assert [len(p) for p in parts] == [8, 8, 4]
+    assert not {r["id"] for r in parts[0]} & {r["id"] for r in parts[2]}
+    turned = Table("record", list(reversed(images.rows)))
+    again = split(turned, part="held_out", held_out=4)
+    assert {r["id"] for r in again} == {r["id"] for r in parts[2]}
+    assert [len(near_duplicates(images, exact=e)) for e in (False, True)] == [12, 12]
+    with use(Context(0)):
+        assert len(sample(images, n=5)) == 5
+
+
+def test_exact_texts_are_compared_without_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "embed", lambda texts: pytest.fail("needs no vectors"))
+    twice = Table("prompt", [{"prompt": f" {w} {i % 9}"} for w in ("Say", "say") for i in range(9)])
+    train = split(twice, part="train", held_out=3, threshold=0)
+    held = split(twice, part="held_out", held_out=3, threshold=0)
+    assert not {p.lower() for p in prompts(train)} & {p.lower() for p in prompts(held)}
+    assert prompts(near_duplicates(twice, exact=True)) == [f" Say {i}" for i in range(9)]
 
 
 def test_split_needs_enough_rows() -> None:

@@ -22,10 +22,11 @@ from typing import Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from truing.core.embed import embed
 from truing.errors import InputError
 from truing.method import get_component, method
 from truing.models import Model
-from truing.select.near_duplicates import text_vectors
+from truing.select.near_duplicates import known
 from truing.tables import Message, Row, Table, user_text
 
 
@@ -96,6 +97,14 @@ def turn_scores(
         )
     rest = iter(values)
     return [[float(next(rest)) for _ in items] for items in counts]
+
+
+def text_vectors(texts: list[str], key: str) -> NDArray[np.float32]:
+    """Unit vectors of texts: by meaning, or one-hot by exact text for `exact`."""
+    if key == "exact":
+        place = {t: i for i, t in enumerate(dict.fromkeys(map(known, texts)))}
+        return np.eye(len(place), dtype=np.float32)[[place[known(t)] for t in texts]]
+    return embed(texts)
 
 
 @method(paper="deita")

@@ -50,12 +50,14 @@ def row_text(row: Row) -> str:
     return str(row.get("text", ""))
 
 
-def text_vectors(texts: list[str], key: str) -> NDArray[np.float32]:
-    """Unit vectors of texts: by meaning, or one-hot by exact text for `exact`."""
-    if key == "exact":
-        place = {t: i for i, t in enumerate(dict.fromkeys(t.strip().lower() for t in texts))}
-        return np.eye(len(place), dtype=np.float32)[[place[t.strip().lower()] for t in texts]]
-    return embed(texts)
+def row_name(row: Row) -> str:
+    """What tells rows of different contents apart: the text, or the id of a row without one."""
+    return row_text(row) or str(row["id"])
+
+
+def known(text: str) -> str:
+    """A text as it is compared with others word for word."""
+    return text.strip().lower()
 
 
 @method(paper="magpie")
@@ -68,6 +70,14 @@ def near_duplicates(data: Table, *, threshold: float = 0.05, exact: bool = False
     """
     if len(data) < 2:
         return data
-    vectors = text_vectors([row_text(r) for r in data], "exact" if exact else "")
-    found = neighbours(vectors, threshold)
-    return data.take(found.keep()).with_lineage(filter=f"near_duplicates {threshold:g}")
+    texts = [row_text(r) for r in data]
+    if exact:
+        first: dict[str, int] = {}
+        for i, row in enumerate(data):
+            first.setdefault(known(row_name(row)), i)
+        kept = list(first.values())
+    elif not any(texts):  # images and the like have no meaning that is compared here
+        return data
+    else:
+        kept = neighbours(embed(texts), threshold).keep()
+    return data.take(kept).with_lineage(filter=f"near_duplicates {threshold:g}")

@@ -2,7 +2,8 @@
 
 Rows with one prompt go together, so that the sample and the rest never share a prompt. The order
 in which prompts are drawn depends on their text and the step's seed alone, not on their place in
-the table. The baseline that every selection method is to be compared with; no paper.
+the table; rows without texts, such as images, go by their ids. The baseline that every selection
+method is to be compared with; no paper.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Literal
 from truing.context import current
 from truing.errors import InputError
 from truing.method import method
-from truing.select.near_duplicates import row_text
+from truing.select.near_duplicates import row_name
 from truing.tables import Row, Table, content_hash
 
 
@@ -20,7 +21,7 @@ def drawn(rows: list[Row], n: int, seed: int) -> list[bool]:
     """For each row, whether it is one of the `n` drawn (fewer where the last prompt is larger)."""
     prompts: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
-        prompts.setdefault(row_text(row), []).append(i)
+        prompts.setdefault(row_name(row), []).append(i)
     chosen = [False] * len(rows)
     left = n
     for text in sorted(prompts, key=lambda t: content_hash([seed, t])):

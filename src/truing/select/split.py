@@ -3,24 +3,38 @@
 Rows are ordered by the hash of their own content and the salt, so that the split depends neither
 on the order of the rows nor on the process; the first `held_out` rows are the held-out part. A
 training row whose sentence vector is within `threshold` (squared distance) of a held-out row goes
-to neither part: a model must not be tested on what it was trained on in other words. Our own; no
-paper.
+to neither part: a model must not be tested on what it was trained on in other words. Rows without
+texts, such as images, are told apart by their ids alone. Our own; no paper.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
+from truing.core.embed import embed
 from truing.errors import InputError
 from truing.method import method
-from truing.select.near_duplicates import row_text, text_vectors
+from truing.select.near_duplicates import known, row_name, row_text
 from truing.tables import Row, Table, content_hash
 
 
 def order(rows: list[Row], salt: int) -> list[int]:
-    """Places of the rows in an order that only their texts and `salt` decide."""
-    keys = [content_hash([salt, row_text(r)], 16) for r in rows]
+    """Places of the rows in an order that only what they hold and `salt` decide."""
+    keys = [content_hash([salt, row_name(r)], 16) for r in rows]
     return sorted(range(len(rows)), key=keys.__getitem__)
+
+
+def _apart(texts: list[str], held_out: int, threshold: float) -> list[int]:
+    """Numbers of the texts after the first `held_out` that are like none of those."""
+    later = range(held_out, len(texts))
+    if not any(texts):  # images and the like, of which no two are the same row
+        return list(later)
+    if threshold == 0:
+        held = {known(t) for t in texts[:held_out]}
+        return [i for i in later if known(texts[i]) not in held]
+    vectors = embed(texts)
+    nearest = (vectors[held_out:] @ vectors[:held_out].T).max(axis=1)
+    return [i for i, near in zip(later, nearest, strict=True) if near < 1.0 - threshold / 2.0]
 
 
 @method()
@@ -49,14 +63,12 @@ def split(
             fix="Synthesize more rows, or hold out fewer",
         )
     places = order(data.rows, salt)
-    test, train = places[:held_out], places[held_out:]
     if part == "held_out":
-        return data.take(test).with_lineage(filter="held out")
-    texts = [row_text(data.rows[i]) for i in places]
-    vectors = text_vectors(texts, "" if threshold > 0 else "exact")
-    nearest = (vectors[held_out:] @ vectors[:held_out].T).max(axis=1)
-    far = 1.0 - threshold / 2.0 if threshold > 0 else 1.0
-    kept = [i for i, c in zip(train, nearest, strict=True) if c < far]
-    if not kept:
-        raise InputError("no training row is left", where="select/split", seen=len(train))
-    return data.take(kept).with_lineage(filter="train")
+        return data.take(places[:held_out]).with_lineage(filter="held out")
+    kept = _apart([row_text(data.rows[i]) for i in places], held_out, threshold)
+    train = [places[i] for i in kept]
+    if not train:
+        raise InputError(
+            "no training row is left", where="select/split", seen=len(places) - held_out
+        )
+    return data.take(train).with_lineage(filter="train")
