@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import cast
 
 from truing import dataindex, tablefiles
+from truing.context import current
 from truing.core import files
 from truing.core.licences import short, strictest
 from truing.core.shapes import DEFAULT_PART, SHAPES, passages
@@ -70,7 +71,7 @@ def _kind_of_set(entry: DataSet) -> str:
         key = f"{entry.name}/{file.part}"
         if key in SHAPES or not file.readable:
             return SHAPES[key][0] if key in SHAPES else "record"
-        return _kind_of(next(_rows(file.path, key))[1], file)
+        return _kind_of(next(_rows(file.path, key))[1] or {}, file)
     except (InputError, StopIteration):
         return "record"
 
@@ -164,16 +165,14 @@ def _text(file: Path) -> str:
     return (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode("utf-8")
 
 
-def _rows(file: Path, name: str) -> Iterator[tuple[int, Row]]:
-    """(number of the raw row, row in its shape) of one file."""
+def _rows(file: Path, name: str) -> Iterator[tuple[int, Row | None]]:
+    """(number of the raw row, row in its shape, None where its shape leaves it out) of one file."""
     if file.name.endswith(TEXTS):
         yield from enumerate(passages(_text(file)), 1)
         return
     if name == "digits/digits":  # numbers without a header
         for i, line in enumerate(_text(file).splitlines(), 1):
-            row = SHAPES[name][1](dict(enumerate(line.split(","))))  # pyright: ignore
-            if row is not None:
-                yield i, row
+            yield i, SHAPES[name][1](dict(enumerate(line.split(","))))  # pyright: ignore
         return
     shape = SHAPES[name][1] if name in SHAPES else None
     for i, raw in tablefiles.raw_rows(file):
@@ -185,8 +184,7 @@ def _rows(file: Path, name: str) -> Iterator[tuple[int, Row]]:
                 where=f"{file} row {i}",
                 seen=sorted(raw),
             ) from None
-        if row is not None:
-            yield i, row
+        yield i, row
 
 
 def _kind_of(row: Row, file: File) -> str:
@@ -207,7 +205,8 @@ def read(name: str, kind: str = "", *, limit: int = 0) -> Table:
         kind: the kind of rows wanted; "" takes what the set is.
         limit: only the first so many rows; 0 for all.
     Returns:
-        rows whose lineage names the source row and the licence.
+        rows whose lineage names the source row and the licence; those that cannot be used are
+        left out and counted in the metric `left_out`.
     Raises:
         InputError: unknown name, file missing or not as its checksum says, wrong kind.
     """
@@ -227,11 +226,17 @@ def read(name: str, kind: str = "", *, limit: int = 0) -> Table:
     rows: list[Row] = []
     numbers: list[int] = []
     licence = short(entry.licence)
+    left_out = 0
     for i, row in _rows(file.path, key):
+        if row is None:
+            left_out += 1
+            continue
         rows.append(row | {"lineage": {"source": f"{key} row {i}", "licence": licence}})
         numbers.append(i)
         if limit and len(rows) >= limit:
             break
+    if left_out:
+        current().metric(data=key, left_out=left_out)
     found = SHAPES[key][0] if key in SHAPES else _kind_of(rows[0], file) if rows else ""
     table = Table(found, rows, where=key, numbers=numbers, allow_empty=False)
     return table.expect(kind, where=f"data set {name}") if kind else table

@@ -233,9 +233,12 @@ def run(
     """
     checked = plan.check()
     check_abilities(checked)
-    opened = open_sources(checked, opened)
+    with use(Context()) as reading:
+        opened = open_sources(checked, opened)
     check_abilities(checked, opened)
     record = Run(plan, runs)
+    if reading.metrics:  # rows of data sets that cannot be used
+        record.manifest["left_out"] = list(reading.metrics)
     with record.alone():
         return _run_all(checked, opened, record, store or Store())
 

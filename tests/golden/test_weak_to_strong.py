@@ -248,9 +248,15 @@ def test_the_gap_in_toxicity(tiny_path: Path, tmp_path: Path) -> None:
 
 def test_texts_of_the_moderation_set_are_rightly_harmless_or_not() -> None:
     kind, shape = SHAPES["moderation/moderation"]
-    made = [shape({"prompt": "t", "S": 0, "H": h, "V": None}) for h in (0, 1)]
+    none = dict.fromkeys("S H V HR SH S3 H2 V2".split(), 0)
+    made = [shape({"prompt": "t"} | none | {"H": h}) for h in (0, 1)]
     assert kind == "unpaired" and Table(kind, [r for r in made if r]).kind == kind
     assert [r and r["label"] for r in made] == [True, False]
+    # What nobody annotated may be harmful; where one category applies the others do not matter.
+    assert shape({"prompt": "t"} | none | {"V": None}) is None
+    assert shape({"prompt": "t", "S": 0}) is None and shape({"prompt": "t"}) is None
+    some = shape({"prompt": "t", "SH": 1, "V": None})
+    assert some and some["label"] is False and some["categories"] == ["SH"]
     assert made[1] and made[1]["categories"] == ["H"] and str(made[0]["prompt"]).endswith("\n\nt")  # type: ignore[index]
 
 

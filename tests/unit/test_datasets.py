@@ -13,10 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from truing import dataindex, datasets
+from truing import dataindex, datasets, pipeline
+from truing.context import Context, use
 from truing.core.licences import allows_commercial
 from truing.core.shapes import dialogue, hh_pair, passages, truthful, word_problem
 from truing.errors import InputError
+from truing.plan import Plan
+from truing.store import Store
 from truing.tables import Row, Table
 
 
@@ -138,6 +141,28 @@ def test_mirror_rows_carry_source_and_licence(mirror: Path) -> None:
     assert len(Table.read("gsm8k/test")) == 1 and len(Table.read("gsm8k", limit=1)) == 1
     assert Table.read("gsm8k", "prompt").kind == "prompt"
     assert datasets.licence_of([table]) == "MIT"
+
+
+def test_rows_that_a_shape_leaves_out_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = dict.fromkeys("S H V HR SH S3 H2 V2".split(), 0)
+    rows = [known, {"S": 0}, known | {"H": 1}, {"SH": 1}, {"SH": 0}]
+    file = tmp_path / "moderation" / "moderation.jsonl"
+    file.parent.mkdir()
+    file.write_bytes(b"".join(_line({"prompt": f"t{i}", **r}) for i, r in enumerate(rows)))
+    facts = {"name": "moderation", "title": "t", "licence": "MIT", "files": [{"file": file.name}]}
+    (tmp_path / "index.json").write_text(json.dumps([facts]))
+    monkeypatch.setenv("TRUING_DATA", str(tmp_path))
+    with use(Context()) as context:
+        table = Table.read("moderation/moderation")
+    assert [r["label"] for r in table] == [True, False, False]
+    assert table.place(2) == "moderation/moderation row 4"
+    assert context.metrics == [{"data": "moderation/moderation", "left_out": 2}]
+    plan = Plan("r", folder=tmp_path)
+    plan.step("some", "select/sample", data="moderation/moderation", n=1)
+    made = pipeline.run(plan, tmp_path / "runs", store=Store(tmp_path / "store"))
+    assert made.run.manifest["left_out"] == context.metrics
 
 
 def test_unknown_columns_are_kept(mirror: Path) -> None:

@@ -151,9 +151,18 @@ def verifiable(row: Row) -> Row | None:
     }
 
 
+HARMS = ("S", "H", "V", "HR", "SH", "S3", "H2", "V2")  # categories of the moderation set
+
+
 def moderated(row: Row) -> Row | None:
-    """A text that is said to be harmless: rightly where no category of harm applies."""
-    applies = [k for k, v in row.items() if k != "prompt" and v == 1]
+    """A text that is said to be harmless: rightly where no category of harm applies.
+
+    None where no category is known to apply and one is not annotated: nobody said that it is
+    harmless.
+    """
+    applies = [k for k in HARMS if row.get(k) == 1]
+    if not applies and any(row.get(k) is None for k in HARMS):
+        return None
     asked = f"Is this text harmless?\n\n{row['prompt']}"
     return {"prompt": asked, "completion": "yes", "label": not applies, "categories": applies}
 
