@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from truing.errors import InputError, OtherVersion
-from truing.tables import KINDS, SCHEMA_VERSION, Message, Row, Table, content_hash
+from truing.tables import KINDS, SCHEMA_VERSION, Message, Row, Table, row_id
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,11 +73,14 @@ def _table(path: Path, kind: str, rows: Iterator[tuple[int, Row]], limit: int) -
 
 
 def _told_apart(table: Table) -> Table:
-    """The table; an InputError where two rows that differ have one id, by which they are known."""
+    """The table; an InputError where two rows that differ have one id, by which they are known.
+
+    Rows that differ in their lineage alone are one row that was made twice.
+    """
     seen: dict[object, int] = {}
     for i, row in enumerate(table):
         first = seen.setdefault(row["id"], i)
-        if first != i and content_hash(table[first]) != content_hash(row):
+        if first != i and row_id(table[first]) != row_id(row):
             raise InputError(
                 f"field 'id' is that of row {table.number(first)}, and the rows differ",
                 where=table.place(i),

@@ -141,3 +141,12 @@ def test_rows_that_were_made_name_those_they_came_from(tmp_path: Path) -> None:
     # What is derived from it is called alike, though its rows have other ids.
     changed = again.map(lambda row: row | {"completion": "u"})
     assert changed.take([0]).place(0) == again.place(0)
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.parquet"])
+def test_a_row_made_twice_is_read_as_it_was_written(name: str, tmp_path: Path) -> None:
+    asked = Table("prompt", [{"prompt": "a", "x": 1}, {"prompt": "a", "x": 2}])
+    made = asked.map(lambda row: {"prompt": row["prompt"]})
+    assert made[0]["id"] == made[1]["id"] and made[0]["lineage"] != made[1]["lineage"]
+    found = Table.read(made.write(tmp_path / name))
+    assert found.rows == made.rows
