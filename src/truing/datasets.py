@@ -10,7 +10,7 @@ from TRUING_DATA only.
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -242,14 +242,40 @@ def read(name: str, kind: str = "", *, limit: int = 0) -> Table:
     return table.expect(kind, where=f"data set {name}") if kind else table
 
 
+def _licence(row: Row) -> str:
+    return str(cast(Row, row.get("lineage") or {}).get("licence") or "")
+
+
 def licence_of(tables: Iterable[Table]) -> str:
     """The strictest licence that the rows' lineage names; "" when none does.
 
     What is trained on these rows carries it: `model.adding(change, licence=...)`.
     """
-    named = {
-        str(cast(Row, row.get("lineage") or {}).get("licence") or "")
-        for table in tables
-        for row in table
-    } - {""}
+    named = {_licence(row) for table in tables for row in table} - {""}
     return strictest(sorted(named)) if named else ""
+
+
+def licensed(made: object, inputs: Mapping[str, object]) -> object:
+    """What a method made; rows that come out without a licence get the strictest of the inputs.
+
+    A row that was kept from an input where it had none stays without.
+
+    Args:
+        made: any noun; what is no table comes back as it is.
+        inputs: the method's, by name; those that take several, by role.
+    """
+    if not isinstance(made, Table):
+        return made
+    nested = (v.values() if isinstance(v, Mapping) else [v] for v in inputs.values())
+    given = [n for nouns in nested for n in cast("Iterable[object]", nouns) if isinstance(n, Table)]
+    licence = licence_of(given)
+    if not licence or all(map(_licence, made)):
+        return made
+    free = {row["id"] for table in given for row in table if not _licence(row)}
+    rows = [
+        row
+        if _licence(row) or row["id"] in free
+        else row | {"lineage": cast(Row, row["lineage"]) | {"licence": licence}}
+        for row in made
+    ]
+    return made.remade(made.kind, rows, range(len(made)))

@@ -255,6 +255,8 @@ class Method:
 
     def __call__(self, *nouns: object, **values: object) -> object:
         """Run it: inputs by position or name, settings by name."""
+        from truing.datasets import licensed
+
         named = dict(zip(self.inputs, nouns, strict=False))
         if len(nouns) > len(self.inputs):
             raise InputError(f"takes {len(self.inputs)} inputs", where=self.id, seen=len(nouns))
@@ -262,7 +264,7 @@ class Method:
         for name, wanted in self.inputs.items():
             if name not in named and not wanted.optional:
                 raise InputError(f"input {name!r} ({wanted.noun}) is missing", where=self.id)
-        return self.function(**named, **self.validate(values))
+        return licensed(self.function(**named, **self.validate(values)), named)
 
 
 class Methods(Mapping[str, Method]):

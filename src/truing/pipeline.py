@@ -18,6 +18,7 @@ from typing import cast
 
 from truing.context import Context, Json, use
 from truing.core import private
+from truing.datasets import licensed
 from truing.errors import InputError, Stopped, TruingError, Unread
 from truing.faults import told
 from truing.keys import Nouns, device_class, step_key
@@ -121,7 +122,7 @@ def perform(
         try:
             with use(context):
                 # What it observed is kept by the context beyond its end.
-                made = cast(Noun, method.function(**nouns, **settings))
+                made = cast(Noun, licensed(method.function(**nouns, **settings), nouns))
         except BaseException:
             clock.keep()
             raise

@@ -18,6 +18,8 @@ from truing.context import Context, use
 from truing.core.licences import allows_commercial
 from truing.core.shapes import dialogue, hh_pair, passages, truthful, word_problem
 from truing.errors import InputError
+from truing.method import methods
+from truing.models import Model
 from truing.plan import Plan
 from truing.store import Store
 from truing.tables import Row, Table
@@ -286,3 +288,38 @@ def test_address_with_checksum(address: tuple[str, str]) -> None:
         Table.read(f"{url}#sha256={'0' * 64}")
     with pytest.raises(InputError, match="could not be downloaded"):
         Table.read(f"{url}.no#sha256={'1' * 64}")
+
+
+def test_what_a_method_makes_has_the_licence_of_its_rows(tiny_path: Path, tmp_path: Path) -> None:
+    told = [{"lineage": {"licence": name}} for name in ("MIT", "cc-by-nc-4.0")]
+    rows = [{"prompt": f"p{i}", "completion": "a b\n\nc", **told[i]} for i in range(2)]
+    reward: dict[str, object] = {"use": "max_words", "n": 3}
+    with use(Context(folder=tmp_path / "plain")):
+        made = methods["step_labels"](
+            Model.open(tiny_path), Table("example", rows), rollouts=0, reward=reward
+        )
+    assert isinstance(made, Table) and len(made) == 2
+    assert {r["lineage"]["licence"] for r in made} == {"cc-by-nc-4.0"}  # type: ignore[index]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    plan = Plan("r", folder=tmp_path)
+    plan.model("m", str(tiny_path))
+    plan.step("labels", "synthesize/step_labels", model="m", data="t.jsonl", rollouts=0,
+              reward=reward)  # fmt: skip
+    found = pipeline.run(plan, tmp_path / "runs", store=Store(tmp_path / "store"))
+    kept = found.results["labels"]
+    assert isinstance(kept, Table) and datasets.licence_of([kept]) == "cc-by-nc-4.0"
+
+
+def test_rows_that_had_no_licence_and_were_kept_get_none() -> None:
+    private = {"prompt": "a", "lineage": {"licence": "cc-by-nc-4.0"}}
+    data = Table(
+        "prompt", [private, {"prompt": "b"}, {"prompt": "c", "lineage": {"licence": "MIT"}}]
+    )
+    made = Table("prompt", [data[1], data[2], {"prompt": "new"}, {"prompt": "a"}])
+    found = datasets.licensed(made, {"data": {"role": data}, "model": None})
+    assert isinstance(found, Table)
+    licences = [r["lineage"].get("licence") for r in found]  # type: ignore[attr-defined]
+    assert licences == [None, "MIT", "cc-by-nc-4.0", "cc-by-nc-4.0"]
+    assert [r["id"] for r in found] == [r["id"] for r in made]
+    free = data.take([1])
+    assert datasets.licensed(made, {"data": free}) is made and datasets.licensed(3, {}) == 3
