@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 from truing.core import past, sampling
 from truing.core.past import Kept, Memory, Past, reach
 from truing.core.sampling import Sampled, SamplingSettings, sample
-from truing.core.shared import Shared
+from truing.core.shared import Level, Shared
 from truing.core.tiny import tiny_config, tiny_model
 
 MODULE = tiny_model()[0]
@@ -185,6 +185,50 @@ def test_a_limit_holds_and_what_has_ended_is_freed(read: list[int]) -> None:
     some.limit = held
     asked(some, {1: FIRST[1] * 3})
     assert some.size == held and list(some._kept) == [0]
+
+
+@pytest.mark.parametrize("draw", [True, False])
+def test_a_limit_holds_while_a_request_runs(draw: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most one wave's keys and values are there beside what may be kept."""
+    monkeypatch.setattr(sampling, "ROWS_CPU", 4)
+    there: weakref.WeakSet[Level] = weakref.WeakSet()
+    peak = [0]
+    before = Level.take
+
+    def counted(self: Level, layer: int, node: int, key_GTD: Tensor, value_GTD: Tensor) -> None:
+        before(self, layer, node, key_GTD, value_GTD)
+        there.add(self)
+        peak[0] = max(peak[0], sum(t.nbytes for v in there for t in (*v.key, *v.value)))
+
+    monkeypatch.setattr(Level, "take", counted)
+    prompts = {i: [(7 * i + 3 * j) % 250 + 3 for j in range(30 + i // 4)] for i in range(16)}
+    wave = 2 * 4 * 6 * 2 * 32 * 4 * 33  # layers, heads and their size, rows of the longest prompt
+
+    def peak_of(memory: Memory) -> int:
+        gc.collect()
+        there.clear()
+        peak[0] = 0
+        asked(memory, prompts, again=not draw)
+        if not draw:  # it is read with the next request
+            asked(memory, {-1: FIRST[0]})
+        return peak[0]
+
+    assert peak_of(Memory(2**40)) > 3 * 2 * 4 * 6 * 2 * 32 * 4 * 30
+    for limit in (0, 2 * wave):
+        memory = Memory(limit)
+        assert peak_of(memory) <= limit + wave and memory.size <= limit
+        assert memory.size > limit - wave
+        # Rows that are asked again take the place of what they were, of whichever wave.
+        prompts = {i: [*p, 9] for i, p in prompts.items()}
+        wave += 2 * 4 * 6 * 2 * 32 * 4
+        assert peak_of(memory) <= limit + wave and memory.size <= limit
+
+
+def test_nothing_is_asked_to_be_kept_where_nothing_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Past, "take", lambda *_: pytest.fail("kept"))
+    memory = Memory(0)
+    asked(memory, {0: FIRST[0]}, again=True)
+    assert asked(memory, {1: FIRST[1]}) == drawn([FIRST[1]])
 
 
 def test_memory_known_by_wrong_names_does_no_harm() -> None:

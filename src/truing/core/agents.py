@@ -133,7 +133,7 @@ class Speaker:
 
     def _request(
         self, prompts: Sequence[Prompt], asked: Sequence[Asked]
-    ) -> Callable[[Past], list[list[Completion]]]:
+    ) -> Callable[[Past | None], list[list[Completion]]]:
         base, first = cast(Local, self.base), [a.draw for a in asked]
         return lambda past: base(prompts, self.sampling, first=first, past=past)
 

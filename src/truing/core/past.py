@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 SHARE = 0.25  # of the memory that is free when a rollout begins
 UNKNOWN = 2**30  # bytes, where the system does not say what is free
+UNBOUND = 2**63
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,12 @@ class Kept:
         return torch.cat(keys, 1), torch.cat(values, 1)
 
 
+def held(rows: Iterable[Kept | None]) -> int:
+    """Bytes that rows hold, those of others that fill up a node's tensor included."""
+    levels = {id(v): v for kept in rows if kept is not None for v, _ in kept.parts}
+    return sum(t.nbytes for v in levels.values() for t in (*v.key, *v.value))
+
+
 def reach(known: Sequence[Kept | None], prompts: Sequence[Sequence[int]]) -> list[int]:
     """How many tokens of each prompt are known; its last one never is, for it gives logits."""
     return [
@@ -92,15 +99,22 @@ class Past:
     Args:
         rows: one for each prompt; None where nothing is known.
         draw: False reads the prompts only, as they were read for answers that are there already.
+        limit: bytes of `rows` and `beside` together; what a wave would bring beyond is not kept.
+        beside: what is kept of rows that the request does not ask.
     """
 
     rows: list[Kept | None]
     draw: bool = True
+    limit: int = UNBOUND
+    beside: Sequence[Kept] = ()
 
     def take(self, at: Sequence[int], kept: Sequence[Kept | None]) -> None:
-        """Put what is known now of the prompts `at`."""
+        """Put what is known now of the prompts `at`, a wave; nothing where it has no room."""
         for i, one in zip(at, kept, strict=True):
             self.rows[i] = one
+        if held((*self.rows, *self.beside)) > self.limit:
+            for i in at:
+                self.rows[i] = None
 
 
 class Memory:
@@ -109,7 +123,8 @@ class Memory:
     Names are no more than hints where to look: how far a row serves a prompt, its tokens say.
 
     Args:
-        limit: bytes; what a request would bring beyond it is not kept.
+        limit: bytes; what a wave of a request would bring beyond it is not kept, not even until
+            the request ends. 0 keeps nothing.
     """
 
     def __init__(self, limit: int) -> None:
@@ -119,9 +134,8 @@ class Memory:
 
     @property
     def size(self) -> int:
-        """Bytes that are held, those of rows that fill up a node's tensor included."""
-        levels = {id(v): v for kept in self._kept.values() for v, _ in kept.parts}
-        return sum(t.nbytes for v in levels.values() for t in (*v.key, *v.value))
+        """Bytes that are held; see `held`."""
+        return held(self._kept.values())
 
     def only(self, names: Iterable[Hashable]) -> None:
         """Drop all rows but these."""
@@ -135,35 +149,39 @@ class Memory:
         else:
             drop()
 
-    def ask(self, request: Callable[[Past], T], names: Sequence[Sequence[Hashable]]) -> T:
+    def ask(self, request: Callable[[Past | None], T], names: Sequence[Sequence[Hashable]]) -> T:
         """What a request gives that is told what is known of its prompts.
 
         Args:
+            request: is given None where nothing is to be kept.
             names: of the rows that go on from each prompt.
         """
+        if not self.limit:
+            return request(None)
         for act in self._later:
             act()
         self._later.clear()
         return self._ask(request, names, draw=True)
 
-    def again(self, request: Callable[[Past], object], names: Sequence[Sequence[Hashable]]) -> None:
+    def again(
+        self, request: Callable[[Past | None], object], names: Sequence[Sequence[Hashable]]
+    ) -> None:
         """Take note of a request whose answers are there already; it is read when one is not."""
-        self._later.append(lambda: self._ask(request, names, draw=False))
+        if self.limit:
+            self._later.append(lambda: self._ask(request, names, draw=False))
 
     def _ask(
-        self, request: Callable[[Past], T], names: Sequence[Sequence[Hashable]], draw: bool
+        self, request: Callable[[Past | None], T], names: Sequence[Sequence[Hashable]], draw: bool
     ) -> T:
-        past = Past([self._kept.get(some[0]) for some in names], draw)
-        made = request(past)
-        for some, kept in zip(names, past.rows, strict=True):
+        rows = [self._kept.get(some[0]) for some in names]
+        for some in names:  # from here on the request alone holds them, so that it can let go
             for name in some:
                 self._kept.pop(name, None)
-                if kept is not None:
-                    self._kept[name] = kept
-        if self.size > self.limit:
-            for some in names:
-                for name in some:
-                    self._kept.pop(name, None)
+        past = Past(rows, draw, self.limit, list(self._kept.values()))
+        made = request(past)
+        for some, kept in zip(names, past.rows, strict=True):
+            if kept is not None:
+                self._kept |= dict.fromkeys(some, kept)
         return made
 
 

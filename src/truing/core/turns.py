@@ -20,7 +20,7 @@ from truing.core.sampling import SamplingSettings, first_draws
 if TYPE_CHECKING:
     from truing.core.drawing import Completion
 
-Request = Callable[[Past], "list[list[Completion]]"]
+Request = Callable[[Past | None], "list[list[Completion]]"]
 
 
 class Turns:
