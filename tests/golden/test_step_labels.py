@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from truing.synthesize import step_labels as module
 from truing.synthesize import step_outcomes, trajectories
 from truing.synthesize.step_labels import step_labels
 from truing.synthesize.step_outcomes import hindsight, majority
-from truing.synthesize.trajectories import Drawing, Trajectory, continued
+from truing.synthesize.trajectories import Drawing, Trajectory, check_rooms, continued
 from truing.tables import Row, Table
 from truing.train.reward import rules
 
@@ -31,6 +32,13 @@ RIGHT: dict[str, object] = {"use": "numeric_answer"}
 def made(data: Table, **more: object) -> list[Row]:
     found = step_labels(MODEL, data, **more)  # type: ignore[arg-type]
     return found.rows
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, drawn: RollOuts) -> RollOuts:
+    """Texts in place of a model's roll-outs."""
+    monkeypatch.setattr(step_outcomes, "continued", drawn)
+    monkeypatch.setattr(module, "check_rooms", lambda model, paths: None)
+    return drawn
 
 
 class RollOuts:
@@ -70,8 +78,7 @@ def test_a_majority_is_more_than_half() -> None:
 
 def test_roll_outs_from_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {1: ["5 + 4 = 9", "9\n\nno 8"], 2: ["so 9", "so 7"]}
-    drawn = RollOuts(texts)
-    monkeypatch.setattr(step_outcomes, "continued", drawn)
+    drawn = stand_in(monkeypatch, RollOuts(texts))
     (row,) = made(Table("example", [PLUS]), reward=RIGHT, rollouts=2, gamma=0.9)
     assert drawn.places == [1, 2]  # at the last step of an answer that ended nothing is drawn
     assert row["steps"] == ["2 + 3 = 5", "5 + 4 = 9", "so 9"] and row["separator"] == "\n\n"
@@ -81,16 +88,19 @@ def test_roll_outs_from_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(lineage, dict) and lineage["came_to"] == [0.5, 0.5, 1.0]
     assert lineage["generator"] == "model-key" and lineage["verifier"] == RIGHT
     assert lineage["parents"] == [lineage["prompt"]] and lineage["rollouts"] == 2
-    monkeypatch.setattr(step_outcomes, "continued", RollOuts(texts))
+    stand_in(monkeypatch, RollOuts(texts))
     (row,) = made(Table("example", [PLUS]), reward=RIGHT, rollouts=2, label="majority")
     assert row["labels"] == [0.0, 0.0, 1.0]
     # One that was cut has no end of its own: it is carried on from its last step too.
-    drawn = RollOuts({**texts, 3: ["", "and 8"]})
-    monkeypatch.setattr(step_outcomes, "continued", drawn)
+    drawn = stand_in(monkeypatch, RollOuts({**texts, 3: ["", "and 8"]}))
     cut = PLUS | {"finished": False}
     (row,) = made(Table("example", [cut]), reward=RIGHT, rollouts=2, gamma=0.5)
     assert drawn.places == [1, 2, 3]
     assert row["labels"] == pytest.approx([0.25, 0.25, 0.5])
+    # Where the context is full nothing can be drawn, and what it came to itself, 9, stands.
+    stand_in(monkeypatch, RollOuts({**texts, 3: []}))
+    (row,) = made(Table("example", [cut]), reward=RIGHT, rollouts=2, gamma=0.6)
+    assert row["labels"] == pytest.approx([0.3, 0.3, 1.0])
 
 
 def test_hindsight_labels_each_step_by_its_own_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,8 +195,44 @@ def test_roll_outs_go_on_from_the_tokens_of_the_prefix(tiny_path: Path) -> None:
         want = sample_ids(model.load_module(), [ids], n=3, max_tokens=6, seed=11)[0]
         assert items == [(c.text, c.finish == "stop") for c in want]
     assert found[2] == found[0] and found[0] != found[1]
-    with pytest.raises(InputError, match=r"do not fit into the context"):
-        continued(model, [(path, 1)], 1, Drawing(10**6, 1.0, 1))
+
+
+def test_roll_outs_are_as_long_as_the_context_has_room(tiny_path: Path) -> None:
+    """What fitted when it was drawn can be carried on; what cannot is named before all else."""
+    model, tokenizer = Model.open(tiny_path), tiny_tokenizer()
+    limit = int(model.load_module().module.config.max_position_embeddings)
+    asked = [{"role": "user", "content": "say a"}]
+    head = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
+
+    def tokens(*steps: str) -> int:
+        pieces = (head, *(f"{s}\n\n" for s in steps))
+        return sum(len(tokenizer.encode(p, add_special_tokens=False)) for p in pieces)
+
+    many = 1
+    while tokens("a " * (many + 1), "b") < limit:
+        many += 1
+    long = "a " * many
+    room, most = limit - tokens(long), 10
+    assert 0 < room < most
+    path = Trajectory({}, ("say a",) * 2, (long, "b"), False, "\n\n", "rows.jsonl row 7")
+    brief = Trajectory({}, ("say a",) * 2, ("one", "two"), False, "\n\n")
+    how = Drawing(most, 1.0, 3)
+    found = continued(model, [(path, 1), (brief, 1)], 4, how)
+    ids = [i for text in (head, f"{long}\n\n")
+           for i in tokenizer.encode(text, add_special_tokens=False)]  # fmt: skip
+    want = sample_ids(model.load_module(), [ids], n=4, max_tokens=room, seed=3)[0]
+    assert found[0] == [(c.text, c.finish == "stop") for c in want]
+    assert found[1] == continued(model, [(brief, 1)], 4, how)[0]
+    full = replace(path, steps=("b", long + long))
+    assert continued(model, [(full, 2)], 4, how) == [[]]  # cut where the context ended
+    check_rooms(model, [full, path, brief])
+    over = replace(path, steps=(long + long, "b"))
+    with pytest.raises(InputError, match=r"first 1 of 2 steps do not fit into the context") as told:
+        check_rooms(model, [brief, over])
+    assert told.value.where == "rows.jsonl row 7"
+    rows = [PLUS, {"prompt": "say a", "completion": f"{long}{long}\n\nb"}]
+    with pytest.raises(InputError, match=r"row 2.*first 1 of 2 steps"):
+        step_labels(model, Table("example", rows), reward=RIGHT, rollouts=1)
 
 
 def test_killed_and_resumed_gives_the_same_rows(

@@ -44,7 +44,13 @@ from truing.synthesize.step_outcomes import (
     majority,
     outcomes,
 )
-from truing.synthesize.trajectories import Drawing, Trajectory, answered, as_trajectory
+from truing.synthesize.trajectories import (
+    Drawing,
+    Trajectory,
+    answered,
+    as_trajectory,
+    check_rooms,
+)
 from truing.tables import Row, Table, as_prompt, content_hash
 
 CHUNK = 16  # answers of a journal entry: what a kill can cost
@@ -62,23 +68,29 @@ class Labelling:
     gamma: float
     drawing: Drawing
 
-    def check(self, paths: Sequence[Trajectory]) -> None:
-        """Raise InputError for what does not go together."""
+    def check(self) -> None:
+        """Raise InputError for settings and models that do not go together."""
         if self.label == "judged" and self.ending.judge is None:
             raise InputError("setting 'label': judged asks a judge, and none is given", where=WHERE)
         if self.label != "judged":
             self.ending.check()
-            if self.rollouts and any(p.is_dialogue for p in paths):
-                raise InputError(
-                    "setting 'rollouts' must be 0 for dialogues: nobody writes the user's turns",
-                    where=WHERE,
-                    seen=self.rollouts,
-                )
         if self.process_model is not None and not has_head(self.process_model):
             raise InputError(
                 "the model scores no steps", where=f"{WHERE} input 'process_model'",
                 seen=self.process_model.name, fix="Train one with process_reward or step_value",
             )  # fmt: skip
+
+    def check_paths(self, paths: Sequence[Trajectory]) -> None:
+        """Raise InputError for answers and dialogues from whose steps nothing can be drawn."""
+        if self.label == "judged" or not self.rollouts:
+            return
+        if any(p.is_dialogue for p in paths):
+            raise InputError(
+                "setting 'rollouts' must be 0 for dialogues: nobody writes the user's turns",
+                where=WHERE,
+                seen=self.rollouts,
+            )
+        check_rooms(self.model, paths)
 
     def name(self, _: int, paths: Sequence[Trajectory]) -> str:
         """Of a journal entry: all that its labels depend on."""
@@ -111,14 +123,15 @@ def _mean_label(rows: Sequence[Row]) -> float:
     return fmean(v for r in rows for v in cast("list[float]", r["labels"]))
 
 
-def _trajectories(
-    model: Model, data: Table, answers: int, how: Drawing, separator: str
-) -> list[Trajectory]:
+def _trajectories(how: Labelling, data: Table, answers: int, separator: str) -> list[Trajectory]:
     """All answers and dialogues that have steps; the others are counted."""
     read = [as_trajectory(r, separator, data.place(i)) for i, r in enumerate(data)]
-    bare = [as_prompt(r) for r, one in zip(data, read, strict=True) if one is None]
-    drawn = answered(model, bare, answers, how, separator) if bare else []
-    every = [one for one in read if one is not None] + [t for items in drawn for t in items]
+    given = [one for one in read if one is not None]
+    how.check_paths(given)  # before anything is drawn
+    bare = [(as_prompt(r), data.place(i)) for i, (r, one) in enumerate(zip(data, read, strict=True))
+            if one is None]  # fmt: skip
+    drawn = answered(how.model, bare, answers, how.drawing, separator) if bare else []
+    every = given + [t for items in drawn for t in items]
     kept = [t for t in every if len(t.steps) > (1 if t.is_dialogue else 0)]
     single = sum(t.is_dialogue and len(t.steps) == 1 for t in every)
     current().metric(
@@ -179,9 +192,8 @@ def step_labels(
     ending = Ending(reward, judge, reward_model, criteria)
     drawing = Drawing(max_tokens, temperature, context.stream("roll-outs"))
     how = Labelling(model, ending, process_model, label, rollouts, gamma, drawing)
-    how.check([])
-    paths = _trajectories(model, data, answers, drawing, separator)
-    how.check(paths)
+    how.check()
+    paths = _trajectories(how, data, answers, separator)
     told: Row = {
         "generator": model.key, "judge": judge.key if judge is not None else "",
         "verifier": reward, "label": label, "rollouts": rollouts, "seed": context.seed,

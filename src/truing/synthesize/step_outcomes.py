@@ -105,7 +105,10 @@ class Ending:
 def outcomes(
     model: Model, paths: Sequence[Trajectory], ending: Ending, rollouts: int, how: Drawing
 ) -> list[list[Outcomes]]:
-    """[answer][step] -> what the roll-outs from there came to, or the answer itself."""
+    """[answer][step] -> what the roll-outs from there came to, or the answer itself.
+
+    It stands for them where it ended, or was cut at the end of the context.
+    """
     own = iter(ending([p.outcome_row(len(p.steps), finished=p.finished) for p in paths]))
     ends: list[Outcomes] = [[(len(p.steps), next(own))] for p in paths]
     if not rollouts:
@@ -118,7 +121,8 @@ def outcomes(
     z = iter(ending(rows))
     found: dict[tuple[int, int], Outcomes] = {}
     for (p, k), items in both:
-        found[id(p), k] = [(k + p.longer(text), next(z)) for text, _ in items]
+        if items:
+            found[id(p), k] = [(k + p.longer(text), next(z)) for text, _ in items]
     return [[found.get((id(p), k), end) for k in range(1, len(p.steps) + 1)]
             for p, end in zip(paths, ends, strict=True)]  # fmt: skip
 

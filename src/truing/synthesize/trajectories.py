@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
+from truing.changes import Rewriter
 from truing.core.chat import Message, Prompt, prompt_ids, step_ids
 from truing.core.drawing import base_of, drawer
 from truing.core.generate import generate, rewritten
-from truing.core.sampling import SamplingSettings, check_lengths
+from truing.core.loaded import Loaded
+from truing.core.sampling import SamplingSettings
 from truing.errors import InputError
 from truing.models import Model
 from truing.tables import Row
@@ -21,7 +23,8 @@ class Drawing:
     """How answers and roll-outs are drawn.
 
     Args:
-        max_tokens: most tokens of each, what it goes on from not counted.
+        max_tokens: most tokens of each, what it goes on from not counted; fewer where the context
+            has no room for so many.
         seed: of all random numbers.
     """
 
@@ -39,7 +42,8 @@ class Trajectory:
         prompts: what stands before each step; of an answer the prompt alone, each time.
         steps: texts.
         finished: whether it came to its end.
-        separator: closes a step of an answer; "" for a dialogue.
+        separator: closes a step of an answer.
+        place: what an error calls the row.
     """
 
     row: Row
@@ -47,6 +51,7 @@ class Trajectory:
     steps: tuple[str, ...]
     finished: bool
     separator: str
+    place: str = ""
 
     @property
     def is_dialogue(self) -> bool:
@@ -82,10 +87,10 @@ class Trajectory:
         return [{**made, "separator": self.separator, **told}]
 
 
-def _as_steps(row: Row, steps: Sequence[str], separator: str) -> Trajectory:
+def _as_steps(row: Row, steps: Sequence[str], separator: str, place: str) -> Trajectory:
     whole = row.get("finished") is not False
     prompt = cast(Prompt, row["prompt"])
-    return Trajectory(row, (prompt,) * len(steps), tuple(steps), whole, separator)
+    return Trajectory(row, (prompt,) * len(steps), tuple(steps), whole, separator, place)
 
 
 def as_trajectory(row: Row, separator: str, where: str) -> Trajectory | None:
@@ -99,9 +104,9 @@ def as_trajectory(row: Row, separator: str, where: str) -> Trajectory | None:
         if not all(isinstance(s, str) and s.strip() for s in steps):
             raise InputError("a step must be a text that is not empty", where=where, seen=steps)
         own = str(row.get("separator", separator))
-        return _as_steps(row, cast("list[str]", steps), own)
+        return _as_steps(row, cast("list[str]", steps), own, where)
     if "completion" in row:
-        return _as_steps(row, steps_of(str(row["completion"]), separator), separator)
+        return _as_steps(row, steps_of(str(row["completion"]), separator), separator, where)
     if "messages" not in row:
         return None
     messages = cast("list[Message]", row["messages"])
@@ -110,26 +115,69 @@ def as_trajectory(row: Row, separator: str, where: str) -> Trajectory | None:
         return None
     prompts = tuple(messages[:i] for i in turns if i)
     steps = tuple(str(messages[i]["content"]) for i in turns if i)
-    return Trajectory(row, prompts, steps, True, "")
+    return Trajectory(row, prompts, steps, True, "", where)
 
 
 def answered(
-    model: Model, rows: Sequence[Row], n: int, how: Drawing, separator: str
+    model: Model, rows: Sequence[tuple[Row, str]], n: int, how: Drawing, separator: str
 ) -> list[list[Trajectory]]:
-    """n answers to each row's prompt."""
+    """n answers to the prompt of each row, which come with their places."""
     drawn = generate(
-        model, [r["prompt"] for r in rows], n=n, max_tokens=how.max_tokens,
+        model, [r["prompt"] for r, _ in rows], n=n, max_tokens=how.max_tokens,
         temperature=how.temperature, seed=how.seed,
     )  # fmt: skip
-    return [
-        [
-            _as_steps(
-                row | {"finished": c.finish == "stop"}, steps_of(c.text, separator), separator
-            )
-            for c in items
-        ]
-        for row, items in zip(rows, drawn, strict=True)
-    ]
+    made: list[list[Trajectory]] = []
+    for (row, place), items in zip(rows, drawn, strict=True):
+        each = [(row | {"finished": c.finish == "stop"}, steps_of(c.text, separator))
+                for c in items]  # fmt: skip
+        made.append([_as_steps(one, steps, separator, place) for one, steps in each])
+    return made
+
+
+def check_local(model: Model) -> None:
+    """Raise InputError for a served model, which cannot go on from a prefix."""
+    if model.is_served:
+        raise InputError(
+            "a served model cannot go on from the first steps of an answer",
+            where=model.name,
+            fix="Use a local model, or set rollouts to 0",
+        )
+
+
+def check_rooms(model: Model, paths: Sequence[Trajectory]) -> None:
+    """Raise InputError for answers that cannot be carried on from each step before their last.
+
+    Rewriters are not asked for it, as they may be models; `continued` sees to what they write.
+    """
+    check_local(model)
+    loaded = model.load_module()
+    plain = model.with_changes(c for c in model.changes if not isinstance(c, Rewriter))
+    some = [p for p in paths if len(p.steps) > 1]
+    for path, prompt in zip(some, rewritten(plain, [p.prompts[0] for p in some]), strict=True):
+        done = len(path.steps) - 1
+        _room(loaded, prompt, _begun(loaded, path, done), 1, path, done)
+
+
+def _begun(loaded: Loaded, path: Trajectory, done: int) -> list[int]:
+    pieces = step_ids(loaded.tokenizer, path.steps[:done], path.separator)
+    return [i for piece in pieces for i in piece]
+
+
+def _room(
+    loaded: Loaded, prompt: Prompt, begun: Sequence[int], most: int, path: Trajectory, done: int
+) -> int:
+    """Tokens that fit after the first steps, `most` of them at the most; 0 after the last alone."""
+    limit = cast("int | None", getattr(loaded.module.config, "max_position_embeddings", None))
+    length = len(prompt_ids(loaded.tokenizer, prompt)) + len(begun)
+    room = most if limit is None else max(0, min(most, limit - length))
+    if not room and done < len(path.steps):
+        raise InputError(
+            f"{length} tokens of the prompt and the first {done} of {len(path.steps)} steps do not "
+            f"fit into the context of {limit} with room to go on",
+            where=path.place,
+            fix="Leave the row out, or set rollouts to 0",
+        )
+    return room
 
 
 def continued(
@@ -138,27 +186,30 @@ def continued(
     """n continuations after the first steps of each answer, and whether each came to its end.
 
     They depend on prompt, prefix and seed alone: equal prefixes are carried on in the same way.
+    None where all steps of an answer fill the context, as it was cut there.
 
     Raises:
-        InputError: a served model, which cannot go on from a prefix; one that leaves no room.
+        InputError: a served model; an answer whose first steps leave no room for others.
     """
-    if model.is_served:
-        raise InputError(
-            "a served model cannot go on from the first steps of an answer",
-            where=model.name,
-            fix="Use a local model, or set rollouts to 0",
-        )
+    check_local(model)
     loaded = model.load_module()
     asked = rewritten(model, [t.prompts[0] for t, _ in places])
-    begun = [
-        [i for piece in step_ids(loaded.tokenizer, t.steps[:k], t.separator) for i in piece]
-        for t, k in places
-    ]
+    begun = [_begun(loaded, t, k) for t, k in places]
+    by_room: dict[int, list[int]] = {}
+    for i, (prompt, before, (path, k)) in enumerate(zip(asked, begun, places, strict=True)):
+        room = _room(loaded, prompt, before, how.max_tokens, path, k)
+        by_room.setdefault(room, []).append(i)
+    by_room.pop(0, None)
     sampling = SamplingSettings(
         n=n, max_tokens=how.max_tokens, temperature=how.temperature, seed=how.seed
     )
-    whole = [[*prompt_ids(loaded.tokenizer, p), *b] for p, b in zip(asked, begun, strict=True)]
-    check_lengths(loaded.module, whole, how.max_tokens)
     draw = drawer(base_of(model, None), model)
-    made = draw(asked, sampling, begun=begun, first=[0] * len(asked))
-    return [[(c.text, c.finish == "stop") for c in items] for items in made]
+    made: list[list[tuple[str, bool]]] = [[] for _ in places]
+    for room, members in by_room.items():
+        drawn = draw(
+            [asked[i] for i in members], replace(sampling, max_tokens=room),
+            begun=[begun[i] for i in members], first=[0] * len(members),
+        )  # fmt: skip
+        for i, items in zip(members, drawn, strict=True):
+            made[i] = [(c.text, c.finish == "stop") for c in items]
+    return made
