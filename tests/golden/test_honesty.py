@@ -144,3 +144,20 @@ def test_on_the_tiny_model(tiny_path: Path, tmp_path: Path) -> None:
             methods["honesty_targets"](model, data, samples=1, max_tokens=2, most_unknown=0.0)
         with pytest.raises(InputError, match="row 1"):
             methods["honesty_targets"](model, Table("prompt", [{"prompt": "p"}]))
+
+
+def test_questions_as_messages(tiny_path: Path, tmp_path: Path) -> None:
+    model, ask = Model.open(tiny_path), {"role": "user", "content": "2 + 2?"}
+    plain, told = {"prompt": "2 + 2?", "answer": "4"}, {"messages": [ask], "answer": "4"}
+    found: list[list[tuple[object, object]]] = []
+    for place, row in enumerate((plain, told)):
+        with use(Context(folder=tmp_path / str(place))):
+            made = methods["honesty_targets"](model, Table("prompt", [row]), max_tokens=4)
+        assert isinstance(made, Table)
+        found.append([(r["prompt"], r["completion"]) for r in made])
+    assert found[0] == found[1] and len(found[0]) == 10
+    assert str(found[1][0][0]).endswith("Q: 2 + 2?\nA:")
+    talk = [ask, {"role": "assistant", "content": "4"}, {"role": "user", "content": "sure?"}]
+    dialogue = Table("prompt", [plain, {"messages": talk, "answer": "4"}])
+    with pytest.raises(InputError, match=r"row 2.*one message of a user"):
+        methods["honesty_targets"](model, dialogue, max_tokens=4)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -32,7 +32,7 @@ from truing.core.generate import generate
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
-from truing.tables import Row, Table
+from truing.tables import Row, Table, as_prompt
 
 REFUSAL = "I am sorry, but I do not know the answer to this question."
 ASK = "Answer this question in a few words.\nQ: {question}\nA:"
@@ -117,13 +117,35 @@ def targets(known: Known, strategy: Strategy) -> list[str]:
     return [phrase + _lowered(known.best)]
 
 
-def golds_of(row: Row, where: str) -> tuple[str, ...]:
-    """The right answers of a question: its column `answers`, or `answer`."""
+def golds_of(row: Row, where: str, form: Callable[[str], str] = normal) -> tuple[str, ...]:
+    """The right answers of a question: its column `answers`, or `answer`.
+
+    Args:
+        form: that answers are compared in; nothing of a right one may be left in it.
+    """
     found = row.get("answers", row.get("answer"))
     golds = cast("list[object]", found if isinstance(found, list) else [found])
-    if not golds or not all(isinstance(g, (str, int, float)) and normal(str(g)) for g in golds):
+    if not golds or not all(isinstance(g, (str, int, float)) and form(str(g)) for g in golds):
         raise InputError("needs a column 'answers' with right answers", where=where, seen=found)
     return tuple(str(g) for g in golds)
+
+
+def question_of(row: Row, where: str) -> str:
+    """The question of a row: its prompt, or its only message.
+
+    Raises:
+        InputError: none, or a dialogue, which does not fit into the wordings of a question.
+    """
+    asked = as_prompt(row)["prompt"] if "prompt" in row or "messages" in row else None
+    messages = cast("list[Row]", asked) if isinstance(asked, list) else []
+    if len(messages) == 1 and messages[0].get("role") == "user":
+        asked = messages[0].get("content")
+    if not isinstance(asked, str):
+        raise InputError(
+            "a question is a prompt that is a text, or one message of a user",
+            where=where, seen=asked,
+        )  # fmt: skip
+    return asked
 
 
 def probed(
@@ -131,7 +153,7 @@ def probed(
 ) -> list[Known]:
     """What the model says to every question."""
     golds = [golds_of(r, data.place(i)) for i, r in enumerate(data)]
-    asked = [ASK.format(question=r["prompt"]) for r in data]
+    asked = [ASK.format(question=question_of(r, data.place(i))) for i, r in enumerate(data)]
     greedy = generate(model, asked, greedy=True, max_tokens=max_tokens)
     drawn = generate(
         model, asked, n=samples, temperature=temperature, max_tokens=max_tokens,
@@ -181,12 +203,14 @@ def honesty_targets(
         questions=len(known), known=sum(bool(k.right) for k in known), kept=len(places)
     )
     rows: list[Row] = []
-    for row, found in ((data[i], known[i]) for i in places):
+    for i in places:
+        row, found = data[i], known[i]
+        question = question_of(row, data.place(i))
         lineage = {"parents": [row["id"]], "generator": model.name}
         for text in targets(found, strategy):
             rows.append(
                 {
-                    "prompt": HONEST.format(question=row["prompt"]),
+                    "prompt": HONEST.format(question=question),
                     "completion": text,
                     "known": found.tenths / 10,
                     "lineage": lineage,

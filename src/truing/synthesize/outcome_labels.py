@@ -25,7 +25,7 @@ from truing.evaluate.easy_to_hard import answer_of, normal
 from truing.method import method
 from truing.models import Model
 from truing.synthesize.honesty import golds_of
-from truing.tables import Row, Table
+from truing.tables import Row, Table, as_prompt
 from truing.train.reward.process_reward import steps_of
 
 WHERE = "synthesize/outcome_labels"
@@ -67,14 +67,15 @@ def outcome_labels(
         temperature: that they are drawn at.
         max_tokens: longest solution.
     """
-    golds = [golds_of(r, data.place(i)) for i, r in enumerate(data)]
+    golds = [golds_of(r, data.place(i), normal) for i, r in enumerate(data)]
+    problems = [as_prompt(r) for r in data]
     mixed = steps.expect("steps", where=WHERE) if steps is not None else None
     drawn = generate(
-        model, [r["prompt"] for r in data], n=n, temperature=temperature, max_tokens=max_tokens,
+        model, [r["prompt"] for r in problems], n=n, temperature=temperature, max_tokens=max_tokens,
         seed=current().stream("solutions") % 2**31,
     )  # fmt: skip
     rows: list[Row] = []
-    for row, gold, some in zip(data, golds, drawn, strict=True):
+    for row, gold, some in zip(problems, golds, drawn, strict=True):
         lineage = {"parents": [row["id"]], "generator": model.name}
         for c in some:
             text = c.text.strip()
