@@ -133,11 +133,16 @@ def test_a_judge_labels_steps_until_it_cannot_be_read(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(step_outcomes, "rate", rate)
     brief = {"prompt": "p", "completion": "a\n\nb"}
-    rows = Table("example", [PLUS, brief, {"prompt": "q", "completion": "5 + 4"}])
-    found = made(rows, judge=MODEL, label="judged", criteria="Be lively.")
-    assert [r["steps"] for r in found] == [["2 + 3 = 5"], ["a", "b"]]
-    assert [r["labels"] for r in found] == [[1.0], [1.0, 1.0]]
-    assert {"prompt": "p", "completion": "b"} in asked and len(asked) == 6
+    rest = {"prompt": "r", "completion": "\n\n".join("cdefg")}
+    rows = Table("example", [PLUS, brief, {"prompt": "q", "completion": "5 + 4"}, rest])
+    with use(Context()) as context:
+        found = made(rows, judge=MODEL, label="judged", criteria="Be lively.")
+    assert [r["steps"] for r in found] == [["2 + 3 = 5"], ["a", "b"], list("cdefg")]
+    assert [r["labels"] for r in found] == [[1.0], [1.0, 1.0], [1.0] * 5]
+    assert {"prompt": "p", "completion": "b"} in asked and len(asked) == 11
+    assert context.metrics[-1]["cut_steps"] == 3  # two of the first answer, all of the third
+    with pytest.raises(InputError, match="1 of 3 replies on steps"), use(Context()):
+        made(Table("example", [PLUS]), judge=MODEL, label="judged", criteria="Be lively.")
 
 
 def test_answers_are_drawn_to_prompts_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,11 +200,13 @@ def step_labels(
         "step": context.name,
     }  # fmt: skip
     rows: list[Row] = []
+    cut = 0
     for chunk, made in context.chunks("labels", paths, CHUNK, how.name, how.make, "answers"):
         for path, (labels, z) in zip(chunk, cast("list[list[list[float]]]", made), strict=True):
             id = path.row["id"]
+            cut += len(path.steps) - len(labels)
             rows += path.labelled(labels, told | {"prompt": id, "parents": [id], "came_to": z})
     if not rows:
         raise InputError("no step was labelled", where=WHERE, fix="Use a judge that can be read")
-    context.metric(rows=len(rows), label=_mean_label(rows))
+    context.metric(rows=len(rows), label=_mean_label(rows), cut_steps=cut)
     return Table("steps", rows, where=f"steps of {data.source}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import cast
 
-from truing.core.judge import pointwise, rate
+from truing.core.judge import UNPARSED, pointwise, rate
 from truing.core.rewards import check_reward_model, score_model
 from truing.core.scores import kind_of
 from truing.errors import InputError
@@ -128,11 +128,22 @@ def outcomes(
 
 
 def judged(judge: Model, paths: Sequence[Trajectory], criteria: str) -> list[list[float]]:
-    """1 or 0 for each step that a judge finds good or not, up to the first unread."""
+    """1 or 0 for each step that a judge finds good or not, up to the first unread.
+
+    Raises:
+        InputError: so many replies cannot be read that `pointwise` would refuse them, too.
+    """
     rows: list[Row] = [
         {"prompt": q, "completion": s} for p in paths for q, s in zip(p.prompts, p.steps)
     ]
-    read = iter(rate(judge, rows, criteria=criteria, template=JUDGE))
+    found = rate(judge, rows, criteria=criteria, template=JUDGE)
+    if (unread := found.count(None)) > UNPARSED * len(found):
+        raise InputError(
+            f"no verdict could be read from {unread} of {len(found)} replies on steps",
+            where=judge.name,
+            fix="Use a judge that follows the form, or a local one",
+        )
+    read = iter(found)
     made: list[list[float]] = []
     for path in paths:
         scores = [next(read) for _ in path.steps]
