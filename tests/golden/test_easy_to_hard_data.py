@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from truing.context import Context, use
+from truing.core import code
 from truing.core.drawing import Completion
 from truing.core.scoring import ScoreHead
 from truing.errors import InputError
+from truing.keys import step_key
 from truing.method import get_component, methods
 from truing.models import Model, hold
 from truing.reports import Report
@@ -180,6 +182,27 @@ def test_outcomes_are_labels(
         methods["outcome_labels"](model, Table("prompt", [{"prompt": "p"}]))
 
 
+def test_problems_as_messages_and_answers_that_are_articles(
+    tmp_path: Path, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def generate(model: object, prompts: Sequence[object], **how: object) -> list[list[Completion]]:
+        asked.extend(prompts)
+        return [[Completion("so\n\n#### A"), Completion("so\n\n#### B")] for _ in prompts]
+
+    monkeypatch.setattr(labelling, "generate", generate)
+    talk = [{"role": "user", "content": "A or B?"}]
+    data = Table("prompt", [{"messages": talk, "answer": "A"}])
+    with use(Context(folder=tmp_path)):
+        made = methods["outcome_labels"](Model.open(tiny_path), data, n=2)
+    assert isinstance(made, Table) and asked == [talk]
+    assert [(r["prompt"], r["label"]) for r in made] == [(talk, True), (talk, False)]
+    nothing = Table("prompt", [{"prompt": "p", "answer": "?"}])  # no answer could equal it
+    with pytest.raises(InputError, match="row 1"):
+        methods["outcome_labels"](Model.open(tiny_path), nothing)
+
+
 def test_from_problems_to_three_evaluators(tiny_path: Path, tmp_path: Path) -> None:
     model = Model.open(tiny_path)
     prm, orm, oprm = (
@@ -225,3 +248,43 @@ def test_hard_problems_are_reinforced_without_answers(tiny_path: Path, tmp_path:
     )
     with pytest.raises(InputError, match="no score head"):
         methods["easy_to_hard_ppo"](model, data, model, **settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"beta": -1.0}, "setting 'beta' must be at least 0"),
+        ({"batch": 4}, "more minibatches than prompts"),
+        ({"answers": 0}, "setting 'answers' must be at least 1"),
+        ({"new_tokens": 100000}, "new_tokens leaves no room"),
+        ({"lr": -1.0}, "setting 'lr' must be at least 0"),
+    ],
+)
+def test_what_ppo_would_refuse_is_refused_before_any_step(
+    given: dict[str, object], said: str
+) -> None:
+    method = methods["easy_to_hard_ppo"]
+    data = {"data": Table("prompt", [{"prompt": "1 + 1"}])}
+    method.check(method.validate({"batch": 8}), data)
+    with pytest.raises(InputError, match=said) as error:
+        method.check(method.validate(given), data)
+    assert error.value.where == "train/easy_to_hard_ppo"
+
+
+def test_the_code_of_all_rewards_is_in_a_steps_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = methods["easy_to_hard_ppo"]
+    settings = method.validate({})
+    before, read = step_key(method, {}, settings, 0), code._read
+    keys = {before}
+    for name in ("rules", "easy_to_hard"):
+        edited = f"truing.train.reward.{name}"
+
+        def other(
+            module: str, package: str, edited: str = edited
+        ) -> tuple[str, frozenset[str]] | None:
+            found = read(module, package)
+            return ("edited", found[1]) if found and module == edited else found
+
+        monkeypatch.setattr(code, "_read", other)
+        keys.add(step_key(method, {}, settings, 0))
+    assert len(keys) == 3

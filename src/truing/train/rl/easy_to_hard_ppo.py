@@ -19,14 +19,18 @@ bad step has the same return either way, but for the bonus; later ones are told 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from truing.core.online import online_of
+from truing.core.preflight import online_training
 from truing.core.scoring import has_head
 from truing.core.train_online import train_online
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model, hold
 from truing.tables import Table
-from truing.train.reward.easy_to_hard import Scheme
+from truing.train.reward.easy_to_hard import Scheme, easy_outcome, process_shaping
+from truing.train.reward.rules import format_penalty
 from truing.train.rl.salmon_ppo import salmon_ppo
 
 WHERE = "train/easy_to_hard_ppo"
@@ -35,6 +39,32 @@ FIXED: dict[str, object] = {
     "kl": "k1", "reward_scale": 0.0, "bonus": 0.0, "missing_end": 0.0, "passes": 1,
     "temperature": 0.7, "clip_ratio": 0.2, "clip_value": 0.2, "vf": 0.1,
 }  # fmt: skip
+OWN = ("scheme", "bound", "penalty")  # settings that make up the reward
+# By their functions, so that their code is part of a step's key.
+SHAPING, OUTCOME, LAYOUT = (f.__name__ for f in (process_shaping, easy_outcome, format_penalty))
+
+
+def ppo_values(settings: Mapping[str, object], process_model: str = "") -> dict[str, object]:
+    """Settings of `salmon_ppo` that this method's are, with its reward; checked.
+
+    Args:
+        process_model: its key, as `hold` gives it; "" where it is not at hand.
+    Raises:
+        InputError: the first setting that training would refuse.
+    """
+    shaping = {
+        "use": SHAPING, "model": process_model, "scheme": settings["scheme"],
+        "bound": settings["bound"],
+    }  # fmt: skip
+    rewards = {"process": shaping, "outcome": {"use": OUTCOME}, "format": {"use": LAYOUT}}
+    made = FIXED | {n: v for n, v in settings.items() if n not in OWN}
+    made |= {"rewards": rewards, "weights": {"format": settings["penalty"]}}
+    try:
+        online_training(online_of(salmon_ppo), made)
+    except InputError as error:
+        error.where = WHERE
+        raise
+    return made
 
 
 @method(
@@ -83,16 +113,12 @@ def easy_to_hard_ppo(
             "the process model has no score head", where=WHERE, seen=process_model.name,
             fix="Train one with process_reward or outcome_process_reward",
         )  # fmt: skip
-    shaping = {
-        "use": "process_shaping", "model": hold(process_model), "scheme": scheme, "bound": bound,
-    }  # fmt: skip
-    rewards = {"process": shaping, "outcome": {"use": "easy_outcome"},
-               "format": {"use": "format_penalty"}}  # fmt: skip
-    values: dict[str, object] = {
-        **FIXED, "rewards": rewards, "weights": {"format": penalty}, "beta": beta, "steps": steps,
+    settings: dict[str, object] = {
+        "scheme": scheme, "bound": bound, "penalty": penalty, "beta": beta, "steps": steps,
         "batch": batch, "minibatches": minibatches, "critic_rollouts": critic_rollouts,
         "answers": answers, "new_tokens": new_tokens, "lr": lr, "rank": rank,
     }  # fmt: skip
+    values = ppo_values(settings, hold(process_model))
     made = train_online(
         online_of(salmon_ppo), model, data.expect("prompt", where=WHERE), None, None, None,
         process_model if critic is None else critic, None, values,
@@ -100,3 +126,11 @@ def easy_to_hard_ppo(
     return made.with_licences([m.licence for m in (process_model,) if m.licence]).called(
         f"{model.name}+easy_to_hard_ppo"
     )
+
+
+def _check(settings: Mapping[str, object], _: Mapping[str, Table]) -> None:
+    """What `Method.check` asks before anything runs."""
+    ppo_values(settings)
+
+
+easy_to_hard_ppo.__dict__["__truing_check__"] = _check
