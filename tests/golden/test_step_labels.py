@@ -123,6 +123,36 @@ def test_hindsight_labels_each_step_by_its_own_answer(monkeypatch: pytest.Monkey
     assert row["labels"] == pytest.approx([0.1 + 0.81, 0.2 + 0.9, 0.3 + 1.0])
 
 
+def test_models_are_asked_for_all_answers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, list[object]]] = []
+    scored: list[str] = []
+
+    def values(m: object, rows: Sequence[Row], sep: str, where: str) -> list[list[float]]:
+        asked.append((sep, [r["steps"] for r in rows]))
+        return [[float(len(s)) for s in r["steps"]] for r in rows]  # type: ignore[attr-defined]
+
+    def score(m: object, rows: Sequence[Row]) -> list[float]:
+        scored.extend(str(r["completion"]) for r in rows)
+        return [0.0] * len(rows)
+
+    monkeypatch.setattr(step_outcomes, "step_values", values)
+    paths = [
+        Trajectory({}, ("p",) * len(steps), steps, ended, sep)
+        for steps, ended, sep in ((("a", "bb"), True, ";"), (("ccc",), False, ","),
+                                  (("dd", "e"), False, ";"))
+    ]  # fmt: skip
+    found = step_outcomes.expected(Model.__new__(Model), paths)
+    assert found == [[1.0, 2.0], [3.0], [2.0, 1.0]]
+    assert asked == [(";", [["a", "bb"], ["dd", "e"]]), (",", [["ccc"]])]
+    # With roll-outs an answer that was cut is not asked for what it came to itself.
+    monkeypatch.setattr(step_outcomes, "score_model", score)
+    monkeypatch.setattr(step_outcomes, "continued", RollOuts({1: ["x"], 2: ["y"]}))
+    ending = step_outcomes.Ending(None, None, Model.__new__(Model), "")
+    came = step_outcomes.outcomes(MODEL, paths, ending, 1, Drawing(4, 1.0, 0))  # type: ignore[arg-type]
+    assert came == [[[(2, 0.5)], [(2, 0.5)]], [[(2, 0.5)]], [[(2, 0.5)], [(3, 0.5)]]]
+    assert sorted(scored) == ["a;bb", "a;x", "ccc,x", "dd;e;y", "dd;x"]
+
+
 def test_a_judge_labels_steps_until_it_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Row] = []
 

@@ -109,11 +109,7 @@ def outcomes(
 
     It stands for them where it ended, or was cut at the end of the context.
     """
-    own = iter(ending([p.outcome_row(len(p.steps), finished=p.finished) for p in paths]))
-    ends: list[Outcomes] = [[(len(p.steps), next(own))] for p in paths]
-    if not rollouts:
-        return [[end] * len(p.steps) for p, end in zip(paths, ends, strict=True)]
-    places = [(p, k) for p in paths for k in range(1, len(p.steps) + 1)
+    places = [(p, k) for p in paths if rollouts for k in range(1, len(p.steps) + 1)
               if k < len(p.steps) or not p.finished]  # fmt: skip
     drawn = continued(model, places, rollouts, how) if places else []
     both = list(zip(places, drawn, strict=True))
@@ -123,8 +119,12 @@ def outcomes(
     for (p, k), items in both:
         if items:
             found[id(p), k] = [(k + p.longer(text), next(z)) for text, _ in items]
-    return [[found.get((id(p), k), end) for k in range(1, len(p.steps) + 1)]
-            for p, end in zip(paths, ends, strict=True)]  # fmt: skip
+    # At the last step something is drawn from answers that were cut, and at all others if at any.
+    alone = [p for p in paths if (id(p), len(p.steps)) not in found]
+    own = iter(ending([p.outcome_row(len(p.steps), finished=p.finished) for p in alone]))
+    ends: dict[int, Outcomes] = {id(p): [(len(p.steps), next(own))] for p in alone}
+    return [[found.get((id(p), k)) or ends[id(p)] for k in range(1, len(p.steps) + 1)]
+            for p in paths]  # fmt: skip
 
 
 def judged(judge: Model, paths: Sequence[Trajectory], criteria: str) -> list[list[float]]:
@@ -153,12 +153,16 @@ def judged(judge: Model, paths: Sequence[Trajectory], criteria: str) -> list[lis
 
 
 def expected(process_model: Model | None, paths: Sequence[Trajectory]) -> list[list[float]]:
-    """r_t of every step."""
+    """r_t of every step; the process model is asked once for each separator."""
     if process_model is None:
         return [[0.0] * len(p.steps) for p in paths]
-    made: list[list[float]] = []
-    for path in paths:
-        asked = path.labelled([0.0] * len(path.steps), {})
-        found = step_values(process_model, asked, path.separator or "\n\n", where=WHERE)
-        made.append([v for values in found for v in values])
+    by_separator: dict[str, list[tuple[int, Row]]] = {}
+    for i, path in enumerate(paths):
+        rows = [(i, row) for row in path.labelled([0.0] * len(path.steps), {})]
+        by_separator.setdefault(path.separator or "\n\n", []).extend(rows)
+    made: list[list[float]] = [[] for _ in paths]
+    for separator, asked in by_separator.items():
+        found = step_values(process_model, [row for _, row in asked], separator, where=WHERE)
+        for (i, _), values in zip(asked, found, strict=True):
+            made[i] += values
     return made
