@@ -338,15 +338,16 @@ def hold(artefact: Model | Table | Principles) -> str:
 
 def held_by(change: Rewriter | Decoder) -> list[str]:
     """Keys of what a change holds, and of what its settings name so, such as a reward's judge."""
-    return list(dict.fromkeys([*change.holds.values(), *_named(change.settings)]))
+    return list(dict.fromkeys([*change.holds.values(), *named(change.settings)]))
 
 
-def _named(value: object) -> Iterator[str]:
+def named(value: object) -> Iterator[str]:
+    """Keys of held artefacts anywhere in a setting."""
     if isinstance(value, Mapping):
         value = list(cast("Mapping[object, object]", value).values())
     if isinstance(value, (list, tuple)):
         for one in cast("Iterable[object]", value):
-            yield from _named(one)
+            yield from named(one)
     elif isinstance(value, str) and value in _held:
         yield value
 

@@ -164,6 +164,21 @@ def test_it_chooses_the_best_of_n_and_is_weighed(tiny_path: Path) -> None:
         assert value(rows("abc", "")) == [2 * 0.75, 0.0]
 
 
+def test_what_a_judge_rewarded_carries_its_licence(tiny_path: Path, tmp_path: Path) -> None:
+    base = Model.open(tiny_path)
+    judge = base.adding(Prefix([{"role": "system", "content": "Strict."}]), licence="cc-by-nc-4.0")
+    refs = {"good": {"use": "judged", "model": hold(judge)}}
+    assert base.licence == "apache-2.0"
+    guided = methods["prm_guided"](base, rewards=refs)
+    assert isinstance(guided, Model) and guided.licence == "cc-by-nc-4.0"
+    data = Table("prompt", [{"prompt": "say lime"}])
+    with use(Context(folder=tmp_path)):
+        trained = methods["grpo"](
+            base, data, steps=1, batch=1, answers=2, new_tokens=3, rewards=refs
+        )
+    assert isinstance(trained, Model) and trained.licence == "cc-by-nc-4.0"
+
+
 def test_a_saved_decoder_brings_its_judge_along(
     tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ Weights are 1 unless given. Terms come on their own scales: a reward model's is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import cast
@@ -248,8 +248,11 @@ def rewarded(
     holds = {n: hold(a) for n, a in held.items() if a is not None}
     chosen = dict(settings) | {"rewards": dict(rewards or {}), "weights": dict(weights or {})}
     change = Decoder(use, chosen, holds)
-    artefacts = [at_hand(key) for key in held_by(change)]
-    made = model.adding(change).with_licences(
-        [a.licence for a in artefacts if isinstance(a, Model)]
-    )
+    made = model.adding(change).with_licences(licences_at(held_by(change)))
     return made.called(f"{model.name}+{use}")
+
+
+def licences_at(keys: Iterable[str]) -> list[str]:
+    """Licences of the models among held artefacts, such as a judge that rewards name."""
+    artefacts = [at_hand(key) for key in keys]
+    return [a.licence for a in artefacts if isinstance(a, Model)]

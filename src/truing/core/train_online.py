@@ -29,7 +29,7 @@ from truing.core.online_training import OnlineTraining
 from truing.core.opening import same_tokens
 from truing.core.past import Past
 from truing.core.preflight import online_training
-from truing.core.rewards import Rewards, telling
+from truing.core.rewards import Rewards, licences_at, telling
 from truing.core.rollout import Make, maker
 from truing.core.row_kinds import as_kind, summed
 from truing.core.sampling import SamplingSettings
@@ -39,7 +39,7 @@ from truing.core.train_text import trained_model
 from truing.core.tree import group_tree
 from truing.errors import InputError, unknown
 from truing.method import get_component, resolve
-from truing.models import Model
+from truing.models import Model, named
 from truing.principles import Principles
 from truing.tables import Table, content_hash
 
@@ -366,7 +366,8 @@ def train_online(
     folder = home / f"{spec.name}-{key}"
     made = trained_model(model, task.module, task.lora, folder, data, spec.name)
     licences = [m.licence for m in (reward_model, partner) if m is not None and m.licence]
-    made = made.with_licences(licences)
+    judges = licences_at(named([settings.rewards or {}, told]))
+    made = made.with_licences([*licences, *judges])
     if task.critic is None:
         return made
     return task.critic.saved(made, critic, data, home / f"{spec.name}-critic-{key}")

@@ -32,14 +32,14 @@ from truing.changes import Decoder
 from truing.context import current
 from truing.core.chat import Prompt
 from truing.core.drawing import Base, Completion
-from truing.core.rewards import check_reward_model, rewards_of
+from truing.core.rewards import check_reward_model, licences_at, rewards_of
 from truing.core.sampling import SamplingSettings
 from truing.core.scoring import has_head
 from truing.core.search import Path, Writer, settings_in_range
 from truing.decode.prm_values import WHERE, Answer, Candidate, Guide
 from truing.errors import InputError, unknown
 from truing.method import component, method
-from truing.models import Model, hold
+from truing.models import Model, held_by, hold
 
 ATTEMPTS = 3  # times K candidates that are drawn at most
 STRIDE = 7919  # between the seeds of two attempts
@@ -211,8 +211,7 @@ def prm_guided(
         "separator": separator, "stops": stops, "rewards": dict(rewards or {}),
         "weights": dict(weights or {}), "outcomes": list(judges), "standardise": standardise,
     }  # fmt: skip
-    every = {**models, **judges}
-    holds = {n: hold(m) for n, m in every.items()}
-    made = model.adding(Decoder("prm_guided", chosen, holds))
-    made = made.with_licences([m.licence for m in every.values() if m.licence])
+    holds = {n: hold(m) for n, m in {**models, **judges}.items()}
+    change = Decoder("prm_guided", chosen, holds)
+    made = model.adding(change).with_licences(licences_at(held_by(change)))
     return made.called(f"{model.name}+prm_guided")
