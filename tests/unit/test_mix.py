@@ -189,6 +189,14 @@ def test_what_is_measured_is_the_union_each_once() -> None:
     assert set(more.asked(defaults("bradley_terry"))) == {"scores", "logp"}
 
 
+def test_answers_must_end_where_any_term_learns_them() -> None:
+    bradley_terry = spec_of("bradley_terry")
+    assert not bradley_terry.answers_end and spec_of("sft").answers_end
+    assert mixed(bradley_terry, {"sft": 1.0}).answers_end
+    assert not mixed(bradley_terry, {"davidson": 1.0}).answers_end
+    assert mixed(spec_of("dpo"), {"ipo": 1.0}).answers_end
+
+
 def test_every_term_keeps_a_state_of_its_own() -> None:
     spec = mixed(spec_of("dpo"), {"bco": {"weight": 1.0, "beta": 1.0}})
     assert spec.keeps_state and spec.unit == "batch"
@@ -221,6 +229,7 @@ def test_every_term_keeps_a_state_of_its_own() -> None:
         ("kto", {"dpo": 1}, ["rows of kind 'pair', kto on 'unpaired'", "apo_zero_unpaired"]),
         ("rrhf", {"slic": 1}, ["its further texts (gold) stand beside other rows"]),
         ("salmon", {"dpo": 1}, ["salmon writes its rows anew", "Can be added: none"]),
+        ("outcome_process_reward", {"process_reward": 1}, ["writes its rows anew", "added: none"]),
         ("tr_dpo", {"tdpo1": 1}, ["the reference of tr_dpo moves"]),
         ("dpo", {"ipo": 0, "dpo": 2}, ["adds nothing: no other objective has a weight but 0"]),
         ("dpo", {}, ["adds nothing", "Such as {sft: 0.5}"]),

@@ -141,6 +141,11 @@ class Mixture(Objective):
         """True when a term does."""
         return self.host.keeps_state or any(t.spec.keeps_state for t in self.added)
 
+    @property
+    def answers_end(self) -> bool:
+        """True when a term learns given answers."""
+        return any(s.answers_end for s in (self.host, *(t.spec for t in self.added)))
+
     def asked(self, settings: Settings) -> tuple[str, ...]:
         """The measurements that any term takes."""
         names = [*self.host.asked(settings)]
@@ -244,7 +249,9 @@ def refusal(host: Objective, spec: Objective) -> str:
     kinds = (host.rows, spec.rows)
     other = sorted(set(spec.needs) - MEASURED)
     hook = HOOKS.get(host.hook, Hook)
-    if hook.rows is not Hook.rows or (host.rows == "group" and hook.units is not Hook.units):
+    # Other branches of a group, or loss at other tokens of steps, are not what a term would see.
+    anew = hook.units is not Hook.units and host.rows in ("group", "steps")
+    if hook.rows is not Hook.rows or anew:
         return f"{host.name} writes its rows anew, and nothing else is trained on these"
     if spec.teachers:
         return "it learns from teachers of its own"
