@@ -212,6 +212,19 @@ def test_turns_of_dialogues_are_steps() -> None:
         made(data, reward=RIGHT)
 
 
+def test_steps_with_nothing_between_them_are_no_dialogue() -> None:
+    row: Row = {"prompt": "4 + 5", "steps": ["that ", "is 9"], "labels": [0.0, 0.0],
+                "separator": "", "answer": "9"}  # fmt: skip
+    (found,) = made(Table("steps", [row]), reward=RIGHT, rollouts=0, gamma=0.5)
+    assert found["steps"] == ["that ", "is 9"] and found["separator"] == ""
+    assert found["labels"] == [0.5, 1.0]
+    with pytest.raises(InputError, match=r"row 1.*'rollouts' must be 0 for steps with nothing"):
+        made(Table("steps", [row]), reward=RIGHT, rollouts=1)
+    other = {k: v for k, v in row.items() if k != "separator"}
+    (found,) = made(Table("steps", [other]), reward=RIGHT, rollouts=0, separator=";")
+    assert found["separator"] == ";"
+
+
 # With a model
 
 

@@ -90,6 +90,14 @@ class Labelling:
                 where=WHERE,
                 seen=self.rollouts,
             )
+        for path in paths:
+            if not path.separator:
+                raise InputError(
+                    "setting 'rollouts' must be 0 for steps with nothing between them: those of a "
+                    "roll-out could not be told apart",
+                    where=path.place,
+                    seen=self.rollouts,
+                )
         check_rooms(self.model, paths)
 
     def name(self, _: int, paths: Sequence[Trajectory]) -> str:
@@ -97,7 +105,10 @@ class Labelling:
         before = self.process_model.key if self.process_model is not None else ""
         drawing = vars(self.drawing)
         how = [self.model.key, self.ending.key, before, self.label, self.rollouts, self.gamma]
-        rows = [[p.prompts, p.steps, p.finished, p.separator, _plain(p.row)] for p in paths]
+        rows = [
+            [p.prompts, p.steps, p.finished, p.separator, p.is_dialogue, _plain(p.row)]
+            for p in paths
+        ]
         return content_hash([how, drawing, rows], 8)
 
     def make(self, _: int, paths: Sequence[Trajectory]) -> Json:

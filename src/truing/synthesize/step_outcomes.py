@@ -159,7 +159,7 @@ def expected(process_model: Model | None, paths: Sequence[Trajectory]) -> list[l
     by_separator: dict[str, list[tuple[int, Row]]] = {}
     for i, path in enumerate(paths):
         rows = [(i, row) for row in path.labelled([0.0] * len(path.steps), {})]
-        by_separator.setdefault(path.separator or "\n\n", []).extend(rows)
+        by_separator.setdefault(path.separator, []).extend(rows)
     made: list[list[float]] = [[] for _ in paths]
     for separator, asked in by_separator.items():
         found = step_values(process_model, [row for _, row in asked], separator, where=WHERE)

@@ -17,6 +17,8 @@ from truing.models import Model
 from truing.tables import Row
 from truing.train.reward.process_reward import steps_of
 
+TURN = "\n\n"  # closes a turn: what rows of steps without a separator are read with
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -42,8 +44,9 @@ class Trajectory:
         prompts: what stands before each step; of an answer the prompt alone, each time.
         steps: texts.
         finished: whether it came to its end.
-        separator: closes a step of an answer.
+        separator: closes a step of an answer; "" where nothing stands between steps.
         place: what an error calls the row.
+        is_dialogue: whether each step is a turn.
     """
 
     row: Row
@@ -52,11 +55,7 @@ class Trajectory:
     finished: bool
     separator: str
     place: str = ""
-
-    @property
-    def is_dialogue(self) -> bool:
-        """True where each step is a turn."""
-        return not self.separator
+    is_dialogue: bool = False
 
     def longer(self, more: str) -> int:
         """How many steps a continuation adds."""
@@ -103,7 +102,8 @@ def as_trajectory(row: Row, separator: str, where: str) -> Trajectory | None:
         steps = cast("list[object]", row["steps"])
         if not all(isinstance(s, str) and s.strip() for s in steps):
             raise InputError("a step must be a text that is not empty", where=where, seen=steps)
-        own = str(row.get("separator", separator))
+        named = row.get("separator")
+        own = separator if named is None else str(named)
         return _as_steps(row, cast("list[str]", steps), own, where)
     if "completion" in row:
         return _as_steps(row, steps_of(str(row["completion"]), separator), separator, where)
@@ -115,7 +115,7 @@ def as_trajectory(row: Row, separator: str, where: str) -> Trajectory | None:
         return None
     prompts = tuple(messages[:i] for i in turns if i)
     steps = tuple(str(messages[i]["content"]) for i in turns if i)
-    return Trajectory(row, prompts, steps, True, "", where)
+    return Trajectory(row, prompts, steps, True, TURN, where, is_dialogue=True)
 
 
 def answered(
