@@ -114,6 +114,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "reward": ("weights",),
     "reward_model": ("weights",),
     "critic": ("weights",),
+    "process_model": ("weights",),
 }
 
 

@@ -16,6 +16,7 @@ from truing.core.tiny import tiny_tokenizer
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model
+from truing.sources import need_abilities
 from truing.synthesize import step_labels as module
 from truing.synthesize import step_outcomes, trajectories
 from truing.synthesize.step_labels import step_labels
@@ -321,6 +322,19 @@ def test_a_process_model_must_score_steps(tiny_path: Path) -> None:
     model = Model.open(tiny_path)
     with pytest.raises(InputError, match=r"scores no steps.*step_value"):
         step_labels(model, Table("example", [PLUS]), process_model=model, reward=RIGHT, rollouts=0)
+
+
+def test_a_served_model_is_enough_where_nothing_is_drawn_from_steps() -> None:
+    served, data = Model.open("http://localhost:1/v1#m"), Table("example", [PLUS])
+    labels = methods["step_labels"]
+    for name, able in (("model", {"generate"}), ("process_model", {"hidden", "weights"})):
+        need_abilities(labels, name, "", frozenset(able), where="")
+    made_of = step_labels(served, data, reward=RIGHT, rollouts=0, gamma=0.5)
+    assert made_of[0]["labels"] == [0.25, 0.5, 1.0]
+    with pytest.raises(InputError, match=r"served model cannot go on.*rollouts to 0"):
+        step_labels(served, Table("record", [{"prompt": "p"}]), reward=RIGHT, rollouts=1)
+    with pytest.raises(InputError, match="process model that can weights"):
+        need_abilities(labels, "process_model", "", frozenset({"generate"}), where="")
 
 
 def test_rewards_that_are_no_numbers_or_too_few(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,7 @@ from truing.synthesize.trajectories import (
     Trajectory,
     answered,
     as_trajectory,
+    check_local,
     check_rooms,
 )
 from truing.tables import Row, Table, as_prompt, content_hash
@@ -74,6 +75,8 @@ class Labelling:
             raise InputError("setting 'label': judged asks a judge, and none is given", where=WHERE)
         if self.label != "judged":
             self.ending.check()
+            if self.rollouts:
+                check_local(self.model)
         if self.process_model is not None and not has_head(self.process_model):
             raise InputError(
                 "the model scores no steps", where=f"{WHERE} input 'process_model'",
@@ -160,7 +163,7 @@ def _trajectories(how: Labelling, data: Table, answers: int, separator: str) -> 
 
 @method(
     paper="mah-dpo",
-    needs=("generate", "weights"),
+    needs=("generate",),
     rows={"data": ("steps", "example", "prompt")},
     within={
         "rollouts": (0, None), "gamma": (0, 1), "answers": (1, None), "max_tokens": (1, None),
