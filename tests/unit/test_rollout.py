@@ -15,7 +15,9 @@ from typing import cast
 import pytest
 from torch import Tensor
 
-from truing.context import Context, Json, use
+from truing.changes import Rewriter
+from truing.context import Context, Journal, Json, use
+from truing.core import agents
 from truing.core.rollout import (
     Acted,
     Asked,
@@ -211,6 +213,25 @@ class Long(RunningSum):
     def reset(self, seed: int, task: Row) -> Observation:
         first = super().reset(seed, task)
         return Observation(f"{'Numbers are added. ' * 10}{first.content}", first.role)
+
+
+def test_where_nobody_remembers_nobody_asks_for_room(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Asking wakes the GPU."""
+    asked: list[int] = []
+    monkeypatch.setattr(agents, "room", lambda: asked.append(1) or 2**20)
+    sampling = SamplingSettings(max_tokens=2)
+    far = Speaker(Model.open("http://127.0.0.1:9/v1#m"), sampling)
+    polite = Speaker(model.adding(Rewriter("polite")), sampling)
+    plain, near = Scripted(adder, "1"), Speaker(model, sampling)
+    journal = Journal(tmp_path / "journal")
+    with agents.remembering({"a": plain, "b": far, "c": polite}, journal, "one"):
+        assert far.memory is None and polite.memory is None
+    assert not asked and "one/room" not in journal
+    with agents.remembering({"a": plain, "b": far, "c": near}, journal, "two"):
+        assert near.memory is not None and near.memory.limit == 2**20
+    assert asked == [1] and near.memory is None and journal.get("two/room") == 2**20
 
 
 @pytest.mark.parametrize("rewrites", [False, True])

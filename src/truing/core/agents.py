@@ -86,11 +86,16 @@ class Speaker:
         self.decodes = any(isinstance(c, Decoder) for c in model.changes)
         self.memory: Memory | None = None
 
+    @property
+    def remembers(self) -> bool:
+        """True where something can be kept between calls."""
+        changed = any(isinstance(c, (Decoder, Rewriter)) for c in self.model.changes)
+        return not (changed or self.model.is_served)
+
     @contextlib.contextmanager
     def remembering(self, limit: int) -> Generator[None]:
         """Keep up to `limit` bytes between calls inside the block."""
-        changed = any(isinstance(c, (Decoder, Rewriter)) for c in self.model.changes)
-        self.memory = None if changed or self.model.is_served else Memory(limit)
+        self.memory = Memory(limit) if self.remembers else None
         try:
             yield
         finally:
@@ -145,9 +150,13 @@ def remembering(agents: Mapping[str, Agent], journal: Journal | None, name: str)
     The memory that is free decides once how much; the journal keeps that under `name`, so that a
     resumed run holds as much.
     """
-    speakers = {id(a): a for a in agents.values() if isinstance(a, Speaker)}.values()
-    limit = room() // max(1, len(speakers))
-    if journal is not None and speakers:
+    found = {id(a): a for a in agents.values() if isinstance(a, Speaker) and a.remembers}
+    if not found:  # then a GPU, which `room` would wake, is perhaps not used at all
+        yield
+        return
+    speakers = found.values()
+    limit = room() // len(speakers)
+    if journal is not None:
         if f"{name}/room" not in journal:
             journal.put(f"{name}/room", limit)
         limit = cast(int, journal.get(f"{name}/room"))
