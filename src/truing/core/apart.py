@@ -8,7 +8,14 @@ from collections.abc import Generator
 
 from truing.context import Context, current, use
 from truing.core import distributed
-from truing.errors import TruingError
+from truing.errors import TruingError, shorten
+
+
+class Shown(str):
+    """What an error has seen, as its message shows it: any process can be told that."""
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 @contextlib.contextmanager
@@ -28,10 +35,12 @@ def apart() -> Generator[None]:
             yield
     except Exception as met:
         error = met
-    told = error
-    if error is not None and not isinstance(error, TruingError):
+    told = error if isinstance(error, TruingError) else None
+    if error is not None and told is None:
         where = f"process {here.rank + 1} of {here.size}"
         told = TruingError(f"{type(error).__name__}: {error}", where=where)
+    if told is not None and told.seen is not None:
+        told.seen = Shown(shorten(told.seen))
     first = next((e for e in distributed.everyone(told) if e is not None), None)
     if first is None:
         return
