@@ -106,6 +106,24 @@ def test_steps_lose_what_closed_them_and_nothing_else(monkeypatch: pytest.Monkey
     assert seen == ["good ", " the good"]
 
 
+def test_steps_keep_the_marks_that_end_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {1: "Why", 2: "? ", 3: "\n\n", 4: "So. ", 5: "\t"}
+    monkeypatch.setattr(Script, "text", lambda self, ids: "".join(texts[i] for i in ids))
+    seen: list[str] = []
+
+    def values(self: Guide, writer: Writer, found: Sequence[tuple[Answer, Candidate]]) -> object:
+        seen.extend(c.step for _, c in found)
+        return [0.0] * len(found)
+
+    monkeypatch.setattr(Guide, "values", values)
+    base = Script([[[1, 2], [4], [1, 3], [2]], *[[[1, 5]]] * 2])  # a mark alone has no words
+    sampling = SamplingSettings(max_tokens=9, stop_ids=(END,), seed=5)
+    stops = [". ", "? ", "\t"]
+    module.draw(base, None, ["p"], sampling, candidates=4, steps=1, stops=stops)  # type: ignore[arg-type]
+    assert base.asked[0][0].stop == (". ", "? ", "\t")
+    assert seen == ["Why?", "So.", "Why", "Why"]
+
+
 def test_values_are_of_the_new_step_and_weighed(
     tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

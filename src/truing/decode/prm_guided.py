@@ -46,7 +46,13 @@ STRIDE = 7919  # between the seeds of two attempts
 
 
 def _draw(
-    writer: Writer, answers: Sequence[Answer], k: int, tokens: int, top_k: int, stops: Sequence[str]
+    writer: Writer,
+    answers: Sequence[Answer],
+    k: int,
+    tokens: int,
+    top_k: int,
+    separator: str,
+    stops: Sequence[str],
 ) -> list[list[Candidate]]:
     """Candidates with words for each answer; one for which there is none is over."""
     own = writer.sampling
@@ -68,7 +74,7 @@ def _draw(
             found = writer.base([answers[i].prompt for i in members], short, begun=begun)
             for i, items in zip(members, found, strict=True):
                 for c in items:
-                    candidate = _candidate(writer, answers[i].path, c, short.stop)
+                    candidate = _candidate(writer, answers[i].path, c, separator, stops)
                     if candidate.step.strip() and len(made[i]) < k:
                         made[i].append(candidate)
                     elif not candidate.step.strip() and candidate.path.ended:
@@ -79,14 +85,19 @@ def _draw(
     return made
 
 
-def _candidate(writer: Writer, path: Path, more: Completion, stops: Sequence[str]) -> Candidate:
+def _candidate(
+    writer: Writer, path: Path, more: Completion, separator: str, stops: Sequence[str]
+) -> Candidate:
     ids = (*path.ids, *more.ids)
     text = writer.base.text(ids)
     over = ids[-1] in writer.ends or any(s in text for s in writer.sampling.stop)
     words = writer.text(more.ids)
-    closed = next((s for s in stops if words.endswith(s)), "")
+    closed = next((s for s in (separator, *stops) if words.endswith(s)), "")
     # Spaces at its beginning stay, as in the steps that process reward models were trained on.
-    return Candidate(Path(ids, (*path.logps, *more.logprobs), over), words.removesuffix(closed))
+    step = words.removesuffix(closed)
+    if closed != separator and step.strip():  # which a model of steps does not put back
+        step += closed.rstrip()
+    return Candidate(Path(ids, (*path.logps, *more.logprobs), over), step)
 
 
 @component("decoder", name="prm_guided")
@@ -121,7 +132,7 @@ def draw(
         live = [a for a in every if not a.over and len(a.path.ids) < sampling.max_tokens]
         if not live:
             break
-        found = _draw(writer, live, candidates, step_tokens, top_k, stops or [separator])
+        found = _draw(writer, live, candidates, step_tokens, top_k, separator, stops or [separator])
         flat = [(a, c) for a, items in zip(live, found, strict=True) for c in items]
         values = iter(guide.values(writer, flat) if flat else [])
         for answer, items in zip(live, found, strict=True):
