@@ -46,7 +46,8 @@ def test_each_objective_ranks_the_same_answers() -> None:
     with use(Context(seed=2, name="made")) as context:
         found = pairs(rewards=WORDS)
         seen = context.metrics[-1]
-    assert seen == {"prompts": 2, "pairs": 4, "pairs_brief": 2, "pairs_kind": 2}
+    counts = {"pairs": 4, "pairs_brief": 2, "pairs_kind": 2}
+    assert seen == {"prompts": 2, "empty_answers": 0, **counts}
     brief, kind = found.rows[:2]
     # 1, 5, 7 and 2 words: 1 is met, 5 and 7 are worth nothing. The cut answer cannot be chosen.
     assert (brief["chosen"], brief["rejected"]) == (BRIEF, KIND) and brief["objective"] == 0
@@ -81,6 +82,23 @@ def test_reward_models_and_rewards_of_several_values(monkeypatch: pytest.MonkeyP
         (KIND, BRIEF), (BRIEF, KIND), (LONG, CUT),
     ]  # fmt: skip
     assert found.rows[2]["rejected_finished"] is False
+
+
+def test_empty_answers_are_neither_chosen_nor_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is briefer than one who says nothing."""
+    texts = {"Is it?": (" ", LONG, BRIEF, ""), "Was it?": ("", "", "", " ")}
+
+    def generate(model: object, prompts: list[str], **_: object) -> object:
+        return [[SimpleNamespace(text=t, finish="stop") for t in texts[p]] for p in prompts]
+
+    monkeypatch.setattr(module, "generate", generate)
+    with use(Context()) as context:
+        found = pairs(rewards={"brief": {"use": "max_words", "n": 3}})
+    assert [(r["chosen"], r["rejected"]) for r in found] == [(BRIEF, LONG)]
+    assert context.metrics[-1]["empty_answers"] == 6
+    texts["Is it?"] = texts["Was it?"]
+    with pytest.raises(InputError, match="tells the 4 answers to any"), use(Context()):
+        pairs(rewards={"brief": {"use": "max_words", "n": 3}})
 
 
 def test_faults_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

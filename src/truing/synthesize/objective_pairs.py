@@ -11,7 +11,7 @@ odds turn one and the same pair around.
 
 Source: the preference sets, one for each objective, of "Simultaneous Multi-objective Alignment
 Across Verifiable and Non-verifiable Rewards", arXiv 2510.01167; best against worst of k as in
-synthesize/principle_pairs. Of equal answers the first counts.
+synthesize/principle_pairs. Of equal answers the first counts; empty ones are left out.
 """
 
 from __future__ import annotations
@@ -140,18 +140,22 @@ def objective_pairs(
         check_reward_model(reward_model, WHERE)
     asked = [as_prompt(r) for r in prompts.expect("prompt", where=WHERE)]
     rows: list[Row] = []
+    empty = 0
     for chunk, drawn in _drawn(model, asked, k, max_tokens, temperature):
+        # An empty answer keeps most rules, and would teach to say nothing.
+        said = [[(text, ended) for text, ended in items if text] for items in drawn]
+        empty += sum(map(len, drawn)) - sum(map(len, said))
         flat: list[Row] = [
             {**row, "prompt": row["prompt"], "completion": text, "finished": ended}
-            for row, items in zip(chunk, drawn, strict=True)
+            for row, items in zip(chunk, said, strict=True)
             for text, ended in items
         ]
-        found = vectors(flat, rewards, models)
-        for i, (row, items) in enumerate(zip(chunk, drawn, strict=True)):
-            own = {n: v[i * k : (i + 1) * k] for n, v in found.items()}
-            rows += _pairs(row, items, own, margin)
+        scores = {n: iter(v) for n, v in vectors(flat, rewards, models).items()} if flat else {}
+        for row, items in zip(chunk, said, strict=True):
+            own = {n: [next(v) for _ in items] for n, v in scores.items()}
+            rows += _pairs(row, items, own, margin) if items else ()
     counts = Counter(f"pairs_{r['objective_name']}" for r in rows)
-    current().metric(prompts=len(asked), pairs=len(rows), **counts)
+    current().metric(prompts=len(asked), pairs=len(rows), empty_answers=empty, **counts)
     if not rows:
         raise InputError(
             f"no objective tells the {k} answers to any of {len(asked)} prompts apart",
