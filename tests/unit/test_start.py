@@ -246,6 +246,32 @@ def test_a_resumed_run_goes_on_as_it_began(
         train(tmp_path / "killed", model, rank=2)
 
 
+def test_a_run_that_its_choice_killed_chooses_again(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: list[int]
+) -> None:
+    begun = TextTask.parts
+
+    def killed(task: TextTask, rows: list[int], step: int) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FREE, lambda: (1.0, 1.0))
+    monkeypatch.setattr(TextTask, "parts", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, model, rank=2)  # before its first checkpoint
+    monkeypatch.setattr(TextTask, "parts", begun)
+    low, high = least(model, TextTraining(rank=2), largest[0])
+    monkeypatch.setattr(FREE, lambda: (1.0, 0.5 * low))
+    with pytest.raises(InputError, match="Lower max_tokens"):  # it has never fitted
+        train(tmp_path, model, rank=2)
+    monkeypatch.setattr(FREE, lambda: (1.0, 0.9 * low + 0.1 * high))
+    again = train(tmp_path, model, rank=2)
+    assert again.metrics[0]["gradient_checkpointing"] is True and len(updates(again)) == 4
+    monkeypatch.setattr(FREE, lambda: (1.0, 1.0))
+    done = train(tmp_path, model, rank=2)  # has checkpoints by now: as they were made
+    assert done.metrics[0]["budget"] == again.metrics[0]["budget"]
+    assert done.metrics[0]["gradient_checkpointing"] is True
+
+
 def test_weights_are_counted_in_the_type_that_they_are_read_as(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -208,6 +208,11 @@ class _Sums:
         return distributed.gathered(own)
 
 
+def checkpoints_of(key: str) -> Checkpoints:
+    """Those of the run that `key` names, in the step's folder."""
+    return Checkpoints(distributed.agree(current().folder) / f"checkpoints-{key}", key)
+
+
 class Loop:
     """One run of `train`: see there."""
 
@@ -223,8 +228,7 @@ class Loop:
         self.total = settings.total(len(task))
         self.order = Order(len(task), settings.batch, self.context)
         self.end = settings.end(len(task))
-        folder = distributed.agree(self.context.folder)
-        self.checkpoints = Checkpoints(folder / f"checkpoints-{key}", key)
+        self.checkpoints = checkpoints_of(key)
         self.history: list[dict[str, Json]] = []
 
     def run(self) -> Trained:

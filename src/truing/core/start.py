@@ -5,7 +5,8 @@ anything is trained, a forecast of the memory, and the frozen model that it is c
 
 What depends on the machine (dtype, tokens of a micro-batch, gradient checkpointing) is decided
 once, by the first process, and noted in the journal `decided` of the step's folder: a run that is
-resumed goes on as it began, whatever the machine says by then.
+resumed goes on as it began, whatever the machine says by then. How it fits into memory is decided
+again as long as it has no checkpoint: the choice may be what it was killed by.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ import torch
 from truing.context import Json, current
 from truing.core import distributed, memory, precision, recompute
 from truing.core.chat import check_receipt, receipt
+from truing.core.engine import checkpoints_of
 from truing.core.loaded import free_on
 from truing.core.opening import same_tokens
 from truing.core.tree import BUDGET
 from truing.doctor import memory_gib
 from truing.errors import InputError
-from truing.tables import content_hash
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,7 +54,7 @@ class Start:
         dtype: that modules compute in.
         limit: tokens of prompt and answer together.
         budget: tokens of a micro-batch; `check` may lower it.
-        run: tells this run's decisions apart from others' in the step's folder.
+        run: the key of the run, which its checkpoints and decisions go by in the step's folder.
     """
 
     where: str
@@ -122,7 +123,9 @@ class Start:
         module, settings = self.loaded.module, self.settings
         made = memory.forecast(module, settings)
         free = min(distributed.everyone(_free(self.loaded.device)))
-        noted = cast("dict[str, int] | None", _noted(f"memory/{self.run}/{largest}"))
+        begun = distributed.agree(bool(checkpoints_of(self.run).steps()))
+        name = f"memory/{self.run}/{largest}"
+        noted = cast("dict[str, int] | None", _noted(name) if begun else None)
         if noted is not None:
             fitted = memory.Choice(noted["budget"], bool(noted["recompute"]))
         else:
@@ -147,11 +150,17 @@ class Start:
 
 
 def begin(
-    model: Model, settings: TextTraining, where: str, *, reference: Model | None = None
+    model: Model,
+    settings: TextTraining,
+    where: str,
+    *,
+    key: str,
+    reference: Model | None = None,
 ) -> Start:
     """Read a model into memory to train it.
 
     Args:
+        key: of the run, as `engine.train` gets it.
         reference: frozen, and of the same tokens; None where there is none, or the model itself.
     Raises:
         InputError: a reference with another tokenizer or template.
@@ -159,15 +168,13 @@ def begin(
     if reference is not None:
         same_tokens({"model": model, "reference": reference}, where=where)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    facts = [where, vars(settings), model.weights_key, current().seed]
-    run = content_hash([*facts, reference.weights_key if reference is not None else ""], 8)
-    noted = _noted(f"dtype/{run}")
+    noted = _noted(f"dtype/{key}")
     chosen = precision.choose(model, settings, device) if distributed.leads() and not noted else ""
     dtype = distributed.agree(str(noted or chosen))
     loaded = model.load_module(dtype, device, fresh=True)
     limit = room(loaded, settings.max_tokens)
     budget = settings.budget or (GPU_BUDGET if device == "cuda" else BUDGET)
-    return Start(where, model, reference, settings, loaded, dtype, limit, budget, run)
+    return Start(where, model, reference, settings, loaded, dtype, limit, budget, key)
 
 
 def room(loaded: Loaded, wanted: int) -> int:
@@ -196,7 +203,7 @@ def _noted(name: str) -> Json:
 
 
 def _note(name: str, value: Json) -> None:
-    if current().stored and name not in current().journal(DECIDED):
+    if current().stored and value != current().journal(DECIDED).get(name):
         current().journal(DECIDED).put(name, value)
 
 

@@ -353,7 +353,7 @@ def train_online(
     pool = _pool(spec, told)
     by = pool or _reward(spec, told, settings, principles, reward_model)
     make = _make(settings)
-    start = begin(model, settings, spec.name, reference=reference)
+    start = begin(model, settings, spec.name, key=key, reference=reference)
     world = _world(spec, settings, start, make, partner)
     if world is not None:
         prompts = _tasks(settings, start, data, world)

@@ -204,7 +204,7 @@ def train_model(
          current().seed, reference.weights_key if reference is not None else "",
          {r: t.weights_key for r, t in (teachers or {}).items()}], 8
     )  # fmt: skip
-    start = begin(model, settings, spec.name, reference=reference)
+    start = begin(model, settings, spec.name, key=key, reference=reference)
     taught = find_teachers(spec, start.loaded, teachers or {}, own, start.dtype)
     units, notes = read_units(spec, start.loaded, data, start.limit, hook)
     if isinstance(spec, Mixture):
