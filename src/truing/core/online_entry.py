@@ -28,7 +28,8 @@ GLOSSARY = {
     "clip_low": "how far below 1 the ratio of new to old probability counts.",
     "clip_high": "how far above 1 the ratio of new to old probability counts.",
     "entropy_share": "share of the rollout's tokens, those drawn with the highest entropy, that are"
-    " trained on; 1 for all. The others keep the pull towards the reference.",
+    " trained on; 1 for all. TRL calls it `top_entropy_quantile`. The others keep the pull"
+    " towards the reference.",
 }
 
 

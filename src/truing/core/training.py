@@ -241,8 +241,9 @@ class MovingReference(Hook):
     """The reference follows the policy (TR-DPO, arXiv 2404.09656): soft or hard updates.
 
     Args:
-        share: of the policy in the new reference; 1 replaces it.
-        every: updates between two moves.
+        share: of the policy in the new reference; 1 replaces it. It is the paper's alpha, and
+            `ref_model_mixup_alpha` in TRL.
+        every: updates between two moves: the paper's tau, and `ref_model_sync_steps` in TRL.
     """
 
     moves_reference = True

@@ -2,6 +2,8 @@
 
     every k updates  ref <- share * policy + (1 - share) * ref,  then DPO's loss    arXiv 2404.09656
 
+`share` is the paper's alpha (TRL's `ref_model_mixup_alpha`), `every` its tau (TRL's
+`ref_model_sync_steps`).
 share = 1 replaces the reference (the paper's hard update), less is its soft one. Of adapters the
 two factors are mixed, whose product is the mixture of the products at share = 1 alone; `rank=0`
 mixes the weights themselves. A run of fewer than `every` updates is plain DPO.

@@ -29,8 +29,9 @@ update a rollout nothing is masked.
 entropy of at least the (1 - share) quantile over all tokens of the rollout ("Beyond the 80/20 Rule:
 High-Entropy Minority Tokens Drive Effective Reinforcement Learning for LLM Reasoning", arXiv
 2506.01939, which takes 0.2). The others lose their surrogate, yet stay in every denominator and
-keep their KL. Entropies are at temperature 1, measured in one further pass. All four methods have
-it. The method card's batch is a rollout here, so that minibatches share one quantile.
+keep their KL. TRL calls it `top_entropy_quantile`, and its values are the same. Entropies are at
+temperature 1, measured in one further pass. All four methods have it. The method card's batch is a
+rollout here, so that minibatches share one quantile.
 
 Groups of equal rewards have no gradient and are not computed (they are counted, and stay in the
 denominators), unless a KL term in the loss gives them one. DAPO's overlong punishment enters before
