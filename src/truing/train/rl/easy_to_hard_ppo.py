@@ -44,7 +44,7 @@ OWN = ("scheme", "bound", "penalty")  # settings that make up the reward
 SHAPING, OUTCOME, LAYOUT = (f.__name__ for f in (process_shaping, easy_outcome, format_penalty))
 
 
-def ppo_values(settings: Mapping[str, object], process_model: str = "") -> dict[str, object]:
+def _values(settings: Mapping[str, object], process_model: str = "") -> dict[str, object]:
     """Settings of `salmon_ppo` that this method's are, with its reward; checked.
 
     Args:
@@ -118,7 +118,7 @@ def easy_to_hard_ppo(
         "batch": batch, "minibatches": minibatches, "critic_rollouts": critic_rollouts,
         "answers": answers, "new_tokens": new_tokens, "lr": lr, "rank": rank,
     }  # fmt: skip
-    values = ppo_values(settings, hold(process_model))
+    values = _values(settings, hold(process_model))
     made = train_online(
         online_of(salmon_ppo), model, data.expect("prompt", where=WHERE), None, None, None,
         process_model if critic is None else critic, None, values,
@@ -130,7 +130,7 @@ def easy_to_hard_ppo(
 
 def _check(settings: Mapping[str, object], _: Mapping[str, Table]) -> None:
     """What `Method.check` asks before anything runs."""
-    ppo_values(settings)
+    _values(settings)
 
 
 easy_to_hard_ppo.__dict__["__truing_check__"] = _check
