@@ -110,7 +110,8 @@ def test_hindsight_labels_each_step_by_its_own_answer(monkeypatch: pytest.Monkey
     one, two = made(Table("example", [PLUS, wrong]), reward=RIGHT, rollouts=0, gamma=0.9)
     assert one["labels"] == pytest.approx([0.81, 0.9, 1.0]) and two["labels"] == [0.0, 0.0]
     # A reward that no rule verifies, in the same way: a model's score through a sigmoid.
-    monkeypatch.setattr(step_outcomes, "score_model", lambda m, rows: [2.0 for _ in rows])
+    monkeypatch.setattr("truing.core.rewards.score_model", lambda m, rows: [2.0 for _ in rows])
+    monkeypatch.setattr("truing.core.scoring.has_head", lambda m: False)
     monkeypatch.setattr(step_outcomes, "check_reward_model", lambda m, where: None)
     z = 1 / (1 + 2.718281828459045**-2)
     (row,) = made(Table("example", [PLUS]), reward_model=MODEL, rollouts=0, gamma=0.5)
@@ -146,7 +147,8 @@ def test_models_are_asked_for_all_answers_at_once(monkeypatch: pytest.MonkeyPatc
     assert found == [[1.0, 2.0], [3.0], [2.0, 1.0]]
     assert asked == [(";", [["a", "bb"], ["dd", "e"]]), (",", [["ccc"]])]
     # With roll-outs an answer that was cut is not asked for what it came to itself.
-    monkeypatch.setattr(step_outcomes, "score_model", score)
+    monkeypatch.setattr("truing.core.rewards.score_model", score)
+    monkeypatch.setattr("truing.core.scoring.has_head", lambda m: False)
     monkeypatch.setattr(step_outcomes, "continued", RollOuts({1: ["x"], 2: ["y"]}))
     ending = step_outcomes.Ending(None, None, Model.__new__(Model), "")
     came = step_outcomes.outcomes(MODEL, paths, ending, 1, Drawing(4, 1.0, 0))  # type: ignore[arg-type]
@@ -202,10 +204,13 @@ def test_turns_of_dialogues_are_steps() -> None:
 
     long, one = talk("hi", "hello", "4 + 5?", "that is 9"), talk("hi", "9")
     opening = [{"role": "assistant", "content": "Welcome."}, *long]
-    data = Table("example", [{"messages": m, "answer": "9"} for m in (long, one, opening)])
+    mute = talk("hi", " ", "4 + 5?", "9")
+    data = Table("example", [{"messages": m, "answer": "9"} for m in (long, one, mute, opening)])
     with use(Context()) as context:
         found = made(data, reward=RIGHT, rollouts=0, gamma=0.5)
-        assert context.metrics[0]["left_out_single_turns"] == 1
+        counts = context.metrics[0]
+    assert counts["left_out_single_turns"] == counts["left_out_empty_turns"] == 1
+    assert counts["left_out_without_steps"] == 0 and counts["answers"] == 2
     assert [r["steps"] for r in found] == [["hello"], ["that is 9"]] * 2
     assert [r["labels"] for r in found] == [[0.5], [1.0]] * 2
     assert [r["prompt"] for r in found] == [long[:1], long[:3], opening[:2], opening[:4]]
@@ -362,6 +367,17 @@ def test_rewards_that_are_no_numbers_or_too_few(monkeypatch: pytest.MonkeyPatch)
         ([PLUS], {"reward": RIGHT, "judge": MODEL}, "one of reward, judge and reward_model"),
         ([PLUS], {"reward": {"use": "numeric_answr"}}, "numeric_answer"),
         ([PLUS], {"label": "judged"}, "'label'.*judge"),
+        (
+            [PLUS],
+            {"label": "judged", "judge": MODEL, "reward": RIGHT, "process_model": MODEL},
+            "'label': judged makes no use of process_model and reward[.]",
+        ),
+        ([PLUS], {"label": "judged", "judge": MODEL, "gamma": 0.5}, "judged makes no use of gamma"),
+        (
+            [PLUS],
+            {"label": "majority", "reward": RIGHT, "process_model": MODEL, "gamma": 0.5},
+            "'label': majority makes no use of gamma and process_model[.]",
+        ),
         ([PLUS], {"reward": RIGHT, "separator": ""}, "'separator' must not be empty"),
         ([{"prompt": "p", "completion": " \n\n "}], {"reward": RIGHT}, "none of 1 answers has"),
         (

@@ -14,8 +14,9 @@ verified take "value" with roll-outs, for those that cannot "majority" where rol
 
 Rows are answers (cut into steps at `separator`), rows that have `steps`, prompts, to which answers
 are drawn, or dialogues that end with the assistant, whose turns are the steps: a row is made for
-each turn, dialogues of one turn are left out, and there are no roll-outs, which would need a user.
-Train on values with train/step_value, on the others with train/process_reward.
+each turn, dialogues of one turn or with an empty one are left out, and there are no roll-outs,
+which would need a user. Train on values with train/step_value, on the others with
+train/process_reward.
 
 Source: "Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards", arXiv
 2510.01167; its number of roll-outs is not known, 8 is that of Math-Shepherd, arXiv 2312.08935,
@@ -54,6 +55,7 @@ from truing.synthesize.trajectories import (
 )
 from truing.tables import Row, Table, as_prompt, content_hash
 
+GAMMA = 0.9
 CHUNK = 16  # answers of a journal entry: what a kill can cost
 
 
@@ -69,8 +71,25 @@ class Labelling:
     gamma: float
     drawing: Drawing
 
+    @property
+    def unused(self) -> list[str]:
+        """What is given and has no part in the label, as far as it differs from its default."""
+        if self.label == "value":
+            return []
+        given = {"process_model": self.process_model is not None, "gamma": self.gamma != GAMMA}
+        if self.label == "judged":
+            given["reward"] = self.ending.reward is not None
+            given["reward_model"] = self.ending.reward_model is not None
+        return sorted(n for n, one in given.items() if one)
+
     def check(self) -> None:
         """Raise InputError for settings and models that do not go together."""
+        if self.unused:
+            raise InputError(
+                f"setting 'label': {self.label} makes no use of {' and '.join(self.unused)}",
+                where=WHERE,
+                fix="Leave that out, or label by value",
+            )
         if self.label == "judged" and self.ending.judge is None:
             raise InputError("setting 'label': judged asks a judge, and none is given", where=WHERE)
         if self.label != "judged":
@@ -146,17 +165,19 @@ def _trajectories(how: Labelling, data: Table, answers: int, separator: str) -> 
             if one is None]  # fmt: skip
     drawn = answered(how.model, bare, answers, how.drawing, separator) if bare else []
     every = given + [t for items in drawn for t in items]
-    kept = [t for t in every if len(t.steps) > (1 if t.is_dialogue else 0)]
     single = sum(t.is_dialogue and len(t.steps) == 1 for t in every)
+    mute = sum(len(t.steps) > 1 and not all(s.strip() for s in t.steps) for t in every)
+    kept = [t for t in every if len(t.steps) > (1 if t.is_dialogue else 0)
+            and all(s.strip() for s in t.steps)]  # fmt: skip
     current().metric(
-        answers=len(kept), left_out_without_steps=len(every) - len(kept) - single,
-        left_out_single_turns=single,
+        answers=len(kept), left_out_without_steps=len(every) - len(kept) - single - mute,
+        left_out_single_turns=single, left_out_empty_turns=mute,
     )  # fmt: skip
     if not kept:
         raise InputError(
             f"none of {len(every)} answers has steps",
             where=f"{WHERE} {data.source}",
-            fix="Give answers with texts, and dialogues of two turns or more",
+            fix="Give answers with texts, and dialogues of two turns or more, none of them empty",
         )
     return kept
 
@@ -180,7 +201,7 @@ def step_labels(
     reward: dict[str, object] | None = None,
     criteria: str = "",
     rollouts: int = 8,
-    gamma: float = 0.9,
+    gamma: float = GAMMA,
     answers: int = 1,
     separator: str = "\n\n",
     max_tokens: int = 512,
