@@ -117,12 +117,13 @@ def targets(known: Known, strategy: Strategy) -> list[str]:
     return [phrase + _lowered(known.best)]
 
 
-def golds_of(row: Row, where: str, form: Callable[[str], str] = normal) -> tuple[str, ...]:
+def golds_of(row: Row, where: str, form: Callable[[str], str] | None = None) -> tuple[str, ...]:
     """The right answers of a question: its column `answers`, or `answer`.
 
     Args:
-        form: that answers are compared in; nothing of a right one may be left in it.
+        form: that answers are compared in, in which something of each must be left; `normal`.
     """
+    form = form or normal
     found = row.get("answers", row.get("answer"))
     golds = cast("list[object]", found if isinstance(found, list) else [found])
     if not golds or not all(isinstance(g, (str, int, float)) and form(str(g)) for g in golds):
