@@ -377,6 +377,20 @@ def test_what_was_laid_beside_a_saved_model_is_not_lost(
         assert write(folder) == folder
 
 
+def test_a_model_card_that_was_edited_is_not_replaced(model: Model, tmp_path: Path) -> None:
+    folder = model.export(tmp_path / "out")
+    card = folder / "README.md"
+    written = card.read_text()
+    assert model.export(folder) == folder and card.read_text() == written
+    for text in (written + "\nMine.\n", ""):
+        card.write_text(text)
+        with pytest.raises(InputError, match="was changed after the export") as error:
+            model.export(folder)
+        assert error.value.where == str(card) and card.read_text() == text
+    card.unlink()
+    assert model.export(folder) == folder and card.read_text() == written
+
+
 @pytest.mark.parametrize("text", ['{"model": "mine"}', "[1]", "not JSON"])
 def test_files_of_other_programs_are_no_mark(model: Model, tmp_path: Path, text: str) -> None:
     for write, name in ((model.save, "model.json"), (model.export, "truing_export.json")):

@@ -14,7 +14,7 @@ from truing import changes as change_files
 from truing.changes import Adapter, Decoder, Rewriter
 from truing.core import files, private
 from truing.core.licences import strictest
-from truing.core.own_folders import CARD, EXPORTED, must_be_free
+from truing.core.own_folders import CARD, EXPORTED, MODEL_CARD, must_be_free, text_hash
 from truing.errors import InputError, unknown
 from truing.models import (
     SCHEMA_VERSION,
@@ -291,8 +291,10 @@ def export(model: Model, folder: Path, *, weights_only: bool) -> Path:
             write(partial, classifier.tensors(folded, folded.extra))
         else:
             write(partial, ((n, folded[n]) for n in folded))
-        (partial / "README.md").write_text(card)
+        written = card.encode()
+        (partial / MODEL_CARD).write_bytes(written)
         facts = {"schema_version": SCHEMA_VERSION, "key": model.weights_key}
+        facts |= {"card": text_hash(written)}
         (partial / EXPORTED).write_text(json.dumps(facts) + "\n")
     return folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,13 +13,14 @@ from truing.models import BASE_FILES
 
 CARD = "model.json"
 EXPORTED = "truing_export.json"  # marks an export
+MODEL_CARD = "README.md"
 # By the file that marks them: what that says, and every file that there can be.
 OURS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     CARD: (
         {"schema_version", "key", "changes"},
         (CARD, "changes/*", "held/*", *(f"base/{name}" for name in BASE_FILES)),
     ),
-    EXPORTED: ({"schema_version", "key"}, (EXPORTED, "README.md", *BASE_FILES)),
+    EXPORTED: ({"schema_version", "key"}, (EXPORTED, MODEL_CARD, *BASE_FILES)),
     "builder.json": ({"schema_version", "builder"}, BASE_FILES),
 }
 
@@ -35,9 +37,23 @@ def must_be_free(folder: Path, mark: str) -> None:
         there = sorted(f for f in found if not any(fnmatch(f, n) for n in names))
     if there:
         raise InputError("the folder holds other files", where=str(folder), seen=there[:6], fix=fix)
-    try:
-        data: object = json.loads((folder / mark).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        data = None
-    if not isinstance(data, dict) or not facts <= set(cast("dict[str, object]", data)):
+    data = _facts(folder / mark)
+    if not facts <= set(data):
         raise InputError("was not written by truing", where=str(folder / mark), fix=fix)
+    card = folder / MODEL_CARD
+    if MODEL_CARD in names and card.is_file() and text_hash(card.read_bytes()) != data.get("card"):
+        raise InputError("was changed after the export", where=str(card), fix=f"{fix}, or move it")
+
+
+def text_hash(text: bytes) -> str:
+    """Tells a model card that was left as it was written from one that somebody edited."""
+    return hashlib.sha256(text).hexdigest()
+
+
+def _facts(path: Path) -> dict[str, object]:
+    """What a marking file says; nothing where it is none of ours."""
+    try:
+        data: object = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return cast("dict[str, object]", data) if isinstance(data, dict) else {}
