@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from truing.core import own_samples, reference
-from truing.core.files import home, make_room, make_room_once
+from truing.core.files import home, make_room, make_room_for, make_room_once
 from truing.core.own_samples import kept
 from truing.core.reference import Reference
 from truing.core.sampling import SamplingSettings
@@ -55,6 +55,19 @@ def test_once_a_process_and_folder(tmp_path: Path) -> None:
     assert not other.exists()
 
 
+def test_again_when_an_eighth_of_the_limit_was_written(tmp_path: Path) -> None:
+    limit = 64 * KIB
+    old = [_file(tmp_path / f"{age}.bin", age) for age in range(90, 80, -1)]  # 80 KiB
+    make_room_for(tmp_path, limit, 8 * KIB)
+    assert [p.exists() for p in old] == [False] * 3 + [True] * 7
+    _file(tmp_path / "a.bin", 2)
+    more = _file(tmp_path / "more.bin", 1, 32 * KIB)
+    make_room_for(tmp_path, limit, 0)  # nothing more is written: no look
+    assert old[3].exists()
+    make_room_for(tmp_path, limit, 8 * KIB)
+    assert not any(p.exists() for p in old[:8]) and old[8].exists() and more.exists()
+
+
 def test_small_files_count_by_the_room_they_take(tmp_path: Path) -> None:
     made = [_file(tmp_path / f"{i}.json", i, 1) for i in range(4)]
     block = made[0].stat().st_blocks * 512
@@ -78,13 +91,21 @@ def test_reference_values(tiny_path: Path, own_home: Path, monkeypatch: pytest.M
     again = Reference("key", "float32")
     again.sweep(module, [_tree(9)])
     assert again.cached == 1 and path.stat().st_mtime > 1e6
-    monkeypatch.setattr(reference, "LIMIT", path.stat().st_blocks * 512)
+    block = path.stat().st_blocks * 512
+    monkeypatch.setattr(reference, "LIMIT", 2 * block)
     third = Reference("key", "float32")
     third.sweep(module, [_tree(9)])
-    third.sweep(module, [_tree(10)])  # what a run writes itself stays
+    third.sweep(module, [_tree(10)])
     left = set((own_home / "reference").rglob("*.safetensors"))
     assert path in left and old not in left and len(left) == 2
     assert (third.cached, third.computed) == (1, 1)
+    # A long process does not outgrow the limit either, and has what it measured.
+    many = [_tree(token) for token in range(11, 19)]
+    for tree in many:
+        third.sweep(module, [tree])
+    left = list((own_home / "reference").rglob("*.safetensors"))
+    assert sum(p.stat().st_blocks * 512 for p in left) <= 2 * block
+    assert all(third.of(tree) for tree in many)
 
 
 def test_own_answers(tiny_path: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +118,11 @@ def test_own_answers(tiny_path: Path, own_home: Path, monkeypatch: pytest.Monkey
     assert old.exists()
     os.utime(path, (1, 1))
     assert kept(loaded, one, how) == made and path.stat().st_mtime > 1e6
-    monkeypatch.setattr(own_samples, "LIMIT", path.stat().st_blocks * 512)
+    block = path.stat().st_blocks * 512
+    monkeypatch.setattr(own_samples, "LIMIT", 2 * block)
     kept(loaded, [[((1, 5, 8), 0)]], how)
     left = set((own_home / "own").rglob("*.json"))
     assert path in left and old not in left and len(left) == 2
+    for token in range(10, 15):
+        kept(loaded, [[((1, 5, token), 0)]], how)
+    assert len(list((own_home / "own").rglob("*.json"))) <= 2

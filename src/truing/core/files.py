@@ -25,6 +25,7 @@ from truing.errors import InputError
 from truing.tables import content_hash
 
 BLOCK = 1 << 22
+FILE = 1 << 12  # bytes of the disk that the smallest file takes
 _FICLONE = 0x40049409  # Linux ioctl: share the blocks of a file, copy on write
 _hashes: dict[str, list[object]] | None = None
 _guard = threading.Lock()
@@ -156,6 +157,21 @@ def make_room(folder: Path, limit: int) -> None:
         with contextlib.suppress(OSError):
             path.unlink()
         total -= size
+
+
+_written: dict[Path, int] = {}
+
+
+def make_room_for(folder: Path, limit: int, size: int) -> None:
+    """`make_room` before `size` bytes are written: a process's first, then once in limit / 8 bytes.
+
+    Looking takes a while, which is why the folder may grow by that eighth beyond the limit.
+    """
+    written = _written.get(folder)
+    if written is None or written + size > limit // 8:
+        make_room(folder, limit - size)
+        written = 0
+    _written[folder] = written + size
 
 
 @functools.cache

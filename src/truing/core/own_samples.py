@@ -5,8 +5,8 @@ kept by content (weights, prompt, settings, seed, draw number), token by token: 
 objective or a resumed one replays exactly the same answers. They are trained on as they were drawn,
 never tokenised again. An answer that does not end within its limit is cut there and has no end.
 
-Before a process first keeps new ones, the files longest unused go until no more than `LIMIT` bytes
-are left.
+Before a process first keeps new ones, and again as it keeps more, the files longest unused go until
+no more than `LIMIT` bytes are left.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from truing.context import current
 from truing.core import distributed
 from truing.core.chat import Prompt, prompt_ids, stop_ids
 from truing.core.code import made_by
-from truing.core.files import home, make_room_once
+from truing.core.files import FILE, home, make_room_for
 from truing.core.sampling import SamplingSettings, own_stops, sample
 from truing.core.training import Hook, Tuned, hook
 from truing.errors import InputError
@@ -86,16 +86,16 @@ def kept(loaded: Loaded, asked: Sequence[Asked], settings: SamplingSettings) -> 
         else:
             with contextlib.suppress(OSError):
                 path.touch()
-    if missing:
-        make_room_once(home() / "own", LIMIT)
     for start in range(0, len(missing), BLOCK):
         block = missing[start : start + BLOCK]
         answers = iter(drawn(loaded.module, [one for i, _ in block for one in asked[i]], settings))
-        for i, path in block:
-            made[i] = [next(answers) for _ in asked[i]]
+        made |= {i: [next(answers) for _ in asked[i]] for i, _ in block}
+        texts = [json.dumps(made[i]) for i, _ in block]
+        make_room_for(home() / "own", LIMIT, sum(max(FILE, len(t)) for t in texts))
+        for (_, path), text in zip(block, texts, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".{path.name}.{id(made)}")
-            partial.write_text(json.dumps(made[i]))
+            partial.write_text(text)
             partial.replace(path)
         current().progress(start + len(block), len(missing), "own answers")
     return [made[i] for i in range(len(asked))]

@@ -6,8 +6,8 @@ answers and groups of the same texts find each other's values: a sweep over beta
 objectives, costs one pass. Micro-batches are the unit of the cache: a value does not depend on
 what happened to be cached, so that the same run has the same bits with a full and an empty cache.
 
-When a run begins, the files longest unused go until no more than `LIMIT` bytes of all runs are
-left; what a run itself writes stays.
+Before a process first keeps values, and again as it keeps more, the files longest unused go until
+no more than `LIMIT` bytes of all runs are left. What a process measured it also has in memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from truing.context import current
 from truing.core import distributed
 from truing.core.code import made_by
-from truing.core.files import home, make_room_once
+from truing.core.files import FILE, home, make_room_for
 from truing.core.logprob import measure
 from truing.core.tree import Node, Packed, pack
 from truing.tables import content_hash
@@ -95,8 +95,6 @@ class Kept(ABC):
         device = next(module.parameters()).device
         runs = pack(wanted, budget, share=True) if wanted else []
         if keep:
-            if distributed.leads():
-                make_room_once(home() / "reference", LIMIT)
             self._divide(module, runs, wanted, device)
         at = 0
         for i, packed in enumerate(runs, 1):
@@ -148,6 +146,8 @@ class Kept(ABC):
         self.computed += 1
         if not keep:
             return values
+        size = max(FILE, sum(v.nbytes for v in values.values()))
+        make_room_for(home() / "reference", LIMIT, size)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{id(self)}")
         save_file(values, partial)
