@@ -11,11 +11,16 @@ import torch
 
 from truing.context import Context, use
 from truing.core.critic import Critic
+from truing.core.rewards import Rewards, probabilities
 from truing.core.scoring import ScoreHead, gives_values, has_head, step_scores
 from truing.core.tiny import tiny_tokenizer
+from truing.decode.prm_values import Guide
 from truing.errors import InputError
+from truing.evaluate.easy_to_hard import scores_of
 from truing.method import methods, score
 from truing.models import Model, hold
+from truing.synthesize.step_outcomes import Ending
+from truing.synthesize.weak_continuations import toxicities
 from truing.tables import Row, Table
 from truing.train.reward.process_reward import step_values
 from truing.train.reward.step_value import squared_errors
@@ -155,3 +160,31 @@ def test_faults_are_named(tiny_path: Path) -> None:
         methods["step_value"](model, Table("prompt", [{"prompt": "p"}]))
     with pytest.raises(InputError, match="setting 'lr'"):
         methods["step_value"](model, Table("steps", ROWS), lr=-1.0)
+
+
+def test_values_are_never_taken_for_logits(trained: tuple[Model, Model], tmp_path: Path) -> None:
+    model, made = trained
+    rows: list[Row] = [{"prompt": "say oak", "completion": "oak!"}]
+    table, refused = Table("example", rows), pytest.raises(InputError, match="a head of values")
+    guide = Guide({}, {"liked": made}, Rewards({}, {}, None, None), {}, "\n\n", False)
+    with use(Context(folder=tmp_path)):
+        with refused:
+            methods["weak_labels"](made, table)
+        with refused:
+            toxicities(made, rows)
+        with refused:
+            Ending(None, None, made, "").check()
+        with refused:
+            Ending(None, None, made, "")(rows)
+        with refused:
+            guide.terms(rows)
+        with refused:
+            scores_of(made, "say oak", ["oak!"], "outcome", [True])
+        with refused:
+            methods["easy_to_hard"](model, made, Table("record", []), by="outcome")
+    # A linear head's scores are logits.
+    head = ScoreHead(128)
+    with torch.no_grad():
+        head.bias.fill_(2.0)
+    linear = head.added_to(model, tmp_path / "head")
+    assert probabilities(linear, rows, "here") == pytest.approx([1 / (1 + math.exp(-2.0))])

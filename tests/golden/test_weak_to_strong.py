@@ -204,7 +204,7 @@ def test_toxic_continuations_are_left_out(
     drawn = [[Completion(t) for t in some] for some in said]
     monkeypatch.setattr(weak_continuations, "generate", lambda model, prompts, n, **_: [
         some[:n] for some in drawn])  # fmt: skip
-    monkeypatch.setattr(weak_continuations, "score_model", lambda guard, rows: [
+    monkeypatch.setattr("truing.core.rewards.score_model", lambda guard, rows: [
         -2.0 if "bad" in r["completion"] else 2.0 for r in rows])  # fmt: skip
     model, guard = Model.open(tiny_path), supervisor(tiny_path, tmp_path / "guard", 0)
     data = Table("prompt", [{"prompt": f"p{i}"} for i in range(3)])

@@ -25,7 +25,7 @@ import torch
 from truing.changes import Decoder
 from truing.core.chat import Prompt, completion_ids, prompt_ids
 from truing.core.scores import kind_of
-from truing.core.scoring import answer_logps, has_head, head_scores
+from truing.core.scoring import answer_logps, check_logits, has_head, head_scores, sigmoid
 from truing.errors import InputError, unknown
 from truing.method import check_component, resolve, score
 from truing.models import Loaded, Model, held_by, hold
@@ -85,6 +85,16 @@ def score_model(reward: Model, rows: Sequence[Row]) -> list[float]:
                 seen=row["completion"],
             )
     return scores
+
+
+def probabilities(reward: Model, rows: Sequence[Row], where: str) -> list[float]:
+    """The sigmoid of each row's score; see `score_model`.
+
+    Raises:
+        InputError: as there; or a head of values, whose scores are no logits.
+    """
+    check_logits(reward, where)
+    return [sigmoid(s) for s in score_model(reward, rows)]
 
 
 def implicit_rewards(tuned: Model, base: Model, rows: Sequence[Row]) -> list[float]:

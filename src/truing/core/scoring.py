@@ -13,6 +13,7 @@ Shapes: N tokens, M loss tokens, U trees, K branches, T loss tokens of a branch,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -81,6 +82,22 @@ def has_head(model: Model) -> bool:
 def gives_values(model: Model) -> bool:
     """True for a model whose head's scores are values as they are, not logits."""
     return has_head(model) and f"{HIDDEN}.bias" in model.folded().extra
+
+
+def check_logits(model: Model, where: str) -> None:
+    """Raise InputError for a head of values: what it says is no logit of a probability."""
+    if gives_values(model):
+        raise InputError(
+            "the model has a head of values, whose scores no sigmoid makes probabilities of",
+            where=where,
+            seen=model.name,
+            fix="Give a classifier, such as one from guard, process_reward or bradley_terry",
+        )
+
+
+def sigmoid(score: float) -> float:
+    """1 / (1 + e^-s), without overflow."""
+    return 1 / (1 + math.exp(-score)) if score >= 0 else math.exp(score) / (1 + math.exp(score))
 
 
 def check_linear(loaded: Loaded) -> None:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 
 from truing.core.chat import Prompt
-from truing.core.rewards import Rewards, score_model
+from truing.core.rewards import Rewards, probabilities
 from truing.core.search import Path, Writer
 from truing.models import Model
 from truing.tables import Row
-from truing.train.reward.process_reward import sigmoid, step_values
+from truing.train.reward.process_reward import step_values
 
 WHERE = "decode/prm_guided"
 
@@ -80,7 +80,7 @@ class Guide:
             found = step_values(model, rows, self.separator, where=f"{WHERE} {name!r}")
             made[name] = [values[-1] for values in found]
         for name, model in self.outcome_models.items():
-            made[name] = [sigmoid(s) for s in score_model(model, rows)]
+            made[name] = probabilities(model, rows, f"{WHERE} {name!r}")
         return made
 
     def values(self, writer: Writer, found: Sequence[tuple[Answer, Candidate]]) -> list[float]:

@@ -31,15 +31,15 @@ from typing import Literal
 from truing.context import Json, current
 from truing.core.drawing import Completion
 from truing.core.generate import generate
-from truing.core.rewards import score_model
-from truing.core.scoring import has_head
+from truing.core.rewards import probabilities
+from truing.core.scoring import check_logits, has_head
 from truing.core.stats import wilson
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
 from truing.reports import Measure, Report
 from truing.tables import Row, Table
-from truing.train.reward.process_reward import AGGREGATES, sigmoid, step_values, steps_of
+from truing.train.reward.process_reward import AGGREGATES, step_values, steps_of
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 MARK = re.compile(r"####|#\s*Answer", re.IGNORECASE)
@@ -101,7 +101,7 @@ def scores_of(
             {"prompt": prompt, "completion": t, "finished": end}
             for t, end in zip(texts, finished, strict=True)
         ]
-        return [sigmoid(s) for s in score_model(reward, rows)]
+        return probabilities(reward, rows, WHERE)
     parts = [steps_of(t) for t in texts]
     some = [i for i, steps in enumerate(parts) if steps]
     made = [0.0] * len(texts)
@@ -149,6 +149,8 @@ def easy_to_hard(
     for name, (judge, how) in judges.items():
         if how != "outcome":
             _needs_head(judge, "outcome_process_reward" if name else "process_reward")
+        else:
+            check_logits(judge, WHERE)
     problems = list(data)
     for i, row in enumerate(problems):
         if "prompt" not in row or not isinstance(row.get("answer"), (str, int, float)):

@@ -11,14 +11,15 @@ from statistics import fmean
 from typing import cast
 
 from truing.core.judge import UNPARSED, pointwise, rate
-from truing.core.rewards import check_reward_model, score_model
+from truing.core.rewards import check_reward_model, probabilities
 from truing.core.scores import kind_of
+from truing.core.scoring import check_logits
 from truing.errors import InputError
 from truing.method import check_component, score
 from truing.models import Model
 from truing.synthesize.trajectories import Drawing, Trajectory, continued
 from truing.tables import Row
-from truing.train.reward.process_reward import sigmoid, step_values
+from truing.train.reward.process_reward import step_values
 
 WHERE = "synthesize/step_labels"
 Outcomes = Sequence[tuple[int, float]]  # of each roll-out: its steps in all, and z
@@ -74,6 +75,7 @@ class Ending:
             check_component(kind_of(self.reward), self.reward, where=f"{WHERE} setting 'reward'")
         if self.reward_model is not None:
             check_reward_model(self.reward_model, WHERE)
+            check_logits(self.reward_model, f"{WHERE} input 'reward_model'")
 
     @property
     def key(self) -> list[object]:
@@ -86,7 +88,7 @@ class Ending:
         if not rows:
             return []
         if self.reward_model is not None:
-            return [sigmoid(s) for s in score_model(self.reward_model, rows)]
+            return probabilities(self.reward_model, rows, WHERE)
         if self.judge is not None:
             return pointwise(self.judge, rows, criteria=self.criteria)
         reward = cast("dict[str, object]", self.reward)

@@ -16,13 +16,12 @@ from __future__ import annotations
 
 from truing.context import current
 from truing.core.generate import generate
-from truing.core.rewards import score_model
+from truing.core.rewards import probabilities
 from truing.core.scoring import has_head
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
 from truing.tables import Row, Table, as_prompt
-from truing.train.reward.process_reward import sigmoid
 
 WHERE = "synthesize/weak_continuations"
 
@@ -34,7 +33,7 @@ def toxicities(guard: Model, rows: list[Row]) -> list[float]:
             "the guard has no score head", where=guard.name, seen="a language model",
             fix="Train one with guard",
         )  # fmt: skip
-    return [sigmoid(-s) for s in score_model(guard, rows)]
+    return [1 - p for p in probabilities(guard, rows, WHERE)]
 
 
 @method(

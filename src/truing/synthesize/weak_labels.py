@@ -21,20 +21,19 @@ import random
 from collections.abc import Sequence
 
 from truing.context import current
-from truing.core.rewards import score_model
-from truing.core.scoring import has_head
+from truing.core.rewards import probabilities
+from truing.core.scoring import check_logits, has_head
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
 from truing.tables import Row, Table
-from truing.train.reward.process_reward import sigmoid
 
 WHERE = "synthesize/weak_labels"
 
 
-def ensemble(scores: Sequence[Sequence[float]]) -> list[float]:
-    """Mean probability of each row over supervisors; `scores` are [supervisor][row]."""
-    return [sum(map(sigmoid, row)) / len(row) for row in zip(*scores, strict=True)]
+def ensemble(found: Sequence[Sequence[float]]) -> list[float]:
+    """Mean of each row's probabilities over supervisors, which are [supervisor][row]."""
+    return [sum(row) / len(row) for row in zip(*found, strict=True)]
 
 
 def true_rows(data: Table, rows: Sequence[int], share: float) -> set[int]:
@@ -82,12 +81,13 @@ def weak_labels(
                 "the supervisor has no score head", where=WHERE, seen=one.name,
                 fix="Train one with guard",
             )  # fmt: skip
+        check_logits(one, WHERE)
     at = [i for i, r in enumerate(data) if "completion" in r]
     if not at:
         raise InputError("no row has a completion", where=data.source, seen=data.columns)
     rows = [data[i] for i in at]
     known = true_rows(data, at, true_share)
-    found = ensemble([score_model(m, rows) for m in supervisors])
+    found = ensemble([probabilities(m, rows, WHERE) for m in supervisors])
     made: list[Row] = []
     for i, row, q in zip(at, rows, found, strict=True):
         if i not in known and max(q, 1 - q) <= sure:

@@ -33,7 +33,7 @@ from typing import Literal
 from torch.nn.functional import logsigmoid, pad
 
 from truing.core.objective import Loss, Measurements, objective
-from truing.core.scoring import gives_values, step_scores
+from truing.core.scoring import gives_values, sigmoid, step_scores
 from truing.errors import InputError
 from truing.method import component
 from truing.models import Model, held
@@ -113,11 +113,6 @@ def step_values(
                     seen=score,
                 )
     return found if gives_values(model) else [[sigmoid(s) for s in scores] for scores in found]
-
-
-def sigmoid(score: float) -> float:
-    """1 / (1 + e^-s), without overflow."""
-    return 1 / (1 + math.exp(-score)) if score >= 0 else math.exp(score) / (1 + math.exp(score))
 
 
 @component("reward")
