@@ -34,37 +34,52 @@ class Origin:
         return f"{self.source} row {self.number(i)}"
 
 
+def _same(a: Row, b: Row) -> bool:
+    """True for rows of one content, whatever their ids and lineages."""
+    from truing.tables import row_id
+
+    try:
+        rest = (a.keys() | b.keys()) - {"id", "lineage"}
+        return all(bool(a.get(name) == b.get(name)) for name in rest)
+    except ValueError:  # arrays are not simply equal
+        return row_id(a) == row_id(b)
+
+
 class Made(Origin):
     """What a step of a run made.
 
     Args:
         step: its name.
         rows: that it made or kept.
-        earlier: the run's tables before it, those that were read first.
+        inputs: the tables that it was given; ids of other files say nothing of these rows.
     """
 
-    def __init__(self, step: str, rows: Sequence[Row], earlier: Sequence[Table]) -> None:
+    def __init__(self, step: str, rows: Sequence[Row], inputs: Sequence[Table]) -> None:
         super().__init__(f"step {step}")
-        self._rows, self._earlier = rows, earlier
+        self._rows, self._inputs = rows, inputs
 
     @cached_property
-    def _known(self) -> dict[object, tuple[Table, int]]:
-        """Where each id stood first."""
-        found: dict[object, tuple[Table, int]] = {}
-        for table in self._earlier:
+    def _known(self) -> dict[object, list[tuple[Table, int]]]:
+        """Where each id stands."""
+        found: dict[object, list[tuple[Table, int]]] = {}
+        for table in self._inputs:
             for i, row in enumerate(table.rows):
-                found.setdefault(row["id"], (table, i))
+                found.setdefault(row["id"], []).append((table, i))
         return found
 
     def place(self, i: int) -> str:
-        """ "pairs.jsonl row 12" for a kept row, "step answers row 3, from ..." for a made one."""
+        """ "pairs.jsonl row 12" for a kept row, "step answers row 3, from ..." for a made one.
+
+        Rows of one id and other contents, as of two files that both count from 1, name none.
+        """
         row, here = self._rows[i], super().place(i)
-        if row["id"] in self._known:
-            table, at = self._known[row["id"]]
-            return table.place(at)
+        for table, at in self._known.get(row["id"], ()):
+            if _same(table[at], row):
+                return table.place(at)
         lineage = cast("Row", row.get("lineage") or {})
-        for parent in cast("list[str]", lineage.get("parents") or []):
-            if parent in self._known:
-                table, at = self._known[parent]
+        for parent in [row["id"], *cast("list[str]", lineage.get("parents") or [])]:
+            found = self._known.get(parent, [])
+            if found and all(_same(table[at], found[0][0][found[0][1]]) for table, at in found[1:]):
+                table, at = found[0]
                 return f"{here}, from {table.place(at)}"
         return here

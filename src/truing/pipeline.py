@@ -318,8 +318,8 @@ def _run_one(
         record.change(one.name, status="stopped" if stopped else "failed", error=told)
         raise
     if isinstance(made.artefact, Table):
-        earlier = [n for n in (*opened.values(), *results.values()) if isinstance(n, Table)]
-        made.artefact.made_in(one.name, earlier)
+        given = [v for n in nouns.values() for v in (n.values() if isinstance(n, Mapping) else [n])]
+        made.artefact.made_in(one.name, [n for n in given if isinstance(n, Table)])
     results[one.name] = made.artefact
     if made.cached:
         for values in made.metrics:

@@ -206,10 +206,10 @@ class Table:
         made._check()
         return made
 
-    def made_in(self, step: str, earlier: Sequence[Table]) -> Table:
-        """Itself; errors call its rows by those of the run's earlier tables that they came from."""
+    def made_in(self, step: str, inputs: Sequence[Table]) -> Table:
+        """Itself; errors call its rows by those of the step's inputs that they came from."""
         self.source = f"step {step}"
-        self._origin, self._at = Made(step, self.rows, earlier), range(len(self.rows))
+        self._origin, self._at = Made(step, self.rows, inputs), range(len(self.rows))
         return self
 
     def place(self, i: int) -> str:
@@ -230,10 +230,9 @@ class Table:
         try:
             yield
         except InputError as error:
-            found = re.fullmatch(r"(.*?)\s*row (\d+)", error.where)
-            if found:
-                place = (at or range(len(self)))[int(found[2]) - 1]
-                error.where = f"{found[1]} {self.place(place)}".strip()
+            found, known = re.fullmatch(r"(.*?)\s*row (\d+)", error.where), at or range(len(self))
+            if found and 0 < int(found[2]) <= len(known):  # else of other rows, as of another file
+                error.where = f"{found[1]} {self.place(known[int(found[2]) - 1])}".strip()
             raise
 
     def __len__(self) -> int:

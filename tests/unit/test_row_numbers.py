@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from truing.core.objective import Objective
 from truing.core.row_kinds import as_kind
+from truing.core.training_rows import Reader
 from truing.errors import InputError
 from truing.evaluate.router_report import domains_of
+from truing.models import Model
 from truing.tables import Table
 
 GOOD = {"prompt": "a", "chosen": "b", "rejected": "c"}
@@ -86,3 +89,22 @@ def test_questions_are_named_by_the_file(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         domains_of(Table.read(path))
     assert error.value.where == f"evaluate/router_report {path} row 4"
+
+
+def test_rows_that_are_trained_on_are_named_when_one_is_wrong(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = {"prompt": "a", "completion": "b", "score": 0.5}
+    table = Table("judgement", [good, good | {"score": 1.0}, good], where="t.jsonl")
+    table.rows[1]["score"] = float("nan")
+    reader = Reader(
+        Model.open(tiny_path).load_module().tokenizer,
+        Objective("own", lambda: None, "pair", (), "example", {"score": None}),
+        64,
+    )
+    asked: list[int] = []
+    place = Table.place
+    monkeypatch.setattr(Table, "place", lambda own, i: asked.append(i) or place(own, i))
+    with pytest.raises(InputError, match="finite number in column 'score'") as error:
+        reader.read(table)
+    assert error.value.where == "t.jsonl row 2" and asked == [1]

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from truing import tables
@@ -141,6 +142,35 @@ def test_rows_that_were_made_name_those_they_came_from(tmp_path: Path) -> None:
     # What is derived from it is called alike, though its rows have other ids.
     changed = again.map(lambda row: row | {"completion": "u"})
     assert changed.take([0]).place(0) == again.place(0)
+
+
+def test_rows_are_named_by_the_file_that_they_came_from_and_no_other() -> None:
+    prompts = Table("prompt", [{"prompt": "a", "id": 1}, {"prompt": "b", "id": 2}], where="p.jsonl")
+    pair = {"prompt": "c", "chosen": "d", "rejected": "e", "id": 2}
+    pairs = Table("pair", [pair], where="q.jsonl", numbers=[9])
+    kept = pairs.take([0]).made_in("kept", [prompts, pairs])
+    assert kept.place(0) == "q.jsonl row 9"
+    # A changed row may be that of either file, unless its step was given one of them.
+    changed = Table("pair", [pair | {"chosen": "f"}])
+    assert changed.made_in("s", [prompts, pairs]).place(0) == "step s row 1"
+    assert changed.made_in("s", [pairs]).place(0) == "step s row 1, from q.jsonl row 9"
+    twice = Table("prompt", [{"prompt": "a", "lineage": {"parents": ["2"]}}])
+    assert twice.made_in("t", [prompts, pairs]).place(0) == "step t row 1"
+    images = Table("record", [{"image": np.eye(2) * k, "id": "x"} for k in (1, 2)], where="i.npz")
+    assert images.take([1]).made_in("u", [images]).place(0) == "i.npz row 2"
+
+
+def test_rows_of_others_are_not_named_as_those_of_a_table() -> None:
+    table = Table("prompt", [{"prompt": "a"}], where="t.jsonl", numbers=[5])
+    for where, wanted in {
+        "check row 1": "check t.jsonl row 5", "row 2": "row 2", "other row 0": "other row 0",
+    }.items():  # fmt: skip
+        with pytest.raises(InputError, match="bad") as error, table.naming():
+            raise InputError("bad", where=where)
+        assert error.value.where == wanted
+    with pytest.raises(InputError, match="bad") as error, table.naming([0, 0]):
+        raise InputError("bad", where="row 2")
+    assert error.value.where == "t.jsonl row 5"
 
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.parquet"])

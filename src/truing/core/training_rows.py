@@ -104,10 +104,11 @@ class Reader:
     def read(self, table: Table) -> list[Unit]:
         """Units of all rows that can be trained on; an InputError when there is none."""
         units: list[Unit] = []
-        for i, row in enumerate(table.rows):
-            unit = self._unit(row, table.place(i))
-            if unit is not None:
-                units.append(unit)
+        with table.naming():
+            for i, row in enumerate(table.rows, 1):
+                unit = self._unit(row, f"row {i}")
+                if unit is not None:
+                    units.append(unit)
         if not units:
             raise nothing_left(table, self.counts, self.spec.name, self.limit)
         return units
@@ -142,13 +143,14 @@ class Reader:
         if self.spec.rows not in BRANCHES:
             return table
         kept: list[int] = []
-        for i, row in enumerate(table):
-            if self.spec.rows == "example" and "completion" not in row:
-                kept.append(i)  # a dialogue
-            elif why := self._why(row, self._texts(row, table.place(i))):
-                self._out(why)
-            else:
-                kept.append(i)
+        with table.naming():
+            for i, row in enumerate(table):
+                if self.spec.rows == "example" and "completion" not in row:
+                    kept.append(i)  # a dialogue
+                elif why := self._why(row, self._texts(row, f"row {i + 1}")):
+                    self._out(why)
+                else:
+                    kept.append(i)
         if not kept:
             raise nothing_left(table, self.counts, self.spec.name, self.limit)
         return table if len(kept) == len(table) else table.take(kept)
