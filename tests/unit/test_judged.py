@@ -236,6 +236,17 @@ def test_what_cannot_judge_is_refused() -> None:
     assert judge_of(FAR).is_served
 
 
+def test_a_damaged_judge_is_not_called_a_missing_one(tiny_path: Path, tmp_path: Path) -> None:
+    model = Model.open(tiny_path)
+    folder = model.adding(Prefix([{"role": "system", "content": "Strict."}])).save(tmp_path / "j")
+    models.hold_at("a key of no other artefact", "Model", folder, model.key)  # another is there
+    with pytest.raises(InputError, match="not the one that was saved") as error:
+        judge_of("a key of no other artefact")
+    assert error.value.where == str(folder)
+    with pytest.raises(InputError, match="no judge of that key is at hand"):
+        judge_of("a key of nothing")
+
+
 def test_a_served_reward_model_is_told_what_to_do(tiny_path: Path) -> None:
     with pytest.raises(InputError, match=r"use: judged, model"):
         methods["best_of_n"](Model.open(tiny_path), n=2, reward_model=Model.open(FAR))

@@ -31,7 +31,7 @@ from truing.core.judge import UNPARSED, Score, rate
 from truing.core.private import without_login
 from truing.errors import InputError
 from truing.method import component
-from truing.models import Model, held
+from truing.models import Model, held, named
 from truing.tables import Row, content_hash
 
 LEAST = 20  # ratings before their unread share says something of the judge
@@ -50,16 +50,15 @@ def judge_of(model: str) -> Model:
                 fix="Put the server's key into TRUING_API_KEY",
             )
         return Model.open(model)
-    try:
-        found = held(model)
-    except InputError:
+    if not any(named(model)):
         raise InputError(
             "no judge of that key is at hand",
             where=WHERE,
             seen=model,
             fix="Give its address, http://host/v1#name, or in Python the key that "
             "truing.models.hold(Model.open(judge)) returns; a saved model brings its judge along",
-        ) from None
+        )
+    found = held(model)  # one that is damaged says so itself
     if not isinstance(found, Model) or "generate" not in found.can:
         raise InputError("is not a model that can judge", where=WHERE, seen=model)
     return found
