@@ -2,6 +2,9 @@
 
     needed = state + head + tokens * activations
 
+A trunk that is trained beside the module (a critic's) holds as much again, and its weights. Copies
+of weights that are loaded later, such as a frozen reference's, count too (`Beside`).
+
 state: gradients and two moments of what is trained, and merged weights under an adapter.
 head: logits of one chunk and what is made of them. activations: a token's, measured on a small tree
 by counting what a forward pass leaves for the backward one, of L blocks and of two more for what
@@ -17,7 +20,7 @@ Shapes: N tokens, D hidden size, L blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -31,10 +34,26 @@ from truing.core.trunk import block_list
 if TYPE_CHECKING:
     from truing.core.training import TextTraining
 
-SHARE = 0.95  # of the free memory that a run may take
+# Of the free memory that a run may take: what is held was up to 13 % more than is forecast.
+SHARE = 0.85
 FLOAT = 4  # bytes of a number in float32
 LOGITS = 4  # tensors of a chunk's logits at a time
 SPARE, SPARE_AGAIN = 2, 3  # blocks' activations beyond those kept
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What training will load beside the module, which is in memory already.
+
+    Args:
+        trunks: trained as the module is, each with weights of its own.
+        frozen: copies of all weights.
+        moving: copies of what is trained.
+    """
+
+    trunks: int = 0
+    frozen: int = 0
+    moving: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +65,7 @@ class Forecast:
         inside: of one token, activations of one block.
         input: of one token, what goes into a block.
         logits: of one token.
-        blocks: that gradients flow through.
+        blocks: that gradients flow through, of all trunks.
     """
 
     state: int
@@ -91,22 +110,28 @@ def _linears(module: nn.Module, settings: TextTraining) -> list[nn.Linear]:
     return [m for m in found if m is not head]
 
 
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    """Of all of them, those that are there twice counted once."""
+    return sum(t.nbytes for t in {id(t): t for t in tensors}.values())
+
+
+def _trained(module: nn.Module, settings: TextTraining) -> int:
+    """Bytes of what is trained that this process holds: each has its shard of whole weights."""
+    if settings.rank:
+        sides = sum(sum(m.weight.shape) for m in _linears(module, settings))
+        return FLOAT * settings.rank * sides
+    parts = _trained_blocks(module, settings) if settings.layers else [module]
+    return _bytes(p for part in parts for p in part.parameters()) // distributed.now().size
+
+
 def _state(module: nn.Module, settings: TextTraining) -> int:
+    trained = _trained(module, settings)
     if not settings.rank:  # gradients and two moments
-        parts = _trained_blocks(module, settings) if settings.layers else [module]
-        own = {id(p): p for part in parts for p in part.parameters()}
-        total = sum(3 * p.numel() * p.element_size() for p in own.values())
-        embedding = embedding_of(module)
-        # Each process holds its shard of them; the head's gradient is made whole, and apart.
-        head = 0 if settings.layers else embedding.numel() * embedding.element_size()
-        return total // distributed.now().size + head
-    total = 0
-    for linear in _linears(module, settings):
-        rows, columns = linear.weight.shape
-        total += 4 * FLOAT * settings.rank * (rows + columns)  # with the adapter's own values
-        if linear.weight.dtype == torch.float32:  # a merged copy
-            total += FLOAT * rows * columns
-    return total
+        # The head's gradient is made whole, and apart.
+        return 3 * trained + (0 if settings.layers else embedding_of(module).nbytes)
+    weights = (m.weight for m in _linears(module, settings))
+    merged = sum(w.nbytes for w in weights if w.dtype == torch.float32)
+    return 4 * trained + merged  # with the adapter's own values
 
 
 def saved_bytes(module: nn.Module) -> float:
@@ -133,8 +158,13 @@ def saved_bytes(module: nn.Module) -> float:
     return sum(found.values()) / len(packed.ids_N)
 
 
-def forecast(module: nn.Module, settings: TextTraining) -> Forecast:
-    """What training `module` will hold; it has no adapters yet, and is not cut over processes."""
+def forecast(module: nn.Module, settings: TextTraining, beside: Beside | None = None) -> Forecast:
+    """What training `module` will hold; it has no adapters yet, and is not cut over processes.
+
+    What is loaded beside it counts as if it were of the same size.
+    """
+    beside = beside or Beside()
+    trunks = 1 + beside.trunks
     whole = saved_bytes(module)
     every = len(block_list(cast(nn.Module, getattr(module, "base_model", module))))
     blocks = len(_trained_blocks(module, settings))
@@ -145,12 +175,14 @@ def forecast(module: nn.Module, settings: TextTraining) -> Forecast:
         # Adapters on layers of lower precision keep their inputs in float32, each its own.
         low = sum(m.in_features + settings.rank for m in _linears(module, settings))
         inside += FLOAT * low / blocks
+    copies = (beside.trunks + beside.frozen) * _bytes(module.parameters())
+    copies += beside.moving * _trained(module, settings)
     return Forecast(
-        state=_state(module, settings),
+        state=trunks * _state(module, settings) + copies,
         inside=inside,
         input=width * embedding.element_size(),
         logits=vocab * FLOAT,
-        blocks=blocks,
+        blocks=trunks * blocks,
     )
 
 

@@ -75,6 +75,7 @@ class Start:
         *,
         ended: bool = False,
         shown: int = 0,
+        beside: memory.Beside | None = None,
     ) -> None:
         """Check masks, template and memory, and say what will be trained and how.
 
@@ -84,6 +85,7 @@ class Start:
             notes: said and recorded, beside how it is computed.
             ended: True where no answer needs an end.
             shown: trees of which the loss tokens are shown.
+            beside: what will be loaded later.
         Raises:
             InputError: see `check_receipt`; or the run does not fit into memory.
         """
@@ -98,7 +100,7 @@ class Start:
             ended=ended,
             where=self.where,
         )
-        fitted = self._fit(largest)
+        fitted = self._fit(largest, beside)
         if distributed.leads():
             facts = dict(notes) | {
                 "device": self.loaded.device,
@@ -118,10 +120,10 @@ class Start:
             _note(f"dtype/{self.run}", self.dtype)
             _note(f"memory/{self.run}/{largest}", asdict(fitted))
 
-    def _fit(self, largest: int) -> memory.Choice:
+    def _fit(self, largest: int, beside: memory.Beside | None) -> memory.Choice:
         """Lower the budget and switch gradient checkpointing on where memory demands it."""
         module, settings = self.loaded.module, self.settings
-        made = memory.forecast(module, settings)
+        made = memory.forecast(module, settings, beside)
         free = min(distributed.everyone(_free(self.loaded.device)))
         begun = distributed.agree(bool(checkpoints_of(self.run).steps()))
         name = f"memory/{self.run}/{largest}"

@@ -22,6 +22,7 @@ from truing.core.engine import train
 from truing.core.episodes import World
 from truing.core.frozen_trunk import attach
 from truing.core.loaded import Loaded
+from truing.core.memory import Beside
 from truing.core.online import GREEDY, Online
 from truing.core.online_reward import Reward
 from truing.core.online_task import OnlineTask
@@ -187,7 +188,9 @@ def _world(
     return World(make, agent, settings.turns, start.limit, spec.name)
 
 
-def _tasks(settings: OnlineTraining, start: Start, data: Table, world: World) -> list[Asked]:
+def _tasks(
+    settings: OnlineTraining, start: Start, data: Table, world: World, beside: Beside
+) -> list[Asked]:
     """An environment's tasks, whose prompts it makes itself; some are begun, to see that it can."""
     tokenizer, seed = start.loaded.tokenizer, current().stream("tried")
     rows = data.rows
@@ -197,7 +200,8 @@ def _tasks(settings: OnlineTraining, start: Start, data: Table, world: World) ->
     grown = settings.turns * (settings.new_tokens + longest)
     largest = longest + settings.answers * min(start.limit - longest, grown)
     answer = completion_ids(tokenizer, "yes")
-    start.check([group_tree(ids, [answer]) for ids in found], largest, {"rows": len(rows)})
+    trees = [group_tree(ids, [answer]) for ids in found]
+    start.check(trees, largest, {"rows": len(rows)}, beside=beside)
     return [Asked(row, ()) for row in rows]
 
 
@@ -256,6 +260,7 @@ def _prompts(
     start: Start,
     data: Table,
     pool: Pool | None,
+    beside: Beside,
 ) -> list[Asked]:
     """The prompts in tokens; template and memory are checked with a short answer to each."""
     tokenizer = start.loaded.tokenizer
@@ -265,16 +270,23 @@ def _prompts(
     )
     answer = completion_ids(tokenizer, "yes")
     longest = max(len(p.ids) for p in prompts) + settings.answers * settings.new_tokens
-    start.check([group_tree(p.ids, [answer]) for p in prompts], longest, summed(notes, said))
+    trees = [group_tree(p.ids, [answer]) for p in prompts]
+    start.check(trees, longest, summed(notes, said), beside=beside)
     return prompts
+
+
+def _needs_other(
+    spec: Online, told: Mapping[str, object], settings: OnlineTraining, start: Start
+) -> bool:
+    needed = spec.compares(told) or settings.watch or spec.opposed
+    return bool(needed) and (start.reference is not None or not settings.rank)
 
 
 def _other(
     spec: Online, told: Mapping[str, object], settings: OnlineTraining, start: Start
 ) -> Loaded | None:
     """The frozen reference, where one is needed that is not the model with its adapter off."""
-    needed = spec.compares(told) or settings.watch or spec.opposed
-    if not needed or (start.reference is None and settings.rank):
+    if not _needs_other(spec, told, settings, start):
         return None
     found = start.frozen()
     return replace(found, model=found.model.with_changes(found.model.weight_changes))
@@ -355,10 +367,14 @@ def train_online(
     make = _make(settings)
     start = begin(model, settings, spec.name, key=key, reference=reference)
     world = _world(spec, settings, start, make, partner)
+    beside = Beside(
+        trunks=int(critic is not None and "values" in spec.needs),
+        frozen=int(_needs_other(spec, told, settings, start)),
+    )
     if world is not None:
-        prompts = _tasks(settings, start, data, world)
+        prompts = _tasks(settings, start, data, world, beside)
     else:
-        prompts = _prompts(spec, told, settings, start, data, pool)
+        prompts = _prompts(spec, told, settings, start, data, pool, beside)
     home = distributed.agree(context.folder)
     journals = home / f"rollouts-{key}"
     task = _task(spec, told, settings, start, prompts, by, critic, journals, world)

@@ -21,6 +21,7 @@ from truing.core.engine import Order, train
 from truing.core.files import new_folder
 from truing.core.frozen_trunk import FrozenTrunk, attach
 from truing.core.loaded import Loaded, by_file_names
+from truing.core.memory import Beside
 from truing.core.mix import Mixture, mixed
 from truing.core.objective import Objective
 from truing.core.reference import Reference
@@ -134,6 +135,18 @@ def read_units(
     return units, summed({"rows": len(units), **counts}, notes)
 
 
+def _compared(spec: Objective, start: Start) -> bool:
+    """Whether whole vocabularies are compared with a module of its own."""
+    return spec.compares_vocabulary and (start.reference is not None or not start.settings.rank)
+
+
+def _beside(spec: Objective, hook: Hook, start: Start) -> Beside:
+    """What `_task` will load: a frozen module, the reference that moves and the values in use."""
+    given = spec.takes_reference and start.reference is not None
+    frozen = given or _compared(spec, start)
+    return Beside(frozen=int(frozen), moving=2 if hook.moves_reference else 0)
+
+
 def _task(
     spec: Objective,
     own: Mapping[str, object],
@@ -165,7 +178,7 @@ def _task(
     if settings.layers:
         key = loaded.model.weights_key
         task.stand_on(FrozenTrunk(loaded.module, settings.layers, key, start.dtype), steps)
-    if spec.compares_vocabulary and (start.reference is not None or not settings.rank):
+    if _compared(spec, start):
         task.compare_with(start.frozen().module)
     if not settings.rank and not hook.fresh:  # whoever draws answers in between needs whole weights
         distributed.shard(loaded.module)
@@ -211,7 +224,14 @@ def train_model(
         notes["mix"] = spec.notes()
     trees = [u.tree() for u in units]
     largest = max(t.size for t in trees)
-    start.check(trees, largest, notes, ended=not spec.answers_end, shown=2)
+    start.check(
+        trees,
+        largest,
+        notes,
+        ended=not spec.answers_end,
+        shown=2,
+        beside=_beside(spec, hook, start),
+    )
     task = _task(spec, own, hook, units, start, taught)
     train(task, settings, key=key, peak=settings.peak)
     folder = distributed.agree(current().folder) / f"{spec.name}-{key}"
