@@ -30,9 +30,9 @@ from typing import cast
 from _tiny import Outcome, Row, Table, blank, call, drawn, taught, vocabulary
 
 from truing.core.scoring import step_scores
+from truing.core.steps import steps_of
 from truing.models import Model, hold
 from truing.reports import Report
-from truing.train.reward.process_reward import steps_of
 
 TITLE = "An evaluator trained on easy problems chooses among solutions of hard ones"
 METHOD = "evaluate/easy_to_hard"

@@ -12,6 +12,7 @@ import torch
 from truing.changes import Decoder
 from truing.core.drawing import Completion
 from truing.core.generate import generate
+from truing.core.prm_values import Answer, Candidate, Guide, standardised, weighed
 from truing.core.rewards import Rewards, score_model
 from truing.core.sampling import SamplingSettings
 from truing.core.scoring import ScoreHead, step_scores
@@ -19,7 +20,6 @@ from truing.core.search import Path as Way
 from truing.core.search import Writer
 from truing.decode import prm_guided as module
 from truing.decode.prm_guided import prm_guided
-from truing.decode.prm_values import Answer, Candidate, Guide, standardised, weighed
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model

@@ -10,14 +10,9 @@ import torch
 from objective_numbers import softminus, total
 
 from truing.core.objective import Measurements
+from truing.core.steps import AGGREGATES, steps_of
 from truing.errors import InputError
-from truing.train.reward.process_reward import (
-    AGGREGATES,
-    min_rewards,
-    process_reward,
-    prod_rewards,
-    steps_of,
-)
+from truing.train.reward.process_reward import min_rewards, process_reward, prod_rewards
 
 S = [[1.0, -0.5, 2.0], [0.25]]
 

@@ -11,17 +11,17 @@ from types import SimpleNamespace
 import pytest
 
 from truing.context import Context, use
+from truing.core import step_outcomes, trajectories
 from truing.core.generate import sample_ids
+from truing.core.step_outcomes import hindsight, majority
 from truing.core.tiny import tiny_tokenizer
+from truing.core.trajectories import Drawing, Trajectory, check_rooms, continued
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model
 from truing.sources import need_abilities
 from truing.synthesize import step_labels as module
-from truing.synthesize import step_outcomes, trajectories
 from truing.synthesize.step_labels import step_labels
-from truing.synthesize.step_outcomes import hindsight, majority
-from truing.synthesize.trajectories import Drawing, Trajectory, check_rooms, continued
 from truing.tables import Row, Table
 from truing.train.reward import rules
 

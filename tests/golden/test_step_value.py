@@ -11,18 +11,18 @@ import torch
 
 from truing.context import Context, use
 from truing.core.critic import Critic
+from truing.core.prm_values import Guide
 from truing.core.rewards import Rewards, probabilities
 from truing.core.scoring import ScoreHead, gives_values, has_head, step_scores
+from truing.core.step_outcomes import Ending
+from truing.core.steps import step_values
 from truing.core.tiny import tiny_tokenizer
-from truing.decode.prm_values import Guide
 from truing.errors import InputError
 from truing.evaluate.easy_to_hard import scores_of
 from truing.method import methods, score
 from truing.models import Model, hold
-from truing.synthesize.step_outcomes import Ending
 from truing.synthesize.weak_continuations import toxicities
 from truing.tables import Row, Table
-from truing.train.reward.process_reward import step_values
 from truing.train.reward.step_value import squared_errors
 
 WORDS = "lime oak rain stone river cloud ash fern".split()

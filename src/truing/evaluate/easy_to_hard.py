@@ -34,12 +34,12 @@ from truing.core.generate import generate
 from truing.core.rewards import probabilities
 from truing.core.scoring import check_logits, has_head
 from truing.core.stats import wilson
+from truing.core.steps import AGGREGATES, step_values, steps_of
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
 from truing.reports import Measure, Report
 from truing.tables import Row, Table
-from truing.train.reward.process_reward import AGGREGATES, step_values, steps_of
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 MARK = re.compile(r"####|#\s*Answer", re.IGNORECASE)

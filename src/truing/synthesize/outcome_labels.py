@@ -20,13 +20,13 @@ from typing import cast
 
 from truing.context import current
 from truing.core.generate import generate
+from truing.core.steps import steps_of
 from truing.errors import InputError
 from truing.evaluate.easy_to_hard import answer_of, normal
 from truing.method import method
 from truing.models import Model
 from truing.synthesize.honesty import golds_of
 from truing.tables import Row, Table, as_prompt
-from truing.train.reward.process_reward import steps_of
 
 WHERE = "synthesize/outcome_labels"
 SEPARATOR = "\n\n"

@@ -33,10 +33,7 @@ from typing import Literal, cast
 
 from truing.context import Json, current
 from truing.core.scoring import has_head
-from truing.errors import InputError
-from truing.method import method
-from truing.models import Model
-from truing.synthesize.step_outcomes import (
+from truing.core.step_outcomes import (
     WHERE,
     Ending,
     expected,
@@ -45,7 +42,7 @@ from truing.synthesize.step_outcomes import (
     majority,
     outcomes,
 )
-from truing.synthesize.trajectories import (
+from truing.core.trajectories import (
     Drawing,
     Trajectory,
     answered,
@@ -53,6 +50,9 @@ from truing.synthesize.trajectories import (
     check_local,
     check_rooms,
 )
+from truing.errors import InputError
+from truing.method import method
+from truing.models import Model
 from truing.tables import Row, Table, as_prompt, content_hash
 
 GAMMA = 0.9

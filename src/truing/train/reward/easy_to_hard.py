@@ -16,12 +16,13 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from truing.core.steps import step_values, steps_of
 from truing.errors import InputError
 from truing.evaluate.easy_to_hard import answer_of, normal
 from truing.method import component
 from truing.models import Model, held
 from truing.tables import Row
-from truing.train.reward.process_reward import min_rewards, prod_rewards, step_values, steps_of
+from truing.train.reward.process_reward import min_rewards, prod_rewards
 
 Scheme = Literal["min", "prod"]
 SCHEMES = {"min": min_rewards, "prod": prod_rewards}

@@ -16,9 +16,9 @@ As rewards of single steps, with a bound u and a bonus b over n steps (arXiv 240
 
 They telescope: their sums are min(min_k p_k, u) - u + b and min(P_n, u) - min(1, u) + b.
 
-A value model (train/step_value) is asked in the same way: `step_values` takes its scores as they
-are, and those of a classifier through the sigmoid, so that both say of a step what is to be
-expected from there.
+A value model (train/step_value) is asked in the same way: `step_values` of core/steps takes its
+scores as they are, and those of a classifier through the sigmoid, so that both say of a step what
+is to be expected from there.
 Sources: arXiv 2305.20050, 2312.08935; labels from roll-outs may be shares, from people -1, 0, 1.
 
 Shapes: U rows, K = 1 branch, T steps.
@@ -26,38 +26,16 @@ Shapes: U rows, K = 1 branch, T steps.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 from torch.nn.functional import logsigmoid, pad
 
 from truing.core.objective import Loss, Measurements, objective
-from truing.core.scoring import gives_values, sigmoid, step_scores
+from truing.core.steps import AGGREGATES, Aggregate, step_values, steps_of
 from truing.errors import InputError
 from truing.method import component
 from truing.models import Model, held
 from truing.tables import Row
-
-Aggregate = Literal["min", "prod", "mean", "last"]
-
-
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean."""
-    return math.fsum(values) / len(values)
-
-
-def last(values: Sequence[float]) -> float:
-    """The last step's."""
-    return values[-1]
-
-
-AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
-    "min": min,
-    "prod": math.prod,
-    "mean": mean,
-    "last": last,
-}
 
 
 def min_rewards(p: Sequence[float], bound: float = 0.5, bonus: float = 0.25) -> list[float]:
@@ -78,41 +56,6 @@ def prod_rewards(p: Sequence[float], bound: float = 0.5, bonus: float = 0.25) ->
         made.append(min(product * value, bound) - min(product, bound) + bonus / len(p))
         product *= value
     return made
-
-
-def steps_of(text: str, separator: str = "\n\n") -> list[str]:
-    """The steps of an answer; what is blank between separators is none."""
-    return [s for s in text.split(separator) if s.strip()]
-
-
-def step_values(
-    model: Model, rows: Sequence[Row], separator: str = "\n\n", *, where: str = ""
-) -> list[list[float]]:
-    """What a process reward model expects of each step: p_k, or what a value model says.
-
-    Args:
-        model: with a score head, of either sort.
-        rows: with "prompt" and "steps", of which each has one at least.
-        separator: what closes a step.
-        where: what errors name.
-    Raises:
-        InputError: a row without steps, or a score that is not a finite number.
-    """
-    for i, row in enumerate(rows, 1):
-        if not row.get("steps"):
-            raise InputError(
-                "has no steps", where=f"{where} row {i}".strip(), seen=row.get("steps")
-            )
-    found = step_scores(model, rows, separator)
-    for i, scores in enumerate(found, 1):
-        for score in scores:
-            if not math.isfinite(score):
-                raise InputError(
-                    "the process reward model's score is not a finite number",
-                    where=f"{where or model.name} row {i}",
-                    seen=score,
-                )
-    return found if gives_values(model) else [[sigmoid(s) for s in scores] for scores in found]
 
 
 @component("reward")

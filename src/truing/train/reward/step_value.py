@@ -10,7 +10,7 @@ kept in memory (D numbers a step) and only the head is trained. One recipe serve
 be verified and those that cannot; which it was is in the labels alone.
 
 Scores of such a model are values as they are, where those of process_reward go through a sigmoid;
-`process_reward.step_values` is the one way to ask either.
+`core.steps.step_values` is the one way to ask either.
 
 Source: "Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards", arXiv
 2510.01167. Difference: batch is 32 rows at once, not 16 and 16.

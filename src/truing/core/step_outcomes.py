@@ -14,12 +14,12 @@ from truing.core.judge import UNPARSED, pointwise, rate
 from truing.core.rewards import check_reward_model, probabilities
 from truing.core.scores import kind_of
 from truing.core.scoring import check_logits
+from truing.core.steps import step_values
+from truing.core.trajectories import Drawing, Trajectory, continued
 from truing.errors import InputError
 from truing.method import check_component, score
 from truing.models import Model
-from truing.synthesize.trajectories import Drawing, Trajectory, continued
 from truing.tables import Row
-from truing.train.reward.process_reward import step_values
 
 WHERE = "synthesize/step_labels"
 Outcomes = Sequence[tuple[int, float]]  # of each roll-out: its steps in all, and z

@@ -12,10 +12,10 @@ from truing.core.drawing import base_of, drawer
 from truing.core.generate import generate, rewritten
 from truing.core.loaded import Loaded
 from truing.core.sampling import SamplingSettings
+from truing.core.steps import steps_of
 from truing.errors import InputError
 from truing.models import Model
 from truing.tables import Row
-from truing.train.reward.process_reward import steps_of
 
 TURN = "\n\n"  # closes a turn: what rows of steps without a separator are read with
 

@@ -13,9 +13,9 @@ from statistics import fmean, pstdev
 from truing.core.chat import Prompt
 from truing.core.rewards import Rewards, probabilities
 from truing.core.search import Path, Writer
+from truing.core.steps import step_values
 from truing.models import Model
 from truing.tables import Row
-from truing.train.reward.process_reward import step_values
 
 WHERE = "decode/prm_guided"
 
