@@ -16,6 +16,7 @@ from truing.evaluate import adherence
 from truing.evaluate import win_rate as win_module
 from truing.evaluate.ability import ability, best_choice, token_logp
 from truing.evaluate.win_rate import verdicts
+from truing.method import methods
 from truing.models import Model
 from truing.principles import Principle, Principles
 from truing.specify import texts
@@ -98,6 +99,18 @@ def test_malformed_question_is_named(tiny_path: Path) -> None:
     bad = Table("record", [{"prompt": "Q", "choices": ["a", "b"], "answer": 2}])
     with pytest.raises(InputError, match=r"row 1.*'answer'"):
         ability(Model.open(str(tiny_path)), TEXTS, bad)
+
+
+def test_nothing_is_left_out_in_silence(tiny_path: Path) -> None:
+    model = Model.open(str(tiny_path))
+    for name in ("max_tokens", "limit"):
+        with pytest.raises(InputError, match=rf"setting '{name}' must be at least 0"):
+            ability(model, TEXTS, QUESTIONS, **{name: -1})
+        with pytest.raises(InputError, match=rf"setting '{name}' must be at least 0"):
+            methods["ability"].check({name: -1}, {})  # before a model is fetched
+    none = Table("text", [{"text": ""}, {"text": ""}])
+    with pytest.raises(InputError, match=rf"{none.source}: no text has two tokens.*2 texts"):
+        ability(model, none, QUESTIONS)
 
 
 def test_verdicts() -> None:

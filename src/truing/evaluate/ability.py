@@ -29,6 +29,7 @@ from truing.tables import Row, Table
 TEXTS = "prose"  # data sets shipped in the repository's data/
 QUESTIONS = "common_knowledge"
 BUDGET = 2048  # tokens computed at once
+WHERE = "evaluate/ability"
 
 
 def token_logp(logits_TV: Tensor, ids_T: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ def branch_logps(loaded: Loaded, trees: Sequence[Node], label: str) -> list[list
                 found.append([logp[mask] for logp, mask in zip(logps, masks, strict=True)])
                 current().progress(i, len(trees), label)
             return found
-        for packed in pack(trees, BUDGET, share=True):
+        for packed in pack(trees, BUDGET, share=True) if trees else []:
             made = measure(loaded.module, packed.to(loaded.device), grad=False)
             for logp_KT, mask_KT in zip(made["logp"], made["mask"] > 0, strict=True):
                 rows = zip(logp_KT, mask_KT, strict=True)
@@ -135,7 +136,11 @@ def _check_questions(questions: Table) -> list[tuple[str, list[str], int]]:
     return found
 
 
-@method(needs=("logprob",), defaults={"texts": "prose", "questions": "common_knowledge"})
+@method(
+    needs=("logprob",),
+    defaults={"texts": "prose", "questions": "common_knowledge"},
+    within={"max_tokens": (0, None), "limit": (0, None)},
+)
 def ability(
     model: Model,
     texts: Table | None = None,
@@ -151,6 +156,9 @@ def ability(
             context is scored in pieces, each token with half a context before it at least.
         limit: only so many texts and questions; 0 for all.
     """
+    for name, value in (("max_tokens", max_tokens), ("limit", limit)):
+        if value < 0:
+            raise InputError(f"setting {name!r} must be at least 0", where=WHERE, seen=value)
     texts = Table.read(TEXTS) if texts is None else texts
     asked = _check_questions(Table.read(QUESTIONS) if questions is None else questions)
     asked = asked[:limit] if limit else asked
@@ -158,6 +166,12 @@ def ability(
     loaded = model.load_module()
     rows: list[Row] = []
     spent = text_losses(loaded, [str(r["text"]) for r in passages], max_tokens)
+    if not any(tokens for _, tokens in spent):
+        raise InputError(
+            "no text has two tokens, and the first is not scored",
+            where=texts.source,
+            seen=f"{len(passages)} texts",
+        )
     for row, (nats, tokens) in zip(passages, spent, strict=True):
         parents = {"parents": [row["id"]]}
         rows.append({"text": str(row["text"]), "nats": nats, "tokens": tokens, "lineage": parents})
