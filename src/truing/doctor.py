@@ -17,6 +17,10 @@ CORE = (
     "jinja2", "pyyaml", "httpx",
 )  # fmt: skip
 IMPORTED_AS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}  # where a package has another name
+PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+# Of a group of processes: limit, bytes in use, and which of these can be given back.
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+V2 = ("memory.max", "memory.current", "inactive_file")
 PROGRAMS = ("chromium", "unshare")  # for the browser test; for the sandbox of generated code
 
 
@@ -50,17 +54,50 @@ def extra_of(module: str) -> str:
     return ""
 
 
+def _limits() -> list[tuple[int, int]]:
+    """(limit, bytes in use) of each group of processes that this one is in, a container's too.
+
+    Pages of files that were not used lately can be given back: they do not count as in use.
+    """
+    found: list[tuple[int, int]] = []
+    groups = Path(PROC, "self/cgroup")
+    for line in groups.read_text().splitlines() if groups.exists() else []:
+        _, kinds, name = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        root, files = (CGROUP / "memory", V1) if kinds else (CGROUP, V2)
+        here = root / name.lstrip("/")
+        # A container sees its own group at the root, under whatever name it has outside.
+        for folder in [here, *here.parents]:
+            if not folder.is_relative_to(root):
+                break
+            found += _limit(folder, *files)
+    return found
+
+
+def _limit(folder: Path, most: str, used: str, idle: str) -> list[tuple[int, int]]:
+    try:
+        limit, now = (int((folder / name).read_text()) for name in (most, used))
+        facts = dict(x.split() for x in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no such file, or "max"
+        return []
+    return [(limit, max(0, now - int(facts.get(idle, 0))))]
+
+
 def memory_gib() -> tuple[float, float]:
-    """(total, available) memory of this machine in GiB; zeros where the system does not say."""
-    path = Path("/proc/meminfo")
+    """(total, available) memory in GiB; zeros where the system does not say.
+
+    That of this machine, or of the container that this process is in where that has less.
+    """
+    path = Path(PROC, "meminfo")
     if not path.exists():
         return 0.0, 0.0
     facts = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
-
-    def gib(name: str) -> float:
-        return round(int(facts.get(name, "0 kB").split()[0]) / 2**20, 1)
-
-    return gib("MemTotal"), gib("MemAvailable")
+    total, free = (int(facts.get(n, "0 kB").split()[0]) << 10 for n in ("MemTotal", "MemAvailable"))
+    limits = _limits()
+    total = min([total, *(most for most, _ in limits)])
+    free = min([free, *(max(0, most - used) for most, used in limits)])
+    return round(total / 2**30, 1), round(free / 2**30, 1)
 
 
 def cpu_name() -> str:
