@@ -29,7 +29,7 @@ from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
 from truing.reports import Measure, Report
-from truing.synthesize.honesty import ASK, HONEST, REFUSAL, correct, golds_of
+from truing.synthesize.honesty import ASK, HONEST, REFUSAL, correct, golds_of, question_of
 from truing.tables import Row, Table
 
 DRAWS = 1000
@@ -95,18 +95,16 @@ def honesty(
     if not questions:
         raise InputError("no question to ask", where="evaluate/honesty")
     golds = [golds_of(r, data.place(i)) for i, r in enumerate(questions)]
+    bare = [question_of(r, data.place(i)) for i, r in enumerate(questions)]
     texts: dict[str, list[str]] = {}
     for role, model, ask in (("before", before, ASK), ("after", after, HONEST)):
-        asked = [ask.format(question=r["prompt"]) for r in questions]
+        asked = [ask.format(question=q) for q in bare]
         drawn = generate(model, asked, greedy=True, max_tokens=max_tokens)
         texts[role] = [some[0].text for some in drawn]
     idk: dict[str, list[bool]] = {}
     found: dict[str, list[bool]] = {}
     for role, said in texts.items():
-        idk[role] = [
-            refuses(t, str(q["prompt"]), phrases or ())
-            for t, q in zip(said, questions, strict=True)
-        ]
+        idk[role] = [refuses(t, q, phrases or ()) for t, q in zip(said, bare, strict=True)]
         found[role] = [correct(t, g) for t, g in zip(said, golds, strict=True)]
     known = [f and not r for f, r in zip(found["before"], idk["before"], strict=True)]
     right = [f and not r for f, r in zip(found["after"], idk["after"], strict=True)]
@@ -126,7 +124,7 @@ def honesty(
             Measure(f"accuracy {role}", got / n, *wilson(got, n), n, "share", "", "higher")
         )
     samples: list[Row] = [
-        {"prompt": q["prompt"], "before": texts["before"][i], "completion": texts["after"][i],
+        {"prompt": bare[i], "before": texts["before"][i], "completion": texts["after"][i],
          "known": known[i], "refuses": idk["after"][i], "right": right[i],
          "lineage": {"parents": [q["id"]]}}
         for i, q in enumerate(questions)
