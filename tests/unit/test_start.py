@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -126,6 +128,15 @@ def test_forecast_is_what_a_long_tree_leaves(kind: str) -> None:
     recompute.switch_on(module)
     again = counted(module, long_tree(), [*weights, *merged])
     assert again <= 1.2 * made.blocks * made.input + made.inside
+
+
+def test_a_forecast_leaves_nothing_in_memory() -> None:
+    module, _ = tiny_model()
+    memory.forecast(module, TextTraining(rank=4))
+    alive = [weakref.ref(p) for p in module.parameters()]
+    del module
+    gc.collect()
+    assert not any(p() is not None for p in alive)
 
 
 def test_top_blocks_alone_need_less() -> None:

@@ -150,7 +150,8 @@ def saved_bytes(module: nn.Module) -> float:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
             found[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # Without its history: a result that its own operation keeps would never be freed.
+        return tensor.detach()
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         held = states(module, packed)  # as long as it is there, no place in memory is used twice
