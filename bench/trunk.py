@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> None:
             "epochs": EPOCHS,
         }
     )
-    details: Json = {"rows": args.pairs, "rank": job["rank"], "runs": made}
+    runs = {n: {k: v for k, v in r.items() if k not in ("folder", "runs")} for n, r in made.items()}
+    details: Json = {"rows": args.pairs, "rank": job["rank"], "runs": runs}
     write("trunk", line, details, where, args)
     finish(line, args.json)
 
