@@ -45,18 +45,13 @@ from truing.core.logprob import small_tree, states
 from truing.core.reference import SWEEP
 from truing.core.training import TextTraining
 from truing.core.tree import Node, Packed, pack
-from truing.core.trunk import block_list, stopped_after
+from truing.core.trunk import blocks_of, stopped_after
 from truing.errors import InputError
 from truing.tables import content_hash
 
 LIMIT = 8 * 2**30  # bytes on disk, of all runs together
 TOLERANCE = 1e-4  # of the largest state, when passing over blocks is tried
 PLACE = "truing_trunk"  # where a module carries its trunk
-
-
-def blocks_of(module: nn.Module) -> nn.ModuleList:
-    """The blocks of a causal language model."""
-    return block_list(cast(nn.Module, getattr(module, "base_model", module)))
 
 
 def attach(module: nn.Module, settings: TextTraining, seed: int) -> adapters.Lora | None:

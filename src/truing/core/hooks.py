@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from truing.changes import Edits
-from truing.core.trunk import block_list
+from truing.core.trunk import backbone_of, blocks_of
 from truing.errors import InputError
 
 SCHEMA_VERSION = 1
@@ -93,7 +93,7 @@ def find(module: nn.Module, site: str) -> Site:
         )
     if site == "embedding":
         return Site(cast("Callable[[], nn.Module]", module.get_input_embeddings)())
-    blocks = block_list(cast(nn.Module, getattr(module, "base_model", module)))
+    blocks = blocks_of(module)
     number, what = int(parsed[1]), parsed[2]
     if number >= len(blocks):
         raise InputError(f"the model has {len(blocks)} layers, counted from 0", seen=site)
@@ -192,7 +192,7 @@ def edit(module: nn.Module, edits: Iterable[Edit]) -> Generator[None]:
     positions = _Positions()
     with contextlib.ExitStack() as stack:
         if any(e.skip_first for e in live):
-            backbone = cast(nn.Module, getattr(module, "base_model", module))
+            backbone = backbone_of(module)
             stack.callback(positions.watch(backbone).remove)
         for e in live:
 
@@ -252,7 +252,7 @@ def capture(
     places = {s: find(module, s) for s in sites}
     made = {s: [torch.empty(0)] * len(rows) for s in sites}
     device = next(module.parameters()).device
-    backbone = cast(nn.Module, getattr(module, "base_model", module))
+    backbone = backbone_of(module)
     for batch in _batches(rows):
         width = max(len(rows[i]) for i in batch)
         # Filled up on the right: under a causal mask no earlier token can see it.

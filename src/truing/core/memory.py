@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from truing.core import distributed
 from truing.core.logprob import CHUNK, small_tree, states
-from truing.core.trunk import block_list
+from truing.core.trunk import blocks_of
 
 if TYPE_CHECKING:
     from truing.core.training import TextTraining
@@ -98,7 +98,7 @@ def embedding_of(module: nn.Module) -> Tensor:
 
 
 def _trained_blocks(module: nn.Module, settings: TextTraining) -> list[nn.Module]:
-    blocks = list(block_list(cast(nn.Module, getattr(module, "base_model", module))))
+    blocks = list(blocks_of(module))
     return blocks[-settings.layers :] if settings.layers else blocks
 
 
@@ -167,7 +167,7 @@ def forecast(module: nn.Module, settings: TextTraining, beside: Beside | None = 
     beside = beside or Beside()
     trunks = 1 + beside.trunks
     whole = saved_bytes(module)
-    every = len(block_list(cast(nn.Module, getattr(module, "base_model", module))))
+    every = len(blocks_of(module))
     blocks = len(_trained_blocks(module, settings))
     embedding = embedding_of(module)
     vocab, width = embedding.shape

@@ -19,12 +19,11 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Generator
-from typing import cast
 
 from torch import Tensor, nn
 
 from truing.core.attention import tree_attention
-from truing.core.trunk import block_list
+from truing.core.trunk import blocks_of
 
 PLACE = "truing_recompute"  # where a module carries the mark
 TABLES = (
@@ -116,5 +115,4 @@ def wrapped(block: nn.Module, module: nn.Module) -> Callable[..., object]:
 
 def plain_blocks(module: nn.Module) -> list[nn.Module]:
     """Blocks that are computed as transformers wrote them: nothing stands in their place."""
-    backbone = cast(nn.Module, getattr(module, "base_model", module))
-    return [b for b in block_list(backbone) if "forward" not in vars(b)]
+    return [b for b in blocks_of(module) if "forward" not in vars(b)]

@@ -38,6 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from truing.core import recompute
+from truing.core.trunk import backbone_of
 from truing.errors import InputError
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def decided(
             seen.append(Routed(logits_NE, index_Nk, kept_Nk))
         return (logits_NE, weight_Nk * kept_Nk, index_Nk) if noise or capacity else None
 
-    backbone = cast(nn.Module, getattr(module, "base_model", module))
+    backbone = backbone_of(module)
     handles = [r.register_forward_hook(read) for r in routers(module, where)]
     handles.append(backbone.register_forward_pre_hook(rows.note, with_kwargs=True))
     try:

@@ -48,12 +48,22 @@ def block_list(backbone: nn.Module) -> nn.ModuleList:
     return lists[max(lists, key=lambda n: (len(lists[n]), -n.count(".")))]
 
 
+def backbone_of(module: nn.Module) -> nn.Module:
+    """What of a causal language model stands below its head."""
+    return cast(nn.Module, getattr(module, "base_model", module))
+
+
+def blocks_of(module: nn.Module) -> nn.ModuleList:
+    """The blocks of a causal language model."""
+    return block_list(backbone_of(module))
+
+
 class Trunk:
     """The first `depth` blocks of `module`."""
 
     def __init__(self, module: nn.Module, depth: int) -> None:
         self.module, self.depth = module, depth
-        self.backbone = cast(nn.Module, getattr(module, "base_model", module))
+        self.backbone = backbone_of(module)
         self.layers = block_list(self.backbone)
 
     def parameters(self) -> dict[str, nn.Parameter]:
