@@ -274,6 +274,21 @@ def _run_all(checked: Sequence[Checked], opened: Opened, record: Run, store: Sto
     return Result(record.plan, record.folder, results, record, page)
 
 
+def _nouns(
+    one: Checked, results: Mapping[str, Noun], opened: Opened
+) -> dict[str, Noun | Mapping[str, Noun]]:
+    """A step's inputs: what earlier steps made, and what was opened."""
+    nouns: dict[str, Noun | Mapping[str, Noun]] = {}
+    for name, roles in one.sources.items():
+        wanted = one.method.inputs[name]
+        found = {
+            r: results[s.text] if s.is_step else opened[wanted.noun, s.text]
+            for r, s in roles.items()
+        }
+        nouns[name] = found if wanted.many else found[""]
+    return nouns
+
+
 def _run_one(
     one: Checked,
     number: int,
@@ -285,14 +300,7 @@ def _run_one(
 ) -> None:
     progress = Progress(f"[{number}/{total}] ")
     progress.start(one.name, one.method.id)
-    nouns: dict[str, Noun | Mapping[str, Noun]] = {}
-    for name, roles in one.sources.items():
-        wanted = one.method.inputs[name]
-        found = {
-            r: results[s.text] if s.is_step else opened[wanted.noun, s.text]
-            for r, s in roles.items()
-        }
-        nouns[name] = found if wanted.many else found[""]
+    nouns = _nouns(one, results, opened)
     if one.method.verb == "serve":
         record.change(one.name, status="done")
         one.method.function(**nouns, **one.settings)
