@@ -31,7 +31,6 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(TESTS) tests/contract
 
 test: install
 	$(TESTS) -m "not slow and not gpu"
