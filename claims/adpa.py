@@ -11,7 +11,7 @@ The effect is the share of answers to 200 prompts about other things that keep a
 temperature 1, under ADPA less under supervised tuning alone. The implicit reward is the sum over an
 answer of log T_dpo - log T_ref, times beta.
 
-The card asks for 0.10 over supervised tuning; for ADPA+ no worse than ADPA; for ADPA above DPO on
+The claim asks for 0.10 over supervised tuning; for ADPA+ no worse than ADPA; for ADPA above DPO on
 the student less 0.02; for DCKD above supervised tuning; and for the teacher's implicit reward of
 the student's answers to rise by half its spread.
 """

@@ -8,7 +8,7 @@ a deviation of 0.05. A tiny decoder that speaks this grammar becomes a reward mo
 by the pairs alone (Bradley-Terry) or by the report's loss with alpha = 1.
 
 Effect: correlation (Pearson) of the rewards of 600 new answers with their quality, less that under
-Bradley-Terry. The card asks for 0.1, for an accuracy of new pairs at most 0.02 lower and for less
+Bradley-Terry. The claim asks for 0.1, for an accuracy of new pairs at most 0.02 lower and for less
 of a gap between training and new pairs, both with labels as noisy.
 
 Not part of this: merging, reinforcement and the parts of the report that make data.

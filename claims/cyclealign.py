@@ -10,7 +10,7 @@ prompts, number of updates, rate and batch. Three cycles without demonstrations 
 cycles are run one by one, each with the method's own loop and one black box, to look in between.
 
 The effect is the mean reward of answers to 40 other prompts with CycleAlign less that of the single
-round. The card asks for more in four seeds of five; for Kendall's tau of both rankings with the
+round. The claim asks for more in four seeds of five; for Kendall's tau of both rankings with the
 truth to rise over the cycles; and for pairs on which both agree to be right more often than all
 pairs of the black box, by 5 points.
 """

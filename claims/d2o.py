@@ -10,10 +10,10 @@ first of 2, 4, 8, 16 and 30 updates that take out as much.
 The effect is how far the share of advertising answers falls on 50 prompts about other things, two
 answers to each. Beside it: one own answer in place of 11.
 
-The card asks for a fall of 0.2 with the perplexity of benign answers at most 15 % worse, while
+The claim asks for a fall of 0.2 with the perplexity of benign answers at most 15 % worse, while
 gradient ascent at the same fall doubles it or repeats itself (distinct pairs of words halved); and
-for a smaller spread over seeds with 11 than with 1. Its test with corrupted own answers is not part
-of this: the method draws them itself.
+for a smaller spread over seeds with 11 than with 1. The paper's test with corrupted own answers is
+not part of this: the method draws them itself.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def run() -> Outcome:
             "gradient ascent takes out as much": all(
                 g["trait"] <= a["trait"] for a, g in zip(after, ascent)
             ),
-            "and doubles the perplexity or repeats itself": all(wrecked),
+            "gradient ascent then doubles the perplexity or repeats itself": all(wrecked),
         },
         figures={
             "arms": {

@@ -8,7 +8,7 @@ inflections allowed) with DeAL less without, for each prompt.
 Beside it: words of a forbidden list (a stand-in policy, stated in the prompt) with and without a
 reward against them, also after a forced opening that goes along with the question; the trade-off
 between two rewards over five weights, whose mean rewards should be monotone; and the token-level
-search (B = 2, k = 6, l = 6) on 4 prompts. The card asks for +0.10 in soft coverage, more hard
+search (B = 2, k = 6, l = 6) on 4 prompts. The claim asks for +0.10 in soft coverage, more hard
 coverage, at most half the violations, fewer of them than with the prompt alone after the opening,
 and Spearman at least 0.9 along the weights.
 """

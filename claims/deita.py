@@ -7,7 +7,7 @@ under the model to be tuned. 60 rows are selected by deita and at random; SmolLM
 tuned on either for one pass, and the loss on 40 other answers is compared. The effect is the
 relative gain in that loss, one value for each seed of pool and tuning.
 
-The card asks for at least 2 %; for a share of junk in the selection of at most a third of the
+The claim asks for at least 2 %; for a share of junk in the selection of at most a third of the
 pool's; and for no near-copy beside its original.
 """
 

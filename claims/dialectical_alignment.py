@@ -11,7 +11,7 @@ towns and the 12 other unknown ones. A second model gets as many rows, updates a
 but no updates and no unknown towns among them: defence alone.
 
 Effect: fall of the share of answers with the poisoned claim, mean over one and two poisoned
-passages of three. The card asks for 0.2; before, for 0.95 of the facts known and for 0.7 attacked
+passages of three. The claim asks for 0.2; before, for 0.95 of the facts known and for 0.7 attacked
 by three of three; after, for clean accuracy at most 0.03 lower (asked without passages, and with
 three true ones) and four fifths of the edits taken; and for 0.1 fewer edits after defence alone.
 The choice of strategies by a judge is a part of the paper that this leaves out.

@@ -13,11 +13,11 @@ accuracy of weighted voting, by the least of a solution's steps, less that of th
 Then GRPO (20 rollouts of 8 prompts by 8 answers) trains the generator on 40 further hard problems,
 rewarded by that model alone; no answer of a hard problem is used anywhere but to grade.
 
-The card asks for 0.03 over the majority and 0.05 over a single solution; for an AUROC of 0.7 of the
-hard problems' steps, which falls from easy to hard less than the generator's accuracy does; and for
-0.03 more of the hard problems solved after reinforcement. The world and its settings were chosen on
-other seeds. Worlds in which long problems have longer solutions were left: there a model of this
-size fails at the length, not at the steps.
+The claim asks for 0.03 over the majority and 0.05 over a single solution; for an AUROC of 0.7 of
+the hard problems' steps, which falls from easy to hard less than the generator's accuracy does; and
+for 0.03 more of the hard problems solved after reinforcement. The world and its settings were
+chosen on other seeds. Worlds in which long problems have longer solutions were left: there a model
+of this size fails at the length, not at the steps.
 """
 
 from __future__ import annotations

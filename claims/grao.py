@@ -9,7 +9,7 @@ has as many updates. The effect is success on the other 16 words under GRAO less
 On a second task references can be bettered: asked "say", the base gives four words, one in four of
 a wished-for list, the references two in four; the reward is their share.
 
-The card asks for 0.05; for at most 0.7 of GRPO's rollouts until a mean reward of one half; for a
+The claim asks for 0.05; for at most 0.7 of GRPO's rollouts until a mean reward of one half; for a
 reward 0.03 above supervised tuning on the second task; and for the share of imitation in the loss
 to fall over training.
 """

@@ -9,10 +9,9 @@ same 50: four passes, and as many updates as GRPO had. Every prompt of theirs ha
 all is measured on two other forms, which only the starting model has read.
 
 Effect: mean number of traits in the answers (of three, as a share) after GRPO less after the better
-of the two fine-tunes, for each of five seeds. The card asks for the direction, and for a reward
+of the two fine-tunes, for each of five seeds. The claim asks for the direction, and for a reward
 that ranks a demonstration never seen above an answer of the starting model to the same prompt in
-80 %. Its other checks (embedding rewards, over-optimisation, active selection, shaping) are not
-part of this.
+80 %. Embedding rewards, over-optimisation, active selection and shaping are not part of this.
 """
 
 from __future__ import annotations

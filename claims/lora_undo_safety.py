@@ -4,10 +4,10 @@ SmolLM2-135M-Instruct is taught not to talk about a fictional animal (300 refusa
 answers, one pass). Then rank-8 adapters are tuned for three passes on N of its questions with
 ordinary answers, N = 4, 16, 64, and refusals are counted on 48 questions of other forms. Each seed
 draws other rows. The effect is what share of the refusals 64 rows take away. The learning rate is
-6e-4, of the 2e-4 to 1e-3 that the card gives: at 3e-4, 16 rows changed nothing on other seeds, and
-high rates take ability away too.
+6e-4, of the usual 2e-4 to 1e-3: at 3e-4, 16 rows changed nothing on other seeds, and high rates
+take ability away too.
 
-The card asks for: refusals at least 0.9 and over-refusals at most 0.1 before; below 0.1 after 64
+The claim asks for: refusals at least 0.9 and over-refusals at most 0.1 before; below 0.1 after 64
 rows, with held-out perplexity at most 5 % worse and an adapter of at most 2 % of the parameters;
 refusals falling with N (Spearman at most -0.8); none of it without rows.
 """

@@ -13,7 +13,7 @@ three words at a time, five candidates each, with weights of one objective, of t
 both; with both they guide the equal blend of the heads, too.
 
 Effect: how far a head raises the score of its own objective above that of the model before, the
-less of the two, for each of three seeds. The card asks for 0.15; for scores that follow the weight
+less of the two, for each of three seeds. The claim asks for 0.15; for scores that follow the weight
 in five steps from one head to the other (Spearman 0.9, of the mean over seeds); for a worse score
 of the equal blend at most 0.02 below that of DPO; and for 0.05 more of an objective's score where
 its process rewards guide the decoding, by the same sampling (of the mean over seeds, the less of

@@ -12,7 +12,7 @@ tokens in an update. Ample, 700 samples, 4 : 1 : 1 : 1: by the mixture, and by t
 shared prompt (none).
 
 Effect: how much lower the loss on held-out sums is under the mixture than under random packing of
-the skewed samples, as a share of the latter, mean over the three small tasks. The card asks for
+the skewed samples, as a share of the latter, mean over the three small tasks. The claim asks for
 0.1; and, of the ample samples, for each format in nine of ten answers under its own prompt and for
 0.2 less on the three small formats under a shared one.
 """

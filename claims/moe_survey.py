@@ -10,7 +10,7 @@ merges are taken as they were put together or after this tuning, whichever is be
 The effect is the share of right answers about the other 30 people, mean over the objectives, of the
 mixture less that of the better one of the two merges, for three seeds.
 
-The card asks besides: on no objective more than 0.02 below that merge; four upcycled copies that
+The claim asks besides: on no objective more than 0.02 below that merge; four upcycled copies that
 compute what the dense model did; with routers tilted by 5 towards one expert, that it stays first
 for more than 0.6 of the tokens without a balancing loss and none for 0.5 with one (weight 1); and
 on numbers in four clusters, each with a linear map of its own, with `core.routers`' own gates and

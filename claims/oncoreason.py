@@ -1,20 +1,20 @@
 """Does learning to give reasons first make a model predict survival better?
 
-The card's synthetic cohort: months are log-normal around a median that stage, trend of a marker and
-therapy multiply; side and age do nothing; patients are followed for one to four years, and those
-without the event by then are censored. `synthesize/survival_cohort` writes prompts, traces of
-medians among the training patients, and answers. A two-layer decoder is first taught to read and
-write such records, on patients of the same kind whose outcomes were shuffled; then, on the same
-400 patients with as many updates, to predict alone (SFT) or to reason and predict (SFT-CoT); GRPO
-goes on from the latter, rewarded for status, months, form and trace. The patients are made up: a
-research demonstration, no medical advice.
+A synthetic cohort: months are log-normal around a median that stage, trend of a marker and therapy
+multiply; side and age do nothing; patients are followed for one to four years, and those without
+the event by then are censored. `synthesize/survival_cohort` writes prompts, traces of medians among
+the training patients, and answers. A two-layer decoder is first taught to read and write such
+records, on patients of the same kind whose outcomes were shuffled; then, on the same 400 patients
+with as many updates, to predict alone (SFT) or to reason and predict (SFT-CoT); GRPO goes on from
+the latter, rewarded for status, months, form and trace. The patients are made up: a research
+demonstration, no medical advice.
 
 The effect is what SFT-CoT takes off the error of months of SFT, as a share of it, on held-out
-patients, for three seeds. The card asks for 5 % (or 3 points of macro F1, which stands beside); for
-errors 15 % below that of saying the mean of all, for both; for GRPO to raise the reward of sampled
-answers, to keep at least 95 % readable and to lose at most one point of F1; and that no summary
-tells the outcome: a bag of words must not say the status more often than the best rule that knows
-how the patients were made, beyond chance.
+patients, for three seeds. The claim asks for 5 % (or 3 points of macro F1, which stands beside);
+for errors 15 % below that of saying the mean of all, for both; for GRPO to raise the reward of
+sampled answers, to keep at least 95 % readable and to lose at most one point of F1; and that no
+summary tells the outcome: a bag of words must not say the status more often than the best rule that
+knows how the patients were made, beyond chance.
 """
 
 from __future__ import annotations

@@ -5,13 +5,13 @@ each for a colour, a number, a thanks and the right home of the animal that was 
 tenth for each word. 1,024 pairs of answers by the grammar, labelled by the rule, are all that
 either side has: offline, IPO is trained on them; online, a reward model is trained on them, and IPO
 on pairs of the model's own answers that this reward model ranks. Both have the same prompts, batch,
-rate and numbers of updates (15, 45 and 135) under the card's weights beta (0.1 and 0.5); log-ratios
-are summed over answers, as the card has it. Each run ends in a divergence from the start (exact
-over the vocabulary) and in a win rate over the best of 4 answers of the starting model, on prompts
-never trained on and judged by the rule.
+rate and numbers of updates (15, 45 and 135) under the weights beta (0.1 and 0.5); log-ratios are
+summed over answers, as in the paper. Each run ends in a divergence from the start (exact over the
+vocabulary) and in a win rate over the best of 4 answers of the starting model, on prompts never
+trained on and judged by the rule.
 
 Effect: the best win rate online less the best offline within a budget of divergence, mean over the
-budgets 1, 2, 4 and 8 nats, once for each of three seeds. The card asks for 0.05, and that offline
+budgets 1, 2, 4 and 8 nats, once for each of three seeds. The claim asks for 0.05, and that offline
 training lets the chosen answers' log-probability fall. How well each side's log-ratios classify the
 held-out pairs stands beside. The replay of the online answers in their own order is not part of
 this, since training draws its own order.

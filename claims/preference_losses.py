@@ -6,7 +6,7 @@ the rejected one breaks off and repeats its last words. SmolLM2-135M-Instruct is
 larger implicit reward, log pi - log pi_base. Effect: accuracy on 64 held-out pairs less 0.5, for
 DPO and three seeds of order and adapter. IPO, KTO and SimPO are run once each.
 
-The card asks for accuracy above 0.9 in training and above 0.8 held out, with finite losses.
+The claim asks for accuracy above 0.9 in training and above 0.8 held out, with finite losses.
 """
 
 from __future__ import annotations

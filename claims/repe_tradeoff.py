@@ -7,7 +7,7 @@ the relative probability of the right one of four first words on 40 questions, a
 -r. Strengths r are per block, in units of the residual stream's mean length. A random vector of the
 same length stands beside. Seeds decide which requests are read and which are asked.
 
-The card asks for: Spearman of B and r at least 0.8 within |r| <= 0.027 with a tanh fit of R^2 at
+The claim asks for: Spearman of B and r at least 0.8 within |r| <= 0.027 with a tanh fit of R^2 at
 least 0.8; a quadratic of negative curvature with R^2 at least 0.7 for ability; logits moving
 linearly with |r| (R^2 at least 0.95); a random vector moving B by less than a third.
 """

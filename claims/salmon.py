@@ -9,7 +9,7 @@ decoder is taught to continue such answers, then trained as a reward model on 30
 of principles each, in three passes.
 
 Effect: accuracy on pairs never seen under one principle or its opposite, less one half, mean over
-the eight, for each of three seeds. The card asks for 0.8; for a change of preference in 70 % of
+the eight, for each of three seeds. The claim asks for 0.8; for a change of preference in 70 % of
 pairs when the principle about length is turned round; for several principles together, in
 combinations never trained on, 0.1 above chance and above every single fixed principle; and that the
 best of 8 under the short principle is at least 20 % shorter than under the long one.

@@ -9,7 +9,7 @@ no clipping of ratio, value or gradient, raw rewards, no critic before the polic
 rate) have the same prompts and as many updates. The critic has its two rollouts beside them.
 
 The effect is the rise of the mean true reward on other prompts, in standard deviations of the
-base's rewards. The card asks for 1, with at most 0.3 nats of KL a token in every rollout; for KL,
+base's rewards. The claim asks for 1, with at most 0.3 nats of KL a token in every rollout; for KL,
 and length or repetition, at least three times as large on the hackable reward without the tricks
 as with them; for returns that the critic explains better than a constant before the policy's first
 step; and for less loss of other text under PPO-ptx.

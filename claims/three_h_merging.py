@@ -1,7 +1,7 @@
 """Does electing signs (TIES) keep more of three experts' gains than averaging their weights?
 
-The card's fast arm: a network 64-96-96-10 on the 8 x 8 digits is trained upright; three experts are
-tuned from it on the same digits turned, mirrored and transposed; then they are merged without
+A stand-in of a minute: a network 64-96-96-10 on the 8 x 8 digits is trained upright; three experts
+are tuned from it on the same digits turned, mirrored and transposed; then they are merged without
 training. A merge's score on an expert's own digits is put on the scale from the base (0) to the
 expert (1): g = (score - base) / (expert - base). The effect is mean g of TIES (our defaults,
 density 0.2, scale 1) less that of the plain average. Mixing the data of all three in one tuning

@@ -5,13 +5,13 @@ about topics, saying thanks in three answers of ten, knows which of two candidat
 asked for that, and grades two candidates by numbers from 1 to 10 that mean next to nothing: in its
 examples the better candidate has the higher grade in 60 of 100, since a policy gradient can only
 make more of what is there. URPO trains it on 128 sums and 128 pairs of candidates whose gold score
-is whether they say thanks (the card's warm-up, 250 rollouts), then on these and 128 open requests
+is whether they say thanks (a warm-up of 250 rollouts), then on these and 128 open requests
 without any score (60 rollouts): six rows of each sort a rollout on average, eight answers to each.
 Beside it the same sums and requests without the pairs: the model grades itself too, but nothing
 teaches it to. That referee is untaught, not frozen; there is one set of weights.
 
 The effect is the rise of the share of thankful answers to 40 requests that were not trained on. The
-card asks for 0.10; for 0.65 of 200 other pairs in the right order, by grades drawn as those of the
+claim asks for 0.10; for 0.65 of 200 other pairs in the right order, by grades drawn as those of the
 model's own answers are; for 0.03 over the run whose referee learns nothing, which is a direction,
 not a gate; and for sums to lose at most 0.03. Among the figures is whether the base can do what the
 claim builds on: sums, grades that can be read, which of two candidates says thanks.

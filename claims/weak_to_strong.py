@@ -12,10 +12,10 @@ student of middle size (one layer of width 48 that has read the sentences too; b
 plain labels of which 40 % were turned round.
 
 Effect: performance gap recovered by the plain labels, mean over both tasks, for five seeds. The
-card asks for 0.2; for a ceiling 0.05 above the supervisor; for confidence or ensemble at most 0.05
+claim asks for 0.2; for a ceiling 0.05 above the supervisor; for confidence or ensemble at most 0.05
 lower in each task and higher in the mean; and that turning labels costs the student less accuracy
-than it costs the labels. Of the other strategies it asks for nothing, and they are reported. The
-card's strong model is SmolLM2-135M and its data are not free.
+than it costs the labels. Of the other strategies it asks for nothing, and they are reported. A
+strong model of a usual size, and the paper's data, which are not free, are not part of this.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Claims: what a paper says must be seen, measured again at small scale, with its interval.
 
-A claim is one file of the repository's `claims/` folder, named after the paper's method card
+A claim is one file of the repository's `claims/` folder, named after its paper
 (`claims/lora_undo_safety.py` is the claim `lora-undo-safety`). It states, as literals that are read
 without running it,
 
     TITLE      what is claimed, in one sentence
     METHOD     the method that it is about, "verb/name"
     EFFECT     what `effect` measures; more is more of what is claimed
-    MARGIN     the least effect that the card asks for; 0 asks for the direction alone
+    MARGIN     the least effect that the claim asks for; 0 asks for the direction alone
     MINUTES    what it takes on two cores
     NEEDS_GPU  whether it can be run without one
 

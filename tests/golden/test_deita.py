@@ -1,4 +1,4 @@
-"""Deita's selection: the exact properties that its card states, and the filter by hand."""
+"""Deita's selection: its exact properties, and the filter by hand."""
 
 from __future__ import annotations
 

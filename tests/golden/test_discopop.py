@@ -1,4 +1,4 @@
-"""DiscoPOP by hand; its slope at the reference has the sign that the card warns of."""
+"""DiscoPOP by hand; its slope at the reference leads away from what is preferred."""
 
 from __future__ import annotations
 

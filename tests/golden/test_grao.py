@@ -1,4 +1,4 @@
-"""GRAO by hand: both statistics, the collected form, degenerate groups, the limits of the card."""
+"""GRAO by hand: both statistics, the collected form, degenerate groups, and limits."""
 
 from __future__ import annotations
 

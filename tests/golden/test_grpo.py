@@ -1,4 +1,4 @@
-"""GRPO and its one-term variants by hand, and the equalities of the method card."""
+"""GRPO and its one-term variants by hand, and what equals what."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight restoration: the card's unit properties, and recovery of a damaged tiny model."""
+"""Weight restoration: its exact properties, and recovery of a damaged tiny model."""
 
 from __future__ import annotations
 
