@@ -44,7 +44,7 @@ def method(
     """Register the decorated function as a method of the verb whose folder it lies in.
 
     Args (all literals, since the catalogue is read without importing):
-        paper: slug of the method card, which is also the slug of its claim.
+        paper: slug of the paper, which is also that of its claim.
         field: "text", "image", "robot", "graph", "series", "scene" or "agent".
         needs: what the models given to it must be able to do: "generate", "logprob", "hidden",
             "weights".

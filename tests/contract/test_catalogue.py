@@ -58,7 +58,7 @@ def test_names_and_facts(name: str) -> None:
     assert name == f"{entry.verb}/{entry.name}" and entry.verb in VERBS
     assert SNAKE.fullmatch(entry.name), "names are snake_case"
     assert entry.field in FIELDS
-    assert not entry.paper or SLUG.fullmatch(entry.paper), "the slug of a card"
+    assert not entry.paper or SLUG.fullmatch(entry.paper), "the slug of a paper"
     assert set(method.needs) <= ABILITIES
     folder = Path(entry.path).parent
     assert folder.parts[-1] == (entry.group.rpartition("/")[2] or entry.verb)

@@ -58,7 +58,7 @@ def test_claims_of_the_repository_name_real_methods() -> None:
         assert set(claim) == {"claim", "title", "method", "needs_gpu", "minutes"}
         method = methods[str(claim["method"])]
         assert method.id == claim["method"]
-        # A claim's slug is the card of its method, or names the recipe that uses the method.
+        # A claim's slug is the paper of its method, or names the recipe that uses the method.
         recipe = RECIPES / f"{str(claim['claim']).replace('-', '_')}.yaml"
         steps = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
         assert method.paper == claim["claim"] or f"do: {method.id}," in steps

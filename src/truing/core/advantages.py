@@ -141,7 +141,7 @@ def top_entropy(entropy_UKT: Tensor, mask_UKT: Tensor, share: float) -> tuple[Te
     """1.0 at tokens of high entropy, [U, K, T], and the smallest entropy among them, [].
 
     High is at least the (1 - share) quantile of all unmasked tokens, interpolated linearly (the
-    method card's rule for arXiv 2506.01939): floor(share (n - 1)) + 1 of n tokens whose entropies
+    rule of arXiv 2506.01939 as TRL has it): floor(share (n - 1)) + 1 of n tokens whose entropies
     all differ. What is equal to the smallest but for rounding is kept with it: answers that begin
     alike have tokens of one entropy, and their order must not depend on how they were computed.
 

@@ -346,7 +346,7 @@ def objective(
         unit: see `Objective`; a "batch" objective is called once a step with all its units.
         rows: kind of the table that it trains on: "example", "pair", "unpaired", "group".
         needs: "logp", "ref_logp", "entropy", "sum_p2", "mismatched_logp", ...
-        paper: slug of the method card.
+        paper: slug of the paper, which is also that of its claim.
         field: of the models it trains.
         columns: numeric row columns that it reads, with the value that stands for a missing one.
         texts: text columns that become further branches, with the column that stands in.

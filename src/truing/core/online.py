@@ -221,7 +221,7 @@ def by_length(value_UKT: Tensor, m: Measurements, longest: float) -> Loss:
 
 
 def aggregated(value_UKT: Tensor, m: Measurements, kind: Aggregation) -> Loss:
-    """By its name in the method card: "grpo", "bnpo" (`by_token`) or "luspo" (sums of answers)."""
+    """By its name in TRL: "grpo", "bnpo" (`by_token`) or "luspo" (sums of answers)."""
     if kind == "luspo":
         return by_length(value_UKT, m, 1.0)
     return by_token(value_UKT, m) if kind == "bnpo" else by_answer(value_UKT, m)

@@ -16,22 +16,22 @@ the ratio is differentiated too, so that even at ratio 1 its gradient is the KL'
 not. In the reward it is k3.
 
 `aggregate` replaces the averages: bnpo is the mean over all tokens, luspo the mean over answers of
-their sums. The method card takes bnpo's mean in the micro-batch; here it is that of the whole
-update, since results do not depend on how an update is split to fit memory. With one minibatch a
-rollout it is dapo's. luspo is dr_grpo's average times `new_tokens`.
+their sums. TRL takes bnpo's mean in the micro-batch; here it is that of the whole update, since
+results do not depend on how an update is split to fit memory. With one minibatch a rollout it is
+dapo's. luspo is dr_grpo's average times `new_tokens`.
 
 `opsm` masks off-policy sequences: an answer of negative advantage whose mean log pi_old / pi is
-above it has no surrogate, yet stays in every denominator and keeps its KL. The method card gives no
-threshold, so none is the default. pi_old is the policy before the rollout's first update: with one
-update a rollout nothing is masked.
+above it has no surrogate, yet stays in every denominator and keeps its KL. No threshold is usual,
+so none is the default. pi_old is the policy before the rollout's first update: with one update a
+rollout nothing is masked.
 
 `entropy_share` trains on forking tokens alone: those whose distribution, under pi_old, has an
 entropy of at least the (1 - share) quantile over all tokens of the rollout ("Beyond the 80/20 Rule:
 High-Entropy Minority Tokens Drive Effective Reinforcement Learning for LLM Reasoning", arXiv
 2506.01939, which takes 0.2). The others lose their surrogate, yet stay in every denominator and
-keep their KL. TRL calls it `top_entropy_quantile`, and its values are the same. Entropies are at
-temperature 1, measured in one further pass. All four methods have it. The method card's batch is a
-rollout here, so that minibatches share one quantile.
+keep their KL. TRL calls it `top_entropy_quantile`, and its values are the same. Entropies are
+measured in one further pass. All four methods have it. The batch of the usual form is a rollout
+here, so that minibatches share one quantile.
 
 Groups of equal rewards have no gradient and are not computed (they are counted, and stay in the
 denominators), unless a KL term in the loss gives them one. DAPO's overlong punishment enters before

@@ -14,7 +14,7 @@ token, gspo is GRPO, and so is gmpo with GRPO clipped at exp(-e) and exp(e).
 `aggregate` and `opsm` are those of `grpo`: with luspo the loss is the mean of length_i times the
 term, so that a token of a long answer weighs as much as one of a short.
 
-The method card gives gmpo's clipping and mean, not the average over answers, which is gspo's here.
+gmpo's clipping and mean are the paper's; the average over answers is gspo's here.
 
 Shapes: U groups, K answers, T tokens.
 """

@@ -12,7 +12,7 @@ does not count it, and neither does `reward` in the record, where `reward_greedy
 
 Answers as good as the greedy one teach nothing and are not computed; `refill` may replace them.
 
-The method card gives the baseline. The rest is ours: the average (luspo) and the clipping are those
+Only the baseline is the paper's. The rest is ours: the average (luspo) and the clipping are those
 of the estimator above, the divergence is RLOO's, off by default. It is not taken off R(y'), since
 it is estimated from drawn tokens, and greedy ones are not drawn.
 
