@@ -16,12 +16,14 @@ SRC := src tests bench tools claims examples
 install: $(STAMP)
 
 # PyTorch first and by its exact version: the CPU build is chosen by pip's own configuration
-# (index, find-links), which `make install` leaves untouched.
+# (index, find-links), which `make install` leaves untouched. The other pins say nothing of it, or
+# they would put the pinned one in the place of TORCH_VERSION.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed \
 	  torch==$(or $(TORCH_VERSION),$$(sed -n 's/^torch==//p' constraints.txt))
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[dev]'
 	touch $@
 
 demo: install

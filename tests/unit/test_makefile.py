@@ -1,0 +1,36 @@
+"""What `make` would do, from its dry run."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("version", ["2.11.0", ""])
+def test_the_torch_that_was_asked_for_stays(tmp_path: Path, version: str) -> None:
+    """Of the two calls of pip, the second must not pin another torch than the first installed."""
+
+    def run(*words: str) -> str:
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    dry = run("make", "-n", "install", f"VENV={tmp_path}", f"TORCH_VERSION={version}")
+    lines = dry.replace("\\\n", " ").splitlines()
+    first, second = (line for line in lines if " pip install " in line)
+    if version:
+        assert f"torch=={version}" in first.split()
+    for line in lines:
+        if line.startswith("grep "):
+            run("sh", "-c", line)
+    (given,) = re.findall(r"-c (\S+)", second)
+    pins = (ROOT / given).read_text().splitlines()
+    every = (ROOT / "constraints.txt").read_text().splitlines()
+    assert [p for p in every if p not in pins] == [p for p in every if p.startswith("torch==")]
+    assert "torch==" not in second
