@@ -85,11 +85,11 @@ def _run(args: argparse.Namespace) -> object:
 
 
 def _compare(args: argparse.Namespace) -> object:
-    from truing.compare import from_options, settings_of
+    from truing.compare import from_options, parts, settings_of
 
     result = from_options(
         verb=args.verb,
-        methods=[m for m in args.methods.split(",") if m],
+        methods=[m for m in parts(args.methods, ",") if m.strip()],
         model=args.model,
         data=args.data,
         budget=args.budget,
@@ -192,7 +192,9 @@ def _evidence(add: Callable[[str, Command, str], Parser]) -> None:
     child = add("compare", _compare, "several methods on the same data, budget and seeds")
     child.add_argument("--verb", default="train")
     child.add_argument(
-        "--methods", required=True, help="comma-separated names; a group's name for all of it"
+        "--methods",
+        required=True,
+        help="comma-separated names; a group's name for all of it that the data can train",
     )
     child.add_argument("--model", default="smollm2-135m-instruct")
     child.add_argument("--data", required=True)

@@ -10,12 +10,17 @@ an earlier one (reference log-probabilities, measurements of the base) is not co
 Intervals are Student's over seeds; with one seed there are none. Seconds are positive and skewed:
 their mean is the geometric one and their interval Student's of the logarithms, which never reaches
 below zero.
+
+A group's name stands for all of its methods that can be trained on these rows. Those that need more
+(a column, a teacher, rewards) are left out, which stderr and the report say; one that is named by
+itself is refused.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +31,7 @@ from truing.context import Json
 from truing.core import files
 from truing.core.stats import mean_interval
 from truing.errors import InputError, unknown
+from truing.method import Method
 from truing.method import methods as registry
 from truing.pipeline import Result, run
 from truing.plan import Plan
@@ -41,11 +47,27 @@ ABILITY_TOKENS = 128  # of each text: every model of a comparison reads the same
 
 @dataclass(frozen=True)
 class Contender:
-    """One line of the table: a method, perhaps with settings that differ from its defaults."""
+    """One line of the table: a method, perhaps with settings that differ from its defaults.
+
+    `grouped` ones are meant by the name of their group, and are left out where they need more.
+    """
 
     label: str
     method: str
     settings: Mapping[str, object]
+    grouped: bool = False
+
+
+def parts(text: str, mark: str) -> list[str]:
+    """What stands between the marks that lie outside of brackets and quotes."""
+    found, depth = [""], 0
+    for token in re.findall(r'"(?:\\.|[^"\\])*"|.', text, re.S):
+        depth += (token in "([{") - (token in ")]}")
+        if token == mark and depth <= 0:
+            found.append("")
+        else:
+            found[-1] += token
+    return found
 
 
 def settings_of(given: Sequence[str], where: str) -> dict[str, object]:
@@ -61,7 +83,7 @@ def settings_of(given: Sequence[str], where: str) -> dict[str, object]:
 
 def contender(text: str, verb: str, shared: Mapping[str, object] | None = None) -> Contender:
     """ "dpo", "train/dpo" or "dpo@beta=0.3@lr=1e-4"; its own settings come before shared ones."""
-    name, *given = text.strip().split("@")
+    name, *given = parts(text.strip(), "@")
     settings = dict(shared or {}) | settings_of(given, "--methods")
     method = registry[name if "/" in name else f"{verb}/{name}"]
     if method.returns != "Model":
@@ -70,11 +92,74 @@ def contender(text: str, verb: str, shared: Mapping[str, object] | None = None) 
     return Contender(label, method.id, settings)
 
 
-def named(text: str, verb: str) -> list[str]:
-    """The methods that a name stands for: itself, or all of a group, such as "preference"."""
+def members(text: str, verb: str) -> list[str]:
+    """Names of all methods of a group, such as "preference"; none where it is no group's name."""
     name = text.strip()
     group = [m.name for m in registry.values() if m.verb == verb and m.group == name]
-    return group if group and f"{verb}/{name}" not in registry else [text]
+    return group if f"{verb}/{name}" not in registry else []
+
+
+def contenders_of(
+    methods: Sequence[str], verb: str, shared: Mapping[str, object] | None = None
+) -> list[Contender]:
+    """What is named: each by itself, and all of each group; an InputError for one named twice."""
+    found: list[Contender] = []
+    for text in methods:
+        group = [contender(name, verb, shared) for name in members(text, verb)]
+        found += [replace(one, grouped=True) for one in group] or [contender(text, verb, shared)]
+    labels = [c.label for c in found]
+    if len(set(labels)) < len(labels):
+        raise InputError("a method is named twice", where="--methods", seen=labels)
+    return found
+
+
+def _missing(method: Method) -> list[str]:
+    """Inputs that a comparison on pairs cannot give."""
+    given = ("model", "data")
+    return [n for n, i in method.inputs.items() if not i.optional and n not in given]
+
+
+def lack(one: Contender, pairs: Table) -> str:
+    """What a method needs and a comparison on these pairs does not give; "" where it is all there.
+
+    Raises:
+        InputError: its settings are at fault, whatever the rows.
+    """
+    method = registry[one.method]
+    if missing := _missing(method):
+        return f"needs {', '.join(missing)}"
+    settings = method.validate(one.settings, where=one.label)
+    if {"rewards", "environment"} <= set(settings) and not (
+        settings["rewards"] or settings["environment"]
+    ):
+        return "needs rewards"
+    method.check(settings, {}, where=one.label)
+    try:
+        method.check(settings, {"data": pairs}, where=one.label)
+    except InputError as error:
+        return error.message
+    return ""
+
+
+def reasons(left: Mapping[str, str]) -> list[str]:
+    """Lines that say which methods were left out and why: those with one reason together."""
+    return [
+        f"{', '.join(name for name, other in left.items() if other == why)}: {why}"
+        for why in dict.fromkeys(left.values())
+    ]
+
+
+def _taken(found: Sequence[Contender], pairs: Table) -> tuple[list[Contender], dict[str, str]]:
+    """The contenders, and of those that are left out why."""
+    left = {c.label: why for c in found if c.grouped and (why := lack(c, pairs))}
+    for line in reasons(left):
+        print(f"left out: {line}", file=sys.stderr)
+    taken = [c for c in found if c.label not in left]
+    if not taken:
+        raise InputError(
+            f"none of these methods can be compared on {pairs.source}", where="--methods", seen=left
+        )
+    return taken, left
 
 
 def budget_of(text: str) -> int:
@@ -113,9 +198,9 @@ def plan_of(
     for seed in range(seeds):
         rows = plan.step(f"rows-{seed}", "select/sample", data="pool", n=n, seed=seed)
         for one in contenders:
-            inputs = registry[one.method].inputs
-            given = {"model": "base"} | ({"data": rows} if "data" in inputs else {})
-            if missing := [i for i, w in inputs.items() if not w.optional and i not in given]:
+            method = registry[one.method]
+            given = {"model": "base"} | ({"data": rows} if "data" in method.inputs else {})
+            if missing := _missing(method):
                 raise InputError(
                     f"{one.method} needs {', '.join(missing)}, which a comparison on pairs "
                     "cannot give",
@@ -151,8 +236,10 @@ def _shown(m: Measure, digits: int) -> str:
     return f"{value} [{lo}, {hi}]" if m.lo < m.hi else f"{value} (one seed)"
 
 
-def collect(contenders: Sequence[Contender], seeds: int, result: Result) -> Report:
-    """Gain, side effect and cost of each contender, as one report."""
+def collect(
+    contenders: Sequence[Contender], seeds: int, result: Result, left: Mapping[str, str]
+) -> Report:
+    """Gain, side effect and cost of each contender, as one report; `left` out ones with reasons."""
     results, steps = result.results, result.run.steps
     measures: list[Measure] = []
     for one in contenders:
@@ -178,6 +265,7 @@ def collect(contenders: Sequence[Contender], seeds: int, result: Result) -> Repo
             "ability": _value(results, "base-ability", "ability"),
         },
         "seeds": seeds,
+        "left_out": dict(left),
     }
     return Report("comparison", measures, None, facts)
 
@@ -209,7 +297,9 @@ class Comparison:
             )
         base = cast("dict[str, float]", self.report.meta["base"])
         foot = f"before: preference {base['preference']:.3f}, {base['ability']:.4f} nats per token"
-        return f"{rows_text(rows)}\n{foot}; {seeds} seed{'' if seeds == 1 else 's'}"
+        foot += f"; {seeds} seed{'' if seeds == 1 else 's'}"
+        left = reasons(cast("dict[str, str]", self.report.meta["left_out"]))
+        return "\n".join([rows_text(rows), foot, *(f"left out: {line}" for line in left)])
 
     def line(self) -> dict[str, Json]:
         """One JSON object for machines."""
@@ -217,6 +307,7 @@ class Comparison:
             "job": "compare",
             "seeds": self.report.meta["seeds"],
             "base": self.report.meta["base"],
+            "left_out": self.report.meta["left_out"],
             "measures": [asdict(m) for m in self.report],
             "cached_steps": self.result.line()["cached_steps"],
             "seconds": self.result.line()["seconds"],
@@ -255,7 +346,8 @@ def compare(
     """Set several methods side by side on the same rows, budget and seeds.
 
     Args:
-        methods: names, `verb/name`, `name@setting=value@...`, or a group's name for all of it.
+        methods: names, `verb/name`, `name@setting=value@...`, or a group's name for all of it that
+            can be trained on the pairs.
         model: what each of them starts from.
         data: preference pairs: a file or a data set's name.
         verb: of bare names.
@@ -274,17 +366,15 @@ def compare(
     for option, count in (("--seeds", seeds), ("--held-out", held_out)):
         if count < 1:
             raise InputError("must be at least 1", where=option, seen=count)
-    found = [contender(one, verb, settings) for text in methods for one in named(text, verb)]
-    labels = [c.label for c in found]
-    if len(set(labels)) < len(labels):
-        raise InputError("a method is named twice", where="--methods", seen=labels)
+    found = contenders_of(methods, verb, settings)
     rows = budget_of(budget)
     path = files.expanded(data)
     data = str(path) if path.exists() else data
     pairs = _read_pairs(data, rows, held_out)
+    found, left = _taken(found, pairs)
     plan = plan_of(found, model, data, rows, seeds, held_out=held_out)
     result = run(plan, runs, opened={("Table", data): pairs})
-    made = collect(found, seeds, result)
+    made = collect(found, seeds, result, left)
     result.results["comparison"] = made
     files.write_text(
         result.folder / "comparison.json", jsontext.dumps(made.to_json(), indent=1) + "\n"
@@ -295,14 +385,12 @@ def compare(
 
 def from_options(**options: object) -> Comparison:
     """`compare` from the command line's words."""
-    verb = str(options["verb"])
-    methods = [
-        one for text in cast("list[str]", options.pop("methods")) for one in named(text, verb)
-    ]
-    for name in methods:
-        bare = name.split("@")[0]
-        if bare not in registry and f"{verb}/{bare}" not in registry:
+    verb, methods = str(options["verb"]), cast("list[str]", options.pop("methods"))
+    for text in methods:
+        bare = parts(text.strip(), "@")[0]
+        known = bare in registry or f"{verb}/{bare}" in registry
+        if not known and not members(text, verb):
             of_verb = [m for m in registry.values() if m.verb == verb]
-            known = {m.name for m in of_verb} | {m.group for m in of_verb if m.group}
-            raise unknown("method", bare, known, where="--methods", limit=60)
+            names = {m.name for m in of_verb} | {m.group for m in of_verb if m.group}
+            raise unknown("method", bare, names, where="--methods", limit=60)
     return compare(methods, **options)  # pyright: ignore[reportArgumentType]

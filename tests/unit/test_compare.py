@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from truing import tablefiles
-from truing.compare import _cost, budget_of, compare, contender, named, plan_of
+from truing import cli, tablefiles
+from truing.compare import (
+    Contender,
+    _cost,
+    budget_of,
+    compare,
+    contender,
+    contenders_of,
+    lack,
+    members,
+    parts,
+    plan_of,
+    reasons,
+)
 from truing.core.reference import Reference
 from truing.errors import InputError
 from truing.method import methods
+from truing.sources import check_abilities, check_tables
+from truing.tables import Table
 
+MODULE = sys.modules[plan_of.__module__]  # `truing.compare` by name is the function
 ROWS = [
     {"prompt": f"Say {i}.", "chosen": f"It is {i}", "rejected": f"No, not {i} at all"}
     for i in range(24)
@@ -41,15 +57,101 @@ def test_contenders() -> None:
         contender("select/deita", "train")
 
 
-def test_a_group_stands_for_all_its_methods() -> None:
-    assert named("dpo@beta=0.3", "train") == ["dpo@beta=0.3"]
-    assert named("no_such_thing", "train") == ["no_such_thing"]
-    found = named("preference", "train")
-    assert {"dpo", "kto", "simpo", "orpo", "d2o"} < set(found) and "grpo" not in found
-    # All of them can be trained on pairs alone.
-    plan = plan_of([contender(n, "train") for n in found], "m", "d", 4, 1, held_out=4)
-    assert len([s for s in plan.steps if s.endswith("-gain")]) == len(found) + 1
-    assert all(methods[f"train/{n}"].group == "preference" for n in found)
+def test_commas_and_at_signs_inside_of_settings_part_nothing() -> None:
+    text = 'dpo@mix={"sft": 0.5, "nca": [0.2, 1]},urpo@criteria="short, @ \\" plain",ipo'
+    found = parts(text, ",")
+    assert found == text.replace(",urpo", "\nurpo").replace(",ipo", "\nipo").split("\n")
+    assert contender(found[0], "train").settings == {"mix": {"sft": 0.5, "nca": [0.2, 1]}}
+    assert contender(found[1], "train").settings == {"criteria": 'short, @ " plain'}
+    assert parts('a,b},c"', ",") == [
+        "a",
+        "b}",
+        'c"',
+    ]  # what is never opened or closed holds nothing
+
+
+def test_the_command_line_takes_several_added_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+
+    def stop(**options: object) -> None:
+        given.append(options["methods"])
+        raise InputError("stop here")
+
+    monkeypatch.setattr(MODULE, "from_options", stop)
+    named = 'dpo@mix={"sft": 0.5, "nca": 0.2}, ,ipo'
+    assert cli.main(["compare", "--methods", named, "--data", "pairs.jsonl"]) == 2
+    assert given == [['dpo@mix={"sft": 0.5, "nca": 0.2}', "ipo"]]
+
+
+def checked_as_a_run_does(found: list[Contender], data: Path) -> None:
+    """All that is refused before a model is opened."""
+    steps = plan_of(found, "smollm2-135m-instruct", str(data), 4, 1, held_out=4).check()
+    check_abilities(steps)
+    check_tables(steps, {("Table", str(data)): Table.read(data)})
+
+
+def test_a_group_stands_for_all_that_the_pairs_can_train(pairs: Path, tmp_path: Path) -> None:
+    assert members("dpo@beta=0.3", "train") == members("no_such_thing", "train") == []
+    found = contenders_of(["preference"], "train")
+    assert {"dpo", "kto", "simpo", "orpo", "d2o"} < {c.label for c in found}
+    assert all(methods[c.method].group == "preference" and c.grouped for c in found)
+    left = {c.label: why for c in found if (why := lack(c, Table.read(pairs)))}
+    # mah_dpo has a head for each objective that the rows name, of which these may be too few.
+    assert {"tpo", "tpo_l"} <= set(left) <= {"tpo", "tpo_l", "mah_dpo"}
+    assert f"tpo, tpo_l: needs the column 'gold' in {pairs}" in reasons(left)
+    checked_as_a_run_does([c for c in found if c.label not in left], pairs)
+    for name in left:
+        with pytest.raises(InputError) as refused:
+            checked_as_a_run_does([contender(name, "train")], pairs)
+        assert refused.value.message == left[name]
+    with_gold = tmp_path / "gold.jsonl"
+    with_gold.write_text("".join(json.dumps(r | {"gold": "Well."}) + "\n" for r in ROWS))
+    taken = [c for c in found if not lack(c, Table.read(with_gold))]
+    assert {c.label for c in found} - {c.label for c in taken} <= {"mah_dpo"}
+    checked_as_a_run_does(taken, with_gold)
+
+
+def test_what_else_a_comparison_cannot_give(pairs: Path) -> None:
+    table = Table.read(pairs)
+    assert lack(contender("gkd", "train"), table) == "needs teacher"
+    assert lack(contender("grpo", "train"), table) == "needs rewards"
+    rewards = {"rewards": {"short": {"use": "max_words", "n": 5}}}
+    assert lack(contender("grpo", "train", rewards), table) == ""
+    assert lack(contender("step_value", "train"), table).startswith("needs rows of kind steps")
+    with pytest.raises(InputError, match="setting 'beta' must be at least 0"):
+        lack(contender("dpo@beta=-1", "train"), table)  # wrong on any rows
+    with pytest.raises(InputError, match="named twice"):
+        contenders_of(["preference", "dpo"], "train")
+
+
+def test_left_out_methods_are_told(
+    tiny_path: Path,
+    pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pairs.write_text(pairs.read_text().replace("Say", "Tell"))  # other rows than the tests below
+    group = {"preference": ["dpo", "tpo"], "gold": ["tpo", "tpo_l"]}
+    monkeypatch.setattr(MODULE, "members", lambda text, verb: group.get(text, []))
+
+    def run(name: str) -> object:
+        return compare(
+            [name], model=str(tiny_path), data=str(pairs), budget="8pairs", seeds=1, held_out=8,
+            settings={"steps": 1}, runs=tmp_path / "runs",
+        )  # fmt: skip
+
+    found = run("preference")
+    why = f"needs the column 'gold' in {pairs}"
+    said = f"left out: tpo: {why}"
+    assert said in capsys.readouterr().err.splitlines()
+    assert found.table().endswith(said) and found.line()["left_out"] == {"tpo": why}  # type: ignore
+    page = Path(str(found.line()["report"])).read_text()  # type: ignore[attr-defined]
+    assert "Left out: tpo (needs the column &#39;gold&#39;" in page
+    with pytest.raises(InputError, match="none of these methods can be compared"):
+        run("gold")
+    with pytest.raises(InputError, match="needs the column 'gold'"):
+        run("tpo")
 
 
 def test_budgets() -> None:
