@@ -1,14 +1,18 @@
 """Methods side by side: gain against side effect against cost, as one picture and its table.
 
 Each method is a numbered disc: further right is more gain, lower is less loss of general ability,
-a larger disc took longer. Bands are 95 % intervals over seeds; the table carries the names.
+a larger disc took longer; where times are not known, all are alike. The number of a disc that
+others cover stands beside it, at the end of a line. Bands are 95 % intervals over seeds; the table
+carries the names.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from markupsafe import Markup
 
@@ -19,6 +23,11 @@ from truing.reports import Measure, Report
 
 HEIGHT = 340
 SMALLEST, LARGEST = 9.0, 20.0  # radius of a disc in pixels
+# Numbers are kept apart in a picture of the least width (`.scatter` of the style); in a wider one,
+# where places across are shares of the width, they only come further apart.
+NARROW = 520
+NUMBER = (18.0, 14.0)  # pixels that a number takes, across and up
+SIDEWAYS = 3  # how much further a place to the side is than one above: it moves away with the width
 
 
 @dataclass(frozen=True)
@@ -29,17 +38,17 @@ class Contender:
     name: str
     gain: Measure
     side_effect: Measure
-    seconds: Measure
+    seconds: Measure | None = None
 
-    def texts(self) -> tuple[str, str, str, str, str]:
-        """Gain, its interval, side effect, its interval, cost: as the table shows them."""
+    def texts(self) -> tuple[str, ...]:
+        """Gain, its interval, side effect, its interval, cost if known: as the table has them."""
         gain, side = self.gain, self.side_effect
         return (
             _points(gain.value),
             f"{_points(gain.lo)} to {_points(gain.hi)}" if gain.lo < gain.hi else "one seed",
             _nats(side.value),
             f"{_nats(side.lo)} to {_nats(side.hi)}" if side.lo < side.hi else "one seed",
-            duration(self.seconds.value),
+            *([duration(self.seconds.value)] if self.seconds else []),
         )
 
 
@@ -51,12 +60,18 @@ class Compared:
     seeds: str
     contenders: list[Contender]
     chart: Markup
+    left_out: dict[str, str]  # methods of a group that need more than the data has, with the reason
+
+    @property
+    def timed(self) -> bool:
+        """True where it is known what each of them took."""
+        return all(c.seconds for c in self.contenders)
 
     @property
     def headline(self) -> str:
         """The largest gain, and what it cost."""
         best = self.contenders[0]
-        gain, _, side, _, _ = best.texts()
+        gain, _, side, *_ = best.texts()
         many = f"Of {len(self.contenders)} methods, " if len(self.contenders) > 1 else ""
         return (
             f"{many}{best.name} gained most: {gain} points of preference on held-out pairs, at "
@@ -94,20 +109,99 @@ def _bands(one: Contender, x: Scale, y: Scale) -> list[Markup]:
     ]
 
 
-def _disc(one: Contender, x: Scale, y: Scale, most: float) -> Markup:
-    share = math.sqrt(one.seconds.value / most) if most else 0.0
-    radius = round(SMALLEST + (LARGEST - SMALLEST) * share, 1)
-    height = round(HEIGHT * (1 - y.at(one.side_effect.value) / 100), 1)
-    at = f"{x.at(one.gain.value)}%"
-    said = (
-        f"{one.name}: gain {one.texts()[0]} points, side effect {one.texts()[2]}, {one.texts()[4]}"
+@dataclass(frozen=True)
+class _Box:
+    """A rectangle around a place, in pixels of the narrow picture."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+    def meets(self, others: Iterable[_Box]) -> bool:
+        """True when it overlaps one of `others`."""
+        return any(
+            abs(self.x - o.x) < (self.width + o.width) / 2
+            and abs(self.y - o.y) < (self.height + o.height) / 2
+            for o in others
+        )
+
+
+@functools.cache
+def _ways() -> list[tuple[float, float]]:
+    """Where a number may go from its disc, the nearest first."""
+    width, height = NUMBER
+    across = [width / 2 * i for i in range(-2 * NARROW // int(width), 2 * NARROW // int(width) + 1)]
+    up = [height / 2 * i for i in range(-2 * HEIGHT // int(height), 2 * HEIGHT // int(height) + 1)]
+    return sorted(
+        ((x, y) for x in across for y in up), key=lambda p: math.hypot(SIDEWAYS * p[0], p[1])
     )
+
+
+def _beside(disc: _Box, discs: Sequence[_Box], taken: Sequence[_Box]) -> _Box:
+    """The nearest place for a disc's number on no disc and no other number, or else on a disc."""
+    width, height = NUMBER
+    places = [
+        _Box(disc.x + x, disc.y + y, width, height)
+        for x, y in _ways()
+        if width / 2 <= disc.x + x <= NARROW - width / 2
+        and height / 2 <= disc.y + y <= HEIGHT - height / 2
+    ]
+    for others in ([*taken, *discs], taken):
+        if found := next((p for p in places if not p.meets(others)), None):
+            return found
+    return places[0]
+
+
+def _numbers(discs: Sequence[_Box]) -> list[_Box]:
+    """Where the number of each disc stands: on it, or beside it where others cover that place."""
+    made = {
+        i: place
+        for i, d in enumerate(discs)
+        if not (place := _Box(d.x, d.y, *NUMBER)).meets([*discs[:i], *discs[i + 1 :]])
+    }
+    for i, d in enumerate(discs):
+        if i not in made:
+            made[i] = _beside(d, discs, list(made.values()))
+    return [made[i] for i in range(len(discs))]
+
+
+def _sized(contenders: Sequence[Contender], x: Scale, y: Scale) -> list[_Box]:
+    """The disc of each, its area growing with what the method took."""
+    seconds = [c.seconds.value if c.seconds else 0.0 for c in contenders]
+    made: list[_Box] = []
+    for one, took in zip(contenders, seconds, strict=True):
+        radius = SMALLEST + (LARGEST - SMALLEST) * math.sqrt(took / (max(seconds) or 1.0))
+        up = HEIGHT * (1 - y.at(one.side_effect.value) / 100)
+        made.append(_Box(NARROW * x.at(one.gain.value) / 100, up, 2 * radius, 2 * radius))
+    return made
+
+
+def _across(box: _Box) -> str:
+    return f"{round(100 * box.x / NARROW, 2)}%"
+
+
+def _disc(one: Contender, disc: _Box, covered: bool) -> Markup:
+    gain, _, side, _, *took = one.texts()
+    said = ", ".join([f"{one.name}: gain {gain} points", f"side effect {side}", *took])
+    radius, height = round(disc.width / 2, 1), round(disc.y, 1)
+    kind = "disc covered" if covered else "disc"
     return tag(
         "g",
         tag("title", said),
-        tag("circle", cx=at, cy=height, r=radius, class_="disc"),
-        tag("text", str(one.number), x=at, y=height + 4, text_anchor="middle", class_="number"),
+        tag("circle", cx=_across(disc), cy=height, r=radius, class_=kind),
     )
+
+
+def _number(one: Contender, disc: _Box, place: _Box) -> list[Markup]:
+    """The number, and the line that leads to it where it does not stand on its disc."""
+    moved = (place.x, place.y) != (disc.x, disc.y)
+    kind, height = "number moved" if moved else "number", round(place.y, 1)
+    text = tag("text", str(one.number), x=_across(place), y=height + 4, text_anchor="middle",
+               class_=kind)  # fmt: skip
+    line = tag("line", x1=_across(disc), x2=_across(place), y1=round(disc.y, 1), y2=height,
+               class_="leader")  # fmt: skip
+    return [line, text] if moved else [text]
 
 
 def _scale(measures: Sequence[Measure]) -> Scale:
@@ -141,10 +235,14 @@ def picture(contenders: Sequence[Contender]) -> Markup:
         marks.append(tag("text", text, x=-8, y=at + 4, text_anchor="end", class_="tick"))
     for one in contenders:
         marks += _bands(one, x, y)
-    most = max(c.seconds.value for c in contenders)
+    discs = _sized(contenders, x, y)
+    drawn = list(zip(contenders, discs, _numbers(discs), strict=True))
     # Large discs first, so that none hides a small one.
-    for one in sorted(contenders, key=lambda c: -c.seconds.value):
-        marks.append(_disc(one, x, y, most))
+    for one, disc, place in sorted(drawn, key=lambda d: -d[1].width):
+        marks.append(_disc(one, disc, (place.x, place.y) != (disc.x, disc.y)))
+    # Numbers over all lines, since a line may pass under one.
+    leads = [_number(*d) for d in drawn]
+    marks += [m for marks_of in leads for m in marks_of[:-1]] + [m[-1] for m in leads]
     return tag("svg", *marks, class_="plot scatter", width="100%", height=HEIGHT + 22,
                role="img", aria_label="Gain against side effect of each method")  # fmt: skip
 
@@ -158,9 +256,10 @@ def compared(step: str, report: Report) -> Compared:
             gain.category,
             gain,
             _needed(report, "side effect", gain.category),
-            _needed(report, "seconds", gain.category),
+            find(report, "seconds", gain.category),
         )
         for i, gain in enumerate(gains, 1)
     ]
     seeds = str(report.meta.get("seeds", 1))
-    return Compared(step, seeds, found, picture(found))
+    left = cast("Mapping[str, str]", report.meta.get("left_out") or {})
+    return Compared(step, seeds, found, picture(found), dict(left))
