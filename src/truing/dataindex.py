@@ -19,6 +19,15 @@ from truing.errors import InputError
 
 TABLES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 TEXTS = (".txt", ".txt.gz")
+# The repository's own sets and the kind of their rows: known by name without a checkout, too.
+OWN = {
+    "answer_or_ask": "pair",
+    "common_knowledge": "prompt",
+    "digits": "record",
+    "everyday_prompts": "prompt",
+    "helpful_pairs": "pair",
+    "prose": "text",
+}
 
 
 @dataclass(frozen=True)

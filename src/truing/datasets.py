@@ -19,12 +19,15 @@ from truing.context import current
 from truing.core import files
 from truing.core.licences import short, strictest
 from truing.core.shapes import DEFAULT_PART, SHAPES, passages
-from truing.dataindex import TABLES, TEXTS, DataSet, File, sets
+from truing.dataindex import OWN, TABLES, TEXTS, DataSet, File, sets
 from truing.errors import InputError, unknown
 from truing.tables import Row, Table, check_row, infer_kind
 
 # Sets of the mirror that recipes and claims name, besides those that have a shape.
 NAMED = {"survival": "record", "text_corpora": "text"}
+# Where a set that is not at hand is to be had.
+REPOSITORY = "install a checkout of truing's repository, in which it lies: pip install -e ."
+MIRROR = "set TRUING_DATA to a folder that holds it, with its index.json"
 
 
 def catalogue() -> list[dict[str, object]]:
@@ -47,15 +50,16 @@ def catalogue() -> list[dict[str, object]]:
         }
         for s in have.values()
     ]
-    for name in sorted(_mirror_names() - set(have)):
+    kinds = OWN | NAMED
+    for name in sorted((set(OWN) | _mirror_names()) - set(have)):
         listed.append(
             {
                 "name": name,
-                "kind": NAMED.get(name) or SHAPES[f"{name}/{DEFAULT_PART.get(name, name)}"][0],
+                "kind": kinds.get(name) or SHAPES[f"{name}/{DEFAULT_PART.get(name, name)}"][0],
                 "present": False,
                 "licence": "",
                 "licence_text": "",
-                "about": "absent: set TRUING_DATA to a folder that holds it",
+                "about": f"absent: {_place(name)}",
                 "origin": "",
                 "parts": [],
                 "records": None,
@@ -77,8 +81,12 @@ def _kind_of_set(entry: DataSet) -> str:
 
 
 def _mirror_names() -> set[str]:
-    """Sets that are known by name, whether or not they are at hand."""
+    """Sets of the mirror that are known by name, whether or not they are at hand."""
     return {key.partition("/")[0] for key in SHAPES} | set(NAMED)
+
+
+def _place(name: str) -> str:
+    return REPOSITORY if name in OWN else MIRROR
 
 
 def _records(file: File) -> int:
@@ -98,7 +106,7 @@ def knows(source: str) -> bool:
     if source.startswith(("https://", "http://", "hub:")):
         return True
     head = source.partition("/")[0]
-    return head in _mirror_names() or head in sets()
+    return head in OWN or head in _mirror_names() or head in sets()
 
 
 def path(name: str) -> Path:
@@ -117,11 +125,12 @@ def _find(name: str) -> DataSet:
     known = sets()
     if name in known:
         return known[name]
-    if name in _mirror_names():
+    if name in OWN or name in _mirror_names():
+        place = _place(name)
         raise InputError(
             f"the data set {name!r} is not here",
             where="data",
-            fix="Set TRUING_DATA to a folder that holds it, with its index.json",
+            fix=place[0].upper() + place[1:],
         )
     raise unknown("data set", name, known, where="data")
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from truing import datasets
+from truing import dataindex, datasets, pipeline
 from truing.errors import InputError
+from truing.plan import Plan
+from truing.store import Store
 from truing.tables import Table
 
 
@@ -59,3 +61,35 @@ def test_an_index_in_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("TRUING_DATA", str(tmp_path))
     (tmp_path / "index.json").write_text(json.dumps([GOOD]))
     assert datasets.sets()["a"].origin == "TRUING_DATA"
+
+
+def test_a_shipped_set_without_a_checkout_says_where_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRUING_DATA", raising=False)
+    shipped = {s.name for s in dataindex.sets().values()}
+    kinds = {str(d["name"]): d["kind"] for d in datasets.catalogue() if d["present"]}
+    assert set(dataindex.OWN) == shipped
+    assert dataindex.OWN == kinds
+    monkeypatch.setattr(dataindex, "repository", lambda: None)
+    for name in dataindex.OWN:
+        assert datasets.knows(name) and datasets.knows(f"{name}/{name}")
+        with pytest.raises(InputError, match="is not here") as error:
+            Table.read(name)
+        assert error.value.fix.startswith("Install a checkout of truing's repository")
+        assert "pip install -e ." in error.value.fix
+    listed = {str(d["name"]): d for d in datasets.catalogue()}
+    assert not listed["prose"]["present"] and "pip install -e ." in str(listed["prose"]["about"])
+
+
+def test_a_plan_without_a_checkout_names_the_set_and_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRUING_DATA", raising=False)
+    monkeypatch.setattr(dataindex, "repository", lambda: None)
+    plan = Plan("r", folder=tmp_path)
+    plan.step("some", "select/sample", data="everyday_prompts", n=1)
+    with pytest.raises(
+        InputError, match=r"step some.*'everyday_prompts' is not here.*pip install -e"
+    ):
+        pipeline.run(plan, tmp_path / "runs", store=Store(tmp_path / "store"))
