@@ -84,4 +84,4 @@ def _before_after(report: Report) -> str:
         shown = _value(difference) if difference else ""
         rows.append((label + unit, _value(before), _value(after), shown))
     n = report.measures[0].n if report.measures else 0
-    return rows_text(rows) + f"\n{n} held-out prompts"
+    return rows_text(rows) + f"\n{n} prompt{'' if n == 1 else 's'}"
