@@ -133,8 +133,32 @@ def test_win_rate_by_principles(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [r["score"] for r in report.samples] == [1.0, 0.0, 0.5]
     turned = win_module.win_rate(models[1], models[0], prompts, rules)
     assert [r["score"] for r in turned.samples] == [0.0, 1.0, 0.5]
+    monkeypatch.setattr(adherence, "generate", lambda *_, **__: pytest.fail("answers were drawn"))
     with pytest.raises(InputError, match="nothing to decide by"):
         win_module.win_rate(models[0], models[1], prompts)
+    with pytest.raises(InputError, match="no principle has a check"):
+        loose = Principles([Principle("kind", "Be kind.")])
+        win_module.win_rate(models[0], models[1], prompts, loose)
+
+
+def test_an_answer_that_was_cut_is_not_held_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule asks for an end of the last sentence: of the answers that came to theirs."""
+    answers = {"a": ("It goes on and", "length"), "b": ("It has no end", "stop")}
+
+    def generate(model: SimpleNamespace, prompts: list[str], **_: object) -> list[list[object]]:
+        text, finish = answers[model.key]
+        return [[SimpleNamespace(text=text, finish=finish)] for _ in prompts]
+
+    monkeypatch.setattr(adherence, "generate", generate)
+    monkeypatch.setattr(texts, "relevance", lambda rows: [0.5] * len(rows))
+    rules = Principles([Principle("end", "End.", check={"use": "ends_with_sentence"})])
+    models = [SimpleNamespace(key=k, name=k) for k in "ab"]
+    prompts = Table("prompt", [{"prompt": f"Question {i}"} for i in range(2)])
+    report = win_module.win_rate(*models, prompts, rules)
+    assert report.get("win rate").value == 1.0
+    assert report.samples is not None
+    ends = [(r["finished"], r["baseline_finished"]) for r in report.samples]
+    assert ends == [(False, True)] * 2
 
 
 def test_win_rate_by_a_judge_says_how_far_to_believe_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ in words is reported, too, since many judges favour length (length bias: AlpacaE
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from truing.context import Json, current
 from truing.core.stats import bootstrap
@@ -28,12 +28,14 @@ from truing.method import method, score
 from truing.models import Model
 from truing.principles import Principles
 from truing.reports import Measure, Report
-from truing.specify.satisfaction import satisfaction
+from truing.specify.satisfaction import measured, satisfaction
 from truing.specify.texts import words
 from truing.tables import Row, Table, as_prompt
 
 if TYPE_CHECKING:
     from truing.core.judge import Comparison, Score
+
+WHERE = "evaluate/win_rate"
 
 
 def verdicts(ours: Sequence[float], theirs: Sequence[float], tie: float = 1e-9) -> list[float]:
@@ -41,19 +43,28 @@ def verdicts(ours: Sequence[float], theirs: Sequence[float], tie: float = 1e-9) 
     return [0.5 if abs(a - b) <= tie else float(a > b) for a, b in zip(ours, theirs, strict=True)]
 
 
+def _check(
+    judge: Model | None, reward: dict[str, object] | None, principles: Principles | None
+) -> None:
+    """Raise an InputError unless something can decide, before any answer is drawn."""
+    if judge is not None or reward is not None:
+        return
+    if principles is None:
+        raise InputError(
+            "nothing to decide by",
+            where=WHERE,
+            fix="Give a judge model, principles with checks, or reward: {use: name}",
+        )
+    measured(principles, where=WHERE)
+
+
 def _scores(
     rows: list[Row], reward: dict[str, object] | None, principles: Principles | None
 ) -> list[float]:
     if reward is not None:
-        return score("reward", reward, rows, where="evaluate/win_rate")
-    if principles is None:
-        raise InputError(
-            "nothing to decide by",
-            where="evaluate/win_rate",
-            fix="Give a judge model, principles with checks, or reward: {use: name}",
-        )
-    kept = satisfaction(principles, rows, where="evaluate/win_rate")
-    return [k.value(principles) for k in kept]
+        return score("reward", reward, rows, where=WHERE)
+    rules = cast(Principles, principles)  # which `_check` saw
+    return [k.value(rules) for k in satisfaction(rules, rows, where=WHERE)]
 
 
 def _measure(name: str, values: Sequence[float], unit: str = "share", better: str = "") -> Measure:
@@ -73,7 +84,7 @@ def _judged(
     if made.unparsed > UNPARSED * len(ours):
         raise InputError(
             f"no verdict could be read of {made.unparsed} of {len(ours)} pairs",
-            where=f"evaluate/win_rate judge {judge.name}",
+            where=f"{WHERE} judge {judge.name}",
             fix="Use a judge that follows the form, or a local one",
         )
     return made
@@ -105,7 +116,9 @@ def _samples(
         {
             "prompt": a["prompt"],
             "completion": a["completion"],
+            "finished": a["finished"],
             "baseline": b["completion"],
+            "baseline_finished": b["finished"],
             "score": w,
             "lineage": {"prompt": r["id"], "parents": [r["id"]]},
         }
@@ -114,7 +127,11 @@ def _samples(
     ]
 
 
-@method(needs=("generate",))
+@method(
+    needs=("generate",),
+    rows={"prompts": ("prompt",)},
+    within={"max_tokens": (1, None), "temperature": (0, None)},
+)
 def win_rate(
     model: Model,
     baseline: Model,
@@ -133,13 +150,19 @@ def win_rate(
         max_tokens: length limit of an answer.
         temperature: of sampling; 0 is greedy.
     """
-    rows = [as_prompt(r) for r in prompts]
+    rows = [as_prompt(r) for r in prompts.expect("prompt", where=WHERE)]
+    _check(judge, reward, principles)
     sides: list[list[Row]] = []
     for name, one in (("model", model), ("baseline", baseline)):
         answers = answer_all(
             one, rows, max_tokens=max_tokens, temperature=temperature, journal=f"answers-{name}"
         )
-        sides.append([{"prompt": r["prompt"], "completion": a[0]} for r, a in zip(rows, answers)])
+        sides.append(
+            [
+                {"prompt": r["prompt"], "completion": text, "finished": finished}
+                for r, (text, finished) in zip(rows, answers, strict=True)
+            ]
+        )
     ours, theirs = sides
     won: Sequence[Score]
     made = None if judge is None else _judged(judge, ours, theirs, principles)
