@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from truing.core import generate as generating
 from truing.errors import InputError
+from truing.models import Folder, Model
 from truing.principles import Principle, Principles
+from truing.reports import Report
 from truing.specify import lint as module
 from truing.specify import texts
 from truing.specify.principles_file import principles_file
@@ -68,6 +72,65 @@ def test_rule_that_no_answer_keeps_and_rule_without_check() -> None:
     rules = Principles([rule("never", "must_include", words=["zebra"]), Principle("x", "Be good.")])
     report = module.lint(rules, answers=answers("One horse.", "Two cows."))
     assert faults(report) == {"never kept": "never", "not measured": "x"}
+
+
+def measures(report: Report) -> dict[str, float]:
+    return {m.name: m.value for m in report}
+
+
+def test_what_was_not_looked_for_is_not_counted() -> None:
+    rules = Principles([rule("short", "max_words", n=4), Principle("x", "Be good.")])
+    assert measures(module.lint(rules)) == {"duplicate": 0, "not measured": 1}
+    found = module.lint(rules, answers=answers("One horse.", "Two cows."))
+    assert measures(found) == {
+        "duplicate": 0, "contradiction": 0, "never kept": 0, "not measured": 1,
+    }  # fmt: skip
+    # Answers that are none, and rules without a check, tell nothing either.
+    assert measures(module.lint(rules, answers=answers("", ""))).keys() == {
+        "duplicate", "not measured",
+    }  # fmt: skip
+    plain = Principles([Principle("x", "Be good.")])
+    assert measures(module.lint(plain, answers=answers("One horse."))).keys() == {
+        "duplicate", "not measured",
+    }  # fmt: skip
+
+
+def test_answers_are_given_in_one_whole_way() -> None:
+    rules = Principles([rule("short", "max_words", n=4)])
+    model, prompts = Model(Folder(Path("none"))), Table("prompt", [{"prompt": "p"}])
+    with pytest.raises(InputError, match="'model' is given without 'prompts'"):
+        module.lint(rules, model)
+    with pytest.raises(InputError, match="'prompts' is given without 'model'"):
+        module.lint(rules, None, prompts)
+    with pytest.raises(InputError, match="answers are given, and a model or prompts"):
+        module.lint(rules, model, prompts, answers("One horse."))
+
+
+def test_an_answer_cut_at_the_limit_need_not_end_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever is long is cut: held to its end, the two rules would seem to contradict."""
+    whole = [("Three words here.", "stop")] * 8
+    cut = [(f"Word{i} and so on and on without any end", "length") for i in range(8)]
+
+    def drawn(model: Model, asked: list[object], **_: object) -> list[list[SimpleNamespace]]:
+        return [[SimpleNamespace(text=t, finish=f) for t, f in whole + cut] for _ in asked]
+
+    monkeypatch.setattr(generating, "generate", drawn)
+    rules = Principles([rule("long", "min_words", n=6), rule("ended", "ends_with_sentence")])
+    prompts = Table("prompt", [{"prompt": "p"}])
+    report = module.lint(rules, Model(Folder(Path("none"))), prompts)
+    assert faults(report) == {} and report.meta["answers"] == 16
+
+
+def test_answers_may_come_as_messages() -> None:
+    rules = Principles([rule("never", "must_include", words=["zebra"])])
+    said = [
+        {"messages": [{"role": "user", "content": f"p{i}"}, {"role": "assistant", "content": t}]}
+        for i, t in enumerate(["One horse.", "Two cows."])
+    ]
+    report = module.lint(rules, answers=Table("example", said))
+    assert faults(report) == {"never kept": "never"} and report.meta["answers"] == 2
 
 
 def test_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,20 +13,24 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from truing.context import Json, current
+from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
 from truing.principles import Principles
 from truing.reports import Measure, Report
 from truing.specify.principles_file import check_all
 from truing.specify.satisfaction import KEPT, satisfaction
-from truing.tables import Row, Table, prompt_of
+from truing.tables import Message, Row, Table, prompt_of
 
+WHERE = "specify/lint"
 FAULTS = ("duplicate", "contradiction", "never kept", "not measured")
+FROM_ANSWERS = FAULTS[1:3]  # which only answers can show
 
 
 def phi(x: Sequence[bool], y: Sequence[bool]) -> tuple[float, float, float]:
@@ -92,19 +96,59 @@ def _finding(fault: str, ids: Sequence[str], detail: str, value: float = 0.0) ->
 
 
 def sampled_answers(model: Model, prompts: Table, k: int, max_tokens: int) -> list[Row]:
-    """k answers of the model to each prompt, as rows with prompt and completion."""
+    """k answers of the model to each prompt, as rows with prompt, completion and finished."""
     from truing.core.generate import generate
 
-    asked = [prompt_of(r) for r in prompts]
+    asked = [prompt_of(r) for r in prompts.expect("prompt", where=WHERE)]
     drawn = generate(model, asked, n=k, max_tokens=max_tokens, seed=current().stream("answers"))
     return [
-        {"prompt": prompt, "completion": c.text}
+        {"prompt": prompt, "completion": c.text, "finished": c.finish == "stop"}
         for prompt, items in zip(asked, drawn, strict=True)
         for c in items
     ]
 
 
-@method()
+def _check_given(model: Model | None, prompts: Table | None, answers: Table | None) -> None:
+    """Raise an InputError where answers are not given in one whole way."""
+    if answers is not None and (model is not None or prompts is not None):
+        raise InputError(
+            "answers are given, and a model or prompts to sample others from",
+            where=WHERE,
+            fix="Give the answers alone, or leave them out",
+        )
+    if (model is None) != (prompts is None):
+        there, lacks = ("prompts", "model") if model is None else ("model", "prompts")
+        raise InputError(
+            f"input {there!r} is given without {lacks!r}, and answers need both",
+            where=WHERE,
+            fix=f"Give {lacks!r} too, or 'answers' in their place",
+        )
+
+
+def _answers(
+    model: Model | None, prompts: Table | None, answers: Table | None, k: int, max_tokens: int
+) -> list[Row]:
+    """Answers as given or as sampled, as rows with prompt and completion; none without either."""
+    if answers is not None:
+        return [_as_answer(row) for row in answers.expect("example", where=WHERE)]
+    if model is not None and prompts is not None:
+        return sampled_answers(model, prompts, k, max_tokens)
+    return []
+
+
+def _as_answer(row: Row) -> Row:
+    """A row with prompt and completion, also when it came as messages, whose last is the answer."""
+    if "completion" in row:
+        return row
+    messages = cast("list[Message]", row["messages"])
+    said = messages[-1]["content"] if messages else ""
+    return row | {"prompt": messages[:-1], "completion": said}
+
+
+@method(
+    rows={"prompts": ("prompt",), "answers": ("example",)},
+    within={"similar": (-1, 1), "opposed": (-1, 1), "k": (1, None), "max_tokens": (1, None)},
+)
 def lint(
     principles: Principles,
     model: Model | None = None,
@@ -118,7 +162,8 @@ def lint(
 ) -> Report:
     """Find faults in a set of principles: duplicates, contradictions, rules that nothing measures.
 
-    Contradictions need answers: a table of them, or a model and prompts to sample them from.
+    Contradictions and rules that are never kept need answers, a table of them or a model and
+    prompts to sample them from, and checks; without, the report says nothing of the two.
 
     Args:
         similar: cosine of two rule texts at which they are reported as duplicates.
@@ -127,27 +172,29 @@ def lint(
         max_tokens: length limit of a sampled answer.
     """
     check_all(principles)
+    _check_given(model, prompts, answers)
     findings = duplicates(principles, similar)
-    rows: list[Row] = list(answers.rows) if answers is not None else []
-    if not rows and model is not None and prompts is not None:
-        rows = sampled_answers(model, prompts, k, max_tokens)
-    used = 0
-    if rows and any(p.check for p in principles):
-        usable = [s for s in satisfaction(principles, rows, where="specify/lint") if not s.unusable]
-        used = len(usable)
+    rows: list[Row] = []
+    if any(p.check for p in principles):
+        rows = _answers(model, prompts, answers, k, max_tokens)
+    kept_by = satisfaction(principles, rows, where=WHERE) if rows else []
+    usable = [s for s in kept_by if not s.unusable]
+    used = len(usable)
+    if usable:
         kept = {p.id: [s.by_principle[p.id] >= KEPT for s in usable] for p in principles if p.check}
         findings += contradictions(kept, opposed)
         findings += [
             _finding("never kept", [id], f"broken by all {used} answers")
             for id, values in kept.items()
-            if values and not any(values)
+            if not any(values)
         ]
     findings += [
         _finding("not measured", [p.id], "no check: only a judge could tell")
         for p in principles
         if p.check is None
     ]
-    counts = {f: sum(r["fault"] == f for r in findings) for f in FAULTS}
+    looked_for = [f for f in FAULTS if usable or f not in FROM_ANSWERS]
+    counts = {f: sum(r["fault"] == f for r in findings) for f in looked_for}
     measures = [
         Measure(fault, float(c), float(c), float(c), len(principles), "findings", "", "lower")
         for fault, c in counts.items()
