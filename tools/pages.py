@@ -5,19 +5,23 @@ Everything comes from docstrings and signatures, so that a page cannot say other
 
 from __future__ import annotations
 
+import functools
 import inspect
-import re
+import textwrap
 import typing
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import cast
 
 from claim_pages import claims_page
+from component_pages import components_page
+from function_pages import functions_of, functions_page
+from input_pages import inputs_table, kinds_of
+from module_pages import modules_page
 from pagetext import NOTE, command_name, escape, prose, table
 
-from truing import catalogue, listing
-from truing.catalogue import VERBS, Entry
+from truing import catalogue, claims
+from truing.catalogue import VERBS
 from truing.core import mix
 from truing.core.objective import MIX, Mix
 from truing.core.online_training import OnlineTraining
@@ -38,7 +42,18 @@ VERB_TYPES = {
     "recover": "damaged Model and trusted Model to Model",
     "serve": "Model to a running server",
 }
-ROW_FILES = {"pair": "pairs", "example": "examples", "unpaired": "rated", "group": "groups"}
+ROW_FILES = {
+    "pair": "pairs", "example": "examples", "unpaired": "rated", "group": "groups",
+    "prompt": "prompts", "steps": "steps",
+}  # fmt: skip
+# What models must be able to do, in words.
+ABILITIES = {
+    "generate": "generate",
+    "logprob": "give log-probabilities",
+    "hidden": "show hidden states",
+    "weights": "have weights",
+}
+COLLECTION = "preference-losses"  # many papers under one slug: its claim tells of one method alone
 # Optional inputs without which an example would have nothing to tell answers apart by. Principles
 # stand for any reward wherever a method takes them.
 ALSO = {
@@ -47,8 +62,6 @@ ALSO = {
 }
 # What the engine adds to the settings of a training method, by the sort of its function.
 SHARED = {"objective": TextTraining, "online": OnlineTraining}
-# What a pure function does not take: these read files, hold weights or know of a run.
-IMPURE = re.compile(r"\b(Model|Loaded|Module|Path|PreTrained\w*|Context|Journal|Principles)\b")
 
 
 # One method
@@ -80,7 +93,8 @@ def _example_inputs(method: Method) -> list[Input]:
 def _source(method: Method, given: Input) -> str:
     noun = given.noun.split("|")[0]
     if noun == "Table":
-        return f"{ROW_FILES.get(method.entry.rows, given.name)}.jsonl"
+        kind = kinds_of(method).get("data", ("",))[0] if given.name == "data" else ""
+        return f"{ROW_FILES.get(kind, given.name)}.jsonl"
     if noun == "Model" and given.optional:
         return f"{given.name}/"
     names = {"Model": "smollm2-135m-instruct", "Principles": "recipes/principles.yaml"}
@@ -119,21 +133,40 @@ def _step(method: Method) -> str:
     return f"{method.name}: {{{', '.join(given)}}}"
 
 
+def _all_of(words: Iterable[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+@functools.cache
+def _claimed() -> dict[str, str]:
+    """The method that each claim is about."""
+    return {str(c["claim"]): str(c["method"]) for c in claims.catalogue()}
+
+
+def _claims(method: Method) -> list[str]:
+    """Its claims; of a method without one, that of another method of the same paper."""
+    own = [f"claim `{slug}`" for slug, of in _claimed().items() if of == method.id]
+    other = _claimed().get(method.paper, "")
+    if own or not other or method.paper == COLLECTION:
+        return own
+    return [f"its paper's claim, `{method.paper}`, is about [{other}](../{other}.md)"]
+
+
 def _facts(method: Method) -> str:
     entry = method.entry
     facts = [f"Returns a **{method.returns}**"] if method.verb != "serve" else ["Ends a graph"]
-    if entry.rows:
-        facts.append(f"trains on rows of kind `{entry.rows}`")
+    if entry.kind in SHARED:
+        facts.append(f"trains on rows of kind `{kinds_of(method)['data'][0]}`")
     if entry.unit:
         facts.append(f"one value of the loss for each {entry.unit}")
     if entry.kind == "objective":
         facts.append("measures " + ", ".join(f"`{n}`" for n in entry.needs))
     elif method.needs:
-        facts.append("needs models that can " + ", ".join(f"`{n}`" for n in method.needs))
+        facts.append(f"needs models that {_all_of(ABILITIES[n] for n in method.needs)}")
     if entry.field != "text":
         facts.append(f"for the field `{entry.field}`")
-    if entry.paper:
-        facts.append(f"claim `{entry.paper}`")
+    facts += _claims(method)
     return "; ".join(facts) + "."
 
 
@@ -141,14 +174,6 @@ def method_page(method: Method) -> str:
     """The page of one method."""
     shared = shared_settings(method)
     own = [s for s in method.settings.values() if s.name not in shared]
-    inputs = [
-        [
-            f"`{i.name}`",
-            i.noun.replace("|", " or ") + (", several by role" if i.many else ""),
-            "optional" if i.optional else "required",
-        ]
-        for i in method.inputs.values()
-    ]
     parts = [
         NOTE + f"# {method.id}\n",
         escape(method.summary) + "\n",
@@ -158,8 +183,8 @@ def method_page(method: Method) -> str:
         f"```python\n{_python(method)}\n```\n",
         f"```yaml\n{_step(method)}\n```\n",
     ]
-    if inputs:
-        parts += ["## Inputs\n", table(("input", "noun", ""), inputs)]
+    if inputs := inputs_table(method):
+        parts += ["## Inputs\n", inputs]
     parts.append("## Settings\n")
     if own:
         parts.append(_settings(own))
@@ -196,85 +221,43 @@ def _shared_table(kind: str, told: Iterable[str] = ()) -> str:
     )
 
 
+def _code(names: Iterable[str]) -> str:
+    return _all_of(f"`{n}`" for n in names)
+
+
 def training_page() -> str:
     """What docs/methods/train says before its methods: the shared settings."""
-    given = [f.name for f in fields(TextTraining)]
+    text, drawn = ([f.name for f in fields(c)] for c in (TextTraining, OnlineTraining))
+    apart = [m for m in of_verb("train") if m.entry.kind not in SHARED]
+    online = [m for m in of_verb("train") if m.entry.kind == "online"]
+    own = [m for m in online if "rewards" not in m.settings]  # rewarded by their pools
+    critic = [n for n in drawn if any(n not in m.settings for m in online if m not in own)]
+    with_critic = [m.name for m in online if critic[0] in m.settings]
+    rewards = [n for n in drawn if n not in critic and any(n not in m.settings for m in own)]
+    shared = (
+        "Methods that are declared by their loss, or by what they make of a rollout, take these "
+        "besides their own; a page says so, and tells its own default where it has another. What "
+        "they decide is the engine's: an objective never sees them. The pages of "
+        f"{_code(m.name for m in apart)}, which are declared otherwise, tell all that they take."
+    )
+    answers = (
+        "Methods that draw answers while they train (those of the group `rl` that are not named "
+        "above) take these as well; `batch` counts prompts, the rate stays constant, and `steps` "
+        f"counts rollouts. {_code(critic)} are for those with a critic: {_code(with_critic)}. "
+        f"{_code(m.name for m in own)} rewards answers by itself, without {_code(rewards)}."
+    )
     return (
         NOTE
-        + "# Settings that all training shares\n\n"
-        + "Every training method takes these besides its own. What they decide is the engine's:\n"
-        + "an objective never sees them.\n\n"
+        + f"# Settings that all training shares\n\n{textwrap.fill(shared, 92)}\n\n"
         + _shared_table("objective")
         + "\n## Several losses in one step\n\n"
         + "Methods that train on given rows take one more, losses that are added by weights:\n\n"
         + _settings([Setting("mix", Mix | None, None, MIX)])
         + "\n"
         + prose(inspect.getdoc(mix) or "")
-        + "\n\n## On the model's own answers\n\n"
-        + "Methods that draw answers while they train (group `rl`) take these as well; `batch`\n"
-        + "counts prompts, the rate stays constant, and `steps` counts rollouts.\n\n"
-        + _shared_table("online", given)
+        + f"\n\n## On the model's own answers\n\n{textwrap.fill(answers, 92)}\n\n"
+        + _shared_table("online", text)
     )
-
-
-# Pure functions
-
-
-def _is_pure(function: object) -> bool:
-    signature = inspect.signature(cast("type", function))
-    said = " ".join(str(p.annotation) for p in signature.parameters.values())
-    return bool(signature.parameters) and not IMPURE.search(said)
-
-
-def _reference(method: Method) -> str:
-    unique = [e for e in catalogue.methods().values() if e.name == method.name]
-    return f'truing.methods["{method.name if len(unique) == 1 else method.id}"]'
-
-
-def _function_line(reference: str, name: str, function: object) -> str:
-    signature = str(inspect.signature(cast("type", function))).replace("'", "")
-    first = (inspect.getdoc(function) or "").split("\n\n", 1)[0]
-    return f"- `{reference}.{name}{signature}`<br>{escape(' '.join(first.split()))}\n"
-
-
-def functions_of(method: Method) -> list[str]:
-    """One line for each pure function that `truing.methods[...]` reaches through this method."""
-    reference = _reference(method)
-    lines: list[str] = []
-    if method.entry.kind in SHARED:
-        lines.append(_function_line(reference, "loss", method.declared))
-    registered = {e.module for e in catalogue.entries()} - {method.entry.module}
-    for name, function in inspect.getmembers(method.module, inspect.isfunction):
-        home = function.__module__
-        # Its own functions, and those of helper modules beside it that hold no method themselves.
-        near = home == method.entry.module or (
-            home.startswith(f"truing.{method.verb}.") and home not in registered
-        )
-        if name[0] != "_" and near and not hasattr(function, "__truing__") and _is_pure(function):
-            lines.append(_function_line(reference, name, function))
-    return lines
-
-
-def functions_page() -> str:
-    """docs/functions.md."""
-    parts = [
-        NOTE + "# Pure functions\n",
-        "The mathematics of every method is a function on tensors or rows: no files, no devices, "
-        "no seeds.\nAll are reached by the method's name, from Python:\n",
-        "```python\nimport truing\n\n"
-        'truing.methods["dpo"].loss  # the objective itself\n'
-        'truing.methods["dpo"].difference  # what it is made of\n```\n',
-        "Tensor names end in their shape; the legend is in the method's page.\n",
-    ]
-    for verb in VERBS:
-        seen: set[str] = set()
-        for method in of_verb(verb):
-            lines = [line for line in functions_of(method) if line.split(".", 1)[1] not in seen]
-            seen |= {line.split(".", 1)[1] for line in lines}
-            if lines:
-                title = f"[{method.id}](methods/{method.id}.md)"
-                parts.append(f"## {title}\n\n" + "".join(lines))
-    return "\n".join(parts)
 
 
 # Tables
@@ -308,37 +291,18 @@ def index_page() -> str:
 
 
 def readme_methods() -> str:
-    """The block of the README: one row for each verb."""
-    rows = [
-        [
-            f"**{verb}**",
-            VERB_TYPES[verb],
-            ", ".join(f"[`{m.name}`](docs/methods/{m.id}.md)" for m in of_verb(verb)),
-        ]
-        for verb in VERBS
-        if of_verb(verb)
-    ]
+    """The block of the README: one row for each verb, or for each of its groups."""
+    rows: list[list[str]] = []
+    for verb in VERBS:
+        found = of_verb(verb)
+        groups = list(dict.fromkeys(m.group for m in found))
+        for group in groups:
+            links = [f"[`{m.name}`](docs/methods/{m.id}.md)" for m in found if m.group == group]
+            name = f"**{verb}** {group}" if len(groups) > 1 else f"**{verb}**"
+            rows.append([name, VERB_TYPES[verb] if group == groups[0] else "", ", ".join(links)])
     count = sum(len(of_verb(verb)) for verb in VERBS)
     head = f"{count} methods under eleven verbs; [all of them with a line each]"
     return f"{head}(docs/methods/README.md).\n\n" + table(("verb", "from, to", "methods"), rows)
-
-
-def components_page() -> str:
-    """docs/components.md: what settings refer to as {use: name}."""
-    parts = [
-        NOTE + "# Components\n",
-        "What crosses a step's boundary and can be called is a registered function, referred to as "
-        "`{use: name, ...settings}`:\nthe check of a principle, a scorer, a reward. Your own: "
-        "[plugins](plugins.md).\n",
-    ]
-    found: dict[str, list[Entry]] = {}
-    for e in sorted(catalogue.components().values(), key=lambda e: (e.component, e.name)):
-        if e.package == "truing":
-            found.setdefault(e.component, []).append(e)
-    for kind, entries in found.items():
-        rows = [[f"`{listing.usage(e)}`", escape(e.summary)] for e in entries]
-        parts += [f"## {kind}\n", table(("written as", "what it does"), rows)]
-    return "\n".join(parts)
 
 
 # All of them
@@ -359,9 +323,10 @@ def generate(root: Path) -> dict[str, str]:
     made = {
         "docs/methods/README.md": index_page(),
         "docs/methods/train/README.md": training_page(),
-        "docs/functions.md": functions_page(),
+        "docs/functions.md": functions_page({verb: of_verb(verb) for verb in VERBS}),
         "docs/components.md": components_page(),
         "docs/claims.md": claims_page(root),
+        "docs/modules.md": modules_page(root),
     }
     for verb in VERBS:
         made |= {f"docs/methods/{m.id}.md": method_page(m) for m in of_verb(verb)}

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from truing import claims
+from truing import catalogue, claims
 from truing.context import Json
+from truing.core.objective import objective_of
 from truing.method import methods
 from truing.models import ALL
+from truing.tables import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -42,14 +44,129 @@ def test_examples_name_the_rules_of_the_checkout() -> None:
 
 
 def test_pages_tell_what_models_must_be_able_to_do() -> None:
-    for name in methods:
-        for said in re.findall(r"needs models that can ([^;]*?)[;.]", _facts(name)):
-            assert set(re.findall(r"\w+", said)) <= ALL, (name, said)
-    assert "needs models that can `weights`, `logprob`, `generate`" in _facts("train/ppo")
+    assert set(pages.ABILITIES) == ALL
+    said = "needs models that have weights, give log-probabilities and generate"
+    assert said in _facts("train/ppo")
+    assert "needs models that generate;" in _facts("decode/best_of_n").replace(".", ";")
 
 
 def _facts(name: str) -> str:
     return pages.method_page(methods[name]).partition("## Use")[0]
+
+
+def _inputs(name: str) -> dict[str, str]:
+    """What the page of a method says of each input."""
+    table = pages.method_page(methods[name]).partition("## Inputs")[2].partition("##")[0]
+    return dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.M))
+
+
+def test_a_page_names_the_claims_that_are_about_its_method() -> None:
+    about = {c["claim"]: c["method"] for c in claims.catalogue()}
+    for name in methods:
+        if methods[name].entry.package != "truing":
+            continue
+        said = _facts(name)
+        own = re.findall(r"; claim `([\w-]+)`", said)
+        assert sorted(own) == sorted(slug for slug, of in about.items() if of == name), name
+        for slug, of in re.findall(r"its paper's claim, `([\w-]+)`, is about \[([\w/]+)\]", said):
+            assert about[slug] == of != name and methods[name].paper == slug
+    assert "claim" not in _facts("train/simpo")  # the claim on losses is about DPO
+    said = "its paper's claim, `mah-dpo`, is about [train/mah_dpo](../train/mah_dpo.md)"
+    assert said in _facts("steer/blend_heads")
+
+
+def test_pages_tell_which_rows_a_method_takes() -> None:
+    for entry in catalogue.methods().values():
+        if entry.kind in ("objective", "online") and entry.package == "truing":
+            kind = entry.rows or "prompt"  # what `online` takes where nothing else is said
+            assert f"trains on rows of kind `{kind}`" in _facts(entry.id)
+            assert f"rows of kind `{kind}`" in _inputs(entry.id)["data"]
+        elif entry.package == "truing":
+            facts = methods[entry.id].declared.__dict__["__truing__"]
+            for name, kinds in facts["rows"].items():
+                assert all(f"`{kind}`" in _inputs(entry.id)[name] for kind in kinds), entry.id
+    assert (
+        "rows of kind `steps`, `example` or `prompt`" in _inputs("synthesize/step_labels")["data"]
+    )
+    assert "rows of kind `unpaired`, made from `pair`" in _inputs("train/kto")["data"]
+    assert "--data prompts.jsonl" in pages.method_page(methods["train/grpo"])
+
+
+def test_pages_tell_which_columns_a_method_reads() -> None:
+    assert "`gold` (text)" in _inputs("train/tpo")["data"]
+    assert "`gold` (text; `chosen` where missing)" in _inputs("train/slic")["data"]
+    assert "`objective` (number; 0 where missing)" in _inputs("train/mah_dpo")["data"]
+    assert "`margin` (number; 0 where missing)" in _inputs("train/bradley_terry")["data"]
+    assert "`completion` (text, where `ptx` is above 0)" in _inputs("train/ppo_max")["data"]
+    assert "`answer`" in _inputs("train/urpo")["data"]
+    for entry in catalogue.methods().values():
+        if entry.kind == "objective" and entry.package == "truing":
+            spec, said = objective_of(methods[entry.id].declared), _inputs(entry.id)["data"]
+            needed = {column for choice in KINDS[spec.rows] for column in choice}
+            told = set(re.findall(r"`(\w+)` \((?:number|text)", said))
+            assert told == {*spec.columns, *spec.texts} - needed, entry.id
+
+
+def test_kinds_of_rows_are_all_told() -> None:
+    text = (ROOT / "docs" / "data-and-models.md").read_text(encoding="utf-8")
+    assert [kind for kind in KINDS if f"| `{kind}` |" not in text] == []
+
+
+def test_defaults_keep_their_quotes() -> None:
+    assert "criteria: str = '')" in pages.method_page(methods["train/urpo"])
+    page = pages.functions_page({"train": [methods["train/grpo"], methods["train/urpo"]]})
+    assert "kl: Estimator = 'k3', kl_in: Place = 'loss'" in page
+    assert "(r: Measurements, *, beta: float = 0.0" in page  # annotations have none
+
+
+def test_components_say_what_they_do_and_where_they_go() -> None:
+    page = pages.components_page()
+    assert "docstring" not in page.partition("\n")[2]
+    kinds = {e.component for e in catalogue.components().values() if e.package == "truing"}
+    for kind in kinds:
+        about, _, rest = page.partition(f"## {kind}\n\n")[2].partition("\n\n")
+        assert about.endswith(".") and rest.startswith("| written as |"), kind
+
+
+def test_the_page_on_shared_settings_says_whose_they_are() -> None:
+    page = pages.training_page()
+    known = [e for e in catalogue.methods().values() if e.package == "truing"]
+    apart = [e.id for e in known if e.verb == "train" and e.kind == "method"]
+    outside = page.partition("The pages of")[2].partition("which")[0]
+    assert apart and {f"`{methods[n].name}`" for n in apart} == set(re.findall(r"`\w+`", outside))
+    link = "settings that all training shares](README.md)"
+    for e in known:
+        if e.verb == "train":
+            assert (link in pages.method_page(methods[e.id])) is (e.id not in apart), e.id
+    assert (
+        "`rewards`"
+        in page.partition("`urpo` rewards answers by itself, without")[2].partition(".")[0]
+    )
+
+
+def test_the_readme_has_a_row_for_each_group() -> None:
+    rows = [r.split(" | ") for r in pages.readme_methods().splitlines() if r.startswith("| **")]
+    for name, _, links in rows:
+        verb, group = re.fullmatch(r"\| \*\*(\w+)\*\* ?(\w*)", name).groups()  # type: ignore
+        found = re.findall(rf"\(docs/methods/({verb}/\w+)\.md\)", links)
+        assert found and all(group in ("", methods[m].group) for m in found)
+    assert [name for name, *_ in rows].count("| **train** preference") == 1
+    own = [m for m in methods if methods[m].entry.package == "truing"]
+    assert sum(links.count("](docs/methods/") for *_, links in rows) == len(own)
+
+
+def test_every_module_is_on_the_page_of_modules() -> None:
+    page = pages.modules_page(ROOT)
+    said = {(f, m): text for m, f, text in re.findall(
+        r"^\| \[`(\w+)`\]\(\.\./src/([\w/]+)/\1\.py\) \| (.*) \|$", page, re.M)}  # fmt: skip
+    for folder in ("truing", "truing/core"):
+        for path in (ROOT / "src" / folder).glob("*.py"):
+            if path.name.startswith("_"):
+                continue
+            first = path.read_text(encoding="utf-8").partition('"""')[2].split("\n")[0]
+            text = said[folder, path.stem].replace("\\", "")
+            assert text.startswith(first[:40]) and text.endswith("."), path
+    assert "](modules.md)" in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
 CLAIM = """'''A claim.'''

@@ -76,7 +76,7 @@ def draw(
     rewards: dict[str, dict[str, object]] | None = None,
     weights: dict[str, float] | None = None,
 ) -> list[list[Completion]]:
-    """Heuristic-guided beam search; see the module's docstring."""
+    """Beam search that looks ahead, guided by rewards of what it sees; see decode/deal."""
     enough(beams, sampling.n, "beams", "decode/deal")
     value = rewards_of(base.held, rewards, weights, "decode/deal")
     writer = Writer(base, model, sampling)

@@ -97,7 +97,7 @@ def draw(
     rewards: dict[str, dict[str, object]] | None = None,
     weights: dict[str, float] | None = None,
 ) -> list[list[Completion]]:
-    """Search by segments; see the module's docstring."""
+    """Answers grown by segments, of which the best by the rewards are kept."""
     where = "decode/deal_segments"
     enough(proposals, sampling.n, "proposals", where)
     value = rewards_of(base.held, rewards, weights, where)

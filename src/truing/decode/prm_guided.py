@@ -118,7 +118,7 @@ def draw(
     outcomes: list[str] | None = None,
     standardise: bool = False,
 ) -> list[list[Completion]]:
-    """One step after the other; see the module's docstring."""
+    """Answers written step by step, each the candidate that process rewards like best."""
     if sampling.greedy or candidates == 1:
         return base(prompts, sampling)
     models = {n: m for n, m in base.held.items() if isinstance(m, Model)}

@@ -163,6 +163,8 @@ def urpo(
         grades: gradings of each open group, each in an order of its own.
         chunk: most answers that are graded together.
         criteria: what a good answer is, as the referee is told.
+        data: rows with `answer` are sums, those with `completions` and `scores` candidates to be
+            graded, all others open requests.
     """
 
     def loss(m: Measurements) -> Loss:
