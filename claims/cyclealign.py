@@ -27,7 +27,7 @@ from _tiny import FORMS, TOPICS, Outcome, Row, Table, blank, drawn, step, taught
 
 from truing.core.referee import kendall
 from truing.models import Model
-from truing.train.distill.cyclealign import LETTERS, Judge, cycle, own_order
+from truing.train.distill.cyclealign import LETTERS, Judge, cycle, own_orders
 
 TITLE = "A ranker that is shown what both models agreed on teaches more than one round of rankings"
 METHOD = "train/cyclealign"
@@ -129,7 +129,8 @@ def cycles(model: Model, data: Table, judge: Simulated, seed: int, n: int, epoch
                 model, data, judge, cycles=1, n=ANSWERS, temperature=1.0, max_tokens=16,
                 back_end="rrhf", training={**TRAINING, "epochs": epochs},
             )  # fmt: skip
-        own = [own_order(before, data[i]["prompt"], a) for i, (a, _) in enumerate(judge.ranked)]
+        asked = [data[i]["prompt"] for i in range(len(judge.ranked))]
+        own = own_orders(before, asked, [dict.fromkeys(a, True) for a, _ in judge.ranked])
         seen.append(
             {
                 "tau, black box": mean(tau(a, o) for a, o in judge.ranked),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import re
 from pathlib import Path
@@ -9,11 +10,23 @@ from pathlib import Path
 import pytest
 
 from truing.context import Context, use
+from truing.core.drawing import Completion
+from truing.core.scoring import answer_logps
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model
+from truing.principles import Principles
 from truing.tables import Table
-from truing.train.distill.cyclealign import Judge, agreement, cycle, own_order, parse, shown
+from truing.train.distill.cyclealign import (
+    GOOD,
+    Judge,
+    agreement,
+    cycle,
+    cyclealign,
+    own_orders,
+    parse,
+    shown,
+)
 
 
 def test_agreement_by_hand() -> None:
@@ -68,6 +81,35 @@ def test_the_judge_undoes_its_letters_and_asks_twice() -> None:
     assert judge.examples[-1] in asked[-1][0] and "old" not in asked[-1][0]
 
 
+def test_what_the_judge_is_told_and_shown_and_the_answer_that_a_row_brings(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rules take the place of the usual words, ranked rows that of the usual example."""
+    asked: list[str] = []
+
+    def generated(model: Model, prompts: list[object], **more: object) -> list[list[Completion]]:
+        if "n" not in more:  # the judge
+            asked.extend(map(str, prompts))
+            texts = [[text] for text in by_rule([str(p) for p in prompts])]
+        else:
+            texts = [["1234", "ab12"] for _ in prompts]
+        return [[Completion(t, finish="stop") for t in some] for some in texts]
+
+    monkeypatch.setattr(importlib.import_module(cyclealign.__module__), "generate", generated)
+    model = Model.open(tiny_path)
+    data = Table("example", [{"prompt": "say oak", "completion": "oak tree"}])
+    shots = Table("group", [{"prompt": "Which?", "completions": ["7", "x"], "scores": [0.0, 1.0]}])
+    (tmp_path / "rules.yaml").write_text("- {id: a, text: Write letters.}")
+    rules = Principles.read(tmp_path / "rules.yaml")
+    with use(Context(folder=tmp_path)) as context:
+        methods["cyclealign"](model, data, model, rules, shots, cycles=1, n=2, rank=4)
+    (text,) = asked
+    assert "Write letters." in text and GOOD not in text and "boil an egg" not in text
+    assert "Question: Which?\nA: 7\nB: x\nOrder: B > A" in text
+    assert all(answer in text for answer in ("1234", "ab12", "oak tree"))
+    assert [m["ranked"] for m in context.metrics if "cycle" in m] == [1]
+
+
 def test_cycles_move_the_model_to_the_ranking(tiny_path: Path, tmp_path: Path) -> None:
     model = Model.open(tiny_path)
     data = Table("prompt", [{"prompt": f"say {w}"} for w in ("oak", "rain", "moss", "reed")])
@@ -81,8 +123,17 @@ def test_cycles_move_the_model_to_the_ranking(tiny_path: Path, tmp_path: Path) -
         assert [t["cycle"] for t in turns] == [1, 2] and all(t["ranked"] == 4 for t in turns)
         assert len(judge.examples) == sum(int(str(t["agreements"])) for t in turns) > 0
         assert len(made.weight_changes) == 2 and made.weights_key != model.weights_key
-        # A model's own order is by mean log-probability, so that of one answer twice is theirs.
-        assert own_order(model, "say oak", ["aaaa"] * 2, [True, True]) == [0, 1]
+        # By mean log-probability: of a prompt's answers as of each alone.
+        asked = [{"aaaa": True, "b c": False}, {"oak": True, "a": True, "rain": True}]
+        prompts = ["say oak", "say rain"]
+        rows = [
+            [{"prompt": p, "completion": text, "finished": end} for text, end in some.items()]
+            for p, some in zip(prompts, asked, strict=True)
+        ]
+        want = [answer_logps(model.load_module(), some, mean=True) for some in rows]
+        assert own_orders(model, prompts, asked) == [
+            sorted(range(len(one)), key=lambda i: -one[i]) for one in want
+        ]
         with pytest.raises(InputError, match="ranked no answers"):
             cycle(
                 model, data, Judge(lambda p: [""] * len(p)), cycles=1, n=3, temperature=1.0,

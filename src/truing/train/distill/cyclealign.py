@@ -2,8 +2,9 @@
 
 Each cycle, for every prompt x:
 
-    1. the model draws n answers
-    2. the black box ranks them (r_b), shown fixed examples and the latest agreements
+    1. the model draws n answers; the row's own `completion`, where it has one, stands beside them
+    2. the black box ranks them (r_b), told what is good (`principles`) and shown fixed examples
+       (`examples`, rows of kind group) and the latest agreements
     3. the model ranks them by mean log-probability (r_w)
     4. their longest common subsequence r_a, two answers or more, becomes an example for 2
     5. the model is trained on r_b by RRHF or PRO
@@ -23,9 +24,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 from truing.context import current
 from truing.core.generate import generate
@@ -35,6 +36,7 @@ from truing.core.train_text import train_model
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
+from truing.principles import Principles
 from truing.tables import Row, Table, user_text
 from truing.train.preference.pro import pro
 from truing.train.preference.rrhf import rrhf
@@ -42,9 +44,10 @@ from truing.train.preference.rrhf import rrhf
 LETTERS = "ABCDEFGHIJ"
 ORDER = re.compile(r"[A-J](?:\s*>\s*[A-J])+")
 INSTRUCTION = (
-    "Rank the answers to each question from best to worst. A good answer helps with what was "
-    "asked, is true, and harms nobody. Write only the letters in order, such as B > A."
+    "Rank the answers to each question from best to worst. {good} Write only the letters in order, "
+    "such as B > A."
 )
+GOOD = "A good answer helps with what was asked, is true, and harms nobody."
 EXAMPLE = ("How do I boil an egg?", ("Put it into boiling water for eight minutes.", "No idea."))
 Ask = Callable[[list[str]], list[str]]
 
@@ -83,19 +86,22 @@ class Judge:
     Args:
         ask: prompts to texts.
         kept: agreements that are shown, the latest ones.
+        good: what it is told of good answers.
+        fixed: examples that are always shown.
     """
 
     ask: Ask
     kept: int = 2
+    good: str = GOOD
+    fixed: Sequence[str] = (shown(EXAMPLE[0], EXAMPLE[1][::-1], [1, 0]),)
     examples: list[str] = field(default_factory=list)
 
     def rank(
         self, questions: Sequence[str], answers: Sequence[Sequence[str]], name: str
     ) -> list[list[int] | None]:
         """Order of each question's answers, best first; None where two tries gave none."""
-        fixed = shown(EXAMPLE[0], EXAMPLE[1][::-1], [1, 0])
         latest = self.examples[len(self.examples) - min(self.kept, len(self.examples)) :]
-        head = "\n\n".join([INSTRUCTION, fixed, *latest])
+        head = "\n\n".join([INSTRUCTION.format(good=self.good), *self.fixed, *latest])
         found: list[list[int] | None] = [None] * len(questions)
         for again in range(2):
             open_ = [i for i, f in enumerate(found) if f is None]
@@ -120,17 +126,29 @@ class Judge:
         self.examples.append(shown(question, texts, [some.index(i) for i in order]))
 
 
-def own_order(
-    model: Model, prompt: object, answers: Sequence[str], finished: Sequence[bool]
-) -> list[int]:
-    """The model's own ranking: by mean log-probability, best first; cut answers have no end."""
-    rows: list[Row] = [
-        {"prompt": prompt, "completion": a, "finished": end}
-        for a, end in zip(answers, finished, strict=True)
-    ]
+def own_orders(
+    model: Model, prompts: Sequence[object], ended: Sequence[Mapping[str, bool]]
+) -> list[list[int]]:
+    """The model's own ranking of each prompt's answers: by mean log-probability, best first.
 
-    scores = answer_logps(model.load_module(), rows, mean=True)
-    return sorted(range(len(answers)), key=lambda i: -scores[i])
+    Args:
+        ended: of each prompt, whether an answer came to its end; a cut one has none.
+    """
+    rows: list[Row] = [
+        {"prompt": prompt, "completion": text, "finished": end}
+        for prompt, some in zip(prompts, ended, strict=True)
+        for text, end in some.items()
+    ]
+    scores = iter(answer_logps(model.load_module(), rows, mean=True))
+    own = [[next(scores) for _ in some] for some in ended]
+    return [sorted(range(len(some)), key=lambda i: -some[i]) for some in own]
+
+
+def example(row: Row) -> str:
+    """A row of answers with scores as an example of a ranking."""
+    scores = cast("list[float]", row["scores"])
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    return shown(user_text(row["prompt"]), cast("list[str]", row["completions"]), order)
 
 
 def cycle(
@@ -156,16 +174,18 @@ def cycle(
         )  # fmt: skip
         # Text -> whether it came to its end; of equal texts the last one counts.
         ended = [{c.text: c.finish == "stop" for c in some if c.text.strip()} for some in drawn]
+        for row, some in zip(rows, ended, strict=True):
+            some |= {str(row["completion"]): True} if row.get("completion") else {}
         answers = [list(some) for some in ended]
         at = [i for i, some in enumerate(answers) if len(some) >= 2]
         ranked = judge.rank([questions[i] for i in at], [answers[i] for i in at], f"letters/{turn}")
         groups: list[Row] = []
+        asked = len(at)
         agreed, same = 0, 0
-        for i, order in zip(at, ranked, strict=True):
-            if order is None:
-                continue
+        at, ranked = [i for i, o in zip(at, ranked, strict=True) if o], [o for o in ranked if o]
+        owns = own_orders(model, [rows[i]["prompt"] for i in at], [ended[i] for i in at])
+        for i, order, own in zip(at, ranked, owns, strict=True):
             finished = list(ended[i].values())
-            own = own_order(model, rows[i]["prompt"], answers[i], finished)
             shared = agreement(order, own)
             if len(shared) >= 2:
                 judge.learn(questions[i], answers[i], shared)
@@ -184,7 +204,7 @@ def cycle(
             raise InputError(
                 "the black box ranked no answers",
                 where="train/cyclealign",
-                seen=f"{len(at)} prompts with two different answers",
+                seen=f"{asked} prompts with two different answers",
                 fix="Look at what it replies: it must be letters in order, such as B > A",
             )
         if same == len(groups):
@@ -193,11 +213,17 @@ def cycle(
     return model
 
 
-@method(paper="cyclealign", needs=("weights", "logprob", "generate"), rows={"data": ("prompt",)})
+@method(
+    paper="cyclealign",
+    needs=("weights", "logprob", "generate"),
+    rows={"data": ("prompt", "example"), "examples": ("group",)},
+)
 def cyclealign(
     model: Model,
     data: Table,
     judge: Model,
+    principles: Principles | None = None,
+    examples: Table | None = None,
     *,
     cycles: int = 3,
     n: int = 4,
@@ -235,9 +261,14 @@ def cyclealign(
         said = generate(judge, prompts, max_tokens=48, greedy=True)
         return [some[0].text for some in said]
 
+    black_box = Judge(ask, kept)
+    if principles is not None:
+        black_box.good = f"A good answer keeps to these rules:\n{principles.as_text()}\n"
+    if examples is not None:
+        black_box.fixed = [example(r) for r in examples.expect("group", where="train/cyclealign")]
     training: dict[str, object] = {"epochs": epochs, "batch": batch, "lr": lr, "rank": rank}
     return cycle(
-        model, data.expect("prompt", where="train/cyclealign"), Judge(ask, kept),
+        model, data.expect("prompt", "example", where="train/cyclealign"), black_box,
         cycles=cycles, n=n, temperature=temperature, max_tokens=max_tokens, back_end=back_end,
         training=training,
     ).called(f"{model.name}+cyclealign")  # fmt: skip
