@@ -11,11 +11,14 @@ import torch
 from objective_numbers import LOGP, at_reference, pairs, r, sigma, softminus, total, values
 
 from truing.context import Context, use
+from truing.core import own_samples
 from truing.core.files import home
 from truing.core.objective import Measurements, objective_of
 from truing.core.own_samples import GuidedSamples, OwnSamples, reminded
+from truing.core.sampling import SamplingSettings
 from truing.core.train_text import read_units
 from truing.core.training_rows import Unit
+from truing.method import methods
 from truing.models import Model
 from truing.tables import Table
 from truing.train.preference.d2o import d2o, gradient_ascent
@@ -95,6 +98,25 @@ def test_own_answers_are_replayed_token_by_token(tiny_path: Path, tmp_path: Path
     assert units(1) != first
     for path in (home() / "own").rglob("*.json"):
         path.unlink()
+
+
+def test_own_answers_that_are_cut_empty_or_repeated_are_counted(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made_up(
+        module: object, asked: own_samples.Asked, how: SamplingSettings
+    ) -> own_samples.Answers:
+        end = (how.stop_ids or ())[0]
+        four = [(end,), (5, 6), (5, 6), (7, end)]  # empty, cut, the same again, whole
+        return [four[i % 4] for i in range(len(asked))]
+
+    monkeypatch.setattr(own_samples, "drawn", made_up)
+    rows = Table("negative", [{"prompt": f"count {i}", "rejected": "no"} for i in range(3)])
+    with use(Context(folder=tmp_path)) as context:
+        methods["d2o"](Model.open(tiny_path), rows, steps=1, samples=4, new_tokens=2)
+    (said,) = [m for m in context.metrics if "own_answers" in m]
+    counts = {n.removeprefix("own_answers"): v for n, v in said.items() if n.startswith("own_")}
+    assert counts == {"": 12, "_cut": 6, "_empty": 3, "_repeated": 3}
 
 
 def test_reminders_are_for_drawing_only(tiny_path: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Drawn once before training, under the model as it is, or anew at every step. Tho
 kept by content (weights, prompt, settings, seed, draw number), token by token: another run, another
 objective or a resumed one replays exactly the same answers. They are trained on as they were drawn,
 never tokenised again. An answer that does not end within its limit is cut there and has no end.
+How many are so, empty, or drawn twice to one prompt is recorded.
 
 Before a process first keeps new ones, and again as it keeps more, the files longest unused go until
 no more than `LIMIT` bytes are left.
@@ -152,7 +153,15 @@ class OwnSamples(Hook):
                 fix="Give rows with prompt and completion",
             )
         asked = [self.asked(loaded, u, prompts[u.id]) for u in units]
-        found = kept(loaded, asked, self.sampling(loaded, current().stream("own")))
+        how = self.sampling(loaded, current().stream("own"))
+        found = kept(loaded, asked, how)
+        every, ends = [a for answers in found for a in answers], how.stop_ids or ()
+        current().metric(
+            own_answers=len(every),
+            own_answers_cut=sum(ids[-1] not in ends for ids in every),
+            own_answers_empty=sum(len(ids) == 1 and ids[0] in ends for ids in every),
+            own_answers_repeated=len(every) - sum(len(set(answers)) for answers in found),
+        )
         return [
             replace(u, answers=(*u.answers, *(a[: limit - len(u.prompt)] for a in answers)))
             for u, answers in zip(units, found, strict=True)
@@ -178,19 +187,17 @@ class FinishedSamples(OwnSamples):
         """The rows of which an own answer came to its end, with those that did."""
         ends = set(self.sampling(loaded, 0).stop_ids or ())
         made: list[Unit] = []
-        cut = 0
         for unit in super().units(loaded, units, prompts, limit):
             given, own = unit.answers[: -self.samples], unit.answers[-self.samples :]
             whole = [ids for ids in own if ids[-1] in ends]
-            cut += len(own) - len(whole)
             if whole:
                 made.append(replace(unit, answers=(*given, *whole)))
-        current().metric(own_answers_cut=cut, rows_left_out=len(units) - len(made))
+        current().metric(rows_left_out=len(units) - len(made))
         if not made:
             raise InputError(
                 f"none of the model's own answers came to its end within {self.new_tokens} tokens",
                 where="setting 'new_tokens'",
-                seen=f"{cut} answers",
+                seen=f"{len(units) * self.samples} answers",
                 fix="Raise it, or start from a model whose answers end",
             )
         return made
