@@ -31,7 +31,12 @@ class Cut(Protocol):
 
 
 def choose(
-    logits_BV: Tensor, shaped_BV: Tensor, random_B: Tensor, cut: Cut, temperature: float
+    logits_BV: Tensor,
+    shaped_BV: Tensor,
+    random_B: Tensor,
+    cut: Cut,
+    temperature: float,
+    told: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Tokens [B] drawn from `shaped_BV`, and their log-probabilities [B] under `logits_BV`.
 
@@ -41,6 +46,7 @@ def choose(
         random_B: float64 in [0, 1).
         cut: greedy, top_p, top_k, min_p.
         temperature: divides `shaped_BV`.
+        told: divides `logits_BV` in the log-probabilities.
     """
     top_B = shaped_BV.amax(1)
     if cut.greedy:
@@ -49,11 +55,15 @@ def choose(
         token_B = _nucleus(shaped_BV, random_B, cut, temperature)
     else:
         token_B, total_B = _whole(shaped_BV, top_B, random_B, cut.min_p, temperature)
-        if shaped_BV is logits_BV and temperature == 1 and not cut.min_p:
-            chosen_B = logits_BV.gather(1, token_B[:, None])[:, 0].float()
-            return token_B, chosen_B - top_B.float() - total_B.log().float()
-    chosen_B = logits_BV.gather(1, token_B[:, None])[:, 0].float()
-    return token_B, chosen_B - torch.logsumexp(logits_BV.float(), 1)
+        if shaped_BV is logits_BV and temperature == told and not cut.min_p:
+            apart_B = logits_BV.gather(1, token_B[:, None])[:, 0].float() - top_B.float()
+            return token_B, _over(apart_B, told) - total_B.log().float()
+    told_BV = _over(logits_BV.float(), told)
+    return token_B, told_BV.gather(1, token_B[:, None])[:, 0] - torch.logsumexp(told_BV, 1)
+
+
+def _over(z: Tensor, temperature: float) -> Tensor:
+    return z if temperature == 1 else z / temperature
 
 
 def _whole(
@@ -99,7 +109,7 @@ def _nucleus(shaped_BV: Tensor, random_B: Tensor, cut: Cut, temperature: float) 
         z_BC, id_BC = z_BV.topk(size, 1)
         p_BC = torch.softmax(z_BC.double() / temperature, 1)
         return _within(p_BC, id_BC, random_B, cut)
-    norm_B = torch.logsumexp(z_BV if temperature == 1 else z_BV / temperature, 1).double()
+    norm_B = torch.logsumexp(_over(z_BV, temperature), 1).double()
     token_B = torch.empty(len(z_BV), dtype=torch.long, device=z_BV.device)
     left_B = torch.arange(len(z_BV), device=z_BV.device)
     while len(left_B):

@@ -128,6 +128,13 @@ class Group:
         own += [] if self.greedy is None else [self.greedy]
         return min(own) == max(own)
 
+    @property
+    def alike(self) -> bool:
+        """True when all answers of the policy have the same terms of a reward and end alike."""
+        own = [k for k, a in enumerate(self.answers) if a.own]
+        seen = {(self.answers[k].finished, *(term[k] for term in self.terms.values())) for k in own}
+        return len(seen) == 1
+
 
 class Pool(Protocol):
     """How rows of several sorts are asked and rewarded, where rewards alone cannot say.
@@ -135,8 +142,12 @@ class Pool(Protocol):
     A registered component of kind "pool" makes one from its settings.
     """
 
-    def sort(self, row: Row) -> int:
-        """Number of the sort that a row is of."""
+    def check(self, row: Row) -> str:
+        """Why a row is left out, as it is counted, or ""; an InputError for a wrong one."""
+        ...
+
+    def facts(self, row: Row) -> dict[str, float]:
+        """What is known of an answered row besides its reward: columns of the rollout, by name."""
         ...
 
     def prompt(self, row: Row, seed: int) -> tuple[Prompt, Row]:
@@ -338,8 +349,9 @@ class Collector:
             say = _Speaker(self, journal, name, sampling)
             seed = self.context.stream(f"{name}/score")
             found = one_each(self.pool.score(groups, seed, say), groups, name)
-            sorts = [[float(self.pool.sort(row)) for row in rows] for rows in groups]
-            return [(values, {"sort": s}) for values, s in zip(found, sorts, strict=True)]
+            facts = [[self.pool.facts(row) for row in rows] for rows in groups]
+            columns = [{n: [f[n] for f in some] for n in some[0]} for some in facts]
+            return list(zip(found, columns, strict=True))
         reward = cast(Reward, self.reward)
         flat = [row for rows in groups for row in rows]
         terms = reward.terms(flat)

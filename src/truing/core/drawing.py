@@ -11,7 +11,7 @@ from typing import Protocol, cast
 
 from truing.changes import Decoder
 from truing.context import current
-from truing.core.chat import Prompt, prompt_ids, stop_ids
+from truing.core.chat import Prompt, answer_text, prompt_ids, stop_ids
 from truing.core.past import Past
 from truing.core.sampling import (
     LogitsHook,
@@ -34,8 +34,8 @@ class Completion:
     Args:
         text: its words, without what ended it.
         ids: tokens drawn, the one that ended it included.
-        logprobs: of each, under the model's own distribution (temperature 1); empty where an
-            endpoint gives none.
+        logprobs: of each, under the model's own distribution, at temperature 1 unless `tempered`;
+            empty where an endpoint gives none.
         finish: "stop" when it ended by itself, "length" at the limit.
         tokens: how many were drawn.
     """
@@ -107,7 +107,7 @@ def continued(
 def _completion(made: Sampled, loaded: Loaded, sampling: SamplingSettings) -> Completion:
     ended = made.finish == "stop" and made.ids[-1] in (sampling.stop_ids or ())
     words = made.ids[:-1] if ended else made.ids
-    text = cast(str, loaded.tokenizer.decode(words, skip_special_tokens=True))
+    text = answer_text(loaded.tokenizer, words)
     if made.finish == "stop" and not ended:
         places = [text.find(s) for s in sampling.stop if s in text]
         text = text[: min(places)] if places else text

@@ -217,6 +217,7 @@ def measure(
     extras: Extras | None = None,
     heads: Mapping[str, nn.Module] | None = None,
     change: Callable[[Tensor], Tensor] | None = None,
+    temperature: float = 1.0,
 ) -> dict[str, Tensor]:
     """Measure the loss tokens of a micro-batch.
 
@@ -231,6 +232,7 @@ def measure(
         heads: further heads by name, each from float32 states [M, D] of the tokens that predict the
             loss tokens to one number [M, 1], such as a critic's values.
         change: of those states before the vocabulary's head sees them, such as another head's.
+        temperature: divides the logits, so that all statistics are of what is drawn at it.
 
     Returns each need and head as [U, K, T] in float32, 0 at padding, and "mask" [U, K, T]. Raises
     InputError for architectures that trees do not compute exactly, and for rows longer than the
@@ -243,12 +245,17 @@ def measure(
         rows_MD = states(module, packed)[packed.source_M]
         rows_MD = rows_MD if change is None else change(rows_MD)
         head = _head(module)
+        bias_V = head.bias
+        logit_MD = rows_MD
+        if temperature != 1:
+            logit_MD = rows_MD / temperature
+            bias_V = None if bias_V is None else bias_V / temperature
         values = cast(
             "tuple[Tensor, ...]",
             _Head.apply(
-                rows_MD,
+                logit_MD,
                 head.weight,
-                head.bias,
+                bias_V,
                 packed.target_M,
                 tuple(needs),
                 extras or {},

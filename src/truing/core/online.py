@@ -16,12 +16,13 @@ A rollout is a `Measurements` of U groups with K answers of T tokens:
     r["turn_reward"]  where an environment replies between several turns of an answer, what it gave
                     for each, at the turn's last token, [U, K, T]; part of the reward. T counts the
                     policy's tokens alone, one turn after the other.
-    r["old_entropy"]  in nats, of the distribution that each token was drawn from, at temperature 1,
-                    where it is needed, [U, K, T]
+    r["old_entropy"]  in nats, of the distribution that each token was drawn from, where it is
+                    needed, [U, K, T]
     r["greedy"]     where the opponent is the policy's own greedy answer, the reward of that, [U];
                     the answer itself is none of the K
 
-and the loss gets, besides the update's tensors, `logp` with gradients, `old_logp` and the same
+All of these are of the logits over the `temperature` that answers are drawn at (see `tempered`).
+The loss gets, besides the update's tensors, `logp` with gradients, `old_logp` and the same
 columns. The ratio of the two is exactly 1, with the gradient of logp, as long as a rollout is used
 for one update only.
 """
@@ -39,8 +40,9 @@ from torch import Tensor
 from truing.core.advantages import Estimator, at_end, kl_tokens, top_entropy
 from truing.core.objective import WITHIN, Function, Loss, Measurements, State
 from truing.core.online_entry import entry_of
-from truing.core.online_training import OnlineTraining
-from truing.core.preflight import check_online
+from truing.core.online_training import CRITICS, OnlineTraining
+from truing.core.preflight import Bounds, check_online
+from truing.declared import declare
 from truing.errors import InputError
 
 F = typing.TypeVar("F", bound=Function)
@@ -261,6 +263,12 @@ class Online:
             No other reward can be given then.
         follows: reward component of a reward model that is told the principles, made of the two
             inputs of these names and of the method's settings; "" where they reward by themselves.
+        tempered: log-probabilities, the reference's too, are of the distribution that answers are
+            drawn from: logits divided by `temperature`. False is for losses of pairs, which may
+            come from anywhere and speak of the model at temperature 1.
+        bounds: least and largest value of settings of its own, None where none is largest.
+        by_terms: compares each term of the reward by itself, so that a group teaches as long as one
+            of them differs.
     """
 
     name: str
@@ -272,6 +280,9 @@ class Online:
     given: str = ""
     pools: str = ""
     follows: str = ""
+    tempered: bool = True
+    bounds: Bounds = field(default_factory=dict)
+    by_terms: bool = False
 
     @property
     def settings(self) -> dict[str, inspect.Parameter]:
@@ -280,15 +291,15 @@ class Online:
         return {n: p for n, p in found if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
     @property
-    def within(self) -> dict[str, tuple[float, float | None]]:
+    def within(self) -> Bounds:
         """Least and largest value of settings that are numbers; None where none is largest."""
-        return {n: WITHIN[n] for n in self.settings if n in WITHIN}
+        return {n: WITHIN[n] for n in self.settings if n in WITHIN} | dict(self.bounds)
 
     @property
     def engine(self) -> list[str]:
         """Settings of the engine that mean something here."""
         names = [f.name for f in fields(OnlineTraining)]
-        unused = {*(REWARDED if self.pools else ()), *(() if self.values else ("critic_rate",))}
+        unused = {*(REWARDED if self.pools else ()), *(() if self.values else CRITICS)}
         return [n for n in names if n not in unused]
 
     @property
@@ -325,17 +336,6 @@ class Online:
         """True when answers are trained on by the entropy that their tokens were drawn with."""
         return OLD_ENTROPY in self.needs and values.get("entropy_share", 1.0) != 1
 
-    def check(self, values: Mapping[str, object]) -> None:
-        """Raise an InputError for settings that no rollout could be learnt from with."""
-        share = values.get("entropy_share", 1.0)
-        if isinstance(share, (int, float)) and not 0 < share <= 1:
-            raise InputError(
-                "setting 'entropy_share' must be above 0 and at most 1",
-                where=self.name,
-                seen=share,
-                fix="1 trains on all tokens",
-            )
-
     def joins(self, values: Mapping[str, object]) -> str:
         """Column of the answer that joins each group, or ""."""
         return self.given if values.get("ptx", 1.0) != 0 else ""
@@ -359,6 +359,9 @@ def online(
     given: str = "",
     pools: str = "",
     follows: str = "",
+    tempered: bool = True,
+    within: Bounds | None = None,
+    by_terms: bool = False,
     field: str = "text",
     name: str = "",
     group: str = "",
@@ -374,13 +377,15 @@ def online(
 
     def decorate(function: F) -> F:
         spec = Online(
-            name or function.__name__, function, rows, needs, least, opponent, given, pools, follows
-        )
+            name or function.__name__, function, rows, needs, least, opponent, given, pools,
+            follows, tempered, within or {}, by_terms,
+        )  # fmt: skip
         facts = {"paper": paper, "field": field, "needs": ("weights",), "name": name}
         function.__dict__["__truing__"] = facts | {"group": group}
         function.__dict__["__online__"] = spec
         function.__dict__["__truing_entry__"] = entry_of(spec)
         function.__dict__["__truing_check__"] = functools.partial(check_online, spec)
+        declare(function, "online", {**facts, "group": group, "rows": rows}, verb="train")
         return function
 
     return decorate

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -34,10 +35,10 @@ from truing.core.objective import Loss, Measurements
 from truing.core.online import GREEDY, OLD_ENTROPY, TOP_KL, Online
 from truing.core.online_record import Rollout, Sums
 from truing.core.online_training import OnlineTraining
+from truing.core.ptx import Ptx
 from truing.core.teacher import head_of, likeliest
 from truing.core.training import State
 from truing.core.tree import BUDGET, Node, Packed, pack
-from truing.errors import Stopped
 
 STATE, GIVEN = "method/", "given/"
 PAST = {"entropy": OLD_ENTROPY}  # measured before the first update: the name of the fresh is taken
@@ -80,11 +81,14 @@ class OnlineTask:
         self.order = Order(len(collector.prompts), settings.batch, self.context)
         self.end = settings.drawn(len(collector.prompts))
         self.device = next(module.parameters()).device
+        # Policy and reference alike are what is drawn at this temperature.
+        self.temperature = settings.temperature if spec.tempered else 1.0
         self.exact = all(p.dtype == torch.float32 for p in module.parameters())
         self.rollout: Rollout | None = None
         self._state: State | None = None
         self._given: State | None = None  # measured before the first update of this rollout
-        self._shown = False
+        self._shown = self._warned = False
+        self.ptx: Ptx | None = None  # text that is learnt beside each update of the policy
 
     def __len__(self) -> int:
         """Number of prompts."""
@@ -110,11 +114,11 @@ class OnlineTask:
     def _groups(self, number: int) -> tuple[list[Group], dict[str, tuple[float, float]]]:
         """The groups of a rollout, and how many were left out."""
         wanted = self.order.step(number, self.end)
-        sampling = self.settings.sampling(0)
+        sampling = replace(self.settings.sampling(0), tempered=self.temperature != 1)
         groups = self.collector.collect(number, wanted, sampling)
         drawn, rounds = len(wanted), 0
         while self.settings.refill and rounds < self.settings.refill:
-            groups = [g for g in groups if not g.flat]
+            groups = [g for g in groups if self._teaches(g)]
             if len(groups) >= len(wanted):
                 break
             rounds += 1
@@ -123,8 +127,11 @@ class OnlineTask:
             groups += self.collector.collect(number, more, sampling, f"refill{rounds}/")
             drawn += len(more)
         if self.settings.refill:
-            groups = [g for g in groups if not g.flat][: len(wanted)]
+            groups = [g for g in groups if self._teaches(g)][: len(wanted)]
         return groups, {"left_out": (float(drawn - len(groups)), float(drawn))}
+
+    def _teaches(self, group: Group) -> bool:
+        return not (group.alike if self.spec.by_terms else group.flat)
 
     def _reference(self) -> contextlib.AbstractContextManager[object]:
         if self.other is None and self.lora is not None:
@@ -148,14 +155,16 @@ class OnlineTask:
         if own:
 
             def policy(packed: Packed) -> State:
-                found = valued(self.module, packed, own, self.critic, grad=False)
+                heat = self.temperature
+                found = valued(self.module, packed, own, self.critic, grad=False, temperature=heat)
                 return {PAST.get(n, n): v for n, v in found.items() if n != "mask"}
 
             made |= self._sweep(trees, policy)
         if self.compare:
 
             def reference(packed: Packed) -> State:
-                found = measure(self.other or self.module, packed, ("logp",), grad=False)
+                module, heat = self.other or self.module, self.temperature
+                found = measure(module, packed, ("logp",), grad=False, temperature=heat)
                 return {"ref_logp": found["logp"]}
 
             with self._reference():
@@ -163,8 +172,10 @@ class OnlineTask:
         if self.compare and TOP_KL in self.spec.needs:
 
             def nearest(packed: Packed) -> State:
-                extras = self._likeliest(packed)
-                found = measure(self.module, packed, (TOP_KL,), grad=False, extras=extras)
+                extras, heat = self._likeliest(packed), self.temperature
+                found = measure(
+                    self.module, packed, (TOP_KL,), grad=False, extras=extras, temperature=heat
+                )
                 return {TOP_KL: found[TOP_KL]}
 
             made |= self._sweep(trees, nearest)
@@ -176,7 +187,7 @@ class OnlineTask:
         head, top_k = head_of(module), int(cast(int, self.values["top_k"]))
         with torch.no_grad(), self._reference():
             rows_MD = states(module, packed)[packed.source_M]
-            id_Mk, logp_Mk = likeliest(head, rows_MD, len(head.weight), top_k)
+            id_Mk, logp_Mk = likeliest(head, rows_MD, len(head.weight), top_k, self.temperature)
         return {"ref_ids": id_Mk, "ref_top_logp": logp_Mk}
 
     def _known(self, groups: Sequence[Group], given: State) -> Measurements:
@@ -226,17 +237,12 @@ class OnlineTask:
         if self._given is None:
             self._given = self._measured([g.tree() for g in groups])
         r = self._known(groups, self._given)
-        update = self.spec(r, self.values, self._state)
-        for name, tensor in update.tensors.items():
-            if not tensor.isfinite().all():
-                raise Stopped(
-                    f"{name} of the rollout is not finite",
-                    where=self.name,
-                    seen={"reward": r["reward"].tolist()},
-                    fix="Look at the rewards, or lower the learning rate",
-                )
-        self.rollout = Rollout(number, groups, r, update, counts)
-        return self.rollout
+        rollout = Rollout(number, groups, r, self.spec(r, self.values, self._state), counts)
+        rollout.check(self.name)
+        if not self._warned and distributed.leads():
+            self._warned = rollout.warn(self.name)
+        self.rollout = rollout
+        return rollout
 
     def _show(self, groups: Sequence[Group]) -> None:
         """Print once which tokens carry loss."""
@@ -289,7 +295,10 @@ class OnlineTask:
             found["values"] = self.critic.values(self.module, packed)
         else:
             extras = self._likeliest(packed) if anchored else None
-            found = dict(valued(self.module, packed, needs, self.critic, extras=extras))
+            heat = self.temperature
+            found = dict(
+                valued(self.module, packed, needs, self.critic, extras=extras, temperature=heat)
+            )
         return Measurements(packed.mask_UKT, {n: v for n, v in found.items() if n != "mask"})
 
     def _weights(self, rollout: Rollout, members: Sequence[int]) -> list[float]:
@@ -316,6 +325,8 @@ class OnlineTask:
         active = [i for i in members if active_U is None or bool(active_U[i])]
         sums = rollout.facts() if inner == 0 and distributed.leads() else {}
         weights = self._weights(rollout, members) if active else []
+        if self.ptx is not None and any(weights) and not rollout.update.head_only:
+            yield from self.ptx.parts(self.module, step, len(active), self.budget)
         own = distributed.share([rollout.groups[i].tree().size for i in active])
         if not any(weights) or not active[own]:
             yield Part(self._nothing(), 0.0, sums)

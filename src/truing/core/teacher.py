@@ -10,7 +10,8 @@ An objective names its teachers and how much of each is kept:
 
 A statistic of the vocabulary finds them among its extras: for the role "teacher",
 `teacher_logp` [C, V] where all is kept, `teacher_ids` and `teacher_logp` [C, k] for the likeliest.
-A teacher may be of any size; its tokens must be the student's.
+A teacher may be of any size; its tokens must be the student's. One with a prefix, a rewriter or
+edits reads prompts of its own (`core.sight`).
 
 What all rows of a run need is measured in one pass before training and kept, in memory and on disk,
 where that is at most `HOLD` GiB; with several epochs the teachers are asked once. Beyond that each
@@ -26,7 +27,7 @@ Shapes: M loss tokens, C rows of a chunk, D hidden size, V vocabulary, k kept to
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +36,13 @@ from truing.context import current
 from truing.core.logprob import states
 from truing.core.opening import same_tokens
 from truing.core.reference import Kept, gathered
+from truing.core.sight import Sight
 from truing.core.tree import Node, Packed
 from truing.errors import InputError, unknown
 from truing.models import Loaded, Model
+
+if TYPE_CHECKING:
+    from truing.core.training_rows import Unit
 
 CHUNK = 2**23  # logits of a chunk: 32 MiB in float32
 HOLD = 2.0  # GiB of states and likeliest tokens that a run keeps, all teachers together
@@ -50,9 +55,10 @@ def head_of(module: nn.Module) -> nn.Linear:
     return cast("Callable[[], nn.Linear]", module.get_output_embeddings)()
 
 
-def log_probs(head: nn.Linear, states_CD: Tensor, vocab: int) -> Tensor:
+def log_probs(head: nn.Linear, states_CD: Tensor, vocab: int, temperature: float = 1.0) -> Tensor:
     """Log-probabilities [C, vocab]; further outputs, which pad an embedding, are left out."""
     logits_CV = head(states_CD.to(head.weight.dtype))[:, :vocab]
+    logits_CV = logits_CV if temperature == 1 else logits_CV / temperature
     return torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
 
 
@@ -69,12 +75,14 @@ def whole_vocabulary(module: nn.Module, packed: Packed) -> Callable[[slice], Ten
     return logp_CV
 
 
-def likeliest(head: nn.Linear, states_MD: Tensor, vocab: int, top_k: int) -> tuple[Tensor, Tensor]:
+def likeliest(
+    head: nn.Linear, states_MD: Tensor, vocab: int, top_k: int, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Ids and log-probabilities [M, k] of the `top_k` likeliest of `vocab` outputs."""
     ids: list[Tensor] = []
     kept: list[Tensor] = []
     for part_CD in states_MD.split(max(1, CHUNK // vocab)):
-        logp_Ck, id_Ck = log_probs(head, part_CD, vocab).topk(min(top_k, vocab))
+        logp_Ck, id_Ck = log_probs(head, part_CD, vocab, temperature).topk(min(top_k, vocab))
         ids.append(id_Ck)
         kept.append(logp_Ck)
     return torch.cat(ids), torch.cat(kept)
@@ -88,13 +96,22 @@ class Teacher(Kept):
         how: "full" or "top".
         top_k: tokens kept of each distribution, for "top".
         vocab: number of the student's outputs.
+        sight: how it sees the student's trees; None for as they are.
     """
 
     label = "the teacher's distributions"
 
-    def __init__(self, loaded: Loaded, dtype: str, how: str, top_k: int, vocab: int) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        dtype: str,
+        how: str,
+        top_k: int,
+        vocab: int,
+        sight: Sight | None = None,
+    ) -> None:
         key = f"{loaded.model.weights_key}/{how}" + (f"/{top_k}/{vocab}" if how == "top" else "")
-        super().__init__(key, dtype)
+        super().__init__(key, dtype, sight)
         self.module, self.how, self.vocab = loaded.module, how, vocab
         self.top_k = min(top_k, vocab)
         self.head = head_of(loaded.module)
@@ -178,10 +195,17 @@ class Teachers:
         same_tokens({"model": student.model, **models}, where=where)
         vocab = len(head_of(student.module).weight)
         self.by_step = False  # each step measures its own rows
-        self.by_role = {
-            role: Teacher(models[role].load_module(dtype), dtype, how[role], top_k, vocab)
-            for role in how
-        }
+        self.by_role: dict[str, Teacher] = {}
+        for role in how:
+            loaded = models[role].load_module(dtype)
+            sight = Sight(loaded, student.model, role, where)
+            self.by_role[role] = Teacher(loaded, dtype, how[role], top_k, vocab, sight)
+
+    def read(self, units: Sequence[Unit]) -> None:
+        """Find what each teacher reads in place of the prompts of these rows."""
+        for teacher in self.by_role.values():
+            if teacher.sight is not None:
+                teacher.sight.read(units)
 
     def size(self, trees: Iterable[Node]) -> float:
         """GiB that all teachers keep of `trees`."""

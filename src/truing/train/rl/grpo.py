@@ -155,7 +155,12 @@ def dr_grpo(
     return weighed(advantage, loss, beta=beta, **high)
 
 
-@online(paper="preference-losses", needs=("old_entropy",), least=2)
+@online(
+    paper="preference-losses",
+    needs=("old_entropy",),
+    least=2,
+    within={"buffer": (1, None), "punish": (0, None)},
+)
 def dapo(
     r: Measurements,
     *,
@@ -193,7 +198,7 @@ def dapo(
     return weighed(advantage, loss, beta=0.0, **high)
 
 
-@online(paper="preference-losses", needs=("old_entropy",), least=2)
+@online(paper="preference-losses", needs=("old_entropy",), least=2, by_terms=True)
 def gdpo(
     r: Measurements,
     *,

@@ -44,7 +44,7 @@ def pair_loss(m: Measurements, beta: float, kind: Literal["sigmoid", "ipo"] = "s
     return Loss(per_U, m["paired"], reward_metrics(beta * w_U, beta * l_U))
 
 
-@online(paper="preference-losses", needs=("ref_logp",), least=2)
+@online(paper="preference-losses", needs=("ref_logp",), least=2, tempered=False)
 def online_dpo(
     r: Measurements,
     *,

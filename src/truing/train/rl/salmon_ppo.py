@@ -15,7 +15,7 @@ deviation over the batch in place of scaling them, the mean left in.
 Source: arXiv 2310.05910. Differences: the score lies on the true last token, not on the last place
 of the padding, so that no padding carries reward; whitening (population variance, 1e-8) is over
 the whole answers x T_max as there, where the places beyond an answer are 0. Losses are means over
-tokens; log-probabilities are those at temperature 1. Clamped k1 is biased, never below 0. For the
+tokens. Clamped k1 is biased, never below 0. For the
 critic see ppo: the paper's is the reward model, given as `critic`.
 
 Shapes: U groups, K answers, T tokens.
@@ -69,7 +69,12 @@ def whitened(value_UKT: Tensor, r: Measurements, longest: int, *, shift: bool = 
     return (made_UKT if shift else made_UKT + mean) * r.mask_UKT
 
 
-@online(paper="salmon", needs=("ref_logp", "values"), follows="salmon_reward")
+@online(
+    paper="salmon",
+    needs=("ref_logp", "values"),
+    follows="salmon_reward",
+    within={"draw": (0, None), "reward_scale": (0, None), "bonus": (0, None)},
+)
 def salmon_ppo(
     r: Measurements,
     state: State | None = None,

@@ -20,7 +20,13 @@ from truing.core.objective import Loss, Measurements, reward_metrics
 from truing.core.online import Update, online
 
 
-@online(paper="preference-losses", needs=("ref_logp",), opponent="reference")
+@online(
+    paper="preference-losses",
+    needs=("ref_logp",),
+    opponent="reference",
+    tempered=False,
+    within={"alpha": (0, None)},
+)
 def xpo(
     r: Measurements,
     *,
