@@ -54,6 +54,30 @@ def test_heads_begin_as_the_models_own_and_learn_from_their_own_rows() -> None:
     assert heads.up.grad[0].abs().sum() > 0
 
 
+@pytest.mark.parametrize(
+    ("numbers", "objectives"), [([None, None], 2), ([0, 0], 2), ([0, 1], 3), ([0, 2], 2)]
+)
+def test_a_head_without_rows_or_rows_without_a_head_are_refused(
+    tiny_path: Path, numbers: list[int | None], objectives: int
+) -> None:
+    rows = [
+        {"prompt": "say", "chosen": f"a {i}", "rejected": "b"}
+        | ({} if n is None else {"objective": n})
+        for i, n in enumerate(numbers)
+    ]
+    with pytest.raises(InputError, match=r"setting 'objectives' asks for \d heads"):
+        methods["mah_dpo"](Model.open(tiny_path), Table("pair", rows), objectives=objectives)
+
+
+def test_heads_are_not_trained_anew(tiny_path: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "say", "chosen": "yes!", "rejected": "no", "objective": i} for i in range(2)]
+    with use(Context(folder=tmp_path)):
+        made = methods["mah_dpo"](Model.open(tiny_path), Table("pair", rows), steps=1)
+        assert isinstance(made, Model)
+        with pytest.raises(InputError, match="has such heads already"):
+            methods["mah_dpo"](made, Table("pair", rows), steps=1)
+
+
 def test_blends_are_linear_in_the_logits(tiny_path: Path, tmp_path: Path) -> None:
     words = "lime oak rain stone river cloud".split()
     rows = [

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from objective_numbers import softminus, total
 
+from truing.context import Context, use
 from truing.core.objective import Measurements
 from truing.core.steps import AGGREGATES, steps_of
 from truing.errors import InputError
+from truing.method import methods
+from truing.models import Model
+from truing.tables import Table
 from truing.train.reward.process_reward import min_rewards, process_reward, prod_rewards
 
 S = [[1.0, -0.5, 2.0], [0.25]]
@@ -71,3 +77,17 @@ def test_step_rewards_telescope() -> None:
 
 def test_steps_of_text() -> None:
     assert steps_of("a\n\n\n\nb\n\n") == ["a", "b"] and steps_of("a; b", "; ") == ["a", "b"]
+
+
+def test_a_wrong_label_is_named_by_its_row_before_training(tiny_path: Path, tmp_path: Path) -> None:
+    """Of many rows the one whose label the loss refuses, as the file has it."""
+    rows = [{"prompt": f"add {i}", "steps": ["one", "two"], "labels": [1, 0]} for i in range(300)]
+    rows[270]["labels"] = [1, 3]
+    path = tmp_path / "steps.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with (
+        use(Context(folder=tmp_path)),
+        pytest.raises(InputError, match="shares from 0 to 1") as error,
+    ):
+        methods["process_reward"](Model.open(tiny_path), Table.read(path), steps=1, batch=2)
+    assert "row 271" in error.value.where and "steps.jsonl" in error.value.where

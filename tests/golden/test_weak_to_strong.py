@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from test_bradley_terry import scored
 
 from truing.context import Context, use
 from truing.core.drawing import Completion
+from truing.core.engine import Part
 from truing.core.objective import Loss, State
 from truing.core.scoring import ScoreHead, has_head, head_scores
 from truing.core.shapes import SHAPES
+from truing.core.text_task import Micro, TextTask
 from truing.errors import InputError
 from truing.evaluate.performance_gap import balanced, recovered, weighted_f1
 from truing.evaluate.toxicity_gap import ever_toxic, expected_maximum
@@ -52,24 +55,24 @@ def test_confidence_by_hand() -> None:
     threshold = p[0] + (2 / 3) * (p[1] - p[0])
     hard = [float(1 / (1 + math.exp(-s)) >= threshold) for s in S]
     assert hard == [1, 0, 1]
-    # A tenth of the training is done after two steps: c rises to 0.06, then it is 0.6.
+    # A tenth of the training is done after two of twenty steps: until then c is 0.6 of the share.
     state = None
-    for c in (0.0, 0.6 * 0.1 / 2, 0.6, 0.6):
-        made = weak_to_strong_confidence(m, state, confidence=0.6, warmup_steps=2)
+    for c in (0.0, 0.6 / 20, 0.6, 0.6):
+        made = weak_to_strong_confidence(m, state, confidence=0.6, total_steps=20)
         want = [ce(s, (1 - c) * q + c * h) for s, q, h in zip(S, Q, hard, strict=True)]
         assert values(made) == pytest.approx(want, rel=1e-5)
         state = made.state
     # It may rise all the way, or be there at once.
 
     def whole(state: State | None) -> Loss:
-        return weak_to_strong_confidence(m, state, confidence=0.6, warmup_steps=2, warmup_share=1.0)
+        return weak_to_strong_confidence(m, state, confidence=0.6, warmup_share=1.0, total_steps=2)
 
     first = whole(None)
     second = whole(first.state)
     assert torch.allclose(first.per_unit, weak_to_strong(m).per_unit)
     want = [ce(s, 0.7 * q + 0.3 * h) for s, q, h in zip(S, Q, hard, strict=True)]
     assert values(second) == pytest.approx(want, rel=1e-5)
-    at_once = weak_to_strong_confidence(m, None, confidence=0.3, warmup_steps=0)
+    at_once = weak_to_strong_confidence(m, None, confidence=0.3, warmup_share=0.0)
     assert values(at_once) == pytest.approx(want, rel=1e-5)
     with pytest.raises(InputError, match="setting 'confidence'"):
         weak_to_strong_confidence(m, None, confidence=1.5)
@@ -258,6 +261,25 @@ def test_texts_of_the_moderation_set_are_rightly_harmless_or_not() -> None:
     some = shape({"prompt": "t", "SH": 1, "V": None})
     assert some and some["label"] is False and some["categories"] == ["SH"]
     assert made[1] and made[1]["categories"] == ["H"] and str(made[0]["prompt"]).endswith("\n\nt")  # type: ignore[index]
+
+
+def test_the_warm_up_is_a_share_of_the_training(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine tells how long the run is."""
+    rows = [{"prompt": f"say {i}", "completion": "yes", "score": i / 4} for i in range(4)]
+    seen: list[tuple[object, object]] = []
+    whole = TextTask._whole
+
+    def told(task: TextTask, micros: Sequence[Micro], count: int) -> Iterator[Part]:
+        seen.append((task.settings["total_steps"], task.settings["warmup_share"]))
+        return whole(task, micros, count)
+
+    monkeypatch.setattr(TextTask, "_whole", told)
+    model, data = Model.open(tiny_path), Table("judgement", rows)
+    with use(Context(folder=tmp_path)):
+        methods["weak_to_strong_confidence"](model, data, epochs=3, batch=2, warmup_share=0.15)
+    assert seen == [(6, 0.15)] * 6
 
 
 def test_from_weak_labels_to_the_gap(tiny_path: Path, tmp_path: Path) -> None:

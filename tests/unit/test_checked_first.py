@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model
 from truing.plan import Plan
+from truing.sources import check_tables
 from truing.store import Store
 from truing.tables import Table
 
@@ -68,13 +70,23 @@ def told(folder: Path, capsys: pytest.CaptureFixture[str]) -> Told:
         ("train robust-dpo", "--label-smoothing 0.7", "'label_smoothing' must be in [0, 0.5)"),
         ("train ld-dpo", "--alpha 2", "'alpha' must be in [0, 1]"),
         ("train tr-dpo", "--share 3", "'share' must be in (0, 1]"),
+        ("train ipo", "--beta 0", "'beta' must be above 0"),
+        ("train rpo", "--alpha -1", "'alpha' must be at least 0"),
+        ("train discopop", "--tau 0", "'tau' must be above 0"),
+        ("train bradley-terry", "--centring -1", "'centring' must be at least 0"),
+        ("train aot", "--label-smoothing -1", "'label_smoothing' must be at least 0"),
+        ("train kto", "--batch 1", "'batch' must be at least 2"),
+        ("train cispo", "--cap -1", "'cap' must be above 0"),
+        ("train gmpo", "--clip-log -1", "'clip_log' must be at least 0"),
+        ("train grpo-top-kl", "--top-k 1", "'top_k' must be at least 2"),
         ("train grpo", "--answers 0", "'answers' must be at least 1"),
         ("train grpo", "--answers 1", "'answers' must be at least 2"),
         ("train grpo", "--top-p 2", "top_p"),
     ],
 )
 def test_settings_out_of_range(told: Told, method: str, given: str, part: str) -> None:
-    data = "prompts.jsonl" if "grpo" in method else "pairs.jsonl"
+    online = any(n in method for n in ("grpo", "cispo", "gmpo"))
+    data = "prompts.jsonl" if online else "pairs.jsonl"
     said = told(f"{method} --model {FAR} --data {data} {given}")
     assert part in said and f"truing {method}" in said
     name, value = given.removeprefix("--").split()
@@ -85,6 +97,65 @@ def test_settings_out_of_range(told: Told, method: str, given: str, part: str) -
     with pytest.raises(InputError) as error:
         plan.check()
     assert part in str(error.value) and "step made" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "part"),
+    [
+        ("cpo", {"loss": "ipo", "beta": 0}, "'beta' must not be 0: the loss divides by it"),
+        ("online_dpo", {"kind": "ipo", "beta": 0}, "'beta' must not be 0: the loss divides by it"),
+        ("reinforce_plus_plus", {"baseline": True, "answers": 1}, "'answers' must be at least 2"),
+        ("dpo", {"mix": {"ipo": {"weight": 1, "beta": 0}}}, "'beta' must be above 0"),
+    ],
+)
+def test_settings_that_do_not_go_together(
+    folder: Path, method: str, given: dict[str, object], part: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(part)):
+        methods[method].check(given, {})
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "part"),
+    [
+        ("merge ties", "--density 3", "'density' must be in (0, 1]"),
+        ("decode best-of-n", "--n 0", "'n' must be at least 1"),
+        ("decode deal", "--beams 0", "'beams' must be at least 1"),
+        ("recover weight-restore", "--batch 0", "'batch' must be at least 1"),
+        ("recover weight-restore", "--save-every 0", "'save_every' must be at least 1"),
+        ("recover weight-restore", "--rate -1", "'rate' must be from 0 to 1"),
+        ("recover weight-restore", "--layers 2", "'layers' must be in (0, 1]"),
+        ("recover weight-restore", "--prompts -3", "'prompts' must be at least 1"),
+        ("synthesize principle-pairs", "--k 1", "'k' must be at least 2"),
+        ("synthesize magpie", "--temperature 0", "'temperature' must be above 0"),
+        ("synthesize salmon", "--noise 1", "'noise' must be in [0, 1)"),
+        ("attack lora-undo", "--rank 0", "'rank' must be at least 1"),
+        ("evaluate adherence", "--top-p 2", "'top_p' must be in (0, 1]"),
+        ("specify lint", "--k 0", "'k' must be at least 1"),
+        ("select deita", "--m 0", "'m' must be at least 1"),
+    ],
+)
+def test_settings_of_plain_functions(told: Told, method: str, given: str, part: str) -> None:
+    said = told(f"{method} {given}")
+    assert part in said and f"truing {method}" in said
+
+
+def test_a_setting_of_a_late_step_is_refused_before_the_first_one(folder: Path) -> None:
+    (folder / "r.yaml").write_text(
+        f"models: {{base: {FAR}}}\nsteps:\n"
+        "  tuned: {do: train/dpo, model: base, data: pairs.jsonl}\n"
+        "  merged:\n    do: merge/ties\n    base: base\n    models: {a: tuned}\n"
+        "    density: 3\n"
+    )
+    with pytest.raises(InputError, match=r"r\.yaml line 8 step merged: setting 'density' must be"):
+        recipe.load(folder / "r.yaml").check()
+
+
+def test_a_method_that_is_called_checks_the_same() -> None:
+    with pytest.raises(InputError, match="'density' must be in"):
+        methods["ties"]("no model", {"a": "no model"}, density=3.0)
+    with pytest.raises(InputError, match="needs rows of kind pair, got 'prompt'"):
+        methods["mean_difference"]("no model", Table("prompt", [{"prompt": "Why?"}]))
 
 
 def test_a_port_that_is_none(told: Told) -> None:
@@ -170,6 +241,14 @@ def test_plain_functions_take_what_they_themselves_expect(name: str) -> None:
         ("evaluate adherence --prompts text.jsonl --principles good.yaml", ["kind prompt"]),
         ("attack lora-undo --data prompts.jsonl", ["kind example, got 'prompt'"]),
         ("merge mixture-of-experts --models {m} --prompts text.jsonl", ["kind prompt or example"]),
+        ("steer mean-difference --data prompts.jsonl", ["kind pair, got 'prompt'"]),
+        (f"evaluate win-rate --baseline {FAR} --prompts text.jsonl", ["kind prompt, got 'text'"]),
+        ("evaluate ability --texts pairs.jsonl", ["kind text, got 'pair'"]),
+        ("specify lint --principles good.yaml --answers prompts.jsonl", ["kind example"]),
+        (
+            f"recover weight-restore --trusted {FAR} --refuse text.jsonl --task pairs.jsonl",
+            ["kind prompt, got 'text'"],
+        ),
     ],
 )
 def test_plain_functions_refuse_rows_before_a_model_is_opened(
@@ -178,6 +257,42 @@ def test_plain_functions_refuse_rows_before_a_model_is_opened(
     (folder / "text.jsonl").write_text('{"text": "So."}\n')
     said = told(words.replace("{m}", FAR) if "{m}" in words else f"{words} --model {FAR}")
     assert all(p in said for p in parts), said
+
+
+def test_rows_that_a_step_will_make_are_refused_before_it_makes_them(folder: Path) -> None:
+    def plan(method: str, settings: dict[str, object], **asked: object) -> Plan:
+        made = Plan("p", folder=folder)
+        made.step("asked", "synthesize/magpie", model=FAR, n=2, **asked)
+        made.step("some", "select/sample", data="asked", n=1)
+        made.step("made", method, model=FAR, data="some", **settings)
+        return made
+
+    with pytest.raises(InputError) as error:
+        pipeline.run(plan("train/dpo", {}), folder / "runs")
+    told = "step made: needs rows of kind pair, got 'prompt' from step asked"
+    assert told in str(error.value) and Store().keys() == []
+    assert "Their columns are prompt, chosen, rejected" in str(error.value)
+    # With answers they are examples; of what else a row will hold nothing is known.
+    with pytest.raises(InputError, match="kind example"):
+        check_tables(plan("train/sft", {}).check(), {})
+    for answered in ({"respond": True}, {"turns": 2}):
+        check_tables(plan("train/sft", {}, **answered).check(), {})
+    check_tables(plan("train/grpo_top_kl", {"ptx": 0.1}).check(), {})
+
+
+def test_rows_that_a_step_will_make_are_converted_like_others(folder: Path) -> None:
+    plan = Plan("p", folder=folder)
+    plan.step("rules", "specify/principles_file", path="good.yaml")
+    plan.step(
+        "pairs", "synthesize/principle_pairs", model=FAR, prompts="prompts.jsonl",
+        principles="rules",
+    )  # fmt: skip
+    plan.step("kto", "train/kto", model=FAR, data="pairs")
+    plan.step("seen", "evaluate/adherence", model="kto", prompts="pairs", principles="rules")
+    check_tables(plan.check(), {})
+    plan.step("steps", "train/process_reward", model=FAR, data="pairs")
+    with pytest.raises(InputError, match=r"step steps: needs rows of kind steps, got 'pair' from"):
+        check_tables(plan.check(), {})
 
 
 def test_the_input_whose_rows_are_refused_is_named(folder: Path) -> None:

@@ -28,8 +28,7 @@ from truing.principles import Principles
 from truing.tables import Table
 from truing.train.reward.rules import final_number, length_near, numeric_answer, share_of
 
-# `truing.method` is the decorator by that name.
-method_module = importlib.import_module("truing.method")
+component_module = importlib.import_module("truing.components")
 WORDS = "lime oak rain stone river cloud ash fern".split()
 PROMPTS = Table("prompt", [{"prompt": f"say {w}"} for w in WORDS])
 LETTERS = {"letters": {"use": "share_of", "letters": "abcdefghijklmnop"}}
@@ -61,7 +60,7 @@ SEVERAL: dict[str, object] = {"passes": 2, "minibatches": 2}
     ("name", "more", "puts", "steps"),
     [
         ("ppo", {}, 5, 0),
-        ("ppo_max", {}, 0, 7),
+        ("ppo_max", {"critic_rollouts": 1}, 0, 7),
         ("dapo", {}, 4, 0),
         ("grpo", {"entropy_share": 0.4}, 0, 7),  # by what the policy was before the rollout
         ("remax", {}, 7, 0),  # the greedy answers are there, their rewards are not
@@ -193,6 +192,30 @@ def test_refilled_groups_all_teach(model: Model, tmp_path: Path) -> None:
     assert any("left_out" in m for m in steps)
 
 
+def test_groups_teach_gdpo_as_long_as_one_term_differs(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two terms that always sum to 1: GRPO learns nothing from them, GDPO what is weighed."""
+    kept: list[int] = []
+    groups_of = OnlineTask._groups
+
+    def counted(task: OnlineTask, number: int) -> object:
+        groups, counts = groups_of(task, number)
+        kept.append(len(groups))
+        assert all(g.flat for g in groups)
+        return groups, counts
+
+    monkeypatch.setattr(OnlineTask, "_groups", counted)
+    rewards = {
+        "low": {"use": "share_of", "letters": "abcdefghijklm"},
+        "none": {"use": "share_of", "letters": "abcdefghijklm"},
+    }
+    small = {"steps": 1, "rewards": rewards, "refill": 1, "weights": {"low": 1.0, "none": -1.0}}
+    run("gdpo", model, tmp_path / "gdpo", **small)
+    run("grpo", model, tmp_path / "grpo", **small)
+    assert kept == [4, 0]
+
+
 def test_prompts_without_room_are_left_out(model: Model, tmp_path: Path) -> None:
     rows = [*PROMPTS.rows, {"prompt": "word " * 40}]
     with use(Context(folder=tmp_path)) as context:
@@ -252,14 +275,14 @@ class Fake:
     ],
 )
 def test_rewards_that_are_wrong(value: object, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(method_module, "get_component", lambda *a, **k: Fake(value))
+    monkeypatch.setattr(component_module, "get_component", lambda *a, **k: Fake(value))
     with pytest.raises(InputError, match=told):
         named_scores("r", {"use": "share_of"}, [{}, {}], where="grpo")
 
 
 def test_named_values_of_one_reward(monkeypatch: pytest.MonkeyPatch) -> None:
     made = [{"a": 1.0, "b": 2}, {"a": 0.0, "b": 5}]
-    monkeypatch.setattr(method_module, "get_component", lambda *a, **k: Fake(made))
+    monkeypatch.setattr(component_module, "get_component", lambda *a, **k: Fake(made))
     found = named_scores("r", {"use": "share_of"}, [{}, {}])
     assert found == {"r/a": [1.0, 0.0], "r/b": [2.0, 5.0]}
 
@@ -275,9 +298,9 @@ def test_named_values_of_one_reward(monkeypatch: pytest.MonkeyPatch) -> None:
         ("grpo", {"new_tokens": 0}, "must be at least 1"),
         ("grpo", {"temperature": 0.0}, "temperature must be above 0"),
         ("grpo", {"bta": 0.1}, "unknown setting 'bta'.*'beta'"),
-        ("nash_md", {"mix": 1.5}, "is a share"),
-        ("grpo", {"entropy_share": 0.0}, "setting 'entropy_share' must be above 0 and at most 1"),
-        ("dapo", {"entropy_share": 1.2}, "setting 'entropy_share' must be above 0 and at most 1"),
+        ("nash_md", {"mix": 1.5}, "setting 'mix' must be from 0 to 1"),
+        ("grpo", {"entropy_share": 0.0}, "setting 'entropy_share' must be in .0, 1."),
+        ("dapo", {"entropy_share": 1.2}, "setting 'entropy_share' must be in .0, 1."),
         ("ppo", {"refill": 2, "answers": 1}, "teach here too"),
         ("grao", {}, "needs rows of kind example"),
     ],

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from truing.core import own_samples as own_samples  # registers its hooks
-from truing.core.preflight import check_objective
+from truing.core.preflight import Bounds, check_objective
 from truing.core.training import HOOKS, TextTraining
+from truing.declared import declare
 from truing.errors import InputError
 from truing.method import argument_docs
 from truing.models import Model
@@ -37,9 +38,14 @@ MIX = (
     "0.2, beta: 0.05}}; the method's own loss weighs 1 unless it is named, too."
 )
 # Least and largest value of settings that mean the same in whichever method has them.
-WITHIN: Mapping[str, tuple[float, float | None]] = dict.fromkeys(
-    ("beta", "label_smoothing", "clip_ratio", "clip_low", "clip_high"), (0.0, None)
-)
+WITHIN: Bounds = {
+    "entropy_share": "(0, 1]",
+    **dict.fromkeys(
+        ("beta", "label_smoothing", "clip_ratio", "clip_low", "clip_high", "clip_value", "clip_log",
+         "bound", "opsm", "vf", "ptx", "critic_rollouts", "imitation", "sft_weight"),
+        (0.0, None),
+    ),
+}  # fmt: skip
 GLOSSARY = {
     "beta": "strength of the pull towards the reference.",
     "label_smoothing": "share of the labels that may be wrong, 0 to 0.5.",
@@ -212,6 +218,7 @@ class Objective:
         heads: column with the number of the output head that a row is measured under; the settings
             `objectives` and `head_rank` say how many there are and of what rank.
         only: measurements that cost nothing where a setting, by its name, is 0: they are not taken.
+        bounds: least and largest value of settings of its own, None where none is largest.
     """
 
     name: str
@@ -225,6 +232,7 @@ class Objective:
     teachers: Mapping[str, str] = field(default_factory=dict)
     heads: str = ""
     only: Mapping[str, str] = field(default_factory=dict)
+    bounds: Bounds = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, inspect.Parameter]:
@@ -233,9 +241,9 @@ class Objective:
         return {n: p for n, p in found if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
     @property
-    def within(self) -> dict[str, tuple[float, float | None]]:
+    def within(self) -> Bounds:
         """Least and largest value of settings that are numbers; None where none is largest."""
-        return {n: WITHIN[n] for n in self.settings if n in WITHIN}
+        return {n: WITHIN[n] for n in self.settings if n in WITHIN} | dict(self.bounds)
 
     @property
     def keeps_state(self) -> bool:
@@ -337,6 +345,7 @@ def objective(
     teachers: Mapping[str, str] | None = None,
     heads: str = "",
     only: Mapping[str, str] | None = None,
+    within: Bounds | None = None,
     name: str = "",
     group: str = "",
 ) -> Callable[[F], F]:
@@ -354,6 +363,7 @@ def objective(
         teachers: roles of frozen teachers and how much of each is kept, "full" or "top".
         heads: numeric column that says which of several output heads a row belongs to.
         only: measurements that are taken only where the setting of this name is not 0.
+        within: least and largest value of settings of its own; None where none is largest.
         name: when the registered name differs from the function's.
         group: when it differs from the sub-folder.
     """
@@ -363,7 +373,7 @@ def objective(
     def decorate(function: F) -> F:
         spec = Objective(
             name or function.__name__, function, unit, needs, rows, columns or {}, texts or {},
-            hook, teachers or {}, heads, only or {},
+            hook, teachers or {}, heads, only or {}, within or {},
         )  # fmt: skip
         if spec.keeps_state and unit != "batch":
             raise InputError("only objectives of unit 'batch' keep state", where=spec.name)
@@ -372,6 +382,8 @@ def objective(
         function.__dict__["__objective__"] = spec
         function.__dict__["__truing_entry__"] = _entry(spec)
         function.__dict__["__truing_check__"] = functools.partial(check_objective, spec)
+        told = {**facts, "group": group, "needs": needs, "unit": unit, "rows": rows}
+        declare(function, "objective", told, verb="train")
         return function
 
     return decorate

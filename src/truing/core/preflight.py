@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+import math
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, cast
 
-from truing.core.row_kinds import CONVERSIONS
+from truing.core.row_kinds import is_taken, takes_texts
 from truing.errors import InputError, nearest
 from truing.tables import KINDS, Table
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 Settings = Mapping[str, object]
 Tables = Mapping[str, Table]
+# Least and largest value of settings, None where none is largest; or an interval as text, whose
+# round brackets leave their ends out: "(0, 1]", "(0, inf)".
+Bounds = Mapping[str, tuple[float, float | None] | str]
 BRANCHES = {"pair": 2, "group": 3}  # of a row of that kind; of all others one
 
 
@@ -35,11 +40,32 @@ def check_objective(spec: Objective, settings: Settings, tables: Tables) -> None
             **{n: v for n, v in settings.items() if n not in engine and n not in spec.settings}
         )
     check_loss(spec, settings)
+    if "mismatched" in spec.needs and settings.get("batch") == 1:
+        text = "setting 'batch' must be at least 2: answers are compared with those of other rows"
+        raise InputError(text, where=spec.name, seen=1)
     spec = mixed(spec, mix)
     check_terms(spec, check_term)
     if "data" in tables:
         needed = [n for n, default in {**spec.columns, **spec.texts}.items() if default is None]
-        check_rows(tables["data"], spec.rows, spec.name, needed)
+        check_rows(tables["data"], spec.rows, spec.name, needed, texts=takes_texts(spec))
+        check_heads(spec, settings, tables["data"])
+
+
+def check_heads(spec: Objective, settings: Settings, table: Table) -> None:
+    """Raise an InputError unless the rows name each of the output heads, and no other."""
+    if not spec.heads or isinstance(table, Promised):
+        return
+    default = spec.columns[spec.heads]
+    count = cast(int, settings.get("objectives", spec.settings["objectives"].default))
+    named = {row.get(spec.heads, default) for row in table}
+    if named != set(range(count)):
+        raise InputError(
+            f"setting 'objectives' asks for {count} heads, one for each number from 0 in the "
+            f"column {spec.heads!r}, and the rows name others",
+            where=spec.name,
+            seen=sorted(map(str, named))[:8],
+            fix="Name each row's objective, or set objectives to how many there are",
+        )
 
 
 def check_term(spec: Objective, settings: Settings) -> None:
@@ -50,11 +76,23 @@ def check_term(spec: Objective, settings: Settings) -> None:
 
 def check_online(spec: Online, settings: Settings, tables: Tables) -> None:
     """Raise an InputError for settings and rows that training would refuse; see `Method.check`."""
+    from truing.core.pools import check_pool, pool_of
+    from truing.core.ptx import INPUT, check_text, takes
+
     training = online_training(spec, settings)
     given = spec.joins(settings)
+    if takes(spec):  # text of its own may come from a step that has not run yet
+        given = ""
+    else:
+        check_played(spec, training, given)
     # An environment's tasks may be rows of any kind.
     if "data" in tables and training.environment is None:
         check_rows(tables["data"], spec.rows, spec.name, [given] if given else [])
+        pool = pool_of(spec, settings)
+        if pool is not None:
+            check_pool(pool, tables["data"], spec.name)
+    if INPUT in tables:
+        check_text(tables[INPUT], settings, spec.name)
 
 
 def online_training(spec: Online, settings: Settings) -> OnlineTraining:
@@ -65,8 +103,6 @@ def online_training(spec: Online, settings: Settings) -> OnlineTraining:
     engine = {n: v for n, v in settings.items() if n in spec.engine}
     training = OnlineTraining(**engine)  # type: ignore[arg-type]
     training.check(spec.name)
-    spec.check(settings)
-    given = spec.joins(settings)
     if training.answers < spec.least:
         raise InputError(
             f"setting 'answers' must be at least {spec.least}: an answer is compared with the "
@@ -80,60 +116,119 @@ def online_training(spec: Online, settings: Settings) -> OnlineTraining:
             where=spec.name,
             seen=training.refill,
         )
+    check_update(spec, settings, training.answers)
+    return training
+
+
+def check_played(spec: Online, training: OnlineTraining, given: str) -> None:
+    """Raise an InputError for an answer of the column `given` that joins those of an episode."""
     if training.environment is not None and given:
         raise InputError(
             "setting 'environment': an answer that rows bring along was given in no episode",
             where=spec.name,
             seen=given,
         )
-    return training
 
 
-def check_bounds(
-    settings: Settings, bounds: Mapping[str, tuple[float, float | None]], where: str = ""
-) -> None:
-    """Raise an InputError for a number outside of its least and largest value."""
-    for name, (low, high) in bounds.items():
+def check_bounds(settings: Settings, bounds: Bounds, where: str = "") -> None:
+    """Raise an InputError for a number outside of its bounds."""
+    for name, bound in bounds.items():
         value = settings.get(name)
-        if not isinstance(value, (int, float)):
-            continue
-        if value < low or (high is not None and value > high):
-            wanted = f"from {low:g} to {high:g}" if high is not None else f"at least {low:g}"
+        wanted = _wanted(value, bound) if isinstance(value, (int, float)) else ""
+        if wanted:
             raise InputError(f"setting {name!r} must be {wanted}", where=where, seen=value)
 
 
-def check_loss(spec: Objective, settings: Settings) -> None:
-    """Raise what a loss itself says of its settings, by calling it on nothing but ones.
+def _wanted(value: float, bound: tuple[float, float | None] | str) -> str:
+    """What a number should have been; "" where it is within its bound."""
+    if isinstance(bound, str):
+        low, high = (float(end) for end in bound[1:-1].split(","))
+        above = value > low or (value == low and bound[0] == "[")
+        below = value < high or (value == high and bound[-1] == "]")
+        said = f"above {low:g}" if math.isinf(high) else f"in {bound}"
+        return "" if above and below else said
+    least, largest = bound
+    if value >= least and (largest is None or value <= largest):
+        return ""
+    return f"at least {least:g}" if largest is None else f"from {least:g} to {largest:g}"
 
-    Only losses of units that are computed one by one. Whatever else such a call says is of the
-    ones, and means nothing.
-    """
+
+def check_loss(spec: Objective, settings: Settings) -> None:
+    """Raise what a loss itself says of its settings, by calling it on nothing but ones."""
     import torch
 
     from truing.core.objective import Measurements
 
-    if spec.unit == "batch":
-        return
     own = {n: settings.get(n, p.default) for n, p in spec.settings.items()}
-    mask_UKT = torch.ones(2, BRANCHES.get(spec.rows, 1) + len(spec.texts), 2)
+    branches = BRANCHES.get(spec.rows, 1) + len(spec.texts) + ("mismatched" in spec.needs)
+    mask_UKT = torch.ones(2, branches, 2)
     columns = {n: torch.full((2,), 1.0 if d is None else d) for n, d in spec.columns.items()}
-    try:
+    with _what_settings_say(own, spec.name):
         spec(Measurements(mask_UKT, dict.fromkeys(spec.needs, -mask_UKT), columns), own)
+
+
+def check_update(spec: Online, settings: Settings, answers: int) -> None:
+    """Raise what an online method says of its settings, by calling it on a made-up rollout."""
+    import torch
+
+    from truing.core.objective import Measurements
+
+    if spec.pools:
+        return  # what its rows' sorts are called is the pool's to know
+    own = {n: settings.get(n, p.default) for n, p in spec.settings.items()}
+    mask_UKT = torch.ones(2, 2 * answers if spec.opposed else answers, 2)
+    ones_UK = mask_UKT[..., 0]
+    reward_UK = ones_UK.cumsum(1)  # so that no group is flat
+    columns = {"reward": reward_UK, "reward/made_up": reward_UK, "greedy": ones_UK[:, 0]}
+    columns |= dict.fromkeys(("finished", "own"), ones_UK) | {"empty": 0 * ones_UK}
+    tensors = dict.fromkeys(("logp", "old_entropy", *spec.needs), -mask_UKT)
+    rollout = Measurements(mask_UKT, tensors, columns)
+    with _what_settings_say(own, spec.name):
+        update = spec(rollout, own)
+        found = {**tensors, **update.tensors, "old_logp": -mask_UKT, "entropy": mask_UKT}
+        found |= {"old_values": -mask_UKT} if spec.values else {}
+        update.loss(Measurements(mask_UKT, found, columns))
+
+
+@contextlib.contextmanager
+def _what_settings_say(settings: Settings, where: str) -> Generator[None]:
+    """Let through what made-up numbers show of the settings; what else is said means nothing."""
+    try:
+        yield
+    except ZeroDivisionError:
+        for name, value in settings.items():
+            if value == 0 and not isinstance(value, bool):
+                text = f"setting {name!r} must not be 0: the loss divides by it"
+                raise InputError(text, where=where, seen=value) from None
     except (RuntimeError, LookupError, ValueError) as error:
         if isinstance(error, InputError) and error.message.startswith("setting "):
             raise
 
 
-def check_rows(table: Table, kind: str, where: str, columns: Iterable[str] = ()) -> None:
+class Promised(Table):
+    """A table that a step will make: the kind of its rows is known, further columns are not."""
+
+    def __init__(self, kind: str, where: str) -> None:
+        row = {name: types[0]() for name, types in KINDS[kind][0].items()}
+        super().__init__(kind, [row], where=where)
+
+    def _read_as(self, kind: str) -> Table:
+        return Promised(kind, self.source)
+
+
+def check_rows(
+    table: Table, kind: str, where: str, columns: Iterable[str] = (), *, texts: bool = False
+) -> None:
     """Raise an InputError unless the rows are of `kind`, or of one that is converted to it.
 
     Args:
         columns: further ones that each row must have.
+        texts: take whole texts as examples.
     """
-    if (table.kind, kind) in CONVERSIONS or (table.kind, kind) == ("dialogue_pair", "pair"):
+    if is_taken(table.kind, kind, texts):
         return  # a conversion makes what is missing
     check_kinds(table, (kind,), where)
-    for name in columns:
+    for name in () if isinstance(table, Promised) else columns:
         if name not in table.columns:
             close = nearest(name, [c for c in table.columns if c not in ("id", "lineage")])
             raise InputError(
@@ -149,7 +244,7 @@ def check_kinds(table: Table, kinds: Sequence[str], where: str) -> None:
     try:
         table.expect(*kinds, where=where)
     except InputError as error:
-        meant = (_meant(table, kind) for kind in kinds)
+        meant = (_meant(table, kind) for kind in kinds if not isinstance(table, Promised))
         error.fix = next(filter(None, meant), error.fix)
         raise
 

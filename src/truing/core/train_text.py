@@ -6,7 +6,7 @@ the reference is measured in one pass, the adapter or the weights become a chang
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import cast
@@ -21,13 +21,16 @@ from truing.core.engine import Order, train
 from truing.core.files import new_folder
 from truing.core.frozen_trunk import FrozenTrunk, attach
 from truing.core.loaded import Loaded, by_file_names
+from truing.core.measure import blank, columns_of
 from truing.core.memory import Beside
 from truing.core.mix import Mixture, mixed
 from truing.core.objective import Objective
+from truing.core.preflight import check_heads
 from truing.core.reference import Reference
 from truing.core.routers import with_biases
-from truing.core.row_kinds import as_kind, summed
+from truing.core.row_kinds import as_kind, summed, takes_texts
 from truing.core.scoring import ScoreHead
+from truing.core.sight import identity
 from truing.core.start import Start, begin, room
 from truing.core.teacher import Teachers
 from truing.core.text_task import TextTask
@@ -39,7 +42,9 @@ from truing.core.weights import replaced
 from truing.datasets import licence_of
 from truing.errors import InputError, unknown
 from truing.models import Model
-from truing.tables import Table, content_hash
+from truing.tables import Table, content_hash, prompt_of
+
+ASKED = 256  # rows whose columns are looked at together
 
 
 def _split(
@@ -118,18 +123,59 @@ def trained_model(
     return made.called(f"{model.name}+{name}")
 
 
+def check_columns(
+    spec: Objective, own: Mapping[str, object], units: Sequence[Unit], rows: Table
+) -> None:
+    """Raise an InputError that names the row whose columns the loss refuses."""
+
+    def ask(some: Sequence[Unit]) -> None:
+        trees = [u.tree() for u in some]
+        width = max(sum(1 for _ in tree.rows()) for tree in trees)
+        spec(blank(trees, spec.needs, columns_of(some, width, list(spec.columns))), own)
+
+    if not spec.columns or spec.unit == "batch":
+        return
+    for start in range(0, len(units), ASKED):
+        block = units[start : start + ASKED]
+        try:
+            ask(block)
+        except InputError:
+            number = {str(r["id"]): i for i, r in enumerate(rows.rows, 1)}
+            with rows.naming():
+                for unit in block:
+                    try:
+                        ask([unit])
+                    except InputError as error:
+                        error.where = f"{error.where} row {number[unit.id]}"
+                        raise
+            raise
+
+
 def read_units(
-    spec: Objective, loaded: Loaded, data: Table, limit: int, hook: Hook | None = None
+    spec: Objective,
+    loaded: Loaded,
+    data: Table,
+    limit: int,
+    hook: Hook | None = None,
+    own: Mapping[str, object] | None = None,
 ) -> tuple[list[Unit], dict[str, Json]]:
-    """What will be trained on, and what to say of how it was made."""
-    rows, notes = as_kind(data, spec.rows, spec.name)
+    """What will be trained on, and what to say of how it was made.
+
+    Args:
+        own: the objective's settings, which say what its columns may hold.
+    """
+    rows, notes = as_kind(data, spec.rows, spec.name, texts=takes_texts(spec))
     limit = room(loaded, limit)
     reader = Reader(loaded.tokenizer, spec, limit)
     if hook is not None and type(hook).rows is not Hook.rows:
+        if rows.kind == "dialogue_pair":  # answers that are written anew are single ones
+            rows = rows.expect(spec.rows, where=spec.name)
         rows = hook.rows(reader.usable(rows), reader)
     units = reader.read(rows)
+    check_columns(spec, own or {}, units, rows)
     if hook is not None:
-        prompts = {str(r["id"]): cast(Prompt, r.get("prompt", r.get("messages", ""))) for r in rows}
+        asks = any(n in rows.columns for n in ("prompt", "messages"))
+        prompts = {str(r["id"]): cast(Prompt, prompt_of(r)) for r in rows if asks}
         units = hook.units(loaded, units, prompts, limit)
     counts = {n: c for n, c in sorted(reader.counts.items()) if c}
     return units, summed({"rows": len(units), **counts}, notes)
@@ -157,8 +203,13 @@ def _task(
 ) -> TextTask:
     """The task with all that it is measured and compared with, its adapters and its heads."""
     loaded, settings, context = start.loaded, start.settings, current()
-    reference = Reference((start.reference or start.model).weights_key, start.dtype)
+    sight = start.sight() if spec.takes_reference else None
+    if sight is not None:
+        sight.read(units)
+    reference = Reference((start.reference or start.model).weights_key, start.dtype, sight)
     head = ScoreHead.of(loaded) if "scores" in spec.needs else None
+    if own.get("total_steps") == 0:
+        own = {**own, "total_steps": settings.total(len(units))}
     task = TextTask(
         spec, own, hook, units, loaded.module, reference, budget=start.budget, head=head
     )
@@ -166,7 +217,7 @@ def _task(
     steps = [order.step(s, settings.end(len(units))) for s in range(settings.total(len(units)))]
     if spec.takes_reference:
         # Before adapters are attached the module itself is the model as it was.
-        held = loaded if start.reference is None else start.frozen()
+        held = loaded if sight is None else sight.frozen
         task.measure_reference(held.module, steps)
     if taught is not None:
         task.learn_from(taught, steps)
@@ -200,7 +251,8 @@ def train_model(
         spec: the objective.
         model: weight changes are folded in; run-time changes are carried on to the result.
         data: rows of the objective's kind, or of one that can be converted.
-        reference: of objectives that have one; None takes the model as it is before training.
+        reference: of objectives that have one; None takes the model as it is before training. Its
+            prefix, rewriter and edits act, as those of teachers do (`core.sight`).
         values: the objective's, its hook's and the engine's settings by name, and `mix`.
         teachers: frozen models by their role in the objective.
     Returns:
@@ -212,14 +264,18 @@ def train_model(
     mix = cast("Mapping[str, object] | None", values.get("mix"))
     spec = mixed(spec, mix)
     own, hook, settings = _split(spec, {n: v for n, v in values.items() if n != "mix"})
+    check_heads(spec, own, data)
     key = content_hash(
         [spec.name, own, mix, hook.settings(), vars(settings), model.weights_key, data.key,
-         current().seed, reference.weights_key if reference is not None else "",
-         {r: t.weights_key for r, t in (teachers or {}).items()}], 8
+         current().seed, identity(reference) if reference is not None else "",
+         {r: identity(t) for r, t in (teachers or {}).items()}], 8
     )  # fmt: skip
-    start = begin(model, settings, spec.name, key=key, reference=reference)
+    apart = not (spec.compares_vocabulary or hook.moves_reference)
+    start = begin(model, settings, spec.name, key=key, reference=reference, apart=apart)
     taught = find_teachers(spec, start.loaded, teachers or {}, own, start.dtype)
-    units, notes = read_units(spec, start.loaded, data, start.limit, hook)
+    units, notes = read_units(spec, start.loaded, data, start.limit, hook, own)
+    if taught is not None:
+        taught.read(units)
     if isinstance(spec, Mixture):
         notes["mix"] = spec.notes()
     trees = [u.tree() for u in units]
@@ -240,5 +296,6 @@ def train_model(
         if task.vocab_heads is not None:
             made = task.vocab_heads.added_to(made, folder.with_name(f"{folder.name}-heads"))
         if task.head is not None:
-            made = task.head.added_to(made, folder.with_name(f"{folder.name}-head"))
+            sort = "steps" if spec.rows == "steps" else "answers"
+            made = task.head.added_to(made, folder.with_name(f"{folder.name}-head"), sort)
     return made

@@ -81,7 +81,13 @@ def heads_of(model: Model, where: str) -> tuple[Tensor, Tensor]:
 
 
 def new_heads(loaded: Loaded, count: int, rank: int, seed: int) -> VocabHeads:
-    """Heads for a model in memory."""
+    """Heads for a model in memory that has none."""
+    if f"{NAME}.up" in loaded.extra:
+        raise InputError(
+            "the model has such heads already, which its reference would have to keep",
+            seen=loaded.model.name,
+            fix="Make one head of them by blend_heads, or begin where they began",
+        )
     if count < 1 or rank < 1:
         raise InputError("there must be a head, of rank 1 at least", seen=(count, rank))
     width = int(cast(int, getattr(loaded.module.config, "hidden_size", 0)))

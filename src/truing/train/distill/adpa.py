@@ -65,6 +65,7 @@ def teacher_advantage(rows: Rows, grad: bool) -> tuple[Tensor, Tensor | None]:
     rows="example",
     teachers={"teacher": "top", "teacher_reference": "top"},
     hook="own_samples",
+    within={"top_k": (1, None), "gamma": (0, None)},
 )
 def adpa(m: Measurements, *, top_k: int = 50, gamma: float = 1.0, sft_weight: float = 1.0) -> Loss:
     """Align a small model by the advantage of a large teacher after DPO over the same before it.

@@ -58,6 +58,7 @@ def teacher_top_kl(rows: Rows, grad: bool) -> tuple[Tensor, Tensor | None]:
     needs=("logp", "teacher_top_kl"),
     rows="pair",
     teachers={"teacher": "top"},
+    within={"top_k": (1, None), "chosen_weight": (0, None), "rejected_weight": (0, None)},
 )
 def dckd(
     m: Measurements,

@@ -23,7 +23,13 @@ from truing.train.preference.dpo import smoothed
 from truing.train.supervised.sft import nll
 
 
-@objective(paper="preference-losses", unit="pair", needs=("logp",), rows="pair")
+@objective(
+    paper="preference-losses",
+    unit="pair",
+    needs=("logp",),
+    rows="pair",
+    within={"alpha": (0, None)},
+)
 def cpo(
     m: Measurements,
     *,
@@ -54,7 +60,12 @@ def cpo(
 
 
 @objective(
-    paper="preference-losses", unit="pair", needs=("logp",), rows="pair", texts={"gold": "chosen"}
+    paper="preference-losses",
+    unit="pair",
+    needs=("logp",),
+    rows="pair",
+    texts={"gold": "chosen"},
+    within={"delta": (0, None), "alpha": (0, None)},
 )
 def slic(m: Measurements, *, delta: float = 1.0, alpha: float = 1.0) -> Loss:
     """Sequence likelihood calibration: a margin between answers, and a reference answer.

@@ -30,6 +30,7 @@ from truing.core.objective import Loss, Measurements, objective
     needs=("logp", "ref_logp"),
     rows="negative",
     hook="guided_samples",
+    within={"alpha": (0, None)},
 )
 def d2o(
     m: Measurements, *, beta: float = 0.1, alpha: float = 0.1, length_normalise: bool = False

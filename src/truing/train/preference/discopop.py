@@ -17,7 +17,13 @@ from truing.core.objective import Loss, Measurements, objective
 from truing.train.preference.dpo import difference, metrics
 
 
-@objective(paper="preference-losses", unit="pair", needs=("logp", "ref_logp"), rows="pair")
+@objective(
+    paper="preference-losses",
+    unit="pair",
+    needs=("logp", "ref_logp"),
+    rows="pair",
+    within={"tau": "(0, inf)"},
+)
 def discopop(m: Measurements, *, beta: float = 0.1, tau: float = 0.05) -> Loss:
     """DiscoPOP: the log-ratio modulated loss that a language model discovered.
 

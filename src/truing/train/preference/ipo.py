@@ -15,7 +15,13 @@ from truing.core.objective import Loss, Measurements, objective
 from truing.train.preference.dpo import metrics
 
 
-@objective(paper="preference-losses", unit="pair", needs=("logp", "ref_logp"), rows="pair")
+@objective(
+    paper="preference-losses",
+    unit="pair",
+    needs=("logp", "ref_logp"),
+    rows="pair",
+    within={"beta": "(0, inf)"},
+)
 def ipo(m: Measurements, *, beta: float = 0.1, length_normalise: bool = True) -> Loss:
     """Identity preference optimisation: regress the log-ratio margin onto a finite target.
 

@@ -26,6 +26,7 @@ from truing.errors import InputError
     needs=("logp", "ref_logp", "mismatched"),
     rows="unpaired",
     columns={"label": None},
+    within={"desirable": (0, None), "undesirable": (0, None)},
 )
 def kto(
     m: Measurements, *, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0

@@ -18,7 +18,13 @@ from truing.train.preference.dpo import dpo
 from truing.train.supervised.sft import nll
 
 
-@objective(paper="preference-losses", unit="pair", needs=("logp", "ref_logp"), rows="pair")
+@objective(
+    paper="preference-losses",
+    unit="pair",
+    needs=("logp", "ref_logp"),
+    rows="pair",
+    within={"alpha": (0, None)},
+)
 def rpo(m: Measurements, *, beta: float = 0.1, alpha: float = 1.0) -> Loss:
     """DPO plus the likelihood of the chosen answers.
 
@@ -28,7 +34,13 @@ def rpo(m: Measurements, *, beta: float = 0.1, alpha: float = 1.0) -> Loss:
     return dpo(m, beta=beta) + alpha * nll(m)
 
 
-@objective(paper="preference-losses", unit="pair", needs=("logp", "ref_logp"), rows="pair")
+@objective(
+    paper="preference-losses",
+    unit="pair",
+    needs=("logp", "ref_logp"),
+    rows="pair",
+    within={"preference": (0, None), "quality": (0, None), "generation": (0, None)},
+)
 def mpo(
     m: Measurements,
     *,

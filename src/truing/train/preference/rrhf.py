@@ -33,7 +33,12 @@ def ranked_alike(p_UK: Tensor, m: Measurements) -> Tensor:
 
 
 @objective(
-    paper="preference-losses", unit="group", needs=("logp",), rows="group", columns={"scores": None}
+    paper="preference-losses",
+    unit="group",
+    needs=("logp",),
+    rows="group",
+    columns={"scores": None},
+    within={"lam": (0, None), "penalty": (0, None)},
 )
 def rrhf(m: Measurements, *, lam: float = 1.0, penalty: float = 1.0) -> Loss:
     """RRHF: rank the answers of a prompt by their mean log-probability as their scores do.

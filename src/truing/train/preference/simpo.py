@@ -23,7 +23,13 @@ def shaped(mean_lp: Tensor, alpha: float) -> Tensor:
     return mean_lp if alpha == 0 else -torch.expm1(-alpha * mean_lp) / alpha
 
 
-@objective(paper="preference-losses", unit="pair", needs=("logp",), rows="pair")
+@objective(
+    paper="preference-losses",
+    unit="pair",
+    needs=("logp",),
+    rows="pair",
+    within={"gamma": (0, None)},
+)
 def simpo(
     m: Measurements, *, beta: float = 2.0, gamma: float = 1.0, label_smoothing: float = 0.0
 ) -> Loss:
@@ -38,7 +44,13 @@ def simpo(
     return Loss(smoothed(w_U - l_U - gamma, label_smoothing), metrics=reward_metrics(w_U, l_U))
 
 
-@objective(paper="preference-losses", unit="pair", needs=("logp",), rows="pair")
+@objective(
+    paper="preference-losses",
+    unit="pair",
+    needs=("logp",),
+    rows="pair",
+    within={"gamma": (0, None)},
+)
 def alphapo(m: Measurements, *, beta: float = 2.0, gamma: float = 1.0, alpha: float = 0.25) -> Loss:
     """AlphaPO: SimPO with the shape of the reward as a setting.
 

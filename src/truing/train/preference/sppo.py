@@ -20,6 +20,7 @@ from truing.train.preference.dpo import metrics
     needs=("logp", "ref_logp"),
     rows="pair",
     columns={"win_chosen": 1.0, "win_rejected": 0.0},
+    within={"beta": "(0, inf)"},
 )
 def sppo(m: Measurements, *, beta: float = 0.1) -> Loss:
     """Self-play preference optimisation: regress log-ratios onto win probabilities."""

@@ -30,7 +30,11 @@ def tdpo1(m: Measurements, *, beta: float = 0.1) -> Loss:
 
 
 @objective(
-    paper="preference-losses", unit="pair", needs=("logp", "ref_logp", "ref_kl_vocab"), rows="pair"
+    paper="preference-losses",
+    unit="pair",
+    needs=("logp", "ref_logp", "ref_kl_vocab"),
+    rows="pair",
+    within={"alpha": (0, None)},
 )
 def tdpo2(m: Measurements, *, beta: float = 0.1, alpha: float = 0.5) -> Loss:
     """Token-level DPO that leaves the chosen answer's divergence alone.

@@ -16,7 +16,12 @@ from truing.train.supervised.sft import nll
 
 
 @objective(
-    paper="preference-losses", unit="pair", needs=("logp",), rows="pair", texts={"gold": None}
+    paper="preference-losses",
+    unit="pair",
+    needs=("logp",),
+    rows="pair",
+    texts={"gold": None},
+    within={"alpha": (0, None)},
 )
 def tpo(m: Measurements, *, beta: float = 0.01, alpha: float = 1.0) -> Loss:
     """Triple preference optimisation: a gold answer to imitate beside the pair.
@@ -30,7 +35,12 @@ def tpo(m: Measurements, *, beta: float = 0.01, alpha: float = 1.0) -> Loss:
 
 
 @objective(
-    paper="preference-losses", unit="pair", needs=("logp",), rows="pair", texts={"gold": None}
+    paper="preference-losses",
+    unit="pair",
+    needs=("logp",),
+    rows="pair",
+    texts={"gold": None},
+    within={"alpha": (0, None), "gamma": (0, None)},
 )
 def tpo_l(m: Measurements, *, beta: float = 0.01, gamma: float = 0.5, alpha: float = 1.0) -> Loss:
     """Triple preference optimisation on mean log-probabilities with a margin.

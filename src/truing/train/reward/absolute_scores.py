@@ -3,7 +3,7 @@
     loss = -logsigmoid(r_w - r_l) + alpha ((r_w - s_w)^2 + (r_l - s_l)^2)
 
 r is the head's score at an answer's last token, s the annotated score in [0, 1] (`score_chosen`,
-`score_rejected`; a missing one has no term, so that annotated and bare pairs mix in one table).
+`score_rejected`; a missing one, null or NaN, has no term, so that annotated and bare pairs mix).
 Pairs alone say nothing of what all answers to a prompt share, and let the scores grow without end:
 the second term fixes both, so that perfect against bad differs more than bad against bad. A small
 alpha (0.1) is worse than none: the anchor is too weak to hold the scale and only pulls against it.
@@ -24,12 +24,10 @@ from torch.nn.functional import logsigmoid
 from truing.core.objective import Loss, Measurements, objective, reward_metrics
 from truing.errors import InputError
 
-MISSING = -1.0  # stands for a score that was not given
-
 
 def anchor(r_U: Tensor, s_U: Tensor, name: str) -> Tensor:
     """(r - s)^2 where s was given, 0 elsewhere; an InputError for scores outside [0, 1]."""
-    there_U = s_U != MISSING
+    there_U = s_U != -torch.inf  # which stands for a score that was not given
     wrong_U = there_U & ((s_U < 0) | (s_U > 1))
     if bool(wrong_U.any()):
         raise InputError(
@@ -38,7 +36,9 @@ def anchor(r_U: Tensor, s_U: Tensor, name: str) -> Tensor:
             seen=float(s_U[wrong_U][0]),
             fix="Divide by the best score, for each annotator",
         )
-    return torch.where(there_U, (r_U - s_U).square(), 0.0)
+    # A difference to infinity would have no gradient, even where it is not taken.
+    off_U = r_U - torch.where(there_U, s_U, 0.0)
+    return torch.where(there_U, off_U.square(), 0.0)
 
 
 @objective(
@@ -46,7 +46,7 @@ def anchor(r_U: Tensor, s_U: Tensor, name: str) -> Tensor:
     unit="pair",
     needs=("scores",),
     rows="pair",
-    columns={"score_chosen": -1.0, "score_rejected": -1.0},
+    columns={"score_chosen": -1e999, "score_rejected": -1e999},
 )
 def absolute_scores(m: Measurements, *, alpha: float = 1.0) -> Loss:
     """Train a reward model on pairs with absolute scores, which anchor its scale.

@@ -25,30 +25,38 @@ Shapes: U rows, K = 2 branches (plackett_luce: the answers of a group, score_ans
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch.nn.functional import logsigmoid
 
 from truing.core.objective import Loss, Measurements, objective, reward_metrics
-from truing.core.rewards import score_model
+from truing.core.rewards import check_reward_model, held_model, score_model
 from truing.errors import InputError
 from truing.method import component
-from truing.models import Model, held
+from truing.naming import ModelKey
 from truing.tables import Row
 
+WHERE = "reward reward_model"
 LEAST = -1e9  # below every score; -inf has no gradient
 
 
 @component("reward")
-def reward_model(rows: list[Row], *, model: str) -> list[float]:
+def reward_model(rows: list[Row], *, model: ModelKey) -> list[float]:
     """What a trained reward model says: its head's score, or a tuned model's implicit reward.
 
     Args:
-        model: key of the model, as `truing.models.hold` gives it.
+        model: name of the model, or in Python its key, as `truing.models.hold` gives it.
     """
-    found = held(model)
-    if not isinstance(found, Model):
-        raise InputError("is not a model", where="reward reward_model", seen=model)
-    return score_model(found, rows)
+    return score_model(held_model(model, WHERE), rows)
+
+
+def _check(settings: Mapping[str, object]) -> None:
+    """What `core.scores` asks before anything is drawn."""
+    check_reward_model(held_model(str(settings["model"]), WHERE), WHERE)
+
+
+reward_model.__dict__["__truing_check__"] = _check
 
 
 def with_imitation(ranked: Loss, m: Measurements, weight: float) -> Loss:
@@ -66,6 +74,7 @@ def with_imitation(ranked: Loss, m: Measurements, weight: float) -> Loss:
     rows="pair",
     columns={"margin": 0.0},
     only={"logp": "imitation"},
+    within={"centring": (0, None)},
 )
 def bradley_terry(m: Measurements, *, centring: float = 0.0, imitation: float = 0.0) -> Loss:
     """Train a reward model on pairs: the chosen answer's score above the rejected one's.
@@ -80,7 +89,14 @@ def bradley_terry(m: Measurements, *, centring: float = 0.0, imitation: float = 
     return with_imitation(made, m, imitation) if imitation else made
 
 
-@objective(paper="irl-survey", unit="pair", needs=("scores",), rows="pair", columns={"tie": 0.0})
+@objective(
+    paper="irl-survey",
+    unit="pair",
+    needs=("scores",),
+    rows="pair",
+    columns={"tie": 0.0},
+    within={"nu": (0, None)},
+)
 def davidson(m: Measurements, *, nu: float = 1.0) -> Loss:
     """Train a reward model on pairs some of which are ties.
 

@@ -13,30 +13,39 @@ Shapes: U rows, K = 1 branch.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 
 import torch
 from torch.nn.functional import logsigmoid
 
 from truing.core.objective import Loss, Measurements, objective
-from truing.core.rewards import score_model
-from truing.errors import InputError
+from truing.core.rewards import check_reward_model, held_model, probabilities
+from truing.core.scoring import check_logits
 from truing.method import component
-from truing.models import Model, held
+from truing.naming import ModelKey
 from truing.tables import Row
+
+WHERE = "reward guard"
 
 
 @component("reward", name="guard")
-def probability(rows: list[Row], *, model: str) -> list[float]:
+def probability(rows: list[Row], *, model: ModelKey) -> list[float]:
     """Probability that each answer is good, by a trained guard.
 
     Args:
-        model: key of the guard, as `truing.models.hold` gives it.
+        model: name of the guard, or in Python its key, as `truing.models.hold` gives it.
     """
-    found = held(model)
-    if not isinstance(found, Model):
-        raise InputError("is not a model", where="reward guard", seen=model)
-    return [1 / (1 + math.exp(-s)) if s > -700 else 0.0 for s in score_model(found, rows)]
+    return probabilities(held_model(model, WHERE), rows, WHERE)
+
+
+def _check(settings: Mapping[str, object]) -> None:
+    """What `core.scores` asks before anything is drawn."""
+    model = held_model(str(settings["model"]), WHERE)
+    check_reward_model(model, WHERE)
+    check_logits(model, WHERE)
+
+
+probability.__dict__["__truing_check__"] = _check
 
 
 @objective(
@@ -45,6 +54,7 @@ def probability(rows: list[Row], *, model: str) -> list[float]:
     needs=("scores",),
     rows="unpaired",
     columns={"label": None},
+    within={"good_weight": (0, None), "bad_weight": (0, None)},
 )
 def guard(m: Measurements, *, good_weight: float = 1.0, bad_weight: float = 1.0) -> Loss:
     """Train a classifier head that says whether an answer is good, such as a safety guard.

@@ -35,12 +35,11 @@ from truing.core.online import (
     watched,
     weighed,
 )
-from truing.errors import InputError
 
 FARTHEST = 20.0  # a log-ratio at which every weight has long faded; exp of it is finite
 
 
-@online(paper="preference-losses", least=2)
+@online(paper="preference-losses", least=2, within={"cap": "(0, inf)"})
 def cispo(r: Measurements, *, cap: float = 5.0) -> Update:
     """Clipped importance sampling: the weight of a token is capped, its gradient never lost.
 
@@ -65,7 +64,11 @@ def gated(m: Measurements, tau_positive: float, tau_negative: float) -> Tensor:
     return -4 / tau_UKT * (tau_UKT * (ratio_UKT - 1)).sigmoid() * a_UKT
 
 
-@online(paper="preference-losses", least=2)
+@online(
+    paper="preference-losses",
+    least=2,
+    within={"tau_positive": "(0, inf)", "tau_negative": "(0, inf)"},
+)
 def sapo(r: Measurements, *, tau_positive: float = 1.0, tau_negative: float = 1.05) -> Update:
     """Soft adaptive policy optimisation: a smooth gate where GRPO clips.
 
@@ -73,9 +76,6 @@ def sapo(r: Measurements, *, tau_positive: float = 1.0, tau_negative: float = 1.
         tau_positive: how fast the gate closes with the distance, for positive advantages.
         tau_negative: the same for all others; larger, since these unsettle training more.
     """
-    for name, tau in (("tau_positive", tau_positive), ("tau_negative", tau_negative)):
-        if not tau > 0:
-            raise InputError("must be above 0", where=f"sapo setting {name!r}", seen=tau)
 
     def loss(m: Measurements) -> Loss:
         return by_answer(gated(m, tau_positive, tau_negative), m)
@@ -94,7 +94,16 @@ def answer_weight(
     return (k_UK * log_UK - lam_UK * torch.expm1(log_UK)).exp()
 
 
-@online(paper="preference-losses", least=2)
+@online(
+    paper="preference-losses",
+    least=2,
+    within={
+        "k_positive": (0, None),
+        "lam_positive": (0, None),
+        "k_negative": (0, None),
+        "lam_negative": (0, None),
+    },
+)
 def vespo(
     r: Measurements,
     *,

@@ -54,7 +54,7 @@ def components(a_UK: Tensor, explore_UK: Tensor, imitate_U: Tensor) -> tuple[Ten
     return explore_U, a_UK[:, -1] * imitate_U, explore_U - mean_U * imitate_U
 
 
-@online(paper="grao", rows="example", given="completion", least=2)
+@online(paper="grao", rows="example", given="completion", least=2, within={"alignment": (0, None)})
 def grao(
     r: Measurements,
     *,

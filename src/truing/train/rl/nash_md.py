@@ -20,7 +20,7 @@ from truing.core.objective import Loss, Measurements
 from truing.core.online import Update, online
 
 
-@online(paper="preference-losses", needs=("ref_logp",), opponent="mixture")
+@online(paper="preference-losses", needs=("ref_logp",), opponent="mixture", within={"mix": (0, 1)})
 def nash_md(
     r: Measurements,
     *,

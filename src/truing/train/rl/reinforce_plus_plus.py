@@ -45,8 +45,7 @@ def reinforce_plus_plus(
     """
     if baseline and r.mask_UKT.shape[1] < 2:
         raise InputError(
-            "a baseline is the mean of a group: at least 2 answers are needed",
-            where="reinforce_plus_plus setting 'answers'",
+            "setting 'answers' must be at least 2 with a baseline, the mean of a group",
             seen=answers,
         )
     reward_UK = group_advantage(r["reward"], r.there_UK, "none") if baseline else r["reward"]

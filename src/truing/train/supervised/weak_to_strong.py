@@ -7,9 +7,9 @@
 
 h is the student's own hard label: 1 iff p is at least the (1 - mean q) quantile of p over the step
 (interpolated linearly), so that its share of good answers follows the weak labels'. c is
-`confidence` times the share of the training that is done while that is below `warmup_share`, of
-which `warmup_steps` are the first steps, and `confidence` afterwards: with the usual 0.1 it rises
-to a tenth and jumps, as in the original's code; a `warmup_share` of 1 has it rise all the way.
+`confidence` times the share of the training that is done while that is below `warmup_share`, and
+`confidence` afterwards: with the usual 0.1 it rises to a tenth and jumps, as in the original's
+code; a `warmup_share` of 1 has it rise all the way.
 Targets carry no gradient. With c = 0, or b = 0 and a = 1, both are the first form.
 
 Rows are judgements: prompt, completion, and the weak probability as `score` in [0, 1]. What else
@@ -77,21 +77,22 @@ def weak_to_strong_confidence(
     state: State | None = None,
     *,
     confidence: float = 0.5,
-    warmup_steps: int = 10,
     warmup_share: float = 0.1,
+    total_steps: int = 0,
 ) -> Loss:
     """Train on weak labels mixed with what the student itself is sure of.
 
     Args:
         confidence: c, the weight of the student's own hard labels.
-        warmup_steps: over which c rises from 0.
-        warmup_share: share of `confidence` that it rises to, before it is `confidence` itself.
+        warmup_share: of the training, in which c is `confidence` times the share that is done.
+        total_steps: of the training; 0 takes the number of updates that will be made.
     """
     for name, value in (("confidence", confidence), ("warmup_share", warmup_share)):
         if not 0 <= value <= 1:
             raise InputError(f"setting {name!r} must be in [0, 1]", seen=value)
     done = float((state or {}).get("steps", torch.zeros(())))
-    c = confidence * (warmup_share * done / warmup_steps if done < warmup_steps else 1.0)
+    share = done / total_steps if total_steps else 1.0
+    c = confidence * (share if share < warmup_share else 1.0)
     q_U, s_U = weak_labels_of(m), m.last("scores")[:, 0]
     h_U = hard_labels(s_U.detach().sigmoid(), q_U)
     loss = soft_loss(s_U, (1 - c) * q_U + c * h_U, q_U)
