@@ -125,6 +125,56 @@ def test_the_loss_of_ability_is_paired_by_text() -> None:
     assert (found.value, found.lo, found.hi) == pytest.approx((0.1, 0.1, 0.1))
 
 
+def test_every_side_effect_is_paired_where_it_can_be() -> None:
+    def asked(right: list[int], questions: str) -> Report:
+        made = ability(3.0)
+        return Report(
+            made.title, made.measures, None, made.meta | {"right": right, "questions": questions}
+        )
+
+    was, now = [1, 0, 0, 1, 0, 0, 1, 0], [1, 1, 1, 1, 0, 1, 1, 0]
+    report = before_after(measured(BEFORE), measured(AFTER), asked(was, "a"), asked(now, "a"))
+    change = report.get("choices difference")
+    assert (change.value, change.n, change.better) == (pytest.approx(3 / 8), 8, "higher")
+    # By hand: three of eight rise, so that a resample's mean is B(8, 3/8) / 8.
+    ends = stats.binom(8, 3 / 8).ppf([0.025, 0.975]) / 8
+    assert (change.lo, change.hi) == pytest.approx(tuple(ends), abs=1 / 8)
+    unusable = report.get("unusable answers difference")
+    assert (unusable.value, unusable.n, unusable.better) == (-1 / 8, 8, "lower")
+    assert unusable.lo < -1 / 8 < unusable.hi == 0
+    other = before_after(measured(BEFORE), measured(AFTER), asked(was, "a"), asked(now, "b"))
+    assert "choices difference" not in {m.name for m in other}
+
+
+def test_answers_to_a_prompt_that_comes_twice_go_together_in_order() -> None:
+    twice = Table("prompt", [{"prompt": f"Question number {i % 4}", "id": i} for i in range(8)])
+
+    def report(texts: list[str]) -> Report:
+        rows = [
+            {"prompt": r["prompt"], "completion": t, "score": 1.0, "violated": "", "unusable": "",
+             "relevance": 0.5, "words": len(t.split()), "finished": True}
+            for r, t in zip(twice, texts, strict=True)
+        ]  # fmt: skip
+        names = ("violation rate", "relevance", "words", "unusable answers")
+        measures = [Measure(n, 0.0, 0.0, 0.0, 8, "share", "", "lower") for n in names]
+        return Report("r", measures, Table("judgement", rows), {"kind": "adherence"})
+
+    before, after = report([f"b{i}" for i in range(8)]), report([f"a{i}" for i in range(8)])
+    samples = before_after(before, after).samples
+    assert samples is not None
+    assert [(r["before"], r["after"]) for r in samples] == [(f"b{i}", f"a{i}") for i in range(8)]
+    once = Report("r", after.measures, Table("judgement", after.samples.rows[:4]), after.meta)  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="different prompts"):
+        before_after(before, once)
+
+
+def test_reports_of_something_else_are_refused() -> None:
+    with pytest.raises(InputError, match="input 'after': needs a report of evaluate/adherence"):
+        before_after(measured(BEFORE), ability(3.0))
+    with pytest.raises(InputError, match="'ability_after' is missing"):
+        before_after(measured(BEFORE), measured(AFTER), ability(3.0))
+
+
 def test_different_prompts_are_refused() -> None:
     other = Table("prompt", [{"prompt": f"Question other {i}"} for i in range(8)])
     with pytest.raises(InputError, match="different prompts"):

@@ -22,7 +22,7 @@ from truing.errors import InputError
 from truing.models import Model
 from truing.report import curves, graph, layout, samples, svg, wording
 from truing.report.facts import read_metrics, read_run
-from truing.report.outcome import before_after
+from truing.report.outcome import Change, before_after
 from truing.report.page import embedded
 from truing.report.tally import tallies
 from truing.reports import Measure, Report
@@ -146,8 +146,8 @@ def test_key_figures_and_headline(text: str, results: dict[str, object]) -> None
     after = round(100 * measured.get("violation rate after").value)
     assert headline.startswith(f"Violations of the principles fell from {before} % to {after} %")
     assert headline.endswith(
-        "; relevance improved by 31 % and ability worsened by 0.9 %."
-    )  # 3.214 to 3.243 nats
+        "; relevance improved by 31 % and ability went from 3.214 to 3.243 nats per token."
+    )  # of which no interval tells whether it is a change
 
 
 def test_pictures_come_first_and_in_order(text: str) -> None:
@@ -361,6 +361,29 @@ def test_headline_claims_no_more_than_the_interval(
     headline = before_after("r", measures(*numbers)).headline.replace("\u00a0", " ")
     assert headline.startswith(says)
     assert headline.endswith("over 40 prompts.")
+
+
+def test_no_verdict_without_an_interval() -> None:
+    def told(*difference: Measure) -> Change:
+        side = {"n": 40, "unit": "share", "better": "higher"}
+        before, after = Measure("c", 0.5, 0.4, 0.6, **side), Measure("c", 0.55, 0.4, 0.7, **side)
+        return Change("c", "", before, after, *difference)
+
+    def gap(lo: float, hi: float) -> Measure:
+        return Measure("c difference", 0.05, lo, hi, 40, "share", "", "higher")
+
+    bare = told()
+    assert (bare.clear, bare.verdict) == (False, "")
+    texts = [c.verdict_text.replace("\u00a0", " ") for c in (bare, told(gap(0.01, 0.09)))]
+    assert texts == ["+5.0 points", "+5.0 points better"]
+    assert told(gap(-0.01, 0.11)).verdict_text.endswith("unclear")
+    assert bare.in_words.replace("\u00a0", " ") == "c went from 50.0 % to 55.0 %"
+    # What is the same on every row is no unclear change.
+    same = Change("c", "", bare.before, bare.before, Measure("d", 0.0, 0.0, 0.0, 40, "share"))
+    assert same.verdict_text.endswith("same")
+    plain = Report("t", measures(0.75, 0.25, 0, 0).measures[:2], meta={"kind": "before_after"})
+    headline = before_after("r", plain).headline.replace("\u00a0", " ")
+    assert headline == ("Violations of the principles: 75 % before and 25 % after over 40 prompts.")
 
 
 def test_headline_names_the_principle_that_a_better_mean_hides() -> None:

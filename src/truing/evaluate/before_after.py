@@ -3,11 +3,13 @@
 For principle i, b_i and a_i are the violation rates before and after; McNemar's exact test on the
 prompts where only one of the two breaks it says whether they differ. Over all principles the
 difference of each prompt's violation share is averaged, with a paired bootstrap interval: below
-zero means fewer violations. Relevance, length and ability stand beside. Our own; no paper.
+zero means fewer violations. Relevance, length, unusable answers, ability and right choices stand
+beside, each with its paired difference. Our own; no paper.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import cast
 
@@ -18,19 +20,55 @@ from truing.method import method
 from truing.reports import Measure, Report
 from truing.tables import Row, Table, content_hash
 
+WHERE = "evaluate/before_after"
+
+
+def _check(
+    before: Report, after: Report, ability_before: Report | None, ability_after: Report | None
+) -> None:
+    """Raise an InputError for reports of something else, and for one ability without the other."""
+    for name, report in (("before", before), ("after", after)):
+        kind = report.meta.get("kind")
+        if kind != "adherence":
+            raise InputError(
+                "needs a report of evaluate/adherence",
+                where=f"{WHERE} input {name!r}",
+                seen=f"{report.title!r}, of kind {kind}",
+            )
+    if (ability_before is None) != (ability_after is None):
+        lacks = "ability_before" if ability_before is None else "ability_after"
+        raise InputError(
+            f"input {lacks!r} is missing, and one ability alone shows no change",
+            where=WHERE,
+            fix="Give ability_before and ability_after, or neither",
+        )
+
+
+def _numbered(samples: Table) -> dict[tuple[str, int], Row]:
+    """Rows by their prompt and how often it came before: one prompt may be asked several times."""
+    count: Counter[str] = Counter()
+    found: dict[tuple[str, int], Row] = {}
+    for row in samples:
+        prompt = content_hash(row["prompt"], 8)
+        found[prompt, count[prompt]] = row
+        count[prompt] += 1
+    return found
+
 
 def align_samples(before: Report, after: Report) -> list[tuple[Row, Row]]:
-    """Samples of both reports with the same prompt, in the order of `before`."""
+    """Samples of both reports with the same prompt, in the order of `before`.
+
+    Of a prompt that was asked several times the n-th answers go together.
+    """
     if before.samples is None or after.samples is None:
-        raise InputError("both reports need their samples", where="evaluate/before_after")
-    key = lambda row: content_hash(row["prompt"], 8)  # noqa: E731
-    later = {key(r): r for r in after.samples}
-    pairs = [(r, later[key(r)]) for r in before.samples if key(r) in later]
-    if len(pairs) != len(before.samples) or len(pairs) != len(after.samples):
+        raise InputError("both reports need their samples", where=WHERE)
+    earlier, later = _numbered(before.samples), _numbered(after.samples)
+    pairs = [(row, later[key]) for key, row in earlier.items() if key in later]
+    if len(pairs) != len(earlier) or len(pairs) != len(later):
         raise InputError(
             "the two reports answer different prompts",
-            where="evaluate/before_after",
-            seen=f"{len(before.samples)} and {len(after.samples)} prompts, {len(pairs)} shared",
+            where=WHERE,
+            seen=f"{len(earlier)} and {len(later)} prompts, {len(pairs)} shared",
             fix="Evaluate both models on one table of prompts",
         )
     return pairs
@@ -118,6 +156,20 @@ def _ability_difference(before: Report, after: Report) -> list[Measure]:
     return [Measure("ability difference", value, lo, hi, len(tokens), m.unit, "", m.better)]
 
 
+def _choices_difference(before: Report, after: Report) -> list[Measure]:
+    """Change of the share of right choices with its interval, where the questions are the same."""
+    asked = [r.meta.get("questions") for r in (before, after)]
+    sides = [[float(cast(float, v)) for v in _right(r)] for r in (before, after)]
+    if asked[0] != asked[1] or not sides[0] or len(sides[0]) != len(sides[1]):
+        return []
+    return [_difference("choices difference", sides[0], sides[1], before.get("choices"))]
+
+
+def _right(report: Report) -> list[Json]:
+    """Of each question whether its right answer was chosen; [] where the report does not say."""
+    return cast("list[Json]", report.meta.get("right") or [])
+
+
 @method()
 def before_after(
     before: Report,
@@ -126,6 +178,7 @@ def before_after(
     ability_after: Report | None = None,
 ) -> Report:
     """What alignment changed: the same evaluation before and after, paired prompt by prompt."""
+    _check(before, after, ability_before, ability_after)
     pairs = align_samples(before, after)
     rules = cast(list[object], before.meta.get("principles", []))
     measures: list[Measure] = []
@@ -145,14 +198,17 @@ def before_after(
         measures += [_named(b, "before"), _named(a, "after")]
         measures.append(_difference(f"{name} difference", sides[0], sides[1], b))
         summary |= {f"{name}_before": round(b.value, 4), f"{name}_after": round(a.value, 4)}
-    for name in ("unusable answers",):
-        measures += [_named(before.get(name), "before"), _named(after.get(name), "after")]
+    b, a = before.get("unusable answers"), after.get("unusable answers")
+    sides = [[float(bool(r["unusable"])) for r in side] for side in zip(*pairs)]
+    measures += [_named(b, "before"), _named(a, "after")]
+    measures.append(_difference("unusable answers difference", sides[0], sides[1], b))
     if ability_before is not None and ability_after is not None:
         for name in ("ability", "choices"):
             b, a = ability_before.get(name), ability_after.get(name)
             measures += [_named(b, "before"), _named(a, "after")]
         b, a = ability_before.get("ability"), ability_after.get("ability")
         measures += _ability_difference(ability_before, ability_after)
+        measures += _choices_difference(ability_before, ability_after)
         summary |= {"ability_before": round(b.value, 4), "ability_after": round(a.value, 4)}
         summary["ability_metric"] = str(ability_before.meta.get("metric", b.unit))
     summary["n_prompts"] = len(pairs)

@@ -116,14 +116,14 @@ class Change:
 
     @property
     def clear(self) -> bool:
-        """False when the difference's interval holds 0; True where there is none to ask."""
+        """True when the difference has an interval, and 0 lies outside of it."""
         d = self.difference
-        return d is None or d.lo > 0 or d.hi < 0
+        return d is not None and (d.lo > 0 or d.hi < 0)
 
     @property
     def verdict(self) -> str:
-        """ "better", "worse", "same" or "" when neither direction is."""
-        if not self.before.better:
+        """ "better", "worse", "same"; "" when neither direction is, or no interval can tell."""
+        if not self.before.better or self.difference is None:
             return ""
         gap = self.after.value - self.before.value
         if not self.clear or abs(gap) < 1e-12:
@@ -135,8 +135,9 @@ class Change:
         """The difference and what it means; its relative size where no interval tells more."""
         if self.difference is None:
             size = f", {percent(self.relative)}" if self.relative and self.unit != "share" else ""
-            return f"{self.difference_text}{size} {self.verdict}".strip()
-        words = {"same": "unclear"}.get(self.verdict, self.verdict)
+            return f"{self.difference_text}{size}"
+        apart = self.difference.lo < self.difference.hi
+        words = "unclear" if self.verdict == "same" and apart else self.verdict
         return f"{self.difference_text} {words}".strip()
 
     @property
@@ -145,13 +146,11 @@ class Change:
         return self.before.unit
 
     @property
-    def shade(self) -> str:
-        """Colour of the verdict: one without an interval is not painted as sure."""
-        return self.verdict if self.difference is not None else ""
-
-    @property
     def in_words(self) -> str:
-        """ "relevance improved by 2 %"."""
+        """ "relevance improved by 2 %"; no more than both values where no interval tells more."""
+        if self.difference is None:
+            after = with_unit(self.after.value, self.unit)
+            return f"{self.name} went from {self.before_text} to {after}"
         if not self.clear:
             return f"{self.name} did not clearly change"
         if abs(self.relative) < STEADY:
@@ -274,6 +273,8 @@ class Outcome:
         where = f"over {count(self.prompts, 'prompt')}"
         effects = [c.in_words for c in self.key_figures if c.name in ("relevance", "ability")]
         rest = f"{self._against()}; {' and '.join(effects)}" if effects else self._against()
+        if main.difference is None:
+            return f"Violations of the principles: {b} before and {a} after {where}{rest}."
         if main.verdict == "better":
             return f"Violations of the principles fell from {b} to {a} {where}{rest}."
         if main.verdict == "worse":
