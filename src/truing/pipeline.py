@@ -98,7 +98,10 @@ def perform(
         root: called with the key before anything is done, to keep gc away from it.
         on_progress: called with (done, total, label).
         on_metric: called with each observation.
+    Raises:
+        InputError: a mistake in data or settings, such as a table without a row.
     """
+    _need_rows(nouns)
     store = store or Store()
     key = step_key(method, nouns, settings, seed)
     name = name or method.name
@@ -154,6 +157,18 @@ def _facts(
         "device": device_class(),
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _need_rows(nouns: Nouns) -> None:
+    """Raise for a table without a row: no method can do anything with one, few say so clearly."""
+    for name, given in nouns.items():
+        tables = given.values() if isinstance(given, Mapping) else [given]
+        for table in tables:
+            if isinstance(table, Table) and not len(table):
+                raise InputError(
+                    f"input {name!r} has no rows: {table.source} left none",
+                    fix="Change the settings there",
+                )
 
 
 def _check_space(folder: Path, least: int = 16 << 20) -> None:

@@ -108,6 +108,26 @@ def test_a_fault_of_a_step_names_it_and_keeps_what_was_done(folder: Path, store:
     assert "none of 9 rows" in manifest["steps"]["clean"]["error"]
 
 
+def test_a_step_that_leaves_no_row_is_named_by_the_one_that_needs_some(
+    folder: Path, store: Store
+) -> None:
+    (folder / "heads.jsonl").write_text('{"prompt": "Things to see:"}\n{"prompt": "To do:"}\n')
+    text = (
+        "name: small\nsteps:\n"
+        "  kept: {do: select/magpie_filter, data: heads.jsonl}\n"
+        "  part: {do: select/near_duplicates, data: kept, exact: true}\n"
+    )
+    for _ in range(2):  # made, and from the store
+        with pytest.raises(InputError) as error:
+            run(folder, store, text)
+        said = "r.yaml line 4 step part: input 'data' has no rows: step kept left none"
+        assert said in str(error.value)
+    (made,) = (folder / "runs").iterdir()
+    steps = json.loads((made / "manifest.json").read_text())["steps"]
+    assert steps["kept"]["about"] == "0 prompt rows"
+    assert [s["status"] for s in steps.values()] == ["done", "failed"]
+
+
 def test_bad_data_is_found_before_anything_runs(folder: Path, store: Store) -> None:
     with (folder / "prompts.jsonl").open("a") as file:
         file.write('{"prompt": 5}\n')
