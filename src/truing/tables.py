@@ -17,6 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from truing.errors import InputError, unknown
+from truing.kinds import KINDS, READINGS, Row, check_row, infer_kind
+from truing.kinds import Message as Message
+from truing.kinds import as_prompt as as_prompt
+from truing.kinds import prompt_of as prompt_of
+from truing.kinds import user_text as user_text
 from truing.origins import Made, Origin
 from truing.surrogates import mended
 
@@ -24,28 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-Row = dict[str, object]
-Message = dict[str, str]
 SCHEMA_VERSION = 1
-
-# What each kind needs, column -> allowed types. A tuple of column sets is "any one of these".
-KINDS: dict[str, tuple[dict[str, tuple[type, ...]], ...]] = {
-    "pair": ({"prompt": (str, list), "chosen": (str,), "rejected": (str,)},),
-    "dialogue_pair": (
-        {"prompt": (str, list), "chosen": (list,), "rejected": (list,)},
-        {"chosen": (list,), "rejected": (list,)},
-    ),
-    "unpaired": ({"prompt": (str, list), "completion": (str,), "label": (bool,)},),
-    "negative": ({"prompt": (str, list), "rejected": (str,)},),
-    "group": ({"prompt": (str, list), "completions": (list,), "scores": (list,)},),
-    "steps": ({"prompt": (str, list), "steps": (list,), "labels": (list,)},),
-    "judgement": ({"prompt": (str, list), "completion": (str,), "score": (int, float)},),
-    "trajectory": ({"turns": (list,)},),
-    "example": ({"prompt": (str, list), "completion": (str,)}, {"messages": (list,)}),
-    "prompt": ({"prompt": (str, list)}, {"messages": (list,)}),
-    "text": ({"text": (str,)},),
-    "record": ({},),
-}
 
 
 def _canonical(value: object) -> object:
@@ -71,70 +55,6 @@ def content_hash(value: object, size: int = 16) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).hexdigest()
 
 
-def prompt_of(row: Row) -> object:
-    """What a row asks: its "prompt", or the "messages" that it came as."""
-    return row["prompt"] if "prompt" in row else row["messages"]
-
-
-def as_prompt(row: Row) -> Row:
-    """A row with "prompt", also when it came as messages."""
-    return row if "prompt" in row else row | {"prompt": row["messages"]}
-
-
-def user_text(prompt: object) -> str:
-    """The text of a prompt: itself, or the last user message of a list of messages."""
-    if isinstance(prompt, str):
-        return prompt
-    messages = cast(list[Message], prompt if isinstance(prompt, list) else [])
-    users = [m.get("content", "") for m in messages if m.get("role") == "user"]
-    return users[-1] if users else ""
-
-
-def infer_kind(row: Mapping[str, object]) -> str:
-    """The first kind whose columns are all there; sides of a pair are texts, or dialogues."""
-    have, dialogues = set(row), isinstance(row.get("chosen"), list)
-    for kind, choices in KINDS.items():
-        if kind in ("pair", "dialogue_pair") and dialogues != (kind == "dialogue_pair"):
-            continue
-        if any(set(need) <= have for need in choices):
-            return kind
-    return "record"
-
-
-def _check_messages(messages: list[object], where: str, field: str) -> None:
-    for message in messages:
-        ok = isinstance(message, Mapping) and {"role", "content"} <= set(message)
-        if not ok:
-            raise InputError(
-                f"field {field!r} must be a list of {{role, content}} messages",
-                where=where,
-                seen=message,
-            )
-
-
-def check_row(row: Row, kind: str, where: str) -> None:
-    """Raise an InputError naming row and field unless `row` is of `kind`."""
-    if not isinstance(own := row.get("lineage", {}), Mapping):
-        fix = "Rename the column"
-        raise InputError("field 'lineage' is truing's, a mapping", where=where, seen=own, fix=fix)
-    choices = KINDS[kind]
-    need = next((c for c in choices if set(c) <= set(row)), choices[0])
-    for field, types in need.items():
-        if field not in row or row[field] is None:
-            have = ", ".join(sorted(k for k in row if k not in ("id", "lineage")))
-            raise InputError(
-                f"field {field!r} is missing for a row of kind {kind!r}",
-                where=where,
-                fix=f"The row has: {have or 'nothing'}",
-            )
-        value = row[field]
-        if not isinstance(value, types):
-            wanted = " or ".join(t.__name__ for t in types)
-            raise InputError(f"field {field!r} must be {wanted}", where=where, seen=value)
-        if field in ("prompt", "messages", "chosen", "rejected") and isinstance(value, list):
-            _check_messages(cast(list[object], value), where, field)
-
-
 def _entered(rows: Iterable[Mapping[str, object]]) -> list[Row]:
     """Rows as a table keeps them; None is what Parquet gives for a missing field, and is one."""
     return [mended({k: v for k, v in r.items() if v is not None}) for r in rows]
@@ -147,7 +67,7 @@ class Table:
     again, but at what is new in it.
 
     Args:
-        kind: one of `truing.tables.KINDS`; "" infers it from the columns.
+        kind: one of `truing.kinds.KINDS`; "" infers it from the columns.
         rows: plain dicts. Missing `id` (hash of the content) and `lineage` are filled in, fields
             that are None left out.
         where: the source named in errors, such as a file name.
@@ -270,6 +190,8 @@ class Table:
         if self.kind in kinds:
             return self
         for kind in kinds:
+            if (self.kind, kind) in READINGS:
+                return self._read_as(kind)
             if any(set(c) <= set(self.columns) for c in KINDS[kind]) and kind != "record":
                 made = self._derived([dict(r) for r in self.rows], kind=kind)
                 made._check()
@@ -281,6 +203,19 @@ class Table:
             seen=[c for c in self.columns if c not in ("id", "lineage")],
             fix=f"Their columns are {needed}",
         )
+
+    def _read_as(self, kind: str) -> Table:
+        """The same rows in the form of `kind`, by `kinds.READINGS`; ids stay."""
+        rows: list[Row] = []
+        for i, row in enumerate(self.rows):
+            try:
+                rows.append(READINGS[(self.kind, kind)][1](row))
+            except InputError as error:
+                error.where = self.place(i)
+                raise
+        made = self._derived(rows, kind=kind)
+        made._check()
+        return made
 
     def where(self, keep: Callable[[Row], bool]) -> Table:
         """The rows for which `keep` is true."""

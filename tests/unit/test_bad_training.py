@@ -174,13 +174,20 @@ def test_models_of_other_tokens(name: str, model: Model, stranger: Model, tmp_pa
             method(model, table, steps=1, **models, **more)
 
 
+SAID = {"role": "assistant", "content": "a"}
+
+
 @pytest.mark.parametrize(("kind", "to"), CONVERSIONS)
 def test_converted_rows_that_teach_nothing(kind: str, to: str) -> None:
     pair: Row = {"prompt": "p", "chosen": "a", "rejected": "b"}
     row: Row = {
         "pair": pair,
         "unpaired": {"prompt": "p", "completion": "a", "label": to == "example"},
-        "dialogue_pair": {"prompt": "p", "chosen": [], "rejected": []},
+        "dialogue_pair": {"prompt": "p", "chosen": [SAID], "rejected": [{**SAID, "content": "b"}]},
+        "dialogue_example": {"prompt": "p", "completion": [SAID]},
+        "dialogue_unpaired": {"prompt": "p", "completion": [SAID], "label": to == "example"},
+        "implicit_pair": {"chosen": "p: a", "rejected": "p: b"},
+        "stepwise": {"prompt": "p", "completions": ["a", "b"], "labels": [1, 0]},
         "group": {"prompt": "p", "completions": ["a", "b"], "scores": [1.0, 0.0]},
     }[kind]
     bad: dict[tuple[str, str], tuple[Row, str]] = {

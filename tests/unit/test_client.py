@@ -23,6 +23,7 @@ from truing.core.generate import generate
 from truing.core.logprob import measure
 from truing.core.tree import example_tree, pack
 from truing.errors import InputError, Stopped
+from truing.kinds import as_prompt
 from truing.models import Model
 from truing.serve.openai import Address, serving
 
@@ -470,3 +471,13 @@ def test_ctrl_c_ends_at_once_and_keeps_replies(tmp_path: Path) -> None:
         assert b"KeyboardInterrupt" in err
         assert time.monotonic() - start < 10
     assert len(list((tmp_path / "other").rglob("*.json"))) == 1
+
+
+def test_tools_are_sent_beside_the_messages() -> None:
+    tool = {"name": "add", "parameters": {"type": "object", "properties": {}}}
+    asked = [as_prompt({"prompt": "a", **more})["prompt"] for more in ({"tools": [tool]}, {})]
+    with server(lambda n, body: good()) as (url, log):
+        generate(_model(url), asked, greedy=True)
+    bodies = sorted((body for _, _, body in log.asked), key=len)
+    assert [b["messages"] for b in bodies] == [[{"role": "user", "content": "a"}]] * 2
+    assert "tools" not in bodies[0] and bodies[1]["tools"] == [tool]

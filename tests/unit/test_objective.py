@@ -191,6 +191,10 @@ ROWS: dict[str, Row] = {
     "pair": {"prompt": "p", "chosen": "a", "rejected": "b"},
     "unpaired": {"prompt": "p", "completion": "a", "label": True},
     "dialogue_pair": {"prompt": "p", "chosen": [SAID], "rejected": [{**SAID, "content": "b"}]},
+    "dialogue_example": {"prompt": "p", "completion": [SAID]},
+    "dialogue_unpaired": {"prompt": "p", "completion": [SAID], "label": True},
+    "implicit_pair": {"chosen": "p: a", "rejected": "p: b"},
+    "stepwise": {"prompt": "p", "completions": ["a", "b"], "labels": [1, 0]},
     "group": {"prompt": "p", "completions": ["w", "b", "m"], "scores": [0.0, 2.0, 1.0]},
 }
 

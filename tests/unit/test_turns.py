@@ -289,7 +289,7 @@ def test_pairs_of_dialogues_that_cannot_be_used(model: Model) -> None:
         task_of(model, tpo, [{**PAIR, "gold": "x"}])
     with pytest.raises(InputError, match=r"row 2: field 'rejected' must be a list"):
         Table("", [PAIR, {**PAIR, "rejected": ["no"]}])
-    with pytest.raises(InputError, match="must be str"):
+    with pytest.raises(InputError, match="table row 1: needs single answers, not dialogues"):
         Table("", [PAIR]).expect("pair")
     rows, notes = as_kind(Table("", [PAIR]), "example", "x")
     assert rows[0]["messages"] == [*FIRST[:3], *cast("list[object]", PAIR["chosen"])]

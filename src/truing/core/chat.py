@@ -8,6 +8,10 @@ The answer's end is the template's own: what it puts after an assistant's words,
 special token ("<|im_end|>" of "<|im_end|>\\n"), else the tokenizer's end token. A tokenizer without
 a template continues plain text.
 
+A message of the role "tools" (`kinds.with_tools`) is none of the dialogue: the template is given
+the functions that it lists. One that leaves them out is refused, since a model would learn, or be
+asked, to call functions that it has not been told of.
+
 Some templates put today's date into the prompt. Here it is always the same day, `DAY`, or neither
 tokens nor what is kept by them would be the same tomorrow.
 """
@@ -21,7 +25,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, cast
 
+from truing.core.encoding import INSIDE, decode_inside, encode, space_added
 from truing.errors import InputError, shorten
+from truing.kinds import split_tools
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,19 +37,30 @@ if TYPE_CHECKING:
 Message = Mapping[str, object]
 Prompt = str | Sequence[Message]
 _MARK = "zqanswerqz"  # stands for an answer while the template is explored
+_ANY_TOOL = {  # stands for a row's own
+    "type": "function",
+    "function": {
+        "name": _MARK,
+        "description": _MARK,
+        "parameters": {"type": "object", "properties": {}, "required": []},
+    },
+}
 DAY = datetime(2024, 7, 26)  # what Llama 3's templates write where they are told no date
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a template puts around an assistant's words."""
+    """What a template puts around an assistant's words, and what stands before them."""
 
     head: str
     tail: str
+    before: str
 
 
 _turns: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, Turn]]
 _turns = weakref.WeakKeyDictionary()
+_tools: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, bool]]
+_tools = weakref.WeakKeyDictionary()
 
 
 def messages_of(prompt: Prompt, prefix: Sequence[Message] = ()) -> list[Message]:
@@ -71,12 +88,12 @@ def prompt_ids(
                 where=str(getattr(tokenizer, "name_or_path", "")),
                 fix="Give prompts as plain text, or a model with chat_template.jinja",
             )
-        return _encode(tokenizer, prompt, special=True)
+        return encode(tokenizer, prompt, special=True)
     messages = messages_of(prompt, prefix)
     if len(messages) > 1 and messages[-1].get("role") == "assistant":
         opening = completion_ids(tokenizer, str(messages[-1]["content"]), end=False)
         return [*prompt_ids(tokenizer, messages[:-1]), *opening]
-    return _encode(tokenizer, chat_text(tokenizer, messages, answer=True))
+    return encode(tokenizer, chat_text(tokenizer, messages, answer=True))
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, end: bool = True) -> list[int]:
@@ -87,7 +104,21 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, end: bool =
         end: False leaves the ending token out, for an answer that goes on.
     """
     turn = _turn(tokenizer)
-    return _encode(tokenizer, turn.head + text + (turn.tail if end else ""))
+    whole = turn.head + text + (turn.tail if end else "")
+    return encode(tokenizer, whole, before=turn.before)
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a whole text, which no template writes, with the tokenizer's beginning and end."""
+    ids, eos = encode(tokenizer, text, special=True), cast("int | None", tokenizer.eos_token_id)
+    return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
+
+
+def answer_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Words of an answer as it was drawn, which `completion_ids` would give the same ids."""
+    if not tokenizer.chat_template and space_added(tokenizer):
+        return decode_inside(tokenizer, list(ids))
+    return cast(str, tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 def reply_ids(
@@ -116,7 +147,9 @@ def reply_ids(
             seen=shorten(text),
         )
     ended = len(answer) > 0 and answer[-1] in _turn_ends(tokenizer)
-    return _encode(tokenizer, after[len(tail) :] if ended else after)
+    if ended:
+        return encode(tokenizer, after[len(tail) :], before=tail)
+    return encode(tokenizer, after, before=INSIDE)
 
 
 def step_ids(
@@ -127,7 +160,8 @@ def step_ids(
     Steps are tokenised one by one, so that a separator never merges with the step after it.
     """
     made = [completion_ids(tokenizer, step + separator, end=False) for step in steps[:1]]
-    return made + [_encode(tokenizer, step + separator) for step in steps[1:]]
+    inside = separator or INSIDE
+    return made + [encode(tokenizer, step + separator, before=inside) for step in steps[1:]]
 
 
 def example_ids(
@@ -159,8 +193,8 @@ def example_ids(
                 fix="Give each turn as a row of its own: the messages before it as the prompt",
             )
         answer = _until_end(tokenizer, after[len(before) :])
-        for text, carries in ((before[len(done) :], False), (answer, True)):
-            piece = _encode(tokenizer, text)
+        for text, stood, carries in ((before[len(done) :], done, False), (answer, before, True)):
+            piece = encode(tokenizer, text, before=stood)
             ids += piece
             loss += [carries] * len(piece)
         done = before + answer
@@ -169,7 +203,7 @@ def example_ids(
 
 def _turn_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids that the template puts after an answer's words to end it."""
-    found = _encode(tokenizer, _turn(tokenizer).tail)
+    found = encode(tokenizer, _turn(tokenizer).tail, before=INSIDE)
     special = set(tokenizer.all_special_ids)
     return [i for i in found if i in special] or found[-1:]
 
@@ -196,9 +230,9 @@ def _turn(tokenizer: PreTrainedTokenizerBase) -> Turn:
                 fix="Its text with add_generation_prompt must be how an assistant's turn begins",
             )
         head, tail = after[len(before) :].split(_MARK, 1)
-        turn = Turn(head, _until_end(tokenizer, tail))
+        turn = Turn(head, _until_end(tokenizer, tail), before)
     else:
-        turn = Turn("", str(tokenizer.eos_token or ""))
+        turn = Turn("", str(tokenizer.eos_token or ""), INSIDE)
     _turns[tokenizer] = (template, turn)
     return turn
 
@@ -215,15 +249,48 @@ def chat_text(
     """Messages as the template writes them.
 
     Args:
-        messages: with "role" and "content".
+        messages: with "role" and "content"; tools as `kinds.with_tools` puts them there.
         answer: True goes on to where an answer begins.
     """
+    told, tools = split_tools(messages)
+    if tools and not writes_tools(tokenizer):
+        raise InputError(
+            "the chat template does not write tools, so the model would not be told of them",
+            where=str(getattr(tokenizer, "name_or_path", "")),
+            seen=tools,
+            fix="Take a model whose template does, or put them into the system message and leave "
+            "out the column 'tools'",
+        )
+    return _rendered(tokenizer, told, tools, answer)
+
+
+def writes_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template tells the model of its tools."""
+    template = str(tokenizer.chat_template or "")
+    if tokenizer not in _tools or _tools[tokenizer][0] != template:
+        user: list[Message] = [{"role": "user", "content": "u"}]
+        try:
+            found = bool(template) and _MARK in _rendered(tokenizer, user, [_ANY_TOOL], True)
+        except InputError:
+            found = False
+        _tools[tokenizer] = (template, found)
+    return _tools[tokenizer][1]
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    tools: Sequence[object],
+    answer: bool,
+) -> str:
     from jinja2 import TemplateError
 
-    template = tokenizer.get_chat_template()
+    given = cast("list[dict[str, object]]", list(tools)) or None
+    template = tokenizer.get_chat_template(tools=given)
     try:
         made = tokenizer.apply_chat_template(
             cast("list[dict[str, str]]", [dict(m) for m in messages]),
+            tools=given,  # pyright: ignore[reportArgumentType]
             chat_template=_clock() + template if "strftime_now" in template else template,
             tokenize=False,
             add_generation_prompt=answer,
@@ -246,11 +313,6 @@ def _clock() -> str:
     parts = "".join(f".replace({c!r}, {DAY.strftime(c)!r})" for c in codes)
     # "+": the template's first line break is its own, and stays.
     return f"{{% macro strftime_now(format) %}}{{{{ format{parts} }}}}{{% endmacro +%}}"
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> list[int]:
-    # Templates write their own beginning-of-text token; adding special tokens would double it.
-    return cast("list[int]", tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
 def receipt(tokenizer: PreTrainedTokenizerBase, trees: Sequence[Node], n: int = 3) -> str:

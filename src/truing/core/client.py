@@ -31,6 +31,7 @@ from truing.core.endpoint import Endpoint, together
 from truing.core.limits import Limits, Meter, limited, meter
 from truing.core.sampling import SamplingSettings, first_draws
 from truing.errors import InputError, TruingError
+from truing.kinds import split_tools
 from truing.models import Model, Served
 from truing.surrogates import mended
 from truing.tables import content_hash
@@ -116,9 +117,11 @@ def generate(
     requests: dict[str, _Request] = {}
     for i, prompt in enumerate(prompts):
         messages = messages_of(prompt)
+        said, tools = split_tools(messages)
+        offered = {"tools": tools} if tools else {}
         for k in range(sampling.n):
             draw = 0 if sampling.greedy else firsts[i] + k  # greedy answers are all the same
-            body: Reply = {"model": served.model, "messages": messages, **settings}
+            body: Reply = {"model": served.model, "messages": said, **offered, **settings}
             if not sampling.greedy:
                 body["seed"] = _seed(sampling.seed, draw)
             key = content_hash(

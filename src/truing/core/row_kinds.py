@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 from truing.context import Json
-from truing.core.chat import Prompt, messages_of
 from truing.errors import InputError
-from truing.tables import KINDS, Row, Table
+from truing.kinds import KINDS, READINGS, Row, sides_of, single_answer
+from truing.tables import Table
 
 if TYPE_CHECKING:
-    from truing.core.chat import Message
+    from truing.core.objective import Objective
 
 WHYS = {
     "left_out_same": "chosen and rejected are the same",
@@ -28,6 +28,8 @@ WHYS = {
     "left_out_good": "the answer is labelled as good",
     "left_out_long": "the prompt leaves no room for an answer",
 }
+TEXTS = "whole texts: every token carries loss"
+WHOLE = ("", "noisy_embeddings", "routers")  # hooks that ask for neither prompt nor answer
 # What makes a row one of its kind; all else that it holds goes with it.
 _OWN = {"id", "finished", "chosen_finished", "rejected_finished"} | (
     {c for choices in KINDS.values() for columns in choices for c in columns} - {"prompt"}
@@ -109,8 +111,8 @@ def _unpaired_to_negative(row: Row) -> list[Row] | str:
 
 
 def _dialogues_to_example(row: Row) -> list[Row] | str:
-    asked = messages_of(cast(Prompt, row["prompt"])) if "prompt" in row else []
-    made = _changed(row, messages=[*asked, *cast("list[Message]", row["chosen"])])
+    asked, (chosen, _) = sides_of(row)
+    made = _changed(row, messages=[*asked, *chosen])
     made.pop("prompt", None)  # which the messages begin with
     return [made]
 
@@ -137,8 +139,8 @@ def _group_to_example(row: Row) -> list[Row] | str:
     return [_changed(row, completion=texts[best], finished=endings(row)[best])]
 
 
-# Each gives the new rows, or why the row is left out.
-CONVERSIONS: dict[tuple[str, str], tuple[str, Callable[[Row], list[Row] | str]]] = {
+Change = Callable[[Row], "list[Row] | str"]  # the new rows, or why the row is left out
+CONVERSIONS: dict[tuple[str, str], tuple[str, Change]] = {
     ("pair", "example"): ("chosen answers as examples", _pair_to_example),
     ("pair", "unpaired"): ("chosen answers as good, rejected ones as bad", _pair_to_unpaired),
     ("pair", "group"): ("pairs as groups of two", _pair_to_group),
@@ -151,14 +153,67 @@ CONVERSIONS: dict[tuple[str, str], tuple[str, Callable[[Row], list[Row] | str]]]
 }
 
 
-def as_kind(table: Table, kind: str, where: str) -> tuple[Table, dict[str, Json]]:
+def _reading(read: Callable[[Row], Row]) -> Change:
+    return lambda row: [{n: v for n, v in read(row).items() if n != "id"}]
+
+
+def _after(read: Callable[[Row], Row], change: Change) -> Change:
+    """What is made of a row as it reads in another kind."""
+
+    def made(row: Row) -> list[Row] | str:
+        same = "chosen" in row and row["chosen"] == row["rejected"]  # which tells no prompt
+        return "left_out_same" if same else change(read(row))
+
+    return made
+
+
+for (_given, _kind), (_name, _read) in READINGS.items():
+    for (_from, _to), (_more, _change) in list(CONVERSIONS.items()):
+        if _from == _kind:
+            CONVERSIONS.setdefault((_given, _to), (f"{_name}; {_more}", _after(_read, _change)))
+    if _given != "dialogue_pair":
+        CONVERSIONS[_given, _kind] = (_name, _reading(_read))
+
+
+def takes_texts(spec: Objective) -> bool:
+    """Whether an objective learns whole texts, of which no part is a prompt or an answer."""
+    return spec.rows == "example" and spec.hook in WHOLE
+
+
+def _as_it_is(table: Table, kind: str, texts: bool) -> str | None:
+    """What to say of rows that training reads without a conversion; None where it does not."""
+    kinds = (table.kind, kind)
+    if kinds == ("text", "example") and texts:
+        return TEXTS
+    if kinds == ("dialogue_pair", "pair"):
+        return ""
+    if kinds == ("dialogue_example", "example"):
+        several = any(single_answer(row["completion"]) is None for row in table)
+        return "" if several else None
+    return None
+
+
+def is_taken(given: str, kind: str, texts: bool = False) -> bool:
+    """Whether `as_kind` takes rows of one kind for another, whatever their columns."""
+    as_they_are = {("dialogue_pair", "pair")} | ({("text", "example")} if texts else set())
+    return (given, kind) in CONVERSIONS or (given, kind) in as_they_are
+
+
+def as_kind(
+    table: Table, kind: str, where: str, *, texts: bool = False
+) -> tuple[Table, dict[str, Json]]:
     """The table as rows of `kind`, and what to say of the conversion where one was made.
 
+    Dialogues stay as they are where training reads them so.
+
+    Args:
+        texts: take whole texts as examples, of kind "text" still.
     Raises:
         InputError: rows of another kind, or of which nothing is left.
     """
-    if (table.kind, kind) == ("dialogue_pair", "pair"):
-        return table, {}
+    said = _as_it_is(table, kind, texts)
+    if said is not None:
+        return table, {"conversion": said} if said else {}
     # Conversions go first: good and bad answers have the columns of examples, and are none.
     if table.kind == kind or (table.kind, kind) not in CONVERSIONS:
         return table.expect(kind, where=where), {}
@@ -171,7 +226,7 @@ def as_kind(table: Table, kind: str, where: str) -> tuple[Table, dict[str, Json]
             new = change(row)
         except InputError as error:
             at = f"{where} {table.place(i)}"
-            raise InputError(error.message, where=at, seen=error.seen) from None
+            raise InputError(error.message, where=at, seen=error.seen, fix=error.fix) from None
         if isinstance(new, str):
             counts[new] += 1
         else:

@@ -1,7 +1,8 @@
 """Rows of a table as token branches: what is cut, and what is left out.
 
-Answers that do not fit are cut at their end. Sides of a pair may be several messages: every turn of
-the assistant's after the prompt carries loss, after what both begin with where no prompt is given.
+Answers that do not fit are cut at their end. Sides of a pair, and the completion of an example, may
+be several messages: every turn of the assistant's after the prompt carries loss, after what both
+sides begin with where no prompt is given. All of a whole text carries loss, but its first token.
 Left out are rows without room for an answer, with an empty answer (one of a group's is enough), or
 that prefer nothing: a chosen answer equal to the rejected one, a group of one answer, or one of
 equal scores. All of it is counted.
@@ -9,24 +10,26 @@ equal scores. All of it is counted.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from truing.core.chat import (
     Prompt,
     completion_ids,
     example_ids,
-    messages_of,
     prompt_ids,
     step_ids,
+    text_ids,
 )
 from truing.core.objective import Objective
 from truing.core.row_kinds import endings, group_why, nothing_left
 from truing.core.tree import Node, alike, fork, group_tree
 from truing.errors import InputError
-from truing.tables import Row, Table, prompt_of
+from truing.kinds import Row, prompt_of, read_pair, sides_of, tools_of, with_tools
+from truing.tables import Table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,6 +58,7 @@ class Unit:
         answers: token ids of each branch.
         numbers: the row's numeric columns; a list holds one for each branch.
         dialogue: the tree of a row given as messages, or of two that part.
+        asked: the prompt as the row has it; None for a dialogue.
     """
 
     id: str
@@ -62,6 +66,7 @@ class Unit:
     answers: tuple[tuple[int, ...], ...]
     numbers: Mapping[str, float | Sequence[float]]
     dialogue: Node | None = None
+    asked: Prompt | None = field(default=None, compare=False, repr=False)
 
     def tree(self, more: Sequence[tuple[int, ...]] = ()) -> Node:
         """Its tree, with further answers to the same prompt."""
@@ -93,6 +98,17 @@ def mismatched(units: Sequence[Unit], longest: int) -> list[tuple[int, ...]]:
     return [made[i] for i in range(len(units))]
 
 
+def _whole_example(spec: Objective, row: Row) -> bool:
+    """Whether a row to imitate is one run of tokens: messages or a text, not prompt and answer."""
+    return spec.rows == "example" and not isinstance(row.get("completion"), str)
+
+
+def _all_say(messages: Sequence[Mapping[str, object]]) -> bool:
+    """Whether every answer among the messages has words, or calls of tools."""
+    answers = [m for m in messages if m.get("role") == "assistant"]
+    return all(m.get("tool_calls") or str(m["content"]).strip() for m in answers)
+
+
 class Reader:
     """Turns rows into units for one objective, and counts what was cut or left out."""
 
@@ -115,10 +131,12 @@ class Reader:
 
     def _unit(self, row: Row, where: str) -> Unit | None:
         numbers = {name: self._number(row, name, where) for name in self.spec.columns}
-        if self.spec.rows == "example" and "completion" not in row:
+        if _whole_example(self.spec, row):
             return self._dialogue(row, numbers, where)
-        if self.spec.rows == "pair" and isinstance(row["chosen"], list) and not self.spec.texts:
-            return self._dialogues(row, numbers, where)
+        if self.spec.rows == "pair" and isinstance(row["chosen"], list):
+            if not self.spec.texts:
+                return self._dialogues(row, numbers, where)
+            row = self._single(row, where)
         if self.spec.rows == "steps":
             return self._steps(row, numbers, where)
         texts = self._texts(row, where)
@@ -133,7 +151,8 @@ class Reader:
         if self.spec.rows == "pair" and answers[0] == answers[1]:
             return self._out("left_out_same")
         self.counts["cut"] += sum(len(ids) > room for ids in whole)
-        return Unit(str(row["id"]), prompt, answers, numbers)
+        asked = cast(Prompt, prompt_of(row))
+        return Unit(str(row["id"]), prompt, answers, numbers, asked=asked)
 
     def usable(self, table: Table) -> Table:
         """The rows whose texts can teach something; the others are counted.
@@ -145,8 +164,8 @@ class Reader:
         kept: list[int] = []
         with table.naming():
             for i, row in enumerate(table):
-                if self.spec.rows == "example" and "completion" not in row:
-                    kept.append(i)  # a dialogue
+                if _whole_example(self.spec, row):
+                    kept.append(i)
                 elif why := self._why(row, self._texts(row, f"row {i + 1}")):
                     self._out(why)
                 else:
@@ -175,14 +194,6 @@ class Reader:
             texts = cast("list[str]", row["completions"])
             found = [(str(t), end) for t, end in zip(texts, endings(row), strict=True)]
         else:
-            several = [n for n in BRANCHES[self.spec.rows] if isinstance(row[n], list)]
-            if several:
-                raise InputError(
-                    f"{self.spec.name} needs single answers, not dialogues",
-                    where=where,
-                    seen=row[several[0]],
-                    fix="Give the turns before the last as the prompt, the last answer as text",
-                )
             found = [
                 (str(row[name]), bool(row.get(ending, True)))
                 for name in BRANCHES[self.spec.rows]
@@ -204,33 +215,61 @@ class Reader:
             self._prompts[name] = tuple(prompt_ids(self.tokenizer, cast(Prompt, prompt)))
         return self._prompts[name]
 
+    def _single(self, row: Row, where: str) -> Row:
+        """A pair of dialogues as one of texts, for objectives with further texts."""
+        try:
+            return read_pair(row)
+        except InputError as error:
+            told = f"{self.spec.name} {error.message}"
+            raise InputError(told, where=where, seen=error.seen, fix=error.fix) from None
+
     def _dialogue(
         self, row: Row, numbers: Mapping[str, float | Sequence[float]], where: str
     ) -> Unit | None:
-        ids, loss = self._whole(cast("list[Message]", row["messages"]), 0, where)
+        """A row of messages, or a text, which is its own one branch."""
+        if "text" in row and not {"messages", "completion"} & set(row):
+            return self._text(row, numbers)
+        if "messages" in row:
+            asked, whole = 0, with_tools(row["messages"], tools_of(row))
+        else:
+            answers = cast("list[Message]", row["completion"])
+            if not _all_say(answers):
+                return self._out("left_out_empty")
+            given = with_tools(row["prompt"], tools_of(row))
+            asked, whole = len(given), [*given, *answers]
+        ids, loss = self._whole(whole, asked, where)
         if not any(loss):
             return self._out("left_out_long")
         return Unit(str(row["id"]), (), (), numbers, Node(tuple(ids), tuple(loss)))
+
+    def _text(self, row: Row, numbers: Mapping[str, float | Sequence[float]]) -> Unit | None:
+        text = str(row["text"])
+        ids = text_ids(self.tokenizer, text) if text.strip() else []
+        if len(ids) < 2:
+            return self._out("left_out_empty")
+        self.counts["cut"] += len(ids) > self.limit
+        ids = ids[: self.limit]
+        loss = (False, *[True] * (len(ids) - 1))  # nothing predicts the first
+        return Unit(str(row["id"]), (), (), numbers, Node(tuple(ids), loss))
 
     def _dialogues(
         self, row: Row, numbers: Mapping[str, float | Sequence[float]], where: str
     ) -> Unit | None:
         """A pair whose sides are messages: what both begin with is one run of tokens."""
-        given = messages_of(cast(Prompt, row["prompt"])) if "prompt" in row else []
-        sides = [[*given, *cast("list[Message]", row[n])] for n in ("chosen", "rejected")]
-        asked = len(given) or alike(sides, keep=1)
-        if sides[0] == sides[1]:
+        given, sides = sides_of(row)
+        whole = [with_tools([*given, *side], tools_of(row)) for side in sides]
+        asked = len(whole[0]) - len(sides[0]) if given else alike(whole, keep=1)
+        if whole[0] == whole[1]:
             return self._out("left_out_same")
-        answers = [m for side in sides for m in side[asked:] if m.get("role") == "assistant"]
-        if not all(str(m["content"]).strip() for m in answers):
+        if not all(_all_say(side[asked:]) for side in whole):
             return self._out("left_out_empty")
-        rows = [self._whole(side, asked, where) for side in sides]
+        rows = [self._whole(side, asked, where) for side in whole]
         if not all(any(loss) for _, loss in rows) or rows[0] == rows[1]:
             return self._out("left_out_long")
         return Unit(str(row["id"]), (), (), numbers, fork(rows))
 
     def _whole(
-        self, messages: list[Message], asked: int, where: str
+        self, messages: Sequence[Message], asked: int, where: str
     ) -> tuple[list[int], list[bool]]:
         """Ids and loss marks of a dialogue, cut where it does not fit."""
         try:
@@ -248,7 +287,7 @@ class Reader:
         if not steps or not all(isinstance(s, str) and s.strip() for s in steps):
             return self._out("left_out_empty")
         pieces = step_ids(self.tokenizer, steps, str(row.get("separator", STEP)))
-        ids = [*self._prompt(row["prompt"])]
+        ids = [*self._prompt(prompt_of(row))]
         loss = [False] * len(ids)
         for piece in pieces:
             ids += piece
@@ -263,7 +302,9 @@ class Reader:
 
     def _number(self, row: Row, name: str, where: str) -> float | list[float]:
         value, default = row.get(name), self.spec.columns[name]
-        if value is None and default is not None:
+        # Where a number may have no part in the loss, NaN is none, as pandas writes it.
+        none = default == -math.inf and (value == default or value != value)
+        if (value is None or none) and default is not None:
             return default
         many = value if isinstance(value, list) else [value]
         if not all(isinstance(v, (int, float)) and abs(v) < float("inf") for v in many):

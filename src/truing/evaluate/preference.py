@@ -60,7 +60,8 @@ def preference(model: Model, data: Table, *, max_tokens: int = 1024) -> Report:
         max_tokens: longest row; answers are cut there.
     """
     loaded = model.load_module()
-    units, counts = _pairs(loaded, data.expect("pair", where="evaluate/preference"), max_tokens)
+    data = data.expect("pair", where="evaluate/preference")
+    units, counts = _pairs(loaded, data, max_tokens)
     scores = mean_logps(loaded, units)
     chosen, rejected = [s[0] for s in scores], [s[1] for s in scores]
     won = accuracy(chosen, rejected)
