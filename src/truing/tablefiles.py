@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from truing.errors import InputError, OtherVersion
-from truing.tables import KINDS, SCHEMA_VERSION, Message, Row, Table, row_id
+from truing.kinds import KINDS, Message, Row
+from truing.tables import SCHEMA_VERSION, Table, row_id
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
 
 UTF8 = "Save it as UTF-8"
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".csv", ".csv.gz")
+# Columns of .csv files that are texts whatever they hold: of all kinds, and names of things.
+WORDS = {"id", "task"} | {
+    column
+    for choices in KINDS.values()
+    for columns in choices
+    for column, types in columns.items()
+    if str in types
+}
+# As programs write them: 007 is the name of something, and 1e400 is none.
+NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]+)?([eE][+-]?[0-9]{1,2})?")
 
 
 def read(source: str | Path, kind: str = "", *, limit: int = 0) -> Table:
@@ -34,7 +45,7 @@ def read(source: str | Path, kind: str = "", *, limit: int = 0) -> Table:
 
         if (path.suffix or "/" in str(source)) and not datasets.knows(str(source)):
             what = "a folder without table.parquet" if path.is_dir() else "no such file"
-            raise InputError(what, where=str(source))
+            raise InputError(what, where=str(source), fix=hub_fix(str(source)))
         return datasets.read(str(source), kind, limit=limit)
     name = path.name
     if name.endswith(".parquet"):
@@ -42,12 +53,19 @@ def read(source: str | Path, kind: str = "", *, limit: int = 0) -> Table:
     elif name.endswith((".jsonl", ".jsonl.gz")):
         table = _table(path, kind, _json_lines(path), limit)
     elif name.endswith((".csv", ".csv.gz")):
-        table = _table(path, kind, _csv(path, kind), limit)
+        table = _table(path, kind, _numbered(_csv(path, kind)), limit)
     else:
         raise InputError(
             "unknown sort of file", where=str(path), fix="Known: " + ", ".join(SUFFIXES)
         )
     return table
+
+
+def hub_fix(text: str) -> str:
+    """What to write for a name that looks like one of the Hugging Face hub, owner/set; else ""."""
+    named = re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not Path(text).parent.exists()
+    hub = named and not text.endswith(SUFFIXES)
+    return f"A data set of the Hugging Face hub is written hub:{text}" if hub else ""
 
 
 def raw_rows(path: Path) -> Iterator[tuple[int, Row]]:
@@ -168,7 +186,8 @@ def _names(header: list[str], where: str) -> list[str]:
 def _typed(line: Mapping[str, object], kind: str, where: str) -> Row:
     """A line with the columns that are not texts as what they are."""
     row: Row = dict(line)
-    if "label" in row and kind in ("", "unpaired"):
+    judged = {"prompt", "completion", "label"} <= set(row)  # else a class, as of texts
+    if "label" in row and (kind == "unpaired" or (not kind and judged)):
         text = str(row["label"]).strip().lower()
         if text not in ("true", "false", "1", "0"):
             raise InputError("field 'label' must be true or false", where=where, seen=row["label"])
@@ -181,6 +200,26 @@ def _typed(line: Mapping[str, object], kind: str, where: str) -> Row:
                 f"field {field!r} must be a number", where=where, seen=row[field]
             ) from None
     return row
+
+
+def _numbered(lines: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
+    """Lines of a .csv file, the columns that hold nothing but numbers as numbers; "" is none.
+
+    All lines are read before the first is given, so that a column is the same however much is
+    taken of it.
+    """
+    items = list(lines)
+    for name in dict.fromkeys(n for _, row in items for n in row if n not in WORDS):
+        rows = [row for _, row in items if name in row]
+        texts = {t for row in rows if isinstance(t := row[name], str)} - {""}
+        if not texts or not all(map(NUMBER.fullmatch, texts)):
+            continue
+        whole = not any(set(".eE") & set(t) for t in texts)
+        for row in rows:
+            text = row[name]
+            if isinstance(text, str):
+                row[name] = None if not text else int(text) if whole else float(text)
+    yield from items
 
 
 def _parquet(path: Path, kind: str, limit: int) -> Table:
@@ -208,6 +247,8 @@ def _parquet(path: Path, kind: str, limit: int) -> Table:
         if how == "tensor" or isinstance(field.type, pa.FixedShapeTensorType):
             # Arrow's own memory is read-only, of which torch warns; rows of other files are not.
             columns[field.name] = list(column.combine_chunks().to_numpy_ndarray().copy())
+        elif how == "npy":
+            columns[field.name] = [_npy(v, path, field.name) for v in column.to_pylist()]
         elif how == "json":
             columns[field.name] = [None if v is None else json.loads(v) for v in column.to_pylist()]
         else:
@@ -224,6 +265,15 @@ def _parquet(path: Path, kind: str, limit: int) -> Table:
     return table if "truing.kind" in meta else _told_apart(table)
 
 
+def _npy(value: bytes | None, path: Path, name: str) -> object:
+    import numpy as np
+
+    try:
+        return None if value is None else np.load(io.BytesIO(value), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"column {name!r} holds no array: {error}", where=str(path)) from None
+
+
 def _is_messages(values: Sequence[object]) -> bool:
     lists = [cast(list[object], v) for v in values if isinstance(v, list)]
     return bool(lists) and all(
@@ -235,22 +285,35 @@ def _is_messages(values: Sequence[object]) -> bool:
     )
 
 
+def _tensors(values: list[object], name: str, where: str) -> tuple[pa.Array, str]:
+    """Arrays of one shape as Arrow's tensors; of several, or where some are missing, as .npy."""
+    import numpy as np
+    import pyarrow as pa
+
+    given = [v for v in values if v is not None]
+    arrays = [v for v in given if isinstance(v, np.ndarray) and v.dtype != object]
+    if len(arrays) < len(given):
+        raise InputError(f"column {name!r} holds arrays of numbers and other things", where=where)
+    if len({(a.shape, a.dtype) for a in arrays}) == 1 and len(given) == len(values):
+        return pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack(arrays)), "tensor"
+
+    def written(value: object) -> bytes | None:
+        if value is None:
+            return None
+        file = io.BytesIO()
+        np.save(file, cast("np.ndarray", value), allow_pickle=False)
+        return file.getvalue()
+
+    return pa.array([written(v) for v in values], pa.binary()), "npy"
+
+
 def to_array(values: list[object], name: str, where: str) -> tuple[pa.Array, str]:
     """(Arrow array of a column, how it was encoded): what `_parquet` reads back."""
     import pyarrow as pa
 
     given = [v for v in values if v is not None]
-    if given and hasattr(given[0], "tobytes"):
-        import numpy as np
-
-        arrays = cast("list[np.ndarray]", values)
-        if len({(a.shape, a.dtype) for a in arrays}) != 1:
-            raise InputError(
-                f"column {name!r} holds arrays of different shapes",
-                where=where,
-                fix="Bring them to one shape, or store them as blobs",
-            )
-        return pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack(arrays)), "tensor"
+    if any(getattr(v, "ndim", 0) for v in given):
+        return _tensors(values, name, where)
     lists = [cast(list[object], v) for v in given if isinstance(v, list)]
     flat = [x for v in lists for x in v] if len(lists) == len(given) else given
     # Arrow would make False of a column of numbers 0.0.
