@@ -26,6 +26,7 @@ from truing.train.supervised.mixture_of_instructions import (
     InstructionChunks,
     balanced,
     mixture_of_instructions,
+    under,
 )
 
 SYSTEMS = {"code": "You code.", "math": "You count."}
@@ -172,6 +173,45 @@ def test_a_step_is_the_mean_over_samples_or_tokens(loaded: Loaded, average: str)
         w = weight[node.ids] / (len(each) if average == "sample" else 1)
         top, bottom = top - w * float(each.sum()), bottom + w * len(each)
     assert value == pytest.approx(top / bottom, rel=1e-5)
+
+
+ADD = {"name": "add", "parameters": {"a": "number"}}
+
+
+def test_the_prompt_of_a_task_with_tools_lists_them(loaded: Loaded) -> None:
+    """By its own system message or the column `tools`, which this template does not write."""
+    plain = "You are an agent with tools. Call one with a JSON object of its name and arguments."
+    listed = '{"name": "add", "parameters": {"a": "number"}}'
+    own = {"role": "system", "content": f"Functions: {listed}"}
+    asked = {"role": "user", "content": "2+3?"}
+    common: Row = {"task": "tools", "completion": "add"}
+    rows: list[Row] = [
+        {**common, "prompt": [own, asked]},
+        {**common, "prompt": "2+3?", "tools": [ADD]},
+        {**common, "prompt": [own, asked], "tools": [{**ADD, "strict": None}]},
+        {**common, "prompt": "2+3?"},
+    ]
+    told = [f"\n\n{own['content']}", f"\n\n{listed}", f"\n\n{listed}\n{own['content']}", ""]
+    hook = InstructionChunks(packing="sequence")
+    spec = objective_of(mixture_of_instructions)
+    for row, more in zip(rows, told, strict=True):
+        with use(Context()):
+            units, _ = read_units(spec, loaded, Table("example", [row]), 512, hook)
+        (unit,) = units
+        system = f"<|im_start|>system\n{plain}{more}<|im_end|>\n"
+        assert loaded.tokenizer.decode(unit.tree().ids).startswith(
+            f"{system}<|im_start|>user\n2+3?"
+        )
+    # Where the template writes them itself, the column is left to it.
+    assert under(rows[1], "Tools:\n{tools}", native=True)["tools"] == [ADD]
+    # Prompts of other tasks take the place of what the row says, whatever it is.
+    other = under({**rows[0], "task": "code"}, SYSTEMS["code"])["prompt"]
+    assert other == [{"role": "system", "content": "You code."}, asked]
+    dialogue = {"messages": [own, asked, {"role": "assistant", "content": "add"}], "task": "tools"}
+    with use(Context()):
+        units, _ = read_units(spec, loaded, Table("example", [dialogue]), 512, hook)
+    text = loaded.tokenizer.decode(units[0].tree().ids)
+    assert f"arguments.\n\nFunctions: {listed}<|im_end|>" in text
 
 
 def test_mistakes(loaded: Loaded) -> None:

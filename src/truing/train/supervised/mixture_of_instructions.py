@@ -18,8 +18,11 @@ chunks' samples, each by itself) and "sequence" (the samples as they are: plain 
 the tasks' system prompts; it is also what packing with isolated samples comes to, since the engine
 lays rows end to end and no row sees another).
 
-Rows are examples with a text column `task`; rows without one are a task of their own. A sample that
-does not fit into what is left of `max_tokens` goes into a new chunk.
+Rows are examples with a text column `task`; rows without one are a task of their own. A task's
+system prompt takes the place of the row's own. Where it says "{tools}", as that of the task "tools"
+does, there stand the functions that the row offers, from its column `tools`, and what its own
+system message says, which mostly lists them. A sample that does not fit into what is left of
+`max_tokens` goes into a new chunk.
 Source: "Mixture-of-Instructions", arXiv 2404.18410. Differences: the wording of the system prompts
 is ours (the paper's is not known), and that positions restart is our choice, as is `alone`: models
 meet samples by themselves in use, so a share of the chunks may be trained sample by sample.
@@ -29,6 +32,7 @@ Shapes: U rows (chunks), K = 1 branch, T answer tokens of a chunk.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, cast
@@ -36,15 +40,17 @@ from typing import Literal, cast
 import numpy as np
 
 from truing.context import current
-from truing.core.chat import Message, Prompt, messages_of
+from truing.core.chat import Message, Prompt, messages_of, writes_tools
 from truing.core.loaded import Loaded
 from truing.core.objective import Loss, Measurements, objective
 from truing.core.training import Hook, hook
 from truing.core.training_rows import Reader, Unit
 from truing.core.tree import Node
 from truing.errors import InputError
-from truing.tables import Row, Table
+from truing.kinds import Row, tools_of
+from truing.tables import Table
 
+TOOLS = "{tools}"  # in a system prompt: those of the row
 SYSTEMS = {
     "code": "You are an experienced programmer. Write correct, readable code.",
     "math": "You are an expert in mathematics. Reason step by step and state the result.",
@@ -53,12 +59,25 @@ SYSTEMS = {
 Packing = Literal["chunks", "balance", "packing", "isolated", "sequence"]
 
 
-def under(row: Row, system: str) -> Row:
-    """The row with `system` as its system message, in place of one that it has."""
+def under(row: Row, system: str, *, native: bool = False) -> Row:
+    """The row with `system` as its system message, in place of one that it has.
+
+    Args:
+        row: with "prompt" or "messages".
+        system: "{tools}" in it stands for the row's `tools`, one JSON schema a line, and for what
+            its own system message says.
+        native: the chat template writes the column `tools` itself; it is left to it.
+    """
     name = "prompt" if "prompt" in row else "messages"
-    told = [m for m in messages_of(cast(Prompt, row[name])) if m.get("role") != "system"]
+    given = messages_of(cast(Prompt, row[name]))
+    if TOOLS in system:
+        listed = [str(m["content"]) for m in given if m.get("role") == "system"]
+        if not native:
+            schemas = [json.dumps(tool, ensure_ascii=False) for tool in tools_of(row)]
+            listed, row = [*schemas, *listed], {n: v for n, v in row.items() if n != "tools"}
+        system = system.replace(TOOLS, "\n".join(listed)).strip()
     first: Message = {"role": "system", "content": system}
-    return {**row, name: [first, *told]}
+    return {**row, name: [first, *(m for m in given if m.get("role") != "system")]}
 
 
 def balanced(
@@ -127,7 +146,8 @@ class InstructionChunks(Hook):
 
     Args:
         systems: system prompt of each task; "" leaves the model's own. None: ours for "code",
-            "math" and "tools". Tasks that are not named keep what their rows say.
+            "math" and "tools". Tasks that are not named keep what their rows say. "{tools}" in one
+            stands for the row's tools and its own system message, which is left out otherwise.
         each: samples of a task in one chunk, 1 where it is not named.
         packing: "chunks", or what the paper compares it with: "balance", "packing", "isolated",
             "sequence".
@@ -151,7 +171,8 @@ class InstructionChunks(Hook):
             raise InputError("setting 'alone' is a share, 0 to 1", seen=alone)
         if min((each or {"": 1}).values()) < 1:
             raise InputError("a chunk holds at least one sample of a task", seen=each)
-        self.systems = SYSTEMS if systems is None else dict(systems)
+        listing = {"tools": f"{SYSTEMS['tools']}\n\n{TOOLS}"}
+        self.systems = SYSTEMS | listing if systems is None else dict(systems)
         self.each = dict(each or {})
         self.packing: Packing = packing
         self.rotate, self.alone, self.average = rotate, alone, average
@@ -163,13 +184,15 @@ class InstructionChunks(Hook):
 
     def rows(self, data: Table, reader: Reader) -> Table:
         """The rows under the system prompts of their tasks; ids stay."""
+        native = writes_tools(reader.tokenizer)
         made: list[Row] = []
         for i, row in enumerate(data):
             task = row.get("task", "")
             if not isinstance(task, str):
                 raise InputError("column 'task' must be text", where=data.place(i), seen=task)
             self._task[str(row["id"])] = task
-            made.append(under(row, system) if (system := self.systems.get(task, "")) else row)
+            system = self.systems.get(task, "")
+            made.append(under(row, system, native=native) if system else row)
         missing = sorted(set(self.each) - set(self._task.values()))
         if missing:
             raise InputError("no row is of this task", where=data.source, seen=missing)
