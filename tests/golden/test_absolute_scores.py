@@ -9,11 +9,15 @@ import torch
 from objective_numbers import softminus, values
 from torch import nn
 
-from truing.core.objective import Measurements
+from truing.core.objective import Measurements, objective_of
+from truing.core.tiny import tiny_tokenizer
+from truing.core.training_rows import Reader
 from truing.errors import InputError
+from truing.tables import Row, Table
 from truing.train.reward.absolute_scores import absolute_scores
 from truing.train.reward.bradley_terry import bradley_terry
 
+NONE = -math.inf  # what a reader puts for a score that a row does not give
 W, L = [0.5, -1.0, 2.0], [0.25, 1.5, -0.5]
 
 
@@ -28,7 +32,7 @@ def by_hand(chosen: list[float], rejected: list[float]) -> Measurements:
 
 
 def test_by_hand() -> None:
-    made = absolute_scores(by_hand([0.75, -1.0, 1.0], [0.0, 0.5, -1.0]), alpha=2.0)
+    made = absolute_scores(by_hand([0.75, NONE, 1.0], [0.0, 0.5, NONE]), alpha=2.0)
     want = [
         softminus(0.25) + 2 * (0.25**2 + 0.25**2),
         softminus(-2.5) + 2 * 1.0**2,  # the chosen answer has no score
@@ -38,7 +42,7 @@ def test_by_hand() -> None:
 
 
 def test_alpha_0_and_rows_without_scores_are_bradley_terry() -> None:
-    none = [-1.0] * 3
+    none = [NONE] * 3
     t = torch.tensor
     plain = values(bradley_terry(scored(t(W), t(L), margin=torch.zeros(3))))
     assert values(absolute_scores(by_hand(none, none))) == plain
@@ -50,6 +54,31 @@ def test_mistakes() -> None:
         absolute_scores(by_hand([0.5] * 3, [0.1, 7.0, 0.2]))
     with pytest.raises(InputError, match="alpha"):
         absolute_scores(by_hand([0.5] * 3, [0.1] * 3), alpha=-1.0)
+    for wrong in (-1.0, -0.25):  # of annotators who count from another zero
+        with pytest.raises(InputError, match=r"lies in \[0, 1\]"):
+            absolute_scores(by_hand([0.5, wrong, 0.5], [0.1] * 3))
+
+
+def test_scores_that_are_missing_have_no_term_and_no_gradient() -> None:
+    rows: list[Row] = [
+        {"prompt": "p", "chosen": "a", "rejected": "b", **more}
+        for more in ({}, {"score_chosen": None, "score_rejected": math.nan}, {"score_chosen": 0.5})
+    ]
+    spec = objective_of(absolute_scores)
+    units = Reader(tiny_tokenizer(), spec, 64).read(Table("pair", rows))
+    assert [[u.numbers[n] for n in spec.columns] for u in units] == [
+        [NONE, NONE], [NONE, NONE], [0.5, NONE],
+    ]  # fmt: skip
+    w, l = (torch.tensor(v, requires_grad=True) for v in (W, L))  # noqa: E741
+    none = torch.tensor([NONE] * 3)
+    some = torch.tensor([0.25, NONE, NONE])
+    absolute_scores(scored(w, l, score_chosen=some, score_rejected=none)).total().backward()
+    assert w.grad is not None and l.grad is not None
+    slope = torch.sigmoid(torch.tensor(L) - torch.tensor(W)) / 3
+    assert torch.allclose(l.grad, slope) and torch.allclose(w.grad[1:], -slope[1:])
+    assert float(w.grad[0]) == pytest.approx(float(-slope[0]) + 2 * (W[0] - 0.25) / 3, abs=1e-6)
+    with pytest.raises(InputError, match="finite number"):
+        Reader(tiny_tokenizer(), spec, 64).read(Table("pair", [{**rows[2], "score_chosen": "x"}]))
 
 
 def pearson_of(alpha: float) -> float:
