@@ -7,6 +7,7 @@ import pytest
 
 from truing.context import Context, use
 from truing.errors import InputError
+from truing.select import near_duplicates as duplicates
 from truing.select import split as module
 from truing.select.checked import checked
 from truing.select.near_duplicates import near_duplicates
@@ -66,6 +67,55 @@ def test_exact_texts_are_compared_without_case(monkeypatch: pytest.MonkeyPatch) 
     held = split(twice, part="held_out", held_out=3, threshold=0)
     assert not {p.lower() for p in prompts(train)} & {p.lower() for p in prompts(held)}
     assert prompts(near_duplicates(twice, exact=True)) == [f" Say {i}" for i in range(9)]
+
+
+def by_first_letter(texts: list[str]) -> np.ndarray:
+    """Texts that begin alike have one meaning."""
+    return np.eye(128, dtype=np.float32)[[ord(t[:1] or "-") for t in texts]]
+
+
+THANKS = {"role": "user", "content": "Thanks!"}
+
+
+def dialogue(*said: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": s} for i, s in enumerate(said)]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_duplicates_are_alike_in_all_that_is_asked_and_answered(
+    exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duplicates, "embed", by_first_letter)
+    talks = [
+        [{"role": "system", "content": s}, *dialogue(first, "It is.", "Thanks!")]
+        for s, first in (("x", "Oak?"), ("y", "Ash?"), ("z", "Oak?"))
+    ]
+
+    def kept(rows: list[dict[str, object]], by: str = "row") -> list[int]:
+        table = Table("", [{**r, "n": i} for i, r in enumerate(rows)])
+        with use(Context(0)) as context:
+            made = near_duplicates(table, exact=exact, by=by)  # type: ignore[arg-type]
+            left_out = sum(int(str(m.get("left_out", 0))) for m in context.metrics)
+        assert left_out == len(rows) - len(made)
+        return [int(str(r["n"])) for r in made]
+
+    assert kept([{"prompt": t} for t in talks]) == [0, 1]
+    assert kept([{"messages": [*t, {"role": "assistant", "content": "Bye."}]} for t in talks]) == [
+        0, 1,
+    ]  # fmt: skip
+    ends = ("Bye.", "Welcome.", "Bye.")
+    learnt = [{"messages": [*talks[0], {"role": "assistant", "content": e}]} for e in ends]
+    assert kept(learnt) == [0, 1] and kept(learnt, "prompt") == [0]
+    sides = [("a", "b"), ("a", "c"), ("d", "b"), ("a", "b")]
+    pairs = [{"prompt": "Why?", "chosen": c, "rejected": r} for c, r in sides]
+    assert kept(pairs) == [0, 1, 2] and kept(pairs, "prompt") == [0]
+    spoken = [{"chosen": dialogue("Why?", c), "rejected": dialogue("Why?", r)} for c, r in sides]
+    assert kept(spoken) == [0, 1, 2] and kept(spoken, "prompt") == [0]
+    assert kept([{"chosen": c, "rejected": r} for c, r in sides]) == [0, 1, 2]
+    both = [{"prompt": "Why?", "messages": dialogue("Oak?", a), "completion": "x"} for a in "ab"]
+    assert kept(both) == [0]
+    groups = [{"prompt": "Why?", "completions": [*t], "scores": [1, 0]} for t in ("ab", "ba", "ab")]
+    assert kept(groups) == [0, 1]
 
 
 def test_split_needs_enough_rows() -> None:

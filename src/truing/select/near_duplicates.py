@@ -1,22 +1,33 @@
-"""Remove near-duplicates: of each group of texts with nearly one meaning, the first is kept.
+"""Remove near-duplicates: of each group of rows with nearly one meaning, the first is kept.
 
 With e_i the unit sentence vector of row i and d_ij = ||e_i - e_j||^2 = 2 - 2 cos(e_i, e_j), the
 similar set of i is S_i = {j != i: d_ij < threshold}; i is kept when S_i is empty or i < min S_i.
 That is Magpie's rule (arXiv 2406.08464, threshold 0.05 with its 768-d encoder). The released code
 looks at the 500 nearest neighbours; here all are compared, in blocks, so the rule is exact.
+
+e_i is of what a row asks: its prompt, or all words of a dialogue but system messages and the last
+answer, so that two that end in "Thanks!" are no duplicates for that. Rows that also hold answers
+(pairs, examples, groups) are duplicates where every answer is near, too: several answers to one
+prompt are what pairs are made for. `by: prompt` looks at the prompt alone, as Magpie does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from truing.context import current
 from truing.core.embed import embed
 from truing.core.embed import near_duplicates as compare
+from truing.kinds import Message, Row, parting, sides_of, user_text
 from truing.method import method
-from truing.tables import Row, Table, user_text
+from truing.tables import Table
+
+ANSWERS = ("chosen", "rejected", "completion", "completions", "steps")
 
 
 @dataclass(frozen=True)
@@ -39,15 +50,64 @@ class Neighbours:
 def neighbours(vectors_ND: NDArray[np.float32], threshold: float) -> Neighbours:
     """Nearest neighbours by squared L2 distance of unit vectors [N, D]."""
     similar, least_N = compare(vectors_ND, threshold)
-    first = [min(near[0], i) if near else None for i, near in enumerate(similar)]
-    return Neighbours([float(d) for d in least_N], [len(near) for near in similar], first)
+    return Neighbours([float(d) for d in least_N], [len(near) for near in similar], firsts(similar))
+
+
+def firsts(similar: Sequence[Sequence[int]]) -> list[int | None]:
+    """The least index of each row and its similar set; None where that is empty."""
+    return [min(min(near), i) if near else None for i, near in enumerate(similar)]
 
 
 def row_text(row: Row) -> str:
-    """The text of a row that is compared: its prompt, its last user message or its text."""
+    """The text of a row: its prompt, its last user message or its text."""
     if "prompt" in row or "messages" in row:
         return user_text(row.get("prompt", row.get("messages")))
     return str(row.get("text", ""))
+
+
+def asked_text(row: Row) -> str:
+    """All that a row asks: its prompt, a dialogue up to its last answer, or its text."""
+    if _of_dialogues(row):
+        given, (chosen, rejected) = sides_of(row)
+        messages = [*given, *chosen[: parting(chosen, rejected)]]
+    elif isinstance(row.get("prompt", row.get("messages")), list):
+        messages, _ = _dialogue(row)
+    else:
+        return row_text(row)
+    return _words([m for m in messages if m.get("role") != "system"])
+
+
+def _of_dialogues(row: Row) -> bool:
+    """Whether a row holds two dialogues."""
+    return isinstance(row.get("chosen"), list) and isinstance(row.get("rejected"), list)
+
+
+def _dialogue(row: Row) -> tuple[list[Message], list[Message]]:
+    """Messages of a row, and the last one where it is an answer that the row holds."""
+    messages = cast("list[Message]", row.get("prompt", row.get("messages")))
+    ends = bool(messages) and messages[-1].get("role") == "assistant" and "prompt" not in row
+    return (messages[:-1], messages[-1:]) if ends else (messages, [])
+
+
+def answer_texts(row: Row) -> list[str]:
+    """The answers that a row holds, each as one text; of a dialogue what it does not ask."""
+    if _of_dialogues(row):
+        _, (chosen, rejected) = sides_of(row)
+        same = parting(chosen, rejected)
+        return [_words(chosen[same:]), _words(rejected[same:])]
+    found = [row[name] for name in ANSWERS if name in row]
+    if "messages" in row and "prompt" not in row and (answer := _dialogue(row)[1]):
+        found.append(answer)
+    return [_words(answer) for answer in found]
+
+
+def _words(answer: object) -> str:
+    if not isinstance(answer, list):
+        return str(answer)
+    items = cast("list[object]", answer)
+    return "\n".join(
+        str(cast("Row", m).get("content", "")) if isinstance(m, dict) else str(m) for m in items
+    )
 
 
 def row_name(row: Row) -> str:
@@ -60,24 +120,54 @@ def known(text: str) -> str:
     return text.strip().lower()
 
 
+def alike(texts: Sequence[Sequence[str]], threshold: float) -> list[list[int]]:
+    """For each row the others all of whose texts are near, place by place: [row][place].
+
+    Rows of different numbers of texts are not alike.
+    """
+    found: list[list[int]] = []
+    for place in range(max(map(len, texts))):
+        has = [i for i, row in enumerate(texts) if len(row) > place]
+        similar, _ = compare(embed([texts[i][place] for i in has]), threshold)
+        if not place:  # which all have
+            found = [
+                [j for j in near if len(texts[j]) == len(t)] for near, t in zip(similar, texts)
+            ]
+            continue
+        for i, near in zip(has, similar, strict=True):
+            both = {has[j] for j in near}
+            found[i] = [j for j in found[i] if j in both]
+    return found
+
+
 @method(paper="magpie")
-def near_duplicates(data: Table, *, threshold: float = 0.05, exact: bool = False) -> Table:
-    """Remove near-duplicates: of each group of texts with nearly one meaning, the first is kept.
+def near_duplicates(
+    data: Table,
+    *,
+    threshold: float = 0.05,
+    exact: bool = False,
+    by: Literal["row", "prompt"] = "row",
+) -> Table:
+    """Remove near-duplicates: of each group of rows with nearly one meaning, the first is kept.
 
     Args:
         threshold: squared distance of two unit sentence vectors below which they are duplicates.
         exact: compare the texts themselves, without case, instead of their meaning.
+        by: "row" keeps rows of one prompt whose answers differ; "prompt" one row of each prompt.
     """
     if len(data) < 2:
         return data
-    texts = [row_text(r) for r in data]
+    texts = [[asked_text(r), *(answer_texts(r) if by == "row" else [])] for r in data]
     if exact:
-        first: dict[str, int] = {}
-        for i, row in enumerate(data):
-            first.setdefault(known(row_name(row)), i)
+        first: dict[tuple[str, ...], int] = {}
+        for i, (row, parts) in enumerate(zip(data, texts, strict=True)):
+            name = parts if any(parts) else [str(row["id"])]  # an image, say
+            first.setdefault(tuple(map(known, name)), i)
         kept = list(first.values())
-    elif not any(texts):  # images and the like have no meaning that is compared here
+    elif not any(map(any, texts)):  # images and the like have no meaning that is compared here
         return data
     else:
-        kept = neighbours(embed(texts), threshold).keep()
+        kept = [i for i, m in enumerate(firsts(alike(texts, threshold))) if m is None or m == i]
+    if left_out := len(data) - len(kept):
+        current().metric(left_out=left_out)
     return data.take(kept).with_lineage(filter=f"near_duplicates {threshold:g}")
