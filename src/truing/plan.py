@@ -276,11 +276,13 @@ class Plan:
             return Source(str(path) if path.exists() else found)
         if path.exists():
             return Source(str(path))
+        hub = ""
         if "Table" in nouns:
-            from truing import datasets
+            from truing import datasets, tablefiles
 
             if datasets.knows(found) or text in named:
                 return Source(found)
+            hub = tablefiles.hub_fix(found)
             known = [*self.steps, *self.data, *datasets.sets()]
         elif "Model" in nouns:
             from truing.core import fetch
@@ -290,7 +292,7 @@ class Plan:
             known = list(self.steps)
         what = f"input {wanted.name!r}: no step, file or {wanted.noun.lower()} called"
         error = unknown("name", text, known, where=step.at(wanted.name))
-        raise InputError(f"{what} {text!r}", where=error.where, fix=error.fix)
+        raise InputError(f"{what} {text!r}", where=error.where, fix=hub or error.fix)
 
     def _check_edges(self, one: Checked, checked: Mapping[str, Checked]) -> None:
         for name, roles in one.sources.items():

@@ -8,8 +8,9 @@
       rules: {do: specify/principles_file, path: principles.yaml}
       aligned: {do: train/dpo, model: base, data: mine, beta: 0.1}
 
-Every mistake is named with its line. A Python recipe defines `plan`, or a function `recipe()` that
-returns one; it is code of the user's own, run as such.
+Every mistake is named with its line. Steps may share settings by YAML's merge keys: "<<: *first"
+takes over what another mapping, marked "&first", has. A Python recipe defines `plan`, or a function
+`recipe()` that returns one; it is code of the user's own, run as such.
 """
 
 from __future__ import annotations
@@ -96,17 +97,30 @@ class _Node:
             return
         if not isinstance(node, yaml.MappingNode):
             raise InputError(f"{what} must be a mapping", where=f"{path} {_line(node)}")
-        for key, value in node.value:
+        own: set[str] = set()
+        for key, _ in node.value:
             name = str(key.value)
-            if name in self.items:
+            if name in own:
                 raise InputError(f"{name!r} stands twice in {what}", where=f"{path} {_line(key)}")
-            self.items[name] = value
-            self.lines[name] = f"{path} {_line(key)}"
+            own.add(name)
+        for key, value in _merged(node, path):
+            self.items[str(key.value)] = value
+            self.lines[str(key.value)] = f"{path} {_line(key)}"
 
     def value(self, name: str) -> object:
         """The value under a key, as plain data."""
         node = self.items.get(name)
-        return yaml.SafeLoader("").construct_document(node) if node is not None else None
+        if node is None:
+            return None
+        try:
+            return yaml.SafeLoader("").construct_document(node)
+        except ValueError as error:  # of what looks like a date and is none
+            raise InputError(
+                f"{self.what}: {name!r} cannot be read: {error}",
+                where=self.lines[name],
+                seen=node.value if isinstance(node, yaml.ScalarNode) else None,
+                fix="Put quotes around a text that looks like a date",
+            ) from None
 
     def texts(self) -> dict[str, str]:
         """The mapping as texts; anything else is an InputError."""
@@ -117,6 +131,28 @@ class _Node:
                     f"{self.what}: {name!r} must be a text", where=self.lines[name], seen=value
                 )
         return cast("dict[str, str]", made)
+
+
+def _merged(
+    node: yaml.MappingNode, path: Path, within: Sequence[yaml.Node] = ()
+) -> list[tuple[yaml.Node, yaml.Node]]:
+    """Keys and values, those that "<<: *other" brings from other mappings before its own.
+
+    Of several mappings the first goes before the others, as YAML's merge keys have it.
+    """
+    brought: list[tuple[yaml.Node, yaml.Node]] = []
+    own: list[tuple[yaml.Node, yaml.Node]] = []
+    for key, value in node.value:
+        if key.tag != "tag:yaml.org,2002:merge":
+            own.append((key, value))
+            continue
+        others = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        for other in reversed(others):
+            if not isinstance(other, yaml.MappingNode) or other in (node, *within):
+                fix = "Such as <<: *defaults, where another mapping is marked &defaults"
+                raise InputError("'<<' takes other mappings", where=f"{path} {_line(key)}", fix=fix)
+            brought += _merged(other, path, (node, *within))
+    return brought + own
 
 
 def _line(node: yaml.Node) -> str:

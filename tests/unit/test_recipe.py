@@ -229,3 +229,40 @@ def test_no_mapping_ever_ends_in_a_traceback(
     folder = tmp_path_factory.mktemp("any")
     with pytest.raises(InputError):
         load(folder, yaml.safe_dump({"steps": data}))
+
+
+MERGED = """
+steps:
+  first: &first
+    {do: train/dpo, model: smollm2-135m-instruct, data: pairs.jsonl, beta: 0.2, lr: 1.0e-3}
+  second: &second {<<: *first, beta: 0.3}
+  third: &third {<<: *second, lr: 2.0e-3}
+  fourth: {<<: [{do: train/ipo, beta: 0.7}, *third]}
+"""
+
+
+def test_steps_share_settings_by_merge_keys(folder: Path) -> None:
+    (folder / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    steps = load(folder, MERGED).check()
+    assert {s.name: (s.step.method, s.settings["beta"], s.settings["lr"]) for s in steps} == {
+        "first": ("train/dpo", 0.2, 1e-3), "second": ("train/dpo", 0.3, 1e-3),
+        "third": ("train/dpo", 0.3, 2e-3), "fourth": ("train/ipo", 0.7, 2e-3),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("step", "line", "words"),
+    [
+        ("{do: train/dpo, <<: 3}", 2, "'<<' takes other mappings"),
+        ("&a {do: train/dpo, <<: *a}", 2, "'<<' takes other mappings"),
+        ("{do: train/dpo, beta: 1, beta: 2}", 2, "'beta' stands twice"),
+        ("{do: train/dpo, lr: 2020-13-45}", 2, "step x: 'lr' cannot be read: month must be"),
+    ],
+)
+def test_what_yaml_itself_cannot_take_is_named(
+    folder: Path, step: str, line: int, words: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        load(folder, f"steps:\n  x: {step}\n")
+    told = str(error.value)
+    assert told.startswith(f"{folder / 'r.yaml'} line {line}") and words in told
