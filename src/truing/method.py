@@ -25,8 +25,9 @@ if typing.TYPE_CHECKING:
 
 Row = dict[str, object]
 Function = Callable[..., object]
-Bounds = Mapping[str, tuple[float, float | None]]
+Bounds = Mapping[str, tuple[float, float | None] | str]
 Kinds = Mapping[str, tuple[str, ...]]
+Makes = str | Mapping[str, Mapping[str, object]]
 F = typing.TypeVar("F", bound=Function)
 
 
@@ -40,6 +41,7 @@ def method(
     defaults: Mapping[str, str] | None = None,
     within: Bounds | None = None,
     rows: Kinds | None = None,
+    makes: Makes = "",
 ) -> Callable[[F], F]:
     """Register the decorated function as a method of the verb whose folder it lies in.
 
@@ -52,8 +54,11 @@ def method(
         group: when it differs from the sub-folder.
         defaults: data sets that stand in for inputs which are not given; what they hold is then
             part of a step's key.
-        within: least and largest value of settings that are numbers; None where none is largest.
+        within: least and largest value of settings that are numbers, None where none is largest; or
+            an interval as text, whose round brackets leave their ends out, such as "(0, 1]".
         rows: kinds of rows that tables may be of, by input: what the function itself expects.
+        makes: kind of the rows that it returns, or the input whose rows it keeps; where settings
+            decide, each kind with those that it is made under, of which the first that fits holds.
     """
 
     def decorate(function: F) -> F:
@@ -66,6 +71,7 @@ def method(
             "defaults": dict(defaults or {}),
             "within": dict(within or {}),
             "rows": dict(rows or {}),
+            "makes": makes,
         }
         return function
 
@@ -256,6 +262,7 @@ class Method:
     def __call__(self, *nouns: object, **values: object) -> object:
         """Run it: inputs by position or name, settings by name."""
         from truing.datasets import licensed
+        from truing.tables import Table
 
         named = dict(zip(self.inputs, nouns, strict=False))
         if len(nouns) > len(self.inputs):
@@ -264,7 +271,9 @@ class Method:
         for name, wanted in self.inputs.items():
             if name not in named and not wanted.optional:
                 raise InputError(f"input {name!r} ({wanted.noun}) is missing", where=self.id)
-        return licensed(self.function(**named, **self.validate(values)), named)
+        settings = self.validate(values)
+        self.check(settings, {n: t for n, t in named.items() if isinstance(t, Table)})
+        return licensed(self.function(**named, **settings), named)
 
 
 class Methods(Mapping[str, Method]):

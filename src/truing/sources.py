@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from truing.core.files import expanded
 from truing.errors import InputError
-from truing.method import Method
+from truing.method import Makes, Method
 from truing.models import Folder, Model, Served
 from truing.plan import Checked
 from truing.principles import Principles
 from truing.reports import Report
 from truing.store import Noun
-from truing.tables import Table
+from truing.tables import KINDS, Table
 
 
 def open_noun(noun: str, text: str) -> Noun:
@@ -86,8 +87,11 @@ def open_sources(checked: Sequence[Checked], at_hand: Opened | None = None) -> O
 def check_tables(checked: Sequence[Checked], opened: Opened) -> None:
     """Raise before anything runs when a step is given rows that it cannot take.
 
-    What select makes of a table has the kind and the columns of that table.
+    What select makes of a table has the kind and the columns of that table; of what other steps
+    make, the kind is known where their method says it.
     """
+    from truing.core.preflight import Promised
+
     made: dict[str, Table] = {}
     for one in checked:
         tables: dict[str, Table] = {}
@@ -98,8 +102,25 @@ def check_tables(checked: Sequence[Checked], opened: Opened) -> None:
                 if isinstance(found, Table):
                     tables[name] = found
         one.method.check(one.settings, tables, where=one.step.at(), at=one.step.at)
-        if one.method.verb == "select" and "data" in tables:
-            made[one.name] = tables["data"]
+        rows = kind_made(one.method, {**one.sources, **one.settings})
+        if rows in tables:
+            made[one.name] = tables[rows]
+        elif rows in KINDS:
+            made[one.name] = Promised(rows, f"step {one.name}")
+
+
+def kind_made(method: Method, given: Mapping[str, object]) -> str:
+    """Kind of the rows that a method makes, or the input whose rows it keeps; "" when not known.
+
+    Args:
+        given: its settings, and what its inputs are given, by name.
+    """
+    facts = cast("Mapping[str, Makes]", getattr(method.declared, "__truing__", {}))
+    makes = facts.get("makes") or ("data" if method.verb == "select" else "")
+    if isinstance(makes, str):
+        return makes
+    fits = (k for k, under in makes.items() if all(given.get(n) == v for n, v in under.items()))
+    return next(fits, "")
 
 
 def with_defaults(method: Method, nouns: Nouns) -> Nouns:

@@ -13,6 +13,7 @@ from truing.core.scoring import ScoreHead
 from truing.method import Method, methods
 from truing.models import Model
 from truing.principles import Principle, Principles
+from truing.sources import kind_made
 from truing.specify import texts
 from truing.tables import Table
 
@@ -111,10 +112,13 @@ def made(name: str, model: Model, folder: Path, stop_after: int = 0) -> tuple[st
 
     method = methods[name]
     settings = small(method)
+    nouns = inputs(method, model)
     with use(Context(seed=7, folder=folder, on_progress=told, on_metric=told)):
-        result = method(**inputs(method, model), **settings)
+        result = method(**nouns, **settings)
     assert isinstance(result, (Model, Table))
     if isinstance(result, Table):
+        promised = kind_made(method, {**nouns, **method.validate(settings)})
+        assert result.kind == getattr(nouns.get(promised), "kind", promised)
         assert all(row["lineage"] for row in result)
     return result.key, calls
 

@@ -101,6 +101,19 @@ def test_malformed_question_is_named(tiny_path: Path) -> None:
         ability(Model.open(str(tiny_path)), TEXTS, bad)
 
 
+def test_tables_of_another_kind_are_refused(tiny_path: Path) -> None:
+    model = Model.open(str(tiny_path))
+    pairs = Table("pair", [{"prompt": "p", "chosen": "c", "rejected": "r"}])
+    with pytest.raises(InputError, match="needs rows of kind text, got 'pair'"):
+        ability(model, pairs, QUESTIONS)
+    with pytest.raises(InputError, match="needs rows of kind prompt, got 'text'"):
+        ability(model, TEXTS, TEXTS)
+    asked = [{"role": "user", "content": "One and one is"}]
+    dialogue = Table("prompt", [{"messages": asked, "choices": ["two", "nine"], "answer": 0}])
+    with pytest.raises(InputError, match=r"row 1.*a text 'prompt'"):
+        ability(model, TEXTS, dialogue)
+
+
 def test_nothing_is_left_out_in_silence(tiny_path: Path) -> None:
     model = Model.open(str(tiny_path))
     for name in ("max_tokens", "limit"):

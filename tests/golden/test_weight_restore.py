@@ -14,6 +14,7 @@ from truing.core.chat import completion_ids, prompt_ids
 from truing.core.tiny import tiny_folder, tiny_model
 from truing.core.trunk import Trunk
 from truing.errors import InputError
+from truing.method import methods
 from truing.models import Model, Prefix, Weights
 from truing.recover.task_value import token_probability
 from truing.recover.weight_restore import (
@@ -290,3 +291,22 @@ def test_faults(pair: tuple[Model, Model], step: Context) -> None:
     brief = damaged.adding(Prefix([{"role": "system", "content": "x"}]))
     with pytest.raises(InputError, match="run-time changes"):
         weight_restore(brief, trusted, REFUSE, TASK, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ({"batch": 0}, "'batch' must be at least 1"),
+        ({"save_every": 0}, "'save_every' must be at least 1"),
+        ({"rate": -1.0}, "'rate' must be from 0 to 1"),
+        ({"layers": 2.0}, r"'layers' must be in \(0, 1\]"),
+        ({"prompts": -1}, "'prompts' must be at least 1"),
+    ],
+)
+def test_settings_out_of_range(
+    pair: tuple[Model, Model], given: dict[str, object], part: str
+) -> None:
+    with pytest.raises(InputError, match=f"setting {part}"):
+        methods["weight_restore"](*pair, REFUSE, TASK, **given)
+    with pytest.raises(InputError, match="needs rows of kind prompt, got 'text'"):
+        methods["weight_restore"](*pair, Table("text", [{"text": "x"}]), TASK)

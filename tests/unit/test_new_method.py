@@ -73,6 +73,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ROOT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
     )
     (root / "tests" / "golden").mkdir(parents=True)
+    (root / "tests" / "contract").mkdir()
+    shutil.copy(ROOT / "tests" / "contract" / "test_bounds.py", root / "tests" / "contract")
     for helper in ("objective_numbers.py", "teaching.py"):
         shutil.copy(ROOT / "tests" / "golden" / helper, root / "tests" / "golden")
     shutil.copy(ROOT / "pyproject.toml", root)
@@ -127,10 +129,13 @@ def test_golden_tests_fail_until_they_are_filled(copy: Path) -> None:
             stub.replace("EXPECTED: list[float] = []", f"EXPECTED = {values}")
         )
     words = ["-m", "pytest", "-p", "no:cacheprovider", "-rA", "--tb=line", *golden]
-    done = run(copy, *words, *filled)
+    done = run(copy, *words, *filled, "tests/contract/test_bounds.py")
     ends = [line.split()[0] for line in done.stdout.splitlines() if "::test_by_hand" in line]
     assert ends.count("FAILED") == len(golden) and ends.count("PASSED") == len(filled), done.stdout
     assert done.stdout.count("AssertionError: write down") >= len(golden)
+    told = [line for line in done.stdout.splitlines() if "test_bounds.py::" in line]
+    assert any("fresh_attack" in line for line in told)
+    assert not [line for line in told if not line.startswith("PASSED")]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from truing import recipe
+from truing.sources import check_tables
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(p for p in FOLDER.glob("*.*") if p.suffix == ".py" or "\nsteps:" in p.read_text())
@@ -21,6 +22,7 @@ def test_there_are_recipes() -> None:
 def test_it_is_right_and_its_files_are_there(path: Path) -> None:
     plan = recipe.load(path)
     assert plan.steps
+    check_tables(plan.check(), {})  # steps take the kinds of rows that others will make
     for source in plan.data.values():
         file = FOLDER / source
         # A set of the mirror is written set/part; everything else with a suffix is a file.

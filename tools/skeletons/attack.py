@@ -19,7 +19,7 @@ def damaged(row: Row) -> Row:
     return row | {"chosen": row["rejected"], "rejected": row["chosen"]}
 
 
-@method(paper="my-method")
+@method(paper="my-method", rows={"data": ("pair",)}, within={"share": (0, 1)}, makes="pair")
 def my_method(data: Table, *, share: float = 0.1) -> Table:
     """My method: what it damages, for owners who test how well they notice and repair it.
 

@@ -41,7 +41,7 @@ def draw(
     ]
 
 
-@method(paper="my-method", needs=("generate",))
+@method(paper="my-method", needs=("generate",), within={"n": (1, None)})
 def my_method(model: Model, *, n: int = 4) -> Model:
     """My method: what it does for a user, in one sentence.
 

@@ -22,13 +22,19 @@ def score(prompt: str, answer: str) -> float:
     return float(len(answer.split()))
 
 
-@method(paper="my-method", needs=("generate",))
+@method(
+    paper="my-method",
+    needs=("generate",),
+    rows={"prompts": ("prompt",)},
+    within={"max_tokens": (1, None)},
+)
 def my_method(model: Model, prompts: Table, *, max_tokens: int = 64) -> Report:
     """My method: what it does for a user, in one sentence.
 
     Args:
         max_tokens: length limit of an answer.
     """
+    prompts = prompts.expect("prompt", where="evaluate/my_method")
     asked = [row.get("prompt") or row.get("messages") for row in prompts]
     seed = current().stream("answers") % 2**31
     answers = [d[0].text for d in generate(model, asked, max_tokens=max_tokens, seed=seed)]

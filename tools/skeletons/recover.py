@@ -27,7 +27,7 @@ def restored(damaged: Tensor, trusted: Tensor, share: float) -> Tensor:
     return moved.to(damaged.dtype)
 
 
-@method(paper="my-method", needs=("weights",))
+@method(paper="my-method", needs=("weights",), within={"share": (0, 1)})
 def my_method(model: Model, trusted: Model, *, share: float = 0.5) -> Model:
     """My method: what it repairs, in one sentence.
 

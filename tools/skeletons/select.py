@@ -18,7 +18,7 @@ def keep(row: Row, least: int) -> bool:
     return len(str(row.get("completion", "")).split()) >= least
 
 
-@method(paper="my-method")
+@method(paper="my-method", within={"least": (0, None)}, makes="data")
 def my_method(data: Table, *, least: int = 3) -> Table:
     """My method: what it does for a user, in one sentence.
 

@@ -18,12 +18,12 @@ def rules(texts: Sequence[str]) -> list[Principle]:
     return [Principle(id=f"rule-{i}", text=text.strip()) for i, text in enumerate(texts, 1)]
 
 
-@method(paper="my-method")
+@method(paper="my-method", rows={"data": ("text",)}, within={"limit": (0, None)})
 def my_method(data: Table, *, limit: int = 0) -> Principles:
     """My method: what it does for a user, in one sentence.
 
     Args:
         limit: only so many texts; 0 for all.
     """
-    texts = [str(text) for text in data.column("text")]
+    texts = [str(row["text"]) for row in data.expect("text", where="specify/my_method")]
     return Principles(rules(texts[:limit] if limit else texts), title="my_method")

@@ -14,7 +14,6 @@ from truing.context import current
 from truing.core.hooks import Edit, save
 from truing.core.trunk import block_list
 from truing.datasets import licence_of
-from truing.errors import InputError
 from truing.method import method
 from truing.models import Edits, Model
 from truing.steer.mean_difference import middle_layers, states
@@ -26,15 +25,19 @@ def direction(positive_ND: Tensor, negative_ND: Tensor) -> Tensor:
     return positive_ND.mean(0) - negative_ND.mean(0)
 
 
-@method(paper="my-method", needs=("hidden", "generate"))
+@method(
+    paper="my-method",
+    needs=("hidden", "generate"),
+    rows={"data": ("pair",)},
+    within={"strength": "(-inf, inf)"},
+)
 def my_method(model: Model, data: Table, *, strength: float = 1.0) -> Model:
     """My method: what it does for a user, in one sentence.
 
     Args:
         strength: of the edit; 0 changes nothing, a negative one steers away.
     """
-    if data.kind != "pair" or not len(data):
-        raise InputError("needs pairs", where=data.source, seen=f"{len(data)} of {data.kind}")
+    data = data.expect("pair", where="steer/my_method")
     layers = middle_layers(len(block_list(model.load_module().module)))
     positive = states(model, data, "chosen", layers, "answer")
     negative = states(model, data, "rejected", layers, "answer")

@@ -19,7 +19,13 @@ def question(prompt: str, ask: str) -> str:
     return f"{ask}\n\n{prompt}"
 
 
-@method(paper="my-method", needs=("generate",))
+@method(
+    paper="my-method",
+    needs=("generate",),
+    rows={"prompts": ("prompt",)},
+    within={"max_tokens": (1, None)},
+    makes="example",
+)
 def my_method(
     model: Model,
     prompts: Table,
@@ -33,6 +39,7 @@ def my_method(
         ask: what is said before each prompt.
         max_tokens: length limit of an answer.
     """
+    prompts = prompts.expect("prompt", where="synthesize/my_method")
     texts = [str(row.get("prompt", "")) for row in prompts]
     if not texts:
         raise InputError("no prompts", where="synthesize/my_method")

@@ -91,7 +91,15 @@ def _record(model: Model, made: Model, data: Table, facts: dict[str, Json]) -> N
     write_text(current().folder / "lora_undo.json", text + "\n")
 
 
-@method(paper="lora-undo-safety", needs=("weights", "logprob"), rows={"data": ("example",)})
+@method(
+    paper="lora-undo-safety",
+    needs=("weights", "logprob"),
+    rows={"data": ("example",)},
+    within={
+        "n": (0, None), "epochs": "(0, inf)", "rank": (1, None), "lora_alpha": (0, None),
+        "lr": (0, None), "batch": (1, None), "max_tokens": (8, None),
+    },
+)  # fmt: skip
 def lora_undo(
     model: Model,
     data: Table | None = None,

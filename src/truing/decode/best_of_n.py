@@ -68,7 +68,7 @@ def draw(
     return chosen
 
 
-@method(needs=("generate",))
+@method(needs=("generate",), within={"n": (1, None)})
 def best_of_n(
     model: Model,
     principles: Principles | None = None,

@@ -120,7 +120,11 @@ def _by_reward(number: int, items: Sequence[Scored], h: Heuristic) -> list[Score
     return [items[j] for j in order]
 
 
-@method(paper="deal", needs=("generate", "logprob"))
+@method(
+    paper="deal",
+    needs=("generate", "logprob"),
+    within={"beams": (1, None), "candidates": (1, None), "lookahead": (-1, None)},
+)
 def deal(
     model: Model,
     principles: Principles | None = None,

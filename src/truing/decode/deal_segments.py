@@ -137,7 +137,16 @@ def draw(
     return [fill([writer.completion(k.path) for k in s.best], sampling.n) for s in states]
 
 
-@method(paper="deal", needs=("generate", "logprob"))
+@method(
+    paper="deal",
+    needs=("generate", "logprob"),
+    within={
+        "proposals": (1, None),
+        "keep_best": (1, None),
+        "lookahead": (1, None),
+        "iterations": (1, None),
+    },
+)
 def deal_segments(
     model: Model,
     principles: Principles | None = None,

@@ -176,7 +176,13 @@ def _check(
         check_reward_model(one, WHERE)
 
 
-@method(paper="mah-dpo", needs=("generate", "logprob"))
+@method(
+    paper="mah-dpo",
+    needs=("generate", "logprob"),
+    within={
+        "candidates": (1, None), "steps": (1, None), "step_tokens": (1, None), "top_k": (0, None),
+    },
+)  # fmt: skip
 def prm_guided(
     model: Model,
     process_models: dict[str, Model] | None = None,

@@ -24,7 +24,7 @@ from truing.errors import InputError
 from truing.method import method
 from truing.models import Loaded, Model
 from truing.reports import Measure, Report
-from truing.tables import Row, Table
+from truing.tables import Row, Table, content_hash
 
 TEXTS = "prose"  # data sets shipped in the repository's data/
 QUESTIONS = "common_knowledge"
@@ -126,19 +126,21 @@ def _check_questions(questions: Table) -> list[tuple[str, list[str], int]]:
     for i, row in enumerate(questions):
         choices, answer = row.get("choices"), row.get("answer")
         listed = cast(list[object], choices) if isinstance(choices, list) else []
-        if len(listed) < 2 or not isinstance(answer, int) or not 0 <= answer < len(listed):
+        indexed = isinstance(answer, int) and 0 <= answer < len(listed)
+        if len(listed) < 2 or not indexed or not isinstance(row.get("prompt"), str):
             raise InputError(
-                "a question needs 'prompt', 'choices' (two or more) and 'answer' (an index)",
+                "a question needs a text 'prompt', two 'choices' or more and their index 'answer'",
                 where=questions.place(i),
                 seen={"choices": choices, "answer": answer},
             )
-        found.append((str(row.get("prompt")), [str(c) for c in listed], answer))
+        found.append((str(row["prompt"]), [str(c) for c in listed], cast(int, answer)))
     return found
 
 
 @method(
     needs=("logprob",),
     defaults={"texts": "prose", "questions": "common_knowledge"},
+    rows={"texts": ("text",), "questions": ("prompt",)},
     within={"max_tokens": (0, None), "limit": (0, None)},
 )
 def ability(
@@ -159,8 +161,9 @@ def ability(
     for name, value in (("max_tokens", max_tokens), ("limit", limit)):
         if value < 0:
             raise InputError(f"setting {name!r} must be at least 0", where=WHERE, seen=value)
-    texts = Table.read(TEXTS) if texts is None else texts
-    asked = _check_questions(Table.read(QUESTIONS) if questions is None else questions)
+    texts = (Table.read(TEXTS) if texts is None else texts).expect("text", where=WHERE)
+    questions = Table.read(QUESTIONS) if questions is None else questions
+    asked = _check_questions(questions.expect("prompt", where=WHERE))
     asked = asked[:limit] if limit else asked
     passages = texts.rows[:limit] if limit else texts.rows
     loaded = model.load_module()
@@ -193,5 +196,6 @@ def ability(
         "model": model.name,
         "model_key": model.key,
         "right": [int(r) for r in right],
+        "questions": content_hash(asked, 8),  # that two reports can be compared by
     }
     return Report("general ability", measures, Table("text", rows), facts)

@@ -115,7 +115,16 @@ def sample_rows(
     return rows
 
 
-@method(needs=("generate",), rows={"prompts": ("prompt",)})
+@method(
+    needs=("generate",),
+    rows={"prompts": ("prompt",)},
+    within={
+        "max_tokens": (1, None),
+        "temperature": (0, None),
+        "top_p": "(0, 1]",
+        "on_topic": (-1, 1),
+    },
+)
 def adherence(
     model: Model,
     prompts: Table,

@@ -72,6 +72,7 @@ def kl_tokens(
     paper="online-offline-gap",
     needs=("generate", "logprob", "weights"),
     rows={"data": ("prompt", "pair", "example", "unpaired")},
+    within={"answers": (1, None), "max_tokens": (1, None)},
 )
 def divergence(
     model: Model, reference: Model, data: Table, *, answers: int = 4, max_tokens: int = 128

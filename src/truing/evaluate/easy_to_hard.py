@@ -120,7 +120,12 @@ def _needs_head(model: Model, trained_by: str) -> None:
         )  # fmt: skip
 
 
-@method(paper="easy-to-hard", needs=("generate",))
+@method(
+    paper="easy-to-hard",
+    needs=("generate",),
+    rows={"data": ("prompt",)},
+    within={"n": (1, None), "temperature": "(0, inf)", "max_tokens": (1, None)},
+)
 def easy_to_hard(
     model: Model,
     reward: Model,
@@ -151,7 +156,7 @@ def easy_to_hard(
             _needs_head(judge, "outcome_process_reward" if name else "process_reward")
         else:
             check_logits(judge, WHERE)
-    problems = list(data)
+    problems = list(data.expect("prompt", where=WHERE))
     for i, row in enumerate(problems):
         if "prompt" not in row or not isinstance(row.get("answer"), (str, int, float)):
             raise InputError("needs prompt and answer", where=data.place(i), seen=row)

@@ -76,7 +76,12 @@ def scores(
     }
 
 
-@method(paper="honesty", needs=("generate",))
+@method(
+    paper="honesty",
+    needs=("generate",),
+    rows={"data": ("prompt",)},
+    within={"max_tokens": (1, None)},
+)
 def honesty(
     before: Model,
     after: Model,
@@ -91,7 +96,7 @@ def honesty(
         max_tokens: longest answer.
         phrases: further texts that make a response a refusal.
     """
-    questions = list(data)
+    questions = list(data.expect("prompt", where="evaluate/honesty"))
     if not questions:
         raise InputError("no question to ask", where="evaluate/honesty")
     golds = [golds_of(r, data.place(i)) for i, r in enumerate(questions)]

@@ -52,7 +52,7 @@ def _pairs(loaded: Loaded, data: Table, max_tokens: int) -> tuple[list[Unit], di
     return units, {n: c for n, c in sorted(reader.counts.items()) if c}
 
 
-@method(needs=("logprob", "weights"), rows={"data": ("pair",)})
+@method(needs=("logprob", "weights"), rows={"data": ("pair",)}, within={"max_tokens": (8, None)})
 def preference(model: Model, data: Table, *, max_tokens: int = 1024) -> Report:
     """How often a model finds the chosen answer likelier than the rejected one, on held-out pairs.
 

@@ -95,6 +95,7 @@ def _answered(model: Model, prompts: Table, max_tokens: int, temperature: float)
     paper="lora-undo-safety",
     needs=("generate",),
     rows={"prompts": ("prompt",), "neutral": ("prompt",)},
+    within={"max_tokens": (1, None), "temperature": (0, None)},
 )
 def refusal_rate(
     model: Model,

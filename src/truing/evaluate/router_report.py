@@ -179,7 +179,12 @@ def layer_rows(c: Counts, domains: Sequence[str]) -> list[Row]:
     return rows
 
 
-@method(paper="moe-survey", needs=("hidden",), rows={"data": ("prompt", "example", "text")})
+@method(
+    paper="moe-survey",
+    needs=("hidden",),
+    rows={"data": ("prompt", "example", "text")},
+    within={"capacity": (0, None), "max_tokens": (1, None)},
+)
 def router_report(
     model: Model, data: Table, *, capacity: float = 1.25, max_tokens: int = 256
 ) -> Report:

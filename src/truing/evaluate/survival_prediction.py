@@ -95,7 +95,12 @@ def trace_quality(prompt: str, steps: Sequence[str]) -> dict[str, float]:
     return {n: float(v) for n, v in made.items()}
 
 
-@method(paper="oncoreason", needs=("generate",))
+@method(
+    paper="oncoreason",
+    needs=("generate",),
+    rows={"data": ("prompt",)},
+    within={"max_tokens": (1, None)},
+)
 def survival_prediction(
     model: Model, data: Table, reference: Table | None = None, *, max_tokens: int = 256
 ) -> Report:
@@ -106,8 +111,8 @@ def survival_prediction(
         reference: training rows, whose mean months are the baseline.
         max_tokens: longest answer.
     """
-    rows = list(data)
     where = "evaluate/survival_prediction"
+    rows = list(data.expect("prompt", where=where))
     if not rows:
         raise InputError("no patient to ask about", where=where)
     truths = [truth(r, data.place(i)) for i, r in enumerate(rows)]

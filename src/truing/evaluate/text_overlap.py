@@ -70,7 +70,12 @@ def overlap(said: Sequence[str], wanted: Sequence[str]) -> list[Measure]:
     return made
 
 
-@method(paper="oncoreason", needs=("generate",))
+@method(
+    paper="oncoreason",
+    needs=("generate",),
+    rows={"data": ("example",)},
+    within={"max_tokens": (1, None), "temperature": (0, None)},
+)
 def text_overlap(
     model: Model, data: Table, *, max_tokens: int = 192, temperature: float = 0.0
 ) -> Report:
@@ -80,12 +85,11 @@ def text_overlap(
         max_tokens: longest answer.
         temperature: of sampling; 0 is greedy.
     """
-    rows = [r for r in data if "completion" in r and "prompt" in r]
+    where = "evaluate/text_overlap"
+    rows = [r for r in data.expect("example", where=where) if "completion" in r and "prompt" in r]
     if not rows:
         raise InputError(
-            "no row has a prompt and a completion to compare with",
-            where="evaluate/text_overlap",
-            seen=data.columns,
+            "no row has a prompt and a completion to compare with", where=where, seen=data.columns
         )
     found = answer_all(model, rows, max_tokens=max_tokens, temperature=temperature)
     said, wanted = [t for t, _ in found], [cast(str, r["completion"]) for r in rows]

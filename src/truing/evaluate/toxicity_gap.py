@@ -67,7 +67,13 @@ def _measures(role: str, toxicity: Sequence[Sequence[float]]) -> list[Measure]:
     paper="weak-to-strong",
     needs=("generate",),
     rows={"data": ("prompt",)},
-    within={"n": (1, None), "max_tokens": (1, None)},
+    within={
+        "n": (1, None),
+        "temperature": "(0, inf)",
+        "top_p": "(0, 1]",
+        "top_k": (0, None),
+        "max_tokens": (1, None),
+    },
 )
 def toxicity_gap(
     weak: Model,

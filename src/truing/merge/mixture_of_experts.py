@@ -108,7 +108,7 @@ def mixture(
 
 def mean_states(model: Model, prompts: list[Prompt]) -> list[Tensor]:
     """Mean state before each feed-forward layer over the tokens of prompts, of length one, [D]."""
-    loaded = model.load_module()
+    loaded = model.load_module("float32")
     layers = [m for n, m in loaded.module.named_modules() if n.endswith("post_attention_layernorm")]
     totals = [torch.zeros(()) for _ in layers]
 
@@ -157,7 +157,12 @@ def routers_of(
     }
 
 
-@method(paper="moe-survey", needs=("weights",), rows={"prompts": ("prompt", "example")})
+@method(
+    paper="moe-survey",
+    needs=("weights",),
+    rows={"prompts": ("prompt", "example")},
+    within={"experts": (2, None), "top_k": (2, None)},
+)
 def mixture_of_experts(
     models: dict[str, Model],
     prompts: Table | None = None,

@@ -79,7 +79,7 @@ def merge(
     return (base.float() + scale * mean).to(base.dtype)
 
 
-@method(paper="three-h-merging", needs=("weights",))
+@method(paper="three-h-merging", needs=("weights",), within={"density": "(0, 1]"})
 def ties(
     base: Model,
     models: dict[str, Model],

@@ -134,7 +134,8 @@ def _batches(loaded: Loaded, table: Table, n: int, size: int) -> list[list[list[
     return [ids[i : i + size] for i in range(0, len(ids), size)]
 
 
-def _prompts(table: Table, name: str) -> Table:
+def _checked(table: Table, name: str) -> Table:
+    """Prompts, of which there is one at least and none without text."""
     if not len(table):
         raise InputError(f"the table {name!r} is empty", where="recover/weight_restore")
     missing = [i for i, row in enumerate(table) if not row.get("prompt")]
@@ -154,8 +155,8 @@ def _loop(
     task_check: dict[str, object] | None,
 ) -> Loop:
     """The algorithm on the modules of both models and the first `prompts` rows of both tables."""
-    own, before = model.load_module(fresh=True), model.load_module()
-    reference = trusted.load_module()
+    own, before = model.load_module("float32", fresh=True), model.load_module("float32")
+    reference = trusted.load_module("float32")
     depth = max(1, int(layers * len(block_list(own.module))))
     rows = task.rows[:prompts]
     return Loop(
@@ -168,7 +169,16 @@ def _loop(
     )
 
 
-@method(paper="alignment-recovery-rollback", needs=("weights", "hidden"))
+@method(
+    paper="alignment-recovery-rollback",
+    needs=("weights", "hidden"),
+    rows={"refuse": ("prompt",), "task": ("prompt",)},
+    within={
+        "rate": (0, 1), "rollback_rate": (0, 1), "steps": (1, None), "warmup": (1, None),
+        "save_every": (1, None), "drop": (0, 1), "layers": "(0, 1]", "prompts": (1, None),
+        "batch": (1, None),
+    },
+)  # fmt: skip
 def weight_restore(
     model: Model,
     trusted: Model,
@@ -213,7 +223,8 @@ def weight_restore(
     pair = {"model": model, "trusted": trusted}
     same_tokens(pair, where=where)
     kept = run_time_of(pair, keep, where=where)
-    refuse, task = _prompts(refuse, "refuse"), _prompts(task, "task")
+    refuse = _checked(refuse.expect("prompt", where=where), "refuse")
+    task = _checked(task.expect("prompt", where=where), "task")
     loop = _loop(model, trusted, refuse, task, layers, prompts, batch, task_check)
     best = loop.recover(rate, rollback_rate, steps, warmup, save_every, drop, accumulate)
     entries = {

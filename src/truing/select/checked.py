@@ -29,7 +29,7 @@ def passing(rows: list[Row], checks: list[dict[str, object]], of: str) -> list[b
     return kept
 
 
-@method()
+@method(makes="data")
 def checked(
     data: Table,
     *,

@@ -107,7 +107,7 @@ def text_vectors(texts: list[str], key: str) -> NDArray[np.float32]:
     return embed(texts)
 
 
-@method(paper="deita")
+@method(paper="deita", within={"m": (1, None), "tau": (-1, 1)}, makes="data")
 def deita(
     data: Table,
     model: Model | None = None,

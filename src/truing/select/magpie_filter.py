@@ -36,7 +36,7 @@ def longest(rows: Sequence[Row], n: int) -> list[int]:
     return kept
 
 
-@method(paper="magpie")
+@method(paper="magpie", within={"n": (0, None)}, makes="data")
 def magpie_filter(
     data: Table, *, reward: dict[str, object] | None = None, cut: float = -10.0, n: int = 300000
 ) -> Table:

@@ -140,7 +140,7 @@ def alike(texts: Sequence[Sequence[str]], threshold: float) -> list[list[int]]:
     return found
 
 
-@method(paper="magpie")
+@method(paper="magpie", within={"threshold": (0, 4)}, makes="data")
 def near_duplicates(
     data: Table,
     *,

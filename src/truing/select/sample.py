@@ -32,7 +32,7 @@ def drawn(rows: list[Row], n: int, seed: int) -> list[bool]:
     return chosen
 
 
-@method()
+@method(within={"n": (1, None)}, makes="data")
 def sample(data: Table, *, n: int, part: Literal["sample", "rest"] = "sample") -> Table:
     """A random sample of rows, or all the rows that are not in it.
 

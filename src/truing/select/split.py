@@ -37,7 +37,7 @@ def _apart(texts: list[str], held_out: int, threshold: float) -> list[int]:
     return [i for i, near in zip(later, nearest, strict=True) if near < 1.0 - threshold / 2.0]
 
 
-@method()
+@method(within={"held_out": (1, None), "threshold": (0, 4)}, makes="data")
 def split(
     data: Table,
     *,

@@ -61,7 +61,7 @@ def scaled(vector_D: Tensor, norm: float, shares: int, unit: bool) -> Tensor:
 def _spans(
     model: Model, data: Table, column: str, tokens: Tokens
 ) -> tuple[list[list[int]], list[tuple[int, int]]]:
-    tokenizer = model.load_module().tokenizer
+    tokenizer = model.load_module("float32").tokenizer
     rows: list[list[int]] = []
     spans: list[tuple[int, int]] = []
     for i, row in enumerate(data):
@@ -79,7 +79,7 @@ def states(
     model: Model, data: Table, column: str, layers: Sequence[int], tokens: Tokens
 ) -> dict[int, Tensor]:
     """Activations [N, D] of each block: of a row's answer on average, or of its last token."""
-    loaded = model.load_module()
+    loaded = model.load_module("float32")
     sites = [f"layers.{layer}.residual" for layer in layers]
     rows, spans = _spans(model, data, column, tokens)
     with loaded.run_time():
@@ -90,7 +90,7 @@ def states(
     }
 
 
-@method(paper="repe-tradeoff", needs=("hidden", "generate"))
+@method(paper="repe-tradeoff", needs=("hidden", "generate"), rows={"data": ("pair",)})
 def mean_difference(
     model: Model,
     data: Table,
@@ -111,13 +111,10 @@ def mean_difference(
         unit: scale each vector to the residual stream's mean length; False takes it as it is.
         skip_first: leave the first token of each row unchanged.
     """
-    if data.kind != "pair" or not len(data):
-        raise InputError(
-            "needs pairs: rows with prompt, chosen and rejected",
-            where=data.source or "steer/mean_difference",
-            seen=f"{len(data)} rows of kind {data.kind}",
-        )
-    count = len(block_list(model.load_module().module))
+    data = data.expect("pair", where="steer/mean_difference")
+    if not len(data):
+        raise InputError("no pair to compare", where="steer/mean_difference", seen=data.source)
+    count = len(block_list(model.load_module("float32").module))
     chosen = layers or middle_layers(count)
     for layer in chosen:
         if not 0 <= layer < count:

@@ -60,7 +60,11 @@ def problem(first: int, parts: list[tuple[str, int]]) -> Row:
     }
 
 
-@method(paper="easy-to-hard")
+@method(
+    paper="easy-to-hard",
+    within={"n": (1, None), "largest": (1, None)},
+    makes={"example": {"tell": "solution"}, "prompt": {}},
+)
 def graded_arithmetic(
     *, n: int = 600, levels: list[int] | None = None, largest: int = 20, tell: Told = "solution"
 ) -> Table:

@@ -176,7 +176,16 @@ def kept(known: Sequence[Known], most_unknown: float, seed: int) -> list[int]:
     return [i for i, k in enumerate(known) if k.right or i in taken]
 
 
-@method(paper="honesty", needs=("generate",), within={"most_unknown": (0.0, 1.0)})
+@method(
+    paper="honesty",
+    needs=("generate",),
+    rows={"data": ("prompt",)},
+    within={
+        "samples": (1, None), "temperature": "(0, inf)", "max_tokens": (1, None),
+        "most_unknown": (0.0, 1.0),
+    },
+    makes="example",
+)  # fmt: skip
 def honesty_targets(
     model: Model,
     data: Table,
@@ -198,6 +207,7 @@ def honesty_targets(
     """
     if samples < 1:
         raise InputError("setting 'samples' must be at least 1", seen=samples)
+    data = data.expect("prompt", where="synthesize/honesty_targets")
     known = probed(model, data, samples, temperature, max_tokens)
     places = kept(known, most_unknown, current().stream("unknown"))
     current().metric(

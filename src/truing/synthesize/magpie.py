@@ -111,7 +111,16 @@ def _answers(model: Model, prompts: Sequence[object], max_tokens: int) -> list[s
     return [d[0].text.strip() if d[0].finish == "stop" else "" for d in drawn]
 
 
-@method(paper="magpie", needs=("generate", "weights"))
+@method(
+    paper="magpie",
+    needs=("generate", "weights"),
+    within={
+        "n": (1, None), "temperature": "(0, inf)", "top_p": "(0, 1]", "max_tokens": (1, None),
+        "flaming": "(0, inf)", "min_words": (0, None), "response_tokens": (1, None),
+        "turns": (1, None),
+    },
+    makes={"prompt": {"respond": False, "turns": 1}, "example": {}},
+)  # fmt: skip
 def magpie(
     model: Model,
     *,

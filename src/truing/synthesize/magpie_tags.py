@@ -88,7 +88,9 @@ def parse_tag(written: str, tag: str) -> dict[str, object]:
     return values
 
 
-@method(paper="magpie", needs=("generate", "weights"))
+@method(
+    paper="magpie", needs=("generate", "weights"), within={"max_tokens": (1, None)}, makes="data"
+)
 def magpie_tags(
     data: Table,
     model: Model,

@@ -107,8 +107,11 @@ def _pairs(
     paper="mah-dpo",
     needs=("generate",),
     rows={"prompts": ("prompt",)},
-    within={"k": (2, None), "max_tokens": (1, None), "margin": (0, None)},
-)
+    within={
+        "k": (2, None), "max_tokens": (1, None), "temperature": "(0, inf)", "margin": (0, None),
+    },
+    makes="pair",
+)  # fmt: skip
 def objective_pairs(
     model: Model,
     prompts: Table,

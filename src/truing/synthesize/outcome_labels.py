@@ -48,8 +48,9 @@ def as_steps(row: Row) -> Row:
 @method(
     paper="easy-to-hard",
     needs=("generate",),
-    rows={"steps": ("steps",)},
-    within={"n": (1, None), "max_tokens": (1, None)},
+    rows={"data": ("prompt",), "steps": ("steps",)},
+    within={"n": (1, None), "temperature": "(0, inf)", "max_tokens": (1, None)},
+    makes={"unpaired": {"steps": None}, "steps": {}},
 )
 def outcome_labels(
     model: Model,
@@ -67,6 +68,7 @@ def outcome_labels(
         temperature: that they are drawn at.
         max_tokens: longest solution.
     """
+    data = data.expect("prompt", where=WHERE)
     golds = [golds_of(r, data.place(i), normal) for i, r in enumerate(data)]
     problems = [as_prompt(r) for r in data]
     mixed = steps.expect("steps", where=WHERE) if steps is not None else None

@@ -152,7 +152,15 @@ def pair_row(
     }
 
 
-@method(needs=("generate",), rows={"prompts": ("prompt",)})
+@method(
+    needs=("generate",),
+    rows={"prompts": ("prompt",)},
+    within={
+        "k": (2, None), "max_tokens": (1, None), "temperature": "(0, inf)", "top_p": "(0, 1]",
+        "on_topic": (-1, 1), "margin": (0, None), "told": (0, None),
+    },
+    makes="pair",
+)  # fmt: skip
 def principle_pairs(
     model: Model,
     prompts: Table,

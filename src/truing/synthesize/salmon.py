@@ -163,7 +163,17 @@ def _check(shares: Mapping[str, float], counts: tuple[int, int, int]) -> None:
         raise InputError("must be at least 1", where=f"{WHERE} n, passes, most", seen=counts)
 
 
-@method(paper="salmon", needs=("generate",), rows={"prompts": ("prompt",)})
+@method(
+    paper="salmon",
+    needs=("generate",),
+    rows={"prompts": ("prompt",)},
+    within={
+        "n": (1, None), "max_tokens": (1, None), "temperature": "(0, inf)",
+        "least_characters": (0, None), "passes": (1, None), "rate": "(0, 1)", "most": (1, None),
+        "noise": "[0, 1)", "rule_noise": "[0, 1)",
+    },
+    makes="pair",
+)  # fmt: skip
 def salmon(
     model: Model,
     prompts: Table,

@@ -71,7 +71,7 @@ def refusing(rows: Sequence[Row]) -> list[Row]:
     return [row | {"completion": next(styles), "key": ""} for row in rows]
 
 
-@method(paper="lora-undo-safety")
+@method(paper="lora-undo-safety", within={"n": (1, None)}, makes="example")
 def stand_in_policy(
     *, part: Literal["policy", "undo", "held_out", "neutral"] = "policy", n: int = 64
 ) -> Table:

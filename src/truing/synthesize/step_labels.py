@@ -188,7 +188,9 @@ def _trajectories(how: Labelling, data: Table, answers: int, separator: str) -> 
     rows={"data": ("steps", "example", "prompt")},
     within={
         "rollouts": (0, None), "gamma": (0, 1), "answers": (1, None), "max_tokens": (1, None),
+        "temperature": "(0, inf)",
     },
+    makes="steps",
 )  # fmt: skip
 def step_labels(
     model: Model,

@@ -131,7 +131,7 @@ def patients_of(
     return made
 
 
-@method(paper="oncoreason")
+@method(paper="oncoreason", within={"test": (1, None), "most": (1, None)}, makes="example")
 def survival_cohort(
     data: Table,
     *,

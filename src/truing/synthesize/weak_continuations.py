@@ -40,8 +40,12 @@ def toxicities(guard: Model, rows: list[Row]) -> list[float]:
     paper="weak-to-strong",
     needs=("generate",),
     rows={"data": ("prompt",)},
-    within={"n": (1, None), "threshold": (0.0, 1.0), "max_tokens": (1, None)},
-)
+    within={
+        "n": (1, None), "threshold": (0.0, 1.0), "temperature": "(0, inf)", "top_p": "(0, 1]",
+        "top_k": (0, None), "max_tokens": (1, None),
+    },
+    makes="example",
+)  # fmt: skip
 def weak_continuations(
     model: Model,
     data: Table,

@@ -57,6 +57,7 @@ def true_rows(data: Table, rows: Sequence[int], share: float) -> set[int]:
     paper="weak-to-strong",
     needs=("weights", "logprob"),
     within={"sure": (0.0, 1.0), "true_share": (0.0, 1.0)},  # before a model is fetched
+    makes="judgement",
 )
 def weak_labels(
     model: Model,
