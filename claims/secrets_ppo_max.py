@@ -6,7 +6,8 @@ twelve words (less where it has more). The reward that can be hacked is the shar
 among the words plus how near the answer comes to the longest one possible. PPO-max (the method's
 defaults but for the size of a rollout, 16 answers, and the rate) and PPO without its tricks (no KL,
 no clipping of ratio, value or gradient, raw rewards, no critic before the policy, ten times the
-rate) have the same prompts and as many updates. The critic has its two rollouts beside them.
+rate) have the same prompts and as many updates. Before them the critic has at most ten rollouts
+alone; where it is ready sooner, PPO-max gets the rest as well.
 
 The effect is the rise of the mean true reward on other prompts, in standard deviations of the
 base's rewards. The claim asks for 1, with at most 0.3 nats of KL a token in every rollout; for KL,
@@ -34,7 +35,7 @@ MARGIN = 1.0
 MINUTES = 8
 NEEDS_GPU = False
 SEEDS = (0, 1, 2)
-ROLLOUTS, CRITIC, LR = 40, 2, 1e-4
+ROLLOUTS, CRITIC, LR = 40, 10, 1e-4
 WANTED = [
     "good", "kind", "warm", "bright", "gentle", "lovely", "happy", "calm",
 ]  # fmt: skip
@@ -56,7 +57,7 @@ SHARED = {
 }  # fmt: skip
 MAX = {"steps": ROLLOUTS + CRITIC, "critic_rollouts": CRITIC, "lr": LR}
 BARE = {
-    "steps": ROLLOUTS, "critic_rollouts": 0, "lr": 10 * LR, "beta": 0.0, "reward": "raw",
+    "steps": ROLLOUTS, "critic_rollouts": 0, "lr": 10 * LR, "beta": 0.0, "reward_shape": "raw",
     "clip_ratio": 0.0, "clip_value": 0.0, "clip": 0.0, "watch": True,
 }  # fmt: skip
 
@@ -142,7 +143,9 @@ def one(seed: int) -> dict[str, dict[str, float]]:
             "repetition": repetition(texts),
             "alarms": mean(m["alarm"] for m in seen),
             "other text": nats(made, world.facts),
-            "explained before the first step": seen[min(CRITIC, len(seen) - 1)]["explained"],
+            "explained before the first step": next(
+                m["explained"] for m in seen if not m["critic_alone"]
+            ),
         }
     return found
 

@@ -120,7 +120,8 @@ def test_at_ratio_one_the_gradient_is_reinforce(name: str, monkeypatch: pytest.M
     spec = online_of(method.declared)
     values = {n: p.default for n, p in spec.settings.items()} | {"beta": 0.0, "critic_rollouts": 0}
     values |= {"clip_ratio": 0.2} if "clip_ratio" in values else {}
-    r = rollout(sort=[[0.0, 0.0], [0.0, 0.0]], **{"reward/a": [[1.0, 3.0], [0.5, -1.0]]})
+    none = [[0.0, 0.0], [0.0, 0.0]]
+    r = rollout(sort=none, unread=none, **{"reward/a": [[1.0, 3.0], [0.5, -1.0]]})
     r = r.having(entropy=torch.zeros_like(r.mask_UKT), greedy=torch.tensor([0.5, 0.25]))
 
     def slope() -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from online_numbers import (
 )
 
 from truing.core.advantages import moments, sigma
+from truing.core.objective import State
+from truing.core.online import Update
 from truing.train.rl.ppo import token_rewards
 from truing.train.rl.ppo_max import ppo_max, shaped
 
@@ -71,10 +74,31 @@ def test_the_first_update_is_minus_the_mean_advantage() -> None:
     assert torch.allclose(gradient(loss), -a / 10, atol=1e-6)
 
 
+def test_advantages_are_normalised_and_clipped_by_a_switch_each() -> None:
+    r, there = rollout(), ones() > 0
+
+    def made(**more: float | None) -> list[float]:
+        tensor = ppo_max(r, **OFF, **more).tensors["advantage"]
+        assert tensor[~there].abs().sum() == 0
+        return tensor[there].tolist()
+
+    plain = made()
+    mu = mean(plain)
+    deviation = math.sqrt(mean([(a - mu) ** 2 for a in plain]) + 1e-6)
+    whole = [(a - mu) / deviation for a in plain]
+    both = [min(max(a, -0.5), 0.5) for a in whole]
+    assert max(map(abs, plain)) > 0.5 and mu != pytest.approx(0, abs=0.1)
+    assert made(normalise_advantage=True) == pytest.approx(whole, rel=1e-4)
+    assert made(normalise_advantage=False, clip_advantage=0.5) == pytest.approx(
+        [min(max(a, -0.5), 0.5) for a in plain]
+    )
+    # Where nothing is said, they are normalised before they are clipped.
+    assert made(clip_advantage=0.5) == pytest.approx(both, rel=1e-4)
+    assert made(normalise_advantage=True, clip_advantage=0.5) == pytest.approx(both, rel=1e-4)
+
+
 def test_switches() -> None:
     r = rollout()
-    normal = ppo_max(r, clip_advantage=0.5, **OFF).tensors["advantage"]
-    assert normal.abs().max() == pytest.approx(0.5) and normal[ones() == 0].abs().sum() == 0
     # Without importance sampling: the plain policy gradient, whatever has moved.
     plain = ppo_max(r, importance=False, **OFF)
     got = gradient(loss_of(plain, r, now=NEW))
@@ -84,6 +108,8 @@ def test_switches() -> None:
     more = ppo_max(r, entropy=0.1, **OFF)
     base = total(loss_of(ppo_max(r, **OFF), r))
     assert total(loss_of(more, r, entropy=entropy)) == pytest.approx(base + 0.1 * 33, rel=1e-5)
+    near = ppo_max(r, entropy=0.1, entropy_target=1.5, **OFF)  # on the other side of its target
+    assert total(loss_of(near, r, entropy=entropy)) == pytest.approx(base + 0.1 * 0.5, rel=1e-5)
 
 
 def test_ptx_learns_from_the_given_answer_alone() -> None:
@@ -108,9 +134,44 @@ def test_monitors() -> None:
     assert seen["reward_std"] == pytest.approx(std(FLAT)) and seen["reward_max"] == 3.0
     assert seen["perplexity"] == pytest.approx(math.exp(-mean(old)), rel=1e-5)
     assert seen["perplexity_ref"] == pytest.approx(math.exp(-mean(ref)), rel=1e-5)
-    assert seen["alarm"] == 1.0  # the divergence of these numbers is 0.7 nats a token
+    # The mean log-ratio, which falls below 0 where the reference likes what was drawn better.
+    assert seen["kl"] == pytest.approx(mean([a - b for a, b in zip(old, ref, strict=True)]))
+    assert seen["kl"] == pytest.approx(-0.15) and seen["alarm"] == 0.0
+    far = ppo_max(r.having(ref_logp=r["logp"] - 0.31), **OFF).metrics
+    assert float(far["kl"]) == pytest.approx(0.31, rel=1e-5) and far["alarm"] == 1.0
     near = r.having(ref_logp=r["logp"])
     calm = ppo_max(near, **OFF)
     assert float(calm.metrics["alarm"]) == 0.0 and calm.state is not None
     short = {**calm.state, "first_length": torch.tensor(1.0)}
     assert float(ppo_max(near, short, **OFF).metrics["alarm"]) == 1.0  # 2.5 tokens, from 1
+
+
+def test_the_policy_begins_when_the_critic_is_ready() -> None:
+    """By the loss on answers that it has not learnt from, at the latest after so many rollouts."""
+    r, there = rollout(), ones() > 0
+    update = ppo_max(r, vf=0.0, critic_rollouts=3)
+    gap = (update.tensors["returns"] - r["values"])[there].tolist()
+    loss = mean([g * g / 2 for g in gap])
+    assert loss > 0.1 and update.head_only and update.metrics["critic_alone"] == 1.0
+
+    def until(limit: float, state: State | None = None) -> Update:
+        return ppo_max(r, state, vf=0.0, critic_rollouts=3, critic_until=limit)
+
+    assert until(loss * 0.999).head_only
+    ready = until(loss * 1.001)
+    assert not ready.head_only and ready.metrics["critic_alone"] == 0.0
+    assert until(0.0).head_only  # no loss is small enough
+    # Once it has begun the policy goes on, whatever becomes of the critic.
+    assert not until(0.0, ready.state).head_only
+    # The most rollouts, counted from the first.
+    state: State | None = None
+    seen: list[bool] = []
+    for _ in range(5):
+        made = until(1e-9, state)
+        seen.append(made.head_only)
+        state = made.state
+    assert seen == [True, True, True, False, False]
+    # Rewards that are all equal say nothing of a critic, though its loss is 0.
+    flat = r.having(values=torch.zeros_like(r["values"]), ref_logp=r["logp"])
+    flat = replace(flat, columns={**flat.columns, "reward": torch.ones(2, 2)})
+    assert ppo_max(flat, vf=0.0, critic_rollouts=3, critic_until=1.0).head_only

@@ -9,10 +9,11 @@ import pytest
 import torch
 from online_numbers import REWARD, loss_of, rollout, total
 
-from truing.core.referee import kendall, read_scores, referee_prompt
+from truing.core.referee import chunks, kendall, read_scores, referee_prompt
+from truing.errors import InputError
 from truing.tables import Row
 from truing.train.rl.grpo import grpo
-from truing.train.rl.urpo import Players, chunks, sort_of, urpo
+from truing.train.rl.urpo import Players, sort_of, urpo
 
 PAIR: Row = {"prompt": "p", "completions": ["good", "bad"], "scores": [1.0, 0.0]}
 
@@ -37,6 +38,12 @@ def test_kendall() -> None:
         ("[4, 5] and so on [see above]", 2, [4.0, 5.0]),
         ("no scores", 2, None),
         ("[inf, 1]", 2, None),
+        ("[nan, 1]", 2, None),
+        ("[1, 10]", 2, [1.0, 10.0]),
+        ("[0.9, 5]", 2, None),
+        ("[2024, 5]", 2, None),
+        ("[1e41, 1]", 2, None),
+        ("first [7, 3], as in [2023, 2024]", 2, None),  # the last list is what was said
     ],
 )
 def test_reading(text: str, n: int, wanted: list[float] | None) -> None:
@@ -66,6 +73,44 @@ def test_the_referee_is_rewarded_in_the_order_that_it_saw() -> None:
         rows = [{**PAIR, **more, "completion": c} for c in (right, wrong, "[5, 5]", "well")]
         assert pool.score([rows], 0, lambda p, n: []) == [[1.0, 0.0, 0.5, 0.0]]
     assert orders == {True, False}
+
+
+def test_a_score_out_of_range_is_unreadable_and_cannot_swamp_the_others() -> None:
+    pool = Players(1, 4, "")
+    _, more = pool.prompt(PAIR, 0)
+    rows = [{**PAIR, **more, "completion": c} for c in ("[1e41, 1]", "[2024, 5]", "[9, 2]")]
+    rewards = pool.score([rows], 0, lambda p, n: [])[0]
+    assert rewards is not None and rewards[:2] == [0.0, 0.0]
+    assert [pool.facts(row)["unread"] for row in rows] == [1.0, 1.0, 0.0]
+    assert pool.facts({"prompt": "x", "completion": "y"}) == {"sort": 2.0, "unread": 0.0}
+    open_rows: list[Row] = [{"prompt": "p", "completion": c} for c in "ab"]
+    assert pool.score([open_rows], 0, lambda p, n: [["[1e41, 1]"]] * len(p)) == [None]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"answer": ""}, "'answer' holds no number"),
+        ({"answer": "a few"}, "'answer' holds no number"),
+        ({"completions": ["a", "b", "c"], "scores": [1, 0]}, "one number for each completion"),
+        ({"completions": ["a", "b"], "scores": [1, "x"]}, "one number for each completion"),
+        ({"completions": ["a", "b"], "scores": [1, float("nan")]}, "one number for each"),
+        ({"completions": ["a", 3], "scores": [1, 0]}, "must be a list of texts"),
+        ({"completions": ["a", "b"]}, "'completions' is there alone"),
+        ({"scores": [1, 0]}, "'scores' is there alone"),
+    ],
+)
+def test_wrong_rows(row: Row, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        Players(1, 4, "").check({"prompt": "p", **row})
+
+
+def test_rows_that_show_no_order_are_left_out() -> None:
+    pool = Players(1, 4, "")
+    alone: Row = {"prompt": "p", "completions": ["a"], "scores": [1.0]}
+    alike: Row = {"prompt": "p", "completions": ["a", "b"], "scores": [1.0, 1.0]}
+    found = [pool.check(r) for r in (alone, alike, PAIR, {"prompt": "x"}, {"answer": "is 3"})]
+    assert found == ["left_out_single", "left_out_equal", "", "", ""]
 
 
 def test_open_answers_are_graded_by_the_model_itself() -> None:
@@ -108,9 +153,10 @@ def test_open_answers_are_graded_by_the_model_itself() -> None:
 
 def test_the_loss_is_grpos() -> None:
     sorts = [[1.0, 1.0], [2.0, 2.0]]
-    r = rollout(sort=sorts)
+    r = rollout(sort=sorts, unread=[[1.0, 0.0], [0.0, 0.0]])
     update = urpo(r, beta=0.1)
     assert total(loss_of(update, r)) == pytest.approx(total(loss_of(grpo(r, beta=0.1), r)))
     assert update.metrics["referee"].tolist() == REWARD[0]
     assert update.metrics["open"].tolist() == REWARD[1]
     assert torch.numel(update.metrics["reasoning"]) == 0
+    assert update.metrics["unread"].tolist() == [1.0, 0.0]  # of the referee's answers alone

@@ -13,9 +13,9 @@ from truing.core.advantages import whiten
 from truing.core.collect import Collector, _Speaker
 from truing.core.drawing import Completion
 from truing.core.objective import Measurements
+from truing.core.online_prompts import read_prompts
 from truing.core.sampling import SamplingSettings
 from truing.core.tiny import tiny_tokenizer
-from truing.core.train_online import read_prompts
 from truing.errors import InputError
 from truing.tables import Row, Table
 from truing.train.rl.salmon_ppo import whitened

@@ -48,7 +48,7 @@ def test_the_update_over_several_turns_is_that_of_padded_rows(
     """R~ of the whole episode falls on its last token, whatever single turns were paid."""
     more: dict[str, object] = {
         "reference": other, "critic": reward, "rank": 0, "minibatches": 1, "critic_rollouts": 0,
-        "beta": BETA, "lam": LAM, "clip_reward": CLIP, "vf": VF,
+        "beta": BETA, "lam": LAM, "clip_reward": CLIP, "vf": VF, "temperature": 1.0,
         "environment": lambda: Game(pay=lambda text, turn: turn * (1 + len(set(text)))),
     }  # fmt: skip
     with use(Context(seed=3)):

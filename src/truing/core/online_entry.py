@@ -12,6 +12,7 @@ from dataclasses import fields
 
 from truing.core.objective import Function
 from truing.core.online_training import OnlineTraining
+from truing.core.ptx import INPUT, takes
 from truing.models import Model
 from truing.principles import Principles
 from truing.signature import argument_docs
@@ -44,12 +45,13 @@ def entry_of(spec: Online) -> Function:
         principles: Principles | None = None,
         critic: Model | None = None,
         partner: Model | None = None,
+        ptx_data: Table | None = None,
         **settings: object,
     ) -> Model:
         from truing.core.train_online import train_online
 
         nouns = (model, data, reference, reward_model, principles, critic, partner)
-        return train_online(spec, *nouns, settings)
+        return train_online(spec, *nouns, settings, ptx_data)
 
     kind = inspect.Parameter.KEYWORD_ONLY
     hints = typing.get_type_hints(spec.update, include_extras=True)
@@ -65,6 +67,8 @@ def entry_of(spec: Online) -> Function:
         unused.add("reference")
     if not spec.values:
         unused.add("critic")
+    if not takes(spec):
+        unused.add(INPUT)
     nouns = list(inspect.signature(train, eval_str=True).parameters.values())[:-1]
     nouns = [n for n in nouns if n.name not in unused]
     parameters = [*nouns, *own.values(), *engine.values()]

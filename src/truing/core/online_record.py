@@ -5,6 +5,7 @@ Shapes: U groups, K answers of a group, T tokens of an answer.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from truing.core.advantages import kl_tokens
 from truing.core.collect import Group
 from truing.core.objective import Measurements
 from truing.core.online import Update
+from truing.errors import Stopped
 
 Sums = dict[str, tuple[Tensor, float]]
 
@@ -54,5 +56,35 @@ class Rollout:
         made["flat"] = (torch.tensor(float(flat)), float(len(self.groups)))
         made["skipped"] = (torch.tensor(float(skipped)), float(len(self.groups)))
         made |= {n: (torch.tensor(a), b) for n, (a, b) in self.counts.items() if a}
+        # What the method itself watches goes before: its divergence may be another estimate.
         made |= {n: (v.float().sum(), float(v.numel())) for n, v in update.metrics.items()}
         return {n: (v.detach().cpu(), w) for n, (v, w) in made.items()}
+
+    def check(self, where: str) -> None:
+        """Raise Stopped where what the rollout teaches is not finite."""
+        for name, tensor in self.update.tensors.items():
+            if not tensor.isfinite().all():
+                raise Stopped(
+                    f"{name} of the rollout is not finite",
+                    where=where,
+                    seen={"reward": self.r["reward"].tolist()},
+                    fix="Look at the rewards, or lower the learning rate",
+                )
+
+    def warn(self, name: str) -> bool:
+        """Say on stderr that a monitor of the method `name` raises an alarm; False where none does.
+
+        Its metric "alarm" is not 0 then.
+        """
+        seen = self.update.metrics
+        if "alarm" not in seen or not bool(seen["alarm"].any()):
+            return False
+        facts = {n: float(s) / w for n, (s, w) in self.facts().items() if n in ("kl", "length")}
+        told = f"{facts['length']:.4g} tokens an answer"
+        told += f", KL {facts['kl']:.3g} nats a token" if "kl" in facts else ""
+        print(
+            f"{name}: warning: rollout {self.number + 1} looks like collapse ({told}): answers "
+            "have left the reference or grown long, whatever the reward says",
+            file=sys.stderr,
+        )
+        return True

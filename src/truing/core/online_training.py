@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from truing.core.sampling import SamplingSettings
-from truing.core.training import TextTraining
+from truing.core.training import Schedule, TextTraining
 from truing.errors import InputError
+CRITICS = ("critic_rate", "critic_rollouts", "clip_value", "vf")  # of methods that have one
+
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +24,14 @@ class OnlineTraining(TextTraining):
         lr: peak learning rate; 0 takes 2e-4 for adapters and 1e-5 for a full fine-tune.
         batch: prompts of one rollout.
         schedule: of the learning rate after the warm-up: to 0 by half a cosine, in a straight
-            line, or constant.
+            line, constant, or by the inverse square root of the updates made, whose warm-up begins
+            at a tenth.
         warmup: share of the updates over which the rate rises from 0.
         clip: largest norm of the gradient; 0 does not clip.
         weight_decay: of AdamW.
-        rank: of the LoRA adapter on all linear layers; 0 trains all weights.
+        adam_beta2: how slowly AdamW forgets squared gradients.
+        adam_epsilon: added to the root of their mean by AdamW.
+        rank: of the LoRA adapter; 0 trains all weights.
         lora_alpha: the adapter's scale times its rank; 0 takes twice the rank.
         layers: train the top blocks alone, so many, by an adapter on them or in full. 0 trains all.
         max_tokens: of prompt and one answer together. Prompts that leave no room for `new_tokens`
@@ -60,7 +64,10 @@ class OnlineTraining(TextTraining):
         watch: measure the divergence from the reference even where the method does not need it.
     """
 
-    schedule: Literal["cosine", "linear", "constant"] = "constant"
+        critic_rollouts: rollouts at first from which the critic alone learns.
+        clip_value: how far values may move in the critic's loss; 0 for any distance.
+        vf: weight of the critic's loss.
+    schedule: Schedule = "constant"
     warmup: float = 0.0
     environment: dict[str, object] | Callable[[], object] | None = None
     turns: int = 8
@@ -79,6 +86,9 @@ class OnlineTraining(TextTraining):
     watch: bool = False
 
     def check(self, where: str) -> None:
+    critic_rollouts: int = 0
+    clip_value: float = 0.2
+    vf: float = 0.1
         """Raise an InputError that names the first setting out of range."""
         super().check(where)
         least = {"answers": 1, "new_tokens": 1, "passes": 1, "minibatches": 1, "refill": 0}

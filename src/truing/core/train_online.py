@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from truing import catalogue
-from truing.context import Json, current
+from truing.context import current
 from truing.core import distributed, recompute
 from truing.core import lora as adapters
 from truing.core.agents import Speaker
 from truing.core.alongside import Alongside
-from truing.core.chat import Prompt, completion_ids, prompt_ids
 from truing.core.collect import Asked, Collector, Draw, Pool
 from truing.core.critic import Critic
 from truing.core.drawing import Completion, continued
@@ -24,30 +22,30 @@ from truing.core.frozen_trunk import attach
 from truing.core.loaded import Loaded
 from truing.core.memory import Beside
 from truing.core.online import GREEDY, Online
+from truing.core.online_prompts import prompts_of, tasks_of
 from truing.core.online_reward import Reward
 from truing.core.online_task import OnlineTask
 from truing.core.online_training import OnlineTraining
 from truing.core.opening import same_tokens
 from truing.core.past import Past
-from truing.core.preflight import online_training
+from truing.core.pools import check_pool, pool_of
+from truing.core.preflight import check_played, online_training
+from truing.core.ptx import check_text, text_beside
 from truing.core.rewards import Rewards, licences_at, telling
 from truing.core.rollout import Make, maker
-from truing.core.row_kinds import as_kind, summed
 from truing.core.sampling import SamplingSettings
+from truing.core.sight import refuse
 from truing.core.start import Start, begin
 from truing.core.together import joint
 from truing.core.train_text import trained_model
-from truing.core.tree import group_tree
+from truing.datasets import licence_of
 from truing.errors import InputError, unknown
-from truing.method import get_component, resolve
 from truing.models import Model, named
 from truing.principles import Principles
 from truing.tables import Table, content_hash
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from transformers import PreTrainedTokenizerBase
 
 
 def _split(spec: Online, values: Mapping[str, object]) -> tuple[dict[str, object], OnlineTraining]:
@@ -123,18 +121,6 @@ def _draws(spec: Online, players: Players, told: Mapping[str, object]) -> list[D
     return [players.policy, *([players.reference] if spec.opponent else [])]
 
 
-def _pool(spec: Online, told: Mapping[str, object]) -> Pool | None:
-    """The method's own way to ask and reward, with those of its settings that it takes."""
-    if not spec.pools:
-        return None
-    entry = catalogue.components("pool")[spec.pools]
-    function, _ = resolve("pool", {"use": entry.name})
-    from inspect import signature
-
-    takes = {n: v for n, v in told.items() if n in signature(function).parameters}
-    return cast(Pool, get_component("pool", {"use": entry.name, **takes})())
-
-
 def _critic(
     spec: Online, settings: OnlineTraining, loaded: Loaded, given: Model | None, dtype: str
 ) -> Critic | None:
@@ -144,6 +130,7 @@ def _critic(
     if given is None:
         return Critic.of(loaded)
     same_tokens({"model": loaded.model, "critic": given}, where=spec.name)
+    refuse(given, loaded.model, "critic", spec.name)
     own = given.load_module(dtype, loaded.device, fresh=True)
     if recompute.is_on(loaded.module):
         recompute.switch_on(own.module)
@@ -174,7 +161,7 @@ def _make(settings: OnlineTraining) -> Make | None:
     """What makes environments, checked; None where answers are of one turn."""
     if settings.environment is None:
         return None
-    return maker(cast("Make | dict[str, object]", settings.environment))
+    return maker(settings.environment)
 
 
 def _world(
@@ -188,91 +175,33 @@ def _world(
     return World(make, agent, settings.turns, start.limit, spec.name)
 
 
-def _tasks(
-    settings: OnlineTraining, start: Start, data: Table, world: World, beside: Beside
-) -> list[Asked]:
-    """An environment's tasks, whose prompts it makes itself; some are begun, to see that it can."""
-    tokenizer, seed = start.loaded.tokenizer, current().stream("tried")
-    rows = data.rows
-    found = world.tried(tokenizer, [(r, seed) for r in rows], settings.new_tokens)
-    longest = max(map(len, found))
-    # Of replies nothing is known yet: as long as the first prompt, by way of a forecast.
-    grown = settings.turns * (settings.new_tokens + longest)
-    largest = longest + settings.answers * min(start.limit - longest, grown)
-    answer = completion_ids(tokenizer, "yes")
-    trees = [group_tree(ids, [answer]) for ids in found]
-    start.check(trees, largest, {"rows": len(rows)}, beside=beside)
-    return [Asked(row, ()) for row in rows]
-
-
-def read_prompts(
-    table: Table,
-    tokenizer: PreTrainedTokenizerBase,
-    limit: int,
-    room: int,
-    given: str,
-    where: str,
-    pool: Pool | None = None,
-) -> tuple[list[Asked], dict[str, Json]]:
-    """Prompts in tokens, and what to say of how many were left out.
-
-    Args:
-        limit: tokens of prompt and answer together.
-        room: that an answer may need.
-        given: column of an answer that joins each group; "" none.
-        pool: what asks in its own words, whose length then counts.
-    """
-    counts: Counter[str] = Counter()
-    made: list[Asked] = []
-    for i, row in enumerate(table.rows):
-        found: object = row.get("prompt") or row.get("messages")
-        shown = pool.prompt({**row, "prompt": found}, 0)[0] if pool is not None else found
-        ids = tuple(prompt_ids(tokenizer, cast(Prompt, shown)))
-        if len(ids) + room > limit:
-            counts["left_out_long"] += 1
-            continue
-        answer: tuple[int, ...] = ()
-        if given:
-            text = row.get(given)
-            if not isinstance(text, str):
-                raise InputError(f"needs the column {given!r}", where=f"{where} {table.place(i)}")
-            if not text.strip():
-                counts["left_out_empty"] += 1
-                continue
-            whole = tuple(completion_ids(tokenizer, text))
-            answer = whole[: limit - len(ids)]
-            counts["cut"] += len(whole) > len(answer)
-        made.append(Asked({**row, "prompt": found}, ids, answer))
-    if not made:
-        raise InputError(
-            f"no prompt leaves room for an answer of {room} tokens in {limit}",
-            where=where,
-            seen=dict(counts),
-            fix="Raise max_tokens, lower new_tokens, or shorten the prompts",
-        )
-    return made, {"rows": len(made), **{n: c for n, c in sorted(counts.items()) if c}}
-
-
-def _prompts(
+def _joined(
     spec: Online,
     told: Mapping[str, object],
     settings: OnlineTraining,
-    start: Start,
     data: Table,
+    ptx_data: Table | None,
     pool: Pool | None,
-    beside: Beside,
-) -> list[Asked]:
-    """The prompts in tokens; template and memory are checked with a short answer to each."""
-    tokenizer = start.loaded.tokenizer
-    rows, said = as_kind(data, spec.rows, spec.name)
-    prompts, notes = read_prompts(
-        rows, tokenizer, start.limit, settings.new_tokens, spec.joins(told), spec.name, pool
-    )
-    answer = completion_ids(tokenizer, "yes")
-    longest = max(len(p.ids) for p in prompts) + settings.answers * settings.new_tokens
-    trees = [group_tree(p.ids, [answer]) for p in prompts]
-    start.check(trees, longest, summed(notes, said), beside=beside)
-    return prompts
+) -> str:
+    """Column of an answer that joins each group, or ""; rows of a pool and of text are checked."""
+    if pool is not None:
+        check_pool(pool, data, spec.name)
+    if ptx_data is not None:
+        check_text(ptx_data, told, spec.name)
+        return ""
+    given = spec.joins(told)
+    check_played(spec, settings, given)
+    return given
+
+
+def _warn(spec: Online, told: Mapping[str, object], rollouts: int) -> None:
+    """Say where the policy may not learn at all."""
+    if spec.values and cast(int, told.get("critic_rollouts", 0)) >= rollouts:
+        print(
+            f"{spec.name}: warning: all {rollouts} rollouts may go to the critic alone; raise "
+            "epochs or steps, or lower critic_rollouts",
+            file=sys.stderr,
+        )
 
 
 def _needs_other(
@@ -333,6 +262,7 @@ def train_online(
     critic: Model | None,
     partner: Model | None,
     values: Mapping[str, object],
+    ptx_data: Table | None = None,
 ) -> Model:
     """Train `model` on its own answers to the prompts of `data`.
 
@@ -348,6 +278,7 @@ def train_online(
         critic: brings trunk and head of the values; None puts them on the policy's own trunk.
         partner: who acts in an environment's other roles, such as a simulated user.
         values: the method's and the engine's settings by name.
+        ptx_data: text that is learnt beside, in place of the column that joins each group.
     Returns:
         the model with an adapter, or with new weights when `rank` is 0; and with its value head as
         extra tensors where the method has one.
@@ -357,12 +288,13 @@ def train_online(
     """
     told, settings = _split(spec, values)
     context = current()
-    given = (reference, reward_model, principles, critic, partner)
-    held = [m.key for m in given if m is not None]
+    others = (reference, reward_model, principles, critic, partner, ptx_data)
+    held = [m.key for m in others if m is not None]
     key = content_hash(
         [spec.name, told, vars(settings), model.weights_key, data.key, context.seed, held], 8
     )
-    pool = _pool(spec, told)
+    pool = pool_of(spec, told)
+    given = _joined(spec, told, settings, data, ptx_data, pool)
     by = pool or _reward(spec, told, settings, principles, reward_model)
     make = _make(settings)
     start = begin(model, settings, spec.name, key=key, reference=reference)
@@ -371,19 +303,24 @@ def train_online(
         trunks=int(critic is not None and "values" in spec.needs),
         frozen=int(_needs_other(spec, told, settings, start)),
     )
+    text = text_beside(ptx_data, told, settings, start)
     if world is not None:
-        prompts = _tasks(settings, start, data, world, beside)
+        prompts = tasks_of(settings, start, data, world, beside, text)
     else:
-        prompts = _prompts(spec, told, settings, start, data, pool, beside)
+        prompts = prompts_of(spec, given, settings, start, data, pool, beside, text)
+    if distributed.leads():
+        _warn(spec, told, settings.rollouts(len(prompts)))
     home = distributed.agree(context.folder)
     journals = home / f"rollouts-{key}"
     task = _task(spec, told, settings, start, prompts, by, critic, journals, world)
+    task.ptx = text
     train(task, settings, key=key, peak=settings.peak)
     folder = home / f"{spec.name}-{key}"
     made = trained_model(model, task.module, task.lora, folder, data, spec.name)
     licences = [m.licence for m in (reward_model, partner) if m is not None and m.licence]
     judges = licences_at(named([settings.rewards or {}, told]))
-    made = made.with_licences([*licences, *judges])
+    read = licence_of([ptx_data]) if ptx_data is not None else ""
+    made = made.with_licences([*licences, *judges, *([read] if read else [])])
     if task.critic is None:
         return made
     return task.critic.saved(made, critic, data, home / f"{spec.name}-critic-{key}")

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 State = dict[str, Tensor]
 
+Schedule = Literal["cosine", "linear", "constant", "inverse_sqrt"]
+FLOOR = 0.1  # share of the peak that a warm-up before "inverse_sqrt" begins at
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
@@ -38,21 +40,26 @@ class Training:
         lr: peak learning rate; 0 takes 2e-4 for adapters and 1e-5 for a full fine-tune.
         batch: rows (pairs, groups) of one update.
         schedule: of the learning rate after the warm-up: to 0 by half a cosine, in a straight
-            line, or constant.
+            line, constant, or by the inverse square root of the updates made, whose warm-up begins
+            at a tenth.
         warmup: share of the updates over which the rate rises from 0.
         clip: largest norm of the gradient; 0 does not clip.
         weight_decay: of AdamW.
     """
+        adam_beta2: how slowly AdamW forgets squared gradients.
+        adam_epsilon: added to the root of their mean by AdamW.
 
     epochs: float = 1.0
     steps: int = 0
     lr: float = 0.0
     batch: int = 8
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     warmup: float = 0.05
     clip: float = 1.0
     weight_decay: float = 0.0
 
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
     def check(self, where: str) -> None:
         """Raise an InputError that names the first setting out of range."""
         least = {"epochs": 0.0, "lr": 0.0, "clip": 0.0, "weight_decay": 0.0, "warmup": 0.0}
@@ -66,6 +73,12 @@ class Training:
                 "setting 'warmup' is a share of the updates, below 1", where=where, seen=self.warmup
             )
         if not self.steps and not self.epochs:
+        if not 0 <= self.adam_beta2 < 1:
+            text = "setting 'adam_beta2' must be from 0 to below 1"
+            raise InputError(text, where=where, seen=self.adam_beta2)
+        if not (math.isfinite(self.adam_epsilon) and self.adam_epsilon > 0):
+            text = "setting 'adam_epsilon' must be above 0"
+            raise InputError(text, where=where, seen=self.adam_epsilon)
             raise InputError("nothing to do: steps and epochs are 0", where=where)
 
     def total(self, units: int) -> int:
@@ -77,9 +90,17 @@ class Training:
         return self.steps * min(self.batch, units) or max(1, round(self.epochs * units))
 
     def rate(self, step: int, total: int) -> float:
-        """Learning rate of update `step` (from 0) of `total`, as a share of the peak."""
+        """Learning rate of update `step` (from 0) of `total`, as a share of the peak.
+
+        "inverse_sqrt" is max(step / W, 0.1) in a warm-up of W updates and sqrt(W / step) after it,
+        as in "Secrets of RLHF in Large Language Models", arXiv 2307.04964.
+        """
         rising = math.ceil(self.warmup * total)
         if step < rising:
+        if self.schedule == "inverse_sqrt":
+            if step < rising:
+                return max(step / rising, FLOOR)
+            return math.sqrt(max(rising, 1) / max(step, 1))
             return (step + 1) / (rising + 1)
         done = (step - rising) / max(1, total - rising)
         if self.schedule == "cosine":
@@ -97,11 +118,14 @@ class TextTraining(Training):
         lr: peak learning rate; 0 takes 2e-4 for adapters and 1e-5 for a full fine-tune.
         batch: rows (pairs, groups) of one update.
         schedule: of the learning rate after the warm-up: to 0 by half a cosine, in a straight
-            line, or constant.
+            line, constant, or by the inverse square root of the updates made, whose warm-up begins
+            at a tenth.
         warmup: share of the updates over which the rate rises from 0.
         clip: largest norm of the gradient; 0 does not clip.
         weight_decay: of AdamW.
-        rank: of the LoRA adapter on all linear layers; 0 trains all weights.
+        adam_beta2: how slowly AdamW forgets squared gradients.
+        adam_epsilon: added to the root of their mean by AdamW.
+        rank: of the LoRA adapter; 0 trains all weights.
         lora_alpha: the adapter's scale times its rank; 0 takes twice the rank.
         layers: train the top blocks alone, so many, by an adapter on them or in full; what the
             frozen ones below say of a row is computed once and kept. 0 trains all.

@@ -82,7 +82,11 @@ def with_critic(
     return loss
 
 
-@online(paper="preference-losses", needs=("ref_logp", "values"))
+@online(
+    paper="preference-losses",
+    needs=("ref_logp", "values"),
+    within={"gamma": (0, 1), "lam": (0, 1)},
+)
 def ppo(
     r: Measurements,
     state: State | None = None,

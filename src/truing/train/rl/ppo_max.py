@@ -3,24 +3,36 @@
     R~ = clip((R - mu) / sigma, -d, d)    mu, sigma over all rewards so far, this batch included
     r_t = -beta (log pi_old - log pi_ref) + [t is the last] R~;  A, ret by GAE, as in `ppo`
     policy  max(-A ratio, -A clip(ratio, 1 - e, 1 + e));   value, clipped, as in `ppo`
-    loss = policy + vf value + w |H - H_target| + ptx NLL(given answers)          arXiv 2307.04964
+    loss = policy + vf value + w |H - H_target| + ptx NLL(text)                   arXiv 2307.04964
 
 The twelve tricks: token KL (`beta`), importance sampling (`importance`), entropy bonus (`entropy`),
-reward scaling and normalisation with clipping (`reward`, `clip_reward`), advantage normalisation
-and clipping (`clip_advantage`), value clipping (`clip_value`), critic (input `critic`: the reward
-model, the model before its training with a zero head, or an earlier critic; `critic_rollouts` of
-it alone before any policy step, `critic_rate`), policy (the model given: train it by sft first),
-GAE (`lam`), clipped surrogate (`clip_ratio`), gradient clipping (`clip`). PPO-ptx needs rows with
-the column `completion` and `ptx` above 0. But for that the defaults are the paper's PPO-max, which
-begins the critic as the reward model: give that as `critic`. Without one a head on the policy's own
-trunk has to do. In an environment R~ of the whole episode is paid at its end.
+reward scaling and normalisation with clipping (`reward_shape`, `clip_reward`), advantage
+normalisation and clipping (`normalise_advantage`, `clip_advantage`), value clipping (`clip_value`),
+critic (input `critic`: the reward model, the model before its training with a zero head, or an
+earlier critic), policy (the model given: train it by sft first), GAE (`lam`), clipped surrogate
+(`clip_ratio`), gradient clipping (`clip`).
+
+The critic learns alone at first, at `critic_rate`, the policy held fixed, until its loss
+mean (V - ret)^2 / 2 on answers that it has not learnt from is at most `critic_until`: of rewards of
+unit deviation about 0.5 for one that knows nothing. It never takes more than `critic_rollouts`
+rollouts, since returns need not be foreseeable. `critic_loss` records the loss, `critic_alone`
+which rollouts these were.
+
+PPO-ptx (`ptx` above 0) learns text beside: the rows of the input `ptx_data`, examples or raw text,
+in each update of the policy; without it the prompts' own column `completion`. But for ptx the
+defaults are the paper's PPO-max, which begins the critic as the reward model: give that as
+`critic`. Without one a head on the policy's own trunk has to do. The paper's optimizer has
+`adam_beta2` 0.95 and `adam_epsilon` 1e-6, its schedule is `inverse_sqrt`. In an environment R~ of
+the whole episode is paid at its end.
 
 Differences: a new head is zero, not random; advantages are normalised over the rollout, not the
 minibatch, and H - H_target is taken token by token, which is the same on one side of the
-target, so that no split of the batch can change a step. A group of several answers is allowed.
+target, so that no split of the batch can change a step; the critic's epsilon is the policy's, not
+1e-8. A group of several answers is allowed.
 
-Monitors: reward and its deviation and largest value, kl, length, perplexity of the policy's own
-answers under itself and under the reference. `alarm` is 1 where KL per token exceeds 0.3 nats or
+Monitors: reward and its deviation and largest value, kl (the mean log-ratio to the reference per
+token, which may be below 0), length, perplexity of the policy's own answers under itself and under
+the reference. `alarm` is 1, and a warning is printed the first time, where kl exceeds 0.3 nats or
 answers are half as long again as in the first rollout, since the reward cannot tell collapse.
 
 Shapes: U groups, K answers, T tokens.
@@ -35,7 +47,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from truing.core.advantages import gae, kl_tokens, moments, sigma, whiten
+from truing.core.advantages import all_equal, gae, kl_tokens, moments, sigma, whiten
 from truing.core.objective import Loss, Measurements, State
 from truing.core.online import (
     Update,
@@ -50,7 +62,6 @@ from truing.train.rl.ppo import counted, critic_loss, explained, token_rewards
 
 Shape = Literal["raw", "scaled", "normalised"]
 ALARM_KL, ALARM_LENGTH = 0.3, 1.5
-ENTROPY = 35.0  # above the logarithm of any vocabulary: more entropy is always rewarded
 
 
 def shaped(reward: Tensor, running: State, how: Shape, clip: float) -> Tensor:
@@ -78,21 +89,31 @@ def monitors(r: Measurements, own_UKT: Tensor, state: State) -> dict[str, Tensor
         "alarm": (length > ALARM_LENGTH * first.to(length)).float(),
     }
     if "ref_logp" in r:
-        kl = (kl_tokens(r["logp"], r["ref_logp"]) * own_UKT).sum() / count
+        kl = (kl_tokens(r["logp"], r["ref_logp"], "k1") * own_UKT).sum() / count
+        seen["kl"] = kl
         seen["perplexity_ref"] = (-(r["ref_logp"] * own_UKT).sum() / count).exp()
         seen["alarm"] = torch.maximum(seen["alarm"], (kl > ALARM_KL).float())
     return seen
 
 
-def normalised(advantage_UKT: Tensor, own_UKT: Tensor, clip: float) -> Tensor:
-    """Advantages of the policy's own tokens; with `clip` of unit deviation, none beyond it."""
+def shaped_advantage(
+    advantage_UKT: Tensor, own_UKT: Tensor, normalise: bool, clip: float
+) -> Tensor:
+    """Advantages of the policy's own tokens: of unit deviation, none beyond +-clip, or as is."""
+    if normalise:
+        advantage_UKT = whiten(advantage_UKT, own_UKT, unbiased=False, eps=1e-6)
     if clip:
-        advantage_UKT = whiten(advantage_UKT, own_UKT, unbiased=False, eps=1e-6).clamp(-clip, clip)
+        advantage_UKT = advantage_UKT.clamp(-clip, clip)
     return advantage_UKT * own_UKT
 
 
+def value_error(value_UKT: Tensor, return_UKT: Tensor, own_UKT: Tensor) -> Tensor:
+    """The critic's loss on these answers: mean (V - ret)^2 / 2 over the policy's own tokens."""
+    return 0.5 * ((value_UKT - return_UKT) ** 2 * own_UKT).sum() / own_UKT.sum().clamp(min=1)
+
+
 def policy_loss(
-    clip_ratio: float, importance: bool, entropy: float, ptx: float
+    clip_ratio: float, importance: bool, entropy: float, target: float, ptx: float
 ) -> Callable[[Measurements], Loss]:
     """The policy's loss: the surrogate, the entropy term, the likelihood of given answers."""
     reach = clip_ratio or float("inf")
@@ -102,29 +123,43 @@ def policy_loss(
         made = by_token(policy_UKT, m, m["own"])
         made = watched(made, clip_fraction=clip_fraction(m, reach, reach))
         if entropy:
-            made = made + entropy * by_token((m["entropy"] - ENTROPY).abs(), m, m["own"])
+            made = made + entropy * by_token((m["entropy"] - target).abs(), m, m["own"])
         return made + ptx * by_token(-m.logp_UKT, m, 1 - m["own"]) if ptx else made
 
     return loss
 
 
-@online(paper="secrets-ppo-max", needs=("ref_logp", "values", "entropy"), given="completion")
+@online(
+    paper="secrets-ppo-max",
+    needs=("ref_logp", "values", "entropy"),
+    given="completion",
+    within={
+        "clip_reward": (0, None),
+        "clip_advantage": (0, None),
+        "entropy_target": (0, None),
+        "lam": (0, 1),
+        "critic_until": (0, None),
+    },
+)
 def ppo_max(
     r: Measurements,
     state: State | None = None,
     *,
     beta: float = 0.02,
-    reward: Shape = "normalised",
+    reward_shape: Shape = "normalised",
     clip_reward: float = 10.0,
+    normalise_advantage: bool | None = None,
     clip_advantage: float = 0.0,
     importance: bool = True,
     clip_ratio: float = 0.2,
     clip_value: float = 0.2,
     vf: float = 1.0,
     entropy: float = 0.0,
+    entropy_target: float = 35.0,
     ptx: float = 0.0,
     lam: float = 0.95,
-    critic_rollouts: int = 2,
+    critic_until: float = 0.05,
+    critic_rollouts: int = 10,
     answers: int = 1,
     batch: int = 128,
     minibatches: int = 4,
@@ -136,33 +171,47 @@ def ppo_max(
     """PPO-max: PPO with each trick a switch, and monitors that see collapse.
 
     Args:
+        ptx_data: examples or raw text that `ptx` weighs the likelihood of.
         beta: strength of the pull towards the reference, at each token's reward.
-        reward: rewards as they are, divided by their running deviation, or normalised by it.
+        reward_shape: rewards as they are, divided by their running deviation, or normalised by it.
         clip_reward: largest normalised reward; 0 for any.
-        clip_advantage: largest advantage after normalising them (population variance, 1e-6); 0
-            leaves them as they are.
+        normalise_advantage: to mean 0 and deviation 1 (population variance, 1e-6); null where they
+            are clipped.
+        clip_advantage: largest advantage; 0 for any.
         importance: weigh by the ratio to the policy that drew the answers.
         clip_ratio: how far from 1 that ratio counts; 0 for any distance.
         clip_value: how far values may move in the critic's loss; 0 for any distance.
         vf: weight of the critic's loss.
-        entropy: weight of the entropy term, whose target is 35 nats; 0 does without one.
-        ptx: weight of the likelihood of the rows' own answers; 0 does without them.
+        entropy: weight of the entropy term; 0 does without one.
+        entropy_target: in nats. 35 is above the logarithm of any vocabulary, so that more entropy
+            is always rewarded.
+        ptx: weight of the likelihood of `ptx_data`, or of the rows' own answers; 0 does without.
         lam: how far rewards are believed rather than the critic.
-        critic_rollouts: rollouts at first from which the critic alone learns.
+        critic_until: loss of the critic at which the policy begins to learn; 0 takes all of
+            `critic_rollouts`.
+        critic_rollouts: most rollouts at first from which the critic alone learns.
     """
     done, state = counted(state)
     own_UKT = r.mask_UKT * r["own"][..., None]
     before = {n: state[n] for n in ("mean", "var", "count")} if done else None
     state |= (running := moments(before, r["reward"][r["own"] > 0].cpu()))
-    score_UK = shaped(r["reward"], running, reward, clip_reward)
+    score_UK = shaped(r["reward"], running, reward_shape, clip_reward)
     # Turns were paid in raw rewards, which do not add up to a normalised one.
     whole = replace(r, tensors={n: t for n, t in r.tensors.items() if n != "turn_reward"})
     advantage_UKT = gae(token_rewards(whole, score_UK, beta), r["values"], own_UKT, lam=lam)
     tensors = {"returns": (advantage_UKT + r["values"]) * own_UKT}
-    tensors["advantage"] = normalised(advantage_UKT, own_UKT, clip_advantage)
+    normalise = bool(clip_advantage) if normalise_advantage is None else normalise_advantage
+    tensors["advantage"] = shaped_advantage(advantage_UKT, own_UKT, normalise, clip_advantage)
+    loss = value_error(r["values"], tensors["returns"], own_UKT)
+    # Answers of equal rewards say nothing of a critic.
+    ready = 0 < critic_until >= float(loss) and not all_equal(r["reward"], r["own"])
+    alone = not (ready or done >= critic_rollouts or "begun" in state)
+    state |= {} if alone else {"begun": torch.ones(())}
     seen = monitors(r, own_UKT, state)
+    seen |= {"critic_loss": loss, "critic_alone": torch.tensor(float(alone))}
     seen["explained"] = explained(r["values"], tensors["returns"], own_UKT)
-    critic, policy = critic_loss(clip_value), policy_loss(clip_ratio, importance, entropy, ptx)
-    if done < critic_rollouts:
+    critic = critic_loss(clip_value)
+    if alone:
         return Update(tensors, critic, metrics=seen, state=state, head_only=True)
+    policy = policy_loss(clip_ratio, importance, entropy, entropy_target, ptx)
     return Update(tensors, lambda m: policy(m) + vf * critic(m), metrics=seen, state=state)
