@@ -1,0 +1,115 @@
+"""Reward answers by a referee: a model, such as urpo trains, that grades them side by side.
+
+    r(x, y) = mean over `grades` gradings of the score that y gets among the answers to x, 1 to 10
+
+The answers of a call to one prompt are graded together, in lists of at most `chunk`, each grading
+in an order of its own. The referee is greedy; a list whose scores cannot be read is drawn once
+more. What cannot be read then is never guessed, and nothing may be learnt from it: all answers to
+that prompt get 5.5. `judged` and `unparsed` answers are recorded with each call, and where more
+than a fifth of a step's, of 20 or more, cannot be read, that is an InputError.
+
+Source: "URPO: A Unified Reward & Policy Optimization Framework for Large Language Models", arXiv
+2507.17515, whose policy grades itself in this way while it is trained (train/urpo); our own prompt.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import cast
+
+from truing.context import current
+from truing.core.judge import UNPARSED
+from truing.core.referee import HIGHEST, LOWEST, graded, referee_of
+from truing.errors import InputError
+from truing.method import component
+from truing.models import Model
+from truing.tables import Row, content_hash, user_text
+from truing.train.reward.judged import LEAST, judge_of
+
+WHERE = "reward referee"
+
+
+def _model(name: str) -> Model:
+    """The referee that a setting names; see `judge_of`."""
+    try:
+        return judge_of(name)
+    except InputError as error:
+        error.where = f"{WHERE} setting 'model'"
+        raise
+
+
+def _check(settings: Mapping[str, object]) -> None:
+    """What `core.rewards` asks before anything is drawn."""
+    for name, least in (("grades", 1), ("chunk", 2), ("new_tokens", 1)):
+        value = cast(int, settings.get(name, least))
+        if value < least:
+            text = f"setting {name!r} must be at least {least}"
+            raise InputError(text, where=WHERE, seen=value)
+    _model(str(settings["model"]))
+
+
+def _check_read(model: Model) -> None:
+    """Raise InputError when too much of what this step asked of the referee could not be read."""
+    told = [m for m in current().metrics if m.get("judge") == model.name]
+    asked, unread = (sum(cast(int, m[name]) for m in told) for name in ("judged", "unparsed"))
+    if asked >= LEAST and unread > UNPARSED * asked:
+        raise InputError(
+            f"no score could be read for {unread} of {asked} answers",
+            where=f"{WHERE} {model.name}",
+            fix="Use a referee that follows the form, such as one that urpo has trained",
+        )
+
+
+@component("reward")
+def referee(
+    rows: list[Row],
+    *,
+    model: str,
+    criteria: str = "",
+    grades: int = 1,
+    chunk: int = 4,
+    new_tokens: int = 256,
+) -> list[float]:
+    """What a referee gives each answer among those to the same prompt, from 1 to 10.
+
+    Args:
+        model: key of the referee, as `truing.models.hold` gives it, or its address, such as
+            http://host/v1#name.
+        criteria: what a good answer is; those that it was trained with.
+        grades: gradings, each in an order of its own.
+        chunk: most answers that are graded together.
+        new_tokens: longest reply.
+    """
+    told = {"model": model, "grades": grades, "chunk": chunk, "new_tokens": new_tokens}
+    _check(told)
+    if not rows:
+        return []
+    judge = _model(model)
+    groups: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(content_hash(row["prompt"]), []).append(i)
+    asked = [
+        (user_text(rows[at[0]]["prompt"]), [str(rows[i]["completion"]) for i in at])
+        for at in groups.values()
+    ]
+    made = graded(
+        asked,
+        referee_of(judge, new_tokens),
+        [random.Random(content_hash([key, texts])) for key, (_, texts) in zip(groups, asked)],
+        grades=grades,
+        chunk=chunk,
+        criteria=criteria,
+    )
+    values = [(LOWEST + HIGHEST) / 2] * len(rows)
+    unread = 0
+    for at, scores in zip(groups.values(), made, strict=True):
+        unread += len(at) if scores is None else 0
+        for i, value in zip(at, scores or (), strict=False):
+            values[i] = value
+    current().metric(judge=judge.name, judged=len(rows), unparsed=unread)
+    _check_read(judge)
+    return values
+
+
+referee.__dict__["__truing_check__"] = _check
