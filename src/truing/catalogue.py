@@ -1,17 +1,23 @@
-"""The list of methods and components, read with `ast` so that nothing is imported to show it."""
+"""The list of methods and components, read with `ast` so that nothing is imported to show it.
+
+What a script, a notebook or a recipe registers by a decorator joins the list of its own process.
+"""
 
 from __future__ import annotations
 
 import ast
 import functools
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import cast
 
+from truing.declared import everything, source
+from truing.entry import Entry as Entry
+from truing.entry import place_of, said
 from truing.errors import InputError, unknown
+from truing.references import is_bare, refuse_bare
 
 VERBS = (
     "specify",
@@ -28,40 +34,6 @@ VERBS = (
 )
 DECORATORS = ("method", "objective", "online", "component")
 GROUPS = {"method": "truing.methods", "component": "truing.components"}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One registered function, as far as its source text tells.
-
-    `verb` is the folder, `group` the sub-folder, `kind` "method", "objective", "online" or
-    "component" (then `component` is the sort: "check", "reward", ...). `module` and `attr` say
-    where to import it.
-    """
-
-    name: str
-    kind: str
-    verb: str
-    group: str
-    module: str
-    attr: str
-    summary: str
-    path: str = ""
-    line: int = 0
-    field: str = "text"
-    paper: str = ""
-    needs: tuple[str, ...] = ()
-    unit: str = ""
-    rows: str = ""
-    component: str = ""
-    package: str = "truing"
-
-    @property
-    def id(self) -> str:
-        """`verb/name` of a method, `kind:name` of a component."""
-        if self.kind == "component":
-            return f"{self.component}:{self.name}"
-        return f"{self.verb}/{self.name}"
 
 
 def _first_line(node: ast.Module | ast.FunctionDef) -> str:
@@ -115,25 +87,12 @@ def scan(path: Path, module: str, verb: str, group: str, package: str) -> Iterat
             if kind not in DECORATORS:
                 continue
             facts = _literals(decorator, f"{path.name}:{node.lineno}")
-            needs, rows = facts.get("needs", ()), facts.get("rows", "")
-            yield Entry(
-                name=str(facts.get("name") or node.name),
-                kind=kind,
-                verb=verb,
-                group=str(facts.get("group") or group),
-                module=module,
-                attr=node.name,
-                summary=_first_line(node) or summary,
-                path=str(path),
-                line=node.lineno,
-                field=str(facts.get("field", "text")),
-                paper=str(facts.get("paper", "")),
-                needs=tuple(str(n) for n in needs) if isinstance(needs, (tuple, list)) else (),
-                unit=str(facts.get("unit", "")),
-                rows=rows if isinstance(rows, str) else "",
-                component=str(facts.get("component", "")),
+            made = Entry(
+                name=node.name, kind=kind, verb=verb, group=group, module=module, attr=node.name,
+                summary=_first_line(node) or summary, path=str(path), line=node.lineno,
                 package=package,
-            )
+            )  # fmt: skip
+            yield said(made, facts)
 
 
 def _own() -> Iterator[Entry]:
@@ -201,32 +160,50 @@ def _plugin(point: metadata.EntryPoint, kind: str) -> Entry:
 
 @functools.cache
 def entries() -> tuple[Entry, ...]:
-    """Every method and component: our own by folder, others by entry point."""
+    """Every installed method and component: our own by folder, others by entry point."""
     found = list(_own())
     for kind, group in GROUPS.items():
         found += [_plugin(point, kind) for point in metadata.entry_points(group=group)]
+    return _unique(found)
+
+
+def _unique(found: Sequence[Entry]) -> tuple[Entry, ...]:
     seen: dict[str, Entry] = {}
     for entry in found:
         other = seen.setdefault(entry.id, entry)
         if other is not entry:
             raise InputError(
                 f"two functions are registered as {entry.id!r}",
-                where=f"{other.module}.{other.attr} and {entry.module}.{entry.attr}",
+                where=f"{place_of(other)} and {place_of(entry)}",
                 fix="Give one of them another name=",
             )
     return tuple(found)
 
 
+def registered() -> tuple[Entry, ...]:
+    """Every method and component: those installed, and those declared in this process.
+
+    Raises:
+        InputError: two of them have one name.
+    """
+    installed = entries()
+    if not (here := everything()):
+        return installed
+    known = {(e.module, e.attr) for e in installed}  # a package's, once it is imported
+    own = (d.entry for d in here if (d.entry.module, d.entry.attr) not in known)
+    return _unique([*installed, *(e for e in own if e.kind == "component" or e.verb)])
+
+
 def methods() -> dict[str, Entry]:
     """Methods by id `verb/name`."""
-    return {e.id: e for e in entries() if e.kind != "component"}
+    return {e.id: e for e in registered() if e.kind != "component"}
 
 
 def components(kind: str = "") -> dict[str, Entry]:
     """Components by name, of one kind; by `kind:name` when no kind is given."""
     return {
         (e.name if kind else e.id): e
-        for e in entries()
+        for e in registered()
         if e.kind == "component" and kind in ("", e.component)
     }
 
@@ -242,14 +219,38 @@ def used(value: object) -> list[str]:
     return []
 
 
-def check_used(settings: Mapping[str, object]) -> None:
-    """Raise an InputError for a setting that refers to a component which does not exist."""
-    known = {e.name for e in components().values()}
+def no_component(kind: str, name: str, known: Iterable[str], *, where: str = "") -> InputError:
+    """The error for a component that does not exist: the nearest one, or how to register it."""
+    told = unknown(kind, name, known, where=where)
+    if not told.fix.startswith("Did you mean"):
+        of = kind if kind != "component" else "reward"
+        told.fix = (
+            f'One of your own is registered by @component("{of}") in the script or recipe file. '
+            + told.fix
+        )
+    return told
+
+
+def check_used(settings: Mapping[str, object], *, stored: bool = False) -> None:
+    """Raise an InputError for a setting that refers to a component which does not exist.
+
+    Args:
+        stored: or of which no stored step can tell the next version from this one.
+    """
+    known = {e.name: e for e in components().values()}
     for setting, value in settings.items():
-        for name in used(value):
-            if name.replace("-", "_") not in known:
-                told = unknown("component", name, known)
-                raise InputError(f"setting {setting!r}: {told.message}", fix=told.fix)
+        try:
+            for name in used(value):
+                if stored:
+                    refuse_bare([name])
+                entry = known.get(name.replace("-", "_"))
+                if entry is None and not is_bare(name):
+                    raise no_component("component", name, known)
+                if entry is not None and stored:
+                    source(entry)
+        except InputError as error:
+            text = f"setting {setting!r}: {error.message}"
+            raise InputError(text, where=error.where, seen=error.seen, fix=error.fix) from None
 
 
 def find(name: str, *, where: str = "") -> Entry:
@@ -270,5 +271,12 @@ def find(name: str, *, where: str = "") -> Entry:
             where=where,
             fix="Write one of: " + ", ".join(e.id for e in matches),
         )
+    for entry in (d.entry for d in everything()):
+        if entry.kind == "method" and not entry.verb and entry.name == wanted.rpartition("/")[2]:
+            raise InputError(
+                f"the method {entry.name!r} has no verb",
+                where=where or place_of(entry),
+                fix='Write @method(verb="select") or another of: ' + ", ".join(VERBS),
+            )
     names = known if "/" in wanted else [e.name for e in known.values()]
     raise unknown("method", name, names, where=where)

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from truing.catalogue import used
 from truing.core.files import path_hash, place_tree
 from truing.errors import InputError, unknown
+from truing.references import refuse_bare
 from truing.tables import Message, content_hash
 
 
@@ -143,6 +145,7 @@ def save(change: Change, folder: Path, place: str, *, link: bool) -> dict[str, o
     if isinstance(change, Prefix):
         return data | {"messages": [dict(m) for m in change.messages]}
     if isinstance(change, (Rewriter, Decoder)):
+        refuse_bare(used(change.settings), what="a saved model", where=str(folder))
         return data | {
             "use": change.use,
             "settings": dict(change.settings),

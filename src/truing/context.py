@@ -123,6 +123,7 @@ class Context:
         self._on_metric = on_metric
         self._journals: dict[str, Journal] = {}
         self._temporary = False
+        self.thrown_away = False  # True outside of any step
         self._said = 0.0
         self.metrics: list[dict[str, Json]] = []
 
@@ -218,8 +219,16 @@ def current() -> Context:
     context = _current.get()
     if context is None:
         context = Context()
+        context.thrown_away = True
         _current.set(context)
     return context
+
+
+def forget() -> None:
+    """Give later plain calls a new throw-away context: what this one notes holds no longer."""
+    context = _current.get()
+    if context is not None and context.thrown_away:
+        _current.set(None)
 
 
 @contextlib.contextmanager

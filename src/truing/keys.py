@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import cast
 
 from truing import catalogue
-from truing.catalogue import used
+from truing.catalogue import Entry, used
 from truing.changes import Decoder, Rewriter
 from truing.core.code import code_key
 from truing.core.files import path_hash
+from truing.declared import source
 from truing.method import Method
 from truing.models import Model, held
 from truing.principles import Principles
+from truing.references import refuse_bare
 from truing.runs import plain
 from truing.store import Noun
 from truing.tables import content_hash
@@ -49,27 +51,33 @@ def _of_model(model: Model) -> list[str]:
     return names
 
 
-def modules_of(method: Method, settings: Mapping[str, object], nouns: Nouns) -> set[str]:
-    """Modules whose code a step runs: the method's, and those of what its settings refer to."""
+def entries_of(method: Method, settings: Mapping[str, object], nouns: Nouns) -> list[Entry]:
+    """What a step runs: its method, and what its settings and inputs refer to."""
     names = used(dict(settings))
     if method.entry.kind == "online":
         from truing.core.online import online_of
 
         spec = online_of(method.declared)
         names += [spec.follows, spec.pools]  # what it names itself
-    added: set[str] = set()
+    added: list[Entry] = []
     if method.entry.kind == "objective" and settings.get("mix"):
         from truing.core.mix import entry_of
 
-        added = {entry_of(name).module for name in cast("Mapping[str, object]", settings["mix"])}
+        added = [entry_of(name) for name in cast("Mapping[str, object]", settings["mix"])]
     for noun in _all(nouns):
         if isinstance(noun, Principles):
             names += [n for rule in noun for n in used(rule.check)]
         elif isinstance(noun, Model):
             names += _of_model(noun)
+    refuse_bare(names)
     wanted = {n.replace("-", "_") for n in names}
-    found = {e.module for e in catalogue.components().values() if e.name in wanted}
-    return {method.entry.module, *added, *found}
+    found = [e for e in catalogue.components().values() if e.name in wanted]
+    return [method.entry, *added, *found]
+
+
+def modules_of(method: Method, settings: Mapping[str, object], nouns: Nouns) -> set[str]:
+    """Modules whose code a step runs."""
+    return {e.module for e in entries_of(method, settings, nouns)}
 
 
 def device_class() -> str:
@@ -100,13 +108,18 @@ def _input(noun: Noun) -> object:
 
 
 def step_key(method: Method, nouns: Nouns, settings: Mapping[str, object], seed: int) -> str:
-    """The key of a step, before it runs."""
+    """The key of a step, before it runs.
+
+    Raises:
+        InputError: it runs a function of which nothing would tell the next version from this one.
+    """
     inputs = {
         name: {r: _input(n) for r, n in value.items()}
         if isinstance(value, Mapping)
         else _input(value)
         for name, value in nouns.items()
     }
-    code = code_key(modules_of(method, settings, nouns))
+    found = [(e, source(e)) for e in entries_of(method, settings, nouns)]
+    code = code_key({e.module for e, own in found if own is None}, [o for _, o in found if o])
     values = {n: _identity(v) for n, v in settings.items()}
     return content_hash([method.id, values, inputs, seed, device_class(), code])

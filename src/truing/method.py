@@ -9,22 +9,29 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import math
 import re
+import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 from truing import catalogue
-from truing.catalogue import Entry
+from truing.catalogue import VERBS, Entry
+from truing.components import check_component as check_component
+from truing.components import finite as finite
+from truing.components import get_component as get_component
+from truing.components import one_a_row as one_a_row
+from truing.components import resolve as resolve
+from truing.components import score as score
+from truing.declared import declare, declared, source
 from truing.errors import InputError, MissingExtra, unknown
+from truing.references import Function
 from truing.signature import Input, Setting, argument_docs, parameters_of, type_name
 
 if typing.TYPE_CHECKING:
     from truing.tables import Table
 
 Row = dict[str, object]
-Function = Callable[..., object]
 Bounds = Mapping[str, tuple[float, float | None] | str]
 Kinds = Mapping[str, tuple[str, ...]]
 Makes = str | Mapping[str, Mapping[str, object]]
@@ -37,6 +44,7 @@ def method(
     field: str = "text",
     needs: tuple[str, ...] = (),
     name: str = "",
+    verb: str = "",
     group: str = "",
     defaults: Mapping[str, str] | None = None,
     within: Bounds | None = None,
@@ -51,6 +59,7 @@ def method(
         needs: what the models given to it must be able to do: "generate", "logprob", "hidden",
             "weights".
         name: when the registered name differs from the function's.
+        verb: where neither a folder nor an entry point says it, as in a script.
         group: when it differs from the sub-folder.
         defaults: data sets that stand in for inputs which are not given; what they hold is then
             part of a step's key.
@@ -61,8 +70,11 @@ def method(
             decide, each kind with those that it is made under, of which the first that fits holds.
     """
 
+    if verb and verb not in VERBS:
+        raise unknown("verb", verb, VERBS)
+
     def decorate(function: F) -> F:
-        function.__dict__["__truing__"] = {
+        function.__dict__["__truing__"] = facts = {
             "paper": paper,
             "field": field,
             "needs": needs,
@@ -73,6 +85,7 @@ def method(
             "rows": dict(rows or {}),
             "makes": makes,
         }
+        declare(function, "method", facts, verb=verb)
         return function
 
     return decorate
@@ -86,7 +99,8 @@ def component(kind: str, *, name: str = "") -> Callable[[F], F]:
     """
 
     def decorate(function: F) -> F:
-        function.__dict__["__truing__"] = {"component": kind, "name": name}
+        function.__dict__["__truing__"] = facts = {"component": kind, "name": name}
+        declare(function, "component", facts)
         return function
 
     return decorate
@@ -104,6 +118,16 @@ def _missing(package: str, method: Method) -> InputError:
         where=f"{method.id} of {method.entry.package}",
         fix=f"Install it with: pip install {package}",
     )
+
+
+def _module_of(function: Function, name: str) -> types.ModuleType:
+    """The module of a function whose file was run, not imported."""
+    held = function.__globals__
+    found = sys.modules.get(name)
+    if found is None or found.__dict__ is not held:
+        found = types.ModuleType(name)
+        found.__dict__.update(held)
+    return found
 
 
 class Method:
@@ -128,6 +152,8 @@ class Method:
     @functools.cached_property
     def module(self) -> types.ModuleType:
         """The method's module, imported."""
+        if (own := declared(self.entry)) is not None:
+            return _module_of(own.function, self.entry.module)
         try:
             return importlib.import_module(self.entry.module)
         except ModuleNotFoundError as error:
@@ -139,6 +165,8 @@ class Method:
     @functools.cached_property
     def declared(self) -> Function:
         """The function as written: for an objective, the pure loss."""
+        if (own := declared(self.entry)) is not None:
+            return own.function
         return typing.cast(Function, getattr(self.module, self.entry.attr))
 
     @functools.cached_property
@@ -226,6 +254,7 @@ class Method:
         *,
         where: str = "",
         at: Callable[[str], str] | None = None,
+        stored: bool = False,
     ) -> None:
         """Raise an InputError for what the method would refuse once its models are in memory.
 
@@ -234,6 +263,7 @@ class Method:
             tables: those of its inputs that are at hand, by name.
             where: what errors name.
             at: where a given setting or input stands, such as a line of a recipe.
+            stored: refuse also what no stored step can have; see `catalogue.check_used`.
         """
         from truing.core import preflight
 
@@ -244,7 +274,9 @@ class Method:
         )
         name = next(iter(tables), "")
         try:
-            catalogue.check_used(settings)
+            if stored:
+                source(self.entry)
+            catalogue.check_used(settings, stored=stored)
             preflight.check_bounds(settings, typing.cast("Bounds", facts.get("within", {})))
             for given, kinds in typing.cast("Kinds", facts.get("rows", {})).items():
                 if given in tables:
@@ -284,6 +316,8 @@ class Methods(Mapping[str, Method]):
 
     def __getitem__(self, name: str) -> Method:
         entry = catalogue.find(name)
+        if declared(entry) is not None:
+            return Method(entry)  # it may be another function than before
         if entry.id not in self._made:
             self._made[entry.id] = Method(entry)
         return self._made[entry.id]
@@ -302,94 +336,3 @@ class Methods(Mapping[str, Method]):
 
 
 methods = Methods()
-
-
-def check_component(kind: str, ref: Mapping[str, object], *, where: str = "") -> None:
-    """Raise an InputError unless `ref` names a registered component with valid settings."""
-    resolve(kind, ref, where=where)
-
-
-def resolve(
-    kind: str, ref: Mapping[str, object], *, where: str = ""
-) -> tuple[Function, dict[str, object]]:
-    """The component's function and its validated settings."""
-    name = ref.get("use")
-    if not isinstance(name, str):
-        raise InputError(
-            f"a {kind} is written {{use: name, ...settings}}", where=where, seen=dict(ref)
-        )
-    known = catalogue.components(kind)
-    entry = known.get(name.replace("-", "_"))
-    if entry is None:
-        raise unknown(kind, name, known, where=where)
-    function = Method(entry)
-    settings = {k: v for k, v in ref.items() if k != "use"}
-    keyword_only = {
-        n
-        for n, p in inspect.signature(function.function).parameters.items()
-        if p.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    allowed = {n: s for n, s in function.settings.items() if n in keyword_only}
-    checked: dict[str, object] = {}
-    for key, value in settings.items():
-        if key not in allowed:
-            raise unknown("setting", key, allowed, where=f"{where} {kind} {name}".strip())
-        checked[key] = allowed[key].validate(value, where=f"{where} {kind} {name}".strip())
-    for key, setting in allowed.items():
-        if setting.required and key not in checked:
-            raise InputError(f"setting {key!r} is missing", where=f"{where} {kind} {name}".strip())
-    return function.function, checked
-
-
-def get_component(
-    kind: str, ref: Mapping[str, object] | str, *, where: str = ""
-) -> Callable[..., object]:
-    """The component that `ref` names, its settings bound: call it with the remaining arguments."""
-    function, settings = resolve(kind, {"use": ref} if isinstance(ref, str) else ref, where=where)
-    return functools.partial(function, **settings)
-
-
-def one_a_row(
-    kind: str,
-    ref: Mapping[str, object] | str,
-    rows: Sequence[Row],
-    *,
-    where: str = "",
-    name: str = "",
-) -> list[object]:
-    """What a check, reward or scorer makes of `rows`: as many, or an InputError.
-
-    Args:
-        name: how errors call it; "" takes the component's own name.
-    """
-    name = name or (ref if isinstance(ref, str) else str(ref.get("use")))
-    values = get_component(kind, ref, where=where)(list(rows))
-    if not isinstance(values, list) or len(typing.cast("list[object]", values)) != len(rows):
-        got = len(values) if isinstance(values, Sequence) else type(values).__name__
-        raise InputError(
-            f"{kind} {name!r} must return one score a row",
-            where=where,
-            seen=f"{got} for {len(rows)} rows",
-        )
-    return typing.cast("list[object]", values)
-
-
-def finite(value: object, *, what: str, where: str) -> float:
-    """The value as a finite number, or an InputError."""
-    number = float(value) if isinstance(value, (int, float)) else math.nan
-    if not math.isfinite(number):
-        raise InputError(
-            f"{what} returned a score that is not a finite number", where=where, seen=value
-        )
-    return number
-
-
-def score(
-    kind: str, ref: Mapping[str, object] | str, rows: Sequence[Row], *, where: str = ""
-) -> list[float]:
-    """Scores of `rows` under a check, reward or scorer: same length, finite, or an InputError."""
-    name = ref if isinstance(ref, str) else str(ref.get("use"))
-    return [
-        finite(value, what=f"{kind} {name!r}", where=f"{where} row {i}".strip())
-        for i, value in enumerate(one_a_row(kind, ref, rows, where=where), 1)
-    ]

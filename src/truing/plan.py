@@ -23,6 +23,7 @@ from truing.core import private
 from truing.core.files import expanded
 from truing.errors import InputError, unknown
 from truing.method import Input, Method, methods
+from truing.references import referred
 from truing.tables import content_hash
 
 OWN = ("do", "seed")  # what a step's mapping holds besides inputs and settings
@@ -123,6 +124,7 @@ class Plan:
 
     def step(self, name: str, method: str, *, seed: int | None = None, **given: object) -> str:
         """Add a step; returns its name, to be given as input to later ones."""
+        given = {n: referred(value) for n, value in given.items()}
         return self.add(Step(name, method, given, seed, self.source or _caller()))
 
     def add(self, step: Step) -> str:
@@ -239,7 +241,7 @@ class Plan:
             if value is not None and "Path" in str(settings[name].type):
                 values[name] = self.path(str(value), typed=name in step.typed)
         full = method.validate(values, where=step.at(), at=step.at)
-        method.check(full, {}, where=step.at(), at=step.at)
+        method.check(full, {}, where=step.at(), at=step.at, stored=True)
         seed = self.seed if step.seed is None else step.seed
         return Checked(step, method, sources, full, seed)
 

@@ -16,6 +16,7 @@ takes over what another mapping, marked "&first", has. A Python recipe defines `
 from __future__ import annotations
 
 import runpy
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from truing.errors import InputError, unknown
 from truing.plan import Plan, Step
 
 SCHEMA_VERSION = 1
+RECIPE = "recipe"  # name of a recipe's file as a module
 FIELDS = ("schema_version", "name", "seed", "models", "data", "steps")
 
 
@@ -49,10 +51,19 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
     return plan
 
 
+def execute(path: Path) -> dict[str, object]:
+    """The names of a recipe's file, run as a script is: modules beside it can be imported."""
+    beside = str(path.resolve().parent)
+    if beside not in sys.path:
+        sys.path.insert(0, beside)
+    return runpy.run_path(str(path), run_name=RECIPE)
+
+
 def _from_python(path: Path) -> Plan:
     try:
-        found = runpy.run_path(str(path), run_name="recipe")
-        made = found["recipe"]() if callable(found.get("recipe")) else found.get("plan")
+        found = execute(path)
+        make = found.get("recipe")
+        made = make() if callable(make) else found.get("plan")
     except (Exception, SystemExit) as error:
         raise _raised(error, path) from error
     if not isinstance(made, Plan):

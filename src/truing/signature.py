@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from truing.errors import InputError
+from truing.references import referred
 
 NOUNS = ("Model", "Table", "Principles", "Report")
 REQUIRED = inspect.Parameter.empty
@@ -31,11 +32,16 @@ class Setting:
         return self.default is REQUIRED
 
     def validate(self, value: object, *, where: str = "") -> object:
-        """`value` as the declared type, or an InputError that names the setting."""
+        """`value` as the declared type, or an InputError that names the setting.
+
+        A function where a component's reference is wanted becomes one.
+        """
         import pydantic
 
         from truing.core import private
 
+        if _refers(self.type):
+            value = referred(value)
         # Settings are JSON, which has no NaN and no infinity.
         finite = pydantic.ConfigDict(allow_inf_nan=False)
         try:
@@ -99,6 +105,11 @@ def type_name(annotation: object) -> str:
         return annotation.__name__
     text = re.sub(r"\b(typing|collections\.abc|truing\.\w+)\.", "", str(annotation))
     return text.replace("NoneType", "None")
+
+
+def _refers(annotation: object) -> bool:
+    """True for types that hold a component's reference, which is a `dict[str, object]`."""
+    return annotation == dict[str, object] or any(map(_refers, typing.get_args(annotation)))
 
 
 def noun_of(annotation: object) -> tuple[str, bool, bool] | None:

@@ -253,7 +253,7 @@ def test_rewards_that_are_wrong_stop_the_first_rollout(
     spec = online_of(methods[name].declared)
     if spec.follows:
         return  # its reward is a model's, whose scores are looked at where they are made
-    component = importlib.import_module("truing.method")
+    component = importlib.import_module("truing.components")
     monkeypatch.setattr(component, "get_component", lambda *_, **__: Wrong(short))
     build = train_online._pool
     monkeypatch.setattr(

@@ -2,6 +2,8 @@
 
 A step's key holds the syntax trees of the method's module and of every module of the same package
 that it imports, directly or not, so that an edited method runs again and a reworded one does not.
+Of a script or recipe whose functions a step uses, it is the whole file and what it imports that is
+neither installed nor Python's own.
 """
 
 from __future__ import annotations
@@ -9,11 +11,16 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
+from truing.declared import Declared
 from truing.tables import content_hash
+
+PLAN = "recipe"  # the function of a recipe that makes its plan
+INSTALLED = {"site-packages", "dist-packages"}  # folders of what pip installs
 
 
 def _source(module: str) -> Path | None:
@@ -50,8 +57,8 @@ class _Bare(ast.NodeTransformer):
         return node.orelse if checked == "TYPE_CHECKING" else node
 
 
-def _imports(tree: ast.AST, module: str, package: str, *, is_package: bool = False) -> set[str]:
-    """Modules of `package` that a syntax tree imports, at whatever depth."""
+def _imports(tree: ast.AST, module: str, *, is_package: bool = False) -> set[str]:
+    """Modules that a syntax tree imports, at whatever depth."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -64,18 +71,18 @@ def _imports(tree: ast.AST, module: str, package: str, *, is_package: bool = Fal
                 base = ".".join([*parts, *([base] if base else [])])
             # `from package import module` names a module in its second half.
             found |= {base, *(f"{base}.{a.name}" for a in node.names)}
-    return {m for m in found if m.split(".")[0] == package}
+    return found
 
 
 @functools.cache
-def _read(module: str, package: str) -> tuple[str, frozenset[str]] | None:
+def _read(module: str) -> tuple[str, frozenset[str]] | None:
     """(hash of the bare syntax tree, modules that it imports); None where there is no source."""
     path = _source(module)
     if path is None:
         return None
     tree = _Bare().visit(ast.parse(path.read_text(encoding="utf-8"), str(path)))
     return content_hash(ast.dump(tree)), frozenset(
-        _imports(tree, module, package, is_package=path.name == "__init__.py")
+        _imports(tree, module, is_package=path.name == "__init__.py")
     )
 
 
@@ -86,19 +93,93 @@ def made_by(module: str) -> str:
     return content_hash([code_key([module]), libraries])
 
 
-def code_key(modules: Iterable[str]) -> str:
-    """Hash of the modules and of all that they import from their own package or from truing."""
+def code_key(modules: Iterable[str], own: Iterable[Declared] = ()) -> str:
+    """Hash of modules and of all that they import from their own package or from truing.
+
+    Args:
+        own: functions of a user's own, of which the files count as they were when they were loaded.
+    """
+    found = _walked(modules, lambda module, other: _top(other) in (_top(module), "truing"))
+    files = {one.entry.path: one for one in own}
+    if not files:
+        return content_hash(found)
+    codes: list[str] = []
+    wanted: set[str] = set()
+    for one in files.values():
+        code, imported = _of_file(one)
+        codes.append(code)
+        wanted |= {m for m in imported if _followed(one.entry.module, m)}
+    return content_hash([found | _walked(wanted, _followed), sorted(codes)])
+
+
+def _walked(modules: Iterable[str], follows: Callable[[str, str], bool]) -> dict[str, str]:
+    """Hashes of modules and of all that they import, as far as `follows(module, imported)`."""
     seen: dict[str, str] = {}
     wanted = sorted(set(modules))
     while wanted:
         module = wanted.pop()
         if module in seen:
             continue
-        top = module.split(".")[0]
-        here = [_read(module, package) for package in {top, "truing"}]
-        for facts in here:
-            if facts is not None:
-                seen[module] = facts[0]
-                wanted += sorted(facts[1] - set(seen))
-        seen.setdefault(module, "")
-    return content_hash({m: h for m, h in seen.items() if h})
+        seen[module], imported = _read(module) or ("", frozenset[str]())
+        wanted += sorted(m for m in imported - set(seen) if follows(module, m))
+    return {m: h for m, h in seen.items() if h}
+
+
+def _top(module: str) -> str:
+    return module.split(".")[0]
+
+
+def _followed(module: str, other: str) -> bool:
+    """True for what a user's module imports of its own package, of truing, and of the user's."""
+    top = _top(other)
+    if top in (_top(module), "truing"):
+        return True
+    if top in sys.stdlib_module_names:
+        return False
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError, AttributeError):
+        return False
+    if spec is None:
+        return False
+    place = spec.origin or next(iter(spec.submodule_search_locations or ()), "")
+    return bool(place) and not INSTALLED & set(Path(place).parts)
+
+
+def _of_file(own: Declared) -> tuple[str, set[str]]:
+    """(hash of the bare syntax tree of a function's file, modules that the file imports)."""
+    tree = _Bare().visit(_without_plan(ast.parse(own.text or "", own.entry.path)))
+    package = own.entry.path.endswith("__init__.py")
+    return content_hash(ast.dump(tree)), _imports(tree, own.entry.module, is_package=package)
+
+
+def _without_plan(tree: ast.Module) -> ast.Module:
+    """A recipe's file without the function that makes its plan, whose steps have their own keys.
+
+    It stays where the file's other functions may depend on it: where it is called or changes what
+    is the file's, as far as its text tells.
+    """
+    plans = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == PLAN]
+    rest = [n for n in tree.body if n not in plans]
+    if len(plans) != 1:
+        return tree
+    names = {n.id for n in ast.walk(plans[0]) if isinstance(n, ast.Name)}
+    outside = [n for part in rest for n in ast.walk(part)]
+    mentioned = {n.id for n in outside if isinstance(n, ast.Name)}
+    if PLAN in mentioned or any(isinstance(n, ast.Global) for n in ast.walk(plans[0])):
+        return tree
+    return tree if names & _changeable(rest) else ast.Module(rest, tree.type_ignores)
+
+
+def _changeable(body: Iterable[ast.stmt]) -> set[str]:
+    """Names that a file binds to what may be changed: to all but functions, modules, constants."""
+    found: set[str] = set()
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Constant):
+            continue
+        elif not isinstance(node, ast.FunctionDef):
+            inner = (n for n in ast.walk(node) if isinstance(n, ast.Name))
+            found |= {n.id for n in inner if isinstance(n.ctx, ast.Store)}
+    return found

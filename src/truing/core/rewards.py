@@ -31,6 +31,7 @@ from truing.method import check_component, resolve, score
 from truing.models import Loaded, Model, held_by, hold
 from truing.models import held as at_hand
 from truing.principles import Principles
+from truing.references import referred
 from truing.specify.satisfaction import measured, satisfaction
 from truing.tables import Row
 
@@ -254,9 +255,10 @@ def rewarded(
     and of models that rewards name, such as a judge.
     """
     held = {PRINCIPLES: principles, MODEL: reward_model}
+    rewards = cast("Refs", referred(rewards or {}))
     rewards_of(held, rewards, weights, f"decode/{use}").check()
     holds = {n: hold(a) for n, a in held.items() if a is not None}
-    chosen = dict(settings) | {"rewards": dict(rewards or {}), "weights": dict(weights or {})}
+    chosen = dict(settings) | {"rewards": dict(rewards), "weights": dict(weights or {})}
     change = Decoder(use, chosen, holds)
     made = model.adding(change).with_licences(licences_at(held_by(change)))
     return made.called(f"{model.name}+{use}")

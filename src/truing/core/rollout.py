@@ -32,8 +32,9 @@ from truing.context import Json, current
 from truing.core.agents import Acted, Agent, Asked, Scripted, Speaker, remembering
 from truing.core.sampling import SamplingSettings
 from truing.errors import InputError, unknown
-from truing.method import get_component, resolve
+from truing.method import get_component
 from truing.models import Model
+from truing.references import Ref, referred
 from truing.tables import Message, Row, Table, content_hash
 
 __all__ = [
@@ -89,29 +90,17 @@ class Environment(Protocol):
         ...
 
 
-Ref = Mapping[str, object] | str
 Make = Callable[[], Environment]
 Turn = Mapping[str, Json]
 
 
-def maker(environment: Ref | Make) -> Make:
+def maker(environment: Ref) -> Make:
     """What makes fresh instances of an environment; its reference is checked here.
 
     A bare function works in a plain call. In a stored step it is an InputError: nothing would tell
     its next version from this one.
     """
-    if not callable(environment):
-        name = {"use": environment} if isinstance(environment, str) else environment
-        resolve("environment", name, where="rollout")
-        return cast(Make, get_component("environment", name, where="rollout"))
-    if current().stored:
-        raise InputError(
-            "a function cannot be the environment of a stored step",
-            where="rollout",
-            seen=environment,
-            fix='Register it with @component("environment") and write {use: name, ...settings}',
-        )
-    return environment
+    return cast(Make, get_component("environment", environment, where="rollout"))
 
 
 class Episode:
@@ -284,7 +273,7 @@ def advance(episodes: Sequence[Episode], agents: Mapping[str, Agent]) -> None:
 
 
 def rollout(
-    environment: Ref | Make,
+    environment: Ref,
     tasks: Table | Sequence[Row],
     roles: Mapping[str, Model | Agent],
     *,
@@ -315,7 +304,7 @@ def rollout(
         role: Speaker(a, sampling) if isinstance(a, Model) else a for role, a in roles.items()
     }
     table = tasks if isinstance(tasks, Table) else Table("record", tasks, where="tasks")
-    used: Json = "function" if callable(environment) else plain(environment, "an environment")
+    used = plain(referred(environment), "an environment")
     facts: dict[str, Json] = {
         "environment": used, "models": {role: agent.key for role, agent in agents.items()}
     }  # fmt: skip

@@ -32,7 +32,9 @@ import torch.distributed as dist
 from truing.context import Context, current, one_of_several, use
 from truing.core import distributed
 from truing.core.distributed import agree, begin, end, joined
+from truing.declared import everything
 from truing.errors import Stopped, TruingError
+from truing.recipe import RECIPE, execute
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,12 +54,22 @@ class _Call:
     seed: int
     folder: Path
     step: str
+    recipes: tuple[Path, ...] = ()  # that register functions which settings may name
 
     def run(self) -> None:
         """Run it, in silence."""
+        for path in self.recipes:
+            if path not in _recipes():
+                execute(path)
         function = cast("Callable[..., object]", getattr(import_module(self.module), self.name))
         with use(Context(self.seed, self.folder, _silent, name=self.step)):
             function(*self.args, **self.settings)
+
+
+def _recipes() -> tuple[Path, ...]:
+    """Files of recipes that this process has run, and that registered functions."""
+    found = {one.entry.path for one in everything() if one.entry.module == RECIPE}
+    return tuple(map(Path, sorted(found - {""})))
 
 
 def _silent(done: int, total: int, label: str) -> None:
@@ -140,7 +152,7 @@ def joint(function: Callable[P, T]) -> Callable[P, T]:
             with joined():
                 agree(
                     _Call(function.__module__, function.__name__, args, dict(kwargs),
-                          context.seed, context.folder, context.name)
+                          context.seed, context.folder, context.name, _recipes())
                 )  # fmt: skip
                 return function(*args, **kwargs)
         except BaseException as error:

@@ -82,7 +82,8 @@ def best_of_n(
 
     Args:
         n: answers drawn for each that is asked for.
-        rewards: rewards or checks by name, such as {short: {use: max_words, n: 40}}.
+        rewards: rewards or checks by name, such as {short: {use: max_words, n: 40}}; in a
+            plain call functions of rows too.
         weights: by those names, "principles" and "reward_model"; 1 where none is given.
     """
     if n < 1:

@@ -151,7 +151,8 @@ def deal(
         select: return the beam with the highest score, or with the highest reward.
         per_token: divide log P by the length.
         prompt: system message that states what is wanted; "" for none.
-        rewards: rewards or checks by name, such as {all: {use: keyword_coverage}}.
+        rewards: rewards or checks by name, such as {all: {use: keyword_coverage}}; in a
+            plain call functions of rows too.
         weights: by those names, "principles" and "reward_model"; 1 where none is given.
     """
     settings_in_range(

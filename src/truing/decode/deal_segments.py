@@ -168,7 +168,8 @@ def deal_segments(
         lookahead: l, tokens of a segment.
         iterations: most rounds.
         propose: by beam search over the likeliest, or drawn from the model.
-        rewards: rewards or checks by name, such as {all: {use: keyword_coverage}}.
+        rewards: rewards or checks by name, such as {all: {use: keyword_coverage}}; in a
+            plain call functions of rows too.
         weights: by those names, "principles" and "reward_model"; 1 where none is given.
     """
     settings_in_range(

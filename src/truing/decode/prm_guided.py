@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 from truing.changes import Decoder
 from truing.context import current
@@ -40,6 +41,7 @@ from truing.core.search import Path, Writer, settings_in_range
 from truing.errors import InputError, unknown
 from truing.method import component, method
 from truing.models import Model, held_by, hold
+from truing.references import referred
 
 ATTEMPTS = 3  # times K candidates that are drawn at most
 STRIDE = 7919  # between the seeds of two attempts
@@ -207,7 +209,8 @@ def prm_guided(
         top_k: tokens that steps are drawn from, unless the request says.
         separator: what closes a step for the process reward models, as they were trained.
         stops: texts that end a step, such as [". ", "? "] in dialogues; None takes `separator`.
-        rewards: rewards or checks of the text so far by name, such as {short: {use: max_words}}.
+        rewards: rewards or checks of the text so far by name, such as {short: {use: max_words}}; in
+            a plain call functions of rows too.
         weights: by the names of models and rewards; 1 where none is given.
         standardise: bring terms to one scale among the candidates for a step.
     """
@@ -215,6 +218,7 @@ def prm_guided(
         WHERE, candidates=(candidates, 1), steps=(steps, 1), step_tokens=(step_tokens, 1)
     )
     models, judges = process_models or {}, outcome_models or {}
+    rewards = cast("dict[str, dict[str, object]]", referred(rewards or {}))
     guide = rewards_of({}, rewards, None, WHERE)
     guide.check()
     _check(models, judges, guide.names, weights or {})
@@ -225,7 +229,7 @@ def prm_guided(
         )  # fmt: skip
     chosen: dict[str, object] = {
         "candidates": candidates, "steps": steps, "step_tokens": step_tokens, "top_k": top_k,
-        "separator": separator, "stops": stops, "rewards": dict(rewards or {}),
+        "separator": separator, "stops": stops, "rewards": rewards,
         "weights": dict(weights or {}), "outcomes": list(judges), "standardise": standardise,
     }  # fmt: skip
     holds = {n: hold(m) for n, m in {**models, **judges}.items()}

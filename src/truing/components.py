@@ -1,0 +1,164 @@
+"""Components: registered functions that settings refer to as `{use: name, **settings}`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Protocol, cast
+
+from truing import catalogue
+from truing.context import current
+from truing.declared import declared
+from truing.errors import InputError, TruingError, unknown
+from truing.references import Function, Ref, bare, check_rows, reference, refuse_bare
+
+Row = dict[str, object]
+
+
+class _Array(Protocol):
+    def tolist(self) -> object: ...
+    def item(self) -> object: ...
+
+
+def check_component(kind: str, ref: Ref, *, where: str = "") -> None:
+    """Raise an InputError unless `ref` names a registered component with valid settings."""
+    resolve(kind, ref, where=where)
+
+
+def resolve(kind: str, ref: Ref, *, where: str = "") -> tuple[Function, dict[str, object]]:
+    """The component's function and its validated settings.
+
+    Args:
+        ref: `{use: name, **settings}`, a bare name, or outside of stored steps a function.
+    """
+    from truing.method import Method
+
+    ref = reference(ref)
+    name = ref.get("use")
+    if not isinstance(name, str):
+        raise InputError(
+            f"a {kind} is written {{use: name, ...settings}}", where=where, seen=dict(ref)
+        )
+    given = bare(kind, name, where=where)
+    if given is not None:
+        if current().stored:
+            refuse_bare([name], where=where)
+        return given, {}
+    known = catalogue.components(kind)
+    entry = known.get(name.replace("-", "_"))
+    if entry is None:
+        raise catalogue.no_component(kind, name, known, where=where)
+    function = Method(entry)
+    if declared(entry) is not None:
+        check_rows(function.function, kind, name, settings=True, where=where)
+    settings = {k: v for k, v in ref.items() if k != "use"}
+    keyword_only = {
+        n
+        for n, p in inspect.signature(function.function).parameters.items()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    allowed = {n: s for n, s in function.settings.items() if n in keyword_only}
+    checked: dict[str, object] = {}
+    for key, value in settings.items():
+        if key not in allowed:
+            raise unknown("setting", key, allowed, where=f"{where} {kind} {name}".strip())
+        checked[key] = allowed[key].validate(value, where=f"{where} {kind} {name}".strip())
+    for key, setting in allowed.items():
+        if setting.required and key not in checked:
+            raise InputError(f"setting {key!r} is missing", where=f"{where} {kind} {name}".strip())
+    return function.function, checked
+
+
+def get_component(kind: str, ref: Ref, *, where: str = "") -> Callable[..., object]:
+    """The component that `ref` names, its settings bound: call it with the remaining arguments."""
+    function, settings = resolve(kind, ref, where=where)
+    return functools.partial(function, **settings)
+
+
+def one_a_row(
+    kind: str, ref: Ref, rows: Sequence[Row], *, where: str = "", name: str = ""
+) -> list[object]:
+    """What a check, reward or scorer makes of `rows`: as many, or an InputError.
+
+    Args:
+        name: how errors call it; "" takes the component's own name.
+    Raises:
+        InputError: too many or too few; or a function of the user's own raises, named with its row.
+    """
+    ref = reference(ref)
+    name = name or str(ref.get("use"))
+    function = get_component(kind, ref, where=where)
+    try:
+        values = function(list(rows))
+    except Exception as error:
+        if not _of_the_user(function, error):
+            raise
+        raise _raised(error, f"{kind} {name!r}", function, rows, where) from error
+    if isinstance(values, tuple):
+        values = list(cast("tuple[object, ...]", values))
+    elif not isinstance(values, list) and hasattr(values, "tolist"):  # an array, a tensor
+        values = cast("_Array", values).tolist()
+    if not isinstance(values, list) or len(cast("list[object]", values)) != len(rows):
+        got = len(values) if isinstance(values, Sequence) else type(values).__name__
+        raise InputError(
+            f"{kind} {name!r} must return one score a row",
+            where=where,
+            seen=f"{got} for {len(rows)} rows",
+        )
+    return cast("list[object]", values)
+
+
+def _of_the_user(function: Callable[..., object], error: Exception) -> bool:
+    """True for a mistake in a function that is none of truing's own, and no fault of the system."""
+    if isinstance(error, (TruingError, OSError, MemoryError)):
+        return False
+    module = str(getattr(getattr(function, "func", function), "__module__", ""))
+    own = module.startswith("truing.") and module != "truing.references"
+    return not own and "out of memory" not in str(error).lower()
+
+
+def _raised(
+    error: Exception, what: str, function: Callable[..., object], rows: Sequence[Row], where: str
+) -> InputError:
+    """What a user's function raised, with its place and the first row that alone makes it raise."""
+    frames = traceback.extract_tb(error.__traceback__)
+    code = getattr(getattr(function, "func", function), "__code__", None)
+    own = [f for f in frames if code is not None and f.filename == code.co_filename]
+    last, at = [*frames, *own][-1], 0
+    for i, row in enumerate(rows, 1):
+        try:
+            function([row])
+        except Exception as again:
+            at = i if type(again) is type(error) else 0
+            break
+    return InputError(
+        f"{what} raised {type(error).__name__}: {error}",
+        where=f"{where} row {at}".strip() if at else where,
+        seen=rows[at - 1].get("completion") if at else None,
+        fix=f"See {last.filename} line {last.lineno}",
+    )
+
+
+def finite(value: object, *, what: str, where: str) -> float:
+    """The value as a finite number, or an InputError."""
+    if getattr(value, "ndim", None) == 0:  # a number of numpy's or torch's
+        value = cast("_Array", value).item()
+    number = float(value) if isinstance(value, (int, float)) else math.nan
+    if not math.isfinite(number):
+        raise InputError(
+            f"{what} returned a score that is not a finite number", where=where, seen=value
+        )
+    return number
+
+
+def score(kind: str, ref: Ref, rows: Sequence[Row], *, where: str = "") -> list[float]:
+    """Scores of `rows` under a check, reward or scorer: same length, finite, or an InputError."""
+    ref = reference(ref)
+    name = str(ref.get("use"))
+    return [
+        finite(value, what=f"{kind} {name!r}", where=f"{where} row {i}".strip())
+        for i, value in enumerate(one_a_row(kind, ref, rows, where=where), 1)
+    ]

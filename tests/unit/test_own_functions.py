@@ -1,0 +1,473 @@
+"""Functions of a user's own: bare ones in plain calls, declared ones in scripts and recipes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import runpy
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from truing import catalogue, cli, declared, references
+from truing.context import Context, current, use
+from truing.core.code import _read, code_key
+from truing.core.generate import generate
+from truing.core.rollout import maker
+from truing.core.sampling import SamplingSettings
+from truing.errors import InputError
+from truing.method import component, get_component, method, methods, resolve, score
+from truing.models import Model
+from truing.plan import Plan
+from truing.recipe import load
+from truing.tables import Row, Table
+
+WORDS = "lime oak rain stone river cloud ash fern".split()
+PROMPTS = Table("prompt", [{"prompt": f"say {w}", "wanted": w} for w in WORDS])
+SMALL: dict[str, object] = {"steps": 2, "batch": 4, "answers": 3, "new_tokens": 6, "lr": 2e-3}
+ROWS: list[Row] = [{"prompt": "p", "completion": c} for c in ("a", "bb", "ccc")]
+
+
+@pytest.fixture
+def model(tiny_path: Path) -> Model:
+    return Model.open(tiny_path)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing that a test declares or gives is known to the next one."""
+    monkeypatch.setattr(declared, "_declared", {})
+    monkeypatch.setattr(references, "_bare", {})
+    path = list(sys.path)
+    yield
+    sys.path[:] = path
+
+
+def letters(rows: list[Row]) -> list[float]:
+    return [float(len(str(row["completion"]))) for row in rows]
+
+
+# Bare functions
+
+
+def test_a_function_rewards_online_training_and_sees_every_column(model: Model) -> None:
+    seen: list[Row] = []
+
+    def wanted(rows: list[Row]) -> list[float]:
+        seen.extend(rows)
+        return [float(str(r["wanted"])[0] in str(r["completion"])) for r in rows]
+
+    methods["grpo"](model, PROMPTS, **SMALL, rewards={"w": wanted})
+    assert {str(r["wanted"]) for r in seen} <= set(WORDS)
+    assert all({"prompt", "completion", "finished"} <= set(r) for r in seen)
+    steps = [m for m in current().metrics if "reward/w" in m]
+    assert len(steps) == 2
+    # The same numbers by hand: two rollouts of four prompts with three answers each.
+    for m, rows in zip(steps, (seen[:12], seen[12:]), strict=True):
+        paid = [float(str(r["wanted"])[0] in str(r["completion"])) for r in rows]
+        assert m["reward/w"] == pytest.approx(sum(paid) / 12)
+
+
+def test_another_function_is_another_run(model: Model) -> None:
+    """Both are called `<lambda>`, and nothing of the first is taken for the second."""
+    for sign in (1.0, -1.0):
+        made = {"r": lambda rows, sign=sign: [sign * len(r["completion"]) for r in rows]}
+        methods["rloo"](model, PROMPTS, **SMALL, rewards=made)
+    paid = [float(str(m["reward"])) for m in current().metrics if "reward/r" in m]
+    assert len(paid) == 4 and min(paid[:2]) > 0 > max(paid[2:])
+
+
+def test_a_function_decides_between_answers(model: Model) -> None:
+    plain = SamplingSettings(n=1, max_tokens=8, temperature=1.0, seed=3)
+    best = methods["best_of_n"](model, n=4, rewards={"length": lambda rows: letters(rows)})
+    four = generate(model, ["say oak"], n=4, max_tokens=8, temperature=1.0, seed=plain.seed)[0]
+    one = generate(best, ["say oak"], n=1, max_tokens=8, temperature=1.0, seed=plain.seed)[0]
+    assert len(one[0].text.strip()) == max(len(c.text.strip()) for c in four)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("deal", {"rewards": {"r": letters}, "beams": 1, "candidates": 2, "lookahead": 1}),
+        ("deal_segments", {"rewards": {"r": letters}}),
+        ("prm_guided", {"rewards": {"r": letters}}),
+    ],
+)
+def test_every_decoder_takes_functions(
+    name: str, settings: dict[str, object], model: Model, tmp_path: Path
+) -> None:
+    made = methods[name](model, **settings)
+    assert isinstance(made, Model)
+    with pytest.raises(InputError, match="cannot be part of a saved model"):
+        made.save(tmp_path / "made")
+    again = getattr(methods[name].module, name)(model, **settings)  # without its checks
+    assert again.changes[-1].settings["rewards"] == {"r": {"use": "letters()"}}
+
+
+def test_functions_wherever_a_reference_is_taken() -> None:
+    data = Table("example", ROWS)
+    kept = methods["checked"](
+        data, checks=[lambda rows: [float(len(r["completion"]) > 1) for r in rows]], of="completion"
+    )
+    assert [r["completion"] for r in kept] == ["bb", "ccc"]
+    ranked = methods["magpie_filter"](
+        Table("example", [r | {"prompt": "What is it?"} for r in ROWS]),
+        reward=letters, cut=1.5,
+    )  # fmt: skip
+    assert sorted(str(r["completion"]) for r in ranked) == ["bb", "ccc"]
+
+
+class Echo:
+    """An environment of one turn."""
+
+    def __init__(self) -> None:
+        self.asked = ""
+
+
+def test_an_environment_is_found_by_its_function(tmp_path: Path) -> None:
+    assert isinstance(maker(Echo)(), Echo) and isinstance(maker(lambda: Echo())(), Echo)
+    with use(Context(folder=tmp_path)), pytest.raises(InputError, match="part of a stored step"):
+        maker(Echo)
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    assert score("reward", lambda rows: np.arange(3.0), ROWS) == [0.0, 1.0, 2.0]
+    assert score("reward", lambda rows: torch.ones(3), ROWS) == [1.0] * 3
+    assert score("reward", lambda rows: (1, 2, 3), ROWS) == [1.0, 2.0, 3.0]
+    assert score("reward", lambda rows: [np.float32(0.5)] * 3, ROWS) == [0.5] * 3
+    with pytest.raises(InputError, match=r"reward '<lambda>\(\) 5' must return one score a row"):
+        score("reward", lambda rows: [1.0], ROWS)
+    with pytest.raises(InputError, match="not a finite number"):
+        score("reward", lambda rows: [None] * 3, ROWS)
+
+
+def as_trl(completions: list[str], **columns: object) -> list[float]:
+    return [float(len(c)) for c in completions]
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (as_trl, r"takes one argument, the rows.*Wrap it: lambda rows: as_trl\(completions=\["),
+        (lambda prompts, completions: [], r"prompts=\[r\['prompt'\] for r in rows\], completions"),
+        (lambda: [1.0], "takes nothing"),
+        (lambda a, b: [], r"takes a, b.*def reward\(rows\)"),
+        (lambda *, rows: [], "takes rows"),
+    ],
+)
+def test_functions_that_take_something_else(
+    function: Callable[..., object], told: str, model: Model
+) -> None:
+    with pytest.raises(InputError, match=told):
+        methods["grpo"](model, PROMPTS, **SMALL, rewards={"r": function})
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda rows, scale=1.0: [scale] * len(rows), lambda *rows: [1.0] * 3, print, letters],
+)
+def test_functions_of_rows_in_other_words(function: Callable[..., object]) -> None:
+    assert resolve("reward", function)[0] is function
+
+
+def test_a_stored_step_takes_no_bare_function(model: Model, tmp_path: Path) -> None:
+    told = r'nothing would tell its next version.*@component\("reward"\).*write \{use: NAME'
+    with use(Context(folder=tmp_path)), pytest.raises(InputError, match=told):
+        methods["grpo"](model, PROMPTS, **SMALL, rewards={"r": letters})
+    plan = Plan("mine")
+    plan.step(
+        "a", "train/grpo", model=str(model.folder), data="answer_or_ask", rewards={"r": letters}
+    )
+    with pytest.raises(InputError, match=told) as error:
+        plan.check()
+    assert "setting 'rewards'" in str(error.value) and __file__ in error.value.where
+    best = methods["best_of_n"](model, n=2, rewards={"r": letters})
+    from truing.keys import step_key
+
+    with pytest.raises(InputError, match=told):
+        step_key(methods["refusal_rate"], {"model": best}, {}, 0)
+
+
+# Declared ones
+
+
+def declared_letters(rows: list[Row], *, scale: float = 1.0) -> list[float]:
+    """Letters of the answer."""
+    return [scale * value for value in letters(rows)]
+
+
+def others_letters(rows: list[Row]) -> list[float]:
+    return letters(rows)
+
+
+def others_in_two(prompts: list[str], completions: list[str]) -> list[float]:
+    return [float(len(c)) for c in completions]
+
+
+def declare_again(name: str = "own_letters", kind: str = "reward") -> None:
+    component(kind, name=name)(declared_letters)
+
+
+def test_a_declared_function_goes_by_its_name() -> None:
+    declare_again()
+    assert score("reward", {"use": "own-letters", "scale": 2.0}, ROWS) == [2.0, 4.0, 6.0]
+    assert references.referred({"r": declared_letters}) == {"r": {"use": "own_letters"}}
+    entry = catalogue.components("reward")["own_letters"]
+    assert entry.summary == "Letters of the answer." and entry.path == __file__
+    with pytest.raises(InputError, match=r"unknown setting 'scael'.*'scale'"):
+        get_component("reward", {"use": "own_letters", "scael": 2.0})
+
+
+def test_a_declared_function_takes_rows_too() -> None:
+    component("reward", name="own_letters")(others_in_two)
+    with pytest.raises(InputError, match=r"takes one argument, the rows.*lambda rows: others_in"):
+        resolve("reward", "own_letters")
+
+
+def test_one_inside_another_function_has_no_name() -> None:
+    @component("reward")
+    def near(rows: list[Row]) -> list[float]:
+        return letters(rows)
+
+    assert "near" not in catalogue.components("reward")
+    assert score("reward", near, ROWS) == [1.0, 2.0, 3.0]  # it is a function all the same
+    with pytest.raises(InputError, match=r'by @component\("reward"\) in the script'):
+        resolve("reward", {"use": "near_by_name_of_its_own"})
+
+
+def test_two_of_one_name_are_one_error() -> None:
+    declare_again()
+    # The same function again, as when a file is run again, is no second one.
+    declare_again()
+    assert "own_letters" in catalogue.components("reward")
+    component("reward", name="own_letters")(others_letters)
+    with pytest.raises(
+        InputError, match="two functions are registered as 'reward:own_letters'"
+    ) as e:
+        catalogue.components("reward")
+    assert "declared_letters and" in e.value.where and "another name=" in e.value.fix
+
+
+def test_one_of_the_name_of_an_installed_one() -> None:
+    declare_again("max_words", "check")
+    with pytest.raises(InputError, match="'check:max_words'") as error:
+        catalogue.components("check")
+    assert __file__ in error.value.where and "truing.specify" in error.value.where
+
+
+def cell(code: str) -> dict[str, object]:
+    """Run code as a notebook does: it is in no file."""
+    held: dict[str, object] = {"__name__": "__main__"}
+    exec(compile(textwrap.dedent(code), "<cell 3>", "exec"), held)
+    return held
+
+
+NOTEBOOK = """
+    from truing import component
+
+    @component("reward")
+    def in_a_cell(rows):
+        return [{value} * (1 + len(row["completion"])) for row in rows]
+"""
+
+
+def test_of_a_notebook_the_code_is_not_known(model: Model) -> None:
+    cell(NOTEBOOK.format(value="1.0"))
+    assert score("reward", "in_a_cell", ROWS) == [2.0, 3.0, 4.0]
+    plan = Plan("mine")
+    ref = {"r": {"use": "in_a_cell"}}
+    plan.step("a", "train/grpo", model=str(model.folder), data="answer_or_ask", rewards=ref)
+    with pytest.raises(InputError, match=r"'reward:in_a_cell' is in no file.*a .py file"):
+        plan.check()
+
+
+def test_a_cell_that_is_run_again_counts(model: Model) -> None:
+    """Plain calls share their scratch folder: what is in it is of the code before."""
+    ref = {"r": {"use": "in_a_cell"}}
+    paid: list[float] = []
+    for value in ("1.0", "-1.0", "-1.0"):
+        held = cell(NOTEBOOK.format(value=value))
+        methods["rloo"](model, PROMPTS, **SMALL, rewards=ref)
+        found = [m["reward"] for m in current().metrics if "reward/r" in m]
+        paid.append(float(str(found[0])))
+        assert len(found) == 2 and held["in_a_cell"]
+    assert paid[0] > 0 and paid[1] == paid[2] == -paid[0]
+
+
+def test_a_method_of_a_script_says_its_verb() -> None:
+    def first(data: Table, *, count: int = 1) -> Table:
+        """The first rows.
+
+        Args:
+            count: how many.
+        """
+        return data.take(range(count))
+
+    first.__qualname__ = "first_of_script"  # as at the top of a file
+    method(name="first_of_script")(first)
+    with pytest.raises(InputError, match=r'has no verb.*@method\(verb="select"\)'):
+        methods["first_of_script"]
+    with pytest.raises(InputError, match=r"unknown verb 'selct'.*'select'"):
+        method(verb="selct")
+    method(name="first_of_script", verb="select")(first)
+    found = methods["first_of_script"]
+    assert found.id == "select/first_of_script" and found.summary == "The first rows."
+    assert found.settings["count"].doc == "how many."
+    assert len(found(Table("example", ROWS), count=2)) == 2  # type: ignore[arg-type]
+    assert isinstance(methods["select/first_of_script"].module.Table, type)
+
+
+# The code of a file as part of a key
+
+
+def key_of(path: Path, name: str) -> str:
+    """Of the component that a recipe file declares, as a step would have it."""
+    load(path)
+    entry = catalogue.components("reward")[name]
+    own = declared.source(entry)
+    assert own is not None
+    return code_key([], [own])
+
+
+RECIPE = '''
+"""A recipe with a reward of its own."""
+
+import truing
+from helpers_of_recipe import clip
+
+MOST = 3
+BASE = "tiny"
+{state}
+
+
+@truing.component("reward")
+def few(rows):
+    """Few letters."""
+    return [clip(-float(len(r["completion"])), -MOST) for r in rows]
+
+
+def recipe():
+    """The plan."""
+    plan = truing.Plan("own", seed={seed})
+    plan.step(
+        "longest", "select/magpie_filter", data=BASE + ".jsonl", reward={{"use": "few"}}, cut={cut}
+    )
+    {more}
+    return plan
+'''
+HELPERS = "def clip(value, least):\n    return max(value, least)\n"
+
+
+class Files:
+    """A recipe with a module beside it and its data."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / "my_recipe.py"
+        rows = [{"prompt": "What is it?", "completion": "x" * n} for n in (1, 2, 5)]
+        (folder / "tiny.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (folder / "helpers_of_recipe.py").write_text(HELPERS)
+        self.write()
+
+    def write(self, old: str = "", new: str = "", **facts: object) -> Path:
+        told = {"seed": 0, "cut": -4.0, "state": "", "more": "", **facts}
+        text = RECIPE.format(**told)
+        assert old in text
+        self.path.write_text(text.replace(old, new) if old else text)
+        return self.path
+
+    def cached(self) -> object:
+        """Steps that `truing run my_recipe.py` takes from the store."""
+        sys.modules.pop("helpers_of_recipe", None)  # as in a process of its own
+        _read.cache_clear()
+        return line_of(self.path)["cached_steps"]
+
+
+def line_of(path: Path) -> dict[str, object]:
+    """The last line of `truing run`."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert cli.main(["run", str(path), "--json", "--runs", str(path.parent / "runs")]) == 0
+    return dict(json.loads(out.getvalue().splitlines()[-1]))
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
+    monkeypatch.delitem(sys.modules, "helpers_of_recipe", raising=False)
+    return Files(tmp_path)
+
+
+def test_an_edited_recipe_runs_again_and_another_does_not(files: Files) -> None:
+    assert files.cached() == 0
+    assert files.cached() == 1
+    files.write("Few letters.", "Fewer letters.  # as said")
+    assert files.cached() == 1
+    files.write("MOST = 3", "MOST = 4")
+    assert files.cached() == 0
+    (files.folder / "helpers_of_recipe.py").write_text(HELPERS.replace("max(", "max(0 * least, "))
+    assert files.cached() == 0
+    assert files.cached() == 1
+
+
+def test_what_of_a_file_counts(files: Files) -> None:
+    first = key_of(files.path, "few")
+    assert key_of(files.write(), "few") == first
+    # The plan's steps have keys of their own, with their settings.
+    assert key_of(files.write(seed=3, cut=-2.0), "few") == first
+    assert key_of(files.write("-MOST", "-2 * MOST"), "few") != first
+    # What `recipe` changes of the file, or may, is what the reward depends on.
+    state = 'SEEN = ["x"]'
+    held = key_of(files.write(state=state), "few")
+    assert held != first and key_of(files.write(state=state, seed=3), "few") == held
+    kept = key_of(files.write(state=state, more="SEEN.clear()"), "few")
+    assert kept != held and key_of(files.write(state=state, more="SEEN.pop()"), "few") != kept
+    moved = key_of(files.write(more="global MOST; MOST = 5"), "few")
+    assert moved != key_of(files.write(more="global MOST; MOST = 6"), "few")
+
+
+def test_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files in its order, then `truing run` twice: the second run makes nothing."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "plugins.md").read_text()
+    found = re.findall(r"^```\w+ file=(\S+)\n(.*?)^```", page, re.S | re.M)
+    for name, text in found:
+        (tmp_path / name).write_text(text)
+    assert [name for name, _ in found] == ["first.py", "sums.jsonl", "my_recipe.py"]
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("first.py", run_name="__main__")
+    assert [line_of(Path("my_recipe.py"))["cached_steps"] for _ in range(2)] == [0, 1]
+
+
+def test_two_recipes_with_one_name_between_them(files: Files, tmp_path: Path) -> None:
+    load(files.path)
+    other = tmp_path / "other.py"
+    other.write_text(files.path.read_text())
+    with pytest.raises(InputError, match="two functions are registered as 'reward:few'"):
+        load(other)
+
+
+def test_an_objective_of_a_script_is_a_method(model: Model, tmp_path: Path) -> None:
+    script = tmp_path / "square_script.py"
+    script.write_text(
+        "from truing import Model, Table, methods, objective\n"
+        "from truing.core.objective import Loss\n\n\n"
+        '@objective(unit="pair", rows="pair", needs=("logp", "ref_logp"))\n'
+        "def own_square(m, *, target: float = 2.0) -> Loss:\n"
+        '    """Squared margin.\n\n    Args:\n        target: margin, in nats.\n    """\n'
+        "    r = m.ratio()\n"
+        "    return Loss((r[:, 0] - r[:, 1] - target) ** 2)\n\n\n"
+        "def main(model):\n"
+        '    rows = [{"prompt": f"p{i}", "chosen": "yes", "rejected": "no"} for i in range(4)]\n'
+        '    return methods["own_square"](model, Table("pair", rows), steps=2, target=0.5)\n'
+    )
+    made = runpy.run_path(str(script), run_name="__main__")["main"](model)
+    assert isinstance(made, Model)
+    losses = [m["loss"] for m in current().metrics if "grad_norm" in m]
+    assert losses[0] == pytest.approx(0.25, abs=1e-5)  # both log-ratios begin at 0: 0.5 squared
+    found = methods["train/own_square"]
+    assert found.settings["target"].default == 2.0 and found.entry.rows == "pair"
