@@ -239,7 +239,8 @@ class WrongPool:
     """The same of a pool."""
 
     def __init__(self, pool: Pool, short: bool) -> None:
-        self.sort, self.prompt, self.wrong = pool.sort, pool.prompt, Wrong(short)
+        self.check, self.facts, self.prompt = pool.check, pool.facts, pool.prompt
+        self.wrong = Wrong(short)
 
     def score(self, groups: Sequence[Sequence[Row]], seed: int, say: Say) -> list[list[float]]:
         return [self.wrong(rows) for rows in groups]
@@ -255,9 +256,9 @@ def test_rewards_that_are_wrong_stop_the_first_rollout(
         return  # its reward is a model's, whose scores are looked at where they are made
     component = importlib.import_module("truing.components")
     monkeypatch.setattr(component, "get_component", lambda *_, **__: Wrong(short))
-    build = train_online._pool
+    build = train_online.pool_of
     monkeypatch.setattr(
-        train_online, "_pool", lambda *a: WrongPool(pool, short) if (pool := build(*a)) else None
+        train_online, "pool_of", lambda *a: WrongPool(pool, short) if (pool := build(*a)) else None
     )
     told = "one finite reward for each" if spec.pools else "one score a row"
     told = told if short or spec.pools else r"'letters'.*row \d+.*not a finite number|not a finite"
@@ -301,7 +302,8 @@ def degenerate(spec: Online, case: str) -> Measurements:
     is_own[:, own:] = 0.0
     ended = torch.zeros(2, width) if case == "cut" else torch.ones(2, width)
     columns = {"reward": reward, "own": is_own, "finished": ended, "reward/a": reward}
-    columns |= {"sort": torch.zeros(2, width), "greedy": torch.full((2,), 0.1)}
+    columns |= {"sort": torch.zeros(2, width), "unread": torch.zeros(2, width)}
+    columns |= {"greedy": torch.full((2,), 0.1)}
     return Measurements(mask, tensors, columns)
 
 
