@@ -59,23 +59,21 @@ def attach(module: nn.Module, settings: TextTraining, seed: int) -> adapters.Lor
 
     Returns None where weights themselves are trained.
     Raises:
-        InputError: more layers than the model has.
+        InputError: more layers than the model has; a target that it has not.
     """
-    rank, alpha = settings.rank, settings.scale_alpha
-    if not settings.layers:
-        return adapters.attach(module, rank, alpha, seed=seed) if rank else None
-    blocks = blocks_of(module)
-    if settings.layers > len(blocks):
+    layers = settings.layers
+    blocks = list(blocks_of(module)) if layers else []
+    if layers > len(blocks):
         raise InputError(
-            f"the model has {len(blocks)} blocks", where="setting 'layers'", seen=settings.layers
+            f"the model has {len(blocks)} blocks", where="setting 'layers'", seen=layers
         )
-    top = {id(m) for b in blocks[len(blocks) - settings.layers :] for m in b.modules()}
-    if rank:
-        linear = (n for n, m in module.named_modules() if isinstance(m, nn.Linear) and id(m) in top)
-        return adapters.attach(module, rank, alpha, targets=list(linear), seed=seed)
-    module.requires_grad_(False)
-    for block in blocks[len(blocks) - settings.layers :]:
-        block.requires_grad_(True)
+    if settings.rank:
+        rank, alpha = settings.rank, settings.scale_alpha
+        return adapters.attach(module, rank, alpha, settings.targets, seed, layers)
+    if layers:
+        module.requires_grad_(False)
+        for block in blocks[-layers:]:
+            block.requires_grad_(True)
     return None
 
 

@@ -26,10 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from truing.core.products import times, times_t
+from truing.core.trunk import blocks_of
 from truing.errors import InputError, nearest
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+ALL = "all-linear"  # PEFT's name for all linear layers but the head
 
 
 class _Linear(torch.autograd.Function):
@@ -206,27 +208,62 @@ class Lora:
             del adapter.linear.forward, adapter.linear.__dict__["truing_adapter"]
 
 
+def linears_of(
+    module: nn.Module, targets: str | Sequence[str] = ALL, layers: int = 0
+) -> dict[str, nn.Linear]:
+    """The linear layers that adapters go on, by name.
+
+    Args:
+        targets: "all-linear" (all but the head), or ends of layer names such as "q_proj", as a list
+            or parted by commas.
+        layers: of the top blocks alone, so many; 0 takes the whole module.
+    Raises:
+        InputError: a name that no layer among them has.
+    """
+    head = getattr(module, "get_output_embeddings", lambda: None)()
+    parts = [module]
+    if layers:
+        parts = list(blocks_of(module))[-layers:]
+    there = {id(m) for part in parts for m in part.modules()}
+    linears = {
+        n: m
+        for n, m in module.named_modules()
+        if isinstance(m, nn.Linear) and m is not head and id(m) in there
+    }
+    ends = names_of(targets)
+    return linears if ends == [ALL] else _chosen(linears, ends)
+
+
+def names_of(targets: str | Sequence[str]) -> list[str]:
+    """Names of layers from a list, or from a text that parts them by commas."""
+    parts = targets.split(",") if isinstance(targets, str) else targets
+    return [name for part in parts if (name := part.strip())]
+
+
 def attach(
     module: nn.Module,
     rank: int = 16,
     alpha: float = 32.0,
-    targets: str | Sequence[str] = "all-linear",
+    targets: str | Sequence[str] = ALL,
     seed: int = 0,
+    layers: int = 0,
 ) -> Lora:
     """Freeze a module and put adapters on its linear layers; outputs do not change yet.
 
     Args:
         rank: R; alpha: the scale is alpha / rank.
-        targets: "all-linear" (all but the head), or ends of layer names such as "q_proj".
+        targets, layers: which; see `linears_of`.
         seed: of A's Kaiming-uniform draw, PEFT's own; B begins at zero.
     """
     if rank < 1:
         raise InputError("the rank of an adapter is at least 1", seen=rank, fix="Use 16")
-    head = getattr(module, "get_output_embeddings", lambda: None)()
-    linears = {
-        n: m for n, m in module.named_modules() if isinstance(m, nn.Linear) and m is not head
-    }
-    chosen = linears if targets == "all-linear" else _chosen(linears, targets)
+    chosen = linears_of(module, targets, layers)
+    if not chosen:  # such as those of GPT-2, whose layers are of another class
+        raise InputError(
+            "the model has no linear layers that adapters could go on",
+            seen=type(module).__name__,
+            fix="Train its weights: rank 0",
+        )
     module.requires_grad_(False)
     source = torch.Generator().manual_seed(seed)
     adapters: dict[str, Adapter] = {}
@@ -242,16 +279,14 @@ def attach(
     return Lora(module, adapters, rank, alpha)
 
 
-def _chosen(linears: dict[str, nn.Linear], targets: str | Sequence[str]) -> dict[str, nn.Linear]:
-    ends = [targets] if isinstance(targets, str) else list(targets)
+def _chosen(linears: dict[str, nn.Linear], ends: Sequence[str]) -> dict[str, nn.Linear]:
     made = {n: m for n, m in linears.items() if any(n == e or n.endswith(f".{e}") for e in ends)}
     for end in ends:
         if not any(n == end or n.endswith(f".{end}") for n in linears):
             known = sorted({n.rsplit(".", 1)[-1] for n in linears})
             close = nearest(end, known)
             raise InputError(
-                f"no linear layer is called {end!r}",
-                where="targets",
+                f"setting 'targets': no linear layer is called {end!r}",
                 fix=f"Did you mean {close!r}?" if close else "Known: " + ", ".join(known),
             )
     return made

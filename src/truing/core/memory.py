@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from truing.core import distributed
+from truing.core import distributed, lora
 from truing.core.logprob import CHUNK, small_tree, states
 from truing.core.trunk import blocks_of
 
@@ -103,11 +103,8 @@ def _trained_blocks(module: nn.Module, settings: TextTraining) -> list[nn.Module
 
 
 def _linears(module: nn.Module, settings: TextTraining) -> list[nn.Linear]:
-    """The layers that adapters go on, as `frozen_trunk.attach` chooses them."""
-    head = getattr(module, "get_output_embeddings", lambda: None)()
-    parts = _trained_blocks(module, settings) if settings.layers else [module]
-    found = [m for part in parts for m in part.modules() if isinstance(m, nn.Linear)]
-    return [m for m in found if m is not head]
+    """The layers that adapters go on."""
+    return list(lora.linears_of(module, settings.targets, settings.layers).values())
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

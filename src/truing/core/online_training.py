@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from truing.core.sampling import SamplingSettings
@@ -33,6 +32,8 @@ class OnlineTraining(TextTraining):
         adam_epsilon: added to the root of their mean by AdamW.
         rank: of the LoRA adapter; 0 trains all weights.
         lora_alpha: the adapter's scale times its rank; 0 takes twice the rank.
+        targets: linear layers that the adapter is put on, by the ends of their names, such as
+            q_proj,v_proj; all-linear is all but the head.
         layers: train the top blocks alone, so many, by an adapter on them or in full. 0 trains all.
         max_tokens: of prompt and one answer together. Prompts that leave no room for `new_tokens`
             are left out and counted.
@@ -48,7 +49,8 @@ class OnlineTraining(TextTraining):
             such as {use: running_sum}, or in a plain call a function that makes one. Rows are its
             tasks, of any kind; its rewards are the term "environment". None has single answers.
         turns: of the model in one episode at most. `max_tokens` holds for all of them together.
-        rewards: rewards or checks by name, such as {short: {use: max_words, n: 40}}.
+        rewards: rewards or checks by name, such as {short: {use: max_words, n: 40}}; in a plain
+            call functions too, each of which takes the rows and returns a number for every one.
         weights: by those names, "principles", "reward_model" and "environment"; 1 where none is
             given.
         answers: drawn for each prompt.
@@ -69,7 +71,7 @@ class OnlineTraining(TextTraining):
         vf: weight of the critic's loss.
     schedule: Schedule = "constant"
     warmup: float = 0.0
-    environment: dict[str, object] | Callable[[], object] | None = None
+    environment: dict[str, object] | None = None
     turns: int = 8
     rewards: dict[str, dict[str, object]] | None = None
     weights: dict[str, float] | None = None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from truing.core.lora import names_of
 from truing.errors import InputError
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ class TextTraining(Training):
         adam_epsilon: added to the root of their mean by AdamW.
         rank: of the LoRA adapter; 0 trains all weights.
         lora_alpha: the adapter's scale times its rank; 0 takes twice the rank.
+        targets: linear layers that the adapter is put on, by the ends of their names, such as
+            q_proj,v_proj; all-linear is all but the head.
         layers: train the top blocks alone, so many, by an adapter on them or in full; what the
             frozen ones below say of a row is computed once and kept. 0 trains all.
         max_tokens: of prompt and one answer together. Longer answers are cut at the end, rows
@@ -143,6 +146,7 @@ class TextTraining(Training):
 
     rank: int = 16
     lora_alpha: float = 0.0
+    targets: str | list[str] = "all-linear"
     layers: int = 0
     max_tokens: int = 1024
     budget: int = 0
@@ -158,6 +162,17 @@ class TextTraining(Training):
             if value < low:
                 text = f"setting {name!r} must be at least {low}"
                 raise InputError(text, where=where, seen=value)
+        if self.targets != "all-linear" and not self.rank:
+            raise InputError(
+                "setting 'targets' names layers for an adapter, and with rank 0 there is none",
+                where=where,
+                seen=self.targets,
+                fix="Give a rank, or leave out targets",
+            )
+        if not names_of(self.targets):
+            raise InputError(
+                "setting 'targets' names no layer", where=where, fix="Leave it out for all"
+            )
         if self.dtype == "bfloat16" and not self.rank:
             raise InputError(
                 "setting 'dtype' must be float32 where all weights are trained: small updates "
