@@ -80,14 +80,23 @@ def told(where: str) -> Generator[None]:
         known = of_system(error, where)
         if known is not None:
             raise known from error
-        if "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
+        if short_of_memory(error):
             raise Stopped(
                 "this machine has not enough memory",
                 where=where,
                 seen=str(error).splitlines()[0],
-                fix="Lower batch, budget or max_tokens, or take a smaller model",
+                fix="Take a smaller model, or lower batch, budget or max_tokens where the method "
+                "has them",
             ) from error
         raise
+
+
+def short_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ended, of the machine or of a device."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        words in text for words in ("out of memory", "can't allocate memory")
+    )
 
 
 def unreadable(error: BaseException, said: str, where: str) -> InputError:

@@ -7,7 +7,6 @@ registered builder (builder.json, safetensors), or a served endpoint.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,7 +25,7 @@ from truing.changes import (
     Weights,
     in_order,
 )
-from truing.core import files, private
+from truing.core import files, jsonfile, private
 from truing.core.licences import strictest
 from truing.core.loaded import Loaded
 from truing.errors import InputError
@@ -76,20 +75,18 @@ class Folder:
     def config(self) -> dict[str, object]:
         """config.json, or nothing for a builder's folder."""
         path = self.path / "config.json"
-        if not path.is_file():
-            return {}
-        try:
-            return cast("dict[str, object]", json.loads(path.read_text()))
-        except ValueError as error:
-            raise InputError(f"not valid JSON: {error}", where=str(path)) from None
+        return jsonfile.read(path) if path.is_file() else {}
 
     @property
     def can(self) -> frozenset[str]:
-        """What the architecture is for."""
-        names = cast("list[str]", self.config.get("architectures") or [""])
-        writes = any(
-            n.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for n in names
-        )
+        """What the architecture is for; of encoder-decoder models nothing is computed."""
+        if self.config.get("is_encoder_decoder"):
+            return frozenset({"weights"})
+        names = self.config.get("architectures") or []
+        if not isinstance(names, list):
+            raise InputError("'architectures' must be a list", where=str(self.path), seen=names)
+        ends = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+        writes = any(str(n).endswith(ends) for n in cast("list[object]", names))
         return ALL if writes else frozenset({"hidden", "weights"})
 
 
@@ -170,9 +167,12 @@ class Model:
         path = self.folder / "builder.json"
         if not path.is_file():
             return {}
-        data = json.loads(path.read_text())
+        data = jsonfile.read(path)
         _check_version(data, path)
-        return dict(data["builder"])
+        builder = data.get("builder")
+        if not isinstance(builder, dict):
+            raise InputError("'builder' must be {use: name, ...}", where=str(path), seen=builder)
+        return dict(cast("dict[str, object]", builder))
 
     @property
     def can(self) -> frozenset[str]:
@@ -242,12 +242,13 @@ class Model:
         return Folded(open_weights(self.folder), self.weight_changes)
 
     def load_module(
-        self, dtype: str = "float32", device: str | None = None, *, fresh: bool = False
+        self, dtype: str = "auto", device: str | None = None, *, fresh: bool = False
     ) -> Loaded:
         """Read the model into memory (or take it from the cache).
 
         Args:
-            dtype: "float32", "bfloat16" or "float16".
+            dtype: "float32", "bfloat16", "float16", "float64"; "auto" is float32 on a CPU and for a
+                fresh module, on a GPU what `core.precision.own` says.
             device: None takes the accelerator where there is one.
             fresh: a module of one's own, to train or change; never shared nor cached.
         """
@@ -288,8 +289,8 @@ class Model:
         return opening.export(self, Path(folder), weights_only=weights_only)
 
 
-def _check_version(data: object, path: Path) -> None:
-    version = data.get("schema_version") if isinstance(data, dict) else None
+def _check_version(data: Mapping[str, object], path: Path) -> None:
+    version = data.get("schema_version")
     if version != SCHEMA_VERSION:
         raise InputError(
             f"schema version {version!r} is not the one that this version reads ({SCHEMA_VERSION})",
@@ -382,18 +383,15 @@ def read_held(key: str, noun: str, folder: Path, content: str = "") -> Model | T
 
 
 def held(key: str) -> Model | Table | Principles:
-    """The artefact that a change holds; an InputError when it is not at hand."""
-    from truing.principles import Principles
-    from truing.tables import Table
+    """The artefact that a change or a setting holds, by its key, or by what names it elsewhere.
+
+    Raises:
+        InputError: it is not at hand, and no folder, address or key of the store either.
+    """
+    from truing.naming import at_place
 
     found = _held.get(key)
     if isinstance(found, tuple):
         found = _held[key] = read_held(key, *cast("tuple[str, Path, str]", found))
-    if isinstance(found, (Model, Table, Principles)):
-        return found
-    raise InputError(
-        "a change holds an artefact that is not at hand",
-        seen=key,
-        fix="Load the model from the folder that Model.save wrote, which has it; or give it again: "
-        "truing.models.hold(Model.open(...))",
-    )
+    found = at_place(key) if found is None else found
+    return cast("Model | Table | Principles", found)

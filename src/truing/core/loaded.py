@@ -18,12 +18,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from truing.changes import Edits
+from truing.changes import Adapter, Edits
 from truing.errors import InputError
+from truing.faults import unreadable
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import (
+        GenerationConfig,
+        PreTrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
 
     from truing.core.weights import Folded
     from truing.models import Model
@@ -35,6 +41,8 @@ _cache: OrderedDict[tuple[str, str, str], tuple[torch.nn.Module, dict[str, torch
 _cache = OrderedDict()
 _tokenizers: OrderedDict[str, PreTrainedTokenizerBase] = OrderedDict()
 _guard = threading.RLock()
+# What libraries raise for files of other types than they expect.
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError)
 
 
 @dataclass
@@ -73,17 +81,46 @@ class Loaded:
         return self.model.folded()
 
 
+def _said(error: Exception) -> str:
+    """The first line of an error; where it only announces the next, that too."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])
+
+
 def _config(folder: Path) -> PreTrainedConfig:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    where = str(folder / "config.json")
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, *MALFORMED, StrictDataclassError) as error:
         raise InputError(
-            f"the configuration cannot be read: {str(error).splitlines()[0]}",
-            where=str(folder / "config.json"),
+            f"the configuration cannot be read: {_said(error)}",
+            where=where,
             fix="Architectures that bring their own code are not run",
         ) from None
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(
+            "an encoder-decoder model, which reads its prompt by other layers than it answers by",
+            where=where,
+            seen=config.architectures or config.model_type,
+            fix="Give a causal language model, whose class ends in ForCausalLM",
+        )
+    return config
+
+
+def _generation(folder: Path) -> GenerationConfig | None:
+    """The model's own settings of generation, where it has any."""
+    from transformers import GenerationConfig
+
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return None
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except (OSError, *MALFORMED) as error:
+        raise unreadable(error, "the settings of generation cannot be read", str(path)) from None
 
 
 def architecture(config: PreTrainedConfig, where: str) -> type[PreTrainedModel]:
@@ -121,14 +158,18 @@ def quiet() -> Generator[None]:
             logging.enable_progress_bar()
 
 
-def _build(model: Model, dtype: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+def _build(
+    model: Model, dtype: str, *, beside: bool = False
+) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """A module and its extra tensors; without its adapters where they are to stand `beside` it."""
     import torch
 
     from truing.core.weights import Folded, open_weights
 
     number = cast(torch.dtype, getattr(torch, dtype))
+    changes = [c for c in model.weight_changes if not (beside and isinstance(c, Adapter))]
     # In the module's own type: rounded to the file's first, most of what was trained could be lost.
-    folded = Folded(open_weights(model.folder), model.weight_changes, number)
+    folded = Folded(open_weights(model.folder), changes, number)
     if model.builder:
         from truing.method import get_component
 
@@ -136,29 +177,37 @@ def _build(model: Model, dtype: str) -> tuple[torch.nn.Module, dict[str, torch.T
         missing = module.load_state_dict(dict(folded), strict=False)
         _complete(missing.missing_keys, missing.unexpected_keys, model)
         return module.to(number).eval(), folded.extra
-    config = _config(model.folder)
-    make = architecture(config, str(model.folder))
-    with quiet():
-        made: object = make.from_pretrained(
-            None,
-            config=config,
-            state_dict=dict(folded),
-            dtype=number,
-            output_loading_info=True,
-        )
-    module, facts = cast("tuple[torch.nn.Module, dict[str, object]]", made)
-    _complete(facts["missing_keys"], (), model)
-    generation = model.folder / "generation_config.json"
-    if generation.is_file() and hasattr(module, "generation_config"):
-        from transformers import GenerationConfig
-
-        settings = GenerationConfig.from_pretrained(model.folder)
-        cast("PreTrainedModel", module).generation_config = settings
+    config, generation = _config(model.folder), _generation(model.folder)
+    module = _stock(model, config, dict(folded), number)
+    if generation is not None and hasattr(module, "generation_config"):
+        cast("PreTrainedModel", module).generation_config = generation
     if folded.extra:
         from truing.core.routers import take_biases
 
         take_biases(module, folded.extra)
     return module.eval(), folded.extra
+
+
+def _stock(
+    model: Model, config: PreTrainedConfig, state: dict[str, torch.Tensor], number: torch.dtype
+) -> torch.nn.Module:
+    """A module of transformers, with all of its weights."""
+    where = str(model.folder)
+    make = architecture(config, where)
+    try:
+        with quiet():
+            made: object = make.from_pretrained(
+                None, config=config, state_dict=state, dtype=number, output_loading_info=True
+            )
+    except MALFORMED as error:
+        raise InputError(
+            f"the architecture cannot be made as config.json describes it: {_said(error)}",
+            where=where,
+            seen=make.__name__,
+        ) from error
+    module, facts = cast("tuple[torch.nn.Module, dict[str, object]]", made)
+    _complete(facts["missing_keys"], (), model)
+    return module
 
 
 def by_file_names(
@@ -240,7 +289,8 @@ def make_place(needed: int, free: Callable[[], int], device: str, where: str) ->
             f"the weights need {needed / 2**30:.1f} GiB and {left / 2**30:.1f} GiB of the device's "
             "memory are free",
             where=where,
-            fix="Use a smaller model, load it as bfloat16, or end what else runs on the device",
+            fix="Use a smaller model, or end what else runs on the device; one that was trained or "
+            "merged in float32 takes half of it once it is exported to a folder",
         )
 
 
@@ -264,23 +314,37 @@ def free_on(device: str) -> int:
 
 
 def load_module(
-    model: Model, dtype: str = "float32", device: str | None = None, *, fresh: bool = False
+    model: Model, dtype: str = "auto", device: str | None = None, *, fresh: bool = False
 ) -> Loaded:
     """See `Model.load_module`."""
     import torch
 
-    if dtype not in ("float32", "bfloat16", "float16", "float64"):
+    if dtype not in ("auto", "float32", "bfloat16", "float16", "float64"):
         raise InputError("unknown dtype", where=model.name, seen=dtype, fix="Use float32")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    key = (model.weights_key, dtype, device)
+    beside: list[Adapter] = []
+    if dtype == "auto":
+        from truing.core import precision
+
+        dtype = "float32" if fresh else precision.own(model, device)
+        if dtype != "float32":
+            beside = [c for c in model.weight_changes if isinstance(c, Adapter)]
+    # Folded into the same type, adapters give other values than beside it.
+    key = (model.weights_key, f"{dtype} beside" if beside else dtype, device)
     with _guard:
         if not fresh and key in _cache:
             _cache.move_to_end(key)
             module, extra = _cache[key]
             return Loaded(module, model, device, extra)
         check_memory(model, dtype)
-        module, extra = _build(model, dtype)
+        module, extra = _build(model, dtype, beside=bool(beside))
         module = _moved(module, device, model.name)
+        if beside:
+            from truing.core import unmerged
+
+            if not unmerged.put(module, beside):
+                del module, extra
+                return load_module(model, "float32", device)
         if not fresh:
             _cache[key] = (module, extra)
             while len(_cache) > KEEP:

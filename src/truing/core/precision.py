@@ -1,8 +1,13 @@
-"""In which type a model is computed while it is trained: bfloat16 where that is markedly quicker.
+"""In which type a model is computed: while it is trained (`choose`), and otherwise (`own`).
 
-Products of the model's own shapes are timed in both types, once per process. An adapter's numbers,
-the optimizer's and sums over the vocabulary stay in float32 either way; all weights of a model are
-trained in float32, where small updates are not rounded away.
+To train, products of the model's own shapes are timed in float32 and bfloat16, once per process,
+and bfloat16 is taken where it is markedly quicker. An adapter's numbers, the optimizer's and sums
+over the vocabulary stay in float32 either way; all weights of a model are trained in float32, where
+small updates are not rounded away.
+
+To draw, to judge and to measure, a GPU computes in the half type that a model's files are in, or
+no model would fit into twice its size. Nothing is timed: results depend on the model and the sort
+of device alone, which are in a step's key.
 
 Shapes: N tokens, I input and O output features.
 """
@@ -12,12 +17,15 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import torch
 
+from truing.changes import Adapter
+from truing.core.patches import ADAPTER, AdapterPatch
 from truing.core.products import times_t
-from truing.core.weights import open_weights
+from truing.core.weights import open_weights, same_name
 
 if TYPE_CHECKING:
     from truing.core.training import TextTraining
@@ -31,6 +39,7 @@ TOKENS = {"cpu": 128, "cuda": 2048}
 MOST = {"cpu": 2**30, "cuda": 2**38}  # multiplications of one product: it must not take long
 TIMES = 3  # that each product is timed, after once for warming up
 LONG = 0.15  # seconds after which a product is not timed again
+HALVES = (torch.bfloat16, torch.float16)
 
 
 def seconds_of(dtype: torch.dtype, device: str, shape: tuple[int, int, int]) -> float:
@@ -82,3 +91,44 @@ def choose(model: Model, settings: TextTraining, device: str) -> str:
         return "float32"
     whole, half = probe(device, *_largest(model))
     return "bfloat16" if whole > MARKEDLY[device] * half else "float32"
+
+
+def own(model: Model, device: str) -> str:
+    """Name of the type that `model` is computed in on a device where it is not trained.
+
+    float32 on a CPU. On a GPU the half type that most of its base's numbers are stored in, unless
+    what was trained would be rounded away in it (see `_finer`).
+    """
+    if torch.device(device).type == "cpu":
+        return "float32"
+    base = open_weights(model.folder)
+    sizes: Counter[torch.dtype] = Counter()
+    for name in base:
+        tensor = base[name]  # mapped, not read
+        if tensor.is_floating_point():
+            sizes[tensor.dtype] += tensor.numel()
+    most = max(sizes, key=lambda d: sizes[d], default=torch.float32)
+    half = most in HALVES and not _finer(model, set(base))
+    return str(most).removeprefix("torch.") if half else "float32"
+
+
+def _finer(model: Model, names: set[str]) -> bool:
+    """Whether changes hold more than fits into a half type: weights trained or merged in float32.
+
+    Adapters do not count, since they stand beside the weights (`core.unmerged`); those that bring
+    whole tensors, and weights that were replaced after an adapter was folded in, do.
+    """
+    adapted = False
+    for change in model.weight_changes:
+        if isinstance(change, Adapter):
+            patch = AdapterPatch(change.path, open_weights(change.path / ADAPTER))
+            if patch.whole or patch.config.get("fan_in_fan_out"):
+                return True
+            adapted = True
+            continue
+        tensors = open_weights(change.path)
+        own = [n for n in tensors if same_name(n.removesuffix(".at").removesuffix(".to"), names)]
+        wide = any(tensors[n].dtype in (torch.float32, torch.float64) for n in own)
+        if own and (adapted or change.delta or wide):
+            return True
+    return False

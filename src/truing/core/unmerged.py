@@ -1,0 +1,63 @@
+"""Adapters beside weights of half precision: y = x W^T + s (x A^T) B^T, the last term in float32.
+
+Weights of bfloat16 have steps of 1/256 of their size: folded into them, what an adapter has learnt
+is rounded to those, and what is less than half of one is gone. So a model that is drawn from or
+judged by on a GPU stands there as it did while it was trained: the weights in their files' type,
+adapters beside them (`core.lora`).
+
+Shapes: I input and O output features, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from truing.changes import Adapter
+from truing.core import lora
+from truing.core.patches import ADAPTER, AdapterPatch, lora_scale
+from truing.core.weights import open_weights
+
+
+def put(module: nn.Module, adapters: Sequence[Adapter]) -> bool:
+    """Put stored adapters on a module's linear layers, in their order; they are not to be trained.
+
+    Returns False, with nothing put, where one belongs on something else, such as an embedding, a
+    head or several experts in one tensor, or does not fit.
+    """
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for change in adapters:
+        patch = AdapterPatch(change.path, open_weights(change.path / ADAPTER))
+        for name, parts in patch.modules.items():
+            linear = _linear(module, name)
+            if linear is None or set(parts) != {"A", "B"}:
+                return False
+            a_RI, b_OR = (patch.tensors[parts[p]].float() for p in "AB")
+            if (b_OR.shape[0], a_RI.shape[1]) != tuple(linear.weight.shape):
+                return False
+            scale = lora_scale(patch.config, name, len(a_RI))
+            found.setdefault(name, []).append((a_RI, scale * b_OR))
+    made: dict[str, lora.Adapter] = {}
+    for name, pairs in found.items():
+        # B_1 A_1 + B_2 A_2 = [B_1 B_2] [A_1; A_2]
+        a_RI, b_OR = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], 1)
+        linear = module.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        made[name] = one = lora.Adapter(linear, len(a_RI), 1.0)
+        with torch.no_grad():
+            one.a_RI.requires_grad_(False).copy_(a_RI)
+            one.b_OR.requires_grad_(False).copy_(b_OR)
+    lora.Lora(module, made, 1, 1.0)
+    return True
+
+
+def _linear(module: nn.Module, name: str) -> nn.Linear | None:
+    """The linear layer of that name; None where it is none, or the head, which is read directly."""
+    try:
+        found = module.get_submodule(name)
+    except AttributeError:
+        return None
+    head = getattr(module, "get_output_embeddings", lambda: None)()
+    return found if isinstance(found, nn.Linear) and found is not head else None

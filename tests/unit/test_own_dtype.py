@@ -1,0 +1,184 @@
+"""The type that models are computed in where they are not trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from truing.core import loaded, lora, precision
+from truing.core.generate import generate
+from truing.core.options import option_logps
+from truing.core.scoring import answer_logps
+from truing.core.tiny import tiny_folder
+from truing.errors import InputError
+from truing.evaluate.ability import text_losses
+from truing.models import Adapter, Change, Model, Weights
+from truing.tables import Row
+
+LAYER = "model.layers.1.mlp.up_proj"
+IDS = torch.tensor([[5, 6, 7, 8, 9]])
+
+
+def stored(folder: Path, dtype: torch.dtype) -> Model:
+    """The tiny model with its weights in another type."""
+    tiny_folder(folder)
+    tensors = {n: t.to(dtype) for n, t in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return Model.open(folder)
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return stored(tmp_path_factory.mktemp("short"), torch.bfloat16)
+
+
+@pytest.fixture
+def halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done on a GPU, done on this CPU."""
+    own = precision.own
+    monkeypatch.setattr(precision, "own", lambda model, device: own(model, "cuda"))
+
+
+def adapter(model: Model, folder: Path, seed: int, rank: int = 4) -> Adapter:
+    """An adapter of which each layer's output shows some steps of bfloat16."""
+    made = lora.attach(model.load_module("float32", "cpu", fresh=True).module, rank, 8.0, seed=seed)
+    with torch.no_grad():
+        for one in made.adapters.values():
+            one.b_OR.normal_(0.0, 1e-2, generator=torch.Generator().manual_seed(seed))
+    made.save(folder)
+    return Adapter(folder)
+
+
+def weights(folder: Path, name: str, tensor: Tensor, **how: bool) -> Weights:
+    folder.mkdir()
+    save_file({name: tensor}, folder / "model.safetensors")
+    return Weights(folder, **how)
+
+
+def test_a_gpu_computes_in_the_type_of_the_files(short: Model, tmp_path: Path) -> None:
+    assert precision.own(short, "cuda") == precision.own(short, "cuda:1") == "bfloat16"
+    assert precision.own(short, "cpu") == "float32"
+    assert precision.own(stored(tmp_path / "f16", torch.float16), "cuda") == "float16"
+    assert precision.own(stored(tmp_path / "f32", torch.float32), "cuda") == "float32"
+    # Few numbers of another type, such as a router's, do not decide.
+    path = tmp_path / "f16" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert precision.own(Model.open(tmp_path / "f16"), "cuda") == "float16"
+
+
+def test_what_was_trained_in_float32_is_computed_in_it(short: Model, tmp_path: Path) -> None:
+    name = f"{LAYER}.weight"
+    whole = short.load_module("float32", "cpu").module.get_parameter(name).detach()
+    trained = weights(tmp_path / "a", name, whole * 1.001)
+    rounded = weights(tmp_path / "b", name, whole.bfloat16())
+    head = weights(tmp_path / "c", "reward_head.weight", torch.ones(1, 128))
+    delta = weights(tmp_path / "d", name, whole.bfloat16() * 0.01, delta=True)
+    low = adapter(short, tmp_path / "low", 1)
+
+    def own(*changes: Change) -> str:
+        return precision.own(short.with_changes(changes), "cuda")
+
+    assert own(trained) == own(delta) == own(low, trained) == "float32"
+    assert own(rounded) == own(low) == own(head) == own(rounded, low, head) == "bfloat16"
+    assert own(low, rounded) == "float32"  # what replaces comes after what would stand beside
+
+
+@pytest.mark.usefixtures("halved")
+def test_adapters_stand_beside_weights_of_half_precision(short: Model, tmp_path: Path) -> None:
+    laid = [adapter(short, tmp_path / "a", 1), adapter(short, tmp_path / "b", 2, rank=2)]
+    model = short.with_changes(laid)
+    base, made = short.load_module(device="cpu"), model.load_module(device="cpu")
+    assert next(made.module.parameters()).dtype == torch.bfloat16
+    weight = base.module.get_parameter(f"{LAYER}.weight")
+    assert torch.equal(made.module.get_parameter(f"{LAYER}.weight"), weight)
+
+    x = torch.randn(3, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
+    low = torch.zeros(3, 384)
+    for change in laid:
+        tensors = load_file(change.path / "adapter_model.safetensors")
+        a, b = (tensors[f"base_model.model.{LAYER}.lora_{p}.weight"] for p in "AB")
+        low += 8.0 / len(a) * ((x.float() @ a.T) @ b.T)
+    want = (x @ weight.T) + low.bfloat16()
+    assert float((want != x @ weight.T).float().mean()) > 0.5
+    layer = made.module.get_submodule(LAYER)
+    assert isinstance(layer, torch.nn.Linear)
+    assert torch.allclose(layer(x).float(), want.float(), atol=1e-6, rtol=2**-7)
+
+    # Folded into the same type they give other values; neither is taken for the other.
+    folded = model.load_module("bfloat16", "cpu")
+    assert folded.module is not made.module
+    assert not torch.equal(folded.module.get_parameter(f"{LAYER}.weight"), weight)
+    assert model.load_module(device="cpu").module is made.module
+    assert model.load_module("bfloat16", "cpu").module is folded.module
+    with torch.no_grad():
+        exact, kept = (
+            one.load_module("float32", "cpu").module(IDS).logits for one in (model, short)
+        )
+        near = made.module(IDS).logits.float()
+    assert float((near - exact).abs().mean()) < 0.25 * float((kept - exact).abs().mean())
+
+
+@pytest.mark.usefixtures("halved")
+def test_an_adapter_that_cannot_stand_beside_is_folded_in_float32(
+    short: Model, tmp_path: Path
+) -> None:
+    name = "model.embed_tokens"
+    low = adapter(short, tmp_path / "a", 1)
+    path = low.path / "adapter_model.safetensors"
+    a, b = torch.randn(2, 128) * 1e-3, torch.randn(259, 2) * 1e-3
+    stem = f"base_model.model.{name}.lora_"
+    save_file({f"{stem}A.weight": a, f"{stem}B.weight": b}, path)
+    model = short.adding(Adapter(low.path))
+    assert precision.own(model, "cuda") == "bfloat16"
+    module = model.load_module(device="cpu").module
+    old = short.load_module("float32", "cpu").module.get_parameter(f"{name}.weight")
+    new = module.get_parameter(f"{name}.weight")
+    assert new.dtype == torch.float32
+    assert torch.allclose(new, old + 4.0 * (b @ a), atol=1e-7)  # alpha 8 by rank 2
+    assert not torch.allclose(new, old, atol=1e-7)
+
+
+@pytest.mark.usefixtures("halved")
+def test_a_module_to_train_is_in_float32(short: Model) -> None:
+    assert next(short.load_module(fresh=True).module.parameters()).dtype == torch.float32
+
+
+ROWS: list[Row] = [
+    {"prompt": "say a", "completion": "well, a"},
+    {"prompt": "say b", "completion": "b"},
+]
+READS: list[Callable[[Model], list[float]]] = [
+    lambda model: answer_logps(model.load_module(), ROWS, mean=True),
+    lambda model: option_logps(model, ["say a"], ["yes", "no"])[0].tolist(),
+    lambda model: [nats / n for nats, n in text_losses(model.load_module(), ["some words"], 0)],
+    lambda model: [
+        sum(c.logprobs) / len(c.ids)
+        for (c,) in generate(model, ["say a"], max_tokens=1, greedy=True)
+    ],
+]
+
+
+@pytest.mark.parametrize("read", READS)
+def test_what_reads_a_model_does_so_in_half_precision(
+    read: Callable[[Model], list[float]], short: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Near the values of the same numbers in float32, and not the same: it did compute in it."""
+    whole = read(short)
+    own = precision.own
+    monkeypatch.setattr(precision, "own", lambda model, device: own(model, "cuda"))
+    half = read(short)
+    assert half == pytest.approx(whole, rel=0.05, abs=0.1) and half != whole
+
+
+def test_what_does_not_fit_is_told_what_helps() -> None:
+    with pytest.raises(InputError, match="memory are free") as caught:
+        loaded.make_place(11, lambda: 10, "cuda", "tiny")
+    said = str(caught.value)
+    assert "exported" in said and "bfloat16" not in said  # no command has a setting for it
