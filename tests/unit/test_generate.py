@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from truing.context import Context, use
-from truing.core import sampling
+from truing.core import sampling, waves
 from truing.core.chat import prompt_ids
 from truing.core.choose import choose
 from truing.core.generate import generate, sample_ids
@@ -54,7 +54,7 @@ def test_same_bits_for_the_same_request(monkeypatch: pytest.MonkeyPatch) -> None
     first, second = drawn(PROMPTS, n=3), drawn(PROMPTS, n=3)
     assert first == second
     assert drawn(PROMPTS, n=3, seed=4) != first
-    monkeypatch.setattr(sampling, "ROWS_CPU", 2)  # many waves of two rows
+    monkeypatch.setattr(waves, "ROWS_CPU", 2)  # many waves of two rows
     small = drawn(PROMPTS, n=3)
     assert [[s.ids for s in items] for items in small] == [[s.ids for s in i] for i in first]
 

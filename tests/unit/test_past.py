@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from truing.core import past, sampling
+from truing.core import past, waves
 from truing.core.past import Kept, Memory, Past, reach
 from truing.core.sampling import Sampled, SamplingSettings, sample
 from truing.core.shared import Level, Shared
@@ -63,7 +63,7 @@ def plain(module: nn.Module, prompt: Sequence[int], ids: Sequence[int]) -> Tenso
 def test_each_turn_is_that_of_a_request_of_its_own(
     rows: int, read: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampling, "ROWS_CPU", rows)  # one wave, or several of two rows
+    monkeypatch.setattr(waves, "ROWS_CPU", rows)  # one wave, or several of two rows
     prompts = [list(p) for p in FIRST]
     known: list[Kept | None] = [None] * len(prompts)
     before = [0] * len(prompts)
@@ -190,7 +190,7 @@ def test_a_limit_holds_and_what_has_ended_is_freed(read: list[int]) -> None:
 @pytest.mark.parametrize("draw", [True, False])
 def test_a_limit_holds_while_a_request_runs(draw: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """At most one wave's keys and values are there beside what may be kept."""
-    monkeypatch.setattr(sampling, "ROWS_CPU", 4)
+    monkeypatch.setattr(waves, "ROWS_CPU", 4)
     there: weakref.WeakSet[Level] = weakref.WeakSet()
     peak = [0]
     before = Level.take

@@ -3,11 +3,11 @@
 Each row has random numbers of its own, one for each token, made from (seed, prompt, draw number)
 and nothing else: what else is in the batch, and which rows have ended, cannot change it. A number u
 picks a token by the inverse of the cumulative distribution, so no noise over the vocabulary is
-made. Log-probabilities are those of the model's own distribution in float32: at temperature 1,
-before hooks, bans and nuclei.
+made. Log-probabilities are those of the model's own distribution in float32, before hooks, bans and
+nuclei: at temperature 1 or, where `tempered`, at the temperature that tokens are drawn at.
 
-Rows are computed in waves that depend on the request alone, so that a request gives the same bits
-however often it is made.
+Rows are computed in waves that depend on request and model alone (`core.waves`), so that a request
+gives the same bits however often it is made.
 
 Shapes: B live rows, V vocabulary, K blocks or candidates.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
@@ -28,11 +28,10 @@ from torch import Tensor, nn
 from truing.core.choose import choose
 from truing.core.past import Kept, Past
 from truing.core.states import States, states_for
+from truing.core.waves import in_memory, waves
 from truing.errors import InputError
 
 Finish = Literal["stop", "length"]
-ROWS_CPU, ROWS_GPU = 256, 512  # rows of a wave
-TOKENS = 2**17  # tokens whose keys and values a wave may hold
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,7 @@ class SamplingSettings:
         repetition_penalty: above 1 makes tokens of the prompt and the answer so far less likely, as
             in CTRL (arXiv 1909.05858): positive logits are divided by it, negative multiplied.
         banned: tokens that are never drawn.
+        tempered: give log-probabilities at `temperature` instead of 1.
     """
 
     n: int = 1
@@ -71,6 +71,7 @@ class SamplingSettings:
     first_temperature: float = 1.0
     repetition_penalty: float = 1.0
     banned: tuple[int, ...] = ()
+    tempered: bool = False
 
     def __post_init__(self) -> None:
         bounds: list[tuple[str, bool, str]] = [
@@ -100,7 +101,7 @@ class Sampled:
     """One answer as token ids.
 
     `ids` and `logprobs` hold every token drawn, the one that ended it included; `logprobs` are of
-    the model's own distribution (float32, temperature 1).
+    the model's own distribution (float32, at temperature 1 unless `tempered`).
     """
 
     ids: list[int] = field(default_factory=list)
@@ -158,10 +159,9 @@ def sample(
     drawn = [[Sampled() for _ in range(settings.n)] for _ in prompts]
     if first is None:
         first = first_draws([_bytes(ids) for ids in prompts], settings.n)
-    with prepared(module):
-        device = next(module.parameters()).device
+    with prepared(module), in_memory():
         known = past.rows if past is not None else [None] * len(prompts)
-        for wave in waves(prompts, settings, device.type):
+        for wave in waves(module, prompts, settings):
             random = [uniforms(prompts[i], settings, first[i] + k) for i, k in wave]
             one = _Wave(
                 module, prompts, wave, settings, np.stack(random), logits, decode, drawn, known
@@ -202,26 +202,6 @@ def check_lengths(module: nn.Module, prompts: Sequence[Sequence[int]], room: int
             )
 
 
-def waves(
-    prompts: Sequence[Sequence[int]], settings: SamplingSettings, device: str
-) -> Iterator[list[tuple[int, int]]]:
-    """(prompt, draw) of the rows computed together: neighbours in length, within memory."""
-    rows = ROWS_GPU if device == "cuda" else ROWS_CPU
-    wave: list[tuple[int, int]] = []
-    held, last = 0, -1
-    for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i)):
-        for draw in range(settings.n):
-            more = settings.max_tokens + (len(prompts[i]) if i != last or not wave else 0)
-            if wave and (len(wave) == rows or held + more > TOKENS):
-                yield wave
-                wave, held = [], 0
-                more = settings.max_tokens + len(prompts[i])
-            wave.append((i, draw))
-            held, last = held + more, i
-    if wave:
-        yield wave
-
-
 def first_draws(prompts: Sequence[str | bytes], n: int) -> list[int]:
     """Number of each prompt's first draw: n more for each time that it stood before."""
     times: Counter[str | bytes] = Counter()
@@ -248,8 +228,8 @@ def next_logps(module: nn.Module, prompts: Sequence[Sequence[int]]) -> Tensor:
     check_lengths(module, prompts, 1)
     made: list[tuple[list[int], Tensor]] = []
     one = SamplingSettings(max_tokens=1)
-    with prepared(module):
-        for wave in waves(prompts, one, next(module.parameters()).device.type):
+    with prepared(module), in_memory():
+        for wave in waves(module, prompts, one):
             order = [i for i, _ in wave]
             states = states_for(module, [prompts[i] for i in order], range(len(order)), 1)
             made.append((order, torch.log_softmax(states.start().float(), 1)))
@@ -334,7 +314,8 @@ class _Wave:
         shaped_BV = self._shaped(logits_BV, [self.rows[r] for r in live], step)
         heat = s.temperature * (s.first_temperature if step == 0 else 1.0)
         random_B = torch.from_numpy(self.random_BT[live, step]).to(logits_BV.device)
-        token_B, logp_B = choose(logits_BV, shaped_BV, random_B, s, heat)
+        told = s.temperature if s.tempered else 1.0
+        token_B, logp_B = choose(logits_BV, shaped_BV, random_B, s, heat, told)
         return token_B.tolist(), logp_B.tolist()
 
     def _shaped(self, logits_BV: Tensor, rows: Sequence[Row], step: int) -> Tensor:

@@ -1,0 +1,89 @@
+"""Which rows of a request are written together: as many as memory takes, neighbours in length.
+
+What a wave holds is keys and values, those of a prompt once for all of its answers (`core.shared`)
+or once for each (`states.Padded`). It may take `BYTES`, by the model's own size of a token, and no
+more than `TOKENS`. What is free on the machine is not asked, so that waves depend on the request
+and the model alone and give the same bits each time. Where memory ends all the same, the error says
+what a request can do about it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, cast
+
+from torch import nn
+
+from truing.core import shared
+from truing.errors import Stopped
+from truing.faults import short_of_memory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from truing.core.sampling import SamplingSettings
+
+ROWS_CPU, ROWS_GPU = 256, 512  # rows of a wave
+TOKENS = 2**17  # tokens whose keys and values a wave may hold
+# Bytes of these. SmolLM2-135M in float32 takes 5.6 GiB for all of them; a model of 8 billion
+# parameters and 8 key heads, in bfloat16, holds half as many tokens.
+BYTES = 2**33
+
+
+def token_bytes(module: nn.Module) -> int:
+    """Bytes of one token's keys and values in all layers; 0 where the configuration hides it."""
+    config = cast("PreTrainedModel", module).config.get_text_config()
+
+    def number(name: str) -> int:
+        found = getattr(config, name, None)
+        return found if isinstance(found, int) else 0
+
+    heads = number("num_attention_heads")
+    size = number("head_dim") or (number("hidden_size") // heads if heads else 0)
+    layers, groups = number("num_hidden_layers"), number("num_key_value_heads") or heads
+    return 2 * layers * groups * size * next(module.parameters()).dtype.itemsize
+
+
+def waves(
+    module: nn.Module, prompts: Sequence[Sequence[int]], settings: SamplingSettings
+) -> Iterator[list[tuple[int, int]]]:
+    """(prompt, draw) of the rows computed together."""
+    if not prompts:
+        return
+    longest = max(map(len, prompts)) + settings.max_tokens
+    alone = not shared.fits(module, longest)  # each row keeps its prompt for itself, filled up
+    most = BYTES // max(1, token_bytes(module))
+    cuda = next(module.parameters()).device.type == "cuda"
+    rows = ROWS_GPU if cuda else ROWS_CPU
+    wave: list[tuple[int, int]] = []
+    held, last = 0, -1
+    for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i)):
+        row = settings.max_tokens + len(prompts[i])
+        for draw in range(settings.n):
+            more = settings.max_tokens if i == last and wave else row
+            kept = row * (len(wave) + 1) if alone else held + more
+            if wave and (len(wave) == rows or held + more > TOKENS or kept > most):
+                yield wave
+                wave, held, more = [], 0, row
+            wave.append((i, draw))
+            held, last = held + more, i
+    if wave:
+        yield wave
+
+
+@contextlib.contextmanager
+def in_memory() -> Generator[None]:
+    """Raise Stopped where memory ends inside the block, with what a request can do about it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not short_of_memory(error):
+            raise
+        raise Stopped(
+            "this machine has not enough memory to write the answers",
+            where="sampling",
+            seen=next(iter(str(error).splitlines()), ""),
+            fix="Ask for shorter answers (max_tokens), shorten the prompts, end what else runs on "
+            "the machine, or take a smaller model",
+        ) from error

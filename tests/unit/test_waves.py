@@ -1,0 +1,121 @@
+"""Rows that are written together fit into so many bytes, and answers do not depend on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
+
+from truing.core import shared, waves
+from truing.core.past import Past
+from truing.core.sampling import Sampled, SamplingSettings, next_logps, sample
+from truing.core.tiny import tiny_model
+from truing.errors import Stopped
+
+MODULE, _ = tiny_model()
+PROMPTS = [[5, 6, 7], [33, 4, 90, 12, 11, 10, 9, 8], [9, 41], [5, 6, 7, 8, 9]]
+TOKEN = 2 * 6 * 2 * 32 * 4  # keys and values, layers, key heads, head size, float32
+
+
+def drawn(n: int = 3, **settings: object) -> list[list[Sampled]]:
+    chosen = {"max_tokens": 10, "stop_ids": (), "seed": 3, "n": n, **settings}
+    return sample(MODULE, PROMPTS, SamplingSettings(**chosen))  # type: ignore[arg-type]
+
+
+def test_bytes_of_a_token_are_those_of_its_keys_and_values() -> None:
+    assert waves.token_bytes(MODULE) == TOKEN
+    past = Past([None])
+    sample(MODULE, [PROMPTS[1]], SamplingSettings(max_tokens=1, greedy=True), past=past)
+    (kept,) = past.rows
+    assert kept is not None
+    read = [kept.read(layer, 0, 1) for layer in range(kept.layers)]
+    assert sum(t.nbytes for pair in read for t in pair) == TOKEN
+    other = GPT2LMHeadModel(GPT2Config(n_layer=3, n_head=2, n_embd=8, vocab_size=11))
+    assert waves.token_bytes(other.bfloat16()) == 2 * 3 * 8 * 2
+
+
+def test_what_small_models_ask_for_on_a_cpu_stays_in_one_piece() -> None:
+    config = LlamaConfig(  # SmolLM2-135M, the default
+        hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3
+    )
+
+    class Stub(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(1, 1)
+            self.config = config
+
+    assert waves.token_bytes(Stub()) == 2 * 30 * 3 * 64 * 4
+    assert waves.token_bytes(Stub()) * waves.TOKENS <= waves.BYTES
+
+
+def cut(tokens: int, monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, int]]]:
+    monkeypatch.setattr(waves, "BYTES", tokens * TOKEN)
+    made = list(waves.waves(MODULE, PROMPTS, SamplingSettings(n=3, max_tokens=10)))
+    assert sorted(row for wave in made for row in wave) == [
+        (i, k) for i in range(len(PROMPTS)) for k in range(3)
+    ]
+    return made
+
+
+@pytest.mark.parametrize("tokens", [14, 40, 60, 1000])
+def test_a_wave_fits(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt counts once for all of its answers in a wave; what is too long stands alone."""
+    made = cut(tokens, monkeypatch)
+    for wave in made:
+        held = 10 * len(wave) + sum(len(PROMPTS[i]) for i in {i for i, _ in wave})
+        assert held <= tokens or len(wave) == 1
+    assert len(made) == {14: 12, 40: 4, 60: 3, 1000: 1}[tokens]
+
+
+def test_rows_that_keep_their_prompts_for_themselves_count_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shared, "fits", lambda module, longest: False)
+    for wave in cut(40, monkeypatch):
+        width = max(len(PROMPTS[i]) for i, _ in wave) + 10  # filled up to the longest
+        assert len(wave) * width <= 40
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_answers_do_not_depend_on_the_waves(padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if padded:
+        monkeypatch.setattr(shared, "fits", lambda module, longest: False)
+    whole, next_whole = drawn(), next_logps(MODULE, PROMPTS)
+    seen: list[int] = []
+    monkeypatch.setattr(waves, "BYTES", 30 * TOKEN)
+    cutting = waves.waves
+
+    def counting(
+        module: nn.Module, prompts: Sequence[Sequence[int]], settings: SamplingSettings
+    ) -> Iterator[list[tuple[int, int]]]:
+        for wave in cutting(module, prompts, settings):
+            seen.append(len(wave))
+            yield wave
+
+    monkeypatch.setattr("truing.core.sampling.waves", counting)
+    small = drawn()
+    assert len(seen) > 3
+    for a, b in zip((s for row in whole for s in row), (s for r in small for s in r), strict=True):
+        assert a.ids == b.ids and a.finish == b.finish
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+    assert torch.allclose(next_logps(MODULE, PROMPTS), next_whole, atol=1e-4)
+
+
+def test_the_end_of_memory_is_told_in_words_of_who_draws() -> None:
+    def full(_: Sequence[object], logits: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore words")
+
+    def wrong(_: Sequence[object], logits: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("shapes differ")
+
+    settings = SamplingSettings(max_tokens=2)
+    with pytest.raises(Stopped, match="not enough memory") as caught:
+        sample(MODULE, PROMPTS, settings, logits=full)
+    said = str(caught.value)
+    assert "max_tokens" in said and "2.00 GiB" in said and "More words" not in said
+    assert "budget" not in said and "batch" not in said
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        sample(MODULE, PROMPTS, settings, logits=wrong)
