@@ -12,7 +12,7 @@ from typing import cast
 
 from truing import changes as change_files
 from truing.changes import Adapter, Decoder, Rewriter
-from truing.core import files, private
+from truing.core import files, jsonfile, private
 from truing.core.licences import strictest
 from truing.core.own_folders import CARD, EXPORTED, MODEL_CARD, must_be_free, text_hash
 from truing.errors import InputError, unknown
@@ -77,15 +77,17 @@ def _local(folder: Path) -> Model:
     if (folder / CARD).is_file():
         return load(folder)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        config = json.loads((folder / "adapter_config.json").read_text())
-        base = config.get("base_model_name_or_path")
-        if not base:
+        base = jsonfile.read(folder / "adapter_config.json").get("base_model_name_or_path")
+        if not isinstance(base, str) or not base or files.expanded(base) == folder:
             raise InputError(
                 "the adapter does not name its base model",
                 where=str(folder / "adapter_config.json"),
+                seen=base,
                 fix="Fill in base_model_name_or_path",
             )
-        return open_model(str(base)).adding(Adapter(folder)).called(folder.name)
+        model = open_model(base).adding(Adapter(folder)).called(folder.name)
+        model.folded()
+        return model
     base = Folder(folder, stated_licence(folder))
     if not {"config.json", "builder.json"} & set(base.names()):
         raise InputError(
@@ -360,7 +362,7 @@ def token_facts(folder: Path) -> list[object]:
     own = folder / "tokenizer.json"
     if own.is_file():
         # Padding and truncation, which the file also holds, are no part of it.
-        data = json.loads(own.read_text(encoding="utf-8"))
+        data = jsonfile.read(own)
         return [*facts, data.get("model"), data.get("added_tokens"), data.get("pre_tokenizer")]
     names = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
     return [*facts, files.files_hash(folder, [n for n in names if (folder / n).is_file()])]
@@ -374,4 +376,4 @@ def template_of(folder: Path) -> str:
     config = folder / "tokenizer_config.json"
     if not config.is_file():
         return ""
-    return json.dumps(json.loads(config.read_text()).get("chat_template") or "")
+    return json.dumps(jsonfile.read(config).get("chat_template") or "")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import cast
 import torch
 
 from truing.changes import Weights
+from truing.core import jsonfile
 from truing.errors import InputError
 
 Tensor = torch.Tensor
@@ -24,15 +24,24 @@ _LORA = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.(?:default\.)?weight
 def _adapter_config(folder: Path) -> dict[str, object]:
     path = folder / "adapter_config.json"
     try:
-        config = cast("dict[str, object]", json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
+        config = jsonfile.read(path)
+    except OSError as error:
         raise InputError(f"not a readable adapter: {error}", where=str(path)) from None
+    except InputError as error:
+        error.message = f"not a readable adapter: {error.message}"
+        raise
     if config.get("peft_type") != "LORA":
         raise InputError(
             "only LoRA adapters fold into weights", where=str(path), seen=config.get("peft_type")
         )
     if config.get("use_dora"):
         raise InputError("DoRA adapters are not supported", where=str(path))
+    alphas = config.get("alpha_pattern") or {}
+    if not isinstance(alphas, dict):
+        raise InputError("'alpha_pattern' must be a mapping", where=str(path), seen=alphas)
+    for alpha in (config.get("lora_alpha"), *cast("dict[str, object]", alphas).values()):
+        if alpha is not None and not isinstance(alpha, (int, float)):
+            raise InputError("'lora_alpha' must be a number", where=str(path), seen=alpha)
     return config
 
 

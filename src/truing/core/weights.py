@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from truing.changes import Adapter, Weights
+from truing.core import jsonfile
 from truing.core.files import new_folder
 from truing.core.patches import ADAPTER, AdapterPatch, WeightsPatch
 from truing.errors import InputError
@@ -106,10 +107,7 @@ def open_weights(path: Path) -> Stored:
         )
     stored = Stored(files)
     config = path / "config.json"
-    try:
-        facts = json.loads(config.read_text()) if config.is_file() else {}
-    except ValueError as error:
-        raise InputError(f"not valid JSON: {error}", where=str(config)) from None
+    facts = jsonfile.read(config) if config.is_file() else {}
     if facts.get("tie_word_embeddings"):
         inputs = [n for n in stored if n.endswith("embed_tokens.weight")]
         outputs = [n for n in stored if n.endswith("lm_head.weight")]
