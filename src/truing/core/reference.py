@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -32,6 +33,9 @@ from truing.core.files import FILE, home, make_room_for
 from truing.core.logprob import measure
 from truing.core.tree import Node, Packed, pack
 from truing.tables import content_hash
+
+if TYPE_CHECKING:
+    from truing.core.sight import Sight
 
 LIMIT = 4 * 2**30  # bytes on disk, of all runs together
 SWEEP = 2048  # tokens computed at once; there is no backward pass to hold memory for
@@ -69,12 +73,13 @@ class Kept(ABC):
     Args:
         key: content of the weights and of what is measured.
         dtype: that the module computes in.
+        sight: how the frozen model sees the trees that are trained on; None for as they are.
     """
 
     label = "values of the frozen model"
 
-    def __init__(self, key: str, dtype: str) -> None:
-        self.key, self.dtype = key, dtype
+    def __init__(self, key: str, dtype: str, sight: Sight | None = None) -> None:
+        self.key, self.dtype, self.sight = key + (sight.key if sight else ""), dtype, sight
         self._values: dict[bytes, dict[str, Tensor]] = {}
         self.computed = self.cached = 0
 
@@ -93,14 +98,15 @@ class Kept(ABC):
             self._values.clear()
         wanted = [t for t in gathered(trees) if any(k not in self._values for k in keys_of(t))]
         device = next(module.parameters()).device
-        runs = pack(wanted, budget, share=True) if wanted else []
+        seen = [self.sight.tree(t) for t in wanted] if self.sight else wanted
+        runs = pack(seen, budget, share=True) if wanted else []
         if keep:
-            self._divide(module, runs, wanted, device)
+            self._divide(module, runs, seen, device)
         at = 0
         for i, packed in enumerate(runs, 1):
-            some = wanted[at : at + len(packed)]
+            some, read = wanted[at : at + len(packed)], seen[at : at + len(packed)]
             at += len(packed)
-            values = self._pack_values(module, packed, some, device, keep)
+            values = self._pack_values(module, packed, read, device, keep)
             for u, tree in enumerate(some):
                 for k, key in enumerate(keys_of(tree)):
                     index_T = packed.index_UKT[u, k, : int(packed.mask_UKT[u, k].sum())]
@@ -140,7 +146,7 @@ class Kept(ABC):
                 return found
         except (OSError, SafetensorError):
             pass  # not there yet, or damaged: made again
-        with torch.no_grad():
+        with torch.no_grad(), self.sight.on() if self.sight else contextlib.nullcontext():
             made = self.compute(module, packed.to(device))
         values = {n: v.cpu().contiguous() for n, v in made.items()}
         self.computed += 1
@@ -172,6 +178,7 @@ class Reference(Kept):
     Args:
         key: content of the weights, `Model.weights_key`.
         dtype: that the module computes in.
+        sight: see `Kept`.
     """
 
     label = "reference log-probabilities"

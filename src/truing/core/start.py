@@ -26,6 +26,7 @@ from truing.core.chat import check_receipt, receipt
 from truing.core.engine import checkpoints_of
 from truing.core.loaded import free_on
 from truing.core.opening import same_tokens
+from truing.core.sight import Sight, acting, refuse
 from truing.core.tree import BUDGET
 from truing.doctor import memory_gib
 from truing.errors import InputError
@@ -150,6 +151,12 @@ class Start:
         """The reference in memory: the one given, or the model itself."""
         return (self.reference or self.model).load_module(self.dtype)
 
+    def sight(self) -> Sight | None:
+        """How a reference that was given sees the rows; None where there is none."""
+        if self.reference is None:
+            return None
+        return Sight(self.frozen(), self.model, "reference", self.where)
+
 
 def begin(
     model: Model,
@@ -158,17 +165,21 @@ def begin(
     *,
     key: str,
     reference: Model | None = None,
+    apart: bool = False,
 ) -> Start:
     """Read a model into memory to train it.
 
     Args:
         key: of the run, as `engine.train` gets it.
         reference: frozen, and of the same tokens; None where there is none, or the model itself.
+        apart: whether it is measured by itself, so that it may read prompts of its own.
     Raises:
-        InputError: a reference with another tokenizer or template.
+        InputError: a reference with another tokenizer or template, or with run-time changes that
+            cannot act.
     """
     if reference is not None:
         same_tokens({"model": model, "reference": reference}, where=where)
+        (acting if apart else refuse)(reference, model, "reference", where)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     noted = _noted(f"dtype/{key}")
     chosen = precision.choose(model, settings, device) if distributed.leads() and not noted else ""

@@ -5,15 +5,19 @@
 
 lp is the log-probability of the answer with the token that ends it. It is divided by the length,
 as in SimPO (arXiv 2405.14734), so that short answers do not win by being short. The measure knows
-nothing of a training objective, so models from any of them, steered or merged ones too, compare.
+nothing of a training objective, so models from any of them, steered, prompted or merged ones too,
+compare: edits, prefix and rewriter are in force, decoders are no part of it.
 Intervals: Wilson for the accuracy, bootstrap over pairs for the margin. Our own measurement.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from truing.context import Json, current
+from truing.core.chat import Prompt
+from truing.core.generate import rewritten
 from truing.core.logprob import measure
 from truing.core.objective import Objective
 from truing.core.stats import bootstrap, wilson
@@ -23,7 +27,7 @@ from truing.errors import InputError
 from truing.method import method
 from truing.models import Loaded, Model
 from truing.reports import Measure, Report
-from truing.tables import Row, Table
+from truing.tables import Row, Table, prompt_of
 
 BUDGET = 2048  # tokens computed at once
 
@@ -48,7 +52,9 @@ def mean_logps(loaded: Loaded, units: Sequence[Unit]) -> list[list[float]]:
 def _pairs(loaded: Loaded, data: Table, max_tokens: int) -> tuple[list[Unit], dict[str, Json]]:
     spec = Objective("evaluate/preference", accuracy, "pair", ("logp",), "pair", {})
     reader = Reader(loaded.tokenizer, spec, max_tokens)
-    units = reader.read(data)
+    asked = rewritten(loaded.model, [cast(Prompt, prompt_of(row)) for row in data])
+    rows = [{**row, "prompt": prompt} for row, prompt in zip(data, asked, strict=True)]
+    units = reader.read(data.remade("pair", rows, range(len(data))))
     return units, {n: c for n, c in sorted(reader.counts.items()) if c}
 
 

@@ -155,15 +155,17 @@ def perplexity(
 ) -> list[float]:
     """Perplexity of the query, or of the answer given the query; `low` returns its inverse."""
     loaded = _needs_model(model, "perplexity").load_module()
+    heads: list[list[int]] = [[] for _ in rows]
+    if of == "completion":
+        from truing.core.chat import prompt_ids
+        from truing.core.generate import rewritten
+
+        asked = rewritten(loaded.model, [cast(str, row.get("prompt", "")) for row in rows])
+        heads = [prompt_ids(loaded.tokenizer, prompt)[-max_tokens:] for prompt in asked]
     values: list[float] = []
-    for row in rows:
+    for row, head in zip(rows, heads, strict=True):
         encode = loaded.tokenizer.encode
         tail = cast(list[int], encode(_text(row, of), add_special_tokens=False))[:max_tokens]
-        head: list[int] = []
-        if of == "completion":
-            from truing.core.chat import prompt_ids
-
-            head = prompt_ids(loaded.tokenizer, cast(str, row.get("prompt", "")))[-max_tokens:]
         value = float(torch.tensor(mean_nll(loaded, head, tail)).clamp(max=50.0).exp())
         values.append(value if sign == "high" else 1.0 / value)
     return values
