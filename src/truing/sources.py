@@ -167,7 +167,7 @@ def need_abilities(
             f"{method.id} needs a {called} that can {' and '.join(lacks)}",
             where=where,
             seen=f"this one can {', '.join(sorted(able or ()))}",
-            fix="Give a local model",
+            fix="Give a local causal language model",
         )
 
 

@@ -24,6 +24,7 @@ import torch
 
 from truing.changes import Decoder
 from truing.core.chat import Prompt, completion_ids, prompt_ids
+from truing.core.generate import rewritten
 from truing.core.scores import kind_of
 from truing.core.scoring import answer_logps, check_logits, has_head, head_scores, sigmoid
 from truing.errors import InputError, unknown
@@ -111,8 +112,9 @@ def _label_scores(loaded: Loaded, rows: Sequence[Row]) -> list[float]:
             "a reward model has one label", where=loaded.model.name, seen=f"{labels} labels"
         )
     values: list[float] = []
-    for row in rows:
-        head = prompt_ids(loaded.tokenizer, cast(Prompt, row["prompt"]))
+    asked = rewritten(loaded.model, [cast(Prompt, row["prompt"]) for row in rows])
+    for row, prompt in zip(rows, asked, strict=True):
+        head = prompt_ids(loaded.tokenizer, prompt)
         ended = row.get("finished") is not False
         tail = completion_ids(loaded.tokenizer, str(row["completion"]), end=ended)
         ids_1T = torch.tensor([[*head, *tail]], device=loaded.device)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from truing.changes import Weights
 from truing.core.chat import Prompt, completion_ids, prompt_ids, step_ids
 from truing.core.files import new_folder
+from truing.core.generate import rewritten
 from truing.core.logprob import measure, states
 from truing.core.tree import Node, Packed, group_tree, pack
 from truing.errors import InputError
@@ -121,6 +122,7 @@ def by_prompt(
 ) -> list[float]:
     """A number for each row's answer, the prompt of several rows computed once.
 
+    The model's edits, prefix and rewriter are in force.
     Args:
         rows: with "prompt", "completion" and optionally "finished".
         values: numbers [U, K] of a micro-batch.
@@ -133,12 +135,13 @@ def by_prompt(
     found = [0.0] * len(rows)
     order: list[list[int]] = []
     trees: list[Node] = []
-    for members in groups.values():
+    asked = rewritten(loaded.model, [cast(Prompt, rows[m[0]]["prompt"]) for m in groups.values()])
+    for prompt, members in zip(asked, groups.values(), strict=True):
         answers = {i: _answer(loaded, rows[i]) for i in members}
         some = [i for i in members if answers[i]]
         if some:
             order.append(some)
-            head = prompt_ids(loaded.tokenizer, cast(Prompt, rows[some[0]]["prompt"]))
+            head = prompt_ids(loaded.tokenizer, prompt)
             trees.append(group_tree(head, [answers[i] for i in some]))
     done = 0
     for packed in pack(trees, share=True) if trees else []:
@@ -183,7 +186,11 @@ def step_scores(reward: Model, rows: Sequence[Row], separator: str) -> list[list
     """Score at the end of each step of each row; rows have "prompt" and "steps"."""
     loaded = reward.load_module()
     head = _own_head(loaded)
-    trees = [step_tree(loaded, row, separator) for row in rows]
+    asked = rewritten(reward, [cast(Prompt, row["prompt"]) for row in rows])
+    trees = [
+        step_tree(loaded, {**row, "prompt": prompt}, separator)
+        for row, prompt in zip(rows, asked, strict=True)
+    ]
     found: list[list[float]] = []
     for packed in pack(trees, share=True) if trees else []:
         with torch.inference_mode(), loaded.run_time():

@@ -100,7 +100,7 @@ def step_value(
     data = data.expect("steps", where=NAME)
     settings = Training(epochs=epochs, lr=lr, batch=batch)
     settings.check(NAME)
-    loaded, context = model.load_module(), current()
+    loaded, context = model.load_module("float32"), current()
     spec = Objective(NAME, squared_errors, "token", ("scores",), "steps", {"labels": None})
     units, notes = read_units(spec, loaded, data, max_tokens)
     context.metric(**notes)
