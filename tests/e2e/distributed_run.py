@@ -54,6 +54,9 @@ steps:
   talks: {do: train/ppo, model: base, partner: base, data: pairs.jsonl, rank: 4, steps: 2, batch: 3,
     answers: 2, new_tokens: 8, turns: 2, environment: {use: conversation, turns: 2},
     dtype: float32, rewards: {short: {use: max_words, n: 2}}}
+  experts: {do: merge/mixture_of_experts, models: {one: base}}
+  routed: {do: train/balanced_experts, model: experts, data: examples.jsonl, rank: 0, steps: 3,
+    batch: 4, lr: 1.0e-3, budget: 100, bias_step: 0.01}
   own: {do: train/gkd_on_policy, model: base, teacher: base, data: examples.jsonl, rank: 4,
     steps: 2, batch: 3, lr: 1.0e-3, new_tokens: 8, dtype: float32}
 """

@@ -39,10 +39,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Generator, Sequence
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from truing.core import distributed
 from truing.core.logprob import states
 from truing.core.objective import Loss, Measurements, objective
 from truing.core.routers import (
@@ -62,6 +64,10 @@ from truing.core.training import Hook, State, Tuned, hook
 from truing.core.tree import BUDGET, Packed, pack
 from truing.errors import InputError
 from truing.train.supervised.sft import nll
+
+
+def _read(module: nn.Module, packed: Packed) -> dict[str, Tensor]:
+    return {"states": states(module, packed)}
 
 
 @hook("routers")
@@ -100,7 +106,7 @@ class Routers(Hook):
             for packed in pack([task.units[r].tree() for r in rows], BUDGET):
                 here = packed.to(device)
                 with decided(task.module, capacity=self.capacity) as seen:
-                    states(task.module, here)
+                    distributed.forward_of(task.module, partial(_read, task.module, here))
                 found.append([routed.of(here.source_M) for routed in seen])
         layers = list(zip(*found, strict=True))
         logits = [torch.cat([r.logits_NE.float() for r in parts]) for parts in layers]
