@@ -28,7 +28,6 @@ KINDS: dict[str, tuple[Columns, ...]] = {
         {"prompt": (str, list), "chosen": (list,), "rejected": (list,)},
         {"chosen": (list,), "rejected": (list,)},
     ),
-    "implicit_pair": ({"chosen": (str,), "rejected": (str,)},),
     "unpaired": ({"prompt": (str, list), "completion": (str,), "label": (bool,)},),
     "dialogue_unpaired": ({"prompt": (str, list), "completion": (list,), "label": (bool,)},),
     "negative": ({"prompt": (str, list), "rejected": (str,)},),
@@ -41,8 +40,11 @@ KINDS: dict[str, tuple[Columns, ...]] = {
     "dialogue_example": ({"prompt": (str, list), "completion": (list,)},),
     "prompt": ({"prompt": (str, list)}, {"messages": (list,)}),
     "text": ({"text": (str,)},),
+    "implicit_pair": ({"chosen": (str,), "rejected": (str,)},),
     "record": ({},),
 }
+# Columns that ask something under another name: such pairs do not say it in their answers.
+QUESTIONS = {"question", "instruction", "query", "input", "problem", "context"}
 ANSWERS = ("chosen", "rejected", "completion")  # texts in some kinds, messages in others
 
 
@@ -56,7 +58,8 @@ def infer_kind(row: Mapping[str, object]) -> str:
             if name in need
         )
 
-    return next((k for k, choices in KINDS.items() if any(map(fits, choices))), "record")
+    kind = next((k for k, choices in KINDS.items() if any(map(fits, choices))), "record")
+    return "record" if kind == "implicit_pair" and QUESTIONS & set(row) else kind
 
 
 def _check_messages(messages: list[object], where: str, field: str) -> None:

@@ -206,6 +206,25 @@ def test_what_both_texts_begin_with_is_the_prompt(chosen: str, rejected: str, pr
     assert str(notes["conversion"]).startswith("what both answers begin with as the prompt; chosen")
 
 
+def test_rows_that_ask_under_another_name_are_no_pairs_without_a_prompt() -> None:
+    pair: Row = {"chosen": "I think so", "rejected": "I think not"}
+    assert Table("", [{"question": "Why?", **pair}]).kind == "record"
+    assert Table("", [{"messages": [user("Why?")], **pair}]).kind == "example"
+    assert Table("", [{"source": "x", **pair}]).kind == "implicit_pair"
+
+
+def test_rows_that_do_not_read_so_are_told_before_a_model_is_opened() -> None:
+    several = [*SHARED, said("Thus."), user("Hm."), said("Yes.")]
+    dialogues = Table("", [DIALOGUES, {**DIALOGUES, "chosen": several}])
+    for kind in ("unpaired", "group"):
+        with pytest.raises(InputError, match=r"kto table row 2: needs single answers"):
+            check_rows(dialogues, kind, "kto")
+    check_rows(dialogues, "pair", "dpo")
+    check_rows(dialogues, "example", "sft")
+    with pytest.raises(InputError, match=r"dpo table row 1: chosen and rejected begin"):
+        check_rows(Table("", [{"chosen": "Yes", "rejected": "No"}]), "pair", "dpo")
+
+
 def test_texts_that_tell_no_prompt() -> None:
     with pytest.raises(InputError, match=r"row 2: .*nothing alike.*column 'prompt'"):
         as_kind(

@@ -8,9 +8,10 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, cast
 
-from truing.core.row_kinds import is_taken, takes_texts
+from truing.core.row_kinds import as_kind, is_taken, takes_texts
 from truing.errors import InputError, nearest
-from truing.tables import KINDS, Table
+from truing.kinds import KINDS, READINGS
+from truing.tables import Table
 
 if TYPE_CHECKING:
     from truing.core.objective import Objective
@@ -22,6 +23,7 @@ Tables = Mapping[str, Table]
 # Least and largest value of settings, None where none is largest; or an interval as text, whose
 # round brackets leave their ends out: "(0, 1]", "(0, inf)".
 Bounds = Mapping[str, tuple[float, float | None] | str]
+READ = {given for given, _ in READINGS}  # kinds whose rows read as those of another
 BRANCHES = {"pair": 2, "group": 3}  # of a row of that kind; of all others one
 
 
@@ -226,6 +228,8 @@ def check_rows(
         texts: take whole texts as examples.
     """
     if is_taken(table.kind, kind, texts):
+        if table.kind in READ and not isinstance(table, Promised):
+            as_kind(table, kind, where, texts=texts)  # says which row does not read so
         return  # a conversion makes what is missing
     check_kinds(table, (kind,), where)
     for name in () if isinstance(table, Promised) else columns:
