@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from math import inf
 from typing import cast
 
 from pagetext import escape, table
 
 from truing.core.objective import Objective, objective_of
 from truing.core.online import Online, online_of
-from truing.core.row_kinds import CONVERSIONS
+from truing.core.row_kinds import is_taken, takes_texts
 from truing.method import Kinds, Method
 from truing.signature import Input, argument_docs
 from truing.tables import KINDS
@@ -36,9 +37,10 @@ def _either(names: list[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def _converted(kind: str) -> str:
-    """The kinds that rows of this one are made from, where training converts."""
-    others = [one for one, other in CONVERSIONS if other == kind]
+def _converted(spec: Objective | Online) -> str:
+    """The kinds that its rows are made from, or that it reads as well."""
+    texts = isinstance(spec, Objective) and takes_texts(spec)
+    others = [one for one in KINDS if one != spec.rows and is_taken(one, spec.rows, texts)]
     return f", made from {_either(others)} too" if others else ""
 
 
@@ -51,7 +53,7 @@ def _columns(spec: Objective | Online) -> list[str]:
         when = ", where `ptx` is above 0" if "ptx" in spec.settings else ""
         return [f"`{spec.given}` (text{when})"]
     numbers = [
-        f"`{name}` (number{'' if default is None else f'; {default:g} where missing'})"
+        f"`{name}` (number{_missing(default)})"
         for name, default in spec.columns.items()
         if name not in own
     ]
@@ -62,12 +64,19 @@ def _columns(spec: Objective | Online) -> list[str]:
     return numbers + texts
 
 
+def _missing(default: float | None) -> str:
+    """What stands for a number that a row does not give."""
+    if default is None:
+        return ""
+    return f"; {default:g} where missing" if default > -inf else "; none where missing"
+
+
 def _holds(method: Method, given: Input) -> str:
     """What an input holds, as far as the code tells."""
     spec, kinds = _spec(method), kinds_of(method).get(given.name, ())
     said: list[str] = []
     if kinds:
-        said.append(f"rows of kind {_either(list(kinds))}{_converted(kinds[0]) if spec else ''}")
+        said.append(f"rows of kind {_either(list(kinds))}{_converted(spec) if spec else ''}")
         columns = _columns(spec) if spec else []
         said += [f"columns besides: {', '.join(columns)}"] if columns else []
     docs = argument_docs(method.doc) | argument_docs(inspect.getdoc(method.declared) or "")
