@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from truing.core.sampling import SamplingSettings
 from truing.core.training import Schedule, TextTraining
 from truing.errors import InputError
-CRITICS = ("critic_rate", "critic_rollouts", "clip_value", "vf")  # of methods that have one
 
+CRITICS = ("critic_rate", "critic_rollouts", "clip_value", "vf")  # of methods that have one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,8 @@ class OnlineTraining(TextTraining):
             given.
         answers: drawn for each prompt.
         new_tokens: an answer's length limit, in tokens, its end included; of several turns each.
-        temperature: of sampling. Log-probabilities are those at temperature 1 throughout.
+        temperature: of sampling. Log-probabilities are those of the logits divided by it, except
+            in losses of pairs (online_dpo, xpo), which are at temperature 1.
         top_p: share of the probability that answers are drawn from.
         repetition_penalty: above 1 makes tokens less likely that stand there already.
         passes: times that a rollout is learnt from.
@@ -63,12 +64,12 @@ class OnlineTraining(TextTraining):
         refill: rounds of further prompts that may take the place of groups which teach nothing.
         missing_end: subtracted from the reward of answers without a stop token.
         critic_rate: learning rate of the critic over the policy's.
-        watch: measure the divergence from the reference even where the method does not need it.
-    """
-
         critic_rollouts: rollouts at first from which the critic alone learns.
         clip_value: how far values may move in the critic's loss; 0 for any distance.
         vf: weight of the critic's loss.
+        watch: measure the divergence from the reference even where the method does not need it.
+    """
+
     schedule: Schedule = "constant"
     warmup: float = 0.0
     environment: dict[str, object] | None = None
@@ -85,12 +86,12 @@ class OnlineTraining(TextTraining):
     refill: int = 0
     missing_end: float = 0.0
     critic_rate: float = 1.0
-    watch: bool = False
-
-    def check(self, where: str) -> None:
     critic_rollouts: int = 0
     clip_value: float = 0.2
     vf: float = 0.1
+    watch: bool = False
+
+    def check(self, where: str) -> None:
         """Raise an InputError that names the first setting out of range."""
         super().check(where)
         least = {"answers": 1, "new_tokens": 1, "passes": 1, "minibatches": 1, "refill": 0}

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from truing.tables import Table
 
 State = dict[str, Tensor]
-
 Schedule = Literal["cosine", "linear", "constant", "inverse_sqrt"]
 FLOOR = 0.1  # share of the peak that a warm-up before "inverse_sqrt" begins at
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
@@ -46,9 +46,9 @@ class Training:
         warmup: share of the updates over which the rate rises from 0.
         clip: largest norm of the gradient; 0 does not clip.
         weight_decay: of AdamW.
-    """
         adam_beta2: how slowly AdamW forgets squared gradients.
         adam_epsilon: added to the root of their mean by AdamW.
+    """
 
     epochs: float = 1.0
     steps: int = 0
@@ -58,9 +58,9 @@ class Training:
     warmup: float = 0.05
     clip: float = 1.0
     weight_decay: float = 0.0
-
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
+
     def check(self, where: str) -> None:
         """Raise an InputError that names the first setting out of range."""
         least = {"epochs": 0.0, "lr": 0.0, "clip": 0.0, "weight_decay": 0.0, "warmup": 0.0}
@@ -73,13 +73,13 @@ class Training:
             raise InputError(
                 "setting 'warmup' is a share of the updates, below 1", where=where, seen=self.warmup
             )
-        if not self.steps and not self.epochs:
         if not 0 <= self.adam_beta2 < 1:
             text = "setting 'adam_beta2' must be from 0 to below 1"
             raise InputError(text, where=where, seen=self.adam_beta2)
         if not (math.isfinite(self.adam_epsilon) and self.adam_epsilon > 0):
             text = "setting 'adam_epsilon' must be above 0"
             raise InputError(text, where=where, seen=self.adam_epsilon)
+        if not self.steps and not self.epochs:
             raise InputError("nothing to do: steps and epochs are 0", where=where)
 
     def total(self, units: int) -> int:
@@ -97,11 +97,11 @@ class Training:
         as in "Secrets of RLHF in Large Language Models", arXiv 2307.04964.
         """
         rising = math.ceil(self.warmup * total)
-        if step < rising:
         if self.schedule == "inverse_sqrt":
             if step < rising:
                 return max(step / rising, FLOOR)
             return math.sqrt(max(rising, 1) / max(step, 1))
+        if step < rising:
             return (step + 1) / (rising + 1)
         done = (step - rising) / max(1, total - rising)
         if self.schedule == "cosine":
