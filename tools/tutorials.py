@@ -5,19 +5,26 @@
     ```yaml file=NAME       (or python, jsonl, ...) is written to that file
     ```text                 and all others are for reading only
 
-TRUING_HOME is a temporary one that shares the models that were fetched before.
+What a block leaves running, such as a server, is ended after the last one. TRUING_HOME is a
+temporary one that shares the models that were fetched before.
+
+The README's blocks run as well, on a made-up model and few prompts: `SMALLER` says what is changed
+in them, so that they take seconds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +34,26 @@ from truing.core import fetch, files
 
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```[ ]*$", re.M | re.S)
 MODELS = ("smollm2-135m-instruct", "minilm")
-END = "\x1e"  # ends what a block of Python printed; the word after it says how it went
+# In the README's blocks the one is written instead of the other, which must stand there. Neither
+# topic nor margin is asked of pairs: what a model writes that was never taught is gibberish.
+SMALLER = (
+    ("smollm2-135m-instruct", "tiny"),
+    ("limit=64", "limit=24"),
+    ("held_out=32", "held_out=8"),
+    ("k=4, max_tokens=64", "k=8, max_tokens=48, on_topic=-1.0, margin=0.0"),
+    ("(way, held_out, rules)", "(way, held_out, rules, max_tokens=16)"),
+    ("asked: everyday_prompts", "asked: few.jsonl"),
+    ("held_out: 64", "held_out: 8"),
+    (
+        "prompts: training, principles: rules",
+        "prompts: training, principles: rules, k: 8, max_tokens: 48, on_topic: -1.0, margin: 0.0",
+    ),
+    (
+        "prompts: held_out, principles: rules",
+        "prompts: held_out, principles: rules, max_tokens: 16",
+    ),
+)
+END = "\x1eblock: "  # ends what a block of Python printed; the word after it says how it went
 WORKER = """
 import json, sys, traceback
 names = {"__name__": "__main__"}
@@ -39,7 +65,7 @@ for line in sys.stdin:
     except BaseException:
         traceback.print_exc(file=sys.stdout)
         how = "failed"
-    print("\\x1e" + how, flush=True)
+    print("\\x1eblock: " + how, flush=True)
 """
 
 
@@ -51,6 +77,28 @@ class Block:
     file: str
     text: str
     line: int
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page to run: what is changed in its blocks, and what fills the folder beforehand."""
+
+    path: Path
+    changes: tuple[tuple[str, str], ...] = ()
+    prepare: Callable[[Path], None] = lambda folder: None
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    def blocks(self) -> list[Block]:
+        """Its blocks, changed; a ValueError for a change that finds nothing."""
+        text = self.path.read_text(encoding="utf-8")
+        for old, new in self.changes:
+            if old not in text:
+                raise ValueError(f"{self.path.name}: {old!r} does not stand there any more")
+            text = text.replace(old, new)
+        return blocks(text)
 
 
 def blocks(text: str) -> list[Block]:
@@ -119,8 +167,38 @@ def shared_home(target: Path) -> Path:
     return target
 
 
-def run_one(path: Path, home: Path) -> str:
-    """Run one tutorial; what went wrong, or ""."""
+def _end(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGTERM)
+
+
+def _bash(text: str, folder: Path, environment: dict[str, str]) -> tuple[bool, str, int]:
+    """(went well, what it printed, its process group, 0 where nothing of it runs any more)."""
+    with tempfile.TemporaryFile("w+") as said:  # no pipe, which a server would hold open
+        process = subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-c", text],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code, group = process.wait(), process.pid
+        except BaseException:
+            _end(process.pid)
+            raise
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            group = 0
+        said.seek(0)
+        return code == 0, said.read(), group
+
+
+def run_one(page: Page, home: Path) -> str:
+    """Run one page; what went wrong, or ""."""
     environment = os.environ | {
         "TRUING_HOME": str(home),
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
@@ -128,23 +206,18 @@ def run_one(path: Path, home: Path) -> str:
     }
     with tempfile.TemporaryDirectory(prefix="truing-tutorial-") as scratch:
         folder = Path(scratch)
-        with Python(folder, environment) as python:
-            for block in blocks(path.read_text(encoding="utf-8")):
-                where = f"{path.name} line {block.line}"
+        page.prepare(folder)
+        with Python(folder, environment) as python, contextlib.ExitStack() as running:
+            for block in page.blocks():
+                where = f"{page.path.name} line {block.line}"
                 ok, said = True, ""
                 if block.file:
                     (folder / block.file).parent.mkdir(parents=True, exist_ok=True)
                     (folder / block.file).write_text(block.text, encoding="utf-8")
                 elif block.language == "bash":
-                    done = subprocess.run(
-                        ["bash", "-euo", "pipefail", "-c", block.text],
-                        cwd=folder,
-                        env=environment,
-                        capture_output=True,
-                        text=True,
-                        check=False,
-                    )
-                    ok, said = done.returncode == 0, done.stdout + done.stderr
+                    ok, said, group = _bash(block.text, folder, environment)
+                    if group:
+                        running.callback(_end, group)
                 elif block.language == "python":
                     ok, said = python.run(block.text, where)
                 if not ok:
@@ -152,10 +225,25 @@ def run_one(path: Path, home: Path) -> str:
     return ""
 
 
+def readme(root: Path) -> Page:
+    """The README, whose blocks expect a checkout, on a made-up model and few prompts."""
+
+    def prepare(folder: Path) -> None:
+        from truing.core.tiny import tiny_folder
+
+        tiny_folder(folder / "tiny")
+        (folder / "recipes").symlink_to(root / "recipes")
+        rows = (root / "data" / "everyday_prompts.jsonl").read_text(encoding="utf-8").split("\n")
+        (folder / "few.jsonl").write_text("\n".join(rows[:24]) + "\n", encoding="utf-8")
+
+    return Page(root / "README.md", SMALLER, prepare)
+
+
 def run_all(folder: Path, names: list[str]) -> int:
-    """Run the tutorials of a folder; the exit code."""
-    wanted = [p for p in sorted(folder.glob("*.md")) if not names or p.stem in names]
-    if missing := set(names) - {p.stem for p in wanted}:
+    """Run the tutorials of a checkout's folder, and its README; the exit code."""
+    pages = [readme(folder.parents[1]), *map(Page, sorted(folder.glob("*.md")))]
+    wanted = [p for p in pages if not names or p.name in names]
+    if missing := set(names) - {p.name for p in wanted}:
         print(f"no such tutorial: {', '.join(sorted(missing))}")
         return 2
     # Beside the user's own, on the same file system, so that models are linked and not copied.
@@ -164,13 +252,11 @@ def run_all(folder: Path, names: list[str]) -> int:
     failed = 0
     try:
         shared_home(home)
-        for path in wanted:
+        for page in wanted:
             began = time.monotonic()
-            fault = run_one(path, home)
+            fault = run_one(page, home)
             took = time.monotonic() - began
-            print(
-                f"{'FAILED' if fault else 'ran'}: tutorial {path.stem} ({took:.0f} s)", flush=True
-            )
+            print(f"{'FAILED' if fault else 'ran'}: {page.name} ({took:.0f} s)", flush=True)
             if fault:
                 failed += 1
                 print(fault)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ def test_pages_are_the_same_everywhere(made: dict[str, str]) -> None:
 
 def test_links_lead_somewhere(made: dict[str, str]) -> None:
     written = [ROOT / n for n in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+    written += [ROOT / "recipes" / "README.md", ROOT / "examples" / "README.md"]
     written += [*ROOT.glob("docs/*.md"), *ROOT.glob("docs/tutorials/*.md")]
     texts = {str(p.relative_to(ROOT)): p.read_text() for p in written} | made
     for name, text in texts.items():
@@ -143,15 +145,54 @@ def test_tutorials_run_in_order_and_fail_where_they_fail(tmp_path: Path) -> None
         ("yaml", "deep/a.yaml"),
         *[(n, "") for n in ("bash", "python", "python", "text")],
     ]
-    page = tmp_path / "page.md"
-    page.write_text(TUTORIAL)
+    path = tmp_path / "page.md"
+    page = tutorials.Page(path)
+    path.write_text(TUTORIAL)
     assert tutorials.run_one(page, tmp_path) == ""
-    page.write_text(TUTORIAL + "```python\nassert y == 'other'\n```\n")
+    path.write_text(TUTORIAL + "```python\nassert y == 'other'\n```\n")
     assert re.search(
         r"page.md line 18 failed:.*AssertionError", tutorials.run_one(page, tmp_path), re.S
     )
-    page.write_text("```bash\ntrue\nfalse\ntrue\n```\n")
+    path.write_text("```bash\ntrue\nfalse\ntrue\n```\n")
     assert tutorials.run_one(page, tmp_path).startswith("page.md line 1 failed")
+
+
+def test_what_a_block_leaves_running_is_ended(tmp_path: Path) -> None:
+    path, seen = tmp_path / "page.md", tmp_path / "seen"
+    path.write_text(
+        f"```bash\nsleep 600 &\necho $! >{seen}\n```\n```bash\nkill -0 $(cat {seen})\n```\n"
+    )
+    assert tutorials.run_one(tutorials.Page(path), tmp_path) == ""
+    stat = Path(f"/proc/{seen.read_text().strip()}/stat")
+
+    def runs() -> bool:  # whoever inherits it may be slow to take note of its end
+        return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+    until = time.monotonic() + 10
+    while runs() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not runs()
+
+
+def test_a_page_is_changed_before_it_runs(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text("```bash\ngrep -q small size\n[ $(cat size) = big ] && exit 1 || true\n```\n")
+    page = tutorials.Page(
+        path, (("= big", "= large"),), lambda folder: (folder / "size").write_text("small")
+    )
+    assert tutorials.run_one(page, tmp_path) == ""
+    assert "= large ]" in page.blocks()[0].text
+    with pytest.raises(ValueError, match="'gone' does not stand there"):
+        tutorials.Page(path, (("gone", ""),)).blocks()
+
+
+def test_the_readme_runs_at_a_small_size() -> None:
+    page = tutorials.readme(ROOT)
+    found = page.blocks()  # every change finds its place
+    assert [b.language for b in found if b.language in ("python", "bash")] == ["python", "bash"]
+    assert [b.file for b in found if b.file] == ["mine.yaml"]
+    run = "\n".join(b.text for b in found if b.language in ("python", "bash") or b.file)
+    assert "smollm2" not in run and "everyday_prompts" in run
 
 
 def test_the_version_to_cite_is_this_one() -> None:
@@ -165,3 +206,35 @@ def test_every_tutorial_is_in_the_index() -> None:
     for name in found:
         text = (ROOT / "docs" / "tutorials" / f"{name}.md").read_text()
         assert sum(b.language in ("bash", "python") for b in tutorials.blocks(text)) >= 3
+
+
+def test_every_recipe_and_example_is_in_its_index() -> None:
+    for folder in (ROOT / "recipes", ROOT / "examples"):
+        index = (folder / "README.md").read_text()
+        found = {p.name for p in folder.glob("*.*") if p.suffix in (".yaml", ".py")}
+        assert found - {"principles.yaml"} == set(
+            re.findall(r"^\| \[`[^`]+`\]\((.*?)\)", index, re.M)
+        )
+    assert "`principles.yaml`" in (ROOT / "recipes" / "README.md").read_text()
+    assert all(f"]({name}/README.md)" in (ROOT / "README.md").read_text()
+               for name in ("recipes", "examples"))  # fmt: skip
+
+
+def test_lines_of_recipes_are_of_100_columns() -> None:
+    for path in (ROOT / "recipes").rglob("*.yaml"):
+        assert max(map(len, path.read_text().splitlines())) <= 100, path
+
+
+def test_names_for_who_comes_from_trl_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "from-trl.md").read_text()
+    known = {m.name for m in methods.values()} | {m.id for m in methods.values()}
+    for method in methods.values():
+        if method.verb == "train":
+            known |= set(method.settings) | set(method.inputs)
+    here = re.findall(r"^\| [^|]+ \| ([^|]+) \|", text, re.M)
+    names = [
+        n.partition(":")[0]
+        for cell in here
+        for n in re.findall(r"`([a-z0-9_/]+(?::[^`]*)?)`", cell)
+    ]
+    assert len(names) > 50 and set(names) <= known, set(names) - known
