@@ -6,36 +6,33 @@ float a row. Checks of principles (`specify.checks`) and `decode/rewards` serve 
 
 from __future__ import annotations
 
-import re
-from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 
+from truing.core.numerals import final_number, marked
 from truing.errors import InputError
 from truing.method import component
 from truing.specify.texts import text_of, words
 from truing.tables import Row
 
-_NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+\u2212]?\.\d+")
-# Where an answer is marked as such, it is looked for there: GSM8K's "####", LaTeX's box.
-_MARKED = re.compile(r"####\s*([^\n]+)|\\boxed\{([^{}]*)\}")
 MARKER = "\n\n# Answer\n\n"  # parts a solution from its answer
 
 
-def numbers(text: str) -> list[Decimal]:
-    """All numbers of a text, thousands commas allowed."""
-    found: list[Decimal] = []
-    for match in _NUMBER.findall(text):
-        try:
-            found.append(Decimal(match.replace(",", "").replace("\u2212", "-")))
-        except InvalidOperation:  # digits of other scripts that Python's \d takes
-            continue
-    return found
-
-
-def final_number(text: str) -> Decimal | None:
-    """The last number of the last marked answer, else of the whole text; None without any."""
-    marked = [a or b for a, b in _MARKED.findall(text)]
-    found = numbers(marked[-1]) if marked else numbers(text)
-    return found[-1] if found else None
+def gold_number(row: Row, column: str, where: str) -> Fraction:
+    """The number of a gold answer; an InputError where it is not one."""
+    gold = row.get(column)
+    plain = isinstance(gold, (str, int, float)) and not isinstance(gold, bool)
+    part = marked(str(gold)) if plain else None
+    value = final_number(str(gold)) if plain else None
+    if value is None:
+        what = "holds no number" if part is None else f"marks '{part}', which is not one number"
+        raise InputError(
+            f"column {column!r} {what}",
+            where=where,
+            seen=gold,
+            fix="Name the column of the gold answers, {use: numeric_answer, column: ...}, and "
+            "leave rows out whose answers are no numbers",
+        )
+    return value
 
 
 @component("reward")
@@ -44,23 +41,19 @@ def numeric_answer(
 ) -> list[float]:
     """1 where the answer's final number is that of the row's gold answer, else 0.
 
+    Fractions count by their value. Where an answer is marked, by GSM8K's "####" or a LaTeX box,
+    what is marked must be one number, with its unit at most.
+
     Args:
         column: of the gold answer: a number, or a text whose final number counts.
         tolerance: largest difference, relative to the gold number.
     """
     values: list[float] = []
     for i, row in enumerate(rows, 1):
-        gold = final_number(str(row.get(column, "")))
-        if gold is None:
-            raise InputError(
-                f"column {column!r} holds no number",
-                where=f"reward numeric_answer row {i}",
-                seen=row.get(column),
-                fix="Name the column of the gold answers: {use: numeric_answer, column: ...}",
-            )
+        gold = gold_number(row, column, f"reward numeric_answer row {i}")
         said = final_number(text_of(row))
-        off = abs(said - gold) if said is not None else None
-        values.append(float(off is not None and off <= abs(gold) * Decimal(str(tolerance))))
+        near = said is not None and abs(said - gold) <= abs(gold) * Fraction(str(tolerance))
+        values.append(float(near))
     return values
 
 
