@@ -174,7 +174,7 @@ def test_it_judges_the_prompt_that_the_model_sees(model: Model) -> None:
     [
         ({"n": 0}, "at least 1"),
         ({"n": 2}, "nothing to tell answers apart"),
-        ({"rewards": {"x": {"use": "max_wrds"}}}, "unknown reward 'max_wrds'"),
+        ({"rewards": {"x": {"use": "max_wrds"}}}, "unknown component 'max_wrds'"),
         ({"rewards": {"x": {"use": "max_words"}}}, "setting 'n' is missing"),
         ({"rewards": {"principles": {"use": "max_words", "n": 2}}}, "is taken"),
         ({"rewards": SHORT, "weights": {"shrt": 1.0}}, "Did you mean 'short'"),

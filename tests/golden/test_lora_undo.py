@@ -203,5 +203,5 @@ def test_own_rows(model: Model) -> None:
     own = Table("example", [{"prompt": "What?", "completion": "That."}] * 3)
     with pytest.raises(InputError, match="more rows than the 3 given"):
         methods["lora_undo"](model, own, n=4)
-    with pytest.raises(InputError, match="must not be negative"):
+    with pytest.raises(InputError, match="'n' must be at least 0"):
         methods["lora_undo"](model, own, n=-1)

@@ -125,10 +125,6 @@ def lora_undo(
         max_tokens: of prompt and answer together.
     """
     where = "attack/lora_undo"
-    if n < 0 or lr < 0 or rank < 1:
-        raise InputError(
-            "n and lr must not be negative, rank not 0", where=where, seen=(n, lr, rank)
-        )
     name = f"{model.name}+lora_undo ({QUARANTINE})"
     if n == 0 or lr == 0:
         return model.called(name)

@@ -86,8 +86,6 @@ def best_of_n(
             plain call functions of rows too.
         weights: by those names, "principles" and "reward_model"; 1 where none is given.
     """
-    if n < 1:
-        raise InputError("must be at least 1", where="decode/best_of_n setting 'n'", seen=n)
     if n > 1 and not rewards and principles is None and reward_model is None:
         raise InputError(
             "there is nothing to tell answers apart by",

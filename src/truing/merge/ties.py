@@ -102,8 +102,6 @@ def ties(
     where = "merge/ties"
     if not models or "base" in models:
         raise InputError("needs experts, none of them called 'base'", where=where, seen=[*models])
-    if not 0.0 < density <= 1.0:
-        raise InputError("density must be in (0, 1]", where=where, seen=density)
     everyone = {"base": base, **models}
     same_tokens(everyone, where=where)
     kept = run_time_of(everyone, keep, where=where)

@@ -130,8 +130,6 @@ def deita(
         reduce: sum over turns as in the paper, or mean, which does not favour long dialogues.
         embedding: rows are compared by sentence vectors of the whole row, or by exact text.
     """
-    if m < 1:
-        raise InputError("must keep at least one row", where="select/deita setting 'm'", seen=m)
     use = "expected_score" if model is not None else "length"
     complexity = complexity or {"use": use, "of": "complexity" if model is not None else "prompt"}
     quality = quality or {"use": use, "of": "quality" if model is not None else "completion"}

@@ -77,9 +77,6 @@ def graded_arithmetic(
         tell: solution and answer, the answer alone, or nothing but the problem.
     """
     wanted = [1, 2, 3] if levels is None else levels
-    for name, value in (("n", n), ("largest", largest)):
-        if value < 1:
-            raise InputError(f"setting {name!r} must be at least 1", seen=value)
     if not wanted or min(wanted) < 1:
         raise InputError("setting 'levels' must list numbers of steps from 1", seen=levels)
     source = random.Random(current().stream("arithmetic"))

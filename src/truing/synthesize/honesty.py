@@ -205,8 +205,6 @@ def honesty_targets(
         max_tokens: longest answer.
         most_unknown: largest share of questions of which no sample is right; 1 keeps all.
     """
-    if samples < 1:
-        raise InputError("setting 'samples' must be at least 1", seen=samples)
     data = data.expect("prompt", where="synthesize/honesty_targets")
     known = probed(model, data, samples, temperature, max_tokens)
     places = kept(known, most_unknown, current().stream("unknown"))

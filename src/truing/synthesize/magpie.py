@@ -153,8 +153,6 @@ def magpie(
         response_tokens: length limit of an answer.
         turns: rounds of a dialogue; more than 1 answers each and gives rows with messages.
     """
-    if n < 1 or turns < 1:
-        raise InputError("must be at least 1", where="synthesize/magpie n, turns", seen=(n, turns))
     loaded = model.load_module()
     context = current()
     lead: list[Message] = [{"role": "system", "content": system}] if system else []
