@@ -13,6 +13,7 @@ from truing.cli import Parser, as_line
 from truing.errors import InputError, unknown
 from truing.faults import told
 from truing.method import Input, Method, Setting, methods, type_name
+from truing.naming import holding
 
 if TYPE_CHECKING:
     from truing.store import Noun
@@ -158,6 +159,8 @@ def run_method(entry: Entry, arguments: list[str]) -> object:
     }
     checked = method.validate(settings, where=parser.prog)
     method.check(checked, {}, where=parser.prog)
+    # Named models are opened before any other: a wrong name is told before anything is fetched.
+    settings = holding({n: checked[n] for n in settings}, where=parser.prog)
     place = _place(str(out), method) if out is not None else None
     inputs = _inputs(method, given, checked, parser.prog)
     if method.verb == "serve":

@@ -18,7 +18,7 @@ from truing.core.code import code_key
 from truing.core.files import path_hash
 from truing.declared import source
 from truing.method import Method
-from truing.models import Model, held
+from truing.models import Model, held, named
 from truing.principles import Principles
 from truing.references import refuse_bare
 from truing.runs import plain
@@ -64,7 +64,7 @@ def entries_of(method: Method, settings: Mapping[str, object], nouns: Nouns) -> 
         from truing.core.mix import entry_of
 
         added = [entry_of(name) for name in cast("Mapping[str, object]", settings["mix"])]
-    for noun in _all(nouns):
+    for noun in [*_all(nouns), *(held(key) for key in named(settings))]:
         if isinstance(noun, Principles):
             names += [n for rule in noun for n in used(rule.check)]
         elif isinstance(noun, Model):
@@ -122,4 +122,6 @@ def step_key(method: Method, nouns: Nouns, settings: Mapping[str, object], seed:
     found = [(e, source(e)) for e in entries_of(method, settings, nouns)]
     code = code_key({e.module for e, own in found if own is None}, [o for _, o in found if o])
     values = {n: _identity(v) for n, v in settings.items()}
-    return content_hash([method.id, values, inputs, seed, device_class(), code])
+    parts: list[object] = [method.id, values, inputs, seed, device_class(), code]
+    kept = {key: _input(held(key)) for key in named(settings)}
+    return content_hash([*parts, kept] if kept else parts)

@@ -294,6 +294,7 @@ class Method:
     def __call__(self, *nouns: object, **values: object) -> object:
         """Run it: inputs by position or name, settings by name."""
         from truing.datasets import licensed
+        from truing.naming import holding
         from truing.tables import Table
 
         named = dict(zip(self.inputs, nouns, strict=False))
@@ -305,7 +306,7 @@ class Method:
                 raise InputError(f"input {name!r} ({wanted.noun}) is missing", where=self.id)
         settings = self.validate(values)
         self.check(settings, {n: t for n, t in named.items() if isinstance(t, Table)})
-        return licensed(self.function(**named, **settings), named)
+        return licensed(self.function(**named, **holding(settings, where=self.id)), named)
 
 
 class Methods(Mapping[str, Method]):

@@ -23,7 +23,8 @@ from truing.errors import InputError, Stopped, TruingError, Unread
 from truing.faults import told
 from truing.keys import Nouns, device_class, step_key
 from truing.method import Method
-from truing.models import Model
+from truing.models import Model, hold
+from truing.naming import holding, with_keys
 from truing.plan import Checked, Plan
 from truing.progress import Clock, Progress
 from truing.runs import Run, plain, versions
@@ -184,7 +185,7 @@ def run_step(
 ) -> StepResult:
     """Run a single method on nouns at hand, stored and resumable like a step of a recipe."""
     progress, store = Progress(), Store()
-    inputs, checked = with_defaults(method, inputs), method.validate(settings)
+    inputs, checked = with_defaults(method, inputs), holding(method.validate(settings))
     progress.start(method.name, method.id)
     result = perform(
         method,
@@ -304,6 +305,17 @@ def _nouns(
     return nouns
 
 
+def _settings(one: Checked, results: Mapping[str, Noun], opened: Opened) -> Mapping[str, object]:
+    """A step's settings, with the keys of the nouns that they name, which are held."""
+    keys = {
+        (n.noun, n.text): hold(
+            cast(Model, results[s.text] if s.is_step else opened[n.noun, s.text])
+        )
+        for n, s in one.named.items()
+    }
+    return with_keys(one.settings, keys)
+
+
 def _run_one(
     one: Checked,
     number: int,
@@ -315,17 +327,17 @@ def _run_one(
 ) -> None:
     progress = Progress(f"[{number}/{total}] ")
     progress.start(one.name, one.method.id)
-    nouns = _nouns(one, results, opened)
+    nouns, settings = _nouns(one, results, opened), _settings(one, results, opened)
     if one.method.verb == "serve":
         record.change(one.name, status="done")
-        one.method.function(**nouns, **one.settings)
+        one.method.function(**nouns, **settings)
         return
     record.change(one.name, status="running")
     try:
         made = perform(
             one.method,
             nouns,
-            one.settings,
+            settings,
             seed=one.seed,
             name=one.name,
             store=store,

@@ -7,7 +7,8 @@
               principles="rules")
 
 What is given for an input is the name of a step (an edge), of a model or data set that the plan
-names, or a source: a file, a folder, a registered name. Everything else is a setting.
+names, or a source: a file, a folder, a registered name. Everything else is a setting; a model in
+it, as in {use: step_reward, model: prm}, is named in the same way (`truing.naming`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from truing.core import private
 from truing.core.files import expanded
 from truing.errors import InputError, unknown
 from truing.method import Input, Method, methods
+from truing.naming import Named, nouns_in
 from truing.references import referred
 from truing.tables import content_hash
 
@@ -74,6 +76,7 @@ class Checked:
     sources: Mapping[str, Mapping[str, Source]]  # input -> role ("" for a single one) -> source
     settings: Mapping[str, object]
     seed: int
+    named: Mapping[Named, Source] = field(default_factory=dict)  # inside settings: see `naming`
 
     @property
     def name(self) -> str:
@@ -82,7 +85,15 @@ class Checked:
 
     def edges(self) -> list[str]:
         """Steps that this one needs."""
-        return [s.text for roles in self.sources.values() for s in roles.values() if s.is_step]
+        return [source.text for _, _, source in self.given() if source.is_step]
+
+    def given(self) -> list[tuple[str, str, Source]]:
+        """(input or setting, noun that it takes, where that comes from) of all nouns."""
+        inputs = self.method.inputs
+        found = [
+            (n, inputs[n].noun, s) for n, roles in self.sources.items() for s in roles.values()
+        ]
+        return found + [(one.setting, one.noun, s) for one, s in self.named.items()]
 
 
 class Plan:
@@ -243,7 +254,11 @@ class Plan:
         full = method.validate(values, where=step.at(), at=step.at)
         method.check(full, {}, where=step.at(), at=step.at, stored=True)
         seed = self.seed if step.seed is None else step.seed
-        return Checked(step, method, sources, full, seed)
+        named = {
+            one: self._source(step, Input(one.setting, one.noun), one.text, "setting")
+            for one in nouns_in(full)
+        }
+        return Checked(step, method, sources, full, seed, named)
 
     def _sources(self, step: Step, wanted: Input, value: object) -> dict[str, Source]:
         if isinstance(value, Mapping) and wanted.many:
@@ -265,7 +280,7 @@ class Plan:
             made[role] = self._source(step, wanted, str(text))
         return made
 
-    def _source(self, step: Step, wanted: Input, text: str) -> Source:
+    def _source(self, step: Step, wanted: Input, text: str, sort: str = "input") -> Source:
         if text in self.steps:
             return Source(text, is_step=True)
         nouns = wanted.noun.split("|")
@@ -292,23 +307,22 @@ class Plan:
             known = [*self.steps, *self.models, *fetch.names()]
         else:
             known = list(self.steps)
-        what = f"input {wanted.name!r}: no step, file or {wanted.noun.lower()} called"
+        what = f"{sort} {wanted.name!r}: no step, file or {wanted.noun.lower()} called"
         error = unknown("name", text, known, where=step.at(wanted.name))
         raise InputError(f"{what} {text!r}", where=error.where, fix=hub or error.fix)
 
     def _check_edges(self, one: Checked, checked: Mapping[str, Checked]) -> None:
-        for name, roles in one.sources.items():
-            wanted = one.method.inputs[name].noun
-            for source in roles.values():
-                if not source.is_step:
-                    continue
-                made = checked[source.text].method.returns
-                if made not in wanted.split("|"):
-                    raise InputError(
-                        f"input {name!r} takes a {wanted}, and step {source.text!r} "
-                        f"({checked[source.text].method.id}) makes a {made}",
-                        where=one.step.at(name),
-                    )
+        for name, wanted, source in one.given():
+            if not source.is_step:
+                continue
+            made = checked[source.text].method.returns
+            if made not in wanted.split("|"):
+                sort = "input" if name in one.sources else "setting"
+                raise InputError(
+                    f"{sort} {name!r} takes a {wanted}, and step {source.text!r} "
+                    f"({checked[source.text].method.id}) makes a {made}",
+                    where=one.step.at(name),
+                )
 
     def _ordered(self, checked: dict[str, Checked]) -> list[Checked]:
         done: dict[str, Checked] = {}

@@ -104,6 +104,7 @@ def type_name(annotation: object) -> str:
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return annotation.__name__
     text = re.sub(r"\b(typing|collections\.abc|truing\.\w+)\.", "", str(annotation))
+    text = re.sub(r"Annotated\[(\w+), [^\]]*\]", r"\1", text)
     return text.replace("NoneType", "None")
 
 

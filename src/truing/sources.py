@@ -55,10 +55,9 @@ def open_sources(checked: Sequence[Checked], at_hand: Opened | None = None) -> O
         InputError: something cannot be read, or is not what the step that it is given to takes.
     """
     wanted = [
-        (one.method.inputs[name].noun, source.text, one)
+        (noun, source.text, one)
         for one in checked
-        for name, roles in one.sources.items()
-        for source in roles.values()
+        for _, noun, source in one.given()
         if not source.is_step
     ]
     opened: Opened = dict(at_hand or {})

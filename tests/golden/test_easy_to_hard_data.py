@@ -279,10 +279,8 @@ def test_the_code_of_all_rewards_is_in_a_steps_key(monkeypatch: pytest.MonkeyPat
     for name in ("rules", "easy_to_hard"):
         edited = f"truing.train.reward.{name}"
 
-        def other(
-            module: str, package: str, edited: str = edited
-        ) -> tuple[str, frozenset[str]] | None:
-            found = read(module, package)
+        def other(module: str, edited: str = edited) -> tuple[str, frozenset[str]] | None:
+            found = read(module)
             return ("edited", found[1]) if found and module == edited else found
 
         monkeypatch.setattr(code, "_read", other)

@@ -117,7 +117,7 @@ def test_hindsight_labels_each_step_by_its_own_answer(monkeypatch: pytest.Monkey
     (row,) = made(Table("example", [PLUS]), reward_model=MODEL, rollouts=0, gamma=0.5)
     assert row["labels"] == pytest.approx([z / 4, z / 2, z])
     # A process reward model's own r_t is added to it.
-    monkeypatch.setattr(module, "has_head", lambda m: True)
+    monkeypatch.setattr(module, "check_steps", lambda m, where: None)
     monkeypatch.setattr(
         step_outcomes, "step_values", lambda m, rows, sep, where: [[0.1, 0.2, 0.3]] * len(rows)
     )

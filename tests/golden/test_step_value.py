@@ -165,7 +165,9 @@ def test_faults_are_named(tiny_path: Path) -> None:
 def test_values_are_never_taken_for_logits(trained: tuple[Model, Model], tmp_path: Path) -> None:
     model, made = trained
     rows: list[Row] = [{"prompt": "say oak", "completion": "oak!"}]
-    table, refused = Table("example", rows), pytest.raises(InputError, match="a head of values")
+    table, told = Table("example", rows), "a head of values|scores the steps of answers"
+    refused = pytest.raises(InputError, match=told)
+    graded = Table("prompt", [{"prompt": "1 + 1", "answer": 2}])
     guide = Guide({}, {"liked": made}, Rewards({}, {}, None, None), {}, "\n\n", False)
     with use(Context(folder=tmp_path)):
         with refused:
@@ -181,7 +183,7 @@ def test_values_are_never_taken_for_logits(trained: tuple[Model, Model], tmp_pat
         with refused:
             scores_of(made, "say oak", ["oak!"], "outcome", [True])
         with refused:
-            methods["easy_to_hard"](model, made, Table("record", []), by="outcome")
+            methods["easy_to_hard"](model, made, graded, by="outcome")
     # A linear head's scores are logits.
     head = ScoreHead(128)
     with torch.no_grad():

@@ -208,7 +208,7 @@ def test_a_saved_decoder_brings_its_judge_along(
     [
         ({"model": "http://bob:hunter2@127.0.0.1:9/v1#m"}, "no name and password"),
         ({"model": "http://127.0.0.1:9/v1"}, "does not say which model"),
-        ({"model": "0123"}, "no judge of that key is at hand"),
+        ({"model": "0123"}, "unknown model '0123'"),
         ({"model": FAR, "scale": 1}, "'scale'"),
         ({"model": FAR, "scale": 10}, "'scale'"),
         ({}, "'model' is missing"),

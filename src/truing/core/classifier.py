@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from truing.core.loaded import load_tokenizer
-from truing.core.scoring import HEAD
+from truing.core.scoring import HEAD, SORT, sort_of
 from truing.models import Model
 
 NOISE = 1e-3  # of the head's norm, which is about the spread of its scores
@@ -39,11 +39,13 @@ def class_of(folder: Path) -> str:
 def why_not(model: Model) -> str:
     """Why a plain folder cannot keep a model's heads; "" where it can, or there are none."""
     extra = model.folded().extra
-    others = sorted(set(extra) - {f"{HEAD}.weight", f"{HEAD}.bias"})
+    others = sorted(set(extra) - {f"{HEAD}.weight", f"{HEAD}.bias", SORT})
     if others:
         return f"it holds further tensors: {', '.join(others[:4])}"
     if not extra:
         return ""
+    if sort_of(model) == "steps":
+        return "it scores the steps of answers, and that class an answer's last token"
     if abs(_constant(extra)) > NOISE * float(extra[f"{HEAD}.weight"].float().norm()):
         return "its scores have a constant, which that class has not"
     named = not model.builder and "generate" in model.can and class_of(model.folder)

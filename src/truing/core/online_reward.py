@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from truing.core.rewards import Rewards
-from truing.core.scores import named_scores
+from truing.core.scores import weight_of
 from truing.errors import InputError
-from truing.method import finite
 from truing.tables import Row
 
 Scores = dict[str, list[float]]
@@ -20,7 +19,7 @@ GIVEN = "turn_rewards"  # column with that, one number for each of the policy's 
 
 @dataclass(frozen=True)
 class Reward:
-    """What answers are rewarded by: `Rewards`, each term of which may be several named values.
+    """What answers of an online method are rewarded by: `Rewards`, and what episodes bring.
 
     Args:
         rewards: the terms.
@@ -40,7 +39,7 @@ class Reward:
     def check(self) -> None:
         """Raise InputError for anything that would go wrong later."""
         own, where = self.rewards, self.rewards.where
-        weights = {n.partition("/")[0]: w for n, w in own.weights.items()}
+        weights = dict(own.weights)
         if self.played:
             weights.pop(ENVIRONMENT, None)
             if ENVIRONMENT in own.refs:
@@ -57,26 +56,15 @@ class Reward:
 
     def terms(self, rows: Sequence[Row]) -> Scores:
         """Every term of every row, by name."""
-        own, where = self.rewards, self.rewards.where
-        made: Scores = {}
-        for name, ref in own.refs.items():
-            made |= named_scores(name, ref, rows, where=f"{where} reward {name!r}")
+        made = self.rewards.terms(rows)
         if self.played:
             made[ENVIRONMENT] = [math.fsum(cast("list[float]", row[GIVEN])) for row in rows]
-        held = Rewards({}, {}, own.principles, own.reward_model, where)
-        for name, values in held.terms(rows).items():
-            made[name] = [
-                finite(v, what=name, where=f"{where} row {i}") for i, v in enumerate(values, 1)
-            ]
         return made
 
     def weigh(self, terms: Scores, rows: Sequence[Row]) -> list[float]:
         """The weighted sum of the terms, less what a missing end costs."""
         weights = self.rewards.weights
-        parts = [
-            [weights.get(name, weights.get(name.partition("/")[0], 1.0)) * v for v in values]
-            for name, values in terms.items()
-        ]
+        parts = [[weight_of(n, weights) * v for v in values] for n, values in terms.items()]
         cost = [0.0 if row["finished"] else self.missing_end for row in rows]
         return [math.fsum(p[i] for p in parts) - cost[i] for i in range(len(rows))]
 

@@ -12,6 +12,7 @@ from statistics import fmean, pstdev
 
 from truing.core.chat import Prompt
 from truing.core.rewards import Rewards, probabilities
+from truing.core.scores import weight_of
 from truing.core.search import Path, Writer
 from truing.core.steps import step_values
 from truing.models import Model
@@ -48,7 +49,7 @@ def weighed(
     terms: Mapping[str, Sequence[float]], weights: Mapping[str, float], rows: int
 ) -> list[float]:
     """The weighted mean over terms of each row; 0 where no term weighs anything."""
-    share = {n: weights.get(n, 1.0) for n in terms}
+    share = {n: weight_of(n, weights) for n in terms}
     total = math.fsum(share.values()) or 1.0
     return [math.fsum(share[n] * v[i] for n, v in terms.items()) / total for i in range(rows)]
 

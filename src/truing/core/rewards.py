@@ -9,13 +9,14 @@ what it was tuned from (Direct Preference Optimization, arXiv 2305.18290, withou
 
     r(x, y) = log pi(y | x) - log pi_base(y | x)
 
-Weights are 1 unless given. Terms come on their own scales: a reward model's is not [0, 1].
+Weights are 1 unless given. Terms come on their own scales: a reward model's is not [0, 1]. A reward
+may name several values, `term/value`, each with a weight of its own or the term's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import cast
@@ -25,10 +26,17 @@ import torch
 from truing.changes import Decoder
 from truing.core.chat import Prompt, completion_ids, prompt_ids
 from truing.core.generate import rewritten
-from truing.core.scores import kind_of
-from truing.core.scoring import answer_logps, check_logits, has_head, head_scores, sigmoid
+from truing.core.scores import check_reward, named_scores, weight_of
+from truing.core.scoring import (
+    answer_logps,
+    check_answers,
+    check_logits,
+    has_head,
+    head_scores,
+    sigmoid,
+)
 from truing.errors import InputError, unknown
-from truing.method import check_component, resolve, score
+from truing.method import check_component, resolve
 from truing.models import Loaded, Model, held_by, hold
 from truing.models import held as at_hand
 from truing.principles import Principles
@@ -51,8 +59,9 @@ def check_reward_model(reward: Model, where: str) -> None:
         raise InputError(
             "a served model shows no probabilities to reward by",
             where=f"{where} input {MODEL!r}",
-            fix="Give a local model, or let it judge: "
-            "rewards: {good: {use: judged, model: 'http://host/v1#name'}}",
+            fix="Give a local model, let a reward model's server say it, rewards: {good: {use: "
+            "served_reward, url: 'http://host/classify#name'}}, or a judge: {use: judged, "
+            "model: 'http://host/v1#name'}",
         )
     if not (_classifies(reward) or has_head(reward) or reward.weight_changes):
         raise InputError(
@@ -61,6 +70,15 @@ def check_reward_model(reward: Model, where: str) -> None:
             seen=reward.name,
             fix="Give one with an adapter or merged weights, or one with a scalar head",
         )
+    check_answers(reward, f"{where} input {MODEL!r}")
+
+
+def held_model(key: str, where: str) -> Model:
+    """The model that a reward's setting names; an InputError where it is none."""
+    found = at_hand(key)
+    if not isinstance(found, Model):
+        raise InputError("is not a model", where=where, seen=key)
+    return found
 
 
 def score_model(reward: Model, rows: Sequence[Row]) -> list[float]:
@@ -152,10 +170,7 @@ class Rewards:
         for name, ref in self.refs.items():
             if name in (PRINCIPLES, MODEL):
                 raise InputError("the name of this term is taken", where=self.where, seen=name)
-            function, settings = resolve(kind_of(ref), ref, where=f"{self.where} reward {name!r}")
-            check = getattr(function, "__truing_check__", None)
-            if check is not None:  # what only the component knows of its settings
-                cast("Callable[[Mapping[str, object]], None]", check)(settings)
+            check_reward(ref, where=f"{self.where} reward {name!r}")
         if self.principles is not None:
             rules = measured(self.principles, where=self.where)
             for rule in rules:
@@ -163,7 +178,7 @@ class Rewards:
         if self.reward_model is not None:
             check_reward_model(self.reward_model, self.where)
         for name, weight in self.weights.items():
-            if name not in self.names:
+            if name not in self.names and name.partition("/")[0] not in self.names:
                 raise unknown("term", name, self.names, where=f"{self.where} setting 'weights'")
             if not math.isfinite(weight):
                 raise InputError(
@@ -171,17 +186,16 @@ class Rewards:
                 )
 
     def terms(self, rows: Sequence[Row], *, whole: bool = True) -> dict[str, list[float]]:
-        """Every term's score of every row.
+        """Every term's score of every row; of one that names several values, each: `term/value`.
 
         Args:
             rows: dicts with "prompt", "completion" and "finished".
             whole: False for the beginnings of answers, which cannot be off topic yet.
         """
         items = list(rows)
-        made = {
-            name: score(kind_of(ref), ref, items, where=f"{self.where} reward {name!r}")
-            for name, ref in self.refs.items()
-        }
+        made: dict[str, list[float]] = {}
+        for name, ref in self.refs.items():
+            made |= named_scores(name, ref, items, where=f"{self.where} reward {name!r}")
         if self.principles is not None:
             near = None if whole else [1.0] * len(items)
             kept = satisfaction(self.principles, items, relevance=near, where=self.where)
@@ -195,7 +209,7 @@ class Rewards:
         if not rows:
             return []
         found = self.terms(rows, whole=whole)
-        parts = [[self.weights.get(n, 1.0) * v for v in values] for n, values in found.items()]
+        parts = [[weight_of(n, self.weights) * v for v in values] for n, values in found.items()]
         return [math.fsum(p[i] for p in parts) for i in range(len(rows))]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from truing import catalogue
 from truing.errors import InputError
-from truing.method import finite, one_a_row
+from truing.method import finite, one_a_row, resolve
 from truing.tables import Row
 
 
@@ -16,6 +17,29 @@ def kind_of(ref: Mapping[str, object]) -> str:
     name = str(ref.get("use")).replace("-", "_")
     rewards = catalogue.components("reward")
     return "check" if name not in rewards and name in catalogue.components("check") else "reward"
+
+
+def check_reward(ref: Mapping[str, object], *, where: str = "") -> None:
+    """Raise InputError for a reference to a reward or check that would go wrong later.
+
+    What only the component knows of its settings, such as whether its model can reward, its own
+    `__truing_check__` says.
+    """
+    function, settings = resolve(kind_of(ref), ref, where=where)
+    check = getattr(function, "__truing_check__", None)
+    if check is not None:
+        cast("Callable[[Mapping[str, object]], None]", check)(settings)
+
+
+def weight_of(name: str, weights: Mapping[str, float]) -> float:
+    """Weight of a term: its own, for `term/value` else that of the term, 1 where none is given."""
+    return weights.get(name, weights.get(name.partition("/")[0], 1.0))
+
+
+def total_scores(ref: Mapping[str, object], rows: Sequence[Row], *, where: str = "") -> list[float]:
+    """One number a row: what a reward or check says of it, the sum where it names several."""
+    parts = named_scores(str(ref.get("use")), ref, rows, where=where).values()
+    return [math.fsum(p[i] for p in parts) for i in range(len(rows))]
 
 
 def named_scores(

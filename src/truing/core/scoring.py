@@ -6,7 +6,9 @@ The score of an answer is that of its last token, which has seen prompt and answ
 of the token that closes it. The head lies beside the model's own weights as further tensors
 (`reward_head.weight` [1, D], `reward_head.bias` [1]), so that a reward model is a `Model` like any
 other: an adapter or new weights, and a head. A head of values has a layer with a ReLU before that
-(`reward_head.hidden`), and its scores are values as they are, where others are logits.
+(`reward_head.hidden`), and its scores are values as they are, where others are logits. What a head
+was trained on lies beside it (`reward_head.sort`), since a head of answers says nothing of steps,
+and one of steps nothing at an answer's last token; where it is missing both uses are allowed.
 
 Shapes: N tokens, M loss tokens, U trees, K branches, T loss tokens of a branch, D hidden size.
 """
@@ -34,6 +36,8 @@ from truing.tables import Row, content_hash
 
 HEAD = "reward_head"
 HIDDEN = f"{HEAD}.hidden"
+SORT = f"{HEAD}.sort"
+SORTS = ("answers", "steps")  # what a head scores, by its number in that tensor
 
 
 class ScoreHead(nn.Module):
@@ -66,11 +70,17 @@ class ScoreHead(nn.Module):
                     parameter.copy_(loaded.extra[name])
         return head.to(loaded.device)
 
-    def added_to(self, model: Model, folder: Path) -> Model:
-        """`model` with this head, stored in `folder`; what already lies there is taken as it is."""
+    def added_to(self, model: Model, folder: Path, sort: str = "") -> Model:
+        """`model` with this head, stored in `folder`; what already lies there is taken as it is.
+
+        Args:
+            sort: what it was trained to score, "answers" or "steps"; "" leaves that open.
+        """
         if not folder.is_dir():
             with new_folder(folder) as partial:
                 tensors = {n: p.detach().cpu().contiguous() for n, p in self.named_parameters(HEAD)}
+                if sort:
+                    tensors[SORT] = torch.tensor([SORTS.index(sort)])
                 save_file(tensors, partial / f"{HEAD}.safetensors")
         return model.adding(Weights(folder))
 
@@ -83,6 +93,38 @@ def has_head(model: Model) -> bool:
 def gives_values(model: Model) -> bool:
     """True for a model whose head's scores are values as they are, not logits."""
     return has_head(model) and f"{HIDDEN}.bias" in model.folded().extra
+
+
+def sort_of(model: Model) -> str:
+    """What a model's head was trained to score, "answers" or "steps"; "" where none says so."""
+    number = None if model.is_served else model.folded().extra.get(SORT)
+    return "" if number is None else SORTS[int(number)]
+
+
+def check_answers(model: Model, where: str) -> None:
+    """Raise InputError for a head of steps: at an answer's last token it was never trained."""
+    if sort_of(model) == "steps":
+        raise InputError(
+            "the model scores the steps of answers, not whole answers",
+            where=where,
+            seen=model.name,
+            fix="Reward by its steps, {use: step_reward, model: ...}, or give a model from "
+            "bradley_terry, guard or outcome_reward",
+        )
+
+
+def check_steps(model: Model, where: str) -> None:
+    """Raise InputError for a model without a head, and for a head of whole answers."""
+    if has_head(model) and sort_of(model) != "answers":
+        return
+    raise InputError(
+        "the model scores whole answers, not their steps"
+        if has_head(model)
+        else "the model has no score head, and scores no steps",
+        where=where,
+        seen=model.name,
+        fix="Train one with process_reward, outcome_process_reward or step_value",
+    )
 
 
 def check_logits(model: Model, where: str) -> None:
@@ -171,7 +213,8 @@ def _answer(loaded: Loaded, row: Row) -> list[int]:
 
 
 def head_scores(reward: Model, rows: Sequence[Row]) -> list[float]:
-    """Score of each row's answer at its last token."""
+    """Score of each row's answer at its last token; an InputError for a head of steps."""
+    check_answers(reward, reward.name)
     loaded = reward.load_module()
     head = _own_head(loaded)
 
@@ -183,7 +226,12 @@ def head_scores(reward: Model, rows: Sequence[Row]) -> list[float]:
 
 
 def step_scores(reward: Model, rows: Sequence[Row], separator: str) -> list[list[float]]:
-    """Score at the end of each step of each row; rows have "prompt" and "steps"."""
+    """Score at the end of each step of each row; rows have "prompt" and "steps".
+
+    Raises:
+        InputError: the model has no head, or one of whole answers.
+    """
+    check_steps(reward, reward.name)
     loaded = reward.load_module()
     head = _own_head(loaded)
     asked = rewritten(reward, [cast(Prompt, row["prompt"]) for row in rows])

@@ -12,12 +12,11 @@ from typing import cast
 
 from truing.core.judge import UNPARSED, pointwise, rate
 from truing.core.rewards import check_reward_model, probabilities
-from truing.core.scores import kind_of
+from truing.core.scores import check_reward, total_scores
 from truing.core.scoring import check_logits
 from truing.core.steps import step_values
 from truing.core.trajectories import Drawing, Trajectory, continued
 from truing.errors import InputError
-from truing.method import check_component, score
 from truing.models import Model
 from truing.tables import Row
 
@@ -72,7 +71,7 @@ class Ending:
                 seen=named,
             )
         if self.reward is not None:
-            check_component(kind_of(self.reward), self.reward, where=f"{WHERE} setting 'reward'")
+            check_reward(self.reward, where=f"{WHERE} setting 'reward'")
         if self.reward_model is not None:
             check_reward_model(self.reward_model, WHERE)
             check_logits(self.reward_model, f"{WHERE} input 'reward_model'")
@@ -92,7 +91,7 @@ class Ending:
         if self.judge is not None:
             return pointwise(self.judge, rows, criteria=self.criteria)
         reward = cast("dict[str, object]", self.reward)
-        found = score(kind_of(reward), reward, rows, where=f"{WHERE} setting 'reward'")
+        found = total_scores(reward, rows, where=f"{WHERE} setting 'reward'")
         for i, z in enumerate(found, 1):
             if not 0 <= z <= 1:
                 raise InputError(

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from truing.core.scoring import gives_values, sigmoid, step_scores
+from truing.core.scoring import check_steps, gives_values, sigmoid, step_scores
 from truing.errors import InputError
 from truing.models import Model
 from truing.tables import Row
@@ -47,13 +47,15 @@ def step_values(
     """What a process reward model expects of each step: p_k, or what a value model says.
 
     Args:
-        model: with a score head, of either sort.
+        model: with a head of steps, a classifier's or a value model's.
         rows: with "prompt" and "steps", of which each has one at least.
         separator: what closes a step.
         where: what errors name.
     Raises:
-        InputError: a row without steps, or a score that is not a finite number.
+        InputError: a head of whole answers or none, a row without steps, or a score that is not a
+            finite number.
     """
+    check_steps(model, where or model.name)
     for i, row in enumerate(rows, 1):
         if not row.get("steps"):
             raise InputError(

@@ -34,7 +34,10 @@ from truing.core import distributed
 from truing.core.distributed import agree, begin, end, joined
 from truing.declared import everything
 from truing.errors import Stopped, TruingError
+from truing.models import Model, held, hold, named
+from truing.principles import Principles
 from truing.recipe import RECIPE, execute
+from truing.tables import Table
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,6 +57,7 @@ class _Call:
     seed: int
     folder: Path
     step: str
+    held: tuple[Model | Table | Principles, ...]  # what settings hold by key
     recipes: tuple[Path, ...] = ()  # that register functions which settings may name
 
     def run(self) -> None:
@@ -61,6 +65,8 @@ class _Call:
         for path in self.recipes:
             if path not in _recipes():
                 execute(path)
+        for one in self.held:
+            hold(one)
         function = cast("Callable[..., object]", getattr(import_module(self.module), self.name))
         with use(Context(self.seed, self.folder, _silent, name=self.step)):
             function(*self.args, **self.settings)
@@ -146,13 +152,14 @@ def joint(function: Callable[P, T]) -> Callable[P, T]:
             return function(*args, **kwargs)
         _, store = begin()
         number, context = _state.calls, current()
+        kept = tuple(held(key) for key in dict.fromkeys(named([*args, dict(kwargs)])))
         _state.calls += 1
         try:
             store.set(f"call/{number}", "join")
             with joined():
                 agree(
                     _Call(function.__module__, function.__name__, args, dict(kwargs),
-                          context.seed, context.folder, context.name, _recipes())
+                          context.seed, context.folder, context.name, kept, _recipes())
                 )  # fmt: skip
                 return function(*args, **kwargs)
         except BaseException as error:

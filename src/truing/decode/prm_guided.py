@@ -36,7 +36,7 @@ from truing.core.drawing import Base, Completion
 from truing.core.prm_values import WHERE, Answer, Candidate, Guide
 from truing.core.rewards import check_reward_model, licences_at, rewards_of
 from truing.core.sampling import SamplingSettings
-from truing.core.scoring import has_head
+from truing.core.scoring import check_steps
 from truing.core.search import Path, Writer, settings_in_range
 from truing.errors import InputError, unknown
 from truing.method import component, method
@@ -160,20 +160,16 @@ def _check(
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise InputError("two terms have one name", where=WHERE, seen=twice)
     for name, weight in weights.items():
-        if name not in names:
+        if name not in names and name.partition("/")[0] not in rewards:
             raise unknown("term", name, names, where=f"{WHERE} setting 'weights'")
         if not (math.isfinite(weight) and weight >= 0):
             raise InputError("a weight is not negative", where=f"{WHERE} {name!r}", seen=weight)
-    if names and not any(weights.get(n, 1.0) for n in names):
+    if names and not any(weights.get(n, 1.0) for n in [*names, *weights]):
         raise InputError(
             "all weights are 0", where=f"{WHERE} setting 'weights'", seen=dict(weights)
         )
     for name, one in process_models.items():
-        if not has_head(one):
-            raise InputError(
-                "the model scores no steps", where=f"{WHERE} input {name!r}", seen=one.name,
-                fix="Train one with process_reward or step_value",
-            )  # fmt: skip
+        check_steps(one, f"{WHERE} input {name!r}")
     for one in outcome_models.values():
         check_reward_model(one, WHERE)
 

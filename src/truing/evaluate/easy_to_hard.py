@@ -25,14 +25,14 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Literal
 
 from truing.context import Json, current
 from truing.core.drawing import Completion
 from truing.core.generate import generate
+from truing.core.numerals import exact_number, numbers
 from truing.core.rewards import probabilities
-from truing.core.scoring import check_logits, has_head
+from truing.core.scoring import check_answers, check_logits, check_steps
 from truing.core.stats import wilson
 from truing.core.steps import AGGREGATES, step_values, steps_of
 from truing.errors import InputError
@@ -41,7 +41,6 @@ from truing.models import Model
 from truing.reports import Measure, Report
 from truing.tables import Row, Table
 
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 MARK = re.compile(r"####|#\s*Answer", re.IGNORECASE)
 WAYS = ("single", "majority", "best of n", "weighted voting")
 CHOOSING = WAYS[2:]  # by a reward model
@@ -55,20 +54,15 @@ def answer_of(text: str) -> str:
     if marks:
         lines = [line for line in text[marks[-1].end() :].splitlines() if line.strip()]
         return lines[0].strip() if lines else ""
-    numbers = NUMBER.findall(text)
-    return numbers[-1] if numbers else ""
+    found = numbers(text)
+    return text[found[-1].start : found[-1].end] if found else ""
 
 
 def normal(answer: str) -> str:
     """One form for answers that mean the same."""
-    text = answer.strip().strip("$ .").lower()
-    found = NUMBER.fullmatch(text.replace("$", ""))
-    if found is None:
-        return text.strip(" .,;:!?\"'")
-    try:
-        return str(Fraction(found[0].replace(",", "")))
-    except (ValueError, ZeroDivisionError):
-        return text
+    text = answer.strip().lstrip("$ ").rstrip("$ .").lower()
+    value = exact_number(text.replace("$", ""))
+    return str(value) if value is not None else text.strip(" .,;:!?\"'")
 
 
 def vote(answers: Sequence[str], weights: Sequence[float]) -> str:
@@ -112,14 +106,6 @@ def scores_of(
     return made
 
 
-def _needs_head(model: Model, trained_by: str) -> None:
-    if not has_head(model):
-        raise InputError(
-            "step scores come from a model with a score head",
-            where=WHERE, seen=model.name, fix=f"Train one with {trained_by}, or set by='outcome'",
-        )  # fmt: skip
-
-
 @method(
     paper="easy-to-hard",
     needs=("generate",),
@@ -151,10 +137,11 @@ def easy_to_hard(
         judges["ORM"] = (outcome_model, "outcome")
     if outcome_process_model is not None:
         judges["OPRM"] = (outcome_process_model, by)
-    for name, (judge, how) in judges.items():
+    for judge, how in judges.values():
         if how != "outcome":
-            _needs_head(judge, "outcome_process_reward" if name else "process_reward")
+            check_steps(judge, WHERE)
         else:
+            check_answers(judge, WHERE)
             check_logits(judge, WHERE)
     problems = list(data.expect("prompt", where=WHERE))
     for i, row in enumerate(problems):

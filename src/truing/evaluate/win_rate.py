@@ -21,10 +21,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from truing.context import Json, current
+from truing.core.scores import check_reward, total_scores
 from truing.core.stats import bootstrap
 from truing.errors import InputError
 from truing.evaluate.adherence import answer_all
-from truing.method import method, score
+from truing.method import method
 from truing.models import Model
 from truing.principles import Principles
 from truing.reports import Measure, Report
@@ -47,6 +48,8 @@ def _check(
     judge: Model | None, reward: dict[str, object] | None, principles: Principles | None
 ) -> None:
     """Raise an InputError unless something can decide, before any answer is drawn."""
+    if reward is not None:
+        check_reward(reward, where=f"{WHERE} setting 'reward'")
     if judge is not None or reward is not None:
         return
     if principles is None:
@@ -62,7 +65,7 @@ def _scores(
     rows: list[Row], reward: dict[str, object] | None, principles: Principles | None
 ) -> list[float]:
     if reward is not None:
-        return score("reward", reward, rows, where=WHERE)
+        return total_scores(reward, rows, where=WHERE)
     rules = cast(Principles, principles)  # which `_check` saw
     return [k.value(rules) for k in satisfaction(rules, rows, where=WHERE)]
 
@@ -146,7 +149,8 @@ def win_rate(
     """Win rate of a model over a baseline on the same prompts, by judge, reward or principles.
 
     Args:
-        reward: component that scores an answer, {use: name, ...}; used when no judge is given.
+        reward: reward or check that scores an answer, {use: name, ...}, by the sum where it names
+            several values; used when no judge is given.
         max_tokens: length limit of an answer.
         temperature: of sampling; 0 is greedy.
     """

@@ -12,8 +12,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from truing.core.scores import check_reward, total_scores
 from truing.errors import InputError
-from truing.method import method, score
+from truing.method import method
 from truing.select.near_duplicates import row_text
 from truing.tables import Row, Table
 
@@ -43,16 +44,18 @@ def magpie_filter(
     """Magpie's filter: keep well-posed instructions whose answers a reward finds good.
 
     Args:
-        reward: component that scores prompt and completion, {use: name, ...}; without it the
-            column `instruct_reward` counts where there is one.
+        reward: reward or check that scores prompt and completion, {use: name, ...}, by the sum
+            where it names several values; without it the column `instruct_reward` counts where
+            there is one.
         cut: a row's reward must be greater.
         n: rows to keep, those with the longest answers.
     """
     rows = list(data.rows)
     values: list[float | None] = [None] * len(rows)
     if reward is not None:
+        check_reward(reward, where="select/magpie_filter setting 'reward'")
         with data.naming():
-            values = list(score("reward", reward, rows, where="select/magpie_filter"))
+            values = list(total_scores(reward, rows, where="select/magpie_filter"))
     elif "instruct_reward" in data.columns:
         for i, row in enumerate(rows):
             value = row.get("instruct_reward")

@@ -23,9 +23,9 @@ from typing import cast
 from truing.context import Json, current
 from truing.core.generate import generate
 from truing.core.rewards import check_reward_model, score_model
-from truing.core.scores import kind_of, named_scores
+from truing.core.scores import check_reward, named_scores
 from truing.errors import InputError
-from truing.method import check_component, method
+from truing.method import method
 from truing.models import Model
 from truing.tables import Row, Table, as_prompt, content_hash
 
@@ -138,7 +138,7 @@ def objective_pairs(
     if both := sorted(rewards.keys() & models.keys()):
         raise InputError("two objectives have one name", where=WHERE, seen=both)
     for name, ref in rewards.items():
-        check_component(kind_of(ref), ref, where=f"{WHERE} setting 'rewards' {name!r}")
+        check_reward(ref, where=f"{WHERE} setting 'rewards' {name!r}")
     for reward_model in models.values():
         check_reward_model(reward_model, WHERE)
     asked = [as_prompt(r) for r in prompts.expect("prompt", where=WHERE)]

@@ -32,7 +32,7 @@ from statistics import fmean
 from typing import Literal, cast
 
 from truing.context import Json, current
-from truing.core.scoring import has_head
+from truing.core.scoring import check_steps
 from truing.core.step_outcomes import (
     WHERE,
     Ending,
@@ -96,11 +96,8 @@ class Labelling:
             self.ending.check()
             if self.rollouts:
                 check_local(self.model)
-        if self.process_model is not None and not has_head(self.process_model):
-            raise InputError(
-                "the model scores no steps", where=f"{WHERE} input 'process_model'",
-                seen=self.process_model.name, fix="Train one with process_reward or step_value",
-            )  # fmt: skip
+        if self.process_model is not None:
+            check_steps(self.process_model, f"{WHERE} input 'process_model'")
 
     def check_paths(self, paths: Sequence[Trajectory]) -> None:
         """Raise InputError for answers and dialogues from whose steps nothing can be drawn."""

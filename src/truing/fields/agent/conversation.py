@@ -10,8 +10,9 @@ from typing import cast
 
 from truing.context import Json
 from truing.core.rollout import POLICY, Observation, Step
+from truing.core.scores import kind_of, total_scores
 from truing.errors import InputError
-from truing.method import check_component, component, score
+from truing.method import check_component, component
 from truing.tables import Message, Row
 
 USER = "user"
@@ -58,7 +59,7 @@ class Conversation:
         value = 0.0
         if self.reward is not None:
             row: Row = {"prompt": self.said[:-1], "completion": str(action), "finished": True}
-            value = score("reward", self.reward, [row], where="conversation")[0]
+            value = total_scores(self.reward, [row], where="conversation")[0]
         return Step(Observation(""), {POLICY: value}, done=True)
 
     def snapshot(self) -> Json:
@@ -78,11 +79,11 @@ def conversation(*, turns: int = 3, reward: dict[str, object] | None = None) -> 
 
     Args:
         turns: answers of the assistant.
-        reward: reference to a reward component that scores the last answer with the dialogue as
-            its prompt; None gives 0.
+        reward: reference to a reward or check that scores the last answer with the dialogue as its
+            prompt, the sum where it names several values; None gives 0.
     """
     if turns < 1:
         raise InputError("turns must be at least 1", where="conversation", seen=turns)
     if reward is not None:
-        check_component("reward", reward, where="conversation")
+        check_component(kind_of(reward), reward, where="conversation")
     return Conversation(turns, reward)

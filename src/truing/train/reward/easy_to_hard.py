@@ -14,18 +14,21 @@ Source: "Easy-to-Hard Generalization: Scalable Alignment Beyond Human Supervisio
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
+from truing.core.rewards import held_model
+from truing.core.scoring import check_logits, check_steps
 from truing.core.steps import step_values, steps_of
-from truing.errors import InputError
 from truing.evaluate.easy_to_hard import answer_of, normal
 from truing.method import component
-from truing.models import Model, held
+from truing.naming import ModelKey
 from truing.tables import Row
 from truing.train.reward.process_reward import min_rewards, prod_rewards
 
 Scheme = Literal["min", "prod"]
 SCHEMES = {"min": min_rewards, "prod": prod_rewards}
+WHERE = "reward process_shaping"
 BONUS = 0.25
 UNKNOWN = 0.25  # reward of a problem whose answer is not known
 
@@ -34,7 +37,7 @@ UNKNOWN = 0.25  # reward of a problem whose answer is not known
 def process_shaping(
     rows: list[Row],
     *,
-    model: str,
+    model: ModelKey,
     scheme: Scheme = "min",
     bound: float = 0.5,
     bonus: float = BONUS,
@@ -43,15 +46,14 @@ def process_shaping(
     """Sum of a solution's step rewards: how far its steps fall below a bound, and a bonus.
 
     Args:
-        model: key of the process reward model, as `truing.models.hold` gives it.
+        model: name of the process reward model, or in Python its key, as `truing.models.hold`
+            gives it.
         scheme: min: the worst step counts; prod: the product of all.
         bound: u, above which steps cannot gain anything.
         bonus: b, parted over the steps.
         separator: what closes a step.
     """
-    found = held(model)
-    if not isinstance(found, Model):
-        raise InputError("is not a model", where="reward process_shaping", seen=model)
+    found = held_model(model, WHERE)
     parts = [steps_of(str(row["completion"]), separator) for row in rows]
     some = [i for i, steps in enumerate(parts) if steps]
     asked: list[Row] = [{"prompt": rows[i]["prompt"], "steps": parts[i]} for i in some]
@@ -60,6 +62,16 @@ def process_shaping(
     for i, p in zip(some, made, strict=True):
         values[i] = math.fsum(SCHEMES[scheme](p, bound, bonus))
     return values
+
+
+def _check(settings: Mapping[str, object]) -> None:
+    """What `core.scores` asks before anything is drawn."""
+    model = held_model(str(settings["model"]), WHERE)
+    check_steps(model, WHERE)
+    check_logits(model, WHERE)
+
+
+process_shaping.__dict__["__truing_check__"] = _check
 
 
 @component("reward")

@@ -9,33 +9,49 @@ Source: Direct Preference Optimization, arXiv 2305.18290.
 
 from __future__ import annotations
 
-from truing.core.rewards import implicit_rewards
+from collections.abc import Mapping
+
+from truing.core.rewards import held_model, implicit_rewards
 from truing.errors import InputError
 from truing.method import component
-from truing.models import Model, held
+from truing.models import Model
+from truing.naming import ModelKey
 from truing.tables import Row
+
+WHERE = "reward implicit_reward"
+
+
+def _models(model: str, reference: str) -> tuple[Model, Model]:
+    """The tuned model, and where its training began."""
+    tuned = held_model(model, WHERE)
+    if reference:
+        return tuned, held_model(reference, WHERE)
+    if not tuned.weight_changes:
+        raise InputError(
+            "nothing was changed in the model, so it implies no reward",
+            where=WHERE,
+            seen=tuned.name,
+        )
+    return tuned, tuned.with_changes(())
 
 
 @component("reward")
 def implicit_reward(
-    rows: list[Row], *, model: str, reference: str = "", beta: float = 0.1
+    rows: list[Row], *, model: ModelKey, reference: ModelKey = "", beta: float = 0.1
 ) -> list[float]:
     """The implicit reward of a preference-trained model.
 
     Args:
-        model: key of the tuned model, as `truing.models.hold` gives it.
-        reference: key of where its training began; "" takes it without its changes.
+        model: name of the tuned model, or in Python its key, as `truing.models.hold` gives it.
+        reference: of where its training began; "" takes it without its changes.
         beta: that it was trained with.
     """
-    tuned = held(model)
-    base = held(reference) if reference else None
-    if not isinstance(tuned, Model) or not (base is None or isinstance(base, Model)):
-        raise InputError("is not a model", where="reward implicit_reward", seen=model)
-    if base is None and not tuned.weight_changes:
-        raise InputError(
-            "nothing was changed in the model, so it implies no reward",
-            where="reward implicit_reward",
-            seen=tuned.name,
-        )
-    values = implicit_rewards(tuned, base or tuned.with_changes(()), rows)
-    return [beta * v for v in values]
+    return [beta * v for v in implicit_rewards(*_models(model, reference), rows)]
+
+
+def _check(settings: Mapping[str, object]) -> None:
+    """What `core.scores` asks before anything is drawn."""
+    _models(str(settings["model"]), str(settings.get("reference", "")))
+
+
+implicit_reward.__dict__["__truing_check__"] = _check

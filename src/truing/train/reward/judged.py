@@ -32,6 +32,7 @@ from truing.core.private import without_login
 from truing.errors import InputError
 from truing.method import component
 from truing.models import Model, held, named
+from truing.naming import ModelKey, found_at
 from truing.tables import Row, content_hash
 
 LEAST = 20  # ratings before their unread share says something of the judge
@@ -50,7 +51,7 @@ def judge_of(model: str) -> Model:
                 fix="Put the server's key into TRUING_API_KEY",
             )
         return Model.open(model)
-    if not any(named(model)):
+    if not any(named(model)) and found_at(model) is None:
         raise InputError(
             "no judge of that key is at hand",
             where=WHERE,
@@ -93,15 +94,15 @@ def _check_read(judge: Model) -> None:
 def judged(
     rows: list[Row],
     *,
-    model: str,
+    model: ModelKey,
     criteria: str = "",
     scale: Literal[0, 2, 3, 4, 5, 6, 7, 8, 9] = 0,
 ) -> list[float]:
     """How good a judge, local or served, finds each answer, in [0, 1].
 
     Args:
-        model: key of the judge, as `truing.models.hold` gives it, or its address, such as
-            http://host/v1#name.
+        model: name of the judge, its address, such as http://host/v1#name, or in Python its key,
+            as `truing.models.hold` gives it.
         criteria: rules that a good answer keeps; "" leaves them to the judge.
         scale: rate from 1 to this; 0 is Yes or No for a local judge, 1 to 5 for a served one.
     """

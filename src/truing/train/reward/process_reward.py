@@ -26,16 +26,20 @@ Shapes: U rows, K = 1 branch, T steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch.nn.functional import logsigmoid, pad
 
 from truing.core.objective import Loss, Measurements, objective
+from truing.core.rewards import held_model
+from truing.core.scoring import check_steps
 from truing.core.steps import AGGREGATES, Aggregate, step_values, steps_of
 from truing.errors import InputError
 from truing.method import component
-from truing.models import Model, held
+from truing.naming import ModelKey
 from truing.tables import Row
+
+WHERE = "reward step_reward"
 
 
 def min_rewards(p: Sequence[float], bound: float = 0.5, bonus: float = 0.25) -> list[float]:
@@ -60,20 +64,18 @@ def prod_rewards(p: Sequence[float], bound: float = 0.5, bonus: float = 0.25) ->
 
 @component("reward")
 def step_reward(
-    rows: list[Row], *, model: str, aggregate: Aggregate = "min", separator: str = "\n\n"
+    rows: list[Row], *, model: ModelKey, aggregate: Aggregate = "min", separator: str = "\n\n"
 ) -> list[float]:
     """What a process reward model says of whole answers; 0 for one without a step.
 
     It lies in [0, 1], but for a value model, whose values are taken as they are.
 
     Args:
-        model: key of the model, as `truing.models.hold` gives it.
+        model: name of the model, or in Python its key, as `truing.models.hold` gives it.
         aggregate: of the steps' probabilities or values.
         separator: what closes a step.
     """
-    found = held(model)
-    if not isinstance(found, Model):
-        raise InputError("is not a model", where="reward step_reward", seen=model)
+    found = held_model(model, WHERE)
     parts = [steps_of(str(row["completion"]), separator) for row in rows]
     some = [i for i, steps in enumerate(parts) if steps]
     asked: list[Row] = [{"prompt": rows[i]["prompt"], "steps": parts[i]} for i in some]
@@ -82,6 +84,14 @@ def step_reward(
     for i, scores in zip(some, made, strict=True):
         values[i] = AGGREGATES[aggregate](scores)
     return values
+
+
+def _check(settings: Mapping[str, object]) -> None:
+    """What `core.scores` asks before anything is drawn."""
+    check_steps(held_model(str(settings["model"]), WHERE), WHERE)
+
+
+step_reward.__dict__["__truing_check__"] = _check
 
 
 @objective(

@@ -45,14 +45,15 @@ import torch
 from truing.context import current
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.objective import Loss, Measurements, objective
-from truing.core.rewards import score_model
+from truing.core.rewards import held_model, score_model
 from truing.core.row_kinds import nothing_left
 from truing.core.start import room
 from truing.core.training import Hook, hook
 from truing.core.training_rows import Reader
 from truing.errors import InputError
 from truing.method import component
-from truing.models import Model, held
+from truing.models import held
+from truing.naming import ModelKey, PrinciplesKey
 from truing.principles import Principle, Principles
 from truing.tables import Row, Table, content_hash, user_text
 from truing.train.reward.bradley_terry import bradley_terry, with_imitation
@@ -208,23 +209,21 @@ def _told(row: Row, principles: list[str] | Principles, count: int) -> list[str]
 def salmon_reward(
     rows: list[Row],
     *,
-    model: str,
-    principles: str | list[str],
+    model: ModelKey,
+    principles: PrinciplesKey | list[str],
     draw: int = 0,
     always: list[str] | None = None,
 ) -> list[float]:
     """What a principle-following reward model says under these principles.
 
     Args:
-        model: key of the model, as `truing.models.hold` gives it.
-        principles: sentences that say what a good answer is like, or the key of a `Principles`.
+        model: name of the model, or in Python its key, as `truing.models.hold` gives it.
+        principles: sentences that say what a good answer is like, or a `Principles` as the model.
         draw: how many of a `Principles` are drawn for each prompt; 0 takes all.
         always: sentences that are told besides.
     """
     where = "reward salmon_reward"
-    found = held(model)
-    if not isinstance(found, Model):
-        raise InputError("is not a model", where=where, seen=model)
+    found = held_model(model, where)
     rules = held(principles) if isinstance(principles, str) else principles
     if not isinstance(rules, (list, Principles)):
         raise InputError("are not principles", where=where, seen=principles)

@@ -101,7 +101,8 @@ def step_value(
     settings = Training(epochs=epochs, lr=lr, batch=batch)
     settings.check(NAME)
     loaded, context = model.load_module("float32"), current()
-    spec = Objective(NAME, squared_errors, "token", ("scores",), "steps", {"labels": None})
+    # Only its rows are read: the head alone is trained, on states that are computed once.
+    spec = Objective(NAME, squared_errors, "batch", ("scores",), "steps", {"labels": None})
     units, notes = read_units(spec, loaded, data, max_tokens)
     context.metric(**notes)
     rows = closing_states(loaded, [u.tree() for u in units])
@@ -117,7 +118,7 @@ def step_value(
 
     task = PlainTask(NAME, head, len(units), losses, row_names=[u.id for u in units])
     train(task, settings, key=key, peak=lr)
-    made = head.added_to(model, context.folder / f"{NAME}-{key}")
+    made = head.added_to(model, context.folder / f"{NAME}-{key}", "steps")
     licence = licence_of([data])
     made = made.with_licences([licence] if licence else [])
     return made.called(f"{model.name}+{NAME}")

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 
 from truing.core.online import online_of
 from truing.core.preflight import online_training
-from truing.core.scoring import has_head
+from truing.core.scoring import check_logits, check_steps
 from truing.core.train_online import train_online
 from truing.errors import InputError
 from truing.method import method
@@ -108,11 +108,8 @@ def easy_to_hard_ppo(
         lr: peak learning rate; 0 takes 2e-4 for adapters and 1e-5 for a full fine-tune.
         rank: of the adapter; 0 trains all weights.
     """
-    if not has_head(process_model):
-        raise InputError(
-            "the process model has no score head", where=WHERE, seen=process_model.name,
-            fix="Train one with process_reward or outcome_process_reward",
-        )  # fmt: skip
+    check_steps(process_model, f"{WHERE} input 'process_model'")
+    check_logits(process_model, f"{WHERE} input 'process_model'")
     settings: dict[str, object] = {
         "scheme": scheme, "bound": bound, "penalty": penalty, "beta": beta, "steps": steps,
         "batch": batch, "minibatches": minibatches, "critic_rollouts": critic_rollouts,
