@@ -36,7 +36,7 @@ from truing.models import Model, Served
 from truing.surrogates import mended
 from truing.tables import content_hash
 
-__all__ = ["Limits", "Meter", "Replies", "generate", "limited", "meter", "score"]
+__all__ = ["Limits", "Meter", "Replies", "generate", "limited", "meter", "replies_to", "score"]
 
 SCHEMA_VERSION = 1
 LIMIT = 4 * 2**30  # bytes on disk, of all runs together
@@ -175,6 +175,31 @@ def score(model: Model, rows: Sequence[tuple[str, str]]) -> list[list[float]]:
 
     _fetch(served, "/completions", requests.values(), _read_echo, take)
     return [made[i] for i in range(len(rows))]
+
+
+def replies_to(
+    url: str, path: str, bodies: Sequence[Reply], read: Read, *, note: object = None
+) -> list[Reply]:
+    """What a server says to each request, kept replies first; for routes that are not OpenAI's.
+
+    Args:
+        url: of the server, before `path`.
+        bodies: the requests; equal ones are sent once.
+        read: what is kept of a reply; it raises for one that is none.
+        note: what else decides what is kept.
+    """
+    served = Served(url, "")
+    requests: dict[str, _Request] = {}
+    for i, body in enumerate(bodies):
+        key = content_hash(["ask", served.url, path, body, note])
+        requests.setdefault(key, _Request(key, body)).places.append((i, 0))
+    made: dict[int, Reply] = {}
+
+    def take(request: _Request, reply: Reply) -> None:
+        made.update({i: reply for i, _ in request.places})
+
+    _fetch(served, path, requests.values(), read, take)
+    return [made[i] for i in range(len(bodies))]
 
 
 def _served(model: Model) -> Served:
