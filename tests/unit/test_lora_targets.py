@@ -106,7 +106,7 @@ def test_training_is_that_of_peft_on_the_same_layers(model: Model) -> None:
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "say"}], add_generation_prompt=True, tokenize=False
     )
-    head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    head = tokenizer(str(prompt), add_special_tokens=False)["input_ids"]
     tail = tokenizer("good morning<|im_end|>", add_special_tokens=False)["input_ids"]
     logits = theirs(torch.tensor([head + tail])).logits[0, len(head) - 1 : -1]
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor(tail))
@@ -181,7 +181,9 @@ def test_mistakes(settings: dict[str, object], told: str, model: Model) -> None:
 
 def test_a_recipe_is_refused_before_it_runs(model: Model) -> None:
     plan = Plan("mine")
-    given = {"rank": 0, "targets": ["q_proj"]}
-    plan.step("a", "train/dpo", model=str(model.folder), data="answer_or_ask", **given)
+    plan.step(
+        "a", "train/dpo", model=str(model.folder), data="answer_or_ask",
+        rank=0, targets=["q_proj"],
+    )  # fmt: skip
     with pytest.raises(InputError, match="with rank 0 there is none"):
         plan.check()

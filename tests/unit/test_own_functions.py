@@ -18,11 +18,11 @@ import torch
 
 from truing import catalogue, cli, declared, references
 from truing.context import Context, current, use
-from truing.core.code import _read, code_key
+from truing.core import code
 from truing.core.generate import generate
 from truing.core.rollout import maker
-from truing.core.sampling import SamplingSettings
 from truing.errors import InputError
+from truing.keys import step_key
 from truing.method import component, get_component, method, methods, resolve, score
 from truing.models import Model
 from truing.plan import Plan
@@ -85,10 +85,10 @@ def test_another_function_is_another_run(model: Model) -> None:
 
 
 def test_a_function_decides_between_answers(model: Model) -> None:
-    plain = SamplingSettings(n=1, max_tokens=8, temperature=1.0, seed=3)
     best = methods["best_of_n"](model, n=4, rewards={"length": lambda rows: letters(rows)})
-    four = generate(model, ["say oak"], n=4, max_tokens=8, temperature=1.0, seed=plain.seed)[0]
-    one = generate(best, ["say oak"], n=1, max_tokens=8, temperature=1.0, seed=plain.seed)[0]
+    assert isinstance(best, Model)
+    four = generate(model, ["say oak"], n=4, max_tokens=8, seed=3)[0]
+    one = generate(best, ["say oak"], n=1, max_tokens=8, seed=3)[0]
     assert len(one[0].text.strip()) == max(len(c.text.strip()) for c in four)
 
 
@@ -189,8 +189,7 @@ def test_a_stored_step_takes_no_bare_function(model: Model, tmp_path: Path) -> N
         plan.check()
     assert "setting 'rewards'" in str(error.value) and __file__ in error.value.where
     best = methods["best_of_n"](model, n=2, rewards={"r": letters})
-    from truing.keys import step_key
-
+    assert isinstance(best, Model)
     with pytest.raises(InputError, match=told):
         step_key(methods["refusal_rate"], {"model": best}, {}, 0)
 
@@ -262,10 +261,10 @@ def test_one_of_the_name_of_an_installed_one() -> None:
     assert __file__ in error.value.where and "truing.specify" in error.value.where
 
 
-def cell(code: str) -> dict[str, object]:
+def cell(text: str) -> dict[str, object]:
     """Run code as a notebook does: it is in no file."""
     held: dict[str, object] = {"__name__": "__main__"}
-    exec(compile(textwrap.dedent(code), "<cell 3>", "exec"), held)
+    exec(compile(textwrap.dedent(text), "<cell 3>", "exec"), held)
     return held
 
 
@@ -333,7 +332,7 @@ def key_of(path: Path, name: str) -> str:
     entry = catalogue.components("reward")[name]
     own = declared.source(entry)
     assert own is not None
-    return code_key([], [own])
+    return code.code_key([], [own])
 
 
 RECIPE = '''
@@ -384,8 +383,6 @@ class Files:
 
     def cached(self) -> object:
         """Steps that `truing run my_recipe.py` takes from the store."""
-        sys.modules.pop("helpers_of_recipe", None)  # as in a process of its own
-        _read.cache_clear()
         return line_of(self.path)["cached_steps"]
 
 
@@ -411,6 +408,8 @@ def test_an_edited_recipe_runs_again_and_another_does_not(files: Files) -> None:
     files.write("MOST = 3", "MOST = 4")
     assert files.cached() == 0
     (files.folder / "helpers_of_recipe.py").write_text(HELPERS.replace("max(", "max(0 * least, "))
+    del sys.modules["helpers_of_recipe"]  # as in a process of its own
+    code._read.cache_clear()
     assert files.cached() == 0
     assert files.cached() == 1
 
