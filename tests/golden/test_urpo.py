@@ -92,6 +92,7 @@ def test_a_score_out_of_range_is_unreadable_and_cannot_swamp_the_others() -> Non
     [
         ({"answer": ""}, "'answer' holds no number"),
         ({"answer": "a few"}, "'answer' holds no number"),
+        ({"answer": "#### 3 or 4"}, "'answer' marks '3 or 4', which is not one number"),
         ({"completions": ["a", "b", "c"], "scores": [1, 0]}, "one number for each completion"),
         ({"completions": ["a", "b"], "scores": [1, "x"]}, "one number for each completion"),
         ({"completions": ["a", "b"], "scores": [1, float("nan")]}, "one number for each"),

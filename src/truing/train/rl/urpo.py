@@ -44,7 +44,7 @@ from truing.core.referee import graded, kendall, ranked, read_scores, referee_pr
 from truing.errors import InputError
 from truing.method import component
 from truing.tables import Row, user_text
-from truing.train.reward.rules import final_number, numeric_answer
+from truing.train.reward.rules import gold_number, numeric_answer
 
 REASONING, REFEREE, OPEN = 0, 1, 2
 RANKED = ("completions", "scores")  # columns that make a row the referee's
@@ -66,12 +66,12 @@ class Players:
     def check(self, row: Row) -> str:
         """See `Pool.check`."""
         sort = sort_of(row)
-        if sort == REASONING and final_number(str(row["answer"])) is None:
-            raise InputError(
-                "column 'answer' holds no number",
-                seen=row["answer"],
-                fix="Rows of the other pools have no value there",
-            )
+        if sort == REASONING:
+            try:
+                gold_number(row, "answer", "")
+            except InputError as error:
+                error.fix = "Give a number; rows of the other pools have no value there"
+                raise
         given = [n for n in RANKED if row.get(n)]
         if sort == OPEN and given:
             raise InputError(
