@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +35,7 @@ from truing.core import fetch, files
 
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```[ ]*$", re.M | re.S)
 MODELS = ("smollm2-135m-instruct", "minilm")
+WORKERS = 2  # pages that run at a time
 # In the README's blocks the one is written instead of the other, which must stand there. Neither
 # topic nor margin is asked of pairs: what a model writes that was never taught is gibberish.
 SMALLER = (
@@ -197,12 +199,12 @@ def _bash(text: str, folder: Path, environment: dict[str, str]) -> tuple[bool, s
         return code == 0, said.read(), group
 
 
-def run_one(page: Page, home: Path) -> str:
+def run_one(page: Page, home: Path, threads: int = 2) -> str:
     """Run one page; what went wrong, or ""."""
     environment = os.environ | {
         "TRUING_HOME": str(home),
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
+        "OMP_NUM_THREADS": str(threads),
     }
     with tempfile.TemporaryDirectory(prefix="truing-tutorial-") as scratch:
         folder = Path(scratch)
@@ -240,7 +242,7 @@ def readme(root: Path) -> Page:
 
 
 def run_all(folder: Path, names: list[str]) -> int:
-    """Run the tutorials of a checkout's folder, and its README; the exit code."""
+    """Run the tutorials of a checkout's folder, and its README, two at a time; the exit code."""
     pages = [readme(folder.parents[1]), *map(Page, sorted(folder.glob("*.md")))]
     wanted = [p for p in pages if not names or p.name in names]
     if missing := set(names) - {p.name for p in wanted}:
@@ -249,17 +251,22 @@ def run_all(folder: Path, names: list[str]) -> int:
     # Beside the user's own, on the same file system, so that models are linked and not copied.
     fetch.home().mkdir(parents=True, exist_ok=True)
     home = Path(tempfile.mkdtemp(prefix=".docs-", dir=fetch.home()))
-    failed = 0
+    # Half of the time goes into starting processes, which one thread does.
+    workers = min(WORKERS, len(wanted))
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS", "2")) // workers)
+
+    def run(page: Page) -> bool:
+        began = time.monotonic()
+        fault = run_one(page, home, threads)
+        took = time.monotonic() - began
+        told = f"{'FAILED' if fault else 'ran'}: {page.name} ({took:.0f} s)"
+        print("\n".join(filter(None, [told, fault])), flush=True)
+        return not fault
+
     try:
         shared_home(home)
-        for page in wanted:
-            began = time.monotonic()
-            fault = run_one(page, home)
-            took = time.monotonic() - began
-            print(f"{'FAILED' if fault else 'ran'}: {page.name} ({took:.0f} s)", flush=True)
-            if fault:
-                failed += 1
-                print(fault)
+        with ThreadPoolExecutor(workers) as pool:
+            went = list(pool.map(run, wanted))
     finally:
         shutil.rmtree(home, ignore_errors=True)
-    return 1 if failed else 0
+    return 0 if all(went) else 1

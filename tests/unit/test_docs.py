@@ -186,6 +186,21 @@ def test_a_page_is_changed_before_it_runs(tmp_path: Path) -> None:
         tutorials.Page(path, (("gone", ""),)).blocks()
 
 
+def test_all_pages_run_and_one_fault_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "docs" / "tutorials"
+    folder.mkdir(parents=True)
+    for name, command in (("good", "true"), ("bad", "false")):
+        (folder / f"{name}.md").write_text(f"```bash\n{command}\n```\n")
+    monkeypatch.setattr(tutorials, "shared_home", lambda home: home)
+    assert tutorials.run_all(folder, ["good"]) == 0
+    assert tutorials.run_all(folder, ["good", "bad"]) == 1
+    said = capsys.readouterr().out
+    assert said.count("ran: good") == 2 and "FAILED: bad" in said and "bad.md line 1 failed" in said
+    assert tutorials.run_all(folder, ["other"]) == 2
+
+
 def test_the_readme_runs_at_a_small_size() -> None:
     page = tutorials.readme(ROOT)
     found = page.blocks()  # every change finds its place
