@@ -14,6 +14,7 @@ from truing.core.objective import Objective, objective_of
 from truing.core.online_prompts import read_prompts
 from truing.core.preflight import check_rows
 from truing.core.row_kinds import CONVERSIONS, as_kind, is_taken, takes_texts
+from truing.core.scoring import answer_logps
 from truing.core.tiny import TEMPLATE, tiny_tokenizer
 from truing.core.train_text import read_units
 from truing.core.training import Hook
@@ -355,6 +356,13 @@ def test_models_are_asked_with_their_tools(tiny_path: Path) -> None:
         assert Local(model, None)._ids([asked["prompt"]], None) == [want]  # type: ignore[list-item]
         (one,), _ = read_prompts(Table("", [row]), loaded.tokenizer, 512, 8, "", "grpo")
         assert list(one.ids) == want
+        answered = {**row, "completion": "So."}
+        with_tools, bare = ([answered], [{"prompt": "Why?", "completion": "So."}])
+        told = answer_logps(loaded, [*with_tools, *bare])
+        loaded.tokenizer.chat_template = TOLD.replace("{", "{{ '{' }}") + TEMPLATE  # by hand
+        assert answer_logps(loaded, bare)[0] == pytest.approx(told[0], abs=1e-5)
+        assert abs(told[0] - told[1]) > 1e-3
+        loaded.tokenizer.chat_template = WITH_TOOLS
         system = {"role": "system", "content": "Be kind."}
         led = prompt_of({**row, "prompt": [system, user("Why?")]})
         assert [m["role"] for m in led] == ["system", "tools", "user"]  # type: ignore[attr-defined]

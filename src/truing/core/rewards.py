@@ -42,7 +42,7 @@ from truing.models import held as at_hand
 from truing.principles import Principles
 from truing.references import referred
 from truing.specify.satisfaction import measured, satisfaction
-from truing.tables import Row
+from truing.tables import Row, prompt_of
 
 PRINCIPLES, MODEL = "principles", "reward_model"
 Refs = Mapping[str, dict[str, object]]
@@ -130,7 +130,7 @@ def _label_scores(loaded: Loaded, rows: Sequence[Row]) -> list[float]:
             "a reward model has one label", where=loaded.model.name, seen=f"{labels} labels"
         )
     values: list[float] = []
-    asked = rewritten(loaded.model, [cast(Prompt, row["prompt"]) for row in rows])
+    asked = rewritten(loaded.model, [cast(Prompt, prompt_of(row)) for row in rows])
     for row, prompt in zip(rows, asked, strict=True):
         head = prompt_ids(loaded.tokenizer, prompt)
         ended = row.get("finished") is not False

@@ -32,7 +32,7 @@ from truing.core.logprob import measure, states
 from truing.core.tree import Node, Packed, group_tree, pack
 from truing.errors import InputError
 from truing.models import Loaded, Model
-from truing.tables import Row, content_hash
+from truing.tables import Row, content_hash, prompt_of
 
 HEAD = "reward_head"
 HIDDEN = f"{HEAD}.hidden"
@@ -173,11 +173,11 @@ def by_prompt(
     """
     groups: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
-        groups.setdefault(content_hash(row["prompt"]), []).append(i)
+        groups.setdefault(content_hash(prompt_of(row)), []).append(i)
     found = [0.0] * len(rows)
     order: list[list[int]] = []
     trees: list[Node] = []
-    asked = rewritten(loaded.model, [cast(Prompt, rows[m[0]]["prompt"]) for m in groups.values()])
+    asked = rewritten(loaded.model, [cast(Prompt, prompt_of(rows[m[0]])) for m in groups.values()])
     for prompt, members in zip(asked, groups.values(), strict=True):
         answers = {i: _answer(loaded, rows[i]) for i in members}
         some = [i for i in members if answers[i]]
@@ -234,7 +234,7 @@ def step_scores(reward: Model, rows: Sequence[Row], separator: str) -> list[list
     check_steps(reward, reward.name)
     loaded = reward.load_module()
     head = _own_head(loaded)
-    asked = rewritten(reward, [cast(Prompt, row["prompt"]) for row in rows])
+    asked = rewritten(reward, [cast(Prompt, prompt_of(row)) for row in rows])
     trees = [
         step_tree(loaded, {**row, "prompt": prompt}, separator)
         for row, prompt in zip(rows, asked, strict=True)
@@ -250,7 +250,7 @@ def step_scores(reward: Model, rows: Sequence[Row], separator: str) -> list[list
 
 def step_tree(loaded: Loaded, row: Mapping[str, object], separator: str) -> Node:
     """A row's prompt and steps, the last token of each step carrying loss."""
-    head = prompt_ids(loaded.tokenizer, cast(Prompt, row["prompt"]))
+    head = prompt_ids(loaded.tokenizer, cast(Prompt, prompt_of(row)))
     pieces = step_ids(loaded.tokenizer, cast("list[str]", row["steps"]), separator)
     ids, loss = list(head), [False] * len(head)
     for piece in pieces:
