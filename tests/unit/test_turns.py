@@ -663,7 +663,7 @@ def test_mistakes_are_named(model: Model, tmp_path: Path, monkeypatch: pytest.Mo
     def grpo(**more: object) -> object:
         return methods["grpo"](model, TASKS, **{**SMALL, **more})
 
-    with pytest.raises(InputError, match=r"unknown environment 'runing_sum'.*'running_sum'"):
+    with pytest.raises(InputError, match=r"unknown component 'runing_sum'.*'running_sum'"):
         grpo(environment={"use": "runing_sum"})
     with pytest.raises(InputError, match=r"unknown setting 'term'.*'terms'"):
         grpo(environment={"use": "running_sum", "term": 2})
