@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import cast
 
+from truing.catalogue import used
 from truing.errors import InputError, unknown
+from truing.references import referred, refuse_bare
 from truing.surrogates import mended
 from truing.tables import content_hash
 
@@ -32,7 +34,8 @@ class Principle:
         examples: dicts with "prompt" and "good" and/or "bad" answers.
         priority: a higher one wins where two rules conflict.
         kind: free label such as "style" or "content".
-        check: reference to a check component, or None when only a judge can tell.
+        check: reference to a check component, in Python also its function; None when only a judge
+            can tell.
         negative: the opposite of the rule, for what learns to tell a rule from its opposite.
     """
 
@@ -44,6 +47,11 @@ class Principle:
     kind: str = ""
     check: dict[str, object] | None = field(default=None, hash=False)
     negative: str = ""
+
+    def __post_init__(self) -> None:
+        """A function in place of a reference becomes one."""
+        if callable(cast(object, self.check)):
+            object.__setattr__(self, "check", referred(self.check))
 
     def to_json(self) -> dict[str, object]:
         """Plain data without the empty fields."""
@@ -170,6 +178,8 @@ class Principles:
 
     def save(self, folder: str | Path) -> Path:
         """Write `principles.json` into a folder, atomically."""
+        names = [name for rule in self.items for name in used(rule.check)]
+        refuse_bare(names, what="saved principles", where=str(folder))
         path = Path(folder) / "principles.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         data = {

@@ -26,6 +26,7 @@ from truing.keys import step_key
 from truing.method import component, get_component, method, methods, resolve, score
 from truing.models import Model
 from truing.plan import Plan
+from truing.principles import Principle, Principles
 from truing.recipe import load
 from truing.tables import Row, Table
 
@@ -122,6 +123,27 @@ def test_functions_wherever_a_reference_is_taken() -> None:
         reward=letters, cut=1.5,
     )  # fmt: skip
     assert sorted(str(r["completion"]) for r in ranked) == ["bb", "ccc"]
+
+
+def test_a_principle_is_checked_by_a_function(model: Model, tmp_path: Path) -> None:
+    rules = Principles([Principle("short", "Be short.", check=short)])  # type: ignore[arg-type]
+    kept = methods["best_of_n"](model, rules, n=4)
+    assert isinstance(kept, Model)
+    drawn = generate(kept, ["say oak", "say fern"], n=2, max_tokens=8, seed=3)
+    plain = generate(model, ["say oak", "say fern"], n=8, max_tokens=8, seed=3)
+    for best, all_of_it in zip(drawn, plain, strict=True):
+        for i, one in enumerate(best):
+            four = [len(c.text.strip()) for c in all_of_it[4 * i : 4 * i + 4]]
+            assert (len(one.text.strip()) < 4) == (min(four) < 4)
+    with pytest.raises(InputError, match="part of saved principles"):
+        rules.save(tmp_path)
+    nouns = {"model": model, "prompts": PROMPTS, "principles": rules}
+    with pytest.raises(InputError, match="part of a stored step"):
+        step_key(methods["adherence"], nouns, {}, 0)
+
+
+def short(rows: list[Row]) -> list[float]:
+    return [float(len(str(row["completion"])) < 4) for row in rows]
 
 
 class Echo:
