@@ -52,6 +52,17 @@ def folder(tmp_path: Path, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def prm(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A process reward model, saved in its folder."""
+    place = tmp_path_factory.mktemp("prm")
+    rows = Table("steps", [{"prompt": "say a", "steps": ["a", "a!"], "labels": [1.0, 0.0]}])
+    with use(Context(folder=place / "run")):
+        made = methods["process_reward"](Model.open(tiny_path), rows, steps=1, rank=2)
+    assert isinstance(made, Model)
+    return Model.load(made.save(place / "saved"))
+
+
 def new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "_held", {})
     monkeypatch.setattr(naming, "_opened", {})
@@ -95,8 +106,7 @@ def test_a_reward_of_an_earlier_step(folder: Path, monkeypatch: pytest.MonkeyPat
     assert cached(run(folder)) == {"judge": True, "tuned": True}
 
 
-def test_the_reward_is_what_the_model_says(folder: Path) -> None:
-    prm = cast(Model, run(folder).results["prm"])
+def test_the_reward_is_what_the_model_says(folder: Path, prm: Model) -> None:
     rows = [{"prompt": "say a", "completion": "seven beetles"}]
     parts = [{"prompt": "say a", "steps": steps_of("seven beetles", "e")}]
     want = min(step_values(prm, parts, "e")[0])
@@ -106,15 +116,15 @@ def test_the_reward_is_what_the_model_says(folder: Path) -> None:
         assert score("reward", ref, rows) == [want]
 
 
-def test_models_of_the_recipe_and_paths_beside_it(folder: Path) -> None:
-    cast(Model, run(folder).results["prm"]).save(folder / "saved")
+def test_models_of_the_recipe_and_paths_beside_it(folder: Path, prm: Model) -> None:
+    prm.save(folder / "saved")
     text = (folder / "r.yaml").read_text()
     text = text[: text.index("  prm:")].replace("model: prm", "model: NAME")
     for name, named in (("saved", "{base"), ("mine", "{mine: saved, base")):
         made = text.replace("NAME", name).replace("{base", named)
         (folder / "r.yaml").write_text(made)
-        # Both are the model of the step, whose result is taken as it is.
-        assert cached(run(folder)) == {"tuned": True}
+        # Both are one model: what was made with the first is taken as it is.
+        assert cached(run(folder)) == {"tuned": name == "mine"}
 
 
 @pytest.mark.parametrize(
@@ -173,12 +183,11 @@ def test_on_the_command_line(
     assert "setting 'rewards'" in (said := capsys.readouterr().err) and "'prmm'" in said
 
 
-def test_in_a_plain_call(folder: Path, tiny_path: Path) -> None:
-    run_of = cast(Model, run(folder).results["prm"])
-    saved = run_of.save(folder / "saved")
+def test_in_a_plain_call(folder: Path, tiny_path: Path, prm: Model) -> None:
+    saved = prm.save(folder / "saved")
     data = Table.read(folder / "prompts.jsonl")
     settings: dict[str, object] = {"steps": 1, "batch": 2, "answers": 2, "new_tokens": 4, "rank": 2}
-    for place in (str(saved), hold(run_of)):
+    for place in (str(saved), hold(prm)):
         rewards = {"steps": {"use": "step_reward", "model": place}}
         with use(Context(folder=folder / f"call-{len(place)}")):
             made = methods["grpo"](Model.open(tiny_path), data, rewards=rewards, **settings)
@@ -188,9 +197,7 @@ def test_in_a_plain_call(folder: Path, tiny_path: Path) -> None:
     )
     assert isinstance(decoded, Model)
     again = Model.load(decoded.save(folder / "decoded"))  # it brings the reward's model along
-    assert list((folder / "decoded" / "held").iterdir()) == [
-        folder / "decoded" / "held" / run_of.key
-    ]
+    assert list((folder / "decoded" / "held").iterdir()) == [folder / "decoded" / "held" / prm.key]
     assert again.key == decoded.key
     with pytest.raises(InputError, match=r"setting 'rewards'.*nothing-here"):
         rewards = {"steps": {"use": "step_reward", "model": "nothing-here"}}
