@@ -85,7 +85,8 @@ def _run(args: argparse.Namespace) -> object:
 
 
 def _compare(args: argparse.Namespace) -> object:
-    from truing.compare import from_options, parts, settings_of
+    from truing.compare import from_options
+    from truing.contenders import parts, settings_of
 
     result = from_options(
         verb=args.verb,

@@ -7,9 +7,10 @@ an earlier one (reference log-probabilities, measurements of the base) is not co
     gain         = preference accuracy after - before, on held-out pairs
     side effect  = held-out nats per token after - before (higher is worse)
 
-Intervals are Student's over seeds; with one seed there are none. Seconds are positive and skewed:
-their mean is the geometric one and their interval Student's of the logarithms, which never reaches
-below zero.
+Intervals are Student's over seeds; with one seed there are none. Methods share their rows, so they
+are compared seed by seed: "over FIRST" is a method's gain less that of the first one named. Seconds
+are positive and skewed: their mean is the geometric one and their interval Student's of the
+logarithms, which never reaches below zero.
 
 A group's name stands for all of its methods that can be trained on these rows. Those that need more
 (a column, a teacher, rewards) are left out, which stderr and the report say; one that is named by
@@ -19,19 +20,26 @@ itself is refused.
 from __future__ import annotations
 
 import math
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
 from truing import jsontext
+from truing.contenders import (
+    Contender,
+    budget_of,
+    contenders_of,
+    members,
+    missing_inputs,
+    parts,
+    reasons,
+    taken,
+)
 from truing.context import Json
 from truing.core import files
 from truing.core.stats import mean_interval
 from truing.errors import InputError, unknown
-from truing.method import Method
 from truing.method import methods as registry
 from truing.pipeline import Result, run
 from truing.plan import Plan
@@ -42,134 +50,8 @@ from truing.tables import Table
 
 HELD_OUT = 128  # pairs that every model is measured on
 TEXTS, QUESTIONS = "prose", "common_knowledge"  # general ability is measured on these
+OVER_FIRST = "gain over first"
 ABILITY_TOKENS = 128  # of each text: every model of a comparison reads the same ones
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One line of the table: a method, perhaps with settings that differ from its defaults.
-
-    `grouped` ones are meant by the name of their group, and are left out where they need more.
-    """
-
-    label: str
-    method: str
-    settings: Mapping[str, object]
-    grouped: bool = False
-
-
-def parts(text: str, mark: str) -> list[str]:
-    """What stands between the marks that lie outside of brackets and quotes."""
-    found, depth = [""], 0
-    for token in re.findall(r'"(?:\\.|[^"\\])*"|.', text, re.S):
-        depth += (token in "([{") - (token in ")]}")
-        if token == mark and depth <= 0:
-            found.append("")
-        else:
-            found[-1] += token
-    return found
-
-
-def settings_of(given: Sequence[str], where: str) -> dict[str, object]:
-    """Settings by name from "beta=0.3" and the like."""
-    settings: dict[str, object] = {}
-    for one in given:
-        key, found, written = one.partition("=")
-        if not found:
-            raise InputError("settings are written setting=value", where=where, seen=one)
-        settings[key] = jsontext.loads_or_text(written)
-    return settings
-
-
-def contender(text: str, verb: str, shared: Mapping[str, object] | None = None) -> Contender:
-    """ "dpo", "train/dpo" or "dpo@beta=0.3@lr=1e-4"; its own settings come before shared ones."""
-    name, *given = parts(text.strip(), "@")
-    settings = dict(shared or {}) | settings_of(given, "--methods")
-    method = registry[name if "/" in name else f"{verb}/{name}"]
-    if method.returns != "Model":
-        raise InputError("only methods that return a model can be compared", seen=method.id)
-    label = re.sub(r"[^\w.-]+", "_", text.strip().replace("/", "-"))
-    return Contender(label, method.id, settings)
-
-
-def members(text: str, verb: str) -> list[str]:
-    """Names of all methods of a group, such as "preference"; none where it is no group's name."""
-    name = text.strip()
-    group = [m.name for m in registry.values() if m.verb == verb and m.group == name]
-    return group if f"{verb}/{name}" not in registry else []
-
-
-def contenders_of(
-    methods: Sequence[str], verb: str, shared: Mapping[str, object] | None = None
-) -> list[Contender]:
-    """What is named: each by itself, and all of each group; an InputError for one named twice."""
-    found: list[Contender] = []
-    for text in methods:
-        group = [contender(name, verb, shared) for name in members(text, verb)]
-        found += [replace(one, grouped=True) for one in group] or [contender(text, verb, shared)]
-    labels = [c.label for c in found]
-    if len(set(labels)) < len(labels):
-        raise InputError("a method is named twice", where="--methods", seen=labels)
-    return found
-
-
-def _missing(method: Method) -> list[str]:
-    """Inputs that a comparison on pairs cannot give."""
-    given = ("model", "data")
-    return [n for n, i in method.inputs.items() if not i.optional and n not in given]
-
-
-def lack(one: Contender, pairs: Table) -> str:
-    """What a method needs and a comparison on these pairs does not give; "" where it is all there.
-
-    Raises:
-        InputError: its settings are at fault, whatever the rows.
-    """
-    method = registry[one.method]
-    if missing := _missing(method):
-        return f"needs {', '.join(missing)}"
-    settings = method.validate(one.settings, where=one.label)
-    if {"rewards", "environment"} <= set(settings) and not (
-        settings["rewards"] or settings["environment"]
-    ):
-        return "needs rewards"
-    method.check(settings, {}, where=one.label)
-    try:
-        method.check(settings, {"data": pairs}, where=one.label)
-    except InputError as error:
-        return error.message
-    return ""
-
-
-def reasons(left: Mapping[str, str]) -> list[str]:
-    """Lines that say which methods were left out and why: those with one reason together."""
-    return [
-        f"{', '.join(name for name, other in left.items() if other == why)}: {why}"
-        for why in dict.fromkeys(left.values())
-    ]
-
-
-def _taken(found: Sequence[Contender], pairs: Table) -> tuple[list[Contender], dict[str, str]]:
-    """The contenders, and of those that are left out why."""
-    left = {c.label: why for c in found if c.grouped and (why := lack(c, pairs))}
-    for line in reasons(left):
-        print(f"left out: {line}", file=sys.stderr)
-    taken = [c for c in found if c.label not in left]
-    if not taken:
-        raise InputError(
-            f"none of these methods can be compared on {pairs.source}", where="--methods", seen=left
-        )
-    return taken, left
-
-
-def budget_of(text: str) -> int:
-    """Rows in "64pairs", "64 rows" or "64"."""
-    found = re.fullmatch(r"\s*(\d+)\s*(pairs|rows|)\s*", text)
-    if not found or not int(found[1]):
-        raise InputError(
-            "a budget is a number of rows", where="--budget", seen=text, fix="Such as 64pairs"
-        )
-    return int(found[1])
 
 
 def plan_of(
@@ -200,7 +82,7 @@ def plan_of(
         for one in contenders:
             method = registry[one.method]
             given = {"model": "base"} | ({"data": rows} if "data" in method.inputs else {})
-            if missing := _missing(method):
+            if missing := missing_inputs(method):
                 raise InputError(
                     f"{one.method} needs {', '.join(missing)}, which a comparison on pairs "
                     "cannot give",
@@ -256,6 +138,14 @@ def collect(
         measures.append(_over_seeds("side effect", one.label, values, "nats per token", "lower"))
         seconds = [float(cast(float, steps[n]["seconds"])) for n in names]
         measures.append(_cost(one.label, seconds))
+    first = contenders[0].label
+    for one in contenders[1:]:
+        both = [[f"{label}-{s}-gain" for s in range(seeds)] for label in (one.label, first)]
+        apart = [
+            _value(results, a, "preference") - _value(results, b, "preference")
+            for a, b in zip(*both, strict=True)
+        ]
+        measures.append(_over_seeds(OVER_FIRST, one.label, apart, "share", "higher"))
     facts: dict[str, Json] = {
         "kind": "comparison",
         "methods": {c.label: c.method for c in contenders},
@@ -265,6 +155,7 @@ def collect(
             "ability": _value(results, "base-ability", "ability"),
         },
         "seeds": seeds,
+        "first": contenders[0].label,
         "left_out": dict(left),
     }
     return Report("comparison", measures, None, facts)
@@ -280,7 +171,9 @@ class Comparison:
     def table(self) -> str:
         """One line for each method, the largest gain first."""
         seeds = cast(int, self.report.meta["seeds"])
-        rows = [("method", "gain [95 %]", "margin", "side effect [95 %]", "s/run")]
+        first = str(self.report.meta["first"])
+        over = f"over {first} [95 %]"
+        rows = [("method", "gain [95 %]", over, "margin", "side effect [95 %]", "s/run")]
         gains = [m for m in self.report if m.name == "gain"]
         for gain in sorted(gains, key=lambda m: -m.value):
             margin, side, seconds = (
@@ -290,6 +183,9 @@ class Comparison:
                 (
                     gain.category,
                     _shown(gain, 3),
+                    ""
+                    if gain.category == first
+                    else _shown(self.report.get(OVER_FIRST, gain.category), 3),
                     f"{margin.value:+.3f}",
                     _shown(side, 4),
                     f"{seconds.value:.1f}",
@@ -371,7 +267,7 @@ def compare(
     path = files.expanded(data)
     data = str(path) if path.exists() else data
     pairs = _read_pairs(data, rows, held_out)
-    found, left = _taken(found, pairs)
+    found, left = taken(found, pairs)
     plan = plan_of(found, model, data, rows, seeds, held_out=held_out)
     result = run(plan, runs, opened={("Table", data): pairs})
     made = collect(found, seeds, result, left)

@@ -8,21 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from truing import cli, tablefiles
-from truing.compare import (
+from truing import cli, contenders, tablefiles
+from truing.compare import _cost, compare, plan_of
+from truing.contenders import (
     Contender,
-    _cost,
     budget_of,
-    compare,
     contender,
     contenders_of,
     lack,
     members,
     parts,
-    plan_of,
     reasons,
 )
 from truing.core.reference import Reference
+from truing.core.stats import mean_interval
 from truing.errors import InputError
 from truing.method import methods
 from truing.sources import check_abilities, check_tables
@@ -133,7 +132,7 @@ def test_left_out_methods_are_told(
 ) -> None:
     pairs.write_text(pairs.read_text().replace("Say", "Tell"))  # other rows than the tests below
     group = {"preference": ["dpo", "tpo"], "gold": ["tpo", "tpo_l"]}
-    monkeypatch.setattr(MODULE, "members", lambda text, verb: group.get(text, []))
+    monkeypatch.setattr(contenders, "members", lambda text, verb: group.get(text, []))
 
     def run(name: str) -> object:
         return compare(
@@ -220,3 +219,14 @@ def test_methods_share_rows_and_one_reference_pass(
         for s in (0, 1)
     ]
     assert gain.value == pytest.approx(sum(after) / 2 - float(str(base["preference"])))
+    # Seed by seed against the first method named.
+    others = [
+        found.result.results[f"ipo_steps_1-{s}-gain"].get("preference").value  # type: ignore
+        for s in (0, 1)
+    ]
+    over = found.report.get("gain over first", "ipo_steps_1")
+    lo, hi = mean_interval([b - a for a, b in zip(after, others, strict=True)])
+    assert (over.value, over.lo, over.hi) == pytest.approx(
+        (sum(others) / 2 - sum(after) / 2, lo, hi)
+    )
+    assert "over dpo_steps_1 [95 %]" in found.table()

@@ -39,15 +39,17 @@ class Contender:
     gain: Measure
     side_effect: Measure
     seconds: Measure | None = None
+    over: str | None = None  # gain over the first method named, seed by seed; None: no such column
 
     def texts(self) -> tuple[str, ...]:
-        """Gain, its interval, side effect, its interval, cost if known: as the table has them."""
+        """Gain and side effect with intervals, gain over the first, cost if known."""
         gain, side = self.gain, self.side_effect
         return (
             _points(gain.value),
             f"{_points(gain.lo)} to {_points(gain.hi)}" if gain.lo < gain.hi else "one seed",
             _nats(side.value),
             f"{_nats(side.lo)} to {_nats(side.hi)}" if side.lo < side.hi else "one seed",
+            *([] if self.over is None else [self.over]),
             *([duration(self.seconds.value)] if self.seconds else []),
         )
 
@@ -61,6 +63,7 @@ class Compared:
     contenders: list[Contender]
     chart: Markup
     left_out: dict[str, str]  # methods of a group that need more than the data has, with the reason
+    first: str = ""  # the method that the others are compared with, seed by seed
 
     @property
     def timed(self) -> bool:
@@ -247,9 +250,21 @@ def picture(contenders: Sequence[Contender]) -> Markup:
                role="img", aria_label="Gain against side effect of each method")  # fmt: skip
 
 
+def _over(report: Report, name: str, first: str) -> str | None:
+    """How much more a method gained than the first, in points; None where that is not told."""
+    if not first:
+        return None
+    m = find(report, "gain over first", name)
+    if m is None:
+        return ""
+    interval = f" ({_points(m.lo)} to {_points(m.hi)})" if m.lo < m.hi else ""
+    return f"{_points(m.value)}{interval}"
+
+
 def compared(step: str, report: Report) -> Compared:
     """A comparison's report for the page, the largest gain first."""
     gains = sorted((m for m in report if m.name == "gain"), key=lambda m: -m.value)
+    first = str(report.meta.get("first", "")) if len(gains) > 1 else ""
     found = [
         Contender(
             i,
@@ -257,9 +272,10 @@ def compared(step: str, report: Report) -> Compared:
             gain,
             _needed(report, "side effect", gain.category),
             find(report, "seconds", gain.category),
+            _over(report, gain.category, first),
         )
         for i, gain in enumerate(gains, 1)
     ]
     seeds = str(report.meta.get("seeds", 1))
     left = cast("Mapping[str, str]", report.meta.get("left_out") or {})
-    return Compared(step, seeds, found, picture(found), dict(left))
+    return Compared(step, seeds, found, picture(found), dict(left), first)

@@ -1,0 +1,141 @@
+"""Who is compared: methods and groups as they are named, and what rows at hand allow of them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from truing import jsontext
+from truing.errors import InputError
+from truing.method import Method
+from truing.method import methods as registry
+from truing.tables import Table
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One line of the table: a method, perhaps with settings that differ from its defaults.
+
+    `grouped` ones are meant by the name of their group, and are left out where they need more.
+    """
+
+    label: str
+    method: str
+    settings: Mapping[str, object]
+    grouped: bool = False
+
+
+def parts(text: str, mark: str) -> list[str]:
+    """What stands between the marks that lie outside of brackets and quotes."""
+    found, depth = [""], 0
+    for token in re.findall(r'"(?:\\.|[^"\\])*"|.', text, re.S):
+        depth += (token in "([{") - (token in ")]}")
+        if token == mark and depth <= 0:
+            found.append("")
+        else:
+            found[-1] += token
+    return found
+
+
+def settings_of(given: Sequence[str], where: str) -> dict[str, object]:
+    """Settings by name from "beta=0.3" and the like."""
+    settings: dict[str, object] = {}
+    for one in given:
+        key, found, written = one.partition("=")
+        if not found:
+            raise InputError("settings are written setting=value", where=where, seen=one)
+        settings[key] = jsontext.loads_or_text(written)
+    return settings
+
+
+def contender(text: str, verb: str, shared: Mapping[str, object] | None = None) -> Contender:
+    """ "dpo", "train/dpo" or "dpo@beta=0.3@lr=1e-4"; its own settings come before shared ones."""
+    name, *given = parts(text.strip(), "@")
+    settings = dict(shared or {}) | settings_of(given, "--methods")
+    method = registry[name if "/" in name else f"{verb}/{name}"]
+    if method.returns != "Model":
+        raise InputError("only methods that return a model can be compared", seen=method.id)
+    label = re.sub(r"[^\w.-]+", "_", text.strip().replace("/", "-"))
+    return Contender(label, method.id, settings)
+
+
+def members(text: str, verb: str) -> list[str]:
+    """Names of all methods of a group, such as "preference"; none where it is no group's name."""
+    name = text.strip()
+    group = [m.name for m in registry.values() if m.verb == verb and m.group == name]
+    return group if f"{verb}/{name}" not in registry else []
+
+
+def contenders_of(
+    methods: Sequence[str], verb: str, shared: Mapping[str, object] | None = None
+) -> list[Contender]:
+    """What is named: each by itself, and all of each group; an InputError for one named twice."""
+    found: list[Contender] = []
+    for text in methods:
+        group = [contender(name, verb, shared) for name in members(text, verb)]
+        found += [replace(one, grouped=True) for one in group] or [contender(text, verb, shared)]
+    labels = [c.label for c in found]
+    if len(set(labels)) < len(labels):
+        raise InputError("a method is named twice", where="--methods", seen=labels)
+    return found
+
+
+def missing_inputs(method: Method) -> list[str]:
+    """Inputs that a comparison on pairs cannot give."""
+    given = ("model", "data")
+    return [n for n, i in method.inputs.items() if not i.optional and n not in given]
+
+
+def lack(one: Contender, pairs: Table) -> str:
+    """What a method needs and a comparison on these pairs does not give; "" where it is all there.
+
+    Raises:
+        InputError: its settings are at fault, whatever the rows.
+    """
+    method = registry[one.method]
+    if missing := missing_inputs(method):
+        return f"needs {', '.join(missing)}"
+    settings = method.validate(one.settings, where=one.label)
+    if {"rewards", "environment"} <= set(settings) and not (
+        settings["rewards"] or settings["environment"]
+    ):
+        return "needs rewards"
+    method.check(settings, {}, where=one.label)
+    try:
+        method.check(settings, {"data": pairs}, where=one.label)
+    except InputError as error:
+        return error.message
+    return ""
+
+
+def reasons(left: Mapping[str, str]) -> list[str]:
+    """Lines that say which methods were left out and why: those with one reason together."""
+    return [
+        f"{', '.join(name for name, other in left.items() if other == why)}: {why}"
+        for why in dict.fromkeys(left.values())
+    ]
+
+
+def taken(found: Sequence[Contender], pairs: Table) -> tuple[list[Contender], dict[str, str]]:
+    """The contenders, and of those that are left out why."""
+    left = {c.label: why for c in found if c.grouped and (why := lack(c, pairs))}
+    for line in reasons(left):
+        print(f"left out: {line}", file=sys.stderr)
+    kept = [c for c in found if c.label not in left]
+    if not kept:
+        raise InputError(
+            f"none of these methods can be compared on {pairs.source}", where="--methods", seen=left
+        )
+    return kept, left
+
+
+def budget_of(text: str) -> int:
+    """Rows in "64pairs", "64 rows" or "64"."""
+    found = re.fullmatch(r"\s*(\d+)\s*(pairs|rows|)\s*", text)
+    if not found or not int(found[1]):
+        raise InputError(
+            "a budget is a number of rows", where="--budget", seen=text, fix="Such as 64pairs"
+        )
+    return int(found[1])
