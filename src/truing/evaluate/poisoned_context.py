@@ -106,8 +106,8 @@ def poisoned_context(model: Model, data: Table, *, max_tokens: int = 96) -> Repo
         seed=current().stream("answers") % 2**31,
     )  # fmt: skip
     texts = [some[0].text for some in drawn]
-    found = [verdict(t, r, w) for t, r, w in zip(texts, right, wrong, strict=True)]
-    groups: defaultdict[tuple[str, str], list[Verdict]] = defaultdict(list)
+    found: list[Verdict] = [verdict(t, r, w) for t, r, w in zip(texts, right, wrong, strict=True)]
+    groups: dict[tuple[str, str], list[Verdict]] = defaultdict(list)
     for row, one in zip(rows, found, strict=True):
         situation, against = str(row.get("situation", "")), str(row.get("against", ""))
         groups[situation, ""].append(one)
