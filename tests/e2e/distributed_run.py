@@ -51,6 +51,9 @@ steps:
     new_tokens: 12, lr: 1.0e-3, beta: 0.1, dtype: float32, rewards: {short: {use: max_words, n: 2}}}
   critic: {do: train/ppo, model: base, data: pairs.jsonl, rank: 0, steps: 2, batch: 3, passes: 2,
     answers: 2, new_tokens: 8, rewards: {short: {use: max_words, n: 2}}}
+  beside: {do: train/ppo_max, model: base, data: pairs.jsonl, ptx_data: examples.jsonl, ptx: 0.5,
+    rank: 4, steps: 2, batch: 3, minibatches: 1, answers: 2, new_tokens: 8, critic_rollouts: 0,
+    lr: 1.0e-3, budget: 64, dtype: float32, rewards: {short: {use: max_words, n: 2}}}
   talks: {do: train/ppo, model: base, partner: base, data: pairs.jsonl, rank: 4, steps: 2, batch: 3,
     answers: 2, new_tokens: 8, turns: 2, environment: {use: conversation, turns: 2},
     dtype: float32, rewards: {short: {use: max_words, n: 2}}}
