@@ -118,6 +118,23 @@ def test_duplicates_are_alike_in_all_that_is_asked_and_answered(
     assert kept(groups) == [0, 1]
 
 
+def test_dialogues_that_end_alike_are_apart() -> None:
+    talks: list[dict[str, object]] = [
+        {"prompt": dialogue(f"Tree {i}?", "It is.", "Thanks!")} for i in range(12)
+    ]
+    data = Table("", talks)
+    parts = [split(data, part=p, held_out=4, threshold=0) for p in ("train", "held_out")]
+    assert [len(p) for p in parts] == [8, 4]
+    with use(Context(0)):
+        assert len(sample(data, n=5)) == 5
+    asked = [("Why?", "a"), ("Why?", "b"), ("Who?", "a")]
+    names = [
+        duplicates.row_name({"chosen": dialogue(q, c), "rejected": dialogue(q, "no")})
+        for q, c in asked
+    ]
+    assert names == ["Why?", "Why?", "Who?"]  # rows of one prompt go together
+
+
 def test_split_needs_enough_rows() -> None:
     with pytest.raises(InputError, match="30 of 30 rows"):
         split(DATA, part="train", held_out=30)

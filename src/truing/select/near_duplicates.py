@@ -111,8 +111,8 @@ def _words(answer: object) -> str:
 
 
 def row_name(row: Row) -> str:
-    """What tells rows of different contents apart: the text, or the id of a row without one."""
-    return row_text(row) or str(row["id"])
+    """What tells rows that ask different things apart: all of it, or the id of a row without."""
+    return asked_text(row) or str(row["id"])
 
 
 def known(text: str) -> str:

@@ -3,8 +3,9 @@
 Rows are ordered by the hash of their own content and the salt, so that the split depends neither
 on the order of the rows nor on the process; the first `held_out` rows are the held-out part. A
 training row whose sentence vector is within `threshold` (squared distance) of a held-out row goes
-to neither part: a model must not be tested on what it was trained on in other words. Rows without
-texts, such as images, are told apart by their ids alone. Our own; no paper.
+to neither part: a model must not be tested on what it was trained on in other words. Of a dialogue
+all that is asked counts, as in select/near_duplicates. Rows without texts, such as images, are told
+apart by their ids alone. Our own; no paper.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 from truing.core.embed import embed
 from truing.errors import InputError
 from truing.method import method
-from truing.select.near_duplicates import known, row_name, row_text
+from truing.select.near_duplicates import asked_text, known, row_name
 from truing.tables import Row, Table, content_hash
 
 
@@ -65,7 +66,7 @@ def split(
     places = order(data.rows, salt)
     if part == "held_out":
         return data.take(places[:held_out]).with_lineage(filter="held out")
-    kept = _apart([row_text(data.rows[i]) for i in places], held_out, threshold)
+    kept = _apart([asked_text(data.rows[i]) for i in places], held_out, threshold)
     train = [places[i] for i in kept]
     if not train:
         raise InputError(
