@@ -10,6 +10,7 @@ from pagetext import escape, table
 
 from truing.core.objective import Objective, objective_of
 from truing.core.online import Online, online_of
+from truing.core.ptx import takes
 from truing.core.row_kinds import is_taken, takes_texts
 from truing.method import Kinds, Method
 from truing.signature import Input, argument_docs
@@ -51,6 +52,7 @@ def _columns(spec: Objective | Online) -> list[str]:
         if not spec.given or spec.given in own:
             return []
         when = ", where `ptx` is above 0" if "ptx" in spec.settings else ""
+        when += " and `ptx_data` is not given" if takes(spec) else ""
         return [f"`{spec.given}` (text{when})"]
     numbers = [
         f"`{name}` (number{_missing(default)})"
