@@ -18,6 +18,7 @@ from __future__ import annotations
 import runpy
 import sys
 import traceback
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -29,6 +30,7 @@ from truing.plan import Plan, Step
 
 SCHEMA_VERSION = 1
 RECIPE = "recipe"  # name of a recipe's file as a module
+executed: list[Path] = []  # files of Python that this process has run as recipes
 FIELDS = ("schema_version", "name", "seed", "models", "data", "steps")
 
 
@@ -53,10 +55,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
 
 def execute(path: Path) -> dict[str, object]:
     """The names of a recipe's file, run as a script is: modules beside it can be imported."""
+    if path.resolve() not in executed:
+        executed.append(path.resolve())
     beside = str(path.resolve().parent)
     if beside not in sys.path:
         sys.path.insert(0, beside)
-    return runpy.run_path(str(path), run_name=RECIPE)
+    found = runpy.run_path(str(path), run_name=RECIPE)
+    made = types.ModuleType(RECIPE)
+    made.__dict__.update(found)
+    sys.modules[RECIPE] = made  # by which functions in it are sent to other processes
+    return found
 
 
 def _from_python(path: Path) -> Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import pickle
 import re
 import runpy
 import sys
@@ -16,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from truing import catalogue, cli, declared, references
+from truing import catalogue, cli, declared, recipe, references
 from truing.context import Context, current, use
-from truing.core import code
+from truing.core import code, together
 from truing.core.generate import generate
 from truing.core.rollout import maker
 from truing.errors import InputError
@@ -46,6 +47,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing that a test declares or gives is known to the next one."""
     monkeypatch.setattr(declared, "_declared", {})
     monkeypatch.setattr(references, "_bare", {})
+    monkeypatch.setattr(recipe, "executed", [])
     path = list(sys.path)
     yield
     sys.path[:] = path
@@ -450,6 +452,29 @@ def test_what_of_a_file_counts(files: Files) -> None:
     assert kept != held and key_of(files.write(state=state, more="SEEN.pop()"), "few") != kept
     moved = key_of(files.write(more="global MOST; MOST = 5"), "few")
     assert moved != key_of(files.write(more="global MOST; MOST = 6"), "few")
+
+
+others: list[tuple[object, list[float]]] = []
+
+
+def in_another_process(function: Callable[..., object]) -> None:
+    others.append((function, score("reward", "few", ROWS)))
+
+
+def test_other_processes_know_a_recipes_functions(files: Files, tmp_path: Path) -> None:
+    """What `torchrun` sends them: arguments may be functions of the recipe, settings name some."""
+    load(files.path)
+    here = declared.everything()[0].function
+    given = pickle.dumps(((here,), {}))
+    call = together._Call(
+        __name__, "in_another_process", given, 0, tmp_path, "a", (), tuple(recipe.executed)
+    )
+    recipe.executed.clear()
+    declared._declared.clear()
+    call.run()
+    ((function, scores),) = others
+    assert function is not here and scores == [-1.0, -2.0, -3.0]
+    assert function.__qualname__ == here.__qualname__ == "few"  # type: ignore[attr-defined]
 
 
 def test_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import pickle
 import re
 import signal
 import sys
@@ -32,11 +33,10 @@ import torch.distributed as dist
 from truing.context import Context, current, one_of_several, use
 from truing.core import distributed
 from truing.core.distributed import agree, begin, end, joined
-from truing.declared import everything
 from truing.errors import Stopped, TruingError
 from truing.models import Model, held, hold, named
 from truing.principles import Principles
-from truing.recipe import RECIPE, execute
+from truing.recipe import execute, executed
 from truing.tables import Table
 
 P = ParamSpec("P")
@@ -52,30 +52,24 @@ class _Call:
 
     module: str
     name: str
-    args: tuple[object, ...]
-    settings: dict[str, object]
+    given: bytes  # its arguments, pickled: they may be functions of the recipes
     seed: int
     folder: Path
     step: str
     held: tuple[Model | Table | Principles, ...]  # what settings hold by key
-    recipes: tuple[Path, ...] = ()  # that register functions which settings may name
+    recipes: tuple[Path, ...]  # whose functions settings may name
 
     def run(self) -> None:
         """Run it, in silence."""
         for path in self.recipes:
-            if path not in _recipes():
+            if path not in executed:
                 execute(path)
         for one in self.held:
             hold(one)
         function = cast("Callable[..., object]", getattr(import_module(self.module), self.name))
+        args, settings = pickle.loads(self.given)
         with use(Context(self.seed, self.folder, _silent, name=self.step)):
-            function(*self.args, **self.settings)
-
-
-def _recipes() -> tuple[Path, ...]:
-    """Files of recipes that this process has run, and that registered functions."""
-    found = {one.entry.path for one in everything() if one.entry.module == RECIPE}
-    return tuple(map(Path, sorted(found - {""})))
+            function(*args, **settings)
 
 
 def _silent(done: int, total: int, label: str) -> None:
@@ -158,8 +152,8 @@ def joint(function: Callable[P, T]) -> Callable[P, T]:
             store.set(f"call/{number}", "join")
             with joined():
                 agree(
-                    _Call(function.__module__, function.__name__, args, dict(kwargs),
-                          context.seed, context.folder, context.name, kept, _recipes())
+                    _Call(function.__module__, function.__name__, pickle.dumps((args, kwargs)),
+                          context.seed, context.folder, context.name, kept, tuple(executed))
                 )  # fmt: skip
                 return function(*args, **kwargs)
         except BaseException as error:
