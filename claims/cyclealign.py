@@ -27,7 +27,8 @@ from _tiny import FORMS, TOPICS, Outcome, Row, Table, blank, drawn, step, taught
 
 from truing.core.referee import kendall
 from truing.models import Model
-from truing.train.distill.cyclealign import LETTERS, Judge, cycle, own_orders
+from truing.train.distill.cyclealign import cycle, own_orders
+from truing.train.distill.ranker import LETTERS, Judge
 
 TITLE = "A ranker that is shown what both models agreed on teaches more than one round of rankings"
 METHOD = "train/cyclealign"

@@ -17,16 +17,8 @@ from truing.method import methods
 from truing.models import Model
 from truing.principles import Principles
 from truing.tables import Table
-from truing.train.distill.cyclealign import (
-    GOOD,
-    Judge,
-    agreement,
-    cycle,
-    cyclealign,
-    own_orders,
-    parse,
-    shown,
-)
+from truing.train.distill.cyclealign import agreement, cycle, cyclealign, own_orders
+from truing.train.distill.ranker import GOOD, Judge, parse, shown
 
 
 def test_agreement_by_hand() -> None:

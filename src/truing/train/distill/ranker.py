@@ -1,0 +1,90 @@
+"""A black box that ranks answers: what it is told and shown, and what its words mean."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from truing.context import current
+from truing.tables import Row, user_text
+
+LETTERS = "ABCDEFGHIJ"
+ORDER = re.compile(r"[A-J](?:\s*>\s*[A-J])+")
+INSTRUCTION = (
+    "Rank the answers to each question from best to worst. {good} Write only the letters in order, "
+    "such as B > A."
+)
+GOOD = "A good answer helps with what was asked, is true, and harms nobody."
+EXAMPLE = ("How do I boil an egg?", ("Put it into boiling water for eight minutes.", "No idea."))
+Ask = Callable[[list[str]], list[str]]
+
+
+def parse(text: str, n: int) -> list[int] | None:
+    """Numbers of the answers, best first; None unless the text orders all n letters."""
+    found = ORDER.search(text)
+    order = [LETTERS.index(c) for c in re.findall("[A-J]", found[0])] if found else []
+    return order if sorted(order) == list(range(n)) else None
+
+
+def shown(question: str, answers: Sequence[str], order: Sequence[int] | None = None) -> str:
+    """One question with its lettered answers, and their order where it is known."""
+    listed = "\n".join(f"{LETTERS[i]}: {a}" for i, a in enumerate(answers))
+    ending = " > ".join(LETTERS[i] for i in order) if order is not None else ""
+    return f"Question: {question}\n{listed}\nOrder: {ending}".rstrip()
+
+
+@dataclass
+class Judge:
+    """The black box with its examples.
+
+    Args:
+        ask: prompts to texts.
+        kept: agreements that are shown, the latest ones.
+        good: what it is told of good answers.
+        fixed: examples that are always shown.
+    """
+
+    ask: Ask
+    kept: int = 2
+    good: str = GOOD
+    fixed: Sequence[str] = (shown(EXAMPLE[0], EXAMPLE[1][::-1], [1, 0]),)
+    examples: list[str] = field(default_factory=list)
+
+    def rank(
+        self, questions: Sequence[str], answers: Sequence[Sequence[str]], name: str
+    ) -> list[list[int] | None]:
+        """Order of each question's answers, best first; None where two tries gave none."""
+        latest = self.examples[len(self.examples) - min(self.kept, len(self.examples)) :]
+        head = "\n\n".join([INSTRUCTION.format(good=self.good), *self.fixed, *latest])
+        found: list[list[int] | None] = [None] * len(questions)
+        for again in range(2):
+            open_ = [i for i, f in enumerate(found) if f is None]
+            places: list[list[int]] = []
+            for i in open_:
+                place = list(range(len(answers[i])))
+                random.Random(current().stream(f"{name}/{i}/{again}")).shuffle(place)
+                places.append(place)
+            texts = [
+                f"{head}\n\n{shown(questions[i], [answers[i][k] for k in place])}"
+                for i, place in zip(open_, places, strict=True)
+            ]
+            for i, place, said in zip(open_, places, self.ask(texts) if texts else [], strict=True):
+                order = parse(said, len(place))
+                found[i] = None if order is None else [place[k] for k in order]
+        return found
+
+    def learn(self, question: str, answers: Sequence[str], order: Sequence[int]) -> None:
+        """Show an agreed order from now on, its letters in the order of the answers."""
+        some = sorted(order)
+        texts = [answers[i] for i in some]
+        self.examples.append(shown(question, texts, [some.index(i) for i in order]))
+
+
+def example(row: Row) -> str:
+    """A row of answers with scores as an example of a ranking."""
+    scores = cast("list[float]", row["scores"])
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    return shown(user_text(row["prompt"]), cast("list[str]", row["completions"]), order)
