@@ -242,7 +242,7 @@ def test_every_term_keeps_a_state_of_its_own() -> None:
         ("dpo", {"ipo": {"bata": 0.2}}, ["ipo: unknown setting 'bata'. Did you mean 'beta'?"]),
         ("dpo", {"ipo": {"lr": 0.2}}, ["ipo: 'lr' holds for the whole step"]),
         ("dpo", {"ipo": {"beta": "x"}}, ["ipo: setting 'beta': input should be a valid number"]),
-        ("dpo", {"ipo": {"beta": -1}}, ["ipo: setting 'beta' must be at least 0"]),
+        ("dpo", {"ipo": {"beta": -1}}, ["ipo: setting 'beta' must be above 0"]),
         ("dpo", {"cdpo": {"label_smoothing": 0.7}}, ["'label_smoothing' must be in [0, 0.5)"]),
         ("dpo", {"ipo": [1]}, ["'mix'"]),
         ("dpo", {"ipo": math.nan}, ["'mix'", "finite"]),
