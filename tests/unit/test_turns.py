@@ -497,6 +497,7 @@ def test_the_update_is_that_of_padded_rows(
 
     monkeypatch.setattr(Players, "policy", scripted)
     more = {"passes": 1, "minibatches": 1, "beta": 0.0, "rank": 0, "new_tokens": 40, "answers": 3}
+    more["temperature"] = 1.0  # what the padded rows are computed at
     more |= {"vf": 0.0, "lam": 1.0} if name == "ppo" else {}
     with use(Context(seed=3)):
         task, groups = held(monkeypatch, name, model, **more)
