@@ -133,8 +133,8 @@ def test_reference_is_measured_once(
     made: list[reference.Reference] = []
 
     class Counting(reference.Reference):
-        def __init__(self, key: str, dtype: str) -> None:
-            super().__init__(key, dtype)
+        def __init__(self, *given: str) -> None:
+            super().__init__(*given)
             made.append(self)
 
     monkeypatch.setattr("truing.core.train_text.Reference", Counting)
@@ -224,7 +224,7 @@ def test_bad_input_before_any_training(model: Model, tmp_path: Path) -> None:
             methods["dpo"](model, PAIRS, batch=0)
         with pytest.raises(InputError, match=r"unknown setting 'bta'.*'beta'"):
             methods["dpo"](model, PAIRS, bta=0.1)
-        with pytest.raises(InputError, match="two rows a step"):
+        with pytest.raises(InputError, match="'batch' must be at least 2"):
             methods["kto"](model, PAIRS, batch=1)
     assert not list(tmp_path.glob("checkpoints*"))
 
