@@ -23,6 +23,7 @@ from online_numbers import (
 )
 
 from truing.errors import InputError
+from truing.method import methods
 from truing.train.rl.cispo import cispo, gated, sapo, vespo
 
 
@@ -87,7 +88,7 @@ def test_sapo_counts_no_advantage_as_nothing() -> None:
     flat = type(m)(m.mask_UKT, m.tensors, {**m.columns, "advantage": torch.zeros(2, 2)})
     assert gated(flat, 1.0, 1.05).abs().sum() == 0
     with pytest.raises(InputError, match="tau_negative"):
-        sapo(r, tau_negative=0.0)
+        methods["sapo"].check({"tau_negative": 0.0}, {})
 
 
 def test_vespo_by_hand() -> None:

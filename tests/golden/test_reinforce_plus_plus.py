@@ -35,7 +35,7 @@ def returns(beta: float, baseline: bool) -> list[list[float]]:
 
 
 def test_a_baseline_needs_a_group() -> None:
-    with pytest.raises(InputError, match="at least 2 answers"):
+    with pytest.raises(InputError, match="must be at least 2 with a baseline"):
         reinforce_plus_plus(rollout().branches(0), baseline=True)
 
 
