@@ -23,9 +23,10 @@ from truing.components import get_component as get_component
 from truing.components import one_a_row as one_a_row
 from truing.components import resolve as resolve
 from truing.components import score as score
-from truing.declared import declare, declared, source
+from truing.context import forget
+from truing.declared import declare, declared, everything, source
 from truing.errors import InputError, MissingExtra, unknown
-from truing.references import Function
+from truing.references import Function, any_bare
 from truing.signature import Input, Setting, argument_docs, parameters_of, type_name
 
 if typing.TYPE_CHECKING:
@@ -306,7 +307,22 @@ class Method:
                 raise InputError(f"input {name!r} ({wanted.noun}) is missing", where=self.id)
         settings = self.validate(values)
         self.check(settings, {n: t for n, t in named.items() if isinstance(t, Table)})
-        return licensed(self.function(**named, **holding(settings, where=self.id)), named)
+        settings = holding(settings, where=self.id)
+        if self._runs_own(settings, named):
+            forget()  # what earlier plain calls noted may be of other values that it reads
+        return licensed(self.function(**named, **settings), named)
+
+    def _runs_own(self, settings: Mapping[str, object], nouns: Row) -> bool:
+        """True where it runs a function of the user's own, whose globals no note tells apart."""
+        from truing.keys import Nouns, entries_of
+
+        if not everything() and not any_bare():
+            return False
+        try:
+            found = entries_of(self, settings, typing.cast("Nouns", nouns))
+        except InputError:  # a function that is given as it is
+            return True
+        return any(declared(entry) is not None for entry in found)
 
 
 class Methods(Mapping[str, Method]):

@@ -78,6 +78,11 @@ def is_bare(name: str) -> bool:
     return name in _bare
 
 
+def any_bare() -> bool:
+    """True while any function that was given as it is has a name."""
+    return bool(_bare)
+
+
 def refuse_bare(names: Iterable[str], *, what: str = "a stored step", where: str = "") -> None:
     """Raise an InputError when one of these names is that of a function given as it is."""
     for name in names:

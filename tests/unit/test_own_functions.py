@@ -83,8 +83,35 @@ def test_another_function_is_another_run(model: Model) -> None:
     for sign in (1.0, -1.0):
         made = {"r": lambda rows, sign=sign: [sign * len(r["completion"]) for r in rows]}
         methods["rloo"](model, PROMPTS, **SMALL, rewards=made)
-    paid = [float(str(m["reward"])) for m in current().metrics if "reward/r" in m]
-    assert len(paid) == 4 and min(paid[:2]) > 0 > max(paid[2:])
+        paid = [sign * float(str(m["reward"])) for m in current().metrics if "reward/r" in m]
+        assert len(paid) == 2 and min(paid) > 0
+
+
+GOAL = {"letters": 1.0}
+counted: list[int] = []
+
+
+def towards_goal(rows: list[Row]) -> list[float]:
+    counted.append(len(rows))
+    return [abs(len(str(row["completion"])) - GOAL["letters"]) for row in rows]
+
+
+@pytest.mark.parametrize("registered", [False, True])
+def test_a_reward_that_reads_something_else_is_another_run(
+    registered: bool, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same function, same settings: what it reads of its module is in no note."""
+    if registered:
+        component("reward", name="towards_goal")(towards_goal)
+    given: object = {"use": "towards_goal"} if registered else (lambda rows: towards_goal(rows))
+    told: list[list[float]] = []
+    for goal in (1.0, -500.0):
+        monkeypatch.setitem(GOAL, "letters", goal)
+        counted.clear()
+        methods["rloo"](model, PROMPTS, **SMALL, rewards={"r": given})
+        assert sum(counted) == 24  # two rollouts of four prompts with three answers each
+        told.append([float(str(m["reward"])) for m in current().metrics if "reward/r" in m])
+    assert len(told[0]) == len(told[1]) == 2 and max(told[0]) < 500 <= min(told[1])
 
 
 def test_a_function_decides_between_answers(model: Model) -> None:
