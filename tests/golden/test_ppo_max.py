@@ -22,7 +22,7 @@ from online_numbers import (
 )
 
 from truing.core.advantages import moments, sigma
-from truing.core.objective import State
+from truing.core.objective import Measurements, State
 from truing.core.online import Update
 from truing.train.rl.ppo import token_rewards
 from truing.train.rl.ppo_max import ppo_max, shaped
@@ -152,13 +152,15 @@ def test_the_policy_begins_when_the_critic_is_ready() -> None:
     update = ppo_max(r, vf=0.0, critic_rollouts=3)
     gap = (update.tensors["returns"] - r["values"])[there].tolist()
     loss = mean([g * g / 2 for g in gap])
-    assert loss > 0.1 and update.head_only and update.metrics["critic_alone"] == 1.0
+    assert float(update.metrics["critic_loss"]) == pytest.approx(loss, rel=1e-5)
+    share = float(update.metrics["critic_share"])
+    assert share > 0.1 and update.head_only and update.metrics["critic_alone"] == 1.0
 
     def until(limit: float, state: State | None = None) -> Update:
         return ppo_max(r, state, vf=0.0, critic_rollouts=3, critic_until=limit)
 
-    assert until(loss * 0.999).head_only
-    ready = until(loss * 1.001)
+    assert until(share * 0.999).head_only
+    ready = until(share * 1.001)
     assert not ready.head_only and ready.metrics["critic_alone"] == 0.0
     assert until(0.0).head_only  # no loss is small enough
     # Once it has begun the policy goes on, whatever becomes of the critic.
@@ -175,3 +177,36 @@ def test_the_policy_begins_when_the_critic_is_ready() -> None:
     flat = r.having(values=torch.zeros_like(r["values"]), ref_logp=r["logp"])
     flat = replace(flat, columns={**flat.columns, "reward": torch.ones(2, 2)})
     assert ppo_max(flat, vf=0.0, critic_rollouts=3, critic_until=1.0).head_only
+
+
+@pytest.mark.parametrize("length", [1, 20, 240])
+def test_a_critic_that_knows_nothing_is_not_ready_however_long_the_answers(length: int) -> None:
+    """A constant V = c: gaps lam^(T - t) (R - c), which are small but near the end."""
+    source = torch.Generator().manual_seed(2)
+    reward = torch.randn(4, 2, generator=source)
+    there = torch.ones(4, 2, length)
+    logp = -torch.rand(4, 2, length, generator=source)
+
+    def made(value: torch.Tensor, **more: float) -> Update:
+        tensors = {"logp": logp, "ref_logp": logp, "values": value}
+        columns = {"reward": reward, "own": torch.ones(4, 2)}
+        r = Measurements(there, tensors, columns)
+        return ppo_max(r, vf=0.0, critic_rollouts=3, reward_shape="raw", **more)
+
+    rewards = reward.flatten().tolist()
+    fade = [0.95 ** (length - 1 - t) for t in range(length)]
+    for c in (0.0, 5.0):
+        update = made(torch.full_like(there, c))
+        loss = mean([(f * (x - c)) ** 2 / 2 for x in rewards for f in fade])
+        assert float(update.metrics["critic_loss"]) == pytest.approx(loss, rel=1e-4)
+        wanted = mean([(x - c) ** 2 for x in rewards]) / mean(
+            [(x - mean(rewards)) ** 2 for x in rewards]
+        )
+        assert float(update.metrics["critic_share"]) == pytest.approx(wanted, rel=1e-4)
+        assert wanted >= 1 and update.head_only
+    # One that foresees each answer's reward is, and so is one that is off by a fifth.
+    foreseen = reward[..., None].expand_as(there).contiguous()
+    assert not made(foreseen).head_only
+    off = made(0.8 * foreseen)
+    assert float(off.metrics["critic_share"]) < 0.1 and not off.head_only
+    assert made(0.5 * foreseen).head_only

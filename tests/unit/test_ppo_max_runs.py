@@ -63,13 +63,13 @@ def test_a_resumed_run_knows_that_the_policy_has_begun(
 ) -> None:
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
-    # Ready at the rollout of the smallest loss, which is known from a run without the rule.
+    # Ready at the rollout of the smallest share, which is known from a run without the rule.
     settings: dict[str, object] = {"critic_rollouts": 5}
     _, plain = run(model, tmp_path / "plain", **settings, critic_until=0.0)
-    losses = [float(str(m["critic_loss"])) for m in plain if "critic_loss" in m][:3]
-    settings["critic_until"] = min(losses) * 1.0001
+    shares = [float(str(m["critic_share"])) for m in plain if "critic_share" in m][:3]
+    settings["critic_until"] = min(shares) * 1.0001
     expected, whole = run(model, tmp_path / "whole", **settings)
-    before = losses.index(min(losses))
+    before = shares.index(min(shares))
     assert alone(whole) == [1.0] * before + [0.0] * (4 - before)
     after_step, seen = OnlineTask.after_step, 0
 

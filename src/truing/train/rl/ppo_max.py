@@ -13,10 +13,12 @@ earlier critic), policy (the model given: train it by sft first), GAE (`lam`), c
 (`clip_ratio`), gradient clipping (`clip`).
 
 The critic learns alone at first, at `critic_rate`, the policy held fixed, until its loss
-mean (V - ret)^2 / 2 on answers that it has not learnt from is at most `critic_until`: of rewards of
-unit deviation about 0.5 for one that knows nothing. It never takes more than `critic_rollouts`
-rollouts, since returns need not be foreseeable. `critic_loss` records the loss, `critic_alone`
-which rollouts these were.
+mean (V - ret)^2 / 2 on answers that it has not learnt from is at most `critic_until` of the loss
+that the best constant would have there. That share is at least 1 for a critic that says the same
+everywhere, whatever it says and however long the answers are; the loss itself is small in long ones
+for any critic, since lam^(T - t) fades. It never takes more than `critic_rollouts` rollouts, since
+returns need not be foreseeable. `critic_loss` records the loss, `critic_share` the share,
+`critic_alone` which rollouts these were.
 
 PPO-ptx (`ptx` above 0) learns text beside: the rows of the input `ptx_data`, examples or raw text,
 in each update of the policy; without it the prompts' own column `completion`. But for ptx the
@@ -107,9 +109,22 @@ def shaped_advantage(
     return advantage_UKT * own_UKT
 
 
-def value_error(value_UKT: Tensor, return_UKT: Tensor, own_UKT: Tensor) -> Tensor:
-    """The critic's loss on these answers: mean (V - ret)^2 / 2 over the policy's own tokens."""
-    return 0.5 * ((value_UKT - return_UKT) ** 2 * own_UKT).sum() / own_UKT.sum().clamp(min=1)
+def value_error(
+    advantage_UKT: Tensor, reward_UKT: Tensor, own_UKT: Tensor, lam: float
+) -> tuple[Tensor, Tensor]:
+    """The critic's loss on these answers, and its share of the best constant critic's.
+
+    The loss is mean (V - ret)^2 / 2 = mean A^2 / 2 over the policy's own tokens. A is linear in the
+    values: that of the constant c is A_0 + c A_1, of least squares at c = - A_0 . A_1 / A_1 . A_1.
+    The share is infinite where that constant leaves nothing to explain.
+    """
+    zero_UKT = torch.zeros_like(reward_UKT)
+    nothing_UKT = gae(reward_UKT, zero_UKT, own_UKT, lam=lam) * own_UKT
+    one_UKT = gae(zero_UKT, own_UKT, own_UKT, lam=lam) * own_UKT
+    slope = (nothing_UKT * one_UKT).sum() / (one_UKT**2).sum().clamp(min=1e-12)
+    whole = ((nothing_UKT - slope * one_UKT) ** 2).sum()
+    left, count = (advantage_UKT**2 * own_UKT).sum(), own_UKT.sum().clamp(min=1)
+    return 0.5 * left / count, torch.where(whole > 0, left / whole, torch.inf)
 
 
 def policy_loss(
@@ -158,7 +173,7 @@ def ppo_max(
     entropy_target: float = 35.0,
     ptx: float = 0.0,
     lam: float = 0.95,
-    critic_until: float = 0.05,
+    critic_until: float = 0.1,
     critic_rollouts: int = 10,
     answers: int = 1,
     batch: int = 128,
@@ -187,8 +202,8 @@ def ppo_max(
             is always rewarded.
         ptx: weight of the likelihood of `ptx_data`, or of the rows' own answers; 0 does without.
         lam: how far rewards are believed rather than the critic.
-        critic_until: loss of the critic at which the policy begins to learn; 0 takes all of
-            `critic_rollouts`.
+        critic_until: loss of the critic, as a share of the best constant's, at which the policy
+            begins to learn; 0 takes all of `critic_rollouts`.
         critic_rollouts: most rollouts at first from which the critic alone learns.
     """
     done, state = counted(state)
@@ -198,17 +213,19 @@ def ppo_max(
     score_UK = shaped(r["reward"], running, reward_shape, clip_reward)
     # Turns were paid in raw rewards, which do not add up to a normalised one.
     whole = replace(r, tensors={n: t for n, t in r.tensors.items() if n != "turn_reward"})
-    advantage_UKT = gae(token_rewards(whole, score_UK, beta), r["values"], own_UKT, lam=lam)
+    reward_UKT = token_rewards(whole, score_UK, beta)
+    advantage_UKT = gae(reward_UKT, r["values"], own_UKT, lam=lam)
     tensors = {"returns": (advantage_UKT + r["values"]) * own_UKT}
     normalise = bool(clip_advantage) if normalise_advantage is None else normalise_advantage
     tensors["advantage"] = shaped_advantage(advantage_UKT, own_UKT, normalise, clip_advantage)
-    loss = value_error(r["values"], tensors["returns"], own_UKT)
+    loss, share = value_error(advantage_UKT, reward_UKT, own_UKT, lam)
     # Answers of equal rewards say nothing of a critic.
-    ready = 0 < critic_until >= float(loss) and not all_equal(r["reward"], r["own"])
+    ready = 0 < critic_until >= float(share) and not all_equal(r["reward"], r["own"])
     alone = not (ready or done >= critic_rollouts or "begun" in state)
     state |= {} if alone else {"begun": torch.ones(())}
     seen = monitors(r, own_UKT, state)
-    seen |= {"critic_loss": loss, "critic_alone": torch.tensor(float(alone))}
+    seen |= {"critic_loss": loss, "critic_share": share}
+    seen["critic_alone"] = torch.tensor(float(alone))
     seen["explained"] = explained(r["values"], tensors["returns"], own_UKT)
     critic = critic_loss(clip_value)
     if alone:
