@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -127,7 +128,7 @@ def test_adapters_stand_beside_weights_of_half_precision(short: Model, tmp_path:
 
 @pytest.mark.usefixtures("halved")
 def test_an_adapter_that_cannot_stand_beside_is_folded_in_float32(
-    short: Model, tmp_path: Path
+    short: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "model.embed_tokens"
     low = adapter(short, tmp_path / "a", 1)
@@ -143,6 +144,36 @@ def test_an_adapter_that_cannot_stand_beside_is_folded_in_float32(
     assert new.dtype == torch.float32
     assert torch.allclose(new, old + 4.0 * (b @ a), atol=1e-7)  # alpha 8 by rank 2
     assert not torch.allclose(new, old, atol=1e-7)
+
+    # That is found out once: after it, nothing is read again.
+    built, build = [], loaded._build
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        built.append(args[1])
+        return build(*args, **kwargs)
+
+    monkeypatch.setattr(loaded, "_build", counted)
+    assert all(model.load_module(device="cpu").module is module for _ in range(3)) and not built
+    loaded.forget()
+    assert model.load_module(device="cpu").module is not module and built == ["float32"]
+
+
+def test_files_are_opened_once_to_tell_the_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "_own", {})
+    model = stored(tmp_path / "one", torch.float16)
+    assert precision.own(model, "cuda:1") == "float16"
+
+    def closed(path: Path) -> None:
+        del path
+        raise AssertionError("opened again")
+
+    monkeypatch.setattr(precision, "open_weights", closed)
+    again = Model.open(tmp_path / "one")
+    assert precision.own(model, "cuda") == precision.own(again, "cuda:0") == "float16"
+    with pytest.raises(AssertionError, match="opened again"):  # other weights are another matter
+        precision.own(stored(tmp_path / "two", torch.float32), "cuda")
 
 
 @pytest.mark.usefixtures("halved")

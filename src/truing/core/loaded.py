@@ -40,6 +40,7 @@ MARGIN = 1.25  # of a module's own bytes that a device should have free: it is t
 _cache: OrderedDict[tuple[str, str, str], tuple[torch.nn.Module, dict[str, torch.Tensor]]]
 _cache = OrderedDict()
 _tokenizers: OrderedDict[str, PreTrainedTokenizerBase] = OrderedDict()
+_folded: set[str] = set()  # weights_key of models whose adapters cannot stand beside the weights
 _guard = threading.RLock()
 # What libraries raise for files of other types than they expect.
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError)
@@ -326,7 +327,8 @@ def load_module(
     if dtype == "auto":
         from truing.core import precision
 
-        dtype = "float32" if fresh else precision.own(model, device)
+        whole = fresh or model.weights_key in _folded
+        dtype = "float32" if whole else precision.own(model, device)
         if dtype != "float32":
             beside = [c for c in model.weight_changes if isinstance(c, Adapter)]
     # Folded into the same type, adapters give other values than beside it.
@@ -344,6 +346,7 @@ def load_module(
 
             if not unmerged.put(module, beside):
                 del module, extra
+                _folded.add(model.weights_key)
                 return load_module(model, "float32", device)
         if not fresh:
             _cache[key] = (module, extra)

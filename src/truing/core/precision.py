@@ -40,6 +40,7 @@ MOST = {"cpu": 2**30, "cuda": 2**38}  # multiplications of one product: it must 
 TIMES = 3  # that each product is timed, after once for warming up
 LONG = 0.15  # seconds after which a product is not timed again
 HALVES = (torch.bfloat16, torch.float16)
+_own: dict[tuple[str, str], str] = {}  # by weights and sort of device: files are opened for it
 
 
 def seconds_of(dtype: torch.dtype, device: str, shape: tuple[int, int, int]) -> float:
@@ -99,8 +100,17 @@ def own(model: Model, device: str) -> str:
     float32 on a CPU. On a GPU the half type that most of its base's numbers are stored in, unless
     what was trained would be rounded away in it (see `_finer`).
     """
-    if torch.device(device).type == "cpu":
+    sort = torch.device(device).type
+    if sort == "cpu":
         return "float32"
+    key = (model.weights_key, sort)
+    if key not in _own:
+        _own[key] = _stored(model)
+    return _own[key]
+
+
+def _stored(model: Model) -> str:
+    """The half type that most of a model's numbers are stored in, else float32."""
     base = open_weights(model.folder)
     sizes: Counter[torch.dtype] = Counter()
     for name in base:
