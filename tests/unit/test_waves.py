@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -51,9 +52,49 @@ def test_what_small_models_ask_for_on_a_cpu_stays_in_one_piece() -> None:
     assert waves.token_bytes(Stub()) * waves.TOKENS <= waves.BYTES
 
 
+class OnGpu(nn.Module):
+    """Weights that say they are on a GPU, of so many GiB."""
+
+    def __init__(self, gib: int) -> None:
+        super().__init__()
+        self.gib = gib
+
+    def parameters(self, recurse: bool = True) -> Iterator[Any]:
+        del recurse
+        size = self.gib * 2**30
+
+        class Weight:
+            device = torch.device("cuda", 0)
+
+            def numel(self) -> int:
+                return size // 2
+
+            def element_size(self) -> int:
+                return 2
+
+        return iter([Weight()])
+
+
+@pytest.mark.parametrize(
+    ("memory", "weights", "want"),
+    [
+        (16, 2, 8), (24, 15, 8), (40, 15, 10), (80, 15, 20), (80, 64, 8), (80, 56, 12),
+        (80, 90, 8), (140, 15, 35),
+    ],
+)  # fmt: skip
+def test_a_larger_gpu_holds_more(
+    memory: int, weights: int, want: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for less in (0, 2**27, -(2**27)):  # drivers differ a little, which must not change waves
+        monkeypatch.setattr(waves, "memory_of", lambda device, n=less: memory * 2**30 - n)
+        assert waves.room(OnGpu(weights)) == want * 2**30
+    assert waves.room(MODULE) == waves.BYTES == 2**33  # on the CPU always
+
+
 def cut(tokens: int, monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, int]]]:
     monkeypatch.setattr(waves, "BYTES", tokens * TOKEN)
-    made = list(waves.waves(MODULE, PROMPTS, SamplingSettings(n=3, max_tokens=10)))
+    with torch.no_grad():  # as sampling asks
+        made = list(waves.waves(MODULE, PROMPTS, SamplingSettings(n=3, max_tokens=10)))
     assert sorted(row for wave in made for row in wave) == [
         (i, k) for i in range(len(PROMPTS)) for k in range(3)
     ]

@@ -1,10 +1,10 @@
 """Which rows of a request are written together: as many as memory takes, neighbours in length.
 
 What a wave holds is keys and values, those of a prompt once for all of its answers (`core.shared`)
-or once for each (`states.Padded`). It may take `BYTES`, by the model's own size of a token, and no
-more than `TOKENS`. What is free on the machine is not asked, so that waves depend on the request
-and the model alone and give the same bits each time. Where memory ends all the same, the error says
-what a request can do about it.
+or once for each (`states.Padded`). It may take what `room` says, by the model's own size of a
+token, and no more than `TOKENS`. What is free on the machine is not asked, so that waves depend on
+the request, the model and the sort of device alone and give the same bits each time. Where memory
+ends all the same, the error says what a request can do about it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
+import torch
 from torch import nn
 
 from truing.core import shared
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
 
 ROWS_CPU, ROWS_GPU = 256, 512  # rows of a wave
 TOKENS = 2**17  # tokens whose keys and values a wave may hold
-# Bytes of these. SmolLM2-135M in float32 takes 5.6 GiB for all of them; a model of 8 billion
-# parameters and 8 key heads, in bfloat16, holds half as many tokens.
+# Bytes of these, on a GPU the least. SmolLM2-135M in float32 takes 5.6 GiB for all of them, a model
+# of 8 billion parameters and 8 key heads, in bfloat16, 16 GiB.
 BYTES = 2**33
+SHARE = 4  # a quarter of a GPU's memory: other models and what is computed stand beside it
 
 
 def token_bytes(module: nn.Module) -> int:
@@ -45,6 +47,25 @@ def token_bytes(module: nn.Module) -> int:
     return 2 * layers * groups * size * next(module.parameters()).dtype.itemsize
 
 
+def room(module: nn.Module) -> int:
+    """Bytes that a wave may take: on a GPU a share of all that it has, whatever of it is free.
+
+    No more than half of what the weights leave, but `BYTES` always.
+    """
+    device = next(module.parameters()).device
+    if device.type != "cuda":
+        return BYTES
+    # In whole GiB, since drivers set aside a little more or less.
+    total = round(memory_of(device) / 2**30) * 2**30
+    weights = sum(p.numel() * p.element_size() for p in module.parameters())
+    return max(BYTES, min(total // SHARE, (total - weights) // 2))
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory that a GPU has in all."""
+    return torch.cuda.get_device_properties(device).total_memory
+
+
 def waves(
     module: nn.Module, prompts: Sequence[Sequence[int]], settings: SamplingSettings
 ) -> Iterator[list[tuple[int, int]]]:
@@ -53,7 +74,7 @@ def waves(
         return
     longest = max(map(len, prompts)) + settings.max_tokens
     alone = not shared.fits(module, longest)  # each row keeps its prompt for itself, filled up
-    most = BYTES // max(1, token_bytes(module))
+    most = room(module) // max(1, token_bytes(module))
     cuda = next(module.parameters()).device.type == "cuda"
     rows = ROWS_GPU if cuda else ROWS_CPU
     wave: list[tuple[int, int]] = []
