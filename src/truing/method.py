@@ -266,7 +266,7 @@ class Method:
             at: where a given setting or input stands, such as a line of a recipe.
             stored: refuse also what no stored step can have; see `catalogue.check_used`.
         """
-        from truing.core import preflight
+        from truing.core import code, preflight
 
         facts = typing.cast(Row, getattr(self.declared, "__truing__", {}))
         check = typing.cast(
@@ -277,6 +277,7 @@ class Method:
         try:
             if stored:
                 source(self.entry)
+                code.read_own()
             catalogue.check_used(settings, stored=stored)
             preflight.check_bounds(settings, typing.cast("Bounds", facts.get("within", {})))
             for given, kinds in typing.cast("Kinds", facts.get("rows", {})).items():

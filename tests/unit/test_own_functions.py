@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import pickle
@@ -460,7 +461,6 @@ def test_an_edited_recipe_runs_again_and_another_does_not(files: Files) -> None:
     assert files.cached() == 0
     (files.folder / "helpers_of_recipe.py").write_text(HELPERS.replace("max(", "max(0 * least, "))
     del sys.modules["helpers_of_recipe"]  # as in a process of its own
-    code._read.cache_clear()
     assert files.cached() == 0
     assert files.cached() == 1
 
@@ -479,6 +479,72 @@ def test_what_of_a_file_counts(files: Files) -> None:
     assert kept != held and key_of(files.write(state=state, more="SEEN.pop()"), "few") != kept
     moved = key_of(files.write(more="global MOST; MOST = 5"), "few")
     assert moved != key_of(files.write(more="global MOST; MOST = 6"), "few")
+
+
+@pytest.mark.parametrize(
+    ("state", "more"),
+    [
+        ("import helpers_of_recipe as hx", "hx.LIMIT = {n}"),
+        ("import helpers_of_recipe as hx", "hx.at_most({n})"),
+        ("from helpers_of_recipe import clip as cut_off", "cut_off({n}, 1)"),
+        ("import os", "os.environ['LIMIT'] = '{n}'"),
+        ("", "setattr(truing, 'LIMIT', {n})"),
+        ("def limit(n):\n    global MOST\n    MOST = n", "limit({n})"),
+    ],
+)
+def test_what_a_plans_function_changes_counts(files: Files, state: str, more: str) -> None:
+    keys = set[str]()
+    for n in (5, 6):
+        declared._declared.clear()
+        own = declared_in(files.write(state=state, more=more.format(n=n)))
+        keys.add(code.code_key([], [own]))
+    assert len(keys) == 2
+
+
+def declared_in(path: Path) -> declared.Declared:
+    """The reward of a recipe file that is not run, as if its plan changed nothing."""
+    entry = catalogue.Entry("few", "component", "", "", "recipe", "few", "", str(path))
+    return declared.Declared(entry, letters, path.read_text())
+
+
+def test_a_helper_that_is_edited_while_a_plan_runs(files: Files) -> None:
+    """What was loaded when the plan was checked is what runs, and what the key is of."""
+    edited = HELPERS.replace("max(", "max(0 * least, ")
+    load(files.path)
+    own = declared.everything()[0]
+    (files.folder / "helpers_of_recipe.py").write_text(edited)
+    keys = [code.code_key([], [own])]
+    for text in (edited, HELPERS):  # loaded again, as in a process of its own
+        (files.folder / "helpers_of_recipe.py").write_text(text)
+        del sys.modules["helpers_of_recipe"]
+        importlib.import_module("helpers_of_recipe")
+        keys.append(code.code_key([], [own]))
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_what_python_m_runs_imports_its_neighbours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python -m pkg.train` runs the file as __main__, whose relative imports are pkg's."""
+    folder = tmp_path / "pkg_of_own"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "train.py").write_text(
+        "import truing\nfrom truing.core.code import code_key\n"
+        "from truing.declared import everything\n"
+        "from .near import worth\n\n\n"
+        "@truing.component('reward')\ndef few(rows):\n    return [worth(r) for r in rows]\n\n\n"
+        "key = code_key([], everything())\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    keys: list[object] = []
+    for value in (1, 2):
+        (folder / "near.py").write_text(f"def worth(row):\n    return {value}\n")
+        sys.modules.pop("pkg_of_own.near", None)
+        importlib.invalidate_caches()
+        made = runpy.run_module("pkg_of_own.train", run_name="__main__", alter_sys=True)
+        keys.append(made["key"])
+    assert keys[0] != keys[1]
 
 
 others: list[tuple[object, list[float]]] = []

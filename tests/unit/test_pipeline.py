@@ -292,7 +292,7 @@ def test_code_keys_ignore_words_and_see_changes(
     def key(main: str, helper: str) -> str:
         (tmp_path / "plug/main.py").write_text(main)
         (tmp_path / "plug/helper.py").write_text(helper)
-        code._read.cache_clear()
+        code._known.clear()
         return code.code_key(["plug.main"])
 
     main = 'from plug import helper\ndef f():\n    "words"\n    return helper.g()\n'
@@ -531,7 +531,7 @@ def test_a_package_may_import_its_modules_by_dots(
     keys: set[str] = set()
     for value in (1, 2):
         (tmp_path / "dots/impl.py").write_text(f"def f():\n    return {value}\n")
-        code._read.cache_clear()
+        code._known.clear()
         keys.add(code.code_key(["dots"]))
     assert len(keys) == 2
 

@@ -12,11 +12,11 @@ import ast
 import functools
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from truing.declared import Declared
+from truing.declared import Declared, everything
 from truing.tables import content_hash
 
 PLAN = "recipe"  # the function of a recipe that makes its plan
@@ -74,9 +74,33 @@ def _imports(tree: ast.AST, module: str, *, is_package: bool = False) -> set[str
     return found
 
 
-@functools.cache
-def _read(module: str) -> tuple[str, frozenset[str]] | None:
-    """(hash of the bare syntax tree, modules that it imports); None where there is no source."""
+_Code = tuple[str, frozenset[str]] | None
+_known: dict[str, tuple[object, _Code]] = {}  # with what each module was loaded by
+
+
+def _read(module: str) -> _Code:
+    """(hash of the bare syntax tree, modules that it imports); None where there is no source.
+
+    Read once, and again after the module was: an edit in between is not what runs.
+    """
+    loaded = getattr(sys.modules.get(module), "__spec__", None)
+    known = _known.get(module)
+    if known is None or known[0] is not loaded:
+        known = _known[module] = (loaded, _parsed(module))
+    return known[1]
+
+
+def read_own() -> None:
+    """Read all that functions of the user's own import, as long as it is what is loaded.
+
+    A plan is checked at once and may run for hours, in which such a file is edited.
+    """
+    for one in everything():
+        if one.text is not None:
+            code_key([], [one])
+
+
+def _parsed(module: str) -> _Code:
     path = _source(module)
     if path is None:
         return None
@@ -108,7 +132,7 @@ def code_key(modules: Iterable[str], own: Iterable[Declared] = ()) -> str:
     for one in files.values():
         code, imported = _of_file(one)
         codes.append(code)
-        wanted |= {m for m in imported if _followed(one.entry.module, m)}
+        wanted |= {m for m in imported if _followed(_module(one), m)}
     return content_hash([found | _walked(wanted, _followed), sorted(codes)])
 
 
@@ -146,33 +170,61 @@ def _followed(module: str, other: str) -> bool:
     return bool(place) and not INSTALLED & set(Path(place).parts)
 
 
+def _module(own: Declared) -> str:
+    """The name by which a function's file imports others; `python -m` runs it under another."""
+    name = own.entry.module
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    if name != "__main__" or spec is None or spec.origin is None:
+        return name
+    return spec.name if Path(spec.origin).absolute() == Path(own.entry.path) else name
+
+
 def _of_file(own: Declared) -> tuple[str, set[str]]:
     """(hash of the bare syntax tree of a function's file, modules that the file imports)."""
     tree = _Bare().visit(_without_plan(ast.parse(own.text or "", own.entry.path)))
     package = own.entry.path.endswith("__init__.py")
-    return content_hash(ast.dump(tree)), _imports(tree, own.entry.module, is_package=package)
+    return content_hash(ast.dump(tree)), _imports(tree, _module(own), is_package=package)
 
 
 def _without_plan(tree: ast.Module) -> ast.Module:
     """A recipe's file without the function that makes its plan, whose steps have their own keys.
 
-    It stays where the file's other functions may depend on it: where it is called or changes what
-    is the file's, as far as its text tells.
+    It stays where the file's other functions may depend on it: where it is called, or may change
+    what they read, as far as its text tells.
     """
     plans = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == PLAN]
     rest = [n for n in tree.body if n not in plans]
     if len(plans) != 1:
         return tree
-    names = {n.id for n in ast.walk(plans[0]) if isinstance(n, ast.Name)}
     outside = [n for part in rest for n in ast.walk(part)]
     mentioned = {n.id for n in outside if isinstance(n, ast.Name)}
-    if PLAN in mentioned or any(isinstance(n, ast.Global) for n in ast.walk(plans[0])):
+    if PLAN in mentioned or _changes(plans[0], rest):
         return tree
-    return tree if names & _changeable(rest) else ast.Module(rest, tree.type_ignores)
+    return ast.Module(rest, tree.type_ignores)
+
+
+def _changes(plan: ast.FunctionDef, rest: Sequence[ast.stmt]) -> bool:
+    """True for a function that may change what the rest of its file reads.
+
+    It assigns to more than its own names, mentions what may be changed, or calls the file's own.
+    """
+    inner = list(ast.walk(plan))
+    places = [n for n in inner if isinstance(n, (ast.Attribute, ast.Subscript))]
+    if any(isinstance(n, ast.Global) for n in inner):
+        return True
+    if any(not isinstance(n.ctx, ast.Load) for n in places):
+        return True
+    names = {n.id for n in inner if isinstance(n, ast.Name)}
+    called = {n.func.id for n in inner if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    own = {n.name for n in rest if isinstance(n, ast.FunctionDef)} | {"setattr"}
+    return bool(names & _changeable(rest) or called & own)
 
 
 def _changeable(body: Iterable[ast.stmt]) -> set[str]:
-    """Names that a file binds to what may be changed: to all but functions, modules, constants."""
+    """Names that a file binds to what may be changed: modules of the user's, all but constants.
+
+    Of functions it is known what they are, and whether they are called.
+    """
     found: set[str] = set()
     for node in body:
         if isinstance(node, ast.ClassDef):
@@ -180,6 +232,20 @@ def _changeable(body: Iterable[ast.stmt]) -> set[str]:
         elif isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Constant):
             continue
         elif not isinstance(node, ast.FunctionDef):
-            inner = (n for n in ast.walk(node) if isinstance(n, ast.Name))
-            found |= {n.id for n in inner if isinstance(n.ctx, ast.Store)}
+            inner = list(ast.walk(node))
+            found |= {
+                n.id for n in inner if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+            }
+            found |= {
+                (a.asname or _top(a.name))
+                for n in inner
+                if isinstance(n, (ast.Import, ast.ImportFrom))
+                for a in n.names
+                if not _settled(n.module or "" if isinstance(n, ast.ImportFrom) else a.name)
+            }
     return found
+
+
+def _settled(module: str) -> bool:
+    """True for Python's own modules and for truing, which a plan is made with."""
+    return _top(module) in sys.stdlib_module_names | {"truing"}
