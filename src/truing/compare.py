@@ -115,7 +115,7 @@ def _cost(label: str, seconds: Sequence[float]) -> Measure:
 
 def _shown(m: Measure, digits: int) -> str:
     value, lo, hi = (f"{x:+.{digits}f}" for x in (m.value, m.lo, m.hi))
-    return f"{value} [{lo}, {hi}]" if m.lo < m.hi else f"{value} (one seed)"
+    return f"{value} [{lo}, {hi}]" if m.n > 1 else f"{value} (one seed)"
 
 
 def collect(

@@ -97,7 +97,13 @@ def lack(one: Contender, pairs: Table) -> str:
     method = registry[one.method]
     if missing := missing_inputs(method):
         return f"needs {', '.join(missing)}"
-    settings = method.validate(one.settings, where=one.label)
+    try:
+        settings = method.validate(one.settings, where=one.label)
+    except InputError as error:
+        # A group's members have the settings that are shared, which some of them lack.
+        if one.grouped and error.message.startswith("unknown setting"):
+            return error.message
+        raise
     if {"rewards", "environment"} <= set(settings) and not (
         settings["rewards"] or settings["environment"]
     ):

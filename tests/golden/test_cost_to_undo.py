@@ -18,7 +18,7 @@ FOUND = {
     "a": (0.06, 2.2),  # undone, but exp(-0.2) = 0.82 of the ability
     "b": (0.5, 2.01),  # not undone
     "c": (0.08, 2.04),  # 0.08 = 0.1 x 0.8, exp(-0.04) = 0.961
-    "d": (0.0, 2.0),
+    "d": (0.0, 2.01),
 }
 COSTS = {"a": 10.0, "b": 20.0, "c": 40.0, "d": 80.0}
 
@@ -48,22 +48,31 @@ def test_by_hand(tmp_path: Path) -> None:
     assert rates == {"cost 0": 0.8, "cost 10": 0.06, "cost 20": 0.5, "cost 40": 0.08, "cost 80": 0}
     assert made(tmp_path, COSTS, kept=0.8).get("cost to undo").value == 10
     assert made(tmp_path, COSTS, left=0.0).get("cost to undo").value == 80
-    none = made(tmp_path, {"a": 10.0, "b": 20.0})
-    assert none.meta["verdict"] == "not within 20"
+    none = made(tmp_path, COSTS, left=0.0, kept=1.0)
+    assert none.meta["verdict"] == "not within 80"
     assert all(m.name != "cost to undo" for m in none)
 
 
 @pytest.mark.parametrize(
     ("costs", "told"),
-    [({"e": 1.0}, "unknown budget 'e'"), ({"a": 0.0}, "above 0"), ({}, "the cost of each budget")],
+    [
+        ({**COSTS, "e": 1.0}, "unknown budget 'e'"),
+        ({**COSTS, "a": 0.0}, "above 0"),
+        ({"a": 10.0}, "a budget without its cost"),
+    ],
 )
 def test_what_is_refused(tmp_path: Path, costs: dict[str, float], told: str) -> None:
     with pytest.raises(InputError, match=told):
         made(tmp_path, costs)
     with (
         use(Context(folder=tmp_path)),
+        pytest.raises(InputError, match="refused nothing before"),
+    ):
+        never = {n: Report("r", [Measure("refusal rate", 0.0, 0, 0, 9, "share", "", "")])
+                 for n in FOUND}  # fmt: skip
+        methods["cost_to_undo"](never, reports("ability", 1), costs=COSTS)
+    with (
+        use(Context(folder=tmp_path)),
         pytest.raises(InputError, match="ability"),
     ):
-        methods["cost_to_undo"](
-            reports("refusal rate", 0), reports("refusal rate", 0), costs={"a": 1.0}
-        )
+        methods["cost_to_undo"](reports("refusal rate", 0), reports("refusal rate", 0), costs=COSTS)

@@ -10,7 +10,7 @@ import pytest
 from truing.context import Context, use
 from truing.core.drawing import Completion
 from truing.errors import InputError
-from truing.evaluate.poisoned_context import poisoned_context, verdict
+from truing.evaluate.poisoned_context import claims_of, poisoned_context, verdict
 from truing.method import methods
 from truing.models import Model
 from truing.reports import Report
@@ -71,3 +71,7 @@ def test_rows_without_a_right_claim_are_named(tiny_path: Path, tmp_path: Path) -
     with use(Context(folder=tmp_path)), pytest.raises(InputError, match="'right'") as error:
         methods["poisoned_context"](Model.open(tiny_path), rows)
     assert "row 2" in error.value.where
+    letters = Table("prompt", [{"prompt": "a", "right": "A", "wrong": "B"}])
+    with use(Context(folder=tmp_path)), pytest.raises(InputError, match="nothing is left"):
+        methods["poisoned_context"](Model.open(tiny_path), letters)
+    assert claims_of({"right": 1943}, "right", "", needed=True) == ("1943",)  # as .csv has it

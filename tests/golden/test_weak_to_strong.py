@@ -14,6 +14,7 @@ from test_bradley_terry import scored
 from truing.context import Context, use
 from truing.core.drawing import Completion
 from truing.core.engine import Part
+from truing.core.mix import Mixture
 from truing.core.objective import Loss, State
 from truing.core.scoring import ScoreHead, has_head, head_scores
 from truing.core.shapes import SHAPES
@@ -272,14 +273,17 @@ def test_the_warm_up_is_a_share_of_the_training(
     whole = TextTask._whole
 
     def told(task: TextTask, micros: Sequence[Micro], count: int) -> Iterator[Part]:
-        seen.append((task.settings["total_steps"], task.settings["warmup_share"]))
+        own = task.spec.added[0].settings if isinstance(task.spec, Mixture) else task.settings
+        seen.append((own["total_steps"], own["warmup_share"]))
         return whole(task, micros, count)
 
     monkeypatch.setattr(TextTask, "_whole", told)
     model, data = Model.open(tiny_path), Table("judgement", rows)
     with use(Context(folder=tmp_path)):
         methods["weak_to_strong_confidence"](model, data, epochs=3, batch=2, warmup_share=0.15)
-    assert seen == [(6, 0.15)] * 6
+        added = {"weak_to_strong_confidence": {"weight": 1, "warmup_share": 0.2}}
+        methods["weak_to_strong"](model, data, steps=3, batch=2, mix=added)
+    assert seen == [(6, 0.15)] * 6 + [(3, 0.2)] * 3
 
 
 def test_from_weak_labels_to_the_gap(tiny_path: Path, tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from truing import cli, contenders, tablefiles
-from truing.compare import _cost, compare, plan_of
+from truing.compare import _cost, _shown, compare, plan_of
 from truing.contenders import (
     Contender,
     budget_of,
@@ -24,6 +25,7 @@ from truing.core.reference import Reference
 from truing.core.stats import mean_interval
 from truing.errors import InputError
 from truing.method import methods
+from truing.reports import Measure
 from truing.sources import check_abilities, check_tables
 from truing.tables import Table
 
@@ -230,3 +232,18 @@ def test_methods_share_rows_and_one_reference_pass(
         (sum(others) / 2 - sum(after) / 2, lo, hi)
     )
     assert "over dpo_steps_1 [95 %]" in found.table()
+
+
+def test_a_group_leaves_out_who_lacks_a_shared_setting() -> None:
+    table = Table("pair", ROWS)
+    one = Contender("slic", "train/slic", {"beta": 0.2}, grouped=True)
+    assert "unknown setting 'beta'" in lack(one, table)
+    with pytest.raises(InputError, match="unknown setting 'beta'"):
+        lack(replace(one, grouped=False), table)
+
+
+def test_seeds_that_agree_are_several() -> None:
+    assert _shown(Measure("gain", 0.125, 0.125, 0.125, 3, "share", "dpo", ""), 3) == (
+        "+0.125 [+0.125, +0.125]"
+    )
+    assert "one seed" in _shown(Measure("gain", 0.125, 0.125, 0.125, 1, "share", "dpo", ""), 3)

@@ -162,8 +162,11 @@ def test_episodes_have_a_greedy_one(
 class Lengths:
     """Rewards by length: a pool, which leaves out a group, and what rewards alone can say."""
 
-    def sort(self, row: Row) -> int:
-        return 7
+    def check(self, row: Row) -> str:
+        return ""
+
+    def facts(self, row: Row) -> dict[str, float]:
+        return {"sort": 7.0}
 
     def prompt(self, row: Row, seed: int) -> tuple[str, Row]:
         return str(row["prompt"]), {}

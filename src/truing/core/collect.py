@@ -15,7 +15,7 @@ nothing but its stop token is kept too, as the empty text that it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
@@ -128,12 +128,11 @@ class Group:
         own += [] if self.greedy is None else [self.greedy]
         return min(own) == max(own)
 
-    @property
-    def alike(self) -> bool:
-        """True when all answers of the policy have the same terms of a reward and end alike."""
-        own = [k for k, a in enumerate(self.answers) if a.own]
-        seen = {(self.answers[k].finished, *(term[k] for term in self.terms.values())) for k in own}
-        return len(seen) == 1
+    def alike(self, names: Collection[str], *, ends: bool) -> bool:
+        """True when all answers of the policy agree in these terms, and in whether they end."""
+        terms = [self.terms[n] for n in names]
+        own = [(k, a) for k, a in enumerate(self.answers) if a.own]
+        return len({(ends and a.finished, *(term[k] for term in terms)) for k, a in own}) == 1
 
 
 class Pool(Protocol):

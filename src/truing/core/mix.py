@@ -213,6 +213,19 @@ class Mixture(Objective):
         return made + (last if "mismatched" in spec.needs else [])
 
 
+def lasting(spec: Objective, own: Settings, total: int) -> tuple[Objective, dict[str, object]]:
+    """The objective and its settings, the number of updates filled in where it is asked for."""
+
+    def filled(settings: Settings) -> dict[str, object]:
+        return {n: total if n == "total_steps" and v == 0 else v for n, v in settings.items()}
+
+    if isinstance(spec, Mixture):
+        spec = replace(
+            spec, added=tuple(replace(t, settings=filled(t.settings)) for t in spec.added)
+        )
+    return spec, filled(own)
+
+
 def _union(kept: Mapping[str, V | None], more: Mapping[str, V | None]) -> dict[str, V | None]:
     """Columns of both; one becomes required where they differ in what stands for a missing one."""
     made = dict(kept)

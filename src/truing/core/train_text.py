@@ -23,7 +23,7 @@ from truing.core.frozen_trunk import FrozenTrunk, attach
 from truing.core.loaded import Loaded, by_file_names
 from truing.core.measure import blank, columns_of
 from truing.core.memory import Beside
-from truing.core.mix import Mixture, mixed
+from truing.core.mix import Mixture, lasting, mixed
 from truing.core.objective import Objective
 from truing.core.preflight import check_heads
 from truing.core.reference import Reference
@@ -208,8 +208,7 @@ def _task(
         sight.read(units)
     reference = Reference((start.reference or start.model).weights_key, start.dtype, sight)
     head = ScoreHead.of(loaded) if "scores" in spec.needs else None
-    if own.get("total_steps") == 0:
-        own = {**own, "total_steps": settings.total(len(units))}
+    spec, own = lasting(spec, own, settings.total(len(units)))
     task = TextTask(
         spec, own, hook, units, loaded.module, reference, budget=start.budget, head=head
     )

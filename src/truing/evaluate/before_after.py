@@ -35,6 +35,12 @@ def _check(
                 where=f"{WHERE} input {name!r}",
                 seen=f"{report.title!r}, of kind {kind}",
             )
+    if before.meta.get("principles") != after.meta.get("principles"):
+        raise InputError(
+            "the reports are of other principles",
+            where=WHERE,
+            seen=[before.meta.get("principles"), after.meta.get("principles")],
+        )
     if (ability_before is None) != (ability_after is None):
         lacks = "ability_before" if ability_before is None else "ability_after"
         raise InputError(

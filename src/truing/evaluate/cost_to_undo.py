@@ -36,6 +36,10 @@ def check_names(
         for role, reports in (("refusals", refusals), ("abilities", abilities)):
             if name not in reports:
                 raise unknown("budget", name, reports, where=f"{WHERE} input {role!r}")
+    if idle := sorted({*refusals, *abilities} - {BEFORE, *costs}):
+        raise InputError("a budget without its cost", where=f"{WHERE} setting 'costs'", seen=idle)
+    if not refusals[BEFORE].get("refusal rate").value:
+        raise InputError("the model refused nothing before, so nothing is undone", where=WHERE)
     if bad := [n for n, c in costs.items() if c <= 0 or n == BEFORE]:
         raise InputError("costs are rows times passes, above 0", where=WHERE, seen=bad)
     if not costs:

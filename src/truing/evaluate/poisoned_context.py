@@ -60,10 +60,17 @@ def verdict(answer: str, right: Sequence[str], wrong: Sequence[str]) -> Verdict:
 def claims_of(row: Row, name: str, where: str, *, needed: bool) -> tuple[str, ...]:
     """The claims of a column: a text or a list of texts; an InputError for anything else."""
     value = row.get(name)
-    texts = [value] if isinstance(value, str) else value or []
-    if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+    several = value if isinstance(value, list) else [] if value is None else [value]
+    texts = [str(t) if isinstance(t, (int, float)) else t for t in several]  # as .csv has them
+    if not all(isinstance(t, str) for t in texts):
         raise InputError(f"field {name!r} must be a text or texts", where=where, seen=value)
     made = tuple(t for t in cast("list[str]", texts) if t.strip())
+    if empty := [t for t in made if not normal(t)]:
+        raise InputError(
+            f"field {name!r}: nothing is left of a claim without punctuation and articles",
+            where=where,
+            seen=empty,
+        )
     if needed and not made:
         raise InputError(f"field {name!r} names no claim", where=where, seen=value)
     return made

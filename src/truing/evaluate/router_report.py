@@ -146,6 +146,7 @@ def count(loaded: Loaded, rows: Sequence[Sequence[int]], capacity: float) -> Cou
 def domains_of(data: Table) -> list[str]:
     """Domain of each row; [] where no row has one."""
     found = [row.get("domain") for row in data]
+    found = [str(f) if isinstance(f, (int, float)) else f for f in found]  # as .csv has them
     if not any(f is not None for f in found):
         return []
     for i, name in enumerate(found):

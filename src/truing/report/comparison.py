@@ -46,9 +46,9 @@ class Contender:
         gain, side = self.gain, self.side_effect
         return (
             _points(gain.value),
-            f"{_points(gain.lo)} to {_points(gain.hi)}" if gain.lo < gain.hi else "one seed",
+            f"{_points(gain.lo)} to {_points(gain.hi)}" if gain.n > 1 else "one seed",
             _nats(side.value),
-            f"{_nats(side.lo)} to {_nats(side.hi)}" if side.lo < side.hi else "one seed",
+            f"{_nats(side.lo)} to {_nats(side.hi)}" if side.n > 1 else "one seed",
             *([] if self.over is None else [self.over]),
             *([duration(self.seconds.value)] if self.seconds else []),
         )
@@ -257,7 +257,7 @@ def _over(report: Report, name: str, first: str) -> str | None:
     m = find(report, "gain over first", name)
     if m is None:
         return ""
-    interval = f" ({_points(m.lo)} to {_points(m.hi)})" if m.lo < m.hi else ""
+    interval = f" ({_points(m.lo)} to {_points(m.hi)})" if m.n > 1 else ""
     return f"{_points(m.value)}{interval}"
 
 
