@@ -171,6 +171,10 @@ def test_answers_to_a_prompt_that_comes_twice_go_together_in_order() -> None:
 def test_reports_of_something_else_are_refused() -> None:
     with pytest.raises(InputError, match="input 'after': needs a report of evaluate/adherence"):
         before_after(measured(BEFORE), ability(3.0))
+    now = measured(AFTER)
+    other = Report(now.title, now.measures, now.samples, {**now.meta, "principles": ["x"]})
+    with pytest.raises(InputError, match="of other principles"):
+        before_after(measured(BEFORE), other)
     with pytest.raises(InputError, match="'ability_after' is missing"):
         before_after(measured(BEFORE), measured(AFTER), ability(3.0))
 
