@@ -187,11 +187,11 @@ def test_a_critic_that_knows_nothing_is_not_ready_however_long_the_answers(lengt
     there = torch.ones(4, 2, length)
     logp = -torch.rand(4, 2, length, generator=source)
 
-    def made(value: torch.Tensor, **more: float) -> Update:
+    def made(value: torch.Tensor) -> Update:
         tensors = {"logp": logp, "ref_logp": logp, "values": value}
         columns = {"reward": reward, "own": torch.ones(4, 2)}
         r = Measurements(there, tensors, columns)
-        return ppo_max(r, vf=0.0, critic_rollouts=3, reward_shape="raw", **more)
+        return ppo_max(r, vf=0.0, critic_rollouts=3, reward_shape="raw")
 
     rewards = reward.flatten().tolist()
     fade = [0.95 ** (length - 1 - t) for t in range(length)]

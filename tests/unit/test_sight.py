@@ -253,12 +253,63 @@ def test_changes_that_could_not_act_are_refused_by_name(
     assert "'critic' has run-time changes" in said
     said = refused(model.adding(Prefix([*SYSTEM, *SYSTEM])), "dpo", PAIRS, reference=reference)
     assert "different run-time changes" in said and "'model': ['prefix']" in said
-    dialogues = Table(
-        "example",
-        [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}],
-    )
+    turns = [{"role": r, "content": c} for c in "ab" for r in ("user", "assistant")]
+    dialogues = Table("example", [{"messages": turns}])
     said = refused(model, "forward_kl", dialogues, teacher=other.adding(PREFIX))
     assert "'teacher' reads other prompts" in said and "['prefix']" in said
+
+
+def spoken(role: str, text: object) -> dict[str, str]:
+    return {"role": role, "content": str(text)}
+
+
+def test_single_answers_in_messages_are_read_under_the_prefix_too(
+    model: Model, other: Model, losses: Losses
+) -> None:
+    """Pairs as TRL has them, with a prompt of messages or with the question in both sides."""
+    reference = other.adding(PREFIX)
+    want = dpo_loss(model, lambda prompt, text: logp(other, told(prompt), text))
+    asked = [spoken("user", r["prompt"]) for r in PAIRS]
+    sides = [{n: spoken("assistant", r[n]) for n in ("chosen", "rejected")} for r in PAIRS]
+    apart: list[Row] = [
+        {"prompt": [q], **{n: [m] for n, m in side.items()}}
+        for q, side in zip(asked, sides, strict=True)
+    ]
+    within: list[Row] = [
+        {n: [q, m] for n, m in side.items()} for q, side in zip(asked, sides, strict=True)
+    ]
+    for rows in (apart, within):
+        found = losses("dpo", model, Table("dialogue_pair", rows), reference=reference)[0]
+        assert found == pytest.approx(want, abs=1e-4)
+    # Answers that begin alike stay the answers: what they share is not taken for the prompt.
+    text: Row = {"prompt": "say oak", "chosen": "oak is OAK", "rejected": "oak is no"}
+    chat: Row = {
+        "prompt": [spoken("user", "say oak")],
+        **{n: [spoken("assistant", text[n])] for n in ("chosen", "rejected")},
+    }
+    found = losses("dpo", model, Table("dialogue_pair", [chat]), reference=reference)[0]
+    plain = losses("dpo", model, Table("pair", [text]), reference=reference)[0]
+    assert found == pytest.approx(plain, abs=1e-4)
+
+
+def test_context_is_distilled_from_chat_rows(model: Model, losses: Losses) -> None:
+    texts = [{"prompt": f"say {w}", "completion": w.upper()} for w in WORDS]
+    want = distilled(model, model, Table("example", texts))
+    both = [(spoken("user", r["prompt"]), spoken("assistant", r["completion"])) for r in texts]
+    whole: list[Row] = [{"messages": [q, a]} for q, a in both]
+    apart: list[Row] = [{"prompt": [q], "completion": [a]} for q, a in both]
+    for data in (Table("example", whole), Table("dialogue_example", apart)):
+        found = losses("forward_kl", model, data, teacher=model.adding(PREFIX))[0]
+        assert found == pytest.approx(want, abs=1e-4)
+
+
+def test_a_row_too_long_for_the_prompt_that_is_read_is_named(model: Model, other: Model) -> None:
+    long = "word " * 250  # of 2048 tokens of context, in both prompt and prefix
+    data = Table("pair", [{"id": "r7", "prompt": long, "chosen": "a", "rejected": "b"}])
+    reference = other.adding(Prefix([spoken("system", long)]))
+    said = refused(model, "dpo", data, reference=reference, max_tokens=2048)
+    assert "'reference' reads" in said and "context of that model 2048" in said
+    assert "r7" in said and "prefix" in said and "'max_tokens'" in said
 
 
 def grpo(name: str) -> dict[str, object]:

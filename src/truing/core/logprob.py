@@ -195,7 +195,7 @@ class Played(Protocol):
 def states(module: nn.Module, packed: Packed) -> Tensor:
     """Last hidden states [N, D] of all tokens, after the final norm."""
     check(module)
-    limit = _limit(module)
+    limit = context_of(module)
     if limit is not None and packed.longest > limit:
         raise InputError(
             f"a row of {packed.longest} tokens does not fit into the model's context of {limit}",
@@ -281,7 +281,8 @@ def _backbone(module: nn.Module, packed: Packed, layout: Layout) -> Tensor:
     return cast(Tensor, found.last_hidden_state)[0]
 
 
-def _limit(module: nn.Module) -> int | None:
+def context_of(module: nn.Module) -> int | None:
+    """Tokens that a row may have; None where the model does not say."""
     return cast("int | None", getattr(module.config, "max_position_embeddings", None))
 
 

@@ -21,6 +21,7 @@ from truing.changes import Change, Decoder, Edits, Prefix, Rewriter
 from truing.core import distributed
 from truing.core.chat import Prompt, prompt_ids
 from truing.core.generate import rewritten
+from truing.core.logprob import context_of
 from truing.core.tree import Node
 from truing.errors import InputError
 from truing.tables import content_hash
@@ -101,7 +102,8 @@ class Sight:
         """Find what the model reads in place of the prompts of these rows.
 
         Raises:
-            InputError: a row is a whole dialogue, of which no prompt can be told apart.
+            InputError: a row has several answers, so that no prompt can be told apart, or does not
+                fit into the model's context under the prompt that it reads.
         """
         if not self.rewrites:
             return
@@ -112,21 +114,51 @@ class Sight:
                     f"the input {self.role!r} reads other prompts than the model, and this row has "
                     "no prompt of its own",
                     where=f"{self.where} {unit.id}",
-                    seen=[c.kind for c in self.changes],
+                    seen=self._kinds,
                     fix="Give rows with a prompt and single answers",
                 )
-            asked.setdefault(unit.prompt, unit.asked)
+            asked.setdefault(_prompt(unit.tree()), unit.asked)
         told = rewritten(self.frozen.model, list(asked.values())) if distributed.leads() else []
         ids = [prompt_ids(self.frozen.tokenizer, prompt) for prompt in distributed.agree(told)]
         self._heads |= {old: tuple(new) for old, new in zip(asked, ids, strict=True)}
+        for unit in units:
+            self._fits(self._changed(unit.tree()), f"{self.where} {unit.id}")
 
     def tree(self, tree: Node) -> Node:
         """The tree under the prompt that the model reads; the answers stay."""
         if not self.rewrites:
             return tree
-        if tree.ids not in self._heads:
+        if _prompt(tree) not in self._heads:
             raise InputError(
                 f"the input {self.role!r} was asked for a prompt that no row has", where=self.where
             )
-        head = self._heads[tree.ids]
-        return Node(head, (False,) * len(head), tree.children)
+        made = self._changed(tree)
+        self._fits(made, self.where)  # it may have further answers
+        return made
+
+    @property
+    def _kinds(self) -> list[str]:
+        return [c.kind for c in self.changes]
+
+    def _changed(self, tree: Node) -> Node:
+        prompt = _prompt(tree)
+        head, n = self._heads[prompt], len(prompt)
+        return Node(head + tree.ids[n:], (False,) * len(head) + tree.loss[n:], tree.children)
+
+    def _fits(self, tree: Node, where: str) -> None:
+        """Raise InputError for a row that the trained model could read, but not this one."""
+        limit = context_of(self.frozen.module)
+        if limit is not None and tree.longest > limit:
+            raise InputError(
+                f"under the prompt that the input {self.role!r} reads this row has {tree.longest} "
+                f"tokens, and the context of that model {limit}",
+                where=where,
+                seen=self._kinds,
+                fix=f"Set 'max_tokens' lower by what the {self.role}'s prefix or rewriter adds, "
+                "shorten that, or leave the row out",
+            )
+
+
+def _prompt(tree: Node) -> tuple[int, ...]:
+    """Tokens before the first that carries loss; those of the root where it has none."""
+    return tree.ids[: tree.loss.index(True)] if True in tree.loss else tree.ids

@@ -58,7 +58,7 @@ class Unit:
         answers: token ids of each branch.
         numbers: the row's numeric columns; a list holds one for each branch.
         dialogue: the tree of a row given as messages, or of two that part.
-        asked: the prompt as the row has it; None for a dialogue.
+        asked: the prompt as the row has it; None for a dialogue of several answers, and a text.
     """
 
     id: str
@@ -107,6 +107,21 @@ def _all_say(messages: Sequence[Mapping[str, object]]) -> bool:
     """Whether every answer among the messages has words, or calls of tools."""
     answers = [m for m in messages if m.get("role") == "assistant"]
     return all(m.get("tool_calls") or str(m["content"]).strip() for m in answers)
+
+
+def _asked(sides: Sequence[Sequence[Message]], asked: int) -> Prompt | None:
+    """What single answers answer; None where a side has several, or turns behind the first.
+
+    Args:
+        sides: of a dialogue, with the messages of the prompt.
+        asked: how many messages are the prompt for certain.
+    """
+    first = [[i for i, m in enumerate(s) if i >= asked and m["role"] == "assistant"] for s in sides]
+    single = all(found == [len(side) - 1] for found, side in zip(first, sides, strict=True))
+    prompts = [side[:-1] for side in sides]
+    if not single or not prompts[0] or any(p != prompts[0] for p in prompts):
+        return None
+    return list(prompts[0])
 
 
 class Reader:
@@ -240,7 +255,8 @@ class Reader:
         ids, loss = self._whole(whole, asked, where)
         if not any(loss):
             return self._out("left_out_long")
-        return Unit(str(row["id"]), (), (), numbers, Node(tuple(ids), tuple(loss)))
+        tree = Node(tuple(ids), tuple(loss))
+        return Unit(str(row["id"]), (), (), numbers, tree, _asked([whole], asked))
 
     def _text(self, row: Row, numbers: Mapping[str, float | Sequence[float]]) -> Unit | None:
         text = str(row["text"])
@@ -266,7 +282,7 @@ class Reader:
         rows = [self._whole(side, asked, where) for side in whole]
         if not all(any(loss) for _, loss in rows) or rows[0] == rows[1]:
             return self._out("left_out_long")
-        return Unit(str(row["id"]), (), (), numbers, fork(rows))
+        return Unit(str(row["id"]), (), (), numbers, fork(rows), _asked(whole, asked))
 
     def _whole(
         self, messages: Sequence[Message], asked: int, where: str
