@@ -69,6 +69,22 @@ def test_no_way_around_the_tests() -> None:
         "import threading\nthreading.Timer(0.01, lambda: None).start()",
     )
     assert passes_tests(rows(DOUBLES, *tricks)) == [0] * len(tricks)
+    secret = "[k for k in (f.f_locals, f.f_globals) for k in k.values()]"
+    hunters = (
+        # all that frames hold, on the way out to the first, while program and tests run
+        "import os, sys, re\ndef hunt():\n    f, seen = sys._getframe(1), []\n"
+        f"    while f:\n        seen += {secret}\n        f = f.f_back\n"
+        "    text = repr(seen) + open('program.py').read()\n"
+        "    os.lseek(0, 0, 0)\n    text += repr(os.read(0, 99))\n"
+        "    for m in set(re.findall('[0-9a-f]{32}', text)):\n"
+        "        for fd in range(1, 64):\n            try:\n"
+        "                os.write(fd, f'\\n{m} 0\\n{m} 1\\n{m} 2\\n'.encode())\n"
+        "            except OSError: pass\n"
+        "hunt()\ndef f(x):\n    hunt()\n    raise ValueError",
+        "import builtins\nbuiltins.exec = lambda *a, **k: None",
+        "import os\nos.write = lambda *a: 9",
+    )
+    assert passes_tests(rows(DOUBLES, *hunters)) == [0] * len(hunters)
     printed = [{"input": "", "output": "4"}]
     early = ("import os\nos._exit(0)", "print(4)\nraise SystemExit(1)")
     assert passes_tests(rows(printed, *early)) == [0, 0]
@@ -81,10 +97,28 @@ def test_what_does_not_end_or_takes_too_much() -> None:
     noisy = "print('x' * 10**6)\ndef f(x): return 2 * x"
     made = passes_tests(rows(DOUBLES, hangs, swells, noisy, hangs), seconds=1.0)
     assert made == pytest.approx([1 / 3, 0, 1, 1 / 3])
-    assert current().metrics[-1] == {"programs": 4, "without_program": 0, "timed_out": 2}
+    assert current().metrics[-1] == {
+        "programs": 4,
+        "without_program": 0,
+        "timed_out": 2,
+        "output_cut": 0,
+    }
     assert time.monotonic() - began < 12
     late = [{"input": "", "output": "1"}, {"input": "", "output": "1"}]
     assert passes_tests(rows(late, "print(1, flush=True)\nwhile True: pass"), seconds=0.5) == [0]
+
+
+def test_right_programs_may_print_much() -> None:
+    loud = (
+        "import sys\nsys.stderr.write('x' * 70_000)\nprint('y' * 70_000)\n"
+        "def f(x):\n    print('z' * 70_000, file=sys.stderr, flush=True)\n    return 2 * x"
+    )
+    assert passes_tests(rows(DOUBLES, loud)) == [1]
+    many = [f"assert f({i}) == {2 * i}" for i in range(3000)]  # 100 kB of marks
+    assert passes_tests(rows(many, "def f(x): return 2 * x"), seconds=20.0) == [1]
+    long = [{"input": "70000", "output": "ab" * 35_000}, {"input": "1000000", "output": "a"}]
+    assert passes_tests(rows(long, "print('ab' * (int(input()) // 2))")) == [0.5]
+    assert current().metrics[-1]["output_cut"] == 1
 
 
 def test_programs_run_side_by_side() -> None:
@@ -105,6 +139,9 @@ def test_which_block_is_the_program() -> None:
     assert (
         program_of("```python\ncut = 1") == program_of("x = 1") == program_of("```js\n1\n```") == ""
     )
+    usage = "```python\nx = 1\n```\nUsage:\n```\n$ python x.py\n```"
+    assert program_of(usage) == "x = 1\n"
+    assert program_of("```\na = 1\n```\n```sh\nls\n```\n```\nb = 2\n```") == "b = 2\n"
     bare: Row = {"prompt": "p", "completion": "def f(x): return 2 * x", "tests": DOUBLES}
     assert passes_tests([bare]) == [0]
 

@@ -241,13 +241,22 @@ def _ancestors(pid: str) -> list[int]:
     return made
 
 
+def test_more_output_is_kept_where_that_is_asked() -> None:
+    code = "print('x' * 10**6, end='')"
+    whole, less = run(code, keep=10**6), run(code, keep=10**6 - 1)
+    assert whole.stdout == "x" * 10**6 and not whole.cut
+    assert less.cut and less.stdout == "x" * (10**6 - 1) + sandbox.CUT.format(10**6 - 1)
+
+
 def test_huge_output_is_capped() -> None:
     done = run("import sys\nprint('x' * 10**7)\nprint('y' * 10**7, file=sys.stderr)\nprint('end')")
     assert done.exit_code == 0
     for text, letter in ((done.stdout, "x"), (done.stderr, "y")):
-        assert text == letter * sandbox.OUTPUT + sandbox.CUT
+        assert text == letter * sandbox.OUTPUT + sandbox.CUT.format(sandbox.OUTPUT)
     flood = run("while True: print('z' * 1000)", seconds=0.3)
-    assert flood.timed_out and len(flood.stdout) == sandbox.OUTPUT + len(sandbox.CUT)
+    assert flood.timed_out and flood.cut
+    assert flood.stdout.endswith(sandbox.CUT.format(sandbox.OUTPUT))
+    assert len(flood.stdout) < sandbox.OUTPUT + 40
     assert run("import os; os.write(1, b'\\xff\\xfe')").stdout == "��"
 
 

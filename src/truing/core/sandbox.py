@@ -30,13 +30,13 @@ from typing import IO
 
 from truing.errors import InputError
 
-OUTPUT = 64 * 1024  # bytes kept of stdout and of stderr
+OUTPUT = 64 * 1024  # bytes kept of stdout and of stderr, where no other number is given
 WRITABLE_MB = 16  # what a program may write
 SETUP_SECONDS = 20.0  # to make the walls, on a machine that is busy
 INSIDE = Path(__file__).with_name("sandbox_inside.py")
 LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
 ENDED = re.compile(rb"ready\nexit (-?[0-9]{1,3})\n")  # a run's whole report
-CUT = "\n[cut here: more than 65536 bytes]\n"
+CUT = "\n[cut here: more than {} bytes]\n"
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,13 @@ class Outcome:
     """How a program ended.
 
     Args:
-        stdout: what it printed, at most 64 KiB.
+        stdout: what it printed, cut off at 64 KiB or what `keep` says.
         stderr: the same; a traceback where it raised.
         exit_code: 0 for success; -N when signal N ended it.
         timed_out: it was stopped at the wall-clock limit.
         killed: a signal ended it: one of the limits, or a crash.
         seconds: wall time of the program alone.
+        cut: it printed more to stdout than was kept.
     """
 
     stdout: str
@@ -58,6 +59,7 @@ class Outcome:
     timed_out: bool
     killed: bool
     seconds: float
+    cut: bool = False
 
 
 @functools.cache
@@ -79,6 +81,7 @@ def run(
     seconds: float = 5.0,
     memory_mb: int = 256,
     files: Mapping[str, str] | None = None,
+    keep: int = OUTPUT,
 ) -> Outcome:
     """Run a Python program as `__main__` inside the walls.
 
@@ -88,13 +91,14 @@ def run(
         seconds: wall-clock limit; processor time is limited to a second more.
         memory_mb: limit of its address space, at least 64.
         files: texts by relative path that it finds in its folder, from where it can import them.
+        keep: bytes of stdout and of stderr that are kept.
     Raises:
         InputError: the system denies the walls (nothing was run), or a setting is out of range.
     """
     _check(code, stdin, seconds, memory_mb, files or {})
     try:
         _probe()
-        return _run(code, stdin, seconds, memory_mb, files or {})
+        return _run(code, stdin, seconds, memory_mb, files or {}, keep)
     except _Refused as error:
         raise _denied(str(error)) from None
 
@@ -150,7 +154,12 @@ def _libraries() -> list[str]:
 
 
 def _run(
-    code: str, stdin: str, seconds: float, memory_mb: int, files: Mapping[str, str]
+    code: str,
+    stdin: str,
+    seconds: float,
+    memory_mb: int,
+    files: Mapping[str, str],
+    keep: int = OUTPUT,
 ) -> Outcome:
     request = {
         "code": code, "stdin": stdin, "files": dict(files), "seconds": seconds,
@@ -175,7 +184,7 @@ def _run(
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(marshal.dumps(request))
                 process.stdin.close()
-            return _Watch(process, said, seconds).outcome()
+            return _Watch(process, said, seconds, keep).outcome()
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -184,9 +193,15 @@ def _run(
 class _Watch:
     """Reads what a run prints and reports until it ends, or ends it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], said: IO[bytes], seconds: float) -> None:
-        self.process, self.seconds = process, seconds
-        self.kept = {"stdout": b"", "stderr": b"", "report": b""}
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        said: IO[bytes],
+        seconds: float,
+        keep: int = OUTPUT,
+    ) -> None:
+        self.process, self.seconds, self.keep = process, seconds, keep
+        self.kept = {"stdout": bytearray(), "stderr": bytearray(), "report": bytearray()}
         self.open = selectors.DefaultSelector()
         for name, stream in (
             ("stdout", process.stdout), ("stderr", process.stderr), ("report", said),
@@ -201,7 +216,7 @@ class _Watch:
             block = os.read(key.fd, 1 << 16)
             if not block:
                 self.open.unregister(key.fileobj)
-            elif len(self.kept[name]) <= OUTPUT:
+            elif len(self.kept[name]) <= self.keep:
                 self.kept[name] += block
         return bool(self.open.get_map()) and time.monotonic() < until
 
@@ -225,8 +240,9 @@ class _Watch:
         status = self._status()
         code = -signal.SIGKILL if status is None else status
         return Outcome(
-            self._text("stdout"), self._text("stderr"), code, timed_out, code < 0, seconds
-        )
+            self._text("stdout"), self._text("stderr"), code, timed_out, code < 0, seconds,
+            len(self.kept["stdout"]) > self.keep,
+        )  # fmt: skip
 
     def _status(self) -> int | None:
         """How the program ended; None while it has not, or where the report is none."""
@@ -242,5 +258,5 @@ class _Watch:
 
     def _text(self, name: str) -> str:
         kept = self.kept[name]
-        text = kept[:OUTPUT].decode("utf-8", "replace")
-        return text + CUT if len(kept) > OUTPUT else text
+        text = kept[: self.keep].decode("utf-8", "replace")
+        return text + CUT.format(self.keep) if len(kept) > self.keep else text

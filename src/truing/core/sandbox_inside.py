@@ -271,8 +271,10 @@ def run_program(request: dict, report: int) -> int:
     os.environ.update({"HOME": WORK, "TMPDIR": WORK, "LANG": "C.UTF-8"})
     tell(report, "ready")
     os.closerange(REPORT, OPEN)
+    source = request["code"]
+    request.clear()  # frames lead here, and what was read from stdin must not be found again
     try:
-        exec(compile(request["code"], "program.py", "exec"), main.__dict__)
+        exec(compile(source, "program.py", "exec"), main.__dict__)
     except SystemExit:
         raise
     except BaseException as error:

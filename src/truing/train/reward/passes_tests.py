@@ -3,8 +3,9 @@
     share   r = tests passed / tests
     all     r = 1 where every test is passed, else 0
 
-The program is the last block of Python in an answer, between lines of three backticks; an answer
-without one gets 0. Tests come with the row, as a text or a list, of one sort:
+The program is the last block in an answer, between lines of three backticks, that is labelled as
+Python, or where none is, the last one without a label; an answer without one gets 0. Tests come
+with the row, as a text or a list, of one sort:
 
     "assert f(2) == 4"                a program that follows the answer's in the same interpreter
                                       and fails where it raises, as those of MBPP and HumanEval do
@@ -15,8 +16,15 @@ Programs run side by side, one for each core up to eight, in the walls of `core.
 network, files or further processes, each within `seconds` and `memory_mb`. Tests of the first sort
 share one run and its time: what comes after a test that does not end counts as failed. A test is
 passed when words that are drawn anew for every run are written down after it, so that exiting early
-passes nothing. A program shares the interpreter with these tests, so one that sets out to change
-what `assert` compares may succeed: tests of the second sort leave no such way.
+passes nothing; what the program prints meanwhile is dropped. Of what a program prints for a test of
+the second sort, 64 KiB more than twice the output that is wanted are read: `output_cut` counts the
+programs that printed more.
+
+A program shares the interpreter with tests of the first sort. One that sets out to can still pass
+them without solving anything: by results that say they equal whatever they are compared with, by
+putting others in the place of built-in functions that tests call, by reading the tests, by tracing
+the frames that run them, or by searching the interpreter's memory for the words. Tests of the
+second sort leave no such way, but their inputs can be told apart.
 
 Rewards by unit tests as in CodeRL, arXiv 2207.01780, without its values for errors; our own form.
 """
@@ -30,7 +38,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 from truing.context import current
 from truing.core import sandbox
@@ -42,26 +50,41 @@ from truing.tables import Row
 WHERE = "reward passes_tests"
 SECONDS, MEMORY_MB = 5.0, 256
 MOST = 8  # programs that run at once
-PYTHON = ("", "py", "python", "python3")
+PYTHON = ("py", "python", "python3")
 BLOCK = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n`]*\n(.*?)^[ \t]*```[ \t]*$", re.M | re.S)
-# The answer is a module of its own: what it does as `__main__` alone is not done.
+# The answer is a module of its own: what it does as `__main__` alone is not done. What it prints
+# goes nowhere. The mark is read from stdin, which is emptied, and from then on no variable of any
+# frame holds it: it stays inside of the iterators, which ask for a test's outcome after they have
+# made its line.
 HARNESS = """\
-def _run(write, module, modules, program, tests, mark):
-    modules["answer"] = module
+def _outcomes(module, program, tests, run, made, empty):
+    empty(0, 0)
     try:
-        exec(compile(program, "answer.py", "exec"), module.__dict__)
+        run(made(program, "answer.py", "exec"), module.__dict__)
     except BaseException:
         return
-    for i, test in enumerate(tests):
+    for test in tests:
         try:
-            exec(compile(test, f"test {{i + 1}}", "exec"), module.__dict__)
+            run(made(test, "test", "exec"), module.__dict__)
         except BaseException:
-            continue
-        write(2, f"\\n{{mark}} {{i}}\\n".encode())
+            yield False
+        else:
+            yield True
 
 import os, sys
-_run(os.write, type(sys)("answer"), sys.modules, {program!r}, {tests!r}, {mark!r})
-os._exit(0)
+from functools import partial
+from itertools import compress
+def _told(tests, told, end):
+    module = sys.modules["answer"] = type(sys)("answer")
+    nowhere = os.open("/dev/null", os.O_WRONLY)
+    os.dup2(nowhere, 1), os.dup2(nowhere, 2)
+    lines = [b" %d\\n" % i for i in range(len(tests))]
+    sum(map(partial(os.write, told), compress(
+        map(os.read(0, {size}).__add__, lines),
+        _outcomes(module, {program!r}, tests, exec, compile, os.ftruncate),
+    )))
+    end(0)
+_told({tests!r}, os.dup(2), os._exit)
 """
 
 
@@ -74,8 +97,14 @@ class Job:
 
 
 def program_of(text: str) -> str:
-    """The last block of Python in an answer; "" where there is none."""
-    found = [body for kind, body in BLOCK.findall(text) if kind.lower() in PYTHON]
+    """The last block in an answer that says it is Python, else the last one that says nothing.
+
+    What says nothing beside a block of Python is often how to call it, or what it prints. "" where
+    there is neither.
+    """
+    blocks = [(kind.lower(), body) for kind, body in BLOCK.findall(text)]
+    labelled = [body for kind, body in blocks if kind in PYTHON]
+    found = labelled or [body for kind, body in blocks if not kind]
     return textwrap.dedent(found[-1]) if found else ""
 
 
@@ -108,25 +137,41 @@ def same_output(said: str, wanted: str) -> bool:
     return a == b
 
 
-def passed(job: Job, seconds: float, memory_mb: int) -> tuple[int, bool]:
-    """(tests that a program passes, whether one of its runs was stopped at the time limit)."""
+class Result(NamedTuple):
+    """How many tests a program passes; whether a run was stopped late, or printed too much."""
+
+    right: int = 0
+    late: bool = False
+    cut: bool = False
+
+
+def passed(job: Job, seconds: float, memory_mb: int) -> Result:
+    """Run a program's tests."""
     if not job.program.strip():
-        return 0, False
+        return Result()
     if isinstance(job.tests[0], str):
-        mark = secrets.token_hex(16)
-        code = HARNESS.format(program=job.program, tests=list(job.tests), mark=mark)
-        done = sandbox.run(code, seconds=seconds, memory_mb=memory_mb)
+        mark, tests = secrets.token_hex(16), list(job.tests)
+        code = HARNESS.format(program=job.program, tests=tests, size=len(mark))
+        # The marks alone come by stderr.
+        done = sandbox.run(
+            code,
+            stdin=mark,
+            seconds=seconds,
+            memory_mb=memory_mb,
+            keep=sandbox.OUTPUT + 64 * len(tests),
+        )
         told = set(done.stderr.splitlines())
-        return sum(f"{mark} {i}" in told for i in range(len(job.tests))), done.timed_out
-    count, late = 0, False
+        return Result(sum(f"{mark} {i}" in told for i in range(len(tests))), done.timed_out)
+    count, late, cut = 0, False, False
     for read, wanted in cast("tuple[tuple[str, str], ...]", job.tests):
-        done = sandbox.run(job.program, stdin=read, seconds=seconds, memory_mb=memory_mb)
+        keep = sandbox.OUTPUT + 2 * len(wanted.encode("utf-8", "surrogatepass"))
+        done = sandbox.run(job.program, stdin=read, seconds=seconds, memory_mb=memory_mb, keep=keep)
         count += done.exit_code == 0 and not done.timed_out and same_output(done.stdout, wanted)
-        late |= done.timed_out
-    return count, late
+        late, cut = late or done.timed_out, cut or done.cut
+    return Result(count, late, cut)
 
 
-def _all_passed(jobs: Sequence[Job], seconds: float, memory_mb: int) -> dict[Job, tuple[int, bool]]:
+def _all_passed(jobs: Sequence[Job], seconds: float, memory_mb: int) -> dict[Job, Result]:
     """`passed` of each job, some at once; equal ones run once."""
     some = list(dict.fromkeys(jobs))
     if not some:
@@ -163,10 +208,10 @@ def passes_tests(
         before = str(row.get(setup) or "") if setup else ""
         jobs.append(Job(f"{before}\n{program}" if before and program else program, tests))
     found = _all_passed(jobs, seconds, memory_mb)
-    shares = [found[job][0] / len(job.tests) for job in jobs]
+    shares = [found[job].right / len(job.tests) for job in jobs]
     current().metric(
         programs=len(jobs), without_program=sum(not j.program for j in jobs),
-        timed_out=sum(found[j][1] for j in jobs),
+        timed_out=sum(found[j].late for j in jobs), output_cut=sum(found[j].cut for j in jobs),
     )  # fmt: skip
     return shares if score == "share" else [float(s == 1) for s in shares]
 
