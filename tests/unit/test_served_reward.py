@@ -12,6 +12,7 @@ from misbehaving import Answer, server
 from truing.core.client import Limits, limited
 from truing.core.scores import check_reward
 from truing.errors import InputError, Stopped
+from truing.kinds import as_prompt
 from truing.method import score
 from truing.tables import Row
 from truing.train.reward.served_reward import CHUNK, served_reward
@@ -114,6 +115,33 @@ def test_a_server_of_one_s_own_scores_in_chunks() -> None:
             assert len(log.asked) == math.ceil(count / CHUNK)
             assert log.asked[0][2]["prompts"][0] == TALK
             assert served_reward([], url=f"{root(url)}/my/reward") == []
+
+
+TOOLS: list[Any] = [{"type": "function", "function": {"name": "clock", "parameters": {}}}]
+OFFERED: Row = as_prompt({"prompt": TALK, "tools": TOOLS, "completion": "cc"})
+
+
+@pytest.mark.parametrize(("form", "item"), [("classify", "probs"), ("pooling", "data")])
+def test_tools_go_beside_the_messages(form: str, item: str) -> None:
+    with server(lambda n, body: listed(**{item: [1.0]})) as (url, log):
+        assert served_reward([OFFERED, ROWS[0]], url=f"{root(url)}/{form}") == [1.0, 1.0]
+        sent = {body["messages"][-1]["content"]: body for _, _, body in log.asked}
+        assert sent["cc"] == {
+            "messages": [*TALK, {"role": "assistant", "content": "cc"}], "tools": TOOLS,
+            "chat_template_kwargs": {"tools": TOOLS}, "add_generation_prompt": False,
+        }  # fmt: skip
+        assert set(sent["a"]) == {"messages", "add_generation_prompt"}
+
+
+def test_tools_in_the_other_forms() -> None:
+    with server(lambda n, body: listed(score=1.0)) as (url, log):
+        assert served_reward([OFFERED], url=f"{url}/score") == [1.0]
+        assert log.asked[0][2] == {"text_1": "be brief\n\nhi", "text_2": "cc"}
+    with server(lambda n, body: (200, {}, {"scores": [1.0, 2.0]}, 0.0)) as (url, log):
+        assert served_reward([OFFERED, ROWS[0]], url=root(url)) == [1.0, 2.0]
+        assert log.asked[0][2] == {
+            "prompts": [TALK, "say a"], "tools": [TOOLS, []], "answers": ["cc", "a"],
+        }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,10 @@ of several does, such as 1 for the second of bad and good. "plain" is for a serv
 prompts are texts or messages, as the rows have them. `#name` at the end of an address says which
 model is meant.
 
+Tools that a row offers go beside its messages, as "tools" and, since these routes of vLLM know no
+such field, by "chat_template_kwargs" to the template. "plain" gets "tools" with a list for each
+prompt where any offers some, "score" none.
+
 Requests run together, are repeated, kept within a budget and answered from the disk where the same
 was asked before (`core.client`). Another number of scores than answers, or one that is not finite,
 is an InputError, and is not kept. A key for the address is taken from TRUING_API_KEY. Routes as in
@@ -34,6 +38,7 @@ from truing.core.client import Reply, replies_to
 from truing.core.endpoint import Endpoint
 from truing.core.private import without_login
 from truing.errors import InputError
+from truing.kinds import split_tools
 from truing.method import component
 from truing.tables import Row
 
@@ -67,20 +72,36 @@ def bodies(rows: Sequence[Row], model: str, form: str) -> list[tuple[list[Reply]
     named: Reply = {"model": model} if model else {}
     texts = [str(row["completion"]) for row in rows]
     if form == "plain":
-        chunks = [range(i, min(i + CHUNK, len(rows))) for i in range(0, len(rows), CHUNK)]
-        made: list[Reply] = [
-            {**named, "prompts": [rows[i]["prompt"] for i in c], "answers": [texts[i] for i in c]}
-            for c in chunks
+        made = [
+            {**named, **_prompts(rows[i : i + CHUNK]), "answers": texts[i : i + CHUNK]}
+            for i in range(0, len(rows), CHUNK)
         ]
         full = len(rows) // CHUNK
         groups = [(made[:full], CHUNK), (made[full:], len(rows) % CHUNK)]
         return [group for group in groups if group[0]]
-    asked = [messages_of(cast(Prompt, row["prompt"])) for row in rows]
+    asked = [split_tools(messages_of(cast(Prompt, row["prompt"]))) for row in rows]
     if form == "score":
-        before = ["\n\n".join(str(m["content"]) for m in messages) for messages in asked]
+        before = ["\n\n".join(str(m["content"]) for m in messages) for messages, _ in asked]
         return [([{**named, "text_1": x, "text_2": y} for x, y in zip(before, texts)], 1)]
-    said = [[*x, {"role": "assistant", "content": y}] for x, y in zip(asked, texts, strict=True)]
-    return [([{**named, "messages": m, "add_generation_prompt": False} for m in said], 1)]
+    talks: list[Reply] = []
+    for (messages, tools), text in zip(asked, texts, strict=True):
+        offered: Reply = {"tools": tools, "chat_template_kwargs": {"tools": tools}} if tools else {}
+        said = [*messages, {"role": "assistant", "content": text}]
+        talks.append({**named, "messages": said, **offered, "add_generation_prompt": False})
+    return [(talks, 1)]
+
+
+def _prompts(rows: Sequence[Row]) -> Reply:
+    """Prompts of the plain form as the rows have them, and the tools of each where any has some."""
+    prompts: list[object] = []
+    offered: list[list[object]] = []
+    for row in rows:
+        given, tools = row["prompt"], list[object]()
+        if isinstance(given, list):
+            given, tools = split_tools(cast("list[Mapping[str, object]]", given))
+        prompts.append(given)
+        offered.append(tools)
+    return {"prompts": prompts, **({"tools": offered} if any(offered) else {})}
 
 
 def scores_in(reply: Reply, form: str, label: int | None) -> list[object]:
