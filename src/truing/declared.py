@@ -6,7 +6,7 @@ A step that uses one has the code of its file in its key, so an edited one runs 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +91,12 @@ def source(entry: Entry) -> Declared | None:
             fix="Write it into a .py file and import that, or call the method outside a plan",
         )
     return found
+
+
+def drop(gone: Callable[[Entry], bool]) -> None:
+    """Let go of the declared functions of which `gone` is true."""
+    for place in [p for p, one in _declared.items() if gone(one.entry)]:
+        del _declared[place]
 
 
 def everything() -> list[Declared]:

@@ -14,7 +14,7 @@ it, as in {use: step_reward, model: prm}, is named in the same way (`truing.nami
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -120,6 +120,7 @@ class Plan:
         self.steps: dict[str, Step] = {}
         self.models: dict[str, str] = {}
         self.data: dict[str, str] = {}
+        self.ready: Callable[[], None] | None = None  # called before checks, such as by a recipe
         self._typed: set[str] = set()  # models and data that the command line named
         self._typed_in: dict[str, str] = {}  # from which directory, where that matters
 
@@ -211,6 +212,8 @@ class Plan:
 
     def check(self) -> list[Checked]:
         """All steps in an order in which they can run; raises InputError at the first mistake."""
+        if self.ready is not None:
+            self.ready()
         if not self.steps:
             raise InputError("the plan has no steps", where=self.source or self.name)
         clash = next((n for n in self.steps if n in self.models or n in self.data), None)

@@ -15,22 +15,25 @@ takes over what another mapping, marked "&first", has. A Python recipe defines `
 
 from __future__ import annotations
 
+import functools
 import runpy
 import sys
 import traceback
 import types
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import yaml
 
+from truing.declared import drop
 from truing.errors import InputError, unknown
 from truing.plan import Plan, Step
 
 SCHEMA_VERSION = 1
 RECIPE = "recipe"  # name of a recipe's file as a module
-executed: list[Path] = []  # files of Python that this process has run as recipes
+executed: list[Path] = []  # files of Python run as recipes: one, and those that it loads
 FIELDS = ("schema_version", "name", "seed", "models", "data", "steps")
 
 
@@ -53,25 +56,98 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
     return plan
 
 
+@dataclass
+class _Ran:
+    """What there was before a recipe's file ran, beside which others may be imported.
+
+    Args:
+        beside: its folder; added: where modules are looked for, too, because of it.
+    """
+
+    beside: str
+    added: bool
+    modules: frozenset[str]
+
+    def own(self, top: str) -> bool:
+        """True for a module or package that was loaded since, from beside the file."""
+        if top in self.modules or top == "truing":
+            return False
+        module = sys.modules.get(top)
+        file = getattr(module, "__file__", None)
+        places = [Path(p) for p in getattr(module, "__path__", ())]
+        places = places or ([Path(file)] if file else [])
+        return any(str(place.resolve().parent) == self.beside for place in places)
+
+
+_ran: list[_Ran] = []
+_running: list[Path] = []  # a recipe may load another one, which then belongs to it
+
+
 def execute(path: Path) -> dict[str, object]:
-    """The names of a recipe's file, run as a script is: modules beside it can be imported."""
-    if path.resolve() not in executed:
-        executed.append(path.resolve())
+    """The names of a recipe's file, run as a script is: modules beside it can be imported.
+
+    What the recipe before declared and loaded from its folder is let go first: both may have a
+    reward, or a module beside them, of one name.
+    """
+    if not _running:
+        _leave()
+    return _execute(path)
+
+
+def follow(paths: Sequence[Path]) -> None:
+    """Run the files that another process has `executed`, unless they ran last here, too."""
+    if list(paths) != executed:
+        _leave()
+        for path in paths:
+            if path not in executed:
+                _execute(path)
+
+
+def _execute(path: Path) -> dict[str, object]:
     beside = str(path.resolve().parent)
+    _ran.append(_Ran(beside, beside not in sys.path, frozenset(sys.modules)))
+    executed.append(path.resolve())
     if beside not in sys.path:
         sys.path.insert(0, beside)
-    found = runpy.run_path(str(path), run_name=RECIPE)
+    _running.append(path)
+    try:
+        found = runpy.run_path(str(path), run_name=RECIPE)
+    finally:
+        _running.pop()
     made = types.ModuleType(RECIPE)
     made.__dict__.update(found)
     sys.modules[RECIPE] = made  # by which functions in it are sent to other processes
     return found
 
 
+def _leave() -> None:
+    """Let go of what recipes have declared and loaded so far."""
+    from truing.core import code
+
+    tops = {name.partition(".")[0] for name in sys.modules}
+    own = {top for top in tops if any(ran.own(top) for ran in _ran)}
+    gone = {name for name in sys.modules if name.partition(".")[0] in own}
+    files = set(executed)
+    drop(lambda e: e.module in gone or (e.module == RECIPE and Path(e.path).resolve() in files))
+    for name in gone:
+        del sys.modules[name]
+    for ran in _ran:
+        if ran.added and ran.beside in sys.path:
+            sys.path.remove(ran.beside)
+    _ran.clear()
+    executed.clear()
+    code.forget_unloaded()
+
+
 def _from_python(path: Path) -> Plan:
     try:
         found = execute(path)
         make = found.get("recipe")
-        made = make() if callable(make) else found.get("plan")
+        _running.append(path)
+        try:
+            made = make() if callable(make) else found.get("plan")
+        finally:
+            _running.pop()
     except (Exception, SystemExit) as error:
         raise _raised(error, path) from error
     if not isinstance(made, Plan):
@@ -82,7 +158,14 @@ def _from_python(path: Path) -> Plan:
         )
     made.source = made.source or str(path)
     made.folder = path.parent
+    made.ready = functools.partial(_again, path.absolute())
     return made
+
+
+def _again(path: Path) -> None:
+    """Run a recipe's file again if another one ran since: its plan is of its own functions."""
+    if path.resolve() not in executed:
+        _from_python(path)
 
 
 def _raised(error: BaseException, path: Path) -> InputError:

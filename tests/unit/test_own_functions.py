@@ -49,6 +49,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(declared, "_declared", {})
     monkeypatch.setattr(references, "_bare", {})
     monkeypatch.setattr(recipe, "executed", [])
+    monkeypatch.setattr(recipe, "_ran", [])
     path = list(sys.path)
     yield
     sys.path[:] = path
@@ -583,11 +584,41 @@ def test_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_two_recipes_with_one_name_between_them(files: Files, tmp_path: Path) -> None:
+    """Each has its own reward and the module beside it, and a plan the functions of its recipe."""
+    (tmp_path / "other").mkdir()
+    other = Files(tmp_path / "other")
+    (other.folder / "helpers_of_recipe.py").write_text(
+        HELPERS.replace("max(value", "max(2 * value")
+    )
+    first, keys = load(files.path), list[str]()
+    for path, scores in ((files.path, [-1.0, -2.0, -3.0]), (other.path, [-2.0, -3.0, -3.0])) * 2:
+        keys.append(key_of(path, "few"))
+        assert score("reward", "few", ROWS) == scores
+    assert keys[:2] == keys[2:] and len(set(keys)) == 2
+    assert recipe.executed == [other.path] and str(files.folder) not in sys.path
+    first.check()
+    assert score("reward", "few", ROWS) == [-1.0, -2.0, -3.0]
+
+
+def test_a_recipe_may_load_another(files: Files, tmp_path: Path) -> None:
+    outer = tmp_path / "outer.py"
+    outer.write_text(
+        "import truing\nfrom truing.recipe import load\n\n\n"
+        "@truing.component('reward')\ndef outer_one(rows):\n    return [0.0] * len(rows)\n\n\n"
+        "def recipe():\n"
+        f"    plan = load({str(files.path)!r})\n"
+        "    given = dict(data='tiny.jsonl', reward={'use': 'outer_one'}, cut=0.0)\n"
+        "    plan.step('more', 'select/magpie_filter', **given)\n"
+        "    return plan\n"
+    )
+    assert list(load(outer).steps) == ["longest", "more"]
+    assert {"few", "outer_one"} <= set(catalogue.components("reward"))
+    both = list(recipe.executed)
     load(files.path)
-    other = tmp_path / "other.py"
-    other.write_text(files.path.read_text())
-    with pytest.raises(InputError, match="two functions are registered as 'reward:few'"):
-        load(other)
+    recipe.follow(both)  # as another process does
+    assert {"few", "outer_one"} <= set(catalogue.components("reward"))
+    load(files.path)
+    assert "outer_one" not in catalogue.components("reward")
 
 
 def test_an_objective_of_a_script_is_a_method(model: Model, tmp_path: Path) -> None:

@@ -90,6 +90,12 @@ def _read(module: str) -> _Code:
     return known[1]
 
 
+def forget_unloaded() -> None:
+    """Let go of modules that were not loaded when they were read: another may have their name."""
+    for module in [m for m, (loaded, _) in _known.items() if loaded is None]:
+        del _known[module]
+
+
 def read_own() -> None:
     """Read all that functions of the user's own import, as long as it is what is loaded.
 

@@ -36,7 +36,7 @@ from truing.core.distributed import agree, begin, end, joined
 from truing.errors import Stopped, TruingError
 from truing.models import Model, held, hold, named
 from truing.principles import Principles
-from truing.recipe import execute, executed
+from truing.recipe import executed, follow
 from truing.tables import Table
 
 P = ParamSpec("P")
@@ -61,9 +61,7 @@ class _Call:
 
     def run(self) -> None:
         """Run it, in silence."""
-        for path in self.recipes:
-            if path not in executed:
-                execute(path)
+        follow(self.recipes)
         for one in self.held:
             hold(one)
         function = cast("Callable[..., object]", getattr(import_module(self.module), self.name))
