@@ -4,7 +4,9 @@ Whoever calls a method in Python may give a function where a reference is wanted
 
     methods["grpo"](model, prompts, rewards={"short": lambda rows: [...]})
 
-It gets a name of this process alone, under which every place that follows references finds it. A
+It gets a name of this process alone, under which every place that follows references finds it as
+long as any reference with that name is held: by the call, or by what it returned, such as a model
+that decodes by it. A
 function that `@component` registered is referred to by its own name. Nothing tells the next version
 of any other function from this one, so a stored step takes none, and no model is saved with one.
 """
@@ -12,6 +14,8 @@ of any other function from this one, so a stored step takes none, and no model i
 from __future__ import annotations
 
 import inspect
+import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
@@ -26,7 +30,21 @@ REGISTER = (
     "script or recipe file, or of a module that it imports, and write {use: NAME, ...settings}"
 )
 
-_bare: dict[str, Function] = {}
+
+class _Name(str):
+    """The name of a function that was given as it is; it holds the function."""
+
+    function: Function
+
+    def __deepcopy__(self, memo: object) -> _Name:
+        return self
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)  # elsewhere it is no more than a name
+
+
+_bare: weakref.WeakValueDictionary[str, _Name] = weakref.WeakValueDictionary()
+_times: Counter[str] = Counter()  # how many had one name: none is given to a second function
 
 
 def referred(value: object) -> object:
@@ -51,13 +69,13 @@ def _name(function: Function) -> str:
     # Inside another function it may differ from call to call: no name says which it is.
     if "component" in facts and "<locals>" not in getattr(function, "__qualname__", ""):
         return str(facts.get("name") or own)
-    same = next((n for n, known in _bare.items() if known is function), "")
-    if same:
+    same = next((name for name in _bare.values() if name.function is function), None)
+    if same is not None:
         return same
-    name = f"{own}()"
-    count = sum(n.split(" ")[0] == name for n in _bare)
-    name = f"{name} {count + 1}" if count else name
-    _bare[name] = function
+    _times[own] += 1
+    name = _Name(f"{own}() {_times[own]}" if _times[own] > 1 else f"{own}()")
+    name.function = function
+    _bare[str(name)] = name
     return name
 
 
@@ -67,7 +85,8 @@ def bare(kind: str, name: str, *, where: str = "") -> Function | None:
     Raises:
         InputError: it cannot be called as components of this kind are.
     """
-    function = _bare.get(name)
+    given = _bare.get(name)
+    function = given.function if given is not None else None
     if function is not None:
         check_rows(function, kind, name, where=where)
     return _taking(function) if function is not None and kind == "scorer" else function

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import gc
 import importlib
 import io
 import json
@@ -11,6 +13,8 @@ import re
 import runpy
 import sys
 import textwrap
+import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -47,7 +51,8 @@ def model(tiny_path: Path) -> Model:
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing that a test declares or gives is known to the next one."""
     monkeypatch.setattr(declared, "_declared", {})
-    monkeypatch.setattr(references, "_bare", {})
+    monkeypatch.setattr(references, "_bare", weakref.WeakValueDictionary())
+    monkeypatch.setattr(references, "_times", Counter())
     monkeypatch.setattr(recipe, "executed", [])
     monkeypatch.setattr(recipe, "_ran", [])
     path = list(sys.path)
@@ -114,6 +119,35 @@ def test_a_reward_that_reads_something_else_is_another_run(
         assert sum(counted) == 24  # two rollouts of four prompts with three answers each
         told.append([float(str(m["reward"])) for m in current().metrics if "reward/r" in m])
     assert len(told[0]) == len(told[1]) == 2 and max(told[0]) < 500 <= min(told[1])
+
+
+class Large:
+    """Something that a function holds."""
+
+    def scores(self, rows: list[Row]) -> list[float]:
+        return letters(rows)
+
+
+def test_a_function_is_let_go_with_what_refers_to_it(model: Model) -> None:
+    """After the call, or with the model that decodes by it; its name is not given again."""
+    held = [Large(), Large()]
+    left = [weakref.ref(one) for one in held]
+    methods["rloo"](model, PROMPTS, **SMALL, rewards={"r": lambda rows, o=held[0]: o.scores(rows)})
+    best = methods["best_of_n"](model, n=2, rewards={"r": lambda rows, o=held[1]: o.scores(rows)})
+    assert isinstance(best, Model)
+    held.clear()
+    gc.collect()
+    assert left[0]() is None and left[1]() is not None
+    again = copy.deepcopy(best.changes[-1].settings)
+    assert again == {"rewards": {"r": {"use": "<lambda>() 2"}}} | dict(best.changes[-1].settings)
+    assert generate(best, ["say oak"], n=1, max_tokens=4, seed=3)
+    del best
+    gc.collect()
+    assert left[1]() is not None and resolve("reward", again["rewards"]["r"])  # type: ignore[index]
+    del again
+    gc.collect()
+    assert left[1]() is None and not references.any_bare()
+    assert references.referred(lambda rows: [1.0]) == {"use": "<lambda>() 3"}
 
 
 def test_a_function_decides_between_answers(model: Model) -> None:
