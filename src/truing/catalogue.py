@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import cast
 
-from truing.declared import everything, source
+from truing.declared import everything, left_out, source
 from truing.entry import Entry as Entry
 from truing.entry import place_of, said
 from truing.errors import InputError, unknown
@@ -222,7 +222,8 @@ def used(value: object) -> list[str]:
 def no_component(kind: str, name: str, known: Iterable[str], *, where: str = "") -> InputError:
     """The error for a component that does not exist: the nearest one, or how to register it."""
     told = unknown(kind, name, known, where=where)
-    if not told.fix.startswith("Did you mean"):
+    told.fix = left_out(kind) + told.fix
+    if "Did you mean" not in told.fix:
         of = kind if kind != "component" else "reward"
         told.fix = (
             f'One of your own is registered by @component("{of}") in the script or recipe file. '

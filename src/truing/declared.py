@@ -31,6 +31,7 @@ class Declared:
 
 
 _declared: dict[tuple[str, str], Declared] = {}
+_left_out: dict[str, str] = {}  # by kind, the last function that got no name, and where it stands
 
 
 def declare(function: Function, kind: str, facts: Mapping[str, object], *, verb: str = "") -> None:
@@ -42,9 +43,21 @@ def declare(function: Function, kind: str, facts: Mapping[str, object], *, verb:
     Args:
         kind: name of the decorator; facts: its arguments, as `scan` reads them.
         verb: of a method.
+    Raises:
+        InputError: it is no function with a name of its own.
     """
+    if not hasattr(function, "__qualname__") or not hasattr(function, "__dict__"):
+        raise InputError(
+            f"@{kind} registers functions and classes, which have a name of their own",
+            seen=repr(function),
+            fix="Write def NAME(rows): return ..., which calls it, and register that",
+        )
     module, attr = function.__module__, function.__qualname__
-    if module.partition(".")[0] == "truing" or "<locals>" in attr:
+    if module.partition(".")[0] == "truing":
+        return
+    if "<locals>" in attr:
+        if kind == "component":
+            _leave_out(function, str(facts["component"]))
         return
     code = getattr(inspect.unwrap(function), "__code__", None)
     path = Path(code.co_filename).absolute() if code is not None else Path()
@@ -61,6 +74,13 @@ def declare(function: Function, kind: str, facts: Mapping[str, object], *, verb:
     if before is not None and (text is None or text != before.text):
         forget()  # what plain calls have noted may be of the code before
     _declared[place] = Declared(said(entry, facts), function, text)
+
+
+def _leave_out(function: Function, kind: str) -> None:
+    code = getattr(function, "__code__", None)
+    at = f" ({code.co_filename} line {code.co_firstlineno})" if code is not None else ""
+    _left_out.pop(kind, None)  # the last is to be the last
+    _left_out[kind] = f"{function.__qualname__}{at}"
 
 
 def _text(path: Path) -> str | None:
@@ -97,6 +117,16 @@ def drop(gone: Callable[[Entry], bool]) -> None:
     """Let go of the declared functions of which `gone` is true."""
     for place in [p for p, one in _declared.items() if gone(one.entry)]:
         del _declared[place]
+    _left_out.clear()
+
+
+def left_out(kind: str) -> str:
+    """Why the last of a kind ("component": any) that got no name has none; "" where all have."""
+    last = next((t for k, t in reversed(_left_out.items()) if kind in (k, "component")), "")
+    return last and (
+        f"{last} is not registered, since it stands inside another function: move it to the top "
+        "level of its file; a decorator under @component needs functools.wraps. "
+    )
 
 
 def everything() -> list[Declared]:

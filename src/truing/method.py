@@ -75,7 +75,7 @@ def method(
         raise unknown("verb", verb, VERBS)
 
     def decorate(function: F) -> F:
-        function.__dict__["__truing__"] = facts = {
+        facts: dict[str, object] = {
             "paper": paper,
             "field": field,
             "needs": needs,
@@ -87,6 +87,7 @@ def method(
             "makes": makes,
         }
         declare(function, "method", facts, verb=verb)
+        function.__dict__["__truing__"] = facts
         return function
 
     return decorate
@@ -100,8 +101,9 @@ def component(kind: str, *, name: str = "") -> Callable[[F], F]:
     """
 
     def decorate(function: F) -> F:
-        function.__dict__["__truing__"] = facts = {"component": kind, "name": name}
+        facts = {"component": kind, "name": name}
         declare(function, "component", facts)
+        function.__dict__["__truing__"] = facts
         return function
 
     return decorate

@@ -34,6 +34,7 @@ from truing.plan import Plan, Step
 SCHEMA_VERSION = 1
 RECIPE = "recipe"  # name of a recipe's file as a module
 executed: list[Path] = []  # files of Python run as recipes: one, and those that it loads
+MERGE = "tag:yaml.org,2002:merge"  # of the key "<<"
 FIELDS = ("schema_version", "name", "seed", "models", "data", "steps")
 
 
@@ -235,9 +236,7 @@ class _Node:
         return cast("dict[str, str]", made)
 
 
-def _merged(
-    node: yaml.MappingNode, path: Path, within: Sequence[yaml.Node] = ()
-) -> list[tuple[yaml.Node, yaml.Node]]:
+def _merged(node: yaml.MappingNode, path: Path) -> list[tuple[yaml.Node, yaml.Node]]:
     """Keys and values, those that "<<: *other" brings from other mappings before its own.
 
     Of several mappings the first goes before the others, as YAML's merge keys have it.
@@ -245,16 +244,39 @@ def _merged(
     brought: list[tuple[yaml.Node, yaml.Node]] = []
     own: list[tuple[yaml.Node, yaml.Node]] = []
     for key, value in node.value:
-        if key.tag != "tag:yaml.org,2002:merge":
+        if key.tag != MERGE:
             own.append((key, value))
             continue
         others = value.value if isinstance(value, yaml.SequenceNode) else [value]
         for other in reversed(others):
-            if not isinstance(other, yaml.MappingNode) or other in (node, *within):
-                fix = "Such as <<: *defaults, where another mapping is marked &defaults"
-                raise InputError("'<<' takes other mappings", where=f"{path} {_line(key)}", fix=fix)
-            brought += _merged(other, path, (node, *within))
+            if not isinstance(other, yaml.MappingNode):
+                raise _no_merge(key, path)
+            brought += _merged(other, path)
     return brought + own
+
+
+def _no_merge(key: yaml.Node, path: Path) -> InputError:
+    fix = "Such as <<: *defaults, where another mapping is marked &defaults"
+    return InputError("'<<' takes other mappings", where=f"{path} {_line(key)}", fix=fix)
+
+
+def _check_ends(node: yaml.Node, path: Path, within: tuple[yaml.Node, ...], seen: set[int]) -> None:
+    """Raise an InputError for a mapping or list that holds itself, by an alias at any depth."""
+    if isinstance(node, yaml.ScalarNode) or id(node) in seen:
+        return
+    within = (*within, node)
+    mapping = isinstance(node, yaml.MappingNode)
+    pairs = node.value if mapping else [(one, one) for one in node.value]
+    for key, value in pairs:
+        others = value.value if isinstance(value, yaml.SequenceNode) else []
+        if mapping and key.tag == MERGE and any(n in within for n in (value, *others)):
+            raise _no_merge(key, path)
+        for one in (key, value):
+            if one in within:
+                where = f"{path} {_line(key if mapping else node)}"
+                raise InputError("an alias stands inside what it stands for", where=where)
+            _check_ends(one, path, within, seen)
+    seen.add(id(node))
 
 
 def _line(node: yaml.Node) -> str:
@@ -264,6 +286,8 @@ def _line(node: yaml.Node) -> str:
 def _from_yaml(path: Path) -> Plan:
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        if root is not None:
+            _check_ends(root, path, (), set())
         return _plan(_Node(root, path, "a recipe"), path)
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""

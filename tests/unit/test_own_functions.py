@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import gc
 import importlib
 import io
@@ -51,6 +52,7 @@ def model(tiny_path: Path) -> Model:
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing that a test declares or gives is known to the next one."""
     monkeypatch.setattr(declared, "_declared", {})
+    monkeypatch.setattr(declared, "_left_out", {})
     monkeypatch.setattr(references, "_bare", weakref.WeakValueDictionary())
     monkeypatch.setattr(references, "_times", Counter())
     monkeypatch.setattr(recipe, "executed", [])
@@ -326,6 +328,57 @@ def test_one_inside_another_function_has_no_name() -> None:
     assert score("reward", near, ROWS) == [1.0, 2.0, 3.0]  # it is a function all the same
     with pytest.raises(InputError, match=r'by @component\("reward"\) in the script'):
         resolve("reward", {"use": "near_by_name_of_its_own"})
+
+
+def hiding(function: Callable[..., object]) -> Callable[..., object]:
+    """A decorator that forgets functools.wraps."""
+
+    def wrapper(rows: list[Row]) -> object:
+        return function(rows)
+
+    return wrapper
+
+
+def test_a_decorator_that_hides_a_function_is_named() -> None:
+    component("reward")(hiding(declared_letters))
+    told = (
+        r"hiding\.<locals>\.wrapper \(.*test_own_functions\.py line \d+\).*needs functools\.wraps"
+    )
+    with pytest.raises(InputError, match=told):
+        resolve("reward", "letters_of_own")
+    with pytest.raises(InputError, match=told):
+        catalogue.check_used({"rewards": {"r": {"use": "letters_of_own"}}})
+    with pytest.raises(InputError) as error:
+        resolve("check", "letters_of_own")
+    assert "wraps" not in str(error.value)
+    component("reward", name="in_full")(functools.wraps(declared_letters)(hiding(declared_letters)))
+    assert score("reward", "in_full", ROWS) == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("given", [functools.partial(declared_letters, scale=2.0), len])
+def test_what_has_no_name_of_its_own_is_not_registered(given: Callable[..., object]) -> None:
+    with pytest.raises(InputError, match=r"registers functions and classes.*Write def NAME"):
+        component("reward", name="twice")(given)
+    with pytest.raises(InputError, match="registers functions and classes"):
+        method(verb="select")(given)
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ("a: &a {mix: {<<: *a}}", "line 2: '<<' takes other mappings"),
+        ("a: &a {mix: {<<: [{n: 1}, *a]}}", "line 2: '<<' takes other mappings"),
+        ("a: &a {mix: *a}", "line 2: an alias stands inside what it stands for"),
+        ("a: {mix: &l [1, [*l]]}", "line 2: an alias stands inside what it stands for"),
+        ("a: &a {? {<<: *a} : 1}", "line 2: '<<' takes other mappings"),
+    ],
+)
+def test_a_recipe_that_holds_itself(steps: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(f"steps:\n  {steps}\n")
+    with pytest.raises(InputError) as error:
+        load(path)
+    assert str(error.value).startswith(f"{path} {told}")
 
 
 def test_two_of_one_name_are_one_error() -> None:
