@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -163,3 +164,48 @@ def test_an_architecture_without_the_block(monkeypatch: pytest.MonkeyPatch) -> N
     got = [made["logp"][u, k, : len(w)] for (u, k), w in zip([(0, 0), (0, 1), (1, 0)], want)]
     for a, b in zip(got, want, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("train_head", [True, False])
+def test_given_answers_are_at_temperature_1_beside_drawn_ones(train_head: bool) -> None:
+    """Also at a token that a given answer shares with a drawn one; the head has a bias."""
+    module = copy.deepcopy(MODULE)
+    weight = module.get_input_embeddings().weight  # tied
+    assert isinstance(weight, Tensor)
+    bias = torch.randn(len(weight), generator=torch.Generator().manual_seed(1))
+    head = nn.Linear(weight.shape[1], len(weight))
+    module.set_output_embeddings(head)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+    head.requires_grad_(train_head)
+    alike = list(range(40, 52))
+    trees = [group_tree([5, 6, 7], [[*alike, 9], [*alike, 10, 11]]), group_tree([8, 3], [[4, 9]])]
+    given_UK = torch.tensor([[False, True], [False, False]])
+    (packed,) = pack(trees, 100, share=True)
+    assert len(packed.target_M) == 12 + 1 + 2 + 2  # what is alike has one place
+    made = measure(module, packed, ("logp", "entropy"), temperature=0.5, given_UK=given_UK)
+    scale_UKT = torch.rand(made["logp"].shape, generator=torch.Generator().manual_seed(2))
+    (made["logp"] * scale_UKT).sum().backward()
+    found = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+    module.zero_grad()
+    total = torch.zeros(())
+    for u, tree in enumerate(trees):
+        for k, (ids, loss) in enumerate(tree.rows()):
+            logits_TV = module(input_ids=torch.tensor([ids])).logits[0, :-1]
+            heat = 1.0 if given_UK[u, k] else 0.5
+            logp_T = (logits_TV / heat).log_softmax(-1).gather(1, torch.tensor(ids)[1:, None])[:, 0]
+            logp_T = logp_T[torch.tensor(loss[1:])]
+            assert torch.allclose(made["logp"][u, k, : len(logp_T)], logp_T, atol=1e-4)
+            assert not made["logp"][u, k, len(logp_T) :].any()
+            total = total + (logp_T * scale_UKT[u, k, : len(logp_T)]).sum()
+    total.backward()
+    want = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+    assert set(found) == set(want) and (len(want) > 5)
+    for name, grad in want.items():
+        assert torch.allclose(found[name], grad, atol=1e-4 * float(grad.abs().max())), name
+    # Whatever else is measured stays at the temperature of drawing; at 1 nothing changes.
+    plain = measure(module, packed, ("entropy",), temperature=0.5)["entropy"]
+    assert torch.equal(made["entropy"], plain)
+    same = [measure(module, packed, given_UK=g, grad=False)["logp"] for g in (given_UK, None)]
+    assert torch.equal(*same)

@@ -14,7 +14,6 @@ from truing.core.collect import Group
 from truing.core.objective import Measurements
 from truing.core.online_task import OnlineTask
 from truing.core.training import State
-from truing.core.tree import Node
 from truing.method import methods
 from truing.models import Model
 from truing.tables import Table
@@ -109,9 +108,9 @@ def test_beside_log_probabilities_that_are_measured(
     """In shorter types the log-probabilities of sampling are measured again, in the same pass."""
     measured, found = OnlineTask._measured, list[State]()
 
-    def rough(task: OnlineTask, trees: Sequence[Node]) -> State:
+    def rough(task: OnlineTask, groups: Sequence[Group]) -> State:
         task.exact = False
-        found.append(measured(task, trees))
+        found.append(measured(task, groups))
         return found[-1]
 
     monkeypatch.setattr(OnlineTask, "_measured", rough)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,6 +98,53 @@ def test_log_probabilities_are_of_what_is_drawn(
     assert fresh
     if name in ("grpo", "ppo", "rloo"):  # the others have answers that the policy did not draw
         assert max(float(d.abs().max()) for d in fresh) < 2e-4
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("name", ["grao", "ppo_max"])
+def test_given_answers_are_imitated_at_temperature_1(
+    name: str,
+    exact: bool,
+    tiny_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seen: tuple[Seen, list[Tensor]],
+) -> None:
+    """Nobody drew them; what they share with drawn answers is at both temperatures."""
+    told, _ = seen
+    begin, measure, fresh = OnlineTask.__init__, OnlineTask._fresh, list[Measurements]()
+
+    def inexact(task: OnlineTask, *given: Any, **more: Any) -> None:
+        begin(task, *given, **more)
+        task.exact = exact
+
+    def measured(task: OnlineTask, *given: Any) -> Measurements:
+        fresh.append(measure(task, *given))
+        return fresh[-1]
+
+    monkeypatch.setattr(OnlineTask, "__init__", inexact)
+    monkeypatch.setattr(OnlineTask, "_fresh", measured)
+    kind = "example" if name == "grao" else "prompt"
+    rows = [{**r, "completion": str(r["prompt"])} for r in PROMPTS]
+    # PPO-max compares with a reference too; its policy learns from the first rollout on.
+    more = {"ptx": 1.0, "critic_rollouts": 0} if name == "ppo_max" else {}
+    one = {"batch": 1, "minibatches": 1, "entropy": 0.0} if name == "ppo_max" else {"batch": 1}
+    settings = {**SMALL, **one, **more}
+    with use(Context(seed=3, folder=tmp_path)):
+        methods[name](Model.open(tiny_path), Table(kind, rows[:1]), **settings)
+    ((known, r),) = told
+    own = [bool(o) for o in r["own"][0]]
+    assert own == [True, True, False]
+    for k, drawn in enumerate(own):
+        want = known[HEAT if drawn else 1.0][0][k]
+        other = known[1.0 if drawn else HEAT][0][k]
+        n = len(want)
+        assert max(abs(a - b) for a, b in zip(want, other, strict=True)) > 1e-2
+        assert fresh[0]["logp"][0, k, :n].tolist() == pytest.approx(want, abs=2e-4)
+        if drawn or not exact or name == "ppo_max":  # else it is not measured before
+            assert r["logp"][0, k, :n].tolist() == pytest.approx(want, abs=2e-4)
+        if name == "ppo_max":
+            assert r["ref_logp"][0, k, :n].tolist() == pytest.approx(want, abs=2e-4)
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.7])

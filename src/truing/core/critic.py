@@ -128,12 +128,20 @@ def valued(
     grad: bool = True,
     extras: Extras | None = None,
     temperature: float = 1.0,
+    given_UK: Tensor | None = None,
 ) -> Mapping[str, Tensor]:
     """`measure`, and the critic's "values" where there is one."""
     shared = critic is not None and critic.trunk is None
     heads = {"values": critic} if critic is not None and shared else {}
     made = measure(
-        module, packed, needs, grad=grad, heads=heads, extras=extras, temperature=temperature
+        module,
+        packed,
+        needs,
+        grad=grad,
+        heads=heads,
+        extras=extras,
+        temperature=temperature,
+        given_UK=given_UK,
     )
     if critic is not None and not shared:
         made["values"] = critic.values(module, packed, grad=grad)

@@ -218,6 +218,7 @@ def measure(
     heads: Mapping[str, nn.Module] | None = None,
     change: Callable[[Tensor], Tensor] | None = None,
     temperature: float = 1.0,
+    given_UK: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Measure the loss tokens of a micro-batch.
 
@@ -233,6 +234,7 @@ def measure(
             loss tokens to one number [M, 1], such as a critic's values.
         change: of those states before the vocabulary's head sees them, such as another head's.
         temperature: divides the logits, so that all statistics are of what is drawn at it.
+        given_UK: true for answers that nobody drew: their "logp" is at temperature 1 all the same.
 
     Returns each need and head as [U, K, T] in float32, 0 at padding, and "mask" [U, K, T]. Raises
     InputError for architectures that trees do not compute exactly, and for rows longer than the
@@ -247,6 +249,7 @@ def measure(
         head = _head(module)
         bias_V = head.bias
         logit_MD = rows_MD
+        graph = grad and torch.is_grad_enabled()
         if temperature != 1:
             logit_MD = rows_MD / temperature
             bias_V = None if bias_V is None else bias_V / temperature
@@ -259,12 +262,33 @@ def measure(
                 packed.target_M,
                 tuple(needs),
                 extras or {},
-                grad and torch.is_grad_enabled(),
+                graph,
             ),
         )
         said = {n: cast(Tensor, h(rows_MD.float()))[:, 0] for n, h in (heads or {}).items()}
     made = {name: packed.spread(v) for name, v in [*zip(needs, values), *said.items()]}
+    if given_UK is not None and temperature != 1 and "logp" in made:
+        with torch.set_grad_enabled(grad):
+            plain_UKT = _plain_logp(head, rows_MD, packed, given_UK, graph)
+            made["logp"] = torch.where(given_UK[..., None], plain_UKT, made["logp"])
     return {"mask": packed.mask_UKT, **made}
+
+
+def _plain_logp(
+    head: nn.Linear, rows_MD: Tensor, packed: Packed, given_UK: Tensor, grad: bool
+) -> Tensor:
+    """log p [U, K, T] at temperature 1 of these answers' tokens, 0 elsewhere.
+
+    A token that such an answer shares with one that was drawn has both values.
+    """
+    index = packed.index_UKT[given_UK].unique()
+    index_m = index[index < len(rows_MD)]  # less what stands at padding
+    target_m = packed.target_M[index_m]
+    (value_m,) = cast(
+        "tuple[Tensor]",
+        _Head.apply(rows_MD[index_m], head.weight, head.bias, target_m, ("logp",), {}, grad),
+    )
+    return packed.spread(value_m.new_zeros(len(rows_MD)).index_copy(0, index_m, value_m))
 
 
 def _head(module: nn.Module) -> nn.Linear:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -28,17 +28,17 @@ from truing.core.chat import receipt
 from truing.core.collect import Collector, Group
 from truing.core.critic import HEAD, OWN, Critic, valued
 from truing.core.engine import Order, Part
-from truing.core.logprob import measure, states
+from truing.core.logprob import Extras, states
 from truing.core.lora import Lora
-from truing.core.measure import fitted
 from truing.core.objective import Loss, Measurements
 from truing.core.online import GREEDY, OLD_ENTROPY, TOP_KL, Online
 from truing.core.online_record import Rollout, Sums
 from truing.core.online_training import OnlineTraining
 from truing.core.ptx import Ptx
+from truing.core.swept import Measured, shape, swept, undrawn
 from truing.core.teacher import head_of, likeliest
 from truing.core.training import State
-from truing.core.tree import BUDGET, Node, Packed, pack
+from truing.core.tree import BUDGET, Packed, pack
 
 STATE, GIVEN = "method/", "given/"
 PAST = {"entropy": OLD_ENTROPY}  # measured before the first update: the name of the fresh is taken
@@ -131,54 +131,67 @@ class OnlineTask:
         return groups, {"left_out": (float(drawn - len(groups)), float(drawn))}
 
     def _teaches(self, group: Group) -> bool:
-        return not (group.alike if self.spec.by_terms else group.flat)
+        if not self.spec.by_terms:
+            return not group.flat
+        weights = cast("Mapping[str, float]", self.values.get("weights") or {})
+        counted = [n for n in group.terms if weights.get(n, weights.get(n.split("/")[0], 1.0))]
+        return not group.alike(counted, ends=bool(self.values.get("missing_end")))
 
     def _reference(self) -> contextlib.AbstractContextManager[object]:
         if self.other is None and self.lora is not None:
             return self.lora.off()
         return contextlib.nullcontext()
 
-    def _sweep(self, trees: Sequence[Node], measured: Callable[[Packed], State]) -> State:
-        """Values of all trees' tokens by name, each [U, K, T], without gradients."""
-        width, length = _shape(trees)
-        own = trees[distributed.share([t.size for t in trees])]
-        packs = pack(own, self.budget, share=True) if own else []
-        some = [measured(p.to(self.device)) for p in packs]
-        found = distributed.gathered(some)
-        return {n: torch.cat([fitted(f[n], width, length) for f in found]) for n in found[0]}
+    def _sweep(self, groups: Sequence[Group], measured: Measured) -> State:
+        """Values of all groups' tokens by name, each [U, K, T], without gradients."""
+        return swept(groups, self.budget, self.device, measured)
 
-    def _measured(self, trees: Sequence[Node]) -> State:
+    def _said(
+        self,
+        module: nn.Module,
+        packed: Packed,
+        groups: Sequence[Group],
+        needs: Sequence[str],
+        critic: Critic | None = None,
+        extras: Extras | None = None,
+        grad: bool = False,
+    ) -> State:
+        """`valued` at the temperature of drawing; the "logp" of given answers is at 1."""
+        heat, mixed = self.temperature, bool(self.spec.joins(self.values))
+        given_UK = undrawn(groups, packed) if mixed and heat != 1 else None
+        found = valued(
+            module, packed, needs, critic,
+            grad=grad, extras=extras, temperature=heat, given_UK=given_UK,
+        )  # fmt: skip
+        return {n: v for n, v in found.items() if n != "mask"}
+
+    def _measured(self, groups: Sequence[Group]) -> State:
         """What the method needs of the policy and the reference before the first update."""
         made: State = {}
         own = ["logp"] if self.critic is not None or not self.exact else []
         own += ["entropy"] if self.spec.sifts(self.values) else []
         if own:
 
-            def policy(packed: Packed) -> State:
-                heat = self.temperature
-                found = valued(self.module, packed, own, self.critic, grad=False, temperature=heat)
-                return {PAST.get(n, n): v for n, v in found.items() if n != "mask"}
+            def policy(packed: Packed, here: Sequence[Group]) -> State:
+                found = self._said(self.module, packed, here, own, self.critic)
+                return {PAST.get(n, n): v for n, v in found.items()}
 
-            made |= self._sweep(trees, policy)
+            made |= self._sweep(groups, policy)
         if self.compare:
 
-            def reference(packed: Packed) -> State:
-                module, heat = self.other or self.module, self.temperature
-                found = measure(module, packed, ("logp",), grad=False, temperature=heat)
+            def reference(packed: Packed, here: Sequence[Group]) -> State:
+                found = self._said(self.other or self.module, packed, here, ("logp",))
                 return {"ref_logp": found["logp"]}
 
             with self._reference():
-                made |= self._sweep(trees, reference)
+                made |= self._sweep(groups, reference)
         if self.compare and TOP_KL in self.spec.needs:
 
-            def nearest(packed: Packed) -> State:
-                extras, heat = self._likeliest(packed), self.temperature
-                found = measure(
-                    self.module, packed, (TOP_KL,), grad=False, extras=extras, temperature=heat
-                )
-                return {TOP_KL: found[TOP_KL]}
+            def nearest(packed: Packed, here: Sequence[Group]) -> State:
+                extras = self._likeliest(packed)
+                return self._said(self.module, packed, here, (TOP_KL,), extras=extras)
 
-            made |= self._sweep(trees, nearest)
+            made |= self._sweep(groups, nearest)
         return made
 
     def _likeliest(self, packed: Packed) -> dict[str, Tensor]:
@@ -193,7 +206,7 @@ class OnlineTask:
     def _known(self, groups: Sequence[Group], given: State) -> Measurements:
         """The rollout as its method sees it."""
         trees = [g.tree() for g in groups]
-        width, length = _shape(trees)
+        width, length = shape(trees)
         mask_UKT = torch.zeros(len(groups), width, length)
         logp_UKT = torch.zeros_like(mask_UKT)
         paid_UKT = torch.zeros_like(mask_UKT)
@@ -235,7 +248,7 @@ class OnlineTask:
             return None
         self._show(groups)
         if self._given is None:
-            self._given = self._measured([g.tree() for g in groups])
+            self._given = self._measured(groups)
         r = self._known(groups, self._given)
         rollout = Rollout(number, groups, r, self.spec(r, self.values, self._state), counts)
         rollout.check(self.name)
@@ -295,11 +308,9 @@ class OnlineTask:
             found["values"] = self.critic.values(self.module, packed)
         else:
             extras = self._likeliest(packed) if anchored else None
-            heat = self.temperature
-            found = dict(
-                valued(self.module, packed, needs, self.critic, extras=extras, temperature=heat)
-            )
-        return Measurements(packed.mask_UKT, {n: v for n, v in found.items() if n != "mask"})
+            here = [rollout.groups[i] for i in at]
+            found = self._said(self.module, packed, here, needs, self.critic, extras, grad=True)
+        return Measurements(packed.mask_UKT, found)
 
     def _weights(self, rollout: Rollout, members: Sequence[int]) -> list[float]:
         """Weight of each term of the loss over a whole minibatch, groups left out included."""
@@ -387,9 +398,3 @@ class OnlineTask:
         if GIVEN in state:
             given = {n.removeprefix(GIVEN): t for n, t in state.items() if n.startswith(GIVEN)}
             self._given = {n: t.to(self.device) for n, t in given.items() if n}
-
-
-def _shape(trees: Sequence[Node]) -> tuple[int, int]:
-    """Branches of the widest tree, and loss tokens of the longest branch."""
-    rows = [[sum(loss[1:]) for _, loss in tree.rows()] for tree in trees]
-    return max(map(len, rows)), max(n for row in rows for n in row)

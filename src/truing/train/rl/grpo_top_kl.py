@@ -12,7 +12,8 @@ itself. Tokens outside K have no gradient: probability that leaves K is not seen
 
 `ptx` holds the policy to the reference on answers that nobody drew (rows with the column
 `completion`, such as those of supervised tuning), where fitting these answers by their likelihood
-would undo what merging has made of the reference.
+would undo what merging has made of the reference. Both are then compared at the temperature that
+the policy's answers are drawn at, as in the reward.
 
 Source: "Baichuan Alignment Technical Report", arXiv 2410.14940, its section on reinforcement
 learning: groups of three, the divergence in the reward. Its beta and gamma (`ptx`) are not

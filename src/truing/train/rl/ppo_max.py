@@ -21,7 +21,8 @@ returns need not be foreseeable. `critic_loss` records the loss, `critic_share` 
 `critic_alone` which rollouts these were.
 
 PPO-ptx (`ptx` above 0) learns text beside: the rows of the input `ptx_data`, examples or raw text,
-in each update of the policy; without it the prompts' own column `completion`. But for ptx the
+in each update of the policy; without it the prompts' own column `completion`. Either's likelihood
+is at temperature 1, at whatever `temperature` the policy's answers are drawn. But for ptx the
 defaults are the paper's PPO-max, which begins the critic as the reward model: give that as
 `critic`. Without one a head on the policy's own trunk has to do. The paper's optimizer has
 `adam_beta2` 0.95 and `adam_epsilon` 1e-6, its schedule is `inverse_sqrt`. In an environment R~ of
