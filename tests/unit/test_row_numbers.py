@@ -85,7 +85,7 @@ def test_what_reads_rows_names_them_by_the_file(tmp_path: Path) -> None:
 
 def test_questions_are_named_by_the_file(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    path.write_text('\n{"prompt": "a", "domain": "x"}\n\n{"prompt": "b", "domain": 3}\n')
+    path.write_text('\n{"prompt": "a", "domain": "x"}\n\n{"prompt": "b", "domain": [3]}\n')
     with pytest.raises(InputError) as error:
         domains_of(Table.read(path))
     assert error.value.where == f"evaluate/router_report {path} row 4"
