@@ -6,9 +6,9 @@ Whoever calls a method in Python may give a function where a reference is wanted
 
 It gets a name of this process alone, under which every place that follows references finds it as
 long as any reference with that name is held: by the call, or by what it returned, such as a model
-that decodes by it. A
-function that `@component` registered is referred to by its own name. Nothing tells the next version
-of any other function from this one, so a stored step takes none, and no model is saved with one.
+that decodes by it. A function that `@component` registered is referred to by its own name. Nothing
+tells the next version of any other function from this one, so a stored step takes none, and no
+model is saved with one.
 """
 
 from __future__ import annotations
