@@ -246,24 +246,14 @@ def measure(
     with torch.set_grad_enabled(grad):
         rows_MD = states(module, packed)[packed.source_M]
         rows_MD = rows_MD if change is None else change(rows_MD)
-        head = _head(module)
+        head, graph = _head(module), grad and torch.is_grad_enabled()
         bias_V = head.bias
         logit_MD = rows_MD
-        graph = grad and torch.is_grad_enabled()
         if temperature != 1:
             logit_MD = rows_MD / temperature
             bias_V = None if bias_V is None else bias_V / temperature
-        values = cast(
-            "tuple[Tensor, ...]",
-            _Head.apply(
-                logit_MD,
-                head.weight,
-                bias_V,
-                packed.target_M,
-                tuple(needs),
-                extras or {},
-                graph,
-            ),
+        values = _statistics(
+            logit_MD, head.weight, bias_V, packed.target_M, tuple(needs), extras or {}, graph
         )
         said = {n: cast(Tensor, h(rows_MD.float()))[:, 0] for n, h in (heads or {}).items()}
     made = {name: packed.spread(v) for name, v in [*zip(needs, values), *said.items()]}
@@ -272,6 +262,20 @@ def measure(
             plain_UKT = _plain_logp(head, rows_MD, packed, given_UK, graph)
             made["logp"] = torch.where(given_UK[..., None], plain_UKT, made["logp"])
     return {"mask": packed.mask_UKT, **made}
+
+
+def _statistics(
+    rows_MD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    target_M: Tensor,
+    names: tuple[str, ...],
+    extras: Extras,
+    grad: bool,
+) -> tuple[Tensor, ...]:
+    """One [M] tensor for each statistic, by `_Head`."""
+    made = _Head.apply(rows_MD, weight_VD, bias_V, target_M, names, extras, grad)
+    return cast("tuple[Tensor, ...]", made)
 
 
 def _plain_logp(
@@ -284,9 +288,8 @@ def _plain_logp(
     index = packed.index_UKT[given_UK].unique()
     index_m = index[index < len(rows_MD)]  # less what stands at padding
     target_m = packed.target_M[index_m]
-    (value_m,) = cast(
-        "tuple[Tensor]",
-        _Head.apply(rows_MD[index_m], head.weight, head.bias, target_m, ("logp",), {}, grad),
+    (value_m,) = _statistics(
+        rows_MD[index_m], head.weight, head.bias, target_m, ("logp",), {}, grad
     )
     return packed.spread(value_m.new_zeros(len(rows_MD)).index_copy(0, index_m, value_m))
 

@@ -78,15 +78,17 @@ def filled(scores: Sequence[Score], prompts: Sequence[Hashable]) -> list[float]:
     ]
 
 
-def _check_read(judge: Model) -> None:
-    """Raise InputError when too much of what this step asked of the judge could not be read."""
+def check_read(judge: Model, lacks: str, of: str, where: str, fix: str) -> None:
+    """Raise InputError when too much of what this step asked of the judge could not be read.
+
+    Args:
+        lacks: what could not be done, such as "score could be read for"; of: what of.
+    """
     told = [m for m in current().metrics if m.get("judge") == judge.name]
     asked, unread = (sum(cast(int, m[name]) for m in told) for name in ("judged", "unparsed"))
     if asked >= LEAST and unread > UNPARSED * asked:
         raise InputError(
-            f"no rating could be read from {unread} of {asked} replies",
-            where=f"reward judged {judge.name}",
-            fix="Use a judge that follows the form, or a local one",
+            f"no {lacks} {unread} of {asked} {of}", where=f"{where} {judge.name}", fix=fix
         )
 
 
@@ -110,7 +112,8 @@ def judged(
         return []
     judge = judge_of(model)
     scores = rate(judge, rows, criteria=criteria, scale=scale)
-    _check_read(judge)
+    fix = "Use a judge that follows the form, or a local one"
+    check_read(judge, "rating could be read from", "replies", "reward judged", fix)
     return filled(scores, [content_hash(row["prompt"]) for row in rows])
 
 

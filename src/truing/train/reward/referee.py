@@ -19,13 +19,12 @@ from collections.abc import Mapping
 from typing import cast
 
 from truing.context import current
-from truing.core.judge import UNPARSED
 from truing.core.referee import HIGHEST, LOWEST, graded, referee_of
 from truing.errors import InputError
 from truing.method import component
 from truing.models import Model
 from truing.tables import Row, content_hash, user_text
-from truing.train.reward.judged import LEAST, judge_of
+from truing.train.reward.judged import check_read, judge_of
 
 WHERE = "reward referee"
 
@@ -47,18 +46,6 @@ def _check(settings: Mapping[str, object]) -> None:
             text = f"setting {name!r} must be at least {least}"
             raise InputError(text, where=WHERE, seen=value)
     _model(str(settings["model"]))
-
-
-def _check_read(model: Model) -> None:
-    """Raise InputError when too much of what this step asked of the referee could not be read."""
-    told = [m for m in current().metrics if m.get("judge") == model.name]
-    asked, unread = (sum(cast(int, m[name]) for m in told) for name in ("judged", "unparsed"))
-    if asked >= LEAST and unread > UNPARSED * asked:
-        raise InputError(
-            f"no score could be read for {unread} of {asked} answers",
-            where=f"{WHERE} {model.name}",
-            fix="Use a referee that follows the form, such as one that urpo has trained",
-        )
 
 
 @component("reward")
@@ -108,7 +95,8 @@ def referee(
         for i, value in zip(at, scores or (), strict=False):
             values[i] = value
     current().metric(judge=judge.name, judged=len(rows), unparsed=unread)
-    _check_read(judge)
+    fix = "Use a referee that follows the form, such as one that urpo has trained"
+    check_read(judge, "score could be read for", "answers", WHERE, fix)
     return values
 
 
