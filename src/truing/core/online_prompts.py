@@ -6,6 +6,7 @@ Template and memory are tried with a short answer to each before anything is dra
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from truing.context import Json, current
@@ -27,6 +28,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+def _check(
+    start: Start,
+    prompts: Sequence[Sequence[int]],
+    largest: int,
+    notes: dict[str, Json],
+    beside: Beside,
+    text: Ptx | None,
+) -> None:
+    """Check template and memory with a short answer to each prompt, and what is learnt beside."""
+    answer = completion_ids(start.loaded.tokenizer, "yes")
+    if text is not None:
+        largest, notes = max(largest, text.largest), notes | text.notes
+    start.check([group_tree(ids, [answer]) for ids in prompts], largest, notes, beside=beside)
+
+
 def tasks_of(
     settings: OnlineTraining,
     start: Start,
@@ -43,12 +59,7 @@ def tasks_of(
     # Of replies nothing is known yet: as long as the first prompt, by way of a forecast.
     grown = settings.turns * (settings.new_tokens + longest)
     largest = longest + settings.answers * min(start.limit - longest, grown)
-    answer = completion_ids(tokenizer, "yes")
-    trees = [group_tree(ids, [answer]) for ids in found]
-    notes: dict[str, Json] = {"rows": len(rows)}
-    if text is not None:
-        largest, notes = max(largest, text.largest), notes | text.notes
-    start.check(trees, largest, notes, beside=beside)
+    _check(start, found, largest, {"rows": len(rows)}, beside, text)
     return [Asked(row, ()) for row in rows]
 
 
@@ -123,11 +134,7 @@ def prompts_of(
     prompts, notes = read_prompts(
         rows, tokenizer, start.limit, settings.new_tokens, given, spec.name, pool
     )
-    answer = completion_ids(tokenizer, "yes")
     longest = max(len(p.ids) for p in prompts) + settings.answers * settings.new_tokens
-    trees = [group_tree(p.ids, [answer]) for p in prompts]
-    notes = summed(notes, said)
-    if text is not None:
-        longest, notes = max(longest, text.largest), notes | text.notes
-    start.check(trees, longest, notes, beside=beside)
+    asked = [p.ids for p in prompts]
+    _check(start, asked, longest, summed(notes, said), beside, text)
     return prompts
