@@ -35,6 +35,7 @@ from truing.core.online import GREEDY, OLD_ENTROPY, TOP_KL, Online
 from truing.core.online_record import Rollout, Sums
 from truing.core.online_training import OnlineTraining
 from truing.core.ptx import Ptx
+from truing.core.stream import keep
 from truing.core.swept import Measured, shape, swept, undrawn
 from truing.core.teacher import head_of, likeliest
 from truing.core.training import State
@@ -252,6 +253,7 @@ class OnlineTask:
         r = self._known(groups, self._given)
         rollout = Rollout(number, groups, r, self.spec(r, self.values, self._state), counts)
         rollout.check(self.name)
+        keep(self.collector.prompts, number, groups)
         if not self._warned and distributed.leads():
             self._warned = rollout.warn(self.name)
         self.rollout = rollout

@@ -1,0 +1,130 @@
+"""Training on a saved stream of pairs: steps as it says, token by token as they were drawn.
+
+Rows of `synthesize/online_stream` name their rollout and hold token ids, so that nothing is
+tokenised again and each update sees the pairs that it is given, however many, in place of an order
+that the engine draws. All else is the engine's: reference, adapter, optimizer, rate, checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import cast
+
+from torch import nn
+
+from truing.context import current
+from truing.core import distributed
+from truing.core.engine import Part, train
+from truing.core.frozen_trunk import attach
+from truing.core.memory import Beside
+from truing.core.objective import Objective
+from truing.core.reference import Reference
+from truing.core.sight import identity
+from truing.core.start import begin
+from truing.core.text_task import TextTask
+from truing.core.together import joint
+from truing.core.train_text import trained_model
+from truing.core.training import Hook, TextTraining
+from truing.core.training_rows import Unit
+from truing.errors import InputError
+from truing.models import Model
+from truing.tables import Row, Table, content_hash
+
+WHERE = "train/replay"
+Steps = Sequence[Sequence[int]]
+COLUMNS = ("rollout", "rollouts", "prompt_ids", "chosen_ids", "rejected_ids")
+
+
+class Ordered(TextTask):
+    """A task whose steps are given; one without a row leaves everything as it is."""
+
+    order: Steps = ()
+
+    def parts(self, rows: Sequence[int], step: int) -> Iterator[Part]:
+        """Micro-batches of the given step; `rows` is the engine's order, which is not followed."""
+        if self.order[step]:
+            yield from super().parts(self.order[step], step)
+
+
+def check_stream(data: Table, where: str = WHERE) -> None:
+    """Raise an InputError for the first row that no stream has written."""
+    for i, row in enumerate(data):
+        lacks = [name for name in COLUMNS if name not in row]
+        if lacks:
+            raise InputError(
+                f"needs the column {lacks[0]!r}, which synthesize/online_stream writes",
+                where=f"{where} {data.place(i)}",
+                seen=[n for n in row if n not in ("id", "lineage")],
+            )
+        number, of = row["rollout"], row["rollouts"]
+        if not (isinstance(number, int) and isinstance(of, int) and 0 <= number < of):
+            raise InputError(
+                "column 'rollout' is a number below that of 'rollouts'",
+                where=f"{where} {data.place(i)}",
+                seen=(number, of),
+            )
+
+
+def rollouts_of(data: Table) -> list[list[int]]:
+    """Rows of each rollout, in order; one of which nothing could be learnt has none."""
+    made: list[list[int]] = [[] for _ in range(max(cast(int, r["rollouts"]) for r in data))]
+    for i, row in enumerate(data):
+        made[cast(int, row["rollout"])].append(i)
+    return made
+
+
+def _unit(row: Row) -> Unit:
+    prompt, *answers = (tuple(cast("list[int]", row[f"{n}_ids"])) for n in
+                        ("prompt", "chosen", "rejected"))  # fmt: skip
+    return Unit(str(row["id"]), prompt, tuple(answers), {})
+
+
+@joint
+def train_replay(
+    spec: Objective,
+    own: Mapping[str, object],
+    model: Model,
+    data: Table,
+    reference: Model | None,
+    values: Mapping[str, object],
+    steps: Steps,
+) -> Model:
+    """Train `model` on the pairs of a stream by an objective, step by step as given.
+
+    Args:
+        spec: an objective on pairs, with its settings `own`.
+        data: rows of `synthesize/online_stream`.
+        reference: frozen; None takes the model as it is before training.
+        values: the engine's settings among others, by name.
+        steps: rows of each update.
+    Returns:
+        the model with an adapter, or with new weights when `rank` is 0.
+    """
+    known = {f.name for f in fields(TextTraining)}
+    engine = {n: v for n, v in values.items() if n in known} | {"steps": len(steps)}
+    settings = TextTraining(**engine)  # type: ignore[arg-type]
+    key = content_hash(
+        [WHERE, spec.name, own, vars(settings), model.weights_key, data.key, list(map(list, steps)),
+         current().seed, identity(reference) if reference is not None else ""], 8
+    )  # fmt: skip
+    start = begin(model, settings, WHERE, key=key, reference=reference)
+    units = [_unit(row) for row in data]
+    trees = [u.tree() for u in units]
+    beside = Beside(frozen=int(reference is not None))
+    # Answers were drawn as they are; whether one of them ends is no sign of a wrong template.
+    start.check(
+        trees, max(t.size for t in trees), {"rows": len(units)}, ended=True, shown=2, beside=beside
+    )
+    frozen = Reference((reference or model).weights_key, start.dtype)
+    module = cast(nn.Module, start.loaded.module)
+    task = Ordered(spec, own, Hook(), units, module, frozen, budget=start.budget)
+    task.order = steps
+    # Before adapters are attached the module itself is the model as it was.
+    task.measure_reference(module if reference is None else start.frozen().module, steps)
+    adapters = attach(module, settings, current().stream("adapter") % 2**31)
+    if adapters is not None:
+        task.adapt(adapters)
+    train(task, settings, key=key, peak=settings.peak)
+    folder = distributed.agree(current().folder) / f"replay-{key}"
+    return trained_model(model, task.module, task.lora, folder, data, "replay")

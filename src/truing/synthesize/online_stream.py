@@ -1,0 +1,104 @@
+"""The pairs that an online run learns from, saved in the order in which it learnt from them.
+
+Runs `train/online_dpo` and keeps, instead of the model, what it drew and how it was rewarded:
+
+    D_online = (x, y_w, y_l) of rollout 0, of rollout 1, ...
+
+one row for each prompt whose answers differ in reward. Beside the texts a row has the number of its
+`rollout` (of `rollouts` in all), the token ids of prompt and answers as they were drawn, and both
+rewards. Rows are pairs like all others: `train/replay` learns them in their own order, which gives
+the online run again, or in another one; `evaluate/implicit_preference` asks how well a model tells
+them apart. The same model, data, settings and seed draw the same answers as the training itself
+does, so that a recipe gives both the same mapping.
+
+Source: hypothesis 1 of "Understanding the performance gap between online and offline alignment
+algorithms", arXiv 2405.08448.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import cast
+
+from truing.context import Context, current, use
+from truing.core.stream import kept_in, pairs_of
+from truing.errors import InputError
+from truing.method import method, methods
+from truing.models import Model
+from truing.principles import Principles
+from truing.tables import Table, content_hash
+from truing.train.rl.online_dpo import online_dpo  # what it runs is part of a step's key
+
+ONLINE = "train/online_dpo"
+ONCE = ("passes", "minibatches")  # each rollout is learnt from in one update
+
+
+def settings_of(how: Mapping[str, object]) -> dict[str, object]:
+    """All settings of the online run; an InputError for those that it, or a stream, cannot have."""
+    try:
+        found = methods[ONLINE].validate(how, where="")
+        methods[ONLINE].check(found, {})
+    except InputError as error:
+        told = f"setting 'how': {error.message}"
+        raise InputError(told, where=error.where, seen=error.seen, fix=error.fix) from None
+    for name in ONCE:
+        if found[name] != 1:
+            raise InputError(f"setting 'how': {name} must be 1 in a stream", seen=found[name])
+    if found["environment"] is not None:
+        raise InputError("setting 'how': a stream has single answers, and no environment")
+    return found
+
+
+@method(
+    paper="online-offline-gap",
+    needs=("weights", "logprob", "generate"),
+    rows={"data": ("prompt",)},
+    makes="pair",
+)
+def online_stream(
+    model: Model,
+    data: Table,
+    reference: Model | None = None,
+    reward_model: Model | None = None,
+    principles: Principles | None = None,
+    *,
+    how: dict[str, object],
+) -> Table:
+    """The pairs that an online run learns from, saved in the order in which it learnt from them.
+
+    Args:
+        how: settings of train/online_dpo, by name.
+    """
+    where, chosen = "synthesize/online_stream", settings_of(how)
+    nouns = {"reference": reference, "reward_model": reward_model, "principles": principles}
+    given = {name: noun for name, noun in nouns.items() if noun is not None}
+    data = data.expect("prompt", where=where)
+    keys = [model.weights_key, data.key, {n: noun.key for n, noun in given.items()}]
+    outer = current()
+    folder = outer.folder / f"online-{content_hash([chosen, keys, outer.seed], 8)}"
+    train = cast("Callable[..., Model]", online_dpo.__dict__["__truing_entry__"])
+    inner = Context(
+        outer.seed, folder, outer.progress, lambda seen: outer.metric(**seen), outer.name
+    )
+    with use(inner) as context:
+        journal = context.journal("stream")
+        with kept_in(journal):
+            made = train(model, data, **given, **chosen)
+    updates = [cast(int, m["step"]) for m in inner.metrics if "step" in m]
+    rows = pairs_of(journal, max(updates, default=0), made.name)
+    if not rows:
+        raise InputError(
+            "no rollout made a pair: the answers to each prompt have equal rewards",
+            where=where,
+            fix="Draw more answers, or reward by something that tells them apart",
+        )
+    return Table("pair", rows, where=f"online answers to {data.source}")
+
+
+def _check(settings: Mapping[str, object], tables: Mapping[str, Table]) -> None:
+    """What is checked before anything runs."""
+    if "how" in settings:
+        settings_of(cast("Mapping[str, object]", settings["how"]))
+
+
+online_stream.__dict__["__truing_check__"] = _check
