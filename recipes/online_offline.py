@@ -5,7 +5,14 @@ preference: they label the pairs and judge the win rates. A reward model trained
 proxy, which alone the online side sees, so that the judge does not leak into training. Both sides
 take the same prompts, IPO with summed log-ratios, batch, rate and numbers of updates; each run is
 placed by its divergence from the start and by its win rate over one fixed policy. `result` compares
-frontiers; `seen_*` tell how each classifies held-out pairs and whether chosen answers lost.
+frontiers. Why they differ is asked as the paper does:
+
+- coverage: `stream` keeps the pairs of one online run, and `in_order`, `in_windows` and `shuffled`
+  learn them offline; `reproduced`, which must be 0 but for rounding, says how far `in_order` ends
+  from the online run, `replays` what shuffling costs;
+- quality: `from_final` is trained offline on pairs that the online run's model drew, judged anew;
+- classification: `told_apart` and `told_apart_own` compare how well each run classifies held-out
+  pairs, and those of the stream, with how often it wins; whether chosen answers lost is beside.
 """
 
 from __future__ import annotations
@@ -16,6 +23,9 @@ BETAS = (0.1, 0.5)
 STEPS = (10, 30, 60)
 SAME = {"batch": 4, "lr": 1e-4, "schedule": "constant", "warmup": 0.0}
 TOKENS = 48
+DRAWING = {"kind": "ipo", "answers": 2, "temperature": 1.0, "new_tokens": TOKENS}
+AGAIN = {"beta": BETAS[0], "steps": STEPS[-1], **SAME}  # the online run that is looked into
+ORDERS = {"in_order": "drawn", "in_windows": "windows", "shuffled": "shuffled"}
 
 
 def recipe() -> Plan:
@@ -62,15 +72,14 @@ def recipe() -> Plan:
                 model="base",
                 data="pairs_train",
                 reward_model="proxy",
-                kind="ipo",
-                answers=2,
-                temperature=1.0,
-                new_tokens=TOKENS,
+                **DRAWING,
                 **how,
             )
             for arm, name in (("offline", offline), ("online", online)):
                 arms[arm].append(name)
                 models[name] = name
+    compared = list(models)
+    looked = _looked_into(plan, models, arms["online"][len(STEPS)])
     for name, model in models.items():
         plan.step(
             f"moved_{name}",
@@ -89,19 +98,74 @@ def recipe() -> Plan:
             principles="rules",
             max_tokens=TOKENS,
         )
-    for arm in ("online", "offline"):
+    for told, pairs in (("told_apart", "pairs_held_out"), ("told_apart_own", "stream")):
+        for name in compared:
+            plan.step(
+                f"{told}_{name}",
+                "evaluate/implicit_preference",
+                model=models[name],
+                reference="base",
+                data=pairs,
+            )
         plan.step(
-            f"seen_{arm}",
-            "evaluate/implicit_preference",
-            model=arms[arm][-1],
-            reference="base",
-            data="pairs_held_out",
+            told,
+            "evaluate/discrimination",
+            preferences={name: f"{told}_{name}" for name in compared},
+            win_rates={name: f"won_{name}" for name in compared},
+            arms=arms,
         )
-    plan.step(
-        "result",
-        "evaluate/frontier",
-        divergences={name: f"moved_{name}" for name in models},
-        win_rates={name: f"won_{name}" for name in models},
-        arms=arms,
-    )
+    for result, of in (("result", arms), ("replays", looked)):
+        runs = list(dict.fromkeys(name for names in of.values() for name in names))
+        plan.step(
+            result,
+            "evaluate/frontier",
+            divergences={name: f"moved_{name}" for name in runs},
+            win_rates={name: f"won_{name}" for name in runs},
+            arms=of,
+        )
     return plan
+
+
+def _looked_into(plan: Plan, models: dict[str, str], online: str) -> dict[str, list[str]]:
+    """What the data of one online run give offline; its arms, with the start as a run of each."""
+    how = {**DRAWING, **AGAIN}
+    plan.step(
+        "stream",
+        "synthesize/online_stream",
+        model="base",
+        data="pairs_train",
+        reward_model="proxy",
+        how=how,
+    )
+    for name, order in ORDERS.items():
+        plan.step(name, "train/replay", model="base", data="stream", how=how, order=order)
+    plan.step(
+        "reproduced",
+        "evaluate/divergence",
+        model="in_order",
+        reference=online,
+        data="prompts_held_out",
+        max_tokens=TOKENS,
+    )
+    plan.step(
+        "pairs_final",
+        "synthesize/principle_pairs",
+        model=online,
+        prompts="prompts_train",
+        principles="rules",
+        k=4,
+        max_tokens=TOKENS,
+        relevance_weight=0.0,
+        told=1,
+    )
+    plan.step(
+        "from_final",
+        "train/ipo",
+        model="base",
+        data="pairs_final",
+        length_normalise=False,
+        **AGAIN,
+    )
+    for name in (*ORDERS, "from_final"):
+        models[name] = name
+    return {name: ["start", name] for name in (online, *ORDERS, "from_final")}

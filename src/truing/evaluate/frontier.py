@@ -17,7 +17,7 @@ algorithms", arXiv 2405.08448.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -65,14 +65,9 @@ def frontiers(
     return made
 
 
-def runs_of(
-    divergences: Mapping[str, Report], win_rates: Mapping[str, Report]
-) -> tuple[dict[str, Run], int]:
-    """Runs by name and the number of prompts; an InputError unless all have the same prompts."""
-    if set(divergences) != set(win_rates):
-        odd = sorted(set(divergences) ^ set(win_rates))
-        raise InputError("each run needs a divergence and a win rate", where=WHERE, seen=odd)
-    found: dict[str, Run] = {}
+def wins_of(win_rates: Mapping[str, Report], where: str) -> dict[str, Scores]:
+    """Verdict on each prompt by run, [N]; an InputError unless all have the same prompts."""
+    found: dict[str, Scores] = {}
     asked: list[str] = []
     for name, report in win_rates.items():
         rows = list(report.samples or ())
@@ -80,13 +75,34 @@ def runs_of(
         if not prompts or prompts != (asked or prompts):
             raise InputError(
                 "win rates must be over the same prompts",
-                where=f"{WHERE} input 'win_rates' {name!r}",
+                where=f"{where} input 'win_rates' {name!r}",
                 seen=len(prompts),
             )
         asked = prompts
-        won = np.array([float(cast(float, r["score"])) for r in rows])
-        found[name] = Run(name, divergences[name].get("divergence").value, won)
-    return found, len(asked)
+        found[name] = np.array([float(cast(float, r["score"])) for r in rows])
+    return found
+
+
+def check_arms(arms: Mapping[str, Sequence[str]], runs: Iterable[str], where: str) -> None:
+    """Raise an InputError unless there are two arms or more, each of runs that are there."""
+    known = list(runs)
+    if len(arms) < 2 or not all(arms.values()):
+        raise InputError("setting 'arms' needs two arms with a run each", where=where, seen=[*arms])
+    for name in (name for names in arms.values() for name in names):
+        if name not in known:
+            raise unknown("run", name, known, where=f"{where} setting 'arms'")
+
+
+def runs_of(
+    divergences: Mapping[str, Report], win_rates: Mapping[str, Report]
+) -> tuple[dict[str, Run], int]:
+    """Runs by name and the number of prompts; an InputError unless all have the same prompts."""
+    if set(divergences) != set(win_rates):
+        odd = sorted(set(divergences) ^ set(win_rates))
+        raise InputError("each run needs a divergence and a win rate", where=WHERE, seen=odd)
+    won = wins_of(win_rates, WHERE)
+    found = {n: Run(n, divergences[n].get("divergence").value, w_N) for n, w_N in won.items()}
+    return found, len(next(iter(won.values()), ()))
 
 
 @method(paper="online-offline-gap")
@@ -104,11 +120,7 @@ def frontier(
         budgets: of divergence, in nats; None takes 1, 2, 4 and 8.
     """
     found, n = runs_of(divergences, win_rates)
-    if len(arms) < 2 or not all(arms.values()):
-        raise InputError("needs two arms with a run each", where=f"{WHERE} setting 'arms'")
-    for name in (name for names in arms.values() for name in names):
-        if name not in found:
-            raise unknown("run", name, found, where=f"{WHERE} setting 'arms'")
+    check_arms(arms, found, WHERE)
     chosen = {arm: [found[name] for name in names] for arm, names in arms.items()}
     least = max(min(r.divergence for r in runs) for runs in chosen.values())
     kept = [k for k in sorted(budgets or BUDGETS) if k >= least]

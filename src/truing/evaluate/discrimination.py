@@ -1,0 +1,144 @@
+"""Do models that tell good answers from bad ones better also answer better?
+
+    accuracy_i = mean_j [d_i(j) > 0] (ties 1/2)    d = log-ratio of chosen less that of rejected
+    win_i      = win rate of run i over one fixed policy
+    rho        = Spearman's rank correlation of accuracy and win rate over all runs
+
+Each run (a checkpoint or a setting of an arm) was measured twice: by `evaluate/implicit_preference`
+on the same pairs as all others, and by `evaluate/win_rate` on the same prompts. Of each arm stand
+the means over its runs; of the first two their differences. Offline training is known to classify
+pairs better than online training and to answer worse, so that accuracy on pairs is no proxy for
+what a policy says: a difference in accuracy above 0 beside one in win rate below 0 shows it. Give
+the reports on given pairs in one step and those on the models' own answers
+(`synthesize/online_stream`, or pairs made with them) in another. Means of the chosen answers'
+log-ratios stand beside, since contrastive losses let them fall. Intervals are bootstraps over pairs
+and over prompts, each paired between arms.
+Source: hypothesis 3 of "Understanding the performance gap between online and offline alignment
+algorithms", arXiv 2405.08448.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from truing.context import Json, current
+from truing.core.stats import bootstrap, paired_bootstrap, spearman, wilson
+from truing.errors import InputError
+from truing.evaluate.frontier import check_arms, wins_of
+from truing.evaluate.preference import accuracy
+from truing.method import method
+from truing.reports import Measure, Report
+from truing.tables import Row, Table
+
+WHERE = "evaluate/discrimination"
+DRAWS = 1000
+Scores = NDArray[np.float64]
+
+
+def told_of(preferences: Mapping[str, Report]) -> tuple[dict[str, Scores], dict[str, Scores]]:
+    """By run: whether each pair is told apart (1, 1/2, 0), and the chosen answers' log-ratios.
+
+    Raises:
+        InputError: reports of other pairs, or of something else.
+    """
+    right: dict[str, Scores] = {}
+    chosen: dict[str, Scores] = {}
+    seen: list[tuple[str, str]] = []
+    for name, report in preferences.items():
+        rows = list(report.samples or ())
+        pairs = [(str(r.get("chosen")), str(r.get("rejected"))) for r in rows]
+        kind = report.meta.get("kind")
+        if kind != "implicit_preference" or not pairs or pairs != (seen or pairs):
+            raise InputError(
+                "needs reports of evaluate/implicit_preference on the same pairs",
+                where=f"{WHERE} input 'preferences' {name!r}",
+                seen=(kind, len(pairs)),
+            )
+        seen = pairs
+        w, v = ([cast(float, r[f"ratio_{n}"]) for r in rows] for n in ("chosen", "rejected"))
+        right[name], chosen[name] = np.array(accuracy(w, v)), np.array(w)
+    return right, chosen
+
+
+def correlation(right: Sequence[Scores], won: Sequence[Scores]) -> float:
+    """Spearman's correlation over runs of their mean accuracies and win rates."""
+    return spearman([float(r.mean()) for r in right], [float(w.mean()) for w in won])
+
+
+def _spread(right: Sequence[Scores], won: Sequence[Scores]) -> tuple[float, float]:
+    """95 % interval of the correlation; pairs and prompts are drawn anew, the runs stay."""
+    source = np.random.default_rng(current().stream("bootstrap"))
+    pairs, prompts = len(right[0]), len(won[0])
+    found: list[float] = []
+    for _ in range(DRAWS):
+        at_P = source.integers(0, pairs, pairs)
+        at_N = source.integers(0, prompts, prompts)
+        found.append(correlation([r[at_P] for r in right], [w[at_N] for w in won]))
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _arms(
+    name: str, unit: str, better: str, by_arm: Mapping[str, Scores]
+) -> tuple[list[Measure], Measure]:
+    """A measure of each arm, [N] values each, and the first two arms' difference."""
+    items = {arm: [float(v) for v in values_N] for arm, values_N in by_arm.items()}
+    made = [
+        Measure(f"{name} {arm}", sum(v) / len(v), *bootstrap(v), len(v), unit, "", better)
+        for arm, v in items.items()
+    ]
+    (first, a), (second, b) = list(items.items())[:2]
+    gap = made[0].value - made[1].value
+    told = f"{name} {first} less {second}"
+    return made, Measure(told, gap, *paired_bootstrap(b, a), len(a), unit, "", "")
+
+
+@method(paper="online-offline-gap")
+def discrimination(
+    preferences: dict[str, Report],
+    win_rates: dict[str, Report],
+    *,
+    arms: dict[str, list[str]],
+) -> Report:
+    """Do models that tell good answers from bad ones better also answer better?
+
+    Args:
+        arms: names of the runs of each way of training; the first two are compared.
+    """
+    if set(preferences) != set(win_rates):
+        odd = sorted(set(preferences) ^ set(win_rates))
+        raise InputError("each run needs an accuracy and a win rate", where=WHERE, seen=odd)
+    check_arms(arms, preferences, WHERE)
+    (right, chosen), won = told_of(preferences), wins_of(win_rates, WHERE)
+    measures: list[Measure] = []
+    for name, unit, better, found in (
+        ("accuracy", "share", "higher", right),
+        ("win rate", "share", "higher", won),
+        ("chosen", "nats", "", chosen),
+    ):
+        by_arm = {arm: np.mean([found[n] for n in names], axis=0) for arm, names in arms.items()}
+        each, gap = _arms(name, unit, better, by_arm)
+        measures += [gap, *each]
+    runs = list(dict.fromkeys(n for names in arms.values() for n in names))
+    sides = [right[n] for n in runs], [won[n] for n in runs]
+    rho = correlation(*sides)
+    measures.append(Measure("rank correlation", rho, *_spread(*sides), len(runs), "", "", ""))
+    for name in runs:
+        share, n = float(right[name].mean()), len(right[name])
+        ends = wilson(round(share * n), n)
+        measures.append(Measure("accuracy", share, *ends, n, "share", name, "higher"))
+        each = [float(v) for v in won[name]]
+        rate = sum(each) / len(each)
+        ends = bootstrap(each)
+        measures.append(Measure("win rate", rate, *ends, len(each), "share", name, "higher"))
+    samples: list[Row] = [
+        {"arm": arm, "run": n, "accuracy": float(right[n].mean()), "win_rate": float(won[n].mean()),
+         "ratio_chosen": float(chosen[n].mean())}
+        for arm, names in arms.items() for n in names
+    ]  # fmt: skip
+    meta: dict[str, Json] = {"kind": "discrimination", "arms": [*arms]}
+    return Report("accuracy on pairs and win rate", measures, Table("record", samples), meta)
