@@ -1,0 +1,172 @@
+"""What is measured of a reward: order, calibration, length, over-optimisation, what is open in it.
+
+All of it works on scores that are at hand; every measure has an interval by a bootstrap over
+prompts. `evaluate/reward_diagnostics` gets the scores and says what they mean.
+
+Shapes: U prompts, K draws, N margins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from truing.context import current
+from truing.core.stats import spearman
+from truing.reports import Measure
+
+DRAWS, BINS = 1000, 10
+Scores = NDArray[np.float64]
+Places = NDArray[np.int64]
+Statistic = Callable[[Places], float]  # of the prompts at these places
+
+
+def kl_best_of(n: int) -> float:
+    """Divergence of the best of n from the policy that drew them, in nats."""
+    return math.log(n) - (n - 1) / n
+
+
+def best_of(proxy_K: Scores, value_K: Scores, n: int) -> float:
+    """Expected value of the draw that the proxy likes best among n of the K; ties share."""
+    order_K = np.argsort(proxy_K, kind="stable")
+    size = len(order_K)
+    weight_K = np.array([math.comb(i, n - 1) / math.comb(size, n) for i in range(size)])
+    _, place_K = np.unique(proxy_K[order_K], return_inverse=True)
+    shared_K = np.bincount(place_K, weight_K) / np.bincount(place_K)
+    return float((shared_K[place_K] * value_K[order_K]).sum())
+
+
+def won(margin: Scores) -> Scores:
+    """1 where a margin is above 0, 0 where it is below, 1/2 at 0."""
+    return np.where(margin == 0, 0.5, margin > 0)
+
+
+def calibration_error(margin_N: Scores) -> float:
+    """How far the share of right orders is from how sure the reward is, over ten even bins."""
+    sure_N = 1 / (1 + np.exp(-np.abs(margin_N)))
+    bin_N = np.minimum(((sure_N - 0.5) * 2 * BINS).astype(int), BINS - 1)
+    gap_B = np.bincount(bin_N, won(margin_N) - sure_N, minlength=BINS)
+    return float(np.abs(gap_B).sum()) / len(margin_N)
+
+
+def unidentified(score_UK: Scores) -> float:
+    """Share of the scores' variance that lies between prompts; 0 where they are all one."""
+    whole = float(score_UK.var())
+    return float(score_UK.mean(1).var()) / whole if whole else 0.0
+
+
+def alike(one_K: Scores, two_K: Scores) -> float:
+    """Share of the pairs of draws that two rewards order alike; a tie of one counts one half."""
+    at = np.triu_indices(len(one_K), 1)
+    a_P, b_P = (np.sign(s_K[:, None] - s_K[None])[at] for s_K in (one_K, two_K))
+    return float(((a_P * b_P + 1) / 2).mean())
+
+
+def within_prompts(one_UK: Scores, two_UK: Scores, at: Places) -> float:
+    """Spearman's correlation of two values less the means of their prompts, of these prompts."""
+    sides = (v_UK[at] - v_UK[at].mean(1, keepdims=True) for v_UK in (one_UK, two_UK))
+    return spearman(*(v_UK.reshape(-1).tolist() for v_UK in sides))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Scores of answers that are to be preferred, and of others to the same prompts.
+
+    Args:
+        first: of those to be preferred, [U].
+        others: of the others, [U, K].
+    """
+
+    first: Scores
+    others: Scores
+
+    @property
+    def margins(self) -> Scores:
+        """How much higher each is than each of its others, [U, K]."""
+        return self.first[:, None] - self.others
+
+    @property
+    def right(self) -> Scores:
+        """Share of its others that each is above, [U]."""
+        return won(self.margins).mean(1)
+
+
+def measured(
+    name: str, n: int, statistic: Statistic, unit: str, category: str = "", better: str = ""
+) -> Measure:
+    """A statistic of n prompts with its 95 % interval by a bootstrap over them."""
+    source = np.random.default_rng(current().stream("bootstrap"))
+    drawn = [statistic(source.integers(0, n, n)) for _ in range(DRAWS)]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    value = statistic(np.arange(n))
+    return Measure(name, value, float(low), float(high), n, unit, category, better)
+
+
+def order_measures(side: Compared, category: str) -> list[Measure]:
+    """Accuracy, margin and calibration error."""
+    n, right_U, margin_UK = len(side.first), side.right, side.margins
+    named: list[tuple[str, Statistic, str, str]] = [
+        ("accuracy", lambda at: float(right_U[at].mean()), "share", "higher"),
+        ("margin", lambda at: float(margin_UK[at].mean()), "score", "higher"),
+        ("calibration error", lambda at: calibration_error(margin_UK[at].reshape(-1)), "share",
+         "lower"),
+    ]  # fmt: skip
+    return [measured(name, n, f, unit, category, better) for name, f, unit, better in named]
+
+
+def accuracy_lost(known: Compared, unseen: Compared) -> Measure:
+    """Accuracy on data of the reward's own domain less that on the other, drawn apart."""
+    a_U, b_U = known.right, unseen.right
+    source = np.random.default_rng(current().stream("bootstrap"))
+
+    def again(x_U: Scores) -> float:
+        return float(x_U[source.integers(0, len(x_U), len(x_U))].mean())
+
+    low, high = np.quantile([again(a_U) - again(b_U) for _ in range(DRAWS)], [0.025, 0.975])
+    lost = float(a_U.mean() - b_U.mean())
+    name = "accuracy lost on unseen"
+    return Measure(name, lost, float(low), float(high), len(b_U), "share", "", "lower")
+
+
+def best_of_measures(proxy_UK: Scores, gold_UK: Scores | None) -> list[Measure]:
+    """Proxy and gold of the best of 1, 2, 4, ... draws; and what is lost past the gold's peak."""
+    n, draws = proxy_UK.shape
+    sizes = [2**i for i in range(draws.bit_length())]
+    curves: dict[str, Scores] = {}
+    for name, value_UK in {"proxy": proxy_UK, "gold": gold_UK}.items():
+        if value_UK is not None:
+            rows = zip(proxy_UK, value_UK, strict=True)
+            curves[name] = np.array([[best_of(p_K, v_K, s) for s in sizes] for p_K, v_K in rows])
+    made: list[Measure] = []
+    for i, size in enumerate(sizes):
+        within, kl = f"best of {size}", kl_best_of(size)
+        for name, value_US in curves.items():
+            column_U = value_US[:, i]
+
+            def mean(at: Places, column_U: Scores = column_U) -> float:
+                return float(column_U[at].mean())
+
+            made.append(measured(name, n, mean, "score", within, "higher"))
+        made.append(Measure("divergence", kl, kl, kl, n, "nats", within, ""))
+    if gold_UK is None:
+        return made
+    gold_US = curves["gold"]
+
+    def past(at: Places) -> float:
+        mean_S = gold_US[at].mean(0)
+        return float(mean_S.max() - mean_S[-1])
+
+    def together(at: Places) -> float:
+        return within_prompts(proxy_UK, gold_UK, at)
+
+    peak = float(sizes[int(gold_US.mean(0).argmax())])
+    return [
+        *made,
+        Measure("peak of gold", peak, peak, peak, n, "draws", "", ""),
+        measured("gold lost past the peak", n, past, "score", "", "lower"),
+        measured("proxy with gold", n, together, "correlation", "", "higher"),
+    ]
