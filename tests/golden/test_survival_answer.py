@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
 
@@ -24,6 +25,7 @@ from truing.train.reward.survival_answer import (
     tagged_parts,
 )
 
+survival_module = importlib.import_module("truing.synthesize.survival_cohort")
 GOOD = answer_text(1, 13.6, ["stage is IV", "ECOG is 2"], "Frail.")
 
 
@@ -156,3 +158,52 @@ def test_mistakes() -> None:
         survival_cohort(cohort(), time="days", event="dead", attributes={"mark": "m"}, part="test")
     with pytest.raises(InputError, match="unknown column 'sise'"):
         survival_cohort(cohort(), time="days", event="dead", attributes={"sise": "x"}, part="test")
+
+
+def hand_trace(row: Row, others: list[Row], every: list[Row]) -> list[str]:
+    """Steps by groups made anew for one patient, as the equation says, in plain loops."""
+
+    def times(rows: list[Row]) -> tuple[list[float], list[bool]]:
+        days = [float(str(r["days"])) / (365.25 / 12) for r in rows]
+        return days, [r["dead"] == "1" for r in rows]
+
+    def group(name: str, value: str) -> str:
+        known = [str(r[name]) for r in every]
+        if name == "mark" or len(set(known)) <= 5:
+            return value
+        ordered = sorted(map(float, known))
+        low, high = ordered[len(ordered) // 3], ordered[2 * len(ordered) // 3]
+        return "low" if float(value) < low else "high" if float(value) >= high else "middle"
+
+    whole, found = km_median(*times(others)), []
+    for name, label in (("mark", "Mark"), ("size", "Size")):
+        value = str(row[name])
+        mine = [r for r in others if group(name, str(r[name])) == group(name, value)]
+        if len(mine) < 5:
+            continue
+        median = km_median(*times(mine))
+        place = group(name, value)
+        way = "better" if median > whole else "worse" if median < whole else "as usual"
+        said = f"{label} is {value}" + (f", which is {place}" if place != value else "")
+        told = f"a median of {median:.0f} months against {whole:.0f} in all, {way}."
+        found.append((-abs(math.log(median / whole)), f"{said}: {told}"))
+    return [text for _, text in sorted(found, key=lambda x: x[0])]
+
+
+def test_patients_are_grouped_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same traces as groups made anew for every patient have."""
+    data = cohort(90)
+    calls: list[int] = []
+    cuts = survival_module.cuts_of
+    monkeypatch.setattr(
+        survival_module, "cuts_of", lambda values: calls.append(len(values)) or cuts(values)
+    )
+    train, test = made("train", data), made("test", data)
+    assert calls == [70, 70] * 2  # once an attribute, whatever the number of patients
+    by_id = {str(r["id"]): r for r in data}
+    parent = {str(r["id"]): str(r["lineage"]["parents"][0]) for r in (*train, *test)}  # type: ignore[index]
+    every = [by_id[parent[str(r["id"])]] for r in train]
+    for row in (*train, *test):
+        own = by_id[parent[str(row["id"])]]
+        others = [r for r in every if r is not own]
+        assert row["trace"] == hand_trace(own, others, every)

@@ -1,16 +1,16 @@
 """Turn a clinical table into prompts, reasoned answers and outcomes to predict survival from.
 
-A row of the cohort becomes a summary of its attributes, never of its outcome. `teacher="cohort"`
-writes the trace that leads to it: for each attribute, the strongest first, the median time of the
-patients in the same group (a category, or a third of the numbers) beside the median of all:
+A row of the cohort becomes a summary of its attributes, never of its outcome. The trace that leads
+to it tells for each attribute, the strongest first, the median time of the patients in the same
+group (a category, or a third of the numbers) beside the median of all:
 
     ratio_a = median(times of the group) / median(times of all),   strength |log ratio_a|
 
-Medians come from the reference rows alone (those of `part="train"`, whichever part is made) and for
-each patient without the patient, so that no trace is fitted to the outcome it leads to. Their
-medians are Kaplan-Meier's: a censored patient counts until last seen. The answer is a prediction
-block (`form="prediction"`), or reasoning, comment and prediction (`form="reasoned"`). Columns:
-prompt, completion, status (1: the event was seen), months, trace.
+Groups and medians come from the reference rows alone (those of `part="train"`, whichever part is
+made), medians for each patient without the patient, so that no trace is fitted to the outcome it
+leads to. They are Kaplan-Meier's: a censored patient counts until last seen. The answer is a
+prediction block (`form="prediction"`), or reasoning, comment and prediction (`form="reasoned"`).
+Columns: prompt, completion, status (1: the event was seen), months, trace.
 
 Source: OncoReason, arXiv 2510.17532. Differences: the paper's teacher is a large model that is told
 the outcome, which explains labels after the fact; ours is a rule over the cohort and is not. Times
@@ -56,8 +56,12 @@ class Patient:
 
 def km_median(times: Sequence[float], events: Sequence[bool]) -> float:
     """Kaplan-Meier's median; the last time seen where fewer than half had the event."""
-    left, at_risk = 1.0, len(times)
-    ordered = sorted(zip(times, events, strict=True), key=lambda x: (x[0], not x[1]))
+    return _median(sorted(zip(times, events, strict=True), key=lambda x: (x[0], not x[1])))
+
+
+def _median(ordered: Sequence[tuple[float, bool]]) -> float:
+    """`km_median` of (time, event) in the order of time, events first."""
+    left, at_risk = 1.0, len(ordered)
     for time, event in ordered:
         if event:
             left *= 1 - 1 / at_risk
@@ -76,33 +80,57 @@ def number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def group_of(name: str, patients: Sequence[Patient]) -> dict[str, str]:
-    """Group of each value of an attribute: itself, or low, middle or high of many numbers."""
-    values = sorted({p.attributes[name] for p in patients if name in p.attributes})
-    figures = {v: number(v) for v in values}
-    if len(values) <= 5 or any(f is None for f in figures.values()):
-        return {v: v for v in values}
-    every = sorted(float(p.attributes[name]) for p in patients if name in p.attributes)
-    low, high = every[len(every) // 3], every[2 * len(every) // 3]
-    return {
-        v: "low" if f < low else "high" if f >= high else "middle"
-        for v, f in figures.items()
-        if f is not None
-    }
+def cuts_of(values: Sequence[str]) -> tuple[float, float] | None:
+    """Where many numbers are parted into low, middle and high; None for categories."""
+    figures = [number(v) for v in values]
+    every = sorted(f for f in figures if f is not None)
+    if len(set(values)) <= 5 or len(every) < len(figures):
+        return None
+    return every[len(every) // 3], every[2 * len(every) // 3]
 
 
-def trace(patient: Patient, others: Sequence[Patient], most: int) -> list[str]:
+class Cohort:
+    """The reference patients, grouped once by each attribute: their value, or a third of them."""
+
+    def __init__(self, patients: Sequence[Patient]) -> None:
+        # In the order of time, events first, so that no median sorts anew.
+        self.patients = sorted(patients, key=lambda p: (p.months, not p.event))
+        names = dict.fromkeys(n for p in self.patients for n in p.attributes)
+        self.cuts = {
+            n: cuts_of([p.attributes[n] for p in self.patients if n in p.attributes]) for n in names
+        }
+        self.groups: dict[tuple[str, str], list[Patient]] = {}
+        for patient in self.patients:
+            for name, value in patient.attributes.items():
+                self.groups.setdefault((name, self.place(name, value)), []).append(patient)
+
+    def place(self, name: str, value: str) -> str:
+        """Group of a value of an attribute: itself, or low, middle or high."""
+        cuts, figure = self.cuts.get(name), number(value)
+        if cuts is None or figure is None:
+            return value
+        return "low" if figure < cuts[0] else "high" if figure >= cuts[1] else "middle"
+
+    def others(self, patient: Patient, name: str = "") -> list[tuple[float, bool]]:
+        """(time, event) of all others, or of those in the same group by the attribute `name`."""
+        group = self.patients
+        if name:
+            place = self.place(name, patient.attributes[name])
+            group = self.groups.get((name, place), [])
+        return [(p.months, p.event) for p in group if p is not patient]
+
+
+def trace(patient: Patient, cohort: Cohort, most: int) -> list[str]:
     """Steps that name the attributes which part patients most, by the medians of the others."""
-    whole = km_median([p.months for p in others], [p.event for p in others])
+    everyone = cohort.others(patient)
+    whole = _median(everyone) if everyone else 0.0
     found: list[tuple[float, str]] = []
     for name, value in patient.attributes.items():
-        groups = group_of(name, [*others, patient])
-        mine = [p for p in others if groups.get(p.attributes.get(name, "")) == groups[value]]
+        mine = cohort.others(patient, name)
         if len(mine) < LEAST or not whole:
             continue
-        median = km_median([p.months for p in mine], [p.event for p in mine])
-        place = groups[value] if groups[value] != value else ""
-        said = f"{name} is {value}" + (f", which is {place}" if place else "")
+        median, place = _median(mine), cohort.place(name, value)
+        said = f"{name} is {value}" + (f", which is {place}" if place != value else "")
         way = "better" if median > whole else "worse" if median < whole else "as usual"
         text = f"{said}: a median of {median:.0f} months against {whole:.0f} in all, {way}."
         found.append((abs(math.log(max(median, 0.1) / max(whole, 0.1))), text))
@@ -173,9 +201,10 @@ def survival_cohort(
     chosen = known if part == "train" else shuffled[:test]
     if part == "train" and censored == "drop":
         chosen = [p for p in chosen if p.event]
+    cohort = Cohort(known)
     made: list[Row] = []
     for patient in chosen:
-        steps = trace(patient, [p for p in known if p is not patient], most)
+        steps = trace(patient, cohort, most)
         summary = "; ".join(f"{n}: {v}" for n, v in patient.attributes.items())
         shown = steps if form == "reasoned" else ()
         status = int(patient.event)
