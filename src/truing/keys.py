@@ -16,6 +16,7 @@ from truing.catalogue import Entry, used
 from truing.changes import Decoder, Rewriter
 from truing.core.code import code_key
 from truing.core.files import path_hash
+from truing.core.limits import without
 from truing.declared import source
 from truing.method import Method
 from truing.models import Model, held, named
@@ -88,7 +89,7 @@ def device_class() -> str:
 
 
 def _identity(value: object) -> object:
-    """A setting as it enters the key: files by their content."""
+    """A setting as it enters the key: files by their content, addresses without limits."""
     if isinstance(value, Path):
         return {"content": path_hash(value)} if value.exists() else str(value)
     if isinstance(value, Mapping):
@@ -96,7 +97,7 @@ def _identity(value: object) -> object:
         return {k: _identity(v) for k, v in items.items()}
     if isinstance(value, (list, tuple)):
         return [_identity(v) for v in cast("Sequence[object]", value)]
-    return plain(value)
+    return without(value) if isinstance(value, str) else plain(value)
 
 
 def _input(noun: Noun) -> object:

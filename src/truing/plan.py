@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import cast
 
 from truing import jsontext
-from truing.core import private
+from truing.core import limits, private
 from truing.core.files import expanded
 from truing.errors import InputError, unknown
 from truing.method import Input, Method, methods
@@ -124,9 +124,13 @@ class Plan:
         self._typed: set[str] = set()  # models and data that the command line named
         self._typed_in: dict[str, str] = {}  # from which directory, where that matters
 
-    def model(self, name: str, source: str) -> str:
-        """Name a model: a folder, a registered or hub name, an address."""
-        self.models[name] = source
+    def model(self, name: str, source: str | Mapping[str, object]) -> str:
+        """Name a model: a folder, a registered or hub name, an address, or what it consists of.
+
+        The last is {"endpoint": URL, "model": NAME, "requests": N, ...}, see `core.limits`.
+        """
+        text = source if isinstance(source, str) else limits.address(source, where=f"model {name}")
+        self.models[name] = text
         return name
 
     def table(self, name: str, source: str) -> str:
@@ -191,12 +195,14 @@ class Plan:
     def key(self) -> str:
         """Hash of what is written; code and files are not part of it."""
         steps = [
-            [s.name, s.method, s.seed, {k: str(v) for k, v in private.hidden(s.given).items()}]
+            [s.name, s.method, s.seed,
+             {k: limits.without(str(v)) for k, v in private.hidden(s.given).items()}]
             for s in self.steps.values()
-        ]
+        ]  # fmt: skip
+        models = {name: limits.without(text) for name, text in self.models.items()}
         # Two recipes of one text in two folders read different files.
         where = str(self.folder.resolve())
-        parts = [where, self.name, self.seed, self.models, self.data, steps]
+        parts = [where, self.name, self.seed, models, self.data, steps]
         return content_hash([*parts, self._typed_in] if self._typed_in else parts)
 
     def path(self, text: str | Path, *, typed: bool = False) -> Path:

@@ -2,7 +2,9 @@
 
     name: quickstart
     seed: 0
-    models: {base: smollm2-135m-instruct}
+    models:
+      base: smollm2-135m-instruct
+      judge: {endpoint: http://127.0.0.1:8000/v1, model: large, requests: 500, concurrency: 4}
     data: {mine: pairs.jsonl}
     steps:
       rules: {do: specify/principles_file, path: principles.yaml}
@@ -27,6 +29,7 @@ from typing import cast
 
 import yaml
 
+from truing.core import limits
 from truing.declared import drop
 from truing.errors import InputError, unknown
 from truing.plan import Plan, Step
@@ -225,9 +228,14 @@ class _Node:
                 fix="Put quotes around a text that looks like a date",
             ) from None
 
-    def texts(self) -> dict[str, str]:
-        """The mapping as texts; anything else is an InputError."""
-        made = {name: self.value(name) for name in self.items}
+    def mappings(self) -> dict[str, dict[str, object]]:
+        """Those of the values that are mappings themselves."""
+        nodes = {n: v for n, v in self.items.items() if isinstance(v, yaml.MappingNode)}
+        return {n: cast("dict[str, object]", self.value(n)) for n in nodes}
+
+    def texts(self, known: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The mapping as texts, some of them `known`; anything else is an InputError."""
+        made = {name: self.value(name) for name in self.items} | dict(known or {})
         for name, value in made.items():
             if not isinstance(value, str):
                 raise InputError(
@@ -311,7 +319,10 @@ def _plan(root: _Node, path: Path) -> Plan:
         raise InputError("the seed must be a whole number", where=root.lines["seed"], seen=seed)
     name = str(root.value("name") or path.stem)
     plan = Plan(name, seed=seed or 0, folder=path.parent, source=str(path))
-    plan.models = _Node(root.items.get("models"), path, "models").texts()
+    named = _Node(root.items.get("models"), path, "models")
+    plan.models = named.texts(
+        {n: limits.address(v, where=named.lines[n]) for n, v in named.mappings().items()}
+    )
     plan.data = _Node(root.items.get("data"), path, "data").texts()
     steps = _Node(root.items.get("steps"), path, "steps")
     for name, node in steps.items.items():

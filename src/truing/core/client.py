@@ -8,8 +8,8 @@ none. When a process first asks, the files longest unused go until `LIMIT` bytes
 is a request of its own with a seed of its own, so that more draws of a prompt reuse the earlier
 ones.
 
-How much may be asked, and how many requests run together: `limited(Limits(...))`, or the
-environment variables that `core.limits.Limits` names.
+How much may be asked, and how many requests run together: what the model's address says, for all
+together `limited(Limits(...))` or environment variables; see `core.limits`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from truing.core.drawing import Completion
 from truing.core.endpoint import Endpoint, together
 from truing.core.limits import Limits, Meter, limited, meter
 from truing.core.sampling import SamplingSettings, first_draws
-from truing.errors import InputError, TruingError
+from truing.errors import InputError, Stopped, TruingError
 from truing.kinds import split_tools
 from truing.models import Model, Served
 from truing.surrogates import mended
@@ -178,7 +178,13 @@ def score(model: Model, rows: Sequence[tuple[str, str]]) -> list[list[float]]:
 
 
 def replies_to(
-    url: str, path: str, bodies: Sequence[Reply], read: Read, *, note: object = None
+    url: str,
+    path: str,
+    bodies: Sequence[Reply],
+    read: Read,
+    *,
+    note: object = None,
+    model: str = "",
 ) -> list[Reply]:
     """What a server says to each request, kept replies first; for routes that are not OpenAI's.
 
@@ -187,8 +193,9 @@ def replies_to(
         bodies: the requests; equal ones are sent once.
         read: what is kept of a reply; it raises for one that is none.
         note: what else decides what is kept.
+        model: that the address names, for the limits that it says.
     """
-    served = Served(url, "")
+    served = Served(url, model)
     requests: dict[str, _Request] = {}
     for i, body in enumerate(bodies):
         key = content_hash(["ask", served.url, path, body, note])
@@ -250,7 +257,8 @@ def _fetch(
     """Give `take` each request's reply, from the disk or from the server."""
     replies = Replies()
     missing: list[_Request] = []
-    for request in requests:
+    asked = list(requests)
+    for request in asked:
         kept = replies.get(request.key)
         if kept is None:
             missing.append(request)
@@ -259,15 +267,17 @@ def _fetch(
     if not missing:
         return
     files.make_room_once(replies.folder, LIMIT)
-    spent = meter()
+    spent = meter(served.url, served.model)
 
     failed: list[TruingError] = []
+    came = 0
 
     async def work() -> None:
         todo = iter(missing)
         async with Endpoint(served.url, spent) as endpoint:
 
             async def worker() -> None:
+                nonlocal came
                 for request in todo:
                     try:
                         reply = read(await endpoint.ask(path, request.body), endpoint)
@@ -277,6 +287,7 @@ def _fetch(
                         failed.append(error)
                         endpoint.closing.set()
                     else:
+                        came += 1
                         take(request, reply)
                     if endpoint.closing.is_set():
                         return
@@ -292,6 +303,9 @@ def _fetch(
 
     together(work)
     if failed:
+        if isinstance(failed[0], Stopped):
+            left = len(missing) - came
+            failed[0].message += f"; {left} of {len(asked)} replies are still to come"
         raise failed[0]
 
 

@@ -2,6 +2,12 @@
 
 A budget is never passed: tokens are reserved before a request is sent (by its length and the limit
 of its answer), and the reservation is replaced by what the server counts.
+
+An address may say what holds for its model, `http://host:port/v1#name?requests=500,timeout=60`; a
+recipe may write it as `{endpoint: http://host:port/v1, model: name, requests: 500, timeout: 60}`.
+It is kept in this process's memory alone, by the address without it, which is what models, keys and
+the store have: no limit changes a result. What no address says holds for all of them together and
+comes from the environment (`Limits.of_environment`) or from `limited`.
 """
 
 from __future__ import annotations
@@ -9,11 +15,13 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import os
+import re
 import threading
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, fields, replace
 
-from truing.errors import InputError, Stopped
+from truing.core import private
+from truing.errors import InputError, Stopped, unknown
 
 
 @dataclass(frozen=True)
@@ -67,14 +75,91 @@ def _number(name: str, default: float) -> float:
         raise InputError("not a number", where=f"environment variable {name}", seen=text) from None
 
 
-class Meter:
-    """What has been spent under `limits`; shared by all threads."""
+NAMES = tuple(f.name for f in fields(Limits))
+WHOLE = ("requests", "tokens", "concurrency", "retries")
+# "?requests=5,timeout=60" behind the name of an address's model.
+SAID = re.compile(
+    rf"(https?://[^\s#'\"]*#[^\s?'\"]*)\?((?:{'|'.join(NAMES)})=[\w.+-]+,?)+(?=$|[\s'\"])"
+)
+_said: dict[tuple[str, str], dict[str, float]] = {}  # by address and model
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+
+def keep(url: str, name: str) -> str:
+    """The model's name without the limits behind it, which `meter` then knows.
+
+    Args:
+        url: of the server, before "#".
+        name: "model" or "model?requests=500,timeout=60".
+    Raises:
+        InputError: there is no such limit, or its value is none.
+    """
+    bare, mark, tail = name.rpartition("?")
+    pairs = [item.partition("=") for item in tail.split(",")]
+    if not mark or not all(eq for _, eq, _ in pairs):
+        return name
+    url = private.without_login(url.rstrip("/"))
+    said = {key: _value(key, text, f"{url}#{bare}") for key, _, text in pairs}
+    replace(Limits(), **said)  # checks what they say
+    _said[url, bare] = said
+    return bare
+
+
+def _value(name: str, text: object, where: str) -> float:
+    if name not in NAMES:
+        raise unknown("limit", name, NAMES, where=where)
+    try:
+        value = float(str(text))
+        whole = int(value)
+    except (ValueError, OverflowError):
+        raise InputError(f"{name} must be a number", where=where, seen=text) from None
+    if name in WHOLE and value != whole:
+        raise InputError(f"{name} must be a whole number", where=where, seen=text)
+    return whole if name in WHOLE else value
+
+
+def address(given: Mapping[str, object], *, where: str = "") -> str:
+    """The text of {endpoint: URL, model: NAME, requests: N, ...}, as it stands for a model.
+
+    Raises:
+        InputError: endpoint or model is missing, or something else is no limit.
+    """
+    fix = f"Write {{endpoint: http://host:port/v1, model: NAME}}, and of {', '.join(NAMES)} any"
+    rest = dict(given)
+    url, name = rest.pop("endpoint", None), rest.pop("model", None)
+    if not isinstance(url, str) or not isinstance(name, str) or "#" in url:
+        raise InputError("a model behind an endpoint has address and name", where=where, fix=fix)
+    said = ",".join(f"{key}={_value(key, value, where)}" for key, value in rest.items())
+    return f"{url}#{name}?{said}" if said else f"{url}#{name}"
+
+
+def without(text: str) -> str:
+    """A text whose addresses say no limits: what counts of it for keys."""
+    return SAID.sub(r"\1", text)
+
+
+class Meter:
+    """What has been spent under `limits`; shared by all threads.
+
+    Args:
+        above: the meter of all endpoints together, whose budget holds as well.
+    """
+
+    def __init__(self, limits: Limits, above: Meter | None = None) -> None:
+        self.limits, self.above = limits, above
         self.requests, self.tokens = 0, 0
         self._reserved, self._under_way = 0, 0
         self._lock = threading.Lock()
+        self._within: dict[tuple[str, str], Meter] = {}
+
+    def within(self, place: tuple[str, str], said: Mapping[str, float]) -> Meter:
+        """The meter of one model, with what its address says; one for as long as that stands."""
+        own = {"requests": 0, "tokens": 0, **said}  # a budget of all counts above
+        with self._lock:
+            limits = replace(self.limits, **own)
+            found = self._within.get(place)
+            if found is None or found.limits != limits:
+                found = self._within[place] = Meter(limits, self)
+            return found
 
     def reserve(self, tokens: int, where: str) -> bool:
         """Take one request of about `tokens`; False while others under way hold what is left."""
@@ -86,6 +171,8 @@ class Meter:
                 if self._under_way:
                     return False
                 raise self._spent(f"{most.tokens} tokens", where)
+            if self.above is not None and not self.above.reserve(tokens, where):
+                return False
             self.requests += 1
             self._reserved += tokens
             self._under_way += 1
@@ -97,14 +184,17 @@ class Meter:
             self._reserved -= reserved
             self._under_way -= 1
             self.tokens += spent
+        if self.above is not None:
+            self.above.settle(reserved, spent)
 
     def _spent(self, what: str, where: str) -> Stopped:
         return Stopped(
             f"the budget of {what} does not allow another request",
             where=where,
             seen=f"{self.requests} requests, {self.tokens} tokens so far",
-            fix="Replies so far are kept: raise TRUING_MAX_REQUESTS or TRUING_MAX_TOKENS "
-            "and run the same command again",
+            fix="Replies so far are kept, and the same command goes on with this budget anew, or "
+            f"with a larger one: {'TRUING_MAX_REQUESTS' if self.above is None else 'requests'} or "
+            f"{'TRUING_MAX_TOKENS' if self.above is None else 'tokens'}",
         )
 
 
@@ -112,8 +202,14 @@ _meter: contextvars.ContextVar[Meter | None] = contextvars.ContextVar("meter", d
 _whole: list[Meter] = []
 
 
-def meter() -> Meter:
-    """The meter in force: that of the enclosing `limited`, else the process's own."""
+def meter(url: str = "", model: str = "") -> Meter:
+    """The meter in force for a model: its own where its address says limits, else that of all."""
+    said = _said.get((url, model))
+    return _shared() if said is None else _shared().within((url, model), said)
+
+
+def _shared() -> Meter:
+    """That of the enclosing `limited`, else the process's own."""
     found = _meter.get()
     if found is not None:
         return found

@@ -12,7 +12,7 @@ from typing import cast
 
 from truing import changes as change_files
 from truing.changes import Adapter, Decoder, Rewriter
-from truing.core import files, jsonfile, private
+from truing.core import files, jsonfile, limits, private
 from truing.core.licences import strictest
 from truing.core.own_folders import CARD, EXPORTED, MODEL_CARD, must_be_free, text_hash
 from truing.errors import InputError, unknown
@@ -60,6 +60,7 @@ def _served(source: str) -> Model:
             where=private.without_login(source),
             fix="Write http://host:port/v1#model-name",
         )
+    name = limits.keep(url, name)
     return Model(Served(url.rstrip("/"), name), name=name)
 
 

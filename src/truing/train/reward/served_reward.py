@@ -36,6 +36,7 @@ from urllib.parse import urlsplit
 from truing.core.chat import Prompt, messages_of
 from truing.core.client import Reply, replies_to
 from truing.core.endpoint import Endpoint
+from truing.core.limits import keep
 from truing.core.private import without_login
 from truing.errors import InputError
 from truing.kinds import split_tools
@@ -64,7 +65,8 @@ def address(url: str, form: Form) -> tuple[str, str, str, str]:
     path = parts.path + (f"?{parts.query}" if parts.query else "")
     last = parts.path.rstrip("/").rpartition("/")[2]
     own = form or (last if last in ("classify", "pooling", "score") else "plain")
-    return f"{parts.scheme}://{parts.netloc}", path, parts.fragment, own
+    server = f"{parts.scheme}://{parts.netloc}"
+    return server, path, keep(server, parts.fragment), own
 
 
 def bodies(rows: Sequence[Row], model: str, form: str) -> list[tuple[list[Reply], int]]:
@@ -151,7 +153,7 @@ def served_reward(
     values: list[float] = []
     for asked, count in bodies(rows, model, own):
         read = functools.partial(_read, count=count, form=own, label=label, path=path)
-        replies = replies_to(server, path, asked, read, note=[own, label])
+        replies = replies_to(server, path, asked, read, note=[own, label], model=model)
         values += [v for r in replies for v in cast("list[float]", r["scores"])]
     return values
 
