@@ -150,7 +150,11 @@ def _data(args: argparse.Namespace) -> object:
     if not args.json:
         for d in found:
             here = "present" if d["present"] else "absent"
-            print(f"  {d['name']:<24} {d['kind']:<10} {here:<8} {d['licence']:<18} {d['about']}")
+            rows = f"{d['records']:,} rows" if d["records"] else ""
+            head = f"  {d['name']:<24} {d['kind']:<10} {here:<8} {rows:<13}"
+            print(f"{head} {d['licence']:<18} {d['about']}")
+            if d["source"]:
+                print(f"{'':<27}from {d['source']}")
     return found
 
 

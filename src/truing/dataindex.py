@@ -1,6 +1,13 @@
 """The data sets at hand: of the repository's `data/`, then of the mirror that TRUING_DATA names.
 
-The first are as `data/NOTICE` describes them; the second are listed in the mirror's index.json.
+The first are as `data/NOTICE` describes them; the second are listed in the mirror's index.json:
+
+    [{"name": "gsm8k", "title": "Grade-school problems", "licence": "MIT", "non_commercial": false,
+      "origin": [{"source": "openai/grade-school-math", "version": "3101c7d"}],
+      "files": [{"file": "train.jsonl.gz", "sha256": "...", "records": 7473}]}, ...]
+
+`name` is the folder of the files. `origin` says where they were taken from, in words or as a list;
+it, `non_commercial`, `sha256` and `records` may be left out, and more may stand there.
 """
 
 from __future__ import annotations
@@ -52,13 +59,14 @@ class File:
 
 @dataclass(frozen=True)
 class DataSet:
-    """One named set."""
+    """One named set; `origin` is where it lies, `source` where it was taken from."""
 
     name: str
     about: str
     licence: str
     origin: str
     files: list[File] = field(default_factory=list)
+    source: str = ""
 
 
 def repository() -> Path | None:
@@ -80,7 +88,8 @@ def _shipped() -> Iterator[DataSet]:
         if "SHA-256" in facts and path.is_file():
             facts = {k: " ".join(v.split()) for k, v in facts.items()}
             file = File(path, path.name, facts["SHA-256"])
-            yield DataSet(file.part, facts["What"], facts["Licence"], "repository", [file])
+            about, licence, source = (facts.get(n, "") for n in ("What", "Licence", "Origin"))
+            yield DataSet(file.part, about, licence, "repository", [file], source)
 
 
 class _Listed(TypedDict):
@@ -98,12 +107,16 @@ class _Entry(TypedDict):
     title: str
     licence: str
     non_commercial: NotRequired[bool]
+    origin: NotRequired[str | list[dict[str, str]]]
     files: list[_Listed]
 
 
 def _entries(listed: object, where: str) -> list[_Entry]:
     """What an index lists, or an InputError that names the first entry of another form."""
-    fix = "An index is a list of sets: [{name, title, licence, files: [{file, sha256, records}]}]"
+    fix = (
+        "An index is a list of sets: [{name, title, licence, files: [{file, sha256, records}], "
+        "origin, non_commercial}]"
+    )
     if not isinstance(listed, list):
         raise InputError("an index must be a list of sets", where=where, seen=listed, fix=fix)
     for i, entry in enumerate(cast("list[object]", listed), 1):
@@ -119,7 +132,38 @@ def _entries(listed: object, where: str) -> list[_Entry]:
         held = facts.get("files")
         if not isinstance(held, list) or not all(map(_is_listed, cast("list[object]", held))):
             raise InputError("'files' must list {file: name}", where=at, seen=held, fix=fix)
+        for file in cast("list[_Listed]", held):
+            if not re.fullmatch(r"[0-9a-f]{64}|", file.get("sha256") or ""):
+                raise InputError(
+                    "'sha256' must be 64 hexadecimal digits",
+                    where=f"{at} file {file['file']}",
+                    seen=file.get("sha256"),
+                    fix=fix,
+                )
+        if not isinstance(facts.get("non_commercial", False), bool):
+            seen = facts["non_commercial"]
+            raise InputError("'non_commercial' must be true or false", where=at, seen=seen, fix=fix)
+        if not _is_origin(facts.get("origin", "")):
+            told = "'origin' must be a text or a list of {source, version}"
+            raise InputError(told, where=at, seen=facts["origin"], fix=fix)
     return cast("list[_Entry]", listed)
+
+
+def _is_origin(value: object) -> bool:
+    items = cast("list[object]", value) if isinstance(value, list) else []
+    return isinstance(value, (str, list)) and all(
+        isinstance(item, dict)
+        and isinstance(cast("dict[str, object]", item).get("source"), str)
+        and isinstance(cast("dict[str, object]", item).get("version", ""), str)
+        for item in items
+    )
+
+
+def _source(origin: str | list[dict[str, str]]) -> str:
+    """Where a set was taken from, in one line."""
+    if isinstance(origin, str):
+        return " ".join(origin.split())
+    return ", ".join(" ".join(filter(None, [o["source"], o.get("version")])) for o in origin)
 
 
 def _is_listed(item: object) -> bool:
@@ -154,7 +198,19 @@ def _mirrored() -> Iterator[DataSet]:
         licence = str(entry["licence"]).rstrip(".")
         if entry.get("non_commercial") and sort_of(licence) != "non-commercial":
             licence = f"non-commercial: {licence}"
-        yield DataSet(str(entry["name"]), str(entry["title"]), licence, "TRUING_DATA", held)
+        source = _source(entry.get("origin", ""))
+        yield DataSet(entry["name"], entry["title"], licence, "TRUING_DATA", held, source)
+
+
+def file_at(path: Path) -> tuple[DataSet, File] | None:
+    """The set and the entry of a file that is given by its path; None where none lists it."""
+    root = os.environ.get("TRUING_DATA", "")
+    folders = [f for f in (expanded(root) if root else None, repository()) if f is not None]
+    place = path.resolve()
+    if not any(place.is_relative_to(folder.resolve()) for folder in folders):
+        return None
+    known = ((entry, file) for entry in (*_shipped(), *_mirrored()) for file in entry.files)
+    return next((found for found in known if found[1].path.resolve() == place), None)
 
 
 def sets() -> dict[str, DataSet]:

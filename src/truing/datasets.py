@@ -10,17 +10,18 @@ from TRUING_DATA only.
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
 from truing import dataindex, tablefiles
 from truing.context import current
 from truing.core import files
-from truing.core.licences import short, strictest
+from truing.core.licences import forbids_commercial, short, strictest
 from truing.core.shapes import DEFAULT_PART, SHAPES, passages
 from truing.dataindex import OWN, TABLES, TEXTS, DataSet, File, sets
-from truing.errors import InputError, unknown
+from truing.errors import InputError, shorten, unknown
 from truing.tables import Row, Table, check_row, infer_kind
 
 # Sets of the mirror that recipes and claims name, besides those that have a shape.
@@ -31,9 +32,11 @@ MIRROR = "set TRUING_DATA to a folder that holds it, with its index.json"
 
 
 def catalogue() -> list[dict[str, object]]:
-    """What `truing data` lists: name, kind, present, licence, about, origin, parts, records.
+    """What `truing data` lists: name, kind, present, licence, about, parts and more of each set.
 
-    Known sets that are not at hand are listed as absent. `records` is None where it is not known.
+    `origin` is where it lies, `source` where it was taken from; `records` is None where the number
+    of its rows is not known; `checked` is false where the index has no checksum of some file.
+    Known sets that are not at hand are listed as absent.
     """
     have = sets()
     listed: list[dict[str, object]] = [
@@ -45,6 +48,8 @@ def catalogue() -> list[dict[str, object]]:
             "licence_text": s.licence,
             "about": s.about,
             "origin": s.origin,
+            "source": s.source,
+            "checked": all(f.sha256 for f in s.files),
             "parts": [f.part for f in s.files],
             "records": sum(map(_records, s.files)) or None,
         }
@@ -61,6 +66,8 @@ def catalogue() -> list[dict[str, object]]:
                 "licence_text": "",
                 "about": f"absent: {_place(name)}",
                 "origin": "",
+                "source": "",
+                "checked": False,
                 "parts": [],
                 "records": None,
             }
@@ -232,6 +239,7 @@ def read(name: str, kind: str = "", *, limit: int = 0) -> Table:
     key = f"{head}/{file.part}"
     if not file.readable:
         raise InputError("not a table", where=str(file.path), fix="Known: " + ", ".join(TABLES))
+    _warn(entry)
     rows: list[Row] = []
     numbers: list[int] = []
     licence = short(entry.licence)
@@ -249,6 +257,35 @@ def read(name: str, kind: str = "", *, limit: int = 0) -> Table:
     found = SHAPES[key][0] if key in SHAPES else _kind_of(rows[0], file) if rows else ""
     table = Table(found, rows, where=key, numbers=numbers, allow_empty=False)
     return table.expect(kind, where=f"data set {name}") if kind else table
+
+
+_warned: set[str] = set()  # sets whose licence was told of in this process
+
+
+def _warn(entry: DataSet) -> None:
+    """Say once that a set in use is not for commercial purposes: nor is what comes of it."""
+    if entry.name not in _warned and forbids_commercial(entry.licence):
+        _warned.add(entry.name)
+        print(
+            f"truing: warning: the data set {entry.name!r} is for research or other non-commercial "
+            "use alone, and so is what is made or trained from it; its licence: "
+            f"{shorten(entry.licence, 160)}",
+            file=sys.stderr,
+        )
+
+
+def of_file(path: Path, read: Callable[[], Table]) -> Table:
+    """What `read` makes of a file; where a set lists it, it is checked as one of the set.
+
+    Its rows get the set's name and licence, and its columns stay as they are.
+    """
+    found = dataindex.file_at(path)
+    if found is None:
+        return read()
+    entry, file = found
+    _check(file, f"{entry.name}/{file.part}")
+    _warn(entry)
+    return read().with_lineage(source=f"{entry.name}/{file.part}", licence=short(entry.licence))
 
 
 def _licence(row: Row) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
 import io
 import itertools
@@ -40,25 +41,25 @@ def read(source: str | Path, kind: str = "", *, limit: int = 0) -> Table:
     path = Path(source)
     if path.is_dir() and (path / "table.parquet").is_file():
         path = path / "table.parquet"
-    if not path.is_file():
-        from truing import datasets
+    from truing import datasets
 
-        if (path.suffix or "/" in str(source)) and not datasets.knows(str(source)):
-            what = "a folder without table.parquet" if path.is_dir() else "no such file"
-            raise InputError(what, where=str(source), fix=hub_fix(str(source)))
-        return datasets.read(str(source), kind, limit=limit)
+    if path.is_file():
+        return datasets.of_file(path, functools.partial(_from_file, path, kind, limit))
+    if (path.suffix or "/" in str(source)) and not datasets.knows(str(source)):
+        what = "a folder without table.parquet" if path.is_dir() else "no such file"
+        raise InputError(what, where=str(source), fix=hub_fix(str(source)))
+    return datasets.read(str(source), kind, limit=limit)
+
+
+def _from_file(path: Path, kind: str, limit: int) -> Table:
     name = path.name
     if name.endswith(".parquet"):
-        table = _parquet(path, kind, limit)
-    elif name.endswith((".jsonl", ".jsonl.gz")):
-        table = _table(path, kind, _json_lines(path), limit)
-    elif name.endswith((".csv", ".csv.gz")):
-        table = _table(path, kind, _numbered(_csv(path, kind)), limit)
-    else:
-        raise InputError(
-            "unknown sort of file", where=str(path), fix="Known: " + ", ".join(SUFFIXES)
-        )
-    return table
+        return _parquet(path, kind, limit)
+    if name.endswith((".jsonl", ".jsonl.gz")):
+        return _table(path, kind, _json_lines(path), limit)
+    if name.endswith((".csv", ".csv.gz")):
+        return _table(path, kind, _numbered(_csv(path, kind)), limit)
+    raise InputError("unknown sort of file", where=str(path), fix="Known: " + ", ".join(SUFFIXES))
 
 
 def hub_fix(text: str) -> str:

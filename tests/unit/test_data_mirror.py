@@ -1,11 +1,14 @@
 """Sets that are not at hand, what the catalogue counts, and a mirror's index of a wrong form."""
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from truing import dataindex, datasets, pipeline
+from truing import cli, dataindex, datasets, pipeline
+from truing.core.licences import forbids_commercial
 from truing.errors import InputError
 from truing.plan import Plan
 from truing.store import Store
@@ -45,6 +48,14 @@ GOOD = {"name": "a", "title": "A", "licence": "MIT", "files": [{"file": "a.jsonl
         ([GOOD | {"files": 3}], "index.json set 1: 'files' must list {file: name} (seen: 3)"),
         ([GOOD | {"files": [{"path": "a"}]}], "'files' must list {file: name}"),
         ([GOOD | {"files": [{"file": "a", "records": "x"}]}], "'files' must list {file: name}"),
+        (
+            [GOOD | {"files": [{"file": "a", "sha256": "abc"}]}],
+            "set 1 file a: 'sha256' must be 64 hexadecimal digits (seen: 'abc')",
+        ),
+        ([GOOD | {"non_commercial": "no"}], "'non_commercial' must be true or false"),
+        ([GOOD | {"origin": 3}], "set 1: 'origin' must be a text or a list of {source, version}"),
+        ([GOOD | {"origin": ["x"]}], "'origin' must be a text or a list of {source, version}"),
+        ([GOOD | {"origin": [{"version": "1"}]}], "'origin' must be a text or a list of"),
     ],
 )
 def test_an_index_of_another_form(
@@ -93,3 +104,113 @@ def test_a_plan_without_a_checkout_names_the_set_and_the_remedy(
         InputError, match=r"step some.*'everyday_prompts' is not here.*pip install -e"
     ):
         pipeline.run(plan, tmp_path / "runs", store=Store(tmp_path / "store"))
+
+
+ROWS = b'{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n'
+Folder = Callable[..., Path]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
+    """A data folder of one set, "asked", whose index says what a test has it say."""
+    monkeypatch.setattr(datasets, "_warned", set())
+    monkeypatch.setenv("TRUING_DATA", str(tmp_path / "data"))
+
+    def make(**facts: object) -> Path:
+        digest = hashlib.sha256(ROWS).hexdigest()
+        entry = {"name": "asked", "title": "Questions", "licence": "MIT (repository)."}
+        entry |= {"files": [{"file": "asked.jsonl", "sha256": digest, "records": 3}], **facts}
+        path = tmp_path / "data" / "asked" / "asked.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(ROWS)
+        (tmp_path / "data" / "index.json").write_text(json.dumps([entry]))
+        return path
+
+    return make
+
+
+def test_data_says_source_licence_and_rows(
+    folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    origin = [{"source": "someone/questions", "version": "5e69c50"}, {"source": "own words"}]
+    folder(origin=origin)
+    assert cli.main(["data", "--json"]) == 0
+    (told,) = [d for d in json.loads(capsys.readouterr().out) if d["name"] == "asked"]
+    assert told == {
+        "name": "asked", "kind": "prompt", "present": True, "licence": "MIT", "checked": True,
+        "licence_text": "MIT (repository)", "about": "Questions", "origin": "TRUING_DATA",
+        "source": "someone/questions 5e69c50, own words", "parts": ["asked"], "records": 3,
+    }  # fmt: skip
+    assert cli.main(["data"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.split()[:1] == ["asked"])
+    assert lines[at].split() == ["asked", "prompt", "present", "3", "rows", "MIT", "Questions"]
+    assert lines[at + 1].strip() == "from someone/questions 5e69c50, own words"
+    # Of the shipped sets it is known as well, and what an index leaves out is left out.
+    assert any(line.strip().startswith("from Written for this repository") for line in lines)
+    folder(origin=" some\n words ", files=[{"file": "asked.jsonl"}])
+    (told,) = [d for d in datasets.catalogue() if d["name"] == "asked"]
+    assert told["source"] == "some words" and not told["checked"] and told["records"] is None
+
+
+@pytest.mark.parametrize("by_path", [False, True])
+def test_a_file_that_is_not_the_listed_one_is_one_message(
+    by_path: bool, folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder()
+    data = str(path) if by_path else "asked"
+    words = ["select", "sample", "--data", data, "--n", "1", "--json"]
+    path.write_bytes(ROWS + b"half a ro")  # nor is it told that its last row is none
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    line = json.loads(out)
+    assert line["exit_code"] == 2 and "wrong checksum" in line["error"]
+    assert str(path) in line["error"] and "Fetch the data again" in line["error"]
+    assert len([e for e in err.splitlines() if e.startswith("truing: ")]) == 1
+    path.write_bytes(ROWS)
+    assert cli.main(words) == 0
+    capsys.readouterr()
+    path.unlink()
+    assert cli.main(words) == 2 and "asked.jsonl" in capsys.readouterr().out
+
+
+def test_a_file_given_by_its_path_has_the_licence_of_its_set(
+    folder: Folder, tmp_path: Path
+) -> None:
+    path = folder(licence="CC BY-NC 4.0")
+    by_path, by_name = Table.read(path), Table.read("asked")
+    assert [r["id"] for r in by_path] == [r["id"] for r in by_name]
+    assert by_path[2]["lineage"] == {"source": "asked/asked", "licence": "CC BY-NC 4.0"}
+    assert datasets.licence_of([by_path]) == "CC BY-NC 4.0"
+    elsewhere = tmp_path / "other.jsonl"
+    elsewhere.write_bytes(ROWS)
+    assert Table.read(elsewhere)[0]["lineage"] == {}
+    other = path.with_name("not_listed.jsonl")
+    other.write_bytes(ROWS)
+    assert Table.read(other)[0]["lineage"] == {}
+
+
+@pytest.mark.parametrize(
+    ("licence", "marked", "warns"),
+    [
+        ("MIT (repository).", False, False),
+        ("CC BY-NC-SA 4.0.", False, True),
+        ("Apache-2.0 code; prompts as their sources say", True, True),
+        ("Published for free research use by its organisers", False, True),
+        ("Research purposes only, by agreement", False, True),
+        ("Apache-2.0 (repository; data of Google Research).", False, False),
+        ("No licence file in the repository", False, False),
+    ],
+)
+def test_a_set_that_is_not_for_commerce_is_warned_of_where_it_is_used(
+    licence: str, marked: bool, warns: bool, folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder(licence=licence, non_commercial=marked)
+    datasets.catalogue()
+    assert capsys.readouterr().err == ""  # listing is no use
+    for source in ("asked", str(path), "asked"):
+        Table.read(source)
+    said = capsys.readouterr().err
+    assert said.count("truing: warning: the data set 'asked' is for research") == warns
+    assert not warns or licence.rstrip(".") in said
+    assert forbids_commercial(licence) is (warns and not marked)

@@ -22,9 +22,13 @@ _GROUPS: tuple[tuple[str, str], ...] = (
 _ORDER = [name for name, _ in _GROUPS]
 
 
+def _hyphened(licence: str) -> str:
+    return re.sub(r"[\s_]+", "-", licence.strip().lower())
+
+
 def sort_of(licence: str) -> str:
     """The group of a licence text: "non-commercial", "permissive", ..., "unknown"."""
-    text = re.sub(r"[\s_]+", "-", licence.strip().lower())
+    text = _hyphened(licence)
     for name, words in _GROUPS:
         if re.search(rf"(?<![a-z0-9])({words})(?![a-z])", text):
             return name
@@ -40,6 +44,13 @@ def strictest(licences: Iterable[str]) -> str:
 def allows_commercial(licence: str) -> bool:
     """False for non-commercial licences and where none is known."""
     return sort_of(licence) not in ("non-commercial", "unknown")
+
+
+def forbids_commercial(licence: str) -> bool:
+    """True for licences that say so: non-commercial ones, and those for research alone."""
+    research = r"free-(for-)?research|research-(use|purposes?|only)"
+    found = re.search(rf"(?<![a-z0-9])({research})(?![a-z])", _hyphened(licence))
+    return sort_of(licence) == "non-commercial" or found is not None
 
 
 def short(licence: str) -> str:
