@@ -91,7 +91,7 @@ def execute(path: Path) -> dict[str, object]:
     """The names of a recipe's file, run as a script is: modules beside it can be imported.
 
     What the recipe before declared and loaded from its folder is let go first: both may have a
-    reward, or a module beside them, of one name.
+    reward, or a module beside them, of one name. A recipe of YAML lets go of it as well.
     """
     if not _running:
         _leave()
@@ -292,16 +292,28 @@ def _line(node: yaml.Node) -> str:
 
 
 def _from_yaml(path: Path) -> Plan:
+    _without_others()
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         if root is not None:
             _check_ends(root, path, (), set())
-        return _plan(_Node(root, path, "a recipe"), path)
+        made = _plan(_Node(root, path, "a recipe"), path)
+        made.ready = _without_others
+        return made
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"not valid YAML: {error.problem}", where=f"{path}{line}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"not valid YAML: {error}", where=str(path)) from None
+
+
+def _without_others() -> None:
+    """A file of YAML has no functions of its own: those of recipes that ran before are not its.
+
+    Where a recipe of Python loads it, it belongs to that one.
+    """
+    if not _running:
+        _leave()
 
 
 def _plan(root: _Node, path: Path) -> Plan:

@@ -687,6 +687,31 @@ def test_two_recipes_with_one_name_between_them(files: Files, tmp_path: Path) ->
     assert score("reward", "few", ROWS) == [-1.0, -2.0, -3.0]
 
 
+def test_a_recipe_of_yaml_sees_no_functions_of_another(files: Files, tmp_path: Path) -> None:
+    """Nor does one that was loaded before; the one of Python has them again when it is checked."""
+    written = tmp_path / "plain.yaml"
+    steps = "steps:\n  a: {do: select/sample, data: everyday_prompts, n: 1}\n"
+    written.write_text(steps)
+    early, python = load(written), load(files.path)
+    assert "few" in catalogue.components("reward")
+    early.check()
+    assert "few" not in catalogue.components("reward") and recipe.executed == []
+    assert str(files.folder) not in sys.path
+    python.check()
+    assert "few" in catalogue.components("reward")
+    written.write_text(steps + "  b: {do: select/magpie_filter, data: a, reward: {use: few}}\n")
+    with pytest.raises(InputError, match="'few'") as caught:
+        load(written)
+    assert "line 3" in caught.value.where
+    outer = tmp_path / "outer.py"  # to which a file of YAML belongs that it loads
+    outer.write_text(
+        "import truing\nfrom truing.recipe import load\n\n\n"
+        "@truing.component('reward')\ndef few(rows):\n    return [0.0] * len(rows)\n\n\n"
+        f"def recipe():\n    return load({str(written)!r})\n"
+    )
+    assert list(load(outer).steps) == ["a", "b"]
+
+
 def test_a_recipe_may_load_another(files: Files, tmp_path: Path) -> None:
     outer = tmp_path / "outer.py"
     outer.write_text(
