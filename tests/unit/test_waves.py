@@ -103,12 +103,34 @@ def cut(tokens: int, monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, in
 
 @pytest.mark.parametrize("tokens", [14, 40, 60, 1000])
 def test_a_wave_fits(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prompt counts once for all of its answers in a wave; what is too long stands alone."""
+    """A prompt counts once for all of its answers in a wave, filled up to the longest of these."""
     made = cut(tokens, monkeypatch)
     for wave in made:
-        held = 10 * len(wave) + sum(len(PROMPTS[i]) for i in {i for i, _ in wave})
+        inside = {i for i, _ in wave}
+        held = 10 * len(wave) + len(inside) * max(len(PROMPTS[i]) for i in inside)
         assert held <= tokens or len(wave) == 1
     assert len(made) == {14: 12, 40: 4, 60: 3, 1000: 1}[tokens]
+
+
+def test_one_long_prompt_takes_no_room_for_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is stored is a rectangle: 40 prompts of 5 tokens beside one of 400 are 41 of 400."""
+    prompts = [[7 + k % 50 for k in range(5)]] * 40 + [[9] * 400]
+    settings = SamplingSettings(max_tokens=4)
+    with torch.no_grad():
+        assert len(list(waves.waves(MODULE, prompts, settings))) == 1
+        monkeypatch.setattr(waves, "TOKENS", 1000)
+        few, one = waves.waves(MODULE, prompts, settings)
+    assert len(few) == 40 and one == [(40, 0)]
+    rooms = [len(w) * (max(len(prompts[i]) for i, _ in w) + 4) for w in (few, one)]
+    assert rooms == [360, 404]
+
+
+def test_a_row_beyond_the_window_slows_none_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the rows that are longer than a window of attention are written the slower way."""
+    monkeypatch.setattr(shared, "fits", lambda module, longest: longest <= 15)
+    with torch.no_grad():
+        made = list(waves.waves(MODULE, PROMPTS, SamplingSettings(n=2, max_tokens=10)))
+    assert [{i for i, _ in wave} for wave in made] == [{0, 2, 3}, {1}]
 
 
 def test_rows_that_keep_their_prompts_for_themselves_count_whole(

@@ -1,7 +1,9 @@
 """Which rows of a request are written together: as many as memory takes, neighbours in length.
 
 What a wave holds is keys and values, those of a prompt once for all of its answers (`core.shared`)
-or once for each (`states.Padded`). It may take what `room` says, by the model's own size of a
+or once for each (`states.Padded`), filled up to the longest prompt of the wave: a single long one
+would take its room for every row, so that it stands in a wave with few others. It may take what
+`room` says, by the model's own size of a
 token, and no more than `TOKENS`. What is free on the machine is not asked, so that waves depend on
 the request, the model and the sort of device alone and give the same bits each time. Where memory
 ends all the same, the error says what a request can do about it.
@@ -72,23 +74,24 @@ def waves(
     """(prompt, draw) of the rows computed together."""
     if not prompts:
         return
-    longest = max(map(len, prompts)) + settings.max_tokens
-    alone = not shared.fits(module, longest)  # each row keeps its prompt for itself, filled up
-    most = room(module) // max(1, token_bytes(module))
+    most = min(TOKENS, room(module) // max(1, token_bytes(module)))
     cuda = next(module.parameters()).device.type == "cuda"
     rows = ROWS_GPU if cuda else ROWS_CPU
     wave: list[tuple[int, int]] = []
-    held, last = 0, -1
+    nodes, alone = 0, False  # prompts of the wave, and whether each row keeps its own
     for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i)):
-        row = settings.max_tokens + len(prompts[i])
+        width, new = len(prompts[i]), settings.max_tokens  # the longest so far
+        before, alone = alone, not shared.fits(module, width + new)
         for draw in range(settings.n):
-            more = settings.max_tokens if i == last and wave else row
-            kept = row * (len(wave) + 1) if alone else held + more
-            if wave and (len(wave) == rows or held + more > TOKENS or kept > most):
+            more = not wave or wave[-1][0] != i
+            answers = len(wave) + 1
+            held = (answers if alone else nodes + more) * width + answers * new
+            if wave and (answers > rows or held > most or alone != before):
                 yield wave
-                wave, held, more = [], 0, row
+                wave, nodes, more = [], 0, True
+            before = alone
             wave.append((i, draw))
-            held, last = held + more, i
+            nodes += more
     if wave:
         yield wave
 
