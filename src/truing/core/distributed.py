@@ -322,26 +322,38 @@ def put(tensor: Tensor, value: Tensor) -> None:
         local(tensor).copy_(local(like(tensor, value)))
 
 
-def shard(module: nn.Module) -> None:
+def shard(module: nn.Module, *, half: bool = False) -> None:
     """Shard a causal language model's weights over the processes, block by block.
 
     From then on it is computed within `forward_of`, where blocks see whole, plain weights.
+
+    Args:
+        half: gather weights in bfloat16, while shards and sums of gradients stay in float32.
     """
     if _now.size == 1:
         return
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import (
+        FSDPModule,
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
 
     from truing.core.attention import tree_attention
-    from truing.core.fused import fused
+    from truing.core.fused import HALVED, fused
     from truing.core.trunk import block_list
 
     with tree_attention(module), fused(module, 0):
         pass  # blocks are tried against the hand-written one now, while their weights are whole
+    policy = MixedPrecisionPolicy()
+    if half:
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        module.__dict__[HALVED] = True
     mesh = init_device_mesh(next(module.parameters()).device.type, (_now.size,))
     # The root's too: between passes nothing but shards must be there, for whoever reads or writes.
     for part in [*block_list(cast(nn.Module, module.base_model)), module]:
-        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)  # sums, not means

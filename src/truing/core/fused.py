@@ -33,6 +33,7 @@ TENSORS = {f"{n}.{p}" for n in PRODUCTS for p in ("weight", "bias")} | {
     f"{n}.weight" for n in NORMS
 }
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HALVED = "truing_halved"  # marks a module whose shards are gathered in bfloat16
 TOLERANCE = 1e-4  # of the largest value, when a block is tried against the stock one
 _same: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
@@ -102,6 +103,8 @@ def _alike(block: nn.Module, module: nn.Module) -> bool:
 
 
 def _fits(block: nn.Module, module: nn.Module, longest: int) -> bool:
+    if HALVED in vars(module):  # its shards are in float32, what it computes with is not
+        return False
     if not hasattr(block, "self_attn") or not _shaped(block) or not _untouched(block):
         return False
     window = _window(block)

@@ -149,7 +149,7 @@ class _Head(torch.autograd.Function):
             return total, None, *none
         rows_MD, weight_VD, bias_V, target_M = saved
         d_rows_MD = torch.empty_like(rows_MD)
-        d_weight_VD = torch.zeros_like(weight_VD)
+        d_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
         d_bias_V = None if bias_V is None else torch.zeros_like(bias_V)
         for part in _chunks(len(rows_MD), len(weight_VD)):
             rows = _rows(rows_MD, weight_VD, bias_V, target_M, ctx.extras, part)  # type: ignore[attr-defined]
@@ -159,10 +159,17 @@ class _Head(torch.autograd.Function):
                 total_CV = slope_CV if total_CV is None else total_CV.add_(slope_CV)
             total_CV = cast(Tensor, total_CV).to(weight_VD.dtype)
             d_rows_MD[part] = times(total_CV, weight_VD)
-            d_weight_VD = times_t_plus(total_CV.T, rows_MD[part].T, None, d_weight_VD)
+            d_weight_VD = _plus(total_CV.T, rows_MD[part].T, d_weight_VD)
             if d_bias_V is not None:
                 d_bias_V += total_CV.sum(0)
-        return d_rows_MD, d_weight_VD, d_bias_V, *none[1:]
+        return d_rows_MD, d_weight_VD.to(weight_VD.dtype), d_bias_V, *none[1:]
+
+
+def _plus(up_VC: Tensor, rows_DC: Tensor, sum_VD: Tensor) -> Tensor:
+    """sum + up rows^T, [V, D]: added up in float32 whatever the factors are of."""
+    if up_VC.dtype == sum_VD.dtype:
+        return times_t_plus(up_VC, rows_DC, None, sum_VD)
+    return sum_VD.add_(times_t(up_VC, rows_DC))
 
 
 def _chunks(rows: int, vocab: int) -> list[slice]:

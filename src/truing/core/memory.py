@@ -118,14 +118,16 @@ def _trained(module: nn.Module, settings: TextTraining) -> int:
         sides = sum(sum(m.weight.shape) for m in _linears(module, settings))
         return FLOAT * settings.rank * sides
     parts = _trained_blocks(module, settings) if settings.layers else [module]
-    return _bytes(p for part in parts for p in part.parameters()) // distributed.now().size
+    every = {id(p): p.numel() for part in parts for p in part.parameters()}
+    # In float32, whatever they are rounded to where they are computed with.
+    return FLOAT * sum(every.values()) // distributed.now().size
 
 
 def _state(module: nn.Module, settings: TextTraining) -> int:
     trained = _trained(module, settings)
     if not settings.rank:  # gradients and two moments
         # The head's gradient is made whole, and apart.
-        return 3 * trained + (0 if settings.layers else embedding_of(module).nbytes)
+        return 3 * trained + (0 if settings.layers else FLOAT * embedding_of(module).numel())
     weights = (m.weight for m in _linears(module, settings))
     merged = sum(w.nbytes for w in weights if w.dtype == torch.float32)
     return 4 * trained + merged  # with the adapter's own values

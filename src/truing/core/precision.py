@@ -2,8 +2,8 @@
 
 To train, products of the model's own shapes are timed in float32 and bfloat16, once per process,
 and bfloat16 is taken where it is markedly quicker. An adapter's numbers, the optimizer's and sums
-over the vocabulary stay in float32 either way; all weights of a model are trained in float32, where
-small updates are not rounded away.
+over the vocabulary stay in float32 either way. All weights of a model, where they are trained, stay
+in float32, too, and are rounded to compute with (`masters`).
 
 To draw, to judge and to measure, a GPU computes in the half type that a model's files are in, or
 no model would fit into twice its size. Nothing is timed: results depend on the model and the sort
@@ -84,11 +84,15 @@ def _largest(model: Model) -> tuple[int, int]:
     return wide, narrow
 
 
-def choose(model: Model, settings: TextTraining, device: str) -> str:
-    """Name of the type that `model` is to be trained in on this machine."""
+def choose(model: Model, settings: TextTraining, device: str, *, full: bool = False) -> str:
+    """Name of the type that `model` is to be computed in on this machine while it is trained.
+
+    Args:
+        full: whether that may be bfloat16 where all weights are trained (`core.masters`).
+    """
     if settings.dtype != "auto":
         return settings.dtype
-    if not settings.rank or (device == "cuda" and not torch.cuda.is_bf16_supported()):
+    if not (settings.rank or full) or (device == "cuda" and not torch.cuda.is_bf16_supported()):
         return "float32"
     whole, half = probe(device, *_largest(model))
     return "bfloat16" if whole > MARKEDLY[device] * half else "float32"
