@@ -15,6 +15,7 @@ from truing.changes import Adapter, Decoder, Rewriter
 from truing.core import files, jsonfile, limits, private
 from truing.core.licences import strictest
 from truing.core.own_folders import CARD, EXPORTED, MODEL_CARD, must_be_free, text_hash
+from truing.core.tokens import same_tokens as same_tokens
 from truing.errors import InputError, unknown
 from truing.models import (
     SCHEMA_VERSION,
@@ -26,7 +27,6 @@ from truing.models import (
     hold_at,
     read_held,
 )
-from truing.tables import content_hash
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 
@@ -341,40 +341,3 @@ def sweep_bases() -> list[str]:
                 shutil.rmtree(path)
                 gone.append(path.name)
     return gone
-
-
-def same_tokens(models: dict[str, Model], *, where: str = "") -> None:
-    """Raise unless all models share tokenizer and template: their tokens must mean the same."""
-    kinds = {role: content_hash(token_facts(m.folder)) for role, m in models.items()}
-    first = next(iter(kinds))
-    for role, kind in kinds.items():
-        if kind != kinds[first]:
-            raise InputError(
-                f"models {first!r} and {role!r} differ in tokenizer or chat template",
-                where=where,
-                seen=[models[first].name, models[role].name],
-                fix="Only models whose tokens mean the same can be combined",
-            )
-
-
-def token_facts(folder: Path) -> list[object]:
-    """What decides the meaning of token ids: vocabulary, merges, added tokens, template."""
-    facts: list[object] = [template_of(folder)]
-    own = folder / "tokenizer.json"
-    if own.is_file():
-        # Padding and truncation, which the file also holds, are no part of it.
-        data = jsonfile.read(own)
-        return [*facts, data.get("model"), data.get("added_tokens"), data.get("pre_tokenizer")]
-    names = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
-    return [*facts, files.files_hash(folder, [n for n in names if (folder / n).is_file()])]
-
-
-def template_of(folder: Path) -> str:
-    """The chat template of a folder: chat_template.jinja, or the entry of the configuration."""
-    own = folder / "chat_template.jinja"
-    if own.is_file():
-        return own.read_text(encoding="utf-8")
-    config = folder / "tokenizer_config.json"
-    if not config.is_file():
-        return ""
-    return json.dumps(jsonfile.read(config).get("chat_template") or "")

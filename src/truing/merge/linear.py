@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from truing.context import current
-from truing.core.opening import same_tokens
+from truing.core.tokens import same_tokens, templated
 from truing.core.weights import aligned, replaced
 from truing.errors import InputError
 from truing.method import method
@@ -67,7 +67,7 @@ def linear(
     where = "merge/linear"
     if not models:
         raise InputError("needs at least one model", where=where)
-    same_tokens(models, where=where)
+    same_tokens(models, where=where, bare=True)
     kept = run_time_of(models, keep, where=where)
     w = shares(weights, list(models), where)
     folded = {role: m.folded() for role, m in models.items()}
@@ -79,6 +79,7 @@ def linear(
 
     first = next(iter(models))
     key = content_hash([where, w, [m.weights_key for m in models.values()]], 8)
-    result = replaced(models[first], merged(), current().folder / f"linear-{key}")
+    result = replaced(templated(models), merged(), current().folder / f"linear-{key}")
     licences = [m.licence for m in models.values()]
-    return result.with_changes([*result.weight_changes, *kept]).with_licences(licences)
+    made = result.with_changes([*result.weight_changes, *kept]).called(models[first].name)
+    return made.with_licences(licences)

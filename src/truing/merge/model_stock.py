@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from truing.context import current
-from truing.core.opening import same_tokens
+from truing.core.tokens import same_tokens, templated
 from truing.core.weights import aligned, replaced
 from truing.errors import InputError
 from truing.method import method
@@ -64,7 +64,8 @@ def model_stock(base: Model, models: dict[str, Model], *, keep: str = "") -> Mod
     """Model Stock: average experts and pull the average towards their base, by how far they agree.
 
     Args:
-        base: the model that all experts were tuned from.
+        base: the model that all experts were tuned from; where it has no chat template, the result
+            has theirs.
         models: the experts, of the base's architecture and tokenizer.
         keep: role whose run-time changes the result carries, where they differ ("base" too).
     """
@@ -72,7 +73,7 @@ def model_stock(base: Model, models: dict[str, Model], *, keep: str = "") -> Mod
     if not models or "base" in models:
         raise InputError("needs experts, none of them called 'base'", where=where, seen=[*models])
     everyone = {"base": base, **models}
-    same_tokens(everyone, where=where)
+    same_tokens(everyone, where=where, bare=True)
     kept = run_time_of(everyone, keep, where=where)
     folded = {role: m.folded() for role, m in everyone.items()}
 
@@ -83,6 +84,7 @@ def model_stock(base: Model, models: dict[str, Model], *, keep: str = "") -> Mod
             yield name, merge(origin, experts)
 
     key = content_hash([where, [m.weights_key for m in everyone.values()]], 8)
-    result = replaced(base, merged(), current().folder / f"model_stock-{key}")
+    result = replaced(templated(everyone), merged(), current().folder / f"model_stock-{key}")
     licences = [m.licence for m in everyone.values()]
-    return result.with_changes([*result.weight_changes, *kept]).with_licences(licences)
+    made = result.with_changes([*result.weight_changes, *kept]).called(base.name)
+    return made.with_licences(licences)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from truing.context import current
-from truing.core.opening import same_tokens
+from truing.core.tokens import same_tokens, templated
 from truing.core.weights import aligned, replaced
 from truing.errors import InputError
 from truing.merge.linear import shares
@@ -92,7 +92,8 @@ def ties(
     """TIES merging: trim small changes, elect a sign for each weight, average what agrees with it.
 
     Args:
-        base: the model that all experts were tuned from.
+        base: the model that all experts were tuned from; where it has no chat template, the result
+            has theirs.
         models: the experts, of the base's architecture and tokenizer.
         density: share k of each task vector that is kept, in (0, 1].
         scale: lambda, by which the merged task vector is multiplied.
@@ -103,7 +104,7 @@ def ties(
     if not models or "base" in models:
         raise InputError("needs experts, none of them called 'base'", where=where, seen=[*models])
     everyone = {"base": base, **models}
-    same_tokens(everyone, where=where)
+    same_tokens(everyone, where=where, bare=True)
     kept = run_time_of(everyone, keep, where=where)
     w = shares(weights, list(models), where)
     if min(w) <= 0:
@@ -117,6 +118,7 @@ def ties(
             yield name, merge(origin, experts, w, density, scale)
 
     key = content_hash([where, w, density, scale, [m.weights_key for m in everyone.values()]], 8)
-    result = replaced(base, merged(), current().folder / f"ties-{key}")
+    result = replaced(templated(everyone), merged(), current().folder / f"ties-{key}")
     licences = [m.licence for m in everyone.values()]
-    return result.with_changes([*result.weight_changes, *kept]).with_licences(licences)
+    made = result.with_changes([*result.weight_changes, *kept]).called(base.name)
+    return made.with_licences(licences)

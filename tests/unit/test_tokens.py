@@ -1,0 +1,129 @@
+"""Tokenizers in the forms that libraries have saved them in: the same, and not the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from truing.core import loaded
+from truing.core.opening import same_tokens
+from truing.errors import InputError
+from truing.merge.linear import linear
+from truing.merge.ties import ties
+from truing.models import Model
+
+MERGES = [["t", "h"], ["th", "e"]]
+
+
+@pytest.fixture
+def written(tiny_path: Path, tmp_path: Path) -> Path:
+    """The tiny model with two merges, as this version of the libraries writes it."""
+    folder = shutil.copytree(tiny_path, tmp_path / "written")
+    data = json.loads((folder / "tokenizer.json").read_text())
+    vocab = data["model"]["vocab"]
+    # In place of two letters, so that the ids stay those of the embeddings.
+    for old, new in zip(sorted(vocab, key=vocab.get)[-2:], ("th", "the"), strict=True):
+        vocab[new] = vocab.pop(old)
+    data["model"]["merges"] = MERGES
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    return folder
+
+
+def other_form(folder: Path, to: Path, **template: Any) -> Path:
+    """A copy as older libraries wrote it: merges as texts, later settings left out."""
+    shutil.copytree(folder, to)
+    data = json.loads((to / "tokenizer.json").read_text())
+    data["model"]["merges"] = [" ".join(pair) for pair in data["model"]["merges"]]
+    data["model"].pop("ignore_merges", None)
+    data["model"].pop("byte_fallback", None)
+    data["added_tokens"][0]["special"] = False  # whether it is shown, not what it means
+    (to / "tokenizer.json").write_text(json.dumps(data))
+    path = to / "chat_template.jinja"
+    text = path.read_text()
+    path.unlink()
+    config = json.loads((to / "tokenizer_config.json").read_text())
+    named = [{"name": "tool_use", "template": "{{ tools }}"}, {"name": "default", "template": text}]
+    config["chat_template"] = named if template.get("named") else text
+    (to / "tokenizer_config.json").write_text(json.dumps(config))
+    return to
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_two_forms_of_one_tokenizer(written: Path, tmp_path: Path, named: bool) -> None:
+    old = Model.open(other_form(written, tmp_path / "old", named=named))
+    new = Model.open(written)
+    assert loaded.load_tokenizer(old).encode("the then") == loaded.load_tokenizer(new).encode(
+        "the then"
+    )
+    same_tokens({"a": new, "b": old})
+    same_tokens({"a": old, "b": new})
+    merged = linear({"a": old, "b": new})
+    assert merged.name == old.name
+
+
+def test_equal_files_are_not_loaded(written: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    pair = Model.open(written), Model.open(shutil.copytree(written, tmp_path / "copy"))
+    monkeypatch.setattr(loaded, "load_tokenizer", lambda model: pytest.fail("read"))
+    same_tokens({"a": pair[0], "b": pair[1]})
+
+
+def test_what_means_something_else_is_refused(written: Path, tmp_path: Path) -> None:
+    model = Model.open(written)
+    for i, change in enumerate(("merges", "vocab", "added", "split")):
+        folder = other_form(written, tmp_path / str(i))
+        path = folder / "tokenizer.json"
+        data = json.loads(path.read_text())
+        if change == "merges":
+            data["model"]["merges"] = ["h e", "t he"]
+            data["model"]["vocab"] = {
+                {"th": "he"}.get(t, t): n for t, n in data["model"]["vocab"].items()
+            }
+        elif change == "vocab":
+            vocab = data["model"]["vocab"]
+            vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+        elif change == "added":
+            data["added_tokens"][1]["lstrip"] = True
+        else:
+            data["pre_tokenizer"]["add_prefix_space"] = True
+        path.write_text(json.dumps(data))
+        with pytest.raises(InputError, match=r"'a' and 'b' differ in tokenizer .*the tokenizer"):
+            same_tokens({"a": model, "b": Model.open(folder)}, bare=True)
+
+
+def test_templates(written: Path, tmp_path: Path) -> None:
+    model = Model.open(written)
+    other = shutil.copytree(written, tmp_path / "other")
+    (other / "chat_template.jinja").write_text("{{ messages }}")
+    plain = shutil.copytree(written, tmp_path / "plain")
+    (plain / "chat_template.jinja").unlink()
+    trio = {"base": Model.open(plain), "a": model, "b": Model.open(other)}
+    with pytest.raises(InputError, match=r"'a' and 'b' differ in .*the chat template"):
+        same_tokens(trio, bare=True)
+    with pytest.raises(InputError, match=r"'base' and 'a' differ in .*the chat template"):
+        same_tokens({"base": trio["base"], "a": model})
+    same_tokens({"base": trio["base"], "a": model}, bare=True)
+
+
+def test_a_base_without_a_template_takes_the_experts(written: Path, tmp_path: Path) -> None:
+    plain = shutil.copytree(written, tmp_path / "plain")
+    (plain / "chat_template.jinja").unlink()
+    base, expert = Model.open(plain), Model.open(written)
+    assert not loaded.load_tokenizer(base).chat_template
+    for merged in (ties(base, {"a": expert, "b": expert}), linear({"base": base, "a": expert})):
+        assert merged.name == "plain"
+        template = loaded.load_tokenizer(merged).chat_template
+        assert template == loaded.load_tokenizer(expert).chat_template != ""
+
+
+def test_folders_without_a_tokenizer(tiny_path: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(tiny_path, tmp_path / "bare")
+    for path in [*bare.glob("*token*"), bare / "chat_template.jinja"]:
+        path.unlink()
+    model = Model.open(bare)
+    same_tokens({"a": model, "b": Model.open(shutil.copytree(bare, tmp_path / "copy"))})
+    with pytest.raises(InputError, match="the tokenizer"):
+        same_tokens({"a": model, "b": Model.open(tiny_path)})
