@@ -159,6 +159,25 @@ def test_saved_whole_and_loaded(model: Model, adapter: Path, tmp_path: Path) -> 
     assert Model.open(moved).key == laid.key
 
 
+@pytest.mark.parametrize("key", ["../../out", "/tmp/out", "a/../../../out", "0" * 31, "G" * 32, ""])
+def test_what_is_held_stays_in_the_folder(model: Model, tmp_path: Path, key: str) -> None:
+    """`held` of a saved model named places outside, which were written when it was saved again."""
+    change = Decoder("best_of_n", {"n": 4}, {"reward": models.hold(model)})
+    saved = model.adding(change).save(tmp_path / "deep" / "saved")
+    card = saved / "model.json"
+    data = json.loads(card.read_text())
+    data["held"] = {key: "Model"}
+    card.write_text(json.dumps(data))
+    for read in (Model.open, opening.check_held):
+        with pytest.raises(InputError, match="by its key, of 32 hex digits") as caught:
+            read(saved)
+        assert caught.value.where == str(card)
+    wild = model.adding(Decoder("best_of_n", {"n": 4}, {"reward": key}))
+    with pytest.raises(InputError, match="by its key, of 32 hex digits"):
+        wild.save(tmp_path / "deep" / "again")
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.name in ("out", "again")) == []
+
+
 def test_saved_model_survives_its_source(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "mine", seed=5)
     model = Model.open(folder)

@@ -29,6 +29,7 @@ from truing.models import (
 )
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+_KEY = re.compile(r"[0-9a-f]{32}")  # of what a change holds, and its folder's name
 
 
 def open_model(source: str) -> Model:
@@ -165,6 +166,7 @@ def _save_held(model: Model, folder: Path) -> tuple[dict[str, str], dict[str, st
     for change in model.changes:
         if isinstance(change, (Rewriter, Decoder)):
             for key in held_by(change):
+                _check_key(key, str(folder / CARD))
                 artefact = held(key)
                 artefact.save(folder / "held" / key)
                 nouns[key] = type(artefact).__name__
@@ -175,10 +177,20 @@ def _save_held(model: Model, folder: Path) -> tuple[dict[str, str], dict[str, st
     return nouns, other
 
 
+def _check_key(key: str, where: str) -> None:
+    """Raise unless a key is one: as a path it could lead out of the model's folder."""
+    if not _KEY.fullmatch(key):
+        raise InputError(
+            "what a change holds is named by its key, of 32 hex digits", where=where, seen=key
+        )
+
+
 def _held_of(data: dict[str, object], folder: Path) -> list[tuple[str, str, Path, str]]:
     """What a saved model holds: key, noun, folder and the key that its files give, "" if alike."""
     nouns = cast("dict[str, str]", data.get("held") or {})
     other = cast("dict[str, str]", data.get("held_as") or {})
+    for key in nouns:
+        _check_key(key, str(folder / CARD))
     return [(k, noun, folder / "held" / k, other.get(k, "")) for k, noun in nouns.items()]
 
 
