@@ -121,6 +121,26 @@ def test_adapters(tiny_path: Path, tmp_path: Path) -> None:
         assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "begun", ["pissa", "pissa_niter_16", "olora", "OLoRA", "corda", "loftq", "lora_ga"]
+)
+def test_adapters_of_changed_base_weights(tiny_path: Path, tmp_path: Path, begun: str) -> None:
+    """PEFT takes what such an adapter begins with out of the base; on the whole it doubles."""
+    model, folder = Model.open(tiny_path), tmp_path / "a"
+    made = lora.attach(model.load_module("float32", "cpu", fresh=True).module, 2)
+    made.save(folder, base=str(tiny_path))
+    path = folder / "adapter_config.json"
+    good = json.loads(path.read_text())
+    for plain in (True, False, None, "gaussian", "eva", "orthogonal", "mica"):
+        path.write_text(json.dumps(good | {"init_lora_weights": plain}))
+        assert Model.open(folder).changes == (Adapter(folder),)
+    path.write_text(json.dumps(good | {"init_lora_weights": begun}))
+    for opened in (lambda: Model.open(folder), lambda: model.adding(Adapter(folder)).folded()):
+        with pytest.raises(InputError, match="path_initial_model_for_weight_conversion") as caught:
+            opened()
+        assert str(path) in str(caught.value) and repr(begun) in str(caught.value.seen)
+
+
 def test_a_model_without_linear_layers_takes_no_adapter() -> None:
     """GPT-2's layers are Conv1D: an optimizer was made of no parameters."""
     module = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=11))

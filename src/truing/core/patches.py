@@ -18,6 +18,15 @@ from truing.errors import InputError
 
 Tensor = torch.Tensor
 ADAPTER = "adapter_model.safetensors"
+# Words of `init_lora_weights` under which PEFT takes the first adapter out of the base's weights
+# (PiSSA, OLoRA, CorDA, LoRA-GA) or puts quantised ones in their place (LoftQ).
+MOVED = ("pissa", "olora", "corda", "lora_ga", "loftq")
+CONVERT = (
+    "Convert it in PEFT, with the model as it was trained: "
+    "model.save_pretrained(FOLDER, path_initial_model_for_weight_conversion=UNTRAINED), where "
+    "UNTRAINED is the adapter's folder from before training; or, which LoftQ needs, "
+    "model.merge_and_unload().save_pretrained(FOLDER)"
+)
 _LORA = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.(?:default\.)?weight$")
 
 
@@ -36,6 +45,15 @@ def _adapter_config(folder: Path) -> dict[str, object]:
         )
     if config.get("use_dora"):
         raise InputError("DoRA adapters are not supported", where=str(path))
+    begun = config.get("init_lora_weights")
+    if isinstance(begun, str) and begun.lower().startswith(MOVED):
+        raise InputError(
+            "this adapter belongs to base weights that its initialisation changed, and would be "
+            "wrong on the base's own",
+            where=str(path),
+            seen=f"init_lora_weights {begun!r}",
+            fix=CONVERT,
+        )
     alphas = config.get("alpha_pattern") or {}
     if not isinstance(alphas, dict):
         raise InputError("'alpha_pattern' must be a mapping", where=str(path), seen=alphas)
