@@ -17,6 +17,7 @@ import pytest
 import torch
 from misbehaving import good, server
 
+from truing.context import Context, use
 from truing.core import client, endpoint, files
 from truing.core.client import Limits, limited
 from truing.core.generate import generate
@@ -393,6 +394,23 @@ def test_what_a_server_does_not_know_is_left_out() -> None:
         with pytest.raises(InputError, match="too large"):
             generate(_model(url), ["a"])
         assert len(log.asked) == 1
+
+
+def test_a_refused_seed_is_told_and_noted_once(capsys: Any) -> None:
+    def script(n: int, body: Any) -> Any:
+        if "seed" in body:
+            return 400, {}, {"error": {"message": "Unsupported parameter: 'seed'"}}, 0.0
+        return good()
+
+    with server(script) as (url, log), limited(Limits()), use(Context()) as seen:
+        generate(_model(url), list("abcdefgh"), seed=4)  # several are refused at the same time
+        generate(_model(url), ["more"], seed=5)
+    assert "seed" not in log.asked[-1][2]
+    said = [line for line in capsys.readouterr().err.splitlines() if "seed" in line]
+    assert said == [
+        f"truing: warning: {url} refuses 'seed': the same seed may draw other answers there"
+    ]
+    assert [m for m in seen.metrics if "refused" in m] == [{"endpoint": url, "refused": "seed"}]
 
 
 def test_the_key_goes_nowhere_but_into_the_header(monkeypatch: Any, capfd: Any) -> None:

@@ -22,6 +22,7 @@ import json
 import os
 import random
 import re
+import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from truing.context import current
 from truing.core import private
 from truing.core.limits import Meter
 from truing.errors import InputError, Stopped
@@ -223,7 +225,7 @@ class Endpoint:
         if status in (400, 422):
             for name, other in OPTIONAL.items():
                 if name in body and name in said and other in said and UNKNOWN.search(said):
-                    _refused.setdefault(self.url, set()).add(name)
+                    self._does_without(name)
                     return _Adapted()
         fixes = {
             401: "Set the environment variable TRUING_API_KEY to a key that it accepts",
@@ -236,6 +238,15 @@ class Endpoint:
             seen=said,
             fix=fixes.get(status, ""),
         )
+
+    def _does_without(self, name: str) -> None:
+        """Ask without that setting from now on; of a seed it is told and noted, once."""
+        known = _refused.setdefault(self.url, set())
+        if name == "seed" and name not in known:
+            current().metric(endpoint=self.shown, refused=name)
+            said = "refuses 'seed': the same seed may draw other answers there"
+            print(f"truing: warning: {self.shown} {said}", file=sys.stderr)
+        known.add(name)
 
     def garbage(self, what: str, seen: object) -> InputError:
         """The error for a reply that is not one of the protocol."""
