@@ -65,6 +65,10 @@ class Stopped(TruingError):
     exit_code = 3
 
 
+class Diverged(Stopped):
+    """What is trained has a loss, a gradient or an advantage that is not finite."""
+
+
 class MissingExtra(InputError, ImportError):
     """An optional dependency is not installed."""
 

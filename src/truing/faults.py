@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import shutil
 import tempfile
 from collections.abc import Generator, Iterable
 from pathlib import Path
@@ -43,6 +44,14 @@ def of_system(error: BaseException, where: str = "") -> TruingError | None:
             fix="Give another place; files of truing's own lie under TRUING_HOME",
         )
     return None
+
+
+def check_space(folder: Path, least: int = 16 << 20) -> None:
+    """Raise before a step that could not even write its journal."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < least:
+        raise OSError(errno.ENOSPC, f"No space left on device ({free >> 20} MiB free)")
 
 
 def make_folder(folder: Path, where: str) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,16 +18,18 @@ from truing.context import Context, Json, use
 from truing.core import private
 from truing.datasets import licensed
 from truing.errors import InputError, Stopped, TruingError, Unread
-from truing.faults import told
+from truing.faults import check_space, told
 from truing.keys import Nouns, device_class, step_key
 from truing.method import Method
 from truing.models import Model, hold
 from truing.naming import holding, with_keys
 from truing.plan import Checked, Plan
 from truing.progress import Clock, Progress
+from truing.recipe import plan_of
 from truing.runs import Run, plain, versions
 from truing.sources import Opened, check_abilities, open_sources, with_defaults
 from truing.store import Noun, Store
+from truing.strands import Strands
 from truing.summary import about, summary_of, table_of
 from truing.tables import Table
 
@@ -118,7 +118,7 @@ def perform(
             except (InputError, OSError, ValueError) as error:
                 store.discard(key)
                 damage = f"the stored one was damaged and is made again ({error})"
-        _check_space(store.root)
+        check_space(store.root)
         scratch = store.scratch(key)
         clock = Clock(scratch)
         heard = clock.heard(on_progress), clock.heard(on_metric)
@@ -172,14 +172,6 @@ def _need_rows(nouns: Nouns) -> None:
                 )
 
 
-def _check_space(folder: Path, least: int = 16 << 20) -> None:
-    """Raise before a step that could not even write its journal."""
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < least:
-        raise OSError(errno.ENOSPC, f"No space left on device ({free >> 20} MiB free)")
-
-
 def run_step(
     method: Method, inputs: Nouns, settings: Mapping[str, object], *, seed: int = 0
 ) -> StepResult:
@@ -205,13 +197,14 @@ def run_step(
 
 @dataclass
 class Result:
-    """A finished run."""
+    """A finished run; `lost` are the strands that were left out, with the reason."""
 
     plan: Plan
     folder: Path
     results: dict[str, Noun]
     run: Run
     report: Path
+    lost: dict[str, str] = field(default_factory=dict)
 
     def line(self) -> dict[str, Json]:
         """One JSON object for machines: what was measured, its cost, where the report is."""
@@ -230,24 +223,28 @@ class Result:
 
 
 def run(
-    plan: Plan,
+    plan: Plan | str | Path,
     runs: str | Path = "runs",
     *,
     store: Store | None = None,
     opened: Opened | None = None,
+    strands: Mapping[str, str] | None = None,
 ) -> Result:
-    """Run a plan to its end; what is in the store already costs nothing.
+    """Run a recipe or a plan to its end; what is in the store already costs nothing.
 
     Args:
-        plan: from `truing.recipe.load`, or made in Python.
+        plan: path of a recipe, .yaml or .py, or a plan made in Python.
         runs: where its folder goes.
         store: by default the user's.
         opened: sources that are at hand, by noun and text as the plan has it.
+        strands: of steps, which of them belong together: where a loss of one is not finite, the
+            others are left out and the run goes on with the other strands (see `Result.lost`).
     Raises:
         InputError: a mistake in plan, data or settings; nothing has run.
         Stopped: interrupted, disk full, loss not finite; the same call goes on from there. Or
             another process runs the same plan in the same folder.
     """
+    plan = plan_of(plan)
     checked = plan.check()
     check_abilities(checked)
     with use(Context()) as reading:
@@ -257,10 +254,12 @@ def run(
     if reading.metrics:  # rows of data sets that cannot be used
         record.manifest["left_out"] = list(reading.metrics)
     with record.alone():
-        return _run_all(checked, opened, record, store or Store())
+        return _run_all(checked, opened, record, store or Store(), Strands(strands or {}))
 
 
-def _run_all(checked: Sequence[Checked], opened: Opened, record: Run, store: Store) -> Result:
+def _run_all(
+    checked: Sequence[Checked], opened: Opened, record: Run, store: Store, strands: Strands
+) -> Result:
     from truing import report
 
     for one in checked:
@@ -274,7 +273,10 @@ def _run_all(checked: Sequence[Checked], opened: Opened, record: Run, store: Sto
     results: dict[str, Noun] = {}
     try:
         for i, one in enumerate(checked, 1):
-            with told(one.name):
+            if why := strands.why_not(one.name):
+                record.change(one.name, error=f"left out: {why}")
+                continue
+            with told(one.name), strands.apart(one.name):
                 _run_one(one, i, len(checked), results, opened, record, store)
     except BaseException as error:
         stopped = isinstance(error, (Stopped, KeyboardInterrupt))
@@ -287,7 +289,7 @@ def _run_all(checked: Sequence[Checked], opened: Opened, record: Run, store: Sto
         used = [str(s["key"]) for s in record.steps.values() if s["key"]]
         store.root_run(record.folder, used, final=True)
         page = report.write(record.folder, results)
-    return Result(record.plan, record.folder, results, record, page)
+    return Result(record.plan, record.folder, results, record, page, strands.lost)
 
 
 def _nouns(

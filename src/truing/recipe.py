@@ -60,6 +60,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
     return plan
 
 
+def plan_of(given: object) -> Plan:
+    """A plan, or that of the recipe at a path; anything else is an InputError."""
+    if isinstance(given, (str, Path)):
+        return load(given)
+    if not isinstance(given, Plan):
+        fix = "Give the path of a recipe, .yaml or .py, or a truing.Plan"
+        raise InputError("this is no plan", where="run", seen=given, fix=fix)
+    return given
+
+
 @dataclass
 class _Ran:
     """What there was before a recipe's file ran, beside which others may be imported.

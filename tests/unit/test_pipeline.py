@@ -197,7 +197,7 @@ def test_a_full_disk_is_a_stop_that_can_be_resumed(
     def full(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pipeline, "_check_space", full)
+    monkeypatch.setattr(pipeline, "check_space", full)
     method = methods["select/near_duplicates"]
     settings = method.validate({"exact": True})
     with pytest.raises(Stopped, match="disk is full") as error:

@@ -32,7 +32,7 @@ from truing.context import Context, Json, current
 from truing.core import distributed
 from truing.core.checkpoint import Checkpoints
 from truing.core.training import State, Training
-from truing.errors import InputError, Stopped
+from truing.errors import Diverged, InputError
 
 CHECKPOINT_SECONDS = 30.0  # least time between two checkpoints
 CHECKPOINT_SHARE = 0.05  # of the time may go into writing them
@@ -299,13 +299,13 @@ class Loop:
 
     def _broken(
         self, step: int, rows: Sequence[int], sums: _Sums, loss: float, norm: float
-    ) -> Stopped:
+    ) -> Diverged:
         guilty = sums.culprits()
         names = [self.task.row_name(r) for r in guilty or rows]
         last = self.checkpoints.steps()
         kept = f"the checkpoint after step {last[-1]} is kept" if last else "no step was saved yet"
         what = "the loss" if not math.isfinite(loss) else "the gradient"
-        return Stopped(
+        return Diverged(
             f"{what} is not finite at step {step + 1} of {self.total}; {kept}",
             where=self.task.name,
             seen={
@@ -327,6 +327,6 @@ def train(task: Task, settings: Training, *, key: str = "", peak: float = 0.0) -
         peak: learning rate; 0 takes the settings'.
     Raises:
         InputError: no rows, or settings out of range.
-        Stopped: loss or gradient is not finite; the last checkpoint is kept.
+        Diverged: loss or gradient is not finite; the last checkpoint is kept.
     """
     return Loop(task, settings, key or task.name, peak or settings.lr or 1e-3).run()

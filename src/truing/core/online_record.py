@@ -16,7 +16,7 @@ from truing.core.advantages import kl_tokens
 from truing.core.collect import Group
 from truing.core.objective import Measurements
 from truing.core.online import Update
-from truing.errors import Stopped
+from truing.errors import Diverged
 
 Sums = dict[str, tuple[Tensor, float]]
 
@@ -61,10 +61,10 @@ class Rollout:
         return {n: (v.detach().cpu(), w) for n, (v, w) in made.items()}
 
     def check(self, where: str) -> None:
-        """Raise Stopped where what the rollout teaches is not finite."""
+        """Raise Diverged where what the rollout teaches is not finite."""
         for name, tensor in self.update.tensors.items():
             if not tensor.isfinite().all():
-                raise Stopped(
+                raise Diverged(
                     f"{name} of the rollout is not finite",
                     where=where,
                     seen={"reward": self.r["reward"].tolist()},
