@@ -14,7 +14,8 @@ logarithms, which never reaches below zero.
 
 A group's name stands for all of its methods that can be trained on these rows. Those that need more
 (a column, a teacher, rewards) are left out, which stderr and the report say; one that is named by
-itself is refused.
+itself is refused. A method whose loss does not stay finite, with whatever seed, is left out of the
+table in the same way, and the others are compared.
 """
 
 from __future__ import annotations
@@ -40,10 +41,13 @@ from truing.context import Json
 from truing.core import files
 from truing.core.stats import mean_interval
 from truing.errors import InputError, unknown
+from truing.given import as_noun
 from truing.method import methods as registry
+from truing.models import Model
 from truing.pipeline import Result, run
 from truing.plan import Plan
 from truing.reports import Measure, Report
+from truing.sources import Opened
 from truing.store import Noun
 from truing.summary import rows_text
 from truing.tables import Table
@@ -93,6 +97,13 @@ def plan_of(
             plan.step(f"{name}-gain", "evaluate/preference", model=name, data="held_out")
             ability(f"{name}-ability", name)
     return plan
+
+
+def strands_of(contenders: Sequence[Contender], seeds: int) -> dict[str, str]:
+    """Label of the contender that a step is of, by the step's name."""
+    ends = ("", "-gain", "-ability")
+    names = [(c.label, f"{c.label}-{seed}") for c in contenders for seed in range(seeds)]
+    return {name + end: label for label, name in names for end in ends}
 
 
 def _value(results: Mapping[str, Noun], step: str, measure: str) -> float:
@@ -211,29 +222,45 @@ class Comparison:
         }
 
 
-def _read_pairs(data: str, budget: int, held_out: int) -> Table:
+def _pairs(data: Table, budget: int, held_out: int) -> Table:
     """The pairs; an InputError unless they are enough to learn from and to measure on."""
     from truing.core.preflight import check_rows
 
-    pairs = Table.read(data)
-    check_rows(pairs, "pair", "--data")
-    if held_out + budget > len(pairs):
+    check_rows(data, "pair", "--data")
+    if held_out + budget > len(data):
         raise InputError(
             f"--held-out {held_out} and --budget {budget} ask for more rows than there are",
-            where=f"--data {data}",
-            seen=f"{len(pairs)} rows",
+            where=f"--data {data.source}",
+            seen=f"{len(data)} rows",
             fix="Lower one of them",
         )
-    return pairs
+    return data
+
+
+def _named(given: object, noun: str, option: str) -> tuple[str, Opened]:
+    """What a plan calls a model or a table, and what is at hand under that name.
+
+    A table's name or path is read at once; a model's is opened by the plan.
+    """
+    if isinstance(given, (str, Path)) and noun == "Model":
+        return str(given), {}
+    if isinstance(given, (str, Path)):
+        path = files.expanded(given)
+        text = str(path) if path.exists() else str(given)
+        return text, {(noun, text): Table.read(text)}
+    found = cast("Model | Table", as_noun(noun, given, option, where="compare"))
+    name = found.name if isinstance(found, Model) else found.source
+    text = f"{name} {found.key[:12]}"  # two of one name are two in the run's folder
+    return text, {(noun, text): found}
 
 
 def compare(
-    methods: Sequence[str],
+    methods: str | Sequence[str],
     *,
-    model: str,
-    data: str,
+    model: str | Path | Model,
+    data: str | Path | Table | Sequence[Mapping[str, object]],
     verb: str = "train",
-    budget: str = "64pairs",
+    budget: str | int = "64pairs",
     seeds: int = 3,
     held_out: int = HELD_OUT,
     settings: Mapping[str, object] | None = None,
@@ -243,9 +270,9 @@ def compare(
 
     Args:
         methods: names, `verb/name`, `name@setting=value@...`, or a group's name for all of it that
-            can be trained on the pairs.
-        model: what each of them starts from.
-        data: preference pairs: a file or a data set's name.
+            can be trained on the pairs; a text lists them with commas.
+        model: what each of them starts from, or what names it.
+        data: preference pairs: a table, rows, a file or a data set's name.
         verb: of bare names.
         budget: rows to learn from, such as "64pairs".
         seeds: repetitions, each with another training sample.
@@ -254,23 +281,26 @@ def compare(
         runs: where the run's folder goes.
     Raises:
         InputError: unknown method or setting; too few rows; one that needs other inputs.
+        Diverged: no method's loss stays finite.
     """
     from truing import report
 
+    methods = parts(methods, ",") if isinstance(methods, str) else methods
     if not methods:
         raise InputError("no methods to compare", where="--methods", fix="Such as dpo,ipo,simpo")
     for option, count in (("--seeds", seeds), ("--held-out", held_out)):
-        if count < 1:
-            raise InputError("must be at least 1", where=option, seen=count)
+        if not isinstance(count, int) or count < 1:
+            raise InputError("must be a whole number, at least 1", where=option, seen=count)
     found = contenders_of(methods, verb, settings)
-    rows = budget_of(budget)
-    path = files.expanded(data)
-    data = str(path) if path.exists() else data
-    pairs = _read_pairs(data, rows, held_out)
+    rows = budget_of(str(budget))
+    name, at_hand = _named(data, "Table", "data")
+    pairs = _pairs(cast(Table, at_hand["Table", name]), rows, held_out)
+    start, opened = _named(model, "Model", "model")
     found, left = taken(found, pairs)
-    plan = plan_of(found, model, data, rows, seeds, held_out=held_out)
-    result = run(plan, runs, opened={("Table", data): pairs})
-    made = collect(found, seeds, result, left)
+    plan = plan_of(found, start, name, rows, seeds, held_out=held_out)
+    result = run(plan, runs, opened=at_hand | opened, strands=strands_of(found, seeds))
+    found = [c for c in found if c.label not in result.lost]
+    made = collect(found, seeds, result, left | result.lost)
     result.results["comparison"] = made
     files.write_text(
         result.folder / "comparison.json", jsontext.dumps(made.to_json(), indent=1) + "\n"

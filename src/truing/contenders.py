@@ -100,8 +100,11 @@ def lack(one: Contender, pairs: Table) -> str:
     try:
         settings = method.validate(one.settings, where=one.label)
     except InputError as error:
-        # A group's members have the settings that are shared, which some of them lack.
+        # A group's members have the settings that are shared, which some of them lack; others need
+        # one that nobody gave.
         if one.grouped and error.message.startswith("unknown setting"):
+            return error.message
+        if one.grouped and error.message.endswith("is missing"):
             return error.message
         raise
     if {"rewards", "environment"} <= set(settings) and not (

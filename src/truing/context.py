@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+EVERY = 20.0  # seconds between two lines of a log
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
@@ -103,7 +104,7 @@ class Context:
     Args:
         seed: the step's seed; every random stream is derived from it by name.
         folder: scratch that survives a kill and is handed to the resumed step; None makes a
-            temporary one on first use, deleted with the context.
+            temporary one on first use, deleted when the process ends.
         on_progress: called with (done, total, label).
         on_metric: called with one flat dict per observation.
         name: what the step is called in its recipe.
@@ -137,6 +138,15 @@ class Context:
             atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True, exist_ok=True)
         return self._folder
+
+    def for_calls(self) -> Context:
+        """Itself, as what plain calls have around them: it is of no step."""
+        self.thrown_away = True
+        return self
+
+    def anew(self) -> Context:
+        """Another one for plain calls, of the same seed and told to the same listener."""
+        return Context(self.seed, on_metric=self._on_metric).for_calls()
 
     @property
     def stored(self) -> bool:
@@ -186,9 +196,22 @@ class Context:
         """Tell how far the step is; cheap enough to call for every row."""
         if self._on_progress is not None:
             self._on_progress(done, total, label)
-        elif sys.stderr.isatty() and (time.monotonic() - self._said > 2 or done >= total):
-            self._said = time.monotonic()
-            print(f"{label or 'working'}: {done}/{total}", file=sys.stderr)
+        elif self._due(done, total):
+            with contextlib.suppress(BrokenPipeError):  # who does not read it is not told
+                print(f"{label or 'working'}: {done}/{total}", file=sys.stderr, flush=True)
+
+    def _due(self, done: int, total: int) -> bool:
+        """True when a plain call is to say how far it is: every 2 s on a terminal, else in a log.
+
+        The clock of a log begins with the first row, so that what is quick says nothing.
+        """
+        if one_of_several() and os.environ.get("RANK", "0") != "0":
+            return False
+        now, live = time.monotonic(), sys.stderr.isatty()
+        self._said = self._said or (0.0 if live else now)
+        due = now - self._said > 2 or done >= total if live else now - self._said >= EVERY
+        self._said = now if due else self._said
+        return due
 
     def metric(self, **values: Json) -> None:
         """Record one observation, such as a training step's loss."""
@@ -197,13 +220,10 @@ class Context:
             self._on_metric(values)
 
     def close(self) -> None:
-        """Close the journals; the scratch folder of a stored step stays for its owner."""
+        """Close the journals; the scratch folder stays: results may have their files there."""
         for journal in self._journals.values():
             journal.close()
         self._journals.clear()
-        if self._temporary and self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._temporary, self._folder = False, None
 
 
 _current: contextvars.ContextVar[Context | None] = contextvars.ContextVar("truing", default=None)
@@ -218,8 +238,7 @@ def current() -> Context:
     """The running step's context; a throw-away one outside any step."""
     context = _current.get()
     if context is None:
-        context = Context()
-        context.thrown_away = True
+        context = Context().for_calls()
         _current.set(context)
     return context
 
@@ -228,7 +247,30 @@ def forget() -> None:
     """Give later plain calls a new throw-away context: what this one notes holds no longer."""
     context = _current.get()
     if context is not None and context.thrown_away:
-        _current.set(None)
+        _current.set(context.anew())
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None) -> Generator[None]:
+    """Inside the block random streams are of `seed`; None leaves them as they are.
+
+    What is observed there is told to the context outside. In a step, journals and files are kept
+    in a part of its scratch, by the seed.
+    """
+    outer = current()
+    if seed is None or seed == outer.seed:
+        yield
+        return
+
+    def told(values: dict[str, Json]) -> None:
+        outer.metric(**values)
+
+    if outer.thrown_away:
+        inner = Context(seed, on_metric=told).for_calls()
+    else:
+        inner = Context(seed, outer.folder / f"seed-{seed}", outer.progress, told, outer.name)
+    with use(inner):
+        yield
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from truing.components import get_component as get_component
 from truing.components import one_a_row as one_a_row
 from truing.components import resolve as resolve
 from truing.components import score as score
-from truing.context import forget
+from truing.context import forget, seeded
 from truing.declared import declare, declared, everything, source
 from truing.errors import InputError, MissingExtra, unknown
 from truing.references import Function, any_bare
@@ -295,25 +295,27 @@ class Method:
             error.where = f"{place}: {inner}".strip(": ")
             raise
 
-    def __call__(self, *nouns: object, **values: object) -> object:
-        """Run it: inputs by position or name, settings by name."""
+    def __call__(self, *nouns: object, seed: int | None = None, **values: object) -> object:
+        """Run it: inputs by position or name, settings by name.
+
+        Args:
+            nouns: or what names them, or rows: see `truing.given`.
+            seed: of every random stream; None takes that of the step around, outside of any 0.
+        """
+        from truing import given
         from truing.datasets import licensed
         from truing.naming import holding
-        from truing.tables import Table
 
-        named = dict(zip(self.inputs, nouns, strict=False))
-        if len(nouns) > len(self.inputs):
-            raise InputError(f"takes {len(self.inputs)} inputs", where=self.id, seen=len(nouns))
-        named |= {n: values.pop(n) for n in list(values) if n in self.inputs}
-        for name, wanted in self.inputs.items():
-            if name not in named and not wanted.optional:
-                raise InputError(f"input {name!r} ({wanted.noun}) is missing", where=self.id)
-        settings = self.validate(values)
-        self.check(settings, {n: t for n, t in named.items() if isinstance(t, Table)})
+        if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
+            raise InputError("the seed must be a whole number", where=self.id, seen=seed)
+        asked = given.by_name(self, nouns, values)
+        settings = self.validate({n: v for n, v in values.items() if n not in self.inputs})
+        named = given.opened(self, asked, lambda tables: self.check(settings, tables))
         settings = holding(settings, where=self.id)
-        if self._runs_own(settings, named):
-            forget()  # what earlier plain calls noted may be of other values that it reads
-        return licensed(self.function(**named, **settings), named)
+        with seeded(seed):
+            if self._runs_own(settings, named):
+                forget()  # what earlier plain calls noted may be of other values that it reads
+            return licensed(self.function(**named, **settings), named)
 
     def _runs_own(self, settings: Mapping[str, object], nouns: Row) -> bool:
         """True where it runs a function of the user's own, whose globals no note tells apart."""

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
 
+from truing.context import EVERY
 from truing.core import files
 
 P = ParamSpec("P")
 
-EVERY = 20.0  # seconds between two lines of a log
 MOVES = 0.2  # seconds between two states of a terminal's line
 BAR = 24
 KEEP_EVERY = 5.0  # seconds of a step that a kill may leave uncounted

@@ -23,10 +23,12 @@ from truing.contenders import (
 )
 from truing.core.reference import Reference
 from truing.core.stats import mean_interval
-from truing.errors import InputError
+from truing.errors import Diverged, InputError, Stopped
 from truing.method import methods
+from truing.models import Model
 from truing.reports import Measure
 from truing.sources import check_abilities, check_tables
+from truing.strands import Strands
 from truing.tables import Table
 
 MODULE = sys.modules[plan_of.__module__]  # `truing.compare` by name is the function
@@ -97,8 +99,10 @@ def test_a_group_stands_for_all_that_the_pairs_can_train(pairs: Path, tmp_path: 
     assert {"dpo", "kto", "simpo", "orpo", "d2o"} < {c.label for c in found}
     assert all(methods[c.method].group == "preference" and c.grouped for c in found)
     left = {c.label: why for c in found if (why := lack(c, Table.read(pairs)))}
-    # mah_dpo has a head for each objective that the rows name, of which these may be too few.
-    assert {"tpo", "tpo_l"} <= set(left) <= {"tpo", "tpo_l", "mah_dpo"}
+    # mah_dpo has a head for each objective that the rows name, of which these may be too few, and
+    # replay needs to be told which run to replay.
+    others = {"mah_dpo", "replay"}
+    assert {"tpo", "tpo_l"} <= set(left) <= {"tpo", "tpo_l", *others}
     assert f"tpo, tpo_l: needs the column 'gold' in {pairs}" in reasons(left)
     checked_as_a_run_does([c for c in found if c.label not in left], pairs)
     for name in left:
@@ -108,7 +112,7 @@ def test_a_group_stands_for_all_that_the_pairs_can_train(pairs: Path, tmp_path: 
     with_gold = tmp_path / "gold.jsonl"
     with_gold.write_text("".join(json.dumps(r | {"gold": "Well."}) + "\n" for r in ROWS))
     taken = [c for c in found if not lack(c, Table.read(with_gold))]
-    assert {c.label for c in found} - {c.label for c in taken} <= {"mah_dpo"}
+    assert {c.label for c in found} - {c.label for c in taken} <= others
     checked_as_a_run_does(taken, with_gold)
 
 
@@ -232,6 +236,72 @@ def test_methods_share_rows_and_one_reference_pass(
         (sum(others) / 2 - sum(after) / 2, lo, hi)
     )
     assert "over dpo_steps_1 [95 %]" in found.table()
+
+
+def test_a_method_that_diverges_is_left_out(
+    tiny_path: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wild, tame = "dpo@lr=1e30", "ipo@lr=1e-4"
+    words = ["--model", str(tiny_path), "--data", str(pairs), "--budget", "8", "--held-out", "8"]
+    words += ["--seeds", "2", "--set", "steps=3", "--set", "warmup=0.0", "--set", "batch=4"]
+    words += ["--runs", str(tmp_path / "runs"), "--json"]
+    assert cli.main(["compare", "--methods", f"{wild},{tame}", *words]) == 0
+    out, err = capsys.readouterr()
+    line = json.loads(out)
+    why = line["left_out"]["dpo_lr_1e30"]
+    assert why.startswith("step dpo_lr_1e30-0: the loss is not finite at step 2 of 3")
+    assert f"left out: dpo_lr_1e30: {why}" in err.splitlines()
+    measured = {m["category"] for m in line["measures"]}
+    assert measured == {"ipo_lr_1e-4"}  # the table begins with the first that is left
+    folder = Path(line["report"]).parent
+    steps = json.loads((folder / "manifest.json").read_text())["steps"]
+    assert steps["dpo_lr_1e30-0"]["status"] == "stopped"
+    after = [n for n in steps if n.startswith("dpo_lr_1e30-") and n != "dpo_lr_1e30-0"]
+    assert len(after) == 5 and all(steps[n]["status"] == "pending" for n in after)
+    assert all(steps[n]["error"] == f"left out: {why}" for n in after)
+    assert all(s["status"] == "done" for n, s in steps.items() if n.startswith("ipo"))
+    page = Path(line["report"]).read_text()
+    assert "Left out: dpo_lr_1e30 (step dpo_lr_1e30-0: the loss is not finite" in page
+
+    assert cli.main(["compare", "--methods", f"{wild},dpo@lr=1e31", *words]) == 3
+    out, err = capsys.readouterr()
+    assert json.loads(out)["exit_code"] == 3 and "is not finite at step" in json.loads(out)["error"]
+    assert err.count("left out: dpo_lr_1e3") == 2
+
+
+def test_only_what_diverges_is_spared() -> None:
+    strands = Strands({"a-0": "a", "b-0": "b"})
+    for error in (Stopped("the disk is full"), InputError("wrong"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), strands.apart("a-0"):
+            raise error
+    with pytest.raises(Diverged), strands.apart("base"):  # of no strand
+        raise Diverged("nan")
+    assert strands.lost == {}
+    with strands.apart("a-0"):
+        raise Diverged("nan")
+    assert strands.lost == {"a": "step a-0: nan"} and strands.why_not("b-0") == ""
+    with pytest.raises(Diverged), strands.apart("b-0"):
+        raise Diverged("nan too")
+
+
+def test_nouns_instead_of_names(tiny_path: Path, tmp_path: Path) -> None:
+    model = Model.open(tiny_path).called("mine")
+    both = [
+        compare("dpo@steps=1, ipo@steps=1", model=model, data=data, budget=8, seeds=1, held_out=8,
+                runs=tmp_path / "runs")
+        for data in (Table("pair", ROWS), ROWS)
+    ]  # fmt: skip
+    first, again = (c.report.get("gain", "ipo_steps_1").value for c in both)
+    assert first == again
+    manifest = json.loads((both[0].result.folder / "manifest.json").read_text())
+    (source,) = manifest["models"]
+    assert source == f"mine {model.key[:12]}" and manifest["models"][source]["key"] == model.key
+    with pytest.raises(InputError, match="compare: model takes a Model"):
+        compare(["dpo"], model=3, data=ROWS, budget=8, held_out=8)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="compare: data takes a Table"):
+        compare(["dpo"], model=model, data=3, budget=8, held_out=8)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="--seeds: must be a whole number"):
+        compare(["dpo"], model=model, data=ROWS, seeds="3")  # type: ignore[arg-type]
 
 
 def test_a_group_leaves_out_who_lacks_a_shared_setting() -> None:

@@ -1,0 +1,142 @@
+"""What a Python call is given for a method's inputs: nouns, what names them, or rows.
+
+A text or a path is opened as a recipe would open it. Rows are a list of dicts, a `datasets.Dataset`
+or an Arrow table. Whatever else is refused by the name of the input.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+from truing.errors import InputError
+from truing.models import Model
+from truing.principles import Principles
+from truing.reports import Report
+from truing.signature import Input
+from truing.sources import open_noun
+from truing.tables import Table
+
+if TYPE_CHECKING:
+    from truing.method import Method
+    from truing.store import Noun
+
+NOUNS = {"Model": Model, "Table": Table, "Principles": Principles, "Report": Report}
+FIXES = {
+    "Model": "Give a truing.Model, or what names one: a folder, a name of `truing models`, a hub "
+    "name or an address; save_pretrained writes a folder",
+    "Table": "Give a truing.Table, a list of dicts, one split of a datasets.Dataset, or what names "
+    "a table: a file or a name of `truing data`",
+    "Principles": "Give truing.Principles, or the path of their file",
+    "Report": "Give a truing.Report, or the path of its folder",
+}
+
+
+def by_name(
+    method: Method, nouns: Sequence[object], values: Mapping[str, object]
+) -> dict[str, object]:
+    """What is given for each input, by position or by name.
+
+    Raises:
+        InputError: too many, one twice, or one missing that there must be.
+    """
+    inputs = method.inputs
+    if len(nouns) > len(inputs):
+        raise InputError(f"takes {len(inputs)} inputs", where=method.id, seen=len(nouns))
+    named = dict(zip(inputs, nouns, strict=False))
+    for name in inputs:
+        if name in values and name in named:
+            raise InputError(f"input {name!r} is given twice", where=method.id)
+    named |= {n: v for n, v in values.items() if n in inputs}
+    for name, wanted in inputs.items():
+        if named.get(name) is None and not wanted.optional:
+            raise InputError(f"input {name!r} ({wanted.noun}) is missing", where=method.id)
+    return named
+
+
+def opened(
+    method: Method, named: Mapping[str, object], check: Callable[[Mapping[str, Table]], None]
+) -> dict[str, object]:
+    """The nouns of each input. Tables first: data is checked before models are opened.
+
+    Args:
+        named: see `by_name`.
+        check: called with the tables, before any model is opened.
+    Raises:
+        InputError: something is no noun of its input's sort and names none.
+    """
+    found: dict[str, object] = {}
+    models = [n for n in named if method.inputs[n].noun == "Model"]
+    for name in [n for n in named if n not in models]:
+        found[name] = _of_input(method.inputs[name], named[name], method.id)
+    check({n: t for n, t in found.items() if isinstance(t, Table)})
+    for name in models:
+        found[name] = _of_input(method.inputs[name], named[name], method.id)
+    return {name: found[name] for name in named}
+
+
+def _of_input(wanted: Input, value: object, where: str) -> Noun | Mapping[str, Noun] | None:
+    place = f"input {wanted.name!r}"
+    if value is None:
+        return None
+    if not wanted.many:
+        return as_noun(wanted.noun, value, place, where=where)
+    return {
+        role: as_noun(wanted.noun, one, f"{place} {role!r}", where=where)
+        for role, one in _roles(value).items()
+        if one is not None
+    }
+
+
+def _roles(value: object) -> dict[str, object]:
+    """What an input that takes several is given, by role: its own names, else 0, 1, ..."""
+    if isinstance(value, Mapping):
+        return {str(k): v for k, v in cast("Mapping[object, object]", value).items()}
+    several = isinstance(value, (list, tuple)) and rows_in(value) is None
+    items = cast("Sequence[object]", value) if several else [value]
+    return {str(i): one for i, one in enumerate(items)}
+
+
+def as_noun(noun: str, value: object, place: str, *, where: str = "") -> Noun:
+    """The noun that a value is, names or holds the rows of.
+
+    Args:
+        noun: "Model", "Table", ...; several as "Model|Table".
+        place: what errors call it, such as "input 'data'".
+        where: what it is given to.
+    """
+    sorts = noun.split("|")
+    if isinstance(value, tuple(NOUNS[n] for n in sorts)):
+        return cast("Noun", value)
+    try:
+        if isinstance(value, (str, os.PathLike)):
+            return open_noun(noun, os.fspath(cast("str", value)))
+        rows = rows_in(value) if "Table" in sorts else None
+        if rows is not None:
+            return Table("", rows, where=place, allow_empty=False)
+    except InputError as error:
+        error.where = f"{where}: {error.where}".strip(": ")
+        raise
+    kind = type(value)
+    raise InputError(
+        f"{place} takes a {noun.replace('|', ' or a ')}",
+        where=where,
+        seen=f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins."),
+        fix=FIXES[sorts[0]],
+    )
+
+
+def rows_in(value: object) -> list[Mapping[str, object]] | None:
+    """The rows of a list of dicts, of a data set or of an Arrow table; None for anything else."""
+    for name in ("to_list", "to_pylist"):  # of datasets.Dataset, of pyarrow.Table
+        convert = getattr(value, name, None)
+        if callable(convert):
+            value = convert()
+            break
+    if not isinstance(value, (list, tuple)):
+        return None
+    rows = cast("Sequence[object]", value)
+    if not all(isinstance(row, Mapping) for row in rows):
+        return None
+    return [cast("Mapping[str, object]", row) for row in rows]
