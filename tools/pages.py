@@ -22,10 +22,11 @@ from pagetext import NOTE, command_name, escape, prose, table
 
 from truing import catalogue, claims
 from truing.catalogue import VERBS
-from truing.core import mix
+from truing.core import held_out, mix
+from truing.core.held_out import Watch
 from truing.core.objective import MIX, Mix
 from truing.core.online_training import OnlineTraining
-from truing.core.training import TextTraining
+from truing.core.training import TextTraining, Training
 from truing.method import Method, methods
 from truing.signature import Input, Setting, argument_docs, type_name
 
@@ -207,12 +208,11 @@ def shared_settings(method: Method) -> dict[str, Setting]:
         return {}
     defaults = {f.name: f.default for f in fields(SHARED[method.entry.kind])}
     if method.entry.kind == "objective":
-        defaults["mix"] = None
+        defaults |= {"mix": None, **{f.name: f.default for f in fields(Watch)}}
     return {n: s for n, s in method.settings.items() if n in defaults and s.default == defaults[n]}
 
 
-def _shared_table(kind: str, told: Iterable[str] = ()) -> str:
-    shared = SHARED[kind]
+def _shared_table(shared: type[Training | Watch], told: Iterable[str] = ()) -> str:
     said, types = argument_docs(shared.__doc__ or ""), typing.get_type_hints(shared)
     return _settings(
         Setting(f.name, types[f.name], f.default, said.get(f.name, ""))
@@ -249,14 +249,20 @@ def training_page() -> str:
     return (
         NOTE
         + f"# Settings that all training shares\n\n{textwrap.fill(shared, 92)}\n\n"
-        + _shared_table("objective")
+        + _shared_table(TextTraining)
+        + "\n## Held-out rows\n\n"
+        + "Methods that train on given rows take a second table as the input `held_out`, and:\n\n"
+        + _shared_table(Watch)
+        + "\n"
+        + prose(inspect.getdoc(held_out) or "")
+        + "\n"
         + "\n## Several losses in one step\n\n"
         + "Methods that train on given rows take one more, losses that are added by weights:\n\n"
         + _settings([Setting("mix", Mix | None, None, MIX)])
         + "\n"
         + prose(inspect.getdoc(mix) or "")
         + f"\n\n## On the model's own answers\n\n{textwrap.fill(answers, 92)}\n\n"
-        + _shared_table("online", text)
+        + _shared_table(OnlineTraining, text)
     )
 
 

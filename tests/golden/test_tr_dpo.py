@@ -33,7 +33,7 @@ def test_loss_is_dpo() -> None:
     assert torch.equal(tr_dpo(pairs(), beta=0.2).per_unit, dpo(pairs(), beta=0.2).per_unit)
     assert HOOKS[objective_of(tr_dpo).hook] is MovingReference
     # It starts as the model itself, so there is none to give.
-    assert set(methods["tr_dpo"].inputs) == {"model", "data"}
+    assert set(methods["tr_dpo"].inputs) == {"model", "data", "held_out"}
 
 
 def test_reference_by_hand() -> None:

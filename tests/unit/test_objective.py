@@ -61,8 +61,8 @@ def test_decorator_keeps_the_function_and_registers_a_method() -> None:
     assert dpo.__name__ == "dpo" and objective_of(dpo).needs == ("logp", "ref_logp")
     method = methods["train/dpo"]
     assert method.group == "preference" and method.needs == ("weights", "logprob")
-    assert list(method.inputs) == ["model", "data", "reference"]
-    assert list(methods["sft"].inputs) == ["model", "data"]
+    assert list(method.inputs) == ["model", "data", "reference", "held_out"]
+    assert list(methods["sft"].inputs) == ["model", "data", "held_out"]
     assert method.settings["beta"].default == 0.1
     assert set(TextTraining.__dataclass_fields__) <= set(method.settings)
     with pytest.raises(InputError, match="not a training objective"):
@@ -195,6 +195,9 @@ ROWS: dict[str, Row] = {
     "dialogue_unpaired": {"prompt": "p", "completion": [SAID], "label": True},
     "implicit_pair": {"chosen": "p: a", "rejected": "p: b"},
     "stepwise": {"prompt": "p", "completions": ["a", "b"], "labels": [1, 0]},
+    "alpaca": {"instruction": "p", "output": "a"},
+    "alpaca_pair": {"instruction": "p", "chosen": "a", "rejected": "b"},
+    "sharegpt": {"conversations": [{"from": "human", "value": "p"}, {"from": "gpt", "value": "a"}]},
     "group": {"prompt": "p", "completions": ["w", "b", "m"], "scores": [0.0, 2.0, 1.0]},
 }
 

@@ -110,9 +110,9 @@ def test_rows_that_no_step_visits_are_not_measured(
     seen: list[int] = []
     prepare = Teachers.prepare
 
-    def counting(held: Teachers, trees: list[Node]) -> None:
+    def counting(held: Teachers, trees: list[Node], others: list[Node]) -> None:
         seen.append(len(trees))
-        prepare(held, trees)
+        prepare(held, trees, others)
 
     monkeypatch.setattr(Teachers, "prepare", counting)
     rows = [{"prompt": f"say {i}", "completion": f"it is {i}"} for i in range(20)]

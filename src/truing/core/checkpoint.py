@@ -91,8 +91,10 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         state: State,
         history: list[dict[str, Json]],
+        *,
+        spare: int = 0,
     ) -> None:
-        """Write one, whole or not at all, and delete all but the last two.
+        """Write one, whole or not at all, and delete all but the last two and that of `spare`.
 
         All processes call it, since tensors are gathered from all; the first one writes.
         """
@@ -102,25 +104,38 @@ class Checkpoints:
             for part, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{name}/{part}"] = cast(Tensor, value)
         tensors = distributed.full(tensors)
-        if not distributed.leads():
-            return
+        if distributed.leads():
+            self.write(step, tensors, history, spare=spare)
+
+    def write(
+        self,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        history: list[dict[str, Json]],
+        *,
+        spare: int = 0,
+    ) -> None:
+        """Write these tensors, whole or not at all; older ones go as `save` says."""
         own = writable(tensors)
         facts = {"schema_version": SCHEMA_VERSION, "key": self.key, "step": step}
         with new_folder(self.folder / f"step-{step:08d}") as partial:
             save_file(own, partial / "tensors.safetensors")
             (partial / "facts.json").write_text(json.dumps(facts | {"history": history}))
-        for old in self.steps()[:-KEEP]:
+        for old in [s for s in self.steps()[:-KEEP] if s != spare]:
             shutil.rmtree(self.folder / f"step-{old:08d}")
 
     def last(self) -> Checkpoint | None:
         """The newest one that is whole and of this run."""
-        for step in reversed(self.steps()):
-            path = self.folder / f"step-{step:08d}"
-            try:
-                facts = json.loads((path / "facts.json").read_text())
-                tensors = load_file(path / "tensors.safetensors")
-            except (OSError, ValueError, SafetensorError):
-                continue  # damaged: the one before is as good, only older
-            if facts.get("key") == self.key and facts.get("schema_version") == SCHEMA_VERSION:
-                return Checkpoint(step, tensors, facts["history"])
+        return next(filter(None, map(self.at, reversed(self.steps()))), None)
+
+    def at(self, step: int) -> Checkpoint | None:
+        """That of this run after update `step`; None where it is damaged or not there."""
+        path = self.folder / f"step-{step:08d}"
+        try:
+            facts = json.loads((path / "facts.json").read_text())
+            tensors = load_file(path / "tensors.safetensors")
+        except (OSError, ValueError, SafetensorError):
+            return None  # for the last: the one before is as good, only older
+        if facts.get("key") == self.key and facts.get("schema_version") == SCHEMA_VERSION:
+            return Checkpoint(step, tensors, facts["history"])
         return None

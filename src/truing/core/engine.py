@@ -15,46 +15,34 @@ they are, and without stops at operations that have no other.
 
 Several processes may run the loop together (`distributed`): a task gives each its share of the
 rows, and what is summed over micro-batches here is then summed over processes.
+
+Between updates the loss on rows that are not trained on may be measured (`held_out`): it costs
+forward passes and changes no update.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from truing.context import Context, Json, current
-from truing.core import distributed
+from truing.core import distributed, held_out
 from truing.core.checkpoint import Checkpoints
+from truing.core.held_out import HeldOut
+from truing.core.parts import Part as Part
+from truing.core.parts import Sums
 from truing.core.training import State, Training
-from truing.errors import Diverged, InputError
+from truing.errors import Diverged, InputError, Stopped
 
 CHECKPOINT_SECONDS = 30.0  # least time between two checkpoints
 CHECKPOINT_SHARE = 0.05  # of the time may go into writing them
-
-
-@dataclass(frozen=True)
-class Part:
-    """One micro-batch's contribution to a step.
-
-    Args:
-        loss: sum over its units of loss times weight; differentiated.
-        weight: sum of the weights.
-        metrics: name -> (sum, weight); averaged over the step.
-        value: what to report in place of `loss` when that is a stand-in with the same gradient.
-        per_row: loss of each row of this part, to name those that are not finite.
-    """
-
-    loss: Tensor
-    weight: Tensor | float
-    metrics: Mapping[str, tuple[Tensor, float]] = field(default_factory=dict)
-    value: Tensor | None = None
-    per_row: tuple[Sequence[int], Tensor] | None = None
 
 
 class Task(Protocol):
@@ -71,7 +59,10 @@ class Task(Protocol):
         ...
 
     def parts(self, rows: Sequence[int], step: int) -> Iterator[Part]:
-        """This process's micro-batches of a step, one by one: each is differentiated at once."""
+        """This process's micro-batches of a step, one by one: each is differentiated at once.
+
+        Where gradients are off, nothing is random that is so in training alone.
+        """
         ...
 
     def after_step(self, step: int) -> None:
@@ -100,6 +91,15 @@ class Paced(Protocol):
         ...
 
 
+@runtime_checkable
+class Grouped(Protocol):
+    """A task of whose groups of rows each step has as many as of the others."""
+
+    def groups(self) -> Sequence[int]:
+        """Number of each row's group; [] where all are one."""
+        ...
+
+
 @dataclass(frozen=True)
 class Trained:
     """What a run did: updates made, metrics of each, wall seconds of this process."""
@@ -110,30 +110,47 @@ class Trained:
 
 
 class Order:
-    """Which rows make up a step: permutations of all rows laid end to end, cut into steps."""
+    """Which rows make up a step: permutations of all rows laid end to end, cut into steps.
 
-    def __init__(self, rows: int, batch: int, context: Context) -> None:
+    Groups of rows have permutations of their own, and places go to the groups in turn: a step has
+    as many rows of each, give or take one. In as many steps as an epoch of all rows has, a group
+    with fewer rows than others comes round more often than they do.
+
+    Args:
+        groups: number of each row's group; none for a single one.
+    """
+
+    def __init__(self, rows: int, batch: int, context: Context, groups: Sequence[int] = ()) -> None:
         self.rows, self.batch, self.context = rows, min(batch, rows), context
-        self._made: dict[int, list[int]] = {}
+        numbers = sorted(set(groups))
+        self.groups = [[i for i, g in enumerate(groups) if g == n] for n in numbers]
+        self.groups = self.groups or [list(range(rows))]
+        self._made: dict[tuple[int, int], list[int]] = {}
 
-    def _epoch(self, epoch: int) -> list[int]:
-        if epoch not in self._made:
-            source = torch.Generator().manual_seed(self.context.stream(f"order/{epoch}"))
-            self._made = {e: o for e, o in self._made.items() if e >= epoch - 1}
-            self._made[epoch] = torch.randperm(self.rows, generator=source).tolist()
-        return self._made[epoch]
+    def _epoch(self, epoch: int, group: int = 0) -> list[int]:
+        if (group, epoch) not in self._made:
+            own = self.groups[group]
+            name = f"order/{epoch}" if len(self.groups) == 1 else f"order/{group}/{epoch}"
+            source = torch.Generator().manual_seed(self.context.stream(name))
+            late = ((k, o) for k, o in self._made.items() if k[0] != group or k[1] >= epoch - 1)
+            self._made = dict(late)
+            drawn = torch.randperm(len(own), generator=source).tolist()
+            self._made[group, epoch] = [own[i] for i in drawn]
+        return self._made[group, epoch]
 
     def step(self, step: int, end: int) -> list[int]:
         """Rows of update `step` (from 0); places from `end` on do not exist.
 
-        A row that would appear twice, where an epoch ends inside the step, counts once.
+        The last step has a row of each group all the same. A row that would appear twice, where an
+        epoch ends inside the step, counts once.
         """
-        first = step * self.batch
-        last = min(first + self.batch, end)
+        first, many = step * self.batch, len(self.groups)
+        last = min(first + self.batch, max(end, first + many))
         rows: list[int] = []
         for place in range(first, last):
-            epoch, at = divmod(place, self.rows)
-            rows.append(self._epoch(epoch)[at])
+            turn, group = divmod(place, many)
+            epoch, at = divmod(turn, len(self.groups[group]))
+            rows.append(self._epoch(epoch, group)[at])
         return list(dict.fromkeys(rows))
 
 
@@ -168,46 +185,6 @@ def _scale(parameters: Sequence[nn.Parameter], weight: Tensor, clip: float) -> T
     return norm
 
 
-class _Sums:
-    """Sums over the parts of a step, kept on the device until its end."""
-
-    def __init__(self) -> None:
-        self.loss: Tensor | float = 0.0
-        self.weight: Tensor | float = 0.0
-        self.metrics: dict[str, tuple[Tensor | float, float]] = {}
-        self.per_row: list[tuple[Sequence[int], Tensor]] = []
-
-    def add(self, part: Part) -> None:
-        self.loss = self.loss + (part.loss if part.value is None else part.value).detach()
-        self.weight = self.weight + part.weight
-        for name, (value, weight) in part.metrics.items():
-            total, of = self.metrics.get(name, (0.0, 0.0))
-            self.metrics[name] = (total + value, of + weight)
-        if part.per_row is not None:
-            self.per_row.append(part.per_row)
-
-    def join(self) -> None:
-        """Add what the other processes have summed."""
-        if distributed.now().size == 1:
-            return
-        metrics = {n: (torch.as_tensor(v).cpu(), w) for n, (v, w) in self.metrics.items()}
-        loss = torch.as_tensor(self.loss).cpu()
-        own = Part(loss, float(self.weight), metrics)
-        self.loss, self.weight, self.metrics = 0.0, 0.0, {}
-        for part in distributed.everyone(own):
-            self.add(part)
-
-    def culprits(self) -> list[int]:
-        """Rows whose own loss is not finite."""
-        own = [
-            row
-            for rows, values in self.per_row
-            for row, good in zip(rows, values.isfinite().tolist(), strict=True)
-            if not good
-        ]
-        return distributed.gathered(own)
-
-
 def checkpoints_of(key: str) -> Checkpoints:
     """Those of the run that `key` names, in the step's folder."""
     return Checkpoints(distributed.agree(current().folder) / f"checkpoints-{key}", key)
@@ -216,7 +193,9 @@ def checkpoints_of(key: str) -> Checkpoints:
 class Loop:
     """One run of `train`: see there."""
 
-    def __init__(self, task: Task, settings: Training, key: str, peak: float) -> None:
+    def __init__(
+        self, task: Task, settings: Training, key: str, peak: float, held: HeldOut | None = None
+    ) -> None:
         settings.check(task.name)
         if not len(task):
             raise InputError("there are no rows to train on", where=task.name)
@@ -226,10 +205,12 @@ class Loop:
         paces = [task.pace(n) for n in self.named] if isinstance(task, Paced) else ()
         self.optimizer = optimizer_for(self.parameters, settings, paces)
         self.total = settings.total(len(task))
-        self.order = Order(len(task), settings.batch, self.context)
+        groups = task.groups() if isinstance(task, Grouped) else ()
+        self.order = Order(len(task), settings.batch, self.context, groups)
         self.end = settings.end(len(task))
         self.checkpoints = checkpoints_of(key)
         self.history: list[dict[str, Json]] = []
+        self.held = held
 
     def run(self) -> Trained:
         """Train to the end, from the last checkpoint where there is one."""
@@ -237,19 +218,31 @@ class Loop:
         devices = sorted({p.device.index or 0 for p in self.parameters if p.is_cuda})
         with torch.random.fork_rng(devices=devices):
             start = self._resume()
-            saved, cost = time.monotonic(), 0.0
-            for step in range(start, self.total):
-                self._step(step)
-                if distributed.leads():
-                    self.context.progress(step + 1, self.total, f"training ({self.task.name})")
-                now = time.monotonic()
-                last = step + 1 == self.total
-                due = now - saved > max(CHECKPOINT_SECONDS, cost / CHECKPOINT_SHARE)
-                if last or distributed.agree(due):
-                    self._save(step + 1)
-                    saved = time.monotonic()
-                    cost = saved - now
-        return Trained(self.total, self.history, time.monotonic() - began)
+            if not start:
+                self._watch(0)
+            done = self._updates(start)
+            if self.held is not None:
+                self._choose(self.held, done)
+        return Trained(done, self.history, time.monotonic() - began)
+
+    def _updates(self, start: int) -> int:
+        """Make all updates from `start` on, or those until the run is to end; how many in all."""
+        saved, cost = time.monotonic(), 0.0
+        for step in range(start, self.total):
+            if self._stalled():
+                return step
+            self._step(step)
+            lowest = self._watch(step + 1)
+            if distributed.leads():
+                self.context.progress(step + 1, self.total, self._label())
+            now = time.monotonic()
+            last = step + 1 == self.total or self._stalled()
+            due = now - saved > max(CHECKPOINT_SECONDS, cost / CHECKPOINT_SHARE)
+            if last or lowest or distributed.agree(due):
+                self._save(step + 1)
+                saved = time.monotonic()
+                cost = saved - now
+        return self.total
 
     def _resume(self) -> int:
         found = self.checkpoints.last()
@@ -263,7 +256,56 @@ class Loop:
         return step
 
     def _save(self, step: int) -> None:
-        self.checkpoints.save(step, self.named, self.optimizer, self.task.state(), self.history)
+        kept = held_out.best(self.history) if self._keeps_best() else 0
+        self.checkpoints.save(
+            step, self.named, self.optimizer, self.task.state(), self.history, spare=kept
+        )
+
+    # Held-out rows
+
+    def _keeps_best(self) -> bool:
+        return self.held is not None and self.held.watch.keep == "best"
+
+    def _stalled(self) -> bool:
+        patience = self.held.watch.patience if self.held is not None else 0
+        return held_out.has_stalled(self.history, patience)
+
+    def _label(self) -> str:
+        """What the progress is called, with the newest held-out loss."""
+        seen = held_out.losses(self.history)
+        newest = f", held-out loss {seen[-1][1]:.4g}" if seen else ""
+        return f"training ({self.task.name}){newest}"
+
+    def _watch(self, step: int) -> bool:
+        """Measure held-out rows after update `step`, where it is time; whether it is to be kept."""
+        if self.held is None or not self.held.watch.due(step, self.total):
+            return False
+        torch.manual_seed(self.context.stream(f"held_out/{step}") + distributed.now().rank)
+        facts: dict[str, Json] = {"step": step, **self.held.measured(step)}
+        self.history.append(facts)
+        self.context.metric(**facts)
+        return self._keeps_best() and bool(step) and held_out.best(self.history) == step
+
+    def _choose(self, held: HeldOut, done: int) -> None:
+        """Say what the held-out loss came to, and go back to the best update where that is kept."""
+        facts, said = held_out.told(self.history, held.watch.keep, done, self.total)
+        self.context.metric(**facts)
+        if distributed.leads():
+            print(f"{self.task.name}: {said}", file=sys.stderr)
+        chosen = held_out.best(self.history)
+        if not self._keeps_best() or chosen == done:
+            return
+        found = self.checkpoints.at(chosen)
+        if found is None:
+            raise Stopped(
+                f"the checkpoint after update {chosen}, where the held-out loss was lowest, "
+                "cannot be read",
+                where=self.task.name,
+                seen=self.checkpoints.folder,
+                fix="Delete that folder and train again, or keep the last model",
+            )
+        found.restore(self.named, self.optimizer)
+        self.task.load_state(found.state)
 
     def _step(self, step: int) -> None:
         began = time.monotonic()
@@ -271,7 +313,7 @@ class Loop:
         torch.manual_seed(self.context.stream(f"step/{step}") + distributed.now().rank)
         rows = self.order.step(step, self.end)
         self.optimizer.zero_grad(set_to_none=True)
-        sums = _Sums()
+        sums = Sums()
         for part in self.task.parts(rows, step):
             part.loss.backward()
             sums.add(part)
@@ -293,12 +335,12 @@ class Loop:
             torch.autograd.graph.increment_version(self.parameters)
         self.task.after_step(step + 1)
         facts: dict[str, Json] = {"step": step + 1, "loss": loss, "lr": rate, "grad_norm": norm}
-        facts |= {n: float(s) / w for n, (s, w) in sums.metrics.items() if w}
+        facts |= sums.means()
         self.history.append(facts)
         self.context.metric(**facts, seconds=round(time.monotonic() - began, 3))
 
     def _broken(
-        self, step: int, rows: Sequence[int], sums: _Sums, loss: float, norm: float
+        self, step: int, rows: Sequence[int], sums: Sums, loss: float, norm: float
     ) -> Diverged:
         guilty = sums.culprits()
         names = [self.task.row_name(r) for r in guilty or rows]
@@ -317,7 +359,14 @@ class Loop:
         )
 
 
-def train(task: Task, settings: Training, *, key: str = "", peak: float = 0.0) -> Trained:
+def train(
+    task: Task,
+    settings: Training,
+    *,
+    key: str = "",
+    peak: float = 0.0,
+    held: HeldOut | None = None,
+) -> Trained:
     """Train `task` to the end, resuming from its checkpoint in the step's folder.
 
     Args:
@@ -325,8 +374,9 @@ def train(task: Task, settings: Training, *, key: str = "", peak: float = 0.0) -
         settings: how.
         key: tells runs in one folder apart: hash of whatever the result depends on.
         peak: learning rate; 0 takes the settings'.
+        held: rows whose loss is measured meanwhile, and what follows from it.
     Raises:
         InputError: no rows, or settings out of range.
         Diverged: loss or gradient is not finite; the last checkpoint is kept.
     """
-    return Loop(task, settings, key or task.name, peak or settings.lr or 1e-3).run()
+    return Loop(task, settings, key or task.name, peak or settings.lr or 1e-3, held).run()

@@ -14,29 +14,24 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from truing.core import own_samples as own_samples  # registers its hooks
+from truing.core.objective_entry import MIX as MIX
+from truing.core.objective_entry import Function as Function
+from truing.core.objective_entry import Mix as Mix
+from truing.core.objective_entry import entry_of
 from truing.core.preflight import Bounds, check_objective
-from truing.core.training import HOOKS, TextTraining
+from truing.core.training import HOOKS
 from truing.declared import declare
 from truing.errors import InputError
-from truing.method import argument_docs
-from truing.models import Model
-from truing.tables import Table
 
 State = dict[str, Tensor]
-Function = Callable[..., object]
 F = typing.TypeVar("F", bound=Function)
-Mix = dict[str, float | dict[str, object]]
 UNITS = ("token", "pair", "group", "batch")
-MIX = (
-    "other objectives that are added on the same rows, by weight: {sft: 0.5} or {ipo: {weight: "
-    "0.2, beta: 0.05}}; the method's own loss weighs 1 unless it is named, too."
-)
 # Least and largest value of settings that mean the same in whichever method has them.
 WITHIN: Bounds = {
     "entropy_share": "(0, 1]",
@@ -46,10 +41,6 @@ WITHIN: Bounds = {
         (0.0, None),
     ),
 }  # fmt: skip
-GLOSSARY = {
-    "beta": "strength of the pull towards the reference.",
-    "label_smoothing": "share of the labels that may be wrong, 0 to 0.5.",
-}
 
 
 @dataclass(frozen=True)
@@ -282,56 +273,6 @@ class Objective:
         return typing.cast(Loss, found)
 
 
-def _entry(spec: Objective) -> Function:
-    """The function that trains with `spec`: its settings, its hook's and the engine's."""
-
-    def train(
-        model: Model, data: Table, reference: Model | None = None, **settings: object
-    ) -> Model:
-        from truing.core.train_text import train_model
-
-        teachers = {
-            role: typing.cast(Model, settings.pop(role))
-            for role in spec.teachers
-            if role in settings
-        }
-        return train_model(spec, model, data, reference, settings, teachers)
-
-    kind = inspect.Parameter.KEYWORD_ONLY
-    hints = typing.get_type_hints(spec.loss, include_extras=True)
-    shared = typing.get_type_hints(TextTraining)
-    own = {n: p.replace(annotation=hints.get(n, str)) for n, p in spec.settings.items()}
-    if spec.hook:
-        own |= {
-            n: p.replace(annotation=typing.get_type_hints(HOOKS[spec.hook].__init__)[n])
-            for n, p in inspect.signature(HOOKS[spec.hook]).parameters.items()
-            if p.kind is kind
-        }
-    engine = {
-        f.name: inspect.Parameter(f.name, kind, default=f.default, annotation=shared[f.name])
-        for f in fields(TextTraining)
-    }
-    engine["mix"] = inspect.Parameter("mix", kind, default=None, annotation=Mix | None)
-    if clash := set(own) & set(engine):
-        raise InputError(f"setting {sorted(clash)[0]!r} is the engine's", where=spec.name)
-    nouns = list(inspect.signature(train, eval_str=True).parameters.values())[:-1]
-    if not spec.takes_reference:
-        nouns = nouns[:2]
-    nouns[2:2] = [inspect.Parameter(r, kind, annotation=Model) for r in spec.teachers]
-    parameters = sorted([*nouns, *own.values(), *engine.values()], key=lambda p: p.kind)
-    train.__name__ = train.__qualname__ = spec.name
-    train.__module__ = spec.loss.__module__
-    hook_docs = argument_docs(HOOKS[spec.hook].__doc__ or "") if spec.hook else {}
-    said = argument_docs(inspect.getdoc(spec.loss) or "")
-    docs = {n: d for n, d in GLOSSARY.items() if n in own and n not in said} | hook_docs
-    docs |= argument_docs(TextTraining.__doc__ or "") | {"mix": MIX}
-    lines = [f"    {n}: {d}" for n, d in docs.items()]
-    train.__doc__ = "\n".join(["Train with this objective.", "", "Args:", *lines])
-    train.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": Model}
-    train.__dict__["__signature__"] = inspect.Signature(parameters, return_annotation=Model)
-    return train
-
-
 def objective(
     *,
     unit: str,
@@ -380,7 +321,7 @@ def objective(
         facts = {"paper": paper, "field": field, "needs": ("weights",), "name": name}
         function.__dict__["__truing__"] = facts | {"group": group}
         function.__dict__["__objective__"] = spec
-        function.__dict__["__truing_entry__"] = _entry(spec)
+        function.__dict__["__truing_entry__"] = entry_of(spec)
         function.__dict__["__truing_check__"] = functools.partial(check_objective, spec)
         told = {**facts, "group": group, "needs": needs, "unit": unit, "rows": rows}
         declare(function, "objective", told, verb="train")

@@ -94,6 +94,7 @@ class OnlineTraining(TextTraining):
     def check(self, where: str) -> None:
         """Raise an InputError that names the first setting out of range."""
         super().check(where)
+        self.check_whole(where)
         least = {"answers": 1, "new_tokens": 1, "passes": 1, "minibatches": 1, "refill": 0}
         least["turns"] = 1
         for name, low in least.items():

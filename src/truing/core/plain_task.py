@@ -6,8 +6,10 @@ norms are averaged over them after each step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from truing.core import distributed
@@ -56,7 +58,8 @@ class PlainTask:
         rows = rows[distributed.share([1] * len(rows))]
         for start in range(0, len(rows), self.micro):
             some = rows[start : start + self.micro]
-            values, metrics = self.losses(some)
+            with _as_measured(self.module):
+                values, metrics = self.losses(some)
             if values.shape != (len(some),):
                 raise InputError(
                     "there must be one loss a row", where=self.name, seen=tuple(values.shape)
@@ -81,3 +84,16 @@ class PlainTask:
     def row_name(self, row: int) -> str:
         """The name given, else its number from 1."""
         return self._names[row] if self._names is not None else f"row {row + 1}"
+
+
+@contextlib.contextmanager
+def _as_measured(module: nn.Module) -> Generator[None]:
+    """The module without dropout and the like inside the block, where gradients are off."""
+    training = [] if torch.is_grad_enabled() else [m for m in module.modules() if m.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

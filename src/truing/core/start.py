@@ -24,7 +24,9 @@ from truing.context import Json, current
 from truing.core import distributed, memory, precision, recompute
 from truing.core.chat import check_receipt, receipt
 from truing.core.engine import checkpoints_of
+from truing.core.held_out import INPUT
 from truing.core.loaded import free_on
+from truing.core.masters import Masters
 from truing.core.opening import same_tokens
 from truing.core.sight import Sight, acting, refuse
 from truing.core.tree import BUDGET
@@ -56,6 +58,7 @@ class Start:
         limit: tokens of prompt and answer together.
         budget: tokens of a micro-batch; `check` may lower it.
         run: the key of the run, which its checkpoints and decisions go by in the step's folder.
+        masters: float32 values behind all weights, where the module computes with roundings.
     """
 
     where: str
@@ -67,6 +70,12 @@ class Start:
     limit: int
     budget: int
     run: str
+    masters: Masters | None = None
+
+    @property
+    def computed(self) -> str:
+        """What values of the module itself are told apart by, beside its weights."""
+        return self.dtype if self.masters is None else f"{self.dtype} of float32"
 
     def check(
         self,
@@ -77,6 +86,7 @@ class Start:
         ended: bool = False,
         shown: int = 0,
         beside: memory.Beside | None = None,
+        held: Sequence[Node] = (),
     ) -> None:
         """Check masks, template and memory, and say what will be trained and how.
 
@@ -87,20 +97,13 @@ class Start:
             ended: True where no answer needs an end.
             shown: trees of which the loss tokens are shown.
             beside: what will be loaded later.
+            held: trees that are measured meanwhile and not trained on.
         Raises:
             InputError: see `check_receipt`; or the run does not fit into memory.
         """
-        module, tokenizer = self.loaded.module, self.loaded.tokenizer
-        embedding = cast("nn.Embedding", cast("object", module.get_input_embeddings()))  # type: ignore[operator]
-        stops = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
-        check_receipt(
-            tokenizer,
-            trees,
-            vocab=embedding.num_embeddings,
-            stops=[stops] if isinstance(stops, int) else list(stops or []),
-            ended=ended,
-            where=self.where,
-        )
+        self._check_masks(trees, ended, self.where)
+        if held:
+            self._check_masks(held, ended, f"{self.where} {INPUT}")
         fitted = self._fit(largest, beside)
         if distributed.leads():
             facts = dict(notes) | {
@@ -115,11 +118,25 @@ class Start:
                 file=sys.stderr,
             )
             if shown:
-                facts["receipt"] = text = receipt(tokenizer, trees, shown)
+                facts["receipt"] = text = receipt(self.loaded.tokenizer, trees, shown)
                 print(f"loss falls on >>>these tokens<<<:\n{text}", file=sys.stderr)
             current().metric(**facts)
             _note(f"dtype/{self.run}", self.dtype)
             _note(f"memory/{self.run}/{largest}", asdict(fitted))
+
+    def _check_masks(self, trees: Sequence[Node], ended: bool, where: str) -> None:
+        """Raise an InputError for trees that would train the wrong thing; see `check_receipt`."""
+        module = self.loaded.module
+        embedding = cast("nn.Embedding", cast("object", module.get_input_embeddings()))  # type: ignore[operator]
+        stops = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
+        check_receipt(
+            self.loaded.tokenizer,
+            trees,
+            vocab=embedding.num_embeddings,
+            stops=[stops] if isinstance(stops, int) else list(stops or []),
+            ended=ended,
+            where=where,
+        )
 
     def _fit(self, largest: int, beside: memory.Beside | None) -> memory.Choice:
         """Lower the budget and switch gradient checkpointing on where memory demands it."""
@@ -166,6 +183,7 @@ def begin(
     key: str,
     reference: Model | None = None,
     apart: bool = False,
+    full: bool = False,
 ) -> Start:
     """Read a model into memory to train it.
 
@@ -173,6 +191,7 @@ def begin(
         key: of the run, as `engine.train` gets it.
         reference: frozen, and of the same tokens; None where there is none, or the model itself.
         apart: whether it is measured by itself, so that it may read prompts of its own.
+        full: whether weights that are all trained may be computed with as roundings.
     Raises:
         InputError: a reference with another tokenizer or template, or with run-time changes that
             cannot act.
@@ -181,13 +200,18 @@ def begin(
         same_tokens({"model": model, "reference": reference}, where=where)
         (acting if apart else refuse)(reference, model, "reference", where)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    noted = _noted(f"dtype/{key}")
-    chosen = precision.choose(model, settings, device) if distributed.leads() and not noted else ""
+    if not full:
+        settings.check_whole(where)
+    noted, chosen = _noted(f"dtype/{key}"), ""
+    if distributed.leads() and not noted:
+        chosen = precision.choose(model, settings, device, full=full)
     dtype = distributed.agree(str(noted or chosen))
-    loaded = model.load_module(dtype, device, fresh=True)
+    rounded = dtype != "float32" and not settings.rank
+    loaded = model.load_module("float32" if rounded else dtype, device, fresh=True)
+    masters = Masters(loaded.module) if rounded else None
     limit = room(loaded, settings.max_tokens)
     budget = settings.budget or (GPU_BUDGET if device == "cuda" else BUDGET)
-    return Start(where, model, reference, settings, loaded, dtype, limit, budget, key)
+    return Start(where, model, reference, settings, loaded, dtype, limit, budget, key, masters)
 
 
 def room(loaded: Loaded, wanted: int) -> int:

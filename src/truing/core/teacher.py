@@ -212,14 +212,18 @@ class Teachers:
         tokens = sum(sum(loss) for tree in gathered(trees) for _, loss in tree.rows())
         return tokens * sum(t.token_bytes for t in self.by_role.values()) / 2**30
 
-    def prepare(self, trees: Iterable[Node]) -> None:
-        """Measure all that a run needs, or leave it to its steps where that is above `HOLD`."""
-        items = list(trees)
-        size = self.size(items)
+    def prepare(self, trees: Iterable[Node], others: Iterable[Node] = ()) -> None:
+        """Measure all that a run needs, or leave it to its steps where that is above `HOLD`.
+
+        `others` are packed apart, so that they change no value of the trees.
+        """
+        items, more = list(trees), list(others)
+        size = self.size([*items, *more])
         self.by_step = size > HOLD
         current().metric(teacher_gib=round(size, 4), teacher_by_step=self.by_step)
         if not self.by_step:
             self.sweep(items)
+            self.sweep(more)
 
     def sweep(self, trees: Iterable[Node], *, keep: bool = True) -> None:
         """Measure every branch of `trees` under every teacher, in one pass each.

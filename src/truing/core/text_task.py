@@ -12,19 +12,24 @@ and all values that a batch objective sees, are those of the whole step in each 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from truing.core import distributed
-from truing.core.engine import Part
 from truing.core.frozen_trunk import PLACE, FrozenTrunk
 from truing.core.logprob import check, measure
 from truing.core.lora import Lora
+from truing.core.masters import Masters
 from truing.core.measure import blank, columns_of, joined
-from truing.core.objective import Loss, Measurements, Objective
+from truing.core.micro import Micro as Micro
+from truing.core.micro import constant, part_of
+from truing.core.objective import Measurements, Objective
+from truing.core.parts import Part
 from truing.core.reference import Reference
 from truing.core.scoring import HEAD, ScoreHead, measured
 from truing.core.teacher import Extra, Teachers, whole_vocabulary
@@ -34,21 +39,6 @@ from truing.core.tree import Node, Packed, pack, split
 from truing.core.vocab_heads import NAME, VocabHeads
 
 Steps = Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True)
-class Micro:
-    """Some units of a step: their numbers, trees, place in the step, and tokens.
-
-    An idle one is computed for the sake of the other processes and counts for nothing.
-    """
-
-    rows: Sequence[int]
-    trees: Sequence[Node]
-    place: slice
-    packed: Packed
-    ref_logp_UKT: Tensor | None = None
-    idle: bool = False
 
 
 class TextTask:
@@ -79,19 +69,22 @@ class TextTask:
     ) -> None:
         self.name, self.spec, self.settings, self.hook = spec.name, spec, dict(settings), hook
         self.units, self.module, self.frozen, self.budget = list(units), module, reference, budget
+        self.steps: Steps = ()  # rows of each update, once they are known
+        self.at_once = 0  # rows of a step that are packed together; 0 for all
         check(module)  # now, before any hook changes what the module computes
         self.lora: Lora | None = None
+        self.masters: Masters | None = None
         self.lengths_N = torch.zeros(0)
         self._other: nn.Module | None = None  # measured in place of the module without adapters
         self.teachers: Teachers | None = None
         self.head = head
         self.vocab_heads: VocabHeads | None = None
         self._held: State = {}
-        self._state: State | None = None
+        self._state: State = {}
         self._next: State | None = None
         self.device = next(module.parameters()).device
-        asked = [n for n in spec.asked(self.settings) if n != "mismatched"]
-        self.measured = tuple(n for n in asked if n != "ref_logp")
+        apart = ("mismatched", "ref_logp")
+        self.measured = tuple(n for n in spec.asked(self.settings) if n not in apart)
         self.mismatched = "mismatched" in spec.needs
         self.longest = max(u.tree().longest for u in units) if self.mismatched else 0
 
@@ -99,32 +92,51 @@ class TextTask:
         """Number of units."""
         return len(self.units)
 
+    def beside(self, units: Sequence[Unit], hook: Hook, at_once: int) -> TextTask:
+        """The same on other rows, which are measured only, so many of a step at once.
+
+        What is trained, the reference and the objective's state are this task's.
+        """
+        made = copy.copy(self)
+        made.units, made.hook, made.at_once, made.steps = list(units), hook, at_once, ()
+        if self.mismatched:
+            made.longest = max(u.tree().longest for u in units)
+        return made
+
     def adapt(self, adapters: Lora) -> None:
         """Train these adapters instead of the module's weights."""
         self.lora = adapters
 
+    def stand_behind(self, masters: Masters) -> None:
+        """Train these values, which the module computes with as roundings."""
+        self.masters = masters
+        masters.listen()
+
+    def _written(self) -> None:
+        """Let the module compute with what was put into the trained values."""
+        if self.masters is not None:
+            self.masters.write()
+
     def compare_with(self, other: nn.Module) -> None:
-        """Compare whole vocabularies with this module, not with the one without adapters."""
+        """Compare with this module while training, not with the one without adapters."""
         self._other = other
 
     def speak_with(self, heads: VocabHeads) -> None:
         """Measure each row under the output head that its column names, and train these heads."""
         self.vocab_heads = heads
 
-    def learn_from(self, teachers: Teachers, steps: Steps) -> None:
-        """Compare with these teachers from now on; what `steps` will need of them is measured."""
+    def learn_from(self, teachers: Teachers, steps: Steps, others: Sequence[Node] = ()) -> None:
+        """Compare with these teachers; what `steps` and `others` need of them is measured now."""
         self.teachers = teachers
         if self.hook.fresh:
             teachers.by_step = True
         else:
-            teachers.prepare(self._used(steps))
+            teachers.prepare(self._used(steps), others)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The adapters' parameters, or those of the module that are not frozen, and the heads'."""
-        named = (
-            self.module.named_parameters() if self.lora is None else self.lora.named_parameters()
-        )
-        named = ((n, p) for n, p in named if p.requires_grad)
+        source = self.lora or self.masters or self.module
+        named = ((n, p) for n, p in source.named_parameters() if p.requires_grad)
         head = self.head.named_parameters(HEAD) if self.head is not None else ()
         more = self.vocab_heads.named_parameters(NAME) if self.vocab_heads is not None else ()
         return {**dict(named), **dict(head), **dict(more)}
@@ -139,6 +151,11 @@ class TextTask:
         """The row's id."""
         return self.units[row].id
 
+    def groups(self) -> list[int]:
+        """Number of each row's output head; [] where there is one for all."""
+        name = self.spec.heads
+        return [int(cast(float, u.numbers[name])) for u in self.units] if name else []
+
     # The reference
 
     def _used(self, steps: Steps) -> list[Node]:
@@ -147,35 +164,35 @@ class TextTask:
 
     def measure_reference(self, module: nn.Module, steps: Steps) -> None:
         """Measure every branch that `steps` will need under `module`, in one pass."""
+        if self.hook.fresh:
+            return  # each step will have its own
         self.frozen.sweep(module, self._used(steps))
         if self.mismatched:
-            others = [
-                Node(tree.ids, tree.loss, tree.children[-1:])
-                for rows in steps
-                for tree in self._trees(rows)
-            ]
-            self.frozen.sweep(module, others)
+            trees = [tree for rows in steps for tree in self._trees(rows)]
+            self.frozen.sweep(module, [Node(t.ids, t.loss, t.children[-1:]) for t in trees])
 
     def reference(self) -> State:
         """Values of the trained parameters under a reference that moves; copied on first use."""
         if not self._held:
-            self._held = {n: p.detach().clone() for n, p in self.trained().items()}
+            self._held.update({n: p.detach().clone() for n, p in self.trained().items()})
         return self._held
 
     @contextlib.contextmanager
     def as_reference(self) -> Generator[None]:
         """The module with the moving reference's values inside the block."""
         now = {n: p.detach().clone() for n, p in self.trained().items()}
-        named = self.trained()
-        with torch.no_grad():
-            for name, value in self.reference().items():
-                named[name].copy_(value)
+        self._put(self.reference())
         try:
             yield
         finally:
-            with torch.no_grad():
-                for name, value in now.items():
-                    named[name].copy_(value)
+            self._put(now)
+
+    def _put(self, values: State) -> None:
+        named = self.trained()
+        with torch.no_grad():
+            for name, value in values.items():
+                named[name].copy_(value)
+        self._written()
 
     # Steps
 
@@ -188,8 +205,8 @@ class TextTask:
         return [u.tree([a]) for u, a in zip(units, others, strict=True)]
 
     def _columns(self, rows: Sequence[int], width: int) -> dict[str, Tensor]:
-        units = [self.units[r] for r in rows]
-        return columns_of(units, width, list(self.spec.columns), self.device)
+        names = list(self.spec.columns)
+        return columns_of([self.units[r] for r in rows], width, names, self.device)
 
     def _micro_batches(self, rows: Sequence[int], trees: Sequence[Node]) -> list[Micro]:
         """This process's units of a step in micro-batches, with what the reference says of them."""
@@ -205,6 +222,9 @@ class TextTask:
             self.teachers.sweep([t for m in made for t in m.trees], keep=False)
         if "ref_logp" not in self.spec.needs:
             return made
+        if self.hook.fresh:
+            with self._compared() as frozen:
+                self.frozen.sweep(frozen, [t for m in made for t in m.trees], keep=False)
         with self.as_reference() if self.hook.moves_reference else contextlib.nullcontext():
             return [replace(m, ref_logp_UKT=self._ref_logp(m)) for m in made]
 
@@ -231,10 +251,10 @@ class TextTask:
 
     def _measure(self, micro: Micro, grad: bool) -> Measurements:
         """Values of one micro-batch under the model, beside the reference's."""
-        packed = micro.packed
+        packed, grad = micro.packed, grad and torch.is_grad_enabled()
         sizes = [(t.longest, t.size) for t in micro.trees]
         self.lengths_N = torch.tensor([long for long, size in sizes for _ in range(size)])
-        with self.hook.forward(self) if grad else contextlib.nullcontext():
+        with self.hook.forward(self) if grad or self.hook.measures else contextlib.nullcontext():
             found = distributed.forward_of(self.module, lambda: self._found(micro, grad))
         tensors = {n: found[n] for n in self.measured}
         if micro.ref_logp_UKT is not None:
@@ -268,7 +288,7 @@ class TextTask:
     def _extras(self, micro: Micro) -> dict[str, Extra]:
         """What statistics of the vocabulary read beside it: settings, the reference, teachers."""
         numbers = {n: v for n, v in self.settings.items() if isinstance(v, (int, float))}
-        made: dict[str, Extra] = {n: _constant(float(v)) for n, v in numbers.items()}
+        made: dict[str, Extra] = {n: constant(float(v)) for n, v in numbers.items()}
         if self.spec.compares_vocabulary:
             made["ref_logp"] = self._vocabulary(micro.packed)
         if self.teachers is not None:
@@ -277,14 +297,20 @@ class TextTask:
 
     def _vocabulary(self, packed: Packed) -> Callable[[slice], Tensor]:
         """The reference's log-probabilities of the whole vocabulary, a few rows at a time."""
-        other = self._other or self.module
+        with self._compared() as frozen:
+            return whole_vocabulary(frozen, packed)
+
+    @contextlib.contextmanager
+    def _compared(self) -> Generator[nn.Module]:
+        """The module of the reference inside the block: another one, or this without adapters."""
         off = self.lora.off() if self._other is None and self.lora else contextlib.nullcontext()
         with off:
-            return whole_vocabulary(other, packed)
+            yield self._other or self.module
 
     def parts(self, rows: Sequence[int], step: int) -> Iterator[Part]:
-        """Micro-batches of a step."""
-        self.hook.before_step(self, rows, step)
+        """Micro-batches of a step; without gradients they are only measured."""
+        before = self.hook.before_step if torch.is_grad_enabled() else self.hook.before_measuring
+        before(self, rows, step)
         if self.mismatched and len(rows) == 1 and step:
             return  # one row left over at the end has nothing to be compared with: no update
         trees = self._trees(rows)
@@ -297,10 +323,12 @@ class TextTask:
         weights = [float(w.sum()) for _, _, w in empty.terms()]
         if not any(weights):
             return
-        for micro in self._micro_batches(rows, trees):
-            loss = self.spec(self._measure(micro, grad=True), self.settings)
-            part = self._part(loss, weights, micro.rows, len(rows))
-            yield Part(part.loss * 0.0, 0.0) if micro.idle else part
+        size = self.at_once or len(rows)
+        for at in range(0, len(rows), size):
+            for micro in self._micro_batches(rows[at : at + size], trees[at : at + size]):
+                loss = self.spec(self._measure(micro, grad=True), self.settings)
+                part = part_of(loss, weights, micro.rows, len(rows), self.hook.facts())
+                yield Part(part.loss * 0.0, 0.0) if micro.idle else part
 
     @property
     def _shares(self) -> bool:
@@ -308,36 +336,21 @@ class TextTask:
         noisy = type(self.hook).forward is not Hook.forward
         return not noisy and self.vocab_heads is None and PLACE not in vars(self.module)
 
-    def _part(self, loss: Loss, weights: Sequence[float], rows: Sequence[int], total: int) -> Part:
-        """This micro-batch's share: each term over its own weight in the whole step.
-
-        The engine divides by the sum of the parts' weights; these count units, so a share is given
-        times the number of units of the step.
-        """
-        shares: list[Tensor] = []
-        per_row_U: Tensor | float = 0.0
-        for (scale, value, weight), whole in zip(loss.terms(), weights, strict=True):
-            per_row_U = per_row_U + value.detach().reshape(len(rows), -1).sum(1)
-            if whole:
-                shares.append(scale * (value * weight).sum() * (total / whole))
-        named = (rows, torch.as_tensor(per_row_U))
-        said = loss.sums() | self.hook.facts()
-        return Part(torch.stack(shares).sum(), float(len(rows)), said, per_row=named)
-
     def _whole(self, micros: Sequence[Micro], count: int) -> Iterator[Part]:
         """A batch objective: its gradient at all units' values, then through the model."""
         one = len(micros) == 1 and distributed.now().size == 1
         parts = [self._measure(m, grad=one) for m in micros]
         whole = parts[0] if one else self._all(micros, parts)
         leaves = [whole.tensors[n] for n in self.measured]
-        if not one:
-            for leaf in leaves:
-                leaf.requires_grad_()
-        loss = self.spec(whole, self.settings, self._state)
+        learns = torch.is_grad_enabled() and not one
+        for leaf in leaves if learns else ():
+            leaf.requires_grad_()
+        loss = self.spec(whole, self.settings, dict(self._state) or None)
         self._next = loss.state
         value, sums = loss.total(), loss.sums()
-        if one:
-            yield Part(value * count, float(count), sums)
+        if not learns:
+            if distributed.leads():  # all have computed the whole step
+                yield Part(value * count, float(count), sums)
             return
         slopes = torch.autograd.grad(value, leaves, allow_unused=True)
         sums = sums if distributed.leads() else {}
@@ -363,27 +376,25 @@ class TextTask:
 
     def after_step(self, step: int) -> None:
         """Take on the objective's state; let the hook act."""
+        self._written()
         if self._next is not None:
-            self._state = {n: t.detach() for n, t in self._next.items()}
+            self._state.update({n: t.detach() for n, t in self._next.items()})
         self.hook.after_step(self, step)
 
     def state(self) -> State:
         """The objective's state, the hook's and a moving reference."""
-        made = {f"objective/{n}": t for n, t in (self._state or {}).items()}
+        made = {f"objective/{n}": t for n, t in self._state.items()}
         made |= {f"hook/{n}": t for n, t in self.hook.state(self).items()}
         return made | {f"reference/{n}": t for n, t in self._held.items()}
 
     def load_state(self, state: State) -> None:
-        """Take them back."""
+        """Take them back, after the trained values."""
+        self._written()
         for name, value in state.items():
             kind, _, rest = name.partition("/")
             if kind == "objective":
-                self._state = {**(self._state or {}), rest: value}
+                self._state[rest] = value
             elif kind == "hook":
                 self.hook.load_state(self, {rest: value})
             else:
                 distributed.put(self.reference()[rest], value)
-
-
-def _constant(value: float) -> Callable[[slice], Tensor]:
-    return lambda part: torch.tensor(value)

@@ -6,8 +6,9 @@ the reference is measured in one pass, the adapter or the weights become a chang
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import cast
 
@@ -16,51 +17,100 @@ from torch import nn
 from truing.changes import Adapter
 from truing.context import Json, current
 from truing.core import distributed, lora
-from truing.core.chat import Prompt
 from truing.core.engine import Order, train
 from truing.core.files import new_folder
 from truing.core.frozen_trunk import FrozenTrunk, attach
+from truing.core.held_out import INPUT, Watch
+from truing.core.held_out_rows import HeldOutRows, held_rows, told_apart
 from truing.core.loaded import Loaded, by_file_names
-from truing.core.measure import blank, columns_of
 from truing.core.memory import Beside
 from truing.core.mix import Mixture, lasting, mixed
 from truing.core.objective import Objective
 from truing.core.preflight import check_heads
+from truing.core.reading import read_units as read_units
 from truing.core.reference import Reference
-from truing.core.routers import with_biases
-from truing.core.row_kinds import as_kind, summed, takes_texts
+from truing.core.routers import with_choices
 from truing.core.scoring import ScoreHead
 from truing.core.sight import identity
-from truing.core.start import Start, begin, room
+from truing.core.start import Start, begin
 from truing.core.teacher import Teachers
 from truing.core.text_task import TextTask
 from truing.core.together import joint
 from truing.core.training import HOOKS, Hook, TextTraining
-from truing.core.training_rows import Reader, Unit
+from truing.core.training_rows import Unit
 from truing.core.vocab_heads import VocabHeads, new_heads
 from truing.core.weights import replaced
 from truing.datasets import licence_of
 from truing.errors import InputError, unknown
 from truing.models import Model
-from truing.tables import Table, content_hash, prompt_of
-
-ASKED = 256  # rows whose columns are looked at together
+from truing.tables import Table, content_hash
 
 
-def _split(
-    spec: Objective, values: Mapping[str, object]
-) -> tuple[dict[str, object], Hook, TextTraining]:
-    """The objective's own settings, its hook made with its, and the engine's."""
-    shared = {f.name for f in fields(TextTraining)}
+@dataclass(frozen=True)
+class Asked:
+    """What one training is to do, whatever its models and rows.
+
+    Args:
+        spec: the objective, with those that `mix` adds to it.
+        own: its settings.
+        mix: as it was given.
+        hooked: the hook's settings that were given.
+        hook: made with them.
+        settings: the engine's.
+        watch: when held-out rows are measured.
+    """
+
+    spec: Objective
+    own: Mapping[str, object]
+    mix: Mapping[str, object] | None
+    hooked: Mapping[str, object]
+    hook: Hook
+    settings: TextTraining
+    watch: Watch
+
+    def key(
+        self,
+        model: Model,
+        data: Table,
+        reference: Model | None,
+        teachers: Mapping[str, Model],
+        held_out: Table | None,
+    ) -> str:
+        """Hash of whatever the result depends on."""
+        parts: list[object] = [
+            self.spec.name, self.own, self.mix, self.hook.settings(), vars(self.settings),
+            model.weights_key, data.key, current().seed,
+            identity(reference) if reference is not None else "",
+            {r: identity(t) for r, t in teachers.items()},
+        ]  # fmt: skip
+        key = content_hash(parts, 8)
+        return key if held_out is None else content_hash([key, held_out.key, vars(self.watch)], 8)
+
+    def measuring(self) -> Hook:
+        """A hook of their own for rows that are measured only."""
+        kind = HOOKS[self.spec.hook] if self.spec.hook else Hook
+        return kind(**{**self.hooked, **kind.quiet})
+
+
+def _asked(spec: Objective, values: Mapping[str, object], held_out: Table | None) -> Asked:
+    """What settings ask for, checked."""
+    mix = cast("Mapping[str, object] | None", values.get("mix"))
+    spec = mixed(spec, mix)
+    shared, watching = ({f.name for f in fields(kind)} for kind in (TextTraining, Watch))
     own = {n: p.default for n, p in spec.settings.items()}
-    engine = {n: v for n, v in values.items() if n in shared}
-    rest = {n: v for n, v in values.items() if n not in shared and n not in own}
-    if rest and not spec.hook:
-        raise unknown("setting", next(iter(rest)), [*own, *shared], where=spec.name)
-    hook = HOOKS[spec.hook](**rest) if spec.hook else Hook()
-    training = TextTraining(**engine)  # type: ignore[arg-type]
+    known = {"mix", *shared, *watching, *own}
+    hooked = {n: v for n, v in values.items() if n not in known}
+    if hooked and not spec.hook:
+        raise unknown("setting", next(iter(hooked)), [*own, *shared, *watching], where=spec.name)
+    training = TextTraining(**{n: v for n, v in values.items() if n in shared})  # type: ignore[arg-type]
     training.check(spec.name)
-    return own | {n: v for n, v in values.items() if n in own}, hook, training
+    watch = Watch(**{n: v for n, v in values.items() if n in watching})  # type: ignore[arg-type]
+    watch.check(spec.name)
+    if held_out is None:
+        watch.check_unused(spec.name)
+    own |= {n: v for n, v in values.items() if n in own}
+    hook = HOOKS[spec.hook](**hooked) if spec.hook else Hook()
+    return Asked(spec, own, mix, hooked, hook, training, watch)
 
 
 def find_teachers(
@@ -119,107 +169,87 @@ def trained_model(
             made = replaced(model, ((n, t.cpu()) for n, t in held.items()), folder)
         made = made.with_licences([licence] if licence else [])
     with distributed.first_alone():
-        made = with_biases(made, module, folder.with_name(f"{folder.name}-routers"))
+        made = with_choices(made, module, folder.with_name(f"{folder.name}-routers"))
     return made.called(f"{model.name}+{name}")
 
 
-def check_columns(
-    spec: Objective, own: Mapping[str, object], units: Sequence[Unit], rows: Table
-) -> None:
-    """Raise an InputError that names the row whose columns the loss refuses."""
-
-    def ask(some: Sequence[Unit]) -> None:
-        trees = [u.tree() for u in some]
-        width = max(sum(1 for _ in tree.rows()) for tree in trees)
-        spec(blank(trees, spec.needs, columns_of(some, width, list(spec.columns))), own)
-
-    if not spec.columns or spec.unit == "batch":
-        return
-    for start in range(0, len(units), ASKED):
-        block = units[start : start + ASKED]
-        try:
-            ask(block)
-        except InputError:
-            number = {str(r["id"]): i for i, r in enumerate(rows.rows, 1)}
-            with rows.naming():
-                for unit in block:
-                    try:
-                        ask([unit])
-                    except InputError as error:
-                        error.where = f"{error.where} row {number[unit.id]}"
-                        raise
-            raise
-
-
-def read_units(
-    spec: Objective,
-    loaded: Loaded,
-    data: Table,
-    limit: int,
-    hook: Hook | None = None,
-    own: Mapping[str, object] | None = None,
-) -> tuple[list[Unit], dict[str, Json]]:
-    """What will be trained on, and what to say of how it was made.
+@dataclass(frozen=True)
+class Read:
+    """What was read of the tables.
 
     Args:
-        own: the objective's settings, which say what its columns may hold.
+        units: that are trained on.
+        held: those that are measured only, where there are any.
+        notes: what to say of them.
     """
-    rows, notes = as_kind(data, spec.rows, spec.name, texts=takes_texts(spec))
-    limit = room(loaded, limit)
-    reader = Reader(loaded.tokenizer, spec, limit)
-    if hook is not None and type(hook).rows is not Hook.rows:
-        if rows.kind == "dialogue_pair":  # answers that are written anew are single ones
-            rows = rows.expect(spec.rows, where=spec.name)
-        rows = hook.rows(reader.usable(rows), reader)
-    units = reader.read(rows)
-    check_columns(spec, own or {}, units, rows)
-    if hook is not None:
-        asks = any(n in rows.columns for n in ("prompt", "messages"))
-        prompts = {str(r["id"]): cast(Prompt, prompt_of(r)) for r in rows if asks}
-        units = hook.units(loaded, units, prompts, limit)
-    counts = {n: c for n, c in sorted(reader.counts.items()) if c}
-    return units, summed({"rows": len(units), **counts}, notes)
+
+    units: list[Unit]
+    held: HeldOutRows | None
+    notes: dict[str, Json]
+
+    @property
+    def every(self) -> list[Unit]:
+        """All of them."""
+        return [*self.units, *(self.held.units if self.held is not None else ())]
 
 
-def _compared(spec: Objective, start: Start) -> bool:
-    """Whether whole vocabularies are compared with a module of its own."""
-    return spec.compares_vocabulary and (start.reference is not None or not start.settings.rank)
+def _read(asked: Asked, start: Start, data: Table, held_out: Table | None) -> Read:
+    """Read rows to train on and held-out ones, each counted for itself."""
+    spec, own, loaded = asked.spec, asked.own, start.loaded
+    units, notes = read_units(spec, loaded, data, start.limit, asked.hook, own)
+    if isinstance(spec, Mixture):
+        notes["mix"] = spec.notes()
+    if held_out is None:
+        return Read(units, None, notes)
+    hook, named = asked.measuring(), replace(spec, name=f"{spec.name} {INPUT}")
+    with told_apart():
+        found, counts = read_units(named, loaded, held_out, start.limit, hook, own)
+    held = held_rows(spec, found, hook, asked.settings.batch)
+    twice = held.among(units)
+    if twice and distributed.leads():
+        text = f"{named.name}: warning: {twice} of {len(found)} rows are trained on, too"
+        print(f"{text}; their loss says nothing of rows that were not seen", file=sys.stderr)
+    return Read(units, held, notes | {f"{INPUT}_{n}": v for n, v in counts.items()})
+
+
+def _compared(spec: Objective, hook: Hook, start: Start) -> bool:
+    """Whether a reference of its own is asked while training: of vocabularies, or new rows."""
+    asked = spec.compares_vocabulary or (hook.fresh and spec.takes_reference)
+    return asked and (start.reference is not None or not start.settings.rank)
 
 
 def _beside(spec: Objective, hook: Hook, start: Start) -> Beside:
     """What `_task` will load: a frozen module, the reference that moves and the values in use."""
     given = spec.takes_reference and start.reference is not None
-    frozen = given or _compared(spec, start)
+    frozen = given or _compared(spec, hook, start)
     return Beside(frozen=int(frozen), moving=2 if hook.moves_reference else 0)
 
 
-def _task(
-    spec: Objective,
-    own: Mapping[str, object],
-    hook: Hook,
-    units: list[Unit],
-    start: Start,
-    taught: Teachers | None,
-) -> TextTask:
+def _task(asked: Asked, start: Start, read: Read, taught: Teachers | None) -> TextTask:
     """The task with all that it is measured and compared with, its adapters and its heads."""
     loaded, settings, context = start.loaded, start.settings, current()
+    units, held, hook = read.units, read.held, asked.hook
+    spec, own = lasting(asked.spec, asked.own, settings.total(len(units)))
     sight = start.sight() if spec.takes_reference else None
     if sight is not None:
-        sight.read(units)
-    reference = Reference((start.reference or start.model).weights_key, start.dtype, sight)
+        sight.read(read.every)
+    key = (start.reference or start.model).weights_key
+    reference = Reference(key, start.computed if sight is None else start.dtype, sight)
     head = ScoreHead.of(loaded) if "scores" in spec.needs else None
-    spec, own = lasting(spec, own, settings.total(len(units)))
     task = TextTask(
         spec, own, hook, units, loaded.module, reference, budget=start.budget, head=head
     )
-    order = Order(len(units), settings.batch, context)
+    order = Order(len(units), settings.batch, context, task.groups())
     steps = [order.step(s, settings.end(len(units))) for s in range(settings.total(len(units)))]
+    task.steps = steps
     if spec.takes_reference:
         # Before adapters are attached the module itself is the model as it was.
-        held = loaded if sight is None else sight.frozen
-        task.measure_reference(held.module, steps)
+        frozen = (loaded if sight is None else sight.frozen).module
+        task.measure_reference(frozen, steps)
+        if held is not None:
+            held.view(task).measure_reference(frozen, held.steps)
     if taught is not None:
-        task.learn_from(taught, steps)
+        task.learn_from(taught, steps, held.trees if held is not None else ())
     if spec.heads:
         task.speak_with(find_heads(loaded, own, context.stream("heads") % 2**31))
     adapters = attach(loaded.module, settings, context.stream("adapter") % 2**31)
@@ -227,12 +257,42 @@ def _task(
         task.adapt(adapters)
     if settings.layers:
         key = loaded.model.weights_key
-        task.stand_on(FrozenTrunk(loaded.module, settings.layers, key, start.dtype), steps)
-    if _compared(spec, start):
-        task.compare_with(start.frozen().module)
-    if not settings.rank and not hook.fresh:  # whoever draws answers in between needs whole weights
-        distributed.shard(loaded.module)
+        trunk = FrozenTrunk(loaded.module, settings.layers, key, start.computed)
+        task.stand_on(trunk, steps)
+        if held is not None:
+            with told_apart():
+                held.view(task).stand_on(trunk, held.steps)
+    if _compared(spec, hook, start):
+        task.compare_with((start.frozen() if sight is None else sight.frozen).module)
+    _spread(task, start)
     return task
+
+
+def _spread(task: TextTask, start: Start) -> None:
+    """Shard weights that are all trained over the processes, or train what stands behind them."""
+    masters, sharded = start.masters, not start.settings.rank
+    # Whoever draws answers in between needs whole weights.
+    sharded = sharded and not task.hook.fresh and distributed.now().size > 1
+    if masters is not None and sharded:
+        masters.release()
+    elif masters is not None:
+        task.stand_behind(masters)
+    if sharded:
+        distributed.shard(start.loaded.module, half=masters is not None)
+
+
+def _made(task: TextTask, model: Model, data: Table, folder: Path) -> Model:
+    """The model that the task has trained, with its heads."""
+    if task.masters is not None:
+        task.masters.release()
+    made = trained_model(model, task.module, task.lora, folder, data, task.name)
+    with distributed.first_alone():
+        if task.vocab_heads is not None:
+            made = task.vocab_heads.added_to(made, folder.with_name(f"{folder.name}-heads"))
+        if task.head is not None:
+            sort = "steps" if task.spec.rows == "steps" else "answers"
+            made = task.head.added_to(made, folder.with_name(f"{folder.name}-head"), sort)
+    return made
 
 
 @joint
@@ -243,6 +303,7 @@ def train_model(
     reference: Model | None,
     values: Mapping[str, object],
     teachers: Mapping[str, Model] | None = None,
+    held_out: Table | None = None,
 ) -> Model:
     """Train `model` on `data` by an objective.
 
@@ -254,47 +315,36 @@ def train_model(
             prefix, rewriter and edits act, as those of teachers do (`core.sight`).
         values: the objective's, its hook's and the engine's settings by name, and `mix`.
         teachers: frozen models by their role in the objective.
+        held_out: rows like those of `data` that are not trained on, but measured meanwhile.
     Returns:
         the model with an adapter, or with new weights when `rank` is 0.
     Raises:
         InputError: wrong rows, settings or template; a reference with another tokenizer.
         Stopped: a loss that is not finite.
     """
-    mix = cast("Mapping[str, object] | None", values.get("mix"))
-    spec = mixed(spec, mix)
-    own, hook, settings = _split(spec, {n: v for n, v in values.items() if n != "mix"})
-    check_heads(spec, own, data)
-    key = content_hash(
-        [spec.name, own, mix, hook.settings(), vars(settings), model.weights_key, data.key,
-         current().seed, identity(reference) if reference is not None else "",
-         {r: identity(t) for r, t in (teachers or {}).items()}], 8
-    )  # fmt: skip
+    asked = _asked(spec, values, held_out)
+    spec, hook, settings = asked.spec, asked.hook, asked.settings
+    check_heads(spec, asked.own, data, spec.name)
+    if held_out is not None:
+        check_heads(spec, asked.own, held_out, f"{spec.name} {INPUT}", every=False)
+    key = asked.key(model, data, reference, teachers or {}, held_out)
     apart = not (spec.compares_vocabulary or hook.moves_reference)
-    start = begin(model, settings, spec.name, key=key, reference=reference, apart=apart)
-    taught = find_teachers(spec, start.loaded, teachers or {}, own, start.dtype)
-    units, notes = read_units(spec, start.loaded, data, start.limit, hook, own)
+    start = begin(model, settings, spec.name, key=key, reference=reference, apart=apart, full=True)
+    taught = find_teachers(spec, start.loaded, teachers or {}, asked.own, start.dtype)
+    read = _read(asked, start, data, held_out)
     if taught is not None:
-        taught.read(units)
-    if isinstance(spec, Mixture):
-        notes["mix"] = spec.notes()
-    trees = [u.tree() for u in units]
-    largest = max(t.size for t in trees)
+        taught.read(read.every)
+    trees = [u.tree() for u in read.units]
     start.check(
         trees,
-        largest,
-        notes,
+        max(t.size for t in trees),
+        read.notes,
         ended=not spec.answers_end,
         shown=2,
         beside=_beside(spec, hook, start),
+        held=read.held.trees if read.held is not None else (),
     )
-    task = _task(spec, own, hook, units, start, taught)
-    train(task, settings, key=key, peak=settings.peak)
-    folder = distributed.agree(current().folder) / f"{spec.name}-{key}"
-    made = trained_model(model, task.module, task.lora, folder, data, spec.name)
-    with distributed.first_alone():
-        if task.vocab_heads is not None:
-            made = task.vocab_heads.added_to(made, folder.with_name(f"{folder.name}-heads"))
-        if task.head is not None:
-            sort = "steps" if spec.rows == "steps" else "answers"
-            made = task.head.added_to(made, folder.with_name(f"{folder.name}-head"), sort)
-    return made
+    task = _task(asked, start, read, taught)
+    held = read.held.watched(task, asked.watch) if read.held is not None else None
+    train(task, settings, key=key, peak=settings.peak, held=held)
+    return _made(task, model, data, distributed.agree(current().folder) / f"{spec.name}-{key}")

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -139,9 +139,10 @@ class TextTraining(Training):
         gradient_checkpointing: keep the inputs of blocks alone and compute the rest again in the
             backward pass, which costs a second forward pass and changes no result; auto does so
             where the run would not fit into memory otherwise.
-        dtype: that the model is computed in. auto takes bfloat16 under an adapter where a probe
-            says that this machine is markedly quicker with it. Adapters, optimizer and losses are
-            in float32 throughout, and so is a model whose own weights are trained.
+        dtype: that the model is computed in. auto takes bfloat16 where a probe says that this
+            machine is markedly quicker with it. What is trained, gradients, optimizer and losses
+            are in float32 throughout: weights that are trained themselves are computed with as
+            their roundings to bfloat16.
     """
 
     rank: int = 16
@@ -173,10 +174,13 @@ class TextTraining(Training):
             raise InputError(
                 "setting 'targets' names no layer", where=where, fix="Leave it out for all"
             )
+
+    def check_whole(self, where: str) -> None:
+        """Raise an InputError for weights that would be trained in bfloat16 themselves."""
         if self.dtype == "bfloat16" and not self.rank:
             raise InputError(
-                "setting 'dtype' must be float32 where all weights are trained: small updates "
-                "would be rounded away",
+                "setting 'dtype' must be float32 where this method trains all weights: small "
+                "updates would be rounded away",
                 where=where,
                 seen=self.dtype,
                 fix="Train an adapter (rank above 0), or leave out dtype",
@@ -198,6 +202,7 @@ class Tuned(Protocol):
 
     module: nn.Module
     units: list[Unit]
+    steps: Sequence[Sequence[int]]  # numbers of the rows of each update
     lengths_N: Tensor  # tokens of the row that each token of the micro-batch belongs to
 
     def trained(self) -> Mapping[str, Tensor]:
@@ -213,9 +218,11 @@ class Hook:
     """Base of the hooks: does nothing."""
 
     moves_reference = False
-    fresh = False  # the rows are others at each step
+    fresh = False  # rows change while training goes on
     added = 0  # branches put after a row's own
     measures: tuple[str, ...] = ()  # measurements that it takes itself
+    # Settings that stand in where rows are only measured.
+    quiet: ClassVar[Mapping[str, object]] = {}
 
     def settings(self) -> dict[str, object]:
         """Its settings by name."""
@@ -238,8 +245,14 @@ class Hook:
     def before_step(self, task: Tuned, rows: Sequence[int], step: int) -> None:
         """Called before update `step` (from 0) with the numbers of its rows."""
 
+    def before_measuring(self, task: Tuned, rows: Sequence[int], step: int) -> None:
+        """Called in its place after update `step` for rows that are not trained on."""
+
     def forward(self, task: Tuned) -> AbstractContextManager[object]:
-        """Wrapped around every forward pass that gradients flow through."""
+        """Wrapped around every forward pass that gradients flow through.
+
+        And around those that take its own `measures`.
+        """
         return contextlib.nullcontext()
 
     def measured(self, packed: Packed) -> dict[str, Tensor]:
@@ -310,6 +323,8 @@ class NoisyEmbeddings(Hook):
     Args:
         noise: alpha; each entry gets noise in +- alpha / sqrt(L * D) for L tokens of width D.
     """
+
+    quiet: ClassVar[Mapping[str, object]] = {"noise": 0.0}
 
     def __init__(self, *, noise: float = 5.0) -> None:
         if noise < 0:

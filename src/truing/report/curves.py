@@ -21,18 +21,20 @@ LABELS = {
     "grad_norm": "gradient norm",
 }
 APART = ("at", "step", "seconds", "receipt")
+HELD = "held_out/"  # before the name of what was measured on rows that are not trained on
 MOST = 12  # curves of one step
 TABLE_ROWS = 40
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric over the updates of a step."""
+    """One metric over the updates of a step; `held` is its last value on held-out rows, or ""."""
 
     name: str
     label: str
     last: str
     chart: Markup
+    held: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ class Training:
     rows: Sequence[Sequence[str]]
     notes: Sequence[tuple[str, str]]
     receipt: str
+
+    @property
+    def held(self) -> bool:
+        """Whether a curve has held-out values."""
+        return any(curve.held for curve in self.curves)
 
 
 def tidy(number: float) -> str:
@@ -92,6 +99,7 @@ def _at(row: Facts) -> float:
 
 def _drawable(rows: Sequence[Facts]) -> list[str]:
     names = list(dict.fromkeys(n for row in rows for n in row if n not in APART))
+    names = [n for n in names if n.removeprefix(HELD) == n or n.removeprefix(HELD) not in names]
     usable = [n for n in names if sum(math.isfinite(v) for _, v in points(rows, n)) > 0]
     return [*(n for n in FIRST if n in usable), *(n for n in usable if n not in FIRST)][:MOST]
 
@@ -103,14 +111,21 @@ def _label(name: str, names: Sequence[str]) -> str:
 
 
 def _curve(step: str, rows: Sequence[Facts], name: str, label: str) -> Curve:
-    values = points(rows, name)
-    up = svg.Scale.around([v for _, v in values], 3)
+    values, held = points(rows, name), points(rows, HELD + name)
+    up = svg.Scale.around([v for _, v in (*values, *held)], 3)
     finite = [v for _, v in values if math.isfinite(v)]
-    said = f"{step}, {label}: from {tidy(finite[0])} to {tidy(finite[-1])} in {len(rows)} updates"
+    said = f"{step}, {label}: from {tidy(finite[0])} to {tidy(finite[-1])} in {_many(rows)} updates"
+    if held:
+        said += f"; held out from {tidy(held[0][1])} to {tidy(held[-1][1])}"
     ticks = [tidy(t) for t in up.ticks]
     # The learning rate follows a schedule: a running mean would only round its corners.
-    chart = svg.curve(values, said, name, ticks, up, smooth=name != "lr")
-    return Curve(name, label, tidy(finite[-1]), chart)
+    chart = svg.curve(values, said, name, ticks, up, smooth=name != "lr", held=held)
+    return Curve(name, label, tidy(finite[-1]), chart, tidy(held[-1][1]) if held else "")
+
+
+def _many(rows: Sequence[Facts]) -> int:
+    """How many updates were made: before the first of them held-out rows alone are measured."""
+    return sum(any(n not in APART and not n.startswith(HELD) for n in row) for row in rows)
 
 
 def _notes(rows: Sequence[Facts]) -> tuple[list[tuple[str, str]], str]:
@@ -124,7 +139,7 @@ def _notes(rows: Sequence[Facts]) -> tuple[list[tuple[str, str]], str]:
 
 def trainings(metrics: Sequence[Facts]) -> list[Training]:
     """One entry for each step that observed updates."""
-    made: list[Training] = []
+    found: list[Training] = []
     for step, rows in of_step(metrics).items():
         ordered = updates(rows)
         names = _drawable(ordered)
@@ -132,11 +147,18 @@ def trainings(metrics: Sequence[Facts]) -> list[Training]:
             continue
         notes, receipt = _notes(rows)
         stride = max(1, math.ceil(len(ordered) / TABLE_ROWS))
-        listed = [r for i, r in enumerate(ordered) if i % stride == 0 or r is ordered[-1]]
-        table = [[tidy(_at(r)), *(_cell(r.get(n)) for n in names)] for r in listed]
+        measured = sorted({n for row in ordered for n in row if n.startswith(HELD)} - set(names))
+        listed = [
+            row
+            for i, row in enumerate(ordered)
+            if i % stride == 0 or row is ordered[-1] or any(n in row for n in measured)
+        ]
+        columns = [*names, *measured]
+        table = [[tidy(_at(r)), *(_cell(r.get(n)) for n in columns)] for r in listed]
         curves = [_curve(step, ordered, n, _label(n, names)) for n in names]
-        made.append(Training(step, len(ordered), curves, ["step", *names], table, notes, receipt))
-    return made
+        told = Training(step, _many(ordered), curves, ["step", *columns], table, notes, receipt)
+        found.append(told)
+    return found
 
 
 def _cell(value: object) -> str:

@@ -213,8 +213,31 @@ def _line(points: Points, across: Scale, up: Scale, kind: str) -> Markup:
     return tag("path", d=_path(points, across, up), class_=kind, vector_effect="non-scaling-stroke")
 
 
+def _spots(points: Points, across: Scale, up: Scale, name_of: str) -> list[Markup]:
+    """A dot with a tooltip for each finite value."""
+    return [
+        tag(
+            "circle",
+            tag("title", f"step {x:g}: {name_of} {y:.5g}"),
+            cx=f"{across.at(x)}%",
+            cy=round(CURVE_HEIGHT * (1 - up.at(y) / 100), 1),
+            r=4,
+            class_="spot",
+        )
+        for x, y in points
+        if math.isfinite(y)
+    ]
+
+
 def curve(
-    points: Points, label: str, name_of: str, ticks: Sequence[str], up: Scale, *, smooth: bool
+    points: Points,
+    label: str,
+    name_of: str,
+    ticks: Sequence[str],
+    up: Scale,
+    *,
+    smooth: bool,
+    held: Points = (),
 ) -> Markup:
     """A line over training steps with its y axis; gaps where a value is not finite.
 
@@ -224,8 +247,11 @@ def curve(
         name_of: of the value, for tooltips.
         ticks: labels of `up.ticks`.
         smooth: draw running means over the values, where there are many.
+        held: (step, value) on held-out rows, rising: a second line, of dots.
     """
-    across = Scale(points[0][0], max(points[-1][0], points[0][0] + 1), ())
+    steps = [x for x, _ in (*points, *held)]
+    first, end = min(steps), max(steps)
+    across = Scale(first, max(end, first + 1), ())
     marks: list[Markup] = []
     for tick, text in zip(up.ticks, ticks, strict=True):
         y = round(CURVE_HEIGHT * (1 - up.at(tick) / 100), 1)
@@ -236,6 +262,8 @@ def curve(
     lines = [_line(thinned(points), across, up, raw)]
     if smooth:
         lines.append(_line(thinned(smoothed(points)), across, up, "line"))
+    if held:
+        lines.append(_line(held, across, up, "line held"))
     marks.append(
         tag(
             "svg",
@@ -262,7 +290,8 @@ def curve(
                     class_="hit last" if last else "hit",
                 )
             )
-    for place, anchor in ((points[0][0], "start"), (points[-1][0], "end")):
+    marks += _spots(held, across, up, f"held-out {name_of}")
+    for place, anchor in ((first, "start"), (end, "end")):
         marks.append(tag("text", f"step {place:g}" if anchor == "start" else f"{place:g}",
                          x=f"{across.at(place)}%", y=CURVE_HEIGHT + 17, text_anchor=anchor,
                          class_="tick"))  # fmt: skip

@@ -1,0 +1,94 @@
+"""Held-out rows of a language model's training: read as the training rows are, measured as a step.
+
+The loss is that of one step over all of them: the mean over their tokens, pairs or groups, whatever
+the batch size. An objective that compares the rows of a step with each other gets steps of about
+`batch` rows, drawn once in a run, and the mean over them by rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from truing.context import Context, Json, current, use
+from truing.core.held_out import INPUT, HeldOut, Watch
+from truing.core.objective import Objective
+from truing.core.training import Hook
+from truing.core.training_rows import Unit
+from truing.core.tree import Node
+from truing.errors import InputError
+
+if TYPE_CHECKING:
+    from truing.core.text_task import TextTask
+
+
+@contextlib.contextmanager
+def told_apart() -> Generator[None]:
+    """What is observed inside is of held-out rows, and named so; seeds and progress stay."""
+    outer = current()
+
+    def metric(values: dict[str, Json]) -> None:
+        outer.metric(**{f"{INPUT}_{name}": value for name, value in values.items()})
+
+    with use(Context(outer.seed, outer.folder, outer.progress, metric, outer.name)):
+        yield
+
+
+@dataclass(frozen=True)
+class HeldOutRows:
+    """Rows that are not trained on.
+
+    Args:
+        units: as token branches.
+        hook: the method's, of their own, without what is random in training alone.
+        steps: numbers of the units that are computed as one step each.
+        batch: rows that are computed at once, whatever the step.
+    """
+
+    units: list[Unit]
+    hook: Hook
+    steps: list[list[int]]
+    batch: int
+
+    @property
+    def trees(self) -> list[Node]:
+        """Their trees, as they are."""
+        return [unit.tree() for unit in self.units]
+
+    def view(self, task: TextTask) -> TextTask:
+        """The task as it is now, on these rows."""
+        return task.beside(self.units, self.hook, self.batch)
+
+    def watched(self, task: TextTask, watch: Watch) -> HeldOut:
+        """What the loop measures, once the task is complete."""
+        return HeldOut(self.view(task), self.steps, watch)
+
+    def among(self, units: Sequence[Unit]) -> int:
+        """How many of them are among rows that are trained on."""
+        known = {unit.tree() for unit in units}
+        return sum(tree in known for tree in self.trees)
+
+
+def held_rows(spec: Objective, units: list[Unit], hook: Hook, batch: int) -> HeldOutRows:
+    """The rows with the steps that an objective measures them in.
+
+    Raises:
+        InputError: a single row, where answers are compared with those of other rows.
+    """
+    if "mismatched" in spec.needs and len(units) < 2:
+        raise InputError(
+            "needs two held-out rows at least: answers are compared with those of other rows",
+            where=f"{spec.name} {INPUT}",
+            seen=len(units),
+        )
+    steps = [list(range(len(units)))]
+    if spec.unit == "batch" or "mismatched" in spec.needs:
+        source = torch.Generator().manual_seed(current().stream(INPUT))
+        drawn = torch.randperm(len(units), generator=source)
+        # None of them much smaller than in training: a sorted batch of one compares nothing.
+        steps = [part.tolist() for part in drawn.tensor_split(max(1, len(units) // batch))]
+    return HeldOutRows(units, hook, steps, batch)

@@ -1,0 +1,78 @@
+"""Tables as what an objective trains on: converted, made tokens, and its columns looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from truing.context import Json
+from truing.core.chat import Prompt
+from truing.core.loaded import Loaded
+from truing.core.measure import blank, columns_of
+from truing.core.objective import Objective
+from truing.core.row_kinds import as_kind, summed, takes_texts
+from truing.core.start import room
+from truing.core.training import Hook
+from truing.core.training_rows import Reader, Unit
+from truing.errors import InputError
+from truing.tables import Table, prompt_of
+
+ASKED = 256  # rows whose columns are looked at together
+
+
+def check_columns(
+    spec: Objective, own: Mapping[str, object], units: Sequence[Unit], rows: Table
+) -> None:
+    """Raise an InputError that names the row whose columns the loss refuses."""
+
+    def ask(some: Sequence[Unit]) -> None:
+        trees = [u.tree() for u in some]
+        width = max(sum(1 for _ in tree.rows()) for tree in trees)
+        spec(blank(trees, spec.needs, columns_of(some, width, list(spec.columns))), own)
+
+    if not spec.columns or spec.unit == "batch":
+        return
+    for start in range(0, len(units), ASKED):
+        block = units[start : start + ASKED]
+        try:
+            ask(block)
+        except InputError:
+            number = {str(r["id"]): i for i, r in enumerate(rows.rows, 1)}
+            with rows.naming():
+                for unit in block:
+                    try:
+                        ask([unit])
+                    except InputError as error:
+                        error.where = f"{error.where} row {number[unit.id]}"
+                        raise
+            raise
+
+
+def read_units(
+    spec: Objective,
+    loaded: Loaded,
+    data: Table,
+    limit: int,
+    hook: Hook | None = None,
+    own: Mapping[str, object] | None = None,
+) -> tuple[list[Unit], dict[str, Json]]:
+    """What will be trained on, and what to say of how it was made.
+
+    Args:
+        own: the objective's settings, which say what its columns may hold.
+    """
+    rows, notes = as_kind(data, spec.rows, spec.name, texts=takes_texts(spec))
+    limit = room(loaded, limit)
+    reader = Reader(loaded.tokenizer, spec, limit)
+    if hook is not None and type(hook).rows is not Hook.rows:
+        if rows.kind == "dialogue_pair":  # answers that are written anew are single ones
+            rows = rows.expect(spec.rows, where=spec.name)
+        rows = hook.rows(reader.usable(rows), reader)
+    units = reader.read(rows)
+    check_columns(spec, own or {}, units, rows)
+    if hook is not None:
+        asks = any(n in rows.columns for n in ("prompt", "messages"))
+        prompts = {str(r["id"]): cast(Prompt, prompt_of(r)) for r in rows if asks}
+        units = hook.units(loaded, units, prompts, limit)
+    counts = {n: c for n, c in sorted(reader.counts.items()) if c}
+    return units, summed({"rows": len(units), **counts}, notes)
