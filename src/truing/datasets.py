@@ -3,15 +3,15 @@
 A name is looked up in the repository's own `data/` (small, free sets), then in the mirror that
 TRUING_DATA names: a folder whose index.json lists sets, files, checksums and licences. Other
 sources are said outright: "https://...#sha256=..." (downloaded once, checked) and "hub:owner/set"
-(the Hugging Face hub). `name/part` picks one file of a set. Sets for non-commercial use are read
-from TRUING_DATA only.
+(the Hugging Face hub; with "/split", "/file" or a pattern where it has several tables). `name/part`
+picks one file of a set. Sets for non-commercial use are read from TRUING_DATA only.
 """
 
 from __future__ import annotations
 
 import gzip
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -214,7 +214,7 @@ def _kind_of(row: Row, file: File) -> str:
 
 
 def read(name: str, kind: str = "", *, limit: int = 0) -> Table:
-    """A table from a set's name, "name/part", an address or "hub:owner/set[/file]".
+    """A table from a set's name, "name/part", an address or "hub:owner/set[/file or split]".
 
     Args:
         name: see `truing data`.
@@ -229,9 +229,8 @@ def read(name: str, kind: str = "", *, limit: int = 0) -> Table:
     if name.startswith(("https://", "http://", "hub:")):
         from truing.core import remote
 
-        file, licence = remote.fetch_data(name)
-        table = tablefiles.read(file, kind, limit=limit)
-        return table.with_lineage(source=name, licence=licence)
+        found, licence = remote.fetch_data(name)
+        return _joined(found, kind, limit).with_lineage(source=name, licence=licence)
     head, _, part = name.partition("/")
     entry = _find(head)
     file = _choose(entry, part)
@@ -257,6 +256,19 @@ def read(name: str, kind: str = "", *, limit: int = 0) -> Table:
     found = SHAPES[key][0] if key in SHAPES else _kind_of(rows[0], file) if rows else ""
     table = Table(found, rows, where=key, numbers=numbers, allow_empty=False)
     return table.expect(kind, where=f"data set {name}") if kind else table
+
+
+def _joined(shards: Sequence[Path], kind: str, limit: int) -> Table:
+    """The rows of several files, in their order, as one table."""
+    tables: list[Table] = []
+    for shard in shards:
+        have = sum(map(len, tables))
+        if limit and have >= limit:
+            break
+        tables.append(tablefiles.read(shard, kind, limit=limit - have if limit else 0))
+    if len(tables) == 1:
+        return tables[0]
+    return Table(tables[0].kind, [row for table in tables for row in table], where=str(shards[0]))
 
 
 _warned: set[str] = set()  # sets whose licence was told of in this process

@@ -1,7 +1,8 @@
-"""Models of the Hugging Face hub, from a server of our own: a part in the cache is completed."""
+"""Models and data of the Hugging Face hub, from a server of our own."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -18,17 +19,21 @@ from truing.core import fetch
 from truing.core.weights import INDEX, write
 from truing.errors import InputError
 from truing.models import Model
+from truing.tables import Table
 
 NAME, COMMIT = "some/model", "c" * 40
 TOKENS = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 class Hub(ThreadingHTTPServer):
-    """As much of the hub as a snapshot needs: one repository at one commit."""
+    """As much of the hub as a snapshot needs: one repository at one commit.
 
-    def __init__(self, folder: Path) -> None:
+    Its files are a model's, or with `sort` "datasets" those of a data set.
+    """
+
+    def __init__(self, folder: Path, sort: str = "models") -> None:
         super().__init__(("127.0.0.1", 0), Answers)
-        self.folder = folder
+        self.folder, self.sort = folder, sort
         self.asked: list[str] = []
 
 
@@ -53,17 +58,23 @@ class Answers(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         self.hub.asked.append(path)
-        files = {p.name: p.read_bytes() for p in self.hub.folder.iterdir()}
-        if path == f"/api/models/{NAME}/revision/main":
+        folder, sort = self.hub.folder, self.hub.sort
+        found = [p for p in folder.rglob("*") if p.is_file()]
+        files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
+        place = f"/{'' if sort == 'models' else sort + '/'}{NAME}/resolve/{COMMIT}/"
+        if path == f"/api/{sort}/{NAME}/revision/main":
             self._answer(json.dumps({"id": NAME, "sha": COMMIT}).encode())
-        elif path == f"/api/models/{NAME}/tree/{COMMIT}":
+        elif path == f"/api/{sort}/{NAME}":
+            told = {"id": NAME, "sha": COMMIT, "siblings": [{"rfilename": n} for n in files]}
+            self._answer(json.dumps(told).encode())
+        elif path == f"/api/{sort}/{NAME}/tree/{COMMIT}":
             listed = [
                 {"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()}
                 for n, b in files.items()
             ]
             self._answer(json.dumps(listed).encode(), Content_Type="application/json")
-        elif path.startswith(f"/{NAME}/resolve/{COMMIT}/") and path.rpartition("/")[2] in files:
-            body = files[path.rpartition("/")[2]]
+        elif path.startswith(place) and path.removeprefix(place) in files:
+            body = files[path.removeprefix(place)]
             tag = hashlib.sha1(body).hexdigest()
             self._answer(body, ETag=f'"{tag}"', X_Repo_Commit=COMMIT)
         else:
@@ -83,17 +94,25 @@ def point(monkeypatch: pytest.MonkeyPatch, cache: Path, port: int) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
 
 
+@contextlib.contextmanager
+def running(server: Hub) -> Iterator[Hub]:
+    """A hub that answers inside the block."""
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 @pytest.fixture
 def hub(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub that can be reached."""
-    server = Hub(tiny_path)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    point(monkeypatch, tmp_path / "cache", server.server_address[1])
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with running(Hub(tiny_path)) as server:
+        point(monkeypatch, tmp_path / "cache", server.server_address[1])
+        yield server
 
 
 @pytest.fixture
@@ -163,3 +182,63 @@ def test_a_whole_model_needs_no_network(tmp_path: Path, tiny_path: Path) -> None
         (snapshot / name).unlink()
     # It may be one without a tokenizer.
     assert fetch.from_hub(NAME).resolve() == snapshot.resolve()
+
+
+@pytest.fixture
+def data_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with a set of two splits, one in three shards, and a file that is no table."""
+    folder = tmp_path / "set"
+    (folder / "data").mkdir(parents=True)
+    (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+    (folder / "picture.png").write_bytes(b"none")
+    names = [f"data/train_sft-0000{i}-of-00003.jsonl" for i in range(3)] + ["data/test.jsonl"]
+    for i, name in enumerate(names):
+        rows = [{"prompt": f"q{i}{k}", "completion": "a"} for k in range(2)]
+        (folder / name).write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with running(Hub(folder, "datasets")) as server:
+        point(monkeypatch, tmp_path / "cache", server.server_address[1])
+        yield server
+
+
+TRAIN = ["q00", "q01", "q10", "q11", "q20", "q21"]
+
+
+@pytest.mark.parametrize(
+    ("name", "prompts"),
+    [("train_sft", TRAIN), ("data/train_sft", TRAIN), ("data/train*", TRAIN),
+     ("data/train_sft-00001-of-00003.jsonl", TRAIN[2:4]), ("test", ["q30", "q31"])],
+)  # fmt: skip
+def test_a_split_is_one_table(data_hub: Hub, name: str, prompts: list[str]) -> None:
+    table = Table.read(f"hub:{NAME}/{name}")
+    assert [r["prompt"] for r in table] == prompts
+    assert all(r["lineage"]["licence"] == "cc-by-4.0" for r in table)  # type: ignore[index]
+    fetched = [a for a in data_hub.asked if "/resolve/" in a and a.endswith(".jsonl")]
+    wanted = {"test.jsonl"} if name == "test" else {p for p in map(_last, fetched) if "train" in p}
+    assert set(map(_last, fetched)) == wanted  # nothing else was downloaded
+    assert len(Table.read(f"hub:{NAME}/{name}", limit=1)) == 1
+
+
+def _last(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("", r"several tables.*data/train_sft \(3 files\)"), ("/valid", "no file or split 'valid'")],
+)
+def test_which_table_is_asked_before_anything_is_downloaded(
+    data_hub: Hub, name: str, told: str
+) -> None:
+    with pytest.raises(InputError, match=told):
+        Table.read(f"hub:{NAME}{name}")
+    assert not any("/resolve/" in a for a in data_hub.asked)
+
+
+def test_data_in_the_cache_need_no_network(
+    data_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Table.read(f"hub:{NAME}/test")
+    point(monkeypatch, tmp_path / "cache", 9)
+    assert [r["prompt"] for r in Table.read(f"hub:{NAME}/test")] == [r["prompt"] for r in first]
+    with pytest.raises(InputError, match="no file or split 'train_sft'"):
+        Table.read(f"hub:{NAME}/train_sft")  # not in the cache

@@ -1,24 +1,33 @@
-"""Data from outside: one file by address and checksum, or from the Hugging Face hub."""
+"""Data from outside: one file by address and checksum, or from the Hugging Face hub.
+
+Of a set on the hub only what was asked for is downloaded: a file, the files that a pattern such as
+"data/train*" matches, or a split by the name that its files begin with, whose shards
+("train_sft-00000-of-00003.parquet") are one table.
+"""
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import tempfile
 import urllib.parse
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 
 from truing.core import files
+from truing.dataindex import TABLES
 from truing.errors import InputError
 
 TIMEOUT = 60.0  # seconds without a byte
+SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
 
 
-def fetch_data(source: str) -> tuple[Path, str]:
-    """(file, licence) of "https://...#sha256=HEX" or "hub:owner/set[/file]"."""
+def fetch_data(source: str) -> tuple[list[Path], str]:
+    """(files, licence) of "https://...#sha256=HEX" or "hub:owner/set[/file, pattern or split]"."""
     if source.startswith("hub:"):
         return _from_hub(source.removeprefix("hub:"))
-    return _from_address(source), "unknown"
+    return [_from_address(source)], "unknown"
 
 
 def _from_address(source: str) -> Path:
@@ -66,20 +75,22 @@ def _from_address(source: str) -> Path:
     return target
 
 
-def _from_hub(name: str) -> tuple[Path, str]:
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+def _from_hub(name: str) -> tuple[list[Path], str]:
+    from huggingface_hub import snapshot_download
+
+    from truing.core.opening import stated_licence
 
     owner, _, rest = name.partition("/")
-    set_name, _, file = rest.partition("/")
+    set_name, _, wanted = rest.partition("/")
     repository = f"{owner}/{set_name}"
-    wanted = ["*.parquet", "*.jsonl", "*.jsonl.gz", "*.csv", "README.md"]
     try:
-        if file:
-            found = Path(hf_hub_download(repository, file, repo_type="dataset"))
-            return found, "unknown"
-        folder = Path(snapshot_download(repository, repo_type="dataset", allow_patterns=wanted))
-    except (OSError, ValueError, HfHubHTTPError) as error:
+        found = _chosen(_listed(repository), wanted, repository)
+        patterns = [*found, "README.md"]
+        folder = Path(snapshot_download(repository, repo_type="dataset", allow_patterns=patterns))
+        missing = [n for n in found if not (folder / n).is_file()]
+        if missing:
+            raise OSError(f"{missing[0]} is not in the cache")
+    except (OSError, ValueError) as error:  # the hub's own errors are OSErrors
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"the data set {repository!r} could not be had from the Hugging Face hub",
@@ -87,14 +98,57 @@ def _from_hub(name: str) -> tuple[Path, str]:
             seen=first,
             fix="Check the spelling and the network, or download the file and give its path",
         ) from None
-    from truing.core.opening import stated_licence
+    return [folder / n for n in found], stated_licence(folder) or "unknown"
 
-    tables = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "README.md")
-    if len(tables) != 1:
-        raise InputError(
-            "the set has several files" if tables else "the set has no file that can be read",
-            where=f"hub:{repository}",
-            seen=[str(p.relative_to(folder)) for p in tables][:12],
-            fix=f"Say which: hub:{repository}/FILE",
-        )
-    return tables[0], stated_licence(folder) or "unknown"
+
+def _listed(repository: str) -> list[str]:
+    """The set's files that can be tables; without a network those in the cache."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        names = [s.rfilename for s in HfApi().dataset_info(repository).siblings or ()]
+    except Exception as error:  # the network's are of whatever library the hub's client uses
+        try:
+            # Of a set that is there in part, the part is asked for that always comes along.
+            cached = snapshot_download(
+                repository, repo_type="dataset", allow_patterns="README.md", local_files_only=True
+            )
+        except OSError:
+            raise OSError(str(error)) from None
+        here = Path(cached)
+        names = [p.relative_to(here).as_posix() for p in here.rglob("*") if p.is_file()]
+    return sorted(n for n in names if n.endswith(TABLES))
+
+
+def _chosen(names: Sequence[str], wanted: str, repository: str) -> list[str]:
+    """The files that are meant, those of one table; an InputError that names the choice."""
+    splits: dict[str, list[str]] = {}
+    for name in names:
+        splits.setdefault(_split(name), []).append(name)
+    if wanted in names:
+        return [wanted]
+    if wanted and (matching := fnmatch.filter(names, wanted)):
+        return matching
+    near = [s for s in splits if not wanted or wanted in (s, PurePosixPath(s).name)]
+    if len(near) == 1:
+        return splits[near[0]]
+    seen = [f"{s} ({len(splits[s])} files)" if len(splits[s]) > 1 else s for s in near or splits]
+    if not splits:
+        why = "the set has no file that can be read"
+    elif not near:
+        why = f"the set has no file or split {wanted!r}"
+    else:
+        why = "the set has several tables"
+    raise InputError(
+        why,
+        where=f"hub:{repository}",
+        seen=seen[:12],
+        fix=f"Say which: hub:{repository}/{(near or [*splits, 'FILE'])[0]}",
+    )
+
+
+def _split(name: str) -> str:
+    """What the shards of one table have in common: folder and name without number and ending."""
+    path = PurePosixPath(name)
+    stem = path.name.partition(".")[0]
+    return str(path.with_name(SHARD.sub("", stem)))
