@@ -2,8 +2,9 @@
 
 Columns and forms are those of the Hugging Face ecosystem. Answers are texts or messages (the kinds
 "dialogue_..."), a pair may say what it asks in both of its answers alone ("implicit_pair"), and
-steps may be called completions ("stepwise"). A column `tools` lists JSON schemas of functions that
-the model may call. It goes with what the row asks, as a message of the role "tools", which
+steps may be called completions ("stepwise"). Two older forms that many sets have are read as
+LLaMA-Factory reads them: Alpaca's and ShareGPT's. A column `tools` lists JSON schemas of functions
+that the model may call. It goes with what the row asks, as a message of the role "tools", which
 `core.chat` hands to the template.
 """
 
@@ -39,12 +40,18 @@ KINDS: dict[str, tuple[Columns, ...]] = {
     "example": ({"prompt": (str, list), "completion": (str,)}, {"messages": (list,)}),
     "dialogue_example": ({"prompt": (str, list), "completion": (list,)},),
     "prompt": ({"prompt": (str, list)}, {"messages": (list,)}),
+    "alpaca": ({"instruction": (str,), "output": (str,)},),
+    "alpaca_pair": ({"instruction": (str,), "chosen": (str,), "rejected": (str,)},),
+    "sharegpt": ({"conversations": (list,)},),
     "text": ({"text": (str,)},),
     "implicit_pair": ({"chosen": (str,), "rejected": (str,)},),
     "record": ({},),
 }
 # Columns that ask something under another name: such pairs do not say it in their answers.
 QUESTIONS = {"question", "instruction", "query", "input", "problem", "context"}
+# Who speaks in ShareGPT's form.
+SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
+            "system": "system"}  # fmt: skip
 ANSWERS = ("chosen", "rejected", "completion")  # texts in some kinds, messages in others
 
 
@@ -59,7 +66,20 @@ def infer_kind(row: Mapping[str, object]) -> str:
         )
 
     kind = next((k for k, choices in KINDS.items() if any(map(fits, choices))), "record")
+    if kind in ("alpaca", "alpaca_pair", "sharegpt") and not _older(row, kind):
+        return "record"
     return "record" if kind == "implicit_pair" and QUESTIONS & set(row) else kind
+
+
+def _older(row: Mapping[str, object], kind: str) -> bool:
+    """Whether columns with names that others have too hold what Alpaca or ShareGPT puts there."""
+    if kind != "sharegpt":
+        return all(isinstance(row[name], str) for name in KINDS[kind][0])
+    turns = row["conversations"]
+    return isinstance(turns, list) and all(
+        isinstance(t, Mapping) and {"from", "value"} <= set(cast("Mapping[str, object]", t))
+        for t in cast("list[object]", turns)
+    )
 
 
 def _check_messages(messages: list[object], where: str, field: str) -> None:
@@ -299,6 +319,44 @@ def read_steps(row: Row) -> Row:
     return {n: v for n, v in row.items() if n != "completions"} | {"steps": row["completions"]}
 
 
+def _asked(row: Row) -> object:
+    """What a row of Alpaca's form asks: instruction and input, behind system text and history."""
+    text = "\n".join(str(row[n]) for n in ("instruction", "input") if row.get(n))
+    before: list[Message] = []
+    if row.get("system"):
+        before.append({"role": "system", "content": str(row["system"])})
+    for asked, said in cast("list[tuple[str, str]]", row.get("history") or []):
+        before += [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+    return [*before, {"role": "user", "content": text}] if before else text
+
+
+def read_alpaca(row: Row) -> Row:
+    """A row of Alpaca's form: its instruction and input as the prompt, its output as the answer."""
+    return row | {"prompt": _asked(row), "completion": row["output"]}
+
+
+def read_alpaca_pair(row: Row) -> Row:
+    """The same with two answers."""
+    return row | {"prompt": _asked(row)}
+
+
+def read_sharegpt(row: Row) -> Row:
+    """A row of ShareGPT's form with its conversation as messages."""
+    said: list[Message] = []
+    if row.get("system"):
+        said.append({"role": "system", "content": str(row["system"])})
+    for turn in cast("list[dict[str, object]]", row["conversations"]):
+        role = SPEAKERS.get(str(turn.get("from")))
+        if role is None:
+            raise InputError(
+                f"field 'conversations' has turns of {turn.get('from')!r}",
+                seen=turn,
+                fix=f"Known: {', '.join(SPEAKERS)}; write others in a column 'messages'",
+            )
+        said.append({"role": role, "content": str(turn["value"])})
+    return row | {"messages": said}
+
+
 _TEXTS = "single answers of dialogues as texts"
 # What a row of one kind is as one of another, with nothing left out.
 READINGS: dict[tuple[str, str], tuple[str, Callable[[Row], Row]]] = {
@@ -307,4 +365,9 @@ READINGS: dict[tuple[str, str], tuple[str, Callable[[Row], Row]]] = {
     ("dialogue_unpaired", "unpaired"): (_TEXTS, read_completion),
     ("dialogue_example", "example"): (_TEXTS, read_completion),
     ("stepwise", "steps"): ("completions as steps", read_steps),
+    ("alpaca", "example"): ("instruction and input as the prompt", read_alpaca),
+    ("alpaca", "prompt"): ("instruction and input as the prompt", read_alpaca),
+    ("alpaca_pair", "pair"): ("instruction and input as the prompt", read_alpaca_pair),
+    ("sharegpt", "example"): ("conversations as messages", read_sharegpt),
+    ("sharegpt", "prompt"): ("conversations as messages", read_sharegpt),
 }

@@ -188,6 +188,11 @@ def test_converted_rows_that_teach_nothing(kind: str, to: str) -> None:
         "dialogue_unpaired": {"prompt": "p", "completion": [SAID], "label": to == "example"},
         "implicit_pair": {"chosen": "p: a", "rejected": "p: b"},
         "stepwise": {"prompt": "p", "completions": ["a", "b"], "labels": [1, 0]},
+        "alpaca": {"instruction": "p", "output": "a"},
+        "alpaca_pair": {"instruction": "p", "chosen": "a", "rejected": "b"},
+        "sharegpt": {
+            "conversations": [{"from": "human", "value": "p"}, {"from": "gpt", "value": "a"}]
+        },
         "group": {"prompt": "p", "completions": ["a", "b"], "scores": [1.0, 0.0]},
     }[kind]
     bad: dict[tuple[str, str], tuple[Row, str]] = {

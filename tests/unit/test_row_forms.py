@@ -462,3 +462,48 @@ def test_arrays_of_several_shapes_come_back(tmp_path: Path) -> None:
     for wrong in ("x", np.array([{}])):
         with pytest.raises(InputError, match="column 'pixels' holds arrays of numbers and other"):
             Table("record", [{"pixels": arrays[0]}, {"pixels": wrong}]).to_arrow()
+
+
+# The forms of LLaMA-Factory
+
+
+def test_alpaca_rows_are_examples_and_pairs() -> None:
+    rows: list[Row] = [
+        {"instruction": "Why?", "input": "", "output": "So.", "text": "### Instruction: Why?"},
+        {"instruction": "Add.", "input": "1 2", "output": "3", "system": "Be brief.",
+         "history": [["Why?", "So."]]},
+    ]  # fmt: skip
+    table = Table("", rows)
+    assert table.kind == "alpaca"
+    made, notes = as_kind(table, "example", "sft")
+    assert notes == {"conversion": "instruction and input as the prompt"}
+    assert (made[0]["prompt"], made[0]["completion"]) == ("Why?", "So.")
+    system = {"role": "system", "content": "Be brief."}
+    assert made[1]["prompt"] == [system, user("Why?"), said("So."), user("Add.\n1 2")]
+    want = marked((ASKED, False), (f"So.{END}", True))
+    assert pieces(read(sft, rows[0])[0]) == [want]
+    assert table.expect("prompt")[0]["prompt"] == "Why?"
+    pair: Row = {"instruction": "Why?", "chosen": "So.", "rejected": "No."}
+    assert Table("", [pair]).kind == "alpaca_pair"
+    assert Table("", [pair]).expect("pair")[0]["prompt"] == "Why?"
+
+
+def test_sharegpt_rows_are_dialogues() -> None:
+    turns = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
+    table = Table("", [{"conversations": turns, "source": "x"}])
+    assert table.kind == "sharegpt"
+    assert pieces(read(sft, {"conversations": turns})[0]) == [
+        marked((ASKED, False), (f"So.{END}", True))
+    ]
+    assert table.expect("prompt")[0]["messages"] == [user("Why?"), said("So.")]
+    odd = Table("", [{"conversations": [*turns, {"from": "observation", "value": "1"}]}])
+    with pytest.raises(InputError, match=r"row 1.*turns of 'observation'"):
+        odd.expect("example")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"instruction": "Why?", "output": 3}, {"conversations": "none"}, {"conversations": [["a"]]}],
+)
+def test_other_columns_of_these_names_are_records(row: Row) -> None:
+    assert Table("", [row]).kind == "record"
