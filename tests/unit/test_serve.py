@@ -18,14 +18,18 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from truing import catalogue, cli
-from truing.changes import Decoder, Prefix
+from truing.changes import Decoder, Edits, Prefix
+from truing.core import hooks
+from truing.core.chat import prompt_ids
 from truing.core.generate import generate
 from truing.errors import InputError
+from truing.kinds import split_tools
 from truing.method import methods
 from truing.models import Model
-from truing.serve import openai, openai_app, openai_batch, openai_worker
+from truing.serve import openai, openai_app, openai_batch, openai_wire, openai_worker
 from truing.serve.openai import serving
 
 USER = [{"role": "user", "content": "Hello there"}]
@@ -118,6 +122,8 @@ def test_stop_texts_are_held_back_in_streams(http: httpx.Client, tiny: Model) ->
     chunks = _chunks(http, "/chat/completions", body)
     deltas = [c["choices"][0]["delta"].get("content", "") for c in chunks]
     assert "".join(deltas) == text[: text.find(stop)]
+    long = _chat(http, max_tokens=40, stop="a text that is longer than sixteen characters")
+    assert long["choices"][0]["message"]["content"] == text
 
 
 def test_seeds(http: httpx.Client) -> None:
@@ -148,6 +154,23 @@ def test_plain_text(http: httpx.Client, tiny: Model) -> None:
     assert len({len(v) for v in facts.values()}) == 1 == len({len(facts["tokens"])})
 
 
+def test_log_likelihoods_as_evaluation_harnesses_read_them(http: httpx.Client, tiny: Model) -> None:
+    """They ask for one token more than they score, leave it out and look for the likeliest."""
+    loaded = tiny.load_module()
+    greedy = generate(tiny, [USER], greedy=True, max_tokens=13)[0][0]
+    prompt = prompt_ids(loaded.tokenizer, USER)
+    *ids, last = [*prompt, *greedy.ids]
+    body = {"model": "tiny", "prompt": [ids], "max_tokens": 1, "logprobs": 1, "echo": True,
+            "temperature": 0}  # fmt: skip
+    for ends in ([], [last]):  # the one token more may end the answer
+        facts = http.post("/completions", json=body | {"stop_token_ids": ends}).json()
+        facts = facts["choices"][0]["logprobs"]
+        scored = facts["token_logprobs"][len(prompt) : -1]
+        assert scored == pytest.approx(greedy.logprobs[:-1], abs=1e-4)
+        tops = [max(t.values()) for t in facts["top_logprobs"][len(prompt) : -1]]
+        assert scored == tops  # to the bit: they compare so
+
+
 def test_models_and_health(http: httpx.Client) -> None:
     assert [m["id"] for m in http.get("/models").json()["data"]] == ["tiny"]
     assert http.get("/models/tiny").json()["id"] == "tiny"
@@ -171,7 +194,27 @@ def test_models_and_health(http: httpx.Client) -> None:
         ({"min_tokens": 50}, 400, None, "min_tokens"),
         ({"top_logprobs": 2}, 400, "top_logprobs", "needs logprobs"),
         ({"temprature": 1}, 400, "temprature", "Did you mean 'temperature'"),
-        ({"tools": [{"type": "function"}]}, 400, "tools", "not supported"),
+        ({"tools": [{"type": "function"}]}, 400, None, "does not write tools"),
+        ({"tool_choice": "required"}, 400, "tool_choice", "not supported"),
+        (
+            {
+                "messages": [
+                    *USER,
+                    {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]},
+                    *USER,
+                ]
+            },
+            400,
+            "messages",
+            "tool calls",
+        ),
+        (
+            {"logprobs": True, "top_logprobs": 2, "repetition_penalty": 1.2},
+            400,
+            "logprobs",
+            "repetition_penalty changes them",
+        ),
+        ({"stop": ["%i"] * 17}, 400, "stop", "at most 16"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format", "not supported"),
         ({"frequency_penalty": 0.5}, 400, "frequency_penalty", "not supported"),
         ({"model": "gpt"}, 404, "model", "only 'tiny'"),
@@ -204,6 +247,18 @@ def test_unused_settings_are_let_pass(http: httpx.Client, tiny: Model) -> None:
     asked = [{"role": "system", "content": "Be brief."}, *USER]
     expected = generate(tiny, [asked], greedy=True, max_tokens=16)[0][0].text
     assert reply["choices"][0]["message"]["content"] == expected
+
+
+def test_tools_are_told_to_the_model() -> None:
+    tool = {"type": "function", "function": {"name": "add"}}
+    body = {"model": "tiny", "messages": USER, "tools": [tool]}
+    for more, tools in (
+        ({}, [tool]),
+        ({"tool_choice": "auto"}, [tool]),
+        ({"tool_choice": "none"}, []),
+    ):
+        ask = openai_wire.read(body | more, chat=True, name="tiny", default=8)
+        assert split_tools(ask.prompts[0]) == (USER, tools)  # type: ignore[arg-type]
 
 
 def test_bodies_that_are_no_requests(http: httpx.Client) -> None:
@@ -306,6 +361,16 @@ def test_run_time_changes_are_in_force(tiny: Model) -> None:
             assert "go past the model's changes (prefix)" in refused.json()["error"]["message"]
 
 
+def test_edits_of_activations_are_in_force(tiny: Model, tmp_path: Path) -> None:
+    edit = hooks.Edit("layers.2.residual", torch.linspace(-4, 4, 128))
+    steered = tiny.adding(Edits(hooks.save(tmp_path / "edit.safetensors", [edit])))
+    with serving(steered, token="t") as made:
+        headers = {"Authorization": "Bearer t"}
+        with httpx.Client(base_url=made.url, headers=headers, timeout=120) as client:
+            text = _chat(client, model=made.model)["choices"][0]["message"]["content"]
+    assert text == _local(steered) != _local(tiny)
+
+
 def test_a_decoder_draws_the_answers_and_its_streams_are_whole(tiny: Model) -> None:
     rewards = {"short": {"use": "max_words", "n": 1}}
     decoded = tiny.adding(Decoder("best_of_n", {"n": 3, "rewards": rewards}))
@@ -318,6 +383,10 @@ def test_a_decoder_draws_the_answers_and_its_streams_are_whole(tiny: Model) -> N
             assert found == [c.text for c in drawn]
             plain = generate(tiny, [USER], n=2, seed=11, max_tokens=16)[0]
             assert found != [c.text for c in plain]
+            refused = client.post("/chat/completions", json={
+                "model": "tiny", "messages": USER, "logprobs": True, "top_logprobs": 1
+            })  # fmt: skip
+            assert "decoder draws several answers" in refused.json()["error"]["message"]
             body |= {"model": "tiny", "messages": USER, "max_tokens": 16}
             texts = ["", ""]
             for chunk in _chunks(client, "/chat/completions", body):

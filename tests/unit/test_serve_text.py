@@ -11,6 +11,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from truing.core.chat import answer_text
 from truing.core.tiny import tiny_tokenizer
 from truing.models import Model
 from truing.serve.openai_batch import Batch, Done, Event, Job, Piece
@@ -60,13 +61,14 @@ def _pieces() -> PreTrainedTokenizerFast:
 
 def _equal(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> None:
     piecewise = joins(tokenizer)
-    growing = Growing(tokenizer, piecewise)
-    wanted = [decoded(tokenizer, ids[:i]) for i in range(len(ids) + 1)]
-    assert [growing.text(ids[:i]) for i in range(len(ids) + 1)] == wanted
-    skipping = Growing(tokenizer, piecewise)  # some are seen together
-    for i in range(0, len(ids) + 1, 3):
-        assert skipping.text(ids[:i]) == wanted[i]
-    assert starts(tokenizer, ids, piecewise) == [len(t) for t in wanted[:-1]]
+    for text_of in (decoded, answer_text):
+        growing = Growing(tokenizer, piecewise, text_of)
+        wanted = [text_of(tokenizer, ids[:i]) for i in range(len(ids) + 1)]
+        assert [growing.text(ids[:i]) for i in range(len(ids) + 1)] == wanted
+        skipping = Growing(tokenizer, piecewise, text_of)  # some are seen together
+        for i in range(0, len(ids) + 1, 3):
+            assert skipping.text(ids[:i]) == wanted[i]
+        assert starts(tokenizer, ids, piecewise, text_of) == [len(t) for t in wanted[:-1]]
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -95,6 +97,14 @@ def test_a_run_of_bytes_can_change_what_was_shown() -> None:
     ids = [2 + b for b in "é語".encode()] + [2 + 0xFF, 260]
     assert decoded(tokenizer, ids[:2]) == "é" and decoded(tokenizer, ids).startswith("\ufffd")
     _equal(tokenizer, ids)
+
+
+def test_an_answer_keeps_the_space_that_a_text_would_lose_at_its_beginning() -> None:
+    tokenizer = _fallback()
+    ids = tokenizer.convert_tokens_to_ids(["▁a", "b"])
+    growing = Growing(tokenizer, joins(tokenizer), answer_text)
+    assert [growing.text(ids[:1]), growing.text(ids)] == [" a", " ab"]
+    assert decoded(tokenizer, ids) == "ab"
 
 
 def test_tidied_text_is_decoded_as_a_whole() -> None:

@@ -17,11 +17,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from truing.changes import Decoder
-from truing.core.chat import Prompt, stop_ids
+from truing.core.chat import Prompt, answer_text, stop_ids
 from truing.core.drawing import Completion, base_of, continued, drawer
 from truing.core.sampling import LogitsHook, Row, SamplingSettings, own_stops
+from truing.errors import InputError
 from truing.models import Loaded, Model
-from truing.serve.openai_text import PART, Growing, decoded, joins, starts
+from truing.serve.openai_text import PART, Growing, TextOf, decoded, joins, starts
 from truing.serve.openai_wire import Answer, Ask, Refused, Token
 
 
@@ -165,7 +166,8 @@ class Batch:
             if one.job.ask.stream and row.ids:
                 one.send(self._so_far(one, row.ids))
             if one.job.ask.top:
-                one.tops.append(_likeliest(logits_V, one.job.ask.top))
+                logp_V = torch.log_softmax(logits_V.float(), 0)
+                one.tops.append(_likeliest(logp_V, one.job.ask.top))
         for items in self.watched:
             for one in items:
                 if one.row is not None and one.answer is None and id(one) not in now:
@@ -178,7 +180,7 @@ class Batch:
         if ask.logprobs or ask.echo:
             return
         stopped = row.ids[-1] in self.ends or len(row.ids) < self.sampling.max_tokens
-        text = self._before_stop(self._decoded(self._words(row.ids)))
+        text = self._before_stop(self._written(self._words(row.ids)))
         if self.sampling.stop and not stopped:
             stopped = any(s in self._decoded(row.ids) for s in self.sampling.stop)
         one.answer = Answer(text, "stop" if stopped else "length", len(row.ids))
@@ -199,6 +201,9 @@ class Batch:
     def _decoded(self, ids: Sequence[int]) -> str:
         return decoded(cast(Loaded, self.loaded).tokenizer, ids)
 
+    def _written(self, ids: Sequence[int]) -> str:
+        return answer_text(cast(Loaded, self.loaded).tokenizer, ids)
+
     def _named(self, top: Sequence[tuple[int, float]]) -> list[tuple[str, float]]:
         tokenizer = cast(Loaded, self.loaded).tokenizer
         return [(cast(str, tokenizer.decode([t])), v) for t, v in top]
@@ -214,7 +219,8 @@ class Batch:
     def _so_far(self, one: _Watched, ids: Sequence[int]) -> str:
         """Words of an answer so far, without what may yet turn out to end it."""
         if one.growing is None:
-            one.growing = Growing(cast(Loaded, self.loaded).tokenizer, self.served.piecewise)
+            tokenizer = cast(Loaded, self.loaded).tokenizer
+            one.growing = Growing(tokenizer, self.served.piecewise, answer_text)
         whole = one.growing.text(self._words(ids))
         text = self._before_stop(whole)
         if len(text) < len(whole):
@@ -231,13 +237,17 @@ class Batch:
         return Answer(made.text, made.finish, made.tokens, tokens)
 
     def _tokens(self, one: _Watched, made: Completion) -> list[Token]:
-        """The answer's tokens without the one that ended it."""
-        if self.loaded is None:
-            return []
-        ids = self._words(made.ids)
-        tops = one.tops if self.live else []
+        """The answer's tokens, of a chat without the one that ended it.
+
+        Plain text has it, as other servers' has: clients that score a text ask for one token more
+        and leave the last one out.
+        """
+        ids = self._words(made.ids) if one.job.ask.chat else made.ids
+        if len(made.logprobs) < len(ids):
+            raise InputError("the model's decoder tells no log-probabilities", where="logprobs")
+        tops = one.tops
         # Chats' replies have no offsets.
-        offsets = [0] * len(ids) if one.job.ask.chat else self._starts(ids)
+        offsets = [0] * len(ids) if one.job.ask.chat else self._starts(ids, answer_text)
         return [
             Token(
                 self._decoded([token]),
@@ -248,8 +258,8 @@ class Batch:
             for i, token in enumerate(ids)
         ]
 
-    def _starts(self, ids: Sequence[int]) -> list[int]:
-        return starts(cast(Loaded, self.loaded).tokenizer, ids, self.served.piecewise)
+    def _starts(self, ids: Sequence[int], text_of: TextOf = decoded) -> list[int]:
+        return starts(cast(Loaded, self.loaded).tokenizer, ids, self.served.piecewise, text_of)
 
     def _echo(self, job: Job, ids: list[int]) -> tuple[str, list[Token]]:
         """A prompt with the log-probability of each of its tokens."""
@@ -276,9 +286,9 @@ class Batch:
         return text, tokens
 
 
-def _likeliest(logits_V: Tensor, k: int) -> list[tuple[int, float]]:
-    """The k likeliest tokens with their log-probabilities."""
-    value_K, id_K = torch.log_softmax(logits_V.float(), 0).topk(k)
+def _likeliest(logp_V: Tensor, k: int) -> list[tuple[int, float]]:
+    """The k likeliest tokens with their log-probabilities, to the bit those of `logp_V`."""
+    value_K, id_K = logp_V.topk(k)
     return list(zip(id_K.tolist(), value_K.tolist(), strict=True))
 
 

@@ -9,7 +9,7 @@ its first token otherwise than the same one later on.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
@@ -19,8 +19,11 @@ PART = "\ufffd"  # how an unfinished character looks
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a token that is one byte of a character
 
 
+TextOf = Callable[["PreTrainedTokenizerBase", Sequence[int]], str]  # `decoded`, `answer_text`
+
+
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The words of tokens; special tokens are none."""
+    """The words of tokens that begin a text; special tokens are none."""
     return cast(str, tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
@@ -34,15 +37,18 @@ def joins(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 class Growing:
-    """What `decoded` says of a list that grows at its end.
+    """What `text_of` says of a list that grows at its end.
 
     Args:
         tokenizer: whose tokens they are.
         piecewise: what `joins` says of it; without, the whole is decoded each time.
+        text_of: `decoded` where the list begins a text, `answer_text` where it goes on.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, piecewise: bool) -> None:
-        self._tokenizer, self._piecewise = tokenizer, piecewise
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, piecewise: bool, text_of: TextOf = decoded
+    ) -> None:
+        self._tokenizer, self._piecewise, self._text_of = tokenizer, piecewise, text_of
         self._settled = ""  # text of the tokens before the cut
         self._from = self._cut = 0  # tokens decoded from here; settled up to there
         self._shown = 0  # characters that those between the two give
@@ -52,13 +58,13 @@ class Growing:
     def text(self, ids: Sequence[int]) -> str:
         """The text of `ids`, which begin with those given before."""
         if not self._piecewise:
-            return decoded(self._tokenizer, ids)
+            return self._text_of(self._tokenizer, ids)
         for end in range(self._seen + 1, len(ids) + 1):
             self._add(ids, end)
         return self._text
 
     def _add(self, ids: Sequence[int], end: int) -> None:
-        new = decoded(self._tokenizer, ids[self._from : end])[self._shown :]
+        new = self._text_of(self._tokenizer, ids[self._from : end])[self._shown :]
         self._seen, self._text = end, self._settled + new
         # Spaces alone may be left out where a text begins: what is to stand first has a letter.
         if not new.strip() or new.endswith(PART):
@@ -66,12 +72,17 @@ class Growing:
         if _BYTE.fullmatch(str(self._tokenizer.convert_ids_to_tokens(ids[end - 1]))):
             return
         self._settled, self._from, self._cut = self._text, self._cut, end
-        self._shown = len(decoded(self._tokenizer, ids[self._from : end]))
+        self._shown = len(self._text_of(self._tokenizer, ids[self._from : end]))
 
 
-def starts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], piecewise: bool) -> list[int]:
-    """How many characters `decoded` gives for what stands before each token."""
-    growing, before = Growing(tokenizer, piecewise), list[int]()
+def starts(
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    piecewise: bool,
+    text_of: TextOf = decoded,
+) -> list[int]:
+    """How many characters `text_of` gives for what stands before each token."""
+    growing, before = Growing(tokenizer, piecewise, text_of), list[int]()
     made: list[int] = []
     for token in ids:
         made.append(len(growing.text(before)))

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from truing.core.chat import Prompt
 from truing.core.sampling import SamplingSettings
 from truing.errors import InputError, shorten, unknown
+from truing.kinds import with_tools
 
 MOST = 128  # answers to one prompt
 PROMPTS = 1024  # answers of one request
@@ -26,7 +27,6 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
-    "tools": ([],),
     "functions": ([],),
     "tool_choice": ("none", "auto"),
     "response_format": ({"type": "text"},),
@@ -70,10 +70,20 @@ class _Message(BaseModel):
     model_config = ConfigDict(strict=True)  # further fields, such as a name, are let pass
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[_Part]
+    tool_calls: list[object] | None = None
 
 
 class _StreamOptions(BaseModel):
     include_usage: bool = False
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+_Stops = Annotated[
+    list[Annotated[str, Field(min_length=1)]], Field(max_length=16), BeforeValidator(_listed)
+]
 
 
 class _Common(_Strict):
@@ -85,9 +95,7 @@ class _Common(_Strict):
     min_p: float = Field(0.0, ge=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0, le=10)
     min_tokens: int = Field(0, ge=0)
-    stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] = Field(
-        default_factory=list, max_length=16
-    )
+    stop: _Stops = Field(default_factory=list)
     stop_token_ids: list[int] | None = Field(None, max_length=64)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stream: bool = False
@@ -96,6 +104,7 @@ class _Common(_Strict):
 
 class _Chat(_Common):
     messages: list[_Message] = Field(min_length=1)
+    tools: list[Json] = Field(default_factory=list, max_length=128)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
@@ -169,6 +178,8 @@ def read(data: object, *, chat: bool, name: str, default: int) -> Ask:
     if not isinstance(data, dict):
         raise Refused(400, "the body must be a JSON object")
     given = {k: v for k, v in cast("Json", data).items() if v is not None}
+    if given.get("tool_choice") == "none":
+        given.pop("tools", None)
     for key in list(given):
         if key in NEUTRAL:
             if given.pop(key) not in NEUTRAL[key]:
@@ -200,7 +211,6 @@ def _invalid(error: ValidationError, model: type[BaseModel]) -> Refused:
 
 
 def _sampling(made: _Common, max_tokens: int) -> SamplingSettings:
-    stop = [made.stop] if isinstance(made.stop, str) else made.stop
     try:
         return SamplingSettings(
             n=made.n,
@@ -210,7 +220,7 @@ def _sampling(made: _Common, max_tokens: int) -> SamplingSettings:
             top_k=max(made.top_k, 0),
             min_p=made.min_p,
             greedy=made.temperature == 0,
-            stop=tuple(stop),
+            stop=tuple(made.stop),
             stop_ids=None if made.stop_token_ids is None else tuple(made.stop_token_ids),
             min_tokens=made.min_tokens,
             repetition_penalty=made.repetition_penalty,
@@ -231,10 +241,13 @@ def _chat_ask(made: _Chat, default: int) -> Ask:
     ]
     if made.top_logprobs and not made.logprobs:
         raise Refused(400, "top_logprobs needs logprobs", param="top_logprobs")
+    if any(m.tool_calls for m in made.messages):
+        message = "tool calls of earlier turns are not supported; write them as text"
+        raise Refused(400, message, param="messages", code="unsupported")
     wanted = made.max_completion_tokens or made.max_tokens
     return Ask(
         True,
-        [messages],
+        [with_tools(messages, made.tools)],
         _sampling(made, wanted or max(default, made.min_tokens)),
         made.seed,
         limited=wanted is not None,

@@ -24,7 +24,7 @@ from truing.core.sampling import check_lengths
 from truing.errors import InputError, TruingError
 from truing.models import Loaded, Model
 from truing.serve.openai_batch import Abandoned, Batch, Event, Job, Served
-from truing.serve.openai_wire import MOST, Refused
+from truing.serve.openai_wire import MOST, Ask, Refused
 
 ROWS = 64  # answers that one batch writes
 GATHER = 0.004  # seconds in which requests that come together are gathered
@@ -143,6 +143,7 @@ class Worker:
             job.prompts = rewritten(self.served.model, [cast(Prompt, p) for p in ask.prompts])
         else:
             self._check_plain()
+        self._check_logprobs(ask)
         if self.served.loaded is not None:
             job.ids = [self._ids(p, ask.chat) for p in (job.prompts or ask.prompts)]
             self._fit(job)
@@ -166,6 +167,21 @@ class Worker:
                 "ask /v1/chat/completions",
                 code="unsupported",
             )
+
+    def _check_logprobs(self, ask: Ask) -> None:
+        """Raise for log-probabilities that nothing tells, or only of changed logits."""
+        why = ""
+        if ask.logprobs and self.served.loaded is None:
+            why = "the model is served elsewhere"
+        elif ask.top and self.served.decoded and ask.chat:
+            why = "the model's decoder draws several answers"
+        elif ask.top and ask.sampling.repetition_penalty != 1:
+            why = "repetition_penalty changes them"
+        if why:
+            raise Refused(
+                400, f"{'top ' if ask.top else ''}log-probabilities are not told here: {why}",
+                param="logprobs", code="unsupported",
+            )  # fmt: skip
 
     def _ids(self, prompt: Prompt | list[int], chat: bool) -> list[int]:
         loaded = cast(Loaded, self.served.loaded)
