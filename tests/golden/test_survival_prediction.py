@@ -7,8 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from test_survival_answer import made
+from tokenizers import Tokenizer, pre_tokenizers, processors
+from tokenizers.models import WordLevel
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from truing.core.tiny import fill
 from truing.models import Model
 from truing.train.reward.survival_answer import Prediction, rouge_l
 
@@ -49,26 +54,60 @@ def test_errors_and_f1_by_hand() -> None:
     assert evaluation.mae([case(1, 10, 10)]) == 0
 
 
-def test_bert_score_by_hand() -> None:
-    x = np.array([[1, 0], [0, 1]], np.float32)
-    y = np.array([[1, 0], [0.6, 0.8], [1, 0]], np.float32)
-    p, r = (1 + 0.8) / 2, (1 + 0.8 + 1) / 3
-    assert text_overlap.bert_f1(x, y) == pytest.approx(2 * p * r / (p + r))
-    assert text_overlap.bert_f1(x, x) == pytest.approx(1.0)
-    assert text_overlap.bert_f1(x, y[:0]) == 0.0
+@pytest.fixture
+def small_encoder(monkeypatch: pytest.MonkeyPatch) -> tuple[BertModel, PreTrainedTokenizerFast]:
+    """A BERT of two layers with the words of this file's texts, in place of the real one."""
+    words = "the cat sat on a mat dog".split()
+    known = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
+    core = Tokenizer(WordLevel(known, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+        sep_token="[SEP]", model_max_length=512,
+    )  # fmt: skip
+    config = BertConfig(
+        vocab_size=len(known), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32,
+    )  # fmt: skip
+    module = BertModel(config, add_pooling_layer=False).eval()
+    fill(module, 0.4, 3)
+    monkeypatch.setattr(text_overlap, "encoder", lambda: (module, tokenizer))
+    return module, tokenizer
 
 
-def test_report(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exact answers have no error and full overlap; the encoder is put in place of by words."""
+def test_bert_score_by_hand(
+    small_encoder: tuple[BertModel, PreTrainedTokenizerFast],
+) -> None:
+    """Each word with its nearest; a word may match a special token, which itself does not count."""
+    module, tokenizer = small_encoder
 
-    def vectors(text: str) -> np.ndarray:
-        words = text.split() or ["-"]
-        return np.eye(64, dtype=np.float32)[[len(w) for w in words]]
+    def states(text: str) -> np.ndarray:
+        with torch.no_grad():
+            found = module(torch.tensor([tokenizer.encode(text)])).last_hidden_state[0].numpy()
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
 
+    said = ["the cat sat on the mat", "a dog", "", "the cat", " "]
+    wanted = ["on the mat a cat sat", "the cat sat", "the cat", "the cat", "  "]
+    found = text_overlap.bert_scores(said, wanted)
+    assert found[2] == found[4] == 0.0 and found[3] == pytest.approx(1.0)
+    for i in (0, 1):
+        cosine = states(said[i]) @ states(wanted[i]).T
+        p = float(np.mean([max(row) for row in cosine[1:-1]]))
+        r = float(np.mean([max(column) for column in cosine.T[1:-1]]))
+        assert found[i] == pytest.approx(2 * p * r / (p + r), abs=1e-5)
+        assert 0 < found[i] < 1
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        text_overlap.bert_scores(said, wanted[:2])
+
+
+def test_report(tiny_path: Path, monkeypatch: pytest.MonkeyPatch, small_encoder: object) -> None:
+    """Exact answers have no error and full overlap."""
     data = made("test")
     wanted = [(str(r["completion"]), True) for r in data]
     monkeypatch.setattr(evaluation, "answer_all", lambda *_, **__: wanted)
-    monkeypatch.setattr(text_overlap, "token_vectors", vectors)
     monkeypatch.setattr(
         evaluation, "embed", lambda texts: np.eye(16, dtype=np.float32)[[1] * len(texts)]
     )
