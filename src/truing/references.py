@@ -24,6 +24,7 @@ from truing.errors import InputError
 Function = Callable[..., object]
 Ref = Mapping[str, object] | str | Function
 OF_ROWS = ("check", "reward")  # kinds whose functions take rows and nothing else
+WITH_MODEL = ("scorer", "embedder")  # kinds whose functions may take a model beside the rows
 APART = ("prompts", "completions")  # what functions of rewards elsewhere take
 REGISTER = (
     'Put @component("reward") on it (or "check", "environment", ...) at the top level of the '
@@ -89,7 +90,7 @@ def bare(kind: str, name: str, *, where: str = "") -> Function | None:
     function = given.function if given is not None else None
     if function is not None:
         check_rows(function, kind, name, where=where)
-    return _taking(function) if function is not None and kind == "scorer" else function
+    return _taking(function) if function is not None and kind in WITH_MODEL else function
 
 
 def is_bare(name: str) -> bool:
@@ -123,7 +124,7 @@ def _parameters(function: Function) -> Mapping[str, inspect.Parameter] | None:
 
 
 def _taking(function: Function) -> Function:
-    """A scorer without the keywords that it does not take, such as the model to score with."""
+    """A function without the keywords that it does not take, such as the model to score with."""
     known = _parameters(function) or {}
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
         return function

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from truing.context import Context, use
+from truing.core import scoring
+from truing.core.chat import prompt_ids
+from truing.errors import InputError
+from truing.method import get_component, methods
+from truing.models import Model
+from truing.select import embedders, scorers
 from truing.select.deita import deita, repr_filter, row_score, turns
 from truing.select.scorers import expected_score_of
-from truing.tables import Table
+from truing.tables import Row, Table
 
 RNG = np.random.default_rng(0)
 SCORES = RNG.normal(size=60).tolist()
@@ -86,7 +98,7 @@ def test_method_with_scorers_by_name() -> None:
     rows = [{"prompt": "a b", "completion": "w " * n} for n in (3, 9, 5, 9)]
     data = Table("example", rows)
     constant = {"use": "constant"}
-    picked = deita(data, m=2, complexity=constant, embedding="exact", tau=0.99)
+    picked = deita(data, m=2, complexity=constant, embedder={"use": "exact"}, tau=0.99)
     assert [len(str(r["completion"]).split()) for r in picked] == [9, 5]
     assert picked[0]["final_score"] == 9.0
     from_column = deita(
@@ -94,6 +106,185 @@ def test_method_with_scorers_by_name() -> None:
         m=1,
         complexity=constant,
         quality={"use": "column", "name": "s"},
-        embedding="exact",
+        embedder={"use": "exact"},
     )
     assert from_column[0]["completion"] == rows[0]["completion"]
+
+
+# Scorers that ask a model: as many rows at once as the plain loop has one by one.
+
+ROWS: list[Row] = [
+    {"prompt": f"What is {i} and {'why ' * (i % 5)}?", "completion": f"It is {i}. " * (1 + i % 3)}
+    for i in range(70)
+]
+ROWS[3] = {"prompt": "Say nothing", "completion": ""}
+SCORERS: list[dict[str, object]] = [
+    {"use": "expected_score", "of": "complexity", "max_tokens": 60},
+    {"use": "expected_score", "of": "quality", "max_tokens": 200},
+    {"use": "perplexity", "of": "completion", "sign": "high", "max_tokens": 24},
+    {"use": "perplexity", "of": "prompt", "sign": "low"},
+]
+
+
+@pytest.fixture
+def model(tiny_path: Path) -> Model:
+    return Model.open(tiny_path)
+
+
+def logits_of(model: Model, ids: list[int]) -> Tensor:
+    """[T, V] of one row by itself, as transformers computes it."""
+    with torch.no_grad():
+        return model.load_module().module(torch.tensor([ids]), use_cache=False).logits[0]
+
+
+def plain(model: Model, row: Row, ref: dict[str, object]) -> float:
+    """A scorer's number of one row, by hand."""
+    tokenizer, of = model.load_module().tokenizer, str(ref["of"])
+    encode: Callable[[str], list[int]] = lambda t: tokenizer.encode(t, add_special_tokens=False)  # noqa: E731
+    most = int(str(ref.get("max_tokens", 512)))
+    if ref["use"] == "expected_score":
+        ask = {
+            "complexity": "You rate the complexity of questions.\n#Question#: {prompt}\n"
+            "##Complexity: ",
+            "quality": "You rate the quality of responses to questions.\n#Question#: {prompt}\n"
+            "#Response#: {completion}\n##Quality: ",
+        }[of].format(**row)
+        digits = [encode(ask + d)[-1] for d in "123456"]
+        p = logits_of(model, encode(ask)[-most:])[-1][digits].softmax(0)
+        return sum(k * float(p_k) for k, p_k in enumerate(p, 1))
+    tail = encode(str(row[of]))[:most]
+    if not tail:
+        return 1.0
+    head = [tokenizer.bos_token_id]
+    if of == "completion":
+        head = prompt_ids(tokenizer, str(row["prompt"]))[-most:]
+    logp = logits_of(model, [*head, *tail])[len(head) - 1 : -1].log_softmax(1)
+    nll = -sum(float(logp[i, t]) for i, t in enumerate(tail)) / len(tail)
+    return math.exp(nll if ref["sign"] == "high" else -nll)
+
+
+@pytest.mark.parametrize("ref", SCORERS, ids=lambda r: f"{r['use']}-{r['of']}")
+def test_scores_are_those_of_the_plain_loop(
+    ref: dict[str, object], model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    measure = scoring.measure
+
+    def counted(*args: object, **named: object) -> dict[str, Tensor]:
+        passes.append(1)
+        return measure(*args, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(scoring, "measure", counted)
+    found = get_component("scorer", ref)(list(ROWS), model=model)
+    want = [plain(model, row, ref) for row in ROWS]
+    assert found == pytest.approx(want, rel=1e-4)
+    assert len({f"{v:.4g}" for v in want}) > 10
+    assert 0 < len(passes) < len(ROWS) / 2
+
+
+def test_unreadable_scores_are_counted(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorers, "digit_ids", lambda loaded, text: None)
+    with use(Context()) as context:
+        assert scorers.expected_score(ROWS[:3], model) == [3.0, 3.0, 3.0]
+        assert context.metrics == [{"scorer": "expected_score", "of": "complexity", "unknown": 3}]
+
+
+class Stop(BaseException):
+    """Stands for the death of the process."""
+
+
+@pytest.mark.parametrize("ref", [*SCORERS[:3], {"use": "last_state"}], ids=lambda r: str(r["use"]))
+def test_a_stopped_step_goes_on_where_it_was(
+    ref: dict[str, object], model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    by_tree = scoring.by_tree
+
+    def counted(*args: object) -> object:
+        names.append("chunk")
+        return by_tree(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(scorers, "by_tree", counted)
+    monkeypatch.setattr(embedders, "by_tree", counted)
+    kind = "embedder" if ref["use"] == "last_state" else "scorer"
+    rows = [r | {"messages": [{"role": "user", "content": r["prompt"]}]} for r in ROWS]
+
+    def run(folder: str, stop: int = 0) -> np.ndarray:
+        def told(done: int, total: int, label: str) -> None:
+            if stop and done >= stop:
+                raise Stop
+
+        with use(Context(folder=tmp_path / folder, on_progress=told)):
+            return np.asarray(get_component(kind, ref)(rows, model=model))
+
+    whole = run("whole")
+    assert len(names) == 3  # 70 rows, 32 at a time
+    with pytest.raises(Stop):
+        run("cut", stop=33)
+    names.clear()
+    assert np.array_equal(run("cut"), whole) and len(names) == 1
+    names.clear()
+    assert np.array_equal(run("cut"), whole) and not names
+
+
+# Embedders
+
+
+def test_last_states_are_the_models_own(model: Model) -> None:
+    data = Table("example", [{**r, "id": str(i)} for i, r in enumerate(ROWS[:5])])
+    loaded, asked = model.load_module(), "<|im_start|>user\n{}<|im_end|>\n"
+    said = "<|im_start|>assistant\n{}<|im_end|>\n"
+    want: list[Tensor] = []
+    for row in data:
+        text = asked.format(row["prompt"]) + said.format(row["completion"])
+        ids = loaded.tokenizer.encode(text, add_special_tokens=False)[-50:]
+        with torch.no_grad():
+            out = loaded.module(torch.tensor([ids]), output_hidden_states=True)
+        want.append(out.hidden_states[-1][0, -1])
+    seen: list[np.ndarray] = []
+
+    def spy(rows: list[Row], model: Model) -> np.ndarray:
+        ref = {"use": "last_state", "max_tokens": 50, "centre": bool(seen)}
+        seen.append(get_component("embedder", ref)(rows, model=model))  # type: ignore[arg-type]
+        return seen[-1]
+
+    for _ in range(2):
+        methods["deita"](data, model, m=5, quality={"use": "constant"}, embedder=spy,
+                         complexity={"use": "length", "of": "prompt"})  # fmt: skip
+    plain_ND = torch.stack(want)
+    assert np.allclose(seen[0], plain_ND, atol=1e-4)
+    assert np.allclose(seen[1], plain_ND - plain_ND.mean(0), atol=1e-4)
+    with pytest.raises(InputError, match="needs a model"):
+        deita(data, embedder={"use": "last_state"})
+
+
+def test_sentence_vectors_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def embed(texts: list[str]) -> np.ndarray:
+        asked.append(list(texts))
+        return np.eye(4, dtype=np.float32)[[len(t) % 4 for t in texts]]
+
+    monkeypatch.setattr(embedders, "embed", embed)
+    monkeypatch.setattr(embedders, "TEXTS", 3)
+    data = Table("example", [{"prompt": "a" * (1 + i), "completion": "b"} for i in range(5)])
+    chosen = deita(data, m=9, tau=0.5)
+    assert asked == [["a\nb", "aa\nb", "aaa\nb"], ["aaaa\nb", "aaaaa\nb"]]
+    assert [len(str(r["prompt"])) for r in chosen] == [1, 2, 3, 4]  # the fifth is as the first
+
+
+def test_own_embedders() -> None:
+    data = Table("example", [{"prompt": p, "completion": "x"} for p in ("b", "a", "ba", "ab")])
+    plain = {"complexity": {"use": "constant"}, "quality": {"use": "constant"}}
+
+    def first_letter(rows: list[Row]) -> list[list[float]]:
+        return [[1.0, 0.0] if str(r["text"])[0] == "a" else [0.0, 1.0] for r in rows]
+
+    chosen = methods["deita"](data, embedder=first_letter, **plain)
+    assert isinstance(chosen, Table) and [r["prompt"] for r in chosen] == ["b", "a"]
+    for bad in (lambda rows: [[1.0]], lambda rows: [[1.0], [1.0, 2.0], [1.0], [1.0]],
+                lambda rows: [[float("nan")]] * 4, lambda rows: [1.0] * 4):  # fmt: skip
+        with pytest.raises(InputError, match="one vector of finite numbers a row"):
+            methods["deita"](data, embedder=bad, **plain)
+    with pytest.raises(InputError, match="sentence"):
+        methods["deita"](data, embedder={"use": "sentense"}, **plain)

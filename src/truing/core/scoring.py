@@ -16,7 +16,7 @@ Shapes: N tokens, M loss tokens, U trees, K branches, T loss tokens of a branch,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -185,26 +185,43 @@ def by_prompt(
             order.append(some)
             head = prompt_ids(loaded.tokenizer, prompt)
             trees.append(group_tree(head, [answers[i] for i in some]))
-    done = 0
-    for packed in pack(trees, share=True) if trees else []:
-        with torch.inference_mode(), loaded.run_time():
-            value_UK = values(packed.to(loaded.device)).tolist()
-        for members, numbers in zip(order[done : done + len(value_UK)], value_UK, strict=True):
-            for i, value in zip(members, numbers, strict=False):
-                found[i] = value
-        done += len(value_UK)
+    for members, numbers in zip(order, by_tree(loaded, trees, values), strict=True):
+        for i, value in zip(members, numbers.tolist(), strict=False):
+            found[i] = value
     return found
 
 
-def answer_logps(loaded: Loaded, rows: Sequence[Row], *, mean: bool = False) -> list[float]:
-    """log p(y | x) of each row's answer, or its mean over tokens; 0 for an empty text."""
+def by_tree(
+    loaded: Loaded, trees: Sequence[Node], values: Callable[[Packed], Tensor]
+) -> Iterator[Tensor]:
+    """What `values` says of each tree, in order; what trees begin with alike is computed once.
+
+    The model's edits are in force; what they are told (prefix, rewriter) is in the trees already.
+    Args:
+        values: [U, K, ...] of a micro-batch of U trees.
+    Returns:
+        [K, ...] of each tree, on the CPU; K is that of the widest tree of its micro-batch.
+    """
+    for packed in pack(trees, share=True) if trees else []:
+        with torch.inference_mode(), loaded.run_time():
+            made = values(packed.to(loaded.device)).cpu()
+        yield from made
+
+
+def tail_logps(loaded: Loaded, *, mean: bool = False) -> Callable[[Packed], Tensor]:
+    """For `by_tree`: log p [U, K] of the loss tokens of each branch, or its mean over them."""
 
     def values_UK(packed: Packed) -> Tensor:
         made = measure(loaded.module, packed, grad=False)
         count_UK = made["mask"].sum(-1).clamp(min=1) if mean else 1.0
         return (made["logp"] * made["mask"]).sum(-1) / count_UK
 
-    return by_prompt(loaded, rows, values_UK)
+    return values_UK
+
+
+def answer_logps(loaded: Loaded, rows: Sequence[Row], *, mean: bool = False) -> list[float]:
+    """log p(y | x) of each row's answer, or its mean over tokens; 0 for an empty text."""
+    return by_prompt(loaded, rows, tail_logps(loaded, mean=mean))
 
 
 def _answer(loaded: Loaded, row: Row) -> list[int]:

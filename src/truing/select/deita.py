@@ -8,10 +8,13 @@ Rows are taken in the order of falling score (ties: the earlier row). A row join
 unless its largest cosine similarity to a row already selected exceeds tau; selection ends at m rows
 (the paper's "Repr Filter"). What Makes Good Data for Alignment?, arXiv 2312.15685.
 
-Differences: similarity is by sentence vectors instead of a 13B model's last state, whose cosines
-cluster near 1 when the model is small. The released code also drops a row that resembles an
-earlier one of its batch even if that one was itself dropped; here the sequential rule holds. The
-three scorers are components: expected_score, length, perplexity, random and whatever is registered.
+Scorers (expected_score, length, perplexity, random) and embedder (sentence, last_state, exact) are
+components, to which one's own can be added.
+
+Differences: by default similarity is by sentence vectors instead of a 13B model's last state, whose
+cosines cluster near 1 when the model is small (`embedder: {use: last_state}` is the paper's). The
+released code also drops a row that resembles an earlier one of its batch even if that one was
+itself dropped; here the sequential rule holds.
 """
 
 from __future__ import annotations
@@ -22,12 +25,12 @@ from typing import Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from truing.core.embed import embed
 from truing.errors import InputError
-from truing.method import get_component, method
+from truing.method import check_component, get_component, method
 from truing.models import Model
-from truing.select.near_duplicates import known
 from truing.tables import Message, Row, Table, user_text
+
+WHERE = "select/deita"
 
 
 def row_score(
@@ -99,12 +102,33 @@ def turn_scores(
     return [[float(next(rest)) for _ in items] for items in counts]
 
 
-def text_vectors(texts: list[str], key: str) -> NDArray[np.float32]:
-    """Unit vectors of texts: by meaning, or one-hot by exact text for `exact`."""
-    if key == "exact":
-        place = {t: i for i, t in enumerate(dict.fromkeys(map(known, texts)))}
-        return np.eye(len(place), dtype=np.float32)[[place[known(t)] for t in texts]]
-    return embed(texts)
+def row_vectors(
+    ref: dict[str, object], data: Table, model: Model | None, *, where: str
+) -> NDArray[np.floating]:
+    """Vectors of an embedder [N, D]; every row has its turns as "text" and as "messages"."""
+    rows: list[Row] = []
+    for row in data:
+        said = turns(row)
+        messages = [
+            {"role": role, "content": text}
+            for both in said
+            for role, text in zip(("user", "assistant"), both, strict=True)
+        ]
+        text = "\n".join(f"{query}\n{answer}" for query, answer in said)
+        rows.append(row | {"text": text, "messages": messages})
+    with data.naming():
+        made = get_component("embedder", ref, where=where)(rows, model=model)
+    try:
+        vectors_ND = np.asarray(made, dtype=np.float32)
+    except (TypeError, ValueError):  # of different widths, or no numbers
+        vectors_ND = np.empty(0, np.float32)
+    if vectors_ND.ndim != 2 or len(vectors_ND) != len(rows) or not np.isfinite(vectors_ND).all():
+        raise InputError(
+            "an embedder must return one vector of finite numbers a row",
+            where=where,
+            seen=f"{ref.get('use')}: shape {vectors_ND.shape} for {len(rows)} rows",
+        )
+    return vectors_ND
 
 
 @method(paper="deita", within={"m": (1, None), "tau": (-1, 1)}, makes="data")
@@ -117,7 +141,7 @@ def deita(
     complexity: dict[str, object] | None = None,
     quality: dict[str, object] | None = None,
     reduce: Literal["sum", "mean"] = "sum",
-    embedding: Literal["sentence", "exact"] = "sentence",
+    embedder: dict[str, object] | None = None,
 ) -> Table:
     """Pick the rows that are complex, well answered and mutually different.
 
@@ -128,17 +152,21 @@ def deita(
             length without one.
         quality: scorer of the answer; default the same.
         reduce: sum over turns as in the paper, or mean, which does not favour long dialogues.
-        embedding: rows are compared by sentence vectors of the whole row, or by exact text.
+        embedder: what rows are compared by, {use: name, ...}; default sentence, by meaning.
     """
     use = "expected_score" if model is not None else "length"
     complexity = complexity or {"use": use, "of": "complexity" if model is not None else "prompt"}
     quality = quality or {"use": use, "of": "quality" if model is not None else "completion"}
-    c = turn_scores(complexity, data, model, where="select/deita complexity")
-    q = turn_scores(quality, data, model, where="select/deita quality")
+    embedder = embedder or {"use": "sentence"}
+    used = {"complexity": complexity, "quality": quality, "embedder": embedder}
+    for name, ref in used.items():
+        kind = "embedder" if name == "embedder" else "scorer"
+        check_component(kind, ref, where=f"{WHERE} {name}")
+    c = turn_scores(complexity, data, model, where=f"{WHERE} complexity")
+    q = turn_scores(quality, data, model, where=f"{WHERE} quality")
     scores = [row_score(a, b, mean=reduce == "mean") for a, b in zip(c, q, strict=True)]
-    texts = ["\n".join(f"{a}\n{b}" for a, b in turns(r)) for r in data]
-    vectors = text_vectors(texts, "exact" if embedding == "exact" else "")
-    found = repr_filter(scores, vectors, m=m, tau=tau)
+    vectors_ND = row_vectors(embedder, data, model, where=f"{WHERE} embedder")
+    found = repr_filter(scores, vectors_ND, m=m, tau=tau)
     chosen = data.take(found)
     for row, i in zip(chosen, found, strict=True):  # its own rows, not those of `data`
         row |= {"complexity_scores": c[i], "quality_scores": q[i], "final_score": scores[i]}

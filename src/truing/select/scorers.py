@@ -1,26 +1,34 @@
 """Scorers of single turns: expected score from digit logits, length, perplexity, random.
 
 A scorer takes rows with "prompt" and "completion" and an optional model, and returns one float per
-row. `deita` multiplies two of them; other selection methods use one.
+row. `deita` multiplies two of them; other selection methods use one. Those that ask a model compute
+many rows at once on packed trees, and keep finished ones in the step's journal.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
+from truing.context import Json, current
+from truing.core.chat import prompt_ids
+from truing.core.generate import rewritten
+from truing.core.scoring import by_tree, tail_logps
+from truing.core.tree import group_tree
 from truing.errors import InputError
 from truing.method import component
 from truing.models import Loaded, Model
 from truing.specify.texts import words
-from truing.tables import Row, user_text
+from truing.tables import Row, content_hash, user_text
 
 DIGITS = 6  # Deita's scores are 1 to 6
 UNKNOWN = 3.0  # Deita's score where a digit or the position is missing
+CHUNK = 32  # rows that a kill can cost
+Asked = tuple[list[int], list[list[int]]]  # ids of what is read, and of what may follow it
 
 _ASK = {
     "complexity": "You rate the complexity of questions.\n#Question#: {prompt}\n##Complexity: ",
@@ -56,6 +64,27 @@ def _needs_model(model: Model | None, name: str) -> Model:
     return model
 
 
+def branch_logps(loaded: Loaded, asked: Sequence[Asked], *, mean: bool = False) -> Tensor:
+    """log p [N, K] of each of the K continuations of N texts, or its mean over their tokens."""
+    trees = [group_tree(head, tails) for head, tails in asked]
+    return torch.stack(list(by_tree(loaded, trees, tail_logps(loaded, mean=mean))))
+
+
+def _kept(
+    name: str, model: Model, asked: Sequence[Asked], make: Callable[[Sequence[Asked]], list[float]]
+) -> list[float]:
+    """What `make` says of each text; what a stopped step had finished is read from its journal."""
+
+    def key(_: int, chunk: Sequence[Asked]) -> str:
+        return content_hash([model.key, list(chunk)])
+
+    def made(_: int, chunk: Sequence[Asked]) -> Json:
+        return list[Json](make(chunk))
+
+    found = current().chunks(name, asked, CHUNK, key, made, f"rows ({name})")
+    return [v for _, values in found for v in cast("list[float]", values)]
+
+
 @component("scorer")
 def expected_score(
     rows: list[Row],
@@ -65,21 +94,24 @@ def expected_score(
     max_tokens: int = 512,
 ) -> list[float]:
     """Deita's expected score in [1, 6] from one forward pass: 3.0 where it cannot be read."""
-    loaded = _needs_model(model, "expected_score").load_module()
-    values: list[float] = []
+    model = _needs_model(model, "expected_score")
+    loaded = model.load_module()
+    asked: list[Asked | None] = []
     for row in rows:
         facts = {"prompt": user_text(row.get("prompt")), "completion": row.get("completion", "")}
         text = _ASK[of].format_map({k: str(v) for k, v in facts.items()})
         digits = digit_ids(loaded, text)
         ids = cast(list[int], loaded.tokenizer.encode(text, add_special_tokens=False))
-        if digits is None or not ids:
-            values.append(UNKNOWN)
-            continue
-        ids_1T = torch.tensor([ids[-max_tokens:]], device=loaded.device)
-        with torch.inference_mode(), loaded.run_time():
-            logits_V = loaded.module(input_ids=ids_1T).logits[0, -1]
-        values.append(float(expected_score_of(logits_V[digits][None])[0]))
-    return values
+        asked.append((ids[-max_tokens:], [[d] for d in digits]) if digits and ids else None)
+    read = [one for one in asked if one is not None]
+
+    def make(chunk: Sequence[Asked]) -> list[float]:
+        return expected_score_of(branch_logps(loaded, chunk)).tolist()
+
+    scores = iter(_kept("expected_score", model, read, make))
+    if len(read) < len(rows):
+        current().metric(scorer="expected_score", of=of, unknown=len(rows) - len(read))
+    return [UNKNOWN if one is None else next(scores) for one in asked]
 
 
 def _text(row: Row, of: str) -> str:
@@ -130,18 +162,13 @@ def random(rows: list[Row], model: Model | None = None, *, salt: int = 0) -> lis
     return values
 
 
-def mean_nll(loaded: Loaded, head: Sequence[int], tail: Sequence[int]) -> float:
-    """Mean negative log-probability in nats of `tail` after `head`; 0 for an empty tail."""
+def _asked(loaded: Loaded, head: Sequence[int], text: str, max_tokens: int) -> Asked | None:
+    """A text after what goes before it, or after a start token; None for an empty one."""
+    tail = cast(list[int], loaded.tokenizer.encode(text, add_special_tokens=False))[:max_tokens]
     if not tail:
-        return 0.0
+        return None
     start = cast("int | None", loaded.tokenizer.bos_token_id)
-    lead = list(head) or [start if start is not None else tail[0]]
-    ids_1T = torch.tensor([[*lead, *tail]], device=loaded.device)
-    with torch.inference_mode(), loaded.run_time():
-        logits_TV = loaded.module(input_ids=ids_1T).logits[0]
-    rows = logits_TV[len(lead) - 1 : -1].float()
-    logp_T = torch.log_softmax(rows, dim=-1).gather(-1, ids_1T[0, len(lead) :, None])[:, 0]
-    return -float(logp_T.mean())
+    return list(head) or [start if start is not None else tail[0]], [tail]
 
 
 @component("scorer")
@@ -154,18 +181,20 @@ def perplexity(
     max_tokens: int = 512,
 ) -> list[float]:
     """Perplexity of the query, or of the answer given the query; `low` returns its inverse."""
-    loaded = _needs_model(model, "perplexity").load_module()
+    model = _needs_model(model, "perplexity")
+    loaded = model.load_module()
     heads: list[list[int]] = [[] for _ in rows]
     if of == "completion":
-        from truing.core.chat import prompt_ids
-        from truing.core.generate import rewritten
+        prompts = rewritten(model, [cast(str, row.get("prompt", "")) for row in rows])
+        heads = [prompt_ids(loaded.tokenizer, prompt)[-max_tokens:] for prompt in prompts]
+    asked = [
+        _asked(loaded, head, _text(row, of), max_tokens)
+        for row, head in zip(rows, heads, strict=True)
+    ]
 
-        asked = rewritten(loaded.model, [cast(str, row.get("prompt", "")) for row in rows])
-        heads = [prompt_ids(loaded.tokenizer, prompt)[-max_tokens:] for prompt in asked]
-    values: list[float] = []
-    for row, head in zip(rows, heads, strict=True):
-        encode = loaded.tokenizer.encode
-        tail = cast(list[int], encode(_text(row, of), add_special_tokens=False))[:max_tokens]
-        value = float(torch.tensor(mean_nll(loaded, head, tail)).clamp(max=50.0).exp())
-        values.append(value if sign == "high" else 1.0 / value)
-    return values
+    def make(chunk: Sequence[Asked]) -> list[float]:
+        return (-branch_logps(loaded, chunk, mean=True)[:, 0]).clamp(max=50.0).exp().tolist()
+
+    read = iter(_kept("perplexity", model, [one for one in asked if one is not None], make))
+    values = [1.0 if one is None else next(read) for one in asked]
+    return values if sign == "high" else [1.0 / v for v in values]

@@ -1,0 +1,108 @@
+"""Embedders of whole rows: by meaning, by a model's own last state, by exact text.
+
+An embedder takes rows with "text" (all turns as one text) and "messages" (the same as a dialogue)
+and an optional model, and returns one vector per row: an array [N, D]. What `deita` compares rows
+by is the cosine of two of them.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from truing.context import Json, current
+from truing.core.chat import chat_text
+from truing.core.embed import embed
+from truing.core.encoding import encode
+from truing.core.generate import rewritten
+from truing.core.logprob import states
+from truing.core.scoring import by_tree
+from truing.core.tree import Packed, example_tree
+from truing.errors import InputError
+from truing.method import component
+from truing.models import Loaded, Model
+from truing.select.near_duplicates import known
+from truing.tables import Message, Row, content_hash
+
+Vectors = NDArray[np.float32]
+T = TypeVar("T")
+TEXTS = 512  # sentences that a kill can cost
+STATES = 32  # rows of a language model
+
+
+def _kept(
+    name: str, facts: object, items: Sequence[T], size: int, make: Callable[[Sequence[T]], Vectors]
+) -> Vectors:
+    """Vectors of `items`; what a stopped step had finished is read from its journal."""
+
+    def key(_: int, chunk: Sequence[T]) -> str:
+        return content_hash([facts, list(chunk)])
+
+    def made(_: int, chunk: Sequence[T]) -> Json:
+        vectors_ND = np.ascontiguousarray(make(chunk), np.float32)
+        return [base64.b64encode(v.tobytes()).decode("ascii") for v in vectors_ND]
+
+    found = current().chunks(f"vectors-{name}", items, size, key, made, f"rows ({name} vectors)")
+    texts = [cast(str, v) for _, vectors in found for v in cast("list[Json]", vectors)]
+    return np.stack([np.frombuffer(base64.b64decode(v), np.float32) for v in texts])
+
+
+@component("embedder")
+def sentence(rows: list[Row], model: Model | None = None) -> Vectors:
+    """Sentence vectors of the row's text (all-MiniLM-L6-v2, its first 256 tokens)."""
+    return _kept("sentence", "minilm", [str(r["text"]) for r in rows], TEXTS, embed)
+
+
+@component("embedder")
+def exact(rows: list[Row], model: Model | None = None) -> Vectors:
+    """Equal vectors for equal texts, whatever the case, and orthogonal ones for all others."""
+    texts = [known(str(r["text"])) for r in rows]
+    place = {t: i for i, t in enumerate(dict.fromkeys(texts))}
+    return np.eye(len(place), dtype=np.float32)[[place[t] for t in texts]]
+
+
+@component("embedder")
+def last_state(
+    rows: list[Row], model: Model | None = None, *, centre: bool = False, max_tokens: int = 512
+) -> Vectors:
+    """The model's last hidden state at the end of the dialogue, as Deita has it.
+
+    Args:
+        centre: subtract the mean of all rows: the states of a small model all point one way, so
+            that as they are a tau of 0.9 may keep a single row. The paper's are of a 13B model.
+        max_tokens: most that are read of a row, its last ones.
+    """
+    if model is None:
+        raise InputError("needs a model", where="embedder last_state", fix="Give the step a model")
+    loaded = model.load_module()
+    asked = rewritten(model, [cast("list[Message]", r["messages"]) for r in rows])
+    ids = [dialogue_ids(loaded, cast("list[Message]", one))[-max_tokens:] for one in asked]
+    vectors_ND = _kept(
+        "last_state", model.key, ids, STATES, lambda chunk: last_states(loaded, chunk)
+    )
+    return vectors_ND - vectors_ND.mean(axis=0) if centre else vectors_ND
+
+
+def dialogue_ids(loaded: Loaded, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a whole dialogue by the model's template, or of its words without one."""
+    if not loaded.tokenizer.chat_template:
+        words = "\n".join(str(m["content"]) for m in messages)
+        return encode(loaded.tokenizer, words, special=True)
+    return encode(loaded.tokenizer, chat_text(loaded.tokenizer, messages, answer=False))
+
+
+def last_states(loaded: Loaded, rows: Sequence[Sequence[int]]) -> Vectors:
+    """Last hidden states [N, D] of the last tokens, after the final norm, in float32."""
+
+    def ends_UKD(packed: Packed) -> Tensor:
+        ends_UK = packed.ends_UK
+        return states(loaded.module, packed)[ends_UK.flatten()].view(*ends_UK.shape, -1).float()
+
+    trees = [example_tree(ids, [False] * len(ids)) for ids in rows]
+    return torch.stack([v_KD[0] for v_KD in by_tree(loaded, trees, ends_UKD)]).numpy()
