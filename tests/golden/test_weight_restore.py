@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from truing.context import Context, use
+from truing.core import engine, generate
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.tiny import tiny_folder, tiny_model
 from truing.core.trunk import Trunk
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model, Prefix, Weights
-from truing.recover.task_value import token_probability
+from truing.recover import task_value as values
+from truing.recover.task_value import task_value, token_probability
 from truing.recover.weight_restore import (
     Restorer,
     choose,
@@ -261,6 +263,134 @@ def test_same_seedless_run_gives_same_bits(pair: tuple[Model, Model], tmp_path: 
         with use(Context(folder=tmp_path / name)):
             keys.append(weight_restore(*pair, REFUSE, TASK, steps=2, warmup=1).key)
     assert keys[0] == keys[1]
+
+
+class Stop(BaseException):
+    """Stands for the death of the process: nothing may catch it."""
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often gradients were taken and the task was measured; a checkpoint after each step."""
+    done = {"gradients": 0, "values": 0, "die at value": 0}
+    add, value = Trunk.add_gradients, values.token_probability
+
+    def adds(*given: object) -> float:
+        done["gradients"] += 1
+        return add(*given)  # type: ignore[arg-type]
+
+    def measures(*given: object) -> float:
+        done["values"] += 1
+        if done["values"] == done["die at value"]:
+            raise Stop
+        return value(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trunk, "add_gradients", adds)
+    monkeypatch.setattr(values, "token_probability", measures)
+    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", math.inf)
+    return done
+
+
+def _restored(
+    pair: tuple[Model, Model], folder: Path, drop: float, *, stop: int = 0, accumulate: bool = True
+) -> tuple[Model, list[dict[str, object]]]:
+    """Four steps, the mode chosen after two; dies when the `stop`-th step has been told."""
+    told = 0
+
+    def progress(*_: object) -> None:
+        nonlocal told
+        told += 1
+        if told == stop:
+            raise Stop
+
+    with use(Context(folder=folder, on_progress=progress)) as context:
+        made = weight_restore(
+            *pair, REFUSE, TASK, rate=0.002, steps=4, warmup=2, save_every=2, drop=drop, batch=4,
+            accumulate=accumulate,
+        )  # fmt: skip
+    return made, list(context.metrics)
+
+
+@pytest.mark.parametrize(
+    ("drop", "whole", "left"),
+    [
+        # Gradients and measurements of all of it, and those that are left when so many steps were
+        # told: after the second the warm-up is still to be measured.
+        (0.9, (4, 3), {1: (3, 2), 2: (2, 2), 4: (0, 1)}),
+        # The warm-up fails: four steps more in rollback mode, each with two gradients.
+        (-5.0, (10, 4), {2: (8, 3), 3: (6, 2), 5: (2, 1)}),
+    ],
+)
+def test_killed_and_resumed_gives_the_same_without_repeating_a_step(
+    drop: float,
+    whole: tuple[int, int],
+    left: dict[int, tuple[int, int]],
+    pair: tuple[Model, Model],
+    work: dict[str, int],
+    tmp_path: Path,
+) -> None:
+    made, metrics = _restored(pair, tmp_path / "whole", drop)
+    assert (work["gradients"], work["values"]) == whole and made.key != pair[0].key
+    for stop, wanted in left.items():
+        folder = tmp_path / f"cut-{stop}"
+        with pytest.raises(Stop):
+            _restored(pair, folder, drop, stop=stop)
+        work |= {"gradients": 0, "values": 0}
+        again, told = _restored(pair, folder, drop)
+        assert (again.key, told) == (made.key, metrics)
+        assert (work["gradients"], work["values"]) == wanted
+
+
+@pytest.mark.parametrize("accumulate", [True, False])
+def test_killed_while_the_task_is_measured(
+    accumulate: bool, pair: tuple[Model, Model], work: dict[str, int], tmp_path: Path
+) -> None:
+    whole, metrics = _restored(pair, tmp_path / "whole", 0.9, accumulate=accumulate)
+    work |= {"gradients": 0, "values": 0, "die at value": 2}
+    with pytest.raises(Stop):
+        _restored(pair, tmp_path / "cut", 0.9, accumulate=accumulate)
+    assert work["gradients"] == 2
+    made, again = _restored(pair, tmp_path / "cut", 0.9, accumulate=accumulate)
+    assert (made.key, again) == (whole.key, metrics) and work["gradients"] == 4
+    other, _ = _restored(pair, tmp_path / "cut", 0.9, accumulate=not accumulate)
+    assert other.key != whole.key  # what lies there is another recovery's
+
+
+def test_a_plain_call_writes_no_checkpoints(
+    pair: tuple[Model, Model], work: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def written(*_: object, **__: object) -> None:
+        raise AssertionError("written to a folder that nobody comes back to")
+
+    monkeypatch.setattr("truing.core.checkpoint.Checkpoints.write", written)
+    assert weight_restore(*pair, REFUSE, TASK, steps=1).key != pair[0].key
+    assert work["gradients"] == 1
+
+
+def test_answers_to_the_task_are_kept(
+    pair: tuple[Model, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, sizes, draw = pair[1].load_module(), [], generate.sample
+
+    def drawn(module: object, prompts: list[list[int]], settings: object) -> object:
+        sizes.append(len(prompts))
+        return draw(module, prompts, settings)  # type: ignore[arg-type]
+
+    def told(done: int, *_: object) -> None:
+        if done == 4:
+            raise Stop
+
+    monkeypatch.setattr(generate, "sample", drawn)
+    monkeypatch.setattr(values, "CHUNK", 2)
+    check = {"use": "max_words", "n": 3}
+    with use(Context(folder=tmp_path, on_progress=told)), pytest.raises(Stop):
+        task_value(loaded, TASK.rows, check, 4, note="before")
+    with use(Context(folder=tmp_path)):
+        assert 0 <= task_value(loaded, TASK.rows, check, 4, note="before") <= 1
+        assert sizes == [2, 2, 1]
+        task_value(loaded, TASK.rows, check, 4, note="after")
+    assert sizes == [2, 2, 1, 2, 2, 1]
 
 
 def test_nothing_to_do_returns_the_model(pair: tuple[Model, Model], step: Context) -> None:

@@ -8,11 +8,14 @@ from typing import cast
 
 import torch
 
+from truing.context import Json, current
 from truing.core.chat import completion_ids, prompt_ids
 from truing.errors import InputError
 from truing.method import score
 from truing.models import Loaded
 from truing.tables import Row
+
+CHUNK = 32  # answers that a kill can cost
 
 
 def token_probability(loaded: Loaded, rows: Sequence[Row]) -> float:
@@ -40,17 +43,39 @@ def token_probability(loaded: Loaded, rows: Sequence[Row]) -> float:
 
 
 def task_value(
-    loaded: Loaded, rows: Sequence[Row], check: Mapping[str, object] | None, max_tokens: int = 128
+    loaded: Loaded,
+    rows: Sequence[Row],
+    check: Mapping[str, object] | None,
+    max_tokens: int = 128,
+    *,
+    note: str = "",
 ) -> float:
-    """Mean satisfaction of a check by greedy answers, or without one the token probability."""
+    """Mean satisfaction of a check by greedy answers, or without one the token probability.
+
+    Args:
+        loaded: may be in the middle of a change, so that no key of a model says what it is.
+        note: what does, for the journal of the answers.
+    """
     if check is None:
         return token_probability(loaded, rows)
     from truing.core.generate import SamplingSettings, sample
 
     settings = SamplingSettings(max_tokens=max_tokens, greedy=True)
-    prompts = [prompt_ids(loaded.tokenizer, cast(str, r["prompt"])) for r in rows]
-    drawn = sample(loaded.module, prompts, settings)
-    texts = [loaded.tokenizer.decode(d[0].ids, skip_special_tokens=True) for d in drawn]
-    answered = [{**r, "completion": t} for r, t in zip(rows, texts, strict=True)]
+
+    def make(_: int, chunk: Sequence[Row]) -> Json:
+        prompts = [prompt_ids(loaded.tokenizer, cast(str, r["prompt"])) for r in chunk]
+        drawn = sample(loaded.module, prompts, settings)
+        decode = loaded.tokenizer.decode
+        return [str(decode(d[0].ids, skip_special_tokens=True)) for d in drawn]
+
+    def name(start: int, _: Sequence[Row]) -> str:
+        return f"{note}/{start}"
+
+    found = current().chunks("task-answers", rows, CHUNK, name, make, "answers to the task")
+    answered: list[Row] = [
+        {**r, "completion": t}
+        for chunk, texts in found
+        for r, t in zip(chunk, cast("list[str]", texts), strict=True)
+    ]
     values = score("check", check, answered, where="recover/weight_restore task_check")
     return math.fsum(values) / len(values)

@@ -40,7 +40,7 @@ from truing.core.weights import patched
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Loaded, Model, run_time_of
-from truing.recover.repair_loop import Loop
+from truing.recover.repair_loop import Loop, Notes
 from truing.recover.task_value import task_value
 from truing.tables import Table, content_hash
 
@@ -153,6 +153,7 @@ def _loop(
     prompts: int,
     batch: int,
     task_check: dict[str, object] | None,
+    key: str,
 ) -> Loop:
     """The algorithm on the modules of both models and the first `prompts` rows of both tables."""
     own, before = model.load_module("float32", fresh=True), model.load_module("float32")
@@ -165,7 +166,8 @@ def _loop(
         direction_loss,
         refuse=_batches(own, refuse, prompts, batch),
         task=_batches(own, task, prompts, batch),
-        value=lambda: task_value(own, rows, task_check),
+        value=lambda name: task_value(own, rows, task_check, note=f"{key}/{name}"),
+        notes=Notes(key),
     )
 
 
@@ -225,12 +227,17 @@ def weight_restore(
     kept = run_time_of(pair, keep, where=where)
     refuse = _checked(refuse.expect("prompt", where=where), "refuse")
     task = _checked(task.expect("prompt", where=where), "task")
-    loop = _loop(model, trusted, refuse, task, layers, prompts, batch, task_check)
-    best = loop.recover(rate, rollback_rate, steps, warmup, save_every, drop, accumulate)
+    how = (rate, rollback_rate, steps, warmup, save_every, drop, accumulate)
+    used = [refuse.rows[:prompts], task.rows[:prompts], layers, batch, task_check]
+    facts = [where, model.weights_key, trusted.weights_key]
+    key = content_hash([*facts, *used, *how], 8)
+    loop = _loop(model, trusted, refuse, task, layers, prompts, batch, task_check, key)
+    best = loop.recover(*how)
     entries = {
-        name: (places, loop.repair.trusted[name].flatten()[places]) for name, places in best.items()
+        name: (places.cpu(), loop.repair.trusted[name].flatten()[places].cpu())
+        for name, places in best.items()
     }
-    key = content_hash([where, model.weights_key, trusted.weights_key, _facts(entries)], 8)
+    key = content_hash([*facts, _facts(entries)], 8)
     result = patched(model, entries, current().folder / f"restored-{key}")
     return result.with_changes([*result.weight_changes, *kept]).with_licences([trusted.licence])
 
