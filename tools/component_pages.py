@@ -13,8 +13,12 @@ GOES = {
     "as `task_check` of `recover/weight_restore`.",
     "decoder": "In the change that a method of the verb decode lays over a model. That method "
     "writes it, from settings of the same names: `truing decode best-of-n --n 8`.",
+    "embedder": "As `embedder` of `select/deita`.",
     "environment": "As `environment` of online training (`train/grpo` and its like), and as the "
     "first argument of `truing.core.rollout.rollout`.",
+    "judge": "As `judge` of a method that takes one, in place of a single model: "
+    "`evaluate/win_rate`, `synthesize/principle_pairs`, `synthesize/salmon`, "
+    "`synthesize/step_labels`; and as `model` of the rewards that ask a judge.",
     "pool": "Nowhere in a recipe: an online method whose rows are of several sorts names it in its "
     "decorator, and the settings are that method's.",
     "reward": "Under a name in `rewards` of online training, of the decode methods and of "

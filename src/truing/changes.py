@@ -11,13 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from truing.catalogue import used
 from truing.core.files import path_hash, place_tree
 from truing.errors import InputError, unknown
 from truing.references import refuse_bare
 from truing.tables import Message, content_hash
+
+if TYPE_CHECKING:
+    from truing.models import Model
 
 
 def _json(value: object) -> dict[str, object]:
@@ -195,3 +198,33 @@ def load(data: Mapping[str, object], folder: Path) -> Change:
             seen=f"key {change.key}, saved as {data.get('key')}",
         )
     return change
+
+
+def run_time_of(
+    models: Mapping[str, Model], keep: str = "", *, where: str = ""
+) -> tuple[Change, ...]:
+    """The run-time changes that a model made from the weights of `models` carries on.
+
+    Weights are what is trained, merged or recovered; prefixes and edits stay outside. Where they
+    differ, the caller must say whose to keep.
+    Raises:
+        InputError: they differ and `keep` is not one of the roles.
+    """
+    if keep:
+        if keep not in models:
+            raise InputError(
+                "no such role", where=where, seen=keep, fix=f"Known: {', '.join(models)}"
+            )
+        return models[keep].run_time_changes
+    sets = {role: [c.key for c in m.run_time_changes] for role, m in models.items()}
+    first = next(iter(sets), "")
+    for role, keys in sets.items():
+        if keys != sets[first]:
+            kinds = {r: [c.kind for c in models[r].run_time_changes] for r in (first, role)}
+            raise InputError(
+                f"models {first!r} and {role!r} have different run-time changes",
+                where=where,
+                seen=kinds,
+                fix=f"Say whose to carry on: keep={first!r} or keep={role!r}",
+            )
+    return models[first].run_time_changes if models else ()

@@ -132,10 +132,11 @@ def _claim(args: argparse.Namespace) -> object:
 def _models(args: argparse.Namespace) -> object:
     from truing import models
     from truing.core import fetch
+    from truing.store import Store
 
     if args.fetch:
         say(str(models.Model.open(args.fetch)))
-    found = fetch.catalogue()
+    found = [*fetch.catalogue(), *Store().quarantined()]
     if not args.json:
         for m in found:
             here = "present" if m["present"] else "not fetched"
@@ -175,7 +176,7 @@ def _store(args: argparse.Namespace) -> object:
         "ls": store.ls,
         "verify": store.verify,
         "gc": lambda: store.gc() if args.days is None else store.gc(args.days),
-        "export": lambda: store.export(args.key, args.to),
+        "export": lambda: store.export(args.key, args.to, quarantined=args.quarantined),
     }
     found = actions[args.action]()
     if not args.json:
@@ -268,6 +269,9 @@ def _parser() -> Parser:
         type=float,
         help="gc: how long results of single commands and what they left unfinished are kept "
         "(default 30)",
+    )
+    child.add_argument(
+        "--quarantined", action="store_true", help="export: also a model that an attack made"
     )
     return parser
 

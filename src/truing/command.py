@@ -6,14 +6,15 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from truing.catalogue import Entry
 from truing.cli import Parser, as_line
 from truing.errors import InputError, unknown
 from truing.faults import told
 from truing.method import Input, Method, Setting, methods, type_name
-from truing.naming import holding
+from truing.naming import check_reference, holding, is_reference, nouns_in, referred_model
+from truing.signature import flow
 
 if TYPE_CHECKING:
     from truing.store import Noun
@@ -77,11 +78,15 @@ def _inputs(
                 f"input --{entry.name.replace('_', '-')} ({entry.noun}) is missing",
                 where=method.id,
             )
+    refs = _references(method, given)
     texts = {
         entry.name: _roles(entry, given.get(entry.name, entry.default))
         for entry in method.inputs.values()
-        if entry.name in given or entry.default
+        if (entry.name in given or entry.default) and entry.name not in refs
     }
+    for one in nouns_in(refs):
+        able, option = known_abilities(one.text), f"--{one.setting.replace('_', '-')}"
+        need_abilities(method, one.setting, "", able, where=option)
     for name, roles in texts.items():
         for role, text in roles.items() if method.inputs[name].noun == "Model" else ():
             able = known_abilities(text)
@@ -94,7 +99,20 @@ def _inputs(
         entry = method.inputs[name]
         opened = {role: open_noun(entry.noun, text) for role, text in texts[name].items()}
         found[name] = opened if entry.many else opened[""]
+    for name, ref in refs.items():
+        found[name] = referred_model(name, ref, where=f"--{name.replace('_', '-')}")
     return found
+
+
+def _references(method: Method, given: Mapping[str, object]) -> dict[str, Mapping[str, object]]:
+    """Inputs that are given as {use: name, ...}, and would be right."""
+    refs: dict[str, Mapping[str, object]] = {}
+    for name in (n for n in method.inputs if n in given):
+        value = flow(str(given[name]))
+        if is_reference(name, value):
+            refs[name] = cast("Mapping[str, object]", value)
+            check_reference(name, refs[name], where=f"--{name.replace('_', '-')}")
+    return refs
 
 
 def _roles(entry: Input, value: object) -> dict[str, str]:

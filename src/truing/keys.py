@@ -17,6 +17,7 @@ from truing.changes import Decoder, Rewriter
 from truing.core.code import code_key
 from truing.core.files import path_hash
 from truing.core.limits import without
+from truing.core.panel import Panel
 from truing.declared import source
 from truing.method import Method
 from truing.models import Model, held, named
@@ -39,6 +40,8 @@ def _all(nouns: Nouns) -> list[Noun]:
 
 def _of_model(model: Model) -> list[str]:
     """Components that a model runs: its builder, decoders, rewriters, and what those hold."""
+    if isinstance(model.base, Panel):
+        return [name for one in model.base.judges.values() for name in _of_model(one)]
     names = [] if model.is_served else used(model.builder)
     for change in model.changes:
         if not isinstance(change, (Decoder, Rewriter)):
@@ -101,11 +104,14 @@ def _identity(value: object) -> object:
 
 
 def _input(noun: Noun) -> object:
-    """An input as it enters the key: a model with its licences, which what is made of it carries.
+    """An input as it enters the key: a model with what goes on to whatever is made of it.
 
-    They are no part of what the model does, and so not of its own key.
+    Licences and quarantine are no part of what the model does, and so not of its own key.
     """
-    return [noun.key, noun.base.licence, noun.licences] if isinstance(noun, Model) else noun.key
+    if not isinstance(noun, Model):
+        return noun.key
+    found: list[object] = [noun.key, noun.base.licence, noun.licences]
+    return [*found, noun.quarantine] if noun.quarantine else found
 
 
 def step_key(method: Method, nouns: Nouns, settings: Mapping[str, object], seed: int) -> str:

@@ -97,7 +97,7 @@ def component(kind: str, *, name: str = "") -> Callable[[F], F]:
     """Register a function that steps refer to as `{use: name, **settings}`.
 
     Kinds with the signature `(rows, *, settings) -> scores`: check, reward, scorer. Other kinds
-    (decoder, judge, environment, ...) document theirs where they are called.
+    (decoder, judge, environment, embedder, ...) document theirs where they are called.
     """
 
     def decorate(function: F) -> F:
@@ -305,6 +305,7 @@ class Method:
         from truing import given
         from truing.datasets import licensed
         from truing.naming import holding
+        from truing.quarantine import marked
 
         if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
             raise InputError("the seed must be a whole number", where=self.id, seen=seed)
@@ -315,7 +316,8 @@ class Method:
         with seeded(seed):
             if self._runs_own(settings, named):
                 forget()  # what earlier plain calls noted may be of other values that it reads
-            return licensed(self.function(**named, **settings), named)
+            made = licensed(self.function(**named, **settings), named)
+        return marked(made, self, named, settings)
 
     def _runs_own(self, settings: Mapping[str, object], nouns: Row) -> bool:
         """True where it runs a function of the user's own, whose globals no note tells apart."""

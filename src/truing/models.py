@@ -24,6 +24,7 @@ from truing.changes import (
     WeightChange,
     Weights,
     in_order,
+    run_time_of,
 )
 from truing.core import files, jsonfile, private
 from truing.core.licences import strictest
@@ -32,6 +33,7 @@ from truing.errors import InputError
 from truing.tables import Message, content_hash
 
 if TYPE_CHECKING:
+    from truing.core.panel import Panel
     from truing.core.weights import Folded
     from truing.principles import Principles
     from truing.tables import Table
@@ -118,16 +120,18 @@ class Model:
     """Base weights plus changes.
 
     Args:
-        base: `Folder` or `Served`.
+        base: `Folder` or `Served`; of several models that judge as one, `core.panel.Panel`.
         changes: weight changes in the order made, then run-time changes.
         name: how reports call it.
         licences: of everything that went into it.
+        quarantine: the attacks that it was made by; see `truing.quarantine`.
     """
 
-    base: Folder | Served
+    base: Folder | Served | Panel
     changes: tuple[Change, ...] = ()
     name: str = "model"
     licences: tuple[str, ...] = ()
+    quarantine: str = ""
 
     @staticmethod
     def open(source: str | Path) -> Model:
@@ -143,7 +147,8 @@ class Model:
 
     def __repr__(self) -> str:
         laid = "".join(f" + {c.kind}" for c in self.changes)
-        return f"Model({self.name}{laid}; licence {self.licence})"
+        mark = f"; quarantined: {self.quarantine}" if self.quarantine else ""
+        return f"Model({self.name}{laid}; licence {self.licence}{mark})"
 
     @property
     def is_served(self) -> bool:
@@ -153,13 +158,13 @@ class Model:
     @property
     def folder(self) -> Path:
         """Folder of the base; an InputError for a served model, which has no weights here."""
-        if isinstance(self.base, Served):
-            raise InputError(
-                "a served model has no weights here",
-                where=self.name,
-                fix="Give a local model where weights, gradients or activations are needed",
-            )
-        return self.base.path
+        if isinstance(self.base, Folder):
+            return self.base.path
+        raise InputError(
+            f"a {'served model' if self.is_served else 'panel of judges'} has no weights here",
+            where=self.name,
+            fix="Give a local model where weights, gradients or activations are needed",
+        )
 
     @cached_property
     def builder(self) -> dict[str, object]:
@@ -273,7 +278,9 @@ class Model:
 
         return opening.load(Path(folder))
 
-    def export(self, folder: str | Path, *, weights_only: bool = False) -> Path:
+    def export(
+        self, folder: str | Path, *, weights_only: bool = False, quarantined: bool = False
+    ) -> Path:
         """Write a plain Hugging Face folder with folded weights, tokenizer and template.
 
         A reward model with a score head becomes transformers' sequence classification where that
@@ -283,9 +290,12 @@ class Model:
             folder: new or empty, or an earlier export and nothing else, which is replaced.
             weights_only: drop run-time changes and heads. Without it those that such a folder
                 cannot express are an InputError.
+            quarantined: write one in quarantine, too, which else is an InputError.
         """
+        from truing import quarantine
         from truing.core import opening
 
+        quarantine.refuse(self, "exported", asked=quarantined, fix="say quarantined=True")
         return opening.export(self, Path(folder), weights_only=weights_only)
 
 
@@ -296,36 +306,6 @@ def _check_version(data: Mapping[str, object], path: Path) -> None:
             f"schema version {version!r} is not the one that this version reads ({SCHEMA_VERSION})",
             where=str(path),
         )
-
-
-def run_time_of(
-    models: Mapping[str, Model], keep: str = "", *, where: str = ""
-) -> tuple[Change, ...]:
-    """The run-time changes that a model made from the weights of `models` carries on.
-
-    Weights are what is trained, merged or recovered; prefixes and edits stay outside. Where they
-    differ, the caller must say whose to keep.
-    Raises:
-        InputError: they differ and `keep` is not one of the roles.
-    """
-    if keep:
-        if keep not in models:
-            raise InputError(
-                "no such role", where=where, seen=keep, fix=f"Known: {', '.join(models)}"
-            )
-        return models[keep].run_time_changes
-    sets = {role: [c.key for c in m.run_time_changes] for role, m in models.items()}
-    first = next(iter(sets), "")
-    for role, keys in sets.items():
-        if keys != sets[first]:
-            kinds = {r: [c.kind for c in models[r].run_time_changes] for r in (first, role)}
-            raise InputError(
-                f"models {first!r} and {role!r} have different run-time changes",
-                where=where,
-                seen=kinds,
-                fix=f"Say whose to carry on: keep={first!r} or keep={role!r}",
-            )
-    return models[first].run_time_changes if models else ()
 
 
 _held: dict[str, object] = {}

@@ -6,13 +6,17 @@ Which settings of a component are keys of nouns, their types say: `ModelKey`, `P
 a recipe or a command writes there is a name, like that of an input: of a step, of a model, of a
 place. Before the step runs, the noun is held (`truing.models.hold`) and its key stands in place of
 the name, so that the step depends on what the noun is and not on what it is called.
+
+Where a judge is named, a reference to a component that makes one of several models may stand, too:
+`judge: {use: panel, judges: [a, b]}` for an input, `{use: judged, model: {use: panel, ...}}` inside
+a setting, where the key of what it makes takes its place.
 """
 
 from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -23,6 +27,7 @@ if typing.TYPE_CHECKING:
     from truing.store import Noun
 
 Place = tuple[str, str]  # a noun, and the text that names it
+MADE = ("judge",)  # kinds of components that make a model, for an input of that name
 STORED = re.compile(r"[0-9a-f]{12,}")  # the key of a step's result, or its beginning
 
 
@@ -60,11 +65,23 @@ def _noun_of(annotation: object) -> str:
     return next(filter(None, map(_noun_of, typing.get_args(annotation))), "")
 
 
+def _noun_listed(annotation: object) -> str:
+    """The noun whose keys a list of this type holds, "" for none."""
+    args = typing.get_args(annotation)
+    if typing.get_origin(annotation) is list:
+        return _noun_of(args[0])
+    return next(filter(None, map(_noun_listed, args)), "")
+
+
 def _nouns_of(ref: Mapping[str, object]) -> dict[str, str]:
     """Nouns by the settings of a reference that name one; {} for what is no reference."""
+    return _typed(ref, {n for n, v in ref.items() if n != "use" and any(_texts(v))})
+
+
+def _typed(ref: Mapping[str, object], given: set[str]) -> dict[str, str]:
+    """Those of the given settings of a reference that take a noun's key, and which noun's."""
     from truing.method import Method
 
-    given = {n for n, v in ref.items() if isinstance(v, str) and v and n != "use"}
     if not given or not isinstance(ref.get("use"), str):
         return {}
     name = str(ref["use"]).replace("-", "_")
@@ -72,14 +89,23 @@ def _nouns_of(ref: Mapping[str, object]) -> dict[str, str]:
     for entry in catalogue.components().values():
         if entry.name == name:
             known = Method(entry).settings
-            found |= {n: _noun_of(known[n].type) for n in given if n in known}
+            for n in given & set(known):
+                listed = isinstance(ref[n], (list, tuple))
+                found[n] = (_noun_listed if listed else _noun_of)(known[n].type)
     return {n: noun for n, noun in found.items() if noun}
+
+
+def _texts(value: object) -> list[str]:
+    """The texts that a setting is, or lists."""
+    items = cast("Sequence[object]", value) if isinstance(value, (list, tuple)) else [value]
+    return [v for v in items if isinstance(v, str)]
 
 
 def _found(value: object) -> Iterator[Place]:
     if isinstance(value, Mapping):
         items = cast("Mapping[str, object]", value)
-        yield from ((noun, str(items[n])) for n, noun in _nouns_of(items).items())
+        for name, noun in _nouns_of(items).items():
+            yield from ((noun, text) for text in _texts(items[name]))
         value = list(items.values())
     if isinstance(value, (list, tuple)):
         for one in cast("Sequence[object]", value):
@@ -97,8 +123,11 @@ def nouns_in(settings: Mapping[str, object]) -> list[Named]:
 
 
 def with_keys(settings: Mapping[str, object], keys: Mapping[Place, str]) -> dict[str, object]:
-    """Settings with the keys of nouns in place of their names."""
-    return {n: _filled(value, keys) for n, value in settings.items()} if keys else dict(settings)
+    """Settings with the keys of nouns in place of their names, and of models that are made."""
+    makers = {name for kind in MADE for name in catalogue.components(kind)}
+    if not keys and not makers & set(catalogue.used(dict(settings))):
+        return dict(settings)
+    return {n: _filled(value, keys) for n, value in settings.items()}
 
 
 def _filled(value: object, keys: Mapping[Place, str]) -> object:
@@ -106,11 +135,32 @@ def _filled(value: object, keys: Mapping[Place, str]) -> object:
         items = cast("Mapping[str, object]", value)
         made = {n: _filled(v, keys) for n, v in items.items()}
         for name, noun in _nouns_of(items).items():
-            made[name] = keys.get((noun, str(items[name])), made[name])
+            made[name] = _keyed(made[name], noun, keys)
+        for name in _typed(made, {n for n, v in made.items() if _refers(v)}):
+            made[name] = _made_key(cast("Mapping[str, object]", made[name]))
         return made
     if isinstance(value, (list, tuple)):
         return [_filled(v, keys) for v in cast("Sequence[object]", value)]
     return value
+
+
+def _keyed(value: object, noun: str, keys: Mapping[Place, str]) -> object:
+    if isinstance(value, str):
+        return keys.get((noun, value), value)
+    return [_keyed(v, noun, keys) for v in cast("Sequence[object]", value)]
+
+
+def _refers(value: object) -> bool:
+    return isinstance(value, Mapping) and "use" in value
+
+
+def _made_key(ref: Mapping[str, object]) -> str:
+    """The key of the model that a reference inside a setting makes."""
+    from truing.method import get_component
+
+    use = str(ref.get("use")).replace("-", "_")
+    kind = next((k for k in MADE if use in catalogue.components(k)), MADE[0])
+    return models.hold(cast("models.Model", get_component(kind, ref)()))
 
 
 def holding(settings: Mapping[str, object], *, where: str = "") -> dict[str, object]:
@@ -130,6 +180,60 @@ def holding(settings: Mapping[str, object], *, where: str = "") -> dict[str, obj
             raise
         keys[one.noun, one.text] = models.hold(cast("models.Model", found))
     return with_keys(settings, keys)
+
+
+def is_reference(name: str, value: object) -> bool:
+    """True for {use: ..., ...} given as an input that a component can make."""
+    return name in MADE and _refers(value)
+
+
+def check_reference(
+    name: str, ref: Mapping[str, object], *, where: str = "", stored: bool = False
+) -> None:
+    """Raise an InputError for a reference given as an input that would go wrong later.
+
+    Args:
+        name: of the input, and of its components' kind.
+        stored: or that no stored step can have; see `catalogue.check_used`.
+    """
+    from truing.method import resolve
+
+    try:
+        catalogue.check_used({name: dict(ref)}, stored=stored)
+        function, settings = resolve(name, ref)
+        check = getattr(function, "__truing_check__", None)
+        if check is not None:
+            cast("Callable[[Mapping[str, object]], None]", check)(settings)
+    except InputError as error:
+        error.where = f"{where}: {error.where}".strip(": ")
+        raise
+
+
+def referred_model(name: str, ref: Mapping[str, object], *, where: str = "") -> models.Model:
+    """The model that a reference given as an input of this name stands for.
+
+    Args:
+        ref: to a component of kind `name`; in Python its models may be given as they are.
+    Raises:
+        InputError: there is no such component, or its settings are wrong.
+    """
+    from truing.method import get_component
+
+    held = cast("Mapping[str, object]", _with_held(ref))
+    found = holding({name: held}, where=where)[name]
+    made = get_component(name, cast("Mapping[str, object]", found), where=where)()
+    return cast("models.Model", made)
+
+
+def _with_held(value: object) -> object:
+    """A setting with keys in place of models."""
+    if isinstance(value, models.Model):
+        return models.hold(value)
+    if isinstance(value, Mapping):
+        return {n: _with_held(v) for n, v in cast("Mapping[str, object]", value).items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_held(v) for v in cast("Sequence[object]", value)]
+    return value
 
 
 _opened: dict[str, Noun] = {}

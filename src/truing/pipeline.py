@@ -22,9 +22,10 @@ from truing.faults import check_space, told
 from truing.keys import Nouns, device_class, step_key
 from truing.method import Method
 from truing.models import Model, hold
-from truing.naming import holding, with_keys
+from truing.naming import Place, holding, referred_model, with_keys
 from truing.plan import Checked, Plan
 from truing.progress import Clock, Progress
+from truing.quarantine import marked
 from truing.recipe import plan_of
 from truing.runs import Run, plain, versions
 from truing.sources import Opened, check_abilities, open_sources, with_defaults
@@ -126,7 +127,8 @@ def perform(
         try:
             with use(context):
                 # What it observed is kept by the context beyond its end.
-                made = cast(Noun, licensed(method.function(**nouns, **settings), nouns))
+                found = licensed(method.function(**nouns, **settings), nouns)
+                made = cast(Noun, marked(found, method, nouns, settings))
         except BaseException:
             clock.keep()
             raise
@@ -265,7 +267,7 @@ def _run_all(
     for one in checked:
         record.open_step(one)
     record.manifest["models"] = {
-        shown: {"key": n.key, "licence": n.licence, "source": shown}
+        shown: {"key": n.key, "licence": n.licence, "source": shown, "quarantine": n.quarantine}
         for shown, n in ((private.without_login(text), n) for (_, text), n in opened.items())
         if isinstance(n, Model)
     }
@@ -295,8 +297,12 @@ def _run_all(
 def _nouns(
     one: Checked, results: Mapping[str, Noun], opened: Opened
 ) -> dict[str, Noun | Mapping[str, Noun]]:
-    """A step's inputs: what earlier steps made, and what was opened."""
-    nouns: dict[str, Noun | Mapping[str, Noun]] = {}
+    """A step's inputs: what earlier steps made, and what was opened; or what they refer to."""
+    given = with_keys(one.references, _keys(one, results, opened))
+    nouns: dict[str, Noun | Mapping[str, Noun]] = {
+        name: referred_model(name, cast("dict[str, object]", ref), where=one.step.at(name))
+        for name, ref in given.items()
+    }
     for name, roles in one.sources.items():
         wanted = one.method.inputs[name]
         found = {
@@ -307,15 +313,14 @@ def _nouns(
     return nouns
 
 
-def _settings(one: Checked, results: Mapping[str, Noun], opened: Opened) -> Mapping[str, object]:
-    """A step's settings, with the keys of the nouns that they name, which are held."""
-    keys = {
+def _keys(one: Checked, results: Mapping[str, Noun], opened: Opened) -> dict[Place, str]:
+    """Keys of the nouns that a step's settings name, which are held."""
+    return {
         (n.noun, n.text): hold(
             cast(Model, results[s.text] if s.is_step else opened[n.noun, s.text])
         )
         for n, s in one.named.items()
     }
-    return with_keys(one.settings, keys)
 
 
 def _run_one(
@@ -329,7 +334,8 @@ def _run_one(
 ) -> None:
     progress = Progress(f"[{number}/{total}] ")
     progress.start(one.name, one.method.id)
-    nouns, settings = _nouns(one, results, opened), _settings(one, results, opened)
+    nouns = _nouns(one, results, opened)
+    settings = with_keys(one.settings, _keys(one, results, opened))
     if one.method.verb == "serve":
         record.change(one.name, status="done")
         one.method.function(**nouns, **settings)

@@ -24,7 +24,7 @@ from truing.core import limits, private
 from truing.core.files import expanded
 from truing.errors import InputError, unknown
 from truing.method import Input, Method, methods
-from truing.naming import Named, nouns_in
+from truing.naming import Named, check_reference, is_reference, nouns_in
 from truing.references import referred
 from truing.tables import content_hash
 
@@ -77,6 +77,7 @@ class Checked:
     settings: Mapping[str, object]
     seed: int
     named: Mapping[Named, Source] = field(default_factory=dict)  # inside settings: see `naming`
+    references: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # given as inputs
 
     @property
     def name(self) -> str:
@@ -86,6 +87,14 @@ class Checked:
     def edges(self) -> list[str]:
         """Steps that this one needs."""
         return [source.text for _, _, source in self.given() if source.is_step]
+
+    def inputs(self) -> dict[str, list[Source]]:
+        """Where each of its inputs comes from; of one that is a reference, what that names."""
+        named = {
+            name: [s for one, s in self.named.items() if one.setting == name]
+            for name in self.references
+        }
+        return {n: list(roles.values()) for n, roles in self.sources.items()} | named
 
     def given(self) -> list[tuple[str, str, Source]]:
         """(input or setting, noun that it takes, where that comes from) of all nouns."""
@@ -240,8 +249,12 @@ class Plan:
             raise _at(error, step.at("do")) from None
         sources: dict[str, dict[str, Source]] = {}
         values: dict[str, object] = {}
+        references: dict[str, Mapping[str, object]] = {}
         for name, value in step.given.items():
-            if name in inputs:
+            if name in inputs and is_reference(name, value):
+                references[name] = cast("Mapping[str, object]", value)
+                check_reference(name, references[name], where=step.at(name), stored=True)
+            elif name in inputs:
                 found = self._sources(step, inputs[name], value)
                 if found:
                     sources[name] = found
@@ -253,7 +266,7 @@ class Plan:
         for name, wanted in inputs.items():
             if wanted.default and not sources.get(name):
                 sources[name] = {"": Source(wanted.default)}
-            if not wanted.optional and not sources.get(name):
+            if not wanted.optional and not sources.get(name) and name not in references:
                 raise InputError(
                     f"input {name!r} ({wanted.noun}) of {method.id} is missing", where=step.at()
                 )
@@ -265,9 +278,9 @@ class Plan:
         seed = self.seed if step.seed is None else step.seed
         named = {
             one: self._source(step, Input(one.setting, one.noun), one.text, "setting")
-            for one in nouns_in(full)
+            for one in nouns_in({**full, **references})
         }
-        return Checked(step, method, sources, full, seed, named)
+        return Checked(step, method, sources, full, seed, named, references)
 
     def _sources(self, step: Step, wanted: Input, value: object) -> dict[str, Source]:
         if isinstance(value, Mapping) and wanted.many:

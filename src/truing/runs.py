@@ -119,11 +119,13 @@ class Run:
             "method": one.method.id,
             "verb": one.method.verb,
             "summary": one.method.summary,
-            "settings": {n: plain(v) for n, v in private.hidden(one.settings).items()},
+            "settings": {
+                n: plain(v) for n, v in private.hidden({**one.settings, **one.references}).items()
+            },
             "seed": one.seed,
             "inputs": {
-                name: [private.without_login(s.text) for s in roles.values()]
-                for name, roles in one.sources.items()
+                name: [private.without_login(s.text) for s in sources]
+                for name, sources in one.inputs().items()
             },
             "key": "",
             "artefact": "",

@@ -67,7 +67,7 @@ class Setting:
         try:
             value: object = json.loads(text)
         except ValueError:
-            value = _flow(text) if text[:1] in ("{", "[") else text
+            value = flow(text)
         try:
             return self.validate(value, where=where)
         except InputError:
@@ -76,9 +76,12 @@ class Setting:
         return self.validate(text, where=where)  # a number or null where a text is meant
 
 
-def _flow(text: str) -> object:
+def flow(text: str) -> object:
+    """What a mapping or list in YAML's flow form says, `{use: name, n: 3}`; other text as it is."""
     import yaml
 
+    if text[:1] not in ("{", "["):
+        return text
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

@@ -180,17 +180,24 @@ def check_abilities(checked: Sequence[Checked], opened: Opened | None = None) ->
     made: dict[str, frozenset[str] | None] = {}
     for one in checked:
         own: list[frozenset[str] | None] = []
-        for name, roles in one.sources.items():
-            noun = one.method.inputs[name].noun
-            for role, source in roles.items() if "Model" in noun.split("|") else ():
-                if source.is_step:
-                    able = made.get(source.text)
-                elif opened is None:
-                    able = known_abilities(source.text)
-                else:
-                    found = opened[noun, source.text]
-                    able = found.can if isinstance(found, Model) else None
-                need_abilities(one.method, name, role, able, where=one.step.at(name))
-                own.append(able)
+        inputs = [
+            (name, role, one.method.inputs[name].noun, source)
+            for name, roles in one.sources.items()
+            for role, source in roles.items()
+        ]
+        inputs += [(n.setting, "", n.noun, s) for n, s in one.named.items()
+                   if n.setting in one.references]  # fmt: skip
+        for name, role, noun, source in inputs:
+            if "Model" not in noun.split("|"):
+                continue
+            if source.is_step:
+                able = made.get(source.text)
+            elif opened is None:
+                able = known_abilities(source.text)
+            else:
+                found = opened[noun, source.text]
+                able = found.can if isinstance(found, Model) else None
+            need_abilities(one.method, name, role, able, where=one.step.at(name))
+            own.append(able)
         if own and one.method.returns == "Model":
             made[one.name] = own[0]

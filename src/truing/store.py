@@ -181,6 +181,8 @@ class Store:
                 "content": content,
                 **facts,
             }
+            if isinstance(noun, Model) and noun.quarantine:
+                data["quarantine"] = noun.quarantine
             text = jsontext.dumps(dict(sorted(data.items())), indent=1)
             (partial / "artefact.json").write_text(text + "\n", encoding="utf-8")
         made = self._read(key)
@@ -242,8 +244,22 @@ class Store:
                 continue
             size = sum(p.stat().st_size for p in self._place(key).rglob("*") if p.is_file())
             row: dict[str, Json] = {"key": key, "bytes": size, "used": key in used}
-            listed.append(row | {n: facts.get(n) for n in ("noun", "method", "made")})
+            row |= {n: facts.get(n) for n in ("noun", "method", "made")}
+            mark = facts.get("quarantine")
+            listed.append(row | {"quarantine": mark} if mark else row)
         return listed
+
+    def quarantined(self) -> list[dict[str, Json]]:
+        """Models here that an attack made, as `truing models` lists models; named by their keys."""
+        found: list[dict[str, Json]] = []
+        for key in self.keys():
+            with contextlib.suppress(InputError):
+                if mark := self.facts(key).get("quarantine"):
+                    row: dict[str, Json] = {"name": key[:12], "licence": "", "present": True}
+                    row["about"] = f"in the store, quarantined: {mark}"
+                    row["where"] = str(self._place(key) / "data")
+                    found.append(row | {"quarantine": mark})
+        return found
 
     def verify(self) -> list[dict[str, Json]]:
         """Read every artefact and compare it with its content key; one row for each damaged one.
@@ -339,13 +355,15 @@ class Store:
             )
         return found[0]
 
-    def export(self, key: str, to: str) -> dict[str, Json]:
+    def export(self, key: str, to: str, *, quarantined: bool = False) -> dict[str, Json]:
         """Write an artefact outside the store: a model as a plain Hugging Face folder where it can.
 
         Args:
             key: or its beginning.
             to: a new or empty folder, or an earlier export, which is replaced.
+            quarantined: a model in quarantine, too.
         """
+        from truing import quarantine
         from truing.core.opening import EXPORTED
 
         where = "truing store export KEY FOLDER"
@@ -353,6 +371,8 @@ class Store:
             raise InputError("say where to", where=where)
         full = self.find(key)
         noun = self.load(full)
+        if isinstance(noun, Model):
+            quarantine.refuse(noun, "exported", asked=quarantined, fix="say --quarantined")
         marks = [MARKS[type(noun).__name__], *([EXPORTED] if isinstance(noun, Model) else [])]
         folder = free_folder(to, marks, where)
         line: dict[str, Json] = {"key": full, "noun": type(noun).__name__, "folder": str(Path(to))}
@@ -360,10 +380,10 @@ class Store:
             from truing.core import classifier
 
             if not classifier.why_not(noun):
-                noun.export(folder)
+                noun.export(folder, quarantined=quarantined)
                 return line
             if classifier.of_training(noun):
-                noun.export(folder, weights_only=True)
+                noun.export(folder, weights_only=True, quarantined=quarantined)
                 return line | {"left_out": "the critic, which only training goes on from"}
         noun.save(folder)
         return line

@@ -21,7 +21,7 @@ def about(noun: Noun) -> str:
         return f"{len(noun)} principle{'' if len(noun) == 1 else 's'}"
     if isinstance(noun, Model):
         laid = "".join(f" + {c.kind}" for c in noun.changes)
-        return f"{noun.name}{laid}"
+        return f"{noun.name}{laid}{' (quarantined)' if noun.quarantine else ''}"
     first = noun.measures[0] if noun.measures else None
     return f"{noun.title}: {first.name} {_value(first)}" if first else noun.title
 

@@ -165,4 +165,4 @@ def test_an_attack_says_what_it_did_and_leaves_its_input(name: str, model: Model
     assert [r["attack"] for r in records] == [name.removeprefix("attack/")]
     assert model.with_changes(model.changes).key == before
     if isinstance(result, Model):
-        assert "quarantined" in result.name and result.base_key == model.base_key
+        assert result.quarantine == name and result.base_key == model.base_key

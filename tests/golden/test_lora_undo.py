@@ -165,14 +165,14 @@ def test_nothing_spent_changes_nothing(model: Model) -> None:
     for settings in ({"n": 0}, {"lr": 0.0}):
         made = methods["lora_undo"](model, **settings)
         assert isinstance(made, Model)
-        assert made.key == model.key and "quarantined" in made.name
+        assert made.key == model.key and made.quarantine == "attack/lora_undo"
 
 
 def test_the_adapter_and_the_record(model: Model, tmp_path: Path) -> None:
     with use(Context(seed=1, folder=tmp_path)) as context:
         made = methods["lora_undo"](model, n=8, epochs=1, rank=2, lr=1e-2)
     assert isinstance(made, Model)
-    assert [c.kind for c in made.changes] == ["adapter"] and "quarantined" in made.name
+    assert [c.kind for c in made.changes] == ["adapter"] and made.name == "tiny0+lora_undo"
     record = json.loads((tmp_path / "lora_undo.json").read_text())
     # Per block: q 128x128, k and v 128x64, o 128x128, gate and up 128x384, down 384x128.
     block = 2 * (256 + 2 * 192 + 256 + 3 * 512)

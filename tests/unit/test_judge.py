@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from truing.context import Context, current, use
 from truing.core import hooks, judge, judge_form
 from truing.core.agreement import agreement
 from truing.core.chat import completion_ids, prompt_ids
+from truing.core.generate import generate
 from truing.core.options import option_logps
+from truing.core.panel import Panel, panel_of
+from truing.core.tiny import tiny_folder
 from truing.errors import InputError
 from truing.models import Model
 from truing.tables import Row
@@ -33,6 +37,12 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("TRUING_HOME", str(tmp_path))
     with use(Context()):
         yield
+
+
+def tiny_folder_of(beside: Path, seed: int) -> Path:
+    """A tiny model of other weights."""
+    folder = beside.parent / f"{beside.name}-{seed}"
+    return folder if folder.is_dir() else tiny_folder(folder, seed)
 
 
 def _rows(*answers: str) -> list[Row]:
@@ -209,26 +219,86 @@ def test_unparsed_replies_are_asked_again_then_counted() -> None:
             judge.pointwise(model, rows[-2:])
 
 
-def test_panel_of_judges(tiny: Model) -> None:
+def test_panel_of_judges() -> None:
     ours, theirs = _rows("kind", "rude", "kind"), _rows("rude", "kind", "fair")
     with (
         server(_prefers()) as (one, _),
         server(_prefers(word="rude")) as (two, _),
         server(_prefers()) as (three, _),
     ):
-        judges = {n: Model.open(u + "#j") for n, u in (("a", one), ("b", two), ("c", three))}
-        mean = judge.panel(judges, ours, theirs)
-        most = judge.panel(judges, ours, theirs, how="majority")
-    assert mean.by_judge == {"a": [1, 0, 1], "b": [0, 1, 0.5], "c": [1, 0, 1]}
-    assert mean.scores == pytest.approx([2 / 3, 1 / 3, 2.5 / 3])
-    assert most.scores == [1.0, 0.0, 1.0]
+        judges = [Model.open(u + "#j").called(n) for n, u in zip("abc", (one, two, three))]
+        mean = judge.compare(panel_of(judges), ours, theirs)
+        most = judge.compare(panel_of(judges, "majority"), ours, theirs)
+    by_judge = {n: m.decisions for n, m in mean.members.items()}
+    assert by_judge == {"a": [1, 0, 1], "b": [0, 1, 0.5], "c": [1, 0, 1]}
+    assert mean.chances == pytest.approx([2 / 3, 1 / 3, 2.5 / 3])
+    assert mean.decisions == most.decisions == [1.0, 0.0, 1.0] == most.chances
+    assert mean.agreement is not None
     assert mean.agreement.raw == pytest.approx(1 / 3)  # a and c agree, b with neither
-    assert mean.comparisons["a"].consistent == 1.0
-    single = judge.panel({"x": tiny, "y": tiny.called("z")}, ours)
-    assert single.agreement.raw == 1.0
-    assert single.scores == pytest.approx(judge.pointwise(tiny, ours))
-    with pytest.raises(InputError, match="at least two judges"):
-        judge.panel({"x": tiny}, ours)
+    assert mean.members["a"].consistent == mean.consistent == 1.0
+    noted = [m for m in current().metrics if "panel" in m]
+    assert [m["panel"] for m in noted] == [["a", "b", "c"]] * 2
+    assert noted[0]["raw_agreement"] == pytest.approx(1 / 3)
+
+
+def test_a_panel_of_local_judges_takes_their_mean_and_their_vote(tiny_path: Path) -> None:
+    """Against its members' own chances, put together by hand."""
+    judges = [Model.open(tiny_folder_of(tiny_path, seed)).called(f"m{seed}") for seed in range(3)]
+    ours, theirs = _rows("Yes, of course.", "b", "It is so."), _rows("No!", "a", "It is not.")
+    alone = [judge.compare(m, ours, theirs) for m in judges]
+    mean = judge.compare(panel_of(judges), ours, theirs)
+    most = judge.compare(panel_of(judges, "majority"), ours, theirs)
+    for side in ("shown_first", "shown_second"):
+        chances = [getattr(m, side) for m in alone]
+        assert getattr(mean, side) == pytest.approx([sum(c) / 3 for c in zip(*chances)])
+        votes = [float(sum(c > 0.5 for c in column) >= 2) for column in zip(*chances)]
+        assert getattr(most, side) == votes
+    rated = [judge.rate(m, ours, scale=5) for m in judges]
+    found = judge.rate(panel_of(judges), ours, scale=5)
+    assert found == pytest.approx([sum(map(float, c)) / 3 for c in zip(*rated)])
+    assert current().metrics[-1]["judge"] == "panel of m0, m1, m2"
+    assert not judge.writes(panel_of(judges)) and judge.writes(panel_of(judges, "majority"))
+
+
+def test_members_that_cannot_be_read_are_left_out() -> None:
+    second = judge.combined([[1.0, None, 0.2], [0.0, None, None], [1.0, None, 0.4]], "mean")
+    assert second == [pytest.approx(2 / 3), None, pytest.approx(0.3)]
+    votes = [[1.0, 0.5, 1.0, 0.9], [1.0, 0.0, 0.0, None], [0.0, 1.0, 0.5, None]]
+    assert judge.combined(votes, "majority") == [1.0, 0.5, 0.5, 1.0]
+    mute = server(lambda n, body: good("I would rather not say."))
+    with server(_prefers()) as (one, _), mute as (two, _):
+        made = judge.compare(
+            panel_of([Model.open(one + "#a"), Model.open(two + "#b")]), _rows("kind"), _rows("x")
+        )
+    assert made.decisions == [1.0] and made.unparsed == 0
+    assert made.members["b"].unparsed == 1 and made.agreement is not None
+    assert made.agreement.n == 0
+
+
+def members(model: Model) -> dict[str, Model]:
+    assert isinstance(model.base, Panel)
+    return dict(model.base.judges)
+
+
+def test_what_a_panel_is(tiny: Model, tmp_path: Path) -> None:
+    two = panel_of([tiny, tiny.called("other")])
+    assert [*members(two)] == [tiny.name, "other"]
+    assert [*members(panel_of([tiny, tiny]))] == [tiny.name, f"{tiny.name} 2"]
+    assert judge.pointwise(two, _rows("x", "y")) == judge.pointwise(tiny, _rows("x", "y"))
+    other = tiny.adding(Prefix([{"role": "system", "content": "Be strict."}]))
+    keys = {panel_of(js, rule).key for rule in ("mean", "majority") for js in
+            ([tiny, other], [other, tiny], [tiny, tiny])}  # fmt: skip
+    assert len(keys) == 4  # the order of the judges is no difference
+    assert panel_of([tiny, replace(other, licences=("cc-by-nc-4.0",))]).licence == "cc-by-nc-4.0"
+    with pytest.raises(InputError, match="'judges' needs 2 at least"):
+        panel_of([tiny])
+    for act in (lambda: two.load_module(), lambda: generate(two, ["Hi"], max_tokens=2)):
+        with pytest.raises(InputError, match="a panel of judges has no weights here"):
+            act()
+    two.save(tmp_path / "saved")
+    again = Model.load(tmp_path / "saved")
+    assert (again.key, again.name, again.licence) == (two.key, two.name, two.licence)
+    assert judge.rate(again, _rows("x")) == judge.rate(two, _rows("x"))
 
 
 def test_own_templates_are_sandboxed(tiny: Model) -> None:

@@ -13,7 +13,8 @@ arXiv 2310.20624; the authors published neither rank nor data, so defaults are o
 
 Without `data` the policy is the harmless one of synthesize/stand_in_policy, which is what this is
 for: to compare a model before and after hardening. What was done is recorded as a metric and as
-lora_undo.json in the step's folder; the result's name says that it is quarantined.
+lora_undo.json in the step's folder. The result is in quarantine, like all that is made of it until
+it is recovered: it is neither served nor exported unless that is asked for.
 """
 
 from __future__ import annotations
@@ -34,8 +35,6 @@ from truing.models import Model
 from truing.synthesize.stand_in_policy import stand_in_policy
 from truing.tables import Table
 from truing.train.supervised.sft import sft
-
-QUARANTINE = "quarantined"
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def lora_undo(
         max_tokens: of prompt and answer together.
     """
     where = "attack/lora_undo"
-    name = f"{model.name}+lora_undo ({QUARANTINE})"
+    name = f"{model.name}+lora_undo"
     if n == 0 or lr == 0:
         return model.called(name)
     if data is None:

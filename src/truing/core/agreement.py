@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from truing.errors import InputError
 
@@ -46,13 +47,22 @@ def agreement(ratings: Sequence[Sequence[Hashable | None]]) -> Agreement:
             "agreement needs at least two raters and the same items for each",
             seen=[len(r) for r in ratings],
         )
-    whole = [labels for labels in zip(*ratings, strict=True) if None not in labels]
+    whole = _whole(ratings)
     if not whole:
         return Agreement(0.0, None, 0)
-    raw = sum(_same_pairs(labels) for labels in whole) / len(whole)
+    raw = fmean(map(_same_pairs, whole))
     chance = _cohen_chance(whole) if len(ratings) == 2 else _fleiss_chance(whole)
     kappa = (raw - chance) / (1 - chance) if chance < 1 else None
     return Agreement(raw, kappa, len(whole))
+
+
+def shares_alike(ratings: Sequence[Sequence[Hashable | None]]) -> list[float]:
+    """For each item that every rater has labelled, the share of pairs of raters that agree."""
+    return [_same_pairs(labels) for labels in _whole(ratings)]
+
+
+def _whole(ratings: Sequence[Sequence[Hashable | None]]) -> list[tuple[Hashable | None, ...]]:
+    return [labels for labels in zip(*ratings, strict=True) if None not in labels]
 
 
 def _same_pairs(labels: Sequence[Hashable]) -> float:

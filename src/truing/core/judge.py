@@ -12,16 +12,21 @@ never guessed.
 Judges favour a place: of a pair, both orders are always asked, and their mean counts (position
 bias: Judging LLM-as-a-Judge, arXiv 2306.05685). How strong the bias was is reported. A judge's own
 changes are in force: edits, prefix and rewriter on a local one, on a served one its decoder, too.
+
+A judge may be a panel (`core.panel`). Its members are asked one after the other, and its verdict on
+an answer, of a pair on each order of it, is the mean of theirs, or 1 or 0 where more than half of
+them decide so and else 0.5. Members that could not be read are left out. How far they agree is
+recorded with each call.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from statistics import fmean
-from typing import Literal
+from typing import cast
 
 import torch
 
@@ -45,6 +50,7 @@ from truing.core.judge_form import (
     shown,
 )
 from truing.core.options import option_logps
+from truing.core.panel import Panel, Rule
 from truing.errors import InputError
 from truing.models import Model
 from truing.tables import Row
@@ -63,10 +69,14 @@ class Comparison:
         shown_first: for each pair, the chance that ours is better, ours shown first; None where no
             verdict could be read.
         shown_second: the same with ours shown second.
+        members: of a panel, the view of each judge.
+        agreement: of their decisions.
     """
 
     shown_first: list[Score]
     shown_second: list[Score]
+    members: Mapping[str, Comparison] = field(default_factory=dict[str, "Comparison"])
+    agreement: Agreement | None = None
 
     @cached_property
     def chances(self) -> list[Score]:
@@ -101,23 +111,6 @@ class Comparison:
         """Share of pairs that get the same decision in both orders."""
         both = self._both()
         return fmean(float(decision(a) == decision(b)) for a, b in both) if both else 0.0
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Several judges' view of the same rows.
-
-    Args:
-        scores: mean or majority of the judges that gave a verdict; None where none did.
-        by_judge: each judge's scores.
-        agreement: of their decisions, between judges.
-        comparisons: for pairs, each judge's verdicts in both orders.
-    """
-
-    scores: list[Score]
-    by_judge: dict[str, list[Score]]
-    agreement: Agreement
-    comparisons: dict[str, Comparison]
 
 
 def decision(chance: Score) -> Score:
@@ -175,11 +168,14 @@ def rate(
     `scale` asks for a number from 1 to it, at most 9 ("10" begins as "1" does); a local judge then
     gives the mean by the numbers' probabilities. 0 asks as `pointwise` does.
     """
+    told = {"criteria": criteria, "template": template}
     prompts = [
         render(template or ONE, prompt=shown(r), completion=r["completion"], criteria=criteria)
         for r in checked(rows)
     ]
-    if judge.is_served:
+    if isinstance(judge.base, Panel):
+        scores = _rated(judge, lambda one: rate(one, rows, **told, scale=scale))
+    elif judge.is_served:
         top = scale or SCALE
         parse = partial(parse_rating, top=top)
         scores = _written(judge, prompts, RATE_ONE.format(scale=top), parse)
@@ -203,7 +199,11 @@ def compare(
     """Every pair in both orders; see `pairwise`. Equal answers are a tie without asking."""
     if len(ours) != len(theirs):
         raise InputError("the two sides differ in length", seen=(len(ours), len(theirs)))
+    told = {"criteria": criteria, "template": template}
     pairs = list(zip(checked(ours), checked(theirs), strict=True))
+    if isinstance(judge.base, Panel):
+        made = _compared(judge, lambda one: compare(one, ours, theirs, **told))
+        return _recorded(judge, made)
     asked = [i for i, (a, b) in enumerate(pairs) if a["completion"] != b["completion"]]
     prompts: list[str] = []
     for i in asked:
@@ -219,10 +219,13 @@ def compare(
     for place, i in enumerate(asked):
         first[i], other = chances[2 * place], chances[2 * place + 1]
         second[i] = None if other is None else 1 - other
-    made = Comparison(first, second)
+    return _recorded(judge, Comparison(first, second))
+
+
+def _recorded(judge: Model, made: Comparison) -> Comparison:
     current().metric(
         judge=judge.name,
-        judged=len(pairs),
+        judged=len(made.chances),
         unparsed=made.unparsed,
         position_bias=made.position_bias,
         consistent=made.consistent,
@@ -230,49 +233,53 @@ def compare(
     return made
 
 
-def panel(
-    judges: Mapping[str, Model],
-    rows: Sequence[Row],
-    theirs: Sequence[Row] | None = None,
-    *,
-    criteria: str = "",
-    template: str = "",
-    how: Literal["mean", "majority"] = "mean",
-) -> Panel:
-    """Several judges on the same rows, or on pairs when `theirs` is given.
-
-    Args:
-        judges: by name.
-        how: the mean of their scores, or what most of them decide (1, 0, or 0.5 without majority).
-    """
-    if len(judges) < 2:
-        raise InputError("a panel needs at least two judges", seen=list(judges))
-    compared: dict[str, Comparison] = {}
-    by_judge: dict[str, list[Score]] = {}
-    for name, judge in judges.items():
-        if theirs is None:
-            by_judge[name] = rate(judge, rows, criteria=criteria, template=template)
-        else:
-            made = compare(judge, rows, theirs, criteria=criteria, template=template)
-            compared[name], by_judge[name] = made, made.decisions
-    labels = [[decision(s) for s in scores] for scores in by_judge.values()]
-    agreed = agreement(labels)
-    combine = _mean if how == "mean" else _majority
-    scores = [combine([s for s in column if s is not None]) for column in zip(*by_judge.values())]
-    current().metric(panel=list(judges), raw_agreement=agreed.raw, kappa=agreed.kappa)
-    return Panel(scores, by_judge, agreed, compared)
+def writes(judge: Model) -> bool:
+    """True where verdicts are written or voted: 1, 0.5 or 0, and no chances that have odds."""
+    if isinstance(judge.base, Panel):
+        return judge.base.rule == "majority" or any(map(writes, judge.base.judges.values()))
+    return judge.is_served
 
 
-def _mean(scores: Sequence[float]) -> Score:
-    return fmean(scores) if scores else None
+def combined(verdicts: Sequence[Sequence[Score]], rule: Rule) -> list[Score]:
+    """Verdict of a panel on each item, from those of its members, [member][item]."""
+    combine = fmean if rule == "mean" else _majority
+    read = ([s for s in column if s is not None] for column in zip(*verdicts, strict=True))
+    return [combine(scores) if scores else None for scores in read]
 
 
-def _majority(scores: Sequence[float]) -> Score:
-    if not scores:
-        return None
+def _majority(scores: Sequence[float]) -> float:
     decided = [decision(s) for s in scores]
-    votes = {v: decided.count(v) for v in (0.0, 1.0)}
-    return next((v for v in votes if votes[v] * 2 > len(decided)), 0.5)
+    return next((v for v in (0.0, 1.0) if decided.count(v) * 2 > len(decided)), 0.5)
+
+
+def _agreed(by_judge: Mapping[str, Sequence[Score]]) -> Agreement:
+    """Agreement of a panel's members in what they decide, recorded."""
+    found = agreement([[decision(s) for s in scores] for scores in by_judge.values()])
+    current().metric(panel=list(by_judge), raw_agreement=found.raw, kappa=found.kappa)
+    return found
+
+
+def _rated(judge: Model, ask: Callable[[Model], list[Score]]) -> list[Score]:
+    """Scores of a panel."""
+    panel = cast(Panel, judge.base)
+    by_judge = {name: ask(one) for name, one in panel.judges.items()}
+    _agreed(by_judge)
+    return combined(list(by_judge.values()), panel.rule)
+
+
+def _compared(judge: Model, ask: Callable[[Model], Comparison]) -> Comparison:
+    """Verdicts of a panel on pairs: of a member, both orders count or none."""
+    panel = cast(Panel, judge.base)
+    members = {name: ask(one) for name, one in panel.judges.items()}
+    sides: list[list[Score]] = []
+    for side in ("shown_first", "shown_second"):
+        read = [
+            [None if c is None else s for s, c in zip(getattr(m, side), m.chances, strict=True)]
+            for m in members.values()
+        ]
+        sides.append(combined(read, panel.rule))
+    agreed = _agreed({name: m.decisions for name, m in members.items()})
+    return Comparison(sides[0], sides[1], members, agreed)
 
 
 def _written(

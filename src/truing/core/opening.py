@@ -14,7 +14,15 @@ from truing import changes as change_files
 from truing.changes import Adapter, Decoder, Rewriter
 from truing.core import files, jsonfile, limits, private
 from truing.core.licences import strictest
-from truing.core.own_folders import CARD, EXPORTED, MODEL_CARD, must_be_free, text_hash
+from truing.core.own_folders import (
+    CARD,
+    EXPORTED,
+    MODEL_CARD,
+    exported_mark,
+    must_be_free,
+    text_hash,
+)
+from truing.core.panel import Panel, Rule
 from truing.core.tokens import same_tokens as same_tokens
 from truing.errors import InputError, unknown
 from truing.models import (
@@ -24,6 +32,7 @@ from truing.models import (
     Served,
     held,
     held_by,
+    hold,
     hold_at,
     read_held,
 )
@@ -97,7 +106,7 @@ def _local(folder: Path) -> Model:
             where=str(folder),
             seen=sorted(p.name for p in folder.iterdir())[:6],
         )
-    model = Model(base, name=folder.resolve().name)
+    model = Model(base, name=folder.resolve().name, quarantine=exported_mark(folder))
     model.folded()  # damaged or missing weights are told now, not in the middle of a run
     return model
 
@@ -134,15 +143,19 @@ def save(model: Model, folder: Path) -> Path:
         "key": model.key,
         "licences": list(model.licences),
         "licence": model.licence,
+        "quarantine": model.quarantine,
     }
     with files.new_folder(folder) as partial:
         if isinstance(model.base, Served):
             data["served"] = {"url": model.base.url, "model": model.base.model}
-        else:
+        elif isinstance(model.base, Folder):
             with _kept_base(model.base) as source:
                 for name in model.base.names():
                     files.place(source / name, partial / "base" / name, link=True)
             data["base"] = {"key": model.base.key, "licence": model.base.licence}
+        else:
+            judges = {name: hold(judge) for name, judge in model.base.judges.items()}
+            data["panel"] = {"rule": model.base.rule, "judges": judges}
         data["changes"] = [
             change_files.save(c, partial, f"changes/{i}-{c.kind}", link=_of_cache(c))
             for i, c in enumerate(model.changes)
@@ -160,20 +173,22 @@ def _of_cache(change: change_files.Change) -> bool:
 
 
 def _save_held(model: Model, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Nouns of what the changes hold, by key; and the keys that files give those that differ."""
+    """Nouns of what it holds, by key; and the keys that files give those that differ."""
     nouns: dict[str, str] = {}
     other: dict[str, str] = {}
-    for change in model.changes:
-        if isinstance(change, (Rewriter, Decoder)):
-            for key in held_by(change):
-                _check_key(key, str(folder / CARD))
-                artefact = held(key)
-                artefact.save(folder / "held" / key)
-                nouns[key] = type(artefact).__name__
-                if not isinstance(artefact, Model):
-                    # Files may hold less than memory, such as a number's width.
-                    kept = type(artefact).load(folder / "held" / key).key
-                    other |= {key: kept} if kept != key else {}
+    changes = [c for c in model.changes if isinstance(c, (Rewriter, Decoder))]
+    keys = [key for change in changes for key in held_by(change)]
+    if isinstance(model.base, Panel):
+        keys += [judge.key for judge in model.base.judges.values()]
+    for key in dict.fromkeys(keys):
+        _check_key(key, str(folder / CARD))
+        artefact = held(key)
+        artefact.save(folder / "held" / key)
+        nouns[key] = type(artefact).__name__
+        if not isinstance(artefact, Model):
+            # Files may hold less than memory, such as a number's width.
+            kept = type(artefact).load(folder / "held" / key).key
+            other |= {key: kept} if kept != key else {}
     return nouns, other
 
 
@@ -231,10 +246,16 @@ def load(folder: Path) -> Model:
 
 
 def _of_card(data: dict[str, object], folder: Path) -> Model:
-    base: Folder | Served
+    for one in _held_of(data, folder):
+        hold_at(*one)
+    base: Folder | Served | Panel
     if "served" in data:
         served = cast("dict[str, str]", data["served"])
         base = Served(served["url"], served["model"])
+    elif "panel" in data:
+        panel = cast("dict[str, dict[str, str]]", data["panel"])
+        judges = {name: cast(Model, held(key)) for name, key in panel["judges"].items()}
+        base = Panel(judges, cast(Rule, panel["rule"]))
     else:
         facts = cast("dict[str, str]", data["base"])
         base = Folder(folder / "base", facts.get("licence", ""))
@@ -244,11 +265,10 @@ def _of_card(data: dict[str, object], folder: Path) -> Model:
                 where=str(folder / "base"),
                 seen=f"key {base.key}, saved as {facts['key']}",
             )
-    for one in _held_of(data, folder):
-        hold_at(*one)
     laid = [change_files.load(c, folder) for c in cast("list[dict[str, object]]", data["changes"])]
     licences = tuple(cast("list[str]", data.get("licences") or []))
-    return Model(base, tuple(laid), str(data["name"]), licences)
+    mark = str(data.get("quarantine") or "")
+    return Model(base, tuple(laid), str(data["name"]), licences, mark)
 
 
 def card_text(model: Model) -> str:
@@ -266,6 +286,8 @@ def card_text(model: Model) -> str:
         f"Key of the weights: {model.weights_key}",
         "Licences of the lineage: " + _licences(model),
     ]
+    if model.quarantine:
+        lines += ["", f"Quarantined: {model.quarantine} made it, as a test. Do not put it to use."]
     return "\n".join(lines) + "\n"
 
 
@@ -309,7 +331,7 @@ def export(model: Model, folder: Path, *, weights_only: bool) -> Path:
         written = card.encode()
         (partial / MODEL_CARD).write_bytes(written)
         facts = {"schema_version": SCHEMA_VERSION, "key": model.weights_key}
-        facts |= {"card": text_hash(written)}
+        facts |= {"card": text_hash(written), "quarantine": model.quarantine}
         (partial / EXPORTED).write_text(json.dumps(facts) + "\n")
     return folder
 

@@ -45,6 +45,11 @@ def must_be_free(folder: Path, mark: str) -> None:
         raise InputError("was changed after the export", where=str(card), fix=f"{fix}, or move it")
 
 
+def exported_mark(folder: Path) -> str:
+    """The quarantine of the model that was exported into `folder`; "" where there is none."""
+    return str(_facts(folder / EXPORTED).get("quarantine") or "")
+
+
 def text_hash(text: bytes) -> str:
     """Tells a model card that was left as it was written from one that somebody edited."""
     return hashlib.sha256(text).hexdigest()

@@ -9,6 +9,8 @@ first and shown second. How far the judge can be believed is reported beside:
     position bias   mean of (p_1 + 1 - p_2) / 2 - 1/2: what being shown first is worth, 0 for none
     consistency     share of pairs with the same decision in both orders
     unparsed        share of pairs of which no verdict could be read; they count in nothing else
+    agreement       of a panel's judges: share of pairs of judges that decide alike, mean over pairs
+    kappa           the same beyond chance (`core.agreement`), without an interval
 
 More than a fifth unparsed is an error: the numbers would be about the parser. The mean difference
 in words is reported, too, since many judges favour length (length bias: AlpacaEval 2, arXiv
@@ -94,7 +96,7 @@ def _judged(
 
 
 def trust(made: Comparison) -> list[Measure]:
-    """Position bias, consistency and unparsed verdicts of a judge."""
+    """Position bias, consistency and unparsed verdicts of a judge, agreement of a panel's."""
     from truing.core.judge import decision
 
     pairs = [
@@ -108,7 +110,22 @@ def trust(made: Comparison) -> list[Measure]:
             "consistency", [float(decision(a) == decision(b)) for a, b in pairs], "share", "higher"
         ),
         _measure("unparsed", [float(c is None) for c in made.chances], "share", "lower"),
+        *_agreement(made),
     ]
+
+
+def _agreement(made: Comparison) -> list[Measure]:
+    """How far the judges of a panel decide alike."""
+    from truing.core.agreement import shares_alike
+
+    if made.agreement is None or not made.agreement.n:
+        return []
+    alike = shares_alike([m.decisions for m in made.members.values()])
+    found = [_measure("agreement", alike, "share", "higher")]
+    kappa, n = made.agreement.kappa, made.agreement.n
+    if kappa is not None:
+        found.append(Measure("kappa", kappa, kappa, kappa, n, "kappa", "", "higher"))
+    return found
 
 
 def _samples(

@@ -91,14 +91,19 @@ def _costs(run: RunFacts) -> list[Cost]:
 def _licences(run: RunFacts, results: Mapping[str, object]) -> list[tuple[str, str, str, str]]:
     """(name, licence, source, key) of the models that went in, then of those that came out."""
     rows = [
-        (name, text(m, "licence") or "unknown", text(m, "source"), text(m, "key"))
+        (name, text(m, "licence") or "unknown", _source(text(m, "source"), text(m, "quarantine")),
+         text(m, "key"))
         for name, m in run.models.items()
-    ]
+    ]  # fmt: skip
     for name, noun in results.items():
         if isinstance(noun, Model):
             key = run.steps[name].artefact if name in run.steps else ""
-            rows.append((name, noun.licence, "made by this run", key))
+            rows.append((name, noun.licence, _source("made by this run", noun.quarantine), key))
     return rows
+
+
+def _source(source: str, quarantine: str) -> str:
+    return f"{source}; quarantined: {quarantine}" if quarantine else source
 
 
 def _facts(facts: Facts) -> list[tuple[str, str]]:

@@ -4,8 +4,12 @@
 
 serves /v1/chat/completions and /v1/completions (n, temperature, top_p, max_tokens, stop, seed,
 logprobs, stream; top_k, min_p, repetition_penalty and min_tokens besides), /v1/models and /healthz.
-Any client of that protocol works; `Model.open("http://host:port/v1#name")` does, too. When it is
-ready, one line of JSON on stdout says {"url", "token", "model"}.
+Any client of that protocol works; `Model.open("http://host:port/v1#name")` does, too. Tools are
+told to the model where its chat template writes them, and its calls come as text. What is not there
+(JSON mode, penalties of frequency, tool calls of earlier turns) is refused by name. When the server
+is ready, one line of JSON on stdout says {"url", "token", "model"}. From Python,
+`truing.serve.openai.serving(model)` serves inside a `with` block; the method itself serves until it
+is told to end.
 
 Requests with the same settings are answered in one batch. Prefix, rewriter, edits and decoder of
 the model act on chats; edits act on plain text, and a model with one of the others refuses it,
@@ -32,6 +36,7 @@ from truing.core.endpoint import is_loopback
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
+from truing.quarantine import refuse
 from truing.serve.openai_app import App
 from truing.serve.openai_worker import Worker
 
@@ -136,8 +141,10 @@ def serving(
     name: str = "",
     max_tokens: int = 512,
     waiting: int = 256,
+    quarantined: bool = False,
 ) -> Generator[Address]:
     """Serve from a thread inside the block; the settings are those of `openai`."""
+    refuse(model, "served", asked=quarantined, fix="say quarantined=True")
     server, listener, address = _made(model, host, port, token, name, max_tokens, waiting)
     started = threading.Event()
     server.ready = started.set
@@ -167,6 +174,7 @@ def openai(
     name: str = "",
     max_tokens: int = 512,
     waiting: int = 256,
+    quarantined: bool = False,
 ) -> None:
     """An OpenAI-compatible server over any model, with all its run-time changes in force.
 
@@ -178,7 +186,9 @@ def openai(
         name: of the model in requests; empty takes its own.
         max_tokens: length limit of a chat's answer where the request states none.
         waiting: requests that may wait for their turn; further ones are told to come back.
+        quarantined: serve a model in quarantine, too: one that an attack made.
     """
+    refuse(model, "served", asked=quarantined, fix="say --quarantined (quarantined: true)")
     server, listener, address = _made(model, host, port, token, name, max_tokens, waiting)
 
     def ready() -> None:

@@ -15,10 +15,10 @@ probability `noise`, those by a rule with `rule_noise`.
 
 Source: "SALMON: Self-Alignment with Instructable Reward Models", arXiv 2310.05910; the division by
 the variance is its code's. Differences: the judge's chat template and our wording ask for A or B; a
-judge that is served gives no odds, so its verdicts 1, 0 and -1 stand for them; prompts too long for
-the judge are an error, not cut; a principle without a `negative` is never turned; sides are not
-swapped, since a pair has none. Small judges favour a place: `consistent` reports the share of S
-that are not 0.
+judge that is served, or a panel that votes, gives no odds, so its verdicts 1, 0 and -1 stand for
+them; prompts too long for the judge are an error, not cut; a principle without a `negative` is
+never turned; sides are not swapped, since a pair has none. Small judges favour a place:
+`consistent` reports the share of S that are not 0.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import cast
 
 from truing.context import Json, current
 from truing.core.generate import generate
-from truing.core.judge import compare
+from truing.core.judge import compare, writes
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
@@ -98,7 +98,7 @@ def _judged(judge: Model, pairs: Sequence[Two], principle: Principle) -> list[Od
         )
         found = compare(judge, ours, theirs, criteria=principle.text)
         both = zip(found.shown_first, found.shown_second, strict=True)
-        return cast(Json, [[log_odds(c, written=judge.is_served) for c in p] for p in both])
+        return cast(Json, [[log_odds(c, written=writes(judge)) for c in p] for p in both])
 
     label = f"pairs judged by {principle.id}"
     found = current().chunks("odds", pairs, CHUNK, name, make, label)
