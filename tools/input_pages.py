@@ -8,9 +8,9 @@ from typing import cast
 
 from pagetext import escape, table
 
+from truing.core.held_out import ABOUT, INPUT
 from truing.core.objective import Objective, objective_of
 from truing.core.online import Online, online_of
-from truing.core.ptx import takes
 from truing.core.row_kinds import is_taken, takes_texts
 from truing.method import Kinds, Method
 from truing.signature import Input, argument_docs
@@ -52,7 +52,6 @@ def _columns(spec: Objective | Online) -> list[str]:
         if not spec.given or spec.given in own:
             return []
         when = ", where `ptx` is above 0" if "ptx" in spec.settings else ""
-        when += " and `ptx_data` is not given" if takes(spec) else ""
         return [f"`{spec.given}` (text{when})"]
     numbers = [
         f"`{name}` (number{_missing(default)})"
@@ -81,6 +80,8 @@ def _holds(method: Method, given: Input) -> str:
         said.append(f"rows of kind {_either(list(kinds))}{_converted(spec) if spec else ''}")
         columns = _columns(spec) if spec else []
         said += [f"columns besides: {', '.join(columns)}"] if columns else []
+    if spec is not None and given.name == INPUT:
+        return ABOUT.removesuffix(".")
     docs = argument_docs(method.doc) | argument_docs(inspect.getdoc(method.declared) or "")
     said += [escape(docs[given.name])] if given.name in docs else []
     said += [f"without one, the data set `{given.default}`"] if given.default else []

@@ -46,14 +46,15 @@ steps:
   moving: {do: train/tr_dpo, model: base, data: pairs.jsonl, rank: 0, steps: 3, batch: 4,
     lr: 1.0e-3, every: 2, gradient_checkpointing: always}
   whole: {do: train/bco, model: base, data: pairs.jsonl, rank: 4, steps: 3, batch: 5, lr: 1.0e-3,
-    budget: 100, dtype: float32}
+    budget: 100, dtype: float32, held_out: held.jsonl, eval_every: 2}
   online: {do: train/grpo, model: base, data: pairs.jsonl, rank: 4, steps: 3, batch: 3, answers: 4,
     new_tokens: 12, lr: 1.0e-3, beta: 0.1, dtype: float32, rewards: {short: {use: max_words, n: 2}}}
   critic: {do: train/ppo, model: base, data: pairs.jsonl, rank: 0, steps: 2, batch: 3, passes: 2,
     answers: 2, new_tokens: 8, rewards: {short: {use: max_words, n: 2}}}
-  beside: {do: train/ppo_max, model: base, data: pairs.jsonl, ptx_data: examples.jsonl, ptx: 0.5,
-    rank: 4, steps: 2, batch: 3, minibatches: 1, answers: 2, new_tokens: 8, critic_rollouts: 0,
-    lr: 1.0e-3, budget: 64, dtype: float32, rewards: {short: {use: max_words, n: 2}}}
+  beside: {do: train/ppo_max, model: base, data: pairs.jsonl, mix_data: examples.jsonl,
+    mix: {sft: 0.5}, rank: 4, steps: 2, batch: 3, minibatches: 1, answers: 2, new_tokens: 8,
+    critic_rollouts: 0, lr: 1.0e-3, budget: 64, dtype: float32,
+    rewards: {short: {use: max_words, n: 2}}}
   talks: {do: train/ppo, model: base, partner: base, data: pairs.jsonl, rank: 4, steps: 2, batch: 3,
     answers: 2, new_tokens: 8, turns: 2, environment: {use: conversation, turns: 2},
     dtype: float32, rewards: {short: {use: max_words, n: 2}}}
@@ -66,7 +67,7 @@ steps:
 # These two alone are killed, too.
 ALIGNED = """\
   aligned: {do: train/dpo, model: base, data: pairs.jsonl, rank: 0, steps: 8, batch: 5,
-    lr: 1.0e-3, budget: 128}
+    lr: 1.0e-3, budget: 128, held_out: held.jsonl, eval_every: 3, keep: best}
 """
 # Three tasks for two processes.
 TURNS = """\
@@ -106,9 +107,10 @@ def make(folder: Path) -> Path:
         }
         for i in range(13)
     ]
+    held = [{"prompt": f"And {i}?", "chosen": f"it is {i}", "rejected": "no"} for i in range(5)]
     examples = [{"prompt": p["prompt"], "completion": p["chosen"]} for p in pairs]
     talks = [{"prompt": str(i)} for i in range(3)] + [{"prompt": " "}]
-    for name, rows in (("pairs", pairs), ("examples", examples), ("talks", talks)):
+    for name, rows in (("pairs", pairs), ("examples", examples), ("talks", talks), ("held", held)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     recipes = {"r": RECIPE + ALIGNED + TURNS, "bad": BAD, "apart": APART}
     recipes |= {"aligned": KILLED + ALIGNED, "turns": KILLED + TURNS}

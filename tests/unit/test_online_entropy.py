@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from truing.context import Context, Json, use
-from truing.core.collect import Group
+from truing.core.answers import Group
 from truing.core.objective import Measurements
 from truing.core.online_task import OnlineTask
 from truing.core.training import State

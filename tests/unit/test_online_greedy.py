@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from truing.context import Context, Json, use
-from truing.core.collect import Asked, Collector, Group, Say
+from truing.core.answers import Asked, Group
+from truing.core.collect import Collector, Say
 from truing.core.drawing import Completion
 from truing.core.online_task import OnlineTask
 from truing.core.sampling import SamplingSettings
@@ -181,6 +182,9 @@ class Lengths:
 
     def weigh(self, terms: object, rows: Sequence[Row]) -> list[float]:
         return [float(len(str(row["completion"]))) for row in rows]
+
+    def inside(self, terms: object, rows: Sequence[Row]) -> list[list[tuple[int, float]]]:
+        return [[] for _ in rows]
 
 
 def drawn(

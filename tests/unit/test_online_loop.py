@@ -17,6 +17,7 @@ import torch
 
 from truing.context import Context, Journal, Json, use
 from truing.core import collect, engine
+from truing.core.advantages import normalised
 from truing.core.lora import attach
 from truing.core.online_task import OnlineTask
 from truing.core.scores import named_scores
@@ -25,7 +26,7 @@ from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model
 from truing.principles import Principles
-from truing.tables import Table
+from truing.tables import Row, Table
 from truing.train.reward.rules import final_number, length_near, numeric_answer, share_of
 
 component_module = importlib.import_module("truing.components")
@@ -114,9 +115,10 @@ import json, sys
 from pathlib import Path
 from truing.context import Context, use
 from truing.core import collect, engine
+from truing.core.advantages import normalised
 from truing.method import methods
 from truing.models import Model
-from truing.tables import Table
+from truing.tables import Row, Table
 
 collect.BLOCK = 6
 folder, tiny, settings = sys.argv[1:]
@@ -172,7 +174,7 @@ def test_equal_rewards_teach_nothing_and_are_counted(model: Model, tmp_path: Pat
     adapter = made.folded()["model.layers.0.mlp.down_proj.weight"]
     assert torch.equal(adapter, model.folded()["model.layers.0.mlp.down_proj.weight"])
     # Dynamic sampling asks further prompts, in vain, and says so.
-    _, empty = run("dapo", model, tmp_path / "dapo", rewards=rewards, refill=2)
+    _, empty = run("dapo", model, tmp_path / "dapo", rewards=rewards, refill=2, punish=0.0)
     assert [m["left_out"] for m in empty] == [1.0] * 3
 
 
@@ -192,29 +194,50 @@ def test_refilled_groups_all_teach(model: Model, tmp_path: Path) -> None:
     assert any("left_out" in m for m in steps)
 
 
-def test_groups_teach_gdpo_as_long_as_one_term_differs(
+def test_what_teaches_is_what_the_method_says(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two terms that always sum to 1: GRPO learns nothing from them, GDPO what is weighed."""
+    """Two terms that cancel in every sum: GRPO learns nothing from them, GDPO from each of them."""
     kept: list[int] = []
     groups_of = OnlineTask._groups
 
     def counted(task: OnlineTask, number: int) -> object:
         groups, counts = groups_of(task, number)
         kept.append(len(groups))
-        assert all(g.flat for g in groups)
+        assert all(max(g.reward) - min(g.reward) < 1e-12 for g in groups)
         return groups, counts
 
+    def half(rows: list[Row]) -> list[float]:
+        return [v / 2 for v in share_of(rows, letters="abcdefghijklm")]
+
     monkeypatch.setattr(OnlineTask, "_groups", counted)
-    rewards = {
-        "low": {"use": "share_of", "letters": "abcdefghijklm"},
-        "none": {"use": "share_of", "letters": "abcdefghijklm"},
-    }
-    small = {"steps": 1, "rewards": rewards, "refill": 1, "weights": {"low": 1.0, "none": -1.0}}
-    run("gdpo", model, tmp_path / "gdpo", **small)
-    run("grpo", model, tmp_path / "grpo", **small)
+    rewards = {"low": {"use": "share_of", "letters": "abcdefghijklm"}, "half": half}
+    small: dict[str, object] = {
+        "steps": 1, "batch": 4, "answers": 3, "new_tokens": 6, "rewards": rewards, "refill": 1,
+        "weights": {"half": -2.0},
+    }  # fmt: skip
+    for name in ("gdpo", "grpo"):
+        with use(Context(seed=4)) as context:  # without a folder, where functions are taken
+            methods[name](model, PROMPTS, **small)
+    first = next(m for m in context.metrics if "step" in m)
+    assert first["left_out"] == 1.0
     # A group whose answers have one share of the letters each teaches nobody.
     assert kept[0] >= 3 and kept[1] == 0
+    # Answers of other lengths are punished otherwise, though their rewards are the same.
+    equal: dict[str, object] = {"rewards": {"any": {"use": "max_words", "n": 1000}}, "steps": 1}
+    long = {**equal, "refill": 1, "new_tokens": 24, "buffer": 24, "answers": 8}
+    run("dapo", model, tmp_path / "dapo", punish=1.0, **long)
+    _, (step,) = run("dapo", model, tmp_path / "plain", punish=0.0, **long)
+    assert kept[2] > 0 and kept[3] == 0 and step["left_out"] == 1.0
+
+
+def test_groups_that_teach_nothing_stay_at_zero_when_the_batch_is_normalised() -> None:
+    """The mean of centred groups is 0 but for rounding, which no advantage may be made of."""
+    value = torch.tensor([[0.1, 0.2, -0.3], [0.0, 0.0, 0.0], [0.7, -0.7, 1e-6]])
+    made = normalised(value, torch.ones(3, 3))
+    want = (value - value.mean()) / (value.std() + 1e-4)
+    assert made[1].tolist() == [0.0] * 3 != want[1].tolist()
+    assert torch.allclose(made, want, atol=1e-5)
 
 
 def test_prompts_without_room_are_left_out(model: Model, tmp_path: Path) -> None:
@@ -299,7 +322,7 @@ def test_named_values_of_one_reward(monkeypatch: pytest.MonkeyPatch) -> None:
         ("grpo", {"new_tokens": 0}, "must be at least 1"),
         ("grpo", {"temperature": 0.0}, "temperature must be above 0"),
         ("grpo", {"bta": 0.1}, "unknown setting 'bta'.*'beta'"),
-        ("nash_md", {"mix": 1.5}, "setting 'mix' must be from 0 to 1"),
+        ("nash_md", {"mixture_coef": 1.5}, "setting 'mixture_coef' must be from 0 to 1"),
         ("grpo", {"entropy_share": 0.0}, "setting 'entropy_share' must be in .0, 1."),
         ("dapo", {"entropy_share": 1.2}, "setting 'entropy_share' must be in .0, 1."),
         ("ppo", {"refill": 2, "answers": 1}, "teach here too"),

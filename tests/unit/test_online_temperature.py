@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from truing.context import Context, use
+from truing.core.answers import Group
 from truing.core.choose import choose
-from truing.core.collect import Group
 from truing.core.objective import Measurements
 from truing.core.online_record import Rollout
 from truing.core.online_task import OnlineTask

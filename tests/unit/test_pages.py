@@ -99,7 +99,7 @@ def test_pages_tell_which_columns_a_method_reads() -> None:
     assert "`margin` (number; 0 where missing)" in _inputs("train/bradley_terry")["data"]
     when = "`completion` (text, where `ptx` is above 0"
     assert f"{when})" in _inputs("train/grpo_top_kl")["data"]
-    assert f"{when} and `ptx_data` is not given)" in _inputs("train/ppo_max")["data"]
+    assert f"{when})" in _inputs("train/ppo_max")["data"]
     assert "`answer`" in _inputs("train/urpo")["data"]
     for entry in catalogue.methods().values():
         if entry.kind == "objective" and entry.package == "truing":

@@ -20,8 +20,8 @@ from torch.nn.functional import logsigmoid
 
 from truing.context import Context, Journal, Json, use
 from truing.core import collect, engine, episodes, train_online, tree
+from truing.core.answers import Group
 from truing.core.chat import example_ids, prompt_ids, receipt, reply_ids
-from truing.core.collect import Group
 from truing.core.objective import Measurements, objective_of
 from truing.core.online import placed
 from truing.core.online_task import OnlineTask
@@ -545,7 +545,7 @@ def test_the_update_is_that_of_padded_rows(
 def test_rewards_fall_where_they_were_given() -> None:
     mask = torch.tensor([[[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]]])
     paid = torch.tensor([[[0.0, 0.5, 0.0, 1.0], [0.0, 2.0, 9.0, 9.0]]])
-    r = Measurements(mask, {"turn_reward": paid}, {})
+    r = Measurements(mask, {"token_reward": paid}, {})
     made = placed(r, torch.tensor([[1.5, 1.0]]))
     assert made.tolist() == [[[0.0, 0.5, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]]]
     without = placed(Measurements(mask), torch.tensor([[1.5, 1.0]]))

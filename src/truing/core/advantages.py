@@ -100,14 +100,18 @@ def whiten(
     return (value - mean) / (var + eps).sqrt() * mask
 
 
-def normalised(value: Tensor, mask: Tensor) -> Tensor:
-    """(x - mean) / (std + 1e-4) over unmasked entries, std with n - 1; 0 where all are equal."""
-    n = mask.sum()
-    mean = (value * mask).sum() / n.clamp(min=1)
-    std = (((value - mean) ** 2 * mask).sum() / (n - 1).clamp(min=1)).sqrt()
-    if all_equal(value, mask):
-        return torch.zeros_like(value)
-    return (value - mean) / (std + EPS) * mask
+def normalised(value_UK: Tensor, there_UK: Tensor) -> Tensor:
+    """(x - mean) / (std + 1e-4) over the batch, std with n - 1, of values centred in their groups.
+
+    0 where all are equal, and in groups of zeros: the mean is 0 but for rounding.
+    """
+    n = there_UK.sum()
+    mean = (value_UK * there_UK).sum() / n.clamp(min=1)
+    std = (((value_UK - mean) ** 2 * there_UK).sum() / (n - 1).clamp(min=1)).sqrt()
+    if all_equal(value_UK, there_UK):
+        return torch.zeros_like(value_UK)
+    some_U1 = (value_UK * there_UK).abs().amax(1, keepdim=True) > 0
+    return (value_UK - mean) / (std + EPS) * there_UK * some_U1
 
 
 def at_end(score_UK: Tensor, mask_UKT: Tensor) -> Tensor:

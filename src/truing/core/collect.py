@@ -15,17 +15,18 @@ nothing but its stop token is kept too, as the empty text that it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from truing.context import Context, Journal, Json
 from truing.core import distributed
+from truing.core.answers import Answer, Asked, Group, seen_by_rewards
 from truing.core.chat import Prompt, prompt_ids
 from truing.core.online_reward import Reward, Scores, one_each
+from truing.core.placed import Part
 from truing.core.sampling import SamplingSettings, first_draws
-from truing.core.tree import Node, group_tree
 from truing.tables import Row
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 BLOCK = 64  # answers that are written to the journal together: what a kill can cost
 Say = Callable[[Sequence[Prompt], int], list[list[str]]]
 Drawn = tuple[tuple[int, ...], tuple[float, ...], str, bool]
+# Rewards of a group, None where it is left out; their terms; what of each falls inside its answer.
+Scored = tuple[list[float] | None, Scores, list[list[Part]]]
 
 
 class Draw(Protocol):
@@ -53,86 +56,6 @@ class Draw(Protocol):
     ) -> list[list[Completion]]:
         """`past` is that of `sampling.sample`."""
         ...
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A row that is answered: its prompt in tokens, and the answer given with it, if any."""
-
-    row: Row
-    ids: tuple[int, ...]
-    given: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer: every token drawn with its log-probability, its words, how it came about.
-
-    Args:
-        ids: what follows the prompt; of several turns, with the replies in between.
-        logprobs: of the tokens that carry loss, in order.
-        text: the words, of the last turn where there are several.
-        finished: whether it ended by itself.
-        own: whether the policy drew it.
-        loss: which of `ids` carry loss; () for all.
-        turns: how many it is made of.
-        paid: at each token with loss, what an environment gave for the turn that ends there.
-        more: columns that its reward sees, in place of the row's.
-    """
-
-    ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    text: str
-    finished: bool
-    own: bool = True
-    loss: tuple[bool, ...] = ()
-    turns: int = 1
-    paid: tuple[float, ...] = ()
-    more: Row = field(default_factory=dict)
-
-    @property
-    def marks(self) -> tuple[bool, ...]:
-        """Which of its tokens carry loss."""
-        return self.loss or (True,) * len(self.ids)
-
-
-@dataclass(frozen=True)
-class Group:
-    """The answers to one prompt and what each was rewarded.
-
-    Args:
-        number: of the prompt among all.
-        prompt: token ids.
-        answers: the policy's own first.
-        reward: of each answer.
-        terms: rewards before they were weighed, by name.
-        greedy: reward of the policy's greedy answer, which is none of these; None without one.
-    """
-
-    number: int
-    prompt: tuple[int, ...]
-    answers: tuple[Answer, ...]
-    reward: tuple[float, ...]
-    terms: Mapping[str, Sequence[float]]
-    greedy: float | None = None
-
-    def tree(self) -> Node:
-        """Its tree: the prompt once, a branch for each answer."""
-        ids, marks = [a.ids for a in self.answers], [a.marks for a in self.answers]
-        return group_tree(self.prompt, ids, marks)
-
-    @property
-    def flat(self) -> bool:
-        """True when all answers of the policy have one reward, a greedy one too."""
-        own = [r for r, a in zip(self.reward, self.answers, strict=True) if a.own]
-        own += [] if self.greedy is None else [self.greedy]
-        return min(own) == max(own)
-
-    def alike(self, names: Collection[str], *, ends: bool) -> bool:
-        """True when all answers of the policy agree in these terms, and in whether they end."""
-        terms = [self.terms[n] for n in names]
-        own = [(k, a) for k, a in enumerate(self.answers) if a.own]
-        return len({(ends and a.finished, *(term[k] for term in terms)) for k, a in own}) == 1
 
 
 class Pool(Protocol):
@@ -240,8 +163,11 @@ class Collector:
                 group.append(Answer(one.given, (0.0,) * len(one.given), text, True, own=False))
         scored = self._scored(journal, name, asked, groups, sampling)
         made: list[Group] = []
-        for row, one, answers, (reward, terms) in zip(rows, asked, groups, scored, strict=True):
+        for row, one, answers, found in zip(rows, asked, groups, scored, strict=True):
+            reward, terms, inside = found
             if reward is not None:
+                both = zip(answers, inside, strict=True)
+                answers = [a.paying(parts, self.tokenizer) for a, parts in both]
                 made.append(self._group(row, one.ids, answers, reward, terms))
         return made
 
@@ -309,19 +235,10 @@ class Collector:
         asked: Sequence[Asked],
         groups: Sequence[Sequence[Answer]],
         sampling: SamplingSettings,
-    ) -> list[tuple[list[float] | None, Scores]]:
-        """Reward of each answer, and its terms; from the journal where it is there."""
+    ) -> list[Scored]:
+        """What each group's answers are rewarded; from the journal where it is there."""
         rows = [
-            [
-                {
-                    **one.row,
-                    "completion": a.text,
-                    "finished": a.finished,
-                    "rollout": name,
-                    **a.more,
-                }
-                for a in answers
-            ]
+            [seen_by_rewards(one, a, name) for a in answers]
             for one, answers in zip(asked, groups, strict=True)
         ]
 
@@ -334,8 +251,7 @@ class Collector:
                 return cast(Json, self._score(journal, name, rows, sampling))
 
         found = kept(journal, f"{name}/reward", score)
-        rewards = cast("list[tuple[list[float] | None, Scores]]", found)
-        return [(reward, terms) for reward, terms in rewards]
+        return [(reward, terms, inside) for reward, terms, inside in cast("list[Scored]", found)]
 
     def _score(
         self,
@@ -343,23 +259,27 @@ class Collector:
         name: str,
         groups: Sequence[Sequence[Row]],
         sampling: SamplingSettings,
-    ) -> list[tuple[list[float] | None, Scores]]:
+    ) -> list[Scored]:
         if self.pool is not None:
             say = _Speaker(self, journal, name, sampling)
             seed = self.context.stream(f"{name}/score")
             found = one_each(self.pool.score(groups, seed, say), groups, name)
             facts = [[self.pool.facts(row) for row in rows] for rows in groups]
             columns = [{n: [f[n] for f in some] for n in some[0]} for some in facts]
-            return list(zip(found, columns, strict=True))
+            return [
+                (values, facts, [[] for _ in rows])
+                for values, facts, rows in zip(found, columns, groups, strict=True)
+            ]
         reward = cast(Reward, self.reward)
         flat = [row for rows in groups for row in rows]
         terms = reward.terms(flat)
-        total = reward.weigh(terms, flat)
-        made: list[tuple[list[float] | None, Scores]] = []
+        total, inside = reward.weigh(terms, flat), reward.inside(terms, flat)
+        plain = {n: [float(v) for v in values] for n, values in terms.items()}
+        made: list[Scored] = []
         at = 0
         for rows in groups:
             here = slice(at, at + len(rows))
-            made.append((total[here], {n: v[here] for n, v in terms.items()}))
+            made.append((total[here], {n: v[here] for n, v in plain.items()}, inside[here]))
             at += len(rows)
         return made
 

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, cast
 from truing.context import Journal, Json
 from truing.core import distributed, past
 from truing.core.agents import Acted, Agent
+from truing.core.answers import Answer, Asked
 from truing.core.apart import apart
 from truing.core.chat import prompt_ids, reply_ids
-from truing.core.collect import Answer, Asked, Collector, Draw, Drawn, kept
+from truing.core.collect import Collector, Draw, Drawn, kept
 from truing.core.online_reward import GIVEN
 from truing.core.rollout import POLICY, Episode, Make, advance
 from truing.core.sampling import SamplingSettings

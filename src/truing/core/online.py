@@ -13,9 +13,10 @@ A rollout is a `Measurements` of U groups with K answers of T tokens:
     r["reward"]     of each answer, [U, K]; r["reward/NAME"] are its terms before weighing
     r["finished"]   1.0 where an answer ended by itself, [U, K]
     r["own"]        1.0 where the policy drew it; 0.0 for an opponent's or a given answer
-    r["turn_reward"]  where an environment replies between several turns of an answer, what it gave
-                    for each, at the turn's last token, [U, K, T]; part of the reward. T counts the
-                    policy's tokens alone, one turn after the other.
+    r["token_reward"]  where rewards fall inside of answers: what an environment gave for each of
+                    several turns, at the turn's last token, and what a reward gave at positions of
+                    the text (`core.placed`), [U, K, T]; part of the reward. T counts the policy's
+                    tokens alone, one turn after the other.
     r["old_entropy"]  in nats, of the distribution that each token was drawn from, where it is
                     needed, [U, K, T]
     r["greedy"]     where the opponent is the policy's own greedy answer, the reward of that, [U];
@@ -118,12 +119,13 @@ def on_high_entropy(
 def placed(r: Measurements, score_UK: Tensor) -> Tensor:
     """Scores at the tokens where they fall, [U, K, T]: sums over T are `score_UK`.
 
-    What an environment gave for a turn falls on the turn's last token, all else on the answer's.
+    What an environment gave for a turn falls on the turn's last token, what a reward gave at a
+    position on the token there, all else on the answer's last.
     """
-    if "turn_reward" not in r:
+    if "token_reward" not in r:
         return at_end(score_UK, r.mask_UKT)
-    turn_UKT = r["turn_reward"] * r.mask_UKT
-    return turn_UKT + at_end(score_UK - turn_UKT.sum(-1), r.mask_UKT)
+    inside_UKT = r["token_reward"] * r.mask_UKT
+    return inside_UKT + at_end(score_UK - inside_UKT.sum(-1), r.mask_UKT)
 
 
 def log_ratio(m: Measurements, level: Level = "token") -> Tensor:
@@ -254,9 +256,9 @@ class Online:
             `ptx` is not 0).
         least: answers of a group that it cannot do without.
         opponent: who draws a further answer for each of the policy's: "reference", or the
-            "mixture" of policy and reference whose logits the setting `mix` weighs. "greedy" is the
-            policy's answer of likeliest tokens, one a group, whose reward is all that is kept of
-            it. "" nobody.
+            "mixture" of policy and reference whose logits the setting `mixture_coef` weighs.
+            "greedy" is the policy's answer of likeliest tokens, one a group, whose reward is all
+            that is kept of it. "" nobody.
         given: text column that joins each group as an answer which nobody drew; where the method
             has a setting `ptx`, only if that is not 0.
         pools: how rows of several sorts are asked and rewarded; name of a component of kind "pool".
@@ -267,8 +269,6 @@ class Online:
             drawn from: logits divided by `temperature`. False is for losses of pairs, which may
             come from anywhere and speak of the model at temperature 1.
         bounds: least and largest value of settings of its own, None where none is largest.
-        by_terms: compares each term of the reward by itself, so that a group teaches as long as one
-            of them differs.
     """
 
     name: str
@@ -282,7 +282,6 @@ class Online:
     follows: str = ""
     tempered: bool = True
     bounds: Bounds = field(default_factory=dict)
-    by_terms: bool = False
 
     @property
     def settings(self) -> dict[str, inspect.Parameter]:
@@ -361,7 +360,6 @@ def online(
     follows: str = "",
     tempered: bool = True,
     within: Bounds | None = None,
-    by_terms: bool = False,
     field: str = "text",
     name: str = "",
     group: str = "",
@@ -378,7 +376,7 @@ def online(
     def decorate(function: F) -> F:
         spec = Online(
             name or function.__name__, function, rows, needs, least, opponent, given, pools,
-            follows, tempered, within or {}, by_terms,
+            follows, tempered, within or {},
         )  # fmt: skip
         facts = {"paper": paper, "field": field, "needs": ("weights",), "name": name}
         function.__dict__["__truing__"] = facts | {"group": group}

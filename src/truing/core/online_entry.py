@@ -10,9 +10,9 @@ import inspect
 import typing
 from dataclasses import fields
 
-from truing.core.objective import Function
+from truing.core.objective import Function, Mix
+from truing.core.online_mix import INPUT, MIX, ROWS
 from truing.core.online_training import OnlineTraining
-from truing.core.ptx import INPUT, takes
 from truing.models import Model
 from truing.principles import Principles
 from truing.signature import argument_docs
@@ -45,13 +45,13 @@ def entry_of(spec: Online) -> Function:
         principles: Principles | None = None,
         critic: Model | None = None,
         partner: Model | None = None,
-        ptx_data: Table | None = None,
+        mix_data: Table | None = None,
         **settings: object,
     ) -> Model:
-        from truing.core.train_online import train_online
+        from truing.core.train_online import Given, train_online
 
-        nouns = (model, data, reference, reward_model, principles, critic, partner)
-        return train_online(spec, *nouns, settings, ptx_data)
+        given = Given(reference, reward_model, principles, critic, partner, mix_data)
+        return train_online(spec, model, data, given, settings)
 
     kind = inspect.Parameter.KEYWORD_ONLY
     hints = typing.get_type_hints(spec.update, include_extras=True)
@@ -62,13 +62,12 @@ def entry_of(spec: Online) -> Function:
         for f in fields(OnlineTraining)
         if f.name in spec.engine and f.name not in own  # a method's default goes before
     }
+    engine["mix"] = inspect.Parameter("mix", kind, default=None, annotation=Mix | None)
     unused = {"reward_model", "principles", "partner"} if spec.pools else set[str]()
     if "ref_logp" not in spec.needs and not spec.opposed:
         unused.add("reference")
     if not spec.values:
         unused.add("critic")
-    if not takes(spec):
-        unused.add(INPUT)
     nouns = list(inspect.signature(train, eval_str=True).parameters.values())[:-1]
     nouns = [n for n in nouns if n.name not in unused]
     parameters = [*nouns, *own.values(), *engine.values()]
@@ -77,7 +76,7 @@ def entry_of(spec: Online) -> Function:
     docs = argument_docs(OnlineTraining.__doc__ or "")
     docs = {n: d for n, d in docs.items() if n in engine or n in own}
     docs |= {n: d for n, d in GLOSSARY.items() if n in own}
-    docs |= argument_docs(inspect.getdoc(spec.update) or "")
+    docs |= argument_docs(inspect.getdoc(spec.update) or "") | {"mix": MIX, INPUT: ROWS}
     lines = [f"    {n}: {d}" for n, d in docs.items()]
     train.__doc__ = "\n".join(["Train with this method.", "", "Args:", *lines])
     train.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": Model}

@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from truing.context import Json, current
+from truing.core.answers import Asked
 from truing.core.chat import Prompt, completion_ids, prompt_ids
-from truing.core.collect import Asked, Pool
+from truing.core.collect import Pool
 from truing.core.episodes import World
 from truing.core.memory import Beside
 from truing.core.online import Online
+from truing.core.online_mix import Added
 from truing.core.online_training import OnlineTraining
 from truing.core.pools import why_unused
-from truing.core.ptx import Ptx
 from truing.core.row_kinds import as_kind, nothing_left, summed
 from truing.core.start import Start
 from truing.core.tree import group_tree
@@ -34,13 +35,15 @@ def _check(
     largest: int,
     notes: dict[str, Json],
     beside: Beside,
-    text: Ptx | None,
+    added: Added | None,
 ) -> None:
     """Check template and memory with a short answer to each prompt, and what is learnt beside."""
     answer = completion_ids(start.loaded.tokenizer, "yes")
-    if text is not None:
-        largest, notes = max(largest, text.largest), notes | text.notes
-    start.check([group_tree(ids, [answer]) for ids in prompts], largest, notes, beside=beside)
+    trees = [group_tree(ids, [answer]) for ids in prompts]
+    if added is not None:
+        trees += added.trees
+        largest, notes = max(largest, *(t.size for t in added.trees)), {**notes, **added.notes}
+    start.check(trees, largest, notes, beside=beside)
 
 
 def tasks_of(
@@ -49,7 +52,7 @@ def tasks_of(
     data: Table,
     world: World,
     beside: Beside,
-    text: Ptx | None,
+    added: Added | None,
 ) -> list[Asked]:
     """An environment's tasks, whose prompts it makes itself; some are begun, to see that it can."""
     tokenizer, seed = start.loaded.tokenizer, current().stream("tried")
@@ -59,7 +62,7 @@ def tasks_of(
     # Of replies nothing is known yet: as long as the first prompt, by way of a forecast.
     grown = settings.turns * (settings.new_tokens + longest)
     largest = longest + settings.answers * min(start.limit - longest, grown)
-    _check(start, found, largest, {"rows": len(rows)}, beside, text)
+    _check(start, found, largest, {"rows": len(rows)}, beside, added)
     return [Asked(row, ()) for row in rows]
 
 
@@ -126,7 +129,7 @@ def prompts_of(
     data: Table,
     pool: Pool | None,
     beside: Beside,
-    text: Ptx | None,
+    added: Added | None,
 ) -> list[Asked]:
     """The prompts in tokens; template and memory are checked with a short answer to each."""
     tokenizer = start.loaded.tokenizer
@@ -136,5 +139,5 @@ def prompts_of(
     )
     longest = max(len(p.ids) for p in prompts) + settings.answers * settings.new_tokens
     asked = [p.ids for p in prompts]
-    _check(start, asked, longest, summed(notes, said), beside, text)
+    _check(start, asked, longest, summed(notes, said), beside, added)
     return prompts

@@ -13,12 +13,61 @@ import torch
 from torch import Tensor
 
 from truing.core.advantages import kl_tokens
-from truing.core.collect import Group
+from truing.core.answers import Group
 from truing.core.objective import Measurements
-from truing.core.online import Update
+from truing.core.online import GREEDY, Update
+from truing.core.swept import shape
 from truing.errors import Diverged
 
 Sums = dict[str, tuple[Tensor, float]]
+
+
+def known(
+    groups: Sequence[Group], given: Mapping[str, Tensor], *, pooled: bool, played: bool
+) -> Measurements:
+    """The groups of a rollout as their method sees them, on the CPU.
+
+    Args:
+        given: what was measured of them besides, [U, K, T] each.
+        pooled: their terms are a pool's, which are facts about rows and not parts of a reward.
+        played: their answers are episodes.
+    """
+    width, length = shape([g.tree() for g in groups])
+    mask_UKT = torch.zeros(len(groups), width, length)
+    logp_UKT, paid_UKT = torch.zeros_like(mask_UKT), torch.zeros_like(mask_UKT)
+    for u, group in enumerate(groups):
+        for k, answer in enumerate(group.answers):
+            n = len(answer.logprobs)  # replies between several turns have none
+            mask_UKT[u, k, :n] = 1.0
+            logp_UKT[u, k, :n] = torch.tensor(answer.logprobs)
+            paid_UKT[u, k, : len(answer.paid)] = torch.tensor(answer.paid)
+    answers = [g.answers for g in groups]
+    of = "" if pooled else "reward/"
+    columns: dict[str, Sequence[object]] = {
+        "reward": [list(g.reward) for g in groups],
+        "finished": [[float(a.finished) for a in some] for some in answers],
+        "own": [[float(a.own) for a in some] for some in answers],
+        "empty": [[float(not a.text) for a in some] for some in answers],
+        **{of + n: [list(g.terms[n]) for g in groups] for n in groups[0].terms},
+    }
+    if played:
+        columns["turns"] = [[float(a.turns) for a in some] for some in answers]
+    if groups[0].greedy is not None:
+        columns[GREEDY] = [g.greedy for g in groups]
+    tensors = {"logp": logp_UKT, **given}
+    if any(a.paid for some in answers for a in some):
+        tensors["token_reward"] = paid_UKT
+    return Measurements(mask_UKT, tensors, {n: torch.tensor(c) for n, c in columns.items()})
+
+
+def flat(r: Measurements) -> Tensor:
+    """1.0 for groups in which all answers of the policy have one reward, a greedy one too, [U]."""
+    own_UK = r["own"] > 0
+    most_U = r["reward"].masked_fill(~own_UK, -torch.inf).amax(1)
+    least_U = r["reward"].masked_fill(~own_UK, torch.inf).amin(1)
+    if GREEDY in r:
+        most_U, least_U = most_U.maximum(r[GREEDY]), least_U.minimum(r[GREEDY])
+    return (most_U == least_U).float()
 
 
 @dataclass(frozen=True)
@@ -51,9 +100,8 @@ class Rollout:
         if "ref_logp" in r.tensors:
             kl_UKT = kl_tokens(r["logp"], r["ref_logp"]) * mask_UKT
             made["kl"] = (kl_UKT.sum(), tokens)
-        flat = sum(g.flat for g in self.groups)
         skipped = 0 if update.active_U is None else int((~update.active_U.bool()).sum())
-        made["flat"] = (torch.tensor(float(flat)), float(len(self.groups)))
+        made["flat"] = (flat(r).sum(), float(len(self.groups)))
         made["skipped"] = (torch.tensor(float(skipped)), float(len(self.groups)))
         made |= {n: (torch.tensor(a), b) for n, (a, b) in self.counts.items() if a}
         # What the method itself watches goes before: its divergence may be another estimate.

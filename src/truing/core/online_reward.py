@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+from truing.core.placed import Part, Placed
 from truing.core.rewards import Rewards
 from truing.core.scores import weight_of
 from truing.errors import InputError
@@ -67,6 +68,19 @@ class Reward:
         parts = [[weight_of(n, weights) * v for v in values] for n, values in terms.items()]
         cost = [0.0 if row["finished"] else self.missing_end for row in rows]
         return [math.fsum(p[i] for p in parts) - cost[i] for i in range(len(rows))]
+
+    def inside(self, terms: Scores, rows: Sequence[Row]) -> list[list[Part]]:
+        """Of each row the parts of that sum which fall inside of its answer."""
+        weights = self.rewards.weights
+        return [
+            [
+                (at, weight_of(n, weights) * part)
+                for n, values in terms.items()
+                if isinstance(value := values[i], Placed)
+                for at, part in value.parts
+            ]
+            for i in range(len(rows))
+        ]
 
 
 def one_each(

@@ -24,24 +24,25 @@ from torch import Tensor, nn
 
 from truing.context import Context, current
 from truing.core import distributed
+from truing.core.answers import Group
 from truing.core.chat import receipt
-from truing.core.collect import Collector, Group
+from truing.core.collect import Collector
 from truing.core.critic import HEAD, OWN, Critic, valued
 from truing.core.engine import Order, Part
 from truing.core.logprob import Extras, states
 from truing.core.lora import Lora
 from truing.core.objective import Loss, Measurements
-from truing.core.online import GREEDY, OLD_ENTROPY, TOP_KL, Online
-from truing.core.online_record import Rollout, Sums
+from truing.core.online import OLD_ENTROPY, TOP_KL, Online
+from truing.core.online_mix import Added
+from truing.core.online_record import Rollout, Sums, known
 from truing.core.online_training import OnlineTraining
-from truing.core.ptx import Ptx
 from truing.core.stream import keep
-from truing.core.swept import Measured, shape, swept, undrawn
+from truing.core.swept import Measured, swept, undrawn
 from truing.core.teacher import head_of, likeliest
 from truing.core.training import State
 from truing.core.tree import BUDGET, Packed, pack
 
-STATE, GIVEN = "method/", "given/"
+STATE, GIVEN, ADDED = "method/", "given/", "mix/"
 PAST = {"entropy": OLD_ENTROPY}  # measured before the first update: the name of the fresh is taken
 
 
@@ -59,6 +60,7 @@ class OnlineTask:
         critic: values of states, where the method needs them.
         compare: measure the reference.
         budget: tokens of a micro-batch.
+        added: losses on given rows that each update of the policy learns, too.
     """
 
     def __init__(
@@ -74,10 +76,11 @@ class OnlineTask:
         critic: Critic | None,
         compare: bool,
         budget: int = BUDGET,
+        added: Added | None = None,
     ) -> None:
         self.name, self.spec, self.values, self.settings = spec.name, spec, dict(values), settings
         self.collector, self.module, self.lora, self.other = collector, module, lora, other
-        self.critic, self.compare, self.budget = critic, compare, budget
+        self.critic, self.compare, self.budget, self.added = critic, compare, budget, added
         self.context: Context = current()
         self.order = Order(len(collector.prompts), settings.batch, self.context)
         self.end = settings.drawn(len(collector.prompts))
@@ -89,7 +92,6 @@ class OnlineTask:
         self._state: State | None = None
         self._given: State | None = None  # measured before the first update of this rollout
         self._shown = self._warned = False
-        self.ptx: Ptx | None = None  # text that is learnt beside each update of the policy
 
     def __len__(self) -> int:
         """Number of prompts."""
@@ -119,7 +121,7 @@ class OnlineTask:
         groups = self.collector.collect(number, wanted, sampling)
         drawn, rounds = len(wanted), 0
         while self.settings.refill and rounds < self.settings.refill:
-            groups = [g for g in groups if self._teaches(g)]
+            groups = self._teaching(groups)
             if len(groups) >= len(wanted):
                 break
             rounds += 1
@@ -128,15 +130,23 @@ class OnlineTask:
             groups += self.collector.collect(number, more, sampling, f"refill{rounds}/")
             drawn += len(more)
         if self.settings.refill:
-            groups = [g for g in groups if self._teaches(g)][: len(wanted)]
+            groups = self._teaching(groups)[: len(wanted)]
         return groups, {"left_out": (float(drawn - len(groups)), float(drawn))}
 
-    def _teaches(self, group: Group) -> bool:
-        if not self.spec.by_terms:
-            return not group.flat
-        weights = cast("Mapping[str, float]", self.values.get("weights") or {})
-        counted = [n for n in group.terms if weights.get(n, weights.get(n.split("/")[0], 1.0))]
-        return not group.alike(counted, ends=bool(self.values.get("missing_end")))
+    def _teaching(self, groups: Sequence[Group]) -> list[Group]:
+        """Those whose gradient is not 0 by the method's own word, whatever is measured of them.
+
+        The reference says what the policy does, all tokens are of one entropy, and nothing pulls
+        towards the reference: it is asked before anything is measured what rewards alone teach.
+        """
+        if not groups:
+            return []
+        r = self._known(groups, {})
+        same = {"ref_logp": r["logp"], OLD_ENTROPY: torch.ones_like(r["logp"])}
+        update = self.spec(r.having(**same), self.values | {"beta": 0.0}, self._state)
+        if update.active_U is None:
+            return list(groups)
+        return [g for g, active in zip(groups, update.active_U.tolist(), strict=True) if active]
 
     def _reference(self) -> contextlib.AbstractContextManager[object]:
         if self.other is None and self.lora is not None:
@@ -206,36 +216,8 @@ class OnlineTask:
 
     def _known(self, groups: Sequence[Group], given: State) -> Measurements:
         """The rollout as its method sees it."""
-        trees = [g.tree() for g in groups]
-        width, length = shape(trees)
-        mask_UKT = torch.zeros(len(groups), width, length)
-        logp_UKT = torch.zeros_like(mask_UKT)
-        paid_UKT = torch.zeros_like(mask_UKT)
-        for u, group in enumerate(groups):
-            for k, answer in enumerate(group.answers):
-                n = len(answer.logprobs)  # replies between several turns have none
-                mask_UKT[u, k, :n] = 1.0
-                logp_UKT[u, k, :n] = torch.tensor(answer.logprobs)
-                paid_UKT[u, k, : len(answer.paid)] = torch.tensor(answer.paid)
-        columns = {
-            "reward": [list(g.reward) for g in groups],
-            "finished": [[float(a.finished) for a in g.answers] for g in groups],
-            "own": [[float(a.own) for a in g.answers] for g in groups],
-            "empty": [[float(not a.text) for a in g.answers] for g in groups],
-        }
-        # A pool's terms are facts about its rows, not parts of a reward.
-        of = "" if self.collector.pool is not None else "reward/"
-        columns |= {of + n: [list(g.terms[n]) for g in groups] for n in groups[0].terms}
-        greedy = {GREEDY: [g.greedy for g in groups]} if self.collector.greedy else {}
-        tensors = {"logp": logp_UKT, **given}
-        if self.collector.world is not None:
-            tensors["turn_reward"] = paid_UKT
-            columns["turns"] = [[float(a.turns) for a in g.answers] for g in groups]
-        return Measurements(
-            mask_UKT.to(self.device),
-            {n: t.to(self.device) for n, t in tensors.items()},
-            {n: torch.tensor(c, device=self.device) for n, c in (columns | greedy).items()},
-        )
+        pooled, played = self.collector.pool is not None, self.collector.world is not None
+        return known(groups, given, pooled=pooled, played=played).to(self.device)
 
     def _ready(self, number: int) -> Rollout | None:
         """The rollout of that number, made where it is not at hand; None when it has no group."""
@@ -338,11 +320,14 @@ class OnlineTask:
         active = [i for i in members if active_U is None or bool(active_U[i])]
         sums = rollout.facts() if inner == 0 and distributed.leads() else {}
         weights = self._weights(rollout, members) if active else []
-        if self.ptx is not None and any(weights) and not rollout.update.head_only:
-            yield from self.ptx.parts(self.module, step, len(active), self.budget)
+        teaches, alone = any(weights), 0.0
+        if self.added is not None and not rollout.update.head_only:
+            # Where the rollout teaches nothing, what is added makes up the whole update.
+            alone = float(not teaches and distributed.leads())
+            yield from self.added.parts(step, len(active) if teaches else 1.0)
         own = distributed.share([rollout.groups[i].tree().size for i in active])
-        if not any(weights) or not active[own]:
-            yield Part(self._nothing(), 0.0, sums)
+        if not teaches or not active[own]:
+            yield Part(self._nothing(), alone, sums)
             return
         at = own.start
         trees = [rollout.groups[i].tree() for i in active[own]]
@@ -370,7 +355,10 @@ class OnlineTask:
             if whole:
                 shares.append(scale * (value * weight).sum() * (len(active) / whole))
         named = (rows, torch.as_tensor(per_row_U))
-        return Part(torch.stack(shares).sum(), float(len(rows)), sums | loss.sums(), per_row=named)
+        total = torch.stack(shares).sum()
+        if self.added is not None:
+            total = self.added.spec.weight * total
+        return Part(total, float(len(rows)), sums | loss.sums(), per_row=named)
 
     def _nothing(self) -> Tensor:
         """A loss without effect, for rollouts that teach nothing."""
@@ -384,19 +372,26 @@ class OnlineTask:
             if self.rollout is not None and self.rollout.update.state is not None:
                 self._state = {n: t.detach() for n, t in self.rollout.update.state.items()}
             self._given, self.rollout = None, None
+        if self.added is not None:
+            self.added.after_step(step)
 
     def state(self) -> State:
-        """The method's state before the rollout at hand, and what was measured for that."""
+        """The method's state before the rollout at hand, what was measured for it, and `mix`'s."""
         made = {STATE + n: t for n, t in (self._state or {}).items()}
         if self._given is not None:
             # A mark, since nothing may have been measured.
             made |= {GIVEN: torch.ones(1)} | {GIVEN + n: t for n, t in self._given.items()}
+        if self.added is not None:
+            made |= {ADDED + n: t for n, t in self.added.state().items()}
         return made
 
     def load_state(self, state: State) -> None:
-        """Take both back."""
+        """Take all of it back."""
         own = {n.removeprefix(STATE): t for n, t in state.items() if n.startswith(STATE)}
         self._state = own or None
         if GIVEN in state:
             given = {n.removeprefix(GIVEN): t for n, t in state.items() if n.startswith(GIVEN)}
             self._given = {n: t.to(self.device) for n, t in given.items() if n}
+        if self.added is not None:
+            more = {n.removeprefix(ADDED): t for n, t in state.items() if n.startswith(ADDED)}
+            self.added.load_state(more)

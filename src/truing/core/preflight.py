@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import inspect
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, cast
 
@@ -29,14 +29,24 @@ BRANCHES = {"pair": 2, "group": 3}  # of a row of that kind; of all others one
 
 def check_objective(spec: Objective, settings: Settings, tables: Tables) -> None:
     """Raise an InputError for settings and rows that training would refuse; see `Method.check`."""
+    from truing.core.held_out import INPUT, Watch
     from truing.core.mix import check_terms, mixed
     from truing.core.training import HOOKS, TextTraining
 
     mix = cast("Settings | None", settings.get("mix"))
-    settings = {n: v for n, v in settings.items() if n != "mix"}
+    watching = {f.name: settings[f.name] for f in fields(Watch) if f.name in settings}
+    Watch(**watching).check(spec.name)  # type: ignore[arg-type]
+    settings = {n: v for n, v in settings.items() if n not in ("mix", *watching)}
     check_bounds(settings, spec.within, spec.name)
     engine = {f.name: settings[f.name] for f in fields(TextTraining) if f.name in settings}
-    TextTraining(**engine).check(spec.name)  # type: ignore[arg-type]
+    training = TextTraining(**engine)  # type: ignore[arg-type]
+    training.check(spec.name)
+    if spec.heads and training.batch < (count := objectives_of(spec, settings)):
+        raise InputError(
+            "setting 'batch' must be at least that of 'objectives': a step has a row of each",
+            where=spec.name,
+            seen={"batch": training.batch, "objectives": count},
+        )
     if spec.hook:
         HOOKS[spec.hook](
             **{n: v for n, v in settings.items() if n not in engine and n not in spec.settings}
@@ -47,27 +57,34 @@ def check_objective(spec: Objective, settings: Settings, tables: Tables) -> None
         raise InputError(text, where=spec.name, seen=1)
     spec = mixed(spec, mix)
     check_terms(spec, check_term)
-    if "data" in tables:
-        needed = [n for n, default in {**spec.columns, **spec.texts}.items() if default is None]
-        check_rows(tables["data"], spec.rows, spec.name, needed, texts=takes_texts(spec))
-        check_heads(spec, settings, tables["data"])
+    needed = [n for n, default in {**spec.columns, **spec.texts}.items() if default is None]
+    for name in [n for n in ("data", INPUT) if n in tables]:
+        where = spec.name if name == "data" else f"{spec.name} {name}"
+        check_rows(tables[name], spec.rows, where, needed, texts=takes_texts(spec))
+        check_heads(spec, settings, tables[name], where, every=name == "data")
 
 
-def check_heads(spec: Objective, settings: Settings, table: Table) -> None:
-    """Raise an InputError unless the rows name each of the output heads, and no other."""
+def check_heads(
+    spec: Objective, settings: Settings, table: Table, where: str, *, every: bool = True
+) -> None:
+    """Raise an InputError for rows that name an output head too many, or not `every` one."""
     if not spec.heads or isinstance(table, Promised):
         return
-    default = spec.columns[spec.heads]
-    count = cast(int, settings.get("objectives", spec.settings["objectives"].default))
+    default, count = spec.columns[spec.heads], objectives_of(spec, settings)
     named = {row.get(spec.heads, default) for row in table}
-    if named != set(range(count)):
+    if named != set(range(count)) and (every or not named <= set(range(count))):
         raise InputError(
             f"setting 'objectives' asks for {count} heads, one for each number from 0 in the "
             f"column {spec.heads!r}, and the rows name others",
-            where=spec.name,
+            where=where,
             seen=sorted(map(str, named))[:8],
             fix="Name each row's objective, or set objectives to how many there are",
         )
+
+
+def objectives_of(spec: Objective, settings: Settings) -> int:
+    """How many output heads are asked for."""
+    return cast(int, settings.get("objectives", spec.settings["objectives"].default))
 
 
 def check_term(spec: Objective, settings: Settings) -> None:
@@ -78,23 +95,20 @@ def check_term(spec: Objective, settings: Settings) -> None:
 
 def check_online(spec: Online, settings: Settings, tables: Tables) -> None:
     """Raise an InputError for settings and rows that training would refuse; see `Method.check`."""
+    from truing.core.online_mix import INPUT, check_mix
     from truing.core.pools import check_pool, pool_of
-    from truing.core.ptx import INPUT, check_text, takes
 
     training = online_training(spec, settings)
     given = spec.joins(settings)
-    if takes(spec):  # text of its own may come from a step that has not run yet
-        given = ""
-    else:
-        check_played(spec, training, given)
+    check_played(spec, training, given)
     # An environment's tasks may be rows of any kind.
     if "data" in tables and training.environment is None:
         check_rows(tables["data"], spec.rows, spec.name, [given] if given else [])
         pool = pool_of(spec, settings)
         if pool is not None:
             check_pool(pool, tables["data"], spec.name)
-    if INPUT in tables:
-        check_text(tables[INPUT], settings, spec.name)
+    # Without rows at hand they may come from a step that has not run yet.
+    check_mix(spec.name, settings, tables.get(INPUT), given=INPUT in tables)
 
 
 def online_training(spec: Online, settings: Settings) -> OnlineTraining:
@@ -165,8 +179,8 @@ def check_loss(spec: Objective, settings: Settings) -> None:
     branches = BRANCHES.get(spec.rows, 1) + len(spec.texts) + ("mismatched" in spec.needs)
     mask_UKT = torch.ones(2, branches, 2)
     columns = {n: torch.full((2,), 1.0 if d is None else d) for n, d in spec.columns.items()}
-    with _what_settings_say(own, spec.name):
-        spec(Measurements(mask_UKT, dict.fromkeys(spec.needs, -mask_UKT), columns), own)
+    m = Measurements(mask_UKT, dict.fromkeys(spec.needs, -mask_UKT), columns)
+    _ask(lambda values: spec(m, values), own, spec.settings, spec.name)
 
 
 def check_update(spec: Online, settings: Settings, answers: int) -> None:
@@ -185,26 +199,62 @@ def check_update(spec: Online, settings: Settings, answers: int) -> None:
     columns |= dict.fromkeys(("finished", "own"), ones_UK) | {"empty": 0 * ones_UK}
     tensors = dict.fromkeys(("logp", "old_entropy", *spec.needs), -mask_UKT)
     rollout = Measurements(mask_UKT, tensors, columns)
-    with _what_settings_say(own, spec.name):
-        update = spec(rollout, own)
-        found = {**tensors, **update.tensors, "old_logp": -mask_UKT, "entropy": mask_UKT}
+
+    def update(values: Settings) -> None:
+        made = spec(rollout, values)
+        found = {**tensors, **made.tensors, "old_logp": -mask_UKT, "entropy": mask_UKT}
         found |= {"old_values": -mask_UKT} if spec.values else {}
-        update.loss(Measurements(mask_UKT, found, columns))
+        made.loss(Measurements(mask_UKT, found, columns))
+
+    _ask(update, own, spec.settings, spec.name)
 
 
-@contextlib.contextmanager
-def _what_settings_say(settings: Settings, where: str) -> Generator[None]:
+def _ask(
+    call: Callable[[Settings], object],
+    settings: Settings,
+    declared: Mapping[str, inspect.Parameter],
+    where: str,
+) -> None:
     """Let through what made-up numbers show of the settings; what else is said means nothing."""
     try:
-        yield
+        call(settings)
     except ZeroDivisionError:
-        for name, value in settings.items():
-            if value == 0 and not isinstance(value, bool):
-                text = f"setting {name!r} must not be 0: the loss divides by it"
-                raise InputError(text, where=where, seen=value) from None
+        name = divisor(call, settings, {n: p.default for n, p in declared.items()})
+        if name:
+            text = f"setting {name!r} must not be 0: the loss divides by it"
+            raise InputError(text, where=where, seen=settings[name]) from None
     except (RuntimeError, LookupError, ValueError) as error:
         if isinstance(error, InputError) and error.message.startswith("setting "):
             raise
+
+
+def divisor(
+    call: Callable[[Settings], object], settings: Settings, defaults: Mapping[str, object]
+) -> str:
+    """The setting of value 0 that `call` divides by, found by trying; "" where it is none of them.
+
+    Each is set to its default, or to 1 where that is 0, too. Where several are at fault, so that
+    no single one helps, those tried stay as they were set until the division does not fail.
+    """
+
+    def divides(values: Settings) -> bool:
+        try:
+            call(values)
+        except ZeroDivisionError:
+            return True
+        except (RuntimeError, LookupError, ValueError):
+            pass  # it got beyond the division
+        return False
+
+    zeros = [n for n, v in settings.items() if v == 0 and not isinstance(v, bool)]
+    usual = {n: d for n, d in defaults.items() if isinstance(d, (int, float)) and d}
+    for together in (False, True):
+        tried = settings
+        for name in zeros:
+            tried = {**(tried if together else settings), name: usual.get(name, 1.0)}
+            if not divides(tried):
+                return name
+    return ""
 
 
 class Promised(Table):

@@ -1,4 +1,7 @@
-"""Scores of rewards and checks by name: one number a row, or several named ones."""
+"""Scores of rewards and checks by name: one number a row, or several named ones.
+
+Each may be a `core.placed.Placed`, which is the sum of numbers that fall inside of the answer.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from truing import catalogue
+from truing.core.placed import Placed
 from truing.errors import InputError
 from truing.method import finite, one_a_row, resolve
 from truing.tables import Row
@@ -60,7 +64,8 @@ def named_scores(
     made = one_a_row(kind, ref, rows, where=where, name=name)
 
     def number(value: object, row: int) -> float:
-        return finite(value, what=f"{kind} {name!r}", where=f"{where} row {row}".strip())
+        found = finite(value, what=f"{kind} {name!r}", where=f"{where} row {row}".strip())
+        return value if isinstance(value, Placed) else found
 
     if not made or not isinstance(made[0], Mapping):
         return {name: [number(v, i) for i, v in enumerate(made, 1)]}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from truing.core import distributed
-from truing.core.collect import Group
+from truing.core.answers import Group
 from truing.core.measure import fitted
 from truing.core.training import State
 from truing.core.tree import Node, Packed, pack

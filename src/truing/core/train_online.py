@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from truing.context import current
@@ -13,7 +13,8 @@ from truing.core import distributed, recompute
 from truing.core import lora as adapters
 from truing.core.agents import Speaker
 from truing.core.alongside import Alongside
-from truing.core.collect import Asked, Collector, Draw, Pool
+from truing.core.answers import Asked
+from truing.core.collect import Collector, Draw, Pool
 from truing.core.critic import Critic
 from truing.core.drawing import Completion, continued
 from truing.core.engine import train
@@ -22,6 +23,7 @@ from truing.core.frozen_trunk import attach
 from truing.core.loaded import Loaded
 from truing.core.memory import Beside
 from truing.core.online import GREEDY, Online
+from truing.core.online_mix import Added, Mix, check_mix, read_added
 from truing.core.online_prompts import prompts_of, tasks_of
 from truing.core.online_reward import Reward
 from truing.core.online_task import OnlineTask
@@ -30,7 +32,6 @@ from truing.core.opening import same_tokens
 from truing.core.past import Past
 from truing.core.pools import check_pool, pool_of
 from truing.core.preflight import check_played, online_training
-from truing.core.ptx import check_text, text_beside
 from truing.core.rewards import Rewards, licences_at, telling
 from truing.core.rollout import Make, maker
 from truing.core.sampling import SamplingSettings
@@ -39,13 +40,73 @@ from truing.core.start import Start, begin
 from truing.core.together import joint
 from truing.core.train_text import trained_model
 from truing.datasets import licence_of
-from truing.errors import InputError, unknown
+from truing.errors import unknown
 from truing.models import Model, named
 from truing.principles import Principles
 from truing.tables import Table, content_hash
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a run is given beside its model and its rows.
+
+    Args:
+        reference: frozen; None takes the model as it is before training.
+        reward_model: makes the reward "reward_model".
+        principles: their checks make the reward "principles".
+        critic: brings trunk and head of the values; None puts them on the policy's own trunk.
+        partner: who acts in an environment's other roles, such as a simulated user.
+        mix_data: rows of the losses in `mix`; None takes the run's own.
+    """
+
+    reference: Model | None = None
+    reward_model: Model | None = None
+    principles: Principles | None = None
+    critic: Model | None = None
+    partner: Model | None = None
+    mix_data: Table | None = None
+
+    @property
+    def keys(self) -> list[str]:
+        """Of all that is there."""
+        held = (self.reference, self.reward_model, self.principles, self.critic, self.partner)
+        return [m.key for m in (*held, self.mix_data) if m is not None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run whose model is in memory.
+
+    Args:
+        told: settings of the method by name, the engine's that it asks for among them.
+        added: losses that are learnt beside.
+    """
+
+    spec: Online
+    told: Mapping[str, object]
+    settings: OnlineTraining
+    given: Given
+    start: Start
+    added: Added | None
+
+    @property
+    def needs_other(self) -> bool:
+        """Whether a frozen model of its own is compared with, or answers."""
+        spec, start = self.spec, self.start
+        needed = spec.compares(self.told) or self.settings.watch or spec.opposed
+        return bool(needed) and (start.reference is not None or not self.settings.rank)
+
+    @property
+    def beside(self) -> Beside:
+        """What will be loaded beside the model."""
+        asked = self.added is not None and self.added.asks_frozen(self.start)
+        return Beside(
+            trunks=int(self.given.critic is not None and self.spec.values),
+            frozen=int(self.needs_other or asked),
+        )
 
 
 def _split(spec: Online, values: Mapping[str, object]) -> tuple[dict[str, object], OnlineTraining]:
@@ -112,29 +173,25 @@ class Players:
 
 def _draws(spec: Online, players: Players, told: Mapping[str, object]) -> list[Draw]:
     if spec.opponent == "mixture":
-        mix = cast(float, told["mix"])
-        if not 0 <= mix <= 1:
-            raise InputError("setting 'mix' is a share", where=spec.name, seen=mix)
-        return [players.policy, players.mixture(mix)]
+        return [players.policy, players.mixture(cast(float, told["mixture_coef"]))]
     if spec.opponent == GREEDY:
         return [players.policy, players.policy]
     return [players.policy, *([players.reference] if spec.opponent else [])]
 
 
-def _critic(
-    spec: Online, settings: OnlineTraining, loaded: Loaded, given: Model | None, dtype: str
-) -> Critic | None:
+def _critic(run: Run) -> Critic | None:
     """The critic, where the method has one: on the policy's trunk, or a model of its own."""
-    if "values" not in spec.needs:
+    given, loaded = run.given.critic, run.start.loaded
+    if not run.spec.values:
         return None
     if given is None:
         return Critic.of(loaded)
-    same_tokens({"model": loaded.model, "critic": given}, where=spec.name)
-    refuse(given, loaded.model, "critic", spec.name)
-    own = given.load_module(dtype, loaded.device, fresh=True)
+    same_tokens({"model": loaded.model, "critic": given}, where=run.spec.name)
+    refuse(given, loaded.model, "critic", run.spec.name)
+    own = given.load_module(run.start.dtype, loaded.device, fresh=True)
     if recompute.is_on(loaded.module):
         recompute.switch_on(own.module)
-    lora = attach(own.module, settings, current().stream("critic") % 2**31)
+    lora = attach(own.module, run.settings, current().stream("critic") % 2**31)
     return Critic.of(own, own=True, lora=lora)
 
 
@@ -164,15 +221,14 @@ def _make(settings: OnlineTraining) -> Make | None:
     return maker(settings.environment)
 
 
-def _world(
-    spec: Online, settings: OnlineTraining, start: Start, make: Make | None, partner: Model | None
-) -> World | None:
+def _world(run: Run, make: Make | None) -> World | None:
     """Where episodes take place, with who acts in its other roles."""
     if make is None:
         return None
+    settings, partner = run.settings, run.given.partner
     seed = current().stream("partner") % 2**31
     agent = Speaker(partner, settings.sampling(seed)) if partner is not None else None
-    return World(make, agent, settings.turns, start.limit, spec.name)
+    return World(make, agent, settings.turns, run.start.limit, run.spec.name)
 
 
 def _joined(
@@ -180,15 +236,11 @@ def _joined(
     told: Mapping[str, object],
     settings: OnlineTraining,
     data: Table,
-    ptx_data: Table | None,
     pool: Pool | None,
 ) -> str:
-    """Column of an answer that joins each group, or ""; rows of a pool and of text are checked."""
+    """Column of an answer that joins each group, or ""; rows of a pool are checked."""
     if pool is not None:
         check_pool(pool, data, spec.name)
-    if ptx_data is not None:
-        check_text(ptx_data, told, spec.name)
-        return ""
     given = spec.joins(told)
     check_played(spec, settings, given)
     return given
@@ -204,38 +256,26 @@ def _warn(spec: Online, told: Mapping[str, object], rollouts: int) -> None:
         )
 
 
-def _needs_other(
-    spec: Online, told: Mapping[str, object], settings: OnlineTraining, start: Start
-) -> bool:
-    needed = spec.compares(told) or settings.watch or spec.opposed
-    return bool(needed) and (start.reference is not None or not settings.rank)
-
-
-def _other(
-    spec: Online, told: Mapping[str, object], settings: OnlineTraining, start: Start
-) -> Loaded | None:
+def _other(run: Run) -> Loaded | None:
     """The frozen reference, where one is needed that is not the model with its adapter off."""
-    if not _needs_other(spec, told, settings, start):
+    if not run.needs_other:
         return None
-    found = start.frozen()
+    found = run.start.frozen()
     return replace(found, model=found.model.with_changes(found.model.weight_changes))
 
 
 def _task(
-    spec: Online,
-    told: Mapping[str, object],
-    settings: OnlineTraining,
-    start: Start,
-    prompts: Sequence[Asked],
-    by: Reward | Pool,
-    critic: Model | None,
-    folder: Path,
-    world: World | None,
+    run: Run, prompts: Sequence[Asked], by: Reward | Pool, folder: Path, world: World | None
 ) -> OnlineTask:
     """The task with its players, its critic and whoever collects its rollouts."""
-    loaded, context = start.loaded, current()
-    other = _other(spec, told, settings, start)
+    spec, told, settings, start = run.spec, run.told, run.settings, run.start
+    loaded, context, added = start.loaded, current(), run.added
+    other = _other(run)
+    if added is not None:  # before there are adapters the module itself is the model as it was
+        added.begin(start, settings.total(len(prompts)))
     lora = attach(loaded.module, settings, context.stream("adapter") % 2**31)
+    if added is not None:
+        added.adapt(lora)
     policy = replace(loaded, model=start.model.with_changes(start.model.weight_changes))
     draws = _draws(spec, Players(policy, lora, other), told)
     reward, pool = (by, None) if isinstance(by, Reward) else (None, by)
@@ -246,23 +286,29 @@ def _task(
     return OnlineTask(
         spec, told, settings, collector, loaded.module, lora=lora,
         other=other.module if other is not None else None,
-        critic=_critic(spec, settings, loaded, critic, start.dtype),
-        compare=spec.compares(told) or settings.watch, budget=start.budget,
+        critic=_critic(run), compare=spec.compares(told) or settings.watch, budget=start.budget,
+        added=added,
     )  # fmt: skip
+
+
+def _result(run: Run, task: OnlineTask, model: Model, data: Table, folder: Path) -> Model:
+    """The trained model with its licences, and its critic."""
+    given, name = run.given, run.spec.name
+    made = trained_model(model, task.module, task.lora, folder, data, name)
+    licences = [m.licence for m in (given.reward_model, given.partner) if m is not None]
+    licences += licences_at(named([run.settings.rewards or {}, run.told]))
+    licences += [licence_of([given.mix_data])] if given.mix_data is not None else []
+    made = made.with_licences([one for one in licences if one])
+    if task.critic is None:
+        return made
+    return task.critic.saved(
+        made, given.critic, data, folder.with_name(f"{name}-critic-{run.start.run}")
+    )
 
 
 @joint
 def train_online(
-    spec: Online,
-    model: Model,
-    data: Table,
-    reference: Model | None,
-    reward_model: Model | None,
-    principles: Principles | None,
-    critic: Model | None,
-    partner: Model | None,
-    values: Mapping[str, object],
-    ptx_data: Table | None = None,
+    spec: Online, model: Model, data: Table, given: Given, values: Mapping[str, object]
 ) -> Model:
     """Train `model` on its own answers to the prompts of `data`.
 
@@ -271,14 +317,8 @@ def train_online(
         model: weight changes are folded in; run-time changes are carried on to the result, and do
             not act while answers are drawn.
         data: rows of the method's kind, or tasks of the environment; all their columns reach the
-            rewards.
-        reference: frozen; None takes the model as it is before training.
-        reward_model: makes the reward "reward_model".
-        principles: their checks make the reward "principles".
-        critic: brings trunk and head of the values; None puts them on the policy's own trunk.
-        partner: who acts in an environment's other roles, such as a simulated user.
-        values: the method's and the engine's settings by name.
-        ptx_data: text that is learnt beside, in place of the column that joins each group.
+            rewards, an own completion as `given`.
+        values: the method's and the engine's settings by name, and `mix`.
     Returns:
         the model with an adapter, or with new weights when `rank` is 0; and with its value head as
         extra tensors where the method has one.
@@ -286,41 +326,29 @@ def train_online(
         InputError: wrong rows, settings, template or rewards.
         Stopped: a loss or an advantage that is not finite.
     """
-    told, settings = _split(spec, values)
-    context = current()
-    others = (reference, reward_model, principles, critic, partner, ptx_data)
-    held = [m.key for m in others if m is not None]
+    mix = cast("Mix | None", values.get("mix"))
+    told, settings = _split(spec, {n: v for n, v in values.items() if n != "mix"})
+    beside, own_rows = (given.mix_data, False) if given.mix_data is not None else (data, True)
+    check_mix(spec.name, {**vars(settings), "mix": mix}, beside, given=not own_rows)
     key = content_hash(
-        [spec.name, told, vars(settings), model.weights_key, data.key, context.seed, held], 8
-    )
+        [spec.name, told, vars(settings), mix, model.weights_key, data.key, current().seed,
+         given.keys], 8
+    )  # fmt: skip
     pool = pool_of(spec, told)
-    given = _joined(spec, told, settings, data, ptx_data, pool)
-    by = pool or _reward(spec, told, settings, principles, reward_model)
+    joined = _joined(spec, told, settings, data, pool)
+    by = pool or _reward(spec, told, settings, given.principles, given.reward_model)
     make = _make(settings)
-    start = begin(model, settings, spec.name, key=key, reference=reference)
-    world = _world(spec, settings, start, make, partner)
-    beside = Beside(
-        trunks=int(critic is not None and "values" in spec.needs),
-        frozen=int(_needs_other(spec, told, settings, start)),
-    )
-    text = text_beside(ptx_data, told, settings, start)
+    start = begin(model, settings, spec.name, key=key, reference=given.reference)
+    added = read_added(mix, beside, not own_rows, settings, start)
+    run = Run(spec, told, settings, given, start, added)
+    world = _world(run, make)
     if world is not None:
-        prompts = tasks_of(settings, start, data, world, beside, text)
+        prompts = tasks_of(settings, start, data, world, run.beside, added)
     else:
-        prompts = prompts_of(spec, given, settings, start, data, pool, beside, text)
+        prompts = prompts_of(spec, joined, settings, start, data, pool, run.beside, added)
     if distributed.leads():
         _warn(spec, told, settings.rollouts(len(prompts)))
-    home = distributed.agree(context.folder)
-    journals = home / f"rollouts-{key}"
-    task = _task(spec, told, settings, start, prompts, by, critic, journals, world)
-    task.ptx = text
+    home = distributed.agree(current().folder)
+    task = _task(run, prompts, by, home / f"rollouts-{key}", world)
     train(task, settings, key=key, peak=settings.peak)
-    folder = home / f"{spec.name}-{key}"
-    made = trained_model(model, task.module, task.lora, folder, data, spec.name)
-    licences = [m.licence for m in (reward_model, partner) if m is not None and m.licence]
-    judges = licences_at(named([settings.rewards or {}, told]))
-    read = licence_of([ptx_data]) if ptx_data is not None else ""
-    made = made.with_licences([*licences, *judges, *([read] if read else [])])
-    if task.critic is None:
-        return made
-    return task.critic.saved(made, critic, data, home / f"{spec.name}-critic-{key}")
+    return _result(run, task, model, data, home / f"{spec.name}-{key}")

@@ -5,18 +5,20 @@
     easy_outcome      1 or 0 by exact grading where the answer is known, 0.25 where it is not
 
 p_k is what a process reward model says of step k, u a bound and b a bonus over all n steps. Both
-sums are those of the step rewards `min_rewards` and `prod_rewards` of `process_reward`; without a
-step p is 0 and there is no bonus. `format_penalty` (in `rules`) is the third term.
+are sums of the step rewards `min_rewards` and `prod_rewards` of `process_reward`, each of which
+falls on what closes its step, half on each of a blank line's two newlines; methods that compare
+whole answers see the sum. Without a step p is 0 and there is no bonus. `format_penalty` (in
+`rules`) is the third term.
 Source: "Easy-to-Hard Generalization: Scalable Alignment Beyond Human Supervision", arXiv
 2403.09472.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from truing.core.placed import Placed, closings
 from truing.core.rewards import held_model
 from truing.core.scoring import check_logits, check_steps
 from truing.core.steps import step_values, steps_of
@@ -43,7 +45,7 @@ def process_shaping(
     bonus: float = BONUS,
     separator: str = "\n\n",
 ) -> list[float]:
-    """Sum of a solution's step rewards: how far its steps fall below a bound, and a bonus.
+    """A solution's step rewards, where its steps end: how far they fall below a bound, and a bonus.
 
     Args:
         model: name of the process reward model, or in Python its key, as `truing.models.hold`
@@ -60,8 +62,18 @@ def process_shaping(
     values = [-bound] * len(rows)
     made = step_values(found, asked, separator) if asked else []
     for i, p in zip(some, made, strict=True):
-        values[i] = math.fsum(SCHEMES[scheme](p, bound, bonus))
+        values[i] = at_steps(
+            str(rows[i]["completion"]), SCHEMES[scheme](p, bound, bonus), separator
+        )
     return values
+
+
+def at_steps(text: str, rewards: Sequence[float], separator: str) -> Placed:
+    """A reward for each step, in equal parts on the characters of the separator that closes it."""
+    places = closings(text, separator)
+    return Placed(
+        [(at, r / len(ends)) for r, ends in zip(rewards, places, strict=True) for at in ends]
+    )
 
 
 def _check(settings: Mapping[str, object]) -> None:

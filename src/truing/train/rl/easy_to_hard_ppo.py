@@ -1,20 +1,23 @@
 """PPO on problems without answers: a process reward model of easy ones rewards each solution.
 
-    R = process_shaping + easy_outcome + penalty format_penalty
-    process_shaping   min(min_k p_k, u) - u + 0.25 (or the product in place of the minimum)
-    easy_outcome      1 or 0 where a row has its answer, 0.25 where it has none
-    format_penalty    0 to -1, by how the final answer is laid out
-    R_t = -beta max(log pi_old - log pi_ref, 0) + [t is the last] R,  divided by their deviation
+    R_t = -beta max(log pi_old - log pi_ref, 0) + r_k / 2 where t is one of the two newlines that
+          close step k + [t is the last] (easy_outcome + penalty format_penalty),
+          divided by their deviation
+    r_k             min(0, p_k - m_{k-1}) + 0.25/n,  m_0 = u, m_k = min(m_{k-1}, p_k), of n steps
+                    (or decrements of the product); sum_k r_k = min(min_k p_k, u) - u + 0.25
+    easy_outcome    1 or 0 where a row has its answer, 0.25 where it has none
+    format_penalty  0 to -1, by how the final answer is laid out
     A_t = sum_{s>=t} R_s - V_t, whitened;  clipped policy and value losses as in `salmon_ppo`
+
+p_k is what `process_model` says of step k (see the reward `process_shaping`).
 
 Rows are problems; give easy ones with the column `answer` and hard ones without. The critic begins
 as the process reward model unless `critic` is given, and learns alone over `critic_rollouts`.
 
 Source: "Easy-to-Hard Generalization: Scalable Alignment Beyond Human Supervision", arXiv
-2403.09472. Difference: the paper pays a step's reward on the tokens that close it, half on each of
-two; here all of it is paid on the solution's last token, with the same sum, since what is paid for
-single steps would have to be known token by token. With gamma = lambda = 1 a token before the first
-bad step has the same return either way, but for the bonus; later ones are told of it too.
+2403.09472. Where a tokenizer has one token for both newlines it is paid all of r_k; so is the token
+that ends the text, for a last step that no blank line closes. p_k is read at the last token of what
+closes step k, the paper's is the smaller one of both newlines.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from collections.abc import Mapping
 from truing.core.online import online_of
 from truing.core.preflight import online_training
 from truing.core.scoring import check_logits, check_steps
-from truing.core.train_online import train_online
+from truing.core.train_online import Given, train_online
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model, hold
@@ -116,10 +119,9 @@ def easy_to_hard_ppo(
         "answers": answers, "new_tokens": new_tokens, "lr": lr, "rank": rank,
     }  # fmt: skip
     values = _values(settings, hold(process_model))
-    made = train_online(
-        online_of(salmon_ppo), model, data.expect("prompt", where=WHERE), None, None, None,
-        process_model if critic is None else critic, None, values,
-    )  # fmt: skip
+    given = Given(critic=process_model if critic is None else critic)
+    rows = data.expect("prompt", where=WHERE)
+    made = train_online(online_of(salmon_ppo), model, rows, given, values)
     return made.with_licences([m.licence for m in (process_model,) if m.licence]).called(
         f"{model.name}+easy_to_hard_ppo"
     )

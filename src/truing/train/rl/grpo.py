@@ -198,7 +198,7 @@ def dapo(
     return weighed(advantage, loss, beta=0.0, **high)
 
 
-@online(paper="preference-losses", needs=("old_entropy",), least=2, by_terms=True)
+@online(paper="preference-losses", needs=("old_entropy",), least=2)
 def gdpo(
     r: Measurements,
     *,

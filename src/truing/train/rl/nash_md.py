@@ -20,12 +20,17 @@ from truing.core.objective import Loss, Measurements
 from truing.core.online import Update, online
 
 
-@online(paper="preference-losses", needs=("ref_logp",), opponent="mixture", within={"mix": (0, 1)})
+@online(
+    paper="preference-losses",
+    needs=("ref_logp",),
+    opponent="mixture",
+    within={"mixture_coef": (0, 1)},
+)
 def nash_md(
     r: Measurements,
     *,
     beta: float = 0.1,
-    mix: float = 0.5,
+    mixture_coef: float = 0.5,
     answers: int = 1,
     temperature: float = 0.9,
 ) -> Update:
@@ -33,7 +38,7 @@ def nash_md(
 
     Args:
         beta: strength of the pull towards the reference.
-        mix: share of the reference in the opponent's logits.
+        mixture_coef: c, share of the reference in the opponent's logits.
     """
     own, theirs = r["reward"].chunk(2, 1)
     gain = (own - theirs).sigmoid() - 0.5

@@ -20,18 +20,16 @@ for any critic, since lam^(T - t) fades. It never takes more than `critic_rollou
 returns need not be foreseeable. `critic_loss` records the loss, `critic_share` the share,
 `critic_alone` which rollouts these were.
 
-PPO-ptx (`ptx` above 0) learns text beside: the rows of the input `ptx_data`, examples or raw text,
-in each update of the policy; without it the prompts' own column `completion`. Either's likelihood
-is at temperature 1, at whatever `temperature` the policy's answers are drawn. But for ptx the
-defaults are the paper's PPO-max, which begins the critic as the reward model: give that as
+PPO-ptx learns given text in each update of the policy, at temperature 1: other rows by `mix: {sft:
+1}` and the input `mix_data`, or with `ptx` above 0 the prompts' own column `completion`. But for it
+the defaults are the paper's PPO-max, which begins the critic as the reward model: give that as
 `critic`. Without one a head on the policy's own trunk has to do. The paper's optimizer has
-`adam_beta2` 0.95 and `adam_epsilon` 1e-6, its schedule is `inverse_sqrt`. In an environment R~ of
-the whole episode is paid at its end.
+`adam_beta2` 0.95 and `adam_epsilon` 1e-6, its schedule is `inverse_sqrt`. R~ of a whole episode, or
+of rewards that fall inside of an answer, is paid at its end.
 
 Differences: a new head is zero, not random; advantages are normalised over the rollout, not the
-minibatch, and H - H_target is taken token by token, which is the same on one side of the
-target, so that no split of the batch can change a step; the critic's epsilon is the policy's, not
-1e-8. A group of several answers is allowed.
+minibatch, and H - H_target is taken token by token, the same on one side of the target, so that no
+split of the batch can change a step; the critic's epsilon is the policy's. Groups are allowed.
 
 Monitors: reward and its deviation and largest value, kl (the mean log-ratio to the reference per
 token, which may be below 0), length, perplexity of the policy's own answers under itself and under
@@ -145,6 +143,40 @@ def policy_loss(
     return loss
 
 
+def running_rewards(
+    r: Measurements, state: State | None, how: Shape, clip: float, beta: float
+) -> tuple[Tensor, int, State]:
+    """r_t of a rollout, how many rollouts came before, and the state with its rewards counted."""
+    done, state = counted(state)
+    before = {n: state[n] for n in ("mean", "var", "count")} if done else None
+    state |= (running := moments(before, r["reward"][r["own"] > 0].cpu()))
+    score_UK = shaped(r["reward"], running, how, clip)
+    # Turns and steps were paid in raw rewards, which do not add up to a normalised one.
+    whole = replace(r, tensors={n: t for n, t in r.tensors.items() if n != "token_reward"})
+    return token_rewards(whole, score_UK, beta), done, state
+
+
+def estimates(
+    r: Measurements, own_UKT: Tensor, reward_UKT: Tensor, lam: float
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Advantages and returns of the policy's own tokens, and how well the critic foresaw them."""
+    advantage_UKT = gae(reward_UKT, r["values"], own_UKT, lam=lam)
+    return_UKT = (advantage_UKT + r["values"]) * own_UKT
+    loss, share = value_error(advantage_UKT, reward_UKT, own_UKT, lam)
+    seen = {"critic_loss": loss, "critic_share": share}
+    seen["explained"] = explained(r["values"], return_UKT, own_UKT)
+    return advantage_UKT, return_UKT, seen
+
+
+def critic_alone(
+    r: Measurements, state: State, done: int, share: Tensor, until: float, most: int
+) -> bool:
+    """Whether the critic learns alone from this rollout; never again once the policy has begun."""
+    # Answers of equal rewards say nothing of a critic.
+    ready = 0 < until >= float(share) and not all_equal(r["reward"], r["own"])
+    return not (ready or done >= most or "begun" in state)
+
+
 @online(
     paper="secrets-ppo-max",
     needs=("ref_logp", "values", "entropy"),
@@ -187,49 +219,32 @@ def ppo_max(
     """PPO-max: PPO with each trick a switch, and monitors that see collapse.
 
     Args:
-        ptx_data: examples or raw text that `ptx` weighs the likelihood of.
         beta: strength of the pull towards the reference, at each token's reward.
         reward_shape: rewards as they are, divided by their running deviation, or normalised by it.
         clip_reward: largest normalised reward; 0 for any.
-        normalise_advantage: to mean 0 and deviation 1 (population variance, 1e-6); null where they
-            are clipped.
+        normalise_advantage: to mean 0 and population deviation 1; null where they are clipped.
         clip_advantage: largest advantage; 0 for any.
         importance: weigh by the ratio to the policy that drew the answers.
         clip_ratio: how far from 1 that ratio counts; 0 for any distance.
-        clip_value: how far values may move in the critic's loss; 0 for any distance.
-        vf: weight of the critic's loss.
         entropy: weight of the entropy term; 0 does without one.
-        entropy_target: in nats. 35 is above the logarithm of any vocabulary, so that more entropy
-            is always rewarded.
-        ptx: weight of the likelihood of `ptx_data`, or of the rows' own answers; 0 does without.
+        entropy_target: in nats; 35, which no vocabulary reaches, rewards ever more entropy.
+        ptx: weight of the likelihood of the rows' own answers; 0 does without them.
         lam: how far rewards are believed rather than the critic.
         critic_until: loss of the critic, as a share of the best constant's, at which the policy
             begins to learn; 0 takes all of `critic_rollouts`.
         critic_rollouts: most rollouts at first from which the critic alone learns.
     """
-    done, state = counted(state)
     own_UKT = r.mask_UKT * r["own"][..., None]
-    before = {n: state[n] for n in ("mean", "var", "count")} if done else None
-    state |= (running := moments(before, r["reward"][r["own"] > 0].cpu()))
-    score_UK = shaped(r["reward"], running, reward_shape, clip_reward)
-    # Turns were paid in raw rewards, which do not add up to a normalised one.
-    whole = replace(r, tensors={n: t for n, t in r.tensors.items() if n != "turn_reward"})
-    reward_UKT = token_rewards(whole, score_UK, beta)
-    advantage_UKT = gae(reward_UKT, r["values"], own_UKT, lam=lam)
-    tensors = {"returns": (advantage_UKT + r["values"]) * own_UKT}
+    reward_UKT, done, state = running_rewards(r, state, reward_shape, clip_reward, beta)
+    advantage_UKT, return_UKT, seen = estimates(r, own_UKT, reward_UKT, lam)
     normalise = bool(clip_advantage) if normalise_advantage is None else normalise_advantage
-    tensors["advantage"] = shaped_advantage(advantage_UKT, own_UKT, normalise, clip_advantage)
-    loss, share = value_error(advantage_UKT, reward_UKT, own_UKT, lam)
-    # Answers of equal rewards say nothing of a critic.
-    ready = 0 < critic_until >= float(share) and not all_equal(r["reward"], r["own"])
-    alone = not (ready or done >= critic_rollouts or "begun" in state)
-    state |= {} if alone else {"begun": torch.ones(())}
-    seen = monitors(r, own_UKT, state)
-    seen |= {"critic_loss": loss, "critic_share": share}
-    seen["critic_alone"] = torch.tensor(float(alone))
-    seen["explained"] = explained(r["values"], tensors["returns"], own_UKT)
+    kept_UKT = shaped_advantage(advantage_UKT, own_UKT, normalise, clip_advantage)
+    tensors = {"advantage": kept_UKT, "returns": return_UKT}
+    alone = critic_alone(r, state, done, seen["critic_share"], critic_until, critic_rollouts)
+    seen |= monitors(r, own_UKT, state) | {"critic_alone": torch.tensor(float(alone))}
     critic = critic_loss(clip_value)
     if alone:
         return Update(tensors, critic, metrics=seen, state=state, head_only=True)
+    state["begun"] = torch.ones(())
     policy = policy_loss(clip_ratio, importance, entropy, entropy_target, ptx)
     return Update(tensors, lambda m: policy(m) + vf * critic(m), metrics=seen, state=state)
