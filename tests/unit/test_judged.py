@@ -27,7 +27,7 @@ from truing.method import methods, score
 from truing.models import Model, hold
 from truing.serve.openai import serving
 from truing.tables import Row, Table
-from truing.train.reward.judged import filled, judge_of, judged
+from truing.train.reward.judged import filled, judge_of, judged, judged_against
 
 Answered = Callable[[str], str]
 ANSWER = re.compile(r"<answer>\n(.*)\n</answer>", re.S)
@@ -324,3 +324,96 @@ def test_from_the_command_line(tiny_path: Path, tmp_path: Path) -> None:
         )
         assert cli.main([*words.split(), "--rewards", rewards]) == 0
         assert 1 <= len(log.asked) <= 2 and all("Be kind." in t for t in told(log))
+
+
+# Comparisons with a reference
+
+PAIR = re.compile(r"<answer_A>\n(.*)\n</answer_A>\n\n<answer_B>\n(.*)\n</answer_B>", re.S)
+
+
+def comparing(say: Callable[[str, str], str]) -> Any:
+    """A server whose reply depends on the two answers that it is shown."""
+
+    def script(_: int, body: dict[str, Any]) -> Any:
+        found = PAIR.search(body["messages"][-1]["content"])
+        assert found is not None
+        return good(say(found[1], found[2]))
+
+    return server(script)
+
+
+def by_number(first: str, second: str) -> str:
+    """The larger number wins, but 7 is liked wherever it stands first; "?" is not read."""
+    if "?" in first + second:
+        return "I would rather not say."
+    if first == "7":
+        return "Verdict: A"
+    a, b = int(first), int(second)
+    return "Verdict: tie" if a + b == 9 else f"Verdict: {'A' if a > b else 'B'}"
+
+
+def test_comparisons_by_hand() -> None:
+    asked: list[Row] = [
+        {**rows(answer)[0], "given": given}
+        for answer, given in [("3", "2"), ("1", "3"), ("5", "4"), ("7", "8"), ("6", "6"),
+                              ("7", "3"), ("?", "1")]
+    ]  # fmt: skip
+    with comparing(by_number) as (url, log):
+        found = judged_against(asked, model=f"{url}#m", criterion="helpful")
+        # Better, worse, a tie, liked for its place alone, the same text, better; not read is 0.
+        assert found == [1.0, -1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+        assert len(log.asked) == 2 * 5 + 2 * 3  # equal texts are not asked of, unread ones thrice
+        assert all("accurate, efficient, and adds value" in t for t in told(log))
+        first, second = (PAIR.search(t) for t in told(log)[:2])
+        assert first is not None and second is not None
+        assert {first.groups(), second.groups()} <= {
+            (a, b) for r in asked for a, b in ((r["completion"], r["given"]),
+                                               (r["given"], r["completion"]))
+        }  # fmt: skip
+    with comparing(by_number) as (url, log):
+        other = [{"prompt": "p", "completion": "1", "gold": "2"}]
+        ref = {"use": "judged_against", "model": f"{url}#m", "column": "gold"}
+        assert score("reward", {**ref, "criterion": "Be brief."}, other) == [-1.0]
+        assert all("Be brief." in t for t in told(log))
+        with pytest.raises(InputError, match="reference answer in column 'given'"):
+            judged_against(other, model=f"{url}#m")
+    with pytest.raises(InputError, match=r"judged_against setting 'model'.*no judge of that key"):
+        Rewards({"j": {"use": "judged_against", "model": "nobody"}}, {}).check()
+
+
+def test_a_judge_of_pairs_that_cannot_be_read_ends_the_step() -> None:
+    asked: list[Row] = [{**rows("?" if i < 5 else str(i))[0], "given": "0"} for i in range(20)]
+    with comparing(by_number) as (url, _), pytest.raises(InputError, match="of 5 of 20 pairs"):
+        judged_against(asked, model=f"{url}#m")
+
+
+def test_grao_is_rewarded_by_comparison_with_the_rows_own_answer(
+    tiny_path: Path, tmp_path: Path
+) -> None:
+    """Answers win where they have more letters "a"; the row's own answer against itself is 0."""
+    seen: list[tuple[str, str]] = []
+
+    def say(first: str, second: str) -> str:
+        seen.append((first, second))
+        more = first.count("a") - second.count("a")
+        return f"Verdict: {'A' if more > 0 else 'B' if more < 0 else 'tie'}"
+
+    data = Table("example", [{"prompt": f"say {w}", "completion": f"a {w}"} for w in ("x", "y")])
+    with comparing(say) as (url, _), use(Context(folder=tmp_path, seed=2)) as context:
+        methods["grao"](
+            Model.open(tiny_path), data, steps=1, batch=2, answers=3, new_tokens=6,
+            rewards={"judge": {"use": "judged_against", "model": f"{url}#m"}},
+        )  # fmt: skip
+    (step,) = [m for m in context.metrics if "step" in m]
+    (path,) = tmp_path.glob("rollouts-*/*.jsonl")
+    held = dict(json.loads(line) for line in path.read_bytes().splitlines())
+    (scored,) = [v for k, v in held.items() if k.endswith("/reward")]
+    drawn = next(v for k, v in held.items() if k.startswith("rollout/0//0/"))
+    for (reward, _, _), items in zip(scored, drawn, strict=True):
+        texts = [text for _, _, text, _ in items]
+        want = [(t.count("a") > 1) - (t.count("a") < 1) for t in texts]
+        assert reward == [*map(float, want), 0.0]
+    assert {"a x", "a y"} & {t for pair in seen for t in pair}
+    assert step["reward/judge"] == pytest.approx(
+        sum(r for reward, _, _ in scored for r in reward[:3]) / 6
+    )

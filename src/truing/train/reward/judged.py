@@ -13,10 +13,21 @@ in its group and does not stand out among n; 0.5 where none was read. `judged` a
 recorded with each call. Where over a fifth of a step's ratings, of 20 or more, cannot be read, that
 is an InputError: the judge does not follow the form.
 
+`judged_against` compares with a reference instead, such as the answer that an online method's row
+brings along:
+
+    R(x, y; y*) = mean over both orders of 1, 0 or -1: y better, neither, y* better
+    R(x, y*; y*) = 0
+
+It is GRAO's reward. The paper's judge prints `1 > 2`, `1 = 2` or `1 < 2`; here `core.judge` asks,
+whose replies are `Verdict: A`, `tie` or `B`, or a local judge's chances of A and B. An order of
+which no verdict can be read counts 0 (our choice).
+
 A key for the address is taken from TRUING_API_KEY. A name and password in the address itself are
 refused, since settings are recorded.
 
-Source: G-Eval, arXiv 2303.16634, for ratings weighed by their probabilities; our own prompt.
+Sources: G-Eval, arXiv 2303.16634, for ratings weighed by their probabilities; "Learning to Align,
+Aligning to Learn", arXiv 2508.07750, for the comparison and its two criteria. Our own prompts.
 """
 
 from __future__ import annotations
@@ -27,7 +38,7 @@ from statistics import fmean
 from typing import Literal, cast
 
 from truing.context import current
-from truing.core.judge import UNPARSED, Score, rate
+from truing.core.judge import UNPARSED, Comparison, Score, compare, decision, rate
 from truing.core.private import without_login
 from truing.errors import InputError
 from truing.method import component
@@ -37,16 +48,28 @@ from truing.tables import Row, content_hash
 
 LEAST = 20  # ratings before their unread share says something of the judge
 WHERE = "reward judged setting 'model'"
+AGAINST = "reward judged_against"
+FIX = "Use a judge that follows the form, or a local one"
+# What makes the better answer, by the name of the criterion.
+CRITERIA = {
+    "helpful": "The better answer is more helpful: it is accurate, efficient, and adds value.",
+    "harmless": "The better answer is more harmless: it keeps within ethical and safety guidelines "
+    "and respects privacy.",
+}
 
 
-def judge_of(model: str) -> Model:
-    """The judge that a setting names, a held model's key or an address; no server is asked."""
+def judge_of(model: str, where: str = WHERE) -> Model:
+    """The judge that a setting names, a held model's key or an address; no server is asked.
+
+    Args:
+        where: what errors name.
+    """
     if model.startswith(("http://", "https://")):
         bare = without_login(model)
         if bare != model:
             raise InputError(
                 "settings are recorded, so an address may hold no name and password",
-                where=WHERE,
+                where=where,
                 seen=bare,
                 fix="Put the server's key into TRUING_API_KEY",
             )
@@ -54,14 +77,14 @@ def judge_of(model: str) -> Model:
     if not any(named(model)) and found_at(model) is None:
         raise InputError(
             "no judge of that key is at hand",
-            where=WHERE,
+            where=where,
             seen=model,
             fix="Give its address, http://host/v1#name, or in Python the key that "
             "truing.models.hold(Model.open(judge)) returns; a saved model brings its judge along",
         )
     found = held(model)  # one that is damaged says so itself
     if not isinstance(found, Model) or "generate" not in found.can:
-        raise InputError("is not a model that can judge", where=WHERE, seen=model)
+        raise InputError("is not a model that can judge", where=where, seen=model)
     return found
 
 
@@ -112,8 +135,7 @@ def judged(
         return []
     judge = judge_of(model)
     scores = rate(judge, rows, criteria=criteria, scale=scale)
-    fix = "Use a judge that follows the form, or a local one"
-    check_read(judge, "rating could be read from", "replies", "reward judged", fix)
+    check_read(judge, "rating could be read from", "replies", "reward judged", FIX)
     return filled(scores, [content_hash(row["prompt"]) for row in rows])
 
 
@@ -123,3 +145,47 @@ def _check(settings: Mapping[str, object]) -> None:
 
 
 judged.__dict__["__truing_check__"] = _check
+
+
+def verdicts(made: Comparison) -> list[float]:
+    """R of each pair: the mean over both orders of 1, 0 and -1; 0 where none could be read."""
+    orders = zip(made.shown_first, made.shown_second, strict=True)
+    return [fmean(2 * d - 1 if (d := decision(c)) is not None else 0.0 for c in both)
+            for both in orders]  # fmt: skip
+
+
+@component("reward")
+def judged_against(
+    rows: list[Row], *, model: ModelKey, criterion: str = "helpful", column: str = "given"
+) -> list[float]:
+    """Whether a judge prefers each answer to a reference: 1, 0 or -1, the mean of both orders.
+
+    Args:
+        model: name of the judge, its address, such as http://host/v1#name, or in Python its key,
+            as `truing.models.hold` gives it.
+        criterion: helpful, harmless, or in words what makes the better answer.
+        column: of the reference; online methods give the row's own answer as `given`.
+    """
+    if not rows:
+        return []
+    for i, row in enumerate(rows, 1):
+        if not isinstance(row.get(column), str):
+            raise InputError(
+                f"needs a reference answer in column {column!r}",
+                where=f"{AGAINST} row {i}",
+                seen=row.get(column),
+                fix="Give rows with a completion, or name the column of the references",
+            )
+    judge = judge_of(model, f"{AGAINST} setting 'model'")
+    theirs: list[Row] = [{**row, "completion": row[column]} for row in rows]
+    made = compare(judge, rows, theirs, criteria=CRITERIA.get(criterion, criterion))
+    check_read(judge, "verdict could be read of", "pairs", AGAINST, FIX)
+    return verdicts(made)
+
+
+def _check_against(settings: Mapping[str, object]) -> None:
+    """What `core.rewards` asks before anything is drawn."""
+    judge_of(str(settings["model"]), f"{AGAINST} setting 'model'")
+
+
+judged_against.__dict__["__truing_check__"] = _check_against

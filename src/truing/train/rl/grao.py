@@ -16,6 +16,13 @@ Where all G answers score alike, the printed form divides R_y - mu by 1e-4: A_y 
 [-1, sqrt(G)] (our choice; the G + 1 form has this bound by itself). The paper has no ratio;
 `clip_ratio` adds PPO's for several passes over a rollout, whose gradient at ratio 1 is the same.
 
+The paper's reward is a judge's comparison with the row's own answer, for which R(y) = 0:
+
+    rewards: {judge: {use: judged_against, model: ..., criterion: helpful}}
+
+Rules and other rewards do as well. RAS and NAG, by which the paper measures, are those of
+evaluate/alignment_gain.
+
 Shapes: U groups, K = G + 1 answers, the given one last, T tokens.
 """
 
