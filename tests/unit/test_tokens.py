@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from truing.core import loaded
+from truing.core import loaded, tokens
 from truing.core.opening import same_tokens
 from truing.errors import InputError
 from truing.merge.linear import linear
+from truing.merge.mixture_of_experts import mixture_of_experts
+from truing.merge.model_stock import model_stock
 from truing.merge.ties import ties
 from truing.models import Model
 
@@ -67,7 +71,8 @@ def test_two_forms_of_one_tokenizer(written: Path, tmp_path: Path, named: bool) 
 
 def test_equal_files_are_not_loaded(written: Path, tmp_path: Path, monkeypatch: Any) -> None:
     pair = Model.open(written), Model.open(shutil.copytree(written, tmp_path / "copy"))
-    monkeypatch.setattr(loaded, "load_tokenizer", lambda model: pytest.fail("read"))
+    monkeypatch.setattr(loaded, "load_tokenizer", lambda model: pytest.fail("loaded"))
+    monkeypatch.setattr(tokens, "facts_of", lambda folder: pytest.fail("read"))
     same_tokens({"a": pair[0], "b": pair[1]})
 
 
@@ -113,10 +118,24 @@ def test_a_base_without_a_template_takes_the_experts(written: Path, tmp_path: Pa
     (plain / "chat_template.jinja").unlink()
     base, expert = Model.open(plain), Model.open(written)
     assert not loaded.load_tokenizer(base).chat_template
-    for merged in (ties(base, {"a": expert, "b": expert}), linear({"base": base, "a": expert})):
-        assert merged.name == "plain"
+    both = {"base": base, "a": expert}
+    made = [ties(base, {"a": expert}), model_stock(base, {"a": expert}), linear(both)]
+    assert {merged.name for merged in made} == {"plain"}
+    for merged in (*made, mixture_of_experts(both)):
         template = loaded.load_tokenizer(merged).chat_template
         assert template == loaded.load_tokenizer(expert).chat_template != ""
+
+
+def test_weights_are_merged_as_ever(written: Path, tmp_path: Path) -> None:
+    """The folder that brings the template is not the first model's, the weights are of both."""
+    plain = shutil.copytree(written, tmp_path / "plain")
+    (plain / "chat_template.jinja").unlink()
+    stored = load_file(plain / "model.safetensors")
+    moved = {name: tensor + 0.25 for name, tensor in stored.items()}
+    save_file(moved, plain / "model.safetensors", metadata={"format": "pt"})
+    merged = linear({"base": Model.open(plain), "a": Model.open(written)}).folded()
+    for name, tensor in stored.items():
+        assert torch.allclose(merged[name], tensor + 0.125, atol=1e-6)
 
 
 def test_folders_without_a_tokenizer(tiny_path: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ files that differ are no proof: then what loading makes of them is compared.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -16,6 +16,8 @@ from truing.core import files, jsonfile
 from truing.errors import InputError
 from truing.models import TOKENIZER_FILES, Model
 
+VOCABULARY = (*TOKENIZER_FILES, "merges.txt")
+FILES = (*VOCABULARY, "tokenizer_config.json", "chat_template.jinja")
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 
 
@@ -37,6 +39,8 @@ def same_tokens(models: Mapping[str, Model], *, where: str = "", bare: bool = Fa
     Args:
         bare: a model without a template is no difference, such as the base of merged experts.
     """
+    if len({_hash(m.folder, FILES) for m in models.values()}) == 1:
+        return
     found = {role: facts_of(m.folder) for role, m in models.items()}
     if _odd(found, bare):
         # Only now: reading a tokenizer takes longer than its file.
@@ -74,9 +78,12 @@ def facts_of(folder: Path) -> Facts:
     own = folder / "tokenizer.json"
     if own.is_file():
         return Facts(_template(folder), _core(jsonfile.read(own)))
-    names = (*TOKENIZER_FILES, "merges.txt")
-    present = [n for n in names if (folder / n).is_file()]
-    return Facts(_template(folder), files.files_hash(folder, present))
+    return Facts(_template(folder), _hash(folder, VOCABULARY))
+
+
+def _hash(folder: Path, names: Sequence[str]) -> str:
+    """Of those of the files that are there."""
+    return files.files_hash(folder, [n for n in names if (folder / n).is_file()])
 
 
 def _core(data: Mapping[str, object]) -> object:

@@ -32,7 +32,7 @@ from truing.context import current
 from truing.core.chat import Prompt, prompt_ids
 from truing.core.files import new_folder, place
 from truing.core.loaded import quiet
-from truing.core.opening import same_tokens
+from truing.core.tokens import same_tokens, templated
 from truing.core.weights import Folded, aligned, write
 from truing.errors import InputError
 from truing.merge.linear import average
@@ -188,7 +188,7 @@ def mixture_of_experts(
             seen={"experts": experts, "top_k": top_k, "models": len(models)},
             fix="A single kept expert has weight 1 always: its router would not learn",
         )
-    same_tokens(models, where=WHERE)
+    same_tokens(models, where=WHERE, bare=True)
     kept = run_time_of(models, keep, where=WHERE)
     first = next(iter(models.values()))
     config = config_of(first, experts, top_k)
@@ -202,7 +202,7 @@ def mixture_of_experts(
         routers = routers_of(models, prompts, config)
         with new_folder(folder) as partial:
             write(partial, mixture(folded, experts, routers))
-            _rest(first, config, partial)
+            _rest(templated(models), config, partial)
     licences = [m.licence for m in models.values()]
     made = Model(Folder(folder, first.licence), kept, f"{first.name}+{experts} experts")
     return made.with_licences(licences)
