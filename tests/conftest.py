@@ -14,12 +14,15 @@ os.environ["TRUING_HOME"] = _HOME.name
 
 import pytest  # noqa: E402
 
+SHARING = {"test_report_browser": "test_kill"}  # files that share what one of them makes
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file whose tests share costly fixtures stays with one worker."""
     for item in items:
         if item.path.parent.name in ("e2e", "unit"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+            stem = item.path.stem
+            item.add_marker(pytest.mark.xdist_group(SHARING.get(stem, stem)))
 
 
 @pytest.fixture(autouse=True)

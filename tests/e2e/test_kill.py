@@ -12,28 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from small_run import PROGRAM, RUN, STEPS, Small, make
+from small_run import PROGRAM, RUN, STEPS, Small
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("small") / "template")
-
-
-@pytest.fixture(scope="module")
-def whole(template: Path) -> Small:
-    """A run that nothing disturbed."""
-    small = Small.copy(template, template.parent / "whole")
-    line = small.finish()
-    assert line["cached_steps"] == 0 and set(small.steps()) == set(STEPS)
-    assert line["n_prompts"] == 8 and {"violations_after", "ability_after"} <= set(line)
-    small.verify()
-    return small
 
 
 def seconds(small: Small) -> float:

@@ -1,7 +1,12 @@
-"""The report in a real browser: it loads alone, fits every width, filters and opens samples."""
+"""The report in a real browser: it loads alone, fits every width, filters and opens samples.
+
+First a page of answers written by hand, whose outcomes are known; then that of a run which really
+ran, held against its manifest, its metrics and the report in its store.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,10 +15,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import report_run
+from small_run import STEPS, Small
 
 from truing import report
 from truing.report.tally import became, ids_of
 from truing.reports import Report
+from truing.store import Store
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -178,3 +185,147 @@ def test_a_step_of_the_picture_opens_its_settings(
     facts.first.wait_for(state="visible")
     assert "beta" in facts.first.inner_text()
     assert watched.complaints == []
+
+
+# The page of a run that really ran
+
+
+@pytest.fixture(scope="module")
+def real(whole: Small) -> tuple[Path, Report]:
+    """Its page, and what it measured as the store has it."""
+    (page,) = (whole.folder / "runs").glob("*/report.html")
+    measured = Store(whole.folder / "home" / "store").load(str(whole.steps()["result"]["key"]))
+    assert isinstance(measured, Report)
+    return page, measured
+
+
+WIDTHS = pytest.mark.parametrize("watched", [(1280, "light"), (390, "light")], indirect=True)
+
+
+def plain(text: str | None) -> str:
+    """A text with plain spaces and minus signs, in one line."""
+    return " ".join((text or "").replace("\u2212", "-").split())
+
+
+def is_quiet(watched: Watched, path: Path) -> None:
+    """It fits, asked for nothing and complained of nothing."""
+    wide = watched.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert wide[0] <= wide[1], "the page scrolls sideways"
+    assert set(watched.requests) <= {path.as_uri(), "data:,"}
+    assert watched.complaints == []
+
+
+@WIDTHS
+def test_a_real_runs_steps_are_nodes_of_the_picture(
+    real: tuple[Path, Report], whole: Small, watched: Watched
+) -> None:
+    path, _ = real
+    page = watched.open(path)
+    assert page.locator(".pill").first.inner_text() == "done" and page.locator("h1").inner_text()
+    small = page.viewport_size["width"] < 860  # type: ignore[index]
+    nodes = page.locator(".graph.rail a.step" if small else ".graph.layered a.step")
+    told = {
+        plain(t).partition(":")[0]: plain(t) for t in nodes.locator("title").all_text_contents()
+    }
+    assert set(told) == set(STEPS)
+    for name, step in whole.steps().items():
+        assert str(step["method"]) in told[name] and str(step["about"]) in told[name]
+    assert nodes.locator(".sign").all_text_contents() == ["✓"] * len(STEPS)
+    boxes = [n.bounding_box() for n in nodes.all()]
+    assert all(b is not None and b["width"] > 100 and b["height"] > 20 for b in boxes)
+    assert len({(b["x"], b["y"]) for b in boxes if b}) == len(STEPS)  # none above another
+    is_quiet(watched, path)
+
+
+@WIDTHS
+def test_a_real_runs_principles_stand_in_the_table_with_their_intervals(
+    real: tuple[Path, Report], watched: Watched
+) -> None:
+    path, measured = real
+    page = watched.open(path)
+    page.locator("summary", has_text="The same numbers as a table").click()
+    table = page.get_by_role("region", name="Table of before and after")
+    shown = {
+        plain(row.locator("th").inner_text()): [
+            plain(t) for t in row.locator("td").all_inner_texts()
+        ]
+        for row in table.locator("tbody tr").all()
+    }
+    by_name = {(m.name, m.category): m for m in measured}
+    ids = ["brief", "prose", "whole", "impersonal"]
+    assert measured.meta["principles"] == ids
+    for id in ids:
+        for at, when in ((0, "before"), (2, "after")):
+            m = by_name[f"violation rate {when}", id]
+            assert shown[id][at] == f"{100 * m.value:.1f} %"
+            assert shown[id][at + 1] == f"{100 * m.lo:.1f} % to {100 * m.hi:.1f} %"
+            assert m.lo <= m.value <= m.hi and m.lo < m.hi
+        assert shown[id][6] == "8"
+        # The same two numbers beside the principle's own bar.
+        row = page.locator("#result .row", has=page.locator(f".label b:text-is('{id}')")).first
+        assert plain(row.locator(".numbers").inner_text()).startswith(
+            f"{shown[id][0]} → {shown[id][2]}"
+        )
+        bar = row.locator("svg").bounding_box()
+        assert bar is not None and bar["width"] > 100
+    assert {"violations", "ability", "relevance"} <= set(shown)
+    is_quiet(watched, path)
+
+
+@WIDTHS
+def test_a_real_runs_curves_are_drawn(
+    real: tuple[Path, Report], whole: Small, watched: Watched
+) -> None:
+    path, _ = real
+    lines = [json.loads(s) for s in (path.parent / "metrics.jsonl").read_text().splitlines()]
+    last = [m for m in lines if m["at"] == "aligned" and "loss" in m][-1]
+    page = watched.open(path)
+    boxes = page.locator("#training .curve-box")
+    assert boxes.count() >= 4
+    for box in boxes.all():
+        drawn = [p.bounding_box() for p in box.locator("path.line").all()]
+        assert any(b and b["width"] > 100 for b in drawn), "no line crosses the picture"
+    titles = page.locator("#training .hit.last title").all_text_contents()
+    for name in ("loss", "lr", "grad_norm"):
+        wanted = f"step {last['step']:g}: {name} {last[name]:.5g}"
+        assert wanted in [plain(t) for t in titles]
+    is_quiet(watched, path)
+
+
+@WIDTHS
+def test_a_real_runs_samples_open_and_filter(real: tuple[Path, Report], watched: Watched) -> None:
+    path, measured = real
+    assert measured.samples is not None
+    rows = list(measured.samples)
+    page = watched.open(path)
+    asked = [plain(str(r["prompt"])) for r in rows]
+    assert [plain(t) for t in listed(page)] == asked and len(asked) == 8
+    head = page.locator("#list .item-head").nth(2)
+    head.click()
+    said = page.locator("#list .item-body .said").all_inner_texts()
+    assert [plain(t) for t in said] == [
+        plain(str(rows[2][side] or "(empty)")) for side in ("before", "after")
+    ]
+    body = page.locator("#list .item-body").inner_text()
+    assert f"truing why {rows[2]['id']}" in body and "held_out" in body
+    head.click()
+    assert not page.locator("#list .item-body").is_visible()
+    matched: dict[str, int] = {}
+    for id in ("brief", "prose", "whole", "impersonal"):
+        page.select_option("#principle", id)
+        for outcome in ("fixed", "broken", "still"):
+            page.locator(f"label.chip:has(input[value={outcome}])").click()
+            wanted = became_of(measured, id, outcome)
+            assert [plain(t) for t in listed(page)] == [plain(t) for t in wanted]
+            assert page.locator("#count").inner_text() == f"{len(wanted)} of 8 rows match"
+            matched[outcome] = matched.get(outcome, 0) + len(wanted)
+    assert sum(matched.values()) > 0
+    page.locator("label.chip:has(input[value=''])").click()
+    page.select_option("#principle", "")
+    page.fill("#search", str(rows[5]["id"]))
+    assert [plain(t) for t in listed(page)] == [asked[5]]
+    page.fill("#search", "")
+    page.select_option("#source", label=page.locator("#source option").nth(1).inner_text())
+    assert page.locator("#source option").nth(1).inner_text() == "picked: pair rows (16)"
+    assert len(listed(page)) == 16
+    is_quiet(watched, path)
