@@ -179,13 +179,15 @@ def _build(
         _complete(missing.missing_keys, missing.unexpected_keys, model)
         return module.to(number).eval(), folded.extra
     config, generation = _config(model.folder), _generation(model.folder)
+    if folded.untied:
+        config.tie_word_embeddings = False
     module = _stock(model, config, dict(folded), number)
     if generation is not None and hasattr(module, "generation_config"):
         cast("PreTrainedModel", module).generation_config = generation
     if folded.extra:
-        from truing.core.routers import take_biases
+        from truing.core.routers import take_choices
 
-        take_biases(module, folded.extra)
+        take_choices(module, folded.extra)
     return module.eval(), folded.extra
 
 
@@ -239,11 +241,9 @@ def bytes_of(model: Model, dtype: str) -> int:
     """Bytes of a model's weights in memory: in the type that they are read as, not their file's."""
     import torch
 
-    from truing.core.weights import open_weights
-
-    stored = open_weights(model.folder)
+    folded = model.folded()
     width = cast(torch.dtype, getattr(torch, dtype)).itemsize
-    return width * sum(math.prod(stored.shape(n)) for n in stored)
+    return width * sum(math.prod(folded.shape(n)) for n in folded)
 
 
 def check_memory(model: Model, dtype: str) -> None:

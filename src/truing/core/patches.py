@@ -1,4 +1,5 @@
-"""Weight changes as functions on tensors: a LoRA adapter, whole tensors, differences, entries.
+"""Weight changes as functions on tensors: a LoRA adapter, whole tensors, differences, entries, and
+output heads blended into one.
 
 `core.weights.Folded` applies them in order, in float32 at least, and rounds last.
 """
@@ -18,6 +19,8 @@ from truing.errors import InputError
 
 Tensor = torch.Tensor
 ADAPTER = "adapter_model.safetensors"
+HEADS = "vocab_heads"  # see `core.vocab_heads`
+BLEND = f"{HEADS}.weights"  # of each head, in a change that makes one of them
 # Words of `init_lora_weights` under which PEFT takes the first adapter out of the base's weights
 # (PiSSA, OLoRA, CorDA, LoRA-GA) or puts quantised ones in their place (LoftQ).
 MOVED = ("pissa", "olora", "corda", "lora_ga", "loftq")
@@ -143,3 +146,21 @@ class WeightsPatch:
         if not self.delta:
             return new.to(old.dtype)
         return old + new.to(old.dtype)
+
+
+class BlendPatch:
+    """Output heads blended into one: W (I + sum_i w_i U_i V_i) for the vocabulary's own W.
+
+    Args:
+        up_HDr, down_HrD: U and V of each head.
+        weight_H: w.
+    """
+
+    def __init__(self, up_HDr: Tensor, down_HrD: Tensor, weight_H: Tensor) -> None:
+        self.up_HDr, self.down_HrD, self.weight_H = up_HDr, down_HrD, weight_H
+
+    def apply(self, name: str, old: Tensor) -> Tensor:
+        """The blended head in the old one's dtype."""
+        up_HDr = self.up_HDr.to(old.dtype) * self.weight_H.to(old.dtype)[:, None, None]
+        up_DR = up_HDr.permute(1, 0, 2).flatten(1)  # all ranks of all heads side by side
+        return old + (old @ up_DR) @ self.down_HrD.to(old.dtype).flatten(0, 1)

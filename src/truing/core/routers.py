@@ -1,7 +1,14 @@
 """Routers of a mixture of experts: what they decide, what balances them, and who has room.
 
-With z [E] a router's logits for one token, p = softmax(z), and over the tokens of a whole step
-f_i = the share of them whose first expert is i, m_i = the mean of p_i:
+With z [E] a router's logits for one token, the experts of the k largest p_i are kept, by weights
+
+    softmax     p_i / sum of the kept p_j,   p = softmax(z): the gate of Mixtral
+    switch      p_i itself, of the one expert that is kept (k = 1): divided by itself it would be
+                1 whatever the router says, which would get no gradient from the task
+    sigmoid     s_i / sum of the kept s_j,   s = sigmoid(z), p = s / sum s
+
+Over the tokens of a whole step, with f_i = the share of them whose first expert is i, m_i = the
+mean of p_i:
 
     balance     E sum_i f_i p_i              mean over tokens: E sum_i f_i m_i      (Switch)
     importance  E sum_i m_i (2 p_i - m_i) - 1                  E sum_i m_i^2 - 1 = CV(m)^2
@@ -11,17 +18,20 @@ f and m are held constant, so that each is a sum over tokens: its mean and its g
 the whole step, however that is split. balance is 1 at uniform routing and E when one expert takes
 all.
 
-    bias        the k experts with the largest p_i + b_i are chosen; their weights are of p alone
+    bias        the k experts with the largest p_i + b_i are chosen (of a sigmoid gate, s_i + b_i);
+                their weights are as without it
     capacity    of the n tokens of a row, C = ceil(factor n k / E) may choose an expert; the choices
                 of later ones have weight 0, and the weights of a token's other choices stay
 
 Rows have their capacity each, and earlier tokens go first: so what a token gets depends on nothing
 that comes after it, nor on what is computed beside its row. A prompt and its answers are one row. A
-bias lies beside the model's weights as a further tensor for each router (`....gate.bias` [E]) and
-acts wherever the model is loaded.
+bias lies beside the model's weights as a further tensor for each router (`....gate.bias` [E]), and
+so does a gate other than softmax (`....gate.kind`, its number); both act wherever the model is
+loaded.
 
 Sources: noisy top-k and importance, arXiv 1701.06538; Switch, arXiv 2101.03961; groups with their
-own capacity, arXiv 2006.16668; z, arXiv 2202.08906; bias, arXiv 2408.15664.
+own capacity, arXiv 2006.16668; z, arXiv 2202.08906; bias, arXiv 2408.15664; sigmoid gates,
+arXiv 2412.19437.
 
 Shapes: N tokens, M of them that predict a loss token, E experts, k kept.
 """
@@ -32,7 +42,7 @@ import contextlib
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +56,11 @@ if TYPE_CHECKING:
 
 KIND = "MixtralTopKRouter"
 BIAS = "selection_bias"  # of a router, beside its weight
-NAME = "model.layers.{}.block_sparse_moe.gate.bias"  # of the same in a file
+GATE = "truing_gate"  # the same of its gate
+NAME = "model.layers.{}.block_sparse_moe.gate.bias"  # of the first in a file
+GATE_NAME = "model.layers.{}.block_sparse_moe.gate.kind"
+Gate = Literal["softmax", "switch", "sigmoid"]
+GATES = get_args(Gate)  # a file has their numbers
 
 
 @dataclass(frozen=True)
@@ -57,15 +71,24 @@ class Routed:
         logits_NE: before noise and bias.
         index_Nk: experts of each token, the likeliest first.
         kept_Nk: True where the expert had room.
+        gate: of the router.
     """
 
     logits_NE: Tensor
     index_Nk: Tensor
     kept_Nk: Tensor
+    gate: Gate = "softmax"
+
+    @property
+    def p_NE(self) -> Tensor:
+        """p of each token, in float32."""
+        return shares(self.logits_NE.float(), self.gate)
 
     def of(self, tokens: Tensor) -> Routed:
         """What it decided for these tokens."""
-        return Routed(self.logits_NE[tokens], self.index_Nk[tokens], self.kept_Nk[tokens])
+        return Routed(
+            self.logits_NE[tokens], self.index_Nk[tokens], self.kept_Nk[tokens], self.gate
+        )
 
 
 def found_in(module: nn.Module) -> list[nn.Module]:
@@ -86,15 +109,38 @@ def routers(module: nn.Module, where: str = "") -> list[nn.Module]:
     return found
 
 
-def top_k_gate(logits_NE: Tensor, k: int, bias_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Weights [N, k] of the k likeliest experts, which sum to 1, and their numbers.
+def softened(logits_NE: Tensor, gate: Gate = "softmax") -> Tensor:
+    """Numbers whose softmax over the experts is p, [N, E]."""
+    # log s: the sum of the s themselves would be 0 where all are tiny.
+    return nn.functional.logsigmoid(logits_NE) if gate == "sigmoid" else logits_NE
 
-    A bias has a say in which are chosen, none in their weights.
+
+def shares(logits_NE: Tensor, gate: Gate = "softmax") -> Tensor:
+    """p of each token, [N, E], in the logits' type."""
+    return torch.softmax(softened(logits_NE, gate), -1)
+
+
+def top_k_gate(
+    logits_NE: Tensor, k: int, bias_E: Tensor | None = None, gate: Gate = "softmax"
+) -> tuple[Tensor, Tensor]:
+    """Weights [N, k] of the k likeliest experts and their numbers.
+
+    The weights sum to 1 but for a switch, whose one weight is the expert's probability. A bias has
+    a say in which are chosen, none in their weights.
     """
-    p_NE = torch.softmax(logits_NE, -1, dtype=torch.float32)
-    index_Nk = (p_NE if bias_E is None else p_NE + bias_E).topk(k, -1).indices
+    logits_NE = logits_NE.float()
+    p_NE = shares(logits_NE, gate)
+    if bias_E is None:
+        index_Nk = p_NE.topk(k, -1).indices
+    else:
+        liked_NE = logits_NE.sigmoid() if gate == "sigmoid" else p_NE
+        index_Nk = (liked_NE + bias_E).topk(k, -1).indices
     kept_Nk = p_NE.gather(-1, index_Nk)
-    return kept_Nk / kept_Nk.sum(-1, keepdim=True), index_Nk
+    if gate == "sigmoid":
+        kept_Nk = torch.softmax(softened(logits_NE, gate).gather(-1, index_Nk), -1)
+    elif gate == "softmax":
+        kept_Nk = kept_Nk / kept_Nk.sum(-1, keepdim=True)
+    return kept_Nk, index_Nk
 
 
 def with_room(index_Nk: Tensor, row_N: Tensor, experts: int, factor: float) -> Tensor:
@@ -155,13 +201,14 @@ def decided(
         logits_NE, weight_Nk, index_Nk = cast("tuple[Tensor, Tensor, Tensor]", out)
         if noise:
             loud_NE = logits_NE + noise * torch.randn_like(logits_NE)
-            weight_Nk, index_Nk = top_k_gate(loud_NE, index_Nk.shape[1], bias_of(router))
+            k, bias_E = index_Nk.shape[1], bias_of(router)
+            weight_Nk, index_Nk = top_k_gate(loud_NE, k, bias_E, gate_of(router))
         kept_Nk = torch.ones_like(index_Nk, dtype=torch.bool)
         if capacity:
             row_N = rows.of(logits_NE)
             kept_Nk = with_room(index_Nk, row_N, logits_NE.shape[1], capacity)
         if not recompute.under_way():  # a block computed again has told this before
-            seen.append(Routed(logits_NE, index_Nk, kept_Nk))
+            seen.append(Routed(logits_NE, index_Nk, kept_Nk, gate_of(router)))
         return (logits_NE, weight_Nk * kept_Nk, index_Nk) if noise or capacity else None
 
     backbone = backbone_of(module)
@@ -174,12 +221,17 @@ def decided(
             handle.remove()
 
 
-# The bias
+# The bias and the gate
 
 
 def bias_of(router: nn.Module) -> Tensor | None:
     """The bias of a router's choice, [E]; None where it has none."""
     return cast("Tensor | None", getattr(router, BIAS, None))
+
+
+def gate_of(router: nn.Module) -> Gate:
+    """The gate of a router; of one as transformers has it softmax."""
+    return cast(Gate, getattr(router, GATE, "softmax"))
 
 
 def set_bias(router: nn.Module, bias_E: Tensor) -> None:
@@ -188,39 +240,67 @@ def set_bias(router: nn.Module, bias_E: Tensor) -> None:
     if held is not None:
         held.copy_(bias_E)
         return
-
-    def choose(router: nn.Module, _: object, out: object) -> object:
-        logits_NE, _, index_Nk = cast("tuple[Tensor, Tensor, Tensor]", out)
-        return (logits_NE, *top_k_gate(logits_NE, index_Nk.shape[1], bias_of(router)))
-
     weight = cast(Tensor, router.weight)
     # Not persistent: stock transformers knows of no such tensor.
     own_E = bias_E.detach().clone().to(weight.device, torch.float32)
+    _choose_here(router)
     router.register_buffer(BIAS, own_E, persistent=False)
+
+
+def set_gate(router: nn.Module, gate: Gate) -> None:
+    """Let a router weigh experts by this gate from now on."""
+    _choose_here(router)
+    setattr(router, GATE, gate)
+
+
+def _choose_here(router: nn.Module) -> None:
+    """Let a router choose as `top_k_gate` does, in place of its own way."""
+    if bias_of(router) is not None or hasattr(router, GATE):
+        return  # it does
+
+    def choose(router: nn.Module, _: object, out: object) -> object:
+        logits_NE, _, index_Nk = cast("tuple[Tensor, Tensor, Tensor]", out)
+        k, bias_E = index_Nk.shape[1], bias_of(router)
+        return (logits_NE, *top_k_gate(logits_NE, k, bias_E, gate_of(router)))
+
     router.register_forward_hook(choose)
 
 
-def take_biases(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Set the biases that lie among further tensors of a model, where there are any."""
+def take_choices(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Set the gates and biases that lie among further tensors of a model, where there are any."""
     for i, router in enumerate(found_in(module)):
+        if (number := tensors.get(GATE_NAME.format(i))) is not None:
+            set_gate(router, GATES[int(number)])
         if (bias_E := tensors.get(NAME.format(i))) is not None:
             set_bias(router, bias_E)
 
 
-def with_biases(model: Model, module: nn.Module, folder: Path) -> Model:
-    """`model` with the biases of `module`, stored in `folder`; itself where there is none."""
+def with_choices(model: Model, module: nn.Module, folder: Path) -> Model:
+    """`model` with the gates and biases of `module`, in `folder`; itself where it has its own."""
+    made: dict[str, Tensor] = {}
+    for i, router in enumerate(found_in(module)):
+        if (bias_E := bias_of(router)) is not None:
+            made[NAME.format(i)] = bias_E.detach().cpu()
+        if (gate := gate_of(router)) != "softmax":
+            made[GATE_NAME.format(i)] = torch.tensor([GATES.index(gate)])
+    return _added(model, made, folder) if made else model
+
+
+def _added(model: Model, tensors: Mapping[str, Tensor], folder: Path) -> Model:
     from truing.changes import Weights
     from truing.core.files import new_folder
     from truing.core.weights import write
 
-    biases = [bias_of(router) for router in found_in(module)]
-    made = {NAME.format(i): b.detach().cpu() for i, b in enumerate(biases) if b is not None}
-    if not made:
-        return model
     if not folder.is_dir():
         with new_folder(folder) as partial:
-            write(partial, made.items())
+            write(partial, tensors.items())
     return model.adding(Weights(folder))
+
+
+def with_gate(model: Model, gate: Gate, layers: int, folder: Path) -> Model:
+    """`model` whose routers have this gate, which a change in `folder` says; itself for softmax."""
+    made = {GATE_NAME.format(i): torch.tensor([GATES.index(gate)]) for i in range(layers)}
+    return model if gate == "softmax" else _added(model, made, folder)
 
 
 def moved(bias_E: Tensor, load_E: Tensor, step: float) -> Tensor:

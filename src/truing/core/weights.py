@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from truing.changes import Adapter, Weights
 from truing.core import jsonfile
 from truing.core.files import new_folder
-from truing.core.patches import ADAPTER, AdapterPatch, WeightsPatch
+from truing.core.patches import ADAPTER, BLEND, HEADS, AdapterPatch, BlendPatch, WeightsPatch
 from truing.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 Tensor = torch.Tensor
 SHARD_BYTES = 1 << 30
 INDEX = "model.safetensors.index.json"
+OUTPUT = "lm_head.weight"
+Patches = list[tuple[str, AdapterPatch | WeightsPatch | BlendPatch]]
 
 
 class Stored(Mapping[str, Tensor]):
@@ -128,7 +130,9 @@ def same_name(name: str, names: Iterable[str]) -> str | None:
 class Folded(Mapping[str, Tensor]):
     """Base weights with weight changes applied in order, each tensor computed when asked for.
 
-    `extra` holds the tensors that changes bring and the base has not, such as a value head.
+    `extra` holds the tensors that changes bring and the base has not, such as a value head. An
+    output head of its own, which a change brings or makes, is laid over one that is tied to the
+    embeddings: it then is a further tensor of the mapping, and `untied` says so.
 
     Args:
         changes: applied in float32, or in float64 where file or `dtype` are.
@@ -144,47 +148,79 @@ class Folded(Mapping[str, Tensor]):
     ) -> None:
         self.base, self.dtype = base, dtype
         self.extra: dict[str, Tensor] = {}
-        self._patches: dict[str, list[tuple[str, AdapterPatch | WeightsPatch]]] = {}
-        names = set(base)
+        self._names = dict.fromkeys(base)
+        self._patches: dict[str, Patches] = {}
+        self._tied: dict[str, tuple[str, Patches]] = {}  # what a head was made of
         for change in changes:
             patch = (
                 AdapterPatch(change.path, open_weights(change.path / ADAPTER))
                 if isinstance(change, Adapter)
                 else WeightsPatch(change, open_weights(change.path))
             )
+            if isinstance(patch, WeightsPatch) and BLEND in patch.tensors:
+                self._blend(patch.tensors[BLEND])
+                continue
             for name in sorted(patch.names()):
-                stored = same_name(name, names)
-                if stored is not None:
-                    self._patches.setdefault(stored, []).append((name, patch))
-                elif isinstance(patch, WeightsPatch) and not (patch.delta or patch.sparse):
-                    self.extra[name] = patch.tensors[name]
-                elif isinstance(patch, AdapterPatch) and name in patch.whole:
-                    self.extra[name] = patch.tensors[patch.whole[name]]
-                else:
-                    raise InputError(
-                        f"the change touches {name!r}, which the model does not have",
-                        where=str(change.path),
-                        fix="Tied output embeddings cannot be changed apart from the input's"
-                        if name.endswith("lm_head.weight")
-                        else "It was made for another architecture",
-                    )
+                self._lay(name, patch, change.path)
+
+    def _lay(self, name: str, patch: AdapterPatch | WeightsPatch, path: Path) -> None:
+        """Let a change act on the tensor of that name, or bring it."""
+        whole = isinstance(patch, WeightsPatch) and not (patch.delta or patch.sparse)
+        stored = self._output() if whole and name == OUTPUT else same_name(name, self._names)
+        if stored is not None:
+            self._patches.setdefault(stored, []).append((name, patch))
+        elif isinstance(patch, WeightsPatch) and whole:
+            self.extra[name] = patch.tensors[name]
+        elif isinstance(patch, AdapterPatch) and name in patch.whole:
+            self.extra[name] = patch.tensors[patch.whole[name]]
+        else:
+            raise InputError(
+                f"the change touches {name!r}, which the model does not have",
+                where=str(path),
+                fix="Tied output embeddings cannot be changed apart from the input's"
+                if name.endswith(OUTPUT)
+                else "It was made for another architecture",
+            )
+
+    def _output(self) -> str | None:
+        """Name of the output head; a tied one gets a place of its own, None where there is none."""
+        own = same_name(OUTPUT, self._names)
+        source = next((n for n in self.base if n.endswith("embed_tokens.weight")), None)
+        if own is None and source is not None:
+            self._tied[OUTPUT] = (source, [*self._patches.get(source, ())])
+            self._names[OUTPUT] = None
+            return OUTPUT
+        return own
+
+    def _blend(self, weight_H: Tensor) -> None:
+        """Make one output head of those that earlier changes brought."""
+        up_HDr, down_HrD = (self.extra.pop(f"{HEADS}.{n}", None) for n in ("up", "down"))
+        output = self._output()
+        if up_HDr is None or down_HrD is None or output is None:
+            raise InputError("the change weighs output heads, which the model does not have")
+        patch = BlendPatch(up_HDr, down_HrD, weight_H)
+        self._patches.setdefault(output, []).append((output, patch))
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.unrounded(name)
         if name not in self._patches or not tensor.is_floating_point():
             return tensor
-        return tensor.to(self.dtype or self.base[name].dtype)
+        return tensor.to(self.dtype or self.stored_dtype(name))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.base)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self.base)
+        return len(self._names)
+
+    def _source(self, name: str) -> str:
+        """The stored tensor that this one is made of."""
+        return self._tied[name][0] if name in self._tied else name
 
     def unrounded(self, name: str) -> Tensor:
         """A tensor as its changes make it: in float32 at least where one touches it."""
-        tensor = self.base[name]
-        patches = self._patches.get(name, ())
+        tensor = self.base[self._source(name)]
+        patches = [*self._tied.get(name, ("", []))[1], *self._patches.get(name, ())]
         if patches and tensor.is_floating_point():
             double = torch.float64 in (tensor.dtype, self.dtype)
             tensor = tensor.to(torch.float64 if double else torch.float32)
@@ -194,7 +230,16 @@ class Folded(Mapping[str, Tensor]):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor without reading it."""
-        return self.base.shape(name)
+        return self.base.shape(self._source(name))
+
+    def stored_dtype(self, name: str) -> torch.dtype:
+        """Type that a tensor has, or would have, in the base's files."""
+        return self.base[self._source(name)].dtype
+
+    @property
+    def untied(self) -> bool:
+        """True where the output head is no longer tied, as the base's configuration says."""
+        return bool(self._tied)
 
     @property
     def changed(self) -> set[str]:
@@ -248,6 +293,12 @@ def _wide(tensor: Tensor) -> Tensor:
     """A tensor in float32 or wider; numbers that are none of the real ones stay."""
     narrow = tensor.is_floating_point() and tensor.dtype.itemsize < 4
     return tensor.float() if narrow else tensor
+
+
+def untie(folder: Path) -> None:
+    """Let the configuration in `folder` say that the output head has weights of its own."""
+    config = jsonfile.read(folder / "config.json") | {"tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def write(

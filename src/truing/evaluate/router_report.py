@@ -3,6 +3,7 @@
     load_i        share of the tokens' choices that expert i has (every token chooses k)
     load CV       standard deviation of the loads over their mean: 0 is even, sqrt(E - 1) collapse
     entropy       mean over tokens of -sum_i p_i log p_i, in nats: log E is a router that is unsure
+                  (p as in `core.routers`, by the router's gate)
     dropped       share of the choices for which a capacity would have no room
     information   I(first expert; domain) of the rows' domains, in nats: 0 says that experts do not
                   divide the domains among them, log of their number that they do
@@ -32,7 +33,14 @@ from numpy.typing import NDArray
 from truing.context import Json, current
 from truing.core.chat import Message, Prompt, completion_ids, example_ids, prompt_ids
 from truing.core.logprob import check, states
-from truing.core.routers import counted, decided, mutual_information, routers, with_room
+from truing.core.routers import (
+    counted,
+    decided,
+    mutual_information,
+    routers,
+    softened,
+    with_room,
+)
 from truing.core.stats import ratio_bootstrap
 from truing.core.tree import BUDGET, example_tree, pack
 from truing.errors import InputError
@@ -121,7 +129,7 @@ def count(loaded: Loaded, rows: Sequence[Sequence[int]], capacity: float) -> Cou
         sums: list[list[torch.Tensor]] = [[], [], [], []]
         for routed in seen:
             z_NE, index_Nk = routed.logits_NE.double().cpu(), routed.index_Nk.cpu()
-            logp_NE, experts = z_NE.log_softmax(-1), z_NE.shape[1]
+            logp_NE, experts = softened(z_NE, routed.gate).log_softmax(-1), z_NE.shape[1]
             full_Nk = torch.zeros_like(index_Nk, dtype=torch.bool)
             if capacity:
                 full_Nk = ~with_room(index_Nk, row_N, experts, capacity)

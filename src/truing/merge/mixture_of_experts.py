@@ -1,6 +1,8 @@
 """Make a mixture of experts: models' feed-forward layers become experts, the rest is averaged.
 
-    y = sum_{i in top k of p} (p_i / sum_{j in top k} p_j) E_i(x),   p = softmax(W x)
+    softmax    y = sum_{i in top k of p} (p_i / sum_{j in top k} p_j) E_i(x),   p = softmax(W x)
+    switch     y = p_i E_i(x),   i the one expert of the largest p_i
+    sigmoid    as softmax, with sigmoid(W x) in place of p
 
 One model gives sparse upcycling: E copies of its layers, which compute exactly what it computed,
 whatever the router says, until training parts them. Several give Branch-Train-Mix: each model's
@@ -11,11 +13,14 @@ that model i has before its feed-forward layer when it reads its own prompts (ro
 
 The result is a Mixtral with its hub names, which stock transformers opens; train it whole with
 `train/balanced_experts` (adapters reach attention alone); `evaluate/router_report` shows where its
-tokens go. Layers of the Llama family without biases can be used. Kept gates are renormalised, so
-that copies are exact; for the same reason a single kept expert (top_k 1) has weight 1 always and
-leaves its router without a gradient.
-Sources: sparse upcycling, arXiv 2212.05055; Branch-Train-MiX, arXiv 2403.07816; the design space,
-arXiv 2503.07137.
+tokens go. Layers of the Llama family without biases can be used. Kept weights of softmax and
+sigmoid gates are renormalised, so that copies are exact; a single one would be 1 always and leave
+its router without a gradient, so that they keep two experts at least. A switch keeps one and weighs
+it by its probability: copies then give about 1/E of what the layer gave, which training has to make
+up for. A gate other than softmax is a change beside the weights (see `core.routers`), which a plain
+folder for stock transformers cannot hold, and exporting says so.
+Sources: sparse upcycling, arXiv 2212.05055; Branch-Train-MiX, arXiv 2403.07816; Switch,
+arXiv 2101.03961; sigmoid, arXiv 2412.19437; the design space, arXiv 2503.07137.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from truing.context import current
 from truing.core.chat import Prompt, prompt_ids
 from truing.core.files import new_folder, place
 from truing.core.loaded import quiet
+from truing.core.routers import Gate, with_gate
 from truing.core.tokens import same_tokens, templated
 from truing.core.weights import Folded, aligned, write
 from truing.errors import InputError
@@ -68,6 +74,8 @@ def config_of(model: Model, experts: int, top_k: int) -> MixtralConfig:
             seen=f"{dense.model_type} with biases" if biased else dense.model_type,
         )
     facts = {n: getattr(dense, n) for n in KEPT if getattr(dense, n, None) is not None}
+    if model.folded().untied:
+        facts["tie_word_embeddings"] = False
     window = getattr(dense, "sliding_window", None)
     return MixtralConfig(
         **facts,
@@ -94,7 +102,7 @@ def mixture(
         current().progress(i, len(first), "mixing tensors")
         found = _LAYER.match(name)
         # These are a whole model's files, so that what was trained is rounded to their type here.
-        each = [tensor.to(first.base[name].dtype) for tensor in theta.values()]
+        each = [tensor.to(first.stored_dtype(name)) for tensor in theta.values()]
         if found is None:
             yield name, average(each, shares)
             continue
@@ -161,14 +169,15 @@ def routers_of(
     paper="moe-survey",
     needs=("weights",),
     rows={"prompts": ("prompt", "example")},
-    within={"experts": (2, None), "top_k": (2, None)},
+    within={"experts": (2, None), "top_k": (0, None)},
 )
 def mixture_of_experts(
     models: dict[str, Model],
     prompts: Table | None = None,
     *,
     experts: int = 4,
-    top_k: int = 2,
+    top_k: int = 0,
+    gate: Gate = "softmax",
     keep: str = "",
 ) -> Model:
     """Make a mixture of experts: models' feed-forward layers become experts, the rest is averaged.
@@ -176,17 +185,21 @@ def mixture_of_experts(
     Args:
         models: of one Llama-like architecture and tokenizer; a single one is upcycled.
         experts: of each layer, dealt to the models in turn.
-        top_k: experts that a token is sent to.
+        top_k: experts that a token is sent to; 0 takes one for a switch, else two.
+        gate: what makes weights of the routers' logits.
         keep: role whose run-time changes the result carries, where they differ.
     """
     if not models:
         raise InputError("needs at least one model", where=WHERE)
-    if experts < max(2, len(models)) or not 2 <= top_k <= experts:
+    top_k = top_k or (1 if gate == "switch" else 2)
+    fits = top_k == 1 if gate == "switch" else 2 <= top_k <= experts
+    if experts < max(2, len(models)) or not fits:
         raise InputError(
-            "needs an expert for each model, two at least, and top_k from 2 to their number",
+            "needs an expert for each model, two at least, and top_k from 2 to their number, or 1 "
+            "for a switch",
             where=WHERE,
-            seen={"experts": experts, "top_k": top_k, "models": len(models)},
-            fix="A single kept expert has weight 1 always: its router would not learn",
+            seen={"experts": experts, "top_k": top_k, "gate": gate, "models": len(models)},
+            fix="A single kept expert has weight 1 always but for a switch: no router learns so",
         )
     same_tokens(models, where=WHERE, bare=True)
     kept = run_time_of(models, keep, where=WHERE)
@@ -205,6 +218,8 @@ def mixture_of_experts(
             _rest(templated(models), config, partial)
     licences = [m.licence for m in models.values()]
     made = Model(Folder(folder, first.licence), kept, f"{first.name}+{experts} experts")
+    beside = current().folder / f"gates-{gate}-{config.num_hidden_layers}"
+    made = with_gate(made, gate, config.num_hidden_layers, beside)
     return made.with_licences(licences)
 
 

@@ -6,9 +6,11 @@
 
 with f_i the share of the tokens whose first expert is i, m_i the mean of their probability of i
 before the choice of k (see `core.routers`); all means are over tokens that carry loss, then over
-layers. L_bal is 1 at uniform routing and E at collapse; it is no strict lower bound, since f and m
-can disagree. f and m are those of the whole step, never of a micro-batch: one more forward pass
-without gradients takes them. `noise` is added to the logits before experts are chosen.
+layers. The gate is the model's own: softmax, switch or sigmoid, of which probabilities are
+sigmoid(z) over their sum. L_bal is 1 at uniform routing and E at collapse; it is no strict lower
+bound, since f and m can disagree. f and m are those of the whole step, never of a micro-batch: one
+more forward pass without gradients takes them. `noise` is added to the logits before experts are
+chosen.
 
 Balancing by bias alone, without a loss: `balance=0 z=0 bias_step=0.001`. A number b_i of each
 expert takes part in the choice of k and in nothing else, and moves after every step by
@@ -38,8 +40,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +83,7 @@ class Routers(Hook):
         capacity: how many tokens of a row an expert takes, over its even share; 0 for any.
     """
 
+    quiet: ClassVar[Mapping[str, object]] = {"noise": 0.0, "capacity": 0.0}
     measures = ("router_balance", "router_importance", "router_z")
 
     def __init__(
@@ -109,12 +113,14 @@ class Routers(Hook):
                     distributed.forward_of(task.module, partial(_read, task.module, here))
                 found.append([routed.of(here.source_M) for routed in seen])
         layers = list(zip(*found, strict=True))
-        logits = [torch.cat([r.logits_NE.float() for r in parts]) for parts in layers]
+        p = [torch.cat([r.p_NE for r in parts]) for parts in layers]
         chosen = [torch.cat([r.index_Nk for r in parts]) for parts in layers]
-        self._first = [first_share(z_ME) for z_ME in logits]
-        self._mean = [torch.softmax(z_ME, -1).mean(0) for z_ME in logits]
-        both = zip(logits, chosen, strict=True)
-        self._load = [counted(i_Mk, z_ME.shape[1]).sum(0).float() for z_ME, i_Mk in both]
+        self._first = [first_share(p_ME) for p_ME in p]
+        self._mean = [p_ME.mean(0) for p_ME in p]
+        both = zip(p, chosen, strict=True)
+        self._load = [counted(i_Mk, p_ME.shape[1]).sum(0).float() for p_ME, i_Mk in both]
+
+    before_measuring = before_step  # losses of balance are of whole steps there, too
 
     @contextlib.contextmanager
     def forward(self, task: Tuned) -> Generator[None]:
@@ -124,10 +130,10 @@ class Routers(Hook):
 
     def measured(self, packed: Packed) -> dict[str, Tensor]:
         """Values of the pass, the mean over layers of each loss token, [U, K, T]."""
-        logits = [r.logits_NE.float()[packed.source_M] for r in self._seen]
-        p = [torch.softmax(z_ME, -1) for z_ME in logits]
+        seen = [r.of(packed.source_M) for r in self._seen]
+        logits, p = [r.logits_NE.float() for r in seen], [r.p_NE for r in seen]
         # A pass outside a step has its own tokens for the whole.
-        first = self._first or [first_share(z_ME) for z_ME in logits]
+        first = self._first or [first_share(p_ME) for p_ME in p]
         mean = self._mean or [p_ME.detach().mean(0) for p_ME in p]
         values = {
             "router_balance": map(balance_value, p, first),
