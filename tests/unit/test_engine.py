@@ -91,6 +91,25 @@ def test_every_row_once_an_epoch() -> None:
     assert Order(3, 8, Context()).batch == 3
 
 
+def test_steps_have_as_many_rows_of_each_group() -> None:
+    groups = [0] * 8 + [2] * 4 + [5] * 6
+    order = Order(18, 6, Context(seed=1), groups)
+    steps = [order.step(s, 36) for s in range(6)]
+    assert all(sorted(groups[r] for r in rows) == [0, 0, 2, 2, 5, 5] for rows in steps)
+    # Each group's own rows come in permutations, one after another.
+    for number, size in ((0, 8), (2, 4), (5, 6)):
+        own = [r for rows in steps for r in rows if groups[r] == number]
+        mine = {r for r, g in enumerate(groups) if g == number}
+        whole = [set(own[i : i + size]) for i in range(0, len(own) - size + 1, size)]
+        assert whole and all(some == mine for some in whole)
+    # Batches that the groups do not divide take turns, and the last step has a row of each.
+    order = Order(18, 4, Context(seed=1), groups)
+    counts = [[sum(groups[r] == g for r in order.step(s, 18)) for g in (0, 2, 5)] for s in range(5)]
+    assert counts == [[2, 1, 1], [1, 2, 1], [1, 1, 2], [2, 1, 1], [1, 1, 1]]
+    alone = Order(18, 4, Context(seed=1), [3] * 18)
+    assert alone.step(2, 18) == Order(18, 4, Context(seed=1)).step(2, 18)
+
+
 def test_schedules_by_hand() -> None:
     cosine = Training(schedule="cosine", warmup=0.2)
     assert [cosine.rate(s, 10) for s in range(2)] == pytest.approx([1 / 3, 2 / 3])

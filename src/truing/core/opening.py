@@ -299,7 +299,7 @@ def _licences(model: Model) -> str:
 def export(model: Model, folder: Path, *, weights_only: bool) -> Path:
     """See `Model.export`."""
     from truing.core import classifier
-    from truing.core.weights import write
+    from truing.core.weights import untie, write
 
     source, fix = model.folder, "Save the model instead, or export its weights only"
     if model.run_time_changes and not weights_only:
@@ -328,6 +328,8 @@ def export(model: Model, folder: Path, *, weights_only: bool) -> Path:
             write(partial, classifier.tensors(folded, folded.extra))
         else:
             write(partial, ((n, folded[n]) for n in folded))
+            if folded.untied:
+                untie(partial)
         written = card.encode()
         (partial / MODEL_CARD).write_bytes(written)
         facts = {"schema_version": SCHEMA_VERSION, "key": model.weights_key}

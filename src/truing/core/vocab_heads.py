@@ -4,15 +4,15 @@
 
 W is the model's own head, which may be tied to its embeddings and is left as it is, so a head costs
 2 r D numbers in place of V D and all heads agree before training. Logits are linear in the heads:
-those of a blend are those of the head W (I + sum_i w_i U_i V_i), which `blended` writes out.
+those of a blend are those of the one head W (I + sum_i w_i U_i V_i). A blend is a change of H
+numbers, w, laid over the heads: the one head is made of them where the model is read, in memory or
+for a folder of its own, and other weights are one more such change in its place.
 
 Shapes: H heads, M loss tokens, D hidden size, r rank, V vocabulary.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +24,11 @@ from torch import Tensor, nn
 
 from truing.changes import Weights
 from truing.core.files import new_folder
-from truing.core.opening import export
-from truing.core.weights import same_name, write
+from truing.core.patches import BLEND
+from truing.core.patches import HEADS as NAME
+from truing.core.weights import open_weights
 from truing.errors import InputError
-from truing.models import Folder, Loaded, Model
-
-NAME = "vocab_heads"
+from truing.models import Loaded, Model
 
 
 class VocabHeads(nn.Module):
@@ -95,35 +94,33 @@ def new_heads(loaded: Loaded, count: int, rank: int, seed: int) -> VocabHeads:
 
 
 def blended(model: Model, weights: Sequence[float], folder: Path, where: str) -> Model:
-    """A model whose one head is the blend of its heads with these weights, as a new base.
+    """A model whose one head is the blend of its heads with these weights.
 
     Args:
+        model: with heads, or with a blend of them, whose weights are then these.
         weights: of each head; they sum to 1.
-        folder: of the new base; what already lies there is taken as it is.
+        folder: of the change; what already lies there is taken as it is.
     """
-    up_HDr, down_HrD = heads_of(model, where)
+    place = _blend_in(model)
+    before = model.changes if place is None else model.changes[:place]
+    up_HDr, _ = heads_of(model.with_changes(before), where)
     if len(weights) != len(up_HDr):
         raise InputError(f"the model has {len(up_HDr)} heads", where=where, seen=list(weights))
     if not folder.is_dir():
-        plain = model.with_changes(model.weight_changes)
-        mixed_DD = torch.einsum("h,hdr,hre->de", torch.tensor(weights), up_HDr, down_HrD)
         with new_folder(folder) as partial:
-            _write(export(plain, partial / "base", weights_only=True), plain, mixed_DD)
-    base = Folder(folder / "base", model.base.licence)
-    return Model(base, model.run_time_changes, model.name, model.licences)
+            save_file({BLEND: torch.tensor(weights)}, partial / f"{NAME}.safetensors")
+    if place is None:
+        return model.adding(Weights(folder))
+    return model.with_changes([*before, Weights(folder), *model.changes[place + 1 :]])
 
 
-def _write(base: Path, plain: Model, mixed_DD: Tensor) -> None:
-    """Make the head of an exported folder W (I + mixed), apart from the embeddings."""
-    folded = plain.folded()
-    own = same_name("lm_head.weight", folded)
-    source = own or next(n for n in folded if n.endswith("embed_tokens.weight"))
-    head_VD = folded[source]
-    new_VD = (head_VD.float() + head_VD.float() @ mixed_DD).to(head_VD.dtype)
-    for path in [*base.glob("*.safetensors"), *base.glob("*.index.json")]:
-        path.unlink()
-    rest = ((n, folded[n]) for n in folded if n != own)
-    write(base, itertools.chain(rest, [(own or "lm_head.weight", new_VD)]))
-    config = json.loads((base / "config.json").read_text())
-    config["tie_word_embeddings"] = False
-    (base / "config.json").write_text(json.dumps(config, indent=1))
+def _blend_in(model: Model) -> int | None:
+    """Place of the last blend among a model's changes; None where heads are still to be blended."""
+    if f"{NAME}.up" in model.folded().extra:
+        return None
+    found = [
+        i
+        for i, change in enumerate(model.changes)
+        if isinstance(change, Weights) and BLEND in open_weights(change.path)
+    ]
+    return found[-1] if found else None

@@ -4,19 +4,17 @@
     d_i = [lp_i(y_w) - lp_i(y_l)] - [lp_ref(y_w) - lp_ref(y_l)]
 
 lp_i is under head i, which sees the pairs of objective i (column `objective`, 0 to H - 1) alone;
-the trunk sees all. The mean is over objectives, not over pairs, so that in a step an objective with
-more rows weighs no more; over a run one that few steps have a pair of still weighs less, so let the
-table hold about as many pairs of each. Before training all heads are the model's own, and so is the
-reference's head. With H = 1 this is DPO. The trained model answers with its own head over the
-changed trunk until `blend_heads` makes a model of one head for any weights, as
+the trunk sees all. Batches are balanced: each has as many pairs of every objective, give or take
+one, and at least one; pairs of an objective that has fewer come round more often. The mean is over
+objectives, not over pairs. Before training all heads are the model's own, and so is the reference's
+head. With H = 1 this is DPO. The trained model answers with its own head over the changed trunk
+until `blend_heads` lays weights over it, as
 
     logits = sum_i w_i head_i(h)
 
 Source: "Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards", arXiv
-2510.01167. Differences: heads are low-rank changes of the model's own head in place of perturbed
-copies (2 r D numbers each, and tied embeddings stay as they are); an objective without a pair in a
-step counts 0 there and does not raise the others' share; batches are drawn as they come, not
-balanced. Pairs of all objectives come from
+2510.01167. Difference: heads are low-rank changes of the model's own head in place of perturbed
+copies (2 r D numbers each, and tied embeddings stay as they are). Pairs of all objectives come from
 `objective_pairs`; process rewards that guide the decoding beside the heads from `step_labels`, and
 from `step_value` or `process_reward`.
 
