@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from objective_numbers import nll, pairs, total
 from teaching import drawn, rows, slopes
 
+from truing.context import Context, use
 from truing.core.logprob import Rows
+from truing.core.tiny import tiny_folder
+from truing.method import methods
+from truing.models import Model
+from truing.tables import Table
 from truing.train.distill.adpa import adpa, advantages, teacher_advantage
 
 ALL = torch.arange(7).expand(5, 7)
@@ -82,3 +88,21 @@ def test_two_terms_by_hand() -> None:
     made = adpa(m, gamma=2.0, sft_weight=0.5)
     assert total(made) == pytest.approx(0.5 * nll() - 2 * own, rel=1e-5)
     assert made.metrics["advantage"].tolist() == pytest.approx([0.185, 0.28, 0.2])
+
+
+def test_refreshed_answers_are_shown_to_the_teachers_as_well(
+    tiny_path: Path, tmp_path: Path
+) -> None:
+    taught = {
+        role: Model.open(tiny_folder(tmp_path / role, seed=seed))
+        for seed, role in enumerate(("teacher", "teacher_reference"), 1)
+    }
+    data = Table("example", [{"prompt": f"say {w}", "completion": w} for w in ("oak", "fern")])
+    how = {"steps": 3, "lr": 0.02, "new_tokens": 6, "warmup": 0.0, "rank": 4}
+    losses: list[list[float]] = []
+    for refresh in (0, 2):
+        with use(Context(folder=tmp_path / str(refresh))) as context:
+            methods["adpa"](Model.open(tiny_path), data, refresh=refresh, **taught, **how)
+        losses.append([float(str(m["loss"])) for m in context.metrics if "loss" in m])
+    kept, anew = losses
+    assert anew[:2] == pytest.approx(kept[:2], rel=1e-5) and anew[2] != pytest.approx(kept[2])

@@ -1,10 +1,12 @@
 """Answers that the model draws itself, as further branches of the rows that it is trained on.
 
-Drawn once before training, under the model as it is, or anew at every step. Those drawn before are
-kept by content (weights, prompt, settings, seed, draw number), token by token: another run, another
-objective or a resumed one replays exactly the same answers. They are trained on as they were drawn,
-never tokenised again. An answer that does not end within its limit is cut there and has no end.
-How many are so, empty, or drawn twice to one prompt is recorded.
+Drawn once before training, under the model as it is, and anew while it is trained, at every step or
+at every so many. Those drawn before are kept by content (weights, prompt, settings, seed, draw
+number), token by token: another run, another objective or a resumed one replays exactly the same
+answers. Those drawn at a step are a function of the seed, the step and the weights then; where they
+serve further steps, checkpoints hold them, too. They are trained on as they were drawn, never
+tokenised again. An answer that does not end within its limit is cut there and has no end. How many
+are so, empty, or drawn twice to one prompt is recorded.
 
 Before a process first keeps new ones, and again as it keeps more, the files longest unused go until
 no more than `LIMIT` bytes are left.
@@ -28,7 +30,7 @@ from truing.core.chat import Prompt, prompt_ids, stop_ids
 from truing.core.code import made_by
 from truing.core.files import FILE, home, make_room_for
 from truing.core.sampling import SamplingSettings, own_stops, sample
-from truing.core.training import Hook, Tuned, hook
+from truing.core.training import Hook, State, Tuned, hook
 from truing.errors import InputError
 from truing.tables import Message, content_hash
 
@@ -102,7 +104,41 @@ def kept(loaded: Loaded, asked: Sequence[Asked], settings: SamplingSettings) -> 
     return [made[i] for i in range(len(asked))]
 
 
-@hook("own_samples")
+def record(found: Sequence[Answers], ends: Sequence[int]) -> None:
+    """How many answers there are, to how many rows' prompts, and how many are of little use."""
+    every = [a for answers in found for a in answers]
+    current().metric(
+        own_answers=len(every),
+        own_answers_cut=sum(ids[-1] not in ends for ids in every),
+        own_answers_empty=sum(len(ids) == 1 and ids[0] in ends for ids in every),
+        own_answers_repeated=len(every) - sum(len(set(answers)) for answers in found),
+    )
+
+
+def drawn_anew(
+    task: Tuned, rows: Sequence[int], asked: Asked, settings: SamplingSettings, limit: int
+) -> list[Answers]:
+    """Answers by the model as it is now in place of these rows' last ones, as many for each row.
+
+    Several processes draw a share of them each.
+
+    Args:
+        asked: of the first row, of the second, ...
+        limit: tokens of prompt and answer together.
+    """
+    here = distributed.share([len(prompt) for prompt, _ in asked])
+    own = drawn(task.module, asked[here], settings) if asked[here] else []
+    answers = iter(distributed.gathered(own))
+    found: list[Answers] = []
+    for r in rows:
+        unit = task.units[r]
+        new = [next(answers)[: limit - len(unit.prompt)] for _ in range(len(asked) // len(rows))]
+        given = unit.answers[: len(unit.answers) - len(new)]
+        task.units[r] = replace(unit, answers=(*given, *new))
+        found.append(new)
+    return found
+
+
 class OwnSamples(Hook):
     """Answers of the model as it is before training become branches after a row's own.
 
@@ -139,8 +175,10 @@ class OwnSamples(Hook):
             seed=seed, stop_ids=tuple(ends),
         )  # fmt: skip
 
-    def asked(self, loaded: Loaded, unit: Unit, prompt: Prompt) -> list[tuple[Sequence[int], int]]:
-        """(prompt ids, draw number) of each answer."""
+    def asked(
+        self, loaded: Loaded, unit: Unit, prompt: Prompt, step: int = 0
+    ) -> list[tuple[Sequence[int], int]]:
+        """(prompt ids, draw number) of each answer that is drawn before update `step`."""
         return [(unit.prompt, draw) for draw in range(self.samples)]
 
     def units(
@@ -155,13 +193,7 @@ class OwnSamples(Hook):
         asked = [self.asked(loaded, u, prompts[u.id]) for u in units]
         how = self.sampling(loaded, current().stream("own"))
         found = kept(loaded, asked, how)
-        every, ends = [a for answers in found for a in answers], how.stop_ids or ()
-        current().metric(
-            own_answers=len(every),
-            own_answers_cut=sum(ids[-1] not in ends for ids in every),
-            own_answers_empty=sum(len(ids) == 1 and ids[0] in ends for ids in every),
-            own_answers_repeated=len(every) - sum(len(set(answers)) for answers in found),
-        )
+        record(found, how.stop_ids or ())
         return [
             replace(u, answers=(*u.answers, *(a[: limit - len(u.prompt)] for a in answers)))
             for u, answers in zip(units, found, strict=True)
@@ -203,8 +235,79 @@ class FinishedSamples(OwnSamples):
         return made
 
 
+@hook("own_samples")
+class RefreshedSamples(OwnSamples):
+    """Own answers that may be drawn anew while training goes on.
+
+    Args:
+        samples: answers drawn to each prompt.
+        temperature: that they are drawn at.
+        top_p: share of the probability that they are drawn from.
+        new_tokens: longest answer drawn.
+        refresh: updates after which they are drawn anew, by the model as it then is; 0 keeps those
+            drawn before training.
+    """
+
+    def __init__(
+        self,
+        *,
+        samples: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        new_tokens: int = 128,
+        refresh: int = 0,
+    ) -> None:
+        super().__init__(
+            samples=samples, temperature=temperature, top_p=top_p, new_tokens=new_tokens
+        )
+        if refresh < 0:
+            raise InputError("setting 'refresh' must be at least 0", seen=refresh)
+        self.refresh, self.fresh = refresh, refresh > 0
+        self._rows: list[int] = []  # whose answers were drawn last
+
+    def settings(self) -> dict[str, object]:
+        """Its settings by name."""
+        return {n: v for n, v in vars(self).items() if n != "fresh" and not n.startswith("_")}
+
+    def units(
+        self, loaded: Loaded, units: Sequence[Unit], prompts: Mapping[str, Prompt], limit: int
+    ) -> list[Unit]:
+        """The rows with the answers that the model draws to their prompts before training."""
+        self._source, self._limit = (loaded, prompts), limit
+        return super().units(loaded, units, prompts, limit)
+
+    def before_step(self, task: Tuned, rows: Sequence[int], step: int) -> None:
+        """Draw the answers of the rows to come until the next time, where that is due."""
+        if not self.refresh or not step or step % self.refresh:
+            return
+        loaded, prompts = self._source
+        ahead = task.steps[step : step + self.refresh]
+        self._rows = sorted({row for some in ahead for row in some})
+        units = [task.units[r] for r in self._rows]
+        asked = [one for u in units for one in self.asked(loaded, u, prompts[u.id], step)]
+        how = self.sampling(loaded, current().stream(f"own/{step}"))
+        record(drawn_anew(task, self._rows, asked, how, self._limit), how.stop_ids or ())
+
+    def state(self, task: Tuned) -> State:
+        """Ids of the answers drawn last [samples, tokens] by row, padded by -1."""
+        made: State = {}
+        for row in self._rows:
+            ids = [torch.tensor(a) for a in task.units[row].answers[-self.samples :]]
+            made[str(row)] = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)
+        return made
+
+    def load_state(self, task: Tuned, state: State) -> None:
+        """Put such answers back."""
+        for name, ids_KT in state.items():
+            unit = task.units[int(name)]
+            own = [tuple(i for i in ids if i >= 0) for ids in ids_KT.tolist()]
+            given = unit.answers[: len(unit.answers) - len(own)]
+            task.units[int(name)] = replace(unit, answers=(*given, *own))
+            self._rows.append(int(name))
+
+
 @hook("guided_samples")
-class GuidedSamples(OwnSamples):
+class GuidedSamples(RefreshedSamples):
     """Own answers drawn under moral reminders, which the training itself does not see.
 
     Args:
@@ -212,6 +315,8 @@ class GuidedSamples(OwnSamples):
         temperature: that they are drawn at.
         top_p: share of the probability that they are drawn from.
         new_tokens: longest answer drawn.
+        refresh: updates after which they are drawn anew, by the model as it then is; 0 keeps those
+            drawn before training.
         reminders: texts of which one, drawn for each answer, is put before the prompt; [] takes a
             dozen of our own, [""] none.
     """
@@ -223,18 +328,26 @@ class GuidedSamples(OwnSamples):
         temperature: float = 1.0,
         top_p: float = 0.95,
         new_tokens: int = 128,
+        refresh: int = 0,
         reminders: tuple[str, ...] = (),
     ) -> None:
         super().__init__(
-            samples=samples, temperature=temperature, top_p=top_p, new_tokens=new_tokens
+            samples=samples,
+            temperature=temperature,
+            top_p=top_p,
+            new_tokens=new_tokens,
+            refresh=refresh,
         )
         self.reminders = tuple(reminders) or REMINDERS
 
-    def asked(self, loaded: Loaded, unit: Unit, prompt: Prompt) -> list[tuple[Sequence[int], int]]:
+    def asked(
+        self, loaded: Loaded, unit: Unit, prompt: Prompt, step: int = 0
+    ) -> list[tuple[Sequence[int], int]]:
         """(ids of the prompt under a reminder, draw number) of each answer."""
         made: list[tuple[Sequence[int], int]] = []
         for draw in range(self.samples):
-            place = current().stream(f"reminder/{unit.id}/{draw}") % len(self.reminders)
+            name = f"reminder/{unit.id}/{draw}" + (f"/{step}" if step else "")
+            place = current().stream(name) % len(self.reminders)
             ids = prompt_ids(loaded.tokenizer, reminded(prompt, self.reminders[place]))
             made.append((ids, draw))
         return made
@@ -277,12 +390,6 @@ class FreshSamples(OwnSamples):
         """Draw the answers of this step's rows."""
         seed = current().stream(f"own/{step}")
         asked = [(task.units[r].prompt, draw) for r in rows for draw in range(self.samples)]
-        here = distributed.share([len(prompt) for prompt, _ in asked])
-        own = drawn(task.module, asked[here], replace(self.how, seed=seed)) if asked[here] else []
-        answers = iter(distributed.gathered(own))
-        for r in rows:
-            unit = task.units[r]
-            given = unit.answers[: len(unit.answers) - self.samples]
-            room = self.limit - len(unit.prompt)
-            new = [next(answers)[:room] for _ in range(self.samples)]
-            task.units[r] = replace(unit, answers=(*given, *new))
+        drawn_anew(task, rows, asked, replace(self.how, seed=seed), self.limit)
+
+    before_measuring = before_step

@@ -4,7 +4,8 @@
     L = sft_weight NLL(y_w | x) - gamma mean_t sum_v S_v(s_t) A(s_t, v)
 
 T is the teacher after DPO, R the same before (its reference), S the student; the states s_t are
-those of answers that the student drew itself before training. As DPO's optimum is R exp((Q - V) /
+those of answers that the student drew itself, before training or, so that they do not grow stale,
+every `refresh` updates anew. As DPO's optimum is R exp((Q - V) /
 beta), A is the advantage of v up to the factor beta, and the second term is the policy gradient
 with all actions of a state counted, none drawn. Its gradient goes through S alone:
 
