@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from truing import pipeline, recipe
 from truing.cli import main
-from truing.core.preflight import check_rows
+from truing.core.objective import Loss, Measurements, Objective
+from truing.core.preflight import check_loss, check_rows, divisor
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model
@@ -113,6 +114,38 @@ def test_settings_that_do_not_go_together(
 ) -> None:
     with pytest.raises(InputError, match=re.escape(part)):
         methods[method].check(given, {})
+
+
+Found = Callable[[Mapping[str, object]], object]
+
+
+@pytest.mark.parametrize(
+    ("call", "given", "name"),
+    [
+        # The first of two zeros is not what the loss divides by.
+        (lambda s: 1 / s["scale"], {"shift": 0.0, "scale": 0.0}, "scale"),
+        (lambda s: 1 / (s["shift"] * s["scale"]), {"shift": 0.0, "scale": 0.0}, "scale"),
+        (lambda s: 1 / (s["shift"] + s["scale"]), {"shift": 0.0, "scale": 0.0}, "shift"),
+        (lambda s: 1 / s["free"], {"shift": 0.0, "free": 0.0}, "free"),  # whose default is 0
+        (lambda s: 1 / (s["scale"] - 2), {"shift": 0.0, "scale": 2.0}, ""),
+        (lambda s: 1 / (s["on"] * 0), {"shift": 0.0, "on": False}, ""),
+    ],
+)
+def test_the_setting_that_a_loss_divides_by_is_found_by_trying(
+    call: Found, given: dict[str, object], name: str
+) -> None:
+    usual = {"shift": 0.5, "scale": 3.0, "free": 0.0, "on": True}
+    assert divisor(call, given, usual) == name
+
+
+def test_a_zero_beside_the_one_that_is_divided_by_is_not_blamed() -> None:
+    def loss(m: Measurements, *, shift: float = 0.5, scale: float = 3.0) -> Loss:
+        return Loss((m.seq()[:, 0] + shift) * (1 / scale))
+
+    spec = Objective("made_up", loss, "pair", ("logp",), "pair", {})
+    with pytest.raises(InputError, match="setting 'scale' must not be 0: the loss divides by it"):
+        check_loss(spec, {"shift": 0.0, "scale": 0.0})
+    check_loss(spec, {"shift": 0.0, "scale": 1.0})
 
 
 @pytest.mark.parametrize(
