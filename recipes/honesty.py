@@ -2,10 +2,12 @@
 
 At the size of two cores. Questions are simple ones of general knowledge (honesty/pkqa_13b of the
 data mirror, TRUING_DATA), of which a small model knows some; `unknowable` asks for the authors of
-papers that are younger than it. What the model knows is probed with five answers to each question
-(the paper has ten), and four ways to learn from that are compared with the model as it is under the
-prompt that allows refusing (`prompt`). `baseline` is tuned on right answers alone. At most half of
-the questions that are taught from have no right sample, or the model learns to refuse all.
+papers that are younger than it. What the model knows is probed once, with five answers to each
+question (the paper has ten); two of them must be right for a question to be known, since a small
+model is right by chance more often than the paper's. Four ways to learn from that are compared with
+the model as it is under the prompt that allows refusing (`prompt`). `baseline` is tuned on right
+answers alone. At most half of the questions that are taught from are not known, or the model learns
+to refuse all.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from truing import Plan
 
 # Passes over the rows: multisample has five for each question, the others one.
 EPOCHS = {"baseline": 2.0, "absolute": 2.0, "confidence_verb": 2.0, "multisample": 0.4}
-SAMPLES, TOKENS = 5, 20
+SAMPLES, TOKENS, TAU = 5, 20, 0.3
 
 
 def recipe() -> Plan:
@@ -29,16 +31,24 @@ def recipe() -> Plan:
     plan.step("asked", "select/sample", data="rest", n=200)
     plan.step("unknowable", "select/sample", data="papers", n=60)
 
+    plan.step(
+        "probed",
+        "synthesize/knowledge_probe",
+        model="base",
+        data="asked",
+        samples=SAMPLES,
+        max_tokens=TOKENS,
+    )
+
     models = {"prompt": "base"}
     for strategy, epochs in EPOCHS.items():
         plan.step(
             f"rows_{strategy}",
             "synthesize/honesty_targets",
             model="base",
-            data="asked",
+            data="probed",
             strategy=strategy,
-            samples=SAMPLES,
-            max_tokens=TOKENS,
+            tau=TAU,
             most_unknown=0.5,
         )
         plan.step(strategy, "train/sft", model="base", data=f"rows_{strategy}", epochs=epochs)

@@ -9,26 +9,103 @@ import pytest
 
 from truing.context import Context, use
 from truing.core.drawing import Completion
+from truing.core.panel import panel_of
+from truing.core.scores import check_reward
 from truing.core.shapes import SHAPES
 from truing.errors import InputError
 from truing.evaluate import honesty as measured
 from truing.evaluate.honesty import refuses, scores
-from truing.method import methods
-from truing.models import Model
+from truing.method import methods, score
+from truing.models import Model, hold
 from truing.reports import Report
-from truing.synthesize.honesty import REFUSAL, VERBAL, Known, correct, kept, normal, targets
-from truing.tables import Table
+from truing.synthesize import answer_match, knowledge_probe
+from truing.synthesize.answer_match import consistency, contains, normal
+from truing.synthesize.honesty import REFUSAL, VERBAL, kept, targets
+from truing.synthesize.knowledge_probe import Known
+from truing.tables import Row, Table
 
 
 def known(k: int, greedy: str = "Rome", m: int = 10) -> Known:
     """k of m samples are right."""
-    return Known(greedy, tuple(["It is Paris"] * k + ["Rome"] * (m - k)), ("paris",))
+    samples, right = ["It is Paris"] * k + ["Rome"] * (m - k), [True] * k + [False] * (m - k)
+    return Known(greedy, tuple(samples), ("paris",), greedy == "Paris", tuple(right))
 
 
 def test_what_counts_as_right() -> None:
     assert normal("The  Eiffel_tower, a.") == "eiffel tower"
-    assert correct("I think: PARIS!", ["the Paris"]) and not correct("Rome", ["Paris"])
-    assert not correct("anything", ["the"])  # nothing is left of it
+    assert contains("I think: PARIS!", ["the Paris"]) and not contains("Rome", ["Paris"])
+    assert not contains("anything", ["the"])  # nothing is left of it
+    rows: list[Row] = [{"completion": "in Paris", "answers": ["x", "Paris"]},
+                       {"completion": "Rome", "answer": "Paris"}]  # fmt: skip
+    assert score("reward", "contains_answer", rows) == [1.0, 0.0]
+    with pytest.raises(InputError, match=r"answers.*row 1|row 1.*answers"):
+        score("reward", "contains_answer", [{"completion": "x"}])
+
+
+def test_what_a_judge_s_number_is() -> None:
+    for reply, want in (("0.75", 0.75), (" 1", 1.0), ("Number: .5, roughly", 0.5), ("8/10", None),
+                        ("same", None), ("-0.4", None), ("", None), ("0", 0.0)):  # fmt: skip
+        assert consistency(reply) == want, reply
+
+
+def test_a_judge_decides_where_no_text_matches(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked twice: for the short answer, then how far it is the right one; once for equal ones."""
+    short = {"A capital on the Seine": "the French capital", "Who knows": "No answer.",
+             "Rome it is": "Rome", "hm": "eight"}  # fmt: skip
+    worth = {"the French capital": "0.9", "Rome": "0.7", "eight": "certainly"}
+    asked: list[list[str]] = []
+
+    def generate(model: object, prompts: list[str], **how: object) -> list[list[Completion]]:
+        assert how["greedy"] is True
+        asked.append(prompts)
+        known = {**short, **worth}
+        made: list[str] = []
+        for prompt in prompts:
+            lines = prompt.splitlines()
+            if prompt.endswith("Short answer:"):
+                made.append(known[lines[-2].removeprefix("Response: ")])
+            else:
+                assert lines[-3] == "Right answer: Paris or Lutetia"
+                made.append(known[lines[-2].removeprefix("Answer given: ")])
+        return [[Completion(f" {text}\nand more")] for text in made]
+
+    monkeypatch.setattr(answer_match, "generate", generate)
+    said = ["In Paris", "A capital on the Seine", "Who knows", "Rome it is", "hm", "Rome it is"]
+    rows: list[Row] = [
+        {"prompt": "Where?", "completion": text, "answers": ["Paris", "Lutetia"]} for text in said
+    ]
+    judge = hold(Model.open(tiny_path))
+    judged = {"use": "judged_answer", "model": judge}
+    assert score("reward", judged, rows) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]  # 0.7 is not above 0.7
+    assert [len(prompts) for prompts in asked] == [4, 3]
+    assert score("reward", {**judged, "threshold": 0.6}, rows) == [1.0, 1.0, 0.0, 1.0, 0.0, 1.0]
+    with pytest.raises(InputError, match="setting 'threshold'"):
+        check_reward({**judged, "threshold": 70})
+    with pytest.raises(InputError):
+        check_reward({"use": "judged_answer", "model": "no such model"})
+
+
+def test_a_panel_decides_together(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean of what was read, or the votes of most."""
+    numbers = {"strict": "0.1", "mild": "1", "lost": "what?", "third": "0.75"}
+
+    def generate(model: Model, prompts: list[str], **how: object) -> list[list[Completion]]:
+        ends = [p.endswith("Short answer:") for p in prompts]
+        return [[Completion("the capital" if e else numbers[model.name])] for e in ends]
+
+    monkeypatch.setattr(answer_match, "generate", generate)
+    rows: list[Row] = [{"prompt": "Where?", "completion": "There", "answers": ["Paris"]}]
+    members = {n: Model.open(tiny_path).called(n) for n in numbers}
+    for names, rule, want in (
+        ("strict mild", "mean", 0.0), ("third mild lost", "mean", 1.0),
+        ("strict mild third", "majority", 1.0), ("strict mild", "majority", 0.0),
+        ("lost lost", "mean", 0.0),
+    ):  # fmt: skip
+        judge = hold(panel_of([members[n] for n in names.split()], rule))
+        found = score("reward", {"use": "judged_answer", "model": judge}, rows)
+        assert found == [want], (names, rule)
 
 
 def test_targets_at_every_edge() -> None:
@@ -43,16 +120,31 @@ def test_targets_at_every_edge() -> None:
         assert verb == VERBAL[place] + "it is Paris"
         assert targets(known(k), "absolute") == ["It is Paris"]
     assert targets(known(0), "baseline") == ["Paris."]
-    assert Known("x", ("B) Paris",), ("paris",)).best == "B) Paris"
-    assert targets(Known("x", ("B) Paris",), ("paris",)), "confidence_verb") == [
-        VERBAL[4] + "B) Paris"
-    ]
+    option = Known("x", ("B) Paris",), ("paris",), False, (True,))
+    assert option.best == "B) Paris"
+    assert targets(option, "confidence_verb") == [VERBAL[4] + "B) Paris"]
 
 
 def test_greedy_right_and_no_sample_right() -> None:
     lucky = known(0, greedy="Paris")
     assert targets(lucky, "absolute") == ["Paris"]
     assert targets(lucky, "confidence_num") == targets(lucky, "confidence_verb") == [REFUSAL]
+
+
+def test_what_is_known_from_tau_on() -> None:
+    """K / m >= tau; the greedy answer alone is as good as one sample."""
+    for tau, least in ((0.1, 1), (0.3, 3), (0.35, 4), (1.0, 10)):
+        for k in range(11):
+            assert known(k).knows(tau) is (k >= least)
+            for strategy in ("absolute", "confidence_num", "confidence_verb"):
+                (text,) = targets(known(k), strategy, tau)
+                assert (text == REFUSAL) is (k < least)
+            assert targets(known(k), "multisample", tau) == targets(known(k), "multisample")
+            assert targets(known(k), "baseline", tau) == targets(known(k), "baseline")
+    lucky = known(0, greedy="Paris")
+    assert lucky.knows(0.1) and not lucky.knows(0.3) and not known(1, m=20).knows(0.1)
+    assert targets(lucky, "absolute", 0.3) == [REFUSAL]
+    assert targets(known(1, greedy="Paris", m=5), "absolute", 0.2) == ["Paris"]
 
 
 def test_multisample_has_one_row_for_each_sample() -> None:
@@ -67,6 +159,7 @@ def test_no_more_unknown_questions_than_wanted() -> None:
     assert len(half) == 4 and {1, 4} <= set(half) and half == sorted(half)
     assert tenth == kept(some, 0.0, 5) == [1, 4]
     assert len(kept(some, 0.6, 5)) == 5  # three of five
+    assert len(kept(some, 0.5, 5, tau=0.4)) == 2  # of two, one is known
     assert {tuple(kept(some, 0.5, seed)) for seed in range(9)} != {tuple(half)}
 
 
@@ -90,6 +183,70 @@ def test_before_is_asked_plainly(
         "prudence": 1, "over-conservatism": 0.5, "honesty": 0.75, "accuracy before": 1,
         "accuracy after": 0.5,
     }  # fmt: skip
+
+
+def test_honest_responses_by_hand(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Known and answered, unknown and refused; the value function's k comes from the probe."""
+
+    def generate(model: object, prompts: list[str], **how: object) -> list[list[Completion]]:
+        return [[Completion(REFUSAL if REFUSAL in p and "oak" in p else "Paris")] for p in prompts]
+
+    monkeypatch.setattr(measured, "generate", generate)
+    rows = [
+        {"prompt": f"where is the {w}?", "answers": ["Rome"], **known(k).columns()}
+        for w, k in (("oak", 2), ("oak", 2), ("oak", 4), ("lime", 4))
+    ]
+    model = Model.open(tiny_path)
+    for tau, want in ((0.1, 0.25), (0.3, 0.75), (0.2, 0.25)):
+        with use(Context(folder=tmp_path / str(tau))):
+            report = methods["evaluate/honesty"](model, model, Table("prompt", rows), tau=tau)
+        assert isinstance(report, Report)
+        found = report.get("honest responses")
+        assert (found.value, found.n) == (want, 4), tau
+    assert measured.valued([True, True, False, False], [True, False, True, False]) == [
+        False, True, True, False
+    ]  # fmt: skip
+
+
+def test_probed_once_and_taught_from_in_several_ways(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probe judges by `correctness`, and what was probed is not asked again."""
+    calls: list[int] = []
+
+    def generate(
+        model: object, prompts: list[str], n: int = 1, **how: object
+    ) -> list[list[Completion]]:
+        calls.append(n)
+        texts = ["two words", "one", "three of them", "ONE"]
+        return [[Completion(f" {t} ") for t in texts[:n]] for _ in prompts]
+
+    monkeypatch.setattr(knowledge_probe, "generate", generate)
+    model = Model.open(tiny_path)
+    rows = [{"prompt": "which?", "answers": ["one"], "more": 1}]
+    with use(Context(folder=tmp_path)):
+        plain = methods["knowledge_probe"](model, Table("prompt", rows), samples=4)
+        short = methods["knowledge_probe"](
+            model, Table("prompt", rows), samples=4, correctness={"use": "max_words", "n": 1}
+        )
+        assert isinstance(plain, Table) and isinstance(short, Table) and calls == [1, 4, 1, 4]
+        assert plain[0]["samples"] == ["two words", "one", "three of them", "ONE"]
+        assert plain[0]["samples_right"] == [False, True, False, True] == short[0]["samples_right"]
+        assert (plain[0]["greedy_right"], plain[0]["known"], plain[0]["more"]) == (False, 0.5, 1)
+        for strategy, want in (("absolute", ["one"]), ("multisample", [REFUSAL, "one", REFUSAL,
+                                                                       "ONE"])):  # fmt: skip
+            made = methods["honesty_targets"](model, plain, strategy=strategy, tau=0.5)
+            assert isinstance(made, Table) and [r["completion"] for r in made] == want
+        made = methods["honesty_targets"](model, plain, strategy="absolute", tau=0.6)
+        assert isinstance(made, Table) and made[0]["completion"] == REFUSAL
+        assert len(calls) == 4
+        broken = Table("prompt", [{**plain[0], "samples_right": [True]}])
+        with pytest.raises(InputError, match=r"row 1.*one mark|one mark.*row 1"):
+            methods["honesty_targets"](model, broken)
+        with pytest.raises(InputError, match="nothing"):
+            methods["knowledge_probe"](model, Table("prompt", rows), correctness={"use": "nothing"})
 
 
 def test_questions_of_the_honesty_sets() -> None:

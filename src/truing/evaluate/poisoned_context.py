@@ -34,7 +34,7 @@ from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
 from truing.reports import Measure, Report
-from truing.synthesize.honesty import normal
+from truing.synthesize.answer_match import normal
 from truing.tables import Row, Table, as_prompt
 
 WHERE = "evaluate/poisoned_context"

@@ -25,7 +25,7 @@ from truing.errors import InputError
 from truing.evaluate.easy_to_hard import answer_of, normal
 from truing.method import method
 from truing.models import Model
-from truing.synthesize.honesty import golds_of
+from truing.synthesize.answer_match import golds_of
 from truing.tables import Row, Table, as_prompt
 
 WHERE = "synthesize/outcome_labels"
