@@ -498,6 +498,27 @@ def test_curves_break_where_a_value_is_not_finite() -> None:
     assert [row[1] for row in training.rows] == ["3", "2", "not finite", "1"]
 
 
+def test_held_out_values_are_a_second_line() -> None:
+    told: list[dict[str, object]] = [{"at": "s", "rows": 3, "held_out_rows": 2}]
+    for i in range(101):
+        told += [{"at": "s", "step": i, "loss": 1.0 / i, "lr": 0.1}] if i else []
+        told += [{"at": "s", "step": i, "held_out/loss": 2.0 - i / 100}] if i % 33 == 0 else []
+    (training,) = curves.trainings(told)
+    assert training.updates == 100 and training.held
+    assert [(c.name, c.last, c.held) for c in training.curves] == [
+        ("loss", "0.01", "1.01"),
+        ("lr", "0.1", ""),
+    ]
+    page = Page(str(training.curves[0].chart))
+    assert [a["class"] for a, _ in page.all("path")] == ["line faint", "line", "line held"]
+    spots = [text for a, text in page.all("circle") if a["class"] == "spot"]
+    assert spots[0] == "step 0: held-out loss 2" and len(spots) == 4
+    assert training.columns == ["step", "loss", "lr", "held_out/loss"]
+    measured = {row[0]: row[3] for row in training.rows if row[3]}
+    assert measured == {"0": "2", "33": "1.67", "66": "1.34", "99": "1.01"}
+    assert ("held_out_rows", "2") in training.notes
+
+
 def test_thinning_keeps_the_extremes() -> None:
     points = [(float(i), math.sin(i / 50)) for i in range(5000)]
     points[1234] = (1234.0, 9.0)
