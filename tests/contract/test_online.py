@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -103,7 +104,8 @@ def test_declaration(name: str) -> None:
     method, spec = methods[name], spec_of(name)
     assert method.returns == "Model" and {"model", "data"} <= set(method.inputs)
     assert ("reference" in method.inputs) == ("ref_logp" in spec.needs or spec.opposed)
-    assert {"steps", "lr", "answers", "new_tokens", "passes"} <= set(method.settings)
+    assert {"steps", "lr", "answers", "new_tokens", "passes", "mix"} <= set(method.settings)
+    assert "mix_data" in method.inputs
     # What a pool decides itself is not offered, since it would be dropped.
     rewarded = {"rewards", "weights", "missing_end"} <= set(method.settings)
     given_by_hand = {"reward_model", "principles"} <= set(method.inputs)
@@ -277,3 +279,32 @@ def test_a_run_and_the_split_into_micro_batches(
     for a, b in zip(runs[0][:2], runs[1][:2], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3, abs=1e-4)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=2e-2, abs=1e-4)
+
+
+ONCE = SHORT | {"steps": 1, "passes": 1, "batch": 2, "answers": 2, "new_tokens": 4}
+SORTS: dict[str, dict[str, object]] = {"full": {"rank": 0}, "top": {"rank": 0, "layers": 1}}
+
+
+@pytest.mark.parametrize("sort", list(SORTS))
+@pytest.mark.parametrize("name", ONLINE)
+def test_whole_weights_and_a_frozen_trunk(
+    name: str, sort: str, tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One update moves what is trained, everywhere in it, and nothing else."""
+    spec, model = spec_of(name), Model.open(tiny_path)
+    printed = {"printed": {"use": "share_of", "letters": string.printable}}
+    rewards: dict[str, object] = {} if spec.pools else {"rewards": printed}
+    critic = {"critic_rollouts": 0} if spec.values else {}
+    build = train_online.pool_of
+    monkeypatch.setattr(
+        train_online, "pool_of", lambda *a: Counting(pool) if (pool := build(*a)) else None
+    )
+    with use(Context(folder=tmp_path, seed=2)) as context:
+        made = methods[name](model, table_for(spec, 2), **ONCE, **rewards, **critic, **SORTS[sort])
+    assert isinstance(made, Model)
+    (step,) = [m for m in context.metrics if "step" in m]
+    assert float(str(step["grad_norm"])) > 0
+    before, after = model.folded(), made.folded()
+    moved = {n for n in before if not torch.equal(before[n], after[n])}
+    top = {n for n in before if n.startswith("model.layers.5.")}
+    assert moved == (set(before) if sort == "full" else top)
