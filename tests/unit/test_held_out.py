@@ -22,12 +22,12 @@ from truing.core.held_out import HeldOut, Watch
 from truing.core.plain_task import PlainTask
 from truing.core.text_task import TextTask
 from truing.core.tiny import tiny_tokenizer
-from truing.core.training import Training
+from truing.core.training import TextTraining, Training
 from truing.errors import InputError, Stopped
 from truing.method import methods
 from truing.models import Model
 from truing.store import Store
-from truing.tables import Row, Table
+from truing.tables import Row, Table, content_hash
 
 ROWS: list[Row] = [
     {"prompt": f"what is {i}?", "chosen": f"it is {i}." + " so." * (i % 3), "rejected": f"no {i}"}
@@ -257,6 +257,18 @@ def test_it_changes_no_bit(
     watched, context = trained(name, tmp_path / "with", model, eval_every=1, **more)
     assert watched.key == plain.key
     assert len(measured(context.metrics)) == 7
+
+
+def test_keys_of_runs(model: Model, tmp_path: Path) -> None:
+    """Without held-out rows that of ever; with them what is held out and when it is measured."""
+    parts = ["sft", {}, None, {}, vars(TextTraining(**SMALL)), model.weights_key]  # type: ignore[arg-type]
+    plain = content_hash([*parts, PAIRS.key, 4, "", {}], 8)
+    trained("sft", tmp_path / "a", model, None)
+    assert [p.name for p in (tmp_path / "a").glob("checkpoints-*")] == [f"checkpoints-{plain}"]
+    trained("sft", tmp_path / "b", model, steps=1)
+    trained("sft", tmp_path / "b", model, steps=1, eval_every=1)
+    trained("sft", tmp_path / "b", model, Table("pair", ROWS[10:12]), steps=1)
+    assert len(list((tmp_path / "b").glob("checkpoints-*"))) == 3
 
 
 def test_sorting_compares_the_held_out_rows(model: Model, tmp_path: Path) -> None:
