@@ -11,6 +11,7 @@ frontiers. Why they differ is asked as the paper does:
   learn them offline; `reproduced`, which must be 0 but for rounding, says how far `in_order` ends
   from the online run, `replays` what shuffling costs;
 - quality: `from_final` is trained offline on pairs that the online run's model drew, judged anew;
+- loss: `online_bo2` and `offline_bo2` imitate the better answer, with no contrast to the worse;
 - classification: `told_apart` and `told_apart_own` compare how well each run classifies held-out
   pairs, and those of the stream, with how often it wins; whether chosen answers lost is beside.
 """
@@ -166,6 +167,19 @@ def _looked_into(plan: Plan, models: dict[str, str], online: str) -> dict[str, l
         length_normalise=False,
         **AGAIN,
     )
-    for name in (*ORDERS, "from_final"):
-        models[name] = name
-    return {name: ["start", name] for name in (online, *ORDERS, "from_final")}
+    imitation = {"steps": STEPS[-1], **SAME}
+    plan.step(
+        "online_bo2",
+        "train/bo2",
+        model="base",
+        data="pairs_train",
+        reward_model="proxy",
+        answers=2,
+        temperature=1.0,
+        new_tokens=TOKENS,
+        **imitation,
+    )
+    plan.step("offline_bo2", "train/sft", model="base", data="pairs_train", **imitation)
+    others = (*ORDERS, "from_final", "online_bo2", "offline_bo2")
+    models.update({name: name for name in others})
+    return {name: ["start", name] for name in (online, *others)}
