@@ -172,6 +172,7 @@ def test_mistakes(model: Model, tmp_path: Path) -> None:
         ({"passes": 2}, "setting 'how': passes"),
         ({"answers": 1}, "setting 'how'.*answers"),
         ({"environment": {"use": "running_sum"}}, "setting 'how'.*environment"),
+        ({"mix": {"sft": 0.5}}, "setting 'how'.*mix"),
     ):
         for name, data in (("online_stream", PROMPTS), ("replay", PROMPTS)):
             with pytest.raises(InputError, match=match):

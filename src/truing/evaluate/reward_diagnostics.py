@@ -199,6 +199,11 @@ def reward_diagnostics(
     """Can a reward be relied on that was inferred from data: on unseen data, and under pressure?
 
     Args:
+        reward: a reward model, or a tuned language model with its implicit reward.
+        data: held-out pairs, or demonstrations, whose own answers the policy then gives.
+        policy: the model that is to be trained, whose draws are scored.
+        unseen: pairs or demonstrations of another domain.
+        others: the same reward inferred again, by name.
         gold: reward or check that is known to be right, {use: name, ...}.
         answers: K, draws of the policy to each prompt.
         max_tokens: longest answer drawn.

@@ -31,6 +31,7 @@ from truing.train.rl.online_dpo import online_dpo  # what it runs is part of a s
 
 ONLINE = "train/online_dpo"
 ONCE = ("passes", "minibatches")  # each rollout is learnt from in one update
+NONE = ("environment", "mix")  # answers are single ones, and all that is learnt
 
 
 def settings_of(how: Mapping[str, object]) -> dict[str, object]:
@@ -44,8 +45,9 @@ def settings_of(how: Mapping[str, object]) -> dict[str, object]:
     for name in ONCE:
         if found[name] != 1:
             raise InputError(f"setting 'how': {name} must be 1 in a stream", seen=found[name])
-    if found["environment"] is not None:
-        raise InputError("setting 'how': a stream has single answers, and no environment")
+    for name in NONE:
+        if found.get(name):
+            raise InputError(f"setting 'how': a stream has no {name}", seen=found[name])
     return found
 
 
