@@ -182,7 +182,7 @@ def run_method(entry: Entry, arguments: list[str]) -> object:
     place = _place(str(out), method) if out is not None else None
     inputs = _inputs(method, given, checked, parser.prog)
     if method.verb == "serve":
-        return method(**inputs, **settings)
+        return method.function(**inputs, **settings)
     result = pipeline.run_step(method, inputs, settings, seed=seed)
     if place is not None:
         with told(f"--out {out}"):
