@@ -90,6 +90,16 @@ def test_loss_without_dropout_when_it_is_due(tmp_path: Path) -> None:
     assert row["held_out/error"] == pytest.approx(float(gap), rel=1e-5)
 
 
+def test_progress_tells_the_newest_loss(tmp_path: Path) -> None:
+    task, _ = line()
+    said: list[str] = []
+    with use(Context(3, tmp_path, lambda done, total, label: said.append(label))):
+        done = train(task, SETTINGS, held=HeldOut(task, [HELD_ROWS], Watch(eval_every=4)))
+    seen = measured(done.history)
+    newest = [seen[0]] * 3 + [seen[4]] * 4 + [seen[8], seen[9]]
+    assert said == [f"training (line), held-out loss {loss:.4g}" for loss in newest]
+
+
 def test_training_is_what_it_would_be_without(tmp_path: Path) -> None:
     task, module = line(0.3)
     with use(Context(seed=3, folder=tmp_path / "without")):
