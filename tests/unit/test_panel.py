@@ -9,14 +9,16 @@ from statistics import fmean
 import pytest
 
 from truing import cli, pipeline, recipe
+from truing.changes import Decoder
 from truing.context import Context, use
 from truing.core import judge as judging
 from truing.core.generate import generate
+from truing.core.panel import panel_of
 from truing.core.tiny import tiny_folder
 from truing.errors import InputError
 from truing.listing import one as shown
 from truing.method import get_component, methods
-from truing.models import Model, hold
+from truing.models import Model, held_by, hold
 from truing.principles import Principle, Principles
 from truing.reports import Report
 from truing.specify import texts
@@ -172,6 +174,36 @@ def test_in_a_reward_that_is_saved(
     assert again.key == made.key
     with use(Context()):
         assert generate(again, ["Why?"], **how)[0][0].text == drawn[0].text  # type: ignore[arg-type]
+
+
+def test_in_a_reward_of_a_recipe(here: Path, folders: list[Path], models: list[Model]) -> None:
+    panel = "{use: panel, judges: [other, third], rule: majority}"
+    text = RECIPE.partition("steps:")[0] + (
+        "steps:\n  best:\n    do: decode/best_of_n\n    model: base\n    n: 2\n"
+        f"    rewards: {{good: {{use: judged, model: {panel}}}}}\n"
+    )
+    for cached in (False, True):
+        result = pipeline.run(recipe.load(_recipe(here, folders, text)), here / "runs")
+        assert result.run.steps["best"]["cached"] is cached
+        made = result.results["best"]
+        assert isinstance(made, Model)
+        (decoder,) = made.changes
+        assert isinstance(decoder, Decoder)
+        (key,) = held_by(decoder)
+        assert key == panel_of(models[1:], "majority").key
+    with use(Context()):
+        assert generate(made, ["Why?"], max_tokens=4, seed=1)[0][0].text
+
+
+def test_what_a_panel_cannot_do_is_said_first(
+    models: list[Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "truing.train.distill.cyclealign.cycle", lambda *_, **__: pytest.fail("ran")
+    )
+    panel = {"use": "panel", "judges": models[1:]}
+    with pytest.raises(InputError, match="writes rankings, which a panel of several does not"):
+        methods["cyclealign"](models[0], Table("prompt", PROMPTS), panel)
 
 
 def test_as_a_component(models: list[Model], folders: list[Path]) -> None:

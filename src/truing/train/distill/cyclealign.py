@@ -28,6 +28,7 @@ from typing import Literal
 from truing.context import current
 from truing.core.generate import generate
 from truing.core.objective import objective_of
+from truing.core.panel import Panel
 from truing.core.scoring import answer_logps
 from truing.core.train_text import train_model
 from truing.errors import InputError
@@ -176,6 +177,9 @@ def cyclealign(
             where="train/cyclealign",
             seen=(n, cycles, kept),
         )
+    if isinstance(judge.base, Panel):
+        text = "the judge writes rankings, which a panel of several does not"
+        raise InputError(text, where="train/cyclealign", seen=judge.name, fix="Give one model")
 
     def ask(prompts: list[str]) -> list[str]:
         said = generate(judge, prompts, max_tokens=48, greedy=True)
