@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from truing.errors import InputError
 from truing.models import Model
+from truing.naming import is_reference, referred_model
 from truing.principles import Principles
 from truing.reports import Report
 from truing.signature import Input
@@ -80,6 +81,8 @@ def _of_input(wanted: Input, value: object, where: str) -> Noun | Mapping[str, N
     place = f"input {wanted.name!r}"
     if value is None:
         return None
+    if is_reference(wanted.name, value):
+        return referred_model(wanted.name, cast("Mapping[str, object]", value), where=where)
     if not wanted.many:
         return as_noun(wanted.noun, value, place, where=where)
     return {
