@@ -264,11 +264,11 @@ def test_refreshed_answers_are_resumed_to_the_same_bits(
 ) -> None:
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(engine, "CHECKPOINT_SHARE", 1e9)
-    how = {"steps": 7, "refresh": 3}
+    how = {"steps": 5, "refresh": 2}
     whole, losses = refreshed(tiny_path, tmp_path / "whole", **how)
 
     def dies(hook: GuidedSamples, task: Tuned, step: int) -> None:
-        if step == 5:  # two updates after the answers were drawn, one before the next time
+        if step == 4:  # the checkpoint before it is in the middle of what was drawn for two
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

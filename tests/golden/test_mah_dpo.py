@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from objective_numbers import D, pairs, softminus, total
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+from truing.changes import Weights
 from truing.context import Context, use
 from truing.core.engine import Part
 from truing.core.logprob import measure
@@ -198,6 +200,24 @@ def test_a_blend_is_a_change_of_two_numbers(
     assert blend(mixed, 1.0, 3.0).name == f"{two_heads.name}+blend(0.25, 0.75)"
     with pytest.raises(InputError, match="no heads"):
         blend(Model.open(two_heads.folder), 1.0)
+
+
+def test_an_untied_head_stands_apart_from_later_changes_of_the_embeddings(
+    two_heads: Model, blend: Callable[..., Model], tmp_path: Path
+) -> None:
+    mixed, name = blend(two_heads, 0.5, 0.5), "model.embed_tokens.weight"
+    save_file({name: torch.zeros(259, 128)}, tmp_path / "zeros.safetensors")
+    later = mixed.adding(Weights(tmp_path / "zeros.safetensors")).folded()
+    assert torch.equal(later["lm_head.weight"], mixed.folded()["lm_head.weight"])
+    assert later[name].abs().sum() == 0
+    own = 0.5 * torch.ones(259, 128)
+    save_file({"lm_head.weight": own}, tmp_path / "own.safetensors")
+    # A head of its own is laid over a tied one as well as over a blended one.
+    for model in (Model.open(two_heads.folder), mixed):
+        made = model.adding(Weights(tmp_path / "own.safetensors"))
+        assert made.folded().untied and torch.equal(made.folded()["lm_head.weight"], own)
+        assert torch.equal(made.folded()[name], model.folded()[name])
+        assert made.load_module().module.lm_head.weight[3, 4] == 0.5
 
 
 def test_a_blend_becomes_a_plain_folder(
