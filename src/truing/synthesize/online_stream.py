@@ -99,8 +99,9 @@ def online_stream(
 
 def _check(settings: Mapping[str, object], tables: Mapping[str, Table]) -> None:
     """What is checked before anything runs."""
-    if "how" in settings:
-        settings_of(cast("Mapping[str, object]", settings["how"]))
+    how = settings.get("how")
+    if isinstance(how, Mapping):
+        settings_of(cast("Mapping[str, object]", how))
 
 
 online_stream.__dict__["__truing_check__"] = _check

@@ -84,8 +84,9 @@ def replay(
 
 def _check(settings: Mapping[str, object], tables: Mapping[str, Table]) -> None:
     """What is checked before anything runs."""
-    if "how" in settings:
-        settings_of(cast("Mapping[str, object]", settings["how"]))
+    how = settings.get("how")
+    if isinstance(how, Mapping):
+        settings_of(cast("Mapping[str, object]", how))
 
 
 replay.__dict__["__truing_check__"] = _check
