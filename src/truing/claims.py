@@ -191,7 +191,7 @@ def call(name: str, *inputs: object, seed: int = 0, **settings: object) -> Any:
     from truing.method import methods
 
     with step(seed):
-        return methods[name](*inputs, **settings)
+        return methods[name](*inputs, seed=seed, **settings)
 
 
 def _load(path: Path) -> types.ModuleType:
