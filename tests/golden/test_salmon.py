@@ -319,7 +319,7 @@ def test_rl_is_told_the_principles(judge: Model, tiny_path: Path, tmp_path: Path
         (path,) = (tmp_path / "run").glob("rollouts-*/000000.jsonl")
         lines = dict(json.loads(line) for line in path.read_text().splitlines())
         answers = [items[0][2] for items in lines["rollout/0//0/0"]]
-        rewards = [values[0] for values, _ in lines["rollout/0//reward"]]
+        rewards = [values[0] for values, *_ in lines["rollout/0//reward"]]
         order = {p: i for i, p in enumerate(r["prompt"] for r in rows)}
         asked = [{"prompt": p, "completion": a} for p in order for a in answers]
         ref = {"use": "salmon_reward", "model": hold(judge), "principles": hold(RULES)}
