@@ -127,8 +127,7 @@ def perform(
         try:
             with use(context):
                 # What it observed is kept by the context beyond its end.
-                found = licensed(method.function(**nouns, **settings), nouns)
-                made = cast(Noun, marked(found, method, nouns, settings))
+                made = _made(method, nouns, settings)
         except BaseException:
             clock.keep()
             raise
@@ -136,6 +135,12 @@ def perform(
         facts = _facts(method, nouns, settings, seed, seconds)
         made = store.put(key, made, facts, context.metrics)
         return StepResult(method, key, made, False, seconds, context.metrics, damage)
+
+
+def _made(method: Method, nouns: Nouns, settings: Mapping[str, object]) -> Noun:
+    """What a method makes, with the licences and the quarantine that go on to it."""
+    found = licensed(method.function(**nouns, **settings), nouns)
+    return cast(Noun, marked(found, method, nouns, settings))
 
 
 def _from_store(method: Method, store: Store, key: str) -> StepResult:
