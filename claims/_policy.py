@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from truing.claims import Outcome, call, step
 from truing.models import Model
+from truing.reports import Report
 from truing.tables import Table
 
 __all__ = ["Outcome", "call", "policy_model", "share", "step", "table"]
@@ -19,5 +20,5 @@ def policy_model(n: int = 300) -> Model:
     return call("train/sft", base, table("policy", n), epochs=1, rank=16, lr=5e-4, batch=8)
 
 
-def share(report: object, name: str) -> float:
+def share(report: Report, name: str) -> float:
     return report.get(name).value

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import cast
 
 import torch
 from _policy import Outcome, call, policy_model, share, step, table
@@ -85,8 +86,11 @@ def one(policy: Model, held: Table, start: float, seed: int) -> dict[str, float]
         "prompt", [{"prompt": r["prompt"]} for r in table("undo", PROMPTS, seed=seed + 50)]
     )
     with step(seed) as context:
-        made = methods["weight_restore"](
-            damaged, policy, refuse, task, rate=RATE, steps=STEPS, warmup=5, save_every=5
+        made = cast(
+            Model,
+            methods["weight_restore"](
+                damaged, policy, refuse, task, rate=RATE, steps=STEPS, warmup=5, save_every=5
+            ),
         )
         rolled = any(m.get("rollback") for m in context.metrics)
     after, bad = made.folded(), damaged.folded()

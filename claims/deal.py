@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any, cast
 
 from truing.claims import Outcome, step
 from truing.core.chat import Prompt
@@ -27,6 +28,7 @@ from truing.method import methods
 from truing.models import Model
 from truing.specify.checks import forbidden_words
 from truing.specify.texts import words
+from truing.tables import Row
 
 TITLE = "Decoding by look-ahead search covers required words better than the prompt alone"
 METHOD = "decode/deal_segments"
@@ -66,12 +68,12 @@ def answers(model: Model, prompts: Sequence[Prompt], *, greedy: bool = False) ->
     return [items[0].text.strip() for items in made]
 
 
-def segments(model: Model, rewards: dict, **more: object) -> Model:  # type: ignore[type-arg]
-    return methods["deal_segments"](model, rewards=rewards, **SEGMENTS, **more)
+def segments(model: Model, rewards: dict[str, Any], **more: Any) -> Model:
+    return cast(Model, methods["deal_segments"](model, rewards=rewards, **SEGMENTS, **more))
 
 
 def violations(texts: list[str]) -> float:
-    rows = [{"prompt": "", "completion": t} for t in texts]
+    rows: list[Row] = [{"prompt": "", "completion": t} for t in texts]
     return sum(s < 0.5 for s in forbidden_words(rows, words=TOPIC)) / len(texts)
 
 
@@ -110,7 +112,7 @@ def run() -> Outcome:
     weights = [0.0, 0.25, 0.5, 0.75, 1.0]
     order = [spearman(weights, curve["coverage"]), -spearman(weights, curve["brevity"])]
     token = methods["deal"](model, beams=2, candidates=6, lookahead=6, weight=10.0, rewards=COVER)
-    few = list(map(coverage, answers(token, prompts[:4]), wanted[:4]))
+    few = list(map(coverage, answers(cast(Model, token), prompts[:4]), wanted[:4]))
     return Outcome(
         effects=[b - a for a, b in zip(before, after)],
         over="prompts",

@@ -14,6 +14,7 @@ pool's; and for no near-copy beside its original.
 from __future__ import annotations
 
 import random
+from typing import cast
 
 from truing.claims import Outcome, step
 from truing.method import methods
@@ -79,11 +80,12 @@ def junk(rows: Table) -> float:
 def one(seed: int, base: Model) -> dict[str, float]:
     data, held = pool(seed)
     with step(seed):
-        chosen = methods["deita"](
+        made = methods["deita"](
             data, base, m=SELECT, tau=0.9,
             complexity={"use": "length", "of": "prompt", "most": 20},
             quality={"use": "perplexity", "of": "completion", "sign": "low", "max_tokens": 64},
         )  # fmt: skip
+    chosen = cast(Table, made)
     drawn = Table("example", random.Random(seed + 100).sample(data.rows, len(chosen)))
     found = {"junk_pool": junk(data), "junk_deita": junk(chosen), "junk_random": junk(drawn)}
     answers = [str(r["completion"]) for r in chosen]
@@ -92,7 +94,7 @@ def one(seed: int, base: Model) -> dict[str, float]:
     for name, rows in (("deita", chosen), ("random", drawn)):
         with step(seed):
             made = methods["sft"](base, rows, epochs=1, lr=2e-4, rank=16, batch=8, max_tokens=128)
-            found[f"loss_{name}"] = loss(made, held)
+            found[f"loss_{name}"] = loss(cast(Model, made), held)
     found["loss_base"] = loss(base, held)
     return found
 

@@ -184,7 +184,7 @@ def one(seed: int) -> dict[str, float]:
     )  # fmt: skip
     found = {way: report.get(way).value for way in ("single", "majority", "best of n")}
     found["weighted voting"] = report.get("weighted voting").value
-    chosen = [cast("list[str]", s["completions"]) for s in report.samples]
+    chosen = [cast("list[str]", s["completions"]) for s in report.samples or ()]
     found["auroc, hard"] = told_apart(reward, hard, chosen)
     drawn_easy = drawn(
         generator, [r["prompt"] for r in other], n=SOLUTIONS, seed=seed + 1, temperature=0.7,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import random
 from statistics import mean
+from typing import Any
 
 from _tiny import Outcome, Row, Table, blank, drawn, step, taught, vocabulary
 
@@ -77,11 +78,13 @@ class World:
         for name in names * 10:
             any_ = source.choice(NUMBERS)
             wished = sum(source.random() < 0.25 for _ in range(4))
-            rows += [
-                {"prompt": f"find {name}", "completion": f"kind {kind[name]}"},
-                {"prompt": f"get {name}", "completion": f"number {any_}"},
-                {"prompt": f"say {name}", "completion": words(source, wished)},
-            ]
+            rows.extend(
+                [
+                    {"prompt": f"find {name}", "completion": f"kind {kind[name]}"},
+                    {"prompt": f"get {name}", "completion": f"number {any_}"},
+                    {"prompt": f"say {name}", "completion": words(source, wished)},
+                ]
+            )
         known, self.other = names[:KNOWN], names[KNOWN:]
         self.find = Table(
             "example",
@@ -112,7 +115,7 @@ class World:
         return mean(sum(w in WISHED for w in t) / len(t) if t else 0.0 for t in said)
 
     def trained(
-        self, method: str, data: Table, **more: object
+        self, method: str, data: Table, **more: Any
     ) -> tuple[Model, list[dict[str, float]]]:
         """The model and what was recorded at each update."""
         with step(self.seed) as context:

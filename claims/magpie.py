@@ -11,6 +11,7 @@ least 90 % distinct, no control token; and for distinct two-word runs to grow wi
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from truing.claims import Outcome, step
 from truing.method import methods
@@ -38,7 +39,7 @@ MATHS = re.compile(
 CONTROL = re.compile(r"<\|[^|]*\|>|\bassistant\b", re.IGNORECASE)
 
 
-def draw(model: Model, seed: int, **settings: object) -> list[str]:
+def draw(model: Model, seed: int, **settings: Any) -> list[str]:
     with step(seed):
         made = methods["magpie"](model, n=N, max_tokens=TOKENS, **settings)
     assert isinstance(made, Table)

@@ -23,6 +23,7 @@ the two). The process rewards' settings were chosen on other seeds.
 from __future__ import annotations
 
 import random
+from typing import Any, cast
 
 from _tiny import Outcome, Row, Table, blank, call, drawn, step, taught, vocabulary
 
@@ -38,7 +39,7 @@ MINUTES = 4
 NEEDS_GPU = False
 SEEDS = (0, 1, 2)
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the head for brevity
-HOW = {"epochs": 4, "lr": 1e-3, "rank": 0, "batch": 20, "beta": 0.1}
+HOW: dict[str, Any] = {"epochs": 4, "lr": 1e-3, "rank": 0, "batch": 20, "beta": 0.1}
 TOPICS = ("rain", "bread", "boats", "birds", "clocks", "trees", "shoes", "rivers", "songs", "lamps")
 FORMS = ("tell me about {}", "what of {}", "say something on {}", "and the {}", "why {}", "how {}")
 WORDS = ["they", "are", "often", "old", "and", "fine", "near", "the", "small", "town", "where",
@@ -89,7 +90,7 @@ def process_rewards(before: Model, source: random.Random, seed: int) -> dict[str
         {"prompt": source.choice(FORMS[:4]).format(topic), "completion": answer(source, topic)}
         for topic in source.choices(TOPICS, k=300)
     ]
-    how = {"separator": " ", "max_tokens": 16, "seed": seed}
+    how: dict[str, Any] = {"separator": " ", "max_tokens": 16, "seed": seed}
     verified = call("step_labels", before, Table("example", answers[:60]),
                     reward={"use": "max_words", "n": 7}, rollouts=4, **how)  # fmt: skip
     liked = call("step_labels", before, Table("example", answers), rollouts=0,
@@ -105,9 +106,10 @@ def guided(
 ) -> list[float]:
     """Both scores where process rewards of these weights choose the steps."""
     weights = dict(zip(OBJECTIVES, shares))
-    how = {"weights": weights, "standardise": True, **STEPS}
+    how: dict[str, Any] = {"weights": weights, "standardise": True, **STEPS}
     with step(seed):
-        return scores(methods["prm_guided"](model, process_models=rewards, **how), seed)
+        led = methods["prm_guided"](model, process_models=rewards, **how)
+        return scores(cast(Model, led), seed)
 
 
 def one(words: list[str], seed: int) -> dict[str, list[list[float]]]:
@@ -124,7 +126,8 @@ def one(words: list[str], seed: int) -> dict[str, list[list[float]]]:
     union = call("dpo", before, data, seed=seed, **HOW)
     with step(seed):
         heads = methods["mah_dpo"](before, data, objectives=2, **HOW)
-        blends = [methods["blend_heads"](heads, weights=[w, 1 - w]) for w in SHARES]
+        made = [methods["blend_heads"](heads, weights=[w, 1 - w]) for w in SHARES]
+        blends = cast("list[Model]", made)
         after = [scores(m, seed) for m in blends]
     rewards = process_rewards(before, source, seed)
     return {

@@ -12,6 +12,7 @@ The claim asks for accuracy above 0.9 in training and above 0.8 held out, with f
 from __future__ import annotations
 
 import math
+from typing import cast
 
 from truing.claims import Outcome, step
 from truing.core.rewards import Rewards
@@ -60,8 +61,9 @@ def accuracy(model: Model, data: Table) -> float:
 
 def tuned(name: str, base: Model, train: Table, held: Table, seed: int) -> dict[str, float]:
     with step(seed) as context:
-        made = methods[f"train/{name}"](base, train, epochs=2, lr=3e-4, rank=16, batch=8)
-        losses = [float(m["loss"]) for m in context.metrics if "loss" in m]
+        out = methods[f"train/{name}"](base, train, epochs=2, lr=3e-4, rank=16, batch=8)
+        made = cast(Model, out)
+        losses = [float(cast(float, m["loss"])) for m in context.metrics if "loss" in m]
         return {
             "train": accuracy(made, train),
             "held_out": accuracy(made, held),

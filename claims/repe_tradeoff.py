@@ -15,6 +15,7 @@ linearly with |r| (R^2 at least 0.95); a random vector moving B by less than a t
 from __future__ import annotations
 
 import random
+from typing import cast
 
 import numpy as np
 import torch
@@ -160,19 +161,23 @@ def one(seed: int, model: Model) -> dict[str, float]:
     steered = methods["mean_difference"](
         model, Table("pair", pairs), strength=1.0, layers=LAYERS, tokens="last"
     )
-    sweep = Sweep(model, steered.changes[-1], yes, no)
-    noise = Sweep(model, random_edits(steered.changes[-1], seed), yes, no)
+    edits = cast(Edits, cast(Model, steered).changes[-1])
+    sweep = Sweep(model, edits, yes, no)
+    noise = Sweep(model, random_edits(edits, seed), yes, no)
     asked = [prompt_ids(tokenizer, ask(v)) for v in verbs[32:]]
     curve = np.array([sweep.behaviour(r, asked) for r in SMALL])
     flat = np.array([noise.behaviour(r, asked) for r in SMALL[[0, -1]]])
 
     questions = random.Random(seed).sample(Table.read("common_knowledge").rows, 40)
-    heads = [tokenizer.encode(q["prompt"], add_special_tokens=False) for q in questions]
+    heads = [tokenizer.encode(str(q["prompt"]), add_special_tokens=False) for q in questions]
     choices = [
-        [tokenizer.encode(" " + c, add_special_tokens=False)[0] for c in q["choices"]]
+        [
+            tokenizer.encode(" " + c, add_special_tokens=False)[0]
+            for c in cast("list[str]", q["choices"])
+        ]
         for q in questions
     ]
-    right = [q["answer"] for q in questions]
+    right = [int(cast(int, q["answer"])) for q in questions]
     start, z0 = sweep.ability(0.0, heads, choices, right)
     sizes, means, moved = [0.0], [start], [0.0]
     for r in LARGE:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import random
 from itertools import pairwise
 from statistics import mean, stdev
+from typing import Any
 
 from _tiny import FORMS, TOPICS, Outcome, Row, Table, blank, drawn, nats, step, taught, vocabulary
 
@@ -43,7 +44,7 @@ OTHER = [
     "round", "square", "long", "short", "wide", "narrow", "grey", "flat", "even", "bare", "dry",
     "thin", "still", "low", "mild", "cool",
 ]  # fmt: skip
-TRUE = {
+TRUE: dict[str, dict[str, object]] = {
     "cover": {"use": "keyword_coverage", "words": WANTED},
     "short": {"use": "max_words", "n": 12},
 }
@@ -104,7 +105,7 @@ class World:
         ]
         return Rewards(TRUE, {})(rows), [str(r["completion"]) for r in rows]
 
-    def trained(self, data: Table, **settings: object) -> tuple[Model, list[dict[str, float]]]:
+    def trained(self, data: Table, **settings: Any) -> tuple[Model, list[dict[str, float]]]:
         with step(self.seed) as context:
             made = methods["train/ppo_max"](self.base, data, **SHARED, **settings)
         assert isinstance(made, Model)

@@ -10,6 +10,9 @@ stands beside, with the steps of one expert and with those of all three.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -57,7 +60,7 @@ def accuracy(weights: Weights, x: Tensor, y: Tensor) -> float:
 
 
 def merges(base: Weights, experts: list[Weights]) -> dict[str, Weights]:
-    def each(rule) -> Weights:
+    def each(rule: Callable[[Tensor, list[Tensor]], Tensor]) -> Weights:
         return {n: rule(base[n], [e[n] for e in experts]) for n in base}
 
     return {
@@ -92,7 +95,7 @@ def one(seed: int, images: Tensor, labels: Tensor) -> dict[str, float]:
 def run() -> Outcome:
     rows = Table.read("digits")
     images = torch.stack([torch.as_tensor(r["image"]).float().view(8, 8) / 16 for r in rows])
-    labels = torch.tensor([int(r["label"]) for r in rows])
+    labels = torch.tensor([int(cast(int, r["label"])) for r in rows])
     gains = [one(seed, images, labels) for seed in SEEDS]
     return Outcome(
         effects=[g["ties .2"] - g["average"] for g in gains],

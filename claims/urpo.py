@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import random
 from statistics import mean
+from typing import Any
 
 from _tiny import FORMS, TOPICS, Outcome, Row, Table, blank, call, drawn, taught, vocabulary
 
@@ -133,7 +134,7 @@ class World:
 
     def measured(self, model: Model) -> dict[str, float]:
         """Shares of answers that are as they should be."""
-        how = {"seed": self.seed, "max_tokens": 16}
+        how: dict[str, Any] = {"seed": self.seed, "max_tokens": 16}
         open_ = drawn(model, [p for p, _ in self.other], n=8, **how)
         sums = drawn(model, [p for p, _ in self.sums], greedy=True, **how)
         shown = [referee_prompt(p, texts, CRITERIA) for p, texts, _ in self.pairs]

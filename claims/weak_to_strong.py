@@ -21,6 +21,7 @@ strong model of a usual size, and the paper's data, which are not free, are not 
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from _tiny import Outcome, Row, Table, blank, call, taught, vocabulary
 
@@ -92,7 +93,7 @@ def one(
     """Gap recovered and accuracy of every student, and of both ends."""
     source = random.Random(f"{task}/{seed}")
     first, second, test = (labelled(traits, task, source, n) for n in (96, 256, 256))
-    sizes = {"width": 32, "layers": 1}
+    sizes: dict[str, Any] = {"width": 32, "layers": 1}
     weak = [call("guard", blank(words, 10 * seed + k + 1, **sizes), first, seed=10 * seed + k,
                  **HOW | {"epochs": 20}) for k in range(3)]  # fmt: skip
     plain = call("weak_labels", weak[0], second)

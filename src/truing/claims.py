@@ -65,14 +65,14 @@ class Outcome:
             bootstrap over prompts).
         seeds: of all random numbers.
         holds: further conditions and whether each was met.
-        figures: everything else worth keeping.
+        figures: everything else worth keeping, as JSON has it.
     """
 
     effects: Sequence[float]
     over: Over = "seeds"
     seeds: Sequence[int] = ()
     holds: Mapping[str, bool] = field(default_factory=dict)
-    figures: Mapping[str, Json] = field(default_factory=dict)
+    figures: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def effect(self) -> float:
@@ -186,7 +186,7 @@ def step(seed: int) -> Generator[Context]:
         yield context
 
 
-def call(name: str, *inputs: object, seed: int = 0, **settings: object) -> Any:
+def call(name: str, *inputs: object, seed: int = 0, **settings: Any) -> Any:
     """A method's result, in a step of its own with this seed."""
     from truing.method import methods
 
@@ -245,7 +245,7 @@ def measure(slug: str) -> dict[str, Json]:
         "over": outcome.over,
         "seeds": list(outcome.seeds),
         "holds": dict(outcome.holds),
-        "figures": dict(outcome.figures),
+        "figures": cast("dict[str, Json]", dict(outcome.figures)),
         "seconds": round(seconds, 1),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "hardware": hardware(),
