@@ -13,7 +13,7 @@ The first three are vLLM's routes for models of sequence classification and of r
 prompt and answer, for which the server has a template. A model of one output needs no `label`, one
 of several does, such as 1 for the second of bad and good. "plain" is for a server of one's own; the
 prompts are texts or messages, as the rows have them. `#name` at the end of an address says which
-model is meant.
+model is meant, `#name?requests=500,concurrency=4` also how much may be asked of it (`core.limits`).
 
 Tools that a row offers go beside its messages, as "tools" and, since these routes of vLLM know no
 such field, by "chat_template_kwargs" to the template. "plain" gets "tools" with a list for each
