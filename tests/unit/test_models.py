@@ -92,6 +92,32 @@ def test_adapter_folds_as_peft_does(model: Model, adapter: Path) -> None:
     assert torch.equal(module.model.embed_tokens.weight, embedding)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:PiSSA changes:UserWarning")  # peft's
+def test_a_converted_pissa_adapter_folds_as_peft_does(model: Model, tmp_path: Path) -> None:
+    """As the error for an unconverted one says to convert it."""
+    from peft import LoraConfig, get_peft_model
+
+    module = tiny_model()[0]
+    config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa")
+    wrapped = get_peft_model(module, config)
+    begun, plain, done = (str(tmp_path / n) for n in ("begun", "plain", "done"))
+    wrapped.save_pretrained(begun)
+    source = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=source)
+    wrapped.save_pretrained(plain)
+    with pytest.raises(InputError, match="init_lora_weights 'pissa'"):
+        model.adding(Adapter(Path(plain))).folded()
+    wrapped.save_pretrained(done, path_initial_model_for_weight_conversion=begun)
+    expected = wrapped.merge_and_unload().state_dict()
+    found = model.adding(Adapter(Path(done))).folded()
+    assert all(torch.allclose(found[n], expected[n], atol=1e-4) for n in found)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert (found[name] - model.folded()[name]).abs().max() > 0.01
+
+
 def test_adapter_key_ignores_what_else_lies_there(adapter: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(adapter, tmp_path / "a")
     (copy / "README.md").write_text("card")
