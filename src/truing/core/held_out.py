@@ -43,8 +43,8 @@ class Watch:
     Args:
         eval_every: updates between two measurements of the held-out loss; 0 makes five in a run.
             It is also measured before the first update and after the last.
-        keep: the model as it is after the last update, or best, as it was after the one with the
-            lowest held-out loss.
+        keep: which model is the result: that after the last update, or best, that after the update
+            with the lowest held-out loss.
         patience: end the training after so many measurements in a row without a held-out loss
             lower than all before; 0 does not.
     """
