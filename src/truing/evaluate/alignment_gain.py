@@ -130,7 +130,7 @@ def alignment_gain(
         temperature: of sampling; 0 is greedy.
     """
     against = _Against(judge, reward, criterion)
-    theirs = _referenced(data)
+    theirs = _referenced(data.expect("example", "pair", where=WHERE))
     n = len(theirs)
     ours = _answers(model, theirs, "model", max_tokens, temperature)
     rewards, made = against(ours, theirs)
