@@ -36,6 +36,7 @@ TRAINED = (
     "critic",
     "beside",
     "own",
+    "anew",
     "talks",
     "routed",
 )
