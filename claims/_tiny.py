@@ -64,32 +64,49 @@ def vocabulary(texts: Iterable[str], *, exact: bool = False) -> list[str]:
     return sorted({found for text in texts for found in re.findall(piece, text)})
 
 
-def tokenizer(words: Sequence[str], *, exact: bool = False) -> PreTrainedTokenizerFast:
-    """One token for each of the words, after the special ones and the names of the roles."""
+def tokenizer(
+    words: Sequence[str], *, exact: bool = False, shown: bool = False
+) -> PreTrainedTokenizerFast:
+    """One token for each of the words, after the special ones and the names of the roles.
+
+    Texts leave special tokens out; with `shown`, the end of a turn alone is one.
+    """
     known = dict.fromkeys([*SPECIAL, "system", "user", "assistant", *words])
     core = Tokenizer(WordLevel({w: i for i, w in enumerate(known)}, unk_token=SPECIAL[0]))
     piece = Regex(EXACT if exact else PIECE)
     core.pre_tokenizer = pre_tokenizers.Split(piece, "removed", invert=True)
     if exact:
         core.decoder = decoders.Fuse()
-    core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    hidden = [t for t in SPECIAL if t == SPECIAL[2] or not shown]
+    core.add_tokens([AddedToken(t, normalized=False) for t in SPECIAL if t not in hidden])
+    core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in hidden])
+    others = {} if shown else {"bos_token": SPECIAL[1], "unk_token": SPECIAL[0]}
     made = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token=SPECIAL[1], eos_token=SPECIAL[2], unk_token=SPECIAL[0],
-        pad_token=SPECIAL[2], model_max_length=512, clean_up_tokenization_spaces=False,
+        tokenizer_object=core, eos_token=SPECIAL[2], pad_token=SPECIAL[2], model_max_length=512,
+        clean_up_tokenization_spaces=False, **others,
     )  # fmt: skip
     made.chat_template = TEMPLATE_LINES if exact else TEMPLATE
     return made
 
 
 def blank(
-    words: Sequence[str], seed: int, *, width: int = 64, layers: int = 2, exact: bool = False
+    words: Sequence[str],
+    seed: int,
+    *,
+    width: int = 64,
+    layers: int = 2,
+    exact: bool = False,
+    shown: bool = False,
 ) -> Model:
-    """A decoder with random weights; the same words, seed and size give the same bits."""
-    kind = "tiny-exact" if exact else "tiny"
+    """A decoder with random weights; the same words, seed and size give the same bits.
+
+    With `shown`, what it says is in its texts whole, special tokens too but for the end.
+    """
+    kind = f"tiny{'-exact' * exact}{'-shown' * shown}"
     name = f"{kind}-{content_hash([list(words), seed, width, layers], 4)}"
     folder = Path(current().folder) / name
     if not folder.is_dir():
-        tokens = tokenizer(words, exact=exact)
+        tokens = tokenizer(words, exact=exact, shown=shown)
         # One head of keys: attention over short rows costs what it takes to begin.
         config = LlamaConfig(
             vocab_size=len(tokens), hidden_size=width, intermediate_size=3 * width,
