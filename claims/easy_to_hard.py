@@ -2,13 +2,15 @@
 
 Problems add up to four to a number or take it away, modulo ten, at each of five labels; at those of
 a problem that do nothing they add 0, so that a hard problem (four or five steps that do something)
-is no longer than an easy one (one to three). A tiny decoder (three layers), trained from nothing on
-easy solutions until it has half learnt them, is the base. Tuned on 200 of these solutions it is the
-generator. With a head it becomes a process reward model, from labelled steps of 600 further easy
+is no longer than an easy one (one to three). A tiny decoder (three layers) is trained from nothing
+on easy solutions, half a pass at a time, until it solves four in five of other easy problems: this
+is the generator, which then solves some of the hard ones and not all, so that there is something to
+choose. With a head it becomes a process reward model, from labelled steps of 500 further easy
 problems: two solutions of the generator at temperature 1.3, the right one, and two spoilt ones, in
 which a number is changed or steps are left out. A step is right when it follows from the one before
-it. On 60 hard problems eight solutions each are drawn at temperature 0.7; the effect is the
-accuracy of weighted voting, by the least of a solution's steps, less that of the majority.
+it. On 100 hard problems eight solutions each are drawn at temperature 0.7; the effect is the
+accuracy of weighted voting, by the least of a solution's steps, less that of the majority. How many
+problems any of their solutions solves, and how many answers differ, say what is there to be won.
 
 Then GRPO (20 rollouts of 8 prompts by 8 answers) trains the generator on 40 further hard problems,
 rewarded by that model alone; no answer of a hard problem is used anywhere but to grade.
@@ -17,7 +19,8 @@ The claim asks for 0.03 over the majority and 0.05 over a single solution; for a
 the hard problems' steps, which falls from easy to hard less than the generator's accuracy does; and
 for 0.03 more of the hard problems solved after reinforcement. The world and its settings were
 chosen on other seeds. Worlds in which long problems have longer solutions were left: there a model
-of this size fails at the length, not at the steps.
+of this size fails at the length, not at the steps. So was a generator of a fixed number of passes:
+by chance of the seed it gave hard problems one answer in ten, as guessing does, or all of them.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from _tiny import Outcome, Row, Table, blank, call, drawn, taught, vocabulary
 
 from truing.core.scoring import step_scores
 from truing.core.steps import steps_of
+from truing.evaluate.easy_to_hard import answer_of, normal
 from truing.models import Model, hold
 from truing.reports import Report
 
@@ -38,13 +42,15 @@ TITLE = "An evaluator trained on easy problems chooses among solutions of hard o
 METHOD = "evaluate/easy_to_hard"
 EFFECT = "accuracy of weighted voting less that of the majority, on hard problems"
 MARGIN = 0.03
-MINUTES = 4
+MINUTES = 5
 NEEDS_GPU = False
 SEEDS = (0, 1, 2)
 LABELS = "pqrst"
 MODULUS, LARGEST = 10, 4
 EASY, HARD = (1, 2, 3), (4, 5)
-TAUGHT, SHOWN, JUDGED, ASKED, REINFORCED = 1200, 200, 600, 60, 40
+TAUGHT, JUDGED, ASKED, REINFORCED = 1200, 500, 100, 40
+FIRST, MOST, KNOWN = 3.0, 8.0, 0.8  # passes at least and at most; share of easy problems solved
+REWARD = {"rank": 0, "lr": 1e-3, "batch": 32, "epochs": 5}
 ROLLOUTS, SPOILT = 20, 2
 SOLUTIONS, TOKENS = 8, 72
 
@@ -155,26 +161,38 @@ def solved(model: Model, rows: Sequence[Row], seed: int) -> float:
     return mean(float(a == [r["answer"]]) for a, r in zip(answers, rows))
 
 
-def one(seed: int) -> dict[str, float]:
-    source = random.Random(f"easy_to_hard/{seed}")
-    rows = problems(source, EASY, TAUGHT)
-    words = vocabulary(["start ; + - = # Answer \n\n", " ".join(LABELS), *map(str, range(10))])
-    base = taught(blank(words, seed, layers=3), rows, seed, epochs=4)
-    generator = taught(base, rows[:SHOWN], seed, epochs=12, lr=1e-3)
+def half_learnt(
+    words: Sequence[str], rows: Sequence[Row], other: Sequence[Row], seed: int
+) -> tuple[Model, float]:
+    """A decoder taught until it solves enough of other easy problems, and the passes that it took.
 
+    From one pass to the next such a decoder goes from knowing nothing to knowing all: how many it
+    takes differs from seed to seed.
+    """
+    how = {"lr": 2e-3, "schedule": "constant"}
+    model = taught(blank(words, seed, layers=3), rows, seed, epochs=FIRST, warmup=0.05, **how)
+    passes = FIRST
+    while solved(model, other, seed) < KNOWN and passes < MOST:
+        again = 1000 * (seed + 1) + int(2 * passes)
+        model = taught(model, rows, again, epochs=0.5, warmup=0.0, **how)
+        passes += 0.5
+    return model, passes
+
+
+def evaluator(generator: Model, source: random.Random, seed: int) -> Model:
+    """A process reward model from the generator, by labelled steps of easy problems."""
     easy = problems(source, EASY, JUDGED)
     own = drawn(
         generator, [r["prompt"] for r in easy], n=2, seed=seed, temperature=1.3, max_tokens=TOKENS
     )
-    reward = cast(
-        Model,
-        call(
-            "train/process_reward", base, judged(source, easy, own), seed=seed, rank=0,
-            lr=1e-3, batch=32, epochs=5,
-        ),
-    )  # fmt: skip
+    data = judged(source, easy, own)
+    return cast(Model, call("train/process_reward", generator, data, seed=seed, **REWARD))
 
-    hard, other = problems(source, HARD, ASKED), problems(source, EASY, ASKED)
+
+def chosen(
+    generator: Model, reward: Model, hard: Sequence[Row], seed: int
+) -> tuple[dict[str, float], list[list[str]]]:
+    """Accuracy by each way of choosing among solutions of hard problems, and the solutions."""
     report = cast(
         Report,
         call(
@@ -182,10 +200,26 @@ def one(seed: int) -> dict[str, float]:
             n=SOLUTIONS, temperature=0.7, max_tokens=TOKENS,
         ),
     )  # fmt: skip
-    found = {way: report.get(way).value for way in ("single", "majority", "best of n")}
-    found["weighted voting"] = report.get("weighted voting").value
-    chosen = [cast("list[str]", s["completions"]) for s in report.samples or ()]
-    found["auroc, hard"] = told_apart(reward, hard, chosen)
+    ways = ("single", "majority", "best of n", "weighted voting")
+    found = {way: report.get(way).value for way in ways}
+    texts = [cast("list[str]", s["completions"]) for s in report.samples or ()]
+    answers = [[normal(answer_of(t)) for t in some] for some in texts]
+    found["solved by any"] = mean(float(r["answer"] in a) for r, a in zip(hard, answers))
+    found["different answers"] = mean(len(set(a)) for a in answers)
+    return found, texts
+
+
+def one(seed: int) -> dict[str, float]:
+    source = random.Random(f"easy_to_hard/{seed}")
+    rows = problems(source, EASY, TAUGHT)
+    words = vocabulary(["start ; + - = # Answer \n\n", " ".join(LABELS), *map(str, range(10))])
+    generator, passes = half_learnt(words, rows, problems(source, EASY, ASKED), seed)
+    reward = evaluator(generator, source, seed)
+
+    hard, other = problems(source, HARD, ASKED), problems(source, EASY, ASKED)
+    found, texts = chosen(generator, reward, hard, seed)
+    found["passes"] = passes
+    found["auroc, hard"] = told_apart(reward, hard, texts)
     drawn_easy = drawn(
         generator, [r["prompt"] for r in other], n=SOLUTIONS, seed=seed + 1, temperature=0.7,
         max_tokens=TOKENS,
@@ -196,7 +230,7 @@ def one(seed: int) -> dict[str, float]:
     )
     prompts = Table("prompt", [{"prompt": r["prompt"]} for r in problems(source, HARD, REINFORCED)])
     trained = call(
-        "train/grpo", generator, prompts, seed=seed, rank=0, lr=3e-5, batch=8, steps=ROLLOUTS,
+        "train/grpo", generator, prompts, seed=seed, rank=0, lr=1e-4, batch=8, steps=ROLLOUTS,
         answers=8, new_tokens=TOKENS, beta=0.05,
         rewards={"steps": {"use": "step_reward", "model": hold(reward)}},
     )  # fmt: skip
