@@ -6,16 +6,16 @@ that can be checked: how many sentences they have, a figure, a courtesy. Each fe
 principle and its opposite. As in the paper, pairs of answers are shown with principles drawn by
 `synthesize/salmon`'s own rule (how many is geometric, each turned round with probability 1/2; the
 one that tells the answers most apart decides; one label in ten is flipped), here with scores
-computed from the features in place of a judge's: some 400 rows of 300 pairs.
+computed from the features in place of a judge's: some 350 rows of 300 pairs.
 
 Effect: accuracy on 64 pairs never seen under one principle or its opposite, less one half, mean
 over the six, for each of three seeds. The claim asks for 0.8; for a change of preference in 70 % of
-pairs when the principle about length is turned round; for several principles together, in
-combinations never trained on, 0.1 above chance and above every single fixed principle; and that of
-8 answers that the model itself gives to short questions, the best under the short principle is at
-least 20 % shorter than under the long one. Settings were chosen on other seeds. From nothing, a
-decoder of two layers does not learn this from so few rows: what a principle says of an answer is
-then at chance.
+the pairs that differ in length when the principle about it is turned round; for several principles
+together, in combinations never trained on, 0.1 above chance and above every single fixed principle;
+and that of 8 answers that the model itself gives to short questions, the best under the short
+principle is at least 20 % shorter than under the long one. Settings were chosen on other seeds. A
+principle and its opposite stand in equally many rows, so that nothing is won before both answer and
+principle are read together: the loss stays at ln 2 for the first 30 updates or so and falls then.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TITLE = "One reward model follows whatever principles are written beside the ans
 METHOD = "train/salmon"
 EFFECT = "accuracy on unseen pairs under a principle or its opposite, less one half"
 MARGIN = 0.3
-MINUTES = 15
+MINUTES = 18
 NEEDS_GPU = False
 SEEDS = (0, 1, 2)
 PLACES = ("harbour", "library", "market", "mill", "museum", "park", "station", "town hall")
@@ -61,7 +61,7 @@ RULES = (
 )
 NEW = {"length", "figure"}  # these two together are in no training row
 PAIRS, PASSES, NOISE, HELD = 300, 3, 0.1, 64
-HOW = {"epochs": 4, "lr": 3e-4, "rank": 16, "layers": 8, "batch": 16}
+HOW = {"epochs": 4, "lr": 1e-3, "rank": 16, "layers": 8, "batch": 8}
 ASKED = ("What is the capital of France?", "Name a fruit.", "What colour is the sky?",
          "What do cats eat?", "How many days has a week?", "What is snow?", "Who wrote Hamlet?",
          "Is the sea salty?")  # fmt: skip
@@ -161,12 +161,12 @@ def measured(model: Model, source: random.Random) -> dict[str, float]:
     for rule in RULES:
         both = [gaps(model, held, [[t]] * HELD) for t in (rule.text, rule.negative)]
         for side, each, sign in zip(("", "not "), both, (1, -1), strict=True):
-            found[f"accuracy, {side}{rule.id}"] = accuracy(
-                each, [sign * s[rule.id] for s in scores]
-            )
+            wanted = [sign * s[rule.id] for s in scores]
+            found[f"accuracy, {side}{rule.id}"] = accuracy(each, wanted)
             fixed.append(accuracy(each, dominant))
-        turned = [(a > 0) != (b > 0) for a, b in zip(*both, strict=True)]
-        found[f"turned, {rule.id}"] = sum(turned) / HELD
+        # Of two answers alike in it, a principle and its opposite prefer neither.
+        turned = [(a > 0) != (b > 0) for a, b, s in zip(*both, scores, strict=True) if s[rule.id]]
+        found[f"turned, {rule.id}"] = sum(turned) / len(turned)
     found["several"] = accuracy(gaps(model, held, list(map(sentences, lists))), dominant)
     return found | {"single fixed": max(fixed)}
 

@@ -97,7 +97,8 @@ def test_what_a_reward_model_prefers_is_counted(
     monkeypatch.setattr(claim, "score_model", scores)
     found = claim.measured(object(), random.Random(3))
     assert found["accuracy, length"] == found["accuracy, not length"] == 1.0
-    assert found["turned, courtesy"] == 0.0 and 0.6 < found["turned, length"] <= 1.0
+    # Of pairs that differ in length all are turned, and none by what the scorer does not read.
+    assert found["turned, courtesy"] == 0.0 and found["turned, length"] == 1.0
     assert found["several"] > 0.5
     texts = [["a b c", "a", "a b", "a b c d", *["x y z"] * 4]] * len(claim.ASKED)
     monkeypatch.setattr(claim, "hold", lambda model: "key")
