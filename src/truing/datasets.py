@@ -266,9 +266,7 @@ def _joined(shards: Sequence[Path], kind: str, limit: int) -> Table:
         if limit and have >= limit:
             break
         tables.append(tablefiles.read(shard, kind, limit=limit - have if limit else 0))
-    if len(tables) == 1:
-        return tables[0]
-    return Table(tables[0].kind, [row for table in tables for row in table], where=str(shards[0]))
+    return tables[0] if len(tables) == 1 else Table.joined(tables)
 
 
 _warned: set[str] = set()  # sets whose licence was told of in this process

@@ -325,8 +325,13 @@ def _asked(row: Row) -> object:
     before: list[Message] = []
     if row.get("system"):
         before.append({"role": "system", "content": str(row["system"])})
-    for asked, said in cast("list[tuple[str, str]]", row.get("history") or []):
-        before += [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+    given: object = row.get("history") or []
+    for turn in cast("list[object]", given if isinstance(given, list) else [given]):
+        pair = cast("list[object]", turn if isinstance(turn, list) else [])
+        if len(pair) != 2 or not all(isinstance(t, str) for t in pair):
+            raise InputError("field 'history' must list pairs of texts, asked and said", seen=turn)
+        roles = ("user", "assistant")
+        before += [{"role": r, "content": str(t)} for r, t in zip(roles, pair, strict=True)]
     return [*before, {"role": "user", "content": text}] if before else text
 
 
@@ -353,6 +358,8 @@ def read_sharegpt(row: Row) -> Row:
                 seen=turn,
                 fix=f"Known: {', '.join(SPEAKERS)}; write others in a column 'messages'",
             )
+        if not isinstance(turn["value"], str):
+            raise InputError("field 'conversations' has a turn that is no text", seen=turn)
         said.append({"role": role, "content": str(turn["value"])})
     return row | {"messages": said}
 

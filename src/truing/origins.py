@@ -34,6 +34,24 @@ class Origin:
         return f"{self.source} row {self.number(i)}"
 
 
+class Joined(Origin):
+    """Several tables, one after the other, as one source."""
+
+    def __init__(self, tables: Sequence[Table]) -> None:
+        super().__init__(tables[0].source)
+        self._places = [(table, i) for table in tables for i in range(len(table))]
+
+    def number(self, i: int) -> int:
+        """Number of row `i` in its own table."""
+        table, at = self._places[i]
+        return table.number(at)
+
+    def place(self, i: int) -> str:
+        """What its own table calls row `i`."""
+        table, at = self._places[i]
+        return table.place(at)
+
+
 def _same(a: Row, b: Row) -> bool:
     """True for rows of one content, whatever their ids and lineages."""
     from truing.tables import row_id

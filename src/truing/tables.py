@@ -22,7 +22,7 @@ from truing.kinds import Message as Message
 from truing.kinds import as_prompt as as_prompt
 from truing.kinds import prompt_of as prompt_of
 from truing.kinds import user_text as user_text
-from truing.origins import Made, Origin
+from truing.origins import Joined, Made, Origin
 from truing.surrogates import mended
 
 if TYPE_CHECKING:
@@ -114,6 +114,21 @@ class Table:
         made = Table(kind or self.kind, (), where=self.source)
         made.rows, made._origin = rows, self._origin
         made._at = self._at if at is None else [self._at[i] for i in at]
+        return made
+
+    @classmethod
+    def joined(cls, tables: Sequence[Table]) -> Table:
+        """The rows of several tables of one kind, in order; errors call each as its own does."""
+        first = tables[0]
+        for other in tables[1:]:
+            if other.kind != first.kind:
+                raise InputError(
+                    f"its rows are of kind {other.kind!r}, those of {first.source} of kind "
+                    f"{first.kind!r}",
+                    where=other.source,
+                )
+        made = first._derived([dict(row) for table in tables for row in table])
+        made._origin, made._at = Joined(tables), range(len(made.rows))
         return made
 
     def remade(self, kind: str, rows: Iterable[Mapping[str, object]], at: Sequence[int]) -> Table:

@@ -224,7 +224,10 @@ def _last(path: str) -> str:
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("", r"several tables.*data/train_sft \(3 files\)"), ("/valid", "no file or split 'valid'")],
+    [
+        ("", r"several tables.*data/train_sft.jsonl \(3 files\)"),
+        ("/valid", "no file or split 'valid'"),
+    ],
 )
 def test_which_table_is_asked_before_anything_is_downloaded(
     data_hub: Hub, name: str, told: str
@@ -232,6 +235,46 @@ def test_which_table_is_asked_before_anything_is_downloaded(
     with pytest.raises(InputError, match=told):
         Table.read(f"hub:{NAME}{name}")
     assert not any("/resolve/" in a for a in data_hub.asked)
+
+
+def _write(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).write_text(json.dumps({"prompt": name, "completion": "a"}) + "\n")
+
+
+def test_files_without_a_shard_s_number_are_tables_of_their_own(data_hub: Hub) -> None:
+    for file in (data_hub.folder / "data").iterdir():
+        file.unlink()
+    _write(data_hub.folder, "v1.0.jsonl", "v1.1.jsonl", "train.jsonl", "train.csv")
+    assert [r["prompt"] for r in Table.read(f"hub:{NAME}/v1.0")] == ["v1.0.jsonl"]
+    assert [r["prompt"] for r in Table.read(f"hub:{NAME}/train.jsonl")] == ["train.jsonl"]
+    with pytest.raises(InputError, match=r"several tables.*train.csv.*train.jsonl"):
+        Table.read(f"hub:{NAME}/train")
+
+
+def test_a_table_of_which_shards_are_missing_is_refused(
+    data_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Table.read(f"hub:{NAME}/data/train_sft-00000-of-00003.jsonl")
+    point(monkeypatch, tmp_path / "cache", 9)
+    with pytest.raises(InputError, match="1 of 3 shards of data/train_sft"):
+        Table.read(f"hub:{NAME}/train_sft")
+    with pytest.raises(InputError, match="may be a part"):
+        Table.read(f"hub:{NAME}")
+
+
+def test_faults_of_a_shard_name_it(data_hub: Hub) -> None:
+    table = Table.read(f"hub:{NAME}/train_sft")
+    assert table.place(3).endswith("train_sft-00001-of-00003.jsonl row 2")
+
+
+def test_shards_of_different_kinds_are_refused(data_hub: Hub) -> None:
+    shard = data_hub.folder / "data" / "train_sft-00002-of-00003.jsonl"
+    shard.write_text(json.dumps({"text": "other"}) + "\n")
+    with pytest.raises(
+        InputError, match=r"00002-of-00003.jsonl.*kind 'text', those of .*'example'"
+    ):
+        Table.read(f"hub:{NAME}/train_sft")
 
 
 def test_data_in_the_cache_need_no_network(

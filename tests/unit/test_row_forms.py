@@ -502,6 +502,17 @@ def test_sharegpt_rows_are_dialogues() -> None:
 
 
 @pytest.mark.parametrize(
+    ("row", "told"),
+    [({"instruction": "a", "output": "b", "history": ["abc"]}, "pairs of texts"),
+     ({"instruction": "a", "output": "b", "history": [["q", None]]}, "pairs of texts"),
+     ({"conversations": [{"from": "gpt", "value": None}]}, "no text")],
+)  # fmt: skip
+def test_turns_that_are_no_texts_are_never_words(row: Row, told: str) -> None:
+    with pytest.raises(InputError, match=rf"row 1.*{told}"):
+        Table("", [row]).expect("example")
+
+
+@pytest.mark.parametrize(
     "row",
     [{"instruction": "Why?", "output": 3}, {"conversations": "none"}, {"conversations": [["a"]]}],
 )

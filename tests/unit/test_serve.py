@@ -200,7 +200,7 @@ def test_models_and_health(http: httpx.Client) -> None:
             {
                 "messages": [
                     *USER,
-                    {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]},
+                    {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
                     *USER,
                 ]
             },

@@ -20,7 +20,7 @@ from truing.dataindex import TABLES
 from truing.errors import InputError
 
 TIMEOUT = 60.0  # seconds without a byte
-SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
+SHARD = re.compile(r"-\d{5}-of-(\d{5})(-[0-9a-f]+)?$")
 
 
 def fetch_data(source: str) -> tuple[list[Path], str]:
@@ -84,7 +84,10 @@ def _from_hub(name: str) -> tuple[list[Path], str]:
     set_name, _, wanted = rest.partition("/")
     repository = f"{owner}/{set_name}"
     try:
-        found = _chosen(_listed(repository), wanted, repository)
+        names, whole = _listed(repository)
+        if not whole and not wanted:
+            raise OSError("the hub cannot be reached, and what is in the cache may be a part")
+        found = _chosen(names, wanted, repository)
         patterns = [*found, "README.md"]
         folder = Path(snapshot_download(repository, repo_type="dataset", allow_patterns=patterns))
         missing = [n for n in found if not (folder / n).is_file()]
@@ -101,23 +104,26 @@ def _from_hub(name: str) -> tuple[list[Path], str]:
     return [folder / n for n in found], stated_licence(folder) or "unknown"
 
 
-def _listed(repository: str) -> list[str]:
-    """The set's files that can be tables; without a network those in the cache."""
+def _listed(repository: str) -> tuple[list[str], bool]:
+    """The set's files that can be tables, and whether they are all: offline, those in the cache."""
     from huggingface_hub import HfApi, snapshot_download
 
+    said, names = "", list[str]()
     try:
         names = [s.rfilename for s in HfApi().dataset_info(repository).siblings or ()]
     except Exception as error:  # the network's are of whatever library the hub's client uses
+        said = str(error) or type(error).__name__
+    if said:
         try:
             # Of a set that is there in part, the part is asked for that always comes along.
             cached = snapshot_download(
                 repository, repo_type="dataset", allow_patterns="README.md", local_files_only=True
             )
         except OSError:
-            raise OSError(str(error)) from None
+            raise OSError(said) from None
         here = Path(cached)
         names = [p.relative_to(here).as_posix() for p in here.rglob("*") if p.is_file()]
-    return sorted(n for n in names if n.endswith(TABLES))
+    return sorted(n for n in names if n.endswith(TABLES)), not said
 
 
 def _chosen(names: Sequence[str], wanted: str, repository: str) -> list[str]:
@@ -129,9 +135,9 @@ def _chosen(names: Sequence[str], wanted: str, repository: str) -> list[str]:
         return [wanted]
     if wanted and (matching := fnmatch.filter(names, wanted)):
         return matching
-    near = [s for s in splits if not wanted or wanted in (s, PurePosixPath(s).name)]
+    near = [s for s in splits if not wanted or wanted in _called(s)]
     if len(near) == 1:
-        return splits[near[0]]
+        return _whole(splits[near[0]])
     seen = [f"{s} ({len(splits[s])} files)" if len(splits[s]) > 1 else s for s in near or splits]
     if not splits:
         why = "the set has no file that can be read"
@@ -148,7 +154,28 @@ def _chosen(names: Sequence[str], wanted: str, repository: str) -> list[str]:
 
 
 def _split(name: str) -> str:
-    """What the shards of one table have in common: folder and name without number and ending."""
-    path = PurePosixPath(name)
-    stem = path.name.partition(".")[0]
-    return str(path.with_name(SHARD.sub("", stem)))
+    """What the shards of one table have in common: their name without the number.
+
+    A file that is no shard is a table by itself.
+    """
+    ending = _ending(name)
+    return SHARD.sub("", name.removesuffix(ending)) + ending
+
+
+def _called(split: str) -> set[str]:
+    """What a table may be called: with its folder and ending, and without."""
+    stem = split.removesuffix(_ending(split))
+    return {name for s in (split, stem) for name in (s, PurePosixPath(s).name)}
+
+
+def _ending(name: str) -> str:
+    return max((t for t in TABLES if name.endswith(t)), key=len, default="")
+
+
+def _whole(shards: list[str]) -> list[str]:
+    """All shards of a table, in order; an OSError where their names say that some are missing."""
+    for name in shards:
+        numbered = SHARD.search(name.removesuffix(_ending(name)))
+        if numbered and int(numbered[1]) != len(shards):
+            raise OSError(f"{len(shards)} of {int(numbered[1])} shards of {_split(name)} are there")
+    return shards

@@ -70,7 +70,6 @@ class _Message(BaseModel):
     model_config = ConfigDict(strict=True)  # further fields, such as a name, are let pass
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[_Part]
-    tool_calls: list[object] | None = None
 
 
 class _StreamOptions(BaseModel):
@@ -188,6 +187,7 @@ def read(data: object, *, chat: bool, name: str, default: int) -> Ask:
                 )
         elif key in WITHOUT_EFFECT:
             del given[key]
+    _check_calls(given.get("messages"))
     try:
         made = _Chat.model_validate(given) if chat else _Text.model_validate(given)
     except ValidationError as error:
@@ -198,6 +198,17 @@ def read(data: object, *, chat: bool, name: str, default: int) -> Ask:
             param="model", code="model_not_found",
         )  # fmt: skip
     return _chat_ask(made, default) if isinstance(made, _Chat) else _text_ask(made)
+
+
+def _check_calls(messages: object) -> None:
+    """Refuse calls of tools and their results by name: clients send them with no content at all."""
+    for message in cast("list[object]", messages if isinstance(messages, list) else []):
+        facts = cast("Json", message if isinstance(message, dict) else {})
+        if facts.get("tool_calls") or facts.get("function_call") or facts.get("role") == "tool":
+            raise Refused(
+                400, "tool calls of earlier turns are not supported; write them as text",
+                param="messages", code="unsupported",
+            )  # fmt: skip
 
 
 def _invalid(error: ValidationError, model: type[BaseModel]) -> Refused:
@@ -241,9 +252,6 @@ def _chat_ask(made: _Chat, default: int) -> Ask:
     ]
     if made.top_logprobs and not made.logprobs:
         raise Refused(400, "top_logprobs needs logprobs", param="top_logprobs")
-    if any(m.tool_calls for m in made.messages):
-        message = "tool calls of earlier turns are not supported; write them as text"
-        raise Refused(400, message, param="messages", code="unsupported")
     wanted = made.max_completion_tokens or made.max_tokens
     return Ask(
         True,
