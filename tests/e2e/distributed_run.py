@@ -72,7 +72,7 @@ steps:
 # These two alone are killed, too.
 ALIGNED = """\
   aligned: {do: train/dpo, model: base, data: pairs.jsonl, rank: 0, steps: 8, batch: 5,
-    lr: 1.0e-3, budget: 128, held_out: held.jsonl, eval_every: 3, keep: best, dtype: float32}
+    lr: 1.0e-3, budget: 128, held_out: held.jsonl, eval_every: 3, keep_best: true, dtype: float32}
 """
 # Three tasks for two processes.
 TURNS = """\

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from truing import cli, pipeline, recipe
-from truing.context import Context, use
+from truing.context import Context, Json, use
 from truing.core import engine, held_out, reference
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.checkpoint import Checkpoints
-from truing.core.engine import Trained, train
-from truing.core.held_out import HeldOut, Watch
+from truing.core.engine import Loop, Trained, train
+from truing.core.held_out import HeldOut, Losses, Watch
 from truing.core.plain_task import PlainTask
 from truing.core.text_task import TextTask
 from truing.core.tiny import tiny_tokenizer
@@ -111,7 +112,7 @@ def test_training_is_what_it_would_be_without(tmp_path: Path) -> None:
 
 
 def test_best_update_is_kept(tmp_path: Path) -> None:
-    done, weights = run(tmp_path, Watch(eval_every=1, keep="best"))
+    done, weights = run(tmp_path, Watch(eval_every=1, keep_best=True))
     seen = {step: loss for step, loss in measured(done.history).items() if step}
     lowest = min(seen, key=lambda s: seen[s])
     assert 0 < lowest < 9, "the rate is too low for a minimum inside"
@@ -135,11 +136,11 @@ def test_patience_ends_the_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kill_at", [2, 5, 8])
-@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize("keep_best", [False, True])
 def test_killed_and_resumed(
-    keep: str, kill_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    keep_best: bool, kill_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watch = Watch(eval_every=3, keep=keep)  # type: ignore[arg-type]
+    watch = Watch(eval_every=3, keep_best=keep_best)
     expected, weights = run(tmp_path / "whole", watch, dropout=0.2)
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(engine, "CHECKPOINT_SHARE", math.inf)
@@ -160,28 +161,57 @@ def test_killed_and_resumed(
 
 
 def test_a_best_checkpoint_that_is_gone(tmp_path: Path) -> None:
-    done, _ = run(tmp_path, Watch(eval_every=1, keep="best"))
+    done, _ = run(tmp_path, Watch(eval_every=1, keep_best=True))
     seen = {step: loss for step, loss in measured(done.history).items() if step}
     lowest = min(seen, key=lambda s: seen[s])
     folder = tmp_path / "checkpoints-line" / f"step-{lowest:08d}"
     (folder / "facts.json").write_text("{")
     with pytest.raises(Stopped, match=f"after update {lowest}, where the held-out loss was lowest"):
-        run(tmp_path, Watch(eval_every=1, keep="best"))
+        run(tmp_path, Watch(eval_every=1, keep_best=True))
 
 
 def test_decisions_by_hand() -> None:
-    def of(*losses: float) -> list[dict[str, object]]:
+    def of(*losses: float) -> list[dict[str, Json]]:
         return [{"step": 2 * i, held_out.LOSS: loss} for i, loss in enumerate(losses)]
 
-    assert held_out.best(of(0.5, 0.9, 0.7, 0.7)) == 4  # before training is no update
-    assert held_out.best(of(0.5)) == 0
-    assert held_out.best(of(1.0, math.nan, 3.0)) == 4
-    stalled = [held_out.has_stalled(of(3.0, 2.0, 2.5, *more), 2) for more in ([], [2.1], [1.9])]
-    assert stalled == [False, True, False]
-    assert not held_out.has_stalled(of(1.0, 2.0, 3.0), 0)
+    seen = Losses([{"step": 1, "loss": 0.1}, *of(0.5, 0.9, 0.7, 0.7)])
+    assert (seen.best, seen.best_loss) == (4, 0.7)  # before training is no update
+    assert (seen.first, seen.newest, seen.waited) == (0.5, 0.7, 3)
+    assert (Losses(of(0.5)).best, Losses(of(0.5)).waited) == (0, 0)
+    assert Losses(of(1.0, math.nan, 3.0)).best == 4
+    assert (Losses(of(math.nan, math.nan)).best, Losses().newest) == (2, None)
+    waited = [Losses(of(3.0, 2.0, 2.5, *more)).waited for more in ([], [2.1], [1.9])]
+    assert waited == [1, 2, 0]
     assert [s for s in range(11) if Watch().due(s, 10)] == [0, 2, 4, 6, 8, 10]
     assert [s for s in range(8) if Watch(eval_every=5).due(s, 7)] == [0, 5, 7]
     assert [s for s in range(3) if Watch().due(s, 2)] == [0, 1, 2]
+
+
+class Counting(list[dict[str, Json]]):
+    """A history that counts how often it is gone through."""
+
+    walks = 0
+
+    def __iter__(self) -> Iterator[dict[str, Json]]:
+        self.walks += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_an_update_costs_the_same_however_many_there_were(watched: bool, tmp_path: Path) -> None:
+    """What is decided between updates does not go through all of the history each time."""
+
+    def walks(steps: int) -> int:
+        task, _ = line()
+        with use(Context(3, tmp_path / str(steps), lambda done, total, label: None)):
+            watch = Watch(eval_every=2, patience=steps, keep_best=False)
+            held = HeldOut(task, [HELD_ROWS], watch) if watched else None
+            loop = Loop(task, replace(SETTINGS, steps=steps), "line", 0.1, held)
+            loop.history = Counting()
+            assert loop.run().steps == steps
+        return loop.history.walks
+
+    assert walks(24) == walks(6)
 
 
 # Language models
@@ -314,7 +344,7 @@ def test_steps_of_rows_that_are_compared(model: Model, tmp_path: Path) -> None:
 def test_best_model_is_the_one_that_was_measured(model: Model, tmp_path: Path) -> None:
     """A rate so high that it gets worse again: what is kept has the lowest loss of all."""
     made, context = trained(
-        "sft", tmp_path, model, lr=0.1, steps=6, schedule="constant", eval_every=1, keep="best"
+        "sft", tmp_path, model, lr=0.1, steps=6, schedule="constant", eval_every=1, keep_best=True
     )
     seen = {s: loss for s, loss in measured(context.metrics).items() if s}
     lowest = min(seen, key=lambda s: seen[s])
@@ -328,7 +358,7 @@ def test_best_model_is_the_one_that_was_measured(model: Model, tmp_path: Path) -
 def test_killed_between_measurements(
     name: str, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more: dict[str, object] = {"eval_every": 2, "keep": "best", "patience": 2, "steps": 8}
+    more: dict[str, object] = {"eval_every": 2, "keep_best": True, "patience": 2, "steps": 8}
     more |= {"lr": 2e-2, "budget": 80} | ({"every": 3} if name == "tr_dpo" else {})
     expected, whole = trained(name, tmp_path / "whole", model, **more)
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
@@ -381,9 +411,9 @@ def test_bad_input(model: Model, tmp_path: Path) -> None:
             methods["dpo"](model, PAIRS, held_out=Table("pair", [bad]), **SMALL)
         with pytest.raises(InputError, match="setting 'patience' must be at least 0"):
             methods["dpo"](model, PAIRS, held_out=HELD, patience=-1)
-        with pytest.raises(InputError, match="'keep'"):
-            methods["dpo"](model, PAIRS, held_out=HELD, keep="first")
-        for name, value in (("eval_every", 5), ("keep", "best"), ("patience", 1)):
+        with pytest.raises(InputError, match="'keep_best'"):
+            methods["dpo"](model, PAIRS, held_out=HELD, keep_best="first")
+        for name, value in (("eval_every", 5), ("keep_best", True), ("patience", 1)):
             with pytest.raises(InputError, match=f"setting '{name}' counts for nothing"):
                 methods["dpo"](model, PAIRS, **{name: value})
         one = Table("unpaired", [{"prompt": "a", "completion": "b", "label": True}])
@@ -424,7 +454,14 @@ def test_command_and_recipe(
         lines = [json.dumps({n: r[n] for n in ("prompt", "chosen", "rejected")}) for r in rows]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     words = ["train", "sft", "--model", str(tiny_path), "--data", str(tmp_path / "data.jsonl")]
-    words += ["--held-out", str(tmp_path / "held.jsonl"), "--eval-every", "1", "--keep", "best"]
+    words += [
+        "--held-out",
+        str(tmp_path / "held.jsonl"),
+        "--eval-every",
+        "1",
+        "--keep-best",
+        "true",
+    ]
     assert cli.main([*words, "--steps", "2", "--rank", "2", "--json"]) == 0
     assert "lowest" in capsys.readouterr().err
     assert cli.main([*words[:6], "--patience", "1"]) == 2

@@ -152,7 +152,7 @@ def test_weights_that_are_frozen_stay(model: Model, tmp_path: Path) -> None:
 def test_killed_and_resumed(
     name: str, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more: dict[str, object] = {"lr": 1e-3, "held_out": HELD, "eval_every": 1, "keep": "best"}
+    more: dict[str, object] = {"lr": 1e-3, "held_out": HELD, "eval_every": 1, "keep_best": True}
     more |= {"every": 2} if name == "tr_dpo" else {}
     expected, _ = trained(name, tmp_path / "whole", model, **more)
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)

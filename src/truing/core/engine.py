@@ -33,9 +33,9 @@ import torch
 from torch import Tensor, nn
 
 from truing.context import Context, Json, current
-from truing.core import distributed, held_out
+from truing.core import distributed
 from truing.core.checkpoint import Checkpoints
-from truing.core.held_out import HeldOut
+from truing.core.held_out import HeldOut, Losses
 from truing.core.parts import Part as Part
 from truing.core.parts import Sums
 from truing.core.training import State, Training
@@ -210,7 +210,7 @@ class Loop:
         self.end = settings.end(len(task))
         self.checkpoints = checkpoints_of(key)
         self.history: list[dict[str, Json]] = []
-        self.held = held
+        self.held, self.seen = held, Losses()
 
     def run(self) -> Trained:
         """Train to the end, from the last checkpoint where there is one."""
@@ -248,7 +248,7 @@ class Loop:
         found = self.checkpoints.last()
         if found is None:
             return 0
-        step, self.history = found.step, found.history
+        step, self.history, self.seen = found.step, found.history, Losses(found.history)
         found.restore(self.named, self.optimizer)
         self.task.load_state(found.state)
         for row in self.history:
@@ -256,7 +256,7 @@ class Loop:
         return step
 
     def _save(self, step: int) -> None:
-        kept = held_out.best(self.history) if self._keeps_best() else 0
+        kept = self.seen.best if self._keeps_best() else 0
         self.checkpoints.save(
             step, self.named, self.optimizer, self.task.state(), self.history, spare=kept
         )
@@ -264,17 +264,17 @@ class Loop:
     # Held-out rows
 
     def _keeps_best(self) -> bool:
-        return self.held is not None and self.held.watch.keep == "best"
+        return self.held is not None and self.held.watch.keep_best
 
     def _stalled(self) -> bool:
         patience = self.held.watch.patience if self.held is not None else 0
-        return held_out.has_stalled(self.history, patience)
+        return bool(patience) and self.seen.waited >= patience
 
     def _label(self) -> str:
         """What the progress is called, with the newest held-out loss."""
-        seen = held_out.losses(self.history)
-        newest = f", held-out loss {seen[-1][1]:.4g}" if seen else ""
-        return f"training ({self.task.name}){newest}"
+        newest = self.seen.newest
+        seen = f", held-out loss {newest:.4g}" if newest is not None else ""
+        return f"training ({self.task.name}){seen}"
 
     def _watch(self, step: int) -> bool:
         """Measure held-out rows after update `step`, where it is time; whether it is to be kept."""
@@ -283,16 +283,17 @@ class Loop:
         torch.manual_seed(self.context.stream(f"held_out/{step}") + distributed.now().rank)
         facts: dict[str, Json] = {"step": step, **self.held.measured(step)}
         self.history.append(facts)
+        self.seen.add(facts)
         self.context.metric(**facts)
-        return self._keeps_best() and bool(step) and held_out.best(self.history) == step
+        return self._keeps_best() and bool(step) and self.seen.best == step
 
     def _choose(self, held: HeldOut, done: int) -> None:
         """Say what the held-out loss came to, and go back to the best update where that is kept."""
-        facts, said = held_out.told(self.history, held.watch.keep, done, self.total)
+        facts, said = self.seen.told(held.watch, done, self.total)
         self.context.metric(**facts)
         if distributed.leads():
             print(f"{self.task.name}: {said}", file=sys.stderr)
-        chosen = held_out.best(self.history)
+        chosen = self.seen.best
         if not self._keeps_best() or chosen == done:
             return
         found = self.checkpoints.at(chosen)
@@ -302,7 +303,7 @@ class Loop:
                 "cannot be read",
                 where=self.task.name,
                 seen=self.checkpoints.folder,
-                fix="Delete that folder and train again, or keep the last model",
+                fix="Delete that folder and train again, or leave keep_best out",
             )
         found.restore(self.named, self.optimizer)
         self.task.load_state(found.state)

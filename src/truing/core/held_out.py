@@ -6,9 +6,9 @@ every `eval_every` updates and after the last. The metrics are named as in train
 "held_out/" before them.
 
 Each measurement is a row of the run's history, which its checkpoints hold, and every decision is a
-function of that history: a run that was killed decides as it would have without the kill. An update
-with a new lowest loss has a checkpoint of its own where the best model is wanted, and that one
-stays until the end.
+function of what was measured (`Losses`): a run that was killed decides as it would have without the
+kill. An update with a new lowest loss has a checkpoint of its own where the best model is wanted,
+and that one stays until the end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -33,8 +33,6 @@ LOSS = f"{PREFIX}loss"
 TIMES = 5  # measurements of a run, where nothing is said, beside that of the start
 ABOUT = "rows like those of `data` that are not trained on: the loss on them is measured meanwhile."
 
-History = Sequence[Mapping[str, "Json"]]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
@@ -43,14 +41,14 @@ class Watch:
     Args:
         eval_every: updates between two measurements of the held-out loss; 0 makes five in a run.
             It is also measured before the first update and after the last.
-        keep: which model is the result: that after the last update, or best, that after the update
-            with the lowest held-out loss.
+        keep_best: make the result the model after the update with the lowest held-out loss, not
+            that after the last.
         patience: end the training after so many measurements in a row without a held-out loss
             lower than all before; 0 does not.
     """
 
     eval_every: int = 0
-    keep: Literal["last", "best"] = "last"
+    keep_best: bool = False
     patience: int = 0
 
     def check(self, where: str) -> None:
@@ -111,40 +109,50 @@ class HeldOut:
         return {f"{PREFIX}{name}": value for name, value in means.items()}
 
 
-def losses(history: History) -> list[tuple[int, float]]:
-    """(update, held-out loss) of each measurement; a loss that is not finite is as bad as any."""
-    made: list[tuple[int, float]] = []
-    for row in history:
+class Losses:
+    """The held-out losses of a run so far, and what follows from them, known at once.
+
+    A loss that is not finite is as bad as any.
+
+    Args:
+        history: of the run, as far as it has come; none where it begins.
+    """
+
+    def __init__(self, history: Sequence[Mapping[str, Json]] = ()) -> None:
+        self.first: float | None = None  # before the first update
+        self.newest: float | None = None
+        self.best = 0  # the first update after which the loss was lowest; 0 before any
+        self.best_loss = math.inf
+        self.waited = 0  # measurements since the last one with a loss lower than all before
+        self._lowest = math.inf
+        for row in history:
+            self.add(row)
+
+    def add(self, row: Mapping[str, Json]) -> None:
+        """Take a row of the history; nothing comes of one that measures no held-out loss."""
         step, loss = row.get("step"), row.get(LOSS)
-        if isinstance(step, int) and isinstance(loss, (int, float)):
-            made.append((step, loss if math.isfinite(loss) else math.inf))
-    return made
+        if not (isinstance(step, int) and isinstance(loss, (int, float))):
+            return
+        loss = loss if math.isfinite(loss) else math.inf
+        lower = self.newest is None or loss < self._lowest
+        self.waited = 0 if lower else self.waited + 1
+        self._lowest, self.newest = min(loss, self._lowest), loss
+        if not step:
+            self.first = loss
+        elif not self.best or loss < self.best_loss:
+            self.best, self.best_loss = step, loss
 
-
-def best(history: History) -> int:
-    """The first update after which the held-out loss was lowest; 0 where none was measured yet."""
-    made = [(loss, step) for step, loss in losses(history) if step]
-    return min(made)[1] if made else 0
-
-
-def has_stalled(history: History, patience: int) -> bool:
-    """Whether the last `patience` measurements have not lowered the held-out loss."""
-    seen = [loss for _, loss in losses(history)]
-    return bool(patience and seen) and len(seen) - 1 - seen.index(min(seen)) >= patience
-
-
-def told(history: History, keep: str, done: int, total: int) -> tuple[dict[str, Json], str]:
-    """What to record of a run at its end, and to say of it."""
-    seen, chosen = dict(losses(history)), best(history)
-    facts: dict[str, Json] = {"held_out_lowest_after": chosen}
-    said = f"held-out loss {seen[chosen]:.4g} after update {chosen}"
-    if 0 in seen:
-        said += f", the lowest; {seen[0]:.4g} at first"
-    if done < total:
-        facts["ended_after"] = done
-        said += f"; ended after {done} of {total} updates"
-    if keep == "best":
-        said += f"; the model after update {chosen} is kept"
-    if 0 in seen and seen[chosen] >= seen[0]:
-        said += "; warning: no update has lowered it"
-    return facts, said
+    def told(self, watch: Watch, done: int, total: int) -> tuple[dict[str, Json], str]:
+        """What to record of a run of `done` updates out of `total` at its end, and to say of it."""
+        facts: dict[str, Json] = {"held_out_lowest_after": self.best}
+        said = f"held-out loss {self.best_loss:.4g} after update {self.best}"
+        if self.first is not None:
+            said += f", the lowest; {self.first:.4g} at first"
+        if done < total:
+            facts["ended_after"] = done
+            said += f"; ended after {done} of {total} updates"
+        if watch.keep_best:
+            said += f"; the model after update {self.best} is kept"
+        if self.first is not None and self.best_loss >= self.first:
+            said += "; warning: no update has lowered it"
+        return facts, said
