@@ -36,18 +36,23 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 def test_answers_have_features_that_principles_are_about(world: World) -> None:
     claim = world("salmon")
     said = "The roof is new and green. It has 42 rooms. Thank you for asking!"
-    assert claim.features(said) == [-1.0, 1.0, 1.0]
-    assert claim.features("The road to it is narrow.") == [-1 / 3, 0.0, 0.0]
+    assert claim.features(said) == [-0.6, 1.0, 1.0]
+    assert claim.features("The road to it is narrow.") == [-0.2, 0.0, 0.0]
     pairs = [("Why?", said, "The road to it is narrow."), ("Why?", "It is new.", "It is new.")]
     first, second = claim.judged(pairs)
-    # Gaps -2/3 and 0 in both orders: variance 1/9; of the others 1 and 0: variance 1/4.
-    assert first == pytest.approx({"length": -6.0, "figure": 4.0, "courtesy": 4.0})
+    # Gaps -2/5 and 0 in both orders: variance 1/25; of the others 1 and 0: variance 1/4.
+    assert first == pytest.approx({"length": -10.0, "figure": 4.0, "courtesy": 4.0})
     assert set(second.values()) == {0.0}
     source = random.Random(2)
     made = [claim.features(claim.answer(source)) for _ in range(600)]
     for column in (1, 2):
         assert sum(f[column] for f in made) / 600 == pytest.approx(0.5, abs=0.07)
-    assert {round(-3 * f[0]) for f in made} == {1, 2, 3, 4, 5, 6}
+    assert {round(-5 * f[0]) for f in made} == {1, 2, 3, 4, 5, 6}
+    # Of many pairs, two sentences tell more than a figure, and a figure more than one sentence.
+    one, two, three = "It is new.", "It is new. It is old.", "It is new. It is old. It is red."
+    many = [*claim.different(source, 600), *(("Why?", x, one) for x in (two, three, "It has 3."))]
+    by_two, by_three, by_figure = claim.judged(many)[-3:]
+    assert -by_two["length"] < by_figure["figure"] < -by_three["length"]
 
 
 def test_rows_are_labelled_by_what_stands_beside_them(
