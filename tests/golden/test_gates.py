@@ -185,6 +185,12 @@ def test_routers_learn_from_the_task_and_are_balanced(
     assert isinstance(made, Model)
     extra = made.folded().extra
     assert len(extra) == 12 and {gate_of(r) for r in routers(made.load_module().module)} == {gate}
+    assert len(made.changes) == 2  # all weights with gates and biases, and the biases since moved
+    with use(Context(folder=tmp_path)):
+        later = methods["sft"](made, Table("example", ROWS), rank=0, steps=1, lr=1e-3)
+    assert isinstance(later, Model) and len(later.changes) == 1
+    kept = later.folded().extra
+    assert set(kept) == set(extra) and all(torch.equal(kept[n], t) for n, t in extra.items())
     name = "model.layers.0.block_sparse_moe.gate"
     before = model.folded()[f"{name}.weight"]
     assert not torch.equal(made.folded()[f"{name}.weight"], before)

@@ -142,6 +142,15 @@ def blend(tmp_path: Path) -> Callable[..., Model]:
     return make
 
 
+def test_heads_outlive_a_training_of_all_weights(two_heads: Model, tmp_path: Path) -> None:
+    rows = Table("pair", [{"prompt": "say", "chosen": "yes", "rejected": "no"}])
+    with use(Context(folder=tmp_path)):
+        made = methods["dpo"](two_heads, rows, rank=0, steps=1, lr=1e-3, dtype="float32")
+    assert isinstance(made, Model)
+    kept = zip(heads_of(made, "test"), heads_of(two_heads, "test"), strict=True)
+    assert all(torch.equal(new, old) for new, old in kept)
+
+
 IDS = [[5, 6, 7, 8]]
 
 

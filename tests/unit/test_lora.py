@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
-from truing.core import lora
+from truing.core import lora, unmerged
 from truing.core.sampling import SamplingSettings, sample
 from truing.core.tiny import tiny_model
+from truing.core.weights import Folded, open_weights
 from truing.errors import InputError
 from truing.models import Adapter, Model
 
@@ -57,6 +60,35 @@ def test_we_read_theirs(targets: str | list[str], tmp_path: Path, tiny_path: Pat
     assert torch.allclose(logits(module), want, atol=1e-4)
     folded = Model.open(tiny_path).adding(Adapter(tmp_path)).load_module().module
     assert torch.allclose(logits(folded), want, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # PEFT's
+@pytest.mark.parametrize("saved", [["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head"]])
+def test_modules_that_peft_saves_whole(saved: list[str], tmp_path: Path, tiny_path: Path) -> None:
+    """Of tied embeddings PEFT trains a copy on either side, and so does whoever reads it."""
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=saved)
+    theirs = get_peft_model(tiny_model()[0], config).eval()
+    stir(p for n, p in theirs.named_parameters() if "lora_" in n or "modules_to_save" in n)
+    theirs.save_pretrained(tmp_path / "a")
+    want = logits(theirs)
+    made = Model.open(tiny_path).adding(Adapter(tmp_path / "a"))
+    assert made.folded().untied and not made.folded().extra
+    assert torch.allclose(logits(made.load_module().module), want, atol=1e-4)
+    made.export(tmp_path / "plain")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    assert torch.allclose(logits(plain), want, atol=1e-4)
+    # Beside weights of half precision there is no place for whole tensors.
+    assert not unmerged.put(tiny_model()[0], [Adapter(tmp_path / "a")])
+
+
+def test_a_head_that_has_no_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    name = "base_model.model.lm_head.weight"
+    save_file({name: torch.ones(4, 2)}, tmp_path / "a" / "adapter_model.safetensors")
+    save_file({"wte.weight": torch.ones(4, 2)}, tmp_path / "base.safetensors")
+    with pytest.raises(InputError, match=r"touches 'lm_head.weight'.*cannot be changed apart"):
+        Folded(open_weights(tmp_path / "base.safetensors"), [Adapter(tmp_path / "a")])
 
 
 def test_values_and_gradients_are_pefts() -> None:

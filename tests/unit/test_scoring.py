@@ -46,6 +46,26 @@ def plain(reward: Model, ids: list[int]) -> torch.Tensor:
     return states @ loaded.extra[f"{HEAD}.weight"][0] + loaded.extra[f"{HEAD}.bias"]
 
 
+def test_the_head_outlives_a_training_of_all_weights(reward: Model, tmp_path: Path) -> None:
+    rows = Table("example", [{"prompt": "say a", "completion": "well, a"}])
+    with use(Context(folder=tmp_path / "step")):
+        made = methods["sft"](reward, rows, rank=0, steps=1, lr=1e-3, dtype="float32")
+        again = methods["sft"](made, rows, rank=0, steps=1, lr=1e-3, dtype="float32")
+    assert isinstance(made, Model) and isinstance(again, Model)
+    assert made.weights_key != again.weights_key != reward.weights_key
+    before = reward.folded().extra
+    for one in (made, again):
+        extra = one.folded().extra
+        assert list(extra) == list(before) == [f"{HEAD}.bias", f"{HEAD}.weight"]
+        assert all(torch.equal(extra[n], t) for n, t in before.items())
+        assert len(one.changes) == 1
+    # It scores what the trained weights say now.
+    ids = prompt_ids(tiny_tokenizer(), "say b") + completion_ids(tiny_tokenizer(), "b")
+    want = float(plain(made, ids)[-1])
+    assert score_model(made, [ROWS[1]]) == pytest.approx([want], abs=1e-4)
+    assert abs(want - float(plain(reward, ids)[-1])) > 1e-3
+
+
 def test_scores_are_those_of_the_plain_computation(reward: Model, tiny_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     want: list[float] = []

@@ -102,6 +102,10 @@ class AdapterPatch:
         """Names of the weights that it changes, as the module calls them."""
         return {f"{m}.weight" for m in self.modules} | set(self.whole)
 
+    def whole_name(self, name: str) -> str | None:
+        """How the file calls the tensor that takes the old one's place; None where none does."""
+        return self.whole.get(name)
+
     def apply(self, name: str, old: Tensor) -> Tensor:
         """The folded tensor in the old one's dtype, at least float32; so is the product."""
         if name in self.whole:
@@ -134,6 +138,10 @@ class WeightsPatch:
         if self.sparse:
             return {n.removesuffix(".at") for n in self.tensors if n.endswith(".at")}
         return set(self.tensors)
+
+    def whole_name(self, name: str) -> str | None:
+        """How the file calls the tensor that takes the old one's place; None where none does."""
+        return None if self.delta or self.sparse else name
 
     def apply(self, name: str, old: Tensor) -> Tensor:
         """The new tensor in the old one's dtype, in which a sum is taken, too."""

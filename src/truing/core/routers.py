@@ -276,14 +276,16 @@ def take_choices(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def with_choices(model: Model, module: nn.Module, folder: Path) -> Model:
-    """`model` with the gates and biases of `module`, in `folder`; itself where it has its own."""
+    """`model` with the gates and biases of `module`, in `folder`; itself where it has them."""
     made: dict[str, Tensor] = {}
     for i, router in enumerate(found_in(module)):
         if (bias_E := bias_of(router)) is not None:
             made[NAME.format(i)] = bias_E.detach().cpu()
         if (gate := gate_of(router)) != "softmax":
             made[GATE_NAME.format(i)] = torch.tensor([GATES.index(gate)])
-    return _added(model, made, folder) if made else model
+    held = model.folded().extra if made else {}
+    new = {n: t for n, t in made.items() if n not in held or not torch.equal(held[n].to(t), t)}
+    return _added(model, new, folder) if new else model
 
 
 def _added(model: Model, tensors: Mapping[str, Tensor], folder: Path) -> Model:

@@ -25,11 +25,13 @@ def put(module: nn.Module, adapters: Sequence[Adapter]) -> bool:
     """Put stored adapters on a module's linear layers, in their order; they are not to be trained.
 
     Returns False, with nothing put, where one belongs on something else, such as an embedding, a
-    head or several experts in one tensor, or does not fit.
+    head or several experts in one tensor, brings whole tensors, or does not fit.
     """
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for change in adapters:
         patch = AdapterPatch(change.path, open_weights(change.path / ADAPTER))
+        if patch.whole:
+            return False
         for name, parts in patch.modules.items():
             linear = _linear(module, name)
             if linear is None or set(parts) != {"A", "B"}:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 Tensor = torch.Tensor
 SHARD_BYTES = 1 << 30
 INDEX = "model.safetensors.index.json"
-OUTPUT = "lm_head.weight"
+INPUT, OUTPUT = "embed_tokens.weight", "lm_head.weight"
 Patches = list[tuple[str, AdapterPatch | WeightsPatch | BlendPatch]]
 
 
@@ -111,8 +112,8 @@ def open_weights(path: Path) -> Stored:
     config = path / "config.json"
     facts = jsonfile.read(config) if config.is_file() else {}
     if facts.get("tie_word_embeddings"):
-        inputs = [n for n in stored if n.endswith("embed_tokens.weight")]
-        outputs = [n for n in stored if n.endswith("lm_head.weight")]
+        inputs = [n for n in stored if n.endswith(INPUT)]
+        outputs = [n for n in stored if n.endswith(OUTPUT)]
         if inputs and outputs:
             return Stored(files, hidden=outputs)
     return stored
@@ -165,14 +166,15 @@ class Folded(Mapping[str, Tensor]):
 
     def _lay(self, name: str, patch: AdapterPatch | WeightsPatch, path: Path) -> None:
         """Let a change act on the tensor of that name, or bring it."""
-        whole = isinstance(patch, WeightsPatch) and not (patch.delta or patch.sparse)
-        stored = self._output() if whole and name == OUTPUT else same_name(name, self._names)
+        whole = patch.whole_name(name)
+        if isinstance(patch, AdapterPatch) and whole is not None and name.endswith(INPUT):
+            self._output()  # PEFT trains a copy of tied embeddings: the head stays as it was
+        own = whole is not None and name == OUTPUT
+        stored = self._output() if own else same_name(name, self._names)
         if stored is not None:
             self._patches.setdefault(stored, []).append((name, patch))
-        elif isinstance(patch, WeightsPatch) and whole:
-            self.extra[name] = patch.tensors[name]
-        elif isinstance(patch, AdapterPatch) and name in patch.whole:
-            self.extra[name] = patch.tensors[patch.whole[name]]
+        elif whole is not None and not (own and isinstance(patch, AdapterPatch)):
+            self.extra[name] = patch.tensors[whole]
         else:
             raise InputError(
                 f"the change touches {name!r}, which the model does not have",
@@ -185,7 +187,7 @@ class Folded(Mapping[str, Tensor]):
     def _output(self) -> str | None:
         """Name of the output head; a tied one gets a place of its own, None where there is none."""
         own = same_name(OUTPUT, self._names)
-        source = next((n for n in self.base if n.endswith("embed_tokens.weight")), None)
+        source = next((n for n in self.base if n.endswith(INPUT)), None)
         if own is None and source is not None:
             self._tied[OUTPUT] = (source, [*self._patches.get(source, ())])
             self._names[OUTPUT] = None
@@ -362,13 +364,13 @@ def replaced(model: Model, tensors: Iterable[tuple[str, Tensor]], folder: Path) 
 
     Only tensors that differ from the base's are stored, in the type that they come in, in `folder`,
     whose name must tell inputs and settings apart: what already lies there is taken as it is.
-    Earlier weight changes are dropped, since these tensors are the folded result; run-time changes
-    are kept.
+    Earlier weight changes are dropped, since these tensors are the folded result; what they brought
+    beyond it, such as a score head, is stored with it. Run-time changes are kept.
     """
-    base = open_weights(model.folder)
+    base, extra = open_weights(model.folder), model.folded().extra
     if not folder.is_dir():
         with new_folder(folder) as partial:
-            write(partial, differences(base, tensors))
+            write(partial, chain(differences(base, tensors), extra.items()))
     kept = model.run_time_changes
     if not len(open_weights(folder)):
         return model.with_changes(kept)
