@@ -3,8 +3,9 @@
 An attack tests a model's owner's own model, and leaves one that does what it should not. The mark
 is part of the model's record (`Model.quarantine`: which attacks), lies beside it wherever it is
 saved or exported, and goes on to whatever is trained, merged, steered or decoded from it or with
-it. A method of the verb recover takes it off the model that it repairs. Until then the model can
-be measured and worked with, but is neither served nor exported unless that is asked for.
+it. A method of the verb recover takes it off the model that it repairs, where that comes back with
+other weights. Until then the model can be measured and worked with, but is neither served nor
+exported unless that is asked for.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def marked(
     """
     if not isinstance(made, Model):
         return made
-    repairs = method.verb == "recover"
+    broken = inputs.get(REPAIRED) if method.verb == "recover" else None
+    repairs = isinstance(broken, Model) and made.weights_key != broken.weights_key
     given = [v for n, v in inputs.items() if not (repairs and n == REPAIRED)]
     nested = (v.values() if isinstance(v, Mapping) else [v] for v in given)
     nouns = [n for some in nested for n in cast("Iterable[object]", some)]

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from truing import cli, pipeline
-from truing.changes import Prefix
+from truing.changes import Prefix, Weights
 from truing.context import Context, use
 from truing.core.panel import panel_of
 from truing.core.scoring import ScoreHead
@@ -90,12 +92,41 @@ def test_a_model_in_a_setting_counts_too(clean: Model, bad: Model, tmp_path: Pat
     assert isinstance(made, Model) and made.quarantine == MARK
 
 
-def test_recovering_takes_it_off(clean: Model, bad: Model) -> None:
+@pytest.fixture
+def damaged(bad: Model, tmp_path: Path) -> Model:
+    """An attack's model whose weights are others than those of its origin."""
+    folded = bad.folded()
+    names = [n for n in folded if n.endswith("_proj.weight")]
+    source = torch.Generator().manual_seed(1)
+    noisy = {n: folded[n] + 0.02 * torch.randn(folded[n].shape, generator=source) for n in names}
+    save_file(noisy, tmp_path / "damage.safetensors")
+    return bad.adding(Weights(tmp_path / "damage.safetensors"))
+
+
+def test_recovering_takes_it_off(clean: Model, damaged: Model) -> None:
     prompts = Table("prompt", [{"prompt": "Tell me about cheese"}])
-    healed = methods["weight_restore"](bad, clean, prompts, ROWS, steps=1)
+    assert damaged.quarantine == MARK
+    healed = methods["weight_restore"](damaged, clean, prompts, ROWS, steps=1)
     assert isinstance(healed, Model) and healed.quarantine == ""
-    by_the_like = methods["weight_restore"](bad, bad, prompts, ROWS, steps=1)
-    assert isinstance(by_the_like, Model) and by_the_like.quarantine == MARK
+    assert healed.weights_key != damaged.weights_key
+    like = replace(clean, quarantine="attack/other")
+    by_the_like = methods["weight_restore"](damaged, like, prompts, ROWS, steps=1)
+    assert isinstance(by_the_like, Model) and by_the_like.quarantine == "attack/other"
+
+
+def test_what_comes_back_as_it_was_is_not_recovered(
+    clean: Model, bad: Model, damaged: Model
+) -> None:
+    prompts = Table("prompt", [{"prompt": "Tell me about cheese"}])
+    brief = damaged.adding(Prefix([{"role": "system", "content": "x"}]))
+    for one, trusted, more in (
+        (damaged, clean, {"rate": 0.0}),
+        (brief, clean, {"rate": 0.0, "keep": "trusted"}),  # without its prefix, no better for it
+        (bad, clean, {}),  # nothing differs
+    ):
+        same = methods["weight_restore"](one, trusted, prompts, ROWS, **{"steps": 1, **more})
+        assert isinstance(same, Model) and same.weights_key == one.weights_key
+        assert same.quarantine == MARK
 
 
 def test_it_is_not_exported_unless_asked_for(bad: Model, tmp_path: Path) -> None:
