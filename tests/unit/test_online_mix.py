@@ -194,10 +194,18 @@ def test_with_no_weight_of_its_own_it_is_supervised_tuning(model: Model, tmp_pat
 def test_rollouts_that_teach_nothing_leave_the_added_losses_alone(
     model: Model, tmp_path: Path
 ) -> None:
-    _, steps = run("grpo", model, tmp_path / "a", EXAMPLES, mix={"sft": 0.5}, rewards=EQUAL)
+    """Whether their groups are kept or, with `refill`, left out: the losses are the same."""
+    more: dict[str, object] = {"mix": {"sft": 0.5}, "rewards": EQUAL}
+    _, steps = run("grpo", model, tmp_path / "a", EXAMPLES, **more)
     assert all(m["skipped"] == 1.0 for m in steps if "skipped" in m)
     assert all(float(str(m["grad_norm"])) > 0 for m in steps)
     assert all(m["loss"] == pytest.approx(m["mix_loss"], rel=1e-6) for m in steps)
+    _, empty = run("grpo", model, tmp_path / "b", EXAMPLES, refill=1, **more)
+    assert [m["left_out"] for m in empty] == [1.0] * 6
+    assert [(m["loss"], m["mix_loss"]) for m in empty] == [
+        (m["loss"], m["mix_loss"]) for m in steps
+    ]
+    assert all(float(str(m["grad_norm"])) > 0 for m in empty)
 
 
 def test_it_is_learnt(model: Model, tmp_path: Path) -> None:
@@ -221,6 +229,20 @@ def test_while_the_critic_learns_alone_nothing_is_added(model: Model, tmp_path: 
     more: dict[str, object] = {"critic_rollouts": 1, "critic_until": 0.0, "mix": {"sft": 1.0}}
     _, steps = run("ppo_max", model, tmp_path, TEXTS, **more)
     assert ["mix_loss" in m for m in steps] == [False, False, True, True, True, True]
+
+
+def test_the_critic_learns_alone_whatever_the_policy_weighs(model: Model, tmp_path: Path) -> None:
+    """Both updates of its first rollout are those without `mix`."""
+    one: dict[str, object] = {
+        "critic_rollouts": 1, "critic_until": 0.0, "steps": 1, "reward_shape": "raw",
+        "rewards": EQUAL,
+    }  # fmt: skip
+    _, plain = run("ppo_max", model, tmp_path / "a", None, **one)
+    _, mixed = run("ppo_max", model, tmp_path / "b", TEXTS, mix={"ppo_max": 0.0, "sft": 1.0}, **one)
+    assert float(str(plain[0]["grad_norm"])) > 0
+    assert [(m["loss"], m["grad_norm"]) for m in mixed] == [
+        (m["loss"], m["grad_norm"]) for m in plain
+    ]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ It is the `mix` of objectives (`core.mix`), added to nothing on the rows of the 
 of `data` where those have answers: supervised and preference losses, several of them on the same
 rows. Each update of the policy takes the next ceil(batch / minibatches) rows of permutations laid
 end to end, which seed and update alone decide. They are differentiated apart from the answers, at
-temperature 1. Where a rollout teaches nothing they are learnt alone; while the critic learns alone
-there is none of them.
+temperature 1. Where a rollout teaches nothing, or has no group left, they are learnt alone; while
+the critic learns alone there is none of them, and w_0 is 1.
 
 With {sft: w} on text of its own it is the PPO-ptx of "Training language models to follow
 instructions with human feedback", arXiv 2203.02155.

@@ -313,17 +313,20 @@ class OnlineTask:
         number, inner = divmod(step, self.settings.updates)
         rollout = self._ready(number)
         if rollout is None:
-            yield Part(self._nothing(), 0.0, {"left_out": (torch.ones(()), 1.0)})
+            if self.added is not None:
+                yield from self.added.parts(step, 1.0)
+            alone = float(self.added is not None and distributed.leads())
+            yield Part(self._nothing(), alone, {"left_out": (torch.ones(()), 1.0)})
             return
         members = self._members(rollout, inner)
         active_U = rollout.update.active_U
         active = [i for i in members if active_U is None or bool(active_U[i])]
         sums = rollout.facts() if inner == 0 and distributed.leads() else {}
         weights = self._weights(rollout, members) if active else []
-        teaches, alone = any(weights), 0.0
+        teaches, alone, own_weight = any(weights), 0.0, 1.0
         if self.added is not None and not rollout.update.head_only:
             # Where the rollout teaches nothing, what is added makes up the whole update.
-            alone = float(not teaches and distributed.leads())
+            alone, own_weight = float(not teaches and distributed.leads()), self.added.spec.weight
             yield from self.added.parts(step, len(active) if teaches else 1.0)
         own = distributed.share([rollout.groups[i].tree().size for i in active])
         if not teaches or not active[own]:
@@ -336,7 +339,8 @@ class OnlineTask:
             at += len(packed)
             fresh = self._fresh(rollout, here, packed.to(self.device))
             loss = rollout.update.loss(self._given_loss(rollout, here, fresh))
-            yield self._part(loss, weights, [rollout.groups[i].number for i in here], active, sums)
+            named = [rollout.groups[i].number for i in here]
+            yield self._part(loss, weights, named, active, sums, own_weight)
             sums = {}
 
     def _part(
@@ -346,6 +350,7 @@ class OnlineTask:
         rows: Sequence[int],
         active: Sequence[int],
         sums: Sums,
+        own_weight: float,
     ) -> Part:
         """This micro-batch's share: each term over its own weight in the whole minibatch."""
         shares: list[Tensor] = []
@@ -355,9 +360,7 @@ class OnlineTask:
             if whole:
                 shares.append(scale * (value * weight).sum() * (len(active) / whole))
         named = (rows, torch.as_tensor(per_row_U))
-        total = torch.stack(shares).sum()
-        if self.added is not None:
-            total = self.added.spec.weight * total
+        total = own_weight * torch.stack(shares).sum()
         return Part(total, float(len(rows)), sums | loss.sums(), per_row=named)
 
     def _nothing(self) -> Tensor:
