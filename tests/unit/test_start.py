@@ -14,15 +14,16 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from truing.context import Context, use
-from truing.core import engine, loaded, memory, precision, recompute
+from truing.core import engine, loaded, memory, own_samples, precision, recompute, start
+from truing.core.chat import completion_ids, prompt_ids
 from truing.core.frozen_trunk import attach
 from truing.core.logprob import states
 from truing.core.memory import Beside, Choice, Forecast
 from truing.core.precision import seconds_of
 from truing.core.text_task import TextTask
-from truing.core.tiny import tiny_model
+from truing.core.tiny import tiny_model, tiny_tokenizer
 from truing.core.training import TextTraining
-from truing.core.tree import Packed, group_tree, pack
+from truing.core.tree import Node, Packed, group_tree, pack
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model
@@ -202,6 +203,59 @@ def test_what_each_run_will_load(
         more |= {"new_tokens": 4, "rewards": {"s": {"use": "max_words", "n": 2}}}
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, model, method, **more)
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "room"),
+    [
+        ("d2o", {"refresh": 1}, 50),
+        ("d2o", {"refresh": 1, "max_tokens": 60}, 0),
+        ("gkd_on_policy", {}, 50),
+        ("d2o", {"refresh": 0}, -1),  # those of before training are the last ones
+    ],
+)
+def test_answers_that_are_yet_to_be_drawn_count(
+    method: str,
+    more: dict[str, object],
+    room: int,
+    model: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before training each answer has two tokens, later as many as there may be."""
+    told, seen = list[int](), list[int]()
+    check, cut = start.Start.check, TextTask._micro_batches
+
+    def checked(self: start.Start, trees: object, largest: int, *rest: object, **k: object) -> None:
+        told.append(largest)
+        check(self, trees, largest, *rest, **k)  # type: ignore[arg-type]
+
+    def listening(task: TextTask, rows: Sequence[int], trees: Sequence[Node]) -> object:
+        seen.extend(tree.size for tree in trees)
+        return cut(task, rows, trees)
+
+    def made_up(
+        module: object, asked: own_samples.Asked, how: own_samples.SamplingSettings
+    ) -> own_samples.Answers:
+        return [(5, 6) if not told else tuple(range(5, 5 + how.max_tokens)) for _ in asked]
+
+    monkeypatch.setattr(start.Start, "check", checked)
+    monkeypatch.setattr(TextTask, "_micro_batches", listening)
+    monkeypatch.setattr(own_samples, "drawn", made_up)
+    kind, column = ("negative", "rejected") if method == "d2o" else ("example", "completion")
+    rows: list[Row] = [{"prompt": f"say {'x' * i}", column: "bad"} for i in (1, 9)]
+    monkeypatch.setenv("TRUING_HOME", str(tmp_path / "home"))
+    with use(Context(seed=4, folder=tmp_path)):
+        teacher = {} if method == "d2o" else {"teacher": model}
+        methods[method](
+            model, Table(kind, rows), **teacher, samples=4, new_tokens=50, steps=3, batch=2,
+            rank=2, lr=1e-3, dtype="float32", **more,
+        )  # fmt: skip
+    prompts = [prompt_ids(tiny_tokenizer(), str(row["prompt"])) for row in rows]
+    answer = len(completion_ids(tiny_tokenizer(), "bad"))
+    own = [2 if room < 0 else min(50, (room or 60 - len(p))) for p in prompts]
+    assert told == [max(len(p) + answer + 4 * n for p, n in zip(prompts, own, strict=True))]
+    assert max(seen) == told[0]
 
 
 MADE = Forecast(state=1000, inside=10.0, input=1, logits=0, blocks=8)

@@ -7,7 +7,7 @@ the reference is measured in one pass, the adapter or the weights become a chang
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import cast
@@ -212,6 +212,18 @@ def _read(asked: Asked, start: Start, data: Table, held_out: Table | None) -> Re
     return Read(units, held, notes | {f"{INPUT}_{n}": v for n, v in counts.items()})
 
 
+def _largest(units: Sequence[Unit], hook: Hook, limit: int) -> int:
+    """Tokens of the largest tree of any step: answers drawn later may be as long as they can be."""
+
+    def later(unit: Unit) -> int:
+        if not hook.fresh:
+            return 0
+        room = min(hook.new_tokens, limit - len(unit.prompt))
+        return sum(room - len(answer) for answer in unit.answers[-hook.added :])
+
+    return max(u.tree().size + later(u) for u in units)
+
+
 def _compared(spec: Objective, hook: Hook, start: Start) -> bool:
     """Whether a reference of its own is asked while training: of vocabularies, or new rows."""
     asked = spec.compares_vocabulary or (hook.fresh and spec.takes_reference)
@@ -334,10 +346,9 @@ def train_model(
     read = _read(asked, start, data, held_out)
     if taught is not None:
         taught.read(read.every)
-    trees = [u.tree() for u in read.units]
     start.check(
-        trees,
-        max(t.size for t in trees),
+        [u.tree() for u in read.units],
+        _largest(read.units, hook, start.limit),
         read.notes,
         ended=not spec.answers_end,
         shown=2,

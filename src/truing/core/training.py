@@ -220,6 +220,7 @@ class Hook:
     moves_reference = False
     fresh = False  # rows change while training goes on
     added = 0  # branches put after a row's own
+    new_tokens = 0  # of the longest of them that may be drawn
     measures: tuple[str, ...] = ()  # measurements that it takes itself
     # Settings that stand in where rows are only measured.
     quiet: ClassVar[Mapping[str, object]] = {}
