@@ -137,13 +137,14 @@ class Model:
     def open(source: str | Path) -> Model:
         """The model of that name: a folder, a name of `truing models`, a hub name or an address.
 
-        Addresses read "http://host:port/v1#model". Named models are fetched when absent.
+        Addresses read "http://host:port/v1#model". Named models are fetched when absent. Limits
+        (see `core.limits`) hold for that model until it is opened with others, or without any.
         Raises:
             InputError: it is found nowhere, its files are damaged, or there is no network.
         """
         from truing.core import opening
 
-        return opening.open_model(str(source))
+        return opening.open_model(str(source), anew=True)
 
     def __repr__(self) -> str:
         laid = "".join(f" + {c.kind}" for c in self.changes)

@@ -268,6 +268,7 @@ def at_place(text: str) -> Noun:
 def _looked_up(text: str) -> Noun | None:
     from truing.core import fetch
     from truing.core.files import expanded
+    from truing.core.opening import open_model
     from truing.store import MARKS, load_noun
 
     folder = expanded(text)
@@ -275,7 +276,7 @@ def _looked_up(text: str) -> Noun | None:
         noun = next((n for n, mark in MARKS.items() if (folder / mark).is_file()), "Model")
         return models.Model.open(folder) if noun == "Model" else load_noun(noun, folder)
     if text.startswith(("http://", "https://")) or text in fetch.names():
-        return models.Model.open(text)
+        return open_model(text)
     return _stored(text)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from truing.core.files import expanded
+from truing.core.limits import SAID
 from truing.errors import InputError
 from truing.method import Makes, Method
 from truing.models import Folder, Model, Served
@@ -78,7 +79,8 @@ def open_sources(checked: Sequence[Checked], at_hand: Opened | None = None) -> O
         if one.method.id == READS:  # its file, which it reads itself
             take("Principles", str(one.settings["path"]), one)
     check_tables(checked, opened)
-    for noun, text, one in wanted:
+    # Of one model under two addresses the limits count, whichever stands first.
+    for noun, text, one in sorted(wanted, key=lambda w: SAID.search(w[1]) is not None):
         take(noun, text, one)
     return opened
 

@@ -23,6 +23,8 @@ from truing.plan import Plan
 from truing.recipe import load
 from truing.runs import Run
 from truing.serve.openai import Address, serving
+from truing.sources import open_sources
+from truing.train.reward.judged import judge_of
 from truing.train.reward.served_reward import served_reward
 
 ASKED = ["Hello", "Why?", "Where to?", "When?", "Who is it?"]
@@ -68,6 +70,30 @@ def test_a_budget_of_the_address_stops_and_the_next_goes_on(far: Address) -> Non
     assert meter(far.url, "tiny").requests == 3  # the other two were kept
     with limited(Limits()):
         assert texts == asked(plain)
+
+
+def test_opened_without_limits_it_has_none_of_its_own() -> None:
+    url = "http://127.0.0.1:9/v1"
+    Model.open(f"{url}#m?requests=5")
+    Model.open(f"{url}#other")
+    # A setting that names the model goes on under what was said where it was opened.
+    judge_of(f"{url}#m")
+    assert meter(url, "m").limits.requests == 5
+    Model.open(f"{url}/#m")
+    assert meter(url, "m") is meter() and meter().limits.requests == 0
+
+
+@pytest.mark.parametrize("names", [("few", "bare"), ("bare", "few")])
+def test_of_two_addresses_in_one_plan_the_limits_count(
+    names: tuple[str, str], tmp_path: Path
+) -> None:
+    said = {"few": "http://127.0.0.1:9/v1#m?requests=5", "bare": "http://127.0.0.1:9/v1#m"}
+    plan = Plan("p", folder=tmp_path)
+    for name in names:
+        plan.model(name, said[name])
+        plan.step(f"of_{name}", "decode/best_of_n", model=name, n=2)
+    open_sources(plan.check())
+    assert meter("http://127.0.0.1:9/v1", "m").limits.requests == 5
 
 
 def test_a_budget_of_tokens_of_the_address(far: Address) -> None:

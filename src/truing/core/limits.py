@@ -84,20 +84,24 @@ SAID = re.compile(
 _said: dict[tuple[str, str], dict[str, float]] = {}  # by address and model
 
 
-def keep(url: str, name: str) -> str:
+def keep(url: str, name: str, *, anew: bool = False) -> str:
     """The model's name without the limits behind it, which `meter` then knows.
 
     Args:
         url: of the server, before "#".
         name: "model" or "model?requests=500,timeout=60".
+        anew: a name without limits takes back those that were said of this model before. A setting
+            that names a model takes none back: the command may have said them elsewhere.
     Raises:
         InputError: there is no such limit, or its value is none.
     """
     bare, mark, tail = name.rpartition("?")
     pairs = [item.partition("=") for item in tail.split(",")]
-    if not mark or not all(eq for _, eq, _ in pairs):
-        return name
     url = private.without_login(url.rstrip("/"))
+    if not mark or not all(eq for _, eq, _ in pairs):
+        if anew:
+            _said.pop((url, name), None)
+        return name
     said = {key: _value(key, text, f"{url}#{bare}") for key, _, text in pairs}
     replace(Limits(), **said)  # checks what they say
     _said[url, bare] = said

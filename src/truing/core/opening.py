@@ -41,12 +41,16 @@ _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 _KEY = re.compile(r"[0-9a-f]{32}")  # of what a change holds, and its folder's name
 
 
-def open_model(source: str) -> Model:
-    """See `Model.open`."""
+def open_model(source: str, *, anew: bool = False) -> Model:
+    """See `Model.open`.
+
+    Args:
+        anew: an address without limits takes back those said of its model before.
+    """
     from truing.core import fetch
 
     if source.startswith(("http://", "https://")):
-        return _served(source)
+        return _served(source, anew)
     folder = files.expanded(source)
     if folder.is_dir():
         return _local(folder)
@@ -62,7 +66,7 @@ def open_model(source: str) -> Model:
     raise unknown("model", source, fetch.names(), where="model")
 
 
-def _served(source: str) -> Model:
+def _served(source: str, anew: bool) -> Model:
     url, _, name = source.partition("#")
     if not name:
         raise InputError(
@@ -70,7 +74,7 @@ def _served(source: str) -> Model:
             where=private.without_login(source),
             fix="Write http://host:port/v1#model-name",
         )
-    name = limits.keep(url, name)
+    name = limits.keep(url, name, anew=anew)
     return Model(Served(url.rstrip("/"), name), name=name)
 
 

@@ -39,6 +39,7 @@ from typing import Literal, cast
 
 from truing.context import current
 from truing.core.judge import UNPARSED, Comparison, Score, compare, decision, rate
+from truing.core.opening import open_model
 from truing.core.private import without_login
 from truing.errors import InputError
 from truing.method import component
@@ -73,7 +74,7 @@ def judge_of(model: str, where: str = WHERE) -> Model:
                 seen=bare,
                 fix="Put the server's key into TRUING_API_KEY",
             )
-        return Model.open(model)
+        return open_model(model)
     if not any(named(model)) and found_at(model) is None:
         raise InputError(
             "no judge of that key is at hand",
