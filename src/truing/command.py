@@ -152,6 +152,7 @@ def _place(out: str, method: Method) -> Path:
 def run_method(entry: Entry, arguments: list[str]) -> object:
     """Run `truing VERB METHOD ...` as a plan of one step, so that it is stored and resumable."""
     from truing import pipeline
+    from truing.core.preflight import check_given
 
     method = methods[entry.id]
     parser = _parser(method)
@@ -177,6 +178,7 @@ def run_method(entry: Entry, arguments: list[str]) -> object:
     }
     checked = method.validate(settings, where=parser.prog)
     method.check(checked, {}, where=parser.prog)
+    check_given(method.declared, checked, given, lambda _: parser.prog)
     # Named models are opened before any other: a wrong name is told before anything is fetched.
     settings = holding({n: checked[n] for n in settings}, where=parser.prog)
     place = _place(str(out), method) if out is not None else None

@@ -242,6 +242,8 @@ class Plan:
         return self._ordered(checked)
 
     def _check(self, step: Step) -> Checked:
+        from truing.core.preflight import check_given
+
         try:
             method = methods[step.method]
             inputs, settings = method.inputs, method.settings
@@ -275,6 +277,7 @@ class Plan:
                 values[name] = self.path(str(value), typed=name in step.typed)
         full = method.validate(values, where=step.at(), at=step.at)
         method.check(full, {}, where=step.at(), at=step.at, stored=True)
+        check_given(method.declared, full, sources, step.at)
         seed = self.seed if step.seed is None else step.seed
         named = {
             one: self._source(step, Input(one.setting, one.noun), one.text, "setting")

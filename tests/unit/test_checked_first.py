@@ -184,6 +184,26 @@ def test_a_setting_of_a_late_step_is_refused_before_the_first_one(folder: Path) 
         recipe.load(folder / "r.yaml").check()
 
 
+@pytest.mark.parametrize("given", ["--eval-every 5", "--keep-best true", "--patience 2"])
+def test_what_held_out_rows_are_for_without_any(folder: Path, told: Told, given: str) -> None:
+    name, value = given.removeprefix("--").replace("-", "_").split()
+    part = f"setting '{name}' counts for nothing: there are no held-out rows"
+    said = told(f"train dpo --model {FAR} --data pairs.jsonl {given}")
+    assert part in said and "truing train dpo" in said
+    text = (
+        f"models: {{base: {FAR}}}\nsteps:\n"
+        "  held: {do: select/sample, data: pairs.jsonl, n: 4}\n"
+        "  tuned:\n    do: train/dpo\n    model: base\n    data: pairs.jsonl\n"
+        f"    {name}: {value}\n"
+    )
+    (folder / "r.yaml").write_text(text)
+    with pytest.raises(InputError, match=rf"r\.yaml line 8 step tuned: {part}"):
+        recipe.load(folder / "r.yaml").check()
+    for rows in ("pairs.jsonl", "held"):  # of a file, or of a step that has not run yet
+        (folder / "r.yaml").write_text(f"{text}    held_out: {rows}\n")
+        assert "held_out" in recipe.load(folder / "r.yaml").check()[-1].sources
+
+
 def test_a_method_that_is_called_checks_the_same() -> None:
     with pytest.raises(InputError, match="'density' must be in"):
         methods["ties"]("no model", {"a": "no model"}, density=3.0)

@@ -14,7 +14,7 @@ and that one stays until the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -58,14 +58,18 @@ class Watch:
             if value < 0:
                 raise InputError(f"setting {name!r} must be at least 0", where=where, seen=value)
 
-    def check_unused(self, where: str) -> None:
-        """Raise an InputError for a setting that means nothing, as no held-out rows are given."""
+    def check_unused(self, at: Callable[[str], str]) -> None:
+        """Raise an InputError for a setting that means nothing, as no held-out rows are given.
+
+        Args:
+            at: where a setting stands.
+        """
         for one in fields(self):
             value = getattr(self, one.name)
             if value != one.default:
                 raise InputError(
                     f"setting {one.name!r} counts for nothing: there are no held-out rows",
-                    where=where,
+                    where=at(one.name),
                     seen=value,
                     fix=f"Give rows that are not trained on as the input {INPUT!r}, such as the "
                     "part that select/split holds out",

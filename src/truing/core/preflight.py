@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, cast
 
@@ -62,6 +62,24 @@ def check_objective(spec: Objective, settings: Settings, tables: Tables) -> None
         where = spec.name if name == "data" else f"{spec.name} {name}"
         check_rows(tables[name], spec.rows, where, needed, texts=takes_texts(spec))
         check_heads(spec, settings, tables[name], where, every=name == "data")
+
+
+def check_given(
+    declared: object, settings: Settings, given: Collection[str], at: Callable[[str], str]
+) -> None:
+    """Raise an InputError for a setting that means nothing without an input that is not given.
+
+    Args:
+        declared: the method's function.
+        settings: all of them.
+        given: names of the inputs that are, whether they are at hand or a step makes them.
+        at: where a setting stands.
+    """
+    from truing.core.held_out import INPUT, Watch
+
+    if hasattr(declared, "__objective__") and INPUT not in given:
+        watching = {f.name: settings[f.name] for f in fields(Watch) if f.name in settings}
+        Watch(**watching).check_unused(at)  # type: ignore[arg-type]
 
 
 def check_heads(

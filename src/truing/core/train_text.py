@@ -107,7 +107,7 @@ def _asked(spec: Objective, values: Mapping[str, object], held_out: Table | None
     watch = Watch(**{n: v for n, v in values.items() if n in watching})  # type: ignore[arg-type]
     watch.check(spec.name)
     if held_out is None:
-        watch.check_unused(spec.name)
+        watch.check_unused(lambda _: spec.name)
     own |= {n: v for n, v in values.items() if n in own}
     hook = HOOKS[spec.hook](**hooked) if spec.hook else Hook()
     return Asked(spec, own, mix, hooked, hook, training, watch)
