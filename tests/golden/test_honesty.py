@@ -242,6 +242,15 @@ def test_probed_once_and_taught_from_in_several_ways(
         made = methods["honesty_targets"](model, plain, strategy="absolute", tau=0.6)
         assert isinstance(made, Table) and made[0]["completion"] == REFUSAL
         assert len(calls) == 4
+        settings = {"samples": 4, "temperature": 0.5, "max_tokens": 8,
+                    "correctness": {"use": "max_words", "n": 1}}  # fmt: skip
+        for name, value in settings.items():
+            with pytest.raises(InputError, match=f"setting '{name}' counts for nothing"):
+                methods["honesty_targets"](model, plain, **{name: value})
+        both = Table("prompt", [*plain, *rows])
+        with pytest.raises(InputError, match=r"row 2.*1 of 2 rows|1 of 2 rows.*row 2"):
+            methods["honesty_targets"](model, both, samples=4)
+        assert len(calls) == 4
         broken = Table("prompt", [{**plain[0], "samples_right": [True]}])
         with pytest.raises(InputError, match=r"row 1.*one mark|one mark.*row 1"):
             methods["honesty_targets"](model, broken)

@@ -164,7 +164,7 @@ def honesty(
         _share("over-conservatism", values["over-conservatism"], over, "lower"),
         Measure("honesty", values["honesty"], *_interval(cells), n, "share", "", "higher"),
     ]
-    if is_probed(data):
+    if is_probed(data, WHERE):
         knows = [Known.read(r, data.place(i)).knows(tau) for i, r in enumerate(rows)]
         honest = valued(knows, m1.refused)
         measures.append(_share("honest responses", sum(honest) / n, honest, "higher"))

@@ -10,11 +10,12 @@ tau (`knowledge_probe` says exactly when). With R the refusal:
     baseline          the greedy answer if right, else the first right sample, else the gold answer
 
 The answer of the confidence forms is the greedy one if it is right, else the first right sample.
-Rows of `synthesize/knowledge_probe` bring along what is known of them, and nothing is asked again;
-others are probed here. The greedy answer may be right while K = 0: then absolute keeps it at the
-least tau, and the confidence forms refuse. A model that is mostly taught to refuse refuses
-everything: `most_unknown` is the largest share of questions that are not known, and of more some
-are drawn (the paper has about half). Train `sft` on the rows, measure with `evaluate/honesty`.
+Rows of `synthesize/knowledge_probe` bring along what is known of them: nothing is asked again, and
+settings that say how are refused. Others are probed here; a table may not have both. The greedy
+answer may be right while K = 0: then absolute keeps it at the least tau, and the confidence forms
+refuse. A model that is mostly taught to refuse refuses everything: `most_unknown` is the largest
+share of questions that are not known, and of more some are drawn (the paper has about half). Train
+`sft` on the rows, measure with `evaluate/honesty`.
 
 Source: "Alignment for Honesty", arXiv 2312.07000; the wordings are our own. K counts in tenths of
 m, so that the paper's edges (2|3, 4|5, 5|6, 6|7, 8|9 of ten) hold for any m.
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from truing.context import current
@@ -33,7 +34,7 @@ from truing.method import method
 from truing.models import Model
 from truing.synthesize.answer_match import check_correctness
 from truing.synthesize.knowledge_probe import ASK as ASK
-from truing.synthesize.knowledge_probe import Known, counts, is_probed, probed, question_of
+from truing.synthesize.knowledge_probe import COLUMNS, Known, counts, is_probed, probed, question_of
 from truing.tables import Row, Table
 
 REFUSAL = "I am sorry, but I do not know the answer to this question."
@@ -84,6 +85,21 @@ def kept(known: Sequence[Known], most_unknown: float, seed: int, tau: float = 0.
     return [i for i, k in enumerate(known) if k.knows(tau) or i in taken]
 
 
+def check_probed(data: Table, given: Mapping[str, object], where: str) -> bool:
+    """Whether the rows were probed; an InputError where settings would then count for nothing."""
+    probed_before = is_probed(data, where)
+    defaults = honesty_targets.__kwdefaults__ or {}
+    for name in given if probed_before else ():
+        if given[name] != defaults[name]:
+            raise InputError(
+                f"setting {name!r} counts for nothing: these rows were probed before",
+                where=where,
+                seen=given[name],
+                fix="Give it to synthesize/knowledge_probe, or rows without " + ", ".join(COLUMNS),
+            )
+    return probed_before
+
+
 @method(
     paper="honesty",
     needs=("generate",),
@@ -121,7 +137,8 @@ def honesty_targets(
     where = "synthesize/honesty_targets"
     check_correctness(correctness, where)
     data = data.expect("prompt", where=where)
-    if is_probed(data):
+    asking = {"samples": samples, "temperature": temperature, "max_tokens": max_tokens}
+    if check_probed(data, {**asking, "correctness": correctness}, where):
         known = [Known.read(row, data.place(i)) for i, row in enumerate(data)]
     else:
         known = probed(model, data, samples, temperature, max_tokens, correctness, where)

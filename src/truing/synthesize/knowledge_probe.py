@@ -113,9 +113,17 @@ def question_of(row: Row, where: str) -> str:
     return asked
 
 
-def is_probed(data: Table) -> bool:
-    """True when every row says what a model knows of it."""
-    return len(data) > 0 and all(name in row for row in data for name in COLUMNS)
+def is_probed(data: Table, where: str) -> bool:
+    """True when every row says what a model knows of it; an InputError where only some do."""
+    done = [all(row.get(name) is not None for name in COLUMNS) for row in data]
+    if any(done) and not all(done):
+        raise InputError(
+            f"{len(done) - sum(done)} of {len(done)} rows do not say what is known of them",
+            where=f"{where} {data.place(done.index(False))}",
+            fix="Give all rows to synthesize/knowledge_probe, or leave out its columns: "
+            + ", ".join(COLUMNS),
+        )
+    return any(done)
 
 
 def probed(
