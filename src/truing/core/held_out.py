@@ -6,9 +6,9 @@ every `eval_every` updates and after the last. The metrics are named as in train
 "held_out/" before them.
 
 Each measurement is a row of the run's history, which its checkpoints hold, and every decision is a
-function of what was measured (`Losses`): a run that was killed decides as it would have without the
-kill. An update with a new lowest loss has a checkpoint of its own where the best model is wanted,
-and that one stays until the end.
+function of these: a run that was killed decides as it would have without the kill. An update with a
+new lowest loss has a checkpoint of its own where the best model is wanted, and that one stays until
+the end.
 """
 
 from __future__ import annotations
