@@ -105,7 +105,7 @@ def test_what_is_refused(models: list[SimpleNamespace]) -> None:
             alignment_gain(model, DATA, **more)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="unknown"):
         alignment_gain(model, DATA, reward={"use": "no_such"})
-    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    talk = [{"role": "user", "content": "a"}]  # no answer is its last
     with pytest.raises(InputError, match="reference answer in column 'completion'"):
         alignment_gain(model, Table("example", [{"messages": talk}]), reward=reward)
     assert methods["evaluate/alignment_gain"].returns == "Report"

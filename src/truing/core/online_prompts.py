@@ -19,7 +19,7 @@ from truing.core.online import Online
 from truing.core.online_mix import Added
 from truing.core.online_training import OnlineTraining
 from truing.core.pools import why_unused
-from truing.core.row_kinds import as_kind, nothing_left, summed
+from truing.core.row_kinds import as_kind, last_answer, nothing_left, summed
 from truing.core.start import Start
 from truing.core.tree import group_tree
 from truing.errors import InputError
@@ -80,12 +80,12 @@ def read_prompts(
     Args:
         limit: tokens of prompt and answer together.
         room: that an answer may need.
-        given: column of an answer that joins each group; "" none.
+        given: column of an answer that joins each group, or the last of a dialogue; "" none.
         pool: what asks in its own words, whose length then counts.
     """
     counts: Counter[str] = Counter()
     made: list[Asked] = []
-    for i, row in enumerate(table.rows):
+    for i, row in enumerate(map(last_answer, table.rows) if given else table.rows):
         found = prompt_of(row)
         shown = found
         if pool is not None:
@@ -101,7 +101,10 @@ def read_prompts(
         if given:
             text = row.get(given)
             if not isinstance(text, str):
-                raise InputError(f"needs the column {given!r}", where=f"{where} {table.place(i)}")
+                raise InputError(
+                    f"needs the column {given!r}, or messages that end with an answer in words",
+                    where=f"{where} {table.place(i)}",
+                )
             if not text.strip():
                 counts["left_out_empty"] += 1
                 continue

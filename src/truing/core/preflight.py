@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, cast
 
-from truing.core.row_kinds import as_kind, is_taken, takes_texts
+from truing.core.row_kinds import as_kind, is_taken, last_answer, takes_texts
 from truing.errors import InputError, nearest
 from truing.kinds import KINDS, READINGS
 from truing.tables import Table
@@ -121,12 +121,18 @@ def check_online(spec: Online, settings: Settings, tables: Tables) -> None:
     check_played(spec, training, given)
     # An environment's tasks may be rows of any kind.
     if "data" in tables and training.environment is None:
-        check_rows(tables["data"], spec.rows, spec.name, [given] if given else [])
+        needed = [given] if given and not _answered(tables["data"]) else []
+        check_rows(tables["data"], spec.rows, spec.name, needed)
         pool = pool_of(spec, settings)
         if pool is not None:
             check_pool(pool, tables["data"], spec.name)
     # Without rows at hand they may come from a step that has not run yet.
     check_mix(spec.name, settings, tables.get(INPUT), given=INPUT in tables)
+
+
+def _answered(table: Table) -> bool:
+    """Whether all rows are dialogues whose last answers are taken for completions."""
+    return not isinstance(table, Promised) and all("completion" in last_answer(r) for r in table)
 
 
 def online_training(spec: Online, settings: Settings) -> OnlineTraining:

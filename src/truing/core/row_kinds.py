@@ -139,6 +139,21 @@ def _group_to_example(row: Row) -> list[Row] | str:
     return [_changed(row, completion=texts[best], finished=endings(row)[best])]
 
 
+def last_answer(row: Row) -> Row:
+    """A dialogue that ends with a text of the assistant's, as prompt and completion.
+
+    All before it is the prompt. Rows that have a completion, or do not end so, stay as they are.
+    """
+    if "completion" in row or "prompt" in row or "messages" not in row:
+        return row
+    messages = cast("list[object]", row["messages"])
+    text = single_answer(messages[-1:])
+    if text is None or len(messages) < 2:
+        return row
+    rest = {name: value for name, value in row.items() if name != "messages"}
+    return rest | {"prompt": messages[:-1], "completion": text}
+
+
 Change = Callable[[Row], "list[Row] | str"]  # the new rows, or why the row is left out
 CONVERSIONS: dict[tuple[str, str], tuple[str, Change]] = {
     ("pair", "example"): ("chosen answers as examples", _pair_to_example),

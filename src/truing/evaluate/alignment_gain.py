@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from truing.context import Json, current
-from truing.core.row_kinds import as_kind
+from truing.core.row_kinds import as_kind, last_answer
 from truing.core.scores import check_reward, total_scores
 from truing.core.stats import bootstrap, wilson
 from truing.errors import InputError
@@ -82,14 +82,15 @@ class _Against:
 def _referenced(data: Table) -> list[Row]:
     """Rows with a prompt and a reference answer in words."""
     table, _ = as_kind(data, "example", WHERE)
-    for i, row in enumerate(table):
+    rows = [last_answer(row) for row in table]
+    for i, row in enumerate(rows):
         if not isinstance(row.get("completion"), str):
             raise InputError(
-                "needs a reference answer in column 'completion'",
+                "needs a reference answer in column 'completion', or messages that end with one",
                 where=f"{WHERE} {table.place(i)}",
                 seen=row.get("completion"),
             )
-    return [as_prompt(row) for row in table]
+    return [as_prompt(row) for row in rows]
 
 
 def _answers(model: Model, rows: list[Row], name: str, most: int, heat: float) -> list[Row]:
@@ -121,7 +122,7 @@ def alignment_gain(
     """How often answers beat the references of their prompts, and those before training.
 
     Args:
-        data: examples, or pairs, whose chosen answers are the references.
+        data: examples, or pairs, whose chosen answers are the references; of a dialogue its last.
         baseline: the model before training; without it there is no NAG.
         judge: compares two answers, in both orders.
         criterion: helpful, harmless, or in words what makes the better answer, as a judge is told.

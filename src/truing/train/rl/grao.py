@@ -3,9 +3,10 @@
     J = (1/G) sum_i A_i E(o_i) + beta A_y E(y) + lam (1/G) sum_i A_i (E(o_i) - E(y))
       = (1 + lam) (1/G) sum_i A_i E(o_i) + (beta A_y - lam mean_i A_i) E(y)       arXiv 2508.07750
 
-o_1 .. o_G are the policy's answers, y the row's own; E is the mean log-probability of an answer's
-tokens, of o_i at the temperature that it was drawn at, of y at 1 (our choice);
-A = (R - mu) / (sigma + 1e-4), held constant, sigma with n. The loss is -J, averaged over groups.
+o_1 .. o_G are the policy's answers, y the row's own, of a dialogue its last; E is the mean
+log-probability of an answer's tokens, of o_i at the temperature that it was drawn at, of y at 1
+(our choice); A = (R - mu) / (sigma + 1e-4), held constant, sigma with n. The loss is -J, averaged
+over groups.
 
 Where A is centred over the policy's answers mean_i A_i = 0, and the last term only rescales
 exploration; with y among them mean_i A_i = -A_y / G, and it pulls towards y as well. A_y < 0, the
