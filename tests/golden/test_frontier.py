@@ -10,7 +10,7 @@ import torch
 
 from truing.core.tiny import tiny_folder
 from truing.errors import InputError
-from truing.evaluate.frontier import Run, best, frontier, frontiers, runs_of
+from truing.evaluate.frontier import Run, best, frontier, frontiers, runs_of, wins_of
 from truing.evaluate.implicit_preference import implicit_preference
 from truing.models import Loaded, Model
 from truing.reports import Measure, Report
@@ -75,7 +75,7 @@ def test_budgets_that_an_arm_cannot_keep_are_left_out() -> None:
     made = frontier(*reports([*RUNS]), arms=arms, budgets=[1.0, 2.0])
     assert made.meta["left_out"] == [1.0]
     assert made.get("online less offline").value == 0.25
-    some, _ = runs_of(*reports([*RUNS]))
+    some, _, _ = runs_of(*reports([*RUNS]))
     chosen = {a: [some[n] for n in names] for a, names in arms.items()}
     assert frontiers(chosen, [1.0, 2.0], np.arange(4)) == {"online": [0.75], "offline": [0.5]}
     with pytest.raises(InputError, match="no budget"):
@@ -92,6 +92,30 @@ def test_mistakes() -> None:
         frontier(found[0], {"on1": won([1.0] * 4)}, arms=ARMS)
     with pytest.raises(InputError, match="same prompts"):
         frontier(found[0], {**found[1], "off2": won([1.0] * 4, "abcx")}, arms=ARMS)
+
+
+def test_verdicts_that_were_not_read() -> None:
+    """Of a, b, a, c the second a and c are each unread once: the first a and b stay."""
+
+    def read(scores: dict[int, float]) -> Report:
+        rows = [{"prompt": "abac"[i], "completion": "x", "score": s} for i, s in scores.items()]
+        unread = [str(i) for i in range(4) if i not in scores]
+        return Report("win rate", [], Table("record", rows), {"unparsed": unread})
+
+    a = {"one": read({0: 1.0, 1: 0.0, 2: 0.5}), "two": read({0: 0.0, 1: 0.5, 2: 1.0, 3: 1.0}),
+         "three": read({0: 0.5, 1: 0.0, 3: 0.0})}  # fmt: skip
+    found, left_out = wins_of(a, "here")
+    assert {n: v.tolist() for n, v in found.items()} == {
+        "one": [1.0, 0.0], "two": [0.0, 0.5], "three": [0.5, 0.0]
+    }  # fmt: skip
+    assert left_out == 2
+    with pytest.raises(InputError, match="no prompt was judged for all"):
+        wins_of({"one": read({0: 1.0, 1: 1.0}), "two": read({3: 1.0})}, "here")
+    with pytest.raises(InputError, match="same prompts"):
+        wins_of({"one": a["one"], "other": won([1.0] * 3, "abx")}, "here")
+    report = frontier({n: moved(0.5) for n in a}, a, arms={"x": ["one", "three"], "y": ["two"]})
+    assert report.meta["prompts_left_out"] == 2 and report.measures[0].n == 2
+    assert report.get("win rate x", "1 nats").value == 0.5
 
 
 PAIRS = Table(

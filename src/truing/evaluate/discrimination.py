@@ -5,14 +5,14 @@
     rho        = Spearman's rank correlation of accuracy and win rate over all runs
 
 Each run (a checkpoint or a setting of an arm) was measured twice: by `evaluate/implicit_preference`
-on the same pairs as all others, and by `evaluate/win_rate` on the same prompts. Of each arm stand
-the means over its runs; of the first two their differences. Offline training is known to classify
-pairs better than online training and to answer worse, so that accuracy on pairs is no proxy for
-what a policy says: a difference in accuracy above 0 beside one in win rate below 0 shows it. Give
-the reports on given pairs in one step and those on the models' own answers
-(`synthesize/online_stream`, or pairs made with them) in another. Means of the chosen answers'
-log-ratios stand beside, since contrastive losses let them fall. Intervals are bootstraps over pairs
-and over prompts, each paired between arms.
+on the same pairs as all others, and by `evaluate/win_rate` on the same prompts, of which those
+count whose verdicts could be read for all runs. Of each arm stand the means over its runs; of the
+first two their differences. Offline training is known to classify pairs better than online training
+and to answer worse, so that accuracy on pairs is no proxy for what a policy says: a difference in
+accuracy above 0 beside one in win rate below 0 shows it. Give the reports on given pairs in one
+step and those on the models' own answers (`synthesize/online_stream`, or pairs made with them) in
+another. Means of the chosen answers' log-ratios stand beside, since contrastive losses let them
+fall. Intervals are bootstraps over pairs and over prompts, each paired between arms.
 Source: hypothesis 3 of "Understanding the performance gap between online and offline alignment
 algorithms", arXiv 2405.08448.
 """
@@ -113,7 +113,8 @@ def discrimination(
         odd = sorted(set(preferences) ^ set(win_rates))
         raise InputError("each run needs an accuracy and a win rate", where=WHERE, seen=odd)
     check_arms(arms, preferences, WHERE)
-    (right, chosen), won = told_of(preferences), wins_of(win_rates, WHERE)
+    right, chosen = told_of(preferences)
+    won, left_out = wins_of(win_rates, WHERE)
     measures: list[Measure] = []
     for name, unit, better, found in (
         ("accuracy", "share", "higher", right),
@@ -141,4 +142,5 @@ def discrimination(
         for arm, names in arms.items() for n in names
     ]  # fmt: skip
     meta: dict[str, Json] = {"kind": "discrimination", "arms": [*arms]}
+    meta["prompts_left_out"] = left_out
     return Report("accuracy on pairs and win rate", measures, Table("record", samples), meta)

@@ -9,14 +9,16 @@ Comparing at equal divergence, and frontiers rather than single runs, keeps an a
 having moved further, or less; a win rate that falls where the divergence grows is over-optimisation
 and shows as a frontier that is flat ("past the peak" is what an arm's furthest run has lost from
 its best). The starting model is a run of every arm that names it. Budgets for which an arm has no
-run are left out. Intervals resample prompts, paired, with the runs chosen anew in each resample, so
-that what is gained by choosing the best of several is in them.
+run are left out, and so are prompts on which no verdict could be read for some run; both are
+counted in the report. Intervals resample prompts, paired, with the runs chosen anew in each
+resample, so that what is gained by choosing the best of several is in them.
 Source: the protocol of "Understanding the performance gap between online and offline alignment
 algorithms", arXiv 2405.08448.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -65,22 +67,39 @@ def frontiers(
     return made
 
 
-def wins_of(win_rates: Mapping[str, Report], where: str) -> dict[str, Scores]:
-    """Verdict on each prompt by run, [N]; an InputError unless all have the same prompts."""
-    found: dict[str, Scores] = {}
-    asked: list[str] = []
-    for name, report in win_rates.items():
-        rows = list(report.samples or ())
-        prompts = [str(r["prompt"]) for r in rows]
-        if not prompts or prompts != (asked or prompts):
+def _verdicts(report: Report) -> tuple[dict[tuple[str, int], float], int]:
+    """Verdicts by prompt and how often it came before, and how many prompts were asked."""
+    found: dict[tuple[str, int], float] = {}
+    seen: Counter[str] = Counter()
+    for row in report.samples or ():
+        prompt = str(row["prompt"])
+        found[prompt, seen[prompt]] = float(cast(float, row["score"]))
+        seen[prompt] += 1
+    return found, len(found) + len(cast("list[Json]", report.meta.get("unparsed") or []))
+
+
+def wins_of(win_rates: Mapping[str, Report], where: str) -> tuple[dict[str, Scores], int]:
+    """Verdict on each prompt that was judged for all runs, by run, [N]; how many others there are.
+
+    Raises:
+        InputError: reports that differ in more than the verdicts that could not be read.
+    """
+    every = {name: _verdicts(report) for name, report in win_rates.items()}
+    known: set[tuple[str, int]] = set()
+    for name, (own, many) in every.items():
+        known |= own.keys()
+        if not own or len({n for _, n in every.values()}) > 1 or len(known) > many:
             raise InputError(
                 "win rates must be over the same prompts",
                 where=f"{where} input 'win_rates' {name!r}",
-                seen=len(prompts),
+                seen=many,
             )
-        asked = prompts
-        found[name] = np.array([float(cast(float, r["score"])) for r in rows])
-    return found
+    shared = [k for k in next(iter(every.values()), ({}, 0))[0]
+              if all(k in own for own, _ in every.values())]  # fmt: skip
+    if every and not shared:
+        raise InputError("no prompt was judged for all runs", where=f"{where} input 'win_rates'")
+    won = {name: np.array([own[k] for k in shared]) for name, (own, _) in every.items()}
+    return won, max((n for _, n in every.values()), default=0) - len(shared)
 
 
 def check_arms(arms: Mapping[str, Sequence[str]], runs: Iterable[str], where: str) -> None:
@@ -95,14 +114,14 @@ def check_arms(arms: Mapping[str, Sequence[str]], runs: Iterable[str], where: st
 
 def runs_of(
     divergences: Mapping[str, Report], win_rates: Mapping[str, Report]
-) -> tuple[dict[str, Run], int]:
-    """Runs by name and the number of prompts; an InputError unless all have the same prompts."""
+) -> tuple[dict[str, Run], int, int]:
+    """Runs by name, the number of prompts that all were judged on, and of others."""
     if set(divergences) != set(win_rates):
         odd = sorted(set(divergences) ^ set(win_rates))
         raise InputError("each run needs a divergence and a win rate", where=WHERE, seen=odd)
-    won = wins_of(win_rates, WHERE)
+    won, left_out = wins_of(win_rates, WHERE)
     found = {n: Run(n, divergences[n].get("divergence").value, w_N) for n, w_N in won.items()}
-    return found, len(next(iter(won.values()), ()))
+    return found, len(next(iter(won.values()), ())), left_out
 
 
 @method(paper="online-offline-gap")
@@ -119,7 +138,7 @@ def frontier(
         arms: names of the runs of each way of training; the first two are compared.
         budgets: of divergence, in nats; None takes 1, 2, 4 and 8.
     """
-    found, n = runs_of(divergences, win_rates)
+    found, n, unread = runs_of(divergences, win_rates)
     check_arms(arms, found, WHERE)
     chosen = {arm: [found[name] for name in names] for arm, names in arms.items()}
     least = max(min(r.divergence for r in runs) for runs in chosen.values())
@@ -142,6 +161,7 @@ def frontier(
     ]
     left_out = [k for k in sorted(budgets or BUDGETS) if k not in kept]
     meta: dict[str, Json] = {"kind": "frontier", "arms": [*arms], "left_out": cast(Json, left_out)}
+    meta["prompts_left_out"] = unread
     return Report("win rate at equal divergence", measures, Table("record", samples), meta)
 
 
