@@ -18,6 +18,7 @@ from truing.core.reward_quality import (
     best_of_measures,
     calibration_error,
     kl_best_of,
+    lost_past_peak,
     unidentified,
 )
 from truing.errors import InputError
@@ -96,6 +97,27 @@ def test_over_optimisation_is_seen() -> None:
     assert sound["gold lost past the peak", ""].hi == 0 and sound["peak of gold", ""].value == 16
     assert sound["proxy with gold", ""].value == pytest.approx(1.0)
     assert sum(m.name == "gold" for m in best_of_measures(proxy, None)) == 0
+
+
+def test_loss_from_the_peak_of_the_other_half() -> None:
+    # Even places peak at the second size, odd ones at the first.
+    gold = np.array([[0.0, 2.0, 1.0], [4.0, 0.0, 3.0], [1.0, 3.0, 0.0], [5.0, 1.0, 1.0]])
+    want = [0.0 - 1.0, 0.0 - 3.0, 1.0 - 0.0, 1.0 - 1.0]
+    assert lost_past_peak(gold).tolist() == want
+    assert lost_past_peak(gold[:1]).tolist() == [0.0]
+
+
+def test_a_gold_that_only_wavers_loses_nothing() -> None:
+    source = np.random.default_rng(5)
+    found = [lost_past_peak(source.normal(size=(20, 5))).mean() for _ in range(400)]
+    assert abs(np.mean(found)) < 3 * np.std(found) / 20
+    assert np.mean(np.array(found) < 0) > 0.3  # not a loss by construction
+    proxy, gold = source.normal(size=(2, 30, 8))
+    with use(Context(seed=2)):
+        made = {(m.name, m.category): m for m in best_of_measures(proxy, gold)}
+    lost, peak = made["gold lost past the peak", ""], made["peak of gold", ""]
+    assert lost.lo < 0 < lost.hi
+    assert peak.lo in (1, 2, 4, 8) and peak.lo <= peak.value <= peak.hi and peak.lo < peak.hi
 
 
 DRAWN = ["a", "bb", "ccc", "dddd"]

@@ -11,10 +11,11 @@ answers. `unseen` are the same of another domain: how much less often the reward
 how it generalises. With a policy N goes through 1, 2, 4, ... `answers`, each an expectation over
 all choices of N among the draws. With `gold`, a reward or check that is known to be right, these
 show over-optimisation: gold falls while the proxy rises, and "gold lost past the peak" is how far
-it has fallen at the largest N. `others` are the same reward inferred again, with another seed or
-from other demonstrations: how often both order two draws alike says how far the data determine it.
-Length is correlated with the score within prompts. Which of this was measured, and what the rest
-needs, stands in `checklist` of the report. Intervals are bootstraps over prompts.
+it has fallen at the largest N, from the peak that the other half of the prompts has: without a loss
+it is 0 but for chance, and may be below. `others` are the same reward inferred again, with another
+seed or from other demonstrations: how often both order two draws alike says how far the data
+determine it. Length is correlated with the score within prompts. Which of this was measured, and
+what the rest needs, stands in `checklist` of the report. Intervals are bootstraps over prompts.
 
 Source: the quality of rewards in "Inverse Reinforcement Learning Meets Large Language Model
 Post-Training", arXiv 2507.13158, a survey that gives no formulas; these are the usual ones.
