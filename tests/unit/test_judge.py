@@ -267,12 +267,54 @@ def test_members_that_cannot_be_read_are_left_out() -> None:
     assert judge.combined(votes, "majority") == [1.0, 0.5, 0.5, 1.0]
     mute = server(lambda n, body: good("I would rather not say."))
     with server(_prefers()) as (one, _), mute as (two, _):
-        made = judge.compare(
-            panel_of([Model.open(one + "#a"), Model.open(two + "#b")]), _rows("kind"), _rows("x")
-        )
+        panel = panel_of([Model.open(one + "#a"), Model.open(two + "#b")])
+        with pytest.warns(UserWarning, match="of its judge b no verdict could be read in 1 of 1"):
+            made = judge.compare(panel, _rows("kind"), _rows("x"))
     assert made.decisions == [1.0] and made.unparsed == 0
     assert made.members["b"].unparsed == 1 and made.agreement is not None
     assert made.agreement.n == 0
+
+
+def test_a_member_that_is_never_read_is_no_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As soon as it was asked twenty times in the step, in however many calls; of pairs as well."""
+    read = {"a": [0.75] * 7, "b": [0.25] * 5 + [None] * 2, "c": [1.0] * 6 + [None]}
+
+    def asked(one: Model, prompts: list[str], *_: object) -> list[Any]:
+        return read[one.name][: len(prompts)]
+
+    monkeypatch.setattr(judge, "_written", asked)
+    a, b, c = (Model.open(f"http://127.0.0.1:9/v1#{n}").called(n) for n in "abc")
+    rows = _rows(*"abcdefg")
+    with use(Context()):
+        for times in (1, 2, 3):  # 3 of 21 are few enough
+            with pytest.warns(UserWarning, match=f"judge c no verdict .* {times} of {7 * times}"):
+                found = judge.rate(panel_of([a, c]), rows)
+            assert found == [0.875] * 6 + [0.75]
+    with use(Context()):
+        for times in (1, 2):
+            said = f"judge b no verdict .* {2 * times} of {7 * times}"
+            with pytest.warns(UserWarning, match=said):
+                judge.rate(panel_of([a, b]), rows)
+        with pytest.raises(InputError, match=r"panel of a, b: of its judge b .* 6 of 21 cases"):
+            judge.rate(panel_of([a, b]), rows)
+    read["b"] = [None] * 48
+    read["a"] = [1.0] * 48
+    with use(Context()), pytest.raises(InputError, match=r"of its judge b .* 24 of 24 cases"):
+        judge.compare(panel_of([a, b], "majority"), _rows(*["x"] * 24), _rows(*["y"] * 24))
+
+
+def test_a_panel_renders_nothing_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered: list[str] = []
+
+    def render(template: str, **_: object) -> str:
+        rendered.append(template)
+        return "text"
+
+    monkeypatch.setattr(judge, "render", render)
+    monkeypatch.setattr(judge, "_written", lambda one, prompts, *_: [0.5] * len(prompts))
+    two = [Model.open(f"http://127.0.0.1:9/v1#{n}").called(n) for n in "ab"]
+    assert judge.rate(panel_of(two), _rows("x", "y", "z")) == [0.5] * 3
+    assert len(rendered) == 6
 
 
 def members(model: Model) -> dict[str, Model]:

@@ -12,6 +12,7 @@ from truing import cli, pipeline, recipe
 from truing.changes import Decoder
 from truing.context import Context, use
 from truing.core import judge as judging
+from truing.core import loaded
 from truing.core.generate import generate
 from truing.core.panel import panel_of
 from truing.core.tiny import tiny_folder
@@ -150,6 +151,26 @@ def test_wherever_a_judge_is_taken(models: list[Model], monkeypatch: pytest.Monk
                 assert "no principle tells" in error.message or "no pair" in error.message
         noted = [m for m in context.metrics if "raw_agreement" in m]
         assert noted and noted[0]["panel"] == [m.name for m in models], name
+
+
+def test_members_are_read_once_however_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: list[Model]
+) -> None:
+    judges = [Model.open(tiny_folder(tmp_path / str(i), seed=90 + i)) for i in range(6)]
+    made: list[str] = []
+    build = loaded._build
+
+    def counted(model: Model, *args: object, **named: object) -> object:
+        made.append(model.name)
+        return build(model, *args, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loaded, "_build", counted)
+    panel = panel_of([panel_of(judges[:4]), judges[4], judges[5]])
+    rows: list[Row] = [{"prompt": "Why?", "completion": "So."}]
+    for _ in range(2):
+        models[0].load_module()  # what the answers are of, say
+        judging.rate(panel, rows)
+    assert sorted(n for n in made if n != models[0].name) == [m.name for m in judges]
 
 
 def test_in_a_reward_that_is_saved(

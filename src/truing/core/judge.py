@@ -15,8 +15,9 @@ changes are in force: edits, prefix and rewriter on a local one, on a served one
 
 A judge may be a panel (`core.panel`). Its members are asked one after the other, and its verdict on
 an answer, of a pair on each order of it, is the mean of theirs, or 1 or 0 where more than half of
-them decide so and else 0.5. Members that could not be read are left out. How far they agree is
-recorded with each call.
+them decide so and else 0.5. What could not be read of a member is left out and warned of. More than
+a fifth of all that a member was asked in a step is an error, once that is enough to tell: without
+it the panel is another than was asked for. How far they agree is recorded with each call.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import cast
 
 import torch
 
-from truing.context import current
+from truing.context import Json, current
 from truing.core.agreement import Agreement, agreement
 from truing.core.generate import generate
 from truing.core.judge_form import (
@@ -59,6 +60,8 @@ TIE = 1e-5  # chances so near to one half are no preference
 ATTEMPTS = 3  # replies asked for before a verdict counts as unparsed
 WORDS = 1024  # tokens that a served judge may write
 UNPARSED = 0.2  # beyond this share the numbers would be about the parser
+LEAST = 20  # verdicts asked of a panel's member before that share says something of it
+FIX = "Use a judge that follows the form, or a local one"
 
 
 @dataclass(frozen=True)
@@ -169,23 +172,28 @@ def rate(
     gives the mean by the numbers' probabilities. 0 asks as `pointwise` does.
     """
     told = {"criteria": criteria, "template": template}
-    prompts = [
-        render(template or ONE, prompt=shown(r), completion=r["completion"], criteria=criteria)
-        for r in checked(rows)
-    ]
     if isinstance(judge.base, Panel):
         scores = _rated(judge, lambda one: rate(one, rows, **told, scale=scale))
-    elif judge.is_served:
-        top = scale or SCALE
-        parse = partial(parse_rating, top=top)
-        scores = _written(judge, prompts, RATE_ONE.format(scale=top), parse)
-    elif scale:
-        worth = {str(k): (k - 1) / (scale - 1) for k in range(1, scale + 1)}
-        scores = _read(judge, prompts, ASK_GRADE.format(scale=scale), worth)
     else:
-        scores = _read(judge, prompts, ASK_ONE, {"Yes": 1.0, "No": 0.0})
+        prompts = [
+            render(template or ONE, prompt=shown(r), completion=r["completion"], criteria=criteria)
+            for r in checked(rows)
+        ]
+        scores = _asked(judge, prompts, scale)
     current().metric(judge=judge.name, judged=len(rows), unparsed=scores.count(None))
     return scores
+
+
+def _asked(judge: Model, prompts: Sequence[str], scale: int) -> list[Score]:
+    """Scores of a single judge."""
+    if judge.is_served:
+        top = scale or SCALE
+        parse = partial(parse_rating, top=top)
+        return _written(judge, prompts, RATE_ONE.format(scale=top), parse)
+    if scale:
+        worth = {str(k): (k - 1) / (scale - 1) for k in range(1, scale + 1)}
+        return _read(judge, prompts, ASK_GRADE.format(scale=scale), worth)
+    return _read(judge, prompts, ASK_ONE, {"Yes": 1.0, "No": 0.0})
 
 
 def compare(
@@ -200,10 +208,10 @@ def compare(
     if len(ours) != len(theirs):
         raise InputError("the two sides differ in length", seen=(len(ours), len(theirs)))
     told = {"criteria": criteria, "template": template}
-    pairs = list(zip(checked(ours), checked(theirs), strict=True))
     if isinstance(judge.base, Panel):
         made = _compared(judge, lambda one: compare(one, ours, theirs, **told))
         return _recorded(judge, made)
+    pairs = list(zip(checked(ours), checked(theirs), strict=True))
     asked = [i for i, (a, b) in enumerate(pairs) if a["completion"] != b["completion"]]
     prompts: list[str] = []
     for i in asked:
@@ -252,18 +260,35 @@ def _majority(scores: Sequence[float]) -> float:
     return next((v for v in (0.0, 1.0) if decided.count(v) * 2 > len(decided)), 0.5)
 
 
-def _agreed(by_judge: Mapping[str, Sequence[Score]]) -> Agreement:
-    """Agreement of a panel's members in what they decide, recorded."""
+def _agreed(judge: Model, by_judge: Mapping[str, Sequence[Score]]) -> Agreement:
+    """Agreement of a panel's members in what they decide, recorded; each must have been read."""
+    unread: list[Json] = [scores.count(None) for scores in by_judge.values()]
     found = agreement([[decision(s) for s in scores] for scores in by_judge.values()])
-    current().metric(panel=list(by_judge), raw_agreement=found.raw, kappa=found.kappa)
+    many = len(next(iter(by_judge.values())))
+    how_far = {"raw_agreement": found.raw, "kappa": found.kappa}
+    current().metric(panel=list(by_judge), asked=many, unread=unread, **how_far)
+    _check_members(judge, list(by_judge))
     return found
+
+
+def _check_members(judge: Model, names: list[str]) -> None:
+    """Warn of a panel's members that were not read just now; raise where that is their rule."""
+    told = [m for m in current().metrics if m.get("panel") == names]
+    counts = [cast("list[int]", m["unread"]) for m in told]
+    asked = sum(cast(int, m["asked"]) for m in told)
+    for name, last, unread in zip(names, counts[-1], map(sum, zip(*counts, strict=True))):
+        said = f"of its judge {name} no verdict could be read in {unread} of {asked} cases"
+        if asked >= LEAST and unread > UNPARSED * asked:
+            raise InputError(said, where=judge.name, fix=FIX)
+        if last:
+            warnings.warn(f"{judge.name}: {said}; there the others' count", stacklevel=5)
 
 
 def _rated(judge: Model, ask: Callable[[Model], list[Score]]) -> list[Score]:
     """Scores of a panel."""
     panel = cast(Panel, judge.base)
     by_judge = {name: ask(one) for name, one in panel.judges.items()}
-    _agreed(by_judge)
+    _agreed(judge, by_judge)
     return combined(list(by_judge.values()), panel.rule)
 
 
@@ -278,7 +303,7 @@ def _compared(judge: Model, ask: Callable[[Model], Comparison]) -> Comparison:
             for m in members.values()
         ]
         sides.append(combined(read, panel.rule))
-    agreed = _agreed({name: m.decisions for name, m in members.items()})
+    agreed = _agreed(judge, {name: m.decisions for name, m in members.items()})
     return Comparison(sides[0], sides[1], members, agreed)
 
 
@@ -315,8 +340,6 @@ def _filled(scores: Sequence[Score], judge: Model) -> list[float]:
     if unparsed:
         told = f"no verdict could be read from {unparsed} of {len(scores)} replies"
         if unparsed > UNPARSED * len(scores):
-            raise InputError(
-                told, where=judge.name, fix="Use a judge that follows the form, or a local one"
-            )
+            raise InputError(told, where=judge.name, fix=FIX)
         warnings.warn(f"{judge.name}: {told}; they count as neither", stacklevel=3)
     return [0.5 if s is None else s for s in scores]

@@ -34,12 +34,13 @@ if TYPE_CHECKING:
     from truing.core.weights import Folded
     from truing.models import Model
 
-KEEP = 4  # modules kept in memory for reuse
+KEEP = 4  # modules kept in memory for reuse, beside a panel's
 LARGE = 2**-4  # GiB of weights before whose reading what nobody uses any more is collected
 MARGIN = 1.25  # of a module's own bytes that a device should have free: it is to compute there, too
 _cache: OrderedDict[tuple[str, str, str], tuple[torch.nn.Module, dict[str, torch.Tensor]]]
 _cache = OrderedDict()
 _tokenizers: OrderedDict[str, PreTrainedTokenizerBase] = OrderedDict()
+_panel = 0  # members of the largest panel of judges
 _folded: set[str] = set()  # weights_key of models whose adapters cannot stand beside the weights
 _guard = threading.RLock()
 # What libraries raise for files of other types than they expect.
@@ -136,11 +137,8 @@ def architecture(config: PreTrainedConfig, where: str) -> type[PreTrainedModel]:
             return found
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         return cast("type[PreTrainedModel]", MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
-    raise InputError(
-        "transformers knows no such architecture",
-        where=where,
-        seen=config.architectures or config.model_type,
-    )
+    seen = config.architectures or config.model_type
+    raise InputError("transformers knows no such architecture", where=where, seen=seen)
 
 
 @contextlib.contextmanager
@@ -203,11 +201,8 @@ def _stock(
                 None, config=config, state_dict=state, dtype=number, output_loading_info=True
             )
     except MALFORMED as error:
-        raise InputError(
-            f"the architecture cannot be made as config.json describes it: {_said(error)}",
-            where=where,
-            seen=make.__name__,
-        ) from error
+        told = f"the architecture cannot be made as config.json describes it: {_said(error)}"
+        raise InputError(told, where=where, seen=make.__name__) from error
     module, facts = cast("tuple[torch.nn.Module, dict[str, object]]", made)
     _complete(facts["missing_keys"], (), model)
     return module
@@ -350,9 +345,15 @@ def load_module(
                 return load_module(model, "float32", device)
         if not fresh:
             _cache[key] = (module, extra)
-            while len(_cache) > KEEP:
+            while len(_cache) > KEEP + _panel:
                 _cache.popitem(last=False)
     return Loaded(module, model, device, extra)
+
+
+def keep_panel(members: int) -> None:
+    """Keep as many modules more: a panel asks all of its members at each of its calls."""
+    global _panel
+    _panel = max(_panel, members)
 
 
 def forget() -> None:
@@ -373,11 +374,8 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
         if model.base_key in _tokenizers:
             return _tokenizers[model.base_key]
         if not any((folder / n).is_file() for n in TOKENIZER_FILES):
-            raise InputError(
-                "the model has no tokenizer",
-                where=str(folder),
-                fix="Put tokenizer.json and tokenizer_config.json beside the weights",
-            )
+            fix = "Put tokenizer.json and tokenizer_config.json beside the weights"
+            raise InputError("the model has no tokenizer", where=str(folder), fix=fix)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -385,7 +383,7 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
                 f"the tokenizer cannot be read: {str(error).splitlines()[0]}", where=str(folder)
             ) from None
         _tokenizers[model.base_key] = tokenizer
-        while len(_tokenizers) > 2 * KEEP:
+        while len(_tokenizers) > 2 * KEEP + _panel:
             _tokenizers.popitem(last=False)
         return tokenizer
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from truing.core.licences import strictest
+from truing.core.loaded import keep_panel
 from truing.errors import InputError
-from truing.models import Model
+from truing.models import Folder, Model
 from truing.tables import content_hash
 
 Rule = Literal["mean", "majority"]
@@ -32,6 +33,15 @@ class Panel:
 
     judges: Mapping[str, Model]
     rule: Rule = "mean"
+
+    def __post_init__(self) -> None:
+        keep_panel(self.local)
+
+    @property
+    def local(self) -> int:
+        """How many of its members are computed here."""
+        bases = [m.base for m in self.judges.values()]
+        return sum(b.local if isinstance(b, Panel) else isinstance(b, Folder) for b in bases)
 
     @property
     def key(self) -> str:
