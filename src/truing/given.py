@@ -65,16 +65,31 @@ def opened(
         named: see `by_name`.
         check: called with the tables, before any model is opened.
     Raises:
-        InputError: something is no noun of its input's sort and names none.
+        InputError: something is no noun of its input's sort and names none, or a table is empty.
     """
     found: dict[str, object] = {}
     models = [n for n in named if method.inputs[n].noun == "Model"]
     for name in [n for n in named if n not in models]:
         found[name] = _of_input(method.inputs[name], named[name], method.id)
+    need_rows(found, where=method.id)
     check({n: t for n, t in found.items() if isinstance(t, Table)})
     for name in models:
         found[name] = _of_input(method.inputs[name], named[name], method.id)
     return {name: found[name] for name in named}
+
+
+def need_rows(nouns: Mapping[str, object], *, where: str = "") -> None:
+    """Raise for a table without a row: no method can do anything with one, few say so clearly."""
+    for name, given in nouns.items():
+        several = isinstance(given, Mapping)
+        tables = cast("Mapping[str, object]", given).values() if several else [given]
+        for table in tables:
+            if isinstance(table, Table) and not len(table):
+                raise InputError(
+                    f"input {name!r} has no rows: {table.source} left none",
+                    where=where,
+                    fix="Change the settings there",
+                )
 
 
 def _of_input(wanted: Input, value: object, where: str) -> Noun | Mapping[str, Noun] | None:

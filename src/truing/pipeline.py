@@ -19,6 +19,7 @@ from truing.core import private
 from truing.datasets import licensed
 from truing.errors import InputError, Stopped, TruingError, Unread
 from truing.faults import check_space, told
+from truing.given import need_rows
 from truing.keys import Nouns, device_class, step_key
 from truing.method import Method
 from truing.models import Model, hold
@@ -103,7 +104,7 @@ def perform(
     Raises:
         InputError: a mistake in data or settings, such as a table without a row.
     """
-    _need_rows(nouns)
+    need_rows(nouns)
     store = store or Store()
     key = step_key(method, nouns, settings, seed)
     name = name or method.name
@@ -167,18 +168,6 @@ def _facts(
     }
 
 
-def _need_rows(nouns: Nouns) -> None:
-    """Raise for a table without a row: no method can do anything with one, few say so clearly."""
-    for name, given in nouns.items():
-        tables = given.values() if isinstance(given, Mapping) else [given]
-        for table in tables:
-            if isinstance(table, Table) and not len(table):
-                raise InputError(
-                    f"input {name!r} has no rows: {table.source} left none",
-                    fix="Change the settings there",
-                )
-
-
 def run_step(
     method: Method, inputs: Nouns, settings: Mapping[str, object], *, seed: int = 0
 ) -> StepResult:
@@ -204,7 +193,7 @@ def run_step(
 
 @dataclass
 class Result:
-    """A finished run; `lost` are the strands that were left out, with the reason."""
+    """A finished run; `lost` are the strands, and steps of none, left out, with the reason."""
 
     plan: Plan
     folder: Path
@@ -245,7 +234,7 @@ def run(
         store: by default the user's.
         opened: sources that are at hand, by noun and text as the plan has it.
         strands: of steps, which of them belong together: where a loss of one is not finite, the
-            others are left out and the run goes on with the other strands (see `Result.lost`).
+            others and what depends on them are left out, the rest runs on (see `Result.lost`).
     Raises:
         InputError: a mistake in plan, data or settings; nothing has run.
         Stopped: interrupted, disk full, loss not finite; the same call goes on from there. Or
@@ -280,7 +269,7 @@ def _run_all(
     results: dict[str, Noun] = {}
     try:
         for i, one in enumerate(checked, 1):
-            if why := strands.why_not(one.name):
+            if why := strands.why_not(one.name, one.edges()):
                 record.change(one.name, error=f"left out: {why}")
                 continue
             with told(one.name), strands.apart(one.name):
@@ -296,7 +285,7 @@ def _run_all(
         used = [str(s["key"]) for s in record.steps.values() if s["key"]]
         store.root_run(record.folder, used, final=True)
         page = report.write(record.folder, results)
-    return Result(record.plan, record.folder, results, record, page, strands.lost)
+    return Result(record.plan, record.folder, results, record, page, strands.lost | strands.alone)
 
 
 def _nouns(

@@ -145,7 +145,7 @@ def test_rates_by_hand(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert report.meta["refused"] == [1, 0, 0, 1]
     assert report.get("refusal rate").lo == pytest.approx(0.15004, abs=1e-4)  # Wilson, 2 of 4
-    with pytest.raises(InputError, match="no prompts"):
+    with pytest.raises(InputError, match="input 'prompts' has no rows"):
         methods["refusal_rate"](model, Table("prompt", []))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from truing import cli, contenders, tablefiles
+from truing import cli, contenders, pipeline, tablefiles
 from truing.compare import _cost, _shown, compare, plan_of
 from truing.contenders import (
     Contender,
@@ -26,6 +26,7 @@ from truing.core.stats import mean_interval
 from truing.errors import Diverged, InputError, Stopped
 from truing.method import methods
 from truing.models import Model
+from truing.plan import Plan
 from truing.reports import Measure
 from truing.sources import check_abilities, check_tables
 from truing.strands import Strands
@@ -282,6 +283,45 @@ def test_only_what_diverges_is_spared() -> None:
     assert strands.lost == {"a": "step a-0: nan"} and strands.why_not("b-0") == ""
     with pytest.raises(Diverged), strands.apart("b-0"):
         raise Diverged("nan too")
+
+
+def test_what_takes_something_of_a_lost_strand_falls_with_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    strands = Strands({"a-0": "a", "b-0": "b", "b-1": "b", "c-0": "c"})
+    with strands.apart("a-0"):
+        raise Diverged("nan")
+    why = "step a-0: nan"
+    assert strands.why_not("alone", ["base", "a-0"]) == why
+    assert strands.why_not("after", ["alone"]) == why
+    assert strands.why_not("other", ["base"]) == strands.why_not("c-0", []) == ""
+    assert strands.why_not("b-0", ["after"]) == strands.why_not("b-1", []) == why
+    assert strands.lost == {"a": why, "b": why} and strands.alone == {"alone": why, "after": why}
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"left out: {n}: {why}" for n in ("a", "alone", "after", "b")]
+    with pytest.raises(Diverged, match="nan"):  # the last strand
+        strands.why_not("c-0", ["b-1"])
+
+
+def test_a_plan_leaves_out_what_depends_on_a_lost_strand(
+    tiny_path: Path, pairs: Path, tmp_path: Path
+) -> None:
+    plan = Plan("falls")
+    plan.model("base", str(tiny_path))
+    plan.table("d", str(pairs))
+    how = {"data": "d", "batch": 4, "rank": 0, "dtype": "float32"}
+    for name, lr in (("a", 1e-4), ("b", 1e30)):
+        plan.step(name, "train/dpo", model="base", steps=3, lr=lr, clip=0.0, **how)
+    plan.step("after", "train/dpo", model="b", steps=1, **how)
+    plan.step("last", "merge/linear", models={"x": "after", "y": "a"})
+    plan.step("mixed", "merge/linear", models={"x": "base", "y": "a"})
+    found = pipeline.run(plan, tmp_path / "runs", strands={"a": "A", "b": "B"})
+    assert set(found.results) == {"a", "mixed"}
+    assert set(found.lost) == {"B", "after", "last"} and len(set(found.lost.values())) == 1
+    assert found.lost["B"].startswith("step b: the ") and "is not finite" in found.lost["B"]
+    for name in ("after", "last"):
+        assert found.run.steps[name]["status"] == "pending"
+        assert found.run.steps[name]["error"] == f"left out: {found.lost['B']}"
 
 
 def test_nouns_instead_of_names(tiny_path: Path, tmp_path: Path) -> None:
