@@ -182,6 +182,19 @@ def test_scores_are_those_of_the_plain_loop(
     assert 0 < len(passes) < len(ROWS) / 2
 
 
+def test_a_row_is_encoded_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, seen = model.load_module().tokenizer, list[str]()
+    encode = tokenizer.encode
+
+    def counted(text: str, **how: object) -> object:
+        seen.append(text)
+        return encode(text, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tokenizer, "encode", counted)
+    scorers.expected_score(ROWS[:9], model, of="quality")
+    assert sum("#Question#" in text for text in seen) == 9
+
+
 def test_unreadable_scores_are_counted(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scorers, "digit_ids", lambda loaded, text: None)
     with use(Context()) as context:
@@ -258,6 +271,55 @@ def test_last_states_are_the_models_own(model: Model) -> None:
         deita(data, embedder={"use": "last_state"})
 
 
+def test_last_states_see_the_whole_dialogue(model: Model) -> None:
+    """System messages and earlier turns count, and nobody speaks who has not spoken."""
+    said = [("system", "Be curt."), ("user", "Hi"), ("assistant", "Yes."), ("user", "Why?")]
+    messages = [{"role": role, "content": text} for role, text in said]
+    other = [{"role": "system", "content": "Be a pirate."}, *messages[1:]]
+    rows: list[Row] = [
+        {"messages": messages},
+        {"messages": other},
+        {"prompt": messages, "completion": "So."},
+        {"prompt": messages, "chosen": "So.", "rejected": "No."},
+        {"prompt": "Why?"},
+    ]
+    ends = ["", "", *["<|im_start|>assistant\nSo.<|im_end|>\n"] * 2, ""]
+    seen: list[np.ndarray] = []
+
+    def spy(rows: list[Row], model: Model) -> np.ndarray:
+        seen.append(get_component("embedder", {"use": "last_state"})(rows, model=model))  # type: ignore[arg-type]
+        return seen[-1]
+
+    loaded, alike = model.load_module(), {"use": "constant"}
+    for row, end in zip(rows, ends):
+        asked = row.get("messages", row.get("prompt"))
+        turns_of = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+        text = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in turns_of)  # type: ignore[union-attr]
+        ids = loaded.tokenizer.encode(text + end, add_special_tokens=False)
+        with torch.no_grad():
+            out = loaded.module(torch.tensor([ids]), output_hidden_states=True)
+        methods["deita"]([row], model, complexity=alike, quality=alike, embedder=spy)
+        assert np.allclose(seen[-1][0], out.hidden_states[-1][0, -1], atol=1e-4), row
+    both = methods["deita"](rows[:2], model, tau=0.99999, complexity=alike, quality=alike,
+                            embedder={"use": "last_state"})  # fmt: skip
+    assert len(both) == 2  # type: ignore[arg-type]
+
+
+def test_exact_vectors_are_as_wide_for_any_number_of_rows() -> None:
+    texts = [f"text {i}" for i in range(600)]
+    twice: list[Row] = [{"text": t} for t in [*texts, *(f" {t.upper()} " for t in texts)]]
+    found = np.asarray(get_component("embedder", {"use": "exact"})(twice), np.float64)
+    assert found.shape == (1200, 256)
+    assert np.array_equal(found[:600], found[600:])
+    cosines = found[:600] @ found[:600].T
+    assert np.array_equal(np.diag(cosines), np.ones(600))
+    others = cosines[~np.eye(600, dtype=bool)]
+    assert abs(others.mean()) < 1e-3 and 0.061 < others.std() < 0.064  # 1/16 is 0.0625
+    assert np.abs(others).max() < 0.4
+    alone = np.asarray(get_component("embedder", {"use": "exact"})([twice[7]]))
+    assert np.array_equal(alone[0], found[7])  # the text alone decides
+
+
 def test_sentence_vectors_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 
@@ -271,6 +333,13 @@ def test_sentence_vectors_are_the_default(monkeypatch: pytest.MonkeyPatch) -> No
     chosen = deita(data, m=9, tau=0.5)
     assert asked == [["a\nb", "aa\nb", "aaa\nb"], ["aaaa\nb", "aaaaa\nb"]]
     assert [len(str(r["prompt"])) for r in chosen] == [1, 2, 3, 4]  # the fifth is as the first
+
+
+def test_an_empty_table_is_refused() -> None:
+    data = Table("example", [{"prompt": "a", "completion": "b"}]).take([])
+    with pytest.raises(InputError, match="input 'data' has no rows: table left none") as error:
+        methods["deita"](data)
+    assert error.value.where == "select/deita"
 
 
 def test_own_embedders() -> None:

@@ -81,6 +81,18 @@ def turns(row: Row) -> list[tuple[str, str]]:
     return [(user_text(row.get("prompt")), str(row.get("completion", row.get("chosen", ""))))]
 
 
+def dialogue(row: Row) -> list[Message]:
+    """All that a row says: its own messages, or the prompt's and the answer's."""
+    if "messages" in row:
+        return cast(list[Message], row["messages"])
+    asked, answer = row.get("prompt", ""), row.get("completion", row.get("chosen", ()))
+    if isinstance(asked, str):
+        asked = [{"role": "user", "content": asked}]
+    if isinstance(answer, str):
+        answer = [{"role": "assistant", "content": answer}]
+    return [*cast(list[Message], asked), *cast(list[Message], answer)]
+
+
 def turn_scores(
     ref: dict[str, object], data: Table, model: Model | None, *, where: str
 ) -> list[list[float]]:
@@ -105,17 +117,11 @@ def turn_scores(
 def row_vectors(
     ref: dict[str, object], data: Table, model: Model | None, *, where: str
 ) -> NDArray[np.floating]:
-    """Vectors of an embedder [N, D]; every row has its turns as "text" and as "messages"."""
+    """Vectors of an embedder [N, D]; rows have their turns as "text", their dialogue "messages"."""
     rows: list[Row] = []
     for row in data:
-        said = turns(row)
-        messages = [
-            {"role": role, "content": text}
-            for both in said
-            for role, text in zip(("user", "assistant"), both, strict=True)
-        ]
-        text = "\n".join(f"{query}\n{answer}" for query, answer in said)
-        rows.append(row | {"text": text, "messages": messages})
+        text = "\n".join(f"{query}\n{answer}" for query, answer in turns(row))
+        rows.append(row | {"text": text, "messages": dialogue(row)})
     with data.naming():
         made = get_component("embedder", ref, where=where)(rows, model=model)
     try:

@@ -1,13 +1,14 @@
 """Embedders of whole rows: by meaning, by a model's own last state, by exact text.
 
-An embedder takes rows with "text" (all turns as one text) and "messages" (the same as a dialogue)
-and an optional model, and returns one vector per row: an array [N, D]. What `deita` compares rows
-by is the cosine of two of them.
+An embedder takes rows with "text" (all turns as one text) and "messages" (the whole dialogue) and
+an optional model, and returns one vector per row: an array [N, D]. What `deita` compares rows by is
+the cosine of two of them.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
@@ -16,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from truing.context import Json, current
 from truing.core.chat import chat_text
 from truing.core.embed import embed
 from truing.core.encoding import encode
@@ -28,28 +28,26 @@ from truing.errors import InputError
 from truing.method import component
 from truing.models import Loaded, Model
 from truing.select.near_duplicates import known
-from truing.tables import Message, Row, content_hash
+from truing.select.scorers import kept
+from truing.tables import Message, Row
 
 Vectors = NDArray[np.float32]
 T = TypeVar("T")
 TEXTS = 512  # sentences that a kill can cost
 STATES = 32  # rows of a language model
+WIDTH = 256  # of the vectors of exact texts, as many bits
 
 
 def _kept(
     name: str, facts: object, items: Sequence[T], size: int, make: Callable[[Sequence[T]], Vectors]
 ) -> Vectors:
-    """Vectors of `items`; what a stopped step had finished is read from its journal."""
+    """Vectors of `items`, journaled as text of their bytes."""
 
-    def key(_: int, chunk: Sequence[T]) -> str:
-        return content_hash([facts, list(chunk)])
-
-    def made(_: int, chunk: Sequence[T]) -> Json:
+    def made(chunk: Sequence[T]) -> list[str]:
         vectors_ND = np.ascontiguousarray(make(chunk), np.float32)
         return [base64.b64encode(v.tobytes()).decode("ascii") for v in vectors_ND]
 
-    found = current().chunks(f"vectors-{name}", items, size, key, made, f"rows ({name} vectors)")
-    texts = [cast(str, v) for _, vectors in found for v in cast("list[Json]", vectors)]
+    texts = kept(f"vectors-{name}", facts, items, size, made)
     return np.stack([np.frombuffer(base64.b64decode(v), np.float32) for v in texts])
 
 
@@ -61,10 +59,15 @@ def sentence(rows: list[Row], model: Model | None = None) -> Vectors:
 
 @component("embedder")
 def exact(rows: list[Row], model: Model | None = None) -> Vectors:
-    """Equal vectors for equal texts, whatever the case, and orthogonal ones for all others."""
-    texts = [known(str(r["text"])) for r in rows]
-    place = {t: i for i, t in enumerate(dict.fromkeys(texts))}
-    return np.eye(len(place), dtype=np.float32)[[place[t] for t in texts]]
+    """Equal vectors for equal texts, whatever the case, and all but orthogonal ones for others.
+
+    They point to a random corner of a cube, by the text: cosines of others have mean 0 and standard
+    deviation 1/16.
+    """
+    texts = [known(str(r["text"])).encode() for r in rows]
+    digests = b"".join(hashlib.blake2b(t, digest_size=WIDTH // 8).digest() for t in texts)
+    bits_ND = np.unpackbits(np.frombuffer(digests, np.uint8)).reshape(-1, WIDTH)
+    return ((2.0 * bits_ND - 1) / WIDTH**0.5).astype(np.float32)
 
 
 @component("embedder")

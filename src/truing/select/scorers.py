@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ from truing.tables import Row, content_hash, user_text
 DIGITS = 6  # Deita's scores are 1 to 6
 UNKNOWN = 3.0  # Deita's score where a digit or the position is missing
 CHUNK = 32  # rows that a kill can cost
+T = TypeVar("T")
+V = TypeVar("V")
 Asked = tuple[list[int], list[list[int]]]  # ids of what is read, and of what may follow it
 
 _ASK = {
@@ -70,19 +72,25 @@ def branch_logps(loaded: Loaded, asked: Sequence[Asked], *, mean: bool = False) 
     return torch.stack(list(by_tree(loaded, trees, tail_logps(loaded, mean=mean))))
 
 
-def _kept(
-    name: str, model: Model, asked: Sequence[Asked], make: Callable[[Sequence[Asked]], list[float]]
-) -> list[float]:
-    """What `make` says of each text; what a stopped step had finished is read from its journal."""
+def kept(
+    name: str, facts: object, items: Sequence[T], size: int, make: Callable[[Sequence[T]], list[V]]
+) -> list[V]:
+    """What `make` says of each item; what a stopped step had finished is read from its journal.
 
-    def key(_: int, chunk: Sequence[Asked]) -> str:
-        return content_hash([model.key, list(chunk)])
+    Args:
+        name: of the journal, and of what is made, for the progress.
+        facts: all that it depends on beside the items.
+        size: items that are made at once, which a kill can cost.
+    """
 
-    def made(_: int, chunk: Sequence[Asked]) -> Json:
-        return list[Json](make(chunk))
+    def key(_: int, chunk: Sequence[T]) -> str:
+        return content_hash([facts, list(chunk)])
 
-    found = current().chunks(name, asked, CHUNK, key, made, f"rows ({name})")
-    return [v for _, values in found for v in cast("list[float]", values)]
+    def made(_: int, chunk: Sequence[T]) -> Json:
+        return cast(Json, make(chunk))
+
+    found = current().chunks(name, items, size, key, made, f"rows ({name})")
+    return [v for _, values in found for v in cast("list[V]", values)]
 
 
 @component("scorer")
@@ -96,22 +104,21 @@ def expected_score(
     """Deita's expected score in [1, 6] from one forward pass: 3.0 where it cannot be read."""
     model = _needs_model(model, "expected_score")
     loaded = model.load_module()
-    asked: list[Asked | None] = []
+    digits = digit_ids(loaded, _ASK[of].rpartition("\n")[2])  # the last line, alike in all rows
+    if digits is None:
+        current().metric(scorer="expected_score", of=of, unknown=len(rows))
+        return [UNKNOWN] * len(rows)
+    asked: list[Asked] = []
     for row in rows:
         facts = {"prompt": user_text(row.get("prompt")), "completion": row.get("completion", "")}
         text = _ASK[of].format_map({k: str(v) for k, v in facts.items()})
-        digits = digit_ids(loaded, text)
         ids = cast(list[int], loaded.tokenizer.encode(text, add_special_tokens=False))
-        asked.append((ids[-max_tokens:], [[d] for d in digits]) if digits and ids else None)
-    read = [one for one in asked if one is not None]
+        asked.append((ids[-max_tokens:], [[d] for d in digits]))
 
     def make(chunk: Sequence[Asked]) -> list[float]:
         return expected_score_of(branch_logps(loaded, chunk)).tolist()
 
-    scores = iter(_kept("expected_score", model, read, make))
-    if len(read) < len(rows):
-        current().metric(scorer="expected_score", of=of, unknown=len(rows) - len(read))
-    return [UNKNOWN if one is None else next(scores) for one in asked]
+    return kept("expected_score", model.key, asked, CHUNK, make)
 
 
 def _text(row: Row, of: str) -> str:
@@ -195,6 +202,7 @@ def perplexity(
     def make(chunk: Sequence[Asked]) -> list[float]:
         return (-branch_logps(loaded, chunk, mean=True)[:, 0]).clamp(max=50.0).exp().tolist()
 
-    read = iter(_kept("perplexity", model, [one for one in asked if one is not None], make))
+    some = [one for one in asked if one is not None]
+    read = iter(kept("perplexity", model.key, some, CHUNK, make))
     values = [1.0 if one is None else next(read) for one in asked]
     return values if sign == "high" else [1.0 / v for v in values]
