@@ -6,6 +6,7 @@ from pagetext import NOTE, escape, table
 
 from truing import catalogue, listing
 from truing.catalogue import Entry
+from truing.method import methods
 
 # Where a reference to a component of each kind is written.
 GOES = {
@@ -16,9 +17,8 @@ GOES = {
     "embedder": "As `embedder` of `select/deita`.",
     "environment": "As `environment` of online training (`train/grpo` and its like), and as the "
     "first argument of `truing.core.rollout.rollout`.",
-    "judge": "As `judge` of a method that takes one, in place of a single model: "
-    "`evaluate/win_rate`, `synthesize/principle_pairs`, `synthesize/salmon`, "
-    "`synthesize/step_labels`; and as `model` of the rewards that ask a judge.",
+    "judge": "As `judge` of a method that takes one, in place of a single model: {judging}; and as "
+    "`model` of the rewards that ask a judge.",
     "pool": "Nowhere in a recipe: an online method whose rows are of several sorts names it in its "
     "decorator, and the settings are that method's.",
     "reward": "Under a name in `rewards` of online training, of the decode methods and of "
@@ -27,6 +27,16 @@ GOES = {
     "[model](data-and-models.md) of its own.",
     "scorer": "As `complexity` and `quality` of `select/deita`.",
 }
+
+
+RANKS = ("train/cyclealign",)  # a judge that writes rankings is one model, and refused as a panel
+
+
+def judging() -> str:
+    """The methods whose input `judge` may be of several."""
+    own = [e.id for e in catalogue.methods().values() if e.package == "truing"]
+    asking = (name for name in sorted(own) if "judge" in methods[name].inputs)
+    return ", ".join(f"`{name}`" for name in asking if name not in RANKS)
 
 
 def components_page() -> str:
@@ -43,5 +53,6 @@ def components_page() -> str:
             found.setdefault(e.component, []).append(e)
     for kind, entries in found.items():
         rows = [[f"`{listing.usage(e)}`", escape(e.summary)] for e in entries]
-        parts += [f"## {kind}\n", GOES[kind] + "\n", table(("written as", "what it does"), rows)]
+        goes = GOES[kind].replace("{judging}", judging()) if kind == "judge" else GOES[kind]
+        parts += [f"## {kind}\n", goes + "\n", table(("written as", "what it does"), rows)]
     return "\n".join(parts)

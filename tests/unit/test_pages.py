@@ -128,6 +128,11 @@ def test_components_say_what_they_do_and_where_they_go() -> None:
     for kind in kinds:
         about, _, rest = page.partition(f"## {kind}\n\n")[2].partition("\n\n")
         assert about.endswith(".") and rest.startswith("| written as |"), kind
+    about = page.partition("## judge\n\n")[2].partition("\n\n")[0]
+    asking = {e.id for e in catalogue.methods().values() if e.package == "truing"
+              and "judge" in methods[e.id].inputs}  # fmt: skip
+    told = set(re.findall(r"`(\w+/\w+)`", about))
+    assert told == asking - {"train/cyclealign"} > {"evaluate/alignment_gain"}
 
 
 def test_the_page_on_shared_settings_says_whose_they_are() -> None:

@@ -181,6 +181,9 @@ def dapo(
         buffer: tokens before the length limit over which the punishment rises.
         punish: largest punishment of a long answer; 0 for none.
         drop_unfinished: keep answers without a stop token out of the loss.
+        refill: rounds of further prompts that may take the place of groups whose rewards, the
+            punishment included, are equal. Equal rewards of answers that are punished unequally
+            stay and teach length alone; the paper, whose rewards are right and wrong, drops these.
     """
     reward_UK = r["reward"]
     if punish:
