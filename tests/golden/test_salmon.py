@@ -125,7 +125,7 @@ def shorter(
 def test_pairs_with_lineage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "generate", Writer())
     monkeypatch.setattr(module, "compare", shorter)
-    model = SimpleNamespace(key="policy", name="policy", is_served=False)
+    model = SimpleNamespace(key="policy", name="policy", is_served=False, base=None)
     prompts = Table("prompt", [{"prompt": f"Why does wood burn, {i}?"} for i in range(20)])
     with use(Context(seed=3, folder=tmp_path)) as context:
         made = module.salmon(model, prompts, RULES, n=1, noise=0.0)
