@@ -113,8 +113,9 @@ class Order:
     """Which rows make up a step: permutations of all rows laid end to end, cut into steps.
 
     Groups of rows have permutations of their own, and places go to the groups in turn: a step has
-    as many rows of each, give or take one. In as many steps as an epoch of all rows has, a group
-    with fewer rows than others comes round more often than they do.
+    as many places for each, give or take one. In as many steps as an epoch of all rows has, a group
+    with fewer rows than others comes round more often than they do. A row counts once in a step: a
+    group with fewer rows than places there comes with fewer, and the step is as much smaller.
 
     Args:
         groups: number of each row's group; none for a single one.
