@@ -278,8 +278,7 @@ def _check_members(judge: Model, names: list[str]) -> None:
     asked = sum(cast(int, m["asked"]) for m in told)
     for name, last, unread in zip(names, counts[-1], map(sum, zip(*counts, strict=True))):
         said = f"of its judge {name} no verdict could be read in {unread} of {asked} cases"
-        if asked >= LEAST and unread > UNPARSED * asked:
-            raise InputError(said, where=judge.name, fix=FIX)
+        check_unread(unread, asked, said, judge.name, least=LEAST)
         if last:
             warnings.warn(f"{judge.name}: {said}; there the others' count", stacklevel=5)
 
@@ -334,12 +333,23 @@ def _read(judge: Model, prompts: Sequence[str], how: str, worth: dict[str, float
     return [float(c) for c in (torch.softmax(logp_NK, 1) * worth_K).sum(1)]
 
 
+def check_unread(
+    unread: int, asked: int, told: str, where: str, fix: str = FIX, *, least: int = 0
+) -> None:
+    """Raise an InputError that says `told` where more than a fifth of verdicts were not read.
+
+    Args:
+        least: verdicts asked for before the share says something of the judge.
+    """
+    if asked >= least and unread > UNPARSED * asked:
+        raise InputError(told, where=where, fix=fix)
+
+
 def _filled(scores: Sequence[Score], judge: Model) -> list[float]:
     """Scores with 0.5 for the unparsed, of which there must be few."""
     unparsed = sum(s is None for s in scores)
     if unparsed:
         told = f"no verdict could be read from {unparsed} of {len(scores)} replies"
-        if unparsed > UNPARSED * len(scores):
-            raise InputError(told, where=judge.name, fix=FIX)
+        check_unread(unparsed, len(scores), told, judge.name)
         warnings.warn(f"{judge.name}: {told}; they count as neither", stacklevel=3)
     return [0.5 if s is None else s for s in scores]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import cast
 
-from truing.core.judge import UNPARSED, pointwise, rate
+from truing.core.judge import check_unread, pointwise, rate
 from truing.core.rewards import check_reward_model, probabilities
 from truing.core.scores import check_reward, total_scores
 from truing.core.scoring import check_logits
@@ -138,12 +138,9 @@ def judged(judge: Model, paths: Sequence[Trajectory], criteria: str) -> list[lis
         {"prompt": q, "completion": s} for p in paths for q, s in zip(p.prompts, p.steps)
     ]
     found = rate(judge, rows, criteria=criteria, template=JUDGE)
-    if (unread := found.count(None)) > UNPARSED * len(found):
-        raise InputError(
-            f"no verdict could be read from {unread} of {len(found)} replies on steps",
-            where=judge.name,
-            fix="Use a judge that follows the form, or a local one",
-        )
+    unread = found.count(None)
+    told = f"no verdict could be read from {unread} of {len(found)} replies on steps"
+    check_unread(unread, len(found), told, judge.name)
     read = iter(found)
     made: list[list[float]] = []
     for path in paths:

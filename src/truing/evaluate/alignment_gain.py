@@ -65,17 +65,13 @@ class _Against:
             where = f"{WHERE} setting 'reward'"
             mine, other = (total_scores(self.reward, side, where=where) for side in (ours, theirs))
             return [a - b for a, b in zip(mine, other, strict=True)], None
-        from truing.core.judge import UNPARSED, compare
-        from truing.train.reward.judged import CRITERIA, FIX, verdicts
+        from truing.core.judge import check_unread, compare
+        from truing.train.reward.judged import CRITERIA, verdicts
 
         judge = cast(Model, self.judge)
         made = compare(judge, ours, theirs, criteria=CRITERIA.get(self.criterion, self.criterion))
-        if made.unparsed > UNPARSED * len(ours):
-            raise InputError(
-                f"no verdict could be read of {made.unparsed} of {len(ours)} pairs",
-                where=f"{WHERE} judge {judge.name}",
-                fix=FIX,
-            )
+        told = f"no verdict could be read of {made.unparsed} of {len(ours)} pairs"
+        check_unread(made.unparsed, len(ours), told, f"{WHERE} judge {judge.name}")
         return verdicts(made), made
 
 

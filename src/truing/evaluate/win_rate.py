@@ -82,16 +82,12 @@ def _judged(
     judge: Model, ours: list[Row], theirs: list[Row], principles: Principles | None
 ) -> Comparison:
     """The judge's view of all pairs; an InputError where too many verdicts cannot be read."""
-    from truing.core.judge import UNPARSED, compare
+    from truing.core.judge import check_unread, compare
 
     criteria = principles.as_text() if principles is not None else ""
     made = compare(judge, ours, theirs, criteria=criteria)
-    if made.unparsed > UNPARSED * len(ours):
-        raise InputError(
-            f"no verdict could be read of {made.unparsed} of {len(ours)} pairs",
-            where=f"{WHERE} judge {judge.name}",
-            fix="Use a judge that follows the form, or a local one",
-        )
+    told = f"no verdict could be read of {made.unparsed} of {len(ours)} pairs"
+    check_unread(made.unparsed, len(ours), told, f"{WHERE} judge {judge.name}")
     return made
 
 

@@ -38,7 +38,16 @@ from statistics import fmean
 from typing import Literal, cast
 
 from truing.context import current
-from truing.core.judge import UNPARSED, Comparison, Score, compare, decision, rate
+from truing.core.judge import (
+    FIX,
+    LEAST,
+    Comparison,
+    Score,
+    check_unread,
+    compare,
+    decision,
+    rate,
+)
 from truing.core.opening import open_model
 from truing.core.private import without_login
 from truing.errors import InputError
@@ -47,10 +56,8 @@ from truing.models import Model, held, named
 from truing.naming import ModelKey, found_at
 from truing.tables import Row, content_hash
 
-LEAST = 20  # ratings before their unread share says something of the judge
 WHERE = "reward judged setting 'model'"
 AGAINST = "reward judged_against"
-FIX = "Use a judge that follows the form, or a local one"
 # What makes the better answer, by the name of the criterion.
 CRITERIA = {
     "helpful": "The better answer is more helpful: it is accurate, efficient, and adds value.",
@@ -110,10 +117,8 @@ def check_read(judge: Model, lacks: str, of: str, where: str, fix: str) -> None:
     """
     told = [m for m in current().metrics if m.get("judge") == judge.name]
     asked, unread = (sum(cast(int, m[name]) for m in told) for name in ("judged", "unparsed"))
-    if asked >= LEAST and unread > UNPARSED * asked:
-        raise InputError(
-            f"no {lacks} {unread} of {asked} {of}", where=f"{where} {judge.name}", fix=fix
-        )
+    said = f"no {lacks} {unread} of {asked} {of}"
+    check_unread(unread, asked, said, f"{where} {judge.name}", fix, least=LEAST)
 
 
 @component("reward")
