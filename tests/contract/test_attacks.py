@@ -35,6 +35,10 @@ SMALL: dict[str, object] = {
 COLUMNS: dict[str, object] = {
     "time": "days", "event": "died", "attributes": {"age": "age"}, "part": "train",
     "rewards": {"vowels": {"use": "share_of", "letters": "aeiou"}},
+    "how": {
+        "rewards": {"small": {"use": "share_of", "letters": "abcdefghijklmnopqrstuvwxyz"}},
+        "answers": 4, "steps": 2, "batch": 2, "new_tokens": 24, "rank": 2, "temperature": 1.0,
+    },
 }  # fmt: skip
 RULES = Principles([Principle("brief", "Be brief.", check={"use": "max_words", "n": 3})])
 PROMPTS = Table(
