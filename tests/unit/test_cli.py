@@ -80,7 +80,8 @@ def test_show(run: Run) -> None:
     code, out, _ = run("show", "train/dpo", "--json")
     found = json.loads(out)
     assert found["name"] == "train/dpo" and found["returns"] == "Model"
-    assert found["inputs"] == {"model": "Model", "data": "Table", "reference": "Model (optional)"}
+    optional = {"reference": "Model (optional)", "held_out": "Table (optional)"}
+    assert found["inputs"] == {"model": "Model", "data": "Table", **optional}
     beta = found["settings"]["beta"]
     assert beta["type"] == "float" and beta["default"] == 0.1 and beta["required"] is False
 
