@@ -213,8 +213,10 @@ def _line(points: Points, across: Scale, up: Scale, kind: str) -> Markup:
     return tag("path", d=_path(points, across, up), class_=kind, vector_effect="non-scaling-stroke")
 
 
-def _spots(points: Points, across: Scale, up: Scale, name_of: str) -> list[Markup]:
-    """A dot with a tooltip for each finite value."""
+def _spots(
+    points: Points, across: Scale, up: Scale, name_of: str, kind: str = "spot", last: str = "spot"
+) -> list[Markup]:
+    """A dot with a tooltip for each finite value, of class `last` for the last one."""
     return [
         tag(
             "circle",
@@ -222,7 +224,7 @@ def _spots(points: Points, across: Scale, up: Scale, name_of: str) -> list[Marku
             cx=f"{across.at(x)}%",
             cy=round(CURVE_HEIGHT * (1 - up.at(y) / 100), 1),
             r=4,
-            class_="spot",
+            class_=last if (x, y) == tuple(points[-1]) else kind,
         )
         for x, y in points
         if math.isfinite(y)
@@ -277,19 +279,8 @@ def curve(
             overflow="visible",
         )
     )
-    for x, y in points if len(points) <= HITS else points[-1:]:
-        if math.isfinite(y):
-            last = (x, y) == tuple(points[-1])
-            marks.append(
-                tag(
-                    "circle",
-                    tag("title", f"step {x:g}: {name_of} {y:.5g}"),
-                    cx=f"{across.at(x)}%",
-                    cy=round(CURVE_HEIGHT * (1 - up.at(y) / 100), 1),
-                    r=4,
-                    class_="hit last" if last else "hit",
-                )
-            )
+    shown = points if len(points) <= HITS else points[-1:]
+    marks += _spots(shown, across, up, name_of, "hit", "hit last")
     marks += _spots(held, across, up, f"held-out {name_of}")
     for place, anchor in ((first, "start"), (end, "end")):
         marks.append(tag("text", f"step {place:g}" if anchor == "start" else f"{place:g}",

@@ -97,11 +97,11 @@ def online_stream(
     return Table("pair", rows, where=f"online answers to {data.source}")
 
 
-def _check(settings: Mapping[str, object], tables: Mapping[str, Table]) -> None:
+def check_how(settings: Mapping[str, object], tables: Mapping[str, Table]) -> None:
     """What is checked before anything runs."""
     how = settings.get("how")
     if isinstance(how, Mapping):
         settings_of(cast("Mapping[str, object]", how))
 
 
-online_stream.__dict__["__truing_check__"] = _check
+online_stream.__dict__["__truing_check__"] = check_how

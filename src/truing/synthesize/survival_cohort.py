@@ -30,6 +30,7 @@ from truing.method import method
 from truing.tables import Row, Table, content_hash
 from truing.train.reward.survival_answer import MONTHS, STATUS, answer_text
 
+WHERE = "synthesize/survival_cohort"
 MONTH_DAYS = 365.25 / 12
 LEAST = 5  # patients that a group needs before it says anything
 ASK = (
@@ -190,37 +191,35 @@ def survival_cohort(
         most: steps of a trace.
         salt: another number gives another split.
     """
-    where = "synthesize/survival_cohort"
     if {time, event} & set(attributes):
-        raise InputError("the summary would tell the outcome", where=where, seen=[time, event])
+        raise InputError("the summary would tell the outcome", where=WHERE, seen=[time, event])
     patients = patients_of(data, time, event, happened, unit == "days", attributes)
     if not 0 < test < len(patients):
-        raise InputError("no training row would be left", where=where, seen=(test, len(patients)))
+        raise InputError("no training row would be left", where=WHERE, seen=(test, len(patients)))
     shuffled = sorted(patients, key=lambda p: content_hash([salt, p.row["id"]]))
     known = shuffled[test:]
     chosen = known if part == "train" else shuffled[:test]
     if part == "train" and censored == "drop":
         chosen = [p for p in chosen if p.event]
     cohort = Cohort(known)
-    made: list[Row] = []
-    for patient in chosen:
-        steps = trace(patient, cohort, most)
-        summary = "; ".join(f"{n}: {v}" for n, v in patient.attributes.items())
-        shown = steps if form == "reasoned" else ()
-        status = int(patient.event)
-        comment = "" if patient.event else "Last seen at this time, without the event."
-        made.append(
-            {
-                "prompt": ASK.format(summary=summary, form=FORMS[form]),
-                "completion": answer_text(status, patient.months, shown, comment),
-                "status": status,
-                "months": patient.months,
-                "trace": steps,
-                "lineage": {"parents": [patient.row["id"]], "generator": where}
-                | _licence(patient.row),
-            }
-        )
+    made = [_row(patient, trace(patient, cohort, most), form) for patient in chosen]
     return Table("example", made, where=f"cohort of {data.source}")
+
+
+def _row(patient: Patient, steps: list[str], form: Form) -> Row:
+    """A patient as prompt and answer, with the trace that the reasoned form tells."""
+    summary = "; ".join(f"{n}: {v}" for n, v in patient.attributes.items())
+    shown = steps if form == "reasoned" else ()
+    status = int(patient.event)
+    comment = "" if patient.event else "Last seen at this time, without the event."
+    return {
+        "prompt": ASK.format(summary=summary, form=FORMS[form]),
+        "completion": answer_text(status, patient.months, shown, comment),
+        "status": status,
+        "months": patient.months,
+        "trace": steps,
+        "lineage": {"parents": [patient.row["id"]], "generator": WHERE} | _licence(patient.row),
+    }
 
 
 def _licence(row: Row) -> dict[str, object]:

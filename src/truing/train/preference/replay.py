@@ -18,15 +18,15 @@ algorithms", arXiv 2405.08448.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from collections.abc import Sequence
+from typing import Literal
 
 from truing.context import current
 from truing.core.objective import objective_of
 from truing.core.replay import check_stream, rollouts_of, train_replay
 from truing.method import method
 from truing.models import Model
-from truing.synthesize.online_stream import settings_of
+from truing.synthesize.online_stream import check_how, settings_of
 from truing.tables import Table
 from truing.train.preference.dpo import dpo
 from truing.train.preference.ipo import ipo
@@ -82,11 +82,4 @@ def replay(
     return train_replay(spec, own, model, data, reference, chosen, steps)
 
 
-def _check(settings: Mapping[str, object], tables: Mapping[str, Table]) -> None:
-    """What is checked before anything runs."""
-    how = settings.get("how")
-    if isinstance(how, Mapping):
-        settings_of(cast("Mapping[str, object]", how))
-
-
-replay.__dict__["__truing_check__"] = _check
+replay.__dict__["__truing_check__"] = check_how
