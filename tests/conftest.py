@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 # Before any import of truing: no test may read or write the user's cache.
@@ -41,3 +42,27 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from truing.core.tiny import tiny_folder
 
     return tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def interrupted() -> Callable[[type, int], AbstractContextManager[None]]:
+    """`interrupted(TextTask, 3)`: inside the block a training of such a task is cut off.
+
+    That is after its update 3, counted from 0, as by Ctrl-C.
+    """
+
+    @contextmanager
+    def block(task: type, last: int) -> Generator[None]:
+        after_step = task.after_step
+
+        def dying(self: object, step: int) -> None:
+            after_step(self, step)
+            if step == last:
+                raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(task, "after_step", dying)
+            with pytest.raises(KeyboardInterrupt):
+                yield
+
+    return block

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -356,24 +357,19 @@ def test_best_model_is_the_one_that_was_measured(model: Model, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["bco", "tr_dpo"])
 def test_killed_between_measurements(
-    name: str, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    model: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted: Callable[[type, int], AbstractContextManager[None]],
 ) -> None:
     more: dict[str, object] = {"eval_every": 2, "keep_best": True, "patience": 2, "steps": 8}
     more |= {"lr": 2e-2, "budget": 80} | ({"every": 3} if name == "tr_dpo" else {})
     expected, whole = trained(name, tmp_path / "whole", model, **more)
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(engine, "CHECKPOINT_SHARE", math.inf)
-    after_step = TextTask.after_step
-
-    def dying(task: TextTask, step: int) -> None:
-        after_step(task, step)
-        if step == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(TextTask, "after_step", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(TextTask, 3):
         trained(name, tmp_path / "cut", model, **more)
-    monkeypatch.setattr(TextTask, "after_step", after_step)
     resumed, context = trained(name, tmp_path / "cut", model, **more)
     assert resumed.key == expected.key
     assert measured(context.metrics) == measured(whole.metrics)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -150,24 +152,19 @@ def test_weights_that_are_frozen_stay(model: Model, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["sft", "tr_dpo"])
 def test_killed_and_resumed(
-    name: str, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    model: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted: Callable[[type, int], AbstractContextManager[None]],
 ) -> None:
     more: dict[str, object] = {"lr": 1e-3, "held_out": HELD, "eval_every": 1, "keep_best": True}
     more |= {"every": 2} if name == "tr_dpo" else {}
     expected, _ = trained(name, tmp_path / "whole", model, **more)
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(engine, "CHECKPOINT_SHARE", math.inf)
-    after_step = TextTask.after_step
-
-    def dying(task: TextTask, step: int) -> None:
-        after_step(task, step)
-        if step == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(TextTask, "after_step", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(TextTask, 3):
         trained(name, tmp_path / "cut", model, **more)
-    monkeypatch.setattr(TextTask, "after_step", after_step)
     resumed, _ = trained(name, tmp_path / "cut", model, **more)
     assert resumed.key == expected.key
 
