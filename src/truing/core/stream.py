@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from truing.context import Journal, Json
+from truing.errors import InputError
+from truing.method import methods
 from truing.tables import Row
 
 if TYPE_CHECKING:
     from truing.core.collect import Asked, Group
+    from truing.tables import Table
 
+ONLINE = "train/online_dpo"
+ONCE = ("passes", "minibatches")  # each rollout is learnt from in one update
+NONE = ("environment", "mix")  # answers are single ones, and all that is learnt
 Said = tuple[list[int], str, bool]  # tokens, words, whether it came to its end
 Kept = tuple[str, Json, list[int], list[Said], list[float]]  # id, prompt, tokens, answers, rewards
 _journal: contextvars.ContextVar[Journal | None] = contextvars.ContextVar("stream", default=None)
@@ -70,3 +76,27 @@ def pairs_of(journal: Journal, rollouts: int, generator: str) -> list[Row]:
                 row |= {f"{name}_ids": answers[k][0], f"{name}_reward": reward[k]}
             made.append(row | {"lineage": {"parents": [parent], "generator": generator}})
     return made
+
+
+def settings_of(how: Mapping[str, object]) -> dict[str, object]:
+    """All settings of the online run; an InputError for those that it, or a stream, cannot have."""
+    try:
+        found = methods[ONLINE].validate(how, where="")
+        methods[ONLINE].check(found, {})
+    except InputError as error:
+        told = f"setting 'how': {error.message}"
+        raise InputError(told, where=error.where, seen=error.seen, fix=error.fix) from None
+    for name in ONCE:
+        if found[name] != 1:
+            raise InputError(f"setting 'how': {name} must be 1 in a stream", seen=found[name])
+    for name in NONE:
+        if found.get(name):
+            raise InputError(f"setting 'how': a stream has no {name}", seen=found[name])
+    return found
+
+
+def check_how(settings: Mapping[str, object], tables: Mapping[str, Table]) -> None:
+    """What is checked before anything runs."""
+    how = settings.get("how")
+    if isinstance(how, Mapping):
+        settings_of(cast("Mapping[str, object]", how))

@@ -17,38 +17,17 @@ algorithms", arXiv 2405.08448.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import cast
 
 from truing.context import Context, current, use
-from truing.core.stream import kept_in, pairs_of
+from truing.core.stream import check_how, kept_in, pairs_of, settings_of
 from truing.errors import InputError
-from truing.method import method, methods
+from truing.method import method
 from truing.models import Model
 from truing.principles import Principles
 from truing.tables import Table, content_hash
 from truing.train.rl.online_dpo import online_dpo  # what it runs is part of a step's key
-
-ONLINE = "train/online_dpo"
-ONCE = ("passes", "minibatches")  # each rollout is learnt from in one update
-NONE = ("environment", "mix")  # answers are single ones, and all that is learnt
-
-
-def settings_of(how: Mapping[str, object]) -> dict[str, object]:
-    """All settings of the online run; an InputError for those that it, or a stream, cannot have."""
-    try:
-        found = methods[ONLINE].validate(how, where="")
-        methods[ONLINE].check(found, {})
-    except InputError as error:
-        told = f"setting 'how': {error.message}"
-        raise InputError(told, where=error.where, seen=error.seen, fix=error.fix) from None
-    for name in ONCE:
-        if found[name] != 1:
-            raise InputError(f"setting 'how': {name} must be 1 in a stream", seen=found[name])
-    for name in NONE:
-        if found.get(name):
-            raise InputError(f"setting 'how': a stream has no {name}", seen=found[name])
-    return found
 
 
 @method(
@@ -95,13 +74,6 @@ def online_stream(
             fix="Draw more answers, or reward by something that tells them apart",
         )
     return Table("pair", rows, where=f"online answers to {data.source}")
-
-
-def check_how(settings: Mapping[str, object], tables: Mapping[str, Table]) -> None:
-    """What is checked before anything runs."""
-    how = settings.get("how")
-    if isinstance(how, Mapping):
-        settings_of(cast("Mapping[str, object]", how))
 
 
 online_stream.__dict__["__truing_check__"] = check_how

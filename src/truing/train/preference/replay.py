@@ -24,9 +24,9 @@ from typing import Literal
 from truing.context import current
 from truing.core.objective import objective_of
 from truing.core.replay import check_stream, rollouts_of, train_replay
+from truing.core.stream import check_how, settings_of
 from truing.method import method
 from truing.models import Model
-from truing.synthesize.online_stream import check_how, settings_of
 from truing.tables import Table
 from truing.train.preference.dpo import dpo
 from truing.train.preference.ipo import ipo
