@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from truing.core import past, waves
+from truing.core.levels import Level
 from truing.core.past import Kept, Memory, Past, reach
 from truing.core.sampling import Sampled, SamplingSettings, sample
-from truing.core.shared import Level, Shared
+from truing.core.shared import Reading, Shared
 from truing.core.tiny import tiny_config, tiny_model
 
 MODULE = tiny_model()[0]
@@ -44,9 +46,10 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     seen: list[int] = []
     before = Shared._read
 
-    def counted(self: Shared, depth: int, nodes: range) -> Tensor:
-        seen.append(sum(len(self.pieces[depth][i]) for i in nodes))
-        return before(self, depth, nodes)
+    def counted(self: Shared, *given: Any) -> Tensor:
+        made = before(self, *given)
+        seen.append(cast(Reading, self.reading).spans[-1][-1])
+        return made
 
     monkeypatch.setattr(Shared, "_read", counted)
     yield seen

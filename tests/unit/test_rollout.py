@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from torch import Tensor
@@ -31,7 +31,7 @@ from truing.core.rollout import (
     rollout,
 )
 from truing.core.sampling import SamplingSettings
-from truing.core.shared import Shared
+from truing.core.shared import Reading, Shared
 from truing.errors import InputError
 from truing.fields.agent.running_sum import RunningSum, running_sum
 from truing.method import get_component
@@ -250,9 +250,10 @@ def test_models_remember_the_turns_before(
     read: list[int] = []
     before = Shared._read
 
-    def counted(self: Shared, depth: int, nodes: range) -> Tensor:
-        read.append(sum(len(self.pieces[depth][i]) for i in nodes))
-        return before(self, depth, nodes)
+    def counted(self: Shared, *given: Any) -> Tensor:
+        made = before(self, *given)
+        read.append(cast(Reading, self.reading).spans[-1][-1])
+        return made
 
     monkeypatch.setattr(Shared, "_read", counted)
     made: list[tuple[Table, int]] = []

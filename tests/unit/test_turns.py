@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ from truing.core.online_task import OnlineTask
 from truing.core.reference import Reference
 from truing.core.rollout import Observation, Step
 from truing.core.row_kinds import as_kind
-from truing.core.shared import Shared
+from truing.core.shared import Reading, Shared
 from truing.core.text_task import TextTask
 from truing.core.tiny import tiny_model, tiny_tokenizer
 from truing.core.train_text import read_units
@@ -438,9 +438,10 @@ def test_only_what_is_new_is_read_in_a_later_turn(
     read: list[int] = []
     before = Shared._read
 
-    def counted(self: Shared, depth: int, nodes: range) -> Tensor:
-        read.append(sum(len(self.pieces[depth][i]) for i in nodes))
-        return before(self, depth, nodes)
+    def counted(self: Shared, *given: Any) -> Tensor:
+        made = before(self, *given)
+        read.append(cast(Reading, self.reading).spans[-1][-1])
+        return made
 
     monkeypatch.setattr(Shared, "_read", counted)
     monkeypatch.setattr(collect, "BLOCK", 6)  # several requests in each turn
