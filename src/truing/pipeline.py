@@ -26,7 +26,7 @@ from truing.models import Model, hold
 from truing.naming import Place, holding, referred_model, with_keys
 from truing.plan import Checked, Plan
 from truing.progress import Clock, Progress
-from truing.quarantine import marked
+from truing.quarantine import check_served, marked
 from truing.recipe import plan_of
 from truing.runs import Run, plain, versions
 from truing.sources import Opened, check_abilities, open_sources, with_defaults
@@ -254,6 +254,7 @@ def run(
 
 
 def _run_all(
+    check_served(checked, opened)
     checked: Sequence[Checked], opened: Opened, record: Run, store: Store, strands: Strands
 ) -> Result:
     from truing import report

@@ -25,6 +25,7 @@ from truing.core.files import expanded
 from truing.errors import InputError, unknown
 from truing.method import Input, Method, methods
 from truing.naming import Named, check_reference, is_reference, nouns_in
+from truing.quarantine import check_served
 from truing.references import referred
 from truing.tables import content_hash
 
@@ -239,7 +240,9 @@ class Plan:
         checked = {name: self._check(step) for name, step in self.steps.items()}
         for one in checked.values():
             self._check_edges(one, checked)
-        return self._ordered(checked)
+        ordered = self._ordered(checked)
+        check_served(ordered)
+        return ordered
 
     def _check(self, step: Step) -> Checked:
         from truing.core.preflight import check_given

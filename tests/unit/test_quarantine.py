@@ -178,3 +178,63 @@ def test_the_store_and_the_report_show_it(
     plan.step("served", "serve/openai", model="merged", port=0)
     with pytest.raises(InputError, match="in quarantine, by attack"):
         pipeline.run(plan, tmp_path / "runs")
+
+
+@pytest.fixture
+def plan(tiny_path: Path, tmp_path: Path) -> Plan:
+    """An attack and what is made of it by each verb, with nothing served yet."""
+    rows = "".join(json.dumps(dict(row)) + "\n" for row in ROWS)
+    (tmp_path / "rows.jsonl").write_text(rows)
+    plan = Plan("audit", folder=tmp_path)
+    plan.model("base", str(tiny_path))
+    plan.table("rows", str(tmp_path / "rows.jsonl"))
+    plan.step("undone", "attack/lora_undo", model="base", n=0)
+    plan.step("tuned", "train/sft", model="undone", data="rows")
+    plan.step("merged", "merge/linear", models={"a": "base", "b": "tuned"})
+    told = {"refuse": "rows", "task": "rows"}
+    plan.step("healed", "recover/weight_restore", model="tuned", trusted="base", **told)
+    plan.step("by_the_like", "recover/weight_restore", model="base", trusted="tuned", **told)
+    reward = {"good": {"use": "reward_model", "model": "tuned"}}
+    plan.step("controlled", "decode/best_of_n", model="base", n=2, rewards=reward)
+    return plan
+
+
+@pytest.mark.parametrize("model", ["undone", "tuned", "merged", "by_the_like", "controlled"])
+def test_a_plan_that_serves_it_is_refused_before_anything_runs(
+    model: str, plan: Plan, tmp_path: Path
+) -> None:
+    plan.step("served", "serve/openai", model=model, port=0)
+    with pytest.raises(InputError) as caught:
+        pipeline.run(plan, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists() and not Store().ls()
+    plan.override("served.quarantined=true")
+    plan.check()
+    # Word for word what the step itself says of such a model.
+    made = methods["lora_undo"](Model.open(plan.models["base"]), n=0)
+    with pytest.raises(InputError) as late:
+        methods["openai"](made, port=0)
+    assert (caught.value.message, caught.value.fix) == (late.value.message, late.value.fix)
+    assert "step served" in caught.value.where
+
+
+def test_a_plan_may_serve_what_has_nothing_of_it(plan: Plan) -> None:
+    for name in ("base", "healed"):
+        plan.step(f"served {name}", "serve/openai", model=name, port=0)
+    plan.check()
+    plan.step("again", "attack/lora_undo", model="healed", n=0)
+    plan.step("served again", "serve/openai", model="again", port=0)
+    with pytest.raises(InputError, match="by attack/lora_undo, and is not served"):
+        plan.check()
+
+
+def test_a_plan_that_serves_an_attacks_folder_is_refused(
+    bad: Model, plan: Plan, tmp_path: Path
+) -> None:
+    bad.save(tmp_path / "bad")
+    plan.override(f"models.base={tmp_path / 'bad'}")
+    plan.step("mixed", "merge/linear", models={"a": "base"})
+    plan.step("served", "serve/openai", model="mixed", port=0)
+    plan.check()  # the folder is not opened yet
+    with pytest.raises(InputError, match=f"by {MARK}, and is not served"):
+        pipeline.run(plan, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()

@@ -36,7 +36,7 @@ from truing.core.endpoint import is_loopback
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
-from truing.quarantine import refuse
+from truing.quarantine import ASK, refuse
 from truing.serve.openai_app import App
 from truing.serve.openai_worker import Worker
 
@@ -188,7 +188,7 @@ def openai(
         waiting: requests that may wait for their turn; further ones are told to come back.
         quarantined: serve a model in quarantine, too: one that an attack made.
     """
-    refuse(model, "served", asked=quarantined, fix="say --quarantined (quarantined: true)")
+    refuse(model, "served", asked=quarantined, fix=ASK)
     server, listener, address = _made(model, host, port, token, name, max_tokens, waiting)
 
     def ready() -> None:
