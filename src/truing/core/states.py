@@ -69,7 +69,10 @@ class Padded:
     ) -> None:
         self.module, self.prompts, self.rows = module, prompts, list(rows)
         self.device = next(module.parameters()).device
-        self.short = "logits_to_keep" in inspect.signature(module.forward).parameters
+        known = inspect.signature(module.forward).parameters
+        self.short = "logits_to_keep" in known
+        # From transformers 5.24 on it is "cache", and the older name is warned about.
+        self.name = "cache" if "cache" in known else "past_key_values"
         self.cache: Cache | None = None
         self.mask_BT = torch.empty(0)
 
@@ -79,11 +82,11 @@ class Padded:
             input_ids=ids_BT,
             attention_mask=self.mask_BT,
             position_ids=position_BT,
-            past_key_values=self.cache,
             use_cache=True,
+            **{self.name: self.cache},
             **({"logits_to_keep": 1} if self.short else {}),
         )
-        self.cache = cast(Cache, made.past_key_values)
+        self.cache = cast(Cache, getattr(made, self.name))
         return cast(Tensor, made.logits)[:, -1]
 
     def start(self) -> Tensor:
