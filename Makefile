@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_VERSION ?=
+CONSTRAINTS ?= constraints.txt
 STARTED := $(shell date +%s.%N)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -11,18 +12,18 @@ WORKERS ?= 2
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 SRC := src tests bench tools claims examples
 
-.PHONY: install demo test test-slow check docs bench format new-method clean
+.PHONY: install demo test test-slow test-floors check docs bench format new-method clean
 
 install: $(STAMP)
 
 # PyTorch first and by its exact version: the CPU build is chosen by pip's own configuration
 # (index, find-links), which `make install` leaves untouched. The other pins say nothing of it, or
 # they would put the pinned one in the place of TORCH_VERSION.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed \
-	  torch==$(or $(TORCH_VERSION),$$(sed -n 's/^torch==//p' constraints.txt))
-	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	  torch==$(or $(TORCH_VERSION),$$(sed -n 's/^torch==//p' $(CONSTRAINTS)))
+	grep -v '^torch==' $(CONSTRAINTS) > $(VENV)/constraints.txt
 	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[dev]'
 	touch $@
 
@@ -35,7 +36,14 @@ check: install
 	$(BIN)/pyright
 
 test: install
-	$(TESTS) -m "not slow and not gpu"
+	$(TESTS) -m "not slow and not gpu" $(TESTED)
+
+# The same under the oldest versions that pyproject.toml allows, in an environment beside the other.
+# TORCH_VERSION=2.13.0 and the like for another PyTorch than the oldest.
+FLOORS ?= .venv-floors
+test-floors:
+	$(MAKE) test VENV=$(FLOORS) CONSTRAINTS=constraints-floors.txt \
+	  TESTED="tests/unit tests/contract tests/golden"
 
 # Hours in all; a part of it: make test-slow SLOW="-k kill"
 test-slow: install
