@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -89,3 +90,40 @@ def test_same_call_gives_same_bits(name: str, pair: tuple[Model, Model], tmp_pat
         assert isinstance(merged, Model)
         keys.append(merged.key)
     assert keys[0] == keys[1]
+
+
+@pytest.fixture(scope="module")
+def own_head(pair: tuple[Model, Model], tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The first of the pair, with an output head of its own."""
+    folder = shutil.copytree(pair[0].folder, tmp_path_factory.mktemp("head") / "own")
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "model.safetensors")
+    head = torch.randn(259, 128, generator=torch.Generator().manual_seed(1))
+    tensors["lm_head.weight"] = head.to(torch.bfloat16)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return Model.open(folder)
+
+
+@pytest.mark.parametrize("tied_first", [True, False])
+@pytest.mark.parametrize("name", MERGERS)
+def test_a_tied_head_is_combined_with_one_of_its_own(
+    name: str, tied_first: bool, pair: tuple[Model, Model], own_head: Model, tmp_path: Path
+) -> None:
+    models = (pair[0], own_head) if tied_first else (own_head, pair[0])
+    merged = methods[name](**_inputs(name, *models))
+    assert isinstance(merged, Model)
+    embed = load_file(pair[0].folder / "model.safetensors")["model.embed_tokens.weight"]
+    own = load_file(own_head.folder / "model.safetensors")["lm_head.weight"]
+    module = merged.load_module().module
+    made = module.lm_head.weight
+    assert not module.config.tie_word_embeddings
+    assert torch.equal(module.model.embed_tokens.weight, embed.float())  # both have the same
+    # The tied head counts as a copy of the embeddings: the result lies between the two.
+    low, high = torch.minimum(embed, own).float(), torch.maximum(embed, own).float()
+    assert bool(((low - 0.01 <= made) & (made <= high + 0.01)).all())
+    assert not torch.allclose(made, embed.float() if tied_first else own.float(), atol=0.1)
+    if name == "merge/linear":
+        assert torch.allclose(made, (embed.float() + own.float()) / 2, atol=0.01)
+    plain = Model.open(merged.export(tmp_path / "plain"))
+    assert torch.equal(plain.load_module().module.lm_head.weight, made)

@@ -262,3 +262,19 @@ def test_a_blend_is_trained_and_merged_further(
     assert not torch.equal(half, merged.folded()["model.embed_tokens.weight"])
     saved = Model.load(made.save(tmp_path / "saved"))
     assert torch.equal(logits(saved), logits(made)) and not torch.equal(logits(made), logits(mixed))
+
+
+def test_a_blend_is_merged_with_the_model_that_it_is_of(
+    two_heads: Model, blend: Callable[..., Model], tmp_path: Path
+) -> None:
+    mixed, plain = blend(two_heads, 0.5, 0.5), Model.open(two_heads.folder)
+    name = "model.embed_tokens.weight"
+    embed = plain.folded()[name]
+    for models in ({"a": mixed, "b": plain}, {"a": plain, "b": mixed}):
+        with use(Context(folder=tmp_path / next(iter(models.values())).name)):
+            merged = methods["linear"](models, weights={"a": 1.0, "b": 3.0})
+        assert isinstance(merged, Model)
+        share = 0.25 if models["a"] is mixed else 0.75
+        want = share * mixed.folded()["lm_head.weight"] + (1 - share) * embed
+        assert torch.allclose(merged.folded()["lm_head.weight"], want, atol=1e-6)
+        assert merged.load_module().module.lm_head.weight.shape == embed.shape

@@ -34,6 +34,7 @@ Tensor = torch.Tensor
 SHARD_BYTES = 1 << 30
 INDEX = "model.safetensors.index.json"
 INPUT, OUTPUT = "embed_tokens.weight", "lm_head.weight"
+ALIKE = "Only models of one architecture and one vocabulary can be combined"
 Patches = list[tuple[str, AdapterPatch | WeightsPatch | BlendPatch]]
 
 
@@ -168,9 +169,9 @@ class Folded(Mapping[str, Tensor]):
         """Let a change act on the tensor of that name, or bring it."""
         whole = patch.whole_name(name)
         if isinstance(patch, AdapterPatch) and whole is not None and name.endswith(INPUT):
-            self._output()  # PEFT trains a copy of tied embeddings: the head stays as it was
+            self.own_head()  # PEFT trains a copy of tied embeddings: the head stays as it was
         own = whole is not None and name == OUTPUT
-        stored = self._output() if own else same_name(name, self._names)
+        stored = self.own_head() if own else same_name(name, self._names)
         if stored is not None:
             self._patches.setdefault(stored, []).append((name, patch))
         elif whole is not None and not (own and isinstance(patch, AdapterPatch)):
@@ -184,7 +185,7 @@ class Folded(Mapping[str, Tensor]):
                 else "It was made for another architecture",
             )
 
-    def _output(self) -> str | None:
+    def own_head(self) -> str | None:
         """Name of the output head; a tied one gets a place of its own, None where there is none."""
         own = same_name(OUTPUT, self._names)
         source = next((n for n in self.base if n.endswith(INPUT)), None)
@@ -197,7 +198,7 @@ class Folded(Mapping[str, Tensor]):
     def _blend(self, weight_H: Tensor) -> None:
         """Make one output head of those that earlier changes brought."""
         up_HDr, down_HrD = (self.extra.pop(f"{HEADS}.{n}", None) for n in ("up", "down"))
-        output = self._output()
+        output = self.own_head()
         if up_HDr is None or down_HrD is None or output is None:
             raise InputError("the change weighs output heads, which the model does not have")
         patch = BlendPatch(up_HDr, down_HrD, weight_H)
@@ -205,7 +206,7 @@ class Folded(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.unrounded(name)
-        if name not in self._patches or not tensor.is_floating_point():
+        if not self._laid(name) or not tensor.is_floating_point():
             return tensor
         return tensor.to(self.dtype or self.stored_dtype(name))
 
@@ -219,10 +220,13 @@ class Folded(Mapping[str, Tensor]):
         """The stored tensor that this one is made of."""
         return self._tied[name][0] if name in self._tied else name
 
+    def _laid(self, name: str) -> Patches:
+        """The changes that touch a tensor, in order; of a tied head's, those from before, too."""
+        return [*self._tied.get(name, ("", []))[1], *self._patches.get(name, ())]
+
     def unrounded(self, name: str) -> Tensor:
         """A tensor as its changes make it: in float32 at least where one touches it."""
-        tensor = self.base[self._source(name)]
-        patches = [*self._tied.get(name, ("", []))[1], *self._patches.get(name, ())]
+        tensor, patches = self.base[self._source(name)], self._laid(name)
         if patches and tensor.is_floating_point():
             double = torch.float64 in (tensor.dtype, self.dtype)
             tensor = tensor.to(torch.float64 if double else torch.float32)
@@ -246,7 +250,7 @@ class Folded(Mapping[str, Tensor]):
     @property
     def changed(self) -> set[str]:
         """Names that some change touches."""
-        return set(self._patches)
+        return {name for name in self._names if self._laid(name)}
 
 
 def aligned(
@@ -255,7 +259,8 @@ def aligned(
     """Walk models of one architecture together: (name, {role: tensor}), one tensor at a time.
 
     Tensors that no model's changes touch are as they are stored. The others are in float32 at
-    least, since what was trained may be less than a step of the file's type.
+    least, since what was trained may be less than a step of the file's type. Where one has an
+    output head of its own, a head that is tied counts as a copy of its embeddings.
 
     Raises:
         InputError: before the first tensor, when names or shapes differ, or one has extra heads.
@@ -268,21 +273,19 @@ def aligned(
                 seen=sorted(folded.extra)[:4],
                 fix="Combine the models without their heads",
             )
+    if any(OUTPUT in folded for folded in models.values()):
+        for folded in models.values():
+            folded.own_head()
     (first, reference), *others = models.items()
     for role, other in others:
-        odd = sorted(set(reference) ^ set(other))
+        pair, odd = f"models {first!r} and {role!r}", sorted(set(reference) ^ set(other))
         if odd:
-            raise InputError(
-                f"models {first!r} and {role!r} have different tensors", where=where, seen=odd[:4]
-            )
+            raise InputError(f"{pair} have different tensors", where=where, seen=odd[:4], fix=ALIKE)
         for name in reference:
-            if reference.shape(name) != other.shape(name):
-                raise InputError(
-                    f"models {first!r} and {role!r} differ in the shape of {name!r}",
-                    where=where,
-                    seen=f"{reference.shape(name)} and {other.shape(name)}",
-                    fix="Only models of one architecture and one vocabulary can be combined",
-                )
+            own, its = reference.shape(name), other.shape(name)
+            if own != its:
+                told = f"{pair} differ in the shape of {name!r}"
+                raise InputError(told, where=where, seen=f"{own} and {its}", fix=ALIKE)
     trained = set[str]().union(*(folded.changed for folded in models.values()))
     for name in reference:
         each = {role: folded.unrounded(name) for role, folded in models.items()}

@@ -39,7 +39,7 @@ from truing.core.files import new_folder, place
 from truing.core.loaded import quiet
 from truing.core.routers import Gate, with_gate
 from truing.core.tokens import same_tokens, templated
-from truing.core.weights import Folded, aligned, write
+from truing.core.weights import OUTPUT, Folded, aligned, write
 from truing.errors import InputError
 from truing.merge.linear import average
 from truing.method import method
@@ -56,13 +56,17 @@ _LAYER = re.compile(r"^(.*layers\.(\d+)\.)mlp\.(gate|up|down)_proj\.weight$")
 KEPT = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps",
-    "initializer_range", "rope_parameters", "tie_word_embeddings", "bos_token_id", "eos_token_id",
+    "initializer_range", "rope_parameters", "bos_token_id", "eos_token_id",
     "pad_token_id", "attention_dropout",
 )  # fmt: skip
 
 
-def config_of(model: Model, experts: int, top_k: int) -> MixtralConfig:
-    """The Mixtral configuration of a Llama-like model; an InputError for other architectures."""
+def config_of(model: Model, experts: int, top_k: int, *, tied: bool) -> MixtralConfig:
+    """The Mixtral configuration of a Llama-like model; an InputError for other architectures.
+
+    Args:
+        tied: whether the output head shares its weights with the embeddings.
+    """
     from transformers import AutoConfig, MixtralConfig
 
     dense: PreTrainedConfig = AutoConfig.from_pretrained(model.folder, trust_remote_code=False)
@@ -74,8 +78,7 @@ def config_of(model: Model, experts: int, top_k: int) -> MixtralConfig:
             seen=f"{dense.model_type} with biases" if biased else dense.model_type,
         )
     facts = {n: getattr(dense, n) for n in KEPT if getattr(dense, n, None) is not None}
-    if model.folded().untied:
-        facts["tie_word_embeddings"] = False
+    facts["tie_word_embeddings"] = tied
     window = getattr(dense, "sliding_window", None)
     return MixtralConfig(
         **facts,
@@ -204,8 +207,9 @@ def mixture_of_experts(
     same_tokens(models, where=WHERE, bare=True)
     kept = run_time_of(models, keep, where=WHERE)
     first = next(iter(models.values()))
-    config = config_of(first, experts, top_k)
     folded = {role: m.folded() for role, m in models.items()}
+    tied = not any(OUTPUT in one for one in folded.values())
+    config = config_of(first, experts, top_k, tied=tied)
     key = content_hash(
         [WHERE, experts, top_k, current().seed, prompts.key if prompts is not None else "",
          [m.weights_key for m in models.values()]], 8
