@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -87,8 +88,10 @@ def test_a_judge_decides_where_no_text_matches(
         check_reward({"use": "judged_answer", "model": "no such model"})
 
 
-def test_a_panel_decides_together(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mean of what was read, or the votes of most."""
+def test_a_panel_decides_together(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean of what was read, or the votes of most; who was not read is told."""
     numbers = {"strict": "0.1", "mild": "1", "lost": "what?", "third": "0.75"}
 
     def generate(model: Model, prompts: list[str], **how: object) -> list[list[Completion]]:
@@ -104,8 +107,21 @@ def test_a_panel_decides_together(tiny_path: Path, monkeypatch: pytest.MonkeyPat
         ("lost lost", "mean", 0.0),
     ):  # fmt: skip
         judge = hold(panel_of([members[n] for n in names.split()], rule))
-        found = score("reward", {"use": "judged_answer", "model": judge}, rows)
+        said = "judge lost( 2)? no verdict could be read in 1 of 1 "
+        warned = pytest.warns(UserWarning, match=said)
+        with warned if "lost" in names else nullcontext(), use(Context(folder=tmp_path)) as context:
+            found = score("reward", {"use": "judged_answer", "model": judge}, rows)
         assert found == [want], (names, rule)
+        told = [m for m in context.metrics if "panel" in m]
+        assert [m["unread"] for m in told] == [[int("lost" in n) for n in names.split()]]
+    # One that is never read is no member: the panel would be another than was asked for.
+    many: list[Row] = [{**rows[0], "completion": f"There {i}"} for i in range(20)]
+    judge = hold(panel_of([members["mild"], members["lost"]]))
+    with use(Context(folder=tmp_path)):
+        with pytest.raises(InputError, match="judge lost no verdict could be read in 20 of 20 "):
+            score("reward", {"use": "judged_answer", "model": judge}, many)
+        right: list[Row] = [{**rows[0], "completion": "Paris"}]  # nobody is asked
+        assert score("reward", {"use": "judged_answer", "model": judge}, right) == [1.0]
 
 
 def test_targets_at_every_edge() -> None:

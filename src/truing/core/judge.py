@@ -260,8 +260,15 @@ def _majority(scores: Sequence[float]) -> float:
     return next((v for v in (0.0, 1.0) if decided.count(v) * 2 > len(decided)), 0.5)
 
 
-def _agreed(judge: Model, by_judge: Mapping[str, Sequence[Score]]) -> Agreement:
-    """Agreement of a panel's members in what they decide, recorded; each must have been read."""
+def agreed(judge: Model, by_judge: Mapping[str, Sequence[Score]]) -> Agreement:
+    """Agreement of a panel's members in what they decide, recorded; each must have been read.
+
+    Args:
+        by_judge: verdicts of each member on the same items, None where none could be read.
+
+    Warns of members that were not read everywhere; too many verdicts that one lacks in a step are
+    an InputError.
+    """
     unread: list[Json] = [scores.count(None) for scores in by_judge.values()]
     found = agreement([[decision(s) for s in scores] for scores in by_judge.values()])
     many = len(next(iter(by_judge.values())))
@@ -287,7 +294,7 @@ def _rated(judge: Model, ask: Callable[[Model], list[Score]]) -> list[Score]:
     """Scores of a panel."""
     panel = cast(Panel, judge.base)
     by_judge = {name: ask(one) for name, one in panel.judges.items()}
-    _agreed(judge, by_judge)
+    agreed(judge, by_judge)
     return combined(list(by_judge.values()), panel.rule)
 
 
@@ -302,8 +309,8 @@ def _compared(judge: Model, ask: Callable[[Model], Comparison]) -> Comparison:
             for m in members.values()
         ]
         sides.append(combined(read, panel.rule))
-    agreed = _agreed(judge, {name: m.decisions for name, m in members.items()})
-    return Comparison(sides[0], sides[1], members, agreed)
+    found = agreed(judge, {name: m.decisions for name, m in members.items()})
+    return Comparison(sides[0], sides[1], members, found)
 
 
 def _written(

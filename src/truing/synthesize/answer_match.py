@@ -7,10 +7,10 @@
 greedily: for the short answer that the response gives, then how far that is consistent with the
 right ones, from 0 to 1. "No answer" is wrong. Of a reply that is no number the first number in it
 counts, of one without a number, or with one outside of 0 to 1, nothing does: it is wrong. Of a
-panel of judges the mean counts, or what most of them decide. Matching texts rewards short golds
-("a" is part of most words), and finds no paraphrase; a small judge errs in its own ways. Both are
-rewards of rows with `answers`, or `answer`, so that they serve training, best-of-n and reports
-alike.
+panel of judges the mean counts, or what most of them decide; a member that could not be read is
+left out there and warned of, as `core.judge` does. Matching texts rewards short golds ("a" is part
+of most words), and finds no paraphrase; a small judge errs in its own ways. Both are rewards of
+rows with `answers`, or `answer`, so that they serve training, best-of-n and reports alike.
 
 Source: "Alignment for Honesty", arXiv 2312.07000; the wordings are our own.
 """
@@ -24,6 +24,7 @@ from typing import cast
 
 from truing.context import current
 from truing.core.generate import generate
+from truing.core.judge import agreed
 from truing.core.judge_form import Score
 from truing.core.panel import Panel
 from truing.core.rewards import held_model
@@ -138,19 +139,20 @@ def judged_answer(rows: list[Row], *, model: ModelKey, threshold: float = 0.7) -
         if not found:
             question = user_text(as_prompt(row)["prompt"])
             places.setdefault((question, text_of(row), golds_of(row, "")), []).append(i)
-    values = _consistent(judge, list(places), threshold)
+    values = _consistent(judge, list(places), threshold) if places else []
     for at, value in zip(places.values(), values, strict=True):
         for i in at:
-            made[i] = float(value is not None and value > threshold)
+            made[i] = _right(value, threshold) or 0.0
     return made
 
 
 def _consistent(judge: Model, cases: Sequence[Case], threshold: float) -> list[Score]:
     """How far each response is consistent with the right answers; None where that was not read."""
     if isinstance(judge.base, Panel):
-        members = [_consistent(m, cases, threshold) for m in judge.base.judges.values()]
+        members = {n: _consistent(m, cases, threshold) for n, m in judge.base.judges.items()}
+        agreed(judge, {n: [_right(v, threshold) for v in some] for n, some in members.items()})
         votes = judge.base.rule == "majority"
-        return [_pooled(some, votes, threshold) for some in zip(*members, strict=True)]
+        return [_pooled(some, votes, threshold) for some in zip(*members.values(), strict=True)]
     said = _written(judge, [EXTRACT.format(question=q, response=r) for q, r, _ in cases])
     there = [normal(short) not in ("", NONE) for short in said]
     asked = [
@@ -162,6 +164,10 @@ def _consistent(judge: Model, cases: Sequence[Case], threshold: float) -> list[S
     current().metric(judge=judge.name, judged=len(read), unparsed=read.count(None))
     found = iter(read)
     return [next(found) if some else 0.0 for some in there]
+
+
+def _right(value: Score, threshold: float) -> Score:
+    return None if value is None else float(value > threshold)
 
 
 def _pooled(values: Sequence[Score], votes: bool, threshold: float) -> Score:
