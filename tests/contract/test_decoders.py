@@ -10,12 +10,14 @@ import pytest
 from truing.core.generate import Completion, generate
 from truing.errors import InputError
 from truing.method import methods
-from truing.models import Decoder, Model
+from truing.models import Decoder, Model, Prefix
 
-DECODERS = [name for name in methods if name.startswith("decode/")]
+ALL = [name for name in methods if name.startswith("decode/")]
 PROMPTS = ["What is red?", "Say why.", [{"role": "user", "content": "Name it."}]]
 # Settings that say how many candidates a decoder chooses from: 1 each is its greedy limit.
 COUNTS = ("n", "beams", "candidates", "proposals", "keep_best", "width", "samples")
+DECODERS = [name for name in ALL if set(COUNTS) & set(methods[name].settings)]
+TELLING = sorted({*ALL} - {*DECODERS})  # they choose nothing: the model is told something first
 SHORT: dict[str, dict[str, object]] = {"short": {"use": "max_words", "n": 1}}
 
 
@@ -33,6 +35,7 @@ def rewarded(name: str, model: Model) -> Model:
     """With a reward where the method takes one, and few candidates."""
     few = {s: 2 for s in methods[name].settings if s in COUNTS}
     more = {"rewards": SHORT} if "rewards" in methods[name].settings else {}
+    more |= {"text": "Be brief."} if name in TELLING else {}
     return decoded(name, model, **few, **more)
 
 
@@ -47,7 +50,7 @@ def model(tiny_path: Path) -> Model:
 
 def test_there_are_decoders() -> None:
     assert {"decode/best_of_n", "decode/deal"} <= set(DECODERS)
-    assert all(limit(name) for name in DECODERS)
+    assert "decode/system_prompt" in TELLING
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -67,7 +70,17 @@ def test_weights_and_what_logprob_sees_stay(name: str, model: Model) -> None:
     assert made.with_changes(c for c in made.changes if not isinstance(c, Decoder)).key == model.key
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", TELLING)
+def test_what_a_model_is_told_is_a_prefix(name: str, model: Model) -> None:
+    assert methods[name].settings["text"].default == ""
+    made = decoded(name, model, text="Be brief.")
+    assert made.weights_key == model.weights_key and made.key != model.key
+    assert isinstance(made.changes[-1], Prefix) and made.changes[:-1] == model.changes
+    with pytest.raises(InputError, match=name):
+        decoded(name, model)
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_as_many_answers_as_asked_and_the_same_bits_again(name: str, model: Model) -> None:
     made = rewarded(name, model)
     first = generate(made, PROMPTS, n=2, max_tokens=5, seed=3)
@@ -76,7 +89,7 @@ def test_as_many_answers_as_asked_and_the_same_bits_again(name: str, model: Mode
     assert all(c.tokens == len(c.ids) == len(c.logprobs) <= 5 for items in first for c in items)
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", ALL)
 def test_answers_do_not_depend_on_what_else_is_asked(name: str, model: Model) -> None:
     made = rewarded(name, model)
     whole = words(generate(made, PROMPTS, max_tokens=5, seed=3))
@@ -84,7 +97,7 @@ def test_answers_do_not_depend_on_what_else_is_asked(name: str, model: Model) ->
     assert whole == alone
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", ALL)
 def test_saved_and_loaded_it_answers_the_same(name: str, model: Model, tmp_path: Path) -> None:
     made = rewarded(name, model)
     again = Model.load(made.save(tmp_path / "saved"))

@@ -4,68 +4,44 @@ A row is tokenised in the pieces in which a model meets it: the prompt up to whe
 begins, then the answer with the token that ends the turn. So what is trained on has the tokens that
 generation sees, and a dialogue of one turn is `prompt_ids + completion_ids`.
 
-The answer's end is the template's own: what it puts after an assistant's words, up to its last
+Where an answer begins, also that of a model that thinks first, is in `core.template`. Its end is
+the template's own: what it puts after an assistant's words, up to its last
 special token ("<|im_end|>" of "<|im_end|>\\n"), else the tokenizer's end token. A tokenizer without
 a template continues plain text.
 
 A message of the role "tools" (`kinds.with_tools`) is none of the dialogue: the template is given
 the functions that it lists. One that leaves them out is refused, since a model would learn, or be
 asked, to call functions that it has not been told of.
-
-Some templates put today's date into the prompt. Here it is always the same day, `DAY`, or neither
-tokens nor what is kept by them would be the same tomorrow.
 """
 
 from __future__ import annotations
 
-import functools
-import weakref
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from truing.core.encoding import INSIDE, decode_inside, encode, space_added
+from truing.core.template import DAY as DAY
+from truing.core.template import MARK, Message, Prompt, asking_text, brings_thought, until_end
+from truing.core.template import chat_text as chat_text
+from truing.core.template import turn_of as turn_of
+from truing.core.template import writes_tools as writes_tools
 from truing.errors import InputError, shorten
-from truing.kinds import split_tools
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from truing.core.tree import Node
 
-Message = Mapping[str, object]
-Prompt = str | Sequence[Message]
-_MARK = "zqanswerqz"  # stands for an answer while the template is explored
-_ANY_TOOL = {  # stands for a row's own
-    "type": "function",
-    "function": {
-        "name": _MARK,
-        "description": _MARK,
-        "parameters": {"type": "object", "properties": {}, "required": []},
-    },
-}
-DAY = datetime(2024, 7, 26)  # what Llama 3's templates write where they are told no date
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What a template puts around an assistant's words, and what stands before them."""
-
-    head: str
-    tail: str
-    before: str
-
-
-_turns: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, Turn]]
-_turns = weakref.WeakKeyDictionary()
-_tools: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, bool]]
-_tools = weakref.WeakKeyDictionary()
-
 
 def messages_of(prompt: Prompt, prefix: Sequence[Message] = ()) -> list[Message]:
-    """`prefix` and the prompt as one list of messages; a string is one message of the user."""
+    """`prefix` and the prompt as one list of messages; a string is one message of the user.
+
+    Of two system messages one is made, since templates know one and have it first.
+    """
     own = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if prefix and own and prefix[0].get("role") == own[0].get("role") == "system":
+        text = f"{prefix[0]['content']}\n\n{own[0]['content']}"
+        return [{**prefix[0], "content": text}, *prefix[1:], *own[1:]]
     return [*prefix, *own]
 
 
