@@ -94,11 +94,16 @@ class Folder:
 
 @dataclass(frozen=True)
 class Served:
-    """A model behind an OpenAI-compatible endpoint: `url` ends in /v1."""
+    """A model behind an OpenAI-compatible endpoint: `url` ends in /v1.
+
+    `reasoning_tokens` is what an answer may have beyond what is asked for, for one that thinks out
+    of sight before it answers.
+    """
 
     url: str
     model: str
     licence: str = ""
+    reasoning_tokens: int = 0
 
     def __post_init__(self) -> None:
         """A name and a password in the address stay out of whatever is written."""
@@ -107,7 +112,8 @@ class Served:
     @property
     def key(self) -> str:
         """Hash of address and name: what the server does cannot be known."""
-        return content_hash(["served", self.url, self.model])
+        room = [self.reasoning_tokens] if self.reasoning_tokens else []
+        return content_hash(["served", self.url, self.model, *room])
 
     @property
     def can(self) -> frozenset[str]:

@@ -28,7 +28,7 @@ from truing.core import files
 from truing.core.chat import Prompt, messages_of
 from truing.core.drawing import Completion
 from truing.core.endpoint import Endpoint, together
-from truing.core.limits import Limits, Meter, limited, meter
+from truing.core.limits import Limits, Meter, limited, meter, warn_of_cut
 from truing.core.sampling import SamplingSettings, first_draws
 from truing.errors import InputError, Stopped, TruingError
 from truing.kinds import split_tools
@@ -113,6 +113,7 @@ def generate(
     """
     served = _served(model)
     settings = _settings(sampling, model.name)
+    settings["max_tokens"] = sampling.max_tokens + served.reasoning_tokens
     firsts = first_draws([repr(p) for p in prompts], sampling.n) if first is None else first
     requests: dict[str, _Request] = {}
     for i, prompt in enumerate(prompts):
@@ -138,6 +139,8 @@ def generate(
             told(len(request.places))
 
     _fetch(served, "/chat/completions", requests.values(), _read_chat, take)
+    cut = sum(c.finish == "length" and not c.text for c in made.values())
+    warn_of_cut(f"{served.url}#{served.model}", cut, len(made))
     return [[made[i, k] for k in range(sampling.n)] for i in range(len(prompts))]
 
 

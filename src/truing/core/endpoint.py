@@ -7,9 +7,10 @@ the protocol promises, are one `InputError` that names the address and what was 
 or the budget are used up, `Stopped` says so: replies so far are kept by `core.client`, and the same
 command goes on.
 
-The key comes from the environment and goes into the request's header, nowhere else:
-TRUING_API_KEY to any endpoint, OPENAI_API_KEY only to the host that it belongs to. So do a name and
-a password that the address came with (see `core.private`), in place of the key.
+The key comes from the environment and goes into the request's header, nowhere else: that of the
+address's own host first (`own_key`), OPENAI_API_KEY only to the host that it belongs to, and
+TRUING_API_KEY to every address that has none of these. So do a name and a password that the address
+came with (see `core.private`), in place of the key.
 """
 
 from __future__ import annotations
@@ -44,9 +45,25 @@ CONNECT_ATTEMPTS = 3  # nobody listens: told early, since it is mostly a wrong a
 LARGEST = 64 << 20  # bytes of a reply
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
 # Settings that a request can do without, or that some servers know by another name.
-OPTIONAL = {"logprobs": "", "seed": "", "max_tokens": "max_completion_tokens"}
+OPTIONAL = {"logprobs": "", "seed": "", "max_tokens": "max_completion_tokens", "temperature": ""}
 UNKNOWN = re.compile(r"support|unrecogni|unknown|unexpected|permitted|allowed|extra", re.I)
-_refused: dict[str, set[str]] = {}  # by address: what it has refused
+ONLY = re.compile(r"support|only|default", re.I)  # not of a temperature that is out of range
+TOLD = {
+    "seed": "the same seed may draw other answers there",
+    "temperature": "answers there are drawn at its own temperature, greedy ones too",
+}
+_refused: dict[tuple[str, str], set[str]] = {}  # by address and model: what was refused
+
+
+def own_key(url: str) -> list[str]:
+    """Variables with the key of an address's own host, the first that is set counts.
+
+    TRUING_API_KEY_LOCALHOST_8000 and TRUING_API_KEY_LOCALHOST, say.
+    """
+    parts = urlsplit(url)
+    names = (parts.netloc.rpartition("@")[2], parts.hostname or "")
+    ends = [re.sub(r"\W", "_", name.strip("[]")).upper() for name in names]
+    return [f"TRUING_API_KEY_{end}" for end in dict.fromkeys(ends)]
 
 
 def api_key(url: str) -> str:
@@ -55,14 +72,15 @@ def api_key(url: str) -> str:
     Raises:
         InputError: it cannot be sent in a header.
     """
-    key = os.environ.get("TRUING_API_KEY", "").strip()
-    if not key:
-        own = urlsplit(os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1")
-        if urlsplit(url).netloc == own.netloc:
-            key = os.environ.get("OPENAI_API_KEY", "").strip()
-    if key and not (key.isascii() and key.isprintable()):
-        raise InputError("the API key holds characters that no key has", where="TRUING_API_KEY")
-    return key
+    theirs = urlsplit(os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1")
+    openai = ["OPENAI_API_KEY"] if urlsplit(url).netloc == theirs.netloc else []
+    for name in (*own_key(url), *openai, "TRUING_API_KEY"):
+        key = os.environ.get(name, "").strip()
+        if key and not (key.isascii() and key.isprintable()):
+            raise InputError("the API key holds characters that no key has", where=name)
+        if key:
+            return key
+    return ""
 
 
 def is_loopback(host: str) -> bool:
@@ -149,7 +167,7 @@ class Endpoint:
 
     def _allowed(self, body: Mapping[str, object]) -> dict[str, object]:
         """`body` without what this server has refused before."""
-        gone = _refused.get(self.url, set())
+        gone = _refused.get((self.url, str(body.get("model", ""))), set())
         names = {n: OPTIONAL[n] if n in gone else n for n in body if n in OPTIONAL}
         return {names.get(n, n): v for n, v in body.items() if names.get(n, n)}
 
@@ -165,7 +183,7 @@ class Endpoint:
         try:
             status, headers, raw = await self._post(path, content)
             data = _json(raw)
-            if status == 200 and data is not None and "error" not in data:
+            if status == 200 and data is not None and not data.get("error"):
                 spent = _usage(data, tokens)
                 return data
         finally:
@@ -224,12 +242,14 @@ class Endpoint:
             return self.garbage("its reply is not a JSON object", f"{_kind(headers)}: {text}")
         if status in (400, 422):
             for name, other in OPTIONAL.items():
-                if name in body and name in said and other in said and UNKNOWN.search(said):
-                    self._does_without(name)
+                why = ONLY if name == "temperature" else UNKNOWN
+                if name in body and name in said and other in said and why.search(said):
+                    self._does_without(name, str(body.get("model", "")))
                     return _Adapted()
+        key = f"Set the environment variable TRUING_API_KEY, or {own_key(self.url)[-1]} for this "
         fixes = {
-            401: "Set the environment variable TRUING_API_KEY to a key that it accepts",
-            403: "Set the environment variable TRUING_API_KEY to a key that it accepts",
+            401: f"{key}host alone, to a key that it accepts",
+            403: f"{key}host alone, to a key that it accepts",
             404: "Check the address, which mostly ends in /v1, and the model's name",
         }
         return InputError(
@@ -239,12 +259,12 @@ class Endpoint:
             fix=fixes.get(status, ""),
         )
 
-    def _does_without(self, name: str) -> None:
-        """Ask without that setting from now on; of a seed it is told and noted, once."""
-        known = _refused.setdefault(self.url, set())
-        if name == "seed" and name not in known:
+    def _does_without(self, name: str, model: str) -> None:
+        """Ask without that setting from now on; where it matters, it is told and noted, once."""
+        known = _refused.setdefault((self.url, model), set())
+        if name in TOLD and name not in known:
             current().metric(endpoint=self.shown, refused=name)
-            said = "refuses 'seed': the same seed may draw other answers there"
+            said = f"refuses {name!r}: {TOLD[name]}"
             print(f"truing: warning: {self.shown} {said}", file=sys.stderr)
         known.add(name)
 

@@ -8,6 +8,9 @@ recipe may write it as `{endpoint: http://host:port/v1, model: name, requests: 5
 It is kept in this process's memory alone, by the address without it, which is what models, keys and
 the store have: no limit changes a result. What no address says holds for all of them together and
 comes from the environment (`Limits.of_environment`) or from `limited`.
+
+`reasoning_tokens` is said in the same place and is no limit: with more room a model that thinks out
+of sight answers otherwise, so it belongs to the model and its key (`truing.models.Served`).
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ import contextvars
 import os
 import re
 import threading
-from collections.abc import Generator, Mapping
+import warnings
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from truing.core import private
@@ -76,10 +80,12 @@ def _number(name: str, default: float) -> float:
 
 
 NAMES = tuple(f.name for f in fields(Limits))
-WHOLE = ("requests", "tokens", "concurrency", "retries")
+ROOM = "reasoning_tokens"
+SAYS = (*NAMES, ROOM)  # what may stand behind a name
+WHOLE = ("requests", "tokens", "concurrency", "retries", ROOM)
 # "?requests=5,timeout=60" behind the name of an address's model.
 SAID = re.compile(
-    rf"(https?://[^\s#'\"]*#[^\s?'\"]*)\?((?:{'|'.join(NAMES)})=[\w.+-]+,?)+(?=$|[\s'\"])"
+    rf"(https?://[^\s#'\"]*#[^\s?'\"]*)\?((?:{'|'.join(SAYS)})=[\w.+-]+,?)+(?=$|[\s'\"])"
 )
 _said: dict[tuple[str, str], dict[str, float]] = {}  # by address and model
 
@@ -102,15 +108,41 @@ def keep(url: str, name: str, *, anew: bool = False) -> str:
         if anew:
             _said.pop((url, name), None)
         return name
-    said = {key: _value(key, text, f"{url}#{bare}") for key, _, text in pairs}
+    said = {key: _value(key, text, f"{url}#{bare}", NAMES) for key, _, text in pairs}
     replace(Limits(), **said)  # checks what they say
     _said[url, bare] = said
     return bare
 
 
-def _value(name: str, text: object, where: str) -> float:
-    if name not in NAMES:
-        raise unknown("limit", name, NAMES, where=where)
+def with_room(name: str) -> tuple[str, int]:
+    """A model's name without the `reasoning_tokens` behind it, and those; 0 where none are said.
+
+    Raises:
+        InputError: they are no whole number of 0 or more.
+    """
+    bare, mark, tail = name.rpartition("?")
+    said = tail.split(",") if mark else []
+    rooms = [item.removeprefix(f"{ROOM}=") for item in said if item.startswith(f"{ROOM}=")]
+    if not rooms:
+        return name, 0
+    room = _value(ROOM, rooms[-1], bare)
+    if room < 0:
+        raise InputError(f"{ROOM} must be 0 or more", where=bare, seen=rooms[-1])
+    rest = ",".join(item for item in said if not item.startswith(f"{ROOM}="))
+    return f"{bare}?{rest}" if rest else bare, int(room)
+
+
+def warn_of_cut(place: str, cut: int, asked: int) -> None:
+    """Warn of answers that ended before their first word: their tokens went into reasoning."""
+    if cut:
+        said = f"{cut} of {asked} answers reached their limit before the first word"
+        fix = f"A model that reasons out of sight needs more room: {place}?{ROOM}=8000"
+        warnings.warn(f"{said}. {fix}", stacklevel=3)
+
+
+def _value(name: str, text: object, where: str, names: Sequence[str] = SAYS) -> float:
+    if name not in names:
+        raise unknown("limit", name, names, where=where)
     try:
         value = float(str(text))
         whole = int(value)
@@ -127,7 +159,7 @@ def address(given: Mapping[str, object], *, where: str = "") -> str:
     Raises:
         InputError: endpoint or model is missing, or something else is no limit.
     """
-    fix = f"Write {{endpoint: http://host:port/v1, model: NAME}}, and of {', '.join(NAMES)} any"
+    fix = f"Write {{endpoint: http://host:port/v1, model: NAME}}, and of {', '.join(SAYS)} any"
     rest = dict(given)
     url, name = rest.pop("endpoint", None), rest.pop("model", None)
     if not isinstance(url, str) or not isinstance(name, str) or "#" in url:
@@ -138,7 +170,12 @@ def address(given: Mapping[str, object], *, where: str = "") -> str:
 
 def without(text: str) -> str:
     """A text whose addresses say no limits: what counts of it for keys."""
-    return SAID.sub(r"\1", text)
+
+    def bare(found: re.Match[str]) -> str:
+        room = re.search(rf"[?,]({ROOM}=[^,]*)", found[0].removeprefix(found[1]))
+        return f"{found[1]}?{room[1]}" if room else found[1]
+
+    return SAID.sub(bare, text)
 
 
 class Meter:

@@ -74,8 +74,9 @@ def _served(source: str, anew: bool) -> Model:
             where=private.without_login(source),
             fix="Write http://host:port/v1#model-name",
         )
+    name, room = limits.with_room(name)
     name = limits.keep(url, name, anew=anew)
-    return Model(Served(url.rstrip("/"), name), name=name)
+    return Model(Served(url.rstrip("/"), name, reasoning_tokens=room), name=name)
 
 
 def stated_licence(folder: Path) -> str:
@@ -151,7 +152,10 @@ def save(model: Model, folder: Path) -> Path:
     }
     with files.new_folder(folder) as partial:
         if isinstance(model.base, Served):
-            data["served"] = {"url": model.base.url, "model": model.base.model}
+            served: dict[str, object] = {"url": model.base.url, "model": model.base.model}
+            if model.base.reasoning_tokens:
+                served["reasoning_tokens"] = model.base.reasoning_tokens
+            data["served"] = served
         elif isinstance(model.base, Folder):
             with _kept_base(model.base) as source:
                 for name in model.base.names():
@@ -255,7 +259,8 @@ def _of_card(data: dict[str, object], folder: Path) -> Model:
     base: Folder | Served | Panel
     if "served" in data:
         served = cast("dict[str, str]", data["served"])
-        base = Served(served["url"], served["model"])
+        room = int(served.get("reasoning_tokens", 0))
+        base = Served(served["url"], served["model"], reasoning_tokens=room)
     elif "panel" in data:
         panel = cast("dict[str, dict[str, str]]", data["panel"])
         judges = {name: cast(Model, held(key)) for name, key in panel["judges"].items()}
