@@ -47,6 +47,15 @@ def dumps(
     )
 
 
+def read_lines(text: str) -> list[object]:
+    """The objects of a text with one JSON object a line.
+
+    Lines end at "\\n" alone. JSON escapes it in texts, but not the other characters at which
+    `str.splitlines` cuts, such as U+2028.
+    """
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
 def loads_or_text(written: str) -> object:
     """What was typed as a value: JSON where it can be read so, else the text itself."""
     try:

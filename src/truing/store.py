@@ -111,8 +111,8 @@ class Store:
     def metrics(self, key: str) -> list[dict[str, Json]]:
         """What the step observed, in order."""
         path = self._place(key) / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        return [json.loads(line) for line in lines]
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        return cast("list[dict[str, Json]]", jsontext.read_lines(text))
 
     def load(self, key: str) -> Noun:
         """The artefact itself.

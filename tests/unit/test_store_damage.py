@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from truing import models, pipeline
+from truing import jsontext, models, pipeline
 from truing.cli import main
 from truing.errors import Damaged, InputError, OtherVersion, Unread
 from truing.method import methods
 from truing.models import Model
 from truing.principles import Principle, Principles
+from truing.report.facts import read_metrics
 from truing.reports import Measure, Report
 from truing.store import Store
 from truing.tables import Table
@@ -65,6 +66,20 @@ def test_what_files_hold_is_what_is_compared(store: Store) -> None:
     rules = Principles([Principle("brief", "Be brief. ")])  # the file holds it without the blank
     store.put("1" * 32, rules, {})
     assert store.verify() == [] and store.load("1" * 32)
+
+
+# Characters at which `str.splitlines` cuts, and which JSON leaves as they are.
+BREAKS = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei\r\nj"
+
+
+def test_metrics_with_other_line_breaks_are_whole(store: Store, tmp_path: Path) -> None:
+    wanted = [{"receipt": BREAKS}, {"step": 1}]
+    store.put("2" * 32, Report("gain", [Measure("gain", 0.25, 0.2, 0.3, 9)]), {}, wanted)
+    assert store.metrics("2" * 32) == wanted
+    assert store.verify() == [] and store.has("2" * 32)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(jsontext.dumps(line) + "\n" for line in wanted), encoding="utf-8")
+    assert read_metrics(path) == wanted
 
 
 def test_verify_drops_what_it_finds_and_lists_it(

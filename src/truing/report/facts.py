@@ -26,7 +26,8 @@ class StepFacts:
         inputs: parameter -> names of the steps, models or data sets that it came from.
         key: of the step; `artefact` is the content key of what it made.
         about: what it made in a few words, such as "64 pair rows".
-        seconds: that it took, in an earlier run where it was reused.
+        seconds: that it took, in an earlier run where it was reused; `cost` is what endpoints
+            took for it, where their price was said.
         note: what to know of a reused result, such as other library versions.
     """
 
@@ -42,6 +43,7 @@ class StepFacts:
     status: str = "pending"
     cached: bool = False
     seconds: float = 0.0
+    cost: float = 0.0
     error: str = ""
     note: str = ""
     seed: str = ""
@@ -142,6 +144,7 @@ def _step(name: str, facts: Facts) -> StepFacts:
         status=text(facts, "status") or "pending",
         cached=bool(facts.get("cached")),
         seconds=number(facts, "seconds"),
+        cost=number(facts, "cost"),
         error=text(facts, "error"),
         note=text(facts, "note"),
         seed=text(facts, "seed"),
@@ -191,7 +194,7 @@ def read_metrics(path: Path) -> list[dict[str, object]]:
     if not path.is_file():
         return []
     rows: list[dict[str, object]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             row: object = json.loads(line)
         except ValueError:
