@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from truing.errors import InputError
+from truing.messages import plain_messages
 
 Row = dict[str, object]
 Message = dict[str, str]
@@ -82,19 +83,11 @@ def _older(row: Mapping[str, object], kind: str) -> bool:
     )
 
 
-def _check_messages(messages: list[object], where: str, field: str) -> None:
-    for message in messages:
-        ok = isinstance(message, Mapping) and {"role", "content"} <= set(message)
-        if not ok:
-            raise InputError(
-                f"field {field!r} must be a list of {{role, content}} messages",
-                where=where,
-                seen=message,
-            )
-
-
 def check_row(row: Row, kind: str, where: str) -> None:
-    """Raise an InputError naming row and field unless `row` is of `kind`."""
+    """Raise an InputError naming row and field unless `row` is of `kind`.
+
+    Messages in it become what `plain_messages` says.
+    """
     if not isinstance(own := row.get("lineage", {}), Mapping):
         fix = "Rename the column"
         raise InputError("field 'lineage' is truing's, a mapping", where=where, seen=own, fix=fix)
@@ -113,7 +106,7 @@ def check_row(row: Row, kind: str, where: str) -> None:
             wanted = " or ".join(t.__name__ for t in types)
             raise InputError(f"field {field!r} must be {wanted}", where=where, seen=value)
         if field in ("prompt", "messages", *ANSWERS) and isinstance(value, list):
-            _check_messages(cast(list[object], value), where, field)
+            row[field] = plain_messages(cast(list[object], value), where, field)
 
 
 # What a row asks

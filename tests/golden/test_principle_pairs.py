@@ -125,6 +125,16 @@ def test_principles_in_context() -> None:
     assert dialogue[0]["content"] == "S"
 
 
+def test_a_prompt_that_cannot_state_principles_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Writer([])
+    monkeypatch.setattr(told_answers, "generate", writer)
+    alone = [{"role": "system", "content": "S"}]
+    prompts = Table("prompt", [{"prompt": "Why is fire hot?"}, {"prompt": alone}], where="p.jsonl")
+    with pytest.raises(InputError, match=r"p\.jsonl row 2.*without a message of the user's"):
+        module.principle_pairs(MODEL, prompts, RULES, k=4)
+    assert with_principles(alone, RULES, "system")[0]["content"].startswith("S\n\n")
+
+
 def test_pairs_with_lineage(monkeypatch: pytest.MonkeyPatch) -> None:
     writer = Writer([(LONG, "length"), (SHOUT, "stop"), (SHORT, "stop"), (LONG, "stop")])
     monkeypatch.setattr(told_answers, "generate", writer)

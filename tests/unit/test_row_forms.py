@@ -518,3 +518,60 @@ def test_turns_that_are_no_texts_are_never_words(row: Row, told: str) -> None:
 )
 def test_other_columns_of_these_names_are_records(row: Row) -> None:
     assert Table("", [row]).kind == "record"
+
+
+# Contents of messages
+
+
+PARTS = [{"type": "text", "text": "Wh", "image": None}, {"type": "text", "text": "y?"}]
+
+
+def test_text_parts_are_one_text() -> None:
+    asked = {"role": "user", "content": PARTS}
+    want = marked((ASKED, False), (f"So.{END}", True))
+    told = {"role": "assistant", "content": [{"type": "text", "text": "So."}]}
+    rows: list[Row] = [
+        {"prompt": [asked], "completion": "So."},
+        {"prompt": [asked], "completion": [told]},
+        {"messages": [asked, told]},
+    ]
+    for row in rows:
+        assert pieces(read(sft, row)[0]) == [want]
+    pair: Row = {"chosen": [asked, told], "rejected": [asked, said("No.")]}
+    table = Table("", [pair])
+    assert table[0]["chosen"] == [user("Why?"), said("So.")] and asked["content"] is PARTS
+    assert table[0]["id"] == Table("", [pair | {"chosen": [user("Why?"), said("So.")]}])[0]["id"]
+
+
+def test_a_call_of_a_tool_needs_no_content(tmp_path: Path) -> None:
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "add", "arguments": {}}}]}
+    null = {**call, "content": None}
+    for given in (call, null):
+        table = Table("", [{"messages": [user("Why?"), given, said("So.")]}])
+        assert table[0]["messages"] == [user("Why?"), null, said("So.")]
+        table.write(tmp_path / "t.parquet")
+        assert Table.read(tmp_path / "t.parquet").rows == table.rows
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [({"prompt": []}, "'prompt' is an empty list"),
+     ({"messages": []}, "'messages' is an empty list"),
+     ({"prompt": "Why?", "completion": []}, "'completion' is an empty list"),
+     ({"prompt": [{"role": "user", "content": [*PARTS, IMAGE]}]}, "a part that is no text"),
+     ({"prompt": [{"role": "user", "content": [{"type": "text"}]}]}, "a part that is no text"),
+     ({"prompt": [{"role": "user", "content": []}]}, "content is no text"),
+     ({"prompt": [{"role": "user", "content": None}]}, "content is no text"),
+     ({"prompt": [{"role": "user", "content": 7}]}, "content is no text"),
+     ({"messages": [user("a"), {"role": "assistant", "content": None, "tool_calls": None}]},
+      "Null stands beside 'tool_calls' only"),
+     ({"messages": [user("a"), {"role": "assistant"}]}, "list of {role, content} messages"),
+     ({"messages": [user("a"), {"content": "b"}]}, "list of {role, content} messages"),
+     ({"messages": ["a"]}, "list of {role, content} messages")],
+)  # fmt: skip
+def test_contents_that_are_no_texts_are_refused(row: Row, told: str) -> None:
+    with pytest.raises(InputError, match=rf"row 1.*{told}"):
+        Table("", [row])

@@ -8,6 +8,7 @@ from typing import Literal, cast
 
 from truing.context import Json, current
 from truing.core.generate import generate
+from truing.errors import InputError
 from truing.models import Model
 from truing.principles import Principles
 from truing.specify.in_context import with_principles
@@ -56,10 +57,23 @@ def _sample(
     return answers
 
 
+def _check(prompts: Table, rows: Sequence[Row], principles: Principles, how: Sampling) -> None:
+    """Raise an InputError for a prompt that cannot state principles, before anything is drawn."""
+    for i, row in enumerate(rows):
+        try:
+            with_principles(row["prompt"], principles, how.place, how.told)
+        except InputError as error:
+            error.where = prompts.place(i)
+            raise
+
+
 def drawn_answers(
     model: Model, prompts: Table, principles: Principles, how: Sampling
 ) -> Iterator[tuple[Sequence[Row], list[list[list[object]]]]]:
-    """Chunks of prompts with their answers, from the journal where they are there."""
+    """Chunks of prompts with their answers, from the journal where they are there.
+
+    Raises InputError naming the row for a prompt that cannot state principles.
+    """
     context = current()
     draw = {n: getattr(how, n) for n in ("k", "max_tokens", "temperature", "top_p")}
     drawn_as = [model.key, principles.key, how.place, how.told, draw, context.seed]
@@ -71,6 +85,7 @@ def drawn_answers(
         return cast(Json, _sample(model, chunk, principles, how, name(start, chunk)))
 
     rows = [as_prompt(r) for r in prompts]
+    _check(prompts, rows, principles, how)
     size = max(1, 2 * ROWS // how.k)  # half of the answers to a prompt are drawn at a time
     for chunk, made in context.chunks("answers", rows, size, name, make, "answers to prompts"):
         yield chunk, cast("list[list[list[object]]]", made)

@@ -1,0 +1,68 @@
+"""Messages of a dialogue as every chat template reads them: a role and a text each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from truing.errors import InputError
+
+
+def plain_messages(messages: list[object], where: str, field: str) -> list[object]:
+    """Messages whose contents are texts; what else a message has, such as calls of tools, stays.
+
+    A content in parts, as OpenAI's protocol has it, becomes the text of its parts with nothing
+    between them: so do templates write them that know parts. Others, such as those of Llama 3 and
+    Gemma 2, would write the list as Python shows it. A content that is null or left out stands
+    beside calls of tools only.
+
+    Args:
+        messages: what a row has in `field`; it is left as it is.
+        where: the row, for errors.
+
+    Raises InputError for an empty list, for what is no message, and for any other content.
+    """
+    if not messages:
+        fix = "Leave the row out"
+        raise InputError(f"field {field!r} is an empty list", where=where, fix=fix)
+    return [_plain(message, where, field) for message in messages]
+
+
+def _plain(message: object, where: str, field: str) -> object:
+    given = cast("Mapping[str, object]", message) if isinstance(message, Mapping) else {}
+    calls = given.get("tool_calls")
+    if not isinstance(given.get("role"), str) or ("content" not in given and not calls):
+        raise InputError(
+            f"field {field!r} must be a list of {{role, content}} messages",
+            where=where,
+            seen=message,
+        )
+    content = given.get("content")
+    if isinstance(content, str) or (content is None and calls and "content" in given):
+        return message
+    if content is None and calls:
+        return {**given, "content": None}
+    if not isinstance(content, list) or not content:
+        raise InputError(
+            f"field {field!r} has a message whose content is no text",
+            where=where,
+            seen=message,
+            fix="Null stands beside 'tool_calls' only; an empty answer is an empty text",
+        )
+    return {**given, "content": _joined(cast("list[object]", content), where, field)}
+
+
+def _joined(parts: Sequence[object], where: str, field: str) -> str:
+    texts: list[str] = []
+    for part in parts:
+        held = cast("Mapping[str, object]", part) if isinstance(part, Mapping) else {}
+        text = held.get("text")
+        if held.get("type", "text") != "text" or not isinstance(text, str):
+            raise InputError(
+                f"field {field!r} has a message with a part that is no text",
+                where=where,
+                seen=part,
+                fix="Models read texts here: leave out rows with images and other parts",
+            )
+        texts.append(text)
+    return "".join(texts)
