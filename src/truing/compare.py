@@ -1,8 +1,10 @@
 """Several methods for one goal, on the same rows, budget and seeds: one table, one picture.
 
 Every seed draws its own training sample, every method trains on the same one; all models are
-measured on the same held-out pairs. The comparison is a plan like any other: what it shares with
-an earlier one (reference log-probabilities, measurements of the base) is not computed again.
+measured on the same held-out pairs. Where there are rows enough, no two samples share one; else
+each is drawn from all that are left, and stderr, table and report say that they overlap. The
+comparison is a plan like any other: what it shares with an earlier one (reference
+log-probabilities, measurements of the base) is not computed again.
 
     gain         = preference accuracy after - before, on held-out pairs
     side effect  = held-out nats per token after - before (higher is worse)
@@ -21,6 +23,7 @@ table in the same way, and the others are compared.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -55,18 +58,30 @@ from truing.tables import Table
 HELD_OUT = 128  # pairs that every model is measured on
 TEXTS, QUESTIONS = "prose", "common_knowledge"  # general ability is measured on these
 OVER_FIRST = "gain over first"
+OVERLAP = "the seeds' samples overlap: intervals are narrower than over rows of their own"
 ABILITY_TOKENS = 128  # of each text: every model of a comparison reads the same ones
 
 
 def plan_of(
-    contenders: Sequence[Contender], model: str, data: str, n: int, seeds: int, *, held_out: int
+    contenders: Sequence[Contender],
+    model: str,
+    data: str,
+    n: int,
+    seeds: int,
+    *,
+    held_out: int,
+    overlap: bool = False,
 ) -> Plan:
-    """The plan of a comparison on preference pairs."""
+    """The plan of a comparison on preference pairs.
+
+    Args:
+        overlap: each seed draws from all rows that are not held out, those of others among them.
+    """
     plan = Plan("compare", folder=Path(), source="")
     plan.model("base", model)
     plan.table("pairs", data)
     plan.step("held_out", "select/sample", data="pairs", n=held_out)
-    plan.step("pool", "select/sample", data="pairs", n=held_out, part="rest")
+    pool = plan.step("pool", "select/sample", data="pairs", n=held_out, part="rest")
     plan.step("base-gain", "evaluate/preference", model="base", data="held_out")
 
     def ability(name: str, model: str) -> None:
@@ -82,7 +97,10 @@ def plan_of(
 
     ability("base-ability", "base")
     for seed in range(seeds):
-        rows = plan.step(f"rows-{seed}", "select/sample", data="pool", n=n, seed=seed)
+        rows = plan.step(f"rows-{seed}", "select/sample", data=pool, n=n, seed=seed)
+        if not overlap and seed + 1 < seeds:
+            name = f"pool-{seed + 1}"
+            pool = plan.step(name, "select/sample", data=pool, n=n, part="rest", seed=seed)
         for one in contenders:
             method = registry[one.method]
             given = {"model": "base"} | ({"data": rows} if "data" in method.inputs else {})
@@ -130,7 +148,12 @@ def _shown(m: Measure, digits: int) -> str:
 
 
 def collect(
-    contenders: Sequence[Contender], seeds: int, result: Result, left: Mapping[str, str]
+    contenders: Sequence[Contender],
+    seeds: int,
+    result: Result,
+    left: Mapping[str, str],
+    *,
+    overlap: bool,
 ) -> Report:
     """Gain, side effect and cost of each contender, as one report; `left` out ones with reasons."""
     results, steps = result.results, result.run.steps
@@ -166,6 +189,7 @@ def collect(
             "ability": _value(results, "base-ability", "ability"),
         },
         "seeds": seeds,
+        "overlap": overlap,
         "first": contenders[0].label,
         "left_out": dict(left),
     }
@@ -205,8 +229,12 @@ class Comparison:
         base = cast("dict[str, float]", self.report.meta["base"])
         foot = f"before: preference {base['preference']:.3f}, {base['ability']:.4f} nats per token"
         foot += f"; {seeds} seed{'' if seeds == 1 else 's'}"
-        left = reasons(cast("dict[str, str]", self.report.meta["left_out"]))
-        return "\n".join([rows_text(rows), foot, *(f"left out: {line}" for line in left)])
+        notes = [
+            f"left out: {line}"
+            for line in reasons(cast("dict[str, str]", self.report.meta["left_out"]))
+        ]
+        notes += [OVERLAP] if self.report.meta["overlap"] else []
+        return "\n".join([rows_text(rows), foot, *notes])
 
     def line(self) -> dict[str, Json]:
         """One JSON object for machines."""
@@ -215,6 +243,7 @@ class Comparison:
             "seeds": self.report.meta["seeds"],
             "base": self.report.meta["base"],
             "left_out": self.report.meta["left_out"],
+            "overlap": self.report.meta["overlap"],
             "measures": [asdict(m) for m in self.report],
             "cached_steps": self.result.line()["cached_steps"],
             "seconds": self.result.line()["seconds"],
@@ -297,10 +326,13 @@ def compare(
     pairs = _pairs(cast(Table, at_hand["Table", name]), rows, held_out)
     start, opened = _named(model, "Model", "model")
     found, left = taken(found, pairs)
-    plan = plan_of(found, start, name, rows, seeds, held_out=held_out)
+    overlap = held_out + seeds * rows > len(pairs)
+    if overlap:
+        print(f"compare: {OVERLAP} ({seeds} x {rows} of {len(pairs) - held_out})", file=sys.stderr)
+    plan = plan_of(found, start, name, rows, seeds, held_out=held_out, overlap=overlap)
     result = run(plan, runs, opened=at_hand | opened, strands=strands_of(found, seeds))
     found = [c for c in found if c.label not in result.lost]
-    made = collect(found, seeds, result, left | result.lost)
+    made = collect(found, seeds, result, left | result.lost, overlap=overlap)
     result.results["comparison"] = made
     files.write_text(
         result.folder / "comparison.json", jsontext.dumps(made.to_json(), indent=1) + "\n"

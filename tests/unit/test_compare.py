@@ -218,6 +218,11 @@ def test_methods_share_rows_and_one_reference_pass(
     assert Path(str(line["report"])).is_file()
     rows = {s: n.key for s, n in found.result.results.items() if s.startswith("rows-")}
     assert rows["rows-0"] != rows["rows-1"]
+    drawn = [found.result.results[f"rows-{s}"] for s in (0, 1)]
+    held = found.result.results["held_out"]
+    asked = [{str(r["prompt"]) for r in part} for part in (*drawn, held)]  # type: ignore[union-attr]
+    assert len(set().union(*asked)) == sum(map(len, asked)) == 24  # no row in two of them
+    assert found.report.meta["overlap"] is False and "overlap" not in found.table()
     base = found.report.meta["base"]
     gain = found.report.get("gain", "dpo_steps_1")
     assert isinstance(base, dict)
@@ -246,9 +251,12 @@ def test_a_method_that_diverges_is_left_out(
     words = ["--model", str(tiny_path), "--data", str(pairs), "--budget", "8", "--held-out", "8"]
     words += ["--seeds", "2", "--set", "steps=3", "--set", "warmup=0.0", "--set", "batch=4"]
     words += ["--runs", str(tmp_path / "runs"), "--json"]
+    words[words.index("--budget") + 1] = "10"  # two of the 16 that are not held out: they overlap
     assert cli.main(["compare", "--methods", f"{wild},{tame}", *words]) == 0
     out, err = capsys.readouterr()
     line = json.loads(out)
+    assert line["overlap"] is True and "the seeds' samples overlap" in err
+    assert "whose samples overlap" in Path(line["report"]).read_text()
     why = line["left_out"]["dpo_lr_1e30"]
     assert why.startswith("step dpo_lr_1e30-0: the loss is not finite at step 2 of 3")
     assert f"left out: dpo_lr_1e30: {why}" in err.splitlines()

@@ -64,6 +64,7 @@ class Compared:
     chart: Markup
     left_out: dict[str, str]  # methods of a group that need more than the data has, with the reason
     first: str = ""  # the method that the others are compared with, seed by seed
+    overlap: bool = False  # the samples of the seeds share rows
 
     @property
     def timed(self) -> bool:
@@ -278,4 +279,5 @@ def compared(step: str, report: Report) -> Compared:
     ]
     seeds = str(report.meta.get("seeds", 1))
     left = cast("Mapping[str, str]", report.meta.get("left_out") or {})
-    return Compared(step, seeds, found, picture(found), dict(left), first)
+    overlap = report.meta.get("overlap") is True
+    return Compared(step, seeds, found, picture(found), dict(left), first, overlap)
