@@ -58,10 +58,11 @@ ALL = frozenset({"generate", "logprob", "hidden", "weights"})
 
 @dataclass(frozen=True)
 class Folder:
-    """A base on disk; `licence` as its source states it."""
+    """A base on disk; `licence` as its source states it, `thinking` as its template is told."""
 
     path: Path
     licence: str = ""
+    thinking: bool | None = None
 
     def names(self) -> list[str]:
         """File names that make up the base."""
@@ -70,8 +71,9 @@ class Folder:
 
     @cached_property
     def key(self) -> str:
-        """Content hash of the base's files."""
-        return files.files_hash(self.path, self.names())
+        """Content hash of the base's files, and of what its template is told."""
+        found = files.files_hash(self.path, self.names())
+        return found if self.thinking is None else content_hash([found, self.thinking])
 
     @cached_property
     def config(self) -> dict[str, object]:
@@ -238,6 +240,11 @@ class Model:
     def with_changes(self, changes: Iterable[Change]) -> Model:
         """The same base under other changes."""
         return replace(self, changes=in_order(changes))
+
+    def thinking(self, on: bool) -> Model:
+        """The same model, told by its template to think before it answers, or not to."""
+        base = Folder(self.folder, self.base.licence, on)  # an InputError for a served one
+        return replace(self, base=base)
 
     def called(self, name: str) -> Model:
         """The same model under another name; the key does not change."""

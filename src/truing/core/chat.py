@@ -67,9 +67,16 @@ def prompt_ids(
         return encode(tokenizer, prompt, special=True)
     messages = messages_of(prompt, prefix)
     if len(messages) > 1 and messages[-1].get("role") == "assistant":
-        opening = completion_ids(tokenizer, str(messages[-1]["content"]), end=False)
+        begun = messages[-1]["content"]
+        if not isinstance(begun, str):
+            raise InputError(
+                "a prompt ends with a call of a tool, to which nothing has been answered",
+                seen=messages[-1],
+                fix="Give what the tool said as the last message",
+            )
+        opening = completion_ids(tokenizer, begun, end=False)
         return [*prompt_ids(tokenizer, messages[:-1]), *opening]
-    return encode(tokenizer, chat_text(tokenizer, messages, answer=True))
+    return encode(tokenizer, asking_text(tokenizer, messages))
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, end: bool = True) -> list[int]:
@@ -79,9 +86,23 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, end: bool =
         text: the answer's words.
         end: False leaves the ending token out, for an answer that goes on.
     """
-    turn = _turn(tokenizer)
-    whole = turn.head + text + (turn.tail if end else "")
+    turn = turn_of(tokenizer)
+    whole = turn.written(text) + (turn.tail if end else "")
     return encode(tokenizer, whole, before=turn.before)
+
+
+def check_thought(tokenizer: PreTrainedTokenizerBase, text: str, where: str = "") -> None:
+    """Raise InputError for an answer with a thought where the prompt ends with an empty one.
+
+    It is for answers that are given, to be learnt. One that was drawn there is what it is.
+    """
+    if turn_of(tokenizer).empty_thought and brings_thought(text):
+        raise InputError(
+            "the answer brings a thought, and the chat template has put an empty one before it",
+            where=where,
+            seen=shorten(text),
+            fix="Name the model with ?thinking=true behind it, or leave the thought out",
+        )
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -111,11 +132,11 @@ def reply_ids(
         answer: its ids.
     """
     at = max(i for i, m in enumerate(messages) if m.get("role") == "assistant")
-    told: list[Message] = [*messages[:at], {"role": "assistant", "content": _MARK}]
-    text = chat_text(tokenizer, [*told, *messages[at + 1 :]], answer=True)
-    before, mark, after = text.rpartition(_MARK)
-    tail = _turn(tokenizer).tail
-    begun = chat_text(tokenizer, messages[:at], answer=True) + _turn(tokenizer).head
+    told: list[Message] = [*messages[:at], {"role": "assistant", "content": MARK}]
+    text = asking_text(tokenizer, [*told, *messages[at + 1 :]])
+    before, mark, after = text.rpartition(MARK)
+    tail = turn_of(tokenizer).tail
+    begun = asking_text(tokenizer, messages[:at]) + turn_of(tokenizer).head
     if not mark or before != begun or not after.startswith(tail):
         raise InputError(
             "the chat template rewrites earlier turns, so one row cannot hold several",
@@ -159,16 +180,15 @@ def example_ids(
     loss: list[bool] = []
     done = ""
     for i in answers:
-        before = chat_text(tokenizer, messages[:i], answer=True)
-        after = chat_text(tokenizer, messages[: i + 1], answer=False)
-        if not before.startswith(done) or not after.startswith(before):
+        before = asking_text(tokenizer, messages[:i])
+        answer = _said(tokenizer, messages[: i + 1], before)
+        if not before.startswith(done) or answer is None:
             raise InputError(
                 "the chat template rewrites earlier turns, so they cannot be learnt in one row",
                 where=f"message {i}",
                 seen=messages[i].get("content"),
                 fix="Give each turn as a row of its own: the messages before it as the prompt",
             )
-        answer = _until_end(tokenizer, after[len(before) :])
         for text, stood, carries in ((before[len(done) :], done, False), (answer, before, True)):
             piece = encode(tokenizer, text, before=stood)
             ids += piece
@@ -177,9 +197,28 @@ def example_ids(
     return ids, loss
 
 
+def _said(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], before: str
+) -> str | None:
+    """The last message as an answer to `before`, with its end; None where it does not follow it.
+
+    Templates leave thoughts out of the answers that they are given, or write them in a form of
+    their own. Such an answer is learnt as it stands.
+    """
+    turn, whole = turn_of(tokenizer), chat_text(tokenizer, messages, answer=False)
+    words = messages[-1].get("content")
+    follows = whole.startswith(before)
+    if isinstance(words, str) and not messages[-1].get("tool_calls"):
+        check_thought(tokenizer, words)
+        kept = follows and words.strip() in whole[len(before) :]
+        if not kept and (turn.opened or brings_thought(words)):
+            return turn.written(words) + turn.tail
+    return until_end(tokenizer, whole[len(before) :]) if follows else None
+
+
 def _turn_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids that the template puts after an answer's words to end it."""
-    found = encode(tokenizer, _turn(tokenizer).tail, before=INSIDE)
+    found = encode(tokenizer, turn_of(tokenizer).tail, before=INSIDE)
     special = set(tokenizer.all_special_ids)
     return [i for i in found if i in special] or found[-1:]
 
@@ -189,106 +228,6 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     eos = cast("int | None", tokenizer.eos_token_id)
     ends = _turn_ends(tokenizer)
     return list(dict.fromkeys([*ends, *([eos] if eos is not None else [])]))
-
-
-def _turn(tokenizer: PreTrainedTokenizerBase) -> Turn:
-    template = str(tokenizer.chat_template or "")
-    if tokenizer in _turns and _turns[tokenizer][0] == template:
-        return _turns[tokenizer][1]
-    if template:
-        user: Message = {"role": "user", "content": "u"}
-        before = chat_text(tokenizer, [user], answer=True)
-        after = chat_text(tokenizer, [user, {"role": "assistant", "content": _MARK}], answer=False)
-        if not after.startswith(before) or _MARK not in after[len(before) :]:
-            raise InputError(
-                "the chat template does not put an answer where it asks for one",
-                seen=after,
-                fix="Its text with add_generation_prompt must be how an assistant's turn begins",
-            )
-        head, tail = after[len(before) :].split(_MARK, 1)
-        turn = Turn(head, _until_end(tokenizer, tail), before)
-    else:
-        turn = Turn("", str(tokenizer.eos_token or ""), INSIDE)
-    _turns[tokenizer] = (template, turn)
-    return turn
-
-
-def _until_end(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """`text` up to its last special token; with the end token where it holds none."""
-    ends = [text.rfind(t) + len(t) for t in tokenizer.all_special_tokens if t in text]
-    return text[: max(ends)] if ends else text.rstrip() + str(tokenizer.eos_token or "")
-
-
-def chat_text(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, answer: bool
-) -> str:
-    """Messages as the template writes them.
-
-    Args:
-        messages: with "role" and "content"; tools as `kinds.with_tools` puts them there.
-        answer: True goes on to where an answer begins.
-    """
-    told, tools = split_tools(messages)
-    if tools and not writes_tools(tokenizer):
-        raise InputError(
-            "the chat template does not write tools, so the model would not be told of them",
-            where=str(getattr(tokenizer, "name_or_path", "")),
-            seen=tools,
-            fix="Take a model whose template does, or put them into the system message and leave "
-            "out the column 'tools'",
-        )
-    return _rendered(tokenizer, told, tools, answer)
-
-
-def writes_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template tells the model of its tools."""
-    template = str(tokenizer.chat_template or "")
-    if tokenizer not in _tools or _tools[tokenizer][0] != template:
-        user: list[Message] = [{"role": "user", "content": "u"}]
-        try:
-            found = bool(template) and _MARK in _rendered(tokenizer, user, [_ANY_TOOL], True)
-        except InputError:
-            found = False
-        _tools[tokenizer] = (template, found)
-    return _tools[tokenizer][1]
-
-
-def _rendered(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
-    tools: Sequence[object],
-    answer: bool,
-) -> str:
-    from jinja2 import TemplateError
-
-    given = cast("list[dict[str, object]]", list(tools)) or None
-    template = tokenizer.get_chat_template(tools=given)
-    try:
-        made = tokenizer.apply_chat_template(
-            cast("list[dict[str, str]]", [dict(m) for m in messages]),
-            tools=given,  # pyright: ignore[reportArgumentType]
-            chat_template=_clock() + template if "strftime_now" in template else template,
-            tokenize=False,
-            add_generation_prompt=answer,
-        )
-    except (TemplateError, TypeError, KeyError) as error:
-        raise InputError(
-            f"the chat template refuses these messages: {error}",
-            seen=[m.get("role") for m in messages],
-        ) from None
-    return cast(str, made)
-
-
-@functools.cache
-def _clock() -> str:
-    """A macro that stands before a template and hides transformers' `strftime_now`.
-
-    Templates are given plain data alone, so that no function of our own can be handed to them.
-    """
-    codes = [f"%-{c}" for c in "dHIjmMSy"] + [f"%{c}" for c in "aAbBcdFHIjmMpSTuwxXyYzZ"]
-    parts = "".join(f".replace({c!r}, {DAY.strftime(c)!r})" for c in codes)
-    # "+": the template's first line break is its own, and stays.
-    return f"{{% macro strftime_now(format) %}}{{{{ format{parts} }}}}{{% endmacro +%}}"
 
 
 def receipt(tokenizer: PreTrainedTokenizerBase, trees: Sequence[Node], n: int = 3) -> str:

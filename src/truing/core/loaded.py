@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from truing.changes import Adapter, Edits
+from truing.core.template import tell
 from truing.errors import InputError
 from truing.faults import unreadable
 
@@ -382,6 +383,7 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
             raise InputError(
                 f"the tokenizer cannot be read: {str(error).splitlines()[0]}", where=str(folder)
             ) from None
+        tell(tokenizer, getattr(model.base, "thinking", None))
         _tokenizers[model.base_key] = tokenizer
         while len(_tokenizers) > 2 * KEEP + _panel:
             _tokenizers.popitem(last=False)

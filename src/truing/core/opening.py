@@ -23,6 +23,7 @@ from truing.core.own_folders import (
     text_hash,
 )
 from truing.core.panel import Panel, Rule
+from truing.core.template import named_thinking
 from truing.core.tokens import same_tokens as same_tokens
 from truing.errors import InputError, unknown
 from truing.models import (
@@ -49,6 +50,9 @@ def open_model(source: str, *, anew: bool = False) -> Model:
     """
     from truing.core import fetch
 
+    source, thinking = named_thinking(source)
+    if thinking is not None:
+        return open_model(source).thinking(thinking)
     if source.startswith(("http://", "https://")):
         return _served(source, anew)
     folder = files.expanded(source)
@@ -160,7 +164,8 @@ def save(model: Model, folder: Path) -> Path:
             with _kept_base(model.base) as source:
                 for name in model.base.names():
                     files.place(source / name, partial / "base" / name, link=True)
-            data["base"] = {"key": model.base.key, "licence": model.base.licence}
+            told = {} if model.base.thinking is None else {"thinking": model.base.thinking}
+            data["base"] = {"key": model.base.key, "licence": model.base.licence, **told}
         else:
             judges = {name: hold(judge) for name, judge in model.base.judges.items()}
             data["panel"] = {"rule": model.base.rule, "judges": judges}
@@ -267,7 +272,8 @@ def _of_card(data: dict[str, object], folder: Path) -> Model:
         base = Panel(judges, cast(Rule, panel["rule"]))
     else:
         facts = cast("dict[str, str]", data["base"])
-        base = Folder(folder / "base", facts.get("licence", ""))
+        thinking = cast("bool | None", facts.get("thinking"))
+        base = Folder(folder / "base", facts.get("licence", ""), thinking)
         if base.key != facts["key"]:
             raise InputError(
                 "the files of the base are not those that were saved",
@@ -308,6 +314,7 @@ def _licences(model: Model) -> str:
 def export(model: Model, folder: Path, *, weights_only: bool) -> Path:
     """See `Model.export`."""
     from truing.core import classifier
+    from truing.core.loaded import load_tokenizer
     from truing.core.weights import untie, write
 
     source, fix = model.folder, "Save the model instead, or export its weights only"
@@ -329,6 +336,9 @@ def export(model: Model, folder: Path, *, weights_only: bool) -> Path:
         for name in base.names():
             if ".safetensors" not in name:
                 files.place(source / name, partial / name, link=False)
+        if base.thinking is not None:
+            told = str(load_tokenizer(model).chat_template or "").encode()
+            (partial / "chat_template.jinja").write_bytes(told)
         folded = model.folded()
         card = card_text(model)
         if folded.extra and not weights_only:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, cast
 
 from truing.core.chat import (
     Prompt,
+    check_thought,
     completion_ids,
     example_ids,
     prompt_ids,
@@ -161,6 +162,8 @@ class Reader:
         room = self.limit - len(prompt)
         if room < ROOM:
             return self._out("left_out_long")
+        for text, _ in texts:
+            check_thought(self.tokenizer, text, where)
         whole = [tuple(completion_ids(self.tokenizer, t, end=end)) for t, end in texts]
         answers = tuple(ids[:room] for ids in whole)
         if self.spec.rows == "pair" and answers[0] == answers[1]:

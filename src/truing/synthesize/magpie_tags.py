@@ -13,8 +13,8 @@ import json
 from typing import cast
 
 from truing.context import Json, current
-from truing.core.chat import chat_text
 from truing.core.generate import sample_ids
+from truing.core.template import asking_text
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
@@ -117,7 +117,7 @@ def magpie_tags(
             name = f"{tag}/{content_hash([model.key, row_text(row), max_tokens], 8)}"
             if name not in journal:
                 asked = [{"role": "user", "content": tag_prompt(row_text(row), tag)}]
-                head = chat_text(loaded.tokenizer, asked, answer=True)
+                head = asking_text(loaded.tokenizer, asked)
                 ids = cast(list[int], loaded.tokenizer.encode(head + "{", add_special_tokens=False))
                 drawn = sample_ids(loaded, [ids], n=1, max_tokens=max_tokens, greedy=True)[0]
                 journal.put(name, cast(Json, drawn[0].text))

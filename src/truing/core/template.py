@@ -1,0 +1,246 @@
+"""A chat template as text: messages as it writes them, and what it puts around an answer.
+
+Where an answer begins is the end of what the template writes to ask for one (its generation
+prompt), and what is generated and what is trained on go on from there. Templates of models that
+think before they answer write something else there than before an answer that is given:
+
+    Qwen3         asks with "assistant\\n", writes "assistant\\n<think>\\n\\n</think>\\n\\nHello"
+    R1's distills ask with "<Assistant><think>\\n", write "<Assistant>Hello"
+
+Both are made one: the prompt ends as an answer begins that the template writes. So Qwen3 answers,
+and learns to answer, behind an empty thought, as its `enable_thinking=False` has it, and R1's
+distills are free to think or not. Where a template is told to think (`tell`), the prompt ends as
+the generation prompt does, and an answer brings its thought along.
+
+Some templates put today's date into the prompt. Here it is always the same day, `DAY`, or neither
+tokens nor what is kept by them would be the same tomorrow.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, cast
+
+from truing.core.encoding import INSIDE
+from truing.errors import InputError
+from truing.kinds import split_tools
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = Mapping[str, object]
+Prompt = str | Sequence[Message]
+MARK = "zqanswerqz"  # stands for an answer while the template is explored
+_ANY_TOOL = {  # stands for a row's own
+    "type": "function",
+    "function": {
+        "name": MARK,
+        "description": MARK,
+        "parameters": {"type": "object", "properties": {}, "required": []},
+    },
+}
+DAY = datetime(2024, 7, 26)  # what Llama 3's templates write where they are told no date
+# A template's first line where it is told to think or not, under both names that templates have.
+_TOLD = re.compile(
+    r"\{%- set enable_thinking = (true|false) %\}\n?(\{%- set thinking = (true|false) %\})?"
+)
+# "owner/name?thinking=true"
+_NAMED = re.compile(r"(?!https?://)(.+)\?thinking=(true|false)", re.S)
+# "<think>\n", "<|think|>", "[THINK]", "<seed:think>": an opened thought.
+_THOUGHT = re.compile(r"[<\[]\|?(\w+:)?(think|thinking|thought|reasoning)\|?[>\]]\s*", re.I)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a template puts around an assistant's words.
+
+    Args:
+        asks: what its generation prompt ends with beyond where an answer begins, "" for most.
+        leads: what stands between the generation prompt and an answer, in the prompt.
+        head: the same as part of the answer, which a model has to write itself.
+        opened: how the prompt's end has opened a thought, "" where it has not.
+        tail: what ends an answer.
+        before: what stands before an answer's ids.
+    """
+
+    asks: str
+    leads: str
+    head: str
+    opened: str
+    tail: str
+    before: str
+
+    def written(self, text: str) -> str:
+        """An answer's words as they follow the prompt, with what it has to write before them.
+
+        A thought that the text brings along takes the place of an empty one, and is not opened
+        again where the prompt has opened it.
+        """
+        if self.opened and text.startswith(tag := self.opened.rstrip()):
+            return text.removeprefix(tag).removeprefix(self.opened[len(tag) :])
+        return text if brings_thought(text) and brings_thought(self.head) else self.head + text
+
+    @property
+    def empty_thought(self) -> bool:
+        """Whether the prompt ends with a thought in which nothing was thought."""
+        return brings_thought(self.leads)
+
+
+_turns: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, Turn]]
+_turns = weakref.WeakKeyDictionary()
+_tools: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, bool]]
+_tools = weakref.WeakKeyDictionary()
+
+
+def named_thinking(source: str) -> tuple[str, bool | None]:
+    """A model's name, and what stands behind it of thinking: "owner/name?thinking=true"."""
+    found = _NAMED.fullmatch(source)
+    return (found[1], found[2] == "true") if found else (source, None)
+
+
+def tell(tokenizer: PreTrainedTokenizerBase, thinking: bool | None) -> None:
+    """Let a template begin with whether to think, which `apply_chat_template` takes by keyword."""
+    template = tokenizer.chat_template
+    if thinking is None or not isinstance(template, str):
+        return
+    said = str(thinking).lower()
+    line = f"{{%- set enable_thinking = {said} %}}{{%- set thinking = {said} %}}"
+    before = _TOLD.match(template)
+    tokenizer.chat_template = line + template[before.end() if before else 0 :]
+
+
+def _thinks(template: str) -> bool:
+    found = _TOLD.match(template)
+    return found is not None and found[1] == "true"
+
+
+def brings_thought(text: str) -> bool:
+    """Whether a text begins with a thought."""
+    return _THOUGHT.match(text.lstrip()) is not None
+
+
+def turn_of(tokenizer: PreTrainedTokenizerBase) -> Turn:
+    """What the tokenizer's template, or plain text without one, has around an answer."""
+    template = str(tokenizer.chat_template or "")
+    if tokenizer not in _turns or _turns[tokenizer][0] != template:
+        made = _explored(tokenizer, template) if template else _plain(tokenizer)
+        _turns[tokenizer] = (template, made)
+    return _turns[tokenizer][1]
+
+
+def _plain(tokenizer: PreTrainedTokenizerBase) -> Turn:
+    return Turn("", "", "", "", str(tokenizer.eos_token or ""), INSIDE)
+
+
+def _explored(tokenizer: PreTrainedTokenizerBase, template: str) -> Turn:
+    """The turn of a template, by what it writes for one answer and to ask for one."""
+    user: Message = {"role": "user", "content": "u"}
+    asked = chat_text(tokenizer, [user], answer=True)
+    given = chat_text(tokenizer, [user, {"role": "assistant", "content": MARK}], answer=False)
+    begun, mark, tail = given.partition(MARK)
+    beyond, head = asked.removeprefix(begun), begun.removeprefix(asked)
+    thought = asked.startswith(begun) and _THOUGHT.fullmatch(beyond) is not None
+    if not mark or not (begun.startswith(asked) or thought):
+        raise InputError(
+            "the chat template does not put an answer where it asks for one",
+            seen=given,
+            fix="Its text with add_generation_prompt must be how an assistant's turn begins",
+        )
+    tail = until_end(tokenizer, tail)
+    if _thinks(template):
+        opened = next((m[0] for m in _THOUGHT.finditer(asked) if m.end() == len(asked)), "")
+        return Turn("", "", "" if opened else head, opened, tail, asked)
+    if thought:
+        return Turn(beyond, "", "", "", tail, begun)
+    if not head.strip():  # white space is a token's with the word behind it
+        return Turn("", "", head, "", tail, asked)
+    return Turn("", head, "", "", tail, begun)
+
+
+def asking_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    """Messages as the template writes them, up to where an answer begins."""
+    turn = turn_of(tokenizer)
+    return chat_text(tokenizer, messages, answer=True).removesuffix(turn.asks) + turn.leads
+
+
+def until_end(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """`text` up to its last special token; with the end token where it holds none."""
+    ends = [text.rfind(t) + len(t) for t in tokenizer.all_special_tokens if t in text]
+    return text[: max(ends)] if ends else text.rstrip() + str(tokenizer.eos_token or "")
+
+
+def chat_text(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, answer: bool
+) -> str:
+    """Messages as the template writes them.
+
+    Args:
+        messages: with "role" and "content"; tools as `kinds.with_tools` puts them there.
+        answer: True goes on to where an answer begins.
+    """
+    told, tools = split_tools(messages)
+    if tools and not writes_tools(tokenizer):
+        raise InputError(
+            "the chat template does not write tools, so the model would not be told of them",
+            where=str(getattr(tokenizer, "name_or_path", "")),
+            seen=tools,
+            fix="Take a model whose template does, or put them into the system message and leave "
+            "out the column 'tools'",
+        )
+    return _rendered(tokenizer, told, tools, answer)
+
+
+def writes_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template tells the model of its tools."""
+    template = str(tokenizer.chat_template or "")
+    if tokenizer not in _tools or _tools[tokenizer][0] != template:
+        user: list[Message] = [{"role": "user", "content": "u"}]
+        try:
+            found = bool(template) and MARK in _rendered(tokenizer, user, [_ANY_TOOL], True)
+        except InputError:
+            found = False
+        _tools[tokenizer] = (template, found)
+    return _tools[tokenizer][1]
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    tools: Sequence[object],
+    answer: bool,
+) -> str:
+    from jinja2 import TemplateError
+
+    given = cast("list[dict[str, object]]", list(tools)) or None
+    template = tokenizer.get_chat_template(tools=given)
+    try:
+        made = tokenizer.apply_chat_template(
+            cast("list[dict[str, str]]", [dict(m) for m in messages]),
+            tools=given,  # pyright: ignore[reportArgumentType]
+            chat_template=_clock() + template if "strftime_now" in template else template,
+            tokenize=False,
+            add_generation_prompt=answer,
+        )
+    except (TemplateError, TypeError, KeyError) as error:
+        raise InputError(
+            f"the chat template refuses these messages: {error}",
+            seen=[m.get("role") for m in messages],
+        ) from None
+    return cast(str, made)
+
+
+@functools.cache
+def _clock() -> str:
+    """A macro that stands before a template and hides transformers' `strftime_now`.
+
+    Templates are given plain data alone, so that no function of our own can be handed to them.
+    """
+    codes = [f"%-{c}" for c in "dHIjmMSy"] + [f"%{c}" for c in "aAbBcdFHIjmMpSTuwxXyYzZ"]
+    parts = "".join(f".replace({c!r}, {DAY.strftime(c)!r})" for c in codes)
+    # "+": the template's first line break is its own, and stays.
+    return f"{{% macro strftime_now(format) %}}{{{{ format{parts} }}}}{{% endmacro +%}}"

@@ -1,0 +1,204 @@
+"""Models that think before they answer: what is learnt begins where an answer is asked for.
+
+The templates do what Qwen3's, R1's distills' and those of models that always think do; what they
+write is worked out by hand here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from truing.core.chat import check_receipt, completion_ids, example_ids, prompt_ids, reply_ids
+from truing.core.objective import objective_of
+from truing.core.template import tell
+from truing.core.tiny import tiny_tokenizer
+from truing.core.training_rows import Reader
+from truing.core.tree import example_tree
+from truing.errors import InputError
+from truing.models import Model
+from truing.tables import Row, Table
+from truing.train.supervised.sft import sft
+
+SPLIT = (
+    "{%- set c = m.content %}{%- set r = '' %}"
+    "{%- if m.role == 'assistant' and '</think>' in c %}"
+    r"{%- set r = c.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    r"{%- set c = c.split('</think>')[-1].lstrip('\n') %}{%- endif %}"
+)
+QWEN3 = (
+    "{%- set ns = namespace(last=-1) %}{%- for m in messages %}{%- if m.role == 'user' %}"
+    "{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}"
+    "{%- for m in messages %}" + SPLIT + r"{{- '<|im_start|>' + m.role + '\n' }}"
+    "{%- if m.role == 'assistant' and loop.index0 > ns.last and (loop.last or r) %}"
+    r"{{- '<think>\n' + r + '\n</think>\n\n' }}{%- endif %}"
+    r"{{- c + '<|im_end|>\n' }}{%- endfor %}"
+    r"{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}"
+    r"{{- '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"
+)
+ALWAYS = QWEN3.replace(
+    "{%- if enable_thinking is defined and enable_thinking is false %}"
+    r"{{- '<think>\n\n</think>\n\n' }}{%- endif %}",
+    r"{{- '<think>\n' }}",
+)
+R1 = (
+    "{% for m in messages %}" + SPLIT + "{% if m.role == 'user' %}{{ '<user>' + c }}{% else %}"
+    "{{ '<assistant>' + c + '<|im_end|>' }}{% endif %}{% endfor %}"
+    r"{% if add_generation_prompt %}{{ '<assistant><think>\n' }}{% endif %}"
+)
+ASKED = [{"role": "user", "content": "Why?"}]
+CHATML = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+EMPTY = "<think>\n\n</think>\n\n"
+THOUGHT = "<think>\nr\n</think>\n\nSo."
+END = "<|im_end|>"
+
+
+def made(template: str, thinking: bool | None = None) -> PreTrainedTokenizerFast:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    tell(tokenizer, thinking)
+    return tokenizer
+
+
+def said(text: str) -> list[dict[str, str]]:
+    return [*ASKED, {"role": "assistant", "content": text}]
+
+
+def learnt(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[str, str]:
+    """What is asked and what is answered: the same of a prompt and an answer and of messages."""
+    head, tail = prompt_ids(tokenizer, ASKED), completion_ids(tokenizer, text)
+    ids, loss = example_ids(tokenizer, said(text))
+    assert ids == head + tail and loss == [False] * len(head) + [True] * len(tail)
+    check_receipt(tokenizer, [example_tree(ids, loss)])
+    return str(tokenizer.decode(head)), str(tokenizer.decode(tail))
+
+
+def test_an_empty_thought_is_asked_for_and_not_learnt() -> None:
+    tokenizer = made(QWEN3)
+    assert learnt(tokenizer, "So.") == (CHATML + EMPTY, f"So.{END}")
+    theirs = tokenizer.apply_chat_template(
+        ASKED, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    assert theirs == CHATML + EMPTY
+    whole = tokenizer.apply_chat_template(said("So."), tokenize=False)
+    assert whole == f"{CHATML}{EMPTY}So.{END}\n"
+
+
+def test_what_is_drawn_behind_an_empty_thought_is_what_it_is() -> None:
+    ids = completion_ids(made(QWEN3), THOUGHT)
+    assert made(QWEN3).decode(ids) == THOUGHT + END
+
+
+def test_thoughts_are_learnt_where_they_are_asked_for() -> None:
+    tokenizer = made(QWEN3, True)
+    assert learnt(tokenizer, THOUGHT) == (CHATML, THOUGHT + END)
+    assert learnt(tokenizer, "So.") == (CHATML, f"{EMPTY}So.{END}")  # and so are their absences
+    assert learnt(tokenizer, "<think>r</think>So.") == (CHATML, f"<think>r</think>So.{END}")
+
+
+def test_a_template_is_told_not_to_think() -> None:
+    tokenizer = made(QWEN3, False)
+    assert learnt(tokenizer, "So.") == (CHATML + EMPTY, f"So.{END}")
+    tell(tokenizer, True)
+    assert learnt(tokenizer, THOUGHT) == (CHATML, THOUGHT + END)
+    assert str(tokenizer.chat_template).count("set enable_thinking") == 1
+    by_hand = made("{%- set enable_thinking = true %}\n" + QWEN3)
+    assert learnt(by_hand, THOUGHT) == (CHATML, THOUGHT + END)
+
+
+def test_an_opened_thought_is_left_to_the_model() -> None:
+    tokenizer = made(R1)
+    asked = "<user>Why?<assistant>"
+    assert learnt(tokenizer, "So.") == (asked, f"So.{END}")
+    assert learnt(tokenizer, THOUGHT) == (asked, THOUGHT + END)  # which the template leaves out
+    turns = [*said("So."), {"role": "user", "content": "And?"}]
+    more = reply_ids(tokenizer, turns, completion_ids(tokenizer, "So."))
+    assert tokenizer.decode(more) == "<user>And?<assistant>"
+
+
+@pytest.mark.parametrize(("template", "asked"), [(R1, "<user>Why?<assistant>"), (ALWAYS, CHATML)])
+def test_a_thought_that_is_opened_for_the_model_is_not_opened_again(
+    template: str, asked: str
+) -> None:
+    tokenizer = made(template, True)
+    asked += "<think>\n"
+    assert learnt(tokenizer, THOUGHT) == (asked, f"r\n</think>\n\nSo.{END}")
+    drawn = "r\n</think>\n\nSo."  # behind what was opened
+    assert tokenizer.decode(completion_ids(tokenizer, drawn)) == drawn + END
+    assert tokenizer.decode(completion_ids(tokenizer, "<think>r</think>So.")) == (
+        f"r</think>So.{END}"
+    )
+
+
+def test_who_always_thinks_may_do_without() -> None:
+    assert learnt(made(ALWAYS), "So.") == (CHATML + EMPTY, f"So.{END}")
+    assert learnt(made(ALWAYS, False), "So.") == (CHATML + EMPTY, f"So.{END}")
+
+
+def test_a_thought_behind_an_empty_one_is_refused() -> None:
+    rows: list[Row] = [
+        {"prompt": "Why?", "completion": THOUGHT},
+        {"messages": said(THOUGHT)},
+    ]
+    for row in rows:
+        table = Table("", [{"prompt": "Why?", "completion": "So."}, row][row is rows[1] :])
+        with pytest.raises(InputError, match=r"row \d: the answer brings a thought.*thinking=true"):
+            Reader(made(QWEN3), objective_of(sft), 512).read(table)  # type: ignore[arg-type]
+        reader = Reader(made(QWEN3, True), objective_of(sft), 512)
+        assert len(reader.read(Table("", [row]))) == 1
+
+
+def test_several_turns_whose_thoughts_are_left_out_are_refused() -> None:
+    turns = [*said("So."), {"role": "user", "content": "And?"}]
+    whole = [*turns, {"role": "assistant", "content": "No."}]
+    for template in (QWEN3, ALWAYS):
+        with pytest.raises(InputError, match="rewrites earlier turns"):
+            reply_ids(made(template), turns, [2])
+        with pytest.raises(InputError, match="rewrites earlier turns"):
+            example_ids(made(template), whole)
+    ids, loss = example_ids(made(QWEN3), whole, asked=3)
+    answer = [i for i, mark in zip(ids, loss, strict=True) if mark]
+    assert made(QWEN3).decode(answer) == f"No.{END}"
+
+
+def test_white_space_before_an_answer_stays_with_it() -> None:
+    llama = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
+        "{% else %}{{ ' ' + m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+    )
+    assert learnt(made(llama), "So.") == ("[INST] Why? [/INST]", f" So.{END}")
+
+
+def test_other_openings_are_still_refused() -> None:
+    for other in (R1.replace("<think>", "<answer>"), R1.replace("'<assistant>' + c", "c")):
+        with pytest.raises(InputError, match="does not put an answer where it asks for one"):
+            completion_ids(made(other), "So.")
+
+
+def test_a_prompt_that_ends_with_a_call_is_refused() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]}
+    with pytest.raises(InputError, match="ends with a call of a tool"):
+        prompt_ids(made(QWEN3), [*ASKED, call])
+
+
+def test_thinking_is_said_with_the_model(tiny_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "qwen"
+    shutil.copytree(tiny_path, folder)
+    (folder / "chat_template.jinja").write_text(QWEN3)
+    plain, told = Model.open(folder), Model.open(f"{folder}?thinking=true")
+    assert told.key == plain.thinking(True).key
+    assert len({plain.key, told.key, plain.thinking(False).key}) == 3
+    for model, asked in ((plain, CHATML + EMPTY), (told, CHATML)):
+        saved, exported = tmp_path / f"s-{model.key}", tmp_path / f"e-{model.key}"
+        model.save(saved)
+        model.export(exported)
+        for one in (model, Model.load(saved), Model.open(exported)):
+            tokenizer = one.load_module().tokenizer
+            assert tokenizer.decode(prompt_ids(tokenizer, ASKED)) == asked
+        assert Model.load(saved).key == model.key
+    with pytest.raises(InputError, match="served model has no weights here"):
+        Model.open("http://127.0.0.1:1/v1#m").thinking(True)
