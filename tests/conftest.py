@@ -44,6 +44,29 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(scope="session")
+def shallow_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with three blocks: a first, one in the middle, a last.
+
+    For what holds of any number of blocks and is tested many times, since all six are half of what
+    such a test takes.
+    """
+    from transformers import LlamaForCausalLM
+
+    from truing.core import tiny
+    from truing.core.loaded import quiet
+
+    folder = tiny.tiny_folder(tmp_path_factory.mktemp("shallow"))  # whose card and tokenizer stay
+    config = tiny.tiny_config()
+    config.num_hidden_layers = 3
+    module = LlamaForCausalLM(config)
+    tiny.fill(module, tiny.STD, 0)
+    module.tie_weights()
+    with quiet():
+        module.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def interrupted() -> Callable[[type, int], AbstractContextManager[None]]:
     """`interrupted(TextTask, 3)`: inside the block a training of such a task is cut off.
