@@ -203,10 +203,63 @@ def test_garbage_is_one_clear_error(answer: Any, told: str) -> None:
 
 
 def test_null_content_is_an_empty_answer() -> None:
-    answer = good(message={"content": None}, finish_reason="content_filter")
+    answer = good(message={"content": None})
     with server(lambda n, body: answer) as (url, _):
         made = generate(_model(url), ["x"])[0][0]
     assert (made.text, made.finish, made.tokens) == ("", "stop", 3)
+
+
+def test_what_the_server_filtered_is_told() -> None:
+    answers = [good("half", finish_reason="content_filter"), good()]
+    with server(lambda n, body: answers[n]) as (url, log):
+        model = _model(url)
+        for _ in range(2):  # from the server, then from the disk
+            with pytest.warns(UserWarning, match=r"m: 1 of 1 answers were filtered by the server"):
+                made = generate(model, ["x"])[0][0]
+            assert (made.text, made.finish) == ("half", "stop")
+        assert generate(model, ["y"])[0][0].text == "fine" and len(log.asked) == 2
+
+
+def test_a_refusal_is_an_answer() -> None:
+    answer = good(message={"content": None, "refusal": "I cannot."})
+    with server(lambda n, body: answer) as (url, _):
+        assert generate(_model(url), ["x"])[0][0].text == "I cannot."
+
+
+ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+WRITTEN = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": None, "tool_calls": [CALL]}, WRITTEN),
+        ({"tool_calls": [CALL, CALL]}, f"{WRITTEN}\n{WRITTEN}"),
+        ({"content": "Let me see.", "tool_calls": [CALL]}, f"Let me see.\n{WRITTEN}"),
+        (
+            {"content": "", "tool_calls": [{"function": {"name": "\u00e9", "arguments": "{"}}]},
+            '<tool_call>\n{"name": "\u00e9", "arguments": "{"}\n</tool_call>',
+        ),
+    ],
+)
+def test_calls_of_tools_are_text(message: Any, text: str) -> None:
+    answer = good(message=message, finish_reason="tool_calls")
+    prompt = as_prompt({"prompt": "Add.", "tools": [ADD]})["prompt"]
+    with server(lambda n, body: answer) as (url, log):
+        made = [generate(_model(url), [prompt])[0][0] for _ in range(2)]
+        assert log.asked[0][2]["tools"] == [ADD] and len(log.asked) == 1
+    assert [(m.text, m.finish) for m in made] == [(text, "stop")] * 2
+
+
+@pytest.mark.parametrize("calls", [{"0": CALL}, ["add"], [{"function": {"arguments": "{}"}}]])
+def test_calls_that_are_none_are_garbage(calls: Any) -> None:
+    answer = good(message={"content": None, "tool_calls": calls})
+    with (
+        server(lambda n, body: answer) as (url, _),
+        pytest.raises(InputError, match=r"of a? ?tools? "),
+    ):
+        generate(_model(url), ["x"])
 
 
 def test_retries_after_overload_and_failures() -> None:

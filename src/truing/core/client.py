@@ -29,6 +29,7 @@ from truing.core.chat import Prompt, messages_of
 from truing.core.drawing import Completion
 from truing.core.endpoint import Endpoint, together
 from truing.core.limits import Limits, Meter, limited, meter, warn_of_cut
+from truing.core.reply_text import CALLS, answer_of, warn_of_filtered
 from truing.core.sampling import SamplingSettings, first_draws
 from truing.errors import InputError, Stopped, TruingError
 from truing.kinds import split_tools
@@ -106,7 +107,8 @@ def generate(
         first: number of each prompt's first draw.
         told: called with the number of answers that have just come.
 
-    Returns [prompt][draw]; `logprobs` where the server gives them, `ids` never.
+    Returns [prompt][draw]; `logprobs` where the server gives them, `ids` never. Calls of tools are
+    text, see `core.reply_text`.
     Raises:
         InputError: refused, not an OpenAI-compatible server, or nothing listens.
         Stopped: the budget is spent or the server keeps failing; what came is kept.
@@ -120,27 +122,31 @@ def generate(
         messages = messages_of(prompt)
         said, tools = split_tools(messages)
         offered = {"tools": tools} if tools else {}
+        asked = [messages, CALLS] if tools else [messages]
         for k in range(sampling.n):
             draw = 0 if sampling.greedy else firsts[i] + k  # greedy answers are all the same
             body: Reply = {"model": served.model, "messages": said, **offered, **settings}
             if not sampling.greedy:
                 body["seed"] = _seed(sampling.seed, draw)
             key = content_hash(
-                ["chat", served.url, served.model, messages, settings, sampling.seed, draw]
+                ["chat", served.url, served.model, *asked, settings, sampling.seed, draw]
                 if not sampling.greedy
-                else ["chat", served.url, served.model, messages, settings]
+                else ["chat", served.url, served.model, *asked, settings]
             )
             requests.setdefault(key, _Request(key, body)).places.append((i, k))
     made: dict[tuple[int, int], Completion] = {}
+    filtered: list[bool] = []
 
     def take(request: _Request, reply: Reply) -> None:
         made.update(dict.fromkeys(request.places, _completion(reply)))
+        filtered.extend([bool(reply.get("filtered"))] * len(request.places))
         if told is not None:
             told(len(request.places))
 
     _fetch(served, "/chat/completions", requests.values(), _read_chat, take)
     cut = sum(c.finish == "length" and not c.text for c in made.values())
     warn_of_cut(f"{served.url}#{served.model}", cut, len(made))
+    warn_of_filtered(f"{served.url}#{served.model}", filtered)
     return [[made[i, k] for k in range(sampling.n)] for i in range(len(prompts))]
 
 
@@ -324,20 +330,19 @@ def _read_chat(data: Reply, endpoint: Endpoint) -> Reply:
     """What is kept of a chat completion."""
     choice = _choice(data, endpoint)
     message = choice.get("message")
-    if not isinstance(message, dict) or "content" not in message:
+    if not isinstance(message, dict):
         raise endpoint.garbage("its reply has no message with content", choice)
-    content = cast("Reply", message)["content"]
-    if not isinstance(content, str | None):
-        raise endpoint.garbage("the content of its message is not text", content)
+    text, ended = answer_of(cast("Reply", message), endpoint.garbage), choice.get("finish_reason")
     given = choice.get("logprobs")
     items = cast("Reply", given).get("content") if isinstance(given, dict) else None
     logprobs = [_logprob(t, endpoint) for t in cast("list[object]", items or [])]
     usage = data.get("usage")
     count = cast("Reply", usage).get("completion_tokens") if isinstance(usage, dict) else None
     return {
-        "text": content or "",  # null where the model said nothing, or refused
+        "text": text,
         "logprobs": logprobs,
-        "finish": "length" if choice.get("finish_reason") == "length" else "stop",
+        "finish": "length" if ended == "length" else "stop",
+        "filtered": ended == "content_filter",
         "tokens": count if isinstance(count, int) else len(logprobs),
     }
 

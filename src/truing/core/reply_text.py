@@ -1,0 +1,65 @@
+"""What a server's message says, as the text of an answer: words, a refusal, calls of tools.
+
+A model in memory writes its calls of tools as text. Those of a served one come apart from its
+words, and are put behind them in the form that Qwen's and Hermes' templates have:
+
+    <tool_call>
+    {"name": "add", "arguments": {"a": 1, "b": 2}}
+    </tool_call>
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+from truing import jsontext
+
+CALLS = "calls of tools are text"  # a part of the key of replies that may hold some
+Wrong = Callable[[str, object], Exception]
+
+
+def answer_of(message: Mapping[str, object], wrong: Wrong) -> str:
+    """The text of an answer; "" where the model said nothing.
+
+    Args:
+        message: of a chat completion. "content" may be null, and left out beside calls of tools.
+        wrong: makes the error for what is none, of what is wrong and what was seen.
+    """
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise wrong("the calls of tools in its message are no list", calls)
+    if "content" not in message and not calls:
+        raise wrong("its reply has no message with content", message)
+    content, refusal = message.get("content"), message.get("refusal")
+    if not isinstance(content, str | None):
+        raise wrong("the content of its message is not text", content)
+    said = content or (refusal if isinstance(refusal, str) else "")
+    written = [_written(call, wrong) for call in cast("list[object]", calls)]
+    return "\n".join([*([said] if said else []), *written])
+
+
+def _written(call: object, wrong: Wrong) -> str:
+    """A call as text; its arguments, which come as JSON text, as what they say."""
+    given = (
+        cast("Mapping[str, object]", call).get("function") if isinstance(call, Mapping) else None
+    )
+    facts = cast("Mapping[str, object]", given) if isinstance(given, Mapping) else {}
+    name, told = facts.get("name"), facts.get("arguments")
+    if not isinstance(name, str):
+        raise wrong("a call of a tool without the tool's name", call)
+    made = {
+        "name": name,
+        "arguments": jsontext.loads_or_text(told) if isinstance(told, str) else told,
+    }
+    return f"<tool_call>\n{json.dumps(made, ensure_ascii=False)}\n</tool_call>"
+
+
+def warn_of_filtered(place: str, filtered: Sequence[bool]) -> None:
+    """Warn of answers that the server's own filter cut short or left out."""
+    if n := sum(filtered):
+        said = f"{n} of {len(filtered)} answers were filtered by the server (content_filter)"
+        fix = "what is left of them counts as the answer"
+        warnings.warn(f"{place}: {said}; {fix}", stacklevel=3)
