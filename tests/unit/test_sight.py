@@ -319,6 +319,17 @@ def grpo(name: str) -> dict[str, object]:
     )
 
 
+def test_changes_that_wait_while_a_model_is_trained_are_told(
+    model: Model, edits: Edits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = methods["dpo"](model.adding(PREFIX).adding(edits), PAIRS, steps=1)
+    assert isinstance(made, Model) and [c.kind for c in made.run_time_changes] == [
+        "edits",
+        "prefix",
+    ]
+    assert "carried_on_without_acting: edits, prefix" in capsys.readouterr().err
+
+
 def test_changes_of_both_act_in_neither(model: Model, other: Model, losses: Losses) -> None:
     """Weights are what is trained; what is laid over both stays outside, as decoders do."""
     plain = losses("dpo", model, PAIRS, reference=other)

@@ -339,6 +339,51 @@ def test_switched_on_where_memory_demands_it(
         train(tmp_path / "short", model, method, **more)
 
 
+def test_rows_that_are_measured_only_take_one_block() -> None:
+    # 1000 + 500 (1 + 10) bytes; and the logits of 500 tokens, which four tensors hold
+    assert MADE.measured(500) == 6500
+    headed = Forecast(state=0, inside=10.0, input=1, logits=8, blocks=8)
+    assert headed.measured(500) == 4 * 500 * 8 + 500 * 11 < headed.needed(500, True)
+
+
+def test_a_forward_pass_holds_what_is_forecast() -> None:
+    module, _ = tiny_model()
+    packed = pack([group_tree([5] * 300, [[7 + i] * 300 for i in range(2)])], 10_000)[0]
+    made = memory.forecast(module, TextTraining(rank=4))
+    with torch.no_grad():
+        states(module, packed)  # what is tried once for each module must not be counted
+        with torch.profiler.profile(profile_memory=True, acc_events=True) as seen:
+            states(module, packed)
+    now = most = 0
+    for event in seen.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    n = len(packed.ids_N)
+    assert most <= 1.1 * (made.measured(n) - made.measured(0))
+
+
+def test_held_out_rows_larger_than_those_that_are_trained_on(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: list[int]
+) -> None:
+    text = "y" * 800
+    held_out = Table("example", [{"prompt": "x", "completion": text}])
+    tokens = len(prompt_ids(tiny_tokenizer(), "x")) + len(completion_ids(tiny_tokenizer(), text))
+    more: dict[str, object] = {"rank": 2, "steps": 1, "held_out": held_out}
+    train(tmp_path / "plenty", model, **more)
+    assert largest[0] < 100 < tokens
+    made = memory.forecast(model.load_module().module, TextTraining(rank=2))
+    low = made.needed(largest[0], True) / memory.SHARE / 2**30
+    high = made.measured(tokens) / memory.SHARE / 2**30
+    assert low < 0.8 * high
+    monkeypatch.setattr(FREE, lambda: (1.0, 1.01 * high))
+    train(tmp_path / "fits", model, **more)
+    monkeypatch.setattr(FREE, lambda: (1.0, 0.99 * high))
+    said = r"measuring the largest held-out row needs about .*Lower max_tokens, or leave such rows"
+    with pytest.raises(InputError, match=said):
+        train(tmp_path / "short", model, **more)
+
+
 def test_a_resumed_run_goes_on_as_it_began(
     model: Model,
     tmp_path: Path,

@@ -87,6 +87,7 @@ class Start:
         shown: int = 0,
         beside: memory.Beside | None = None,
         held: Sequence[Node] = (),
+        held_largest: int = 0,
     ) -> None:
         """Check masks, template and memory, and say what will be trained and how.
 
@@ -98,13 +99,14 @@ class Start:
             shown: trees of which the loss tokens are shown.
             beside: what will be loaded later.
             held: trees that are measured meanwhile and not trained on.
+            held_largest: tokens of the largest of them.
         Raises:
             InputError: see `check_receipt`; or the run does not fit into memory.
         """
         self._check_masks(trees, ended, self.where)
         if held:
             self._check_masks(held, ended, f"{self.where} {INPUT}")
-        fitted = self._fit(largest, beside)
+        fitted = self._fit(largest, beside, held_largest)
         if distributed.leads():
             facts = dict(notes) | {
                 "device": self.loaded.device,
@@ -113,6 +115,8 @@ class Start:
                 "threads": torch.get_num_threads(),
             }
             facts |= {"gradient_checkpointing": True} if fitted.recompute else {}
+            kept = [c.kind for c in self.model.run_time_changes]
+            facts |= {"carried_on_without_acting": ", ".join(kept)} if kept else {}
             print(
                 f"{self.where}: " + ", ".join(f"{n}: {v}" for n, v in facts.items()),
                 file=sys.stderr,
@@ -138,7 +142,7 @@ class Start:
             where=where,
         )
 
-    def _fit(self, largest: int, beside: memory.Beside | None) -> memory.Choice:
+    def _fit(self, largest: int, beside: memory.Beside | None, held: int) -> memory.Choice:
         """Lower the budget and switch gradient checkpointing on where memory demands it."""
         module, settings = self.loaded.module, self.settings
         made = memory.forecast(module, settings, beside)
@@ -150,14 +154,18 @@ class Start:
             fitted = memory.Choice(noted["budget"], bool(noted["recompute"]))
         else:
             fitted = memory.choose(made, settings, largest, free, self.budget)
-        needed = made.needed(max(largest, fitted.budget), fitted.recompute)
+        trained = made.needed(max(largest, fitted.budget), fitted.recompute)
+        measured = made.measured(held) if held else 0.0
+        needed = max(trained, measured)
         # A GPU's own allocator has the last word: what it can free is known to it alone.
         if needed > memory.SHARE * free and self.loaded.device == "cpu":
-            raise InputError(
-                f"training needs about {needed / 2**30:.3g} GiB more and {free / 2**30:.3g} GiB of "
+            held_out = measured > trained
+            what = "measuring the largest held-out row" if held_out else "training"
                 "memory are free",
                 where=self.where,
-                fix=_remedy(settings, known=noted is not None),
+            raise InputError(
+                f"{what} needs about {needed / 2**30:.3g} GiB more and {free / 2**30:.3g} GiB of "
+                fix=_remedy(settings, known=noted is not None, held=held_out),
             )
         if fitted.recompute:
             recompute.switch_on(module)
@@ -244,10 +252,12 @@ def _note(name: str, value: Json) -> None:
         current().journal(DECIDED).put(name, value)
 
 
-def _remedy(settings: TextTraining, *, known: bool) -> str:
+def _remedy(settings: TextTraining, *, known: bool, held: bool) -> str:
     if known:
         return "It fitted when this run began: free some memory, and the same command goes on"
     least = "Lower max_tokens or budget" if settings.budget else "Lower max_tokens"
     if settings.gradient_checkpointing == "never":
+    if held:
+        return "Lower max_tokens, or leave such rows out"
         least += ", or allow gradient_checkpointing"
     return least + ("" if settings.rank else ", or train an adapter")

@@ -346,6 +346,7 @@ def train_model(
     read = _read(asked, start, data, held_out)
     if taught is not None:
         taught.read(read.every)
+    held = read.held
     start.check(
         [u.tree() for u in read.units],
         _largest(read.units, hook, start.limit),
@@ -353,9 +354,10 @@ def train_model(
         ended=not spec.answers_end,
         shown=2,
         beside=_beside(spec, hook, start),
-        held=read.held.trees if read.held is not None else (),
+        held=held.trees if held is not None else (),
+        held_largest=_largest(held.units, held.hook, start.limit) if held is not None else 0,
     )
     task = _task(asked, start, read, taught)
-    held = read.held.watched(task, asked.watch) if read.held is not None else None
-    train(task, settings, key=key, peak=settings.peak, held=held)
+    watched = held.watched(task, asked.watch) if held is not None else None
+    train(task, settings, key=key, peak=settings.peak, held=watched)
     return _made(task, model, data, distributed.agree(current().folder) / f"{spec.name}-{key}")
