@@ -133,7 +133,7 @@ def gaps(model: Model, pairs: Sequence[Two], principles: Sequence[list[str]]) ->
         {"prompt": ROLE, "completion": reviewed(pair[0], pair[side], told), "finished": False}
         for side in (1, 2) for pair, told in zip(pairs, principles, strict=True)
     ]  # fmt: skip
-    scores = score_model(model, rows)
+    scores = score_model(model, rows, "reviews")
     return [a - b for a, b in zip(scores[: len(pairs)], scores[len(pairs) :], strict=True)]
 
 

@@ -42,8 +42,9 @@ from truing.principles import Principle, Principles
 from truing.synthesize import salmon as module
 from truing.synthesize.salmon_labels import Decided, agreed, dominant, drawn, log_odds, ruled
 from truing.tables import Row, Table
-from truing.train.reward.salmon import ROLE, Reviewed, draw_principles, fitted, reviewed, within
+from truing.train.reward.salmon import ROLE, Reviewed, fitted, reviewed, within
 from truing.train.reward.salmon import salmon as loss_of_pairs
+from truing.train.reward.salmon_reward import draw_principles
 from truing.train.rl.salmon_ppo import ALWAYS, salmon_ppo, token_rewards, whitened
 
 SHORT = Principle("short", "Be brief.", negative="Be wordy.", priority=1)
@@ -301,7 +302,7 @@ def test_the_same_weights_reward_what_they_are_told(judge: Model) -> None:
     cut = fitted(long[0]["prompt"], "x", ["a"], fits)
     assert cut is not None and cut[1] == "question" and cut[0].endswith(STUB)
     plain: Row = {"prompt": ROLE, "completion": cut[0], "finished": False}
-    assert found == score_model(judge, [plain])
+    assert found == score_model(judge, [plain], "reviews")
     assert context.metrics == [{"reviews_cut": 1, "reviews": 1}]
     with pytest.raises(InputError, match="no room for an answer"):
         said(long, principles=["a " * 1200])

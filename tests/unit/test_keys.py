@@ -17,7 +17,7 @@ from truing.tables import Table
 
 
 def test_components_that_an_online_method_names_itself() -> None:
-    assert "truing.train.reward.salmon" in modules_of(methods["salmon_ppo"], {}, {})
+    assert "truing.train.reward.salmon_reward" in modules_of(methods["salmon_ppo"], {}, {})
     assert "truing.train.rl.urpo" in modules_of(methods["urpo"], {}, {})
 
 

@@ -16,6 +16,7 @@ from truing.core.steps import step_values
 from truing.errors import InputError
 from truing.method import methods, score
 from truing.models import Model, hold
+from truing.principles import Principle, Principles
 from truing.tables import Row, Table
 
 ROWS: list[Row] = [{"prompt": "say a", "completion": "a\n\nb"}]
@@ -31,12 +32,14 @@ def trained(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     """A model by each way to train a head."""
     model, folder = Model.open(tiny_path), tmp_path_factory.mktemp("trained")
     labels = Table("unpaired", [{"prompt": "say a", "completion": "a", "label": True}])
-    data = {"bradley_terry": PAIRS, "guard": labels, "outcome_reward": labels}
+    data = {"bradley_terry": PAIRS, "salmon": PAIRS, "guard": labels, "outcome_reward": labels}
     data |= dict.fromkeys(("process_reward", "outcome_process_reward", "step_value"), LABELLED)
     made: dict[str, Model] = {}
     for name, table in data.items():
         with use(Context(folder=folder / name)):
-            one = methods[name](model, table, **({"epochs": 1} if name == "step_value" else ONCE))
+            one = methods[f"train/{name}"](
+                model, table, **({"epochs": 1} if name == "step_value" else ONCE)
+            )
         assert isinstance(one, Model)
         made[name] = one
     return made
@@ -47,8 +50,9 @@ def test_the_sort_is_what_the_rows_were_and_is_saved(
 ) -> None:
     want = dict.fromkeys(("bradley_terry", "guard", "outcome_reward"), "answers")
     want |= dict.fromkeys(("process_reward", "outcome_process_reward", "step_value"), "steps")
+    want["salmon"] = "reviews"
     assert {n: sort_of(m) for n, m in trained.items()} == want
-    for name in ("bradley_terry", "process_reward"):
+    for name in ("bradley_terry", "process_reward", "salmon"):
         again = Model.load(trained[name].save(tmp_path / name))
         assert sort_of(again) == want[name] and again.key == trained[name].key
 
@@ -93,12 +97,19 @@ def test_each_use_takes_its_own_sort(trained: dict[str, Model]) -> None:
         ("step_reward", "bradley_terry", "reward step_reward.*scores whole answers"),
         ("process_shaping", "guard", "reward process_shaping.*scores whole answers"),
         ("process_shaping", "step_value", "reward process_shaping.*head of values"),
+        ("reward_model", "salmon", "reward reward_model.*scores answers beside the principles"),
+        ("guard", "salmon", "reward guard.*scores answers beside the principles"),
+        ("step_reward", "salmon", "reward step_reward.*not their steps"),
+        ("salmon_reward", "bradley_terry", "reward salmon_reward.*does not score answers beside"),
+        ("salmon_reward", "guard", "reward salmon_reward.*does not score answers beside"),
+        ("salmon_reward", "process_reward", "reward salmon_reward.*does not score answers beside"),
     ],
 )
 def test_a_wrong_use_is_told_before_anything_is_drawn(
     ref: str, model: str, told: str, trained: dict[str, Model], tiny_path: Path, tmp_path: Path
 ) -> None:
-    rewards = {"r": {"use": ref, "model": hold(trained[model])}}
+    told_too = {"principles": ["Be brief."]} if ref == "salmon_reward" else {}
+    rewards = {"r": {"use": ref, "model": hold(trained[model]), **told_too}}
     with pytest.raises(InputError, match=told):
         check_reward(rewards["r"])
     with use(Context(folder=tmp_path)), pytest.raises(InputError, match=told):
@@ -129,6 +140,43 @@ def test_methods_refuse_the_wrong_sort(trained: dict[str, Model], tiny_path: Pat
         methods["easy_to_hard_ppo"](model, PROMPTS, trained["step_value"])
     with pytest.raises(InputError, match="scores the steps of answers"):
         methods["grpo"](model, PROMPTS, reward_model=trained["process_reward"], steps=1)
+
+
+RULES = Principles([Principle("brief", "Be brief.")])
+
+
+def test_reviews_are_scored_by_what_was_trained_on_them_alone(
+    trained: dict[str, Model], tiny_path: Path, tmp_path: Path
+) -> None:
+    model = Model.open(tiny_path)
+    with use(Context(folder=tmp_path / "tuned")):
+        tuned = methods["dpo"](model, PAIRS, **ONCE)
+    assert isinstance(tuned, Model)
+    others = {n: m for n, m in trained.items() if n != "salmon"} | {"dpo": tuned, "plain": model}
+    for name, wrong in others.items():
+        with (
+            use(Context(folder=tmp_path / name)),
+            pytest.raises(InputError, match=r"input 'reward_model'.*does not score answers beside"),
+        ):
+            methods["salmon_ppo"](model, PROMPTS, reward_model=wrong, principles=RULES, steps=1)
+        with pytest.raises(InputError, match="does not score answers beside"):
+            score("reward", told := {"use": "salmon_reward", "model": hold(wrong),
+                                     "principles": ["a"]}, ROWS)  # fmt: skip
+        with pytest.raises(InputError, match=r"setting 'model'.*does not score answers beside"):
+            check_reward(told)
+        assert not list((tmp_path / name).rglob("*.jsonl"))
+    asked = {"use": "salmon_reward", "model": hold(trained["salmon"]), "principles": ["a"]}
+    check_reward(asked)
+    assert len(score("reward", asked, ROWS)) == 1
+    for more, told in (({"principles": hold(model)}, "not principles"), ({"draw": -1}, "'draw'")):
+        with pytest.raises(InputError, match=told):
+            check_reward(asked | more)
+    for name, given in (("grpo", {"data": PROMPTS}), ("best_of_n", {}), ("ppo", {"data": PROMPTS})):
+        with pytest.raises(InputError, match=r"scores answers beside.*salmon_reward"):
+            methods[name](model, **given, reward_model=trained["salmon"])
+    # Of what says nothing of its sort it is believed.
+    old = ScoreHead(128).added_to(model, tmp_path / "old")
+    assert score("reward", asked | {"model": hold(old)}, ROWS) == [0.0]
 
 
 def test_a_guard_is_asked_for_logits(tiny_path: Path, tmp_path: Path) -> None:

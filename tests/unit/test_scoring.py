@@ -142,7 +142,8 @@ def test_one_reward_model_for_all_principles(tiny_path: Path, tmp_path: Path) ->
     )
     text = reviewed("sun", "sun!", [bad])
     assert text.index("sun!") < text.index("Question") < text.index(bad) < text.index("quality")
-    assert found == score_model(made, [{"prompt": ROLE, "completion": text, "finished": False}])
+    review: Row = {"prompt": ROLE, "completion": text, "finished": False}
+    assert found == score_model(made, [review], "reviews")
     with pytest.raises(InputError, match=r"row 1.*principles"):
         methods["train/salmon"](
             Model.open(tiny_path), Table("pair", [{**rows[0], "principles": "short"}]), steps=1

@@ -31,6 +31,7 @@ from truing.core.scoring import (
     answer_logps,
     check_answers,
     check_logits,
+    check_reviews,
     has_head,
     head_scores,
     sigmoid,
@@ -81,18 +82,21 @@ def held_model(key: str, where: str) -> Model:
     return found
 
 
-def score_model(reward: Model, rows: Sequence[Row]) -> list[float]:
+def score_model(reward: Model, rows: Sequence[Row], sort: str = "answers") -> list[float]:
     """What a reward model says of answers: one finite number a row.
 
     Args:
         reward: a model with a score head, a classifier of one label, or a tuned language model,
             which rewards by its log-ratio to what it was tuned from.
         rows: with "prompt", "completion" and optionally "finished".
+        sort: what their answers are: "answers", or "reviews" of some.
     Raises:
-        InputError: the model cannot reward, or a score is not a finite number.
+        InputError: the model cannot reward such, or a score is not a finite number.
     """
+    if sort == "reviews":
+        check_reviews(reward, reward.name)  # of a language model, too
     if has_head(reward):
-        scores = head_scores(reward, rows)
+        scores = head_scores(reward, rows, sort)
     elif _classifies(reward):
         scores = _label_scores(reward.load_module(), rows)
     else:
@@ -235,7 +239,7 @@ def telling(
             where=f"{where} input {PRINCIPLES!r}",
             fix="Give principles, the ones to reward by",
         )
-    check_reward_model(reward_model, where)
+    check_reviews(reward_model, f"{where} input {MODEL!r}")
     keys = {"model": hold(reward_model), "principles": hold(principles)}
     function, _ = resolve("reward", {"use": use, **keys}, where=where)
     takes = {n: v for n, v in told.items() if n in signature(function).parameters}

@@ -7,8 +7,9 @@ of the token that closes it. The head lies beside the model's own weights as fur
 (`reward_head.weight` [1, D], `reward_head.bias` [1]), so that a reward model is a `Model` like any
 other: an adapter or new weights, and a head. A head of values has a layer with a ReLU before that
 (`reward_head.hidden`), and its scores are values as they are, where others are logits. What a head
-was trained on lies beside it (`reward_head.sort`), since a head of answers says nothing of steps,
-and one of steps nothing at an answer's last token; where it is missing both uses are allowed.
+was trained on lies beside it (`reward_head.sort`): answers, their steps, or reviews, in which an
+answer stands beside the principles that it is judged by. A head of one sort says nothing of
+another; where it is missing all uses are allowed.
 
 Shapes: N tokens, M loss tokens, U trees, K branches, T loss tokens of a branch, D hidden size.
 """
@@ -37,7 +38,16 @@ from truing.tables import Row, content_hash, prompt_of
 HEAD = "reward_head"
 HIDDEN = f"{HEAD}.hidden"
 SORT = f"{HEAD}.sort"
-SORTS = ("answers", "steps")  # what a head scores, by its number in that tensor
+SORTS = ("answers", "steps", "reviews")  # what a head scores, by its number in that tensor
+
+# What heads that score no whole answer score, and what rewards by it.
+OTHERS = {
+    "steps": ("the steps of answers", "its steps, {use: step_reward, model: ...}"),
+    "reviews": (
+        "answers beside the principles that they are judged by",
+        "principles, {use: salmon_reward, model: ..., principles: ...}",
+    ),
+}
 
 
 class ScoreHead(nn.Module):
@@ -74,7 +84,7 @@ class ScoreHead(nn.Module):
         """`model` with this head, stored in `folder`; what already lies there is taken as it is.
 
         Args:
-            sort: what it was trained to score, "answers" or "steps"; "" leaves that open.
+            sort: what it was trained to score, one of `SORTS`; "" leaves that open.
         """
         if not folder.is_dir():
             with new_folder(folder) as partial:
@@ -96,26 +106,45 @@ def gives_values(model: Model) -> bool:
 
 
 def sort_of(model: Model) -> str:
-    """What a model's head was trained to score, "answers" or "steps"; "" where none says so."""
+    """What a model's head was trained to score, one of `SORTS`; "" where none says so."""
     number = None if model.is_served else model.folded().extra.get(SORT)
     return "" if number is None else SORTS[int(number)]
 
 
 def check_answers(model: Model, where: str) -> None:
-    """Raise InputError for a head of steps: at an answer's last token it was never trained."""
-    if sort_of(model) == "steps":
-        raise InputError(
-            "the model scores the steps of answers, not whole answers",
-            where=where,
-            seen=model.name,
-            fix="Reward by its steps, {use: step_reward, model: ...}, or give a model from "
-            "bradley_terry, guard or outcome_reward",
-        )
+    """Raise InputError for a head that was never trained at the end of a prompt and its answer."""
+    sort = sort_of(model)
+    if sort not in OTHERS:
+        return
+    what, way = OTHERS[sort]
+    raise InputError(
+        f"the model scores {what}, not whole answers",
+        where=where,
+        seen=model.name,
+        fix=f"Reward by {way}, or give a model from bradley_terry, guard or outcome_reward",
+    )
+
+
+def check_reviews(model: Model, where: str) -> None:
+    """Raise InputError for a model that was not trained on answers beside their principles.
+
+    Models with another head, and language models without any. A head, or a classifier, of which
+    nothing is known passes.
+    """
+    scores = has_head(model) or "generate" not in model.can
+    if scores and sort_of(model) in ("", "reviews"):
+        return
+    raise InputError(
+        "the model does not score answers beside the principles that they are judged by",
+        where=where,
+        seen=model.name,
+        fix="Train one with salmon; what scores answers as they are is a reward_model elsewhere",
+    )
 
 
 def check_steps(model: Model, where: str) -> None:
     """Raise InputError for a model without a head, and for a head of whole answers."""
-    if has_head(model) and sort_of(model) != "answers":
+    if has_head(model) and sort_of(model) in ("", "steps"):
         return
     raise InputError(
         "the model scores whole answers, not their steps"
@@ -229,9 +258,13 @@ def _answer(loaded: Loaded, row: Row) -> list[int]:
     return completion_ids(loaded.tokenizer, str(row["completion"]), end=ended)
 
 
-def head_scores(reward: Model, rows: Sequence[Row]) -> list[float]:
-    """Score of each row's answer at its last token; an InputError for a head of steps."""
-    check_answers(reward, reward.name)
+def head_scores(reward: Model, rows: Sequence[Row], sort: str = "answers") -> list[float]:
+    """Score of each row's answer at its last token; an InputError for a head of another sort.
+
+    Args:
+        sort: what the answers are, "answers" or "reviews".
+    """
+    (check_reviews if sort == "reviews" else check_answers)(reward, reward.name)
     loaded = reward.load_module()
     head = _own_head(loaded)
 

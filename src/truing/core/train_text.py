@@ -173,6 +173,13 @@ def trained_model(
     return made.called(f"{model.name}+{name}")
 
 
+def _sort(spec: Objective) -> str:
+    """What a head that is trained so scores; see `scoring.SORTS`."""
+    if spec.hook == "reviewed":
+        return "reviews"
+    return "steps" if spec.rows == "steps" else "answers"
+
+
 @dataclass(frozen=True)
 class Read:
     """What was read of the tables.
@@ -302,8 +309,9 @@ def _made(task: TextTask, model: Model, data: Table, folder: Path) -> Model:
         if task.vocab_heads is not None:
             made = task.vocab_heads.added_to(made, folder.with_name(f"{folder.name}-heads"))
         if task.head is not None:
-            sort = "steps" if task.spec.rows == "steps" else "answers"
-            made = task.head.added_to(made, folder.with_name(f"{folder.name}-head"), sort)
+            made = task.head.added_to(
+                made, folder.with_name(f"{folder.name}-head"), _sort(task.spec)
+            )
     return made
 
 

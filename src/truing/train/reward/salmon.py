@@ -19,11 +19,7 @@ Rows are pairs with the optional column `principles`, a list of sentences; witho
 judged as a whole; synthesize/salmon makes such rows. Swapping the two answers and the label leaves
 the loss as it is. The wording of the layout is our own.
 
-`salmon_reward` is the reward under principles that are chosen when it is asked for: sentences, or a
-`Principles` from which `draw` are drawn for each prompt, one after the other with their priorities
-as weights, anew at each visit to it; answers to one visit share them. A row's column `tag` makes
-some 128 heavier: "reasoning" those whose id names "reason" or "numerical", "red_teaming" those with
-"ethical" or "harmless". `always` are told beside them: what stops a reward from being hacked.
+The reward `salmon_reward` asks such a model (train/reward/salmon_reward.py).
 
 Source: "SALMON: Self-Alignment with Instructable Reward Models", arXiv 2310.05910. Differences: the
 layout is written through the model's own chat template, and no padding exists, so the last position
@@ -34,28 +30,19 @@ Shapes: U pairs, K = 2 branches.
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
 
-from truing.context import current
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.objective import Loss, Measurements, objective
-from truing.core.rewards import held_model, score_model
 from truing.core.row_kinds import nothing_left
-from truing.core.start import room
 from truing.core.training import Hook, hook
 from truing.core.training_rows import Reader
 from truing.errors import InputError
-from truing.method import component
-from truing.models import held
-from truing.naming import ModelKey, PrinciplesKey
-from truing.principles import Principle, Principles
-from truing.tables import Row, Table, content_hash, user_text
+from truing.tables import Row, Table, user_text
 from truing.train.reward.bradley_terry import bradley_terry, with_imitation
 
 if TYPE_CHECKING:
@@ -66,8 +53,6 @@ ROLE = (
     "then say how well the answer keeps to the guideline."
 )
 WHOLE = "The answer is helpful, honest and harmless."
-TAGS = {"reasoning": ("reason", "numerical"), "red_teaming": ("ethical", "harmless")}
-HEAVY = 128  # added to the weight of principles that a row's tag asks for
 LEAST = 64  # characters of a question or an answer that cutting leaves
 GAP = " ... "
 OPEN_END = {"chosen_finished": False, "rejected_finished": False}
@@ -176,73 +161,3 @@ def salmon(m: Measurements, *, imitation: float = 0.0) -> Loss:
     """
     made = bradley_terry(m)
     return with_imitation(made, answer_alone(m), imitation) if imitation else made
-
-
-def draw_principles(
-    principles: Sequence[Principle], count: int, tag: str, source: random.Random
-) -> list[str]:
-    """Texts of `count` principles drawn without replacement, by priority as weight."""
-    left, texts = list(principles), list[str]()
-    while left and len(texts) < count:
-        asked = [any(word in p.id for word in TAGS.get(tag, ())) for p in left]
-        weights = [max(p.priority, 0) + HEAVY * more for p, more in zip(left, asked, strict=True)]
-        if not any(weights):
-            break
-        at = source.choices(range(len(left)), weights)[0]
-        texts.append(left.pop(at).text)
-    return texts
-
-
-def _told(row: Row, principles: list[str] | Principles, count: int) -> list[str]:
-    """The principles that hold for this row."""
-    if isinstance(principles, Principles):
-        if not count:
-            return [p.text for p in principles]
-        row_id = row.get("id") or content_hash(row["prompt"])
-        name = f"principles/{row.get('rollout', '')}/{row_id}"
-        source = random.Random(current().stream(name))
-        return draw_principles(principles.items, count, str(row.get("tag", "")), source)
-    return principles
-
-
-@component("reward")
-def salmon_reward(
-    rows: list[Row],
-    *,
-    model: ModelKey,
-    principles: PrinciplesKey | list[str],
-    draw: int = 0,
-    always: list[str] | None = None,
-) -> list[float]:
-    """What a principle-following reward model says under these principles.
-
-    Args:
-        model: name of the model, or in Python its key, as `truing.models.hold` gives it.
-        principles: sentences that say what a good answer is like, or a `Principles` as the model.
-        draw: how many of a `Principles` are drawn for each prompt; 0 takes all.
-        always: sentences that are told besides.
-    """
-    where = "reward salmon_reward"
-    found = held_model(model, where)
-    rules = held(principles) if isinstance(principles, str) else principles
-    if not isinstance(rules, (list, Principles)):
-        raise InputError("are not principles", where=where, seen=principles)
-    loaded = found.load_module()
-    fits = within(loaded.tokenizer, room(loaded, sys.maxsize))
-    asked: list[Row] = []
-    cut = 0
-    for row in rows:
-        told = [*_told(row, rules, draw), *(always or [])]
-        review = fitted(row["prompt"], str(row["completion"]), told, fits)
-        if review is None:
-            raise InputError(
-                "the principles leave no room for an answer in the model's context",
-                where=where,
-                seen=f"{len(told)} principles",
-                fix="Tell fewer or shorter ones",
-            )
-        cut += bool(review[1])
-        asked.append({"prompt": ROLE, "completion": review[0], "finished": False})
-    if cut:
-        current().metric(reviews_cut=cut, reviews=len(rows))
-    return score_model(found, asked)

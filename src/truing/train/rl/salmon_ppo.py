@@ -8,7 +8,7 @@
 
 Input `reward_model` is one from train/salmon, `principles` are those to reward by: other ones, or
 the same ones edited, give another policy without new preferences. For each visit to a prompt
-`draw` of them are drawn and told with `always` (see train/salmon). Without a
+`draw` of them are drawn and told with `always` (see the reward `salmon_reward`). Without a
 `reward_model` other rewards do. T_max is `new_tokens`. `reward_scale` 0 divides all R_t by their
 deviation over the batch in place of scaling them, the mean left in.
 
