@@ -18,13 +18,16 @@ install: $(STAMP)
 
 # PyTorch first and by its exact version: the CPU build is chosen by pip's own configuration
 # (index, find-links), which `make install` leaves untouched. The other pins say nothing of it, or
-# they would put the pinned one in the place of TORCH_VERSION.
+# they would put the pinned one in the place of TORCH_VERSION. A module is compiled when it is first
+# imported: most of them never are, and compiling all took longer than unpacking them.
 $(STAMP): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
+	  "$(PYTHON) is older than Python 3.11: make PYTHON=python3.12, or wherever a newer one is"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed \
+	$(BIN)/python -m pip install --quiet --no-compile --upgrade-strategy only-if-needed \
 	  torch==$(or $(TORCH_VERSION),$$(sed -n 's/^torch==//p' $(CONSTRAINTS)))
 	grep -v '^torch==' $(CONSTRAINTS) > $(VENV)/constraints.txt
-	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile -c $(VENV)/constraints.txt -e '.[dev]'
 	touch $@
 
 demo: install
