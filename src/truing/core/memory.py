@@ -9,7 +9,7 @@ state: gradients and two moments of what is trained, and merged weights under an
 head: logits of one chunk and what is made of them. activations: a token's, measured on a small tree
 by counting what a forward pass leaves for the backward one, of L blocks and of two more for what
 the backward pass itself makes; with the blocks' inputs alone kept (`recompute`), L inputs and three
-blocks. Rows that are measured only (held-out ones) leave nothing for a backward pass: one block.
+blocks. Rows that are measured only, held-out ones, leave nothing for a backward pass: two blocks.
 
 A run that does not fit takes smaller micro-batches, where their size is the machine's to choose,
 and gradient checkpointing after that: it costs a second forward pass, a smaller micro-batch next to
@@ -84,7 +84,7 @@ class Forecast:
 
     def measured(self, tokens: int) -> float:
         """With so many tokens at once that no gradients flow through."""
-        return self._of(tokens, self.input + self.inside)
+        return self._of(tokens, SPARE * self.inside)
 
     def _of(self, tokens: int, token: float) -> float:
         head = LOGITS * min(tokens * self.logits, CHUNK * FLOAT)
