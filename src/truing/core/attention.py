@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 NAME = "truing_tree"
 BLOCK = 128  # queries of a block in the backward pass
+ALIGNED = 8  # numbers at whose multiples rows of a mask begin on a GPU
+FLASH = 256  # largest head that the flash kernel of a GPU takes
 _locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _guard = threading.Lock()
 
@@ -52,10 +54,13 @@ def _joined(x_GND: Tensor, segment: Segment) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
 
 
-def _mask(own: int, seen: int, like: Tensor) -> Tensor:
-    """Additive mask [own, seen]: the last `own` keys causally, all earlier ones fully."""
-    blocked = torch.full((own, seen), float("-inf"), dtype=like.dtype, device=like.device)
-    return blocked.triu_(seen - own + 1)
+def _mask(own: int, seen: int, like: Tensor, shared: int) -> Tensor:
+    """Additive mask [shared own, seen]: the last `own` keys causally, all earlier ones fully."""
+    # Kernels of GPUs copy a mask whose rows do not begin at multiples of eight numbers.
+    wide = seen if like.device.type == "cpu" else -(-seen // ALIGNED) * ALIGNED
+    blocked = torch.full((own, wide), float("-inf"), dtype=like.dtype, device=like.device)
+    blocked.triu_(seen - own + 1)
+    return (blocked if shared == 1 else blocked.repeat(shared, 1))[:, :seen]
 
 
 class Layout:
@@ -65,14 +70,14 @@ class Layout:
         self.segments = tuple(segments)
         self._seen = [s.stop - s.start + sum(b - a for a, b in s.before) for s in segments]
         self.longest = max(self._seen)
-        self._masks: dict[tuple[torch.dtype, torch.device], list[Tensor | None]] = {}
+        self._masks: dict[tuple[torch.dtype, torch.device, int], list[Tensor | None]] = {}
 
-    def masks(self, like: Tensor) -> list[Tensor | None]:
-        """The mask of each node, None for those that see only themselves."""
-        key = (like.dtype, like.device)
+    def masks(self, like: Tensor, shared: int = 1) -> list[Tensor | None]:
+        """The mask of each node, `shared` times one below another; None where all is its own."""
+        key = (like.dtype, like.device, shared)
         if key not in self._masks:
             self._masks[key] = [
-                _mask(s.stop - s.start, seen, like) if s.before else None
+                _mask(s.stop - s.start, seen, like, shared) if s.before else None
                 for s, seen in zip(self.segments, self._seen)
             ]
         return self._masks[key]
@@ -189,15 +194,46 @@ def attend(
         out_GNRD = cast(Tensor, _Tree.apply(q_GNRD, k_GND, v_GND, layout))
         return out_GNRD.transpose(0, 1).reshape(tokens, heads, size)
     made: list[Tensor] = []
-    for s, mask in zip(layout.segments, layout.masks(query_HND)):
+    for s, mask in zip(layout.segments, layout.masks(query_HND, _stacked(query_HND, groups))):
         q = query_HND[None, :, s.start : s.stop]
         k, v = _joined(key_GND, s)[None], _joined(value_GND, s)[None]
-        made.append(
-            F.scaled_dot_product_attention(
-                q, k, v, mask, is_causal=mask is None, scale=factor, enable_gqa=heads != groups
-            )
-        )
+        made.append(by_kernel(q, k, v, mask, factor))
     return torch.cat(made, 2)[0].transpose(0, 1)
+
+
+def _stacked(query_HND: Tensor, groups: int) -> int:
+    """How many query heads stand below one another under a mask; see `by_kernel`."""
+    return 1 if query_HND.device.type == "cpu" else query_HND.shape[-3] // groups
+
+
+def by_kernel(
+    query_1HND: Tensor, key_1GTD: Tensor, value_1GTD: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """Attention [1, H, N, D] by PyTorch's kernels; causal without a mask.
+
+    Where heads share keys, PyTorch holds all scores on a GPU, in float32, unless there is no mask
+    and its flash kernel fits. With a mask the queries of heads that share one are rows of one head
+    there, [G, R N, D]; else each head gets keys of its own.
+
+    Args:
+        mask: [N, T], or [R N, T] where it stands there R times already.
+    """
+    _, heads, tokens, size = query_1HND.shape
+    groups = key_1GTD.shape[1]
+    shared = _stacked(query_1HND, groups)
+    if mask is not None and shared > 1:
+        mask = mask if len(mask) > tokens else mask.repeat(shared, 1)
+        rows_1GSD = query_1HND.reshape(1, groups, shared * tokens, size)
+        made = F.scaled_dot_product_attention(rows_1GSD, key_1GTD, value_1GTD, mask, scale=scale)
+        return made.reshape(1, heads, tokens, -1)
+    flash = query_1HND.dtype.itemsize == 2 and size == value_1GTD.shape[-1] <= FLASH
+    if shared > 1 and not flash:
+        key_1GTD, value_1GTD = (x.repeat_interleave(shared, 1) for x in (key_1GTD, value_1GTD))
+        groups = heads
+    return F.scaled_dot_product_attention(
+        query_1HND, key_1GTD, value_1GTD, mask, is_causal=mask is None, scale=scale,
+        enable_gqa=heads != groups,
+    )  # fmt: skip
 
 
 def _interface(
