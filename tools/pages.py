@@ -206,9 +206,9 @@ def shared_settings(method: Method) -> dict[str, Setting]:
     """Settings that the engine adds, with its own defaults; one with another is the method's."""
     if method.entry.kind not in SHARED:
         return {}
-    defaults = {f.name: f.default for f in fields(SHARED[method.entry.kind])}
+    defaults = {f.name: f.default for f in (*fields(SHARED[method.entry.kind]), *fields(Watch))}
     if method.entry.kind == "objective":
-        defaults |= {"mix": None, **{f.name: f.default for f in fields(Watch)}}
+        defaults["mix"] = None
     return {n: s for n, s in method.settings.items() if n in defaults and s.default == defaults[n]}
 
 
@@ -246,12 +246,17 @@ def training_page() -> str:
         f"counts rollouts. {_code(critic)} are for those with a critic: {_code(with_critic)}. "
         f"{_code(m.name for m in own)} rewards answers by itself, without {_code(rewards)}."
     )
+    watched = (
+        "Methods that train on given rows, or on their own answers, take a second table as the "
+        "input `held_out`, and what follows. Of those that draw answers it holds prompts, and the "
+        "reward decides in place of the loss: the highest is the best."
+    )
     return (
         NOTE
         + f"# Settings that all training shares\n\n{textwrap.fill(shared, 92)}\n\n"
         + _shared_table(TextTraining)
         + "\n## Held-out rows\n\n"
-        + "Methods that train on given rows take a second table as the input `held_out`, and:\n\n"
+        + f"{textwrap.fill(watched, 92)}\n\n"
         + _shared_table(Watch)
         + "\n"
         + prose(inspect.getdoc(held_out) or "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import contextvars
+import copy
 import hashlib
 import json
 import os
@@ -148,6 +149,19 @@ class Context:
         """Another one for plain calls, of the same seed and told to the same listener."""
         return Context(self.seed, on_metric=self._on_metric).for_calls()
 
+    def aside(self, prefix: str) -> Context:
+        """Itself, but for what is observed: that is told to it by names with `prefix` before them.
+
+        Scratch and journals are shared, so that only the first one is to be closed.
+        """
+        made = copy.copy(self)
+        made._folder, made.metrics = self.folder, []
+        made._temporary = self._temporary
+        made._on_metric = lambda values: self.metric(
+            **{f"{prefix}{name}": value for name, value in values.items()}
+        )
+        return made
+
     @property
     def stored(self) -> bool:
         """True in a step whose scratch outlives a kill."""
@@ -271,6 +285,19 @@ def seeded(seed: int | None) -> Generator[None]:
         inner = Context(seed, outer.folder / f"seed-{seed}", outer.progress, told, outer.name)
     with use(inner):
         yield
+
+
+@contextlib.contextmanager
+def aside(prefix: str) -> Generator[None]:
+    """Inside the block what is observed is told outside by names with `prefix` before them.
+
+    Seeds, scratch, journals and progress stay what they are.
+    """
+    token = _current.set(current().aside(prefix))
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 @contextlib.contextmanager

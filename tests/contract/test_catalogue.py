@@ -33,8 +33,7 @@ def own_settings(method: Method) -> list[str]:
     """Those that the method adds to what all training shares and to its hook's."""
     engine = {"objective": TextTraining, "online": OnlineTraining}.get(method.entry.kind)
     shared = set(engine.__dataclass_fields__) if engine is not None else set()
-    shared |= {"mix"} if engine is not None else set()
-    shared |= set(Watch.__dataclass_fields__) if method.entry.kind == "objective" else set()
+    shared |= {"mix", *Watch.__dataclass_fields__} if engine is not None else set()
     hook = str(getattr(getattr(method.declared, "__objective__", None), "hook", ""))
     shared |= set(argument_docs(HOOKS[hook].__doc__ or "")) if hook else set()
     return [n for n in method.settings if n not in shared]

@@ -20,7 +20,7 @@ from truing.core import engine, held_out, reference
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.checkpoint import Checkpoints
 from truing.core.engine import Loop, Trained, train
-from truing.core.held_out import HeldOut, Losses, Watch
+from truing.core.held_out import LOSS, Course, HeldOut, Watch
 from truing.core.plain_task import PlainTask
 from truing.core.text_task import TextTask
 from truing.core.tiny import tiny_tokenizer
@@ -74,7 +74,9 @@ def by_hand(weights: dict[str, Tensor]) -> float:
 
 def measured(history: Sequence[dict[str, object]]) -> dict[int, float]:
     return {
-        int(str(r["step"])): float(str(r[held_out.LOSS])) for r in history if held_out.LOSS in r
+        int(str(r["step"])): float(str(r[held_out.LOSS.key]))
+        for r in history
+        if held_out.LOSS.key in r
     }
 
 
@@ -173,15 +175,15 @@ def test_a_best_checkpoint_that_is_gone(tmp_path: Path) -> None:
 
 def test_decisions_by_hand() -> None:
     def of(*losses: float) -> list[dict[str, Json]]:
-        return [{"step": 2 * i, held_out.LOSS: loss} for i, loss in enumerate(losses)]
+        return [{"step": 2 * i, held_out.LOSS.key: loss} for i, loss in enumerate(losses)]
 
-    seen = Losses([{"step": 1, "loss": 0.1}, *of(0.5, 0.9, 0.7, 0.7)])
-    assert (seen.best, seen.best_loss) == (4, 0.7)  # before training is no update
+    seen = Course(LOSS, [{"step": 1, "loss": 0.1}, *of(0.5, 0.9, 0.7, 0.7)])
+    assert (seen.best, seen.best_value) == (4, 0.7)  # before training is no update
     assert (seen.first, seen.newest, seen.waited) == (0.5, 0.7, 3)
-    assert (Losses(of(0.5)).best, Losses(of(0.5)).waited) == (0, 0)
-    assert Losses(of(1.0, math.nan, 3.0)).best == 4
-    assert (Losses(of(math.nan, math.nan)).best, Losses().newest) == (2, None)
-    waited = [Losses(of(3.0, 2.0, 2.5, *more)).waited for more in ([], [2.1], [1.9])]
+    assert (Course(LOSS, of(0.5)).best, Course(LOSS, of(0.5)).waited) == (0, 0)
+    assert Course(LOSS, of(1.0, math.nan, 3.0)).best == 4
+    assert (Course(LOSS, of(math.nan, math.nan)).best, Course(LOSS).newest) == (2, None)
+    waited = [Course(LOSS, of(3.0, 2.0, 2.5, *more)).waited for more in ([], [2.1], [1.9])]
     assert waited == [1, 2, 0]
     assert [s for s in range(11) if Watch().due(s, 10)] == [0, 2, 4, 6, 8, 10]
     assert [s for s in range(8) if Watch(eval_every=5).due(s, 7)] == [0, 5, 7]
@@ -269,7 +271,7 @@ def test_mean_over_tokens_and_over_pairs(model: Model, tmp_path: Path) -> None:
     assert seen[0] == pytest.approx(math.log(2), rel=1e-6)
     loss, accuracy = preference(aligned, model, 0.3)
     assert seen[6] == pytest.approx(loss, rel=1e-4)
-    (last,) = [r for r in context.metrics if r.get("step") == 6 and held_out.LOSS in r]
+    (last,) = [r for r in context.metrics if r.get("step") == 6 and held_out.LOSS.key in r]
     assert last["held_out/accuracy"] == pytest.approx(accuracy)
 
 

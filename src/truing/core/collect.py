@@ -124,10 +124,16 @@ class Collector:
             number: of the rollout; `part` tells several requests of one rollout apart.
             sampling: its seed is replaced by the rollout's own.
         """
-        path = self.folder / f"{number:06d}.jsonl"
+        return self.collect_as(f"rollout/{number}/{part}", f"{number:06d}", rows, sampling)
+
+    def collect_as(
+        self, name: str, journal_name: str, rows: Sequence[int], sampling: SamplingSettings
+    ) -> list[Group]:
+        """The same under any name, which all that is random follows, in a journal of its own."""
+        path = self.folder / f"{journal_name}.jsonl"
         journal = Journal(path) if distributed.leads() else None
         try:
-            return self._collect(journal, f"rollout/{number}/{part}", rows, sampling)
+            return self._collect(journal, name, rows, sampling)
         finally:
             if journal is not None:
                 journal.close()

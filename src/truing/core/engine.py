@@ -16,8 +16,8 @@ they are, and without stops at operations that have no other.
 Several processes may run the loop together (`distributed`): a task gives each its share of the
 rows, and what is summed over micro-batches here is then summed over processes.
 
-Between updates the loss on rows that are not trained on may be measured (`held_out`): it costs
-forward passes and changes no update.
+Between updates the loss on rows that are not trained on, or the reward of answers to such prompts,
+may be measured (`held_out`): it costs forward passes and changes no update.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from truing.context import Context, Json, current
 from truing.core import distributed
 from truing.core.checkpoint import Checkpoints
-from truing.core.held_out import HeldOut, Losses
+from truing.core.held_out import LOSS, Course, Held
 from truing.core.parts import Part as Part
 from truing.core.parts import Sums
 from truing.core.training import State, Training
@@ -195,7 +195,7 @@ class Loop:
     """One run of `train`: see there."""
 
     def __init__(
-        self, task: Task, settings: Training, key: str, peak: float, held: HeldOut | None = None
+        self, task: Task, settings: Training, key: str, peak: float, held: Held | None = None
     ) -> None:
         settings.check(task.name)
         if not len(task):
@@ -211,7 +211,7 @@ class Loop:
         self.end = settings.end(len(task))
         self.checkpoints = checkpoints_of(key)
         self.history: list[dict[str, Json]] = []
-        self.held, self.seen = held, Losses()
+        self.held, self.seen = held, Course(held.measure if held is not None else LOSS)
 
     def run(self) -> Trained:
         """Train to the end, from the last checkpoint where there is one."""
@@ -249,7 +249,8 @@ class Loop:
         found = self.checkpoints.last()
         if found is None:
             return 0
-        step, self.history, self.seen = found.step, found.history, Losses(found.history)
+        step, self.history = found.step, found.history
+        self.seen = Course(self.seen.measure, found.history)
         found.restore(self.named, self.optimizer)
         self.task.load_state(found.state)
         for row in self.history:
@@ -272,9 +273,9 @@ class Loop:
         return bool(patience) and self.seen.waited >= patience
 
     def _label(self) -> str:
-        """What the progress is called, with the newest held-out loss."""
-        newest = self.seen.newest
-        seen = f", held-out loss {newest:.4g}" if newest is not None else ""
+        """What the progress is called, with the newest held-out loss or reward."""
+        newest, name = self.seen.newest, self.seen.measure.name
+        seen = f", held-out {name} {newest:.4g}" if newest is not None else ""
         return f"training ({self.task.name}){seen}"
 
     def _watch(self, step: int) -> bool:
@@ -288,8 +289,8 @@ class Loop:
         self.context.metric(**facts)
         return self._keeps_best() and bool(step) and self.seen.best == step
 
-    def _choose(self, held: HeldOut, done: int) -> None:
-        """Say what the held-out loss came to, and go back to the best update where that is kept."""
+    def _choose(self, held: Held, done: int) -> None:
+        """Say what was measured in the end, and go back to the best update where that is kept."""
         facts, said = self.seen.told(held.watch, done, self.total)
         self.context.metric(**facts)
         if distributed.leads():
@@ -297,11 +298,11 @@ class Loop:
         chosen = self.seen.best
         if not self._keeps_best() or chosen == done:
             return
-        found = self.checkpoints.at(chosen)
+        found, measure = self.checkpoints.at(chosen), self.seen.measure
         if found is None:
             raise Stopped(
-                f"the checkpoint after update {chosen}, where the held-out loss was lowest, "
-                "cannot be read",
+                f"the checkpoint after update {chosen}, where the held-out {measure.name} was "
+                f"{measure.best}, cannot be read",
                 where=self.task.name,
                 seen=self.checkpoints.folder,
                 fix="Delete that folder and train again, or leave keep_best out",
@@ -367,7 +368,7 @@ def train(
     *,
     key: str = "",
     peak: float = 0.0,
-    held: HeldOut | None = None,
+    held: Held | None = None,
 ) -> Trained:
     """Train `task` to the end, resuming from its checkpoint in the step's folder.
 
@@ -376,7 +377,7 @@ def train(
         settings: how.
         key: tells runs in one folder apart: hash of whatever the result depends on.
         peak: learning rate; 0 takes the settings'.
-        held: rows whose loss is measured meanwhile, and what follows from it.
+        held: what is measured meanwhile, and what follows from it.
     Raises:
         InputError: no rows, or settings out of range.
         Diverged: loss or gradient is not finite; the last checkpoint is kept.

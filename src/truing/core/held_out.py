@@ -1,14 +1,17 @@
-"""The loss on held-out rows while a model is trained: when it is measured, what follows from it.
+"""What is measured on held-out rows while a model is trained: when, and what follows from it.
 
 Rows that are not trained on go through the task's own loss, as it is computed in training but
 without gradients and without whatever is random there. That is done before the first update, after
 every `eval_every` updates and after the last. The metrics are named as in training, with
 "held_out/" before them.
 
+Online methods have prompts in their place, or tasks of their environment: the policy answers them
+as it is then, and the reward of its answers is what counts (`held_out_online`).
+
 Each measurement is a row of the run's history, which its checkpoints hold, and every decision is a
 function of these: a run that was killed decides as it would have without the kill. An update with a
-new lowest loss has a checkpoint of its own where the best model is wanted, and that one stays until
-the end.
+new lowest loss, or highest reward, has a checkpoint of its own where the best model is wanted, and
+that one stays until the end.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -29,14 +32,45 @@ if TYPE_CHECKING:
 
 INPUT = "held_out"
 PREFIX = "held_out/"
-LOSS = f"{PREFIX}loss"
 TIMES = 5  # measurements of a run, where nothing is said, beside that of the start
 ABOUT = "rows like those of `data` that are not trained on: the loss on them is measured meanwhile."
 
 
+@dataclass(frozen=True)
+class Measure:
+    """What decides about updates: the metric of this name, and whether more of it is better."""
+
+    name: str
+    higher: bool = False
+
+    @property
+    def key(self) -> str:
+        """Its name among what is recorded."""
+        return f"{PREFIX}{self.name}"
+
+    @property
+    def best(self) -> str:
+        """What the best value is called."""
+        return "highest" if self.higher else "lowest"
+
+    @property
+    def worst(self) -> float:
+        """A value that is as bad as any."""
+        return -math.inf if self.higher else math.inf
+
+    def better(self, value: float, than: float) -> bool:
+        """Whether one value is better than another."""
+        return value > than if self.higher else value < than
+
+
+LOSS, REWARD = Measure("loss"), Measure("reward", higher=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """When the loss on held-out rows is measured, and what follows from it.
+    """When held-out rows are measured, and what follows from it.
+
+    Where the reward of answers is measured, and no loss, the best is the highest.
 
     Args:
         eval_every: updates between two measurements of the held-out loss; 0 makes five in a run.
@@ -81,6 +115,24 @@ class Watch:
         return step == total or step % every == 0
 
 
+class Held(Protocol):
+    """What the loop measures between updates."""
+
+    @property
+    def watch(self) -> Watch:
+        """When, and what follows."""
+        ...
+
+    @property
+    def measure(self) -> Measure:
+        """What decides."""
+        ...
+
+    def measured(self, step: int) -> dict[str, float]:
+        """Metrics after update `step`, by name, that of `measure` among them."""
+        ...
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """Held-out rows as the loop measures them.
@@ -89,11 +141,13 @@ class HeldOut:
         task: over these rows, with the parameters that are trained.
         steps: numbers of the rows that are computed as one step's, each of which is their mean.
         watch: when, and what follows.
+        measure: what decides.
     """
 
     task: Task
     steps: Sequence[Sequence[int]]
     watch: Watch
+    measure: Measure = LOSS
 
     def measured(self, step: int) -> dict[str, float]:
         """Loss and metrics after update `step`, by name.
@@ -113,50 +167,55 @@ class HeldOut:
         return {f"{PREFIX}{name}": value for name, value in means.items()}
 
 
-class Losses:
-    """The held-out losses of a run so far, and what follows from them, known at once.
+class Course:
+    """What was measured in a run so far, and what follows from it, known at once.
 
-    A loss that is not finite is as bad as any.
+    A value that is not finite is as bad as any.
 
     Args:
+        measure: what decides.
         history: of the run, as far as it has come; none where it begins.
     """
 
-    def __init__(self, history: Sequence[Mapping[str, Json]] = ()) -> None:
+    def __init__(self, measure: Measure, history: Sequence[Mapping[str, Json]] = ()) -> None:
+        self.measure = measure
         self.first: float | None = None  # before the first update
         self.newest: float | None = None
-        self.best = 0  # the first update after which the loss was lowest; 0 before any
-        self.best_loss = math.inf
-        self.waited = 0  # measurements since the last one with a loss lower than all before
-        self._lowest = math.inf
+        self.best = 0  # the first update after which the value was best; 0 before any
+        self.best_value = measure.worst
+        self.waited = 0  # measurements since the last one with a value better than all before
+        self._record = measure.worst
         for row in history:
             self.add(row)
 
     def add(self, row: Mapping[str, Json]) -> None:
-        """Take a row of the history; nothing comes of one that measures no held-out loss."""
-        step, loss = row.get("step"), row.get(LOSS)
-        if not (isinstance(step, int) and isinstance(loss, (int, float))):
+        """Take a row of the history; nothing comes of one that measures nothing held out."""
+        measure = self.measure
+        step, value = row.get("step"), row.get(measure.key)
+        if not (isinstance(step, int) and isinstance(value, (int, float))):
             return
-        loss = loss if math.isfinite(loss) else math.inf
-        lower = self.newest is None or loss < self._lowest
-        self.waited = 0 if lower else self.waited + 1
-        self._lowest, self.newest = min(loss, self._lowest), loss
+        value = value if math.isfinite(value) else measure.worst
+        better = self.newest is None or measure.better(value, self._record)
+        self.waited = 0 if better else self.waited + 1
+        self._record = value if better else self._record
+        self.newest = value
         if not step:
-            self.first = loss
-        elif not self.best or loss < self.best_loss:
-            self.best, self.best_loss = step, loss
+            self.first = value
+        elif not self.best or measure.better(value, self.best_value):
+            self.best, self.best_value = step, value
 
     def told(self, watch: Watch, done: int, total: int) -> tuple[dict[str, Json], str]:
         """What to record of a run of `done` updates out of `total` at its end, and to say of it."""
-        facts: dict[str, Json] = {"held_out_lowest_after": self.best}
-        said = f"held-out loss {self.best_loss:.4g} after update {self.best}"
+        measure = self.measure
+        facts: dict[str, Json] = {f"held_out_{measure.best}_after": self.best}
+        said = f"held-out {measure.name} {self.best_value:.4g} after update {self.best}"
         if self.first is not None:
-            said += f", the lowest; {self.first:.4g} at first"
+            said += f", the {measure.best}; {self.first:.4g} at first"
         if done < total:
             facts["ended_after"] = done
             said += f"; ended after {done} of {total} updates"
         if watch.keep_best:
             said += f"; the model after update {self.best} is kept"
-        if self.first is not None and self.best_loss >= self.first:
-            said += "; warning: no update has lowered it"
+        if self.first is not None and not measure.better(self.best_value, self.first):
+            said += f"; warning: no update has {'raised' if measure.higher else 'lowered'} it"
         return facts, said

@@ -7,14 +7,14 @@ the batch size. An objective that compares the rows of a step with each other ge
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from truing.context import Context, Json, current, use
+from truing.context import aside, current
 from truing.core.held_out import INPUT, HeldOut, Watch
 from truing.core.objective import Objective
 from truing.core.training import Hook
@@ -26,16 +26,9 @@ if TYPE_CHECKING:
     from truing.core.text_task import TextTask
 
 
-@contextlib.contextmanager
-def told_apart() -> Generator[None]:
+def told_apart() -> AbstractContextManager[None]:
     """What is observed inside is of held-out rows, and named so; seeds and progress stay."""
-    outer = current()
-
-    def metric(values: dict[str, Json]) -> None:
-        outer.metric(**{f"{INPUT}_{name}": value for name, value in values.items()})
-
-    with use(Context(outer.seed, outer.folder, outer.progress, metric, outer.name)):
-        yield
+    return aside(f"{INPUT}_")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import inspect
 import typing
 from dataclasses import fields
 
+from truing.core.held_out import INPUT as HELD
+from truing.core.held_out import Watch
 from truing.core.objective import Function, Mix
 from truing.core.online_mix import INPUT, MIX, ROWS
 from truing.core.online_training import OnlineTraining
@@ -33,6 +35,18 @@ GLOSSARY = {
     " towards the reference.",
 }
 
+# What `Watch` says of losses, of rewards; and what the rows are.
+WATCHED = {
+    "eval_every": "updates between two measurements of the held-out reward; 0 makes five in a run."
+    " It is also measured before the first update and after the last.",
+    "keep_best": "make the result the model after the update with the highest held-out reward, not"
+    " that after the last.",
+    "patience": "end the training after so many measurements in a row without a held-out reward"
+    " higher than all before; 0 does not.",
+    HELD: "prompts, or tasks of the environment, that are not trained on: the model's answers to"
+    " them are rewarded meanwhile.",
+}
+
 
 def entry_of(spec: Online) -> Function:
     """The function that trains: inputs, its settings, the engine's with its defaults."""
@@ -46,21 +60,23 @@ def entry_of(spec: Online) -> Function:
         critic: Model | None = None,
         partner: Model | None = None,
         mix_data: Table | None = None,
+        held_out: Table | None = None,
         **settings: object,
     ) -> Model:
         from truing.core.train_online import Given, train_online
 
-        given = Given(reference, reward_model, principles, critic, partner, mix_data)
+        given = Given(reference, reward_model, principles, critic, partner, mix_data, held_out)
         return train_online(spec, model, data, given, settings)
 
     kind = inspect.Parameter.KEYWORD_ONLY
     hints = typing.get_type_hints(spec.update, include_extras=True)
-    shared = typing.get_type_hints(OnlineTraining)
+    shared = typing.get_type_hints(OnlineTraining) | typing.get_type_hints(Watch)
+    names = [*spec.engine, *(f.name for f in fields(Watch))]
     own = {n: p.replace(annotation=hints.get(n, str)) for n, p in spec.settings.items()}
     engine = {
         f.name: inspect.Parameter(f.name, kind, default=f.default, annotation=shared[f.name])
-        for f in fields(OnlineTraining)
-        if f.name in spec.engine and f.name not in own  # a method's default goes before
+        for f in (*fields(OnlineTraining), *fields(Watch))
+        if f.name in names and f.name not in own  # a method's default goes before
     }
     engine["mix"] = inspect.Parameter("mix", kind, default=None, annotation=Mix | None)
     unused = {"reward_model", "principles", "partner"} if spec.pools else set[str]()
@@ -76,7 +92,7 @@ def entry_of(spec: Online) -> Function:
     docs = argument_docs(OnlineTraining.__doc__ or "")
     docs = {n: d for n, d in docs.items() if n in engine or n in own}
     docs |= {n: d for n, d in GLOSSARY.items() if n in own}
-    docs |= argument_docs(inspect.getdoc(spec.update) or "") | {"mix": MIX, INPUT: ROWS}
+    docs |= argument_docs(inspect.getdoc(spec.update) or "") | {"mix": MIX, INPUT: ROWS, **WATCHED}
     lines = [f"    {n}: {d}" for n, d in docs.items()]
     train.__doc__ = "\n".join(["Train with this method.", "", "Args:", *lines])
     train.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": Model}

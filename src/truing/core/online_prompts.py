@@ -5,15 +5,19 @@ Template and memory are tried with a short answer to each before anything is dra
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from truing.context import Json, current
+from truing.core import distributed
 from truing.core.answers import Asked
 from truing.core.chat import Prompt, completion_ids, prompt_ids
 from truing.core.collect import Pool
 from truing.core.episodes import World
+from truing.core.held_out import INPUT as HELD
 from truing.core.memory import Beside
 from truing.core.online import Online
 from truing.core.online_mix import Added
@@ -23,47 +27,114 @@ from truing.core.row_kinds import as_kind, last_answer, nothing_left, summed
 from truing.core.start import Start
 from truing.core.tree import group_tree
 from truing.errors import InputError
-from truing.tables import Table, prompt_of
+from truing.tables import Table, prompt_of, row_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from truing.core.tree import Node
 
-def _check(
-    start: Start,
-    prompts: Sequence[Sequence[int]],
-    largest: int,
-    notes: dict[str, Json],
-    beside: Beside,
-    added: Added | None,
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is asked of one table.
+
+    Args:
+        asked: prompts in tokens; or tasks, whose environment makes the prompts.
+        begun: the prompts, of tasks those that were tried.
+        largest: tokens of the largest group of answers.
+        notes: what to say of the rows.
+    """
+
+    asked: list[Asked]
+    begun: Sequence[Sequence[int]]
+    largest: int
+    notes: dict[str, Json]
+
+    def trees(self, tokenizer: PreTrainedTokenizerBase) -> list[Node]:
+        """A short answer to each, by which template and masks are checked."""
+        answer = completion_ids(tokenizer, "yes")
+        return [group_tree(ids, [answer]) for ids in self.begun]
+
+    def among(self, others: Prompts) -> int:
+        """How many are also asked of the other table."""
+        known = {one.ids or row_id(one.row) for one in others.asked}
+        return sum((one.ids or row_id(one.row)) in known for one in self.asked)
+
+
+@dataclass(frozen=True)
+class Source:
+    """How tables are asked.
+
+    Args:
+        given: column of an answer that joins each group; "" none.
+        pool: what asks in its own words, where the method has one.
+        world: where answers are played; None where they are of one turn.
+    """
+
+    spec: Online
+    given: str
+    settings: OnlineTraining
+    start: Start
+    pool: Pool | None
+    world: World | None
+
+    def read(self, table: Table, where: str, answers: int) -> Prompts:
+        """The prompts or tasks of a table.
+
+        Args:
+            where: what errors name.
+            answers: to each.
+        """
+        if self.world is not None:
+            return self._tasks(table, replace(self.world, where=where), answers)
+        settings, start = self.settings, self.start
+        rows, said = as_kind(table, self.spec.rows, where)
+        found, notes = read_prompts(
+            rows, start.loaded.tokenizer, start.limit, settings.new_tokens, self.given, where,
+            self.pool,
+        )  # fmt: skip
+        begun = [one.ids for one in found]
+        largest = max(map(len, begun)) + answers * settings.new_tokens
+        return Prompts(found, begun, largest, summed(notes, said))
+
+    def _tasks(self, table: Table, world: World, answers: int) -> Prompts:
+        """Tasks, whose prompts their environment makes; some are begun, to see that it can."""
+        settings, limit = self.settings, self.start.limit
+        tokenizer, seed = self.start.loaded.tokenizer, current().stream("tried")
+        begun = world.tried(tokenizer, [(r, seed) for r in table.rows], settings.new_tokens)
+        longest = max(map(len, begun))
+        # Of replies nothing is known yet: as long as the first prompt, by way of a forecast.
+        grown = settings.turns * (settings.new_tokens + longest)
+        largest = longest + answers * min(limit - longest, grown)
+        asked = [Asked(row, ()) for row in table.rows]
+        return Prompts(asked, begun, largest, {"rows": len(asked)})
+
+
+def check(
+    start: Start, prompts: Prompts, held: Prompts | None, beside: Beside, added: Added | None
 ) -> None:
-    """Check template and memory with a short answer to each prompt, and what is learnt beside."""
-    answer = completion_ids(start.loaded.tokenizer, "yes")
-    trees = [group_tree(ids, [answer]) for ids in prompts]
+    """Check template and memory with a short answer to each prompt, and what is learnt beside.
+
+    Args:
+        held: prompts that are answered meanwhile and not trained on.
+    """
+    tokenizer = start.loaded.tokenizer
+    trees, largest, notes = prompts.trees(tokenizer), prompts.largest, dict(prompts.notes)
+    if held is not None:
+        largest = max(largest, held.largest)
+        notes |= {f"{HELD}_{name}": value for name, value in held.notes.items()}
     if added is not None:
         trees += added.trees
         largest, notes = max(largest, *(t.size for t in added.trees)), {**notes, **added.notes}
-    start.check(trees, largest, notes, beside=beside)
-
-
-def tasks_of(
-    settings: OnlineTraining,
-    start: Start,
-    data: Table,
-    world: World,
-    beside: Beside,
-    added: Added | None,
-) -> list[Asked]:
-    """An environment's tasks, whose prompts it makes itself; some are begun, to see that it can."""
-    tokenizer, seed = start.loaded.tokenizer, current().stream("tried")
-    rows = data.rows
-    found = world.tried(tokenizer, [(r, seed) for r in rows], settings.new_tokens)
-    longest = max(map(len, found))
-    # Of replies nothing is known yet: as long as the first prompt, by way of a forecast.
-    grown = settings.turns * (settings.new_tokens + longest)
-    largest = longest + settings.answers * min(start.limit - longest, grown)
-    _check(start, found, largest, {"rows": len(rows)}, beside, added)
-    return [Asked(row, ()) for row in rows]
+    start.check(
+        trees, largest, notes, beside=beside,
+        held=held.trees(tokenizer) if held is not None else (),
+    )  # fmt: skip
+    twice = held.among(prompts) if held is not None else 0
+    if held is not None and twice and distributed.leads():
+        text = f"{start.where} {HELD}: warning: {twice} of {len(held.asked)} rows are trained on"
+        print(f"{text}, too; their reward says nothing of rows not seen", file=sys.stderr)
 
 
 def read_prompts(
@@ -122,25 +193,3 @@ def read_prompts(
             fix="Raise max_tokens, lower new_tokens, or shorten the prompts",
         )
     return made, {"rows": len(made), **{n: c for n, c in sorted(counts.items()) if c}}
-
-
-def prompts_of(
-    spec: Online,
-    given: str,
-    settings: OnlineTraining,
-    start: Start,
-    data: Table,
-    pool: Pool | None,
-    beside: Beside,
-    added: Added | None,
-) -> list[Asked]:
-    """The prompts in tokens; template and memory are checked with a short answer to each."""
-    tokenizer = start.loaded.tokenizer
-    rows, said = as_kind(data, spec.rows, spec.name)
-    prompts, notes = read_prompts(
-        rows, tokenizer, start.limit, settings.new_tokens, given, spec.name, pool
-    )
-    longest = max(len(p.ids) for p in prompts) + settings.answers * settings.new_tokens
-    asked = [p.ids for p in prompts]
-    _check(start, asked, longest, summed(notes, said), beside, added)
-    return prompts

@@ -70,6 +70,26 @@ def flat(r: Measurements) -> Tensor:
     return (most_U == least_U).float()
 
 
+def observed(r: Measurements) -> Sums:
+    """What is recorded of answers: sums over the policy's own, or over their tokens."""
+    own_UK, mask_UKT = r["own"], r.mask_UKT * r["own"][..., None]
+    answers, tokens = float(own_UK.sum()), float(mask_UKT.sum())
+    made: Sums = {
+        "reward": ((r["reward"] * own_UK).sum(), answers),
+        "length": (mask_UKT.sum(), answers),
+        "finished": ((r["finished"] * own_UK).sum(), answers),
+        "empty": ((r["empty"] * own_UK).sum(), answers),
+        "entropy": (-(r["logp"] * mask_UKT).sum(), tokens),
+    }
+    made |= {n: ((c * own_UK).sum(), answers) for n, c in r.columns.items() if n[:7] == "reward/"}
+    if "turns" in r:
+        made["turns"] = ((r["turns"] * own_UK).sum(), answers)
+    if "ref_logp" in r.tensors:
+        kl_UKT = kl_tokens(r["logp"], r["ref_logp"]) * mask_UKT
+        made["kl"] = (kl_UKT.sum(), tokens)
+    return made
+
+
 @dataclass(frozen=True)
 class Rollout:
     """A finished rollout: its groups, all that is known of them, and what they teach."""
@@ -81,25 +101,9 @@ class Rollout:
     counts: Mapping[str, tuple[float, float]]
 
     def facts(self) -> Sums:
-        """What to record of it: sums over the policy's own answers, or over their tokens."""
+        """What to record of it: of its answers, of its groups, and what the method watches."""
         r, update = self.r, self.update
-        own_UK, mask_UKT = r["own"], r.mask_UKT * r["own"][..., None]
-        answers, tokens = float(own_UK.sum()), float(mask_UKT.sum())
-        made: Sums = {
-            "reward": ((r["reward"] * own_UK).sum(), answers),
-            "length": (mask_UKT.sum(), answers),
-            "finished": ((r["finished"] * own_UK).sum(), answers),
-            "empty": ((r["empty"] * own_UK).sum(), answers),
-            "entropy": (-(r["logp"] * mask_UKT).sum(), tokens),
-        }
-        made |= {
-            n: ((c * own_UK).sum(), answers) for n, c in r.columns.items() if n[:7] == "reward/"
-        }
-        if "turns" in r:
-            made["turns"] = ((r["turns"] * own_UK).sum(), answers)
-        if "ref_logp" in r.tensors:
-            kl_UKT = kl_tokens(r["logp"], r["ref_logp"]) * mask_UKT
-            made["kl"] = (kl_UKT.sum(), tokens)
+        made = observed(r)
         skipped = 0 if update.active_U is None else int((~update.active_U.bool()).sum())
         made["flat"] = (flat(r).sum(), float(len(self.groups)))
         made["skipped"] = (torch.tensor(float(skipped)), float(len(self.groups)))
@@ -107,6 +111,27 @@ class Rollout:
         # What the method itself watches goes before: its divergence may be another estimate.
         made |= {n: (v.float().sum(), float(v.numel())) for n, v in update.metrics.items()}
         return {n: (v.detach().cpu(), w) for n, (v, w) in made.items()}
+
+    def given(self, at: Sequence[int], fresh: Measurements, reused: bool) -> Measurements:
+        """What a loss sees: `fresh` values of the groups `at` beside everything fixed about them.
+
+        Args:
+            reused: several updates are made with it, so that the policy moves on from its answers.
+        """
+        r, index = self.r, torch.tensor(list(at), device=fresh.mask_UKT.device)
+        _, width, length = fresh.mask_UKT.shape
+        fixed = {n: t for n, t in self.update.tensors.items() if t.dim() == 3}
+        numbers = {n: t for n, t in self.update.tensors.items() if t.dim() < 3}
+        fixed |= {n: r.tensors[n] for n in ("ref_logp",) if n in r.tensors}
+        if "values" in r.tensors:
+            fixed["old_values"] = r["values"]
+        if reused:
+            fixed["old_logp"] = r["logp"]
+        cut = {n: t[index, :width, :length] for n, t in fixed.items()}
+        cut.setdefault("old_logp", fresh["logp"].detach())
+        columns = {n: c[index] for n, c in {**r.columns, **numbers}.items()}
+        columns = {n: c[:, :width] if c.dim() > 1 else c for n, c in columns.items()}
+        return Measurements(fresh.mask_UKT, {**fresh.tensors, **cut}, columns)
 
     def check(self, where: str) -> None:
         """Raise Diverged where what the rollout teaches is not finite."""

@@ -36,6 +36,7 @@ from truing.core.online import OLD_ENTROPY, TOP_KL, Online
 from truing.core.online_mix import Added
 from truing.core.online_record import Rollout, Sums, known
 from truing.core.online_training import OnlineTraining
+from truing.core.sampling import SamplingSettings
 from truing.core.stream import keep
 from truing.core.swept import Measured, swept, undrawn
 from truing.core.teacher import head_of, likeliest
@@ -114,10 +115,13 @@ class OnlineTask:
 
     # Rollouts
 
+    def sampling(self, n: int = 0) -> SamplingSettings:
+        """How `n` answers to each prompt, or the settings' number, are drawn; its seed is set."""
+        return replace(self.settings.sampling(0, n), tempered=self.temperature != 1)
+
     def _groups(self, number: int) -> tuple[list[Group], dict[str, tuple[float, float]]]:
         """The groups of a rollout, and how many were left out."""
-        wanted = self.order.step(number, self.end)
-        sampling = replace(self.settings.sampling(0), tempered=self.temperature != 1)
+        wanted, sampling = self.order.step(number, self.end), self.sampling()
         groups = self.collector.collect(number, wanted, sampling)
         drawn, rounds = len(wanted), 0
         while self.settings.refill and rounds < self.settings.refill:
@@ -176,15 +180,24 @@ class OnlineTask:
         )  # fmt: skip
         return {n: v for n, v in found.items() if n != "mask"}
 
-    def _measured(self, groups: Sequence[Group]) -> State:
-        """What the method needs of the policy and the reference before the first update."""
+    def seen(self, groups: Sequence[Group]) -> Measurements:
+        """Answers that nothing is learnt from, with what is recorded of them (`observed`)."""
+        return self._known(groups, self._measured(groups, taught=False))
+
+    def _measured(self, groups: Sequence[Group], taught: bool = True) -> State:
+        """What the method needs of the policy and the reference before the first update.
+
+        Args:
+            taught: they are learnt from; else only what is recorded of them is measured.
+        """
         made: State = {}
-        own = ["logp"] if self.critic is not None or not self.exact else []
-        own += ["entropy"] if self.spec.sifts(self.values) else []
+        critic = self.critic if taught else None
+        own = ["logp"] if critic is not None or not self.exact else []
+        own += ["entropy"] if taught and self.spec.sifts(self.values) else []
         if own:
 
             def policy(packed: Packed, here: Sequence[Group]) -> State:
-                found = self._said(self.module, packed, here, own, self.critic)
+                found = self._said(self.module, packed, here, own, critic)
                 return {PAST.get(n, n): v for n, v in found.items()}
 
             made |= self._sweep(groups, policy)
@@ -196,7 +209,7 @@ class OnlineTask:
 
             with self._reference():
                 made |= self._sweep(groups, reference)
-        if self.compare and TOP_KL in self.spec.needs:
+        if self.compare and taught and TOP_KL in self.spec.needs:
 
             def nearest(packed: Packed, here: Sequence[Group]) -> State:
                 extras = self._likeliest(packed)
@@ -261,23 +274,6 @@ class OnlineTask:
             every = torch.randperm(len(every), generator=source).tolist()
         return every[part :: self.settings.minibatches]
 
-    def _given_loss(self, rollout: Rollout, at: Sequence[int], fresh: Measurements) -> Measurements:
-        """`fresh` values of the groups `at` beside everything fixed about them."""
-        r, index = rollout.r, torch.tensor(list(at), device=self.device)
-        _, width, length = fresh.mask_UKT.shape
-        fixed = {n: t for n, t in rollout.update.tensors.items() if t.dim() == 3}
-        numbers = {n: t for n, t in rollout.update.tensors.items() if t.dim() < 3}
-        fixed |= {n: r.tensors[n] for n in ("ref_logp",) if n in r.tensors}
-        if "values" in r.tensors:
-            fixed["old_values"] = r["values"]
-        if self.settings.updates > 1:
-            fixed["old_logp"] = r["logp"]
-        cut = {n: t[index, :width, :length] for n, t in fixed.items()}
-        cut.setdefault("old_logp", fresh["logp"].detach())
-        columns = {n: c[index] for n, c in {**r.columns, **numbers}.items()}
-        columns = {n: c[:, :width] if c.dim() > 1 else c for n, c in columns.items()}
-        return Measurements(fresh.mask_UKT, {**fresh.tensors, **cut}, columns)
-
     def _fresh(self, rollout: Rollout, at: Sequence[int], packed: Packed) -> Measurements:
         """What the model says now, with gradients."""
         entropy = "entropy" in self.spec.needs and self.values.get("entropy", 1.0) != 0
@@ -305,7 +301,7 @@ class OnlineTask:
         known |= {"values": r["values"]} if "values" in r.tensors else {}
         fresh = Measurements(r.mask_UKT[index], {n: t[index] for n, t in known.items()})
         with torch.no_grad():
-            loss = rollout.update.loss(self._given_loss(rollout, members, fresh))
+            loss = rollout.update.loss(rollout.given(members, fresh, self.settings.updates > 1))
         return [float(w.sum()) for _, _, w in loss.terms()]
 
     def parts(self, rows: Sequence[int], step: int) -> Iterator[Part]:
@@ -338,7 +334,7 @@ class OnlineTask:
             here = active[at : at + len(packed)]
             at += len(packed)
             fresh = self._fresh(rollout, here, packed.to(self.device))
-            loss = rollout.update.loss(self._given_loss(rollout, here, fresh))
+            loss = rollout.update.loss(rollout.given(here, fresh, self.settings.updates > 1))
             named = [rollout.groups[i].number for i in here]
             yield self._part(loss, weights, named, active, sums, own_weight)
             sums = {}

@@ -14,6 +14,7 @@ from truing.kinds import KINDS, READINGS
 from truing.tables import Table
 
 if TYPE_CHECKING:
+    from truing.core.held_out import Watch
     from truing.core.objective import Objective
     from truing.core.online import Online
     from truing.core.online_training import OnlineTraining
@@ -29,14 +30,14 @@ BRANCHES = {"pair": 2, "group": 3}  # of a row of that kind; of all others one
 
 def check_objective(spec: Objective, settings: Settings, tables: Tables) -> None:
     """Raise an InputError for settings and rows that training would refuse; see `Method.check`."""
-    from truing.core.held_out import INPUT, Watch
+    from truing.core.held_out import INPUT
     from truing.core.mix import check_terms, mixed
     from truing.core.training import HOOKS, TextTraining
 
     mix = cast("Settings | None", settings.get("mix"))
-    watching = {f.name: settings[f.name] for f in fields(Watch) if f.name in settings}
-    Watch(**watching).check(spec.name)  # type: ignore[arg-type]
-    settings = {n: v for n, v in settings.items() if n not in ("mix", *watching)}
+    watch = watch_of(settings)
+    watch.check(spec.name)
+    settings = {n: v for n, v in settings.items() if n not in ("mix", *vars(watch))}
     check_bounds(settings, spec.within, spec.name)
     engine = {f.name: settings[f.name] for f in fields(TextTraining) if f.name in settings}
     training = TextTraining(**engine)  # type: ignore[arg-type]
@@ -75,11 +76,18 @@ def check_given(
         given: names of the inputs that are, whether they are at hand or a step makes them.
         at: where a setting stands.
     """
-    from truing.core.held_out import INPUT, Watch
+    from truing.core.held_out import INPUT
 
-    if hasattr(declared, "__objective__") and INPUT not in given:
-        watching = {f.name: settings[f.name] for f in fields(Watch) if f.name in settings}
-        Watch(**watching).check_unused(at)  # type: ignore[arg-type]
+    watched = hasattr(declared, "__objective__") or hasattr(declared, "__online__")
+    if watched and INPUT not in given:
+        watch_of(settings).check_unused(at)
+
+
+def watch_of(settings: Settings) -> Watch:
+    """When held-out rows are measured, among all of a method's settings."""
+    from truing.core.held_out import Watch
+
+    return Watch(**{f.name: settings[f.name] for f in fields(Watch) if f.name in settings})  # type: ignore[arg-type]
 
 
 def check_heads(
@@ -113,19 +121,23 @@ def check_term(spec: Objective, settings: Settings) -> None:
 
 def check_online(spec: Online, settings: Settings, tables: Tables) -> None:
     """Raise an InputError for settings and rows that training would refuse; see `Method.check`."""
+    from truing.core.held_out import INPUT as HELD
     from truing.core.online_mix import INPUT, check_mix
     from truing.core.pools import check_pool, pool_of
 
+    watch_of(settings).check(spec.name)
     training = online_training(spec, settings)
     given = spec.joins(settings)
     check_played(spec, training, given)
     # An environment's tasks may be rows of any kind.
-    if "data" in tables and training.environment is None:
-        needed = [given] if given and not _answered(tables["data"]) else []
-        check_rows(tables["data"], spec.rows, spec.name, needed)
+    asked = [n for n in ("data", HELD) if n in tables and training.environment is None]
+    for name in asked:
+        table, where = tables[name], spec.name if name == "data" else f"{spec.name} {name}"
+        needed = [given] if given and not _answered(table) else []
+        check_rows(table, spec.rows, where, needed)
         pool = pool_of(spec, settings)
         if pool is not None:
-            check_pool(pool, tables["data"], spec.name)
+            check_pool(pool, table, where)
     # Without rows at hand they may come from a step that has not run yet.
     check_mix(spec.name, settings, tables.get(INPUT), given=INPUT in tables)
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 ONLINE = "train/online_dpo"
 ONCE = ("passes", "minibatches")  # each rollout is learnt from in one update
-NONE = ("environment", "mix")  # answers are single ones, and all that is learnt
+# Answers are single ones, and all that is learnt; no update is left out.
+NONE = ("environment", "mix", "eval_every", "keep_best", "patience")
 Said = tuple[list[int], str, bool]  # tokens, words, whether it came to its end
 Kept = tuple[str, Json, list[int], list[Said], list[float]]  # id, prompt, tokens, answers, rewards
 _journal: contextvars.ContextVar[Journal | None] = contextvars.ContextVar("stream", default=None)

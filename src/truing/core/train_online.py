@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, cast
 
 from truing.context import current
@@ -20,18 +20,23 @@ from truing.core.drawing import Completion, continued
 from truing.core.engine import train
 from truing.core.episodes import World
 from truing.core.frozen_trunk import attach
+from truing.core.held_out import INPUT as HELD
+from truing.core.held_out import Watch
+from truing.core.held_out_online import HeldOutPrompts
+from truing.core.held_out_rows import told_apart
 from truing.core.loaded import Loaded
 from truing.core.memory import Beside
 from truing.core.online import GREEDY, Online
 from truing.core.online_mix import Added, Mix, check_mix, read_added
-from truing.core.online_prompts import prompts_of, tasks_of
+from truing.core.online_prompts import Source
+from truing.core.online_prompts import check as check_prompts
 from truing.core.online_reward import Reward
 from truing.core.online_task import OnlineTask
 from truing.core.online_training import OnlineTraining
 from truing.core.opening import same_tokens
 from truing.core.past import Past
 from truing.core.pools import check_pool, pool_of
-from truing.core.preflight import check_played, online_training
+from truing.core.preflight import check_played, online_training, watch_of
 from truing.core.rewards import Rewards, licences_at, telling
 from truing.core.rollout import Make, maker
 from truing.core.sampling import SamplingSettings
@@ -60,6 +65,7 @@ class Given:
         critic: brings trunk and head of the values; None puts them on the policy's own trunk.
         partner: who acts in an environment's other roles, such as a simulated user.
         mix_data: rows of the losses in `mix`; None takes the run's own.
+        held_out: rows like the run's own that are not trained on, but answered meanwhile.
     """
 
     reference: Model | None = None
@@ -68,10 +74,11 @@ class Given:
     critic: Model | None = None
     partner: Model | None = None
     mix_data: Table | None = None
+    held_out: Table | None = None
 
     @property
     def keys(self) -> list[str]:
-        """Of all that is there."""
+        """Of all that updates depend on."""
         held = (self.reference, self.reward_model, self.principles, self.critic, self.partner)
         return [m.key for m in (*held, self.mix_data) if m is not None]
 
@@ -109,20 +116,27 @@ class Run:
         )
 
 
-def _split(spec: Online, values: Mapping[str, object]) -> tuple[dict[str, object], OnlineTraining]:
-    """All settings by name, and the engine's; a method's default goes before the engine's."""
-    shared = set(spec.engine)
+def _split(
+    spec: Online, values: Mapping[str, object]
+) -> tuple[dict[str, object], OnlineTraining, Watch]:
+    """All settings by name, the engine's, and those of held-out rows.
+
+    A method's default goes before the engine's.
+    """
+    shared, watching = set(spec.engine), {f.name for f in fields(Watch)}
     own = {n: p.default for n, p in spec.settings.items()}
     for name in values:
-        if name not in shared and name not in own:
-            raise unknown("setting", name, [*own, *shared], where=spec.name)
-    chosen = own | dict(values)
+        if name not in shared | watching and name not in own:
+            raise unknown("setting", name, [*own, *shared, *watching], where=spec.name)
+    watch = watch_of(values)
+    watch.check(spec.name)
+    chosen = own | {n: v for n, v in values.items() if n not in watching}
     training = online_training(spec, chosen)
     # What the method is told includes the engine's settings that it asks for.
     told = {n: getattr(training, n) if n in shared else chosen[n] for n in own}
     if training.environment is not None and "new_tokens" in told:
         told["new_tokens"] = training.new_tokens * training.turns  # its longest answer
-    return told, training
+    return told, training, watch
 
 
 class Players:
@@ -318,7 +332,7 @@ def train_online(
             not act while answers are drawn.
         data: rows of the method's kind, or tasks of the environment; all their columns reach the
             rewards, an own completion as `given`.
-        values: the method's and the engine's settings by name, and `mix`.
+        values: the method's and the engine's settings by name, and `mix`; those of held-out rows.
     Returns:
         the model with an adapter, or with new weights when `rank` is 0; and with its value head as
         extra tensors where the method has one.
@@ -327,13 +341,17 @@ def train_online(
         Stopped: a loss or an advantage that is not finite.
     """
     mix = cast("Mix | None", values.get("mix"))
-    told, settings = _split(spec, {n: v for n, v in values.items() if n != "mix"})
+    told, settings, watch = _split(spec, {n: v for n, v in values.items() if n != "mix"})
+    if given.held_out is None:
+        watch.check_unused(lambda _: spec.name)
     beside, own_rows = (given.mix_data, False) if given.mix_data is not None else (data, True)
     check_mix(spec.name, {**vars(settings), "mix": mix}, beside, given=not own_rows)
     key = content_hash(
         [spec.name, told, vars(settings), mix, model.weights_key, data.key, current().seed,
          given.keys], 8
     )  # fmt: skip
+    if given.held_out is not None:
+        key = content_hash([key, given.held_out.key, vars(watch)], 8)
     pool = pool_of(spec, told)
     joined = _joined(spec, told, settings, data, pool)
     by = pool or _reward(spec, told, settings, given.principles, given.reward_model)
@@ -342,13 +360,16 @@ def train_online(
     added = read_added(mix, beside, not own_rows, settings, start)
     run = Run(spec, told, settings, given, start, added)
     world = _world(run, make)
-    if world is not None:
-        prompts = tasks_of(settings, start, data, world, run.beside, added)
-    else:
-        prompts = prompts_of(spec, joined, settings, start, data, pool, run.beside, added)
+    source = Source(spec, joined, settings, start, pool, world)
+    prompts, aside = source.read(data, spec.name, settings.answers), None
+    if given.held_out is not None:
+        with told_apart():
+            aside = source.read(given.held_out, f"{spec.name} {HELD}", 1)
+    check_prompts(start, prompts, aside, run.beside, added)
     if distributed.leads():
-        _warn(spec, told, settings.rollouts(len(prompts)))
+        _warn(spec, told, settings.rollouts(len(prompts.asked)))
     home = distributed.agree(current().folder)
-    task = _task(run, prompts, by, home / f"rollouts-{key}", world)
-    train(task, settings, key=key, peak=settings.peak)
+    task = _task(run, prompts.asked, by, home / f"rollouts-{key}", world)
+    held = HeldOutPrompts.of(task, aside.asked, watch) if aside is not None else None
+    train(task, settings, key=key, peak=settings.peak, held=held)
     return _result(run, task, model, data, home / f"{spec.name}-{key}")
