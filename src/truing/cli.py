@@ -196,27 +196,35 @@ def _store(args: argparse.Namespace) -> object:
 def _evidence(add: Callable[[str, Command, str], Parser]) -> None:
     """The commands that show what holds and where it comes from."""
     child = add("compare", _compare, "several methods on the same data, budget and seeds")
-    child.add_argument("--verb", default="train")
+    child.add_argument("--verb", default="train", help="of bare names")
     child.add_argument(
         "--methods",
         required=True,
         help="comma-separated names; a group's name for all of it that the data can train",
     )
-    child.add_argument("--model", default="smollm2-135m-instruct")
-    child.add_argument("--data", required=True)
+    child.add_argument(
+        "--model",
+        default="smollm2-135m-instruct",
+        help="what each of them starts from: a folder, a hub name or one of `truing models`",
+    )
+    child.add_argument(
+        "--data", required=True, help="preference pairs: a file, or a name of `truing data`"
+    )
     child.add_argument("--budget", default="64pairs", help="rows to train on, such as 64pairs")
-    child.add_argument("--seeds", type=int, default=3)
+    child.add_argument(
+        "--seeds", type=int, default=3, help="repetitions, each on another sample (default: 3)"
+    )
     child.add_argument(
         "--set", action="append", default=[], metavar="SETTING=VALUE", help="of every method"
     )
     child.add_argument("--held-out", type=int, default=128, help="rows that all are measured on")
-    child.add_argument("--runs", default="runs")
+    child.add_argument("--runs", default="runs", help="folder for the run (default: runs)")
     child = add("why", _why, "which principle, generator, judge and filter made a row")
     child.add_argument("row", help="id of a row or of a report's sample")
     child.add_argument("--run", default="", help="folder of the run to look in")
     child = add("claim", _claim, "measure a paper's claim again")
-    child.add_argument("slug", nargs="?", default="")
-    child.add_argument("--list", action="store_true")
+    child.add_argument("slug", nargs="?", default="", help="a claim's name, as --list gives it")
+    child.add_argument("--list", action="store_true", help="all claims, and what they take")
 
 
 def _parser() -> Parser:
@@ -248,7 +256,7 @@ def _parser() -> Parser:
     child = add("show", _show, "one method or component: equation, inputs, settings")
     child.add_argument("name", help="such as dpo, train/dpo or check:max_words")
     child = add("run", _run, "run a recipe (.yaml or .py); resumes where it stopped")
-    child.add_argument("recipe")
+    child.add_argument("recipe", help="its path")
     child.add_argument(
         "--set",
         action="append",
@@ -257,13 +265,21 @@ def _parser() -> Parser:
     )
     child.add_argument("--runs", default="runs", help="folder for the run (default: runs)")
     _evidence(add)
-    add("models", _models, "models by name").add_argument("--fetch", metavar="NAME", default="")
+    add("models", _models, "models by name").add_argument(
+        "--fetch", metavar="NAME", default="", help="bring this one onto the disk now"
+    )
     add("data", _data, "data sets by name")
     add("doctor", _doctor, "what is installed, what is missing, how fast this machine is")
     child = add("store", _store, "the store of artefacts")
-    child.add_argument("action", choices=["ls", "verify", "gc", "export"])
-    child.add_argument("key", nargs="?", default="")
-    child.add_argument("to", nargs="?", default="")
+    child.add_argument(
+        "action",
+        choices=["ls", "verify", "gc", "export"],
+        help="list it, check every file, delete what nothing refers to, write one artefact out",
+    )
+    child.add_argument(
+        "key", nargs="?", default="", help="export: a key or its beginning, or RUN_FOLDER/STEP"
+    )
+    child.add_argument("to", nargs="?", default="", help="export: a new folder")
     child.add_argument(
         "--days",
         type=float,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 from truing import __version__, jsontext
 from truing.context import Json
 from truing.core import files, private
-from truing.errors import InputError, Stopped
+from truing.errors import InputError, Stopped, unknown
 from truing.faults import make_folder
 
 if TYPE_CHECKING:
@@ -183,6 +183,24 @@ def read(folder: str | Path) -> dict[str, Json]:
     if data.get("schema_version") != SCHEMA_VERSION:
         raise InputError("run of another schema", where=str(path), seen=data.get("schema_version"))
     return data
+
+
+def key_of_step(text: str) -> str:
+    """The key of what a step made, from "FOLDER/STEP"; "" where that is no folder of a run.
+
+    Raises:
+        InputError: the run has no such step, or it has not finished.
+    """
+    folder, name = Path(text).parent, Path(text).name
+    if "/" not in text or not (folder / "manifest.json").is_file():
+        return ""
+    steps = cast("dict[str, dict[str, Json]]", read(folder)["steps"])
+    if name not in steps:
+        raise unknown("step", name, steps, where=str(folder))
+    key = steps[name].get("key")
+    if not isinstance(key, str) or not key:
+        raise InputError("this step has not finished", where=str(folder), seen=name)
+    return key
 
 
 def latest(runs: str | Path = "runs") -> Path:

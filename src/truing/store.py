@@ -359,17 +359,18 @@ class Store:
         """Write an artefact outside the store: a model as a plain Hugging Face folder where it can.
 
         Args:
-            key: or its beginning.
+            key: or its beginning, or a step of a run: its folder, a slash and the step's name.
             to: a new or empty folder, or an earlier export, which is replaced.
             quarantined: a model in quarantine, too.
         """
         from truing import quarantine
         from truing.core.opening import EXPORTED
+        from truing.runs import key_of_step
 
         where = "truing store export KEY FOLDER"
         if not to:
-            raise InputError("say where to", where=where)
-        full = self.find(key)
+            raise InputError("say where to", where=where, seen=key, fix="Name a new folder")
+        full = self.find(key_of_step(key) or key)
         noun = self.load(full)
         if isinstance(noun, Model):
             quarantine.refuse(noun, "exported", asked=quarantined, fix="say --quarantined")

@@ -271,6 +271,10 @@ def test_store_verify_gc_and_export(folder: Path, store: Store) -> None:
     key = str(result.run.steps["part"]["key"])
     store.export(key[:10], str(folder / "out"))
     assert Table.load(folder / "out").key == result.results["part"].key
+    store.export(f"{result.folder}/part", str(folder / "by_step"))
+    assert Table.load(folder / "by_step").key == result.results["part"].key
+    with pytest.raises(InputError, match="unknown step 'parts'.*'part'"):
+        store.export(f"{result.folder}/parts", str(folder / "none"))
     (result.folder / "manifest.json").unlink()
     assert [g["key"] for g in store.gc()] == [key]
     table = next((store.root / "artefacts").glob("*/*/data/table.parquet"))
