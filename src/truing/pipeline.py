@@ -49,6 +49,7 @@ class StepResult:
     seconds: float
     metrics: list[dict[str, Json]] = field(default_factory=list)
     note: str = ""
+    cost: float = 0.0  # of endpoints whose price is known
 
     def line(self) -> dict[str, Json]:
         """One JSON object for machines."""
@@ -60,13 +61,17 @@ class StepResult:
             "cached": self.cached,
             "seconds": round(self.seconds, 2),
         }
-        return found | summary_of([self.artefact])
+        return found | _costing(self.cost) | summary_of([self.artefact])
 
     def text(self) -> str:
         """For people."""
         shown = table_of([self.artefact]) or about(self.artefact)
         how = "from the store" if self.cached else f"in {self.seconds:.1f} s"
         return f"{shown}\n{self.method.id}: {how}; truing store export {self.key[:12]} FOLDER"
+
+
+def _costing(cost: float) -> dict[str, Json]:
+    return {"cost": round(cost, 6)} if cost else {}
 
 
 def _reused(store: Store, key: str) -> str:
@@ -123,7 +128,7 @@ def perform(
         check_space(store.root)
         scratch = store.scratch(key)
         clock = Clock(scratch)
-        heard = clock.heard(on_progress), clock.heard(on_metric)
+        heard = clock.heard(on_progress), clock.paying(on_metric)
         context = Context(seed, scratch, *heard, name)
         try:
             with use(context):
@@ -133,9 +138,9 @@ def perform(
             clock.keep()
             raise
         seconds = clock.seconds
-        facts = _facts(method, nouns, settings, seed, seconds)
+        facts = _facts(method, nouns, settings, seed, seconds) | _costing(clock.cost)
         made = store.put(key, made, facts, context.metrics)
-        return StepResult(method, key, made, False, seconds, context.metrics, damage)
+        return StepResult(method, key, made, False, seconds, context.metrics, damage, clock.cost)
 
 
 def _made(method: Method, nouns: Nouns, settings: Mapping[str, object]) -> Noun:
@@ -145,9 +150,10 @@ def _made(method: Method, nouns: Nouns, settings: Mapping[str, object]) -> Noun:
 
 
 def _from_store(method: Method, store: Store, key: str) -> StepResult:
-    spent = float(cast(float, store.facts(key).get("seconds") or 0.0))
+    facts = store.facts(key)
+    seconds, cost = (float(cast(float, facts.get(n) or 0.0)) for n in ("seconds", "cost"))
     made, metrics, note = store.load(key), store.metrics(key), _reused(store, key)
-    return StepResult(method, key, made, True, spent, metrics, note)
+    return StepResult(method, key, made, True, seconds, metrics, note, cost)
 
 
 def _facts(
@@ -208,6 +214,8 @@ class Result:
         facts |= summary_of(list(self.results.values()))
         facts["seconds"] = round(time.time() - self.run.began, 1)
         facts["cached_steps"] = sum(bool(s["cached"]) for s in self.run.steps.values())
+        own = [s.get("cost") for s in self.run.steps.values() if not s["cached"]]
+        facts |= _costing(sum(float(cast(float, cost or 0.0)) for cost in own))
         facts["report"] = str(self.report)
         return facts
 
@@ -246,6 +254,7 @@ def run(
     with use(Context()) as reading:
         opened = open_sources(checked, opened)
     check_abilities(checked, opened)
+    check_served(checked, opened)
     record = Run(plan, runs)
     if reading.metrics:  # rows of data sets that cannot be used
         record.manifest["left_out"] = list(reading.metrics)
@@ -254,7 +263,6 @@ def run(
 
 
 def _run_all(
-    check_served(checked, opened)
     checked: Sequence[Checked], opened: Opened, record: Run, store: Store, strands: Strands
 ) -> Result:
     from truing import report
@@ -371,6 +379,7 @@ def _run_one(
         cached=made.cached,
         seconds=round(made.seconds, 2),
         note=made.note,
+        **_costing(made.cost),
     )
     progress.end(about(made.artefact), made.cached, made.seconds, made.note)
 

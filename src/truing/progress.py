@@ -10,9 +10,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec
+from typing import ParamSpec, cast
 
-from truing.context import EVERY
+from truing.context import EVERY, Json, Metric
 from truing.core import files
 
 P = ParamSpec("P")
@@ -83,16 +83,18 @@ class Progress:
 
 
 class Clock:
-    """Seconds spent on a step, those before it was stopped included.
+    """Seconds spent on a step and what endpoints cost it, before it was stopped, too.
 
-    They are kept in its scratch folder while there is something that a stopped step goes on from.
+    Both are kept in its scratch folder while there is something that a stopped step goes on from,
+    such as replies that were paid for.
     """
 
     def __init__(self, scratch: Path) -> None:
         self.path = scratch / ".seconds"
-        self.before = 0.0
+        self.before, self.cost = 0.0, 0.0
         with contextlib.suppress(OSError, ValueError):
-            self.before = float(self.path.read_text())
+            kept = [float(word) for word in self.path.read_text().split()]
+            self.before, self.cost, *_ = [*kept, 0.0, 0.0]
         self.began = self.kept = time.monotonic()
 
     @property
@@ -101,12 +103,13 @@ class Clock:
         return self.before + time.monotonic() - self.began
 
     def keep(self, every: float = 0.0) -> None:
-        """Write the time down, unless that was done less than `every` seconds ago."""
+        """Write them down, unless that was done less than `every` seconds ago."""
         now = time.monotonic()
-        if now - self.kept >= every and self.path.parent.is_dir():
+        if now - self.kept >= every and (self.cost or self.path.parent.is_dir()):
             self.kept = now
             with contextlib.suppress(OSError):  # the time is not worth a stop
-                files.write_text(self.path, f"{self.seconds:.3f}\n")
+                cost = f" {self.cost:.9g}" if self.cost else ""
+                files.write_text(self.path, f"{self.seconds:.3f}{cost}\n")
 
     def heard(self, call: Callable[P, None] | None) -> Callable[P, None] | None:
         """`call`, which now and then keeps the time too, so that it outlives a kill."""
@@ -116,5 +119,17 @@ class Clock:
         def both(*args: P.args, **kwargs: P.kwargs) -> None:
             self.keep(KEEP_EVERY)
             call(*args, **kwargs)
+
+        return both
+
+    def paying(self, call: Metric | None) -> Metric:
+        """`call`, told of what is observed, among which are the costs."""
+
+        def both(values: dict[str, Json]) -> None:
+            cost = float(cast(float, values.get("endpoint_cost", 0.0)))
+            self.cost += cost
+            self.keep(0.0 if cost else KEEP_EVERY)
+            if call is not None:
+                call(values)
 
         return both

@@ -62,7 +62,7 @@ def test_a_budget_of_the_address_stops_and_the_next_goes_on(far: Address) -> Non
     with pytest.raises(Stopped, match=r"budget of 2 requests.*3 of 5 replies are still") as caught:
         asked(few)
     assert caught.value.exit_code == 3 and "same command goes on" in caught.value.fix
-    assert "requests or tokens" in caught.value.fix and "TRUING" not in caught.value.fix
+    assert caught.value.fix.endswith("larger one: requests")
     with pytest.raises(Stopped, match=r"2 requests, \d+ tokens so far"):
         asked(few)  # in one process it is spent
     more = Model.open(f"{far.url}#tiny?requests=3")
@@ -157,6 +157,8 @@ def test_a_reward_behind_an_address_has_its_own_too() -> None:
         ("m?retries=-1", "retries must be 0 or more"),
         ("m?concurrency=0", "concurrency must be at least 1"),
         ("m?requests=3,timeout=0", "timeout above 0"),
+        ("m?input_price=-1", "input_price must be 0 or more"),
+        ("m?cost=3", "where the price of the tokens is said"),
     ],
 )
 def test_limits_that_are_none(name: str, told: str) -> None:
@@ -228,9 +230,85 @@ def test_a_recipe_stops_with_3_and_goes_on_under_a_larger_budget(
     assert json.loads((folder / "manifest.json").read_text())["steps"]["told"]["cached"]
 
 
+PRICE = "input_price=1e6,output_price=2e6"  # 1 and 2 a token: a reply of 7 and 3 tokens costs 13
+
+
+def test_a_budget_of_money_is_never_passed() -> None:
+    with server(lambda n, body: good()) as (url, log):
+        model = Model.open(f"{url}#m?{PRICE},cost=400,concurrency=4")
+        with pytest.raises(
+            Stopped, match=r"budget of 400 in cost .*a cost of \d+ so far"
+        ) as caught:
+            asked(model, [f"p{i}" for i in range(60)], max_tokens=3)
+        assert caught.value.fix.endswith("larger one: cost")
+        spent = meter(url, "m")
+        assert spent.cost == 13 * len(log.asked) == meter().cost and 200 < spent.cost <= 400
+        Model.open(f"{url}#m?{PRICE}")  # without a budget it is only counted
+        asked(model, [f"p{i}" for i in range(60)], max_tokens=3)
+        assert len(log.asked) == 60 and meter().cost == 13 * 60
+
+
+def test_what_is_not_told_costs_what_it_may_at_most() -> None:
+    said = {"total_tokens": 10}, {"prompt_tokens": 4}, {"total_tokens": 9, "prompt_tokens": 8}
+    for usage, want in zip((*said, None), (None, None, 8 + 2, None), strict=True):
+
+        def script(n: int, body: dict[str, Any], usage: object = usage) -> Any:
+            status, headers, reply, wait = good()
+            return status, headers, {**reply, "usage": usage}, wait
+
+        with server(script) as (url, log):
+            asked(Model.open(f"{url}#m?{PRICE}"), ["Hello"], max_tokens=3)
+            sent = json.dumps(log.asked[0][2], ensure_ascii=False)
+            guess = len(sent.encode()) // 3  # tokens of the prompt, by its length
+            most = 10.0 if usage == said[0] else guess + 2 * 3  # of ten in all none is an answer's
+            assert meter(url, "m").cost == (want or most)
+
+
+def test_the_budget_of_money_of_all_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUING_MAX_COST", "150")
+    with server(lambda n, body: good()) as (url, _):
+        with pytest.raises(InputError, match=r"where the price of the tokens is said.*price: "):
+            asked(Model.open(f"{url}#local"))
+        assert len(asked(Model.open(f"{url}#local?input_price=0"))) == 5  # which costs nothing
+        asked(Model.open(f"{url}#one?{PRICE},concurrency=1"), ["a"], max_tokens=1)
+        with pytest.raises(Stopped, match=r"budget of 150 in cost.*TRUING_MAX_COST"):
+            other = Model.open(f"{url}#other?{PRICE},concurrency=1")
+            asked(other, [f"p{i}" for i in range(20)], max_tokens=1)
+        assert meter().cost == meter(url, "one").cost + meter(url, "other").cost <= 150
+
+
+def test_what_a_step_cost_is_in_manifest_and_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.dumps({"prompt": p}) for p in ASKED]
+    (tmp_path / "asked.jsonl").write_text("\n".join(lines))
+    path, words = tmp_path / "r.yaml", ["--runs", str(tmp_path / "runs"), "--json"]
+    with server(lambda n, body: good()) as (url, log):
+        # A reply of 7 and 3 tokens costs 0.013; before it comes, more than that is reserved.
+        for budget, code in ((0.1, 3), (5, 0), (5, 0)):
+            said = f"price: {{input: 1000, output: 2000}}, cost: {budget}, concurrency: 1"
+            path.write_text(RECIPE.replace("URL", url).replace("requests: N, concurrency: 1", said))
+            assert cli.main(["run", str(path), *words]) == code
+            line = json.loads(capsys.readouterr().out.splitlines()[-1])
+            asked_by_then = len(log.asked)
+            assert (0 < asked_by_then < 5) if code else asked_by_then == 5
+    (folder,) = (tmp_path / "runs").iterdir()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    step = manifest["steps"]["told"]
+    # Of both runs together, also where a third one took the step from the store.
+    assert step["cost"] == pytest.approx(0.065) and step["cached"] and "cost" not in line
+    assert "cost 0.065, cached" in (folder / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
+        ("{endpoint: http://h/v1, model: m, price: {input: 1, outptu: 2}}", "price is .input"),
+        ("{endpoint: http://h/v1, model: m, price: 3}", "price is .input"),
+        (
+            "{endpoint: http://h/v1, model: m, price: {input: cheap}}",
+            "input_price must be a number",
+        ),
         ("{endpoint: http://h/v1}", "address and name"),
         ("{model: m, requests: 3}", "address and name"),
         ("{endpoint: http://h/v1#m, model: m}", "address and name"),
@@ -252,5 +330,8 @@ def test_a_plan_takes_the_same_in_python(tmp_path: Path) -> None:
     plan.model("far", {"endpoint": "http://h/v1", "model": "m", "tokens": 1_234_567, "timeout": 5})
     assert plan.models["far"] == "http://h/v1#m?tokens=1234567,timeout=5.0"
     folder = Run(plan, tmp_path / "runs").folder
+    priced = {"price": {"input": 0.15, "output": 0.6}, "cost": 2}
+    plan.model("far", {"endpoint": "http://h/v1", "model": "m", **priced})
+    assert plan.models["far"] == "http://h/v1#m?cost=2.0,input_price=0.15,output_price=0.6"
     plan.model("far", {"endpoint": "http://h/v1", "model": "m"})
     assert Run(plan, tmp_path / "runs").folder == folder

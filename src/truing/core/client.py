@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from truing.context import current
 from truing.core import files
 from truing.core.chat import Prompt, messages_of
 from truing.core.drawing import Completion
@@ -280,10 +281,12 @@ def _fetch(
 
     failed: list[TruingError] = []
     came = 0
+    used: list[Endpoint] = []
 
     async def work() -> None:
         todo = iter(missing)
         async with Endpoint(served.url, spent) as endpoint:
+            used.append(endpoint)
 
             async def worker() -> None:
                 nonlocal came
@@ -310,12 +313,28 @@ def _fetch(
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    together(work)
+    try:
+        together(work)
+    finally:
+        for one in used:
+            _note_cost(one, served.model)
     if failed:
         if isinstance(failed[0], Stopped):
             left = len(missing) - came
             failed[0].message += f"; {left} of {len(asked)} replies are still to come"
         raise failed[0]
+
+
+def _note_cost(endpoint: Endpoint, model: str) -> None:
+    """Record what was spent there, where the model's price is known."""
+    if endpoint.spent.cost:
+        current().metric(
+            endpoint=endpoint.shown,
+            endpoint_model=model,
+            endpoint_requests=endpoint.sent,
+            endpoint_tokens=endpoint.spent.tokens,
+            endpoint_cost=endpoint.spent.cost,
+        )
 
 
 def _choice(data: Reply, endpoint: Endpoint) -> Reply:

@@ -35,7 +35,7 @@ import httpx
 
 from truing.context import current
 from truing.core import private
-from truing.core.limits import Meter
+from truing.core.limits import Amount, Meter
 from truing.errors import InputError, Stopped
 
 T = TypeVar("T")
@@ -112,6 +112,7 @@ class Endpoint:
         # What people read never shows a password that the address carries.
         self.url, self.meter = private.keep_login(url.rstrip("/")), meter
         self.shown = self.url
+        self.sent, self.spent = 0, Amount()  # by this one alone
         self._login = private.login(self.url)
         self._key = api_key(self.url)
         self.closing = asyncio.Event()  # set: what is under way ends, nothing is begun any more
@@ -174,20 +175,23 @@ class Endpoint:
     async def _once(self, path: str, body: dict[str, object]) -> dict[str, object]:
         content = json.dumps(body, ensure_ascii=False).encode(errors="replace")
         limit = body.get("max_tokens") or body.get("max_completion_tokens") or 0
-        tokens = len(content) // 3 + (limit if isinstance(limit, int) else 0)
-        while self.closing.is_set() or not self.meter.reserve(tokens, self.shown):
+        guess = len(content) // 3, limit if isinstance(limit, int) else 0
+        reserved, spent = self.meter.amount(*guess), Amount()
+        while self.closing.is_set() or not self.meter.reserve(reserved, self.shown):
             if self.closing.is_set():
                 raise _Broken("the request was not sent")
             await asyncio.sleep(0.02)
-        spent = 0
         try:
             status, headers, raw = await self._post(path, content)
             data = _json(raw)
             if status == 200 and data is not None and not data.get("error"):
-                spent = _usage(data, tokens)
+                spent = self.meter.amount(*_usage(data, *guess))
                 return data
         finally:
-            self.meter.settle(tokens, spent)
+            self.meter.settle(reserved, spent)
+            total = self.spent
+            self.sent += 1
+            self.spent = Amount(total.tokens + spent.tokens, total.cost + spent.cost)
         raise self._refusal(status, headers, raw, data, body)
 
     async def _post(self, path: str, content: bytes) -> tuple[int, httpx.Headers, bytes]:
@@ -326,10 +330,15 @@ def _kind(headers: httpx.Headers) -> str:
     return headers.get("content-type", "no content type").partition(";")[0]
 
 
-def _usage(data: Mapping[str, object], guess: int) -> int:
-    usage = data.get("usage")
-    total = cast("dict[str, object]", usage).get("total_tokens") if isinstance(usage, dict) else 0
-    return total if isinstance(total, int) and total > 0 else guess
+def _usage(data: Mapping[str, object], asked: int, answered: int) -> tuple[int, int]:
+    """Tokens of prompt and answer as the server counts them, else as they were guessed."""
+    found = data.get("usage")
+    usage = cast("dict[str, object]", found) if isinstance(found, dict) else {}
+    total, prompt = usage.get("total_tokens"), usage.get("prompt_tokens")
+    if not isinstance(total, int) or total <= 0:
+        return asked, answered
+    asked = min(prompt if isinstance(prompt, int) and prompt >= 0 else asked, total)
+    return asked, total - asked
 
 
 def together(main: Callable[[], Coroutine[object, object, T]]) -> T:

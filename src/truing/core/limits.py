@@ -1,10 +1,12 @@
-"""How much may be asked of endpoints: requests, tokens, how many together, for how long.
+"""How much may be asked of endpoints: requests, tokens, money, how many together, for how long.
 
 A budget is never passed: tokens are reserved before a request is sent (by its length and the limit
-of its answer), and the reservation is replaced by what the server counts.
+of its answer), and the reservation is replaced by what the server counts. So is what they cost,
+where the model's price is said; a price cut for what the server has cached is not known here.
 
 An address may say what holds for its model, `http://host:port/v1#name?requests=500,timeout=60`; a
-recipe may write it as `{endpoint: http://host:port/v1, model: name, requests: 500, timeout: 60}`.
+recipe may write it as `{endpoint: http://host:port/v1, model: name, requests: 500, timeout: 60}`,
+and the price as `price: {input: 0.15, output: 0.6}`.
 It is kept in this process's memory alone, by the address without it, which is what models, keys and
 the store have: no limit changes a result. What no address says holds for all of them together and
 comes from the environment (`Limits.of_environment`) or from `limited`.
@@ -23,9 +25,18 @@ import threading
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple, cast
 
 from truing.core import private
 from truing.errors import InputError, Stopped, unknown
+
+PRICES = ("input_price", "output_price")
+MILLION = 1_000_000
+UNPRICED = "a budget of money holds where the price of the tokens is said"
+PRICE = (
+    "Say {price: {input: 0.15, output: 0.6}} of the model, or input_price=0.15,output_price=0.6 "
+    "behind its name: of a million tokens, 0 where they cost nothing"
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,9 @@ class Limits:
     Args:
         requests: HTTP requests in all, retries included.
         tokens: tokens in all, of prompts and answers, as the servers count them.
+        cost: of them in all, by the price of each model.
+        input_price: of a million tokens of prompts, in whatever currency `cost` is.
+        output_price: of a million tokens of answers.
         concurrency: requests under way at the same time.
         timeout: seconds that one request may take, from sending it to its last byte.
         retries: further attempts at one request.
@@ -42,12 +56,15 @@ class Limits:
 
     requests: int = 0
     tokens: int = 0
+    cost: float = 0.0
+    input_price: float = 0.0
+    output_price: float = 0.0
     concurrency: int = 8
     timeout: float = 120.0
     retries: int = 6
 
     def __post_init__(self) -> None:
-        for name in ("requests", "tokens", "retries"):
+        for name in ("requests", "tokens", "retries", "cost", *PRICES):
             if getattr(self, name) < 0:
                 raise InputError(
                     f"{name} must be 0 or more", where="limits", seen=getattr(self, name)
@@ -61,11 +78,12 @@ class Limits:
 
     @staticmethod
     def of_environment() -> Limits:
-        """From TRUING_MAX_REQUESTS, TRUING_MAX_TOKENS, TRUING_CONCURRENCY and TRUING_TIMEOUT."""
+        """From TRUING_MAX_REQUESTS, _TOKENS and _COST, TRUING_CONCURRENCY and TRUING_TIMEOUT."""
         plain = Limits()
         return Limits(
             requests=int(_number("TRUING_MAX_REQUESTS", plain.requests)),
             tokens=int(_number("TRUING_MAX_TOKENS", plain.tokens)),
+            cost=_number("TRUING_MAX_COST", plain.cost),
             concurrency=int(_number("TRUING_CONCURRENCY", plain.concurrency)),
             timeout=_number("TRUING_TIMEOUT", plain.timeout),
         )
@@ -110,8 +128,14 @@ def keep(url: str, name: str, *, anew: bool = False) -> str:
         return name
     said = {key: _value(key, text, f"{url}#{bare}", NAMES) for key, _, text in pairs}
     replace(Limits(), **said)  # checks what they say
+    if said.get("cost") and not _priced(said):
+        raise InputError(UNPRICED, where=f"{url}#{bare}", fix=PRICE)
     _said[url, bare] = said
     return bare
+
+
+def _priced(said: Mapping[str, float]) -> bool:
+    return any(name in said for name in PRICES)
 
 
 def with_room(name: str) -> tuple[str, int]:
@@ -164,6 +188,11 @@ def address(given: Mapping[str, object], *, where: str = "") -> str:
     url, name = rest.pop("endpoint", None), rest.pop("model", None)
     if not isinstance(url, str) or not isinstance(name, str) or "#" in url:
         raise InputError("a model behind an endpoint has address and name", where=where, fix=fix)
+    price = rest.pop("price", {})
+    sides = cast("Mapping[str, object]", price) if isinstance(price, Mapping) else {"": price}
+    if not set(sides) <= {"input", "output"}:
+        raise InputError("price is {input: NUMBER, output: NUMBER}", where=where, seen=price)
+    rest |= {f"{side}_price": value for side, value in sides.items()}
     said = ",".join(f"{key}={_value(key, value, where)}" for key, value in rest.items())
     return f"{url}#{name}?{said}" if said else f"{url}#{name}"
 
@@ -178,6 +207,13 @@ def without(text: str) -> str:
     return SAID.sub(bare, text)
 
 
+class Amount(NamedTuple):
+    """What a request takes, or may take."""
+
+    tokens: int = 0
+    cost: float = 0.0
+
+
 class Meter:
     """What has been spent under `limits`; shared by all threads.
 
@@ -187,14 +223,14 @@ class Meter:
 
     def __init__(self, limits: Limits, above: Meter | None = None) -> None:
         self.limits, self.above = limits, above
-        self.requests, self.tokens = 0, 0
-        self._reserved, self._under_way = 0, 0
+        self.requests, self.tokens, self.cost = 0, 0, 0.0
+        self._reserved, self._reserved_cost, self._under_way = 0, 0.0, 0
         self._lock = threading.Lock()
         self._within: dict[tuple[str, str], Meter] = {}
 
     def within(self, place: tuple[str, str], said: Mapping[str, float]) -> Meter:
         """The meter of one model, with what its address says; one for as long as that stands."""
-        own = {"requests": 0, "tokens": 0, **said}  # a budget of all counts above
+        own = {"requests": 0, "tokens": 0, "cost": 0.0, **said}  # a budget of all counts above
         with self._lock:
             limits = replace(self.limits, **own)
             found = self._within.get(place)
@@ -202,40 +238,56 @@ class Meter:
                 found = self._within[place] = Meter(limits, self)
             return found
 
-    def reserve(self, tokens: int, where: str) -> bool:
-        """Take one request of about `tokens`; False while others under way hold what is left."""
+    def amount(self, asked: int, answered: int) -> Amount:
+        """That of so many tokens of a prompt and of its answer, at the model's price."""
+        most = self.limits
+        cost = (asked * most.input_price + answered * most.output_price) / MILLION
+        return Amount(asked + answered, cost)
+
+    def reserve(self, some: Amount, where: str) -> bool:
+        """Take one request of about `some`; False while others under way hold what is left."""
         most = self.limits
         with self._lock:
             if most.requests and self.requests >= most.requests:
-                raise self._spent(f"{most.requests} requests", where)
-            if most.tokens and self.tokens + self._reserved + tokens > most.tokens:
-                if self._under_way:
-                    return False
-                raise self._spent(f"{most.tokens} tokens", where)
-            if self.above is not None and not self.above.reserve(tokens, where):
+                raise self._spent("requests", where)
+            for name, spent, more in (
+                ("tokens", self.tokens + self._reserved, some.tokens),
+                ("cost", self.cost + self._reserved_cost, some.cost),
+            ):
+                budget: float = getattr(most, name)
+                if budget and more and spent + more > budget:
+                    if self._under_way:
+                        return False
+                    raise self._spent(name, where)
+            if self.above is not None and not self.above.reserve(some, where):
                 return False
             self.requests += 1
-            self._reserved += tokens
+            self._reserved += some.tokens
+            self._reserved_cost += some.cost
             self._under_way += 1
             return True
 
-    def settle(self, reserved: int, spent: int) -> None:
+    def settle(self, reserved: Amount, spent: Amount) -> None:
         """Give back a reservation and note what was really spent."""
         with self._lock:
-            self._reserved -= reserved
+            self._reserved -= reserved.tokens
+            self._reserved_cost -= reserved.cost
             self._under_way -= 1
-            self.tokens += spent
+            self.tokens += spent.tokens
+            self.cost += spent.cost
         if self.above is not None:
             self.above.settle(reserved, spent)
 
-    def _spent(self, what: str, where: str) -> Stopped:
+    def _spent(self, name: str, where: str) -> Stopped:
+        most = f"{getattr(self.limits, name):g}" if name == "cost" else getattr(self.limits, name)
+        paid = f", a cost of {self.cost:.4g}" if self.cost else ""
         return Stopped(
-            f"the budget of {what} does not allow another request",
+            f"the budget of {most} {'in cost' if name == 'cost' else name} does not allow another "
+            "request",
             where=where,
-            seen=f"{self.requests} requests, {self.tokens} tokens so far",
+            seen=f"{self.requests} requests, {self.tokens} tokens{paid} so far",
             fix="Replies so far are kept, and the same command goes on with this budget anew, or "
-            f"with a larger one: {'TRUING_MAX_REQUESTS' if self.above is None else 'requests'} or "
-            f"{'TRUING_MAX_TOKENS' if self.above is None else 'tokens'}",
+            f"with a larger one: {f'TRUING_MAX_{name.upper()}' if self.above is None else name}",
         )
 
 
@@ -245,8 +297,11 @@ _whole: list[Meter] = []
 
 def meter(url: str = "", model: str = "") -> Meter:
     """The meter in force for a model: its own where its address says limits, else that of all."""
-    said = _said.get((url, model))
-    return _shared() if said is None else _shared().within((url, model), said)
+    said = _said.get((url, model), {})
+    shared = _shared()
+    if url and shared.limits.cost and not _priced(said):
+        raise InputError(UNPRICED, where=f"{url}#{model}", fix=PRICE)
+    return shared.within((url, model), said) if said else shared
 
 
 def _shared() -> Meter:

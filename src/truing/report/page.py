@@ -82,6 +82,7 @@ def _costs(run: RunFacts) -> list[Cost]:
     for step in run.steps.values():
         ran = step.status != "pending"
         said = duration(step.seconds) if ran else "not run"
+        said = f"{said}, cost {step.cost:.4g}" if step.cost else said
         said = f"{said}, cached" if step.cached and ran else said
         bar = svg.bar(step.seconds / most, hollow=step.cached, label=f"{step.name}: {said}")
         made.append(Cost(step, said, bar))
