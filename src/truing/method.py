@@ -24,6 +24,7 @@ from truing.components import one_a_row as one_a_row
 from truing.components import resolve as resolve
 from truing.components import score as score
 from truing.context import forget, seeded
+from truing.core.bounds import Bounds, check_bounds
 from truing.declared import declare, declared, everything, source
 from truing.errors import InputError, MissingExtra, unknown
 from truing.references import Function, any_bare
@@ -33,7 +34,6 @@ if typing.TYPE_CHECKING:
     from truing.tables import Table
 
 Row = dict[str, object]
-Bounds = Mapping[str, tuple[float, float | None] | str]
 Kinds = Mapping[str, tuple[str, ...]]
 Makes = str | Mapping[str, Mapping[str, object]]
 F = typing.TypeVar("F", bound=Function)
@@ -281,7 +281,7 @@ class Method:
                 source(self.entry)
                 code.read_own()
             catalogue.check_used(settings, stored=stored)
-            preflight.check_bounds(settings, typing.cast("Bounds", facts.get("within", {})))
+            check_bounds(settings, typing.cast("Bounds", facts.get("within", {})))
             for given, kinds in typing.cast("Kinds", facts.get("rows", {})).items():
                 if given in tables:
                     name = given

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 
 import pytest
 
-from truing.core.preflight import Bounds, check_bounds
+from truing.core.bounds import Bounds, check_bounds
 from truing.errors import InputError
 from truing.method import Kinds, Makes, Method, methods
 from truing.sources import kind_made
@@ -119,7 +120,8 @@ def test_what_is_made_is_told(name: str) -> None:
         ((0.0, 1.0), [0, 0.5, 1], [-0.1, 1.1], "from 0 to 1"),
         ("(0, 1]", [0.1, 1], [0, -1, 1.1], r"in \(0, 1\]"),
         ("[0, 1)", [0, 0.9], [-0.1, 1], r"in \[0, 1\)"),
-        ("(0, inf)", [1e-9, 1e9], [0, -1], "above 0"),
+        ("(0, inf)", [1e-9, 1e9], [0, -1, math.inf, math.nan], "above 0"),
+        ("[0, inf)", [0, 1e9], [-1, math.inf, math.nan], "at least 0"),
     ],
 )
 def test_ends_of_bounds(

@@ -54,8 +54,8 @@ def test_adam_by_hand() -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"adam_beta2": 1.0}, "'adam_beta2' must be from 0 to below 1"),
-        ({"adam_beta2": -0.1}, "'adam_beta2' must be from 0 to below 1"),
+        ({"adam_beta2": 1.0}, r"'adam_beta2' must be in \[0, 1\)"),
+        ({"adam_beta2": -0.1}, r"'adam_beta2' must be in \[0, 1\)"),
         ({"adam_epsilon": 0.0}, "'adam_epsilon' must be above 0"),
         ({"adam_epsilon": math.inf}, "'adam_epsilon' must be above 0"),
     ],

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from truing.core import own_samples as own_samples  # registers its hooks
+from truing.core.bounds import Bounds
 from truing.core.objective_entry import MIX as MIX
 from truing.core.objective_entry import Function as Function
 from truing.core.objective_entry import Mix as Mix
 from truing.core.objective_entry import entry_of
-from truing.core.preflight import Bounds, check_objective
+from truing.core.preflight import check_objective
 from truing.core.training import HOOKS
 from truing.declared import declare
 from truing.errors import InputError

@@ -39,10 +39,11 @@ from dataclasses import dataclass, field, fields
 from torch import Tensor
 
 from truing.core.advantages import Estimator, at_end, kl_tokens, top_entropy
+from truing.core.bounds import Bounds
 from truing.core.objective import WITHIN, Function, Loss, Measurements, State
 from truing.core.online_entry import entry_of
 from truing.core.online_training import CRITICS, OnlineTraining
-from truing.core.preflight import Bounds, check_online
+from truing.core.preflight import check_online
 from truing.declared import declare
 from truing.errors import InputError
 

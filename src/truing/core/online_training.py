@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from truing.core.bounds import Bounds, check_bounds
 from truing.core.sampling import SamplingSettings
 from truing.core.training import Schedule, TextTraining
 from truing.errors import InputError
 
+BOUNDS: Bounds = {
+    "answers": (1, None), "new_tokens": (1, None), "passes": (1, None), "minibatches": (1, None),
+    "refill": (0, None), "turns": (1, None), "critic_rate": "(0, inf)",
+}  # fmt: skip
 CRITICS = ("critic_rate", "critic_rollouts", "clip_value", "vf")  # of methods that have one
 
 
@@ -95,14 +100,7 @@ class OnlineTraining(TextTraining):
         """Raise an InputError that names the first setting out of range."""
         super().check(where)
         self.check_whole(where)
-        least = {"answers": 1, "new_tokens": 1, "passes": 1, "minibatches": 1, "refill": 0}
-        least["turns"] = 1
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value < low:
-                raise InputError(
-                    f"setting {name!r} must be at least {low}", where=where, seen=value
-                )
+        check_bounds(vars(self), BOUNDS, where)
         if self.new_tokens >= self.max_tokens:
             raise InputError(
                 "new_tokens leaves no room for prompts in max_tokens",
@@ -116,9 +114,6 @@ class OnlineTraining(TextTraining):
                 seen=(self.minibatches, self.batch),
                 fix="Raise batch or lower minibatches",
             )
-        if not self.critic_rate > 0:
-            text = "setting 'critic_rate' must be above 0"
-            raise InputError(text, where=where, seen=self.critic_rate)
         self.sampling(0)
 
     def sampling(self, seed: int, n: int = 0) -> SamplingSettings:

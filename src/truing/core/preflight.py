@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, cast
 
+from truing.core.bounds import check_bounds
 from truing.core.row_kinds import as_kind, is_taken, last_answer, takes_texts
 from truing.errors import InputError, nearest
 from truing.kinds import KINDS, READINGS
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 Settings = Mapping[str, object]
 Tables = Mapping[str, Table]
-# Least and largest value of settings, None where none is largest; or an interval as text, whose
-# round brackets leave their ends out: "(0, 1]", "(0, inf)".
-Bounds = Mapping[str, tuple[float, float | None] | str]
 READ = {given for given, _ in READINGS}  # kinds whose rows read as those of another
 BRANCHES = {"pair": 2, "group": 3}  # of a row of that kind; of all others one
 
@@ -180,29 +177,6 @@ def check_played(spec: Online, training: OnlineTraining, given: str) -> None:
             where=spec.name,
             seen=given,
         )
-
-
-def check_bounds(settings: Settings, bounds: Bounds, where: str = "") -> None:
-    """Raise an InputError for a number outside of its bounds."""
-    for name, bound in bounds.items():
-        value = settings.get(name)
-        wanted = _wanted(value, bound) if isinstance(value, (int, float)) else ""
-        if wanted:
-            raise InputError(f"setting {name!r} must be {wanted}", where=where, seen=value)
-
-
-def _wanted(value: float, bound: tuple[float, float | None] | str) -> str:
-    """What a number should have been; "" where it is within its bound."""
-    if isinstance(bound, str):
-        low, high = (float(end) for end in bound[1:-1].split(","))
-        above = value > low or (value == low and bound[0] == "[")
-        below = value < high or (value == high and bound[-1] == "]")
-        said = f"above {low:g}" if math.isinf(high) else f"in {bound}"
-        return "" if above and below else said
-    least, largest = bound
-    if value >= least and (largest is None or value <= largest):
-        return ""
-    return f"at least {least:g}" if largest is None else f"from {least:g} to {largest:g}"
 
 
 def check_loss(spec: Objective, settings: Settings) -> None:

@@ -13,7 +13,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 from truing.core.chat import Prompt, stop_ids
 from truing.core.drawing import Base, Completion
@@ -201,12 +200,3 @@ def enough(kept: int, n: int, setting: str, where: str) -> None:
 def fill(items: Sequence[Completion], n: int) -> list[Completion]:
     """`n` answers of a search that found at least one; the last one again where it found fewer."""
     return [items[min(i, len(items) - 1)] for i in range(n)]
-
-
-def settings_in_range(where: str, **least: tuple[object, int]) -> None:
-    """Raise InputError for the first setting below its least value."""
-    for name, (value, low) in least.items():
-        if cast(int, value) < low:
-            raise InputError(
-                f"must be at least {low}", where=f"{where} setting {name!r}", seen=value
-            )

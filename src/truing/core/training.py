@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from truing.core.bounds import Bounds, check_bounds
 from truing.core.lora import names_of
 from truing.errors import InputError
 
@@ -29,6 +30,15 @@ if TYPE_CHECKING:
 State = dict[str, Tensor]
 Schedule = Literal["cosine", "linear", "constant", "inverse_sqrt"]
 FLOOR = 0.1  # share of the peak that a warm-up before "inverse_sqrt" begins at
+BOUNDS: Bounds = {
+    "epochs": "[0, inf)", "steps": (0, None), "lr": "[0, inf)", "batch": (1, None),
+    "warmup": "[0, 1)", "clip": "[0, inf)", "weight_decay": "[0, inf)", "adam_beta2": "[0, 1)",
+    "adam_epsilon": "(0, inf)",
+}  # fmt: skip
+TEXT_BOUNDS: Bounds = {
+    "rank": (0, None), "lora_alpha": (0, None), "layers": (0, None), "max_tokens": (8, None),
+    "budget": (0, None),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,22 +73,7 @@ class Training:
 
     def check(self, where: str) -> None:
         """Raise an InputError that names the first setting out of range."""
-        least = {"epochs": 0.0, "lr": 0.0, "clip": 0.0, "weight_decay": 0.0, "warmup": 0.0}
-        for name, low in {**least, "steps": 0, "batch": 1}.items():
-            value = float(getattr(self, name))
-            if not (math.isfinite(value) and value >= low):
-                text = f"setting {name!r} must be at least {low:g}"
-                raise InputError(text, where=where, seen=value)
-        if self.warmup >= 1:
-            raise InputError(
-                "setting 'warmup' is a share of the updates, below 1", where=where, seen=self.warmup
-            )
-        if not 0 <= self.adam_beta2 < 1:
-            text = "setting 'adam_beta2' must be from 0 to below 1"
-            raise InputError(text, where=where, seen=self.adam_beta2)
-        if not (math.isfinite(self.adam_epsilon) and self.adam_epsilon > 0):
-            text = "setting 'adam_epsilon' must be above 0"
-            raise InputError(text, where=where, seen=self.adam_epsilon)
+        check_bounds(vars(self), BOUNDS, where)
         if not self.steps and not self.epochs:
             raise InputError("nothing to do: steps and epochs are 0", where=where)
 
@@ -157,12 +152,7 @@ class TextTraining(Training):
     def check(self, where: str) -> None:
         """Raise an InputError that names the first setting out of range."""
         super().check(where)
-        least = {"rank": 0, "lora_alpha": 0, "layers": 0, "max_tokens": 8, "budget": 0}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value < low:
-                text = f"setting {name!r} must be at least {low}"
-                raise InputError(text, where=where, seen=value)
+        check_bounds(vars(self), TEXT_BOUNDS, where)
         if self.targets != "all-linear" and not self.rank:
             raise InputError(
                 "setting 'targets' names layers for an adapter, and with rank 0 there is none",
@@ -302,11 +292,8 @@ class MovingReference(Hook):
     moves_reference = True
 
     def __init__(self, *, share: float = 0.6, every: int = 512) -> None:
-        if not 0 < share <= 1:
-            raise InputError("setting 'share' must be in (0, 1]", seen=share)
-        if every < 1:
-            raise InputError("setting 'every' must be at least 1", seen=every)
         self.share, self.every = share, every
+        check_bounds(vars(self), {"share": "(0, 1]", "every": (1, None)})
 
     def after_step(self, task: Tuned, step: int) -> None:
         """ref <- share * policy + (1 - share) * ref."""
@@ -328,9 +315,8 @@ class NoisyEmbeddings(Hook):
     quiet: ClassVar[Mapping[str, object]] = {"noise": 0.0}
 
     def __init__(self, *, noise: float = 5.0) -> None:
-        if noise < 0:
-            raise InputError("noise must not be negative", seen=noise)
         self.noise = noise
+        check_bounds(vars(self), {"noise": (0, None)})
 
     @contextlib.contextmanager
     def forward(self, task: Tuned) -> Generator[None]:

@@ -28,7 +28,7 @@ from truing.core.chat import Prompt
 from truing.core.drawing import Base, Completion
 from truing.core.rewards import Rewards, rewarded, rewards_of
 from truing.core.sampling import SamplingSettings
-from truing.core.search import Path, Scored, Writer, enough, fill, search, settings_in_range
+from truing.core.search import Path, Scored, Writer, enough, fill, search
 from truing.method import component, method
 from truing.models import Model
 from truing.principles import Principles
@@ -155,9 +155,6 @@ def deal(
             plain call functions of rows too.
         weights: by those names, "principles" and "reward_model"; 1 where none is given.
     """
-    settings_in_range(
-        "decode/deal", beams=(beams, 1), candidates=(candidates, 1), lookahead=(lookahead, -1)
-    )
     settings = {
         "weight": weight, "beams": beams, "candidates": candidates, "lookahead": lookahead,
         "select": select, "per_token": per_token,

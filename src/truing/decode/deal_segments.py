@@ -31,7 +31,6 @@ from truing.core.search import (
     fill,
     likelihood,
     search,
-    settings_in_range,
 )
 from truing.method import component, method
 from truing.models import Model
@@ -172,11 +171,6 @@ def deal_segments(
             plain call functions of rows too.
         weights: by those names, "principles" and "reward_model"; 1 where none is given.
     """
-    settings_in_range(
-        "decode/deal_segments",
-        proposals=(proposals, 1), keep_best=(keep_best, 1), lookahead=(lookahead, 1),
-        iterations=(iterations, 1),
-    )  # fmt: skip
     settings = {
         "proposals": proposals, "keep_best": keep_best, "lookahead": lookahead,
         "iterations": iterations, "propose": propose,

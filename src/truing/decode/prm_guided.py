@@ -37,7 +37,7 @@ from truing.core.prm_values import WHERE, Answer, Candidate, Guide
 from truing.core.rewards import check_reward_model, licences_at, rewards_of
 from truing.core.sampling import SamplingSettings
 from truing.core.scoring import check_steps
-from truing.core.search import Path, Writer, settings_in_range
+from truing.core.search import Path, Writer
 from truing.errors import InputError, unknown
 from truing.method import component, method
 from truing.models import Model, held_by, hold
@@ -210,9 +210,6 @@ def prm_guided(
         weights: by the names of models and rewards; 1 where none is given.
         standardise: bring terms to one scale among the candidates for a step.
     """
-    settings_in_range(
-        WHERE, candidates=(candidates, 1), steps=(steps, 1), step_tokens=(step_tokens, 1)
-    )
     models, judges = process_models or {}, outcome_models or {}
     rewards = cast("dict[str, dict[str, object]]", referred(rewards or {}))
     guide = rewards_of({}, rewards, None, WHERE)

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from typing import cast
 
 from truing.context import current
+from truing.core.bounds import check_bounds
 from truing.core.referee import HIGHEST, LOWEST, graded, referee_of
 from truing.errors import InputError
 from truing.method import component
@@ -40,11 +40,9 @@ def _model(name: str) -> Model:
 
 def _check(settings: Mapping[str, object]) -> None:
     """What `core.rewards` asks before anything is drawn."""
-    for name, least in (("grades", 1), ("chunk", 2), ("new_tokens", 1)):
-        value = cast(int, settings.get(name, least))
-        if value < least:
-            text = f"setting {name!r} must be at least {least}"
-            raise InputError(text, where=WHERE, seen=value)
+    check_bounds(
+        settings, {"grades": (1, None), "chunk": (2, None), "new_tokens": (1, None)}, WHERE
+    )
     _model(str(settings["model"]))
 
 
