@@ -122,7 +122,6 @@ def check(
     tokenizer = start.loaded.tokenizer
     trees, largest, notes = prompts.trees(tokenizer), prompts.largest, dict(prompts.notes)
     if held is not None:
-        largest = max(largest, held.largest)
         notes |= {f"{HELD}_{name}": value for name, value in held.notes.items()}
     if added is not None:
         trees += added.trees
@@ -130,6 +129,7 @@ def check(
     start.check(
         trees, largest, notes, beside=beside,
         held=held.trees(tokenizer) if held is not None else (),
+        held_largest=held.largest if held is not None else 0,
     )  # fmt: skip
     twice = held.among(prompts) if held is not None else 0
     if held is not None and twice and distributed.leads():
