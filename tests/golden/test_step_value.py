@@ -113,6 +113,32 @@ def test_it_is_saved_and_the_same_seed_gives_the_same_bits(
     assert found[0].key == found[1].key != found[2].key
 
 
+def test_held_out_rows_by_hand(trained: tuple[Model, Model], tmp_path: Path) -> None:
+    """The head after the update whose loss on them was lowest; training is what it was without."""
+    model, _ = trained
+    data, held = Table("steps", ROWS[:5]), Table("steps", ROWS[5:])
+    small: dict[str, object] = {"epochs": 6, "lr": 2e-2, "batch": 2}
+    made: list[Model] = []
+    more: tuple[dict[str, object], ...] = ({}, {"held_out": held}, {"held_out": held})
+    for i, one in enumerate(more):
+        with use(Context(folder=tmp_path / str(i), seed=1)) as context:
+            asked = small | one | ({"eval_every": 2, "keep_best": True} if i == 2 else {})
+            found = methods["step_value"](model, data, **asked)
+        assert isinstance(found, Model)
+        made.append(found)
+    assert made[0].key == made[1].key
+    rows = [m for m in context.metrics if "held_out/loss" in m]
+    seen = {int(str(m["step"])): float(str(m["held_out/loss"])) for m in rows}
+    assert list(seen) == [0, 2, 4, 6, 8, 10, 12, 14, 15]
+    assert [m["held_out_rows"] for m in context.metrics if "held_out_rows" in m] == [3]
+    errors = [
+        np.mean((np.array(plain(made[2], row)) - np.array(row["labels"])) ** 2) for row in held
+    ]
+    assert min(v for s, v in seen.items() if s) == pytest.approx(float(np.mean(errors)), rel=1e-3)
+    with pytest.raises(InputError, match="setting 'patience' counts for nothing"):
+        methods["step_value"](model, data, patience=1)
+
+
 def test_a_classifier_goes_through_the_sigmoid(tiny_path: Path, tmp_path: Path) -> None:
     head = ScoreHead(128)
     with torch.no_grad():

@@ -29,6 +29,8 @@ from torch import Tensor, nn
 
 from truing.context import current
 from truing.core.engine import train
+from truing.core.held_out import INPUT, HeldOut, Watch
+from truing.core.held_out_rows import told_apart
 from truing.core.logprob import states
 from truing.core.objective import Objective
 from truing.core.plain_task import PlainTask
@@ -74,41 +76,17 @@ def new_head(loaded: Loaded, seed: int) -> ScoreHead:
     return head.to(loaded.device)
 
 
-@method(
-    paper="mah-dpo",
-    needs=("weights", "logprob"),
-    rows={"data": ("steps",)},
-    within={"max_tokens": (8, None)},
-)
-def step_value(
-    model: Model,
-    data: Table,
-    *,
-    epochs: float = 3.0,
-    lr: float = 5e-5,
-    batch: int = 32,
-    max_tokens: int = 1024,
-) -> Model:
-    """Train a value model: what each step of an answer is still to come to.
-
-    Args:
-        epochs: passes over the rows; may be a fraction.
-        lr: peak learning rate of the head.
-        batch: rows of one update.
-        max_tokens: of a prompt and its steps; longer rows are cut there and counted.
-    """
-    data = data.expect("steps", where=NAME)
-    settings = Training(epochs=epochs, lr=lr, batch=batch)
-    settings.check(NAME)
-    loaded, context = model.load_module("float32"), current()
+def task_of(
+    loaded: Loaded, head: ScoreHead, data: Table, max_tokens: int, where: str = NAME
+) -> PlainTask:
+    """The head on the states of these rows, which are computed here."""
+    data = data.expect("steps", where=where)
     # Only its rows are read: the head alone is trained, on states that are computed once.
-    spec = Objective(NAME, squared_errors, "batch", ("scores",), "steps", {"labels": None})
+    spec = Objective(where, squared_errors, "batch", ("scores",), "steps", {"labels": None})
     units, notes = read_units(spec, loaded, data, max_tokens)
-    context.metric(**notes)
+    current().metric(**notes)
     rows = closing_states(loaded, [u.tree() for u in units])
     labels = [torch.tensor(u.numbers["labels"], device=loaded.device) for u in units]
-    key = content_hash([NAME, vars(settings), max_tokens, model.key, data.key, context.seed], 8)
-    head = new_head(loaded, context.stream("head") % 2**31)
 
     def losses(numbers: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
         given = [labels[i] for i in numbers]
@@ -116,8 +94,56 @@ def step_value(
         made = value_M.split([len(v) for v in given])
         return squared_errors(made, given), {"value": torch.stack([v.mean() for v in made])}
 
-    task = PlainTask(NAME, head, len(units), losses, row_names=[u.id for u in units])
-    train(task, settings, key=key, peak=lr)
+    return PlainTask(NAME, head, len(units), losses, row_names=[u.id for u in units])
+
+
+@method(
+    paper="mah-dpo",
+    needs=("weights", "logprob"),
+    rows={"data": ("steps",), "held_out": ("steps",)},
+    within={"max_tokens": (8, None), "eval_every": (0, None), "patience": (0, None)},
+)
+def step_value(
+    model: Model,
+    data: Table,
+    held_out: Table | None = None,
+    *,
+    epochs: float = 3.0,
+    lr: float = 5e-5,
+    batch: int = 32,
+    max_tokens: int = 1024,
+    eval_every: int = 0,
+    keep_best: bool = False,
+    patience: int = 0,
+) -> Model:
+    """Train a value model: what each step of an answer is still to come to.
+
+    Args:
+        held_out: rows like those of `data` that are not trained on, whose loss is measured.
+        epochs: passes over the rows; may be a fraction.
+        lr: peak learning rate of the head.
+        batch: rows of one update.
+        max_tokens: of a prompt and its steps; longer rows are cut there and counted.
+        eval_every: updates between two measurements of the held-out loss; 0 makes five in a run.
+        keep_best: return the head after the update with the lowest held-out loss.
+        patience: end the training after so many measurements without a new lowest held-out loss.
+    """
+    data = data.expect("steps", where=NAME)
+    settings = Training(epochs=epochs, lr=lr, batch=batch)
+    settings.check(NAME)
+    watch = Watch(eval_every=eval_every, keep_best=keep_best, patience=patience)
+    loaded, context = model.load_module("float32"), current()
+    key = content_hash([NAME, vars(settings), max_tokens, model.key, data.key, context.seed], 8)
+    head = new_head(loaded, context.stream("head") % 2**31)
+    task, held = task_of(loaded, head, data, max_tokens), None
+    if held_out is None:
+        watch.check_unused(lambda _: NAME)
+    else:
+        with told_apart():
+            apart = task_of(loaded, head, held_out, max_tokens, f"{NAME} {INPUT}")
+        held = HeldOut(apart, [range(len(apart))], watch)
+        key = content_hash([key, held_out.key, vars(watch)], 8)
+    train(task, settings, key=key, peak=lr, held=held)
     made = head.added_to(model, context.folder / f"{NAME}-{key}", "steps")
     licence = licence_of([data])
     made = made.with_licences([licence] if licence else [])
