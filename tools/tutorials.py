@@ -102,6 +102,10 @@ class Page:
             text = text.replace(old, new)
         return blocks(text)
 
+    def runs(self) -> int:
+        """How many of its blocks are run."""
+        return sum(b.language in ("bash", "python") and not b.file for b in self.blocks())
+
 
 def blocks(text: str) -> list[Block]:
     """The fenced blocks of a Markdown text."""
@@ -243,7 +247,9 @@ def readme(root: Path) -> Page:
 
 def run_all(folder: Path, names: list[str]) -> int:
     """Run the tutorials of a checkout's folder, and its README, two at a time; the exit code."""
-    pages = [readme(folder.parents[1]), *map(Page, sorted(folder.glob("*.md")))]
+    # The longest first, so that no core waits for one of them at the end.
+    tutorials = sorted(map(Page, folder.glob("*.md")), key=lambda p: (-p.runs(), p.name))
+    pages = [readme(folder.parents[1]), *tutorials]
     wanted = [p for p in pages if not names or p.name in names]
     if missing := set(names) - {p.name for p in wanted}:
         print(f"no such tutorial: {', '.join(sorted(missing))}")
