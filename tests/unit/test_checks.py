@@ -102,6 +102,52 @@ def test_repetition_share() -> None:
     assert texts.repetition("a b c d a b c d") == pytest.approx(1 / 5)
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (
+            "It's a well-known fact, 3.5 times.",
+            ["It's", "a", "well-known", "fact", "3", "5", "times"],
+        ),
+        ("\u6211\u4e0d\u77e5\u9053\u3002OK\uff01", ["\u6211", "\u4e0d", "\u77e5", "\u9053", "OK"]),
+        ("\u30ab\u30ca\u30fb\u3072\u3089", ["\u30ab", "\u30ca", "\u3072", "\u3089"]),
+        (
+            "\u0e44\u0e17\u0e22\u0e19\u0e35\u0e49",
+            ["\u0e44", "\u0e17", "\u0e22", "\u0e19\u0e35\u0e49"],
+        ),
+        (
+            "\u0939\u093f\u0928\u094d\u0926\u0940 \u092e\u0947\u0902",  # "in Hindi"
+            ["\u0939\u093f\u0928\u094d\u0926\u0940", "\u092e\u0947\u0902"],
+        ),
+        ("cafe\u0301 \ud55c\uad6d\uc5b4", ["cafe\u0301", "\ud55c\uad6d\uc5b4"]),
+        ("\u0645\u06cc\u200c\u0631\u0648\u0645", ["\u0645\u06cc\u200c\u0631\u0648\u0645"]),
+        ("snake_case \u2014 \u0301 _", ["snake", "case"]),
+    ],
+)
+def test_words_of_all_scripts(text: str, wanted: list[str]) -> None:
+    assert texts.words(text) == wanted
+    assert checks.max_words([{"completion": text}], n=len(wanted)) == [1.0]
+
+
+def test_sentences_end_at_the_stops_of_all_scripts() -> None:
+    assert texts.sentences("\u5bf9\u3002\u5bf9\uff01\uff1f\u597d") == [
+        "\u5bf9\u3002",
+        "\u5bf9\uff01\uff1f",
+        "\u597d",
+    ]
+    assert texts.sentences("\u300c\u306f\u3044\u3002\u300d\u3068") == [
+        "\u300c\u306f\u3044\u3002",
+        "\u3068",
+    ]
+    assert texts.sentences("\u0939\u0948\u0964 \u0914\u0930?") == [
+        "\u0939\u0948\u0964",
+        "\u0914\u0930?",
+    ]
+    assert texts.sentences('He said "Hi." Then 3.5!\nNo') == ['He said "Hi.', "Then 3.5!", "No"]
+    long = "\u6211\u4e0d\u77e5\u9053\u4e86\u3002"
+    assert texts.repeats_a_sentence(long * 2) and not texts.repeats_a_sentence(long)
+
+
 def test_unknown_settings_and_languages_are_named() -> None:
     with pytest.raises(InputError, match="Did you mean 'max_words'"):
         score("check", {"use": "max_word", "n": 3}, [])

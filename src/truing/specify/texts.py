@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import unicodedata
 from collections import Counter
 
 from truing.tables import Row, user_text
 
-_WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
+# Scripts that put no spaces between words: Thai, Lao, Burmese, Khmer; kana; Chinese characters.
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+JOINERS = "\u200c\u200d"  # say how letters of one word are drawn
+# Sentences end where white space follows a stop, and at full-width stops wherever they are.
+_SENTENCE = re.compile(
+    r"(?<=[.!?\u2026\u0964\u0965\u061f\u06d4])[\"'\u201d\u2019)]*\s+|\n+"
+    r"|(?<=[\u3002\uff01\uff1f\uff61])(?![\u3002\uff01\uff1f\uff61])"
+    r"[\"'\u201d\u2019\u300d\u300f\uff09)]*\s*"
+)
 # The commonest function words: enough to tell these languages apart in a sentence or two.
 STOP_WORDS = {
     "en": "the of and to in is that for it with as on are this be was by you an or not",
@@ -34,15 +47,27 @@ def text_of(row: Row) -> str:
     return str(row.get("completion", "")).strip()
 
 
+@functools.cache
+def _word() -> re.Pattern[str]:
+    """A word: letters and digits with their marks; one character of a script without spaces."""
+    marks = [c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M"]
+    mark, letter = f"[{''.join(marks)}{JOINERS}]", rf"[^\W_{UNSPACED}]"
+    run = f"{letter}+(?:{mark}+{letter}*)*"
+    return re.compile(rf"(?=[^\W_])[{UNSPACED}]{mark}*|{run}(?:['\u2019-]{run})*")
+
+
 def words(text: str) -> list[str]:
-    """Words of a text: runs of letters and digits; hyphens and apostrophes join."""
-    return _WORD.findall(text)
+    """Words of a text: runs of letters and digits; hyphens and apostrophes join.
+
+    Vowel signs and accents belong to their letters. Scripts that put no spaces between words count
+    by their characters.
+    """
+    return _word().findall(text)
 
 
 def sentences(text: str) -> list[str]:
     """Sentences, split after closing punctuation and at line ends."""
-    parts = re.split(r"(?<=[.!?\u2026])[\"'\u201d\u2019)]*\s+|\n+", text)
-    return [p.strip() for p in parts if p.strip()]
+    return [p.strip() for p in _SENTENCE.split(text) if p.strip()]
 
 
 def repetition(text: str, size: int = 4) -> float:
