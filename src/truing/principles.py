@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -21,6 +22,7 @@ from truing.tables import content_hash
 
 SCHEMA_VERSION = 1
 EXAMPLE = ("prompt", "good", "bad")
+ID = re.compile(r"[\w.-]+")  # rows list ids as "brief, calm"
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Principle:
     """One rule.
 
     Args:
-        id: short identifier, unique in its file.
+        id: short identifier, one word, unique in its file.
         text: the rule as a sentence addressed to the model.
         rationale: why it exists.
         examples: dicts with "prompt" and "good" and/or "bad" answers.
@@ -49,7 +51,8 @@ class Principle:
     negative: str = ""
 
     def __post_init__(self) -> None:
-        """A function in place of a reference becomes one."""
+        """A function in place of a reference becomes one; an id that is none is an InputError."""
+        _check_id(self.id)
         if callable(cast(object, self.check)):
             object.__setattr__(self, "check", referred(self.check))
 
@@ -73,6 +76,7 @@ class Principle:
             value = rule.get(name)
             if not isinstance(value, str) or not value.strip():
                 raise InputError(f"field {name!r} must be a text", where=where, seen=value)
+        _check_id(cast(str, rule["id"]), where)
         for name in ("rationale", "kind", "negative"):
             if not isinstance(rule.get(name, ""), str):
                 raise InputError(f"field {name!r} must be a text", where=where, seen=rule[name])
@@ -96,6 +100,16 @@ class Principle:
             kind=cast(str, rule.get("kind", "")),
             check=dict(cast(Mapping[str, object], check)) if check is not None else None,
             negative=cast(str, rule.get("negative", "")).strip(),
+        )
+
+
+def _check_id(id: str, where: str = "principle") -> None:
+    if not ID.fullmatch(id):
+        raise InputError(
+            "field 'id' must be one word of letters, digits, '_', '-' and '.'",
+            where=where,
+            seen=id,
+            fix="Say what the rule says in 'text'; rows and reports name it by its id",
         )
 
 

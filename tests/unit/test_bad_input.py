@@ -70,6 +70,10 @@ def fails(folder: Path, capsys: pytest.CaptureFixture[str]) -> Fails:
     [
         ("- {id: brief, txt: Be brief.}\n", ["principle 1 (brief)", "'txt'", "'text'"]),
         ("- {id: brief, text: }\n", ["principle 1 (brief)", "'text' must be a text"]),
+        (
+            '- {id: "brief, calm", text: Be brief.}\n',
+            ["principle 1 (brief, calm)", "'id' must be one word", "'text'"],
+        ),
         (RULE + "- {id: brief, text: Be kind.}\n", ["principles 1 and 2", "same id", "'brief'"]),
         (
             RULE + "- {id: b, text: x, check: {use: max_wrods, n: 4}}\n",

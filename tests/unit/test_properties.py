@@ -188,11 +188,11 @@ def test_any_bytes_are_a_table_or_a_clear_error(content: bytes, suffix: str) -> 
             assert str(path) in str(error)
 
 
-ids = st.text(min_size=1, max_size=8).filter(lambda t: bool(t.strip()))
+said = st.text(min_size=1, max_size=8).filter(lambda t: bool(t.strip()))
 rules = st.builds(
     Principle,
-    id=ids,
-    text=ids.map(str.strip),
+    id=st.from_regex(r"[\w.-]{1,8}", fullmatch=True),
+    text=said.map(str.strip),
     rationale=st.text(max_size=10),
     examples=st.lists(
         st.fixed_dictionaries({"prompt": st.text(max_size=4), "good": st.text(max_size=4)}),
