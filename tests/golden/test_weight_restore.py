@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from truing.context import Context, use
-from truing.core import engine, generate
+from truing.core import engine, generate, loaded
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.tiny import tiny_folder, tiny_model
 from truing.core.trunk import Trunk
@@ -89,8 +91,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
 def restorer(pair: tuple[Model, Model]) -> Restorer:
     damaged, trusted = pair
     module = damaged.load_module(fresh=True).module
-    trunk = Trunk(module, DEPTH)
-    return Restorer(trunk, damaged.load_module().module, trusted.load_module().module)
+    originals = [Trunk(m.load_module().module, DEPTH).values() for m in (damaged, trusted)]
+    return Restorer(Trunk(module, DEPTH), *originals)
 
 
 def _batches(model: Model, table: Table) -> list[list[list[int]]]:
@@ -161,7 +163,7 @@ def test_rate_of_one_is_clamped(gradients: Restorer) -> None:
 def test_equal_models_have_nothing_to_restore(pair: tuple[Model, Model]) -> None:
     trusted = pair[1]
     module = trusted.load_module(fresh=True).module
-    original = trusted.load_module().module
+    original = Trunk(trusted.load_module().module, DEPTH).values()
     same = Restorer(Trunk(module, DEPTH), original, original)
     batches = _batches(trusted, REFUSE)
     away = torch.ones(128)
@@ -255,6 +257,39 @@ def test_task_loss_starts_over_in_rollback_mode(pair: tuple[Model, Model], step:
     given = [m["given_back"] for m in step.metrics if m.get("rollback")]
     restored = [m["restored"] for m in step.metrics if m.get("rollback")]
     assert all(0 < g < r for g, r in zip(given, restored, strict=True))
+
+
+def test_one_whole_model_is_in_memory_while_weights_are_restored(
+    pair: tuple[Model, Model], step: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of both originals only what may be restored is kept."""
+    alive: list[int] = []
+    add = Trunk.add_gradients
+
+    def counted(*given: object) -> float:
+        alive.append(modules() - before)
+        return add(*given)  # type: ignore[arg-type]
+
+    def modules() -> int:
+        gc.collect()
+        return sum(issubclass(type(o), PreTrainedModel) for o in gc.get_objects())
+
+    loaded.forget()
+    before = modules()
+    monkeypatch.setattr(Trunk, "add_gradients", counted)
+    weight_restore(*pair, REFUSE, TASK, steps=1)
+    whole = 2  # the causal language model and the backbone in it
+    assert alive == [whole]
+
+
+def test_what_is_kept_is_exact_in_half_the_memory_where_it_can_be() -> None:
+    module, _ = tiny_model()
+    (name, plain), *_ = Trunk(module, 1).parameters().items()
+    assert Trunk(module, 1).values()[name].dtype == torch.float32
+    with torch.no_grad():
+        plain.copy_(plain.bfloat16())
+    kept = Trunk(module, 1).values()[name]
+    assert kept.dtype == torch.bfloat16 and torch.equal(kept.float(), plain)
 
 
 def test_same_seedless_run_gives_same_bits(pair: tuple[Model, Model], tmp_path: Path) -> None:
@@ -371,7 +406,7 @@ def test_a_plain_call_writes_no_checkpoints(
 def test_answers_to_the_task_are_kept(
     pair: tuple[Model, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded, sizes, draw = pair[1].load_module(), [], generate.sample
+    model, sizes, draw = pair[1].load_module(), [], generate.sample
 
     def drawn(module: object, prompts: list[list[int]], settings: object) -> object:
         sizes.append(len(prompts))
@@ -385,11 +420,11 @@ def test_answers_to_the_task_are_kept(
     monkeypatch.setattr(values, "CHUNK", 2)
     check = {"use": "max_words", "n": 3}
     with use(Context(folder=tmp_path, on_progress=told)), pytest.raises(Stop):
-        task_value(loaded, TASK.rows, check, 4, note="before")
+        task_value(model, TASK.rows, check, 4, note="before")
     with use(Context(folder=tmp_path)):
-        assert 0 <= task_value(loaded, TASK.rows, check, 4, note="before") <= 1
+        assert 0 <= task_value(model, TASK.rows, check, 4, note="before") <= 1
         assert sizes == [2, 2, 1]
-        task_value(loaded, TASK.rows, check, 4, note="after")
+        task_value(model, TASK.rows, check, 4, note="after")
     assert sizes == [2, 2, 1, 2, 2, 1]
 
 
@@ -400,15 +435,15 @@ def test_nothing_to_do_returns_the_model(pair: tuple[Model, Model], step: Contex
 
 
 def test_token_probability_by_hand(pair: tuple[Model, Model]) -> None:
-    loaded = pair[1].load_module()
+    model = pair[1].load_module()
     logps: list[float] = []
     for row in TASK.rows[:2]:
-        ids = prompt_ids(loaded.tokenizer, str(row["prompt"]))
-        for token in completion_ids(loaded.tokenizer, str(row["completion"])):
-            logits = loaded.module(input_ids=torch.tensor([ids])).logits[0, -1]
+        ids = prompt_ids(model.tokenizer, str(row["prompt"]))
+        for token in completion_ids(model.tokenizer, str(row["completion"])):
+            logits = model.module(input_ids=torch.tensor([ids])).logits[0, -1]
             logps.append(logits.log_softmax(-1)[token].item())
             ids = [*ids, token]
-    value = token_probability(loaded, TASK.rows[:2])
+    value = token_probability(model, TASK.rows[:2])
     assert value == pytest.approx(math.exp(sum(logps) / len(logps)), rel=1e-4)
 
 

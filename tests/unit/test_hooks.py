@@ -94,6 +94,19 @@ def test_only_the_layers_asked_for_are_computed() -> None:
     assert seen == [0, 1, 2]
 
 
+def test_what_is_kept_of_a_batch_is_no_more_than_was_asked_for() -> None:
+    module = llama()
+    rows = [ROW, ROW[:4], ROW[2:]]
+    site = "layers.1.residual"
+    read = capture(module, [site], rows, [(5, 7), (0, 1), (1, 3)])[site]
+    assert [h.shape[0] for h in read] == [2, 1, 2]
+    for h in read:  # and holds nothing of the rest of the batch
+        assert h.untyped_storage().nbytes() == h.numel() * 4
+    means = capture(module, [site], rows, [(5, 7), (0, 1), (1, 3)], mean=True)[site]
+    for h_TD, mean_D in zip(read, means, strict=True):
+        assert torch.equal(mean_D, h_TD.mean(0)) and mean_D.untyped_storage().nbytes() == 4 * 128
+
+
 def test_batches_do_not_change_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     module = llama()
     rows = [[i + 3] * (i + 1) + ROW for i in range(6)]

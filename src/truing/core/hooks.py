@@ -233,6 +233,8 @@ def capture(
     sites: Sequence[str],
     rows: Sequence[Sequence[int]],
     spans: Sequence[tuple[int, int]] | None = None,
+    *,
+    mean: bool = False,
 ) -> dict[str, list[Tensor]]:
     """Read activations; layers behind the last site, and the head, are not computed.
 
@@ -241,8 +243,10 @@ def capture(
         sites: what to read.
         rows: token ids.
         spans: (start, stop) of the tokens wanted of each row; None for its last token.
+        mean: of those tokens is all that is kept.
 
-    Returns for each site one float32 tensor [T, D] a row, on the CPU, in the order of `rows`.
+    Returns for each site one float32 tensor [T, D] a row, with `mean` [D], on the CPU, in the order
+    of `rows`.
     """
     if spans is None:
         spans = [(len(r) - 1, len(r)) for r in rows]
@@ -263,7 +267,9 @@ def capture(
             site: str, h: Tensor, batch: Sequence[int] = batch, left: set[str] = unread
         ) -> Tensor:
             for k, i in enumerate(batch):
-                made[site][i] = h[k, slice(*spans[i])].float().cpu()
+                h_TD = h[k, slice(*spans[i])].float()
+                # A copy: a view of it would hold the states of the whole batch.
+                made[site][i] = h_TD.mean(0).cpu() if mean else h_TD.to("cpu", copy=True)
             left.discard(site)
             if not left:
                 raise _Enough

@@ -58,6 +58,16 @@ def blocks_of(module: nn.Module) -> nn.ModuleList:
     return block_list(backbone_of(module))
 
 
+def _exact(value: Tensor) -> Tensor:
+    half = value.bfloat16()
+    return half if torch.equal(half.to(value.dtype), value) else value
+
+
+def share_of(module: nn.Module, share: float) -> Trunk:
+    """That share of a module's blocks, from the first on; one at least."""
+    return Trunk(module, max(1, int(share * len(block_list(module)))))
+
+
 class Trunk:
     """The first `depth` blocks of `module`."""
 
@@ -76,6 +86,10 @@ class Trunk:
             and int(name.removeprefix(f"{prefix}.").split(".")[0]) < self.depth
             and not any("norm" in part or part.startswith("ln") for part in name.split("."))
         }
+
+    def values(self) -> dict[str, Tensor]:
+        """Values of `parameters`, in bfloat16 where that holds them exactly."""
+        return {n: _exact(p.detach()) for n, p in self.parameters().items()}
 
     def states(self, batch: Batch) -> Tensor:
         """Hidden states [B, D] (float32) of the last tokens after the last block, before any norm.

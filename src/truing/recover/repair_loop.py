@@ -45,6 +45,12 @@ class Notes:
             journal.put(name, make())
         return journal.get(name)
 
+    def direction(self, name: str, trunk: Trunk, batches: Sequence[Batch]) -> Tensor:
+        """Mean last-token state [D] of a trunk over the batches, on its device."""
+        found = self.once(name, lambda: cast(Json, trunk.mean_state(batches).tolist()))
+        device = next(trunk.module.parameters()).device
+        return torch.tensor(cast("list[float]", found), device=device)
+
     def save(
         self, number: int, state: Callable[[], dict[str, Tensor]], history: list[dict[str, Json]]
     ) -> None:
@@ -62,7 +68,7 @@ class Loop:
 
     Args:
         repair: the model under repair.
-        trusted: the trusted model's trunk.
+        harm_D: mean state of the trusted model on the prompts to refuse.
         loss: of hidden states [B, D] against a direction [D].
         refuse: batches of token ids of prompts to refuse.
         task: batches of token ids of task prompts.
@@ -73,7 +79,7 @@ class Loop:
     def __init__(
         self,
         repair: Restorer,
-        trusted: Trunk,
+        harm_D: Tensor,
         loss: Callable[[Tensor, Tensor], Tensor],
         *,
         refuse: Sequence[Batch],
@@ -82,17 +88,12 @@ class Loop:
         notes: Notes,
     ) -> None:
         self.repair, self.refuse, self.task, self.notes = repair, refuse, task, notes
-        self.harm = partial(_flip, loss, self._direction("harm", trusted, refuse))
-        self.benign = partial(_flip, loss, self._direction("benign", repair.trunk, task))
+        self.harm = partial(_flip, loss, harm_D)
+        self.benign = partial(_flip, loss, notes.direction("benign", repair.trunk, task))
         self._value = value
         self.start = self.value("start")
         self.best: tuple[float, Places] | None = None
         self.history: list[dict[str, Json]] = []
-
-    def _direction(self, name: str, trunk: Trunk, batches: Sequence[Batch]) -> Tensor:
-        found = self.notes.once(name, lambda: cast(Json, trunk.mean_state(batches).tolist()))
-        device = next(trunk.module.parameters()).device
-        return torch.tensor(cast("list[float]", found), device=device)
 
     def value(self, name: str) -> float:
         """The task's value now, noted under this name."""

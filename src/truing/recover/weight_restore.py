@@ -30,12 +30,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from truing.context import current
 from truing.core.chat import prompt_ids
 from truing.core.opening import same_tokens
-from truing.core.trunk import Trunk, block_list
+from truing.core.trunk import Trunk, share_of
 from truing.core.weights import patched
 from truing.errors import InputError
 from truing.method import method
@@ -45,6 +45,7 @@ from truing.recover.task_value import task_value
 from truing.tables import Table, content_hash
 
 Mask = dict[str, Tensor]
+Named = Mapping[str, Tensor]  # weights of the first blocks
 
 
 def direction_loss(hidden_BD: Tensor, direction_D: Tensor) -> Tensor:
@@ -76,14 +77,13 @@ def choose(allowed: Mapping[str, Tensor], grads: Mapping[str, Tensor], n: int) -
 class Restorer:
     """The model under repair: current weights, the two originals, the moves of the algorithm."""
 
-    def __init__(self, trunk: Trunk, damaged: nn.Module, trusted: nn.Module) -> None:
+    def __init__(self, trunk: Trunk, damaged: Named, trusted: Named) -> None:
         self.trunk, self.weights = trunk, trunk.parameters()
+        self.damaged, self.trusted = damaged, trusted
         for parameter in trunk.module.parameters():
             parameter.requires_grad_(False)
         for weight in self.weights.values():
             weight.requires_grad_(True)
-        self.damaged = {n: damaged.get_parameter(n).detach() for n in self.weights}
-        self.trusted = {n: trusted.get_parameter(n).detach() for n in self.weights}
         self.total = sum(p.numel() for p in trunk.module.parameters())
 
     def clear(self) -> None:
@@ -155,19 +155,25 @@ def _loop(
     task_check: dict[str, object] | None,
     key: str,
 ) -> Loop:
-    """The algorithm on the modules of both models and the first `prompts` rows of both tables."""
-    own, before = model.load_module("float32", fresh=True), model.load_module("float32")
-    reference = trusted.load_module("float32")
-    depth = max(1, int(layers * len(block_list(own.module))))
+    """The algorithm on the weights of both models and the first `prompts` rows of both tables."""
+    notes = Notes(key)
+    # One after the other: of both originals only the weights that may be restored are kept.
+    reference = trusted.load_module("float32", fresh=True)
+    harmful = _batches(reference, refuse, prompts, batch)
+    trunk = share_of(reference.module, layers)
+    harm_D, wanted = notes.direction("harm", trunk, harmful), trunk.values()
+    del reference, trunk
+    before = share_of(model.load_module("float32", fresh=True).module, layers).values()
+    own = model.load_module("float32", fresh=True)
     rows = task.rows[:prompts]
     return Loop(
-        Restorer(Trunk(own.module, depth), before.module, reference.module),
-        Trunk(reference.module, depth),
+        Restorer(share_of(own.module, layers), before, wanted),
+        harm_D,
         direction_loss,
-        refuse=_batches(own, refuse, prompts, batch),
+        refuse=harmful,
         task=_batches(own, task, prompts, batch),
         value=lambda name: task_value(own, rows, task_check, note=f"{key}/{name}"),
-        notes=Notes(key),
+        notes=notes,
     )
 
 
@@ -234,13 +240,10 @@ def weight_restore(
     loop = _loop(model, trusted, refuse, task, layers, prompts, batch, task_check, key)
     best = loop.recover(*how)
     entries = {
-        name: (places.cpu(), loop.repair.trusted[name].flatten()[places].cpu())
+        name: (places.cpu(), loop.repair.trusted[name].flatten()[places].cpu().float())
         for name, places in best.items()
     }
-    key = content_hash([*facts, _facts(entries)], 8)
+    found = {name: [at.numpy(), values.numpy()] for name, (at, values) in entries.items()}
+    key = content_hash([*facts, found], 8)
     result = patched(model, entries, current().folder / f"restored-{key}")
     return result.with_changes([*result.weight_changes, *kept]).with_licences([trusted.licence])
-
-
-def _facts(entries: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, object]:
-    return {name: [places.numpy(), values.numpy()] for name, (places, values) in entries.items()}

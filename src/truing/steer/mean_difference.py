@@ -61,7 +61,7 @@ def scaled(vector_D: Tensor, norm: float, shares: int, unit: bool) -> Tensor:
 def _spans(
     model: Model, data: Table, column: str, tokens: Tokens
 ) -> tuple[list[list[int]], list[tuple[int, int]]]:
-    tokenizer = model.load_module("float32").tokenizer
+    tokenizer = model.load_module().tokenizer
     rows: list[list[int]] = []
     spans: list[tuple[int, int]] = []
     for i, row in enumerate(data):
@@ -79,15 +79,12 @@ def states(
     model: Model, data: Table, column: str, layers: Sequence[int], tokens: Tokens
 ) -> dict[int, Tensor]:
     """Activations [N, D] of each block: of a row's answer on average, or of its last token."""
-    loaded = model.load_module("float32")
+    loaded = model.load_module()
     sites = [f"layers.{layer}.residual" for layer in layers]
     rows, spans = _spans(model, data, column, tokens)
     with loaded.run_time():
-        read = capture(loaded.module, sites, rows, spans)
-    return {
-        layer: torch.stack([h_TD.mean(0) for h_TD in read[site]])
-        for layer, site in zip(layers, sites, strict=True)
-    }
+        read = capture(loaded.module, sites, rows, spans, mean=True)
+    return {layer: torch.stack(read[site]) for layer, site in zip(layers, sites, strict=True)}
 
 
 @method(paper="repe-tradeoff", needs=("hidden", "generate"), rows={"data": ("pair",)})
@@ -114,7 +111,7 @@ def mean_difference(
     data = data.expect("pair", where="steer/mean_difference")
     if not len(data):
         raise InputError("no pair to compare", where="steer/mean_difference", seen=data.source)
-    count = len(block_list(model.load_module("float32").module))
+    count = len(block_list(model.load_module().module))
     chosen = layers or middle_layers(count)
     for layer in chosen:
         if not 0 <= layer < count:
