@@ -73,7 +73,8 @@ def _record(model: Model, made: Model, data: Table, facts: dict[str, Json]) -> N
     file = change.path / "adapter_model.safetensors"
     with safe_open(file, "pt") as tensors:
         trained = sum(math.prod(tensors.get_slice(n).get_shape()) for n in tensors.keys())  # noqa: SIM118
-    total = sum(math.prod(model.folded()[n].shape) for n in model.folded())
+    folded = model.folded()
+    total = sum(math.prod(folded.shape(n)) for n in folded)
     record: dict[str, Json] = {
         "attack": "lora_undo",
         **facts,
