@@ -74,7 +74,8 @@ def entry_of(spec: Objective) -> Function:
     parameters = sorted([*nouns, *own.values(), *engine.values()], key=lambda p: p.kind)
     train.__name__ = train.__qualname__ = spec.name
     train.__module__ = spec.loss.__module__
-    hook_docs = argument_docs(HOOKS[spec.hook].__doc__ or "") if spec.hook else {}
+    kinds = reversed(HOOKS[spec.hook].__mro__) if spec.hook else ()
+    hook_docs = {n: d for kind in kinds for n, d in argument_docs(kind.__doc__ or "").items()}
     said = argument_docs(inspect.getdoc(spec.loss) or "")
     docs = {n: d for n, d in GLOSSARY.items() if n in own and n not in said} | hook_docs
     docs |= argument_docs(TextTraining.__doc__ or "") | argument_docs(Watch.__doc__ or "")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -26,6 +26,7 @@ from torch import nn
 
 from truing.context import current
 from truing.core import distributed
+from truing.core.bounds import check_bounds
 from truing.core.chat import Prompt, prompt_ids, stop_ids
 from truing.core.code import made_by
 from truing.core.files import FILE, home, make_room_for
@@ -115,30 +116,7 @@ def record(found: Sequence[Answers], ends: Sequence[int]) -> None:
     )
 
 
-def drawn_anew(
-    task: Tuned, rows: Sequence[int], asked: Asked, settings: SamplingSettings, limit: int
-) -> list[Answers]:
-    """Answers by the model as it is now in place of these rows' last ones, as many for each row.
-
-    Several processes draw a share of them each.
-
-    Args:
-        asked: of the first row, of the second, ...
-        limit: tokens of prompt and answer together.
-    """
-    here = distributed.share([len(prompt) for prompt, _ in asked])
-    own = drawn(task.module, asked[here], settings) if asked[here] else []
-    answers = iter(distributed.gathered(own))
-    found: list[Answers] = []
-    for r in rows:
-        unit = task.units[r]
-        new = [next(answers)[: limit - len(unit.prompt)] for _ in range(len(asked) // len(rows))]
-        given = unit.answers[: len(unit.answers) - len(new)]
-        task.units[r] = replace(unit, answers=(*given, *new))
-        found.append(new)
-    return found
-
-
+@dataclass(kw_only=True, eq=False)
 class OwnSamples(Hook):
     """Answers of the model as it is before training become branches after a row's own.
 
@@ -149,18 +127,17 @@ class OwnSamples(Hook):
         new_tokens: longest answer drawn.
     """
 
-    def __init__(
-        self,
-        *,
-        samples: int = 1,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        new_tokens: int = 128,
-    ) -> None:
-        if samples < 1:
-            raise InputError("setting 'samples' must be at least 1", seen=samples)
-        self.samples, self.temperature = samples, temperature
-        self.top_p, self.new_tokens = top_p, new_tokens
+    samples: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    new_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        check_bounds(vars(self), {"samples": (1, None), "refresh": (0, None)})
+
+    def settings(self) -> dict[str, object]:
+        """Its settings by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @property
     def added(self) -> int:
@@ -185,6 +162,7 @@ class OwnSamples(Hook):
         self, loaded: Loaded, units: Sequence[Unit], prompts: Mapping[str, Prompt], limit: int
     ) -> list[Unit]:
         """The rows with the answers that the model draws to their prompts."""
+        self._source, self._limit = (loaded, prompts), limit
         if any(u.dialogue is not None for u in units):
             raise InputError(
                 "the model answers prompts itself, and some rows are whole dialogues",
@@ -199,18 +177,34 @@ class OwnSamples(Hook):
             for u, answers in zip(units, found, strict=True)
         ]
 
+    def draw_anew(
+        self, task: Tuned, rows: Sequence[int], step: int
+    ) -> tuple[list[Answers], Sequence[int]]:
+        """Answers by the model as it is now in place of these rows' last ones, and what ends one.
+
+        Several processes draw a share of them each.
+        """
+        loaded, prompts = self._source
+        units = [task.units[r] for r in rows]
+        asked = [one for u in units for one in self.asked(loaded, u, prompts[u.id], step)]
+        how = self.sampling(loaded, current().stream(f"own/{step}"))
+        here = distributed.share([len(prompt) for prompt, _ in asked])
+        own = drawn(task.module, asked[here], how) if asked[here] else []
+        answers = iter(distributed.gathered(own))
+        found: list[Answers] = []
+        for r, unit in zip(rows, units, strict=True):
+            room = self._limit - len(unit.prompt)
+            new = [next(answers)[:room] for _ in range(self.samples)]
+            task.units[r] = replace(unit, answers=(*unit.answers[: -self.samples], *new))
+            found.append(new)
+        return found, how.stop_ids or ()
+
 
 @hook("finished_samples")
 class FinishedSamples(OwnSamples):
     """Own answers for what scores an answer at its end: those cut at the limit are left out.
 
     Against demonstrations, which all end, a score would tell an end from none and learn no more.
-
-    Args:
-        samples: answers drawn to each prompt.
-        temperature: that they are drawn at.
-        top_p: share of the probability that they are drawn from.
-        new_tokens: longest answer drawn.
     """
 
     def units(
@@ -236,57 +230,29 @@ class FinishedSamples(OwnSamples):
 
 
 @hook("own_samples")
+@dataclass(kw_only=True, eq=False)
 class RefreshedSamples(OwnSamples):
     """Own answers that may be drawn anew while training goes on.
 
     Args:
-        samples: answers drawn to each prompt.
-        temperature: that they are drawn at.
-        top_p: share of the probability that they are drawn from.
-        new_tokens: longest answer drawn.
         refresh: updates after which they are drawn anew, by the model as it then is; 0 keeps those
             drawn before training.
     """
 
-    def __init__(
-        self,
-        *,
-        samples: int = 1,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        new_tokens: int = 128,
-        refresh: int = 0,
-    ) -> None:
-        super().__init__(
-            samples=samples, temperature=temperature, top_p=top_p, new_tokens=new_tokens
-        )
-        if refresh < 0:
-            raise InputError("setting 'refresh' must be at least 0", seen=refresh)
-        self.refresh, self.fresh = refresh, refresh > 0
+    refresh: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.fresh = self.refresh > 0
         self._rows: list[int] = []  # whose answers were drawn last
-
-    def settings(self) -> dict[str, object]:
-        """Its settings by name."""
-        return {n: v for n, v in vars(self).items() if n != "fresh" and not n.startswith("_")}
-
-    def units(
-        self, loaded: Loaded, units: Sequence[Unit], prompts: Mapping[str, Prompt], limit: int
-    ) -> list[Unit]:
-        """The rows with the answers that the model draws to their prompts before training."""
-        self._source, self._limit = (loaded, prompts), limit
-        return super().units(loaded, units, prompts, limit)
 
     def before_step(self, task: Tuned, rows: Sequence[int], step: int) -> None:
         """Draw the answers of the rows to come until the next time, where that is due."""
         if not self.refresh or not step or step % self.refresh:
             return
-        loaded, prompts = self._source
         ahead = task.steps[step : step + self.refresh]
         self._rows = sorted({row for some in ahead for row in some})
-        units = [task.units[r] for r in self._rows]
-        asked = [one for u in units for one in self.asked(loaded, u, prompts[u.id], step)]
-        how = self.sampling(loaded, current().stream(f"own/{step}"))
-        record(drawn_anew(task, self._rows, asked, how, self._limit), how.stop_ids or ())
+        record(*self.draw_anew(task, self._rows, step))
 
     def state(self, task: Tuned) -> State:
         """Ids of the answers drawn last [samples, tokens] by row, padded by -1."""
@@ -307,38 +273,22 @@ class RefreshedSamples(OwnSamples):
 
 
 @hook("guided_samples")
+@dataclass(kw_only=True, eq=False)
 class GuidedSamples(RefreshedSamples):
     """Own answers drawn under moral reminders, which the training itself does not see.
 
     Args:
-        samples: answers drawn to each prompt.
-        temperature: that they are drawn at.
-        top_p: share of the probability that they are drawn from.
-        new_tokens: longest answer drawn.
-        refresh: updates after which they are drawn anew, by the model as it then is; 0 keeps those
-            drawn before training.
         reminders: texts of which one, drawn for each answer, is put before the prompt; [] takes a
             dozen of our own, [""] none.
     """
 
-    def __init__(
-        self,
-        *,
-        samples: int = 11,
-        temperature: float = 1.0,
-        top_p: float = 0.95,
-        new_tokens: int = 128,
-        refresh: int = 0,
-        reminders: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__(
-            samples=samples,
-            temperature=temperature,
-            top_p=top_p,
-            new_tokens=new_tokens,
-            refresh=refresh,
-        )
-        self.reminders = tuple(reminders) or REMINDERS
+    samples: int = 11
+    top_p: float = 0.95
+    reminders: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.reminders = tuple(self.reminders) or REMINDERS
 
     def asked(
         self, loaded: Loaded, unit: Unit, prompt: Prompt, step: int = 0
@@ -368,28 +318,12 @@ def reminded(prompt: Prompt, reminder: str) -> Prompt:
 
 @hook("fresh_samples")
 class FreshSamples(OwnSamples):
-    """Own answers drawn anew at every step, by the model as it then is.
-
-    Args:
-        samples: answers drawn to each prompt.
-        temperature: that they are drawn at.
-        top_p: share of the probability that they are drawn from.
-        new_tokens: longest answer drawn.
-    """
+    """Own answers drawn anew at every step, by the model as it then is."""
 
     fresh = True
 
-    def units(
-        self, loaded: Loaded, units: Sequence[Unit], prompts: Mapping[str, Prompt], limit: int
-    ) -> list[Unit]:
-        """The rows with first answers, which the receipt shows."""
-        self.limit, self.how = limit, self.sampling(loaded, 0)
-        return super().units(loaded, units, prompts, limit)
-
     def before_step(self, task: Tuned, rows: Sequence[int], step: int) -> None:
         """Draw the answers of this step's rows."""
-        seed = current().stream(f"own/{step}")
-        asked = [(task.units[r].prompt, draw) for r in rows for draw in range(self.samples)]
-        drawn_anew(task, rows, asked, replace(self.how, seed=seed), self.limit)
+        self.draw_anew(task, rows, step)
 
     before_measuring = before_step

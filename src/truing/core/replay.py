@@ -8,23 +8,19 @@ that the engine draws. All else is the engine's: reference, adapter, optimizer, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import cast
-
-from torch import nn
 
 from truing.context import current
 from truing.core import distributed
 from truing.core.engine import Part, train
-from truing.core.frozen_trunk import attach
-from truing.core.memory import Beside
+from truing.core.held_out import Watch
 from truing.core.objective import Objective
-from truing.core.reference import Reference
 from truing.core.sight import identity
 from truing.core.start import begin
-from truing.core.text_task import TextTask
+from truing.core.text_task import Steps, TextTask
 from truing.core.together import joint
-from truing.core.train_text import trained_model
+from truing.core.train_text import Asked, Read, beside_of, made_by, task_of
 from truing.core.training import Hook, TextTraining
 from truing.core.training_rows import Unit
 from truing.errors import InputError
@@ -32,19 +28,16 @@ from truing.models import Model
 from truing.tables import Row, Table, content_hash
 
 WHERE = "train/replay"
-Steps = Sequence[Sequence[int]]
 COLUMNS = ("rollout", "rollouts", "prompt_ids", "chosen_ids", "rejected_ids")
 
 
 class Ordered(TextTask):
     """A task whose steps are given; one without a row leaves everything as it is."""
 
-    order: Steps = ()
-
     def parts(self, rows: Sequence[int], step: int) -> Iterator[Part]:
         """Micro-batches of the given step; `rows` is the engine's order, which is not followed."""
-        if self.order[step]:
-            yield from super().parts(self.order[step], step)
+        if self.steps[step]:
+            yield from super().parts(self.steps[step], step)
 
 
 def check_stream(data: Table, where: str = WHERE) -> None:
@@ -109,22 +102,18 @@ def train_replay(
          current().seed, identity(reference) if reference is not None else ""], 8
     )  # fmt: skip
     start = begin(model, settings, WHERE, key=key, reference=reference)
-    units = [_unit(row) for row in data]
-    trees = [u.tree() for u in units]
-    beside = Beside(frozen=int(reference is not None))
+    read = Read([_unit(row) for row in data], None, {"rows": len(data)})
+    trees, hook = [u.tree() for u in read.units], Hook()
     # Answers were drawn as they are; whether one of them ends is no sign of a wrong template.
     start.check(
-        trees, max(t.size for t in trees), {"rows": len(units)}, ended=True, shown=2, beside=beside
+        trees,
+        max(t.size for t in trees),
+        read.notes,
+        ended=True,
+        shown=2,
+        beside=beside_of(spec, hook, start),
     )
-    frozen = Reference((reference or model).weights_key, start.dtype)
-    module = cast(nn.Module, start.loaded.module)
-    task = Ordered(spec, own, Hook(), units, module, frozen, budget=start.budget)
-    task.order = steps
-    # Before adapters are attached the module itself is the model as it was.
-    task.measure_reference(module if reference is None else start.frozen().module, steps)
-    adapters = attach(module, settings, current().stream("adapter") % 2**31)
-    if adapters is not None:
-        task.adapt(adapters)
+    asked = Asked(replace(spec, name="replay"), own, None, {}, hook, settings, Watch())
+    task = task_of(asked, start, read, steps=steps, kind=Ordered)
     train(task, settings, key=key, peak=settings.peak)
-    folder = distributed.agree(current().folder) / f"replay-{key}"
-    return trained_model(model, task.module, task.lora, folder, data, "replay")
+    return made_by(task, model, data, distributed.agree(current().folder) / f"replay-{key}")

@@ -34,7 +34,7 @@ from truing.core.scoring import ScoreHead
 from truing.core.sight import identity
 from truing.core.start import Start, begin
 from truing.core.teacher import Teachers
-from truing.core.text_task import TextTask
+from truing.core.text_task import Steps, TextTask
 from truing.core.together import joint
 from truing.core.training import HOOKS, Hook, TextTraining
 from truing.core.training_rows import Unit
@@ -237,15 +237,27 @@ def _compared(spec: Objective, hook: Hook, start: Start) -> bool:
     return asked and (start.reference is not None or not start.settings.rank)
 
 
-def _beside(spec: Objective, hook: Hook, start: Start) -> Beside:
-    """What `_task` will load: a frozen module, the reference that moves and the values in use."""
+def beside_of(spec: Objective, hook: Hook, start: Start) -> Beside:
+    """What `task_of` will load: a frozen module, the reference that moves and the values in use."""
     given = spec.takes_reference and start.reference is not None
     frozen = given or _compared(spec, hook, start)
     return Beside(frozen=int(frozen), moving=2 if hook.moves_reference else 0)
 
 
-def _task(asked: Asked, start: Start, read: Read, taught: Teachers | None) -> TextTask:
-    """The task with all that it is measured and compared with, its adapters and its heads."""
+def task_of(
+    asked: Asked,
+    start: Start,
+    read: Read,
+    taught: Teachers | None = None,
+    steps: Steps | None = None,
+    kind: type[TextTask] = TextTask,
+) -> TextTask:
+    """The task with all that it is measured and compared with, its adapters and its heads.
+
+    Args:
+        steps: rows of each update; None takes the order that the engine draws.
+        kind: of the task, which follows other steps than the engine's where they are given.
+    """
     loaded, settings, context = start.loaded, start.settings, current()
     units, held, hook = read.units, read.held, asked.hook
     spec, own = lasting(asked.spec, asked.own, settings.total(len(units)))
@@ -255,11 +267,10 @@ def _task(asked: Asked, start: Start, read: Read, taught: Teachers | None) -> Te
     key = (start.reference or start.model).weights_key
     reference = Reference(key, start.computed if sight is None else start.dtype, sight)
     head = ScoreHead.of(loaded) if "scores" in spec.needs else None
-    task = TextTask(
-        spec, own, hook, units, loaded.module, reference, budget=start.budget, head=head
-    )
-    order = Order(len(units), settings.batch, context, task.groups())
-    steps = [order.step(s, settings.end(len(units))) for s in range(settings.total(len(units)))]
+    task = kind(spec, own, hook, units, loaded.module, reference, budget=start.budget, head=head)
+    if steps is None:
+        order = Order(len(units), settings.batch, context, task.groups())
+        steps = [order.step(s, settings.end(len(units))) for s in range(settings.total(len(units)))]
     task.steps = steps
     if spec.takes_reference:
         # Before adapters are attached the module itself is the model as it was.
@@ -300,7 +311,7 @@ def _spread(task: TextTask, start: Start) -> None:
         distributed.shard(start.loaded.module, half=masters is not None)
 
 
-def _made(task: TextTask, model: Model, data: Table, folder: Path) -> Model:
+def made_by(task: TextTask, model: Model, data: Table, folder: Path) -> Model:
     """The model that the task has trained, with its heads."""
     if task.masters is not None:
         task.masters.release()
@@ -361,11 +372,11 @@ def train_model(
         read.notes,
         ended=not spec.answers_end,
         shown=2,
-        beside=_beside(spec, hook, start),
+        beside=beside_of(spec, hook, start),
         held=held.trees if held is not None else (),
         held_largest=_largest(held.units, held.hook, start.limit) if held is not None else 0,
     )
-    task = _task(asked, start, read, taught)
+    task = task_of(asked, start, read, taught)
     watched = held.watched(task, asked.watch) if held is not None else None
     train(task, settings, key=key, peak=settings.peak, held=watched)
-    return _made(task, model, data, distributed.agree(current().folder) / f"{spec.name}-{key}")
+    return made_by(task, model, data, distributed.agree(current().folder) / f"{spec.name}-{key}")
