@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +23,6 @@ from truing.core.sampling import SamplingSettings
 from truing.core.text_task import Micro, TextTask
 from truing.core.tiny import tiny_folder
 from truing.core.train_text import read_units
-from truing.core.training import Tuned
 from truing.core.training_rows import Unit
 from truing.core.tree import Node
 from truing.errors import InputError
@@ -260,20 +261,17 @@ def test_new_answers_are_measured_under_the_same_reference(
 
 
 def test_refreshed_answers_are_resumed_to_the_same_bits(
-    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted: Callable[[type, int], AbstractContextManager[None]],
 ) -> None:
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(engine, "CHECKPOINT_SHARE", 1e9)
     how = {"steps": 5, "refresh": 2}
     whole, losses = refreshed(tiny_path, tmp_path / "whole", **how)
-
-    def dies(hook: GuidedSamples, task: Tuned, step: int) -> None:
-        if step == 4:  # the checkpoint before it is in the middle of what was drawn for two
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(GuidedSamples, "after_step", dies)
-        with pytest.raises(KeyboardInterrupt):
-            refreshed(tiny_path, tmp_path / "cut", **how)
+    # The checkpoint before the fourth update is in the middle of what was drawn for two.
+    with interrupted(TextTask, 4):
+        refreshed(tiny_path, tmp_path / "cut", **how)
     resumed, again = refreshed(tiny_path, tmp_path / "cut", **how)
     assert again == losses and resumed.key == whole.key

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,6 @@ from truing.core.routers import (
 from truing.core.text_task import TextTask
 from truing.core.tiny import tiny_folder
 from truing.core.train_text import read_units
-from truing.core.training import Tuned
 from truing.core.tree import example_tree, pack
 from truing.errors import InputError
 from truing.merge.mixture_of_experts import mixture_of_experts
@@ -399,21 +399,17 @@ def test_biases_alone_even_out_the_loads(sparse: Model, tmp_path: Path) -> None:
     assert loads[0] > 0.28 and min(loads[-4:]) - 0.25 < 0.6 * (loads[0] - 0.25)
 
 
-def test_biases_are_resumed(sparse: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_biases_are_resumed(
+    sparse: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted: Callable[[type, int], AbstractContextManager[None]],
+) -> None:
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(engine, "CHECKPOINT_SHARE", 1e9)
     whole, _ = tuned(sparse, tmp_path / "whole", **BIAS)
-    after_step = Routers.after_step
-
-    def dies(hook: Routers, task: Tuned, step: int) -> None:
-        if step == 3:
-            raise KeyboardInterrupt
-        after_step(hook, task, step)
-
-    monkeypatch.setattr(Routers, "after_step", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(TextTask, 3):
         tuned(sparse, tmp_path / "cut", **BIAS)
-    monkeypatch.setattr(Routers, "after_step", after_step)
     resumed, seen = tuned(sparse, tmp_path / "cut", **BIAS)
     assert len(seen) == 4 and resumed.key == whole.key
 

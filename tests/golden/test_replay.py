@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -145,24 +147,17 @@ def test_other_orders(model: Model, tmp_path: Path) -> None:
 
 
 def test_a_stream_that_was_stopped_goes_on(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted: Callable[[type, int], AbstractContextManager[None]],
 ) -> None:
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
     how = HOW | {"rank": 2}
     whole = stream_of(model, tmp_path / "whole", how)
-    after_step, seen = OnlineTask.after_step, [0]
-
-    def dying(task: OnlineTask, step: int) -> None:
-        seen[0] += 1
-        if seen[0] == 3:
-            raise KeyboardInterrupt
-        after_step(task, step)
-
-    monkeypatch.setattr(OnlineTask, "after_step", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(OnlineTask, 3):
         stream_of(model, tmp_path / "cut", how)
-    monkeypatch.setattr(OnlineTask, "after_step", after_step)
     assert stream_of(model, tmp_path / "cut", how).key == whole.key
 
 

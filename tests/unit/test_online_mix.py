@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -256,25 +257,15 @@ def test_stopped_between_two_updates_and_resumed(
     model: Model,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    interrupted: Callable[[type, int], AbstractContextManager[None]],
 ) -> None:
     """BCO keeps a running mean, which the checkpoint holds."""
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
     more = {"mix": mix, **({"critic_rollouts": 1} if name == "ppo_max" else {})}
     expected, whole = run(name, model, tmp_path / "whole", rows, **more)
-    after_step, seen = OnlineTask.after_step, 0
-
-    def dying(task: OnlineTask, step: int) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == 4:
-            raise KeyboardInterrupt
-        after_step(task, step)
-
-    monkeypatch.setattr(OnlineTask, "after_step", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(OnlineTask, 4):
         run(name, model, tmp_path / "cut", rows, **more)
-    monkeypatch.setattr(OnlineTask, "after_step", after_step)
     again, rest = run(name, model, tmp_path / "cut", rows, **more)
     assert again.key == expected.key
     timeless = [{n: v for n, v in m.items() if n != "seconds"} for m in whole]

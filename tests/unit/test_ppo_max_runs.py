@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -59,7 +61,10 @@ def test_the_policy_begins_when_the_critics_loss_is_small(
 
 
 def test_a_resumed_run_knows_that_the_policy_has_begun(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted: Callable[[type, int], AbstractContextManager[None]],
 ) -> None:
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
@@ -71,19 +76,8 @@ def test_a_resumed_run_knows_that_the_policy_has_begun(
     expected, whole = run(model, tmp_path / "whole", **settings)
     before = shares.index(min(shares))
     assert alone(whole) == [1.0] * before + [0.0] * (4 - before)
-    after_step, seen = OnlineTask.after_step, 0
-
-    def dying(task: OnlineTask, step: int) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == 7:  # of eight updates of four rollouts
-            raise KeyboardInterrupt
-        after_step(task, step)
-
-    monkeypatch.setattr(OnlineTask, "after_step", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(OnlineTask, 7):  # of eight updates of four rollouts
         run(model, tmp_path / "cut", **settings)
-    monkeypatch.setattr(OnlineTask, "after_step", after_step)
     again, rest = run(model, tmp_path / "cut", **settings)
     assert again.key == expected.key and alone(rest) == alone(whole)
 

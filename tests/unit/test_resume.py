@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -94,22 +96,16 @@ def test_kill_9_and_resume_give_the_same_bits(model: Model, tmp_path: Path) -> N
 
 
 def test_state_of_an_objective_is_resumed(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted: Callable[[type, int], AbstractContextManager[None]],
 ) -> None:
     expected, whole = train("bco", tmp_path / "whole", model, budget=100)
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
-    after_step = TextTask.after_step
-
-    def dying(task: TextTask, step: int) -> None:
-        after_step(task, step)
-        if step == 4:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(TextTask, "after_step", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(TextTask, 4):
         train("bco", tmp_path / "cut", model, budget=100)
-    monkeypatch.setattr(TextTask, "after_step", after_step)
     resumed, context = train("bco", tmp_path / "cut", model, budget=100)
     assert resumed.key == expected.key
     deltas = [[m["delta"] for m in c.metrics if "loss" in m] for c in (whole, context)]
