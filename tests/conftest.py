@@ -71,7 +71,7 @@ def shallow_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def interrupted() -> Callable[[type, int], AbstractContextManager[None]]:
     """`interrupted(TextTask, 3)`: inside the block a training of such a task is cut off.
 
-    That is after its update 3, counted from 0, as by Ctrl-C.
+    That is after its third update, as by Ctrl-C.
     """
 
     @contextmanager
