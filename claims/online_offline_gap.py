@@ -13,10 +13,11 @@ prompts never trained on and judged by the rule.
 Effect: the best win rate online less the best offline within a budget of divergence, mean over the
 budgets 1, 2, 4 and 8 nats, once for each of three seeds. The claim asks for 0.05, and that online
 is ahead at more of the twelve budgets than chance would have it (sign test); that the pairs which
-one online run made, saved and given to offline training in their own order, are trained on to the
-same losses (1e-4); and that offline training lets the log-probability of the given pairs' chosen
-answers fall. Beside stands what the paper found and this scale cannot tell from noise: the win rate
-where the saved pairs are shuffled, and how well each side's log-ratios tell held-out pairs apart.
+one online run made, saved (`synthesize/online_stream`) and learnt offline in their own order
+(`train/replay`), are trained on to the same losses (1e-4); and that offline training lets the
+log-probability of the given pairs' chosen answers fall. Beside stands what the paper found and this
+scale cannot tell from noise: the win rate where the saved pairs are shuffled, and how well each
+side's log-ratios tell held-out pairs apart.
 """
 
 from __future__ import annotations
@@ -29,8 +30,7 @@ from typing import Any, NamedTuple, cast
 
 from _tiny import Outcome, Row, Table, blank, call, drawn, step, taught, vocabulary
 
-from truing.context import Context, Json, current
-from truing.core.engine import Order
+from truing.context import Context
 from truing.core.rewards import held_model, implicit_rewards, score_model
 from truing.core.stats import mcnemar, mean_interval
 from truing.evaluate.win_rate import verdicts
@@ -120,80 +120,38 @@ def right(numbers: Sequence[Sequence[float]]) -> float:
     return sum(c > r for c, r in zip(*numbers, strict=True)) / len(numbers[0])
 
 
-def ranked(rows: Sequence[Row], scores: Sequence[float]) -> list[Row]:
-    """Pairs of two answers each to one prompt after the other; equal scores make none."""
-    pairs: list[Row] = []
-    for at in range(0, len(rows), 2):
-        worse, better = sorted((at, at + 1), key=scores.__getitem__)
-        if scores[worse] < scores[better]:
-            pairs.append({"prompt": rows[at]["prompt"]})
-            for side, row in (("chosen", rows[better]), ("rejected", rows[worse])):
-                pairs[-1] |= {side: row["completion"], f"{side}_finished": row["finished"]}
-    return pairs
-
-
 @component("reward")
-def kept_scores(rows: list[Row], *, model: ModelKey) -> list[float]:
+def rounded_score(rows: list[Row], *, model: ModelKey) -> list[float]:
     """What a reward model says, rounded so that two equal answers have one score.
 
-    Two answers one of which is empty have one score too: offline training leaves such pairs out.
-    What pairs the scores make of a rollout is kept in the step's journal.
+    Two answers one of which is empty have one score too: there is nothing to be learnt from none.
     """
-    scores = [round(s, 4) for s in score_model(held_model(model, "kept_scores"), rows)]
+    scores = [round(s, 4) for s in score_model(held_model(model, "rounded_score"), rows)]
     for at in range(0, len(rows), 2):
         if not all(row["completion"] for row in rows[at : at + 2]):
             scores[at : at + 2] = [0.0, 0.0]
-    current().journal("pairs").put(str(rows[0]["rollout"]), cast(Json, ranked(rows, scores)))
     return scores
 
 
-def saved(steps: int) -> list[list[Row]]:
-    """The pairs of each update of this step's run, up to one with fewer than it should have."""
-    journal, updates = current().journal("pairs"), list[list[Row]]()
-    for k in range(steps):
-        parts = ["", *(f"refill{r}/" for r in range(1, REFILL + 1))]
-        found = [cast("list[Row]", journal.get(f"rollout/{k}/{part}") or []) for part in parts]
-        pairs = [row for some in found for row in some]
-        if len(pairs) < BATCH:
-            break
-        updates.append(pairs[:BATCH])
-    return updates
+def own_answers(proxy: Model, how: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of IPO on pairs of the model's own answers that a reward model ranks."""
+    rewards = {"proxy": {"use": "rounded_score", "model": hold(proxy)}}
+    return {
+        "rewards": rewards, "kind": "ipo", "answers": 2, "temperature": 1.0, "new_tokens": TOKENS,
+        "refill": REFILL, **how,
+    }  # fmt: skip
 
 
 def online(
-    start: Model, asked: Table, proxy: Model, how: Mapping[str, Any], seed: int
-) -> tuple[Model, list[float], list[list[Row]]]:
-    """IPO on own answers: the model, the loss of each update, and the pairs of each."""
-    with step(seed) as context:
-        made = methods["online_dpo"](
-            start, asked, rewards={"proxy": {"use": "kept_scores", "model": hold(proxy)}},
-            kind="ipo", answers=2, temperature=1.0, new_tokens=TOKENS,
-            refill=REFILL, **how,
-        )  # fmt: skip
-        return cast(Model, made), losses_of(context), saved(how["steps"])
-
-
-def offline(
-    start: Model, rows: Iterable[Row], how: Mapping[str, Any], seed: int
+    start: Model, asked: Table, how: Mapping[str, Any], seed: int
 ) -> tuple[Model, list[float]]:
-    """IPO on given pairs: the model, and the loss of each update."""
+    """IPO on own answers: the model, and the loss of each update."""
     with step(seed) as context:
-        made = methods["ipo"](start, Table("pair", rows), length_normalise=False, **how)
-        return cast(Model, made), losses_of(context)
+        return cast(Model, methods["online_dpo"](start, asked, **how)), losses_of(context)
 
 
 def losses_of(context: Context) -> list[float]:
     return [float(cast(float, m["loss"])) for m in context.metrics if "loss" in m]
-
-
-def in_order(updates: Sequence[Sequence[Row]], seed: int) -> list[Row]:
-    """Rows such that training, which draws an order of its own, visits them update by update."""
-    rows = [row for some in updates for row in some]
-    with step(seed) as context:
-        order = Order(len(rows), BATCH, context)
-        places = [at for k in range(len(updates)) for at in order.step(k, len(rows))]
-    laid = dict(zip(places, rows, strict=True))
-    return [laid[at] for at in range(len(rows))]
 
 
 class Asked(NamedTuple):
@@ -227,22 +185,20 @@ class Asked(NamedTuple):
 
 
 def replayed(
-    start: Model,
-    updates: Sequence[Sequence[Row]],
-    losses: Sequence[float],
-    how: Mapping[str, Any],
-    seed: int,
+    start: Model, asked: Table, how: Mapping[str, Any], losses: Sequence[float], seed: int
 ) -> tuple[dict[str, float], dict[str, Model]]:
     """How far offline training on saved pairs is from the online run, and the models that it makes.
 
-    They are trained on in their own order and shuffled.
+    They are learnt in their own order and shuffled.
     """
-    told = {**how, "steps": len(updates)}
-    rows = {"in order": in_order(updates, seed), "shuffled": [r for some in updates for r in some]}
-    made = {name: offline(start, some, told, seed) for name, some in rows.items()}
-    off = max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(made["in order"][1], losses))
-    found = {"updates": float(len(updates)), "largest difference of losses": off}
-    return found, {name: model for name, (model, _) in made.items()}
+    stream = call("online_stream", start, asked, how=dict(how), seed=seed)
+    made, again = dict[str, Model](), list[float]()
+    for name, order in (("in order", "drawn"), ("shuffled", "shuffled")):
+        with step(seed) as context:
+            made[name] = cast(Model, methods["replay"](start, stream, how=dict(how), order=order))
+        again = again or losses_of(context)
+    off = max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(again, losses, strict=True))
+    return {"updates": float(len(again)), "largest difference of losses": off}, made
 
 
 def one(seed: int) -> dict[str, list[dict[str, float]]]:
@@ -269,13 +225,14 @@ def one(seed: int) -> dict[str, list[dict[str, float]]]:
             "beta": beta, "steps": steps, "batch": BATCH, "lr": RATE, "rank": 0,
             "schedule": "constant", "warmup": 0.0,
         }  # fmt: skip
-        given, _ = offline(start, data, how, seed)
-        own, losses, updates = online(start, prompted, proxy, how, seed)
+        given = cast(Model, call("ipo", start, data, length_normalise=False, seed=seed, **how))
+        drawing = own_answers(proxy, how)
+        own, losses = online(start, prompted, drawing, seed)
         for side, made in (("offline", given), ("online", own)):
             ran = {"beta": beta, "updates": float(steps)}
             found[side].append(ran | question.of(made))
         if (beta, steps) == REPLAYED:
-            again, models = replayed(start, updates, losses, how, seed)
+            again, models = replayed(start, prompted, drawing, losses, seed)
             rates = {f"win rate, {n}": question.of(m)["win rate"] for n, m in models.items()}
             found["replay"].append(again | rates)
     return found

@@ -136,42 +136,23 @@ def test_special_tokens_are_shown_where_they_are_to_be(world: World, tmp_path: P
     assert hidden.key != shown.key
 
 
-def told(prompt: str, text: str, name: str) -> Row:
-    return {"prompt": prompt, "completion": text, "finished": text != "cut", "rollout": name}
-
-
-def test_pairs_are_kept_as_they_are_ranked(
-    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_answers_that_teach_nothing_have_one_score(
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claim = world("online_offline_gap")
-    worth = {"good": 2.0, "better": 3.0, "cut": 1.0, "same": 0.5, "near": 0.50001, "": 9.0}
+    worth = {"good": 2.0, "better": 3.0, "same": 0.5, "near": 0.50001, "": 9.0, "bad": -1.0}
     monkeypatch.setattr(claim, "held_model", lambda key, where: None)
     monkeypatch.setattr(
         claim, "score_model", lambda _, rows: [worth[str(r["completion"])] for r in rows]
     )
-    monkeypatch.setattr(claim, "BATCH", 2)
-    first = [told("p", "good", "rollout/0/"), told("p", "better", "rollout/0/"),
-             told("q", "same", "rollout/0/"), told("q", "near", "rollout/0/")]  # fmt: skip
-    more = [told(q, t, "rollout/0/refill1/") for q in "rs" for t in ("cut", "good")]
-    with use(Context(folder=tmp_path)):
-        empty = [told("u", t, "rollout/7/") for t in ("", "good")]
-        assert claim.kept_scores(empty, model="key") == [0.0, 0.0]
-        assert claim.kept_scores(first, model="key") == [2.0, 3.0, 0.5, 0.5]
-        claim.kept_scores(more, model="key")
-        claim.kept_scores([told("t", t, "rollout/1/") for t in ("good", "cut")], model="key")
-        (only,) = claim.saved(2)  # the second has one pair where it should have two
-    assert [(r["prompt"], r["chosen"], r["rejected"]) for r in only] == [
-        ("p", "better", "good"),
-        ("r", "good", "cut"),
-    ]
-    assert only[1]["chosen_finished"] and not only[1]["rejected_finished"]
+    rows: list[Row] = [{"prompt": "p", "completion": text} for text in worth]
+    assert claim.rounded_score(rows, model="key") == [2.0, 3.0, 0.5, 0.5, 0.0, 0.0]
 
 
 def test_the_saved_pairs_give_the_online_losses(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     claim, tiny = world("online_offline_gap"), world("_tiny")
-    monkeypatch.setattr(claim, "BATCH", 4)
     monkeypatch.setattr(
         claim, "score_model", lambda _, rows: [float(len(str(r["completion"]))) for r in rows]
     )
@@ -185,13 +166,12 @@ def test_the_saved_pairs_give_the_online_losses(
         rows = [{"prompt": p, "completion": claim.answer(source)} for p in asked * 8]
         start = tiny.taught(tiny.blank(words, 1, width=32, shown=True), rows, 1, epochs=8, batch=16)
         table = Table("prompt", [{"prompt": p} for p in asked])
-        _, losses, updates = claim.online(start, table, start, how, 1)
-        found, models = claim.replayed(start, updates, losses, how, 1)
+        drawing = claim.own_answers(start, how)
+        _, losses = claim.online(start, table, drawing, 1)
+        found, models = claim.replayed(start, table, drawing, losses, 1)
         # Before the first update d = 0 for all pairs, and (d - 1 / (2 beta))^2 is 25.
         assert losses[0] == pytest.approx(25.0, rel=1e-4) and len(set(losses)) == 6
         assert found["updates"] == 6 and found["largest difference of losses"] < 1e-4
-        assert [len(pairs) for pairs in updates] == [4] * 6
-        assert all(len(r["chosen"]) > len(r["rejected"]) for pairs in updates for r in pairs)
         weights = [m.folded()["model.norm.weight"] for m in models.values()]
         assert not torch.equal(*weights)  # shuffled pairs lead elsewhere
 
