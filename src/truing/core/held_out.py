@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from truing.core.bounds import check_bounds
 from truing.core.parts import Sums
 from truing.errors import InputError
 
@@ -87,10 +88,7 @@ class Watch:
 
     def check(self, where: str) -> None:
         """Raise an InputError that names the first setting out of range."""
-        for name in ("eval_every", "patience"):
-            value = getattr(self, name)
-            if value < 0:
-                raise InputError(f"setting {name!r} must be at least 0", where=where, seen=value)
+        check_bounds(vars(self), {"eval_every": (0, None), "patience": (0, None)}, where)
 
     def check_unused(self, at: Callable[[str], str]) -> None:
         """Raise an InputError for a setting that means nothing, as no held-out rows are given.
