@@ -253,3 +253,14 @@ def test_names_for_who_comes_from_trl_are_those_of_the_code() -> None:
         for n in re.findall(r"`([a-z0-9_/]+(?::[^`]*)?)`", cell)
     ]
     assert len(names) > 50 and set(names) <= known, set(names) - known
+
+
+def test_every_variable_of_the_environment_is_in_the_table() -> None:
+    found: set[str] = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        found |= set(re.findall(r"TRUING_[A-Z]+(?:_[A-Z]+)*", path.read_text()))
+    rows = re.findall(r"^\| (`TRUING_[^|]+) \|", (ROOT / "docs" / "recipes.md").read_text(), re.M)
+    told = {name for row in rows for name in re.findall(r"TRUING_[A-Z]+(?:_[A-Z]+)*", row)}
+    made = {"TRUING_MAX"}  # the beginning of three of them
+    hosts = {name for name in found if name.startswith("TRUING_API_KEY_")}
+    assert found - made - hosts == told, (found ^ told) - made - hosts
