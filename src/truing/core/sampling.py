@@ -326,10 +326,11 @@ class _Wave:
             return logits_BV
         shaped_BV = logits_BV.float().clone()
         if s.repetition_penalty != 1.0:
-            for x_V, row in zip(shaped_BV, rows, strict=True):
-                used = torch.tensor(sorted({*row.prompt_ids, *row.ids}), device=x_V.device)
-                z = x_V[used]
-                x_V[used] = torch.where(z > 0, z / s.repetition_penalty, z * s.repetition_penalty)
+            used = [(k, t) for k, r in enumerate(rows) for t in {*r.prompt_ids, *r.ids}]
+            row_N, id_N = torch.tensor(used, device=shaped_BV.device).T
+            z_N = shaped_BV[row_N, id_N]
+            less_N = torch.where(z_N > 0, z_N / s.repetition_penalty, z_N * s.repetition_penalty)
+            shaped_BV[row_N, id_N] = less_N
         if self.hook is not None:
             shaped_BV = self.hook(rows, shaped_BV)
             if shaped_BV.shape != logits_BV.shape:
