@@ -43,8 +43,8 @@ TASKS = Table("record", [{"numbers": [2, 3, 4]}, {"numbers": [7, 1, 1]}, {"name"
 
 
 @pytest.fixture
-def model(tiny_path: Path) -> Model:
-    return Model.open(tiny_path)
+def model(shallow_path: Path) -> Model:
+    return Model.open(shallow_path)
 
 
 def adder(observation: Json) -> Json:
@@ -236,11 +236,11 @@ def test_where_nobody_remembers_nobody_asks_for_room(
 
 @pytest.mark.parametrize("rewrites", [False, True])
 def test_models_remember_the_turns_before(
-    rewrites: bool, tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rewrites: bool, shallow_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same rows; of a template that writes earlier turns anew, what begins alike is kept."""
     path = tmp_path / "tiny"
-    shutil.copytree(tiny_path, path)
+    shutil.copytree(shallow_path, path)
     template = path / "chat_template.jinja"
     if rewrites:
         words = "message['content']"
@@ -310,7 +310,7 @@ def episodes(agent: type[Speaker], tiny: Path, folder: Path) -> Table:
         return rollout({"use": "running_sum", "terms": 4}, tasks, {"policy": speaker}, n=2)
 
 
-def test_kill_9_and_resume_give_the_same_rows(tiny_path: Path, tmp_path: Path) -> None:
+def test_kill_9_and_resume_give_the_same_rows(shallow_path: Path, tmp_path: Path) -> None:
     import torch
 
     calls: list[int] = []
@@ -320,15 +320,15 @@ def test_kill_9_and_resume_give_the_same_rows(tiny_path: Path, tmp_path: Path) -
             calls.append(len(asked))
             return super().__call__(asked)
 
-    command = [sys.executable, "-c", PROGRAM, str(tiny_path), str(tmp_path / "cut")]
+    command = [sys.executable, "-c", PROGRAM, str(shallow_path), str(tmp_path / "cut")]
     killed = subprocess.run([*command, str(Path(__file__).parent)], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        whole = episodes(Counted, tiny_path, tmp_path / "whole")
+        whole = episodes(Counted, shallow_path, tmp_path / "whole")
         rounds = calls.copy()
-        resumed = episodes(Counted, tiny_path, tmp_path / "cut")
+        resumed = episodes(Counted, shallow_path, tmp_path / "cut")
     finally:
         torch.set_num_threads(threads)
     assert rounds == [10] * 8 and calls[8:] == rounds[3:]  # three rounds were kept
