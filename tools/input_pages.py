@@ -8,7 +8,7 @@ from typing import cast
 
 from pagetext import escape, table
 
-from truing.core import held_out, online_mix
+from truing.core import held_out, online_entry, online_mix
 from truing.core.objective import Objective, objective_of
 from truing.core.online import Online, online_of
 from truing.core.row_kinds import is_taken, takes_texts
@@ -16,8 +16,12 @@ from truing.method import Kinds, Method
 from truing.signature import Input, argument_docs
 from truing.tables import KINDS
 
-# Inputs that all methods of their sort have.
-SHARED = {held_out.INPUT: held_out.ABOUT, online_mix.INPUT: online_mix.ROWS}
+HELD = held_out.INPUT
+# Inputs that all methods of a sort have.
+SHARED = {
+    "objective": {HELD: held_out.ABOUT},
+    "online": {online_mix.INPUT: online_mix.ROWS, HELD: online_entry.WATCHED[HELD]},
+}
 
 
 def _spec(method: Method) -> Objective | Online | None:
@@ -83,8 +87,9 @@ def _holds(method: Method, given: Input) -> str:
         said.append(f"rows of kind {_either(list(kinds))}{_converted(spec) if spec else ''}")
         columns = _columns(spec) if spec else []
         said += [f"columns besides: {', '.join(columns)}"] if columns else []
-    if spec is not None and given.name in SHARED:
-        return escape(SHARED[given.name].removesuffix("."))
+    shared = SHARED.get(method.entry.kind, {})
+    if given.name in shared:
+        return escape(shared[given.name].removesuffix("."))
     docs = argument_docs(method.doc) | argument_docs(inspect.getdoc(method.declared) or "")
     said += [escape(docs[given.name])] if given.name in docs else []
     said += [f"without one, the data set `{given.default}`"] if given.default else []
