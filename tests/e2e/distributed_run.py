@@ -51,7 +51,8 @@ steps:
   whole: {do: train/bco, model: base, data: pairs.jsonl, rank: 4, steps: 3, batch: 5, lr: 1.0e-3,
     budget: 100, dtype: float32, held_out: held.jsonl, eval_every: 2}
   online: {do: train/grpo, model: base, data: pairs.jsonl, rank: 4, steps: 3, batch: 3, answers: 4,
-    new_tokens: 12, lr: 1.0e-3, beta: 0.1, dtype: float32, rewards: {short: {use: max_words, n: 2}}}
+    new_tokens: 12, lr: 1.0e-3, beta: 0.1, dtype: float32, rewards: {short: {use: max_words, n: 2}},
+    held_out: held.jsonl, eval_every: 2}
   critic: {do: train/ppo, model: base, data: pairs.jsonl, rank: 0, steps: 2, batch: 3, passes: 2,
     answers: 2, new_tokens: 8, rewards: {short: {use: max_words, n: 2}}}
   beside: {do: train/ppo_max, model: base, data: pairs.jsonl, mix_data: examples.jsonl,
@@ -60,7 +61,7 @@ steps:
     rewards: {short: {use: max_words, n: 2}}}
   talks: {do: train/ppo, model: base, partner: base, data: pairs.jsonl, rank: 4, steps: 2, batch: 3,
     answers: 2, new_tokens: 8, turns: 2, environment: {use: conversation, turns: 2},
-    dtype: float32, rewards: {short: {use: max_words, n: 2}}}
+    dtype: float32, rewards: {short: {use: max_words, n: 2}}, held_out: held.jsonl}
   experts: {do: merge/mixture_of_experts, models: {one: base}}
   routed: {do: train/balanced_experts, model: experts, data: examples.jsonl, rank: 0, steps: 3,
     batch: 4, lr: 1.0e-3, budget: 100, bias_step: 0.01, dtype: float32}

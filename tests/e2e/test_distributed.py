@@ -60,7 +60,7 @@ def metrics(run: Path) -> dict[str, list[dict[str, float]]]:
     found: dict[str, list[dict[str, float]]] = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
-        if "grad_norm" in row or "held_out/loss" in row:
+        if "grad_norm" in row or "held_out/loss" in row or "held_out/reward" in row:
             found.setdefault(row.pop("at"), []).append({n: row[n] for n in row if n != "seconds"})
     return found
 
