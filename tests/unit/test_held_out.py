@@ -141,23 +141,18 @@ def test_patience_ends_the_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kill_at", [2, 5, 8])
 @pytest.mark.parametrize("keep_best", [False, True])
 def test_killed_and_resumed(
-    keep_best: bool, kill_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    keep_best: bool,
+    kill_at: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted: Callable[[type, int], AbstractContextManager[None]],
 ) -> None:
     watch = Watch(eval_every=3, keep_best=keep_best)
     expected, weights = run(tmp_path / "whole", watch, dropout=0.2)
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(engine, "CHECKPOINT_SHARE", math.inf)
-    after_step = PlainTask.after_step
-
-    def dying(task: PlainTask, step: int) -> None:
-        after_step(task, step)
-        if step == kill_at:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(PlainTask, "after_step", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(PlainTask, kill_at):
         run(tmp_path / "cut", watch, dropout=0.2)
-    monkeypatch.setattr(PlainTask, "after_step", after_step)
     done, resumed = run(tmp_path / "cut", watch, dropout=0.2)
     assert done.history == expected.history
     assert all(torch.equal(weights[n], resumed[n]) for n in weights)
