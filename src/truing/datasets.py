@@ -22,6 +22,7 @@ from truing.core.licences import forbids_commercial, short, strictest
 from truing.core.shapes import DEFAULT_PART, SHAPES, passages
 from truing.dataindex import OWN, TABLES, TEXTS, DataSet, File, sets
 from truing.errors import InputError, shorten, unknown
+from truing.mirrored import MIRRORED
 from truing.tables import Row, Table, check_row, infer_kind
 
 # Sets of the mirror that recipes and claims name, besides those that have a shape.
@@ -62,11 +63,11 @@ def catalogue() -> list[dict[str, object]]:
                 "name": name,
                 "kind": kinds.get(name) or SHAPES[f"{name}/{DEFAULT_PART.get(name, name)}"][0],
                 "present": False,
-                "licence": "",
+                "licence": MIRRORED[name].licence if name in MIRRORED else "",
                 "licence_text": "",
                 "about": f"absent: {_place(name)}",
                 "origin": "",
-                "source": "",
+                "source": MIRRORED[name].origin if name in MIRRORED else "",
                 "checked": False,
                 "parts": [],
                 "records": None,
@@ -93,7 +94,8 @@ def _mirror_names() -> set[str]:
 
 
 def _place(name: str) -> str:
-    return REPOSITORY if name in OWN else MIRROR
+    """What to do where a set is not at hand."""
+    return REPOSITORY if name in OWN else f"{MIRROR}: {MIRRORED[name].told(name)}"
 
 
 def _records(file: File) -> int:

@@ -9,7 +9,9 @@ import pytest
 
 from truing import cli, dataindex, datasets, pipeline
 from truing.core.licences import forbids_commercial
+from truing.core.shapes import SHAPES
 from truing.errors import InputError
+from truing.mirrored import MIRRORED
 from truing.plan import Plan
 from truing.store import Store
 from truing.tables import Table
@@ -26,6 +28,19 @@ def test_an_absent_set_says_where_it_has_to_be(name: str, monkeypatch: pytest.Mo
     assert datasets.knows(name)
     listed = {str(d["name"]): d for d in datasets.catalogue()}[name.partition("/")[0]]
     assert not listed["present"] and listed["records"] is None
+    assert listed["source"] and str(listed["source"]) in error.value.fix and listed["licence"]
+
+
+def test_every_set_that_is_known_by_name_is_described() -> None:
+    """Each file that has a shape is among its set's, and the page has each set."""
+    assert set(MIRRORED) == datasets._mirror_names() - set(dataindex.OWN)
+    for key in SHAPES:
+        name, _, part = key.partition("/")
+        if name in MIRRORED:
+            assert part in {file.rpartition(".")[0] for file in MIRRORED[name].files}, key
+    page = (Path(__file__).parents[2] / "docs" / "data-and-models.md").read_text()
+    for name, one in MIRRORED.items():
+        assert f"| `{name}` | {one.origin} | {one.licence} |" in page
 
 
 def test_shipped_sets_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
