@@ -57,6 +57,29 @@ def _alone(target: Path) -> bool:
     return not any(n.endswith((".old", ".gone")) for n in left)
 
 
+def test_every_file_and_every_name_is_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of folders below it, its own new name, and those of new folders above it."""
+    flushed: list[str] = []
+    sync = os.fsync
+
+    def noted(handle: int) -> None:
+        flushed.append(os.readlink(f"/proc/self/fd/{handle}"))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    target = tmp_path / "new" / "er" / "made"
+    with new_folder(target) as partial:
+        (partial / "below").mkdir()
+        (partial / "below" / "a").write_text("new")
+    assert flushed[:3] == [str(partial / "below"), str(partial / "below" / "a"), str(partial)]
+    assert flushed[3:] == [str(target.parent), str(target.parent.parent), str(tmp_path)]
+    flushed.clear()
+    _fill(target, "again")
+    assert flushed[3:] == [flushed[3], str(target.parent)]
+
+
 @pytest.mark.parametrize("moment", range(1, 9))
 def test_killed_at_any_moment(moment: int, tmp_path: Path) -> None:
     target = tmp_path / "model"

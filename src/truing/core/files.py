@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import errno
 import fcntl
+import fnmatch
 import functools
 import hashlib
 import json
@@ -18,6 +19,7 @@ import shutil
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Generator, Iterable
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from truing.tables import content_hash
 
 BLOCK = 1 << 22
 FILE = 1 << 12  # bytes of the disk that the smallest file takes
+COPY = "consolidated*.safetensors"
 _FICLONE = 0x40049409  # Linux ioctl: share the blocks of a file, copy on write
 _hashes: dict[str, list[object]] | None = None
 _guard = threading.Lock()
@@ -76,14 +79,20 @@ def lock(path: Path, *, wait: bool = True) -> Generator[bool]:
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's files and names to the disk."""
-    for path in [*(p for p in folder.rglob("*") if p.is_file()), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    """Flush all that lies in a folder and below it: files, and the names that lead to them."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_file() or path.is_dir():
+            sync(path)
 
 
 @contextlib.contextmanager
@@ -95,6 +104,7 @@ def new_folder(target: Path) -> Generator[Path]:
     Raises:
         InputError: a file or a link has that name.
     """
+    known = next(p for p in target.absolute().parents if p.is_dir())
     target.parent.mkdir(parents=True, exist_ok=True)
     _recover(target)
     if target.is_symlink() or target.is_file():
@@ -105,6 +115,10 @@ def new_folder(target: Path) -> Generator[Path]:
         sync_folder(partial)
         partial.chmod(0o755)
         _swap(partial, target)
+        for folder in target.absolute().parents:  # its new name, and those of new folders above
+            sync(folder)
+            if folder == known:
+                break
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -136,6 +150,15 @@ def _recover(target: Path) -> None:
             # Under a name of its own first: what is half deleted must not be given back.
             gone = path.rename(path.with_suffix(".gone"))
             shutil.rmtree(gone, ignore_errors=True)
+
+
+def age(path: Path) -> float:
+    """Days since anything was written at or under `path`."""
+    latest = 0.0
+    for one in (path, *path.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            latest = max(latest, one.stat().st_mtime)
+    return (time.time() - latest) / 86400
 
 
 def make_room(folder: Path, limit: int) -> None:
@@ -298,6 +321,20 @@ def place_tree(source: Path, target: Path, *, link: bool) -> None:
     for path in sorted(source.rglob("*")):
         if path.is_file():
             place(path, target / path.relative_to(source), link=link)
+
+
+def is_copy(path: Path) -> bool:
+    """True for weights that lie there twice, as Mistral's own code reads them: the second time."""
+    others = ("model.safetensors", "model.safetensors.index.json")
+    twice = fnmatch.fnmatch(path.name, COPY)
+    return twice and any((path.parent / name).is_file() for name in others)
+
+
+def is_of_hub(path: Path) -> bool:
+    """True for files in the cache of the Hugging Face hub."""
+    from huggingface_hub import constants
+
+    return path.resolve().is_relative_to(Path(constants.HF_HUB_CACHE).resolve())
 
 
 def is_managed(path: Path) -> bool:
