@@ -14,9 +14,9 @@ An artefact is written beside its place, flushed to the disk and renamed. It is 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import shutil
-import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -55,17 +55,14 @@ def load_noun(name: str, folder: Path) -> Noun:
     return NOUNS[name].load(folder)
 
 
-def _age(path: Path) -> float:
-    """Days since anything was written at or under `path`."""
-    latest = 0.0
-    for one in (path, *path.rglob("*")):
-        with contextlib.suppress(FileNotFoundError):
-            latest = max(latest, one.stat().st_mtime)
-    return (time.time() - latest) / 86400
-
-
 def _root(path: Path) -> tuple[Path, set[str]]:
     """The folder of a run and the keys that it refers to; an InputError when that is unknown."""
+    state = path.stat()
+    return _read_root(path, state.st_ino, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(4096)  # gc asks all of them under the lock of each key
+def _read_root(path: Path, *_: int) -> tuple[Path, set[str]]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         return Path(data["folder"]), {str(key) for key in data["keys"]}
@@ -220,7 +217,7 @@ class Store:
         """
         found: set[str] = set()
         for path in (self.root / "recent").glob("*"):
-            if _age(path) < days:
+            if files.age(path) < days:
                 found.add(path.name)
             elif drop:
                 path.unlink(missing_ok=True)
@@ -231,6 +228,12 @@ class Store:
             else:
                 found |= keys
         return found
+
+    def _in_use(self, key: str, days: float) -> bool:
+        """Whether `key` is among those of `referred` now."""
+        asked, roots = self.root / "recent" / key, (self.root / "roots").glob("*.json")
+        recent = asked.exists() and files.age(asked) < days
+        return recent or any(key in _root(p)[1] for p in roots)
 
     def ls(self) -> list[dict[str, Json]]:
         """Every artefact: key, noun, method, size in bytes, whether a run refers to it."""
@@ -315,15 +318,15 @@ class Store:
         for key in self.keys():
             with self.lock(key):
                 # Asked anew under the lock: a run may have taken it up since.
-                if key in self.referred(days=days) or not self.has(key):
+                if self._in_use(key, days) or not self.has(key):
                     continue
                 self.discard(key)
             gone.append({"key": key, "deleted": "artefact"})
         for scratch in sorted((self.root / "scratch").glob("*")):
             key = scratch.name
             with self.lock(key, wait=False) as free:  # else its step runs
-                left = key not in self.referred(days=days) and _age(scratch) >= days
-                if free and (left or self.has(key)):
+                old = free and not self._in_use(key, days) and files.age(scratch) >= days
+                if old or (free and self.has(key)):
                     shutil.rmtree(scratch, ignore_errors=True)
                     gone.append({"key": key, "deleted": "scratch"})
         # What a kill left half-made or half-deleted: nobody but the key's holder works on it.

@@ -188,6 +188,34 @@ def test_gc_removes_what_kills_left_beside_artefacts(store: Store) -> None:
     assert [p.exists() for p in left] == [False, False, True]
 
 
+def test_gc_reads_what_runs_refer_to_once_and_sees_a_run_that_begins_meanwhile(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in (keys := [f"{i:032x}" for i in range(6)]):
+        store.put(key, Table("text", [{"text": key}]), {})
+    for i in range(3):
+        (folder := tmp_path / f"run{i}").mkdir()
+        (folder / "manifest.json").write_text("{}")
+        store.root_run(folder, [keys[0]])
+    read, lock, files_read = json.loads, store.lock, 0
+
+    def counted(text: str) -> object:
+        nonlocal files_read
+        files_read += "folder" in text
+        return read(text)
+
+    def locked(key: str, *, wait: bool = True) -> AbstractContextManager[bool]:
+        if key == keys[2]:  # a run takes it up just before gc looks at it
+            store.root_run(tmp_path / "run1", [keys[2]])
+        return lock(key, wait=wait)
+
+    monkeypatch.setattr(store, "lock", locked)
+    monkeypatch.setattr("truing.store.json.loads", counted)
+    gone = {str(g["key"]) for g in store.gc(days=0) if g["deleted"] == "artefact"}
+    assert gone == {k for k in keys if k not in (keys[0], keys[2])}
+    assert files_read <= 3 + 2  # each once, and the one that was written once more
+
+
 def test_an_export_refuses_folders_of_others(store: Store, tmp_path: Path) -> None:
     made = cleaned(store)
     (tmp_path / "thesis").mkdir()
