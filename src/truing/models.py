@@ -67,7 +67,8 @@ class Folder:
     def names(self) -> list[str]:
         """File names that make up the base."""
         found = {p.name for pattern in BASE_FILES for p in self.path.glob(pattern)}
-        return sorted(n for n in found if (self.path / n).is_file())
+        there = [n for n in found if (self.path / n).is_file()]
+        return sorted(n for n in there if not files.is_copy(self.path / n))
 
     @cached_property
     def key(self) -> str:

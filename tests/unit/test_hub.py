@@ -5,36 +5,42 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from truing.core import fetch
-from truing.core.weights import INDEX, write
+from truing.core.weights import INDEX, weight_files, write
 from truing.errors import InputError
 from truing.models import Model
 from truing.tables import Table
 
-NAME, COMMIT = "some/model", "c" * 40
+NAME, COMMIT, EARLIER = "some/model", "c" * 40, "e" * 40
 TOKENS = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 class Hub(ThreadingHTTPServer):
-    """As much of the hub as a snapshot needs: one repository at one commit.
+    """As much of the hub as a snapshot needs: one repository, its files at one commit or more.
 
-    Its files are a model's, or with `sort` "datasets" those of a data set.
+    Its files are a model's, or with `sort` "datasets" those of a data set. With `fault` it refuses
+    everything, by the name that the hub has for the reason.
     """
 
     def __init__(self, folder: Path, sort: str = "models") -> None:
         super().__init__(("127.0.0.1", 0), Answers)
         self.folder, self.sort = folder, sort
         self.asked: list[str] = []
+        self.commits = {"main": COMMIT}
+        self.folders: dict[str, Path] = {}  # of commits with other files than `folder`
+        self.fault = ""
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -58,16 +64,20 @@ class Answers(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         self.hub.asked.append(path)
-        folder, sort = self.hub.folder, self.hub.sort
+        sort, (at, commit) = self.hub.sort, self._commit(path)
+        folder = self.hub.folders.get(commit, self.hub.folder)
+        if self.hub.fault or not commit:
+            self.send_response(401 if self.hub.fault else 404)
+            self.send_header("X-Error-Code", self.hub.fault or "RevisionNotFound")
+            self.end_headers()
+            return
         found = [p for p in folder.rglob("*") if p.is_file()]
         files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
-        place = f"/{'' if sort == 'models' else sort + '/'}{NAME}/resolve/{COMMIT}/"
-        if path == f"/api/{sort}/{NAME}/revision/main":
-            self._answer(json.dumps({"id": NAME, "sha": COMMIT}).encode())
-        elif path == f"/api/{sort}/{NAME}":
-            told = {"id": NAME, "sha": COMMIT, "siblings": [{"rfilename": n} for n in files]}
+        place = f"/{'' if sort == 'models' else sort + '/'}{NAME}/resolve/{commit}/"
+        if path in (f"/api/{sort}/{NAME}", f"/api/{sort}/{NAME}/revision/{at}"):
+            told = {"id": NAME, "sha": commit, "siblings": [{"rfilename": n} for n in files]}
             self._answer(json.dumps(told).encode())
-        elif path == f"/api/{sort}/{NAME}/tree/{COMMIT}":
+        elif path == f"/api/{sort}/{NAME}/tree/{commit}":
             listed = [
                 {"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()}
                 for n, b in files.items()
@@ -76,9 +86,15 @@ class Answers(BaseHTTPRequestHandler):
         elif path.startswith(place) and path.removeprefix(place) in files:
             body = files[path.removeprefix(place)]
             tag = hashlib.sha1(body).hexdigest()
-            self._answer(body, ETag=f'"{tag}"', X_Repo_Commit=COMMIT)
+            self._answer(body, ETag=f'"{tag}"', X_Repo_Commit=commit)
         else:
             self.send_error(404)
+
+    def _commit(self, path: str) -> tuple[str, str]:
+        """What a request calls the commit, and the commit; "" where there is none."""
+        commits = self.hub.commits
+        at = (re.findall(r"/(?:revision|tree|resolve)/([^/]+)", path) or ["main"])[0]
+        return at, at if at in commits.values() else commits.get(unquote(at), "")
 
     do_HEAD = do_GET
 
@@ -182,6 +198,84 @@ def test_a_whole_model_needs_no_network(tmp_path: Path, tiny_path: Path) -> None
         (snapshot / name).unlink()
     # It may be one without a tokenizer.
     assert fetch.from_hub(NAME).resolve() == snapshot.resolve()
+
+
+def test_a_revision_of_a_model(hub: Hub, tmp_path: Path, tiny_path: Path) -> None:
+    earlier = tmp_path / "earlier"
+    shutil.copytree(tiny_path, earlier)
+    (earlier / "chat_template.jinja").write_text("{{ messages }}")
+    hub.commits |= {"refs/pr/1": EARLIER, "v1.0": EARLIER}
+    hub.folders[EARLIER] = earlier
+    newest, old = Model.open(NAME), Model.open(f"{NAME}@v1.0")
+    assert (newest.folder.name, old.folder.name) == (COMMIT, EARLIER)
+    assert old.key == Model.open(earlier).key != newest.key == Model.open(tiny_path).key
+    assert Model.open(f"{NAME}@refs/pr/1").folder == Model.open(f"{NAME}@{EARLIER}").folder
+    with pytest.raises(InputError, match=r"no revision 'v9'.*branches, tags and commits"):
+        Model.open(f"{NAME}@v9")
+
+
+@pytest.mark.parametrize(
+    ("fault", "told", "fix"),
+    [
+        ("GatedRepo", "it is gated", "Ask for access at http.*some/model, then set HF_TOKEN"),
+        ("RepoNotFound", "the hub has none of that name", "spelling; if an account.*HF_TOKEN"),
+    ],
+)
+def test_what_the_hub_keeps_from_us_names_the_way_to_it(
+    hub: Hub, data_hub: Hub, fault: str, told: str, fix: str, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    hub.fault = data_hub.fault = fault
+    for server, read in ((hub, Model.open), (data_hub, Table.read)):
+        point(monkeypatch, tmp_path / "cache", server.server_address[1])
+        with pytest.raises(InputError, match=rf"{told}.*{fix}") as caught:
+            read(NAME if server is hub else f"hub:{NAME}/test")
+        assert "Request ID" not in str(caught.value)
+
+
+def test_of_two_copies_of_the_weights_one_is_fetched(
+    hub: Hub, tmp_path: Path, tiny_path: Path
+) -> None:
+    twice = tmp_path / "twice"
+    shutil.copytree(tiny_path, twice)
+    shutil.copy(tiny_path / "model.safetensors", twice / "consolidated.safetensors")
+    hub.folder = twice
+    assert Model.open(NAME).key == Model.open(twice).key == Model.open(tiny_path).key
+    assert not any("consolidated" in path and "resolve" in path for path in hub.asked)
+    assert len(weight_files(twice)) == 1
+    (twice / "model.safetensors").rename(twice / "model-a.safetensors")  # of another name: no copy
+    assert len(weight_files(twice)) == 2
+
+
+def test_what_the_hub_s_cache_has_is_linked_and_not_copied(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUING_HOME", str(tmp_path / "home"))
+    model = Model.open(NAME)
+    saved = model.save(tmp_path / "home" / "store" / "m")
+    weights = model.folder / "model.safetensors"
+    assert (saved / "base" / "model.safetensors").samefile(weights.resolve())
+    # A folder that its owner may write to again is copied.
+    own = tmp_path / "own"
+    shutil.copytree(model.folder, own)
+    (own / "chat_template.jinja").write_text("{{ messages }}")
+    kept = Model.open(own).save(tmp_path / "home" / "store" / "o")
+    assert not (kept / "base" / "model.safetensors").samefile(own / "model.safetensors")
+
+
+def test_a_revision_of_a_set(data_hub: Hub, tmp_path: Path) -> None:
+    earlier = tmp_path / "earlier"
+    (earlier / "data").mkdir(parents=True)
+    _write(earlier, "data/test.jsonl")
+    data_hub.commits["refs/convert/parquet"] = EARLIER
+    data_hub.folders[EARLIER] = earlier
+    old = Table.read(f"hub:{NAME}@refs%2Fconvert%2Fparquet/test")
+    assert [r["prompt"] for r in old] == ["data/test.jsonl"]
+    assert [r["prompt"] for r in Table.read(f"hub:{NAME}/test")] == ["q30", "q31"]
+    same = Table.read(f"hub:{NAME}@{EARLIER}/test")
+    assert [r["prompt"] for r in same] == ["data/test.jsonl"] and same.key != old.key
+    with pytest.raises(InputError, match="no revision 'v9'"):
+        Table.read(f"hub:{NAME}@v9/test")
 
 
 @pytest.fixture

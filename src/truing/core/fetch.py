@@ -9,6 +9,7 @@ doing it twice.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from truing.core import files
+from truing.core import files, hub
 from truing.core.files import home as home
 from truing.errors import InputError, MissingExtra, unknown
 
@@ -244,8 +245,9 @@ def fetch(name: str, *, wheels: Path | None = None) -> Path:
 def from_hub(name: str) -> Path:
     """Folder of a model of the Hugging Face hub: its safetensors, configuration and tokenizer.
 
-    The local cache is asked first, so that a model once fetched needs no network. What lies there
-    may be a part of it, such as the tokenizer alone: the rest is then fetched.
+    `owner/name@revision` is a branch, tag or commit of it. The local cache is asked first, so that
+    a model once fetched needs no network. What lies there may be a part of it, such as the
+    tokenizer alone: the rest is then fetched.
     Raises:
         InputError: it is not in the cache, or not the whole of it, and the hub cannot be reached or
             does not have it.
@@ -254,24 +256,32 @@ def from_hub(name: str) -> Path:
 
     from truing.models import BASE_FILES
 
-    wanted = [*BASE_FILES, "README.md"]
+    repository, _, revision = name.partition("@")
+    snapshot = functools.partial(
+        snapshot_download,
+        repository,
+        revision=revision or None,
+        allow_patterns=[*BASE_FILES, "README.md"],
+        ignore_patterns=[files.COPY],
+    )
     found: Path | None = None
     with contextlib.suppress(OSError, ValueError):
-        found = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+        found = Path(snapshot(local_files_only=True))
     if found is not None and not _lacks(found):
         return found
-    said = ""
+    said, fix = "", ""
     try:
-        found = Path(snapshot_download(name, allow_patterns=wanted))
+        found = Path(snapshot())
     except Exception as error:  # the hub's client has errors of its own, and of several libraries
-        said = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        said, fix = hub.trouble(error, repository, revision)
     if found is None:
         raise InputError(
             f"the model {name!r} is neither a folder nor in the local cache of the Hugging Face "
             "hub, and could not be downloaded",
             where="model",
             seen=said,
-            fix="Check the spelling and the network, give a local folder, or take one of "
+            fix=fix
+            or "Check the spelling and the network, give a local folder, or take one of "
             + ", ".join(SOURCES),
         )
     # Without a network the hub's client, too, takes what lies in the cache for the whole.
@@ -282,7 +292,8 @@ def from_hub(name: str) -> Path:
             f"without {lack}",
             where=str(found),
             seen=said or None,
-            fix="Check the network, so that the rest can be fetched; weights that are not in "
+            fix=fix
+            or "Check the network, so that the rest can be fetched; weights that are not in "
             "safetensors format are not",
         )
     return found

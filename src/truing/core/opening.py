@@ -38,7 +38,7 @@ from truing.models import (
     read_held,
 )
 
-_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")  # and a revision of it
 _KEY = re.compile(r"[0-9a-f]{32}")  # of what a change holds, and its folder's name
 
 
@@ -62,7 +62,8 @@ def open_model(source: str, *, anew: bool = False) -> Model:
         found = fetch.fetch(source)
         name = fetch.canonical(source)
         return Model(Folder(found, fetch.licence(name)), name=name)
-    if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
+    deep = source.partition("@")[0].count("/") > 1  # a revision may have slashes
+    if folder.is_absolute() or source.startswith((".", "~")) or deep:
         raise InputError("no such folder", where=source)
     if _HUB_NAME.match(source):
         path = fetch.from_hub(source)
@@ -129,7 +130,8 @@ def _kept_base(base: Folder) -> Generator[Path]:
     """A folder to link from: a base outside the cache is copied into it once per content.
 
     A user's folder may be overwritten in place by the next training run; what the store holds
-    must not change with it. Until the end of the block the base is not swept.
+    must not change with it. Files of the hub's cache, named by their content, never are: they are
+    linked where the file system can. Until the end of the block the base is not swept.
     """
     if files.is_managed(base.path):
         yield base.path
@@ -139,7 +141,7 @@ def _kept_base(base: Folder) -> Generator[Path]:
         if not kept.is_dir():
             with files.new_folder(kept) as partial:
                 for name in base.names():
-                    files.place(base.path / name, partial / name, link=False)
+                    files.place(base.path / name, partial / name, link=files.is_of_hub(base.path))
         yield kept
 
 

@@ -8,6 +8,7 @@ Of a set on the hub only what was asked for is downloaded: a file, the files tha
 from __future__ import annotations
 
 import fnmatch
+import functools
 import os
 import re
 import tempfile
@@ -15,7 +16,7 @@ import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from truing.core import files
+from truing.core import files, hub
 from truing.dataindex import TABLES
 from truing.errors import InputError
 
@@ -24,7 +25,10 @@ SHARD = re.compile(r"-\d{5}-of-(\d{5})(-[0-9a-f]+)?$")
 
 
 def fetch_data(source: str) -> tuple[list[Path], str]:
-    """(files, licence) of "https://...#sha256=HEX" or "hub:owner/set[/file, pattern or split]"."""
+    """(files, licence) of "https://...#sha256=HEX" or "hub:owner/set[/file, pattern or split]".
+
+    "owner/set@revision" is a branch, tag or commit of it; a slash in its name is written %2F.
+    """
     if source.startswith("hub:"):
         return _from_hub(source.removeprefix("hub:"))
     return [_from_address(source)], "unknown"
@@ -82,48 +86,55 @@ def _from_hub(name: str) -> tuple[list[Path], str]:
 
     owner, _, rest = name.partition("/")
     set_name, _, wanted = rest.partition("/")
-    repository = f"{owner}/{set_name}"
+    set_name, _, revision = set_name.partition("@")
+    repository, revision = f"{owner}/{set_name}", urllib.parse.unquote(revision)
+    snapshot = functools.partial(
+        snapshot_download, repository, repo_type="dataset", revision=revision or None
+    )
     try:
-        names, whole = _listed(repository)
+        names, whole = _listed(repository, revision or None)
         if not whole and not wanted:
             raise OSError("the hub cannot be reached, and what is in the cache may be a part")
         found = _chosen(names, wanted, repository)
-        patterns = [*found, "README.md"]
-        folder = Path(snapshot_download(repository, repo_type="dataset", allow_patterns=patterns))
+        folder = Path(snapshot(allow_patterns=[*found, "README.md"]))
         missing = [n for n in found if not (folder / n).is_file()]
         if missing:
             raise OSError(f"{missing[0]} is not in the cache")
     except (OSError, ValueError) as error:  # the hub's own errors are OSErrors
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        said, fix = hub.trouble(error, f"datasets/{repository}", revision)
         raise InputError(
             f"the data set {repository!r} could not be had from the Hugging Face hub",
             where="data",
-            seen=first,
-            fix="Check the spelling and the network, or download the file and give its path",
+            seen=said,
+            fix=fix or "Check the spelling and the network, or download the file and give its path",
         ) from None
     return [folder / n for n in found], stated_licence(folder) or "unknown"
 
 
-def _listed(repository: str) -> tuple[list[str], bool]:
+def _listed(repository: str, revision: str | None) -> tuple[list[str], bool]:
     """The set's files that can be tables, and whether they are all: offline, those in the cache."""
     from huggingface_hub import HfApi, snapshot_download
 
-    said, names = "", list[str]()
+    fault, names = None, list[str]()
     try:
-        names = [s.rfilename for s in HfApi().dataset_info(repository).siblings or ()]
+        told = HfApi().dataset_info(repository, revision=revision)
+        names = [s.rfilename for s in told.siblings or ()]
     except Exception as error:  # the network's are of whatever library the hub's client uses
-        said = str(error) or type(error).__name__
-    if said:
+        fault = error
+    if fault is not None:
         try:
             # Of a set that is there in part, the part is asked for that always comes along.
             cached = snapshot_download(
-                repository, repo_type="dataset", allow_patterns="README.md", local_files_only=True
-            )
+                repository, repo_type="dataset", revision=revision, allow_patterns="README.md",
+                local_files_only=True,
+            )  # fmt: skip
         except OSError:
-            raise OSError(said) from None
+            if isinstance(fault, OSError):
+                raise fault from None
+            raise OSError(str(fault) or type(fault).__name__) from None
         here = Path(cached)
         names = [p.relative_to(here).as_posix() for p in here.rglob("*") if p.is_file()]
-    return sorted(n for n in names if n.endswith(TABLES)), not said
+    return sorted(n for n in names if n.endswith(TABLES)), fault is None
 
 
 def _chosen(names: Sequence[str], wanted: str, repository: str) -> list[str]:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from truing.changes import Adapter, Weights
 from truing.core import jsonfile
-from truing.core.files import new_folder
+from truing.core.files import is_copy, new_folder
 from truing.core.patches import ADAPTER, BLEND, HEADS, AdapterPatch, BlendPatch, WeightsPatch
 from truing.errors import InputError
 
@@ -91,7 +91,7 @@ def weight_files(folder: Path) -> list[Path]:
                 fix="Fetch or save the model again",
             )
         return [folder / n for n in names]
-    return sorted(folder.glob("*.safetensors"))
+    return sorted(p for p in folder.glob("*.safetensors") if not is_copy(p))
 
 
 def open_weights(path: Path) -> Stored:
