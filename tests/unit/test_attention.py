@@ -20,15 +20,14 @@ def node(size: int, *children: Node) -> Node:
     return Node((1,) * size, (True,) * size, children)
 
 
-def allowed(segments: tuple[Segment, ...]) -> Tensor:
+def allowed(segments: tuple[Segment, ...], window: int | None = None) -> Tensor:
     """Which token sees which, [N, N], written out token by token."""
     size = segments[-1].stop
     seen = torch.zeros(size, size, dtype=torch.bool)
     for s in segments:
         for i in range(s.start, s.stop):
-            for a, b in s.before:
-                seen[i, a:b] = True
-            seen[i, s.start : i + 1] = True
+            row = [k for a, b in s.before for k in range(a, b)] + list(range(s.start, i + 1))
+            seen[i, row if window is None else row[-window:]] = True
     return seen
 
 
@@ -40,16 +39,22 @@ def plain(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float) -> Tensor
     return (score.softmax(-1) @ v).transpose(0, 1)
 
 
-def compare(segments: tuple[Segment, ...], heads: int, groups: int, dtype: torch.dtype) -> None:
+def compare(
+    segments: tuple[Segment, ...],
+    heads: int,
+    groups: int,
+    dtype: torch.dtype,
+    window: int | None = None,
+) -> None:
     torch.manual_seed(0)
     size = segments[-1].stop
     shapes = [(heads, size, 8), (groups, size, 8), (groups, size, 8)]
     leaves = [torch.randn(s).to(dtype).requires_grad_() for s in shapes]
     wide = [x.detach().double().requires_grad_() for x in leaves]
     up = torch.randn(size, heads, 8)
-    mine = attend(*leaves, Layout(segments), scale=0.4)  # type: ignore[misc]
+    mine = attend(*leaves, Layout(segments).within(window), scale=0.4)  # type: ignore[misc]
     (mine * up).sum().backward()
-    want = plain(*wide, allowed(segments), 0.4)  # type: ignore[misc]
+    want = plain(*wide, allowed(segments, window), 0.4)  # type: ignore[misc]
     (want * up).sum().backward()
     loose = 1e-5 if dtype == torch.float32 else 1e-9
     for a, b in [(mine, want), *((x.grad, y.grad) for x, y in zip(leaves, wide))]:
@@ -77,6 +82,24 @@ def test_other_dtypes_by_pytorch(name: str) -> None:
     compare(segments_of(*TREES[name]), 4, 2, torch.float64)
 
 
+@pytest.mark.parametrize("window", [1, 2, 4, 7, BLOCK + 3])
+@pytest.mark.parametrize("name", list(TREES))
+def test_a_window_reaches_back_along_the_row(name: str, window: int) -> None:
+    compare(segments_of(*TREES[name]), 4, 2, torch.float32, window)
+    if window == 4:
+        compare(segments_of(*TREES[name]), 4, 2, torch.float64, window)
+
+
+def test_a_window_of_several_blocks() -> None:
+    compare(segments_of(node(900, node(700), node(30))), 1, 1, torch.float32, 600)
+
+
+def test_without_longer_rows_a_window_changes_nothing() -> None:
+    layout = Layout(segments_of(*TREES["turns"]))
+    assert layout.within(layout.longest) is layout.within(None) is layout
+    assert layout.within(5) is layout.within(5) is not layout
+
+
 nodes = st.recursive(
     st.integers(1, 5).map(node),
     lambda inner: st.tuples(st.integers(1, 5), st.lists(inner, min_size=1, max_size=3)).map(
@@ -87,9 +110,9 @@ nodes = st.recursive(
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(nodes, min_size=1, max_size=3))
-def test_any_tree(trees: list[Node]) -> None:
-    compare(segments_of(*trees), 4, 2, torch.float32)
+@given(st.lists(nodes, min_size=1, max_size=3), st.none() | st.integers(1, 9))
+def test_any_tree(trees: list[Node], window: int | None) -> None:
+    compare(segments_of(*trees), 4, 2, torch.float32, window)
 
 
 def test_large_scores_stay_finite() -> None:

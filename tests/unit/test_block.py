@@ -262,10 +262,11 @@ def test_other_architectures_run_as_they_are(
     assert not runs
 
 
-def test_windows_shorter_than_a_row_are_refused(runs: list[nn.Module]) -> None:
+def test_windows_shorter_than_a_row_are_computed_by_the_stock_block(runs: list[nn.Module]) -> None:
     assert first_use(mistral(64), runs) is None
-    with pytest.raises(InputError, match="window"):
-        measure(mistral(11), tree())
+    runs.clear()
+    measure(mistral(11), tree())
+    assert not runs
 
 
 @pytest.mark.parametrize("site", ["layers.0.mlp", "layers.0.attn", "layers.0.head.1"])

@@ -14,6 +14,9 @@ log-sum-exp of each row that the forward pass kept, and dO the upstream gradient
 P of one block of queries and one range of keys needs nothing of the others, so ancestors and blocks
 below the diagonal are plain products and never more than a block of P exists.
 
+In a layer with a window of W a token sees the last W of its row, itself among them. Nodes are cut
+into pieces of about that length, each with the W - 1 tokens before it (`Layout.within`).
+
 Shapes: N tokens, H query heads, G key heads, R = H / G query heads that share one, D features a
 head. Queries are kept as [G, N, R, D], so that a key head's queries are one matrix of rows.
 """
@@ -23,7 +26,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -54,30 +57,71 @@ def _joined(x_GND: Tensor, segment: Segment) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
 
 
-def _mask(own: int, seen: int, like: Tensor, shared: int) -> Tensor:
-    """Additive mask [shared own, seen]: the last `own` keys causally, all earlier ones fully."""
+def _mask(own: int, seen: int, like: Tensor, shared: int, window: int) -> Tensor:
+    """Additive mask [shared own, seen]: the last `own` keys causally, all earlier ones fully.
+
+    With a window, only the last `window` of them.
+    """
     # Kernels of GPUs copy a mask whose rows do not begin at multiples of eight numbers.
     wide = seen if like.device.type == "cpu" else -(-seen // ALIGNED) * ALIGNED
     blocked = torch.full((own, wide), float("-inf"), dtype=like.dtype, device=like.device)
+    far = blocked.tril(seen - own - window) if 0 < window < seen else None
     blocked.triu_(seen - own + 1)
+    if far is not None:
+        blocked += far
     return (blocked if shared == 1 else blocked.repeat(shared, 1))[:, :seen]
 
 
-class Layout:
-    """Where the nodes of a micro-batch lie, and their masks, made once for all layers."""
+def _last(ranges: Sequence[tuple[int, int]], count: int) -> tuple[tuple[int, int], ...]:
+    """The last `count` places of ranges."""
+    kept: list[tuple[int, int]] = []
+    for a, b in reversed(ranges):
+        a = max(a, b - count)
+        if a < b:
+            kept.append((a, b))
+            count -= b - a
+    return tuple(reversed(kept))
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
-        self.segments = tuple(segments)
-        self._seen = [s.stop - s.start + sum(b - a for a, b in s.before) for s in segments]
+
+def _pieces(segments: Sequence[Segment], window: int) -> Iterator[Segment]:
+    """Segments cut so that each sees little more than its own tokens can."""
+    step = max(window, BLOCK)
+    for s in segments:
+        for i in range(s.start, s.stop, step):
+            before = _last((*s.before, (s.start, i)), window - 1)
+            yield Segment(i, min(i + step, s.stop), before)
+
+
+class Layout:
+    """Where the nodes of a micro-batch lie, and their masks, made once for all layers.
+
+    Args:
+        window: how many tokens of its row a token sees, itself among them; 0 for all.
+    """
+
+    def __init__(self, segments: Iterable[Segment], window: int = 0) -> None:
+        self.segments, self.window = tuple(segments), window
+        self._seen = [s.stop - s.start + sum(b - a for a, b in s.before) for s in self.segments]
         self.longest = max(self._seen)
         self._masks: dict[tuple[torch.dtype, torch.device, int], list[Tensor | None]] = {}
+        self._within: dict[int, Layout] = {}
+
+    def within(self, window: int | None) -> Layout:
+        """The same tokens for a layer with a window; itself where no row is longer."""
+        if window is None or self.longest <= window:
+            return self
+        if window not in self._within:
+            self._within[window] = Layout(_pieces(self.segments, window), window)
+        return self._within[window]
 
     def masks(self, like: Tensor, shared: int = 1) -> list[Tensor | None]:
         """The mask of each node, `shared` times one below another; None where all is its own."""
         key = (like.dtype, like.device, shared)
         if key not in self._masks:
             self._masks[key] = [
-                _mask(s.stop - s.start, seen, like, shared) if s.before else None
+                _mask(s.stop - s.start, seen, like, shared, self.window)
+                if s.before or 0 < self.window < seen
+                else None
                 for s, seen in zip(self.segments, self._seen)
             ]
         return self._masks[key]
@@ -108,14 +152,23 @@ def forward(
     return out_GNRD, lse_GNR
 
 
-def _blocks(segments: Sequence[Segment]) -> Iterator[tuple[int, int, int, int, bool]]:
-    """(first query, end, first key, end, last block of keys is causal) that cover all pairs."""
-    for s in segments:
+def _blocks(layout: Layout) -> Iterator[tuple[int, int, int, int, bool, int]]:
+    """(first query, end, first key, end, last block of keys is causal, far) that cover all pairs.
+
+    far: the diagonal at and below which keys lie before a query's window; -BLOCK where none do.
+    """
+    none, window = -BLOCK, layout.window
+    for s in layout.segments:
+        own = sum(b - a for a, b in s.before)  # place in the row of the segment's first token
         for i in range(s.start, s.stop, BLOCK):
             j = min(i + BLOCK, s.stop)
-            for a, b in s.before:
-                yield i, j, a, b, False
-            yield i, j, s.start, j, True
+            at, first = 0, own + i - s.start - window + 1  # places of a range, of what i sees
+            for a, b in (*s.before, (s.start, j)):
+                skip = max(first - at, 0) if window else 0
+                if a + skip < b:
+                    far = first - at - skip - 1 if window else none
+                    yield i, j, a + skip, b, a == s.start, far
+                at += b - a
 
 
 def backward(
@@ -133,17 +186,22 @@ def backward(
     delta_GNR = (d_GNRD * out_GNRD).sum(-1).neg_()
     lse_GNR = lse_GNR.neg()
     heads, _, shared, size = q_GNRD.shape
-    for i, j, a, b, causal in _blocks(layout.segments):
-        hidden = None
+    for i, j, a, b, causal, far in _blocks(layout):
+        hidden = before = None
         if causal:  # only the last j - i keys lie on the diagonal
             square = torch.ones(j - i, j - i, dtype=torch.bool, device=d_GNRD.device)
             hidden = square.triu_(1)[:, None]
+        if far > i - j:
+            reach = torch.ones(j - i, b - a, dtype=torch.bool, device=d_GNRD.device)
+            before = reach.tril_(far)[:, None]
         for g in range(heads):
             q, d = (x[g, i:j].reshape(-1, size) for x in (q_GNRD, d_GNRD))
             k, v = k_GND[g, a:b], v_GND[g, a:b]
             p = torch.addmm(lse_GNR[g, i:j].reshape(-1, 1), q, k.t()).exp_()
             if hidden is not None:
                 p.view(j - i, shared, b - a)[:, :, i - b :].masked_fill_(hidden, 0.0)
+            if before is not None:
+                p.view(j - i, shared, b - a).masked_fill_(before, 0.0)
             dv_GND[g, a:b].addmm_(p.t(), d)
             p.mul_(torch.addmm(delta_GNR[g, i:j].reshape(-1, 1), d, v.t()))
             dq_GNRD[g, i:j].view(-1, size).addmm_(p, k)
@@ -259,13 +317,7 @@ def _interface(
             "the architecture does not hand keyword arguments to its attention layers",
             seen=type(module).__name__,
         )
-    if sliding_window is not None and tree.longest > sliding_window:
-        raise InputError(
-            f"a row of {tree.longest} tokens is longer than the attention's window",
-            seen=sliding_window,
-            fix="Shorten or leave out such rows: windows are not computed on trees",
-        )
-    return attend(query[0], key[0], value[0], tree, scaling)[None], None
+    return attend(query[0], key[0], value[0], tree.within(sliding_window), scaling)[None], None
 
 
 @contextlib.contextmanager
