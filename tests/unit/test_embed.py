@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from truing.context import Context, use
 from truing.core import embed as module
 from truing.core import fetch
 from truing.core.embed import mean_of_tokens, near_duplicates, nearest, squared_distances
@@ -46,6 +48,31 @@ def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
     parts = near_duplicates(v, 0.8), nearest(v, v, 3)[0].tolist()
     assert parts[0][0] == whole[0][0] and parts[1] == whole[1]
     assert np.allclose(parts[0][1], whole[0][1], atol=1e-6)
+
+
+def test_long_lists_say_how_far_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the encoder may lie anywhere: what it is given is moved to it."""
+
+    class Encoder:
+        device = torch.device("cpu")
+
+        def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> object:
+            states = torch.ones(*input_ids.shape, module.WIDTH) * input_ids[..., None]
+            return SimpleNamespace(last_hidden_state=states)
+
+    def tokens(texts: list[str], **_: object) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[len(t)] * len(t) for t in texts]}
+
+    monkeypatch.setattr(module, "encoder", lambda: (Encoder(), tokens))
+    monkeypatch.setattr(module, "BATCH_TOKENS", 8)
+    told: list[tuple[int, int, str]] = []
+    with use(Context(on_progress=lambda *said: told.append(said))):
+        vectors = module._encode(["aaaa", "b", "cc"])
+        assert told == [(2, 3, "texts embedded"), (3, 3, "texts embedded")]
+        told.clear()
+        module._encode(["b"])
+        assert not told
+    assert np.allclose(vectors, 1 / module.WIDTH**0.5)
 
 
 def test_no_silent_stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

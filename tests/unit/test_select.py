@@ -118,6 +118,22 @@ def test_duplicates_are_alike_in_all_that_is_asked_and_answered(
     assert kept(groups) == [0, 1]
 
 
+def test_equal_rows_are_one_before_pairs_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    compare, sizes = duplicates.compare, []
+
+    def counted(vectors: np.ndarray, threshold: float) -> object:
+        sizes.append(len(vectors))
+        return compare(vectors, threshold)
+
+    monkeypatch.setattr(duplicates, "embed", by_first_letter)
+    monkeypatch.setattr(duplicates, "compare", counted)
+    words = ["Ash?", *["Oak?"] * 500, "Elm?", "Only oaks?", *["Elm?"] * 500]
+    data = Table("prompt", [{"prompt": w} for w in words])
+    assert prompts(near_duplicates(data)) == ["Ash?", "Oak?", "Elm?"]
+    assert sizes == [4]
+    assert len(near_duplicates(data, threshold=0.0)) == len(data)  # nothing is nearer than 0
+
+
 def test_dialogues_that_end_alike_are_apart() -> None:
     talks: list[dict[str, object]] = [
         {"prompt": dialogue(f"Tree {i}?", "It is.", "Thanks!")} for i in range(12)

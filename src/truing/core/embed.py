@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from truing.context import current
 from truing.core import fetch
 from truing.core.loaded import quiet
 from truing.tables import content_hash
@@ -34,13 +35,15 @@ _KEEP = 50_000  # vectors remembered within a process: 77 MB
 
 @functools.cache
 def encoder() -> tuple[BertModel, PreTrainedTokenizerBase]:
-    """The encoder and its tokenizer, fetched on first use."""
+    """The encoder, on the accelerator where there is one, and its tokenizer; fetched when asked."""
     from transformers import AutoTokenizer, BertModel
 
     folder = fetch.fetch("minilm")
     with quiet():
         module = BertModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False)
-        return cast("BertModel", module.eval()), AutoTokenizer.from_pretrained(folder)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        moved = cast("BertModel", module.eval().to(torch.device(device)))
+        return moved, AutoTokenizer.from_pretrained(folder)
 
 
 def mean_of_tokens(hidden_BTD: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
@@ -63,15 +66,18 @@ def _encode(texts: Sequence[str]) -> Vectors:
     while start < len(order):
         width = len(ids[order[start]])
         batch = order[start : start + max(1, BATCH_TOKENS // width)]
-        ids_BT = torch.zeros(len(batch), width, dtype=torch.long)
+        ids_BT = torch.zeros(len(batch), width, dtype=torch.long)  # filled here, moved at once
         mask_BT = torch.zeros(len(batch), width, dtype=torch.long)
         for row, i in enumerate(batch):
             ids_BT[row, : len(ids[i])] = torch.tensor(ids[i])
             mask_BT[row, : len(ids[i])] = 1
+        ids_BT, mask_BT = ids_BT.to(module.device), mask_BT.to(module.device)
         with torch.inference_mode():
             hidden_BTD = module(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
-            vectors_ND[batch] = mean_of_tokens(hidden_BTD, mask_BT).numpy()
+            vectors_ND[batch] = mean_of_tokens(hidden_BTD, mask_BT).cpu().numpy()
         start += len(batch)
+        if len(batch) < len(order):  # a single batch is too quick to be told
+            current().progress(start, len(order), "texts embedded")
     return vectors_ND
 
 
@@ -115,7 +121,10 @@ def nearest(a_MD: Vectors, b_ND: Vectors, k: int = 1) -> tuple[NDArray[np.int64]
     distances = np.empty((len(a_MD), k), np.float32)
     for start in range(0, len(a_MD), BLOCK):
         d_BN = squared_distances(a_MD[start : start + BLOCK], b_ND)
-        order = np.argsort(d_BN, axis=1, kind="stable")[:, :k]
+        if k == 1:
+            order = d_BN.argmin(axis=1, keepdims=True)
+        else:
+            order = np.argsort(d_BN, axis=1, kind="stable")[:, :k]
         places[start : start + BLOCK] = order
         distances[start : start + BLOCK] = np.take_along_axis(d_BN, order, axis=1)
     return places, distances

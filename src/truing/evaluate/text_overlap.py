@@ -50,7 +50,7 @@ def bert_scores(said: Sequence[str], wanted: Sequence[str]) -> list[float]:
         weights |= dict.fromkeys(ends, 0.0)
         found = bert_cos_score_idf(
             module, [wanted[i] for i in there], [said[i] for i in there], tokenizer, weights,
-            batch_size=BATCH, device="cpu",
+            batch_size=BATCH, device=str(module.device),
         )  # fmt: skip
         for i, (_, _, f1) in zip(there, found.tolist(), strict=True):
             made[i] = float(f1)

@@ -140,6 +140,21 @@ def alike(texts: Sequence[Sequence[str]], threshold: float) -> list[list[int]]:
     return found
 
 
+def _kept(texts: Sequence[Sequence[str]], threshold: float) -> list[int]:
+    """Numbers of the rows that the rule keeps.
+
+    Of equal rows only the first can be one: the others are left out before pairs are looked at,
+    since a thousand equal rows make a million of them.
+    """
+    first: dict[tuple[str, ...], int] = {}
+    for i, row in enumerate(texts):
+        # Nothing is nearer than 0, not even a text to itself.
+        first.setdefault((*row, *([str(i)] if threshold == 0 else [])), i)
+    rows = list(first.values())
+    least = firsts(alike([texts[i] for i in rows], threshold))
+    return [rows[k] for k, m in enumerate(least) if m is None or m == k]
+
+
 @method(paper="magpie", within={"threshold": (0, 4)}, makes="data")
 def near_duplicates(
     data: Table,
@@ -167,7 +182,7 @@ def near_duplicates(
     elif not any(map(any, texts)):  # images and the like have no meaning that is compared here
         return data
     else:
-        kept = [i for i, m in enumerate(firsts(alike(texts, threshold))) if m is None or m == i]
+        kept = _kept(texts, threshold)
     if left_out := len(data) - len(kept):
         current().metric(left_out=left_out)
     return data.take(kept).with_lineage(filter=f"near_duplicates {threshold:g}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from truing.core.embed import embed
+from truing.core.embed import embed, nearest
 from truing.errors import InputError
 from truing.method import method
 from truing.select.near_duplicates import asked_text, known, row_name
@@ -33,9 +33,9 @@ def _apart(texts: list[str], held_out: int, threshold: float) -> list[int]:
     if threshold == 0:
         held = {known(t) for t in texts[:held_out]}
         return [i for i in later if known(texts[i]) not in held]
-    vectors = embed(texts)
-    nearest = (vectors[held_out:] @ vectors[:held_out].T).max(axis=1)
-    return [i for i, near in zip(later, nearest, strict=True) if near < 1.0 - threshold / 2.0]
+    vectors_ND = embed(texts)
+    _, distance_M1 = nearest(vectors_ND[held_out:], vectors_ND[:held_out])
+    return [i for i, d in zip(later, distance_M1[:, 0], strict=True) if d > threshold]
 
 
 @method(within={"held_out": (1, None), "threshold": (0, 4)}, makes="data")
