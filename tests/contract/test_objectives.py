@@ -139,7 +139,8 @@ def test_declaration(name: str) -> None:
     assert method.paper and method.entry.needs == spec.needs
 
 
-@pytest.mark.parametrize("scale", [1e-7, 1.0, 60.0])
+# The last one has margins of thousands of nats, on both sides of 0.
+@pytest.mark.parametrize("scale", [1e-7, 1.0, 60.0, 1000.0])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_values_and_gradients_are_finite(name: str, scale: float) -> None:
     spec = spec_of(name)
@@ -152,7 +153,7 @@ def test_values_and_gradients_are_finite(name: str, scale: float) -> None:
     for leaf_name, leaf in leaves.items():
         assert leaf.grad is None or leaf.grad.isfinite().all(), leaf_name
     slopes = [leaf.grad for n, leaf in leaves.items() if n != "ref_logp" and leaf.grad is not None]
-    assert sum(float(slope.abs().sum()) for slope in slopes) > 0
+    assert scale > 60 or sum(float(slope.abs().sum()) for slope in slopes) > 0
     if "ref_logp" in leaves and scale == 1.0:  # it must count for something
         changed = m.having(ref_logp=m.ref_logp_UKT * 0.5)
         assert not torch.equal(own_part(spec(changed, defaults(spec))), own_part(loss))

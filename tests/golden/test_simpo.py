@@ -8,7 +8,7 @@ import pytest
 import torch
 from objective_numbers import mean, pairs, softminus, values
 
-from truing.train.preference.simpo import alphapo, simpo
+from truing.train.preference.simpo import alphapo, shaped, simpo
 
 
 def test_simpo_by_hand() -> None:
@@ -37,3 +37,14 @@ def test_alpha_of_zero_is_simpo() -> None:
     plain = simpo(pairs()).per_unit
     assert torch.equal(alphapo(pairs(), alpha=0.0).per_unit, plain)
     assert torch.allclose(alphapo(pairs(), alpha=1e-4).per_unit, plain, atol=1e-3)
+
+
+def test_alphapos_exponent_is_clamped() -> None:
+    mean_lp = torch.tensor([-100.0, -1000.0]).requires_grad_()
+    found = shaped(mean_lp, 0.25)
+    assert found.tolist() == pytest.approx(
+        [4 * (1 - math.exp(25)), 4 * (1 - math.exp(80))], rel=1e-5
+    )
+    found.sum().backward()
+    assert mean_lp.grad is not None
+    assert mean_lp.grad.tolist() == pytest.approx([math.exp(25), 0.0], rel=1e-5)

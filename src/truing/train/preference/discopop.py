@@ -4,7 +4,9 @@
 
 d = (lp - lp_ref)(y_w) - (lp - lp_ref)(y_l). It is not monotone: the slope at z = 0 is
 (1 - ln 2) / (4 tau) - 3/4, positive for tau below 0.102. So with the paper's tau of 0.05 descent
-from the reference first moves the wrong way; use 0.2 or more where the model starts there.
+from the reference first moves the wrong way; use 0.2 or more where the model starts there. The
+last term is computed as exp(logsigmoid(z / tau) - z), since far below 0 its factors are 0 and
+infinite; that exponent grows without end where tau is above 1, and is clamped at 80.
 
 Shapes: U pairs, K = 2 branches.
 """
@@ -15,6 +17,8 @@ from torch.nn.functional import logsigmoid
 
 from truing.core.objective import Loss, Measurements, objective
 from truing.train.preference.dpo import difference, metrics
+
+MOST = 80.0  # exp of it is finite
 
 
 @objective(
@@ -31,6 +35,6 @@ def discopop(m: Measurements, *, beta: float = 0.1, tau: float = 0.05) -> Loss:
         tau: width of the switch between the two terms; see above.
     """
     z_U = beta * difference(m)
-    g_U = (z_U / tau).sigmoid()
-    per_pair = (1 - g_U) * -logsigmoid(z_U) + g_U * (-z_U).exp()
+    per_pair = (-z_U / tau).sigmoid() * -logsigmoid(z_U)
+    per_pair = per_pair + (logsigmoid(z_U / tau) - z_U).clamp(max=MOST).exp()
     return Loss(per_pair, metrics=metrics(m, beta))

@@ -5,6 +5,7 @@
               p = exp(mean_lp); alpha = 0 is simpo                                  arXiv 2501.03884
 
 The paper uses beta 2 to 2.5 and gamma / beta of about 0.3 to 0.6; label_smoothing as in cdpo.
+The exponent -alpha mean_lp is clamped at 80.
 
 Shapes: U pairs, K = 2 branches.
 """
@@ -17,10 +18,14 @@ from torch import Tensor
 from truing.core.objective import Loss, Measurements, objective, reward_metrics
 from truing.train.preference.dpo import smoothed
 
+MOST = 80.0  # exp of it is finite
+
 
 def shaped(mean_lp: Tensor, alpha: float) -> Tensor:
     """(1 - p^-alpha) / alpha of p = exp(mean_lp); mean_lp itself at alpha = 0."""
-    return mean_lp if alpha == 0 else -torch.expm1(-alpha * mean_lp) / alpha
+    if alpha == 0:
+        return mean_lp
+    return -torch.expm1((-alpha * mean_lp).clamp(max=MOST)) / alpha
 
 
 @objective(
