@@ -13,8 +13,10 @@ beam search of width B, with B = 1 the greedy answer.
 DeAL: Decoding-time Alignment for Large Language Models, arXiv 2402.06147.
 
 The paper's k, l and B are not known for sure; ours suit a small machine. The cost is B k l tokens
-ahead for every token of the answer; it is recorded, and so are log P and h of what was chosen. A
-request's temperature and nucleus have no meaning here. Cheaper, by segments: decode/deal_segments.
+ahead for every token of the answer; it is recorded, and so are log P and h of what was chosen. Each
+step reads prompt and beginnings anew, so that the time grows with the square of an answer's length.
+A request's temperature and nucleus have no meaning here. By segments, which is cheaper:
+decode/deal_segments.
 """
 
 from __future__ import annotations
