@@ -22,6 +22,7 @@ from online_numbers import (
     total,
 )
 
+from truing.core.advantages import kl_tokens
 from truing.core.objective import Measurements
 from truing.core.online import Aggregation, kl_loss
 from truing.train.rl.grpo import dapo, dr_grpo, grpo
@@ -136,3 +137,19 @@ def test_nothing_is_masked_before_the_policy_has_moved() -> None:
     free, held = (loss_of(grpo(r, opsm=opsm), r, now=OLD) for opsm in (0.0, 1e-6))
     assert torch.equal(free.per_unit, held.per_unit)
     assert torch.equal(gradient(free), gradient(held))
+
+
+def test_k3_goes_on_beyond_its_bound_in_a_straight_line() -> None:
+    """exp(-l) + l - 1 up to 20 nats, then along the tangent there: the pull keeps its direction."""
+    gaps = [0.0, 0.5, -1e-4, -19.0, -25.0, -1000.0]
+    logp = torch.tensor(gaps, dtype=torch.float64).requires_grad_()
+    found = kl_tokens(logp, torch.zeros_like(logp))
+    slope, top = math.expm1(20), math.expm1(20) - 20
+    wanted = [math.exp(-g) + g - 1 for g in gaps[:4]] + [top + slope * (-g - 20) for g in gaps[4:]]
+    assert found.tolist() == pytest.approx(wanted, rel=1e-9, abs=1e-15)
+    found.sum().backward()
+    assert logp.grad is not None
+    steep = [1 - math.exp(-g) for g in gaps[:4]] + [-slope, -slope]
+    assert logp.grad.tolist() == pytest.approx(steep, rel=1e-9)
+    far = kl_tokens(torch.tensor([-25.0]), torch.zeros(1))
+    assert float(far) == pytest.approx(6 * slope - 21 + 1, rel=1e-6)

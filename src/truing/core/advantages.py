@@ -14,6 +14,7 @@ masked. Branches that do not exist have no token and count for nothing.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -25,6 +26,7 @@ Scale = Literal["group", "batch", "none"]
 Estimator = Literal["k1", "k2", "k3", "k3_ratio"]
 EPS = 1e-4  # added to standard deviations of rewards
 ROUNDING = 1e-5  # nats by which entropies of one distribution may differ, computed differently
+FARTHEST = 20.0  # a log-ratio beyond which none is followed by its exp, which stays finite
 
 
 def centred(reward_UK: Tensor, there_UK: Tensor) -> Tensor:
@@ -177,9 +179,11 @@ def kl_tokens(logp_UKT: Tensor, ref_logp_UKT: Tensor, kind: Estimator = "k3") ->
         return l_UKT
     if kind == "k2":
         return 0.5 * l_UKT**2
-    # expm1 keeps small differences exact; the exponent is bounded so that a token which the policy
-    # has all but given up cannot make the loss infinite.
-    return torch.expm1((-l_UKT).clamp(max=20.0)) + l_UKT
+    # expm1 keeps small differences exact. Beyond the bound its tangent there goes on, so that the
+    # loss is finite for a token that the policy has all but given up, and pulls the right way.
+    near_UKT = (-l_UKT).clamp(max=FARTHEST)
+    beyond_UKT = (-l_UKT - FARTHEST).clamp(min=0.0)
+    return torch.expm1(near_UKT) - near_UKT + math.expm1(FARTHEST) * beyond_UKT
 
 
 def overlong(length_UK: Tensor, longest: int, buffer: int) -> Tensor:
