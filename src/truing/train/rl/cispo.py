@@ -23,7 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from truing.core.advantages import group_advantage
+from truing.core.advantages import FARTHEST, group_advantage
 from truing.core.objective import Loss, Measurements
 from truing.core.online import (
     Update,
@@ -35,8 +35,6 @@ from truing.core.online import (
     watched,
     weighed,
 )
-
-FARTHEST = 20.0  # a log-ratio at which every weight has long faded; exp of it is finite
 
 
 @online(paper="preference-losses", least=2, within={"cap": "(0, inf)"})

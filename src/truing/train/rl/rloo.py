@@ -6,7 +6,8 @@
     loss = mean over answers of -min(ratio_i A_i, clip(ratio_i, 1 - e, 1 + e) A_i)
 
 The ratio is that of the whole answer; the paper, with one update a rollout, has none, which is what
-it comes to while the two policies are one. `normalise` divides by the batch's standard deviation.
+it comes to while the two policies are one. Its logarithm is clamped at 20, since over a long answer
+exp of the sum would be infinite. `normalise` divides by the batch's standard deviation.
 Four answers by default, where the libraries draw two: their mean is a poor baseline.
 
 Shapes: U groups, K answers, T tokens.
@@ -14,9 +15,9 @@ Shapes: U groups, K answers, T tokens.
 
 from __future__ import annotations
 
-from truing.core.advantages import leave_one_out, normalised
+from truing.core.advantages import FARTHEST, leave_one_out, normalised
 from truing.core.objective import Loss, Measurements
-from truing.core.online import Update, online, weighed
+from truing.core.online import Update, log_ratio, online, weighed
 from truing.train.rl.grpo import penalised
 
 
@@ -38,7 +39,7 @@ def rloo(
     """
 
     def loss(m: Measurements) -> Loss:
-        ratio_UK = ((m["logp"] - m["old_logp"]) * m.mask_UKT).sum(-1).exp()
+        ratio_UK = log_ratio(m).sum(-1).clamp(max=FARTHEST).exp()
         held_UK = ratio_UK.clamp(1 - clip_ratio, 1 + clip_ratio)
         a_UK = m["advantage"]
         out_UK = ((ratio_UK > held_UK) & (a_UK > 0)) | ((ratio_UK < held_UK) & (a_UK < 0))
