@@ -123,3 +123,13 @@ def test_explained_variance() -> None:
     mask = torch.ones(1, 1, 3)
     assert float(explained(back, back, mask)) == pytest.approx(1.0)
     assert float(explained(torch.zeros(1, 1, 3), back, mask)) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("back", [0.0, 0.1, -3.0])
+def test_of_returns_that_are_all_equal_nothing_is_explained(back: float) -> None:
+    mask = torch.ones(1, 1, 7)
+    same, other = torch.full((1, 1, 7), back), torch.arange(7.0).view(1, 1, 7)
+    for critic in (torch.zeros(1, 1, 7), same, other):
+        assert float(explained(critic, same, mask)) == 0.0
+    # Equal but for the rounding of advantages and values that add up to them.
+    assert float(explained(other, (same - other) + other, mask)) == 0.0

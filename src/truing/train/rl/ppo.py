@@ -36,6 +36,8 @@ from truing.core.online import (
     watched,
 )
 
+EQUAL = 1e-5  # of the largest return: a deviation that is rounding
+
 
 def token_rewards(r: Measurements, score_UK: Tensor, beta: float) -> Tensor:
     """Scores on last tokens, and at every token beta times its k1 divergence off, [U, K, T]."""
@@ -46,10 +48,15 @@ def token_rewards(r: Measurements, score_UK: Tensor, beta: float) -> Tensor:
 
 
 def explained(value_UKT: Tensor, return_UKT: Tensor, mask_UKT: Tensor) -> Tensor:
-    """Share of the returns' variance that the critic explains; 0 for a constant, 1 for all."""
+    """Share of the returns' variance that the critic explains; 0 for a constant, 1 for all.
+
+    0 too where the returns are one number but for rounding: there is nothing to explain.
+    """
     there = mask_UKT > 0
     left, whole = (return_UKT - value_UKT)[there], return_UKT[there]
-    return 1 - left.var(correction=0) / whole.var(correction=0).clamp(min=1e-12)
+    var = whole.var(correction=0)
+    share = 1 - left.var(correction=0) / var.clamp(min=1e-24)
+    return torch.where(var.sqrt() > EQUAL * whole.abs().max(), share, 0.0)
 
 
 def counted(state: State | None) -> tuple[int, State]:
