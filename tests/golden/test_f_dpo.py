@@ -9,6 +9,8 @@ import pytest
 import torch
 from objective_numbers import pairs, r, softminus, values
 
+from truing.errors import InputError
+from truing.method import methods
 from truing.train.preference.dpo import dpo
 from truing.train.preference.f_dpo import f_dpo, score
 
@@ -39,3 +41,14 @@ def test_limits_are_dpo() -> None:
 def test_exponents_are_clamped() -> None:
     assert score(torch.tensor([-500.0]), "forward_kl", 0.5).isfinite().all()
     assert score(torch.tensor([500.0]), "alpha", 3.0).isfinite().all()
+
+
+def test_only_the_alpha_divergence_has_an_alpha() -> None:
+    half = f_dpo(pairs(), divergence="alpha", divergence_alpha=0.5).per_unit
+    assert torch.equal(f_dpo(pairs(), divergence="alpha").per_unit, half)
+    for name in set(FORMS) - {"alpha"}:
+        with pytest.raises(InputError, match=r"^setting 'divergence_alpha': only divergence 'a"):
+            f_dpo(pairs(), divergence=name, divergence_alpha=0.5)  # type: ignore[arg-type]
+    given = methods["f_dpo"].validate({"divergence_alpha": 0.2})
+    with pytest.raises(InputError, match="'divergence_alpha'"):  # before a model is fetched
+        methods["f_dpo"].check(given, {})

@@ -19,10 +19,12 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from truing.core.objective import Loss, Measurements, objective
+from truing.errors import InputError
 from truing.train.preference.dpo import metrics
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 MOST = 80.0
+ALPHA = 0.5
 
 
 def score(r_UK: Tensor, divergence: Divergence, a: float) -> Tensor:
@@ -42,14 +44,17 @@ def f_dpo(
     *,
     beta: float = 0.1,
     divergence: Divergence = "forward_kl",
-    divergence_alpha: float = 0.5,
+    divergence_alpha: float | None = None,
 ) -> Loss:
     """DPO under other divergences from the reference than the reverse KL.
 
     Args:
         beta: strength of the pull towards the reference.
         divergence: "reverse_kl" is DPO itself.
-        divergence_alpha: a of the alpha divergence.
+        divergence_alpha: a of the alpha divergence; null takes 0.5. The others have none.
     """
-    s_UK = score(m.ratio(), divergence, divergence_alpha)
+    if divergence_alpha is not None and divergence != "alpha":
+        text = "setting 'divergence_alpha': only divergence 'alpha' has it"
+        raise InputError(text, seen=divergence)
+    s_UK = score(m.ratio(), divergence, ALPHA if divergence_alpha is None else divergence_alpha)
     return Loss(-logsigmoid(beta * (s_UK[:, 0] - s_UK[:, 1])), metrics=metrics(m, beta))
