@@ -50,3 +50,13 @@ def test_answers_of_one_player_are_never_a_pair() -> None:
     wanted = sum(math.log1p(math.exp(-0.3 * (w - u))) for w, u in pairs) / 2
     wanted += 0.01 * (sum(NEW[1][0]) + sum(NEW[1][1])) / 2
     assert total(update.loss(now)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_ties_say_nothing_of_accuracy() -> None:
+    r = rollout(own=[[1.0, 0.0], [1.0, 0.0]], reward=[[1.0, 1.0], [3.0, 1.0]])
+    seen = {n: v.tolist() for n, v in loss_of(xpo(r, beta=0.3, alpha=0.01), r).metrics.items()}
+    up, down = (0.3 * (sum(NEW[1][k]) - sum(REF[1][k])) for k in (0, 1))
+    assert seen["accuracy"] == [float(up > down)]
+    assert seen["margin"] == pytest.approx([up - down], rel=1e-5)
+    r = rollout(own=[[1.0, 0.0], [1.0, 0.0]], reward=[[1.0, 1.0], [1.0, 1.0]])
+    assert loss_of(xpo(r, alpha=0.01), r).sums()["accuracy"][1] == 0  # not recorded at all

@@ -47,7 +47,9 @@ def xpo(
         own_UP, theirs_UP = (beta * m.ratio()).chunk(2, 1)
         better_UP = m["sign"] > 0
         w_UP, l_UP = own_UP.where(better_UP, theirs_UP), theirs_UP.where(better_UP, own_UP)
-        dpo = Loss(-logsigmoid(w_UP - l_UP), m["sign"].abs(), reward_metrics(w_UP, l_UP))
+        differ_UP = m["sign"] != 0  # the others are no pairs, and say nothing of accuracy
+        seen = reward_metrics(w_UP[differ_UP], l_UP[differ_UP])
+        dpo = Loss(-logsigmoid(w_UP - l_UP), differ_UP.float(), seen)
         bonus_U = m.seq().chunk(2, 1)[1].mean(1)
         return dpo + alpha * Loss(bonus_U)
 
