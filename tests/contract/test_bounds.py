@@ -23,7 +23,10 @@ PLAIN = [
 # What may be any number, and why.
 UNBOUNDED = {
     "decode/deal weight": "a negative one searches against the rewards",
-    "merge/ties scale": "a negative one takes away what the experts learnt",
+    **dict.fromkeys(
+        [f"merge/{n} scale" for n in ("ties", "task_arithmetic", "dare_linear", "dare_ties")],
+        "a negative one takes away what the experts learnt",
+    ),
     "select/magpie_filter cut": "on the scale of the reward",
     "select/split salt": "any whole number is as good as any other",
     "steer/mean_difference strength": "a negative one steers away",

@@ -16,6 +16,12 @@ from truing.method import methods
 from truing.models import Model
 
 MERGERS = [name for name in methods if name.startswith("merge/")]
+# What may go beyond the models that it merges, and why.
+BEYOND = {
+    "merge/dare_linear": "what is not dropped is rescaled",
+    "merge/dare_ties": "what is not dropped is rescaled",
+    "merge/slerp": "an arc between two tensors leaves the box that they span",
+}
 
 
 def _inputs(name: str, model: Model, other: Model | None = None) -> dict[str, object]:
@@ -121,7 +127,8 @@ def test_a_tied_head_is_combined_with_one_of_its_own(
     assert torch.equal(module.model.embed_tokens.weight, embed.float())  # both have the same
     # The tied head counts as a copy of the embeddings: the result lies between the two.
     low, high = torch.minimum(embed, own).float(), torch.maximum(embed, own).float()
-    assert bool(((low - 0.01 <= made) & (made <= high + 0.01)).all())
+    inside = bool(((low - 0.01 <= made) & (made <= high + 0.01)).all())
+    assert inside or name in BEYOND
     assert not torch.allclose(made, embed.float() if tied_first else own.float(), atol=0.1)
     if name == "merge/linear":
         assert torch.allclose(made, (embed.float() + own.float()) / 2, atol=0.01)
