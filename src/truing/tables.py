@@ -118,7 +118,10 @@ class Table:
 
     @classmethod
     def joined(cls, tables: Sequence[Table]) -> Table:
-        """The rows of several tables of one kind, in order; errors call each as its own does."""
+        """The rows of several tables of one kind, in order; errors call each as its own does.
+
+        Ids that begin anew in each table are told apart by its number: the second "7" is "7/2".
+        """
         first = tables[0]
         for other in tables[1:]:
             if other.kind != first.kind:
@@ -127,7 +130,15 @@ class Table:
                     f"{first.kind!r}",
                     where=other.source,
                 )
-        made = first._derived([dict(row) for table in tables for row in table])
+        rows: list[Row] = []
+        seen: dict[object, Row] = {}
+        for number, table in enumerate(tables, 1):
+            for row in map(dict, table):
+                other = seen.setdefault(row["id"], row)
+                if other is not row and row_id(other) != row_id(row):
+                    row["id"] = f"{row['id']}/{number}"
+                rows.append(row)
+        made = first._derived(rows)
         made._origin, made._at = Joined(tables), range(len(made.rows))
         return made
 

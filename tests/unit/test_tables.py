@@ -180,3 +180,17 @@ def test_a_row_made_twice_is_read_as_it_was_written(name: str, tmp_path: Path) -
     assert made[0]["id"] == made[1]["id"] and made[0]["lineage"] != made[1]["lineage"]
     found = Table.read(made.write(tmp_path / name))
     assert found.rows == made.rows
+
+
+def test_ids_that_begin_anew_in_each_table_are_told_apart() -> None:
+    def shard(*prompts: str) -> Table:
+        return Table("prompt", [{"id": str(i), "prompt": p} for i, p in enumerate(prompts)])
+
+    first, second = shard("a", "b", "c"), shard("d", "b")  # of which one row is there twice
+    made = Table.joined([first, second, shard("e")])
+    assert [(r["id"], r["prompt"]) for r in made] == [
+        ("0", "a"), ("1", "b"), ("2", "c"), ("0/2", "d"), ("1", "b"), ("0/3", "e")
+    ]  # fmt: skip
+    assert [r["id"] for r in second] == ["0", "1"] and made.place(3) == second.place(0)
+    plain = [Table("prompt", [{"prompt": p}]) for p in "ab"]
+    assert [r["id"] for r in Table.joined(plain)] == [t[0]["id"] for t in plain]
