@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
+import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -24,7 +26,8 @@ from truing.core.chat import (
 )
 from truing.core.encoding import encode, space_added
 from truing.core.tiny import tiny_tokenizer
-from truing.core.tree import example_tree
+from truing.core.tree import Node, example_tree
+from truing.evaluate import ability
 
 SPACE = "\u2581"
 MERGES = [(SPACE, "H"), (f"{SPACE}H", "i"), ("H", "i"), ("\n", "\n")]
@@ -169,3 +172,19 @@ def test_byte_level_tokenizers_are_asked_once(monkeypatch: pytest.MonkeyPatch) -
                 tokenizer, text, add_special_tokens=False
             )["input_ids"]  # fmt: skip
     assert len(asked) == 9
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_choices_follow_their_question(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = made(scheme)
+    seen: list[list[int]] = []
+
+    def logps(loaded: object, trees: Sequence[Node], label: str) -> list[list[torch.Tensor]]:
+        seen.extend(list(ids) for tree in trees for ids, _ in tree.rows())
+        return [[torch.zeros(1) for _ in tree.rows()] for tree in trees]
+
+    monkeypatch.setattr(ability, "branch_logps", logps)
+    question, choices = "Who is it?", ["Hi", "a"]
+    ability.answered(SimpleNamespace(tokenizer=tokenizer), [(question, choices)])  # type: ignore
+    start = tokenizer.bos_token_id
+    assert seen == [[start, *whole(tokenizer, f"{question} {c}")] for c in choices]

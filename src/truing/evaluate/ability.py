@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from truing.context import Json, current
+from truing.core.encoding import encode
 from truing.core.logprob import check, measure
 from truing.core.pieces import pieces
 from truing.core.stats import ratio_bootstrap, wilson
@@ -82,7 +83,7 @@ def branch_logps(loaded: Loaded, trees: Sequence[Node], label: str) -> list[list
 
 def _encode(loaded: Loaded, text: str) -> list[int]:
     """Token ids of running text, led by the model's start token where it has one."""
-    ids = cast(list[int], loaded.tokenizer.encode(text, add_special_tokens=False))
+    ids = encode(loaded.tokenizer, text)
     start = cast("int | None", loaded.tokenizer.bos_token_id)
     return ids if start is None else [start, *ids]
 
@@ -113,10 +114,7 @@ def answered(loaded: Loaded, questions: Sequence[tuple[str, Sequence[str]]]) -> 
     """The model's choice for each question, whose answers continue its text."""
     trees: list[Node] = []
     for question, choices in questions:
-        tails = [
-            cast(list[int], loaded.tokenizer.encode(f" {c.strip()}", add_special_tokens=False))
-            for c in choices
-        ]
+        tails = [encode(loaded.tokenizer, f" {c.strip()}", before=question) for c in choices]
         trees.append(group_tree(_encode(loaded, question), tails))
     return [best_choice(logps) for logps in branch_logps(loaded, trees, "questions")]
 
