@@ -42,8 +42,8 @@ def encoder() -> tuple[BertModel, PreTrainedTokenizerBase]:
     with quiet():
         module = BertModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        moved = cast("BertModel", module.eval().to(torch.device(device)))
-        return moved, AutoTokenizer.from_pretrained(folder)
+        moved = cast(torch.nn.Module, module.eval()).to(device)
+        return cast("BertModel", moved), AutoTokenizer.from_pretrained(folder)
 
 
 def mean_of_tokens(hidden_BTD: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:

@@ -53,6 +53,7 @@ def slerp(models: dict[str, Model], *, t: float = 0.5, keep: str = "") -> Model:
         raise InputError("goes between two models", where=where, seen=[*models], fix=fix)
 
     def combine(_: str, theta: Sequence[Tensor]) -> Tensor:
-        return between(*theta, t)
+        first, second = theta
+        return between(first, second, t)
 
     return merged(models, combine, keep=keep, where=where, facts=[t])
