@@ -390,7 +390,7 @@ def create(
 
 
 def sweep_bases() -> list[str]:
-    """Delete kept bases that no saved model links to any more; their keys."""
+    """Delete kept bases that neither a saved model nor the hub's cache links to; their keys."""
     gone: list[str] = []
     for path in sorted((files.home() / "bases").glob("[0-9a-f]*")):
         with _base_lock(path.name):  # whoever is about to link to it holds this
