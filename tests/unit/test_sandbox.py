@@ -142,9 +142,11 @@ def test_fork_bomb(code: str) -> None:
 
 
 def test_thread_bomb() -> None:
-    code = "import threading, time\nwhile True:\n"
+    code = "import threading, time\nthreading.stack_size({})\nwhile True:\n"
     code += "    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
-    refused(code, "can't start new thread")
+    refused(code.format(1 << 18), "can't start new thread")  # there are as many as may be
+    done = run(code.format(0))  # of the size that stacks have else, a few fill the memory
+    assert done.exit_code == 1 and not done.timed_out, done
 
 
 @pytest.mark.parametrize(
