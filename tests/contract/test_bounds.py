@@ -18,7 +18,7 @@ PLAIN = [
     name
     for name, method in methods.items()
     if method.entry.kind == "method" and method.entry.package == "truing"
-    if method.verb not in ("train", "serve")
+    if method.verb != "serve"
 ]
 # What may be any number, and why.
 UNBOUNDED = {

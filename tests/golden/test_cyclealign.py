@@ -102,6 +102,89 @@ def test_what_the_judge_is_told_and_shown_and_the_answer_that_a_row_brings(
     assert [m["ranked"] for m in context.metrics if "cycle" in m] == [1]
 
 
+def test_dialogues_bring_their_last_answers(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def generated(model: Model, prompts: list[object], **_: object) -> list[list[Completion]]:
+        asked.extend(prompts)
+        return [[Completion(t, finish="stop") for t in ("1234", "ab12")] for _ in prompts]
+
+    monkeypatch.setattr(importlib.import_module(cyclealign.__module__), "generate", generated)
+    told: list[str] = []
+
+    def ask(prompts: list[str]) -> list[str]:
+        told.extend(prompts)
+        return by_rule(prompts)
+
+    user, answer = {"role": "user", "content": "say oak"}, {"role": "assistant", "content": "oak!"}
+    data = Table("example", [{"messages": [user, answer]}])
+    open_ = Table("prompt", [{"messages": [user]}])
+    for table, n in ((data, 3), (open_, 2)):
+        told.clear()
+        asked.clear()
+        with use(Context(folder=tmp_path / str(n))):
+            cycle(
+                Model.open(tiny_path), table, Judge(ask), cycles=1, n=2, temperature=1.0,
+                max_tokens=8, back_end="rrhf", training={"epochs": 1, "rank": 2},
+            )  # fmt: skip
+        assert asked == [[user]]
+        (text,) = told
+        last = text.rsplit("Question: say oak", 1)[1]
+        assert len(re.findall(r"\n[A-J]: ", last)) == n and ("oak!" in last) == (n == 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"n": 10}, r"setting 'n' must be at most 9 where rows bring"),
+        ({"n": 11}, r"setting 'n' must be from 2 to 10"),
+        ({"n": 1}, r"setting 'n' must be from 2 to 10"),
+        ({"batch": 0}, r"setting 'batch' must be at least 1"),
+        ({"rank": -1}, r"setting 'rank' must be at least 0"),
+        ({"epochs": 0}, r"setting 'epochs' must be above 0"),
+        ({"lr": -1.0}, r"setting 'lr' must be at least 0"),
+        ({"max_tokens": 0}, r"setting 'max_tokens' must be at least 1"),
+    ],
+)
+def test_nothing_is_drawn_for_what_would_be_refused(
+    given: dict[str, object], told: str, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("something was drawn")
+
+    monkeypatch.setattr(importlib.import_module(cyclealign.__module__), "generate", never)
+    data = Table("example", [{"prompt": "say oak", "completion": "oak"}])
+    model = Model.open(tiny_path)
+    with pytest.raises(InputError, match=told):
+        methods["cyclealign"](model, data, model, **given)
+    prompts = Table("prompt", [{"prompt": "say oak"}])
+    methods["cyclealign"].check(methods["cyclealign"].validate({"n": 10}), {"data": prompts})
+
+
+@pytest.mark.parametrize(
+    ("completions", "scores", "told"),
+    [
+        (["a", "b", "c"], [1.0, 0.0], "one number for each completion"),
+        (["a", "b"], [1.0, 0.0, 0.5], "one number for each completion"),
+        (["a"], [1.0], "has 2 to 10 answers"),
+        ([str(i) for i in range(11)], [float(i) for i in range(11)], "has 2 to 10 answers"),
+    ],
+)
+def test_examples_of_rankings_are_checked_first(
+    completions: list[str], scores: list[float], told: str
+) -> None:
+    good = {"prompt": "p", "completions": ["a", "b"], "scores": [0.0, 1.0]}
+    bad = {"prompt": "p", "completions": completions, "scores": scores}
+    method = methods["cyclealign"]
+    settings = method.validate({})
+    method.check(settings, {"examples": Table("group", [good])})
+    with pytest.raises(InputError, match=told) as error:
+        method.check(settings, {"examples": Table("group", [good, bad])})
+    assert "row 2" in str(error.value)
+
+
 def test_cycles_move_the_model_to_the_ranking(tiny_path: Path, tmp_path: Path) -> None:
     model = Model.open(tiny_path)
     data = Table("prompt", [{"prompt": f"say {w}"} for w in ("oak", "rain", "moss", "reed")])
@@ -131,5 +214,3 @@ def test_cycles_move_the_model_to_the_ranking(tiny_path: Path, tmp_path: Path) -
                 model, data, Judge(lambda p: [""] * len(p)), cycles=1, n=3, temperature=1.0,
                 max_tokens=96, back_end="pro", training={"rank": 4},
             )  # fmt: skip
-        with pytest.raises(InputError, match="from 2 to 10"):
-            methods["cyclealign"](model, data, model, n=1)

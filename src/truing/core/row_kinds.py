@@ -52,7 +52,7 @@ def endings(row: Row) -> list[bool]:
     return [bool(end) for end in cast("list[object]", said)]
 
 
-def _ranked(row: Row) -> tuple[list[str], list[float]]:
+def scored_answers(row: Row) -> tuple[list[str], list[float]]:
     """Answers and scores of a group; an InputError unless there is one for each."""
     texts, scores = cast("list[str]", row["completions"]), cast("list[object]", row["scores"])
     numbers = [float(s) for s in scores if isinstance(s, (int, float)) and math.isfinite(s)]
@@ -118,7 +118,7 @@ def _dialogues_to_example(row: Row) -> list[Row] | str:
 
 
 def _group_to_pair(row: Row) -> list[Row] | str:
-    texts, scores = _ranked(row)
+    texts, scores = scored_answers(row)
     if why := group_why(texts, scores):
         return why
     ends = endings(row)
@@ -132,7 +132,7 @@ def _group_to_pair(row: Row) -> list[Row] | str:
 
 
 def _group_to_example(row: Row) -> list[Row] | str:
-    texts, scores = _ranked(row)
+    texts, scores = scored_answers(row)
     if not texts:
         return "left_out_empty"
     best = scores.index(max(scores))

@@ -23,22 +23,26 @@ at a time, so that answers are drawn and trained on together; the wording is our
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 from truing.context import current
 from truing.core.generate import generate
 from truing.core.objective import objective_of
 from truing.core.panel import Panel
+from truing.core.preflight import Promised
+from truing.core.row_kinds import last_answer
 from truing.core.scoring import answer_logps
 from truing.core.train_text import train_model
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
 from truing.principles import Principles
-from truing.tables import Row, Table, user_text
-from truing.train.distill.ranker import LETTERS, Judge, example
+from truing.tables import Row, Table, as_prompt, user_text
+from truing.train.distill.ranker import LETTERS, Judge, examples_of
 from truing.train.preference.pro import pro
 from truing.train.preference.rrhf import rrhf
+
+WHERE = "train/cyclealign"
 
 
 def agreement(black: Sequence[int], white: Sequence[int]) -> list[int]:
@@ -52,6 +56,12 @@ def agreement(black: Sequence[int], white: Sequence[int]) -> list[int]:
                 options.append((i, *best[i + 1][j + 1]))
             best[i][j] = max(options, key=lambda at: (len(at), [-p for p in at]))
     return [black[i] for i in best[0][0]]
+
+
+def asked_of(data: Table) -> list[Row]:
+    """Rows with "prompt", and "completion" where one has an answer; a dialogue's is its last."""
+    rows = data.expect("prompt", "example", where=WHERE)
+    return [as_prompt(last_answer(row)) for row in rows]
 
 
 def own_orders(
@@ -85,7 +95,7 @@ def cycle(
     training: dict[str, object],
 ) -> Model:
     """The loop of the module's docstring."""
-    rows = list(data)
+    rows = asked_of(data)
     questions = [user_text(r["prompt"]) for r in rows]
     spec = objective_of(pro if back_end == "pro" else rrhf)
     for turn in range(cycles):
@@ -124,7 +134,7 @@ def cycle(
         if not groups:
             raise InputError(
                 "the black box ranked no answers",
-                where="train/cyclealign",
+                where=WHERE,
                 seen=f"{asked} prompts with two different answers",
                 fix="Look at what it replies: it must be letters in order, such as B > A",
             )
@@ -138,7 +148,12 @@ def cycle(
     paper="cyclealign",
     needs=("weights", "logprob", "generate"),
     rows={"data": ("prompt", "example"), "examples": ("group",)},
-)
+    within={
+        "cycles": (1, None), "n": (2, 10), "kept": (0, None), "temperature": "[0, inf)",
+        "max_tokens": (1, None), "epochs": "(0, inf)", "batch": (1, None), "lr": "[0, inf)",
+        "rank": (0, None),
+    },
+)  # fmt: skip
 def cyclealign(
     model: Model,
     data: Table,
@@ -161,7 +176,7 @@ def cyclealign(
 
     Args:
         cycles: most rounds of drawing, ranking and training.
-        n: answers drawn to each prompt, 2 to 10.
+        n: answers drawn to each prompt, 2 to 10, or to 9 where rows bring one of their own.
         back_end: how rankings are learnt.
         kept: latest agreements that the black box is shown.
         temperature: that answers are drawn at.
@@ -171,15 +186,10 @@ def cyclealign(
         lr: learning rate; 0 takes 2e-4 for adapters and 1e-5 for a full fine-tune.
         rank: of the adapter; 0 trains all weights.
     """
-    if not 2 <= n <= len(LETTERS) or cycles < 1 or kept < 0:
-        raise InputError(
-            "n must be from 2 to 10, cycles at least 1 and kept at least 0",
-            where="train/cyclealign",
-            seen=(n, cycles, kept),
-        )
+    data = data.expect("prompt", "example", where=WHERE)
     if isinstance(judge.base, Panel):
         text = "the judge writes rankings, which a panel of several does not"
-        raise InputError(text, where="train/cyclealign", seen=judge.name, fix="Give one model")
+        raise InputError(text, where=WHERE, seen=judge.name, fix="Give one model")
 
     def ask(prompts: list[str]) -> list[str]:
         said = generate(judge, prompts, max_tokens=48, greedy=True)
@@ -189,10 +199,29 @@ def cyclealign(
     if principles is not None:
         black_box.good = f"A good answer keeps to these rules:\n{principles.as_text()}\n"
     if examples is not None:
-        black_box.fixed = [example(r) for r in examples.expect("group", where="train/cyclealign")]
+        black_box.fixed = examples_of(examples.expect("group", where=WHERE))
     training: dict[str, object] = {"epochs": epochs, "batch": batch, "lr": lr, "rank": rank}
     return cycle(
-        model, data.expect("prompt", "example", where="train/cyclealign"), black_box,
-        cycles=cycles, n=n, temperature=temperature, max_tokens=max_tokens, back_end=back_end,
-        training=training,
+        model, data, black_box, cycles=cycles, n=n, temperature=temperature,
+        max_tokens=max_tokens, back_end=back_end, training=training,
     ).called(f"{model.name}+cyclealign")  # fmt: skip
+
+
+def _check(settings: Mapping[str, object], tables: Mapping[str, Table]) -> None:
+    """What `Method.check` asks before anything runs."""
+    at_hand = {n: t for n, t in tables.items() if not isinstance(t, Promised)}
+    if "data" in at_hand:
+        own = any(row.get("completion") for row in asked_of(at_hand["data"]))
+        most = len(LETTERS) - own
+        if cast(int, settings["n"]) > most:
+            raise InputError(
+                f"setting 'n' must be at most {most} where rows bring an answer of their own: the "
+                f"black box is shown {len(LETTERS)} at once",
+                where=WHERE,
+                seen=settings["n"],
+            )
+    if "examples" in at_hand:
+        examples_of(at_hand["examples"].expect("group", where=WHERE))
+
+
+cyclealign.__dict__["__truing_check__"] = _check

@@ -6,10 +6,11 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 from truing.context import current
-from truing.tables import Row, user_text
+from truing.core.row_kinds import scored_answers
+from truing.errors import InputError
+from truing.tables import Row, Table, user_text
 
 LETTERS = "ABCDEFGHIJ"
 ORDER = re.compile(r"[A-J](?:\s*>\s*[A-J])+")
@@ -84,7 +85,26 @@ class Judge:
 
 
 def example(row: Row) -> str:
-    """A row of answers with scores as an example of a ranking."""
-    scores = cast("list[float]", row["scores"])
+    """A row of answers with scores as an example of a ranking.
+
+    Raises:
+        InputError: there is not one score for each answer, or no letter.
+    """
+    texts, scores = scored_answers(row)
+    if not 2 <= len(texts) <= len(LETTERS):
+        text = f"a ranking that is shown has 2 to {len(LETTERS)} answers"
+        raise InputError(text, seen=f"{len(texts)} completions")
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    return shown(user_text(row["prompt"]), cast("list[str]", row["completions"]), order)
+    return shown(user_text(row["prompt"]), texts, order)
+
+
+def examples_of(table: Table) -> list[str]:
+    """Rows of answers with scores as examples; an InputError names the row that cannot be one."""
+    made: list[str] = []
+    for i, row in enumerate(table):
+        try:
+            made.append(example(row))
+        except InputError as error:
+            error.where = table.place(i)
+            raise
+    return made

@@ -101,8 +101,11 @@ def task_of(
     paper="mah-dpo",
     needs=("weights", "logprob"),
     rows={"data": ("steps",), "held_out": ("steps",)},
-    within={"max_tokens": (8, None), "eval_every": (0, None), "patience": (0, None)},
-)
+    within={
+        "epochs": "(0, inf)", "lr": "[0, inf)", "batch": (1, None), "max_tokens": (8, None),
+        "eval_every": (0, None), "patience": (0, None),
+    },
+)  # fmt: skip
 def step_value(
     model: Model,
     data: Table,

@@ -74,8 +74,12 @@ def _values(settings: Mapping[str, object], process_model: str = "") -> dict[str
     paper="easy-to-hard",
     needs=("weights", "logprob", "generate"),
     rows={"data": ("prompt",)},
-    within={"bound": (0.0, 1.0), "penalty": (0.0, None), "critic_rollouts": (0, None)},
-)
+    within={
+        "bound": (0.0, 1.0), "penalty": (0.0, None), "beta": (0.0, None), "steps": (1, None),
+        "batch": (1, None), "minibatches": (1, None), "critic_rollouts": (0, None),
+        "answers": (1, None), "new_tokens": (1, None), "lr": "[0, inf)", "rank": (0, None),
+    },
+)  # fmt: skip
 def easy_to_hard_ppo(
     model: Model,
     data: Table,
