@@ -16,7 +16,7 @@ from pathlib import Path
 from claim_pages import claims_page
 from component_pages import components_page
 from function_pages import functions_of, functions_page
-from input_pages import inputs_table, kinds_of
+from input_pages import inputs_table
 from module_pages import modules_page
 from pagetext import NOTE, command_name, escape, prose, table
 
@@ -27,6 +27,7 @@ from truing.core.held_out import Watch
 from truing.core.objective import MIX, Mix
 from truing.core.online_training import OnlineTraining
 from truing.core.training import TextTraining, Training
+from truing.inputs import kinds_of
 from truing.method import Method, methods
 from truing.signature import Input, Setting, argument_docs, type_name
 

@@ -23,6 +23,8 @@ OWN = ("seed", "out", "json", "help")
 
 
 def _parser(method: Method) -> Parser:
+    from truing.inputs import holds
+
     parser = Parser(
         prog=f"truing {method.verb} {method.name.replace('_', '-')}",
         description=method.summary,
@@ -31,7 +33,8 @@ def _parser(method: Method) -> Parser:
     )
     nouns = parser.add_argument_group("inputs")
     for entry in method.inputs.values():
-        text = entry.noun + (", optional" if entry.optional else "")
+        told = holds(method, entry).replace("%", "%%")
+        text = entry.noun + (", optional" if entry.optional else "") + (f": {told}" if told else "")
         if entry.many:
             text += "; ROLE=NAME, may be given several times"
         nouns.add_argument(

@@ -75,6 +75,7 @@ def one(name: str) -> Facts:
 
 
 def _method(name: str) -> Facts:
+    from truing.inputs import holds
     from truing.method import methods, type_name
 
     found = methods[name]
@@ -97,6 +98,7 @@ def _method(name: str) -> Facts:
         "inputs": {
             n: i.noun + (" (optional)" if i.optional else "") for n, i in found.inputs.items()
         },
+        "input_docs": {n: holds(found, i) for n, i in found.inputs.items()},
         "settings": settings,
     }
 
@@ -138,7 +140,10 @@ def text(facts: Facts) -> str:
         return f"{facts['name']}\n\n{facts['doc']}\n\nWritten as: {facts['usage']}"
     lines = [f"{facts['name']} -> {facts['returns']}", "", str(facts["doc"]), "", "Inputs:"]
     inputs = cast("dict[str, str]", facts["inputs"])
-    lines += [f"  --{n.replace('_', '-'):<20} {v}" for n, v in inputs.items()]
+    docs = cast("dict[str, str]", facts["input_docs"])
+    for name, noun in inputs.items():
+        lines.append(f"  --{name.replace('_', '-'):<20} {noun}")
+        lines += [f"      {docs[name]}"] if docs[name] else []
     lines += ["", "Settings:"]
     for name, s in cast("dict[str, Facts]", facts["settings"]).items():
         default = "required" if s["required"] else repr(s["default"])

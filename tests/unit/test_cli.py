@@ -82,6 +82,8 @@ def test_show(run: Run) -> None:
     assert found["name"] == "train/dpo" and found["returns"] == "Model"
     optional = {"reference": "Model (optional)", "held_out": "Table (optional)"}
     assert found["inputs"] == {"model": "Model", "data": "Table", **optional}
+    assert found["input_docs"]["data"].startswith("rows of kind `pair`")
+    assert found["input_docs"]["model"] == "what is trained"
     beta = found["settings"]["beta"]
     assert beta["type"] == "float" and beta["default"] == 0.1 and beta["required"] is False
 

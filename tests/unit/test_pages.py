@@ -12,6 +12,7 @@ import pytest
 from truing import catalogue, claims
 from truing.context import Json
 from truing.core.objective import objective_of
+from truing.inputs import holds
 from truing.method import methods
 from truing.models import ALL
 from truing.tables import KINDS
@@ -231,3 +232,11 @@ def test_minutes_are_near_those_that_were_measured() -> None:
     for slug, result in claims.results().items():
         minutes, took = float(str(stated[slug])), float(str(result["seconds"])) / 60
         assert took / 1.5 <= minutes <= 1.5 * took + 1, slug
+
+
+def test_every_input_is_described() -> None:
+    """In words of its own, by its rows, or by what its name usually stands for."""
+    blank = [
+        f"{m.id} {i.name}" for m in methods.values() for i in m.inputs.values() if not holds(m, i)
+    ]
+    assert not blank
