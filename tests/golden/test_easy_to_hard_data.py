@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ import torch
 from truing.context import Context, use
 from truing.core import code
 from truing.core.drawing import Completion
+from truing.core.online import online_of
+from truing.core.preflight import online_training
 from truing.core.scoring import ScoreHead
 from truing.errors import InputError
 from truing.keys import step_key
@@ -22,6 +26,7 @@ from truing.reports import Report
 from truing.synthesize import outcome_labels as labelling
 from truing.tables import Row, Table
 from truing.train.reward.rules import unformatted
+from truing.train.rl.salmon_ppo import salmon_ppo
 
 
 def headed(tiny_path: Path, folder: Path, bias: float) -> Model:

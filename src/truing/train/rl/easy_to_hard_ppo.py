@@ -41,6 +41,7 @@ WHERE = "train/easy_to_hard_ppo"
 FIXED: dict[str, object] = {
     "kl": "k1", "reward_scale": 0.0, "bonus": 0.0, "missing_end": 0.0, "passes": 1,
     "temperature": 0.7, "clip_ratio": 0.2, "clip_value": 0.2, "vf": 0.1,
+    "adam_beta2": 0.95, "adam_epsilon": 1e-5,
 }  # fmt: skip
 OWN = ("scheme", "bound", "penalty")  # settings that make up the reward
 # By their functions, so that their code is part of a step's key.
