@@ -161,10 +161,10 @@ class Start:
         if needed > memory.SHARE * free and self.loaded.device == "cpu":
             held_out = measured > trained
             what = "measuring the largest held-out row" if held_out else "training"
-                "memory are free",
-                where=self.where,
             raise InputError(
                 f"{what} needs about {needed / 2**30:.3g} GiB more and {free / 2**30:.3g} GiB of "
+                "memory are free",
+                where=self.where,
                 fix=_remedy(settings, known=noted is not None, held=held_out),
             )
         if fitted.recompute:
@@ -255,9 +255,9 @@ def _note(name: str, value: Json) -> None:
 def _remedy(settings: TextTraining, *, known: bool, held: bool) -> str:
     if known:
         return "It fitted when this run began: free some memory, and the same command goes on"
-    least = "Lower max_tokens or budget" if settings.budget else "Lower max_tokens"
-    if settings.gradient_checkpointing == "never":
     if held:
         return "Lower max_tokens, or leave such rows out"
+    least = "Lower max_tokens or budget" if settings.budget else "Lower max_tokens"
+    if settings.gradient_checkpointing == "never":
         least += ", or allow gradient_checkpointing"
     return least + ("" if settings.rank else ", or train an adapter")
