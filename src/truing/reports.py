@@ -26,7 +26,8 @@ class Measure:
     Args:
         name: what was measured, such as "violation rate".
         value: the estimate.
-        lo, hi: its 95 % interval; equal to `value` when there is no sampling error.
+        lo, hi: its 95 % interval; equal to `value` where there is none to state: no sampling error,
+            or one observation, of which no spread is known. Reports then show the value alone.
         n: number of samples behind it.
         unit: "share", "nats per token", "words", ...
         category: principle id, task or sub-category; "" for all.

@@ -22,7 +22,7 @@ from truing.errors import InputError
 from truing.models import Model
 from truing.report import curves, graph, layout, samples, svg, wording
 from truing.report.facts import read_metrics, read_run
-from truing.report.outcome import Change, before_after
+from truing.report.outcome import Change, before_after, change
 from truing.report.page import embedded
 from truing.report.tally import tallies
 from truing.reports import Measure, Report
@@ -361,6 +361,18 @@ def test_headline_claims_no_more_than_the_interval(
     headline = before_after("r", measures(*numbers)).headline.replace("\u00a0", " ")
     assert headline.startswith(says)
     assert headline.endswith("over 40 prompts.")
+
+
+def test_no_verdict_of_one_prompt() -> None:
+    sides = [
+        Measure(f"words {w}", v, v, v, 1, "words", "", "")
+        for w, v in (("before", 3.0), ("after", 9.0))
+    ]
+    gap = Measure("words difference", 6.0, 6.0, 6.0, 1, "words", "", "lower")
+    found = change(Report("r", [*sides, gap]), "words")
+    assert found is not None and found.difference is None and not found.clear
+    assert (found.difference_interval, found.before_interval, found.verdict) == ("", "", "")
+    assert found.in_words == "words an answer went from 3.0 to 9.0\u00a0words"
 
 
 def test_no_verdict_without_an_interval() -> None:

@@ -27,8 +27,11 @@ def _quantile(level: float) -> float:
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 
-def wilson(successes: int, n: int, level: float = LEVEL) -> Interval:
+def wilson(successes: float, n: int, level: float = LEVEL) -> Interval:
     """Wilson's score interval of a share; (0, 1) without any observation.
+
+    Args:
+        successes: out of `n`; a tie is half of one.
 
     Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927.
     """
@@ -67,8 +70,54 @@ def _checked(values: Sequence[float]) -> NDArray[np.float64]:
     return array
 
 
+def shares(
+    values: Sequence[float], low: float = 0.0, high: float = 1.0, level: float = LEVEL
+) -> Interval:
+    """Interval of a mean of outcomes, each `low` or `high`, or half-way between for a tie.
+
+    It is Wilson's of their sum, in which a tie is half a success: resampled outcomes that are all
+    alike would have no spread. Values elsewhere between are resampled.
+    """
+    array = _checked(values)
+    parts = (array - low) / (high - low)
+    if not np.isin(parts, (0.0, 0.5, 1.0)).all():
+        return bootstrap(values, level)
+    lo, hi = wilson(float(parts.sum()), len(parts), level)
+    return low + (high - low) * lo, low + (high - low) * hi
+
+
+def newcombe(before: Sequence[float], after: Sequence[float], level: float = LEVEL) -> Interval:
+    """Interval of the share of `after` less that of `before`: paired outcomes, each 0 or 1.
+
+    With shares p, their Wilson intervals (l, u) and the pairs' correlation phi, corrected,
+
+        lo = p2 - p1 - sqrt((p2 - l2)^2 - 2 phi (p2 - l2) (u1 - p1) + (u1 - p1)^2)
+        hi = p2 - p1 + sqrt((u2 - p2)^2 - 2 phi (u2 - p2) (p1 - l1) + (p1 - l1)^2)
+
+    Source: Newcombe, Improved confidence intervals for the difference between binomial proportions
+    based on paired data, 1998, method 10.
+    """
+    n = len(before)
+    both = sum(bool(x and y) for x, y in zip(before, after, strict=True))
+    first, second = sum(map(bool, before)), sum(map(bool, after))
+    apart = both * (n - first - second + both) - (first - both) * (second - both)
+    scale = math.sqrt(first * (n - first) * second * (n - second))
+    phi = (max(apart - n / 2, 0) if apart > 0 else apart) / scale if scale else 0.0
+    p1, (l1, u1), p2, (l2, u2) = (
+        first / n,
+        wilson(first, n, level),
+        second / n,
+        wilson(second, n, level),
+    )
+
+    def reach(a: float, b: float) -> float:
+        return math.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
+
+    return p2 - p1 - reach(p2 - l2, u1 - p1), p2 - p1 + reach(u2 - p2, p1 - l1)
+
+
 def bootstrap(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Percentile bootstrap interval of the mean."""
+    """Percentile bootstrap interval of the mean; of one value that value, as it has no interval."""
     array = _checked(values)
     return _spread(_resampled_sums(array[:, None])[:, 0] / len(array), level)
 
@@ -80,6 +129,15 @@ def paired_bootstrap(
     if len(before) != len(after):
         raise InputError("the two sides differ in length", seen=(len(before), len(after)))
     return bootstrap([float(a) - float(b) for b, a in zip(before, after, strict=True)], level)
+
+
+def paired_shares(
+    before: Sequence[float], after: Sequence[float], level: float = LEVEL
+) -> Interval:
+    """The same of two shares: Newcombe's of outcomes that are 0 or 1, else resampled."""
+    outcomes = np.isin(np.asarray([*before, *after], dtype=np.float64), (0.0, 1.0)).all()
+    known = len(before) == len(after) > 0  # else an error of the other
+    return (newcombe if outcomes and known else paired_bootstrap)(before, after, level)
 
 
 def ratio_bootstrap(
@@ -109,11 +167,14 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
 
 
 def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Student's interval of a mean: for a few values, such as one per seed; infinite for one."""
+    """Student's interval of a mean: for a few values, such as one per seed.
+
+    One value has none, and comes back at both ends, as everywhere.
+    """
     array = _checked(values)
     n = len(array)
     if n < 2:
-        return -math.inf, math.inf
+        return float(array[0]), float(array[0])
     half = student_quantile(0.5 + level / 2, n - 1) * float(array.std(ddof=1)) / math.sqrt(n)
     return float(array.mean()) - half, float(array.mean()) + half
 

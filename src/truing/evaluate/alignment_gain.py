@@ -7,8 +7,8 @@
 A judge's R is 1, 0 or -1 in each order of the two answers, and their mean (see the reward
 `judged_against`); an order of which no verdict can be read is 0. A reward's R is what it gives o_i
 less what it gives y_i. NAG is a share of wins less losses: the paper calls it the share of wins,
-yet its tables have values below 0. RAS has a Wilson interval, NAG a bootstrap over prompts. How far
-the judge can be believed is told as in evaluate/win_rate.
+yet its tables have values below 0. Both have Wilson's interval, NAG's of wins and half the ties.
+How far the judge can be believed is told as in evaluate/win_rate.
 
 Source: "Learning to Align, Aligning to Learn: A Unified Approach for Self-Optimized Alignment",
 arXiv 2508.07750; its prompts are those of hh-rlhf, the chosen answers their references.
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, cast
 from truing.context import Json, current
 from truing.core.row_kinds import as_kind, last_answer
 from truing.core.scores import check_reward, total_scores
-from truing.core.stats import bootstrap, wilson
+from truing.core.stats import shares, wilson
 from truing.errors import InputError
 from truing.evaluate.adherence import answer_all
 from truing.evaluate.win_rate import trust
@@ -140,7 +140,7 @@ def alignment_gain(
         earlier, _ = against(before, theirs)
         signs = gains(rewards, earlier)
         measures.append(
-            Measure("NAG", sum(signs) / n, *bootstrap(signs), n, "wins less losses", "", "higher")
+            Measure("NAG", sum(signs) / n, *shares(signs, -1), n, "wins less losses", "", "higher")
         )
     measures += trust(made) if made is not None else []
     samples: list[Row] = [

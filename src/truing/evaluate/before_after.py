@@ -1,10 +1,11 @@
 """What alignment changed: the same evaluation before and after, paired prompt by prompt.
 
-For principle i, b_i and a_i are the violation rates before and after; McNemar's exact test on the
-prompts where only one of the two breaks it says whether they differ. Over all principles the
-difference of each prompt's violation share is averaged, with a paired bootstrap interval: below
-zero means fewer violations. Relevance, length, unusable answers, ability and right choices stand
-beside, each with its paired difference. Our own; no paper.
+For principle i, b_i and a_i are the violation rates before and after. McNemar's exact test on the
+prompts where only one of the two breaks it says whether they differ, Newcombe's interval for paired
+shares by how much. Over all principles the difference of each prompt's violation share is averaged,
+with a paired bootstrap interval (Newcombe's where each prompt keeps all or none): below zero means
+fewer violations. Relevance, length, unusable answers, ability and right choices stand beside, each
+with its paired difference. Our own; no paper.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from truing.context import Json
-from truing.core.stats import mcnemar, paired_bootstrap, ratio_bootstrap
+from truing.core.stats import mcnemar, paired_bootstrap, paired_shares, ratio_bootstrap
 from truing.errors import InputError
 from truing.method import method
 from truing.reports import Measure, Report
@@ -86,7 +87,8 @@ def violated(row: Row) -> set[str]:
 
 
 def _difference(name: str, before: Sequence[float], after: Sequence[float], m: Measure) -> Measure:
-    lo, hi = paired_bootstrap(list(before), list(after))
+    by = paired_shares if m.unit == "share" else paired_bootstrap
+    lo, hi = by(list(before), list(after))
     value = sum(after) / len(after) - sum(before) / len(before)
     return Measure(name, value, lo, hi, len(before), m.unit, m.category, m.better)
 

@@ -12,7 +12,8 @@ and to answer worse, so that accuracy on pairs is no proxy for what a policy say
 accuracy above 0 beside one in win rate below 0 shows it. Give the reports on given pairs in one
 step and those on the models' own answers (`synthesize/online_stream`, or pairs made with them) in
 another. Means of the chosen answers' log-ratios stand beside, since contrastive losses let them
-fall. Intervals are bootstraps over pairs and over prompts, each paired between arms.
+fall. Intervals are over pairs and over prompts, each paired between arms: Wilson's and Newcombe's
+of outcomes, else bootstraps.
 Source: hypothesis 3 of "Understanding the performance gap between online and offline alignment
 algorithms", arXiv 2405.08448.
 """
@@ -26,7 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truing.context import Json, current
-from truing.core.stats import bootstrap, paired_bootstrap, spearman, wilson
+from truing.core.stats import (
+    bootstrap,
+    paired_bootstrap,
+    paired_shares,
+    shares,
+    spearman,
+    wilson,
+)
 from truing.errors import InputError
 from truing.evaluate.frontier import check_arms, wins_of
 from truing.evaluate.preference import accuracy
@@ -87,14 +95,16 @@ def _arms(
 ) -> tuple[list[Measure], Measure]:
     """A measure of each arm, [N] values each, and the first two arms' difference."""
     items = {arm: [float(v) for v in values_N] for arm, values_N in by_arm.items()}
+    share = unit == "share"
+    one, pair = (shares, paired_shares) if share else (bootstrap, paired_bootstrap)
     made = [
-        Measure(f"{name} {arm}", sum(v) / len(v), *bootstrap(v), len(v), unit, "", better)
+        Measure(f"{name} {arm}", sum(v) / len(v), *one(v), len(v), unit, "", better)
         for arm, v in items.items()
     ]
     (first, a), (second, b) = list(items.items())[:2]
     gap = made[0].value - made[1].value
     told = f"{name} {first} less {second}"
-    return made, Measure(told, gap, *paired_bootstrap(b, a), len(a), unit, "", "")
+    return made, Measure(told, gap, *pair(b, a), len(a), unit, "", "")
 
 
 @method(paper="online-offline-gap")
@@ -134,7 +144,7 @@ def discrimination(
         measures.append(Measure("accuracy", share, *ends, n, "share", name, "higher"))
         each = [float(v) for v in won[name]]
         rate = sum(each) / len(each)
-        ends = bootstrap(each)
+        ends = shares(each)
         measures.append(Measure("win rate", rate, *ends, len(each), "share", name, "higher"))
     samples: list[Row] = [
         {"arm": arm, "run": n, "accuracy": float(right[n].mean()), "win_rate": float(won[n].mean()),

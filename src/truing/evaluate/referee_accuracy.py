@@ -8,7 +8,7 @@ A row's candidates are graded together, in a drawn order, as a referee is traine
 the accuracy and 0 in tau. A row whose scores cannot be read when asked twice counts 0 in both, as
 it does in training, and its share is told. Rows are groups with gold scores, or pairs; those of a
 single candidate or of equal scores show no order, are left out and counted. Intervals: Wilson for
-shares, bootstrap over rows for tau.
+shares, and for tau where every row is in order, reversed or neither, else a bootstrap over rows.
 
 Source: what "URPO", arXiv 2507.17515, is trained and tested by (its agreement in rank, and accuracy
 on held-out pairs); a referee no better than 0.5 is not worth learning from.
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from truing.context import Json
 from truing.core.referee import graded, kendall, ranked, referee_of, unranked
 from truing.core.row_kinds import as_kind, nothing_left
-from truing.core.stats import bootstrap, wilson
+from truing.core.stats import shares, wilson
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
@@ -94,7 +94,7 @@ def referee_accuracy(
     n, unread = len(rows), sum(s is None for s in found)
     measures = [
         Measure("accuracy", sum(won) / n, *wilson(round(sum(won)), n), n, "share", "", "higher"),
-        Measure("tau", sum(taus) / n, *bootstrap(taus), n, "", "", "higher"),
+        Measure("tau", sum(taus) / n, *shares(taus, -1), n, "", "", "higher"),
         Measure("unread", unread / n, *wilson(unread, n), n, "share", "", "lower"),
     ]
     samples: list[Row] = [

@@ -24,7 +24,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from truing.context import Json
 from truing.core.embed import encoder
-from truing.core.stats import bootstrap
+from truing.core.stats import shares
 from truing.errors import InputError
 from truing.evaluate.adherence import answer_all
 from truing.method import method
@@ -70,7 +70,7 @@ def overlap(said: Sequence[str], wanted: Sequence[str]) -> list[Measure]:
     for name, each in values.items():
         floats = [float(v) for v in each]
         mean = sum(floats) / n
-        made.append(Measure(name, mean, *bootstrap(floats), n, "share", "", "higher"))
+        made.append(Measure(name, mean, *shares(floats), n, "share", "", "higher"))
     return made
 
 

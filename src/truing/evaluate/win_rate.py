@@ -1,10 +1,10 @@
 """Win rate of a model over a baseline on the same prompts, by a judge, a reward or the principles.
 
-w = (1/n) sum_i [score_i(model) > score_i(baseline)] + 1/2 [equal], with a bootstrap interval over
-prompts; 0.5 means no difference. Without a judge, a reward component or the principles' checks
-score each answer. A judge model sees each pair in both orders, because judges favour a position,
-and decides by the mean p = (p_1 + p_2) / 2 of the chances that it gives the model's answer, shown
-first and shown second. How far the judge can be believed is reported beside:
+w = (1/n) sum_i [score_i(model) > score_i(baseline)] + 1/2 [equal], with Wilson's interval of its
+sum; 0.5 means no difference. Without a judge, a reward component or the principles' checks score
+each answer. A judge model sees each pair in both orders, because judges favour a position, and
+decides by the mean p = (p_1 + p_2) / 2 of the chances that it gives the model's answer, shown first
+and shown second. How far the judge can be believed is reported beside:
 
     position bias   mean of (p_1 + 1 - p_2) / 2 - 1/2: what being shown first is worth, 0 for none
     consistency     share of pairs with the same decision in both orders
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, cast
 
 from truing.context import Json, current
 from truing.core.scores import check_reward, total_scores
-from truing.core.stats import bootstrap
+from truing.core.stats import bootstrap, shares
 from truing.errors import InputError
 from truing.evaluate.adherence import answer_all
 from truing.method import method
@@ -72,9 +72,11 @@ def _scores(
     return [k.value(rules) for k in satisfaction(rules, rows, where=WHERE)]
 
 
-def _measure(name: str, values: Sequence[float], unit: str = "share", better: str = "") -> Measure:
-    """Mean of `values` with its bootstrap interval."""
-    lo, hi = bootstrap(values)
+def _measure(
+    name: str, values: Sequence[float], unit: str = "share", better: str = "", low: float = 0.0
+) -> Measure:
+    """Mean of `values` with its interval; a share of outcomes lies between `low` and `low` + 1."""
+    lo, hi = shares(values, low, low + 1) if unit == "share" else bootstrap(values)
     return Measure(name, sum(values) / len(values), lo, hi, len(values), unit, "", better)
 
 
@@ -101,7 +103,7 @@ def trust(made: Comparison) -> list[Measure]:
         if a is not None and b is not None
     ]
     return [
-        _measure("position bias", [(a + 1 - b) / 2 - 0.5 for a, b in pairs]),
+        _measure("position bias", [(a + 1 - b) / 2 - 0.5 for a, b in pairs], low=-0.5),
         _measure(
             "consistency", [float(decision(a) == decision(b)) for a, b in pairs], "share", "higher"
         ),

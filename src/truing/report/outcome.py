@@ -198,10 +198,13 @@ def change(report: Report, name: str, category: str = "", p: float | None = None
     if before is None or after is None:
         return None
     wanted = "violations" if name == "violation rate" else name
+    apart = find(report, f"{wanted} difference", category)
+    if apart is not None and apart.n < 2:
+        apart = None  # of one prompt no spread is known, so no interval
     texts = mapping(report.meta, "texts")
     note = str(texts.get(category, "")) if category else MEANING.get(name, "")
     shown = category or NAMES.get(name, name)
-    return Change(shown, note, before, after, find(report, f"{wanted} difference", category), p)
+    return Change(shown, note, before, after, apart, p)
 
 
 @dataclass(frozen=True)
