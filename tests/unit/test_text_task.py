@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from truing.core import lora
+from truing.core import distributed, lora
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.logprob import Rows
 from truing.core.measure import ref_kl_vocab
@@ -148,6 +148,29 @@ def test_sorting_sees_the_whole_step(tiny_path: Path, budget: int) -> None:
         ref = gaps(old).sort().values
     loss = -logsigmoid(0.1 * (gaps(policy).sort().values - ref)).mean()
     same(task_of(tiny_path, aot, PAIRS, budget), loss, policy.module)
+
+
+@pytest.mark.parametrize("rows", [[1], [0, 1, 2]])
+def test_what_a_whole_step_records_is_recorded_once(
+    tiny_path: Path, rows: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first process has no share of the step, as of one row's."""
+    task = task_of(tiny_path, aot, PAIRS, 10_000)
+    whole = [task._measure(m, grad=False) for m in task._micro_batches(rows, task._trees(rows))]
+    (alone,) = task.parts(rows, 0)
+    monkeypatch.setattr(distributed, "gathered", lambda own: whole)
+    found: list[dict[str, tuple[float, float]]] = []
+    shares: list[int] = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "_now", distributed.Processes(rank, 2))
+        parts = list(task.parts(rows, 0))
+        shares.append(len(parts))
+        found += [{n: (float(s), w) for n, (s, w) in p.metrics.items()} for p in parts]
+    assert shares == ([0, 1] if len(rows) == 1 else [1, 1])
+    wanted = {n: (float(s), w) for n, (s, w) in alone.metrics.items()}
+    assert wanted and [m for m in found if m] == [
+        {n: pytest.approx(v, rel=1e-5) for n, v in wanted.items()}
+    ]
 
 
 @pytest.mark.parametrize("budget", [1, 10_000])

@@ -353,7 +353,7 @@ class TextTask:
                 yield Part(value * count, float(count), sums)
             return
         slopes = torch.autograd.grad(value, leaves, allow_unused=True)
-        sums = sums if distributed.leads() else {}
+        sums = sums if any(not (m.idle or m.place.start) for m in micros) else {}  # unit 0's
         for micro in micros:
             m = self._measure(micro, grad=True)
             _, width, length = m.mask_UKT.shape
