@@ -8,8 +8,10 @@ import pytest
 import torch
 from online_numbers import (
     ANSWERS,
+    NEW,
     OLD,
     REF,
+    REWARD,
     A,
     gradient,
     k3,
@@ -153,3 +155,38 @@ def test_k3_goes_on_beyond_its_bound_in_a_straight_line() -> None:
     assert logp.grad.tolist() == pytest.approx(steep, rel=1e-9)
     far = kl_tokens(torch.tensor([-25.0]), torch.zeros(1))
     assert float(far) == pytest.approx(6 * slope - 21 + 1, rel=1e-6)
+
+
+@pytest.mark.parametrize("aggregate", ["grpo", "bnpo", "luspo"])
+def test_unfinished_answers_are_in_no_average(aggregate: Aggregation) -> None:
+    """The first answer of the second group was cut: its reward counts, its tokens do not."""
+    r, beta = rollout(), 0.3
+    some = [x for x in ANSWERS if x != (1, 0)]
+    per = {
+        (u, k): [
+            surrogate(ratio(u, k, t), A[u][k], 0.2, 0.2) + beta * k3(u, k, t) for t in tokens(u, k)
+        ]
+        for u, k in some
+    }
+    whole = [x for every in per.values() for x in every]
+    means, sums = ([f(v) for v in per.values()] for f in (mean, sum))
+    wanted = {"grpo": mean(means), "bnpo": mean(whole), "luspo": mean(sums)}[aggregate]
+    update = grpo(r, beta=beta, aggregate=aggregate, drop_unfinished=True)
+    assert total(loss := loss_of(update, r)) == pytest.approx(wanted, rel=1e-5)
+    assert gradient(loss)[1, 0].abs().sum() == 0
+    if aggregate == "grpo":
+        by_hand = [
+            (REWARD[u][k] - REWARD[u][1 - k]) / 2 for u, k in some
+        ]  # the mean of two lies in the middle
+        each = [
+            sum(surrogate(ratio(u, k, t), a, 0.2, 0.2) for t in tokens(u, k)) / 64
+            for (u, k), a in zip(some, by_hand, strict=True)
+        ]
+        found = loss_of(dr_grpo(r, drop_unfinished=True), r)
+        assert total(found) == pytest.approx(mean(each), rel=1e-5)
+        now = {x: sum(NEW[x[0]][x[1]]) - sum(OLD[x[0]][x[1]]) for x in some}
+        each = [
+            surrogate(math.exp(now[u, k] / len(OLD[u][k])), A[u][k], 3e-4, 4e-4) for u, k in some
+        ]
+        found = loss_of(gspo(r, drop_unfinished=True), r)
+        assert total(found) == pytest.approx(mean(each), rel=1e-5)

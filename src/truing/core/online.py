@@ -34,7 +34,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from torch import Tensor
 
@@ -220,23 +220,25 @@ def by_token(value_UKT: Tensor, m: Measurements, weight_UK: Tensor | None = None
     return Loss(value_UKT * m.mask_UKT, weight_UKT)
 
 
-def by_length(value_UKT: Tensor, m: Measurements, longest: float) -> Loss:
+def by_length(
+    value_UKT: Tensor, m: Measurements, longest: float, kept_UK: Tensor | int = 1
+) -> Loss:
     """Sum over tokens divided by a constant, mean over answers (Dr. GRPO's aggregation)."""
-    return Loss((value_UKT * m.mask_UKT).sum(-1) / longest, m.there_UK)
+    return Loss((value_UKT * m.mask_UKT).sum(-1) / longest, kept_UK * m.there_UK)
 
 
-def aggregated(value_UKT: Tensor, m: Measurements, kind: Aggregation) -> Loss:
+def aggregated(
+    value_UKT: Tensor, m: Measurements, kind: Aggregation, weight_UK: Tensor | None = None
+) -> Loss:
     """By its name in TRL: "grpo", "bnpo" (`by_token`) or "luspo" (sums of answers)."""
     if kind == "luspo":
-        return by_length(value_UKT, m, 1.0)
-    return by_token(value_UKT, m) if kind == "bnpo" else by_answer(value_UKT, m)
+        return by_length(value_UKT, m, 1.0, 1 if weight_UK is None else weight_UK)
+    return (by_token if kind == "bnpo" else by_answer)(value_UKT, m, weight_UK)
 
 
 def watched(loss: Loss, **metrics: Tensor) -> Loss:
     """The loss with further values to record."""
-    return Loss(
-        loss.per_unit, loss.weight, {**loss.metrics, **metrics}, None, loss.scale, loss.others
-    )
+    return replace(loss, metrics={**loss.metrics, **metrics})
 
 
 # Declaration

@@ -35,7 +35,8 @@ here, so that minibatches share one quantile.
 
 Groups of equal rewards have no gradient and are not computed (they are counted, and stay in the
 denominators), unless a KL term in the loss gives them one. DAPO's overlong punishment enters before
-the advantages. An answer cut off at the limit can be kept out of dapo's loss.
+the advantages. With `drop_unfinished` answers cut off at the limit are kept out of the loss and of
+every average in it; their rewards still count in the group's mean. gdpo has no such setting.
 
 Shapes: U groups, K answers, T tokens.
 """
@@ -83,6 +84,11 @@ def penalised(r: Measurements, beta: float, kl: Estimator, place: Place = "rewar
     return r["reward"] - beta * kl_UKT.sum(-1)
 
 
+def ended(m: Measurements, drop: bool) -> Tensor | None:
+    """1.0 for answers that came to their end, [U, K]; None where the others are not dropped."""
+    return m["finished"] if drop else None
+
+
 @online(paper="preference-losses", needs=("ref_logp", "old_entropy"), least=2)
 def grpo(
     r: Measurements,
@@ -96,6 +102,7 @@ def grpo(
     scale: Scale = "group",
     aggregate: Aggregation = "grpo",
     opsm: float = 0.0,
+    drop_unfinished: bool = False,
     entropy_share: float = 1.0,
 ) -> Update:
     """Group relative policy optimisation: an answer is as good as it beats the others.
@@ -110,6 +117,7 @@ def grpo(
             batch, or nothing.
         opsm: nats a token by which an answer may have lost probability since it was drawn; beyond,
             it is not pushed down further. 0 for any.
+        drop_unfinished: keep answers without a stop token out of the loss.
     """
     in_loss = beta if kl_in == "loss" else 0.0
 
@@ -118,12 +126,12 @@ def grpo(
         per_UKT = clipped(m, clip_low, clip_high, bound=bound) * near_UK1
         if in_loss:
             per_UKT = per_UKT + in_loss * kl_loss(m, kl)
-        made = aggregated(per_UKT, m, aggregate)
+        made = aggregated(per_UKT, m, aggregate, ended(m, drop_unfinished))
         return watched(made, clip_fraction=clip_fraction(m, clip_low, clip_high), **seen)
 
     reward_UK = penalised(r, beta, kl, kl_in)
-    advantage_UK = group_advantage(reward_UK, r.there_UK, scale)
-    advantage, high = on_high_entropy(advantage_UK, r, entropy_share)
+    advantage_UK, kept_UK = group_advantage(reward_UK, r.there_UK, scale), ended(r, drop_unfinished)
+    advantage, high = on_high_entropy(advantage_UK, r, entropy_share, kept_UK)
     return weighed(advantage, loss, beta=in_loss, **high)
 
 
@@ -134,6 +142,7 @@ def dr_grpo(
     beta: float = 0.0,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    drop_unfinished: bool = False,
     entropy_share: float = 1.0,
     new_tokens: int = 64,
 ) -> Update:
@@ -141,17 +150,18 @@ def dr_grpo(
 
     Args:
         beta: strength of the pull towards the reference (k3, in the loss); 0 does without one.
+        drop_unfinished: keep answers without a stop token out of the loss.
     """
 
     def loss(m: Measurements) -> Loss:
         per_UKT = clipped(m, clip_low, clip_high)
         if beta:
             per_UKT = per_UKT + beta * kl_loss(m)
-        made = by_length(per_UKT, m, new_tokens)
+        made = by_length(per_UKT, m, new_tokens, m["finished"] if drop_unfinished else 1)
         return watched(made, clip_fraction=clip_fraction(m, clip_low, clip_high))
 
     advantage_UK = group_advantage(r["reward"], r.there_UK, "none")
-    advantage, high = on_high_entropy(advantage_UK, r, entropy_share)
+    advantage, high = on_high_entropy(advantage_UK, r, entropy_share, ended(r, drop_unfinished))
     return weighed(advantage, loss, beta=beta, **high)
 
 
@@ -189,15 +199,12 @@ def dapo(
     if punish:
         reward_UK = reward_UK + punish * overlong(r.length_UK, new_tokens, min(buffer, new_tokens))
 
-    def kept(m: Measurements) -> Tensor | None:
-        return m["finished"] if drop_unfinished else None
-
     def loss(m: Measurements) -> Loss:
-        made = by_token(clipped(m, clip_low, clip_high), m, kept(m))
+        made = by_token(clipped(m, clip_low, clip_high), m, ended(m, drop_unfinished))
         return watched(made, clip_fraction=clip_fraction(m, clip_low, clip_high))
 
     advantage_UK = group_advantage(reward_UK, r.there_UK)
-    advantage, high = on_high_entropy(advantage_UK, r, entropy_share, kept(r))
+    advantage, high = on_high_entropy(advantage_UK, r, entropy_share, ended(r, drop_unfinished))
     return weighed(advantage, loss, beta=0.0, **high)
 
 

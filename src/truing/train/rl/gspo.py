@@ -11,8 +11,8 @@ three orders of magnitude narrower than GRPO's. gmpo, the geometric mean, holds 
 and on one side only, so that one far token takes no more than its share. Where all answers have one
 token, gspo is GRPO, and so is gmpo with GRPO clipped at exp(-e) and exp(e).
 
-`aggregate` and `opsm` are those of `grpo`: with luspo the loss is the mean of length_i times the
-term, so that a token of a long answer weighs as much as one of a short.
+`aggregate`, `opsm` and `drop_unfinished` are those of `grpo`: with luspo the loss is the mean of
+length_i times the term, so that a token of a long answer weighs as much as one of a short.
 
 gmpo's clipping and mean are the paper's; the average over answers is gspo's here.
 
@@ -41,6 +41,7 @@ from truing.core.online import (
     watched,
     weighed,
 )
+from truing.train.rl.grpo import ended
 
 
 @online(paper="preference-losses", needs=("ref_logp",), least=2)
@@ -52,6 +53,7 @@ def gspo(
     clip_high: float = 4e-4,
     aggregate: Aggregation = "grpo",
     opsm: float = 0.0,
+    drop_unfinished: bool = False,
 ) -> Update:
     """Group sequence policy optimisation: one ratio for each answer.
 
@@ -61,6 +63,7 @@ def gspo(
         clip_high: how far above 1.
         opsm: nats a token by which an answer may have lost probability since it was drawn; beyond,
             it is not pushed down further. 0 for any.
+        drop_unfinished: keep answers without a stop token out of the loss.
     """
 
     def loss(m: Measurements) -> Loss:
@@ -69,7 +72,8 @@ def gspo(
         if beta:
             per_UKT = per_UKT + beta * kl_loss(m)
         fraction_UK = clip_fraction(m, clip_low, clip_high, "sequence")
-        return watched(aggregated(per_UKT, m, aggregate), clip_fraction=fraction_UK, **seen)
+        made = aggregated(per_UKT, m, aggregate, ended(m, drop_unfinished))
+        return watched(made, clip_fraction=fraction_UK, **seen)
 
     return weighed(group_advantage(r["reward"], r.there_UK), loss, beta=beta)
 
