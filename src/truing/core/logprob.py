@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from truing.core.attention import Layout, tree_attention
 from truing.core.fused import fused
-from truing.core.products import times, times_t, times_t_plus
+from truing.core.products import logits, times, times_t, times_t_plus
 from truing.core.tree import Packed, group_tree, pack
 from truing.errors import InputError, unknown
 
@@ -75,7 +75,8 @@ def logp(rows: Rows, grad: bool) -> tuple[Tensor, Tensor | None]:
     if not grad:
         return value_C, None
     slope_CV = rows.logp_CV.exp().neg_()
-    slope_CV[torch.arange(len(value_C)), rows.target_C] += 1.0
+    row_C = torch.arange(len(value_C), device=slope_CV.device)
+    slope_CV[row_C, rows.target_C] += 1.0
     return value_C, slope_CV
 
 
@@ -185,7 +186,7 @@ def _rows(
     extras: Extras,
     part: slice,
 ) -> Rows:
-    logits_CV = times_t(rows_MD[part], weight_VD, bias_V)
+    logits_CV = logits(rows_MD[part], weight_VD, bias_V)
     logp_CV = torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
     here = {n: e(part) if callable(e) else e[part] for n, e in extras.items()}
     return Rows(logp_CV, target_M[part], here)

@@ -6,7 +6,7 @@ narrow), and can add a residual to the product as it is written. Elsewhere (fewe
 and devices) these are plain PyTorch products. Nothing here is differentiable: callers are autograd
 functions with gradients of their own, or need none.
 
-Shapes: N rows, I input and O output features.
+Shapes: N rows, I input and O output features; D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -49,6 +49,17 @@ def times(x_NO: Tensor, w_OI: Tensor, plus_NI: Tensor | None = None) -> Tensor:
     if plus_NI is not None:
         return times_t_plus(x_NO, w_OI.t(), None, plus_NI)
     return times_t(x_NO, w_OI.t())
+
+
+def logits(x_ND: Tensor, w_VD: Tensor, bias_V: Tensor | None = None) -> Tensor:
+    """x w^T + bias, [N, V]; of half precision in float32 where a GPU's product can give that.
+
+    A logit of 20 that is rounded to bfloat16 is off by up to 1/16, and its log-probability with it.
+    """
+    if x_ND.is_cuda and x_ND.dtype.itemsize == 2 and not torch.version.hip:
+        made = torch.mm(x_ND, w_VD.t(), out_dtype=torch.float32)
+        return made if bias_V is None else made.add_(bias_V)
+    return times_t(x_ND, w_VD, bias_V)
 
 
 def quick_linears(module: nn.Module) -> list[nn.Linear]:

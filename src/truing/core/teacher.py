@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from truing.context import current
 from truing.core.logprob import states
 from truing.core.opening import same_tokens
+from truing.core.products import logits
 from truing.core.reference import Kept, gathered
 from truing.core.sight import Sight
 from truing.core.tree import Node, Packed
@@ -57,7 +58,7 @@ def head_of(module: nn.Module) -> nn.Linear:
 
 def log_probs(head: nn.Linear, states_CD: Tensor, vocab: int, temperature: float = 1.0) -> Tensor:
     """Log-probabilities [C, vocab]; further outputs, which pad an embedding, are left out."""
-    logits_CV = head(states_CD.to(head.weight.dtype))[:, :vocab]
+    logits_CV = logits(states_CD.to(head.weight.dtype), head.weight, head.bias)[:, :vocab]
     logits_CV = logits_CV if temperature == 1 else logits_CV / temperature
     return torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
 

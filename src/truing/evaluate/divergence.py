@@ -18,11 +18,11 @@ Shapes: U prompts, K answers, T tokens, M loss tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from truing.changes import Decoder
 from truing.context import Json, current
@@ -31,6 +31,7 @@ from truing.core.generate import generate, rewritten
 from truing.core.logprob import measure, states
 from truing.core.opening import same_tokens
 from truing.core.stats import bootstrap, ratio_bootstrap
+from truing.core.teacher import head_of, log_probs
 from truing.core.tree import Packed, group_tree, pack
 from truing.errors import InputError
 from truing.method import method
@@ -56,10 +57,10 @@ def kl_tokens(
         sides.append(pack([tree], tree.size)[0].to(loaded.device))
     with torch.no_grad(), reference.run_time():
         rows_MD = states(reference.module, sides[1])[sides[1].source_M]
-    head = cast("Callable[[], nn.Module]", reference.module.get_output_embeddings)()
+    head = head_of(reference.module)
 
     def other(part: slice) -> Tensor:
-        return head(rows_MD[part]).float().log_softmax(-1)
+        return log_probs(head, rows_MD[part], len(head.weight))
 
     with torch.no_grad(), model.run_time():
         made = measure(
