@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import logsigmoid
 
+from truing.core.columns import share
 from truing.core.objective import Loss, Measurements, State, objective
 from truing.train.preference.dpo import metrics
 
@@ -39,7 +40,7 @@ def moved(state: State | None, values: torch.Tensor) -> State:
 )
 def bco(m: Measurements, state: State | None = None, *, beta: float = 0.1) -> Loss:
     """Binary classifier optimisation: good and bad answers beside a running mean reward."""
-    reward_U, good_U, p_U = beta * m.ratio()[:, 0], m["label"], m["prompt_is_good"]
+    reward_U, good_U, p_U = beta * m.ratio()[:, 0], m["label"], share(m, "prompt_is_good")
     state = moved(state, reward_U.detach())
     delta = state["mean"].to(reward_U)
     weight_U = torch.where(good_U > 0, 1.0, (p_U / (1 - p_U)).clamp(0.5, 10))

@@ -10,6 +10,7 @@ Shapes: U pairs, K = 2 branches.
 
 from __future__ import annotations
 
+from truing.core.columns import share
 from truing.core.objective import Loss, Measurements, objective
 from truing.train.preference.dpo import metrics
 
@@ -25,6 +26,6 @@ from truing.train.preference.dpo import metrics
 def sppo(m: Measurements, *, beta: float = 0.1) -> Loss:
     """Self-play preference optimisation: regress log-ratios onto win probabilities."""
     r_w_U, r_l_U = m.ratio().unbind(1)
-    per_pair = (r_w_U - (m["win_chosen"] - 0.5) / beta) ** 2
-    per_pair = per_pair + (r_l_U - (m["win_rejected"] - 0.5) / beta) ** 2
+    per_pair = (r_w_U - (share(m, "win_chosen") - 0.5) / beta) ** 2
+    per_pair = per_pair + (r_l_U - (share(m, "win_rejected") - 0.5) / beta) ** 2
     return Loss(per_pair, metrics=metrics(m, beta))

@@ -40,6 +40,7 @@ from typing import Literal, cast
 import numpy as np
 
 from truing.context import current
+from truing.core import columns
 from truing.core.chat import Message, Prompt, messages_of, writes_tools
 from truing.core.loaded import Loaded
 from truing.core.objective import Loss, Measurements, objective
@@ -234,7 +235,7 @@ class InstructionChunks(Hook):
 )
 def mixture_of_instructions(m: Measurements) -> Loss:
     """Train several tasks at once, each under its own system prompt, in balanced chunks."""
-    weight = m["weight"]
+    weight = columns.weight(m, "weight")
     weight_UT = weight if weight.dim() > 1 else weight[:, None]
     logp_UT, mask_UT = m.logp_UKT[:, 0], m.mask_UKT[:, 0]
     return Loss(-logp_UT, mask_UT * weight_UT, {"logp": m.mean()[:, 0].detach()})

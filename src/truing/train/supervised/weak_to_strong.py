@@ -29,20 +29,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from truing.core.columns import share
 from truing.core.objective import Loss, Measurements, State, objective
 from truing.errors import InputError
 
 
 def weak_labels_of(m: Measurements) -> Tensor:
     """q of each row, [U]; an InputError when they are no probabilities."""
-    q_U = m["score"]
-    if bool(((q_U < 0) | (q_U > 1)).any()):
-        raise InputError(
-            "a weak label is a probability in [0, 1]",
-            where="column 'score'",
-            seen=[float(q_U.min()), float(q_U.max())],
-        )
-    return q_U
+    return share(m, "score", "a weak label is a probability, which")
 
 
 def soft_loss(s_U: Tensor, target_U: Tensor, q_U: Tensor) -> Loss:
