@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 Answers = list[tuple[int, ...]]
 Asked = Sequence[tuple[Sequence[int], int]]  # (prompt ids, number of the draw)
 LIMIT = 2**30  # bytes on disk, of all runs together
+SHOWN = 2  # rows whose tokens the mask receipt shows
 BLOCK = 64  # prompts whose answers are kept together: what a kill can cost
 REMINDERS = (
     "Be considerate of everyone whom the answer may concern.",
@@ -158,16 +159,20 @@ class OwnSamples(Hook):
         """(prompt ids, draw number) of each answer that is drawn before update `step`."""
         return [(unit.prompt, draw) for draw in range(self.samples)]
 
-    def units(
-        self, loaded: Loaded, units: Sequence[Unit], prompts: Mapping[str, Prompt], limit: int
-    ) -> list[Unit]:
-        """The rows with the answers that the model draws to their prompts."""
-        self._source, self._limit = (loaded, prompts), limit
+    def check_rows(self, units: Sequence[Unit]) -> None:
+        """Raise InputError for rows of which no part is a prompt."""
         if any(u.dialogue is not None for u in units):
             raise InputError(
                 "the model answers prompts itself, and some rows are whole dialogues",
                 fix="Give rows with prompt and completion",
             )
+
+    def units(
+        self, loaded: Loaded, units: Sequence[Unit], prompts: Mapping[str, Prompt], limit: int
+    ) -> list[Unit]:
+        """The rows with the answers that the model draws to their prompts."""
+        self._source, self._limit = (loaded, prompts), limit
+        self.check_rows(units)
         asked = [self.asked(loaded, u, prompts[u.id]) for u in units]
         how = self.sampling(loaded, current().stream("own"))
         found = kept(loaded, asked, how)
@@ -321,6 +326,18 @@ class FreshSamples(OwnSamples):
     """Own answers drawn anew at every step, by the model as it then is."""
 
     fresh = True
+
+    def units(
+        self, loaded: Loaded, units: Sequence[Unit], prompts: Mapping[str, Prompt], limit: int
+    ) -> list[Unit]:
+        """The first rows with answers, which the mask receipt shows; the others with room for them.
+
+        Each step draws its own, so one token holds the place of each until then.
+        """
+        self.check_rows(units)
+        shown = super().units(loaded, units[:SHOWN], prompts, limit)
+        held = [shown[0].answers[-1][:1]] * self.samples
+        return [*shown, *(replace(u, answers=(*u.answers, *held)) for u in units[SHOWN:])]
 
     def before_step(self, task: Tuned, rows: Sequence[int], step: int) -> None:
         """Draw the answers of this step's rows."""

@@ -26,6 +26,7 @@ from truing.core.loaded import Loaded, by_file_names
 from truing.core.memory import Beside
 from truing.core.mix import Mixture, lasting, mixed
 from truing.core.objective import Objective
+from truing.core.own_samples import SHOWN
 from truing.core.preflight import check_heads
 from truing.core.reading import read_units as read_units
 from truing.core.reference import Reference
@@ -371,7 +372,7 @@ def train_model(
         _largest(read.units, hook, start.limit),
         read.notes,
         ended=not spec.answers_end,
-        shown=2,
+        shown=SHOWN,
         beside=beside_of(spec, hook, start),
         held=held.trees if held is not None else (),
         held_largest=_largest(held.units, held.hook, start.limit) if held is not None else 0,
