@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,6 @@ from truing.context import Context, Json, use
 from truing.core import block, distributed, engine, fused
 from truing.core.plain_task import PlainTask
 from truing.core.rollout import Step
-from truing.core.tiny import tiny_folder
 from truing.core.together import together
 from truing.core.training import Training
 from truing.fields.agent.running_sum import RunningSum
@@ -102,9 +102,9 @@ steps:
 """
 
 
-def make(folder: Path) -> Path:
-    """The tiny model, rows of different lengths, and the recipes."""
-    tiny_folder(folder / "tiny")
+def make(folder: Path, model: Path) -> Path:
+    """A copy of the model, rows of different lengths, and the recipes."""
+    shutil.copytree(model, folder / "tiny")
     pairs = [
         {
             "prompt": f"What is {i}{'?' * (i % 5)}",
@@ -120,6 +120,7 @@ def make(folder: Path) -> Path:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     recipes = {"r": RECIPE + ALIGNED + TURNS, "bad": BAD, "apart": APART}
     recipes |= {"aligned": KILLED + ALIGNED, "turns": KILLED + TURNS}
+    recipes["killed"] = KILLED + ALIGNED + TURNS
     for name, text in recipes.items():
         (folder / f"{name}.yaml").write_text(text)
     return folder

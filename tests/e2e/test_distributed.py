@@ -82,8 +82,8 @@ def drift(one: Model, two: Model, base: Model) -> float:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return distributed_run.make(tmp_path_factory.mktemp("several"))
+def folder(shallow_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return distributed_run.make(tmp_path_factory.mktemp("several"), shallow_path)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,9 @@ def test_losses_norms_and_weights_are_those_of_one_process(
     for name, updates in ours.items():
         rounded = 30 if name == "half" else 1
         for a, b in zip(updates, theirs[name], strict=True):
+            if a["step"] == 0:  # rewards are 0 but for rounding, whose signs it would count
+                assert set(a) == set(b), name
+                a, b = ({n: v for n, v in r.items() if n != "held_out/accuracy"} for r in (a, b))
             assert b == pytest.approx(a, rel=1e-3 * rounded, abs=1e-5), name
         # Held-out rows are measured before the first update, too.
         norms = [
@@ -171,35 +174,39 @@ def late(step: str, scratch: Path) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
-@pytest.mark.parametrize("step", KILLED)
 def test_one_killed_stops_all_and_any_number_goes_on(
-    step: str, folder: Path, said: str, alone: pipeline.Result, tmp_path: Path
+    folder: Path, said: str, alone: pipeline.Result, tmp_path: Path
 ) -> None:
-    for name in ("tiny", "pairs.jsonl", "held.jsonl", f"{step}.yaml"):
+    """In the middle of updates, and where that run goes on, in a rollout's episodes."""
+    for name in ("tiny", "pairs.jsonl", "held.jsonl", *(f"{n}.yaml" for n in ("killed", *KILLED))):
         (tmp_path / name).symlink_to(folder / name)
-    command = ["run", f"{step}.yaml", "--runs", "runs"]
-    process = start(tmp_path, command)
-    scratch, until = tmp_path / "home" / "store" / "scratch", time.monotonic() + 300
-    while not late(step, scratch):
-        assert process.poll() is None and time.monotonic() < until
-        time.sleep(0.005)
-    os.kill(pid_of(process, 1), signal.SIGKILL)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 1
-    told = [line for line in err.splitlines() if line.startswith("truing: ")]
-    assert len(told) == 1 and "The same command goes on from the last checkpoint" in told[0], err
-    assert runs.read(run_of(tmp_path / "runs"))["status"] == "stopped"
-    assert list(scratch.glob("*/checkpoints-*/step-*"))
-    shutil.copytree(tmp_path / "home", tmp_path / "copy")
+    command = ["run", "killed.yaml", "--runs", "runs"]
+    scratch = tmp_path / "home" / "store" / "scratch"
+    for step in KILLED:
+        process, until = start(tmp_path, command), time.monotonic() + 300
+        while not late(step, scratch):
+            assert process.poll() is None and time.monotonic() < until, step
+            time.sleep(0.005)
+        os.kill(pid_of(process, 1), signal.SIGKILL)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 1
+        told = [line for line in err.splitlines() if line.startswith("truing: ")]
+        assert len(told) == 1, err
+        assert "The same command goes on from the last checkpoint" in told[0], err
+        assert runs.read(run_of(tmp_path / "runs"))["status"] == "stopped"
+        assert list(scratch.glob("*/checkpoints-*/step-*"))
+        shutil.copytree(tmp_path / "home", tmp_path / step)
 
     _, err = (process := start(tmp_path, command)).communicate(timeout=400)
     assert process.returncode == 0, err
     again = cast(dict[str, dict[str, object]], runs.read(run_of(tmp_path / "runs"))["steps"])
     whole = cast(dict[str, dict[str, object]], runs.read(run_of(folder / "two"))["steps"])
-    assert again[step]["artefact"] == whole[step]["artefact"]  # the same bits
-    assert metrics(run_of(tmp_path / "runs"))[step] == metrics(run_of(folder / "two"))[step]
-
-    store = Store(tmp_path / "copy" / "store")
-    one = pipeline.run(recipe.load(tmp_path / f"{step}.yaml"), tmp_path / "one", store=store)
-    base, model = Model.open(folder / "tiny"), cast(Model, one.results[step])
-    assert drift(model, cast(Model, alone.results[step]), base) < 1e-2
+    found, expected = metrics(run_of(tmp_path / "runs")), metrics(run_of(folder / "two"))
+    base = Model.open(folder / "tiny")
+    for step in KILLED:
+        assert again[step]["artefact"] == whole[step]["artefact"]  # the same bits
+        assert found[step] == expected[step]
+        store = Store(tmp_path / step / "store")
+        one = pipeline.run(recipe.load(tmp_path / f"{step}.yaml"), tmp_path / "one", store=store)
+        model = cast(Model, one.results[step])
+        assert drift(model, cast(Model, alone.results[step]), base) < 1e-2
