@@ -188,7 +188,9 @@ class _Positions:
 @contextlib.contextmanager
 def edit(module: nn.Module, edits: Iterable[Edit]) -> Generator[None]:
     """Apply edits inside the block, in their order; afterwards the module is as it was."""
-    live = [e for e in edits if e.strength != 0]
+    # Where the module lies: a vector that stays elsewhere would be copied at every token.
+    device = next(module.parameters()).device
+    live = [replace(e, vector_D=e.vector_D.to(device)) for e in edits if e.strength != 0]
     positions = _Positions()
     with contextlib.ExitStack() as stack:
         if any(e.skip_first for e in live):
