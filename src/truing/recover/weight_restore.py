@@ -61,11 +61,12 @@ def eligible(weight: Tensor, target: Tensor, grad: Tensor) -> Tensor:
 
 def nth_largest(sizes: Sequence[Tensor], n: int) -> float:
     """The n-th largest of all numbers, n clamped to their count; infinity for n = 0 or none."""
-    best_N = torch.empty(0)
+    best_N: Tensor | None = None
     for size in sizes:
-        both_N = torch.cat([best_N, size.flatten().float()])
+        both_N = size.flatten().float()
+        both_N = both_N if best_N is None else torch.cat([best_N, both_N])
         best_N = both_N.topk(min(n, len(both_N))).values
-    return float(best_N[-1]) if len(best_N) else math.inf
+    return float(best_N[-1]) if best_N is not None and len(best_N) else math.inf
 
 
 def choose(allowed: Mapping[str, Tensor], grads: Mapping[str, Tensor], n: int) -> Mask:
