@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -183,16 +185,46 @@ def test_scores_are_those_of_the_plain_loop(
 
 
 def test_a_row_is_encoded_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer, seen = model.load_module().tokenizer, list[str]()
-    encode = tokenizer.encode
+    seen, encode = list[str](), scorers.encode
 
-    def counted(text: str, **how: object) -> object:
+    def counted(tokenizer: object, text: str, **how: object) -> object:
         seen.append(text)
-        return encode(text, **how)  # type: ignore[arg-type]
+        return encode(tokenizer, text, **how)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(tokenizer, "encode", counted)
+    monkeypatch.setattr(scorers, "encode", counted)
     scorers.expected_score(ROWS[:9], model, of="quality")
     assert sum("#Question#" in text for text in seen) == 9
+
+
+def test_texts_begin_as_their_tokenizer_begins_them(tiny_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "begins"
+    shutil.copytree(tiny_path, folder)
+    core = json.loads((folder / "tokenizer.json").read_text())
+    start = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
+    core["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [start, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [
+            start,
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"Sequence": {"id": "B", "type_id": 1}},
+        ],
+        "special_tokens": {
+            "<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(core))
+    begins = Model.open(folder)
+    tokenizer = begins.load_module().tokenizer
+    ask = "You rate the complexity of questions.\n#Question#: Why?\n##Complexity: "
+    ids = tokenizer.encode(ask)  # with the beginning, as the released scorer encodes it
+    assert ids[0] == 1 and 1 not in ids[1:]
+    digits = [tokenizer.encode(d, add_special_tokens=False)[0] for d in "123456"]
+    for most, read in ((512, ids), (20, [1, *ids[-19:]])):
+        p = logits_of(begins, read)[-1][digits].softmax(0)
+        want = sum(k * float(p_k) for k, p_k in enumerate(p, 1))
+        found = scorers.expected_score([{"prompt": "Why?"}], begins, max_tokens=most)
+        assert found == pytest.approx([want], rel=1e-4)
 
 
 def test_unreadable_scores_are_counted(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

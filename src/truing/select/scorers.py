@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from truing.context import Json, current
-from truing.core.chat import prompt_ids
+from truing.core.chat import completion_ids, prompt_ids
+from truing.core.encoding import encode
 from truing.core.generate import rewritten
 from truing.core.scoring import by_tree, tail_logps
 from truing.core.tree import group_tree
@@ -49,11 +50,10 @@ def expected_score_of(logits_BD: Tensor) -> Tensor:
 
 def digit_ids(loaded: Loaded, text: str) -> list[int] | None:
     """Token ids of the digits 1..6 as they follow `text`; None when one is not a single token."""
-    encode = loaded.tokenizer.encode
-    head = cast(list[int], encode(text, add_special_tokens=False))
+    head = encode(loaded.tokenizer, text)
     found: list[int] = []
     for digit in range(1, DIGITS + 1):
-        ids = cast(list[int], encode(text + str(digit), add_special_tokens=False))
+        ids = encode(loaded.tokenizer, text + str(digit))
         if ids[: len(head)] != head or len(ids) != len(head) + 1:
             return None
         found.append(ids[-1])
@@ -93,6 +93,14 @@ def kept(
     return [v for _, values in found for v in cast("list[V]", values)]
 
 
+def _read(loaded: Loaded, text: str, max_tokens: int) -> list[int]:
+    """Ids of a text, of one too long its end, behind the start that its tokenizer gives a text."""
+    bos = cast("int | None", loaded.tokenizer.bos_token_id)
+    start = [i for i in encode(loaded.tokenizer, "", special=True)[:1] if i == bos]
+    ids = encode(loaded.tokenizer, text)
+    return [*start, *ids[max(0, len(ids) + len(start) - max_tokens) :]]
+
+
 @component("scorer")
 def expected_score(
     rows: list[Row],
@@ -112,8 +120,7 @@ def expected_score(
     for row in rows:
         facts = {"prompt": user_text(row.get("prompt")), "completion": row.get("completion", "")}
         text = _ASK[of].format_map({k: str(v) for k, v in facts.items()})
-        ids = cast(list[int], loaded.tokenizer.encode(text, add_special_tokens=False))
-        asked.append((ids[-max_tokens:], [[d] for d in digits]))
+        asked.append((_read(loaded, text, max_tokens), [[d] for d in digits]))
 
     def make(chunk: Sequence[Asked]) -> list[float]:
         return expected_score_of(branch_logps(loaded, chunk)).tolist()
@@ -170,12 +177,13 @@ def random(rows: list[Row], model: Model | None = None, *, salt: int = 0) -> lis
 
 
 def _asked(loaded: Loaded, head: Sequence[int], text: str, max_tokens: int) -> Asked | None:
-    """A text after what goes before it, or after a start token; None for an empty one."""
-    tail = cast(list[int], loaded.tokenizer.encode(text, add_special_tokens=False))[:max_tokens]
-    if not tail:
+    """A text as the answer to what goes before it, or behind a start token; None for no text."""
+    tokenizer = loaded.tokenizer
+    ids = completion_ids(tokenizer, text, end=False) if head else encode(tokenizer, text)
+    if not text or not ids:
         return None
-    start = cast("int | None", loaded.tokenizer.bos_token_id)
-    return list(head) or [start if start is not None else tail[0]], [tail]
+    start = cast("int | None", tokenizer.bos_token_id)
+    return list(head) or [start if start is not None else ids[0]], [ids[:max_tokens]]
 
 
 @component("scorer")
