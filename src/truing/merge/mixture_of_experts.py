@@ -221,7 +221,8 @@ def mixture_of_experts(
             write(partial, mixture(folded, experts, routers))
             _rest(templated(models), config, partial)
     licences = [m.licence for m in models.values()]
-    made = Model(Folder(folder, first.licence), kept, f"{first.name}+{experts} experts")
+    told = getattr(templated(models).base, "thinking", None)  # whose template they all have
+    made = Model(Folder(folder, first.licence, told), kept, f"{first.name}+{experts} experts")
     beside = current().folder / f"gates-{gate}-{config.num_hidden_layers}"
     made = with_gate(made, gate, config.num_hidden_layers, beside)
     return made.with_licences(licences)
