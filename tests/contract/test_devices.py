@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretended import GPU, Mixed, lies_there, pretended
+from pretended import GPU, Mixed, held, lies_there, pretended
 from test_decoders import DECODERS
 from test_decoders import rewarded as decoding
 from test_edits import STEERS, steer
@@ -30,6 +30,7 @@ from transformers import LlamaForCausalLM
 
 from truing.context import Context, use
 from truing.core import lora
+from truing.core.attention import by_kernel
 from truing.core.generate import generate
 from truing.core.loaded import forget, quiet
 from truing.core.logprob import STATISTICS, Rows, measure
@@ -294,6 +295,21 @@ def test_a_pass_and_its_gradients_are_those_of_the_cpu(
     assert len(grads) == len(slopes)
     for one, two in zip(grads, slopes, strict=True):
         assert float((one - two).norm()) <= loose * max(float(two.norm()), 1e-2)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_heads_that_share_keys_do_not_hold_all_scores(
+    dtype: torch.dtype, masked: bool, gpu: None
+) -> None:
+    source = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, n, 6, 8, generator=source).to(dtype) for n in (4, 2, 2))
+    mask = torch.full((6, 6), -torch.inf, dtype=dtype).triu(1) if masked else None
+    held.clear()
+    there = None if mask is None else mask.cuda()
+    made = by_kernel(q.cuda(), k.cuda(), v.cuda(), there, 0.3)
+    assert not held
+    assert torch.allclose(made.cpu(), by_kernel(q, k, v, mask, 0.3), atol=2e-2)
 
 
 WAYS: dict[str, dict[str, object]] = {
