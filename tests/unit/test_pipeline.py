@@ -273,7 +273,7 @@ def test_store_verify_gc_and_export(folder: Path, store: Store) -> None:
     assert Table.load(folder / "out").key == result.results["part"].key
     store.export(f"{result.folder}/part", str(folder / "by_step"))
     assert Table.load(folder / "by_step").key == result.results["part"].key
-    with pytest.raises(InputError, match="unknown step 'parts'.*'part'"):
+    with pytest.raises(InputError, match=r"unknown step 'parts'.*'part'"):
         store.export(f"{result.folder}/parts", str(folder / "none"))
     (result.folder / "manifest.json").unlink()
     assert [g["key"] for g in store.gc()] == [key]
