@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 OWN = ("seed", "out", "json", "help")
 
 
-def _parser(method: Method) -> Parser:
+def _parser(method: Method, helped: bool) -> Parser:
+    """The parser of a method's command; `helped` has it say what inputs hold."""
     from truing.inputs import holds
 
     parser = Parser(
@@ -33,7 +34,7 @@ def _parser(method: Method) -> Parser:
     )
     nouns = parser.add_argument_group("inputs")
     for entry in method.inputs.values():
-        told = holds(method, entry).replace("%", "%%")
+        told = holds(method, entry).replace("%", "%%") if helped else ""
         text = entry.noun + (", optional" if entry.optional else "") + (f": {told}" if told else "")
         if entry.many:
             text += "; ROLE=NAME, may be given several times"
@@ -158,7 +159,7 @@ def run_method(entry: Entry, arguments: list[str]) -> object:
     from truing.core.preflight import check_given
 
     method = methods[entry.id]
-    parser = _parser(method)
+    parser = _parser(method, helped=not {"-h", "--help"}.isdisjoint(arguments))
     known, extra = parser.parse_known_args(arguments)
     for word in extra:
         if not word.startswith("-"):

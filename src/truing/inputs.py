@@ -10,23 +10,15 @@ import inspect
 from math import inf
 from typing import TYPE_CHECKING, cast
 
-from truing.core import held_out, online_entry, online_mix
-from truing.core.objective import Objective, objective_of
-from truing.core.online import Online, online_of
-from truing.core.row_kinds import is_taken, takes_texts
 from truing.method import Kinds, Method
 from truing.signature import argument_docs
 from truing.tables import KINDS
 
 if TYPE_CHECKING:
+    from truing.core.objective import Objective
+    from truing.core.online import Online
     from truing.signature import Input
 
-HELD = held_out.INPUT
-# Inputs that all methods of a sort have.
-SHARED = {
-    "objective": {HELD: held_out.ABOUT},
-    "online": {online_mix.INPUT: online_mix.ROWS, HELD: online_entry.WATCHED[HELD]},
-}
 # What an input is by its name, where its method says nothing of its own.
 MODEL = {
     "attack": "what is damaged",
@@ -75,10 +67,33 @@ USUAL = {
 
 
 def _spec(method: Method) -> Objective | Online | None:
-    """What a training method declares; None for one that is a function of its inputs."""
+    """What a training method declares; None for one that is a function of its inputs.
+
+    Only the former are met by the engine's modules, and so by PyTorch.
+    """
     if method.entry.kind == "objective":
+        from truing.core.objective import objective_of
+
         return objective_of(method.declared)
-    return online_of(method.declared) if method.entry.kind == "online" else None
+    if method.entry.kind == "online":
+        from truing.core.online import online_of
+
+        return online_of(method.declared)
+    return None
+
+
+def _shared(kind: str) -> dict[str, str]:
+    """Inputs that all methods of a sort have, and what they hold."""
+    if kind == "objective":
+        from truing.core import held_out
+
+        return {held_out.INPUT: held_out.ABOUT}
+    if kind == "online":
+        from truing.core import held_out, online_entry, online_mix
+
+        watched = online_entry.WATCHED[held_out.INPUT]
+        return {online_mix.INPUT: online_mix.ROWS, held_out.INPUT: watched}
+    return {}
 
 
 def kinds_of(method: Method) -> Kinds:
@@ -97,6 +112,9 @@ def _either(names: list[str]) -> str:
 
 def _converted(spec: Objective | Online) -> str:
     """The kinds that its rows are made from, or that it reads as well."""
+    from truing.core.objective import Objective
+    from truing.core.row_kinds import is_taken, takes_texts
+
     texts = isinstance(spec, Objective) and takes_texts(spec)
     others = [one for one in KINDS if one != spec.rows and is_taken(one, spec.rows, texts)]
     return f", made from {_either(others)} too" if others else ""
@@ -104,6 +122,8 @@ def _converted(spec: Objective | Online) -> str:
 
 def _columns(spec: Objective | Online) -> list[str]:
     """Columns that it reads besides those of its kind, with what stands for a missing one."""
+    from truing.core.online import Online
+
     own = {column for choice in KINDS[spec.rows] for column in choice}
     if isinstance(spec, Online):
         if not spec.given or spec.given in own:
@@ -132,7 +152,7 @@ def _missing(default: float | None) -> str:
 def holds(method: Method, given: Input) -> str:
     """What an input holds; column and kind names stand in back-quotes."""
     spec, kinds = _spec(method), kinds_of(method).get(given.name, ())
-    shared = SHARED.get(method.entry.kind, {})
+    shared = _shared(method.entry.kind)
     if given.name in shared:
         return shared[given.name].removesuffix(".")
     said: list[str] = []

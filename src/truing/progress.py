@@ -126,7 +126,9 @@ class Clock:
         """`call`, told of what is observed, among which are the costs."""
 
         def both(values: dict[str, Json]) -> None:
-            cost = float(cast(float, values.get("endpoint_cost", 0.0)))
+            # A cost that arises aside, such as on held-out prompts, has words before its name.
+            found = [v for name, v in values.items() if name.endswith("endpoint_cost")]
+            cost = sum(float(cast(float, v)) for v in found)
             self.cost += cost
             self.keep(0.0 if cost else KEEP_EVERY)
             if call is not None:

@@ -54,13 +54,17 @@ def test_at_ratio_one_the_gradient_is_reinforce() -> None:
 
 
 def test_a_long_way_from_where_an_answer_was_drawn() -> None:
-    """Ratios of exp(90) and exp(-90): the one counts as exp(20), the other as nearly nothing."""
+    """Ratios of exp(90) and exp(-90): finite, and the one is still pushed down where it is bad."""
     r = rollout()
     for step, at in ((30.0, 20.0), (-30.0, -90.0)):
         now = [tuple([x + step for x in y] for y in row) for row in OLD]
         loss = loss_of(rloo(r, beta=0.0), r, now=now)  # type: ignore[arg-type]
         a = {(u, k): REWARD[u][k] - REWARD[u][1 - k] for u, k in ANSWERS}
-        log = {(u, k): max(min(step * len(OLD[u][k]), 20.0), at) for u, k in ANSWERS}
-        per = [surrogate(math.exp(log[x]), a[x], 0.2, 0.2) for x in ANSWERS]
+        log = {(u, k): step * len(OLD[u][k]) for u, k in ANSWERS}
+        near = {x: max(min(log[x], 20.0), at) for x in ANSWERS}
+        beyond = {x: max(log[x] - 20.0, 0.0) for x in ANSWERS}  # along the tangent at 20
+        ratio = {x: math.exp(near[x]) * (1 + beyond[x]) for x in ANSWERS}
+        per = [surrogate(ratio[x], a[x], 0.2, 0.2) for x in ANSWERS]
         assert total(loss) == pytest.approx(mean(per), rel=1e-5)
-        assert gradient(loss).isfinite().all()
+        slope = gradient(loss)
+        assert slope.isfinite().all() and (step < 0 or (slope > 0).any())

@@ -159,6 +159,7 @@ def test_a_reward_behind_an_address_has_its_own_too() -> None:
         ("m?requests=3,timeout=0", "timeout above 0"),
         ("m?input_price=-1", "input_price must be 0 or more"),
         ("m?cost=3", "where the price of the tokens is said"),
+        ("m?cost=3,input_price=1", "where the price of the tokens is said"),
     ],
 )
 def test_limits_that_are_none(name: str, told: str) -> None:
@@ -269,7 +270,8 @@ def test_the_budget_of_money_of_all_models(monkeypatch: pytest.MonkeyPatch) -> N
     with server(lambda n, body: good()) as (url, _):
         with pytest.raises(InputError, match=r"where the price of the tokens is said.*price: "):
             asked(Model.open(f"{url}#local"))
-        assert len(asked(Model.open(f"{url}#local?input_price=0"))) == 5  # which costs nothing
+        free = Model.open(f"{url}#local?input_price=0,output_price=0")
+        assert len(asked(free)) == 5
         asked(Model.open(f"{url}#one?{PRICE},concurrency=1"), ["a"], max_tokens=1)
         with pytest.raises(Stopped, match=r"budget of 150 in cost.*TRUING_MAX_COST"):
             other = Model.open(f"{url}#other?{PRICE},concurrency=1")

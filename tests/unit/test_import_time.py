@@ -57,3 +57,14 @@ def test_the_command_starts_at_once() -> None:
         if took[-1] < 1.0:
             break
     assert min(took) < 1.0
+
+
+@pytest.mark.parametrize("method", ["specify lint", "merge slerp", "select checked"])
+def test_help_of_a_method_brings_what_it_needs_alone(method: str) -> None:
+    """What an input holds is told without the engine, where the method is none of training."""
+    words = [*method.split(), "--help"]
+    what = f"try:\n    main({words})\nexcept SystemExit:\n    pass"
+    code = CODE.format(what=MAIN + what, heavy=("transformers", "truing.core.objective"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "inputs:" in done.stdout
+    assert len(done.stderr.splitlines()[-1].split()) == 1

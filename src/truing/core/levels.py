@@ -201,6 +201,9 @@ def buckets(lengths: Sequence[int], rows: Sequence[int], apart: int) -> list[lis
         reach = max(reach, last[prompt] + 1)
         if reach == place:
             cuts.append(place)
+    longest = max(lengths[p] for p in rows)
+    if sum(longest - lengths[p] for p in rows) <= apart:  # a second one could not save so much
+        return [list(rows)]
     peaks = [max(lengths[p] for p in rows[i:j]) for i, j in pairwise(cuts)]
     best = [(0, 0)]  # for each cut, tokens up to there and the cut before
     for j in range(1, len(cuts)):

@@ -117,7 +117,7 @@ def keep(url: str, name: str, *, anew: bool = False) -> str:
         anew: a name without limits takes back those that were said of this model before. A setting
             that names a model takes none back: the command may have said them elsewhere.
     Raises:
-        InputError: there is no such limit, or its value is none.
+        InputError: there is no such limit, its value is none, or a budget of money has no price.
     """
     bare, mark, tail = name.rpartition("?")
     pairs = [item.partition("=") for item in tail.split(",")]
@@ -125,17 +125,19 @@ def keep(url: str, name: str, *, anew: bool = False) -> str:
     if not mark or not all(eq for _, eq, _ in pairs):
         if anew:
             _said.pop((url, name), None)
+        meter(url, name)  # a budget of money for all needs a price, told before anything runs
         return name
     said = {key: _value(key, text, f"{url}#{bare}", NAMES) for key, _, text in pairs}
     replace(Limits(), **said)  # checks what they say
     if said.get("cost") and not _priced(said):
         raise InputError(UNPRICED, where=f"{url}#{bare}", fix=PRICE)
     _said[url, bare] = said
+    meter(url, bare)
     return bare
 
 
 def _priced(said: Mapping[str, float]) -> bool:
-    return any(name in said for name in PRICES)
+    return all(name in said for name in PRICES)
 
 
 def with_room(name: str) -> tuple[str, int]:

@@ -135,13 +135,14 @@ def step_value(
     settings = Training(epochs=epochs, lr=lr, batch=batch)
     settings.check(NAME)
     watch = Watch(eval_every=eval_every, keep_best=keep_best, patience=patience)
+    watch.check(NAME)
+    if held_out is None:
+        watch.check_unused(lambda _: NAME)
     loaded, context = model.load_module("float32"), current()
     key = content_hash([NAME, vars(settings), max_tokens, model.key, data.key, context.seed], 8)
     head = new_head(loaded, context.stream("head") % 2**31)
     task, held = task_of(loaded, head, data, max_tokens), None
-    if held_out is None:
-        watch.check_unused(lambda _: NAME)
-    else:
+    if held_out is not None:
         with told_apart():
             apart = task_of(loaded, head, held_out, max_tokens, f"{NAME} {INPUT}")
         held = HeldOut(apart, [range(len(apart))], watch)

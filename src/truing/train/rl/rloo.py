@@ -6,14 +6,16 @@
     loss = mean over answers of -min(ratio_i A_i, clip(ratio_i, 1 - e, 1 + e) A_i)
 
 The ratio is that of the whole answer; the paper, with one update a rollout, has none, which is what
-it comes to while the two policies are one. Its logarithm is clamped at 20, since over a long answer
-exp of the sum would be infinite. `normalise` divides by the batch's standard deviation.
-Four answers by default, where the libraries draw two: their mean is a poor baseline.
+it comes to while the two policies are one. Beyond exp(20) it goes on along its tangent, since over
+a long answer exp of the sum would be infinite. `normalise` divides by the batch's standard
+deviation. Four answers by default, where the libraries draw two: their mean is a poor baseline.
 
 Shapes: U groups, K answers, T tokens.
 """
 
 from __future__ import annotations
+
+import math
 
 from truing.core.advantages import FARTHEST, leave_one_out, normalised
 from truing.core.objective import Loss, Measurements
@@ -39,7 +41,11 @@ def rloo(
     """
 
     def loss(m: Measurements) -> Loss:
-        ratio_UK = log_ratio(m).sum(-1).clamp(max=FARTHEST).exp()
+        # Beyond the bound its tangent there goes on: finite, and an answer that has become far
+        # likelier is still pushed down where it is bad.
+        log_UK = log_ratio(m).sum(-1)
+        beyond_UK = (log_UK - FARTHEST).clamp(min=0.0)
+        ratio_UK = log_UK.clamp(max=FARTHEST).exp() + math.exp(FARTHEST) * beyond_UK
         held_UK = ratio_UK.clamp(1 - clip_ratio, 1 + clip_ratio)
         a_UK = m["advantage"]
         out_UK = ((ratio_UK > held_UK) & (a_UK > 0)) | ((ratio_UK < held_UK) & (a_UK < 0))
