@@ -181,7 +181,8 @@ class Shared:
             bucket.attend(layer, *own, self.above)
             for bucket, *own in zip(self.buckets, *(x.split(sizes) for x in new), strict=True)
         ]
-        return torch.cat(made).view(1, rows, many, size)
+        whole = made[0] if len(made) == 1 else torch.cat(made)
+        return whole.reshape(1, rows, many, size)
 
     def _attend_reading(
         self, layer: int, query_1HND: Tensor, key_1GND: Tensor, value_1GND: Tensor, scale: float
