@@ -139,7 +139,12 @@ def test_who_always_thinks_may_do_without() -> None:
     assert learnt(made(ALWAYS, False), "So.") == (CHATML + EMPTY, f"So.{END}")
 
 
-def test_a_thought_behind_an_empty_one_is_refused() -> None:
+NATIVE = ALWAYS.replace(r"{{- '<think>\n' }}", r"{{- '<think>\n\n</think>\n\n' }}")
+
+
+@pytest.mark.parametrize("thinking", [None, False])
+@pytest.mark.parametrize("template", [QWEN3, ALWAYS, NATIVE])
+def test_a_thought_behind_an_empty_one_is_refused(template: str, thinking: bool | None) -> None:
     rows: list[Row] = [
         {"prompt": "Why?", "completion": THOUGHT},
         {"messages": said(THOUGHT)},
@@ -147,9 +152,51 @@ def test_a_thought_behind_an_empty_one_is_refused() -> None:
     for row in rows:
         table = Table("", [{"prompt": "Why?", "completion": "So."}, row][row is rows[1] :])
         with pytest.raises(InputError, match=r"row \d: the answer brings a thought.*thinking=true"):
-            Reader(made(QWEN3), objective_of(sft), 512).read(table)  # type: ignore[arg-type]
-        reader = Reader(made(QWEN3, True), objective_of(sft), 512)
-        assert len(reader.read(Table("", [row]))) == 1
+            Reader(made(template, thinking), objective_of(sft), 512).read(table)  # type: ignore[arg-type]
+        if template != NATIVE:  # which always puts an empty one
+            reader = Reader(made(template, True), objective_of(sft), 512)
+            assert len(reader.read(Table("", [row]))) == 1
+
+
+def read(tokenizer: PreTrainedTokenizerFast, answer: str, **more: object) -> list[str]:
+    """What is learnt of one answer, as a row of words and as one of messages."""
+    reader = Reader(tokenizer, objective_of(sft), 512)
+    words, dialogue = (
+        reader.read(Table("", [row]))[0].tree()
+        for row in ({"prompt": "Why?", "completion": answer, **more}, {"messages": said(answer)})
+    )
+    return [
+        str(tokenizer.decode([i for i, mark in zip(ids, loss, strict=True) if mark]))
+        for tree in (words, dialogue)
+        for ids, loss in tree.rows()
+    ]
+
+
+def test_an_answer_without_a_thought_closes_the_one_that_was_opened() -> None:
+    closed = f"\n</think>\n\nSo.{END}"
+    assert read(made(ALWAYS, True), "So.") == [closed, closed]
+    with_one = f"r\n</think>\n\nSo.{END}"
+    for template in (ALWAYS, R1):
+        assert read(made(template, True), THOUGHT) == [with_one, with_one]
+        assert read(made(template, True), "r\n</think>\n\nSo.") == [with_one, with_one]
+    for row in ({"prompt": "Why?", "completion": "So."}, {"messages": said("So.")}):
+        with pytest.raises(InputError, match="row 1: the answer brings no thought"):
+            Reader(made(R1, True), objective_of(sft), 512).read(Table("", [row]))  # type: ignore[list-item]
+
+
+def test_an_answer_that_ended_in_its_thought_is_what_it_is() -> None:
+    tokenizer = made(R1, True)
+    row: Row = {"prompt": "Why?", "completion": "r r", "finished": False}
+    unit = Reader(tokenizer, objective_of(sft), 512).read(Table("", [row]))[0]
+    assert tokenizer.decode(list(unit.answers[0])) == "r r"
+
+
+@pytest.mark.parametrize("text", ["<reasoning>\n2+2\n</reasoning>\n4", "[Reasoning] first"])
+def test_tags_of_other_families_are_words(text: str) -> None:
+    assert read(made(QWEN3), text) == [text + END] * 2
+    assert read(made(QWEN3, True), text) == [EMPTY + text + END] * 2
+    with pytest.raises(InputError, match="brings no thought"):
+        read(made(R1, True), text)
 
 
 def test_several_turns_whose_thoughts_are_left_out_are_refused() -> None:

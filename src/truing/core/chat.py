@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, cast
 
 from truing.core.encoding import INSIDE, decode_inside, encode, space_added
 from truing.core.template import DAY as DAY
-from truing.core.template import MARK, Message, Prompt, asking_text, brings_thought, until_end
+from truing.core.template import MARK, Message, Prompt, asking_text, until_end
 from truing.core.template import chat_text as chat_text
 from truing.core.template import turn_of as turn_of
 from truing.core.template import writes_tools as writes_tools
@@ -91,18 +91,35 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, end: bool =
     return encode(tokenizer, whole, before=turn.before)
 
 
-def check_thought(tokenizer: PreTrainedTokenizerBase, text: str, where: str = "") -> None:
-    """Raise InputError for an answer with a thought where the prompt ends with an empty one.
+def given_answer(
+    tokenizer: PreTrainedTokenizerBase, text: str, where: str = "", *, end: bool = True
+) -> str:
+    """An answer that is given, to be learnt: `text`, behind what ends a thought opened for it.
 
-    It is for answers that are given, to be learnt. One that was drawn there is what it is.
+    One that was drawn there is what it is, and so is one without its `end`, which may lie in its
+    thought.
+
+    Raises InputError for a thought where the prompt ends with an empty one, and for none where the
+    prompt has opened one and the template does not say how it ends.
     """
-    if turn_of(tokenizer).empty_thought and brings_thought(text):
+    turn = turn_of(tokenizer)
+    if turn.empty_thought and turn.brings_thought(text):
         raise InputError(
             "the answer brings a thought, and the chat template has put an empty one before it",
             where=where,
             seen=shorten(text),
             fix="Name the model with ?thinking=true behind it, or leave the thought out",
         )
+    if not end or not turn.leaves_open(text):
+        return text
+    if not turn.closes:
+        raise InputError(
+            "the answer brings no thought, and the chat template has opened one before it",
+            where=where,
+            seen=shorten(text),
+            fix="Name the model without ?thinking=true, or give the answer with its thought",
+        )
+    return turn.closes + text
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -209,10 +226,10 @@ def _said(
     words = messages[-1].get("content")
     follows = whole.startswith(before)
     if isinstance(words, str) and not messages[-1].get("tool_calls"):
-        check_thought(tokenizer, words)
+        learnt = given_answer(tokenizer, words)
         kept = follows and words.strip() in whole[len(before) :]
-        if not kept and (turn.opened or brings_thought(words)):
-            return turn.written(words) + turn.tail
+        if not kept and (turn.opened or turn.brings_thought(words)):
+            return turn.written(learnt) + turn.tail
     return until_end(tokenizer, whole[len(before) :]) if follows else None
 
 

@@ -51,8 +51,10 @@ _TOLD = re.compile(
 )
 # "owner/name?thinking=true"
 _NAMED = re.compile(r"(?!https?://)(.+)\?thinking=(true|false)", re.S)
+_TAG = r"(\w+:)?(think|thinking|thought|reasoning)\|?[>\]]"
 # "<think>\n", "<|think|>", "[THINK]", "<seed:think>": an opened thought.
-_THOUGHT = re.compile(r"[<\[]\|?(\w+:)?(think|thinking|thought|reasoning)\|?[>\]]\s*", re.I)
+_THOUGHT = re.compile(rf"[<\[]\|?{_TAG}\s*", re.I)
+_CLOSED = re.compile(rf"([<\[]\|?)/({_TAG})\s*", re.I)  # "</think>\n\n"
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Turn:
         leads: what stands between the generation prompt and an answer, in the prompt.
         head: the same as part of the answer, which a model has to write itself.
         opened: how the prompt's end has opened a thought, "" where it has not.
+        closes: what the template writes behind what it opened where nothing was thought; "" where
+            it opens nothing, or does not write it again.
         tail: what ends an answer.
         before: what stands before an answer's ids.
     """
@@ -72,6 +76,7 @@ class Turn:
     leads: str
     head: str
     opened: str
+    closes: str
     tail: str
     before: str
 
@@ -83,12 +88,32 @@ class Turn:
         """
         if self.opened and text.startswith(tag := self.opened.rstrip()):
             return text.removeprefix(tag).removeprefix(self.opened[len(tag) :])
-        return text if brings_thought(text) and brings_thought(self.head) else self.head + text
+        in_place = _THOUGHT.match(self.head.lstrip()) is not None and self.brings_thought(text)
+        return text if in_place else self.head + text
 
     @property
     def empty_thought(self) -> bool:
-        """Whether the prompt ends with a thought in which nothing was thought."""
-        return brings_thought(self.leads)
+        """Whether the prompt ends with a thought that is closed: nothing is thought behind it."""
+        return _closed_at_end(self.before) is not None
+
+    @property
+    def tag(self) -> str:
+        """How the template opens a thought, such as "<think>"; "" where it writes none."""
+        if closed := _closed_at_end(self.before):
+            return closed[1] + closed[2]
+        found = _THOUGHT.search(self.opened + self.asks + self.leads + self.head)
+        return found[0].rstrip() if found else ""
+
+    def brings_thought(self, text: str) -> bool:
+        """Whether a text begins with a thought, by the template's tag; by any where it has none."""
+        text = text.lstrip()
+        return text.startswith(self.tag) if self.tag else _THOUGHT.match(text) is not None
+
+    def leaves_open(self, text: str) -> bool:
+        """Whether a text neither brings nor ends the thought that the prompt has opened."""
+        if not self.opened or self.brings_thought(text):
+            return False
+        return all(m[1] + m[2] != self.tag for m in _CLOSED.finditer(text))
 
 
 _turns: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, Turn]]
@@ -119,9 +144,8 @@ def _thinks(template: str) -> bool:
     return found is not None and found[1] == "true"
 
 
-def brings_thought(text: str) -> bool:
-    """Whether a text begins with a thought."""
-    return _THOUGHT.match(text.lstrip()) is not None
+def _closed_at_end(text: str) -> re.Match[str] | None:
+    return next((m for m in _CLOSED.finditer(text) if m.end() == len(text)), None)
 
 
 def turn_of(tokenizer: PreTrainedTokenizerBase) -> Turn:
@@ -134,7 +158,7 @@ def turn_of(tokenizer: PreTrainedTokenizerBase) -> Turn:
 
 
 def _plain(tokenizer: PreTrainedTokenizerBase) -> Turn:
-    return Turn("", "", "", "", str(tokenizer.eos_token or ""), INSIDE)
+    return Turn("", "", "", "", "", str(tokenizer.eos_token or ""), INSIDE)
 
 
 def _explored(tokenizer: PreTrainedTokenizerBase, template: str) -> Turn:
@@ -154,12 +178,13 @@ def _explored(tokenizer: PreTrainedTokenizerBase, template: str) -> Turn:
     tail = until_end(tokenizer, tail)
     if _thinks(template):
         opened = next((m[0] for m in _THOUGHT.finditer(asked) if m.end() == len(asked)), "")
-        return Turn("", "", "" if opened else head, opened, tail, asked)
+        closes = head if opened and begun.startswith(asked) else ""
+        return Turn("", "", "" if opened else head, opened, closes, tail, asked)
     if thought:
-        return Turn(beyond, "", "", "", tail, begun)
+        return Turn(beyond, "", "", "", "", tail, begun)
     if not head.strip():  # white space is a token's with the word behind it
-        return Turn("", "", head, "", tail, asked)
-    return Turn("", head, "", "", tail, begun)
+        return Turn("", "", head, "", "", tail, asked)
+    return Turn("", head, "", "", "", tail, begun)
 
 
 def asking_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, cast
 
 from truing.core.chat import (
     Prompt,
-    check_thought,
     completion_ids,
     example_ids,
+    given_answer,
     prompt_ids,
     step_ids,
     text_ids,
@@ -162,8 +162,7 @@ class Reader:
         room = self.limit - len(prompt)
         if room < ROOM:
             return self._out("left_out_long")
-        for text, _ in texts:
-            check_thought(self.tokenizer, text, where)
+        texts = [(given_answer(self.tokenizer, t, where, end=end), end) for t, end in texts]
         whole = [tuple(completion_ids(self.tokenizer, t, end=end)) for t, end in texts]
         answers = tuple(ids[:room] for ids in whole)
         if self.spec.rows == "pair" and answers[0] == answers[1]:
