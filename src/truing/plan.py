@@ -22,6 +22,7 @@ from typing import cast
 from truing import jsontext
 from truing.core import limits, private
 from truing.core.files import expanded
+from truing.core.template import named_thinking
 from truing.errors import InputError, unknown
 from truing.method import Input, Method, methods
 from truing.naming import Named, check_reference, is_reference, nouns_in
@@ -171,7 +172,7 @@ class Plan:
         head, dotted, rest = place.partition(".")
         if not found or not place:
             raise InputError("written as STEP.SETTING=VALUE", where="--set", seen=text)
-        if isinstance(value, str) and expanded(value).exists():
+        if isinstance(value, str) and expanded(named_thinking(value)[0]).exists():
             self._typed_in[place] = str(Path.cwd())
         if not dotted:
             if place != "seed" or not isinstance(value, int):
@@ -314,13 +315,15 @@ class Plan:
         nouns = wanted.noun.split("|")
         named = {**(self.models if "Model" in nouns else {})}
         named |= self.data if "Table" in nouns else {}
-        found = named.get(text, text)
-        typed = text in self._typed if text in named else wanted.name in step.typed
+        name, said = _split(text, nouns)
+        found, own = _split(named.get(name, name), nouns)
+        said = said or own
+        typed = name in self._typed if name in named else wanted.name in step.typed
         path = self.path(found, typed=typed)
-        if "Model" in nouns and (text in named or _may_be_model(found)):
-            return Source(str(path) if path.exists() else found)
+        if "Model" in nouns and (name in named or _may_be_model(found)):
+            return Source((str(path) if path.exists() else found) + said)
         if path.exists():
-            return Source(str(path))
+            return Source(str(path) + said)
         hub = ""
         if "Table" in nouns:
             from truing import datasets, tablefiles
@@ -374,11 +377,18 @@ def _caller() -> str:
     return "" if own else f"{frame.f_code.co_filename} line {frame.f_lineno}"
 
 
+def _split(text: str, nouns: Sequence[str]) -> tuple[str, str]:
+    """What is named, and what a model's template is told behind it: "?thinking=true"."""
+    name = named_thinking(text)[0] if "Model" in nouns else text
+    return name, text[len(name) :]
+
+
 def _may_be_model(text: str) -> bool:
     """True for what only opening can tell: addresses, registered names, names of the hub."""
     from truing.core import fetch
 
-    return text.startswith(("http://", "https://")) or text in fetch.names() or text.count("/") == 1
+    known = text.startswith(("http://", "https://")) or text in fetch.names()
+    return known or text.partition("@")[0].count("/") == 1  # a revision may have slashes
 
 
 def _at(error: InputError, where: str) -> InputError:

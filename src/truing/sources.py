@@ -8,6 +8,7 @@ from typing import cast
 
 from truing.core.files import expanded
 from truing.core.limits import SAID
+from truing.core.template import named_thinking
 from truing.errors import InputError
 from truing.method import Makes, Method
 from truing.models import Folder, Model, Served
@@ -144,7 +145,7 @@ def known_abilities(text: str) -> frozenset[str] | None:
     """What the model of that name can do, as far as it is known without fetching anything."""
     if text.startswith(("http://", "https://")):
         return Served(text, "").can
-    base = Folder(expanded(text))
+    base = Folder(expanded(named_thinking(text)[0]))
     return base.can if (base.path / "config.json").is_file() else None
 
 

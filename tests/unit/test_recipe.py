@@ -120,6 +120,38 @@ def test_an_override_may_mend_a_bad_value(folder: Path) -> None:
         recipe.load(folder / "r.yaml", ["part.held_out=few"])
 
 
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("qwen?thinking=true", "{folder}/qwen?thinking=true"),  # beside the recipe
+        ("{folder}/qwen?thinking=false", "{folder}/qwen?thinking=false"),
+        ("smollm2?thinking=true", "smollm2?thinking=true"),
+        ("owner/name?thinking=true", "owner/name?thinking=true"),
+        ("mine", "{folder}/qwen?thinking=true"),
+        ("mine?thinking=false", "{folder}/qwen?thinking=false"),
+        ("owner/name@feature/x", "owner/name@feature/x"),
+        ("owner/name@feature/x?thinking=true", "owner/name@feature/x?thinking=true"),
+    ],
+)
+def test_what_a_model_is_told_stands_behind_its_name(folder: Path, given: str, text: str) -> None:
+    (folder / "qwen").mkdir()
+    plan = load(
+        folder,
+        "models: {mine: 'qwen?thinking=true'}\n"
+        "data: {mine_too: prompts.jsonl}\n"
+        f"steps:\n  a: {{do: train/sft, model: '{given.format(folder=folder)}', "
+        "data: mine_too}\n",
+    )
+    (step,) = plan.check()
+    assert step.sources["model"][""].text == text.format(folder=folder)
+
+
+def test_a_model_that_is_told_something_and_is_not_there(folder: Path) -> None:
+    step = "steps:\n  a: {do: train/sft, model: 'qwem?thinking=true', data: prompts.jsonl}\n"
+    with pytest.raises(InputError, match=r"no step, file or model called 'qwem\?thinking=true'"):
+        load(folder, step).check()
+
+
 def test_a_path_of_the_command_line_is_relative_to_the_current_directory(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
