@@ -72,7 +72,7 @@ def test_two_forms_of_one_tokenizer(written: Path, tmp_path: Path, named: bool) 
 def test_equal_files_are_not_loaded(written: Path, tmp_path: Path, monkeypatch: Any) -> None:
     pair = Model.open(written), Model.open(shutil.copytree(written, tmp_path / "copy"))
     monkeypatch.setattr(loaded, "load_tokenizer", lambda model: pytest.fail("loaded"))
-    monkeypatch.setattr(tokens, "facts_of", lambda folder: pytest.fail("read"))
+    monkeypatch.setattr(tokens, "facts_of", lambda model: pytest.fail("read"))
     same_tokens({"a": pair[0], "b": pair[1]})
 
 
@@ -111,6 +111,20 @@ def test_templates(written: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'base' and 'a' differ in .*the chat template"):
         same_tokens({"base": trio["base"], "a": model})
     same_tokens({"base": trio["base"], "a": model}, bare=True)
+
+
+def test_what_a_template_is_told_of_thinking(written: Path, tmp_path: Path) -> None:
+    plain = Model.open(written)
+    thinks = plain.thinking(True)
+    for other in (plain, plain.thinking(False)):
+        with pytest.raises(InputError, match=r"'a' and 'b' differ in .*\?thinking=true"):
+            same_tokens({"a": thinks, "b": other})
+    same_tokens({"a": thinks, "b": Model.open(f"{written}?thinking=true")})
+    thinks.export(tmp_path / "exported")  # has it in its template
+    same_tokens({"a": thinks, "b": Model.open(tmp_path / "exported")})
+    (written / "chat_template.jinja").unlink()
+    bare = Model.open(written)
+    same_tokens({"base": bare, "a": thinks, "b": bare.thinking(True)}, bare=True)
 
 
 def test_a_base_without_a_template_takes_the_experts(written: Path, tmp_path: Path) -> None:

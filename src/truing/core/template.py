@@ -130,13 +130,18 @@ def named_thinking(source: str) -> tuple[str, bool | None]:
 
 def tell(tokenizer: PreTrainedTokenizerBase, thinking: bool | None) -> None:
     """Let a template begin with whether to think, which `apply_chat_template` takes by keyword."""
-    template = tokenizer.chat_template
-    if thinking is None or not isinstance(template, str):
-        return
+    if isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = told(tokenizer.chat_template, thinking)
+
+
+def told(template: str, thinking: bool | None) -> str:
+    """A template that begins with whether to think; as it is where there is none, or no word."""
+    if thinking is None or not template:
+        return template
     said = str(thinking).lower()
     line = f"{{%- set enable_thinking = {said} %}}{{%- set thinking = {said} %}}"
     before = _TOLD.match(template)
-    tokenizer.chat_template = line + template[before.end() if before else 0 :]
+    return line + template[before.end() if before else 0 :]
 
 
 def _thinks(template: str) -> bool:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from truing.core import files, jsonfile
+from truing.core.template import told
 from truing.errors import InputError
-from truing.models import TOKENIZER_FILES, Model
+from truing.models import TOKENIZER_FILES, Folder, Model
 
 VOCABULARY = (*TOKENIZER_FILES, "merges.txt")
 FILES = (*VOCABULARY, "tokenizer_config.json", "chat_template.jinja")
@@ -25,7 +26,7 @@ class Facts(NamedTuple):
     """What decides the meaning of token ids.
 
     Args:
-        template: the chat template, "" for none.
+        template: the chat template with what it is told of thinking, "" for none.
         tokens: vocabulary, merges, added tokens and how text is split before.
     """
 
@@ -39,9 +40,9 @@ def same_tokens(models: Mapping[str, Model], *, where: str = "", bare: bool = Fa
     Args:
         bare: a model without a template is no difference, such as the base of merged experts.
     """
-    if len({_hash(m.folder, FILES) for m in models.values()}) == 1:
+    if len({(_hash(m.folder, FILES), _thinking(m)) for m in models.values()}) == 1:
         return
-    found = {role: facts_of(m.folder) for role, m in models.items()}
+    found = {role: facts_of(m) for role, m in models.items()}
     if _odd(found, bare):
         # Only now: reading a tokenizer takes longer than its file.
         found = {role: _loaded(m, found[role]) for role, m in models.items()}
@@ -50,7 +51,7 @@ def same_tokens(models: Mapping[str, Model], *, where: str = "", bare: bool = Fa
         raise InputError(
             f"models {first!r} and {other!r} differ in tokenizer or chat template: the {what}",
             where=where,
-            seen=[models[first].name, models[other].name],
+            seen=[_shown(models[first]), _shown(models[other])],
             fix="Only models whose tokens mean the same can be combined",
         )
 
@@ -58,7 +59,7 @@ def same_tokens(models: Mapping[str, Model], *, where: str = "", bare: bool = Fa
 def templated(models: Mapping[str, Model]) -> Model:
     """The first model that has a chat template; the first of all where none has."""
     every = list(models.values())
-    return next((m for m in every if facts_of(m.folder).template), every[0])
+    return next((m for m in every if facts_of(m).template), every[0])
 
 
 def _odd(found: Mapping[str, Facts], bare: bool) -> tuple[str, str, str] | None:
@@ -73,12 +74,22 @@ def _odd(found: Mapping[str, Facts], bare: bool) -> tuple[str, str, str] | None:
     return (first, role, "chat template") if role else None
 
 
-def facts_of(folder: Path) -> Facts:
-    """What the files of a folder say, in the form that they have it in."""
-    own = folder / "tokenizer.json"
+def facts_of(model: Model) -> Facts:
+    """What the files of a model's folder say, in the form that they have it in."""
+    folder, own = model.folder, model.folder / "tokenizer.json"
+    template = told(_template(folder), _thinking(model))
     if own.is_file():
-        return Facts(_template(folder), _core(jsonfile.read(own)))
-    return Facts(_template(folder), _hash(folder, VOCABULARY))
+        return Facts(template, _core(jsonfile.read(own)))
+    return Facts(template, _hash(folder, VOCABULARY))
+
+
+def _thinking(model: Model) -> bool | None:
+    return model.base.thinking if isinstance(model.base, Folder) else None
+
+
+def _shown(model: Model) -> str:
+    thinking = _thinking(model)
+    return model.name if thinking is None else f"{model.name}?thinking={str(thinking).lower()}"
 
 
 def _hash(folder: Path, names: Sequence[str]) -> str:
