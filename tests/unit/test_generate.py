@@ -226,6 +226,19 @@ def test_penalty_of_what_was_said() -> None:
     assert len(set(made)) == 20 and not set(made) & set(PROMPTS[0])
 
 
+def test_the_penalty_of_each_row_is_of_its_own_tokens() -> None:
+    made = drawn(PROMPTS, greedy=True, repetition_penalty=1.4, max_tokens=6)
+    for prompt, (one,) in zip(PROMPTS, made, strict=True):
+        ids = list(prompt)
+        for _ in range(6):
+            with torch.no_grad():
+                z_V = MODULE(torch.tensor([ids])).logits[0, -1]
+            for t in set(ids):
+                z_V[t] = z_V[t] / 1.4 if z_V[t] > 0 else z_V[t] * 1.4
+            ids.append(int(z_V.argmax()))
+        assert one.ids == ids[len(prompt) :]
+
+
 def test_next_log_probabilities() -> None:
     logp_BV = next_logps(MODULE, PROMPTS)
     for prompt, logp_V in zip(PROMPTS, logp_BV, strict=True):

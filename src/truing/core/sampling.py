@@ -19,6 +19,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal, cast
 
 import numpy as np
@@ -326,8 +327,10 @@ class _Wave:
             return logits_BV
         shaped_BV = logits_BV.float().clone()
         if s.repetition_penalty != 1.0:
-            used = [(k, t) for k, r in enumerate(rows) for t in {*r.prompt_ids, *r.ids}]
-            row_N, id_N = torch.tensor(used, device=shaped_BV.device).T
+            used = [list({*r.prompt_ids, *r.ids}) for r in rows]
+            row_N = np.repeat(np.arange(len(used)), [len(ids) for ids in used])
+            id_N = np.fromiter(chain.from_iterable(used), np.int64, len(row_N))
+            row_N, id_N = (torch.from_numpy(n).to(shaped_BV.device) for n in (row_N, id_N))
             z_N = shaped_BV[row_N, id_N]
             less_N = torch.where(z_N > 0, z_N / s.repetition_penalty, z_N * s.repetition_penalty)
             shaped_BV[row_N, id_N] = less_N
