@@ -285,9 +285,9 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
 ) -> None:
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
-    rows = [{**r, "win_chosen": 3e38 if i == 5 else 1.0} for i, r in enumerate(PAIRS)]
-    write(folder / "wins.jsonl", rows)
-    command = "train sppo --model tiny --data wins.jsonl --batch 1 --lr 1e-5 --json"
+    rows = [{**r, "margin": 1e39 if i == 5 else 1.0} for i, r in enumerate(PAIRS)]
+    write(folder / "far.jsonl", rows)
+    command = "train bradley-terry --model tiny --data far.jsonl --batch 1 --lr 1e-5 --json"
     assert main(command.split()) == 3
     said = capsys.readouterr()
     line = json.loads(said.out)

@@ -91,7 +91,8 @@ def test_what_a_reward_model_prefers_is_counted(
     """A scorer that reads length and the principle about it alone stands for the model."""
     claim = world("salmon")
 
-    def scores(model: object, rows: list[Row]) -> list[float]:
+    def scores(model: object, rows: list[Row], sort: str) -> list[float]:
+        assert sort == "reviews"
         made: list[float] = []
         for row in rows:
             answer, rest = str(row["completion"]).split("\n\nQuestion:\n")

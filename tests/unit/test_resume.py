@@ -239,10 +239,10 @@ def test_loss_that_turns_nan_names_the_rows(
     monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
     context = Context(seed=4, folder=tmp_path)
     bad = Order(12, 4, context).step(2, 24)[1]
-    rows = [{**r, "win_chosen": 3e38 if i == bad else 1.0} for i, r in enumerate(ROWS)]
+    rows = [{**r, "margin": 1e39 if i == bad else 1.0} for i, r in enumerate(ROWS)]
     table = Table("pair", rows)
     with use(context), pytest.raises(Stopped, match=r"step 3 of 6; .*after step 2 is kept") as stop:
-        methods["sppo"](model, table, steps=6, batch=4, lr=1e-4)
+        methods["bradley_terry"](model, table, steps=6, batch=4, lr=1e-4)
     assert str(table[bad]["id"]) in str(stop.value)
     assert list(tmp_path.glob("checkpoints-*/step-00000002"))
 

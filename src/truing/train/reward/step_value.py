@@ -32,7 +32,7 @@ from truing.core.engine import train
 from truing.core.held_out import INPUT, HeldOut, Watch
 from truing.core.held_out_rows import told_apart
 from truing.core.logprob import states
-from truing.core.objective import Objective
+from truing.core.objective import Loss, Measurements, Objective
 from truing.core.plain_task import PlainTask
 from truing.core.reference import SWEEP
 from truing.core.scoring import ScoreHead
@@ -76,13 +76,19 @@ def new_head(loaded: Loaded, seed: int) -> ScoreHead:
     return head.to(loaded.device)
 
 
+def _unread(m: Measurements) -> Loss:
+    """Stands where an objective has its loss: rows are read as one's are, and nothing more."""
+    nothing_U = torch.zeros(len(m.mask_UKT))
+    return Loss(nothing_U, nothing_U)
+
+
 def task_of(
     loaded: Loaded, head: ScoreHead, data: Table, max_tokens: int, where: str = NAME
 ) -> PlainTask:
     """The head on the states of these rows, which are computed here."""
     data = data.expect("steps", where=where)
     # Only its rows are read: the head alone is trained, on states that are computed once.
-    spec = Objective(where, squared_errors, "batch", ("scores",), "steps", {"labels": None})
+    spec = Objective(where, _unread, "batch", ("scores",), "steps", {"labels": None})
     units, notes = read_units(spec, loaded, data, max_tokens)
     current().metric(**notes)
     rows = closing_states(loaded, [u.tree() for u in units])
