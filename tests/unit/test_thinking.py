@@ -6,6 +6,7 @@ write is worked out by hand here.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from truing.core.chat import check_receipt, completion_ids, example_ids, prompt_ids, reply_ids
+from truing.core.loaded import load_tokenizer
 from truing.core.objective import objective_of
 from truing.core.template import tell
 from truing.core.tiny import tiny_tokenizer
@@ -153,9 +155,12 @@ def test_a_thought_behind_an_empty_one_is_refused(template: str, thinking: bool 
         table = Table("", [{"prompt": "Why?", "completion": "So."}, row][row is rows[1] :])
         with pytest.raises(InputError, match=r"row \d: the answer brings a thought.*thinking=true"):
             Reader(made(template, thinking), objective_of(sft), 512).read(table)  # type: ignore[arg-type]
+        reader = Reader(made(template, True), objective_of(sft), 512)
         if template != NATIVE:  # which always puts an empty one
-            reader = Reader(made(template, True), objective_of(sft), 512)
             assert len(reader.read(Table("", [row]))) == 1
+            continue
+        with pytest.raises(InputError, match="always puts an empty one"):
+            reader.read(Table("", [row]))
 
 
 def read(tokenizer: PreTrainedTokenizerFast, answer: str, **more: object) -> list[str]:
@@ -189,6 +194,43 @@ def test_an_answer_that_ended_in_its_thought_is_what_it_is() -> None:
     row: Row = {"prompt": "Why?", "completion": "r r", "finished": False}
     unit = Reader(tokenizer, objective_of(sft), 512).read(Table("", [row]))[0]
     assert tokenizer.decode(list(unit.answers[0])) == "r r"
+
+
+def test_a_template_that_closes_the_thought_before_each_answer() -> None:
+    """As DeepSeek-V3.1 does: it asks behind "<think>" or "</think>", and gives behind the last."""
+    closing = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ '<user>' + m.content }}{% else %}"
+        "{{ '<assistant></think>' + m.content.split('</think>')[-1] + '<|im_end|>' }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}"
+        "{% if thinking is defined and thinking %}{{ '<think>' }}{% else %}{{ '</think>' }}"
+        "{% endif %}{% endif %}"
+    )
+    for told in (None, False):
+        assert learnt(made(closing, told), "So.") == ("<user>Why?<assistant></think>", f"So.{END}")
+        with pytest.raises(InputError, match="the answer brings a thought"):
+            read(made(closing, told), "<think>r</think>So.")
+    thinks = made(closing, True)
+    assert learnt(thinks, "<think>r</think>So.") == (
+        "<user>Why?<assistant><think>",
+        f"r</think>So.{END}",
+    )
+    with pytest.raises(InputError, match="the answer brings no thought"):
+        read(thinks, "So.")
+
+
+def test_several_templates_cannot_be_told(tiny_path: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_path, tmp_path / "qwen")
+    (folder / "chat_template.jinja").unlink()
+    bare = Model.open(f"{folder}?thinking=true")
+    bare.export(tmp_path / "bare")  # nothing to tell, and nothing made of it
+    assert not (tmp_path / "bare" / "chat_template.jinja").exists()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["chat_template"] = [{"name": n, "template": QWEN3} for n in ("default", "tool_use")]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded = Model.open(folder).load_module().tokenizer
+    assert loaded.decode(prompt_ids(loaded, ASKED)) == CHATML + EMPTY
+    with pytest.raises(InputError, match=r"several chat templates.*default"):
+        load_tokenizer(Model.open(f"{folder}?thinking=true"))
 
 
 @pytest.mark.parametrize("text", ["<reasoning>\n2+2\n</reasoning>\n4", "[Reasoning] first"])

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, cast
 
 from truing.core.encoding import INSIDE, decode_inside, encode, space_added
 from truing.core.template import DAY as DAY
-from truing.core.template import MARK, Message, Prompt, asking_text, until_end
+from truing.core.template import MARK, Message, Prompt, asking_text, told_to_think, until_end
 from truing.core.template import chat_text as chat_text
 from truing.core.template import turn_of as turn_of
 from truing.core.template import writes_tools as writes_tools
@@ -104,11 +104,14 @@ def given_answer(
     """
     turn = turn_of(tokenizer)
     if turn.empty_thought and turn.brings_thought(text):
+        fix = "Name the model with ?thinking=true behind it, or leave the thought out"
+        if told_to_think(str(tokenizer.chat_template)):
+            fix = "Leave the thought out: this template always puts an empty one"
         raise InputError(
             "the answer brings a thought, and the chat template has put an empty one before it",
             where=where,
             seen=shorten(text),
-            fix="Name the model with ?thinking=true behind it, or leave the thought out",
+            fix=fix,
         )
     if not end or not turn.leaves_open(text):
         return text

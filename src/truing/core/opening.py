@@ -338,9 +338,8 @@ def export(model: Model, folder: Path, *, weights_only: bool) -> Path:
         for name in base.names():
             if ".safetensors" not in name:
                 files.place(source / name, partial / name, link=False)
-        if base.thinking is not None:
-            told = str(load_tokenizer(model).chat_template or "").encode()
-            (partial / "chat_template.jinja").write_bytes(told)
+        if base.thinking is not None and (told := load_tokenizer(model).chat_template):
+            (partial / "chat_template.jinja").write_bytes(str(told).encode())
         folded = model.folded()
         card = card_text(model)
         if folded.extra and not weights_only:

@@ -129,9 +129,20 @@ def named_thinking(source: str) -> tuple[str, bool | None]:
 
 
 def tell(tokenizer: PreTrainedTokenizerBase, thinking: bool | None) -> None:
-    """Let a template begin with whether to think, which `apply_chat_template` takes by keyword."""
-    if isinstance(tokenizer.chat_template, str):
-        tokenizer.chat_template = told(tokenizer.chat_template, thinking)
+    """Let a template begin with whether to think, which `apply_chat_template` takes by keyword.
+
+    Raises InputError for a tokenizer with several templates, of which any may be used.
+    """
+    template = cast("str | Mapping[str, str] | None", tokenizer.chat_template)
+    if isinstance(template, str):
+        tokenizer.chat_template = told(template, thinking)
+    elif template and thinking is not None:
+        raise InputError(
+            "the model has several chat templates, and none of them can be told whether to think",
+            where=str(getattr(tokenizer, "name_or_path", "")),
+            seen=list(template),
+            fix="Name it without ?thinking=, or put the one to use into its chat_template.jinja",
+        )
 
 
 def told(template: str, thinking: bool | None) -> str:
@@ -144,7 +155,8 @@ def told(template: str, thinking: bool | None) -> str:
     return line + template[before.end() if before else 0 :]
 
 
-def _thinks(template: str) -> bool:
+def told_to_think(template: str) -> bool:
+    """Whether a template begins with the word to think."""
     found = _TOLD.match(template)
     return found is not None and found[1] == "true"
 
@@ -174,15 +186,16 @@ def _explored(tokenizer: PreTrainedTokenizerBase, template: str) -> Turn:
     begun, mark, tail = given.partition(MARK)
     beyond, head = asked.removeprefix(begun), begun.removeprefix(asked)
     thought = asked.startswith(begun) and _THOUGHT.fullmatch(beyond) is not None
-    if not mark or not (begun.startswith(asked) or thought):
+    told = told_to_think(template)
+    opened = next((m[0] for m in _THOUGHT.finditer(asked) if told and m.end() == len(asked)), "")
+    if not mark or not (begun.startswith(asked) or thought or opened):
         raise InputError(
             "the chat template does not put an answer where it asks for one",
             seen=given,
             fix="Its text with add_generation_prompt must be how an assistant's turn begins",
         )
     tail = until_end(tokenizer, tail)
-    if _thinks(template):
-        opened = next((m[0] for m in _THOUGHT.finditer(asked) if m.end() == len(asked)), "")
+    if told:
         closes = head if opened and begun.startswith(asked) else ""
         return Turn("", "", "" if opened else head, opened, closes, tail, asked)
     if thought:
