@@ -11,18 +11,15 @@ equal inputs bit by bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from truing.context import current
-from truing.core.tokens import same_tokens, templated
-from truing.core.weights import aligned, replaced
+from truing.core.merging import factors, merged
 from truing.errors import InputError
 from truing.method import method
-from truing.models import Model, run_time_of
-from truing.tables import content_hash
+from truing.models import Model
 
 
 def average(theta: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -38,18 +35,13 @@ def average(theta: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 def shares(weights: Mapping[str, float] | None, roles: Sequence[str], where: str) -> list[float]:
     """Weights in the order of `roles`, divided by their sum; equal ones for None."""
-    given = dict.fromkeys(roles, 1.0) if weights is None else dict(weights)
-    if set(given) != set(roles):
-        raise InputError(
-            "there must be one weight for each model",
-            where=f"{where} setting 'weights'",
-            seen=sorted(given),
-            fix=f"The models are: {', '.join(roles)}",
-        )
-    total = sum(given.values())
+    given = factors(weights, roles, where)
+    total = sum(given)
     if abs(total) < 1e-6:
-        raise InputError("the weights sum to zero", where=f"{where} setting 'weights'", seen=given)
-    return [given[role] / total for role in roles]
+        raise InputError(
+            "the weights sum to zero", where=f"{where} setting 'weights'", seen=weights
+        )
+    return [w / total for w in given]
 
 
 @method(paper="three-h-merging", needs=("weights",))
@@ -67,19 +59,5 @@ def linear(
     where = "merge/linear"
     if not models:
         raise InputError("needs at least one model", where=where)
-    same_tokens(models, where=where, bare=True)
-    kept = run_time_of(models, keep, where=where)
     w = shares(weights, list(models), where)
-    folded = {role: m.folded() for role, m in models.items()}
-
-    def merged() -> Iterator[tuple[str, Tensor]]:
-        for i, (name, theta) in enumerate(aligned(folded, where=where), 1):
-            current().progress(i, len(folded[first]), "merging tensors")
-            yield name, average(list(theta.values()), w)
-
-    first = next(iter(models))
-    key = content_hash([where, w, [m.weights_key for m in models.values()]], 8)
-    result = replaced(templated(models), merged(), current().folder / f"linear-{key}")
-    licences = [m.licence for m in models.values()]
-    made = result.with_changes([*result.weight_changes, *kept]).called(models[first].name)
-    return made.with_licences(licences)
+    return merged(models, lambda _, theta: average(theta, w), keep=keep, where=where, facts=[w])

@@ -17,18 +17,14 @@ one expert alone comes back as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from truing.context import current
-from truing.core.tokens import same_tokens, templated
-from truing.core.weights import aligned, replaced
-from truing.errors import InputError
+from truing.core.merging import merged, with_base
 from truing.method import method
-from truing.models import Model, run_time_of
-from truing.tables import content_hash
+from truing.models import Model
 
 
 def mean_cosine(taus: Sequence[Tensor]) -> float:
@@ -70,21 +66,10 @@ def model_stock(base: Model, models: dict[str, Model], *, keep: str = "") -> Mod
         keep: role whose run-time changes the result carries, where they differ ("base" too).
     """
     where = "merge/model_stock"
-    if not models or "base" in models:
-        raise InputError("needs experts, none of them called 'base'", where=where, seen=[*models])
-    everyone = {"base": base, **models}
-    same_tokens(everyone, where=where, bare=True)
-    kept = run_time_of(everyone, keep, where=where)
-    folded = {role: m.folded() for role, m in everyone.items()}
+    everyone = with_base(base, models, where)
 
-    def merged() -> Iterator[tuple[str, Tensor]]:
-        for i, (name, theta) in enumerate(aligned(folded, where=where), 1):
-            current().progress(i, len(folded["base"]), "merging tensors")
-            origin, *experts = theta.values()
-            yield name, merge(origin, experts)
+    def combine(_: str, theta: Sequence[Tensor]) -> Tensor:
+        origin, *experts = theta
+        return merge(origin, experts)
 
-    key = content_hash([where, [m.weights_key for m in everyone.values()]], 8)
-    result = replaced(templated(everyone), merged(), current().folder / f"model_stock-{key}")
-    licences = [m.licence for m in everyone.values()]
-    made = result.with_changes([*result.weight_changes, *kept]).called(base.name)
-    return made.with_licences(licences)
+    return merged(everyone, combine, keep=keep, where=where, facts=[])

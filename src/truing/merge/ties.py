@@ -15,19 +15,16 @@ no more than one tensor of each model is in memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from truing.context import current
-from truing.core.tokens import same_tokens, templated
-from truing.core.weights import aligned, replaced
+from truing.core.merging import merged, with_base
 from truing.errors import InputError
 from truing.merge.linear import shares
 from truing.method import method
-from truing.models import Model, run_time_of
-from truing.tables import content_hash
+from truing.models import Model
 
 
 def trim(tau: Tensor, density: float) -> Tensor:
@@ -101,24 +98,13 @@ def ties(
         keep: role whose run-time changes the result carries, where they differ ("base" too).
     """
     where = "merge/ties"
-    if not models or "base" in models:
-        raise InputError("needs experts, none of them called 'base'", where=where, seen=[*models])
-    everyone = {"base": base, **models}
-    same_tokens(everyone, where=where, bare=True)
-    kept = run_time_of(everyone, keep, where=where)
+    everyone = with_base(base, models, where)
     w = shares(weights, list(models), where)
     if min(w) <= 0:
         raise InputError("weights must be positive", where=f"{where} setting 'weights'", seen=w)
-    folded = {role: m.folded() for role, m in everyone.items()}
 
-    def merged() -> Iterator[tuple[str, Tensor]]:
-        for i, (name, theta) in enumerate(aligned(folded, where=where), 1):
-            current().progress(i, len(folded["base"]), "merging tensors")
-            origin, *experts = theta.values()
-            yield name, merge(origin, experts, w, density, scale)
+    def combine(_: str, theta: Sequence[Tensor]) -> Tensor:
+        origin, *experts = theta
+        return merge(origin, experts, w, density, scale)
 
-    key = content_hash([where, w, density, scale, [m.weights_key for m in everyone.values()]], 8)
-    result = replaced(templated(everyone), merged(), current().folder / f"ties-{key}")
-    licences = [m.licence for m in everyone.values()]
-    made = result.with_changes([*result.weight_changes, *kept]).called(base.name)
-    return made.with_licences(licences)
+    return merged(everyone, combine, keep=keep, where=where, facts=[w, density, scale])
