@@ -130,8 +130,7 @@ def _value(results: Mapping[str, Noun], step: str, measure: str) -> float:
 
 def _over_seeds(name: str, label: str, values: Sequence[float], unit: str, better: str) -> Measure:
     mean = sum(values) / len(values)
-    # One seed says nothing of how seeds differ: the measure then has no interval.
-    lo, hi = mean_interval(values) if len(values) > 1 else (mean, mean)
+    lo, hi = mean_interval(values)
     return Measure(name, mean, lo, hi, len(values), unit, label, better)
 
 
