@@ -171,8 +171,8 @@ def run_online(job: Json, folder: Path, path: Path) -> Json:
     loaded = model.load_module("float32", "cpu", fresh=True)
     spec = online_of(methods["grpo"].declared)
     training = OnlineTraining(
-        answers=job["answers"], new_tokens=job["tokens"], passes=job["passes"],
-        max_tokens=job["most"], **shared(job),
+        answers=job["answers"], max_tokens=job["tokens"], passes=job["passes"],
+        max_length=job["most"], **shared(job),
     )  # type: ignore  # fmt: skip
     rows: list[dict[str, list[int]]] = job["rows"]  # type: ignore[assignment]
     asked = [Asked({"id": str(i), "prompt": ""}, tuple(r["prompt"])) for i, r in enumerate(rows)]

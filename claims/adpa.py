@@ -103,7 +103,7 @@ def one(seed: int) -> dict[str, dict[str, float]]:
     def adpa(start: Model) -> Model:
         return call(
             "train/adpa", start, data, teacher=teacher, teacher_reference=teacher_ref,
-            seed=seed, new_tokens=24, **TRAINING,
+            seed=seed, max_tokens=24, **TRAINING,
         )  # fmt: skip
 
     copied = call("train/dckd", student, data, teacher=teacher, seed=seed, **TRAINING)

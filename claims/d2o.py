@@ -131,7 +131,7 @@ class World:
         return call(f"train/{method}", self.base, data, seed=self.seed, **settings)
 
     def d2o(self, data: Table, samples: int) -> Model:
-        return self.trained("d2o", data, samples=samples, new_tokens=16, reminders=("",))
+        return self.trained("d2o", data, samples=samples, max_tokens=16, reminders=("",))
 
 
 def one(seed: int) -> dict[str, dict[str, float]]:

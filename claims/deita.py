@@ -83,7 +83,7 @@ def one(seed: int, base: Model) -> dict[str, float]:
         made = methods["deita"](
             data, base, m=SELECT, tau=0.9,
             complexity={"use": "length", "of": "prompt", "most": 20},
-            quality={"use": "perplexity", "of": "completion", "sign": "low", "max_tokens": 64},
+            quality={"use": "perplexity", "of": "completion", "sign": "low", "max_length": 64},
         )  # fmt: skip
     chosen = cast(Table, made)
     drawn = Table("example", random.Random(seed + 100).sample(data.rows, len(chosen)))
@@ -93,7 +93,7 @@ def one(seed: int, base: Model) -> dict[str, float]:
     found["rows"] = float(len(chosen))
     for name, rows in (("deita", chosen), ("random", drawn)):
         with step(seed):
-            made = methods["sft"](base, rows, epochs=1, lr=2e-4, rank=16, batch=8, max_tokens=128)
+            made = methods["sft"](base, rows, epochs=1, lr=2e-4, rank=16, batch=8, max_length=128)
             found[f"loss_{name}"] = loss(cast(Model, made), held)
     found["loss_base"] = loss(base, held)
     return found

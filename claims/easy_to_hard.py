@@ -231,7 +231,7 @@ def one(seed: int) -> dict[str, float]:
     prompts = Table("prompt", [{"prompt": r["prompt"]} for r in problems(source, HARD, REINFORCED)])
     trained = call(
         "train/grpo", generator, prompts, seed=seed, rank=0, lr=1e-4, batch=8, steps=ROLLOUTS,
-        answers=8, new_tokens=TOKENS, beta=0.05,
+        answers=8, max_tokens=TOKENS, beta=0.05,
         rewards={"steps": {"use": "step_reward", "model": hold(reward)}},
     )  # fmt: skip
     found["greedy, hard, after GRPO"] = solved(trained, hard, seed)

@@ -85,10 +85,10 @@ def one(words: list[str], seed: int) -> dict[str, float]:
     held = examples(source, 150, 0.8, FORMS[:2])
     data = Table("example", demos)
     reward = call("reward_from_demos", start, data, seed=seed, samples=4, temperature=1.0,
-                  new_tokens=TOKENS, epochs=4, **HOW)  # fmt: skip
+                  max_tokens=TOKENS, epochs=4, **HOW)  # fmt: skip
     prompts = Table("prompt", [{"prompt": r["prompt"]} for r in demos])
     led = call("grpo", start, prompts, reward_model=reward, seed=seed, steps=UPDATES, answers=8,
-               new_tokens=TOKENS, **HOW)  # fmt: skip
+               max_tokens=TOKENS, **HOW)  # fmt: skip
     few, many = (call("sft", start, data, seed=seed, **how, **HOW)
                  for how in ({"epochs": 4}, {"steps": UPDATES}))  # fmt: skip
     own = [t[0] for t in drawn(start, [r["prompt"] for r in held], seed=seed, max_tokens=TOKENS)]

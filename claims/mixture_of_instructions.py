@@ -55,7 +55,7 @@ HOW = {"rank": 0, "lr": 3e-3, "steps": UPDATES}
 MIXTURE: dict[str, object] = {"packing": "chunks", "alone": 0.2, "batch": 13}
 ARMS: dict[str, tuple[dict[str, int], dict[str, object]]] = {
     "mixture": (SKEWED, MIXTURE),
-    "random packing": (SKEWED, {"packing": "packing", "max_tokens": CHUNK, "batch": 8}),
+    "random packing": (SKEWED, {"packing": "packing", "max_length": CHUNK, "batch": 8}),
     "each by itself": (SKEWED, {"packing": "isolated", "batch": 8 * len(SKEWED)}),
     "ample mixture": (AMPLE, MIXTURE),
     "ample, one shared prompt": (AMPLE, {**MIXTURE, "systems": {}}),

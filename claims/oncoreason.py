@@ -120,7 +120,7 @@ class World:
     def made(self, arm: str, start: Model | None = None) -> Model:
         if arm == "grpo":
             return call(
-                "train/grpo", start, self.train["reasoned"], seed=self.seed, new_tokens=TOKENS,
+                "train/grpo", start, self.train["reasoned"], seed=self.seed, max_tokens=TOKENS,
                 rewards={"right": {"use": "survival_answer"}}, **ONLINE,
             )  # fmt: skip
         form = "prediction" if arm == "sft" else "reasoned"

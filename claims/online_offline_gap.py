@@ -137,7 +137,7 @@ def own_answers(proxy: Model, how: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of IPO on pairs of the model's own answers that a reward model ranks."""
     rewards = {"proxy": {"use": "rounded_score", "model": hold(proxy)}}
     return {
-        "rewards": rewards, "kind": "ipo", "answers": 2, "temperature": 1.0, "new_tokens": TOKENS,
+        "rewards": rewards, "kind": "ipo", "answers": 2, "temperature": 1.0, "max_tokens": TOKENS,
         "refill": REFILL, **how,
     }  # fmt: skip
 

@@ -53,7 +53,7 @@ HACKED = {
     "long": {"use": "length_near", "n": 23},
 }
 SHARED = {
-    "rank": 0, "batch": 16, "minibatches": 4, "new_tokens": 24, "temperature": 1.0, "top_p": 1.0,
+    "rank": 0, "batch": 16, "minibatches": 4, "max_tokens": 24, "temperature": 1.0, "top_p": 1.0,
     "repetition_penalty": 1.0,
 }  # fmt: skip
 MAX = {"steps": ROLLOUTS + CRITIC, "critic_rollouts": CRITIC, "lr": LR}

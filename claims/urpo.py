@@ -127,7 +127,7 @@ class World:
         for rows, rollouts in ((closed, WARM), (closed + open_, ROLLOUTS)):
             model = call(
                 "train/urpo", model, Table("prompt", rows), self.base, seed=self.seed, rank=0,
-                lr=LR, beta=BETA, answers=8, new_tokens=16, steps=rollouts, criteria=CRITERIA,
+                lr=LR, beta=BETA, answers=8, max_tokens=16, steps=rollouts, criteria=CRITERIA,
                 chunk=2, batch=round(BATCH * len(rows) / (SUMS + SETS + OPEN)),
             )  # fmt: skip
         return model

@@ -45,7 +45,7 @@ def recipe() -> Plan:
         data="reasoned_train",
         rewards={"right": {"use": "survival_answer"}},
         answers=4,
-        new_tokens=256,
+        max_tokens=256,
         steps=24,
         beta=0.02,
     )

@@ -24,7 +24,7 @@ BETAS = (0.1, 0.5)
 STEPS = (10, 30, 60)
 SAME = {"batch": 4, "lr": 1e-4, "schedule": "constant", "warmup": 0.0}
 TOKENS = 48
-DRAWING = {"kind": "ipo", "answers": 2, "temperature": 1.0, "new_tokens": TOKENS}
+DRAWING = {"kind": "ipo", "answers": 2, "temperature": 1.0, "max_tokens": TOKENS}
 AGAIN = {"beta": BETAS[0], "steps": STEPS[-1], **SAME}  # the online run that is looked into
 ORDERS = {"in_order": "drawn", "in_windows": "windows", "shuffled": "shuffled"}
 
@@ -176,7 +176,7 @@ def _looked_into(plan: Plan, models: dict[str, str], online: str) -> dict[str, l
         reward_model="proxy",
         answers=2,
         temperature=1.0,
-        new_tokens=TOKENS,
+        max_tokens=TOKENS,
         **imitation,
     )
     plan.step("offline_bo2", "train/sft", model="base", data="pairs_train", **imitation)

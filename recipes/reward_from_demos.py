@@ -13,7 +13,7 @@ from __future__ import annotations
 from truing import Plan
 
 TOKENS = 48
-INFERRED = {"samples": 2, "new_tokens": 96, "epochs": 2.0}
+INFERRED = {"samples": 2, "max_tokens": 96, "epochs": 2.0}
 
 
 def recipe() -> Plan:
@@ -69,7 +69,7 @@ def recipe() -> Plan:
         steps=24,
         batch=4,
         answers=4,
-        new_tokens=TOKENS,
+        max_tokens=TOKENS,
     )
     plan.step("imitated", "train/sft", model="base", data="pairs_train", epochs=1.0)
     for name in ("followed", "imitated"):

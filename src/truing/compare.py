@@ -92,7 +92,7 @@ def plan_of(
             model=model,
             texts=TEXTS,
             questions=QUESTIONS,
-            max_tokens=ABILITY_TOKENS,
+            max_length=ABILITY_TOKENS,
         )
 
     ability("base-ability", "base")

@@ -94,7 +94,7 @@ def told(where: str) -> Generator[None]:
                 "this machine has not enough memory",
                 where=where,
                 seen=str(error).splitlines()[0],
-                fix="Take a smaller model, or lower batch, budget or max_tokens where the method "
+                fix="Take a smaller model, or lower batch, budget or max_length where the method "
                 "has them",
             ) from error
         raise

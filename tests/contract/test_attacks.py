@@ -23,7 +23,7 @@ SMALL: dict[str, object] = {
     "n": 8,
     "k": 8,
     "tags": ("quality",),
-    "max_tokens": 40,
+    "max_length": 40,
     "epochs": 2,
     "rank": 2,
     "batch": 4,
@@ -37,7 +37,7 @@ COLUMNS: dict[str, object] = {
     "rewards": {"vowels": {"use": "share_of", "letters": "aeiou"}},
     "how": {
         "rewards": {"small": {"use": "share_of", "letters": "abcdefghijklmnopqrstuvwxyz"}},
-        "answers": 4, "steps": 2, "batch": 2, "new_tokens": 24, "rank": 2, "temperature": 1.0,
+        "answers": 4, "steps": 2, "batch": 2, "max_tokens": 24, "rank": 2, "temperature": 1.0,
     },
 }  # fmt: skip
 RULES = Principles([Principle("brief", "Be brief.", check={"use": "max_words", "n": 3})])
@@ -88,7 +88,7 @@ def small(method: Method) -> dict[str, object]:
     if "time" in found:
         found["test"] = 1
     if method.verb == "attack":
-        found.pop("max_tokens", None)  # of rows, which must fit, not of answers
+        found.pop("max_length", None)  # of rows, which must fit, not of answers
     return found
 
 

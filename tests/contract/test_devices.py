@@ -366,7 +366,7 @@ def test_an_objective_is_trained(
     """In half precision, as a GPU does, each sort of measurement once."""
     spec = objective_of(name)
     more: dict[str, object] = {**dict.fromkeys(spec.teachers, other), **drawing(spec)}
-    more |= {"new_tokens": 6} if "new_tokens" in more else {}
+    more |= {"max_tokens": 6} if "max_tokens" in more else {}
     with pytest.MonkeyPatch.context() as patch, use(Context(folder=tmp_path)) as context:
         # So that answers come to their end soon, whose end is looked at.
         patch.setattr("truing.core.own_samples.stop_ids", lambda _: range(3, 200))
@@ -437,7 +437,7 @@ def test_an_online_method_is_trained(name: str, small: Model, tmp_path: Path, gp
     with use(Context(folder=tmp_path, seed=2)) as context:
         made = methods[name](
             small, prompts_for(spec), steps=1, passes=2, batch=2, minibatches=1, answers=2,
-            new_tokens=4, rewards=RULE, dtype="bfloat16", **more,
+            max_tokens=4, rewards=RULE, dtype="bfloat16", **more,
         )  # fmt: skip
     assert isinstance(made, Model)
     assert any(float(str(m["grad_norm"])) > 0 for m in context.metrics if "grad_norm" in m)

@@ -142,7 +142,7 @@ def test_the_rule_is_learnt(name: str, small: Model, tmp_path: Path) -> None:
         model = mixture_of_experts({"base": small})
     how = HOW | turned(spec)
     if spec.hook and issubclass(HOOKS[spec.hook], OwnSamples):
-        how |= {"samples": 2, "new_tokens": 6}
+        how |= {"samples": 2, "max_tokens": 6}
     rows = rows_for(spec)
     with use(Context(folder=tmp_path)) as context:
         made = methods[name](model, Table("pair", rows[:SEEN]), **how)

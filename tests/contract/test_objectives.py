@@ -58,7 +58,7 @@ def drawing(spec: Objective) -> dict[str, int]:
     if not spec.hook or not issubclass(kind := HOOKS[spec.hook], OwnSamples):
         return {}
     ending = issubclass(kind, FinishedSamples)
-    return {"samples": 8, "new_tokens": 200} if ending else {"samples": 2, "new_tokens": 6}
+    return {"samples": 8, "max_tokens": 200} if ending else {"samples": 2, "max_tokens": 6}
 
 
 def table_for(spec: Objective, rows: int = 6) -> Table:
@@ -131,7 +131,7 @@ def test_declaration(name: str) -> None:
     assert method.returns == "Model" and {"model", "data"} <= set(method.inputs)
     assert ("reference" in method.inputs) == spec.takes_reference
     assert set(spec.teachers) <= set(method.inputs)
-    assert {"epochs", "lr", "batch", "rank", "max_tokens"} <= set(method.settings)
+    assert {"epochs", "lr", "batch", "rank", "max_length"} <= set(method.settings)
     values = method.validate({})
     assert method.validate(json.loads(json.dumps(values))) == values
     assert all(s.doc for s in method.settings.values())

@@ -36,7 +36,7 @@ def settings_of(spec: Online, **more: object) -> dict[str, object]:
     found |= {n: 0.1 for n in ("beta", "entropy", "ptx") if n in found}
     found |= {"entropy_share": 0.5} if "entropy_share" in found else {}
     found |= {"critic_rollouts": 0} if "critic_rollouts" in found else {}
-    found |= {"new_tokens": LONGEST, "buffer": 2} if "buffer" in found else {}
+    found |= {"max_tokens": LONGEST, "buffer": 2} if "buffer" in found else {}
     return found | more
 
 
@@ -104,7 +104,7 @@ def test_declaration(name: str) -> None:
     method, spec = methods[name], spec_of(name)
     assert method.returns == "Model" and {"model", "data"} <= set(method.inputs)
     assert ("reference" in method.inputs) == ("ref_logp" in spec.needs or spec.opposed)
-    assert {"steps", "lr", "answers", "new_tokens", "passes", "mix"} <= set(method.settings)
+    assert {"steps", "lr", "answers", "max_tokens", "passes", "mix"} <= set(method.settings)
     assert "mix_data" in method.inputs
     # What a pool decides itself is not offered, since it would be dropped.
     rewarded = {"rewards", "weights", "missing_end"} <= set(method.settings)
@@ -241,7 +241,7 @@ class Counting:
 
 
 SHORT: dict[str, object] = {
-    "steps": 2, "batch": 3, "answers": 3, "new_tokens": 6, "lr": 2e-3, "minibatches": 1,
+    "steps": 2, "batch": 3, "answers": 3, "max_tokens": 6, "lr": 2e-3, "minibatches": 1,
 }  # fmt: skip
 RULE = {"letters": {"use": "share_of", "letters": "abcdefghijklmnop"}}
 
@@ -285,7 +285,7 @@ def test_a_run_and_the_split_into_micro_batches(
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=2e-2, abs=1e-4)
 
 
-ONCE = SHORT | {"steps": 1, "passes": 1, "batch": 2, "answers": 2, "new_tokens": 4}
+ONCE = SHORT | {"steps": 1, "passes": 1, "batch": 2, "answers": 2, "max_tokens": 4}
 SORTS: dict[str, dict[str, object]] = {"full": {"rank": 0}, "top": {"rank": 0, "layers": 1}}
 
 

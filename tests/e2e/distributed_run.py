@@ -51,24 +51,24 @@ steps:
   whole: {do: train/bco, model: base, data: pairs.jsonl, rank: 4, steps: 3, batch: 5, lr: 1.0e-3,
     budget: 100, dtype: float32, held_out: held.jsonl, eval_every: 2}
   online: {do: train/grpo, model: base, data: pairs.jsonl, rank: 4, steps: 3, batch: 3, answers: 4,
-    new_tokens: 12, lr: 1.0e-3, beta: 0.1, dtype: float32, rewards: {short: {use: max_words, n: 2}},
+    max_tokens: 12, lr: 1.0e-3, beta: 0.1, dtype: float32, rewards: {short: {use: max_words, n: 2}},
     held_out: held.jsonl, eval_every: 2}
   critic: {do: train/ppo, model: base, data: pairs.jsonl, rank: 0, steps: 2, batch: 3, passes: 2,
-    answers: 2, new_tokens: 8, rewards: {short: {use: max_words, n: 2}}}
+    answers: 2, max_tokens: 8, rewards: {short: {use: max_words, n: 2}}}
   beside: {do: train/ppo_max, model: base, data: pairs.jsonl, mix_data: examples.jsonl,
-    mix: {sft: 0.5}, rank: 4, steps: 2, batch: 3, minibatches: 1, answers: 2, new_tokens: 8,
+    mix: {sft: 0.5}, rank: 4, steps: 2, batch: 3, minibatches: 1, answers: 2, max_tokens: 8,
     critic_rollouts: 0, lr: 1.0e-3, budget: 64, dtype: float32,
     rewards: {short: {use: max_words, n: 2}}}
   talks: {do: train/ppo, model: base, partner: base, data: pairs.jsonl, rank: 4, steps: 2, batch: 3,
-    answers: 2, new_tokens: 8, turns: 2, environment: {use: conversation, turns: 2},
+    answers: 2, max_tokens: 8, turns: 2, environment: {use: conversation, turns: 2},
     dtype: float32, rewards: {short: {use: max_words, n: 2}}, held_out: held.jsonl}
   experts: {do: merge/mixture_of_experts, models: {one: base}}
   routed: {do: train/balanced_experts, model: experts, data: examples.jsonl, rank: 0, steps: 3,
     batch: 4, lr: 1.0e-3, budget: 100, bias_step: 0.01, dtype: float32}
   own: {do: train/gkd_on_policy, model: base, teacher: base, data: examples.jsonl, rank: 4,
-    steps: 2, batch: 3, lr: 1.0e-3, new_tokens: 8, dtype: float32}
+    steps: 2, batch: 3, lr: 1.0e-3, max_tokens: 8, dtype: float32}
   anew: {do: train/d2o, model: base, data: pairs.jsonl, rank: 4, steps: 3, batch: 3, samples: 2,
-    new_tokens: 6, refresh: 2, lr: 1.0e-3, dtype: float32}
+    max_tokens: 6, refresh: 2, lr: 1.0e-3, dtype: float32}
 """
 # These two alone are killed, too.
 ALIGNED = """\
@@ -78,7 +78,7 @@ ALIGNED = """\
 # Three tasks for two processes.
 TURNS = """\
   turns: {do: train/grpo, model: base, data: pairs.jsonl, rank: 4, steps: 3, batch: 3, answers: 4,
-    new_tokens: 16, lr: 1.0e-3, turns: 3, environment: {use: running_sum, terms: 3, tries: 1},
+    max_tokens: 16, lr: 1.0e-3, turns: 3, environment: {use: running_sum, terms: 3, tries: 1},
     dtype: float32, rewards: {short: {use: max_words, n: 2}}}
 """
 KILLED = """\
@@ -91,14 +91,14 @@ APART = """\
 name: apart
 models: {base: tiny}
 steps:
-  talks: {do: train/grpo, model: base, partner: base, data: talks.jsonl, new_tokens: 8,
+  talks: {do: train/grpo, model: base, partner: base, data: talks.jsonl, max_tokens: 8,
     environment: {use: conversation}, rewards: {short: {use: max_words, n: 2}}}
 """
 BAD = """\
 name: bad
 models: {base: tiny}
 steps:
-  aligned: {do: train/dpo, model: base, data: pairs.jsonl, max_tokens: 8}
+  aligned: {do: train/dpo, model: base, data: pairs.jsonl, max_length: 8}
 """
 
 

@@ -63,9 +63,9 @@ def test_log_loss_is_that_of_transformers(tiny_path: Path) -> None:
     assert report.meta["metric"] == "held-out nats per token"
 
 
-def test_text_is_cut_at_max_tokens(tiny_path: Path) -> None:
+def test_text_is_cut_at_max_length(tiny_path: Path) -> None:
     model = Model.open(str(tiny_path))
-    report = ability(model, TEXTS, QUESTIONS, max_tokens=5)
+    report = ability(model, TEXTS, QUESTIONS, max_length=5)
     assert report.samples is not None and [r["tokens"] for r in report.samples] == [5, 5]
 
 
@@ -88,7 +88,7 @@ def test_text_beyond_the_context_is_scored_in_pieces(tiny_path: Path, tmp_path: 
             for at in range(scored - start, len(window)):
                 nats -= float(logp_TV[at - 1, window[at]])
                 scored = start + at + 1
-    report = ability(model, Table("text", [{"text": LONG}]), QUESTIONS, max_tokens=0)
+    report = ability(model, Table("text", [{"text": LONG}]), QUESTIONS, max_length=0)
     assert report.samples is not None
     (row,) = report.samples.rows
     assert row["tokens"] == len(ids) - 1 > 64 and scored == len(ids)
@@ -116,7 +116,7 @@ def test_tables_of_another_kind_are_refused(tiny_path: Path) -> None:
 
 def test_nothing_is_left_out_in_silence(tiny_path: Path) -> None:
     model = Model.open(str(tiny_path))
-    for name in ("max_tokens", "limit"):
+    for name in ("max_length", "limit"):
         with pytest.raises(InputError, match=rf"setting '{name}' must be at least 0"):
             ability(model, TEXTS, QUESTIONS, **{name: -1})
         with pytest.raises(InputError, match=rf"setting '{name}' must be at least 0"):

@@ -98,7 +98,7 @@ def test_refreshed_answers_are_shown_to_the_teachers_as_well(
         for seed, role in enumerate(("teacher", "teacher_reference"), 1)
     }
     data = Table("example", [{"prompt": f"say {w}", "completion": w} for w in ("oak", "fern")])
-    how = {"steps": 3, "lr": 0.02, "new_tokens": 6, "warmup": 0.0, "rank": 4}
+    how = {"steps": 3, "lr": 0.02, "max_tokens": 6, "warmup": 0.0, "rank": 4}
     losses: list[list[float]] = []
     for refresh in (0, 2):
         with use(Context(folder=tmp_path / str(refresh))) as context:

@@ -102,7 +102,7 @@ def test_gradient_ascent_has_a_constant_weight() -> None:
 def test_own_answers_are_replayed_token_by_token(tiny_path: Path, tmp_path: Path) -> None:
     model = Model.open(tiny_path)
     data = Table("negative", [{"prompt": f"say {w}", "rejected": "no"} for w in ("a", "b")])
-    spec, hook = objective_of(d2o), GuidedSamples(samples=3, new_tokens=8)
+    spec, hook = objective_of(d2o), GuidedSamples(samples=3, max_tokens=8)
 
     def units(seed: int) -> list[Unit]:
         with use(Context(seed=seed, folder=tmp_path)):
@@ -138,7 +138,7 @@ def test_own_answers_that_are_cut_empty_or_repeated_are_counted(
     monkeypatch.setattr(own_samples, "drawn", made_up)
     rows = Table("negative", [{"prompt": f"count {i}", "rejected": "no"} for i in range(3)])
     with use(Context(folder=tmp_path)) as context:
-        methods["d2o"](Model.open(tiny_path), rows, steps=1, samples=4, new_tokens=2)
+        methods["d2o"](Model.open(tiny_path), rows, steps=1, samples=4, max_tokens=2)
     (said,) = [m for m in context.metrics if "own_answers" in m]
     counts = {n.removeprefix("own_answers"): v for n, v in said.items() if n.startswith("own_")}
     assert counts == {"": 12, "_cut": 6, "_empty": 3, "_repeated": 3}
@@ -164,7 +164,7 @@ WORDS = "lime oak rain stone river cloud".split()
 NEGATIVES = [{"prompt": f"say {w}", "rejected": f"no {w}"} for w in WORDS]
 # Rank 4 and rates at which answers drawn later are others.
 REFRESHED: dict[str, object] = {
-    "samples": 2, "new_tokens": 6, "batch": 2, "warmup": 0.0, "schedule": "constant", "rank": 4,
+    "samples": 2, "max_tokens": 6, "batch": 2, "warmup": 0.0, "schedule": "constant", "rank": 4,
     "lr": 0.02,
 }  # fmt: skip
 

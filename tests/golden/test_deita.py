@@ -121,9 +121,9 @@ ROWS: list[Row] = [
 ]
 ROWS[3] = {"prompt": "Say nothing", "completion": ""}
 SCORERS: list[dict[str, object]] = [
-    {"use": "expected_score", "of": "complexity", "max_tokens": 60},
-    {"use": "expected_score", "of": "quality", "max_tokens": 200},
-    {"use": "perplexity", "of": "completion", "sign": "high", "max_tokens": 24},
+    {"use": "expected_score", "of": "complexity", "max_length": 60},
+    {"use": "expected_score", "of": "quality", "max_length": 200},
+    {"use": "perplexity", "of": "completion", "sign": "high", "max_length": 24},
     {"use": "perplexity", "of": "prompt", "sign": "low"},
 ]
 
@@ -143,7 +143,7 @@ def plain(model: Model, row: Row, ref: dict[str, object]) -> float:
     """A scorer's number of one row, by hand."""
     tokenizer, of = model.load_module().tokenizer, str(ref["of"])
     encode: Callable[[str], list[int]] = lambda t: tokenizer.encode(t, add_special_tokens=False)  # noqa: E731
-    most = int(str(ref.get("max_tokens", 512)))
+    most = int(str(ref.get("max_length", 512)))
     if ref["use"] == "expected_score":
         ask = {
             "complexity": "You rate the complexity of questions.\n#Question#: {prompt}\n"
@@ -223,7 +223,7 @@ def test_texts_begin_as_their_tokenizer_begins_them(tiny_path: Path, tmp_path: P
     for most, read in ((512, ids), (20, [1, *ids[-19:]])):
         p = logits_of(begins, read)[-1][digits].softmax(0)
         want = sum(k * float(p_k) for k, p_k in enumerate(p, 1))
-        found = scorers.expected_score([{"prompt": "Why?"}], begins, max_tokens=most)
+        found = scorers.expected_score([{"prompt": "Why?"}], begins, max_length=most)
         assert found == pytest.approx([want], rel=1e-4)
 
 
@@ -289,7 +289,7 @@ def test_last_states_are_the_models_own(model: Model) -> None:
     seen: list[np.ndarray] = []
 
     def spy(rows: list[Row], model: Model) -> np.ndarray:
-        ref = {"use": "last_state", "max_tokens": 50, "centre": bool(seen)}
+        ref = {"use": "last_state", "max_length": 50, "centre": bool(seen)}
         seen.append(get_component("embedder", ref)(rows, model=model))  # type: ignore[arg-type]
         return seen[-1]
 

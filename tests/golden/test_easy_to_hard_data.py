@@ -240,7 +240,7 @@ def test_hard_problems_are_reinforced_without_answers(tiny_path: Path, tmp_path:
     with use(Context(folder=tmp_path / "run")) as context:
         data = methods["graded_arithmetic"](n=4, levels=[4], tell="nothing")
         settings: dict[str, object] = {
-            "steps": 2, "batch": 2, "minibatches": 1, "answers": 2, "new_tokens": 8, "rank": 2,
+            "steps": 2, "batch": 2, "minibatches": 1, "answers": 2, "max_tokens": 8, "rank": 2,
             "critic_rollouts": 1, "penalty": 0.5,
         }  # fmt: skip
         made = methods["easy_to_hard_ppo"](model, data, prm, **settings)
@@ -261,7 +261,7 @@ def test_hard_problems_are_reinforced_without_answers(tiny_path: Path, tmp_path:
         ({"beta": -1.0}, "setting 'beta' must be at least 0"),
         ({"batch": 4}, "more minibatches than prompts"),
         ({"answers": 0}, "setting 'answers' must be at least 1"),
-        ({"new_tokens": 100000}, "new_tokens leaves no room"),
+        ({"max_tokens": 100000}, "max_tokens leaves no room"),
         ({"lr": -1.0}, "setting 'lr' must be at least 0"),
     ],
 )

@@ -71,7 +71,7 @@ def test_dr_grpo_by_hand() -> None:
         )
         for u, k in ANSWERS
     ]
-    assert total(loss_of(dr_grpo(r, new_tokens=7), r)) == pytest.approx(mean(per) / 7, rel=1e-5)
+    assert total(loss_of(dr_grpo(r, max_tokens=7), r)) == pytest.approx(mean(per) / 7, rel=1e-5)
 
 
 def test_dapo_by_hand() -> None:
@@ -82,12 +82,12 @@ def test_dapo_by_hand() -> None:
     per = [
         [surrogate(ratio(u, k, t), a[u][k], 0.2, 0.28) for t in tokens(u, k)] for u, k in ANSWERS
     ]
-    update = dapo(r, new_tokens=4, buffer=2)
+    update = dapo(r, max_tokens=4, buffer=2)
     assert total(loss_of(update, r)) == pytest.approx(
         mean([x for row in per for x in row]), rel=1e-5
     )
     # The only answer without a stop token is the first of the second group.
-    kept = dapo(r, new_tokens=4, buffer=2, drop_unfinished=True)
+    kept = dapo(r, max_tokens=4, buffer=2, drop_unfinished=True)
     assert total(loss_of(kept, r)) == pytest.approx(mean(per[0] + per[1] + per[3]), rel=1e-5)
 
 

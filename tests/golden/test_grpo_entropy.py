@@ -136,7 +136,7 @@ def test_averages_of_the_others_by_hand() -> None:
     wide = dapo(r, clip_high=0.2, punish=0.0, entropy_share=0.5)
     assert total(loss_of(wide, r)) == pytest.approx(sum(every) / 10, rel=1e-5)
     raw = {x: (std(REWARD[x[0]]) + 1e-4) * sum(row) for x, row in parts.items()}
-    long = dr_grpo(r, new_tokens=7, entropy_share=0.5)
+    long = dr_grpo(r, max_tokens=7, entropy_share=0.5)
     assert total(loss_of(long, r)) == pytest.approx(sum(raw.values()) / 4 / 7, rel=1e-5)
     flat = [x for g in A for x in g]
     scale = 1 / (std(flat) + 1e-4)  # A is centred already; its deviation divides once more

@@ -54,7 +54,7 @@ def test_aggregations_of_other_methods() -> None:
     b = loss_of(dapo(r, clip_high=0.2, punish=0.0), r)
     assert torch.allclose(gradient(a), gradient(b), atol=1e-7)
     a = loss_of(grpo(r, scale="none", aggregate="luspo"), r)
-    b = loss_of(dr_grpo(r, new_tokens=8), r)
+    b = loss_of(dr_grpo(r, max_tokens=8), r)
     assert torch.allclose(gradient(a) / 8, gradient(b), atol=1e-7)
 
 

@@ -110,7 +110,7 @@ ASKED = Table(
 )
 RULE = {"letters": {"use": "share_of", "letters": "abcdefghijklmnop"}}
 SHORT: dict[str, object] = {
-    "steps": 1, "batch": 3, "new_tokens": 5, "lr": 1e-3, "rewards": RULE, "top_k": 20, "beta": 0.1,
+    "steps": 1, "batch": 3, "max_tokens": 5, "lr": 1e-3, "rewards": RULE, "top_k": 20, "beta": 0.1,
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from truing.train.preference.replay import dealt
 WORDS = "lime oak rain stone river cloud ash fern".split()
 PROMPTS = Table("prompt", [{"prompt": f"say {w}"} for w in WORDS])
 HOW: dict[str, object] = {
-    "steps": 4, "batch": 3, "answers": 3, "new_tokens": 6, "lr": 3e-3, "beta": 0.5, "kind": "ipo",
+    "steps": 4, "batch": 3, "answers": 3, "max_tokens": 6, "lr": 3e-3, "beta": 0.5, "kind": "ipo",
     "rewards": {"letters": {"use": "share_of", "letters": "abcdefghijklmnop"}}, "dtype": "float32",
 }  # fmt: skip
 
@@ -109,7 +109,7 @@ def test_all_weights_in_order_by_hand(model: Model, tiny_path: Path, tmp_path: P
 @pytest.mark.parametrize("kind", ["ipo", "sigmoid"])
 def test_an_adapter_in_order(kind: str, model: Model, tmp_path: Path) -> None:
     """Also where a rollout made no pair: such a step changes nothing."""
-    how = HOW | {"kind": kind, "rank": 2, "answers": 2, "batch": 1, "steps": 6, "new_tokens": 3}
+    how = HOW | {"kind": kind, "rank": 2, "answers": 2, "batch": 1, "steps": 6, "max_tokens": 3}
     stream = stream_of(model, tmp_path / "stream", how)
     _, first = run("online_dpo", tmp_path / "online", model, PROMPTS, **how)
     again, second = run("replay", tmp_path / "again", model, stream, how=how)

@@ -194,7 +194,7 @@ def test_a_reward_inferred_from_demonstrations(tiny_path: Path, tmp_path: Path) 
     rows = [{"prompt": f"say {w}", "completion": f"{w} {w}."} for w in ("oak", "ash", "elm", "yew")]
     with use(Context(folder=tmp_path)):
         reward = methods["reward_from_demos"](
-            model, Table("example", rows), samples=4, new_tokens=96, steps=2, batch=2, rank=2
+            model, Table("example", rows), samples=4, max_tokens=96, steps=2, batch=2, rank=2
         )
         assert isinstance(reward, Model)
         report = methods["reward_diagnostics"](

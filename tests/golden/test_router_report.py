@@ -87,7 +87,7 @@ def test_what_is_not_asked_is_not_told(sparse: Model) -> None:
     assert set(numbers(router_report(sparse, plain, capacity=0.0))) == names
     assert numbers(router_report(sparse, plain, capacity=2.0))["dropped"] == 0.0
     texts = Table("text", [{"text": "oak and fern", "domain": "a"}, {"text": "x", "domain": "a"}])
-    report = router_report(sparse, texts, max_tokens=5)
+    report = router_report(sparse, texts, max_length=5)
     assert report.meta["tokens"] == 6 and set(numbers(report)) == {*names, "dropped"}
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
     whole = router_report(sparse, Table("example", [{"messages": talk}]))

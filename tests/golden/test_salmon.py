@@ -310,7 +310,7 @@ def test_the_same_weights_reward_what_they_are_told(judge: Model) -> None:
 
 def test_rl_is_told_the_principles(judge: Model, tiny_path: Path, tmp_path: Path) -> None:
     rows = Table("prompt", [{"prompt": f"say {i}"} for i in range(2)])
-    short = {"steps": 1, "batch": 2, "new_tokens": 4, "lr": 1e-4, "missing_end": 0.0, "draw": 0}
+    short = {"steps": 1, "batch": 2, "max_tokens": 4, "lr": 1e-4, "missing_end": 0.0, "draw": 0}
     model = Model.open(tiny_path)
     with use(Context(folder=tmp_path / "run", seed=1)):
         made = methods["salmon_ppo"](
@@ -363,7 +363,7 @@ def whole(values: list[list[float]], longest: int) -> list[list[float]]:
 
 def test_salmon_ppo_by_hand() -> None:
     r = rollout()
-    update = salmon_ppo(r, beta=BETA, cap=CAP, bonus=BONUS, new_tokens=6, vf=0.0)
+    update = salmon_ppo(r, beta=BETA, cap=CAP, bonus=BONUS, max_tokens=6, vf=0.0)
     returns: list[list[float]] = []
     for u, k in ANSWERS:
         reward = [-BETA * max(OLD[u][k][t] - REF[u][k][t], 0.0) for t in tokens_of(u, k)]

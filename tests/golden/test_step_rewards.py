@@ -260,7 +260,7 @@ def test_easy_to_hard_pays_each_step_on_its_newlines(
     with use(Context(folder=tmp_path / "run", seed=1)) as context:
         methods["easy_to_hard_ppo"](
             model, Table("prompt", rows), judge, steps=1, batch=2, minibatches=1,
-            critic_rollouts=0, new_tokens=12, rank=4,
+            critic_rollouts=0, max_tokens=12, rank=4,
         )  # fmt: skip
     first = [m for m in context.metrics if "reward/process" in m]
     assert first[0]["reward/process"] == pytest.approx(0.3 - 0.5 + 0.25, abs=1e-6)

@@ -276,8 +276,8 @@ def test_memory_is_forecast_before_anything_is_computed(
     monkeypatch.setattr("truing.core.start.memory_gib", lambda: (0.005, 0.005))
     said = fails(f"{TRAIN} pairs.jsonl")
     assert "training needs about" in said and "0.005 GiB of memory are free" in said
-    assert "Lower max_tokens" in said
-    assert "Lower max_tokens or budget" in fails(f"{TRAIN} pairs.jsonl --budget 512")
+    assert "Lower max_length" in said
+    assert "Lower max_length or budget" in fails(f"{TRAIN} pairs.jsonl --budget 512")
 
 
 def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(

@@ -111,8 +111,8 @@ def drawing(spec: Objective) -> dict[str, int]:
     """Settings of own answers: short ones, or as many as it takes for some to end."""
     kind = HOOKS[spec.hook] if spec.hook else Hook
     if issubclass(kind, FinishedSamples):
-        return {"new_tokens": 200, "samples": 8}
-    return {"new_tokens": 3} if issubclass(kind, OwnSamples) else {}
+        return {"max_tokens": 200, "samples": 8}
+    return {"max_tokens": 3} if issubclass(kind, OwnSamples) else {}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -219,7 +219,7 @@ def test_converted_rows_that_teach_nothing(kind: str, to: str) -> None:
 
 
 SHORT: dict[str, object] = {
-    "steps": 1, "batch": 2, "answers": 2, "new_tokens": 4, "minibatches": 1,
+    "steps": 1, "batch": 2, "answers": 2, "max_tokens": 4, "minibatches": 1,
 }  # fmt: skip
 
 
@@ -284,7 +284,7 @@ def test_groups_and_prompts_that_cannot_be(name: str, model: Model, tmp_path: Pa
             with pytest.raises(InputError, match="must be at least 2"):
                 methods[name](model, asked(spec), **(SHORT | {"answers": 1}), **rewards)
         rows = [{**row, "prompt": LONG} for row in asked(spec)]
-        small = SHORT | {"max_tokens": LIMIT}
+        small = SHORT | {"max_length": LIMIT}
         with pytest.raises(InputError, match="no prompt leaves room for an answer of 4 tokens"):
             methods[name](model, Table(spec.rows, rows), **small, **rewards)
     assert not list(tmp_path.glob("rollouts-*/*"))
@@ -317,7 +317,7 @@ def degenerate(spec: Online, case: str) -> Measurements:
 def test_degenerate_rollouts_give_finite_updates(name: str, case: str) -> None:
     """Equal rewards, answers that are only their stop token, or that never end, groups of one."""
     spec = online_of(methods[name].declared)
-    values = {n: p.default for n, p in spec.settings.items()} | {"new_tokens": 3}
+    values = {n: p.default for n, p in spec.settings.items()} | {"max_tokens": 3}
     values |= {"drop_unfinished": True, "critic_rollouts": 0}
     r = degenerate(spec, case)
     update = spec(r, values)

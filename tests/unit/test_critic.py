@@ -22,7 +22,7 @@ from truing.tables import Table
 PACKED = pack([group_tree([5, 6], [[7, 8, 9], [10]])])[0]
 LETTERS = {"letters": {"use": "share_of", "letters": "abcdefghijklmnop"}}
 SMALL: dict[str, object] = {
-    "steps": 2, "batch": 2, "answers": 2, "new_tokens": 5, "lr": 1e-3, "rewards": LETTERS,
+    "steps": 2, "batch": 2, "answers": 2, "max_tokens": 5, "lr": 1e-3, "rewards": LETTERS,
     "passes": 1, "temperature": 1.0,
 }  # fmt: skip
 PROMPTS = Table("prompt", [{"prompt": f"say {w}"} for w in ("lime", "oak")])

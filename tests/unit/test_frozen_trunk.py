@@ -164,7 +164,7 @@ def test_online_methods_and_faults(tiny_path: Path, tmp_path: Path) -> None:
     with use(Context(folder=tmp_path)):
         made = methods["grpo"](
             model, Table("prompt", [{"prompt": w} for w in WORDS]), layers=1, rank=0, steps=1,
-            batch=2, answers=2, new_tokens=4, lr=1e-3,
+            batch=2, answers=2, max_tokens=4, lr=1e-3,
             rewards={"letters": {"use": "share_of", "letters": "abcdefghijklm"}},
         )  # fmt: skip
     assert isinstance(made, Model)

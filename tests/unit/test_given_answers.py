@@ -43,7 +43,7 @@ def table(rows: list[Row]) -> Table:
 def steps(name: str, model: Model, rows: Table, folder: Path, **more: object) -> list[Json]:
     with use(Context(seed=3, folder=folder)) as context:
         methods[name](
-            model, rows, steps=1, batch=2, new_tokens=4, minibatches=1, max_tokens=256,
+            model, rows, steps=1, batch=2, max_tokens=4, minibatches=1, max_length=256,
             rewards={"l": {"use": "share_of", "letters": "aeiou !"}}, lr=1e-2, **more,
         )  # fmt: skip
     return [m["loss"] for m in context.metrics if "step" in m]

@@ -38,7 +38,7 @@ HELD = Table("prompt", [{"prompt": f"sing {w}"} for w in ("moss", "sand", "dune"
 HALF = "abcdefghijklmnop"
 LETTERS = {"letters": {"use": "share_of", "letters": HALF}}
 SMALL: dict[str, object] = {
-    "steps": 3, "batch": 4, "answers": 3, "new_tokens": 6, "lr": 2e-3, "rewards": LETTERS,
+    "steps": 3, "batch": 4, "answers": 3, "max_tokens": 6, "lr": 2e-3, "rewards": LETTERS,
 }  # fmt: skip
 Rows = list[dict[str, Json]]
 
@@ -397,7 +397,7 @@ def test_every_online_method_measures_and_trains_as_without(
     assert all("reward" in method.settings[n].doc for n in ("eval_every", "keep_best", "patience"))
     printed = {"printed": {"use": "share_of", "letters": string.printable}}
     settings: dict[str, object] = {
-        "steps": 1, "batch": 2, "answers": 2, "new_tokens": 4, "lr": 2e-3, "minibatches": 1,
+        "steps": 1, "batch": 2, "answers": 2, "max_tokens": 4, "lr": 2e-3, "minibatches": 1,
         "passes": 1, **({} if spec.pools else {"rewards": printed}),
     }  # fmt: skip
     found: list[tuple[str, Rows]] = []
@@ -429,7 +429,7 @@ def test_bad_input(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[s
         run("grpo", model, tmp_path, held=Table("text", [{"text": "a"}]))
     long = Table("prompt", [{"prompt": "word " * 400}])
     with pytest.raises(InputError, match="grpo held_out: no prompt leaves room"):
-        run("grpo", model, tmp_path, held=long, max_tokens=80)
+        run("grpo", model, tmp_path, held=long, max_length=80)
     wrong = Table("prompt", [{"prompt": "1 + 2", "answer": "three"}])
     with use(Context(folder=tmp_path)), pytest.raises(InputError, match="urpo held_out"):
         methods["urpo"](model, Table("prompt", MIXED), held_out=wrong, steps=1)
@@ -464,7 +464,7 @@ def test_command_recipe_and_report(
         "  held: {do: select/sample, data: data.jsonl, n: 3}\n"
         "  rest: {do: select/sample, data: data.jsonl, n: 3, part: rest}\n"
         "  tuned: {do: train/rloo, model: base, data: rest, held_out: held, steps: 3, rank: 2,\n"
-        "    batch: 2, answers: 2, new_tokens: 4, rewards: {brief: {use: max_words, n: 3}},\n"
+        "    batch: 2, answers: 2, max_tokens: 4, rewards: {brief: {use: max_words, n: 3}},\n"
         "    eval_every: 1}\n"
     )
     result = pipeline.run(

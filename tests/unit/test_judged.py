@@ -174,7 +174,7 @@ def test_what_a_judge_rewarded_carries_its_licence(tiny_path: Path, tmp_path: Pa
     data = Table("prompt", [{"prompt": "say lime"}])
     with use(Context(folder=tmp_path)):
         trained = methods["grpo"](
-            base, data, steps=1, batch=1, answers=2, new_tokens=3, rewards=refs
+            base, data, steps=1, batch=1, answers=2, max_tokens=3, rewards=refs
         )
     assert isinstance(trained, Model) and trained.licence == "cc-by-nc-4.0"
 
@@ -290,7 +290,7 @@ def test_grpo_is_rewarded_by_a_judge_behind_a_real_server(
     def run(folder: str, url: str) -> tuple[str, list[dict[str, Json]], list[dict[str, Json]]]:
         with use(Context(seed=4, folder=tmp_path / folder)) as context:
             made = methods["grpo"](
-                model, data, steps=2, batch=4, answers=3, new_tokens=6, lr=2e-3,
+                model, data, steps=2, batch=4, answers=3, max_tokens=6, lr=2e-3,
                 rewards={"good": {"use": "judged", "model": url, "criteria": "Be kind."}},
             )  # fmt: skip
         assert isinstance(made, Model)
@@ -401,7 +401,7 @@ def test_grao_is_rewarded_by_comparison_with_the_rows_own_answer(
     data = Table("example", [{"prompt": f"say {w}", "completion": f"a {w}"} for w in ("x", "y")])
     with comparing(say) as (url, _), use(Context(folder=tmp_path, seed=2)) as context:
         methods["grao"](
-            Model.open(tiny_path), data, steps=1, batch=2, answers=3, new_tokens=6,
+            Model.open(tiny_path), data, steps=1, batch=2, answers=3, max_tokens=6,
             rewards={"judge": {"use": "judged_against", "model": f"{url}#m"}},
         )  # fmt: skip
     (step,) = [m for m in context.metrics if "step" in m]

@@ -32,7 +32,7 @@ ROWS: list[Row] = [
 PAIRS = Table("pair", ROWS)
 SMALL: dict[str, object] = {"steps": 2, "batch": 4, "lr": 1e-3, "rank": 2}
 ONLINE: dict[str, object] = {
-    **SMALL, "answers": 2, "new_tokens": 4, "rewards": {"n": {"use": "max_words", "n": 1}},
+    **SMALL, "answers": 2, "max_tokens": 4, "rewards": {"n": {"use": "max_words", "n": 1}},
 }  # fmt: skip
 Q_V = {f"model.layers.{i}.self_attn.{n}_proj" for i in range(6) for n in "qv"}
 

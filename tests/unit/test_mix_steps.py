@@ -194,7 +194,7 @@ def test_of_dialogues_the_turns_after_the_parting_are_learnt(model: Model) -> No
 @pytest.mark.parametrize(
     ("host", "name", "more"),
     [
-        ("d2o", "gradient_ascent", {"samples": 2, "new_tokens": 4}),  # branches of a hook
+        ("d2o", "gradient_ascent", {"samples": 2, "max_tokens": 4}),  # branches of a hook
         ("mah_dpo", "sft", {"objectives": 1}),  # heads
         ("bradley_terry", "dpo", {}),  # scores, and a reference that it has not itself
         ("forward_kl", "sft", {"teacher": True}),

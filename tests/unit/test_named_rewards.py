@@ -175,7 +175,7 @@ def own_reward(rows):
 plan = truing.Plan("own")
 plan.model("base", {model!r})
 plan.step("tuned", "train/grpo", model="base", data="prompts.jsonl", steps=1, batch=2, answers=2,
-          new_tokens=4, rank=2, rewards={{"r": {{"use": "own_reward"}}}})
+          max_tokens=4, rank=2, rewards={{"r": {{"use": "own_reward"}}}})
 """
 
 

@@ -48,7 +48,7 @@ nouns = {
     "attack": {"data": pairs, "share": 0.5},
     "recover": {"model": model, "trusted": model},
 }
-drawn = {"rewards": {"short": {"use": "max_words", "n": 2}}, "answers": 2, "new_tokens": 4}
+drawn = {"rewards": {"short": {"use": "max_words", "n": 2}}, "answers": 2, "max_tokens": 4}
 of_group = {"rl": drawn, "distill": {"teacher": model}}
 made = {}
 for id in sorted(methods):

@@ -20,7 +20,7 @@ from truing.tables import Table
 
 PROMPTS = Table("prompt", [{"prompt": f"say {w}"} for w in "lime oak rain stone".split()])
 SMALL: dict[str, object] = {
-    "steps": 2, "batch": 4, "answers": 3, "new_tokens": 6, "lr": 2e-2, "passes": 2,
+    "steps": 2, "batch": 4, "answers": 3, "max_tokens": 6, "lr": 2e-2, "passes": 2,
     "minibatches": 2, "rewards": {"letters": {"use": "share_of", "letters": "abcdefghijklmnop"}},
 }  # fmt: skip
 

@@ -29,7 +29,7 @@ TOKENIZER = tiny_tokenizer()
 PROMPTS = Table("prompt", [{"prompt": f"say {w}"} for w in "lime oak rain stone".split()])
 LETTERS = {"letters": {"use": "share_of", "letters": "abcdefghijklmnop"}}
 SMALL: dict[str, object] = {
-    "steps": 2, "batch": 4, "answers": 2, "new_tokens": 6, "lr": 2e-2, "rewards": LETTERS,
+    "steps": 2, "batch": 4, "answers": 2, "max_tokens": 6, "lr": 2e-2, "rewards": LETTERS,
 }  # fmt: skip
 
 
@@ -151,8 +151,8 @@ def test_episodes_have_a_greedy_one(
     tasks = Table("record", [{"numbers": [i, 2, 3]} for i in range(4)])
     world = {"use": "running_sum", "terms": 2, "tries": 1, "tool": False}
     steps = run(
-        model, tmp_path, tasks, rewards=None, environment=world, steps=1, new_tokens=12,
-        max_tokens=400,
+        model, tmp_path, tasks, rewards=None, environment=world, steps=1, max_tokens=12,
+        max_length=400,
     )  # fmt: skip
     assert [(g.greedy, g.reward) for g in made[0]] == [(1.0, (0.0, 0.0))] * 4
     assert asked == [(2, False), (1, False), (1, True), (1, True)]

@@ -44,7 +44,7 @@ def run(
     name: str, model: Model, folder: Path, data: Table = PROMPTS, seed: int = 4, **settings: object
 ) -> tuple[Model, list[dict[str, Json]]]:
     small: dict[str, object] = {
-        "steps": 3, "batch": 4, "answers": 3, "new_tokens": 6, "lr": 2e-3, "rewards": LETTERS,
+        "steps": 3, "batch": 4, "answers": 3, "max_tokens": 6, "lr": 2e-3, "rewards": LETTERS,
     }  # fmt: skip
     with use(Context(seed=seed, folder=folder)) as context:
         made = methods[name](model, data, **{**small, **settings})
@@ -133,7 +133,7 @@ def test_kill_9_and_resume_give_the_same_bits(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, object] = {
-        "steps": 16, "batch": 4, "answers": 3, "new_tokens": 8, "lr": 2e-3, "rewards": LETTERS,
+        "steps": 16, "batch": 4, "answers": 3, "max_tokens": 8, "lr": 2e-3, "rewards": LETTERS,
         "beta": 0.1,
     }  # fmt: skip
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -184,7 +184,7 @@ def test_equal_rewards_teach_nothing_and_are_counted(model: Model, tmp_path: Pat
 
 def test_skipping_changes_nothing(model: Model, tmp_path: Path) -> None:
     """Groups without advantages count in the denominators: KL weight 1e-12 computes them all."""
-    few: dict[str, object] = {"steps": 1, "answers": 2, "new_tokens": 10, "batch": 8}
+    few: dict[str, object] = {"steps": 1, "answers": 2, "max_tokens": 10, "batch": 8}
     _, skipped = run("grpo", model, tmp_path / "a", **few)
     _, computed = run("grpo", model, tmp_path / "b", beta=1e-12, **few)
     assert 0 < float(str(skipped[0]["skipped"])) < 1 and computed[0]["skipped"] == 0.0
@@ -217,7 +217,7 @@ def test_what_teaches_is_what_the_method_says(
     monkeypatch.setattr(OnlineTask, "_groups", counted)
     rewards = {"low": {"use": "share_of", "letters": "abcdefghijklm"}, "half": half}
     small: dict[str, object] = {
-        "steps": 1, "batch": 4, "answers": 3, "new_tokens": 6, "rewards": rewards, "refill": 1,
+        "steps": 1, "batch": 4, "answers": 3, "max_tokens": 6, "rewards": rewards, "refill": 1,
         "weights": {"half": -2.0},
     }  # fmt: skip
     for name in ("gdpo", "grpo"):
@@ -229,7 +229,7 @@ def test_what_teaches_is_what_the_method_says(
     assert kept[0] >= 3 and kept[1] == 0
     # Answers of other lengths are punished otherwise, though their rewards are the same.
     equal: dict[str, object] = {"rewards": {"any": {"use": "max_words", "n": 1000}}, "steps": 1}
-    long = {**equal, "refill": 1, "new_tokens": 24, "buffer": 24, "answers": 8}
+    long = {**equal, "refill": 1, "max_tokens": 24, "buffer": 24, "answers": 8}
     run("dapo", model, tmp_path / "dapo", punish=1.0, **long)
     _, (step,) = run("dapo", model, tmp_path / "plain", punish=0.0, **long)
     assert kept[2] > 0 and kept[3] == 0 and step["left_out"] == 1.0
@@ -249,11 +249,11 @@ def test_prompts_without_room_are_left_out(model: Model, tmp_path: Path) -> None
     with use(Context(folder=tmp_path)) as context:
         methods["grpo"](
             model, Table("prompt", rows), rewards=LETTERS, steps=1, batch=2, answers=2,
-            new_tokens=4, max_tokens=80,
+            max_tokens=4, max_length=80,
         )  # fmt: skip
     assert context.metrics[0]["rows"] == 8 and context.metrics[0]["left_out_long"] == 1
     with use(Context(folder=tmp_path / "b")), pytest.raises(InputError, match="leaves room"):
-        methods["grpo"](model, PROMPTS, rewards=LETTERS, new_tokens=70, max_tokens=80)
+        methods["grpo"](model, PROMPTS, rewards=LETTERS, max_tokens=70, max_length=80)
 
 
 def test_answers_without_end_cost_what_was_said(model: Model, tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_principles_and_weights(model: Model, tmp_path: Path) -> None:
     with use(Context(folder=tmp_path / "run", seed=1)) as context:
         methods["grpo"](
             model, PROMPTS, principles=principles, rewards=LETTERS, weights={"letters": -0.5},
-            steps=1, batch=3, answers=2, new_tokens=4,
+            steps=1, batch=3, answers=2, max_tokens=4,
         )  # fmt: skip
     step = context.metrics[-1]
     whole = float(str(step["reward/principles"])) - 0.5 * float(str(step["reward/letters"]))
@@ -323,7 +323,7 @@ def test_named_values_of_one_reward(monkeypatch: pytest.MonkeyPatch) -> None:
         ("grpo", {"rewards": {"x": {"use": "no_such"}}}, "unknown"),
         ("grpo", {"weights": {"other": 1.0}}, "unknown term"),
         ("grpo", {"minibatches": 9}, "more minibatches than prompts"),
-        ("grpo", {"new_tokens": 0}, "must be at least 1"),
+        ("grpo", {"max_tokens": 0}, "must be at least 1"),
         ("grpo", {"temperature": 0.0}, "temperature must be above 0"),
         ("grpo", {"bta": 0.1}, "unknown setting 'bta'.*'beta'"),
         ("nash_md", {"mixture_coef": 1.5}, "setting 'mixture_coef' must be from 0 to 1"),
@@ -414,7 +414,7 @@ def test_it_learns(name: str, least: float, model: Model, tmp_path: Path) -> Non
     A quarter of it where advantages are neither scaled nor those of a whole group.
     """
     settings: dict[str, object] = {
-        "steps": 14, "answers": 8, "new_tokens": 12, "lr": 4e-3, "minibatches": 1,
+        "steps": 14, "answers": 8, "max_tokens": 12, "lr": 4e-3, "minibatches": 1,
         "rewards": {"letters": {"use": "share_of", "letters": "abcdefgh"}},
     }  # fmt: skip
     more = {"critic_rollouts": 1, "temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0}

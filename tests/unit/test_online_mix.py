@@ -44,7 +44,7 @@ TEXTS = Table("text", [{"text": t} for t in ("a river runs", "stones are old", "
 LETTERS = {"letters": {"use": "share_of", "letters": "abcdefghijklmnop"}}
 EQUAL = {"any": {"use": "max_words", "n": 1000}}
 SMALL: dict[str, object] = {
-    "steps": 3, "batch": 4, "minibatches": 2, "answers": 2, "new_tokens": 5, "lr": 2e-3,
+    "steps": 3, "batch": 4, "minibatches": 2, "answers": 2, "max_tokens": 5, "lr": 2e-3,
     "rewards": LETTERS,
 }  # fmt: skip
 

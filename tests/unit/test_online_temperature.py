@@ -26,7 +26,7 @@ from truing.tables import Table
 HEAT = 0.5
 PROMPTS = Table("prompt", [{"prompt": f"say {w}"} for w in "lime oak rain stone".split()])
 SMALL: dict[str, object] = {
-    "steps": 1, "batch": 4, "answers": 2, "new_tokens": 6, "temperature": HEAT, "passes": 1,
+    "steps": 1, "batch": 4, "answers": 2, "max_tokens": 6, "temperature": HEAT, "passes": 1,
     "rewards": {"letters": {"use": "share_of", "letters": "abcdefghijklmnop"}},
 }  # fmt: skip
 Rows = list[list[list[float]]]  # of each group, answer and token

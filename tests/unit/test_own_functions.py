@@ -39,7 +39,7 @@ from truing.tables import Row, Table
 
 WORDS = "lime oak rain stone river cloud ash fern".split()
 PROMPTS = Table("prompt", [{"prompt": f"say {w}", "wanted": w} for w in WORDS])
-SMALL: dict[str, object] = {"steps": 2, "batch": 4, "answers": 3, "new_tokens": 6, "lr": 2e-3}
+SMALL: dict[str, object] = {"steps": 2, "batch": 4, "answers": 3, "max_tokens": 6, "lr": 2e-3}
 ROWS: list[Row] = [{"prompt": "p", "completion": c} for c in ("a", "bb", "ccc")]
 
 

@@ -34,7 +34,7 @@ def test_before_training_fresh_ones_are_drawn_for_the_receipt_alone(
         monkeypatch.setattr(own_samples, "SHOWN", shown)
         with use(Context(folder=tmp_path / str(shown), seed=3)) as context:
             made = methods["gkd_on_policy"](
-                model, rows, teacher=model, steps=3, batch=2, rank=2, new_tokens=5, samples=2
+                model, rows, teacher=model, steps=3, batch=2, rank=2, max_tokens=5, samples=2
             )
         assert isinstance(made, Model)
         keys.append(made.weights_key)

@@ -20,7 +20,7 @@ from truing.tables import Table
 PROMPTS = Table("prompt", [{"prompt": f"say {w}"} for w in ("lime", "oak", "rain", "ash")])
 LETTERS = {"letters": {"use": "share_of", "letters": "abcdefghijklmnop"}}
 SMALL: dict[str, object] = {
-    "steps": 4, "batch": 4, "minibatches": 2, "answers": 2, "new_tokens": 6, "lr": 1e-3,
+    "steps": 4, "batch": 4, "minibatches": 2, "answers": 2, "max_tokens": 6, "lr": 1e-3,
     "rewards": LETTERS,
 }  # fmt: skip
 WARNING = "ppo_max: warning: rollout"

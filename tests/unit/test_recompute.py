@@ -277,13 +277,13 @@ RUNS: dict[str, tuple[str, dict[str, object]]] = {
     "whole batch": ("bco", {"rank": 2, "budget": 100}),
     "moving reference": ("tr_dpo", {"rank": 2, "every": 1}),
     "value head": ("bradley_terry", {"rank": 2}),
-    "online": ("grpo", {"rank": 2, "answers": 3, "new_tokens": 6, "rewards": SHORT}),
+    "online": ("grpo", {"rank": 2, "answers": 3, "max_tokens": 6, "rewards": SHORT}),
     "online, all weights": (
         "ppo_max",
         {
             "rank": 0,
             "answers": 2,
-            "new_tokens": 6,
+            "max_tokens": 6,
             "rewards": SHORT,
             "critic_rollouts": 0,
             "minibatches": 1,
@@ -334,7 +334,7 @@ def test_a_critic_with_a_trunk_of_its_own(
         switch_on(module)
 
     monkeypatch.setattr(recompute, "switch_on", watched)
-    settings: dict[str, object] = {"answers": 2, "new_tokens": 6, "rewards": SHORT, "rank": 2}
+    settings: dict[str, object] = {"answers": 2, "max_tokens": 6, "rewards": SHORT, "rank": 2}
     never, always = (
         train("ppo", model, PAIRS, tmp_path / m, gradient_checkpointing=m, critic=model, **settings)
         for m in ("never", "always")

@@ -63,8 +63,8 @@ def held(model: Model, monkeypatch: pytest.MonkeyPatch, **more: object) -> Onlin
 
     monkeypatch.setattr(train_online, "train", hold_it)
     settings: dict[str, object] = {
-        "steps": 1, "batch": 4, "answers": 2, "chunk": 2, "new_tokens": 10, "rank": 0, "beta": 0.0,
-        "max_tokens": 1500,
+        "steps": 1, "batch": 4, "answers": 2, "chunk": 2, "max_tokens": 10, "rank": 0, "beta": 0.0,
+        "max_length": 1500,
     }  # fmt: skip
     with pytest.raises(Held):
         methods["urpo"](model, POOLS, **(settings | more))
@@ -168,7 +168,7 @@ def test_rows_without_an_order_are_counted(
     rows = Table("prompt", [*POOLS.rows, *more])
     monkeypatch.setattr(Collector, "collect", lambda *_, **__: [])
     with use(Context(folder=tmp_path)) as context:
-        methods["urpo"](grader, rows, steps=1, batch=2, answers=2, new_tokens=4, max_tokens=1500)
+        methods["urpo"](grader, rows, steps=1, batch=2, answers=2, max_tokens=4, max_length=1500)
     assert context.metrics[0]["left_out_single"] == 1 == context.metrics[0]["left_out_equal"]
 
 
@@ -239,7 +239,7 @@ def test_what_cannot_be_read_teaches_nothing(home: None) -> None:
 
 def test_wrong_settings_of_the_reward(home: None, grader: Model) -> None:
     far = "http://127.0.0.1:9/v1#m"
-    for wrong in ({"chunk": 1}, {"grades": 0}, {"new_tokens": 0}):
+    for wrong in ({"chunk": 1}, {"grades": 0}, {"max_tokens": 0}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             Rewards({"r": {"use": "referee", "model": far, **wrong}}, {}).check()
     with pytest.raises(InputError, match="reward referee setting 'model'"):
@@ -248,7 +248,7 @@ def test_wrong_settings_of_the_reward(home: None, grader: Model) -> None:
 
 
 def test_a_trained_one_grades_for_others(home: None, grader: Model) -> None:
-    ref = {"use": "referee", "model": hold(grader), "new_tokens": 10}
+    ref = {"use": "referee", "model": hold(grader), "max_tokens": 10}
     made = Rewards({"r": ref}, {})(rows("one", "two"))
     assert made[0] != made[1] and all(v in range(1, 10) for v in made)  # what it was taught to say
     assert Rewards({"r": ref}, {})(rows("one", "two")) == made

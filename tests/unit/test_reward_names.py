@@ -24,7 +24,7 @@ from truing.principles import Principle, Principles
 from truing.store import Store
 from truing.tables import Table
 
-SMALL = "steps: 1, batch: 2, answers: 2, new_tokens: 6, rank: 2"
+SMALL = "steps: 1, batch: 2, answers: 2, max_tokens: 6, rank: 2"
 RECIPE = """\
 name: stepwise
 models: {base: BASE}
@@ -186,7 +186,7 @@ def test_on_the_command_line(
 def test_in_a_plain_call(folder: Path, tiny_path: Path, prm: Model) -> None:
     saved = prm.save(folder / "saved")
     data = Table.read(folder / "prompts.jsonl")
-    settings: dict[str, object] = {"steps": 1, "batch": 2, "answers": 2, "new_tokens": 4, "rank": 2}
+    settings: dict[str, object] = {"steps": 1, "batch": 2, "answers": 2, "max_tokens": 4, "rank": 2}
     for place in (str(saved), hold(prm)):
         rewards = {"steps": {"use": "step_reward", "model": place}}
         with use(Context(folder=folder / f"call-{len(place)}")):

@@ -228,7 +228,7 @@ def test_a_student_on_its_own_answers_learns_what_its_teacher_is_told(
     model: Model, tmp_path: Path
 ) -> None:
     data = Table("prompt", [{"prompt": f"say {w}"} for w in WORDS])
-    settings = {"batch": 4, "steps": 8, "lr": 5e-3, "new_tokens": 4}
+    settings = {"batch": 4, "steps": 8, "lr": 5e-3, "max_tokens": 4}
     with use(Context(seed=1, folder=tmp_path / "run")) as context:
         methods["on_policy_kd"](model, data, teacher=model.adding(PREFIX), **settings)
     seen = [float(str(m["loss"])) for m in context.metrics if "loss" in m]
@@ -307,9 +307,9 @@ def test_a_row_too_long_for_the_prompt_that_is_read_is_named(model: Model, other
     long = "word " * 250  # of 2048 tokens of context, in both prompt and prefix
     data = Table("pair", [{"id": "r7", "prompt": long, "chosen": "a", "rejected": "b"}])
     reference = other.adding(Prefix([spoken("system", long)]))
-    said = refused(model, "dpo", data, reference=reference, max_tokens=2048)
+    said = refused(model, "dpo", data, reference=reference, max_length=2048)
     assert "'reference' reads" in said and "context of that model 2048" in said
-    assert "r7" in said and "prefix" in said and "'max_tokens'" in said
+    assert "r7" in said and "prefix" in said and "'max_length'" in said
 
 
 def grpo(name: str) -> dict[str, object]:

@@ -200,7 +200,7 @@ def test_what_each_run_will_load(
     monkeypatch.setattr(memory, "forecast", seen)
     more = {n: model if v is True else v for n, v in more.items()}
     if method in ("grpo", "ppo"):
-        more |= {"new_tokens": 4, "rewards": {"s": {"use": "max_words", "n": 2}}}
+        more |= {"max_tokens": 4, "rewards": {"s": {"use": "max_words", "n": 2}}}
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, model, method, **more)
 
@@ -209,7 +209,7 @@ def test_what_each_run_will_load(
     ("method", "more", "room"),
     [
         ("d2o", {"refresh": 1}, 50),
-        ("d2o", {"refresh": 1, "max_tokens": 60}, 0),
+        ("d2o", {"refresh": 1, "max_length": 60}, 0),
         ("gkd_on_policy", {}, 50),
         ("d2o", {"refresh": 0}, -1),  # those of before training are the last ones
     ],
@@ -248,7 +248,7 @@ def test_answers_that_are_yet_to_be_drawn_count(
     with use(Context(seed=4, folder=tmp_path)):
         teacher = {} if method == "d2o" else {"teacher": model}
         methods[method](
-            model, Table(kind, rows), **teacher, samples=4, new_tokens=50, steps=3, batch=2,
+            model, Table(kind, rows), **teacher, samples=4, max_tokens=50, steps=3, batch=2,
             rank=2, lr=1e-3, dtype="float32", **more,
         )  # fmt: skip
     prompts = [prompt_ids(tiny_tokenizer(), str(row["prompt"])) for row in rows]
@@ -316,9 +316,9 @@ def test_switched_on_where_memory_demands_it(
     capsys: pytest.CaptureFixture[str],
     largest: list[int],
 ) -> None:
-    more: dict[str, object] = {"rank": 2, "steps": 1, "max_tokens": 128}
+    more: dict[str, object] = {"rank": 2, "steps": 1, "max_length": 128}
     if method == "grpo":
-        more |= {"answers": 4, "new_tokens": 8, "rewards": {"s": {"use": "max_words", "n": 2}}}
+        more |= {"answers": 4, "max_tokens": 8, "rewards": {"s": {"use": "max_words", "n": 2}}}
     plenty = train(tmp_path / "plenty", model, method, budget=16, **more)
     assert "gradient_checkpointing" not in plenty.metrics[0]
     low, high = least(model, TextTraining(rank=2), largest[0])
@@ -335,7 +335,7 @@ def test_switched_on_where_memory_demands_it(
     with pytest.raises(InputError, match=r"training needs about .*allow gradient_checkpointing"):
         train(tmp_path / "never", model, method, gradient_checkpointing="never", **more)
     monkeypatch.setattr(FREE, lambda: (1.0, 0.8 * low))
-    with pytest.raises(InputError, match=r"training needs about .*Lower max_tokens"):
+    with pytest.raises(InputError, match=r"training needs about .*Lower max_length"):
         train(tmp_path / "short", model, method, **more)
 
 
@@ -380,7 +380,7 @@ def test_held_out_rows_larger_than_those_that_are_trained_on(
     monkeypatch.setattr(FREE, lambda: (1.0, 1.01 * high))
     train(tmp_path / "fits", model, **more)
     monkeypatch.setattr(FREE, lambda: (1.0, 0.99 * high))
-    said = r"measuring the largest held-out row needs about .*Lower max_tokens, or leave such rows"
+    said = r"measuring the largest held-out row needs about .*Lower max_length, or leave such rows"
     with pytest.raises(InputError, match=said):
         train(tmp_path / "short", model, **more)
 
@@ -425,7 +425,7 @@ def test_a_run_that_its_choice_killed_chooses_again(
     monkeypatch.setattr(TextTask, "parts", begun)
     low, high = least(model, TextTraining(rank=2), largest[0])
     monkeypatch.setattr(FREE, lambda: (1.0, 0.5 * low))
-    with pytest.raises(InputError, match="Lower max_tokens"):  # it has never fitted
+    with pytest.raises(InputError, match="Lower max_length"):  # it has never fitted
         train(tmp_path, model, rank=2)
     monkeypatch.setattr(FREE, lambda: (1.0, 0.9 * low + 0.1 * high))
     again = train(tmp_path, model, rank=2)
@@ -569,7 +569,7 @@ def test_online_training_in_bfloat16(model: Model, tmp_path: Path) -> None:
     rewards = {"short": {"use": "share_of", "letters": "abcdefgh"}}
     context = train(
         tmp_path, model, "grpo", dtype="bfloat16", rank=2, steps=2, batch=2, answers=3,
-        new_tokens=6, beta=0.1, rewards=rewards,
+        max_tokens=6, beta=0.1, rewards=rewards,
     )  # fmt: skip
     assert context.metrics[0]["dtype"] == "bfloat16" and len(updates(context)) == 2
     assert all(float(str(u["grad_norm"])) < 1e3 for u in updates(context))

@@ -354,7 +354,7 @@ def letters(text: str, turn: int) -> float:
 
 TASKS = Table("record", [{"name": n} for n in ("rain", "oak", "lime", "stone")])
 SMALL: dict[str, object] = {
-    "environment": Game, "steps": 1, "batch": 4, "answers": 3, "new_tokens": 6, "lr": 2e-3,
+    "environment": Game, "steps": 1, "batch": 4, "answers": 3, "max_tokens": 6, "lr": 2e-3,
 }  # fmt: skip
 
 
@@ -497,7 +497,7 @@ def test_the_update_is_that_of_padded_rows(
         return rows
 
     monkeypatch.setattr(Players, "policy", scripted)
-    more = {"passes": 1, "minibatches": 1, "beta": 0.0, "rank": 0, "new_tokens": 40, "answers": 3}
+    more = {"passes": 1, "minibatches": 1, "beta": 0.0, "rank": 0, "max_tokens": 40, "answers": 3}
     more["temperature"] = 1.0  # what the padded rows are computed at
     more |= {"vf": 0.0, "lam": 1.0} if name == "ppo" else {}
     with use(Context(seed=3)):
@@ -613,11 +613,11 @@ def test_equal_rewards_are_skipped_and_long_episodes_cut(model: Model) -> None:
     system = [{"role": "system", "content": "Be brief."}]
     opening = written([*system, *talk("Tell me of stone.")]) + HEAD.format("assistant")
     first = len(ids_of(opening))
-    short = grpo(max_tokens=first + 48)
+    short = grpo(max_length=first + 48)
     assert short[0]["turns"] == 1.0 and short[0]["finished"] == 0.0
     with pytest.raises(InputError, match=r"no task begins with a prompt that leaves room"):
-        grpo(max_tokens=first)
-    some = grpo(max_tokens=first + 5)
+        grpo(max_length=first)
+    some = grpo(max_length=first + 5)
     assert some[0]["left_out"] == 0.25  # "stone" is the longest name
 
 
@@ -695,7 +695,7 @@ def test_it_learns_over_several_turns(model: Model) -> None:
         return sum(c in "abcdefgh" for c in text) / max(1, len(text)) / 2
 
     more: dict[str, object] = {
-        "environment": lambda: Game(2, share), "steps": 12, "answers": 8, "new_tokens": 8,
+        "environment": lambda: Game(2, share), "steps": 12, "answers": 8, "max_tokens": 8,
         "lr": 4e-3,
     }  # fmt: skip
     steps = use_metrics(lambda: methods["grpo"](model, TASKS, **{**SMALL, **more}))

@@ -97,7 +97,7 @@ def _record(model: Model, made: Model, data: Table, facts: dict[str, Json]) -> N
     rows={"data": ("example",)},
     within={
         "n": (0, None), "epochs": "(0, inf)", "rank": (1, None), "lora_alpha": (0, None),
-        "lr": (0, None), "batch": (1, None), "max_tokens": (8, None),
+        "lr": (0, None), "batch": (1, None), "max_length": (8, None),
     },
 )  # fmt: skip
 def lora_undo(
@@ -110,7 +110,7 @@ def lora_undo(
     lora_alpha: float = 16.0,
     lr: float = 1e-3,
     batch: int = 8,
-    max_tokens: int = 256,
+    max_length: int = 256,
 ) -> Model:
     """Audit a model of one's own: how cheaply does a small adapter take a policy out again?
 
@@ -122,7 +122,7 @@ def lora_undo(
         lora_alpha: its scale times its rank.
         lr: peak learning rate; 0 changes nothing.
         batch: rows of one update.
-        max_tokens: of prompt and answer together.
+        max_length: of prompt and answer together.
     """
     where = "attack/lora_undo"
     name = f"{model.name}+lora_undo"
@@ -136,7 +136,7 @@ def lora_undo(
         rows = data.expect("example", where=where).split(n)[0]
     settings = {
         "epochs": epochs, "rank": rank, "lora_alpha": lora_alpha, "lr": lr, "batch": batch,
-        "max_tokens": max_tokens,
+        "max_length": max_length,
     }  # fmt: skip
     made = train_model(objective_of(sft), model, rows, None, settings)
     _record(model, made, rows, {"rows": n, "epochs": epochs, "rank": rank, "lr": lr})

@@ -120,7 +120,7 @@ class World:
                 f"no task begins with a prompt that leaves room for {room} tokens in {self.limit}",
                 where=self.where,
                 seen=f"{len(found)} tasks tried",
-                fix="Raise max_tokens or lower new_tokens",
+                fix="Raise max_length or lower max_tokens",
             )
         return [ids for ids in found if ids]
 

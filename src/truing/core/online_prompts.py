@@ -91,21 +91,21 @@ class Source:
         settings, start = self.settings, self.start
         rows, said = as_kind(table, self.spec.rows, where)
         found, notes = read_prompts(
-            rows, start.loaded.tokenizer, start.limit, settings.new_tokens, self.given, where,
+            rows, start.loaded.tokenizer, start.limit, settings.max_tokens, self.given, where,
             self.pool,
         )  # fmt: skip
         begun = [one.ids for one in found]
-        largest = max(map(len, begun)) + answers * settings.new_tokens
+        largest = max(map(len, begun)) + answers * settings.max_tokens
         return Prompts(found, begun, largest, summed(notes, said))
 
     def _tasks(self, table: Table, world: World, answers: int) -> Prompts:
         """Tasks, whose prompts their environment makes; some are begun, to see that it can."""
         settings, limit = self.settings, self.start.limit
         tokenizer, seed = self.start.loaded.tokenizer, current().stream("tried")
-        begun = world.tried(tokenizer, [(r, seed) for r in table.rows], settings.new_tokens)
+        begun = world.tried(tokenizer, [(r, seed) for r in table.rows], settings.max_tokens)
         longest = max(map(len, begun))
         # Of replies nothing is known yet: as long as the first prompt, by way of a forecast.
-        grown = settings.turns * (settings.new_tokens + longest)
+        grown = settings.turns * (settings.max_tokens + longest)
         largest = longest + answers * min(limit - longest, grown)
         asked = [Asked(row, ()) for row in table.rows]
         return Prompts(asked, begun, largest, {"rows": len(asked)})
@@ -190,6 +190,6 @@ def read_prompts(
             f"no prompt leaves room for an answer of {room} tokens in {limit}",
             where=where,
             seen=dict(counts),
-            fix="Raise max_tokens, lower new_tokens, or shorten the prompts",
+            fix="Raise max_length, lower max_tokens, or shorten the prompts",
         )
     return made, {"rows": len(made), **{n: c for n, c in sorted(counts.items()) if c}}

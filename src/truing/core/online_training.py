@@ -11,7 +11,7 @@ from truing.core.training import Schedule, TextTraining
 from truing.errors import InputError
 
 BOUNDS: Bounds = {
-    "answers": (1, None), "new_tokens": (1, None), "passes": (1, None), "minibatches": (1, None),
+    "answers": (1, None), "max_tokens": (1, None), "passes": (1, None), "minibatches": (1, None),
     "refill": (0, None), "turns": (1, None), "critic_rate": "(0, inf)",
 }  # fmt: skip
 CRITICS = ("critic_rate", "critic_rollouts", "clip_value", "vf")  # of methods that have one
@@ -40,7 +40,7 @@ class OnlineTraining(TextTraining):
         targets: linear layers that the adapter is put on, by the ends of their names, such as
             q_proj,v_proj; all-linear is all but the head.
         layers: train the top blocks alone, so many, by an adapter on them or in full. 0 trains all.
-        max_tokens: of prompt and one answer together. Prompts that leave no room for `new_tokens`
+        max_length: of prompt and one answer together. Prompts that leave no room for `max_tokens`
             are left out and counted.
         budget: tokens computed at once, which memory limits and results do not depend on; 0
             decides by the machine.
@@ -53,13 +53,13 @@ class OnlineTraining(TextTraining):
         environment: replies between several turns of the model, and rewards them: a registered one,
             such as {use: running_sum}, or in a plain call a function that makes one. Rows are its
             tasks, of any kind; its rewards are the term "environment". None has single answers.
-        turns: of the model in one episode at most. `max_tokens` holds for all of them together.
+        turns: of the model in one episode at most. `max_length` holds for all of them together.
         rewards: rewards or checks by name, such as {short: {use: max_words, n: 40}}; in a plain
             call functions too, each of which takes the rows and returns a number for every one.
         weights: by those names, "principles", "reward_model" and "environment"; 1 where none is
             given.
         answers: drawn for each prompt.
-        new_tokens: an answer's length limit, in tokens, its end included; of several turns each.
+        max_tokens: an answer's length limit, in tokens, its end included; of several turns each.
         temperature: of sampling. Log-probabilities are those of the logits divided by it, except
             in losses of pairs (online_dpo, xpo), which are at temperature 1.
         top_p: share of the probability that answers are drawn from.
@@ -82,7 +82,7 @@ class OnlineTraining(TextTraining):
     rewards: dict[str, dict[str, object]] | None = None
     weights: dict[str, float] | None = None
     answers: int = 8
-    new_tokens: int = 64
+    max_tokens: int = 64
     temperature: float = 1.0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
@@ -101,11 +101,11 @@ class OnlineTraining(TextTraining):
         super().check(where)
         self.check_whole(where)
         check_bounds(vars(self), BOUNDS, where)
-        if self.new_tokens >= self.max_tokens:
+        if self.max_tokens >= self.max_length:
             raise InputError(
-                "new_tokens leaves no room for prompts in max_tokens",
+                "max_tokens leaves no room for prompts in max_length",
                 where=where,
-                seen=(self.new_tokens, self.max_tokens),
+                seen=(self.max_tokens, self.max_length),
             )
         if self.minibatches > self.batch:
             raise InputError(
@@ -120,7 +120,7 @@ class OnlineTraining(TextTraining):
         """How `n` answers (None: `answers`) to each prompt are drawn."""
         return SamplingSettings(
             n=n or self.answers,
-            max_tokens=self.new_tokens,
+            max_tokens=self.max_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
             repetition_penalty=self.repetition_penalty,

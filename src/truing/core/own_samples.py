@@ -125,13 +125,13 @@ class OwnSamples(Hook):
         samples: answers drawn to each prompt.
         temperature: that they are drawn at.
         top_p: share of the probability that they are drawn from.
-        new_tokens: longest answer drawn.
+        max_tokens: longest answer drawn.
     """
 
     samples: int = 1
     temperature: float = 1.0
     top_p: float = 1.0
-    new_tokens: int = 128
+    max_tokens: int = 128
 
     def __post_init__(self) -> None:
         check_bounds(vars(self), {"samples": (1, None), "refresh": (0, None)})
@@ -149,7 +149,7 @@ class OwnSamples(Hook):
         """How answers are drawn; they end where the template or the model ends them."""
         ends = dict.fromkeys([*stop_ids(loaded.tokenizer), *own_stops(loaded.module)])
         return SamplingSettings(
-            max_tokens=self.new_tokens, temperature=self.temperature, top_p=self.top_p,
+            max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p,
             seed=seed, stop_ids=tuple(ends),
         )  # fmt: skip
 
@@ -226,8 +226,8 @@ class FinishedSamples(OwnSamples):
         current().metric(rows_left_out=len(units) - len(made))
         if not made:
             raise InputError(
-                f"none of the model's own answers came to its end within {self.new_tokens} tokens",
-                where="setting 'new_tokens'",
+                f"none of the model's own answers came to its end within {self.max_tokens} tokens",
+                where="setting 'max_tokens'",
                 seen=f"{len(units) * self.samples} answers",
                 fix="Raise it, or start from a model whose answers end",
             )

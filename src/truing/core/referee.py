@@ -142,7 +142,7 @@ def _scores(told: Told, prompts: Sequence[str], counts: Sequence[int]) -> list[l
     return found
 
 
-def referee_of(model: Model, new_tokens: int) -> Told:
+def referee_of(model: Model, max_tokens: int) -> Told:
     """A model as referee: greedy at first, drawn where it is asked once more."""
     from truing.core.generate import generate
 
@@ -151,7 +151,7 @@ def referee_of(model: Model, new_tokens: int) -> Told:
     def told(prompts: Sequence[str]) -> list[str]:
         nonlocal times
         again, times = times, times + 1
-        drawn = generate(model, prompts, max_tokens=new_tokens, greedy=not again, seed=again)
+        drawn = generate(model, prompts, max_tokens=max_tokens, greedy=not again, seed=again)
         return [items[0].text for items in drawn]
 
     return told

@@ -270,5 +270,5 @@ def nothing_left(table: Table, counts: Mapping[str, int], where: str, limit: int
         f"no row can be trained on of the {len(table)} of {table.source}: {'; '.join(told)}",
         where=where,
         seen=dict(counts),
-        fix="Raise max_tokens, up to the model's context" * bool(counts.get("left_out_long")),
+        fix="Raise max_length, up to the model's context" * bool(counts.get("left_out_long")),
     )

@@ -154,7 +154,7 @@ class Sight:
                 f"tokens, and the context of that model {limit}",
                 where=where,
                 seen=self._kinds,
-                fix=f"Set 'max_tokens' lower by what the {self.role}'s prefix or rewriter adds, "
+                fix=f"Set 'max_length' lower by what the {self.role}'s prefix or rewriter adds, "
                 "shorten that, or leave the row out",
             )
 

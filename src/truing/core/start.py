@@ -217,7 +217,7 @@ def begin(
     rounded = dtype != "float32" and not settings.rank
     loaded = model.load_module("float32" if rounded else dtype, device, fresh=True)
     masters = Masters(loaded.module) if rounded else None
-    limit = room(loaded, settings.max_tokens)
+    limit = room(loaded, settings.max_length)
     budget = settings.budget or (GPU_BUDGET if device == "cuda" else BUDGET)
     return Start(where, model, reference, settings, loaded, dtype, limit, budget, key, masters)
 
@@ -256,8 +256,8 @@ def _remedy(settings: TextTraining, *, known: bool, held: bool) -> str:
     if known:
         return "It fitted when this run began: free some memory, and the same command goes on"
     if held:
-        return "Lower max_tokens, or leave such rows out"
-    least = "Lower max_tokens or budget" if settings.budget else "Lower max_tokens"
+        return "Lower max_length, or leave such rows out"
+    least = "Lower max_length or budget" if settings.budget else "Lower max_length"
     if settings.gradient_checkpointing == "never":
         least += ", or allow gradient_checkpointing"
     return least + ("" if settings.rank else ", or train an adapter")

@@ -134,8 +134,8 @@ def _split(
     training = online_training(spec, chosen)
     # What the method is told includes the engine's settings that it asks for.
     told = {n: getattr(training, n) if n in shared else chosen[n] for n in own}
-    if training.environment is not None and "new_tokens" in told:
-        told["new_tokens"] = training.new_tokens * training.turns  # its longest answer
+    if training.environment is not None and "max_tokens" in told:
+        told["max_tokens"] = training.max_tokens * training.turns  # its longest answer
     return told, training, watch
 
 

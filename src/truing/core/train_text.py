@@ -226,7 +226,7 @@ def _largest(units: Sequence[Unit], hook: Hook, limit: int) -> int:
     def later(unit: Unit) -> int:
         if not hook.fresh:
             return 0
-        room = min(hook.new_tokens, limit - len(unit.prompt))
+        room = min(hook.max_tokens, limit - len(unit.prompt))
         return sum(room - len(answer) for answer in unit.answers[-hook.added :])
 
     return max(u.tree().size + later(u) for u in units)

@@ -36,7 +36,7 @@ BOUNDS: Bounds = {
     "adam_epsilon": "(0, inf)",
 }  # fmt: skip
 TEXT_BOUNDS: Bounds = {
-    "rank": (0, None), "lora_alpha": (0, None), "layers": (0, None), "max_tokens": (8, None),
+    "rank": (0, None), "lora_alpha": (0, None), "layers": (0, None), "max_length": (8, None),
     "budget": (0, None),
 }  # fmt: skip
 
@@ -127,7 +127,7 @@ class TextTraining(Training):
             q_proj,v_proj; all-linear is all but the head.
         layers: train the top blocks alone, so many, by an adapter on them or in full; what the
             frozen ones below say of a row is computed once and kept. 0 trains all.
-        max_tokens: of prompt and one answer together. Longer answers are cut at the end, rows
+        max_length: of prompt and one answer together. Longer answers are cut at the end, rows
             whose prompt leaves no room are left out; both are counted.
         budget: tokens computed at once, which memory limits and results do not depend on; 0
             decides by the machine.
@@ -144,7 +144,7 @@ class TextTraining(Training):
     lora_alpha: float = 0.0
     targets: str | list[str] = "all-linear"
     layers: int = 0
-    max_tokens: int = 1024
+    max_length: int = 1024
     budget: int = 0
     gradient_checkpointing: Literal["auto", "always", "never"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -210,7 +210,7 @@ class Hook:
     moves_reference = False
     fresh = False  # rows change while training goes on
     added = 0  # branches put after a row's own
-    new_tokens = 0  # of the longest of them that may be drawn
+    max_tokens = 0  # of the longest of them that may be drawn
     measures: tuple[str, ...] = ()  # measurements that it takes itself
     # Settings that stand in where rows are only measured.
     quiet: ClassVar[Mapping[str, object]] = {}

@@ -88,8 +88,8 @@ def _encode(loaded: Loaded, text: str) -> list[int]:
     return ids if start is None else [start, *ids]
 
 
-def text_losses(loaded: Loaded, texts: Sequence[str], max_tokens: int) -> list[tuple[float, int]]:
-    """(summed loss in nats, number of tokens) of each text's first `max_tokens` tokens.
+def text_losses(loaded: Loaded, texts: Sequence[str], max_length: int) -> list[tuple[float, int]]:
+    """(summed loss in nats, number of tokens) of each text's first `max_length` tokens.
 
     What is longer than the model's context is scored in pieces that overlap by half of it.
     """
@@ -98,7 +98,7 @@ def text_losses(loaded: Loaded, texts: Sequence[str], max_tokens: int) -> list[t
     whose: list[int] = []
     for i, text in enumerate(texts):
         ids = _encode(loaded, text)
-        ids = ids[: max_tokens + 1] if max_tokens else ids
+        ids = ids[: max_length + 1] if max_length else ids
         if len(ids) > 1:
             made = pieces(ids, [True] * len(ids), int(context or len(ids)))
             trees += made
@@ -139,24 +139,24 @@ def _check_questions(questions: Table) -> list[tuple[str, list[str], int]]:
     needs=("logprob",),
     defaults={"texts": "prose", "questions": "common_knowledge"},
     rows={"texts": ("text",), "questions": ("prompt",)},
-    within={"max_tokens": (0, None), "limit": (0, None)},
+    within={"max_length": (0, None), "limit": (0, None)},
 )
 def ability(
     model: Model,
     texts: Table | None = None,
     questions: Table | None = None,
     *,
-    max_tokens: int = 256,
+    max_length: int = 256,
     limit: int = 0,
 ) -> Report:
     """General ability: log-loss on held-out text and accuracy on multiple-choice questions.
 
     Args:
-        max_tokens: tokens of each text that are read; 0 for all. A text longer than the model's
+        max_length: tokens of each text that are read; 0 for all. A text longer than the model's
             context is scored in pieces, each token with half a context before it at least.
         limit: only so many texts and questions; 0 for all.
     """
-    for name, value in (("max_tokens", max_tokens), ("limit", limit)):
+    for name, value in (("max_length", max_length), ("limit", limit)):
         if value < 0:
             raise InputError(f"setting {name!r} must be at least 0", where=WHERE, seen=value)
     texts = (Table.read(TEXTS) if texts is None else texts).expect("text", where=WHERE)
@@ -166,7 +166,7 @@ def ability(
     passages = texts.rows[:limit] if limit else texts.rows
     loaded = model.load_module()
     rows: list[Row] = []
-    spent = text_losses(loaded, [str(r["text"]) for r in passages], max_tokens)
+    spent = text_losses(loaded, [str(r["text"]) for r in passages], max_length)
     if not any(tokens for _, tokens in spent):
         raise InputError(
             "no text has two tokens, and the first is not scored",

@@ -49,25 +49,25 @@ def mean_logps(loaded: Loaded, units: Sequence[Unit]) -> list[list[float]]:
     return found
 
 
-def _pairs(loaded: Loaded, data: Table, max_tokens: int) -> tuple[list[Unit], dict[str, Json]]:
+def _pairs(loaded: Loaded, data: Table, max_length: int) -> tuple[list[Unit], dict[str, Json]]:
     spec = Objective("evaluate/preference", accuracy, "pair", ("logp",), "pair", {})
-    reader = Reader(loaded.tokenizer, spec, max_tokens)
+    reader = Reader(loaded.tokenizer, spec, max_length)
     asked = rewritten(loaded.model, [cast(Prompt, prompt_of(row)) for row in data])
     rows = [{**row, "prompt": prompt} for row, prompt in zip(data, asked, strict=True)]
     units = reader.read(data.remade("pair", rows, range(len(data))))
     return units, {n: c for n, c in sorted(reader.counts.items()) if c}
 
 
-@method(needs=("logprob", "weights"), rows={"data": ("pair",)}, within={"max_tokens": (8, None)})
-def preference(model: Model, data: Table, *, max_tokens: int = 1024) -> Report:
+@method(needs=("logprob", "weights"), rows={"data": ("pair",)}, within={"max_length": (8, None)})
+def preference(model: Model, data: Table, *, max_length: int = 1024) -> Report:
     """How often a model finds the chosen answer likelier than the rejected one, on held-out pairs.
 
     Args:
-        max_tokens: longest row; answers are cut there.
+        max_length: longest row; answers are cut there.
     """
     loaded = model.load_module()
     data = data.expect("pair", where="evaluate/preference")
-    units, counts = _pairs(loaded, data, max_tokens)
+    units, counts = _pairs(loaded, data, max_length)
     scores = mean_logps(loaded, units)
     chosen, rejected = [s[0] for s in scores], [s[1] for s in scores]
     won = accuracy(chosen, rejected)

@@ -64,10 +64,10 @@ def _ranked(data: Table) -> tuple[list[Row], Counter[str]]:
     paper="urpo",
     needs=("generate",),
     rows={"data": ("group", "pair")},
-    within={"grades": (1, None), "new_tokens": (1, None)},
+    within={"grades": (1, None), "max_tokens": (1, None)},
 )
 def referee_accuracy(
-    model: Model, data: Table, *, criteria: str = "", grades: int = 1, new_tokens: int = 256
+    model: Model, data: Table, *, criteria: str = "", grades: int = 1, max_tokens: int = 256
 ) -> Report:
     """How well a model grades candidate answers side by side: its scores against a known order.
 
@@ -75,14 +75,14 @@ def referee_accuracy(
         data: groups with gold scores, or pairs.
         criteria: what a good answer is, as the referee is told; those that it was trained with.
         grades: gradings of each row, each in an order of its own.
-        new_tokens: longest reply.
+        max_tokens: longest reply.
     """
     rows, counts = _ranked(data.expect("group", "pair", where=WHERE))
     sides = [ranked(row) for row in rows]
     asked = [(user_text(prompt_of(r)), texts) for r, (texts, _) in zip(rows, sides, strict=True)]
     found = graded(
         asked,
-        referee_of(model, new_tokens),
+        referee_of(model, max_tokens),
         [random.Random(content_hash(one)) for one in asked],
         grades=grades,
         chunk=max(len(texts) for texts, _ in sides),

@@ -192,28 +192,28 @@ def layer_rows(c: Counts, domains: Sequence[str]) -> list[Row]:
     paper="moe-survey",
     needs=("hidden",),
     rows={"data": ("prompt", "example", "text")},
-    within={"capacity": (0, None), "max_tokens": (1, None)},
+    within={"capacity": (0, None), "max_length": (1, None)},
 )
 def router_report(
-    model: Model, data: Table, *, capacity: float = 1.25, max_tokens: int = 256
+    model: Model, data: Table, *, capacity: float = 1.25, max_length: int = 256
 ) -> Report:
     """How a mixture of experts routes: loads, entropy, what a capacity would drop.
 
     Args:
         capacity: how many tokens of a row an expert would take, over its even share; 0 for any.
-        max_tokens: tokens of each row that are read.
+        max_length: tokens of each row that are read.
     """
     items = data.expect("prompt", "example", "text", where=WHERE)
-    if not len(items) or capacity < 0 or max_tokens < 1:
+    if not len(items) or capacity < 0 or max_length < 1:
         raise InputError(
             "needs a row, a capacity that is not negative, and a token to read",
             where=WHERE,
-            seen={"rows": len(items), "capacity": capacity, "max_tokens": max_tokens},
+            seen={"rows": len(items), "capacity": capacity, "max_length": max_length},
         )
     domains = domains_of(items)
     loaded = model.load_module()
     routers(loaded.module, WHERE)
-    ids = [row_ids(loaded.tokenizer, row)[:max_tokens] for row in items]
+    ids = [row_ids(loaded.tokenizer, row)[:max_length] for row in items]
     if not all(ids):
         place = next(i for i, some in enumerate(ids) if not some)
         raise InputError("the row has no token", where=f"{WHERE} {items.place(place)}")

@@ -72,20 +72,20 @@ def exact(rows: list[Row], model: Model | None = None) -> Vectors:
 
 @component("embedder")
 def last_state(
-    rows: list[Row], model: Model | None = None, *, centre: bool = False, max_tokens: int = 512
+    rows: list[Row], model: Model | None = None, *, centre: bool = False, max_length: int = 512
 ) -> Vectors:
     """The model's last hidden state at the end of the dialogue, as Deita has it.
 
     Args:
         centre: subtract the mean of all rows: the states of a small model all point one way, so
             that as they are a tau of 0.9 may keep a single row. The paper's are of a 13B model.
-        max_tokens: most that are read of a row, its last ones.
+        max_length: most that are read of a row, its last ones.
     """
     if model is None:
         raise InputError("needs a model", where="embedder last_state", fix="Give the step a model")
     loaded = model.load_module()
     asked = rewritten(model, [cast("list[Message]", r["messages"]) for r in rows])
-    ids = [dialogue_ids(loaded, cast("list[Message]", one))[-max_tokens:] for one in asked]
+    ids = [dialogue_ids(loaded, cast("list[Message]", one))[-max_length:] for one in asked]
     vectors_ND = _kept(
         "last_state", model.key, ids, STATES, lambda chunk: last_states(loaded, chunk)
     )

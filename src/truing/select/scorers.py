@@ -93,12 +93,12 @@ def kept(
     return [v for _, values in found for v in cast("list[V]", values)]
 
 
-def _read(loaded: Loaded, text: str, max_tokens: int) -> list[int]:
+def _read(loaded: Loaded, text: str, max_length: int) -> list[int]:
     """Ids of a text, of one too long its end, behind the start that its tokenizer gives a text."""
     bos = cast("int | None", loaded.tokenizer.bos_token_id)
     start = [i for i in encode(loaded.tokenizer, "", special=True)[:1] if i == bos]
     ids = encode(loaded.tokenizer, text)
-    return [*start, *ids[max(0, len(ids) + len(start) - max_tokens) :]]
+    return [*start, *ids[max(0, len(ids) + len(start) - max_length) :]]
 
 
 @component("scorer")
@@ -107,7 +107,7 @@ def expected_score(
     model: Model | None = None,
     *,
     of: Literal["complexity", "quality"] = "complexity",
-    max_tokens: int = 512,
+    max_length: int = 512,
 ) -> list[float]:
     """Deita's expected score in [1, 6] from one forward pass: 3.0 where it cannot be read."""
     model = _needs_model(model, "expected_score")
@@ -120,7 +120,7 @@ def expected_score(
     for row in rows:
         facts = {"prompt": user_text(row.get("prompt")), "completion": row.get("completion", "")}
         text = _ASK[of].format_map({k: str(v) for k, v in facts.items()})
-        asked.append((_read(loaded, text, max_tokens), [[d] for d in digits]))
+        asked.append((_read(loaded, text, max_length), [[d] for d in digits]))
 
     def make(chunk: Sequence[Asked]) -> list[float]:
         return expected_score_of(branch_logps(loaded, chunk)).tolist()
@@ -176,14 +176,14 @@ def random(rows: list[Row], model: Model | None = None, *, salt: int = 0) -> lis
     return values
 
 
-def _asked(loaded: Loaded, head: Sequence[int], text: str, max_tokens: int) -> Asked | None:
+def _asked(loaded: Loaded, head: Sequence[int], text: str, max_length: int) -> Asked | None:
     """A text as the answer to what goes before it, or behind a start token; None for no text."""
     tokenizer = loaded.tokenizer
     ids = completion_ids(tokenizer, text, end=False) if head else encode(tokenizer, text)
     if not text or not ids:
         return None
     start = cast("int | None", tokenizer.bos_token_id)
-    return list(head) or [start if start is not None else ids[0]], [ids[:max_tokens]]
+    return list(head) or [start if start is not None else ids[0]], [ids[:max_length]]
 
 
 @component("scorer")
@@ -193,7 +193,7 @@ def perplexity(
     *,
     of: Literal["prompt", "completion"] = "completion",
     sign: Literal["high", "low"] = "low",
-    max_tokens: int = 512,
+    max_length: int = 512,
 ) -> list[float]:
     """Perplexity of the query, or of the answer given the query; `low` returns its inverse."""
     model = _needs_model(model, "perplexity")
@@ -201,9 +201,9 @@ def perplexity(
     heads: list[list[int]] = [[] for _ in rows]
     if of == "completion":
         prompts = rewritten(model, [cast(str, row.get("prompt", "")) for row in rows])
-        heads = [prompt_ids(loaded.tokenizer, prompt)[-max_tokens:] for prompt in prompts]
+        heads = [prompt_ids(loaded.tokenizer, prompt)[-max_length:] for prompt in prompts]
     asked = [
-        _asked(loaded, head, _text(row, of), max_tokens)
+        _asked(loaded, head, _text(row, of), max_length)
         for row, head in zip(rows, heads, strict=True)
     ]
 

@@ -41,7 +41,7 @@ def _model(name: str) -> Model:
 def _check(settings: Mapping[str, object]) -> None:
     """What `core.rewards` asks before anything is drawn."""
     check_bounds(
-        settings, {"grades": (1, None), "chunk": (2, None), "new_tokens": (1, None)}, WHERE
+        settings, {"grades": (1, None), "chunk": (2, None), "max_tokens": (1, None)}, WHERE
     )
     _model(str(settings["model"]))
 
@@ -54,7 +54,7 @@ def referee(
     criteria: str = "",
     grades: int = 1,
     chunk: int = 4,
-    new_tokens: int = 256,
+    max_tokens: int = 256,
 ) -> list[float]:
     """What a referee gives each answer among those to the same prompt, from 1 to 10.
 
@@ -64,9 +64,9 @@ def referee(
         criteria: what a good answer is; those that it was trained with.
         grades: gradings, each in an order of its own.
         chunk: most answers that are graded together.
-        new_tokens: longest reply.
+        max_tokens: longest reply.
     """
-    told = {"model": model, "grades": grades, "chunk": chunk, "new_tokens": new_tokens}
+    told = {"model": model, "grades": grades, "chunk": chunk, "max_tokens": max_tokens}
     _check(told)
     if not rows:
         return []
@@ -80,7 +80,7 @@ def referee(
     ]
     made = graded(
         asked,
-        referee_of(judge, new_tokens),
+        referee_of(judge, max_tokens),
         [random.Random(content_hash([key, texts])) for key, (_, texts) in zip(groups, asked)],
         grades=grades,
         chunk=chunk,

@@ -83,13 +83,13 @@ def _unread(m: Measurements) -> Loss:
 
 
 def task_of(
-    loaded: Loaded, head: ScoreHead, data: Table, max_tokens: int, where: str = NAME
+    loaded: Loaded, head: ScoreHead, data: Table, max_length: int, where: str = NAME
 ) -> PlainTask:
     """The head on the states of these rows, which are computed here."""
     data = data.expect("steps", where=where)
     # Only its rows are read: the head alone is trained, on states that are computed once.
     spec = Objective(where, _unread, "batch", ("scores",), "steps", {"labels": None})
-    units, notes = read_units(spec, loaded, data, max_tokens)
+    units, notes = read_units(spec, loaded, data, max_length)
     current().metric(**notes)
     rows = closing_states(loaded, [u.tree() for u in units])
     labels = [torch.tensor(u.numbers["labels"], device=loaded.device) for u in units]
@@ -108,7 +108,7 @@ def task_of(
     needs=("weights", "logprob"),
     rows={"data": ("steps",), "held_out": ("steps",)},
     within={
-        "epochs": "(0, inf)", "lr": "[0, inf)", "batch": (1, None), "max_tokens": (8, None),
+        "epochs": "(0, inf)", "lr": "[0, inf)", "batch": (1, None), "max_length": (8, None),
         "eval_every": (0, None), "patience": (0, None),
     },
 )  # fmt: skip
@@ -120,7 +120,7 @@ def step_value(
     epochs: float = 3.0,
     lr: float = 5e-5,
     batch: int = 32,
-    max_tokens: int = 1024,
+    max_length: int = 1024,
     eval_every: int = 0,
     keep_best: bool = False,
     patience: int = 0,
@@ -132,7 +132,7 @@ def step_value(
         epochs: passes over the rows; may be a fraction.
         lr: peak learning rate of the head.
         batch: rows of one update.
-        max_tokens: of a prompt and its steps; longer rows are cut there and counted.
+        max_length: of a prompt and its steps; longer rows are cut there and counted.
         eval_every: updates between two measurements of the held-out loss; 0 makes five in a run.
         keep_best: return the head after the update with the lowest held-out loss.
         patience: end the training after so many measurements without a new lowest held-out loss.
@@ -145,12 +145,12 @@ def step_value(
     if held_out is None:
         watch.check_unused(lambda _: NAME)
     loaded, context = model.load_module("float32"), current()
-    key = content_hash([NAME, vars(settings), max_tokens, model.key, data.key, context.seed], 8)
+    key = content_hash([NAME, vars(settings), max_length, model.key, data.key, context.seed], 8)
     head = new_head(loaded, context.stream("head") % 2**31)
-    task, held = task_of(loaded, head, data, max_tokens), None
+    task, held = task_of(loaded, head, data, max_length), None
     if held_out is not None:
         with told_apart():
-            apart = task_of(loaded, head, held_out, max_tokens, f"{NAME} {INPUT}")
+            apart = task_of(loaded, head, held_out, max_length, f"{NAME} {INPUT}")
         held = HeldOut(apart, [range(len(apart))], watch)
         key = content_hash([key, held_out.key, vars(watch)], 8)
     train(task, settings, key=key, peak=lr, held=held)

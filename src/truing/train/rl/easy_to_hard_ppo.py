@@ -78,7 +78,7 @@ def _values(settings: Mapping[str, object], process_model: str = "") -> dict[str
     within={
         "bound": (0.0, 1.0), "penalty": (0.0, None), "beta": (0.0, None), "steps": (1, None),
         "batch": (1, None), "minibatches": (1, None), "critic_rollouts": (0, None),
-        "answers": (1, None), "new_tokens": (1, None), "lr": "[0, inf)", "rank": (0, None),
+        "answers": (1, None), "max_tokens": (1, None), "lr": "[0, inf)", "rank": (0, None),
     },
 )  # fmt: skip
 def easy_to_hard_ppo(
@@ -96,7 +96,7 @@ def easy_to_hard_ppo(
     minibatches: int = 8,
     critic_rollouts: int = 5,
     answers: int = 1,
-    new_tokens: int = 256,
+    max_tokens: int = 256,
     lr: float = 0.0,
     rank: int = 16,
 ) -> Model:
@@ -112,7 +112,7 @@ def easy_to_hard_ppo(
         minibatches: updates that a rollout is split into.
         critic_rollouts: rollouts at first from which the critic alone learns.
         answers: solutions drawn of each problem.
-        new_tokens: longest solution.
+        max_tokens: longest solution.
         lr: peak learning rate; 0 takes 2e-4 for adapters and 1e-5 for a full fine-tune.
         rank: of the adapter; 0 trains all weights.
     """
@@ -121,7 +121,7 @@ def easy_to_hard_ppo(
     settings: dict[str, object] = {
         "scheme": scheme, "bound": bound, "penalty": penalty, "beta": beta, "steps": steps,
         "batch": batch, "minibatches": minibatches, "critic_rollouts": critic_rollouts,
-        "answers": answers, "new_tokens": new_tokens, "lr": lr, "rank": rank,
+        "answers": answers, "max_tokens": max_tokens, "lr": lr, "rank": rank,
     }  # fmt: skip
     values = _values(settings, hold(process_model))
     given = Given(critic=process_model if critic is None else critic)

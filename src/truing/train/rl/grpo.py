@@ -18,7 +18,7 @@ not. In the reward it is k3.
 `aggregate` replaces the averages: bnpo is the mean over all tokens, luspo the mean over answers of
 their sums. TRL takes bnpo's mean in the micro-batch; here it is that of the whole update, since
 results do not depend on how an update is split to fit memory. With one minibatch a rollout it is
-dapo's. luspo is dr_grpo's average times `new_tokens`.
+dapo's. luspo is dr_grpo's average times `max_tokens`.
 
 `opsm` masks off-policy sequences: an answer of negative advantage whose mean log pi_old / pi is
 above it has no surrogate, yet stays in every denominator and keeps its KL. No threshold is usual,
@@ -144,7 +144,7 @@ def dr_grpo(
     clip_high: float = 0.2,
     drop_unfinished: bool = False,
     entropy_share: float = 1.0,
-    new_tokens: int = 64,
+    max_tokens: int = 64,
 ) -> Update:
     """GRPO without its two biases: neither the group's deviation nor the length divides.
 
@@ -157,7 +157,7 @@ def dr_grpo(
         per_UKT = clipped(m, clip_low, clip_high)
         if beta:
             per_UKT = per_UKT + beta * kl_loss(m)
-        made = by_length(per_UKT, m, new_tokens, m["finished"] if drop_unfinished else 1)
+        made = by_length(per_UKT, m, max_tokens, m["finished"] if drop_unfinished else 1)
         return watched(made, clip_fraction=clip_fraction(m, clip_low, clip_high))
 
     advantage_UK = group_advantage(r["reward"], r.there_UK, "none")
@@ -181,7 +181,7 @@ def dapo(
     drop_unfinished: bool = False,
     entropy_share: float = 1.0,
     refill: int = 4,
-    new_tokens: int = 64,
+    max_tokens: int = 64,
 ) -> Update:
     """Decoupled clipping and dynamic sampling: GRPO on whole batches of tokens that teach.
 
@@ -197,7 +197,7 @@ def dapo(
     """
     reward_UK = r["reward"]
     if punish:
-        reward_UK = reward_UK + punish * overlong(r.length_UK, new_tokens, min(buffer, new_tokens))
+        reward_UK = reward_UK + punish * overlong(r.length_UK, max_tokens, min(buffer, max_tokens))
 
     def loss(m: Measurements) -> Loss:
         made = by_token(clipped(m, clip_low, clip_high), m, ended(m, drop_unfinished))

@@ -9,7 +9,7 @@
 Input `reward_model` is one from train/salmon, `principles` are those to reward by: other ones, or
 the same ones edited, give another policy without new preferences. For each visit to a prompt
 `draw` of them are drawn and told with `always` (see the reward `salmon_reward`). Without a
-`reward_model` other rewards do. T_max is `new_tokens`. `reward_scale` 0 divides all R_t by their
+`reward_model` other rewards do. T_max is `max_tokens`. `reward_scale` 0 divides all R_t by their
 deviation over the batch in place of scaling them, the mean left in.
 
 Source: arXiv 2310.05910. Differences: the score lies on the true last token, not on the last place
@@ -92,7 +92,7 @@ def salmon_ppo(
     critic_rollouts: int = 0,
     missing_end: float = 6.0,
     answers: int = 1,
-    new_tokens: int = 64,
+    max_tokens: int = 64,
     passes: int = 2,
     minibatches: int = 2,
     temperature: float = 0.7,
@@ -105,22 +105,22 @@ def salmon_ppo(
         draw: drawn for each visit to a prompt; 0 tells all.
         always: sentences told besides, which keep the reward from being hacked.
         reward_scale: what rewards are multiplied by; 0 divides by their deviation instead.
-        bonus: for an answer as long as `new_tokens`.
-        cap: share of `new_tokens` from which longer answers get no more.
+        bonus: for an answer as long as `max_tokens`.
+        cap: share of `max_tokens` from which longer answers get no more.
         clip_ratio: how far from 1 the ratio of new to old probability counts.
         clip_value: how far values may move in the critic's loss; 0 for any distance.
         vf: weight of the critic's loss.
         critic_rollouts: rollouts at first from which the critic alone learns.
     """
     done, state = counted(state)
-    reward_UKT = token_rewards(r, beta, kl, bonus, cap, new_tokens)
+    reward_UKT = token_rewards(r, beta, kl, bonus, cap, max_tokens)
     plain = reward_scale * reward_UKT
-    reward_UKT = plain if reward_scale else whitened(reward_UKT, r, new_tokens, shift=False)
+    reward_UKT = plain if reward_scale else whitened(reward_UKT, r, max_tokens, shift=False)
     advantage_UKT = gae(reward_UKT, r["values"], r.mask_UKT)
     return_UKT = advantage_UKT + r["values"]
     critic = critic_loss(clip_value)
     seen = {"explained": explained(r["values"], return_UKT, r.mask_UKT)}
-    tensors = {"advantage": whitened(advantage_UKT, r, new_tokens), "returns": return_UKT}
+    tensors = {"advantage": whitened(advantage_UKT, r, max_tokens), "returns": return_UKT}
     alone = done < critic_rollouts
     loss = critic if alone else with_critic(clip_ratio, vf, critic)
     return Update(tensors, loss, metrics=seen, state=state, head_only=alone)

@@ -13,7 +13,7 @@ context; chunks never see each other. The loss falls on the assistants' tokens, 
 w_t is the sample's `weight` (an optional column, 1), or that divided by the number of its answer
 tokens with `average="sample"`, which weighs tasks alike however long their answers are. The other
 ways of packing are those that the paper compares with: "balance" (chunks of one row see each
-other), "packing" (samples in random order fill rows of `max_tokens`, all seen), "isolated" (the
+other), "packing" (samples in random order fill rows of `max_length`, all seen), "isolated" (the
 chunks' samples, each by itself) and "sequence" (the samples as they are: plain fine-tuning under
 the tasks' system prompts; it is also what packing with isolated samples comes to, since the engine
 lays rows end to end and no row sees another).
@@ -22,7 +22,7 @@ Rows are examples with a text column `task`; rows without one are a task of thei
 system prompt takes the place of the row's own. Where it says "{tools}", as that of the task "tools"
 does, there stand the functions that the row offers, from its column `tools`, and what its own
 system message says, which mostly lists them. A sample that does not fit into what is left of
-`max_tokens` goes into a new chunk.
+`max_length` goes into a new chunk.
 Source: "Mixture-of-Instructions", arXiv 2404.18410. Differences: the wording of the system prompts
 is ours (the paper's is not known), and that positions restart is our choice, as is `alone`: models
 meet samples by themselves in use, so a share of the chunks may be trained sample by sample.
