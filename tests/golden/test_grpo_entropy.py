@@ -158,7 +158,8 @@ def test_answers_out_of_dapos_loss_are_not_compared() -> None:
     assert kept.tolist() == wanted
     none = rollout(finished=[[0.0, 0.0], [0.0, 0.0]])
     made = dapo(none, drop_unfinished=True, entropy_share=0.5)
-    assert made.tensors["advantage"].isfinite().all() and not made.metrics
+    assert made.tensors["advantage"].isfinite().all()
+    assert made.metrics.keys() == {"dropped"} and made.metrics["dropped"].tolist() == [1.0] * 4
 
 
 @pytest.mark.parametrize("method", [grpo, dr_grpo, dapo, gdpo])

@@ -19,6 +19,7 @@ from online_numbers import (
     mean,
     ratio,
     rollout,
+    std,
     surrogate,
     tokens,
     total,
@@ -27,7 +28,7 @@ from online_numbers import (
 from truing.core.advantages import kl_tokens
 from truing.core.objective import Measurements
 from truing.core.online import Aggregation, kl_loss
-from truing.train.rl.grpo import dapo, dr_grpo, grpo
+from truing.train.rl.grpo import dapo, dr_grpo, gdpo, grpo
 from truing.train.rl.gspo import gspo
 
 
@@ -190,3 +191,21 @@ def test_unfinished_answers_are_in_no_average(aggregate: Aggregation) -> None:
         ]
         found = loss_of(gspo(r, drop_unfinished=True), r)
         assert total(found) == pytest.approx(mean(each), rel=1e-5)
+
+
+def test_unfinished_answers_count_in_gdpos_advantages_alone() -> None:
+    """Of a single reward A is centred already, and its deviation over all four divides once more.
+
+    The answer that was cut off stays in both; the mean of the loss is over the other three.
+    """
+    r = rollout(**{"reward/one": REWARD})
+    scale = 1 / (std([a for group in A for a in group]) + 1e-4)
+    each = [
+        mean([surrogate(ratio(u, k, t), A[u][k] * scale, 0.2, 0.2) for t in tokens(u, k)])
+        for u, k in ANSWERS
+        if (u, k) != (1, 0)
+    ]
+    update = gdpo(r, drop_unfinished=True)
+    assert update.metrics["dropped"].tolist() == [0.0, 0.0, 1.0, 0.0]
+    assert total(loss := loss_of(update, r)) == pytest.approx(mean(each), rel=1e-4)
+    assert gradient(loss)[1, 0].abs().sum() == 0

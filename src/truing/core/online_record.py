@@ -16,6 +16,7 @@ from truing.core.advantages import kl_tokens
 from truing.core.answers import Group
 from truing.core.objective import Measurements
 from truing.core.online import GREEDY, Update
+from truing.core.online_unfinished import DROPPED
 from truing.core.swept import shape
 from truing.errors import Diverged
 
@@ -144,20 +145,37 @@ class Rollout:
                     fix="Look at the rewards, or lower the learning rate",
                 )
 
-    def warn(self, name: str) -> bool:
-        """Say on stderr that a monitor of the method `name` raises an alarm; False where none does.
+    def warn(self, name: str, known: set[str]) -> None:
+        """Say on stderr what is wrong with a rollout of the method `name`, each thing once.
 
-        Its metric "alarm" is not 0 then.
+        Its metric "alarm" is not 0 where the answers look like collapse, "dropped" 1 throughout
+        where none of them is learnt from.
+
+        Args:
+            known: metrics whose warnings have been said; these here are added.
         """
-        seen = self.update.metrics
-        if "alarm" not in seen or not bool(seen["alarm"].any()):
-            return False
+        seen, said = self.update.metrics, dict[str, str]()
+        if "alarm" in seen and bool(seen["alarm"].any()):
+            said["alarm"] = self._collapsed()
+        if DROPPED in seen and bool(seen[DROPPED].all()):
+            said[DROPPED] = self._cut_off()
+        for metric, text in said.items():
+            if metric not in known:
+                print(f"{name}: warning: {text}", file=sys.stderr)
+        known.update(said)
+
+    def _collapsed(self) -> str:
         facts = {n: float(s) / w for n, (s, w) in self.facts().items() if n in ("kl", "length")}
         told = f"{facts['length']:.4g} tokens an answer"
         told += f", KL {facts['kl']:.3g} nats a token" if "kl" in facts else ""
-        print(
-            f"{name}: warning: rollout {self.number + 1} looks like collapse ({told}): answers "
-            "have left the reference or grown long, whatever the reward says",
-            file=sys.stderr,
+        return (
+            f"rollout {self.number + 1} looks like collapse ({told}): answers have left the "
+            "reference or grown long, whatever the reward says"
         )
-        return True
+
+    def _cut_off(self) -> str:
+        count = self.update.metrics[DROPPED].numel()
+        return (
+            f"all {count} answers of rollout {self.number + 1} were cut off and drop_unfinished "
+            "leaves such out: nothing is learnt from it; raise max_tokens"
+        )

@@ -92,7 +92,8 @@ class OnlineTask:
         self.rollout: Rollout | None = None
         self._state: State | None = None
         self._given: State | None = None  # measured before the first update of this rollout
-        self._shown = self._warned = False
+        self._shown = False
+        self._warned: set[str] = set()  # metrics whose warnings have been said
 
     def __len__(self) -> int:
         """Number of prompts."""
@@ -249,8 +250,8 @@ class OnlineTask:
         rollout = Rollout(number, groups, r, self.spec(r, self.values, self._state), counts)
         rollout.check(self.name)
         keep(self.collector.prompts, number, groups)
-        if not self._warned and distributed.leads():
-            self._warned = rollout.warn(self.name)
+        if distributed.leads():
+            rollout.warn(self.name, self._warned)
         self.rollout = rollout
         return rollout
 

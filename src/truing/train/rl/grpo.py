@@ -36,7 +36,8 @@ here, so that minibatches share one quantile.
 Groups of equal rewards have no gradient and are not computed (they are counted, and stay in the
 denominators), unless a KL term in the loss gives them one. DAPO's overlong punishment enters before
 the advantages. With `drop_unfinished` answers cut off at the limit are kept out of the loss and of
-every average in it; their rewards still count in the group's mean. gdpo has no such setting.
+every average in it; their rewards still count in the group's mean. The metric `dropped` is their
+share, and where a rollout has no other answer it teaches nothing, which is said once.
 
 Shapes: U groups, K answers, T tokens.
 """
@@ -72,6 +73,7 @@ from truing.core.online import (
     watched,
     weighed,
 )
+from truing.core.online_unfinished import dropped, ended
 
 Place = Literal["loss", "reward"]
 
@@ -82,11 +84,6 @@ def penalised(r: Measurements, beta: float, kl: Estimator, place: Place = "rewar
         return r["reward"]
     kl_UKT = kl_tokens(r["logp"], r["ref_logp"], kl) * r.mask_UKT
     return r["reward"] - beta * kl_UKT.sum(-1)
-
-
-def ended(m: Measurements, drop: bool) -> Tensor | None:
-    """1.0 for answers that came to their end, [U, K]; None where the others are not dropped."""
-    return m["finished"] if drop else None
 
 
 @online(paper="preference-losses", needs=("ref_logp", "old_entropy"), least=2)
@@ -132,7 +129,7 @@ def grpo(
     reward_UK = penalised(r, beta, kl, kl_in)
     advantage_UK, kept_UK = group_advantage(reward_UK, r.there_UK, scale), ended(r, drop_unfinished)
     advantage, high = on_high_entropy(advantage_UK, r, entropy_share, kept_UK)
-    return weighed(advantage, loss, beta=in_loss, **high)
+    return weighed(advantage, loss, beta=in_loss, **high, **dropped(r, drop_unfinished))
 
 
 @online(paper="preference-losses", needs=("ref_logp", "old_entropy"), least=2)
@@ -162,7 +159,7 @@ def dr_grpo(
 
     advantage_UK = group_advantage(r["reward"], r.there_UK, "none")
     advantage, high = on_high_entropy(advantage_UK, r, entropy_share, ended(r, drop_unfinished))
-    return weighed(advantage, loss, beta=beta, **high)
+    return weighed(advantage, loss, beta=beta, **high, **dropped(r, drop_unfinished))
 
 
 @online(
@@ -205,7 +202,7 @@ def dapo(
 
     advantage_UK = group_advantage(reward_UK, r.there_UK)
     advantage, high = on_high_entropy(advantage_UK, r, entropy_share, ended(r, drop_unfinished))
-    return weighed(advantage, loss, beta=0.0, **high)
+    return weighed(advantage, loss, beta=0.0, **high, **dropped(r, drop_unfinished))
 
 
 @online(paper="preference-losses", needs=("old_entropy",), least=2)
@@ -214,6 +211,7 @@ def gdpo(
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    drop_unfinished: bool = False,
     entropy_share: float = 1.0,
     weights: dict[str, float] | None = None,
     missing_end: float = 0.0,
@@ -221,6 +219,7 @@ def gdpo(
     """GRPO for several rewards, each normalised in its group before they are added.
 
     Args:
+        drop_unfinished: keep answers without a stop token out of the loss.
         missing_end: weight of ending with a stop token, a reward of 1 or 0 beside the others.
     """
     total_UK = missing_end * group_advantage(r["finished"], r.there_UK)
@@ -231,9 +230,9 @@ def gdpo(
             total_UK = total_UK + weight * group_advantage(term_UK, r.there_UK)
 
     def loss(m: Measurements) -> Loss:
-        made = by_answer(clipped(m, clip_low, clip_high), m)
+        made = by_answer(clipped(m, clip_low, clip_high), m, ended(m, drop_unfinished))
         return watched(made, clip_fraction=clip_fraction(m, clip_low, clip_high))
 
     advantage_UK = normalised(total_UK, r.there_UK)
-    advantage, high = on_high_entropy(advantage_UK, r, entropy_share)
-    return weighed(advantage, loss, beta=0.0, **high)
+    advantage, high = on_high_entropy(advantage_UK, r, entropy_share, ended(r, drop_unfinished))
+    return weighed(advantage, loss, beta=0.0, **high, **dropped(r, drop_unfinished))

@@ -41,7 +41,7 @@ from truing.core.online import (
     watched,
     weighed,
 )
-from truing.train.rl.grpo import ended
+from truing.core.online_unfinished import dropped, ended
 
 
 @online(paper="preference-losses", needs=("ref_logp",), least=2)
@@ -75,7 +75,8 @@ def gspo(
         made = aggregated(per_UKT, m, aggregate, ended(m, drop_unfinished))
         return watched(made, clip_fraction=fraction_UK, **seen)
 
-    return weighed(group_advantage(r["reward"], r.there_UK), loss, beta=beta)
+    cut = dropped(r, drop_unfinished)
+    return weighed(group_advantage(r["reward"], r.there_UK), loss, beta=beta, **cut)
 
 
 def geometric(m: Measurements, clip: float) -> tuple[Tensor, Tensor]:
