@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from pagetext import NOTE, escape
+from pagetext import NOTE, escape, signature
 
 from truing import catalogue
 from truing.method import Method
@@ -17,9 +17,9 @@ IMPURE = re.compile(r"\b(Model|Loaded|Module|Path|PreTrained\w*|Context|Journal|
 
 
 def _is_pure(function: object) -> bool:
-    signature = inspect.signature(cast("type", function))
-    said = " ".join(str(p.annotation) for p in signature.parameters.values())
-    return bool(signature.parameters) and not IMPURE.search(said)
+    found = inspect.signature(cast("type", function)).parameters
+    said = " ".join(str(p.annotation) for p in found.values())
+    return bool(found) and not IMPURE.search(said)
 
 
 def _reference(method: Method) -> str:
@@ -27,30 +27,9 @@ def _reference(method: Method) -> str:
     return f'truing.methods["{method.name if len(unique) == 1 else method.id}"]'
 
 
-class _Bare(str):
-    """An annotation as it is written, which a signature would put into quotes."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
-def _signature(function: object) -> str:
-    """A function's signature as it is written; defaults keep their quotes."""
-    found = inspect.signature(cast("type", function))
-
-    def bare(annotation: object) -> object:
-        return _Bare(annotation) if isinstance(annotation, str) else annotation
-
-    written = [p.replace(annotation=bare(p.annotation)) for p in found.parameters.values()]
-    return str(found.replace(parameters=written, return_annotation=bare(found.return_annotation)))
-
-
 def _function_line(reference: str, name: str, function: object) -> str:
-    signature = _signature(function)
     first = (inspect.getdoc(function) or "").split("\n\n", 1)[0]
-    return f"- `{reference}.{name}{signature}`<br>{escape(' '.join(first.split()))}\n"
+    return f"- `{reference}.{name}{signature(function)}`<br>{escape(' '.join(first.split()))}\n"
 
 
 def functions_of(method: Method) -> list[str]:

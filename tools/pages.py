@@ -19,6 +19,7 @@ from function_pages import functions_of, functions_page
 from input_pages import inputs_table
 from module_pages import modules_page
 from pagetext import NOTE, command_name, escape, prose, table
+from python_pages import python_page
 
 from truing import catalogue, claims
 from truing.catalogue import VERBS
@@ -339,6 +340,7 @@ def generate(root: Path) -> dict[str, str]:
         "docs/components.md": components_page(),
         "docs/claims.md": claims_page(root),
         "docs/modules.md": modules_page(root),
+        "docs/python.md": python_page(),
     }
     for verb in VERBS:
         made |= {f"docs/methods/{m.id}.md": method_page(m) for m in of_verb(verb)}

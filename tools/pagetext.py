@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import textwrap
 from collections.abc import Iterable
+from typing import cast
 
 NOTE = (
     "<!-- Made by `python tools/docs.py --write` from the code: edit the docstring instead. -->\n"
@@ -57,3 +59,28 @@ def prose(doc: str) -> str:
 def command_name(name: str) -> str:
     """A name as the command line has it."""
     return name.replace("_", "-")
+
+
+class _Bare(str):
+    """An annotation as it is written, which a signature would put into quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def signature(function: object, *, bound: bool = False) -> str:
+    """A function's signature as it is written; defaults keep their quotes.
+
+    Args:
+        bound: leave out the first parameter, the object that a method is called on.
+    """
+    found = inspect.signature(cast("type", function))
+
+    def bare(annotation: object) -> object:
+        return _Bare(annotation) if isinstance(annotation, str) else annotation
+
+    written = [p.replace(annotation=bare(p.annotation)) for p in found.parameters.values()]
+    written = written[1:] if bound else written
+    return str(found.replace(parameters=written, return_annotation=bare(found.return_annotation)))

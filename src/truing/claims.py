@@ -266,7 +266,12 @@ def missed(result: Mapping[str, Json]) -> list[str]:
 def claim(slug: str) -> dict[str, Json]:
     """Measure a claim again: {"claim", "seen", "effect", "interval", "seconds"}.
 
-    One that is not seen has "missed" besides: what was not met.
+    One that is not seen has "missed" besides: what was not met. The interval is the 95 % one.
+
+    Args:
+        slug: the claim's name, as `truing claim --list` has it.
+    Raises:
+        InputError: no such claim, its method or a data set is missing, or it needs a GPU.
     """
     found = measure(slug)
     line = {name: found[name] for name in ("claim", "seen", "effect", "interval", "seconds")}

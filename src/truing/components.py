@@ -73,7 +73,15 @@ def resolve(kind: str, ref: Ref, *, where: str = "") -> tuple[Function, dict[str
 
 
 def get_component(kind: str, ref: Ref, *, where: str = "") -> Callable[..., object]:
-    """The component that `ref` names, its settings bound: call it with the remaining arguments."""
+    """The component that `ref` names, its settings bound: call it with the remaining arguments.
+
+    Args:
+        kind: such as "reward" or "check".
+        ref: `{use: name, **settings}`, a bare name, or outside of stored steps a function.
+        where: what errors name.
+    Raises:
+        InputError: no such component, or a setting of it that is unknown, wrong or missing.
+    """
     function, settings = resolve(kind, ref, where=where)
     return functools.partial(function, **settings)
 

@@ -69,6 +69,8 @@ def method(
         rows: kinds of rows that tables may be of, by input: what the function itself expects.
         makes: kind of the rows that it returns, or the input whose rows it keeps; where settings
             decide, each kind with those that it is made under, of which the first that fits holds.
+    Raises:
+        InputError: an unknown verb.
     """
 
     if verb and verb not in VERBS:
@@ -96,8 +98,13 @@ def method(
 def component(kind: str, *, name: str = "") -> Callable[[F], F]:
     """Register a function that steps refer to as `{use: name, **settings}`.
 
-    Kinds with the signature `(rows, *, settings) -> scores`: check, reward, scorer. Other kinds
-    (decoder, judge, environment, embedder, ...) document theirs where they are called.
+    Kinds with the signature `(rows, *, settings) -> scores`, a finite number a row: check, reward,
+    scorer. Other kinds (decoder, judge, environment, embedder, ...) document theirs where they are
+    called.
+
+    Args (literals, since the catalogue is read without importing):
+        kind: such as "reward".
+        name: when the registered name differs from the function's.
     """
 
     def decorate(function: F) -> F:
@@ -134,10 +141,12 @@ def _module_of(function: Function, name: str) -> types.ModuleType:
 
 
 class Method:
-    """A registered method; its module is imported when the first thing beyond `entry` is asked.
+    """A registered method: call it with inputs and settings.
 
-    Calling it calls the function with validated settings. Public functions of its module are
-    attributes: `truing.methods["dpo"].loss` is the pure objective.
+    `id` ("train/dpo"), `verb`, `name`, `group`, `field`, `paper`, `summary` and `needs`, what its
+    models must be able to do, cost no import; its module is imported with the first thing beyond.
+    Public functions of the module are attributes: `truing.methods["dpo"].loss` is the pure
+    objective.
     """
 
     def __init__(self, entry: Entry) -> None:
@@ -210,12 +219,12 @@ class Method:
 
     @property
     def settings(self) -> dict[str, Setting]:
-        """Settings by name."""
+        """Settings by name: type, default and meaning of each."""
         return self._parameters[1]
 
     @property
     def returns(self) -> str:
-        """Name of the noun it returns."""
+        """Name of the noun it returns, such as "Model"."""
         return self._parameters[2]
 
     def validate(
@@ -296,11 +305,15 @@ class Method:
             raise
 
     def __call__(self, *nouns: object, seed: int | None = None, **values: object) -> object:
-        """Run it: inputs by position or name, settings by name.
+        """Run it: inputs by position or name, settings by name; what it makes.
 
         Args:
-            nouns: or what names them, or rows: see `truing.given`.
+            nouns: Model, Table, Principles, Report; or the name, path or address of one; or rows,
+                a list of dicts or a `datasets.Dataset`. An input of several takes a dict by role.
             seed: of every random stream; None takes that of the step around, outside of any 0.
+            values: inputs and settings by name. A component is {"use": name, ...} or a function.
+        Raises:
+            InputError: an input or setting is missing, unknown, out of bounds or of another kind.
         """
         from truing import given
         from truing.datasets import licensed
@@ -333,7 +346,10 @@ class Method:
 
 
 class Methods(Mapping[str, Method]):
-    """All methods, by `verb/name` or by a bare name that is unique; iterating gives the ids."""
+    """All methods, by `verb/name` or by a bare name that is unique; iterating gives the ids.
+
+    `methods["dpo"]` is a `Method`; an unknown name is an InputError that offers the nearest one.
+    """
 
     def __init__(self) -> None:
         self._made: dict[str, Method] = {}

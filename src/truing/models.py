@@ -126,7 +126,7 @@ class Served:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """Base weights plus changes.
+    """Base weights plus changes. Whatever changes one gives back another.
 
     Args:
         base: `Folder` or `Served`; of several models that judge as one, `core.panel.Panel`.
@@ -144,10 +144,12 @@ class Model:
 
     @staticmethod
     def open(source: str | Path) -> Model:
-        """The model of that name: a folder, a name of `truing models`, a hub name or an address.
+        """The model of that name; named ones are fetched when absent.
 
-        Addresses read "http://host:port/v1#model". Named models are fetched when absent. Limits
-        (see `core.limits`) hold for that model until it is opened with others, or without any.
+        Args:
+            source: a folder, a name of `truing models`, a hub name or an address, such as
+                "http://host:port/v1#model". Limits behind it (see `core.limits`) hold for that
+                model until it is opened with others, or without any.
         Raises:
             InputError: it is found nowhere, its files are damaged, or there is no network.
         """
@@ -167,7 +169,7 @@ class Model:
 
     @property
     def folder(self) -> Path:
-        """Folder of the base; an InputError for a served model, which has no weights here."""
+        """Folder of the base; an InputError for a served model or a panel: no weights are here."""
         if isinstance(self.base, Folder):
             return self.base.path
         raise InputError(
@@ -191,7 +193,7 @@ class Model:
 
     @property
     def can(self) -> frozenset[str]:
-        """Subset of {generate, logprob, hidden, weights}."""
+        """Subset of {"generate", "logprob", "hidden", "weights"}: what methods may ask of it."""
         return self.base.can
 
     @property
@@ -230,6 +232,8 @@ class Model:
         Args:
             change: placed after earlier ones of its sort.
             licence: of what the change was made from, such as the training data.
+        Raises:
+            InputError: a served model, and a change that its server would have to make.
         """
         if self.is_served and not isinstance(change, (Prefix, Rewriter, Decoder)):
             raise InputError(
@@ -264,7 +268,7 @@ class Model:
     def load_module(
         self, dtype: str = "auto", device: str | None = None, *, fresh: bool = False
     ) -> Loaded:
-        """Read the model into memory (or take it from the cache).
+        """Read the model into memory, or take it from the cache: a torch module in eval mode.
 
         Args:
             dtype: "float32", "bfloat16", "float16", "float64"; "auto" is float32 on a CPU and for a
@@ -303,9 +307,10 @@ class Model:
 
         Args:
             folder: new or empty, or an earlier export and nothing else, which is replaced.
-            weights_only: drop run-time changes and heads. Without it those that such a folder
-                cannot express are an InputError.
-            quarantined: write one in quarantine, too, which else is an InputError.
+            weights_only: drop run-time changes and heads that such a folder cannot express.
+            quarantined: write one in quarantine, too.
+        Raises:
+            InputError: the folder holds something else; or what the two settings would let pass.
         """
         from truing import quarantine
         from truing.core import opening

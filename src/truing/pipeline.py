@@ -199,7 +199,10 @@ def run_step(
 
 @dataclass
 class Result:
-    """A finished run; `lost` are the strands, and steps of none, left out, with the reason."""
+    """A finished run: what each step made is in `results`, by the step's name.
+
+    `lost` are the strands, and steps of none, that were left out, with the reason.
+    """
 
     plan: Plan
     folder: Path

@@ -145,12 +145,12 @@ class Plan:
         return name
 
     def table(self, name: str, source: str) -> str:
-        """Name a data set or file."""
+        """Name a table: a file, a folder of a saved one or a data set's name."""
         self.data[name] = source
         return name
 
     def step(self, name: str, method: str, *, seed: int | None = None, **given: object) -> str:
-        """Add a step; returns its name, to be given as input to later ones."""
+        """Add a step, inputs and settings by name; returns `name`, an input of later ones."""
         given = {n: referred(value) for n, value in given.items()}
         return self.add(Step(name, method, given, seed, self.source or _caller()))
 

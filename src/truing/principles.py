@@ -63,7 +63,14 @@ class Principle:
 
     @classmethod
     def from_json(cls, data: object, *, where: str) -> Principle:
-        """One rule from plain data; every fault is an InputError naming rule and field."""
+        """One rule from plain data.
+
+        Args:
+            data: a mapping of this class's arguments, of which id and text must be there.
+            where: what errors name.
+        Raises:
+            InputError: naming rule and field.
+        """
         if not isinstance(data, Mapping):
             raise InputError("a principle must be a mapping with id and text", where=where)
         rule = cast(Mapping[str, object], data)
@@ -135,13 +142,15 @@ def _examples(data: object, where: str) -> tuple[dict[str, str], ...]:
 
 
 class Principles:
-    """An ordered set of principles with a version; iterate it, or take one by id.
+    """An ordered set of principles with a version; iterate it, or take one by id, `rules["brief"]`.
 
     Args:
         items: at least one, with different ids.
         version: of the set.
         title: what the set is called.
         where: the file that errors name; "" takes the title.
+    Raises:
+        InputError: none, or two of one id.
     """
 
     def __init__(
@@ -182,7 +191,7 @@ class Principles:
 
     @property
     def key(self) -> str:
-        """Content hash."""
+        """Content hash of version and rules."""
         return content_hash([self.version, [p.to_json() for p in self.items]])
 
     def as_text(self) -> str:
@@ -191,7 +200,11 @@ class Principles:
         return "\n".join(f"{i}. {p.text}" for i, p in enumerate(ranked, 1))
 
     def save(self, folder: str | Path) -> Path:
-        """Write `principles.json` into a folder, atomically."""
+        """Write `principles.json` into a folder, atomically.
+
+        Raises:
+            InputError: a check is a function without a name, which no file can refer to.
+        """
         names = [name for rule in self.items for name in used(rule.check)]
         refuse_bare(names, what="saved principles", where=str(folder))
         path = Path(folder) / "principles.json"
@@ -214,7 +227,11 @@ class Principles:
 
     @classmethod
     def read(cls, path: str | Path) -> Principles:
-        """Read a principles file, YAML or JSON; a fault names the file, the rule and the field."""
+        """Read a principles file, YAML or JSON: a list of rules, or a mapping with `principles`.
+
+        Raises:
+            InputError: naming the file, the rule and the field of the first fault.
+        """
         import yaml
 
         path = Path(path)

@@ -51,7 +51,14 @@ def _numbers(measure: dict[str, float | None]) -> dict[str, float]:
 
 
 class Report:
-    """Measures, samples and facts of one evaluation."""
+    """Measures, samples and facts of one evaluation; iterating gives the measures.
+
+    Args:
+        title: what was evaluated.
+        measures: in the order in which they are shown.
+        samples: the rows behind them, where the evaluation has any.
+        meta: facts, as JSON has them, such as settings and "seconds".
+    """
 
     def __init__(
         self,
@@ -72,7 +79,14 @@ class Report:
         return f"Report({self.title!r}, {len(self.measures)} measures)"
 
     def get(self, name: str, category: str = "") -> Measure:
-        """The measure of that name and category, or an InputError listing what there is."""
+        """The measure of that name and category.
+
+        Args:
+            name: such as "violation rate".
+            category: a principle's id, a task; "" for all.
+        Raises:
+            InputError: there is none; it lists what there is.
+        """
         for measure in self.measures:
             if (measure.name, measure.category) == (name, category):
                 return measure
@@ -114,7 +128,11 @@ class Report:
 
     @classmethod
     def load(cls, folder: str | Path) -> Report:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: no report, or one of another schema version.
+        """
         path = Path(folder) / "report.json"
         try:
             data = json.loads(path.read_text(encoding="utf-8"))

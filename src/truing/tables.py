@@ -61,10 +61,11 @@ def _entered(rows: Iterable[Mapping[str, object]]) -> list[Row]:
 
 
 class Table:
-    """Rows of one kind.
+    """Rows of one kind: `table.kind`, and `table.rows`, a list of dicts.
 
-    Rows are mended and checked where they enter; what is derived from a table looks at no row
-    again, but at what is new in it.
+    `len(table)`, `table[i]` and iteration are over rows, counted from 0. Rows are mended and
+    checked where they enter; what is derived from a table looks at no row again, but at what is new
+    in it. Methods of a table change nothing in it: they give another.
 
     Args:
         kind: one of `truing.kinds.KINDS`; "" infers it from the columns.
@@ -73,6 +74,9 @@ class Table:
         where: the source named in errors, such as a file name.
         numbers: of the rows in that source, for errors; () counts from 1.
         allow_empty: an empty table is an InputError unless this is set.
+    Raises:
+        InputError: unknown kind, or a row that lacks a column or has another type in it; its place
+            is named.
     """
 
     def __init__(
@@ -206,13 +210,21 @@ class Table:
         return self._key
 
     def column(self, name: str) -> list[object]:
-        """All values of one column; an unknown name is an InputError with the nearest one."""
+        """All values of one column, in order; None where a row has none.
+
+        Raises:
+            InputError: no row has a column of that name; it offers the nearest one.
+        """
         if self.rows and name not in self.columns:
             raise unknown("column", name, self.columns, where=self.source)
         return [row.get(name) for row in self.rows]
 
     def expect(self, *kinds: str, where: str = "") -> Table:
-        """Itself when it is of one of `kinds` (or can be read as one), else an InputError."""
+        """Itself when it is of one of `kinds`; else its rows read as the first that they fit.
+
+        Raises:
+            InputError: they fit none; it says which columns are needed.
+        """
         if self.kind in kinds:
             return self
         for kind in kinds:
@@ -253,7 +265,14 @@ class Table:
         return self._derived([dict(self.rows[i]) for i in kept], kept)
 
     def map(self, change: Callable[[Row], Row], kind: str = "") -> Table:
-        """A table of changed rows; ids are made anew, the old ones become parents."""
+        """A table of changed rows; ids are made anew, the old ones become parents.
+
+        Args:
+            change: from a copy of a row to the new row.
+            kind: of the new rows; "" keeps this table's.
+        Raises:
+            InputError: a new row is none of that kind.
+        """
         rows: list[Row] = []
         for row in self.rows:
             given = change(dict(row)).items()
@@ -327,7 +346,7 @@ class Table:
         return path
 
     def save(self, folder: str | Path) -> Path:
-        """Write `table.parquet` into a folder of the store."""
+        """Write `table.parquet` into a folder, which is made where there is none."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         return self.write(Path(folder) / "table.parquet")
 

@@ -62,16 +62,28 @@ def generate(
 ) -> list[list[Completion]]:
     """Draw `n` answers to each prompt, with all changes of the model in force.
 
+    Returns [prompt][draw]. The answers to a prompt depend on seed, prompt and draw number, not on
+    what else is asked; the same prompt asked twice gets further draws. In a stored step, finished
+    blocks of rows are kept in its journal.
+
     Args:
         model: local or served.
         prompts: user's words, or messages with "role" and "content".
+        n: answers to each prompt.
+        max_tokens: an answer's length limit, in tokens, its end included.
+        temperature: divides the logits; above 0.
+        top_p: keep the fewest most likely tokens that have this probability together.
+        top_k: keep so many most likely tokens; 0 keeps all.
+        min_p: keep tokens at least so likely relative to the most likely one.
+        greedy: take the most likely token.
+        seed: of all random numbers.
         stop: texts that end an answer and are cut off, besides the template's end of turn.
-        logits: hook `(rows, logits_BV) -> logits_BV` before every draw (local models only); see
-            `core.sampling.sample`.
-
-    The other settings are those of `SamplingSettings`. Returns [prompt][draw]. The answers to a
-    prompt depend on seed, prompt and draw number, not on what else is asked; the same prompt asked
-    twice gets further draws. In a stored step, finished blocks of rows are kept in its journal.
+        min_tokens: an answer does not end before it has so many tokens.
+        repetition_penalty: above 1 makes tokens of the prompt and the answer so far less likely.
+        logits: hook `(rows, logits_BV) -> logits_BV` before every draw (local models only), B rows
+            by V tokens of the vocabulary; see `core.sampling.sample`.
+    Raises:
+        InputError: a setting out of range, or a model that cannot generate.
     """
     sampling = SamplingSettings(
         n=n, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k,

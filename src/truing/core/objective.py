@@ -46,7 +46,7 @@ WITHIN: Bounds = {
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured on the branches of U units.
+    """What was measured on U units of K branches (answers) of T tokens each; the rest is padding.
 
     Args:
         mask_UKT: 1.0 where a branch has a token that carries loss, 0.0 at padding.
@@ -291,10 +291,13 @@ def objective(
     name: str = "",
     group: str = "",
 ) -> Callable[[F], F]:
-    """Register a pure loss as the method `train/<name>`; it stays callable as it is.
+    """Register a pure loss `(measurements, *, settings) -> Loss` as the method `train/<name>`.
+
+    It stays callable as it is.
 
     Args (all literals, since the catalogue is read without importing):
-        unit: see `Objective`; a "batch" objective is called once a step with all its units.
+        unit: what one value of the loss needs to see: "token", "pair", "group" or "batch"; the last
+            is called once a step with all its units.
         rows: kind of the table that it trains on: "example", "pair", "unpaired", "group".
         needs: "logp", "ref_logp", "entropy", "sum_p2", "mismatched_logp", ...
         paper: slug of the paper, which is also that of its claim.
