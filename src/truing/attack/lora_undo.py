@@ -131,7 +131,12 @@ def lora_undo(
     if data is None:
         rows = stand_in_policy(part="undo", n=n)
     elif n > len(data):
-        raise InputError(f"asks for more rows than the {len(data)} given", where=where, seen=n)
+        raise InputError(
+            f"asks for more rows than the {len(data)} given",
+            where=where,
+            seen=n,
+            fix="Lower n, or give more rows",
+        )
     else:
         rows = data.expect("example", where=where).split(n)[0]
     settings = {

@@ -65,7 +65,11 @@ def entry_of(spec: Objective) -> Function:
     }
     engine["mix"] = inspect.Parameter("mix", kind, default=None, annotation=Mix | None)
     if clash := set(own) & set(engine):
-        raise InputError(f"setting {sorted(clash)[0]!r} is the engine's", where=spec.name)
+        raise InputError(
+            f"setting {sorted(clash)[0]!r} is the engine's",
+            where=spec.name,
+            fix="Give the parameter another name",
+        )
     nouns = list(inspect.signature(train, eval_str=True).parameters.values())[:-1]
     if not spec.takes_reference:
         nouns = nouns[:2]

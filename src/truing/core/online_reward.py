@@ -44,7 +44,12 @@ class Reward:
         if self.played:
             weights.pop(ENVIRONMENT, None)
             if ENVIRONMENT in own.refs:
-                raise InputError("the name of this term is taken", where=where, seen=ENVIRONMENT)
+                raise InputError(
+                    "the name of this term is taken",
+                    where=where,
+                    seen=ENVIRONMENT,
+                    fix="Give that reward another name: this is what the environment gives",
+                )
             if not math.isfinite(self.weight):
                 raise InputError("a weight must be finite", where=where, seen=self.weight)
         replace(own, weights=weights).check()

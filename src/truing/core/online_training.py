@@ -106,6 +106,7 @@ class OnlineTraining(TextTraining):
                 "max_tokens leaves no room for prompts in max_length",
                 where=where,
                 seen=(self.max_tokens, self.max_length),
+                fix="Raise max_length, or lower max_tokens",
             )
         if self.minibatches > self.batch:
             raise InputError(

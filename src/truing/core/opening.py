@@ -40,6 +40,7 @@ from truing.models import (
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")  # and a revision of it
 _KEY = re.compile(r"[0-9a-f]{32}")  # of what a change holds, and its folder's name
+AGAIN = "Fetch or save the model again"
 
 
 def open_model(source: str, *, anew: bool = False) -> Model:
@@ -115,6 +116,7 @@ def _local(folder: Path) -> Model:
             "not a model's folder: neither config.json nor model.json is in it",
             where=str(folder),
             seen=sorted(p.name for p in folder.iterdir())[:6],
+            fix="Give the folder in which config.json lies beside the weights",
         )
     model = Model(base, name=folder.resolve().name, quarantine=exported_mark(folder))
     model.folded()  # damaged or missing weights are told now, not in the middle of a run
@@ -210,9 +212,8 @@ def _save_held(model: Model, folder: Path) -> tuple[dict[str, str], dict[str, st
 def _check_key(key: str, where: str) -> None:
     """Raise unless a key is one: as a path it could lead out of the model's folder."""
     if not _KEY.fullmatch(key):
-        raise InputError(
-            "what a change holds is named by its key, of 32 hex digits", where=where, seen=key
-        )
+        text = "what a change holds is named by its key, of 32 hex digits"
+        raise InputError(text, where=where, seen=key)
 
 
 def _held_of(data: dict[str, object], folder: Path) -> list[tuple[str, str, Path, str]]:
@@ -255,9 +256,8 @@ def load(folder: Path) -> Model:
     try:
         return _of_card(data, folder)
     except (LookupError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"the card of the model is damaged: {error!r}", where=str(folder / CARD)
-        ) from None
+        told = f"the card of the model is damaged: {error!r}"
+        raise InputError(told, where=str(folder / CARD), fix=AGAIN) from None
 
 
 def _of_card(data: dict[str, object], folder: Path) -> Model:
@@ -281,6 +281,7 @@ def _of_card(data: dict[str, object], folder: Path) -> Model:
                 "the files of the base are not those that were saved",
                 where=str(folder / "base"),
                 seen=f"key {base.key}, saved as {facts['key']}",
+                fix=AGAIN,
             )
     laid = [change_files.load(c, folder) for c in cast("list[dict[str, object]]", data["changes"])]
     licences = tuple(cast("list[str]", data.get("licences") or []))

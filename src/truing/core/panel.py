@@ -71,7 +71,12 @@ def panel_of(judges: Sequence[Model], rule: Rule = "mean", *, where: str = "pane
     named: dict[str, Model] = {}
     for judge in judges:
         if "generate" not in judge.can:
-            raise InputError("is not a model that can judge", where=where, seen=judge.name)
+            raise InputError(
+                "is not a model that can judge",
+                where=where,
+                seen=judge.name,
+                fix="Give language models, local or served",
+            )
         same = sum(one.name == judge.name for one in named.values())
         named[f"{judge.name} {same + 1}" if same else judge.name] = judge
     marks = dict.fromkeys(m.quarantine for m in judges if m.quarantine)

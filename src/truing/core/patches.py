@@ -30,6 +30,7 @@ CONVERT = (
     "UNTRAINED is the adapter's folder from before training; or, which LoftQ needs, "
     "model.merge_and_unload().save_pretrained(FOLDER)"
 )
+MERGE = "Merge it in PEFT, model.merge_and_unload().save_pretrained(FOLDER), and give that folder"
 _LORA = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.(?:default\.)?weight$")
 
 
@@ -44,10 +45,13 @@ def _adapter_config(folder: Path) -> dict[str, object]:
         raise
     if config.get("peft_type") != "LORA":
         raise InputError(
-            "only LoRA adapters fold into weights", where=str(path), seen=config.get("peft_type")
+            "only LoRA adapters fold into weights",
+            where=str(path),
+            seen=config.get("peft_type"),
+            fix=MERGE,
         )
     if config.get("use_dora"):
-        raise InputError("DoRA adapters are not supported", where=str(path))
+        raise InputError("DoRA adapters are not supported", where=str(path), fix=MERGE)
     begun = config.get("init_lora_weights")
     if isinstance(begun, str) and begun.lower().startswith(MOVED):
         raise InputError(
@@ -93,7 +97,10 @@ class AdapterPatch:
                 self.modules.setdefault(found[1], {})[found[2]] = name
             elif ".lora_" in name:
                 raise InputError(
-                    "this sort of LoRA tensor is not supported", where=str(folder), seen=name
+                    "this sort of LoRA tensor is not supported",
+                    where=str(folder),
+                    seen=name,
+                    fix=MERGE,
                 )
             else:  # a module saved whole (PEFT's modules_to_save) or a trained bias
                 self.whole[name.removeprefix("base_model.model.")] = name
@@ -122,6 +129,7 @@ class AdapterPatch:
                 "the adapter does not fit the model",
                 where=f"{self.folder} {name}",
                 seen=f"{tuple(step.shape)} on {tuple(old.shape)}",
+                fix="Put it on the model that its adapter_config.json names",
             )
         return old + step
 

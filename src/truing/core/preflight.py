@@ -164,6 +164,7 @@ def online_training(spec: Online, settings: Settings) -> OnlineTraining:
             "setting 'refill': groups of equal rewards teach here too, and it would replace them",
             where=spec.name,
             seen=training.refill,
+            fix="Set it to 0",
         )
     check_update(spec, settings, training.answers)
     return training
@@ -176,6 +177,7 @@ def check_played(spec: Online, training: OnlineTraining, given: str) -> None:
             "setting 'environment': an answer that rows bring along was given in no episode",
             where=spec.name,
             seen=given,
+            fix="Leave it out, or use a method that draws all its answers",
         )
 
 

@@ -72,6 +72,7 @@ def _from_address(source: str) -> Path:
                 "wrong checksum: not the expected file",
                 where=address,
                 seen=f"sha256 {seen}, expected {expected}",
+                fix="Correct the address or its sha256; the file there may have changed",
             )
         Path(partial).rename(target)
     finally:

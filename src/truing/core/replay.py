@@ -56,6 +56,7 @@ def check_stream(data: Table, where: str = WHERE) -> None:
                 "column 'rollout' is a number below that of 'rollouts'",
                 where=f"{where} {data.place(i)}",
                 seen=(number, of),
+                fix="Give the table as synthesize/online_stream wrote it",
             )
 
 

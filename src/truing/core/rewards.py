@@ -78,7 +78,12 @@ def held_model(key: str, where: str) -> Model:
     """The model that a reward's setting names; an InputError where it is none."""
     found = at_hand(key)
     if not isinstance(found, Model):
-        raise InputError("is not a model", where=where, seen=key)
+        raise InputError(
+            "is not a model",
+            where=where,
+            seen=key,
+            fix="Give the name of a model, or in Python the key that truing.models.hold returns",
+        )
     return found
 
 
@@ -131,7 +136,10 @@ def _label_scores(loaded: Loaded, rows: Sequence[Row]) -> list[float]:
     labels = getattr(loaded.module.config, "num_labels", 0)
     if labels != 1:
         raise InputError(
-            "a reward model has one label", where=loaded.model.name, seen=f"{labels} labels"
+            "a reward model has one label",
+            where=loaded.model.name,
+            seen=f"{labels} labels",
+            fix="Give a classifier of one label, such as one from bradley_terry",
         )
     values: list[float] = []
     asked = rewritten(loaded.model, [cast(Prompt, prompt_of(row)) for row in rows])
@@ -173,7 +181,12 @@ class Rewards:
         """Raise InputError for anything that would go wrong later."""
         for name, ref in self.refs.items():
             if name in (PRINCIPLES, MODEL):
-                raise InputError("the name of this term is taken", where=self.where, seen=name)
+                raise InputError(
+                    "the name of this term is taken",
+                    where=self.where,
+                    seen=name,
+                    fix="Give that reward another name",
+                )
             check_reward(ref, where=f"{self.where} reward {name!r}")
         if self.principles is not None:
             rules = measured(self.principles, where=self.where)

@@ -28,6 +28,15 @@ WHYS = {
     "left_out_good": "the answer is labelled as good",
     "left_out_long": "the prompt leaves no room for an answer",
 }
+REMEDIES = {
+    "left_out_same": "Give pairs whose answers differ",
+    "left_out_empty": "Give answers with text",
+    "left_out_single": "Give two answers or more to each prompt",
+    "left_out_equal": "Give scores that differ within a group",
+    "left_out_bad": "Give some that are labelled as good",
+    "left_out_good": "Give some that are labelled as bad",
+    "left_out_long": "Raise max_length, up to the model's context",
+}
 TEXTS = "whole texts: every token carries loss"
 WHOLE = ("", "noisy_embeddings", "routers")  # hooks that ask for neither prompt nor answer
 # What makes a row one of its kind; all else that it holds goes with it.
@@ -270,5 +279,5 @@ def nothing_left(table: Table, counts: Mapping[str, int], where: str, limit: int
         f"no row can be trained on of the {len(table)} of {table.source}: {'; '.join(told)}",
         where=where,
         seen=dict(counts),
-        fix="Raise max_length, up to the model's context" * bool(counts.get("left_out_long")),
+        fix=". ".join(remedy for n, remedy in REMEDIES.items() if counts.get(n)),
     )

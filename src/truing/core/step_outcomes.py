@@ -69,6 +69,7 @@ class Ending:
                 "what an answer comes to is said by one of reward, judge and reward_model",
                 where=WHERE,
                 seen=named,
+                fix="Give just one of them",
             )
         if self.reward is not None:
             check_reward(self.reward, where=f"{WHERE} setting 'reward'")

@@ -59,7 +59,10 @@ def step_values(
     for i, row in enumerate(rows, 1):
         if not row.get("steps"):
             raise InputError(
-                "has no steps", where=f"{where} row {i}".strip(), seen=row.get("steps")
+                "has no steps",
+                where=f"{where} row {i}".strip(),
+                seen=row.get("steps"),
+                fix="Fill column 'steps' with the answer's steps, a list of texts",
             )
     found = step_scores(model, rows, separator)
     for i, scores in enumerate(found, 1):

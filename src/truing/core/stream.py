@@ -92,7 +92,9 @@ def settings_of(how: Mapping[str, object]) -> dict[str, object]:
             raise InputError(f"setting 'how': {name} must be 1 in a stream", seen=found[name])
     for name in NONE:
         if found.get(name):
-            raise InputError(f"setting 'how': a stream has no {name}", seen=found[name])
+            raise InputError(
+                f"setting 'how': a stream has no {name}", seen=found[name], fix="Leave it out"
+            )
     return found
 
 

@@ -121,6 +121,7 @@ class Teacher(Kept):
                 "the student has outputs that its teacher has not",
                 where=loaded.model.name,
                 seen=f"{vocab} and {len(self.head.weight)}",
+                fix="Give a teacher with as many outputs, such as a larger model of the family",
             )
 
     @property

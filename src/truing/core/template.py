@@ -273,6 +273,7 @@ def _rendered(
         raise InputError(
             f"the chat template refuses these messages: {error}",
             seen=[m.get("role") for m in messages],
+            fix="Give messages that it takes, or put another into chat_template.jinja",
         ) from None
     return cast(str, made)
 

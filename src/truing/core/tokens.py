@@ -52,7 +52,7 @@ def same_tokens(models: Mapping[str, Model], *, where: str = "", bare: bool = Fa
             f"models {first!r} and {other!r} differ in tokenizer or chat template: the {what}",
             where=where,
             seen=[_shown(models[first]), _shown(models[other])],
-            fix="Only models whose tokens mean the same can be combined",
+            fix="Give models of one tokenizer and template, such as those of one family",
         )
 
 

@@ -221,7 +221,10 @@ class Reader:
             text = row.get(source)
             if not isinstance(text, str):
                 raise InputError(
-                    f"{self.spec.name} needs the column {name!r}", where=where, seen=row.get(name)
+                    f"{self.spec.name} needs the column {name!r}",
+                    where=where,
+                    seen=row.get(name),
+                    fix="Give every row a text there",
                 )
             found.append((text, bool(row.get(f"{source}_finished", True))))
         return found

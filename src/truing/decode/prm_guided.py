@@ -158,7 +158,9 @@ def _check(
     """Raise InputError for models that score nothing, names taken twice and wrong weights."""
     names = [*process_models, *outcome_models, *rewards]
     if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise InputError("two terms have one name", where=WHERE, seen=twice)
+        raise InputError(
+            "two terms have one name", where=WHERE, seen=twice, fix="Rename one of them"
+        )
     for name, weight in weights.items():
         if name not in names and name.partition("/")[0] not in rewards:
             raise unknown("term", name, names, where=f"{WHERE} setting 'weights'")

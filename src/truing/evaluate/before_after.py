@@ -41,6 +41,7 @@ def _check(
             "the reports are of other principles",
             where=WHERE,
             seen=[before.meta.get("principles"), after.meta.get("principles")],
+            fix="Measure both by the same principles",
         )
     if (ability_before is None) != (ability_after is None):
         lacks = "ability_before" if ability_before is None else "ability_after"
@@ -68,7 +69,11 @@ def align_samples(before: Report, after: Report) -> list[tuple[Row, Row]]:
     Of a prompt that was asked several times the n-th answers go together.
     """
     if before.samples is None or after.samples is None:
-        raise InputError("both reports need their samples", where=WHERE)
+        raise InputError(
+            "both reports need their samples",
+            where=WHERE,
+            fix="Load each from its whole folder: its samples lie beside report.json",
+        )
     earlier, later = _numbered(before.samples), _numbered(after.samples)
     pairs = [(row, later[key]) for key, row in earlier.items() if key in later]
     if len(pairs) != len(earlier) or len(pairs) != len(later):

@@ -39,7 +39,11 @@ def check_names(
     if idle := sorted({*refusals, *abilities} - {BEFORE, *costs}):
         raise InputError("a budget without its cost", where=f"{WHERE} setting 'costs'", seen=idle)
     if not refusals[BEFORE].get("refusal rate").value:
-        raise InputError("the model refused nothing before, so nothing is undone", where=WHERE)
+        raise InputError(
+            "the model refused nothing before, so nothing is undone",
+            where=WHERE,
+            fix="Give prompts that it refuses, or a model that was taught to refuse",
+        )
     if bad := [n for n, c in costs.items() if c <= 0 or n == BEFORE]:
         raise InputError("costs are rows times passes, above 0", where=WHERE, seen=bad)
     if not costs:

@@ -146,7 +146,7 @@ def easy_to_hard(
     problems = list(data.expect("prompt", where=WHERE))
     for i, row in enumerate(problems):
         if "prompt" not in row or not isinstance(row.get("answer"), (str, int, float)):
-            raise InputError("needs prompt and answer", where=data.place(i), seen=row)
+            raise InputError("needs columns 'prompt' and 'answer'", where=data.place(i), seen=row)
     drawn = generate(
         model, [r["prompt"] for r in problems], n=n, temperature=temperature,
         max_tokens=max_tokens, seed=current().stream("solutions") % 2**31,

@@ -93,11 +93,16 @@ def wins_of(win_rates: Mapping[str, Report], where: str) -> tuple[dict[str, Scor
                 "win rates must be over the same prompts",
                 where=f"{where} input 'win_rates' {name!r}",
                 seen=many,
+                fix="Measure all runs on one table of prompts",
             )
     shared = [k for k in next(iter(every.values()), ({}, 0))[0]
               if all(k in own for own, _ in every.values())]  # fmt: skip
     if every and not shared:
-        raise InputError("no prompt was judged for all runs", where=f"{where} input 'win_rates'")
+        raise InputError(
+            "no prompt was judged for all runs",
+            where=f"{where} input 'win_rates'",
+            fix="Measure them again by a judge whose verdicts can be read",
+        )
     won = {name: np.array([own[k] for k in shared]) for name, (own, _) in every.items()}
     return won, max((n for _, n in every.values()), default=0) - len(shared)
 

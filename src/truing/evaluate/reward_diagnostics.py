@@ -64,7 +64,12 @@ def _demonstration(row: Row, where: str) -> Row:
         return as_prompt(row)
     messages = cast("list[Message]", row.get("messages") or [])
     if len(messages) < 2 or messages[-1].get("role") != "assistant":
-        raise InputError("a demonstration ends with an answer", where=where, seen=[*row])
+        raise InputError(
+            "a demonstration ends with an answer",
+            where=where,
+            seen=[*row],
+            fix="Give rows with prompt and completion, or messages that end with the assistant's",
+        )
     return row | {"prompt": messages[:-1], "completion": str(messages[-1]["content"])}
 
 
@@ -215,7 +220,11 @@ def reward_diagnostics(
     if gold is not None:
         check_reward(gold, where=f"{WHERE} setting 'gold'")
     if policy is None and (gold is not None or others):
-        raise InputError("needs a policy whose answers are scored", where=f"{WHERE} input 'policy'")
+        raise InputError(
+            "needs a policy whose answers are scored",
+            where=f"{WHERE} input 'policy'",
+            fix="Give a policy, or leave out gold and others",
+        )
     how = {"n": answers, "max_tokens": max_tokens, "temperature": temperature}
     known = _part(reward, policy, data.expect("pair", "example", where=WHERE), "", how)
     measures, samples = order_measures(known.side, ""), known.samples("held out")

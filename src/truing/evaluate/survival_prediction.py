@@ -123,7 +123,12 @@ def survival_prediction(
         if months is not None
     ]
     if len(cases) < len(rows):
-        raise InputError("a row has no months", where=data.source, seen=len(rows) - len(cases))
+        raise InputError(
+            "a row has no months",
+            where=data.source,
+            seen=len(rows) - len(cases),
+            fix="Fill column 'months', or leave such rows out",
+        )
     measures = _predictions(cases, _mean_months(reference if reference is not None else data))
     if all("completion" in r for r in rows):
         measures += overlap(texts, [str(r["completion"]) for r in rows])
@@ -188,7 +193,11 @@ def _reasons(rows: Sequence[Row], cases: Sequence[Case]) -> list[Measure]:
 def _mean_months(data: Table) -> float:
     known = [m for s, m in (truth(r, data.source) for r in data) if s == 1 and m is not None]
     if not known:
-        raise InputError("no event was seen, so there is no mean to compare with", seen=data.source)
+        raise InputError(
+            "no event was seen, so there is no mean to compare with",
+            seen=data.source,
+            fix="Give as reference rows of which some have status 1",
+        )
     return sum(known) / len(known)
 
 

@@ -73,7 +73,7 @@ def config_of(model: Model, experts: int, top_k: int, *, tied: bool) -> MixtralC
     biased = getattr(dense, "attention_bias", False) or getattr(dense, "mlp_bias", False)
     if dense.model_type not in ("llama", "mistral") or biased:
         raise InputError(
-            "only Llama-like models without biases become a mixture of experts",
+            "only models of type llama or mistral, without biases, become a mixture of experts",
             where=f"{WHERE} {model.name}",
             seen=f"{dense.model_type} with biases" if biased else dense.model_type,
         )
@@ -161,7 +161,12 @@ def routers_of(
             )
         own[str(row["role"])].append(cast(Prompt, row.get("prompt", row.get("messages"))))
     if missing := [role for role, asked in own.items() if not asked]:
-        raise InputError("a model has no prompt", where=prompts.source, seen=missing)
+        raise InputError(
+            "a model has no prompt",
+            where=prompts.source,
+            seen=missing,
+            fix="Give it some: rows whose column 'role' names it",
+        )
     states = [mean_states(models[role], asked) for role, asked in own.items()]
     return {
         i: torch.stack([states[e % len(states)][i] for e in range(experts)]) for i in range(layers)

@@ -49,7 +49,11 @@ def checked(
     with data.naming():
         kept = passing(data.rows, checks, of)
     if data.rows and not any(kept):
-        raise InputError(f"none of {len(data)} rows passes the checks", where="select/checked")
+        raise InputError(
+            f"none of {len(data)} rows passes the checks",
+            where="select/checked",
+            fix="Loosen the checks, or leave one out",
+        )
     names = ", ".join(str(c.get("use")) for c in checks)
     found = data.take(i for i, k in enumerate(kept) if k)
     return found.with_lineage(filter=f"checked {names}")

@@ -50,5 +50,10 @@ def sample(data: Table, *, n: int, part: Literal["sample", "rest"] = "sample") -
     chosen = drawn(data.rows, n, current().stream("sample"))
     places = [i for i, c in enumerate(chosen) if c == wanted]
     if not places:
-        raise InputError(f"no row is left for the {part}", where="select/sample", seen=n)
+        raise InputError(
+            f"no row is left for the {part}",
+            where="select/sample",
+            seen=n,
+            fix=f"Set n below {len(data)}",
+        )
     return data.take(places).with_lineage(filter=f"sample {part} {n}")

@@ -70,6 +70,9 @@ def split(
     train = [places[i] for i in kept]
     if not train:
         raise InputError(
-            "no training row is left", where="select/split", seen=len(places) - held_out
+            "no training row is left",
+            where="select/split",
+            seen=len(places) - held_out,
+            fix="Lower held_out, or threshold: the others are too like the held-out rows",
         )
     return data.take(train).with_lineage(filter="train")

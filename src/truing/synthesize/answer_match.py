@@ -111,7 +111,12 @@ def golds_of(row: Row, where: str, form: Callable[[str], str] | None = None) -> 
     found = row.get("answers", row.get("answer"))
     golds = cast("list[object]", found if isinstance(found, list) else [found])
     if not golds or not all(isinstance(g, (str, int, float)) and form(str(g)) for g in golds):
-        raise InputError("needs a column 'answers' with right answers", where=where, seen=found)
+        raise InputError(
+            "needs a column 'answers' with right answers",
+            where=where,
+            seen=found,
+            fix="Fill it with a list of texts, or column 'answer' with one",
+        )
     return tuple(str(g) for g in golds)
 
 
@@ -192,7 +197,12 @@ def _judge(settings: Mapping[str, object]) -> Model:
         raise InputError("setting 'threshold' must be from 0 to 1", where=where, seen=threshold)
     found = held_model(str(settings["model"]), f"{where} setting 'model'")
     if "generate" not in found.can:
-        raise InputError("setting 'model' is none that can judge", where=where, seen=found.name)
+        raise InputError(
+            "setting 'model' is none that can judge",
+            where=where,
+            seen=found.name,
+            fix="Give a language model, local or served",
+        )
     return found
 
 

@@ -161,6 +161,6 @@ def honesty_targets(
     if not rows:
         raise InputError(
             "setting 'most_unknown': the model knows none of the questions, and few may be unknown",
-            where=where, seen=most_unknown,
+            where=where, seen=most_unknown, fix="Give easier questions, or raise it",
         )  # fmt: skip
     return Table("example", rows, where=f"honesty targets of {data.source}")

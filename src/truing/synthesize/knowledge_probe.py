@@ -88,6 +88,7 @@ class Known:
             raise InputError(
                 "columns 'samples' and 'samples_right' need one mark for each sample",
                 where=where, seen=(samples, right),
+                fix="Give the table as synthesize/knowledge_probe wrote it",
             )  # fmt: skip
         return cls(
             str(row["greedy"]), tuple(map(str, samples)), golds_of(row, where),

@@ -136,7 +136,9 @@ def objective_pairs(
     if not rewards and not models:
         raise InputError("there is no objective", where=WHERE, fix="Give rewards or reward_models")
     if both := sorted(rewards.keys() & models.keys()):
-        raise InputError("two objectives have one name", where=WHERE, seen=both)
+        raise InputError(
+            "two objectives have one name", where=WHERE, seen=both, fix="Rename one of them"
+        )
     for name, ref in rewards.items():
         check_reward(ref, where=f"{WHERE} setting 'rewards' {name!r}")
     for reward_model in models.values():

@@ -87,7 +87,12 @@ def outcome_labels(
             if steps_of(text, SEPARATOR):
                 rows.append(made)
     if not rows:
-        raise InputError("no solution has a step", where=WHERE, seen=f"{len(data)} problems")
+        raise InputError(
+            "no solution has a step",
+            where=WHERE,
+            seen=f"{len(data)} problems",
+            fix="Draw more (n), or use a model whose answers are not empty",
+        )
     current().metric(solutions=len(rows), right=sum(bool(r["label"]) for r in rows))
     source = f"outcomes of {data.source}"
     if mixed is None:

@@ -91,7 +91,8 @@ class Labelling:
                 fix="Leave that out, or label by value",
             )
         if self.label == "judged" and self.ending.judge is None:
-            raise InputError("setting 'label': judged asks a judge, and none is given", where=WHERE)
+            text = "setting 'label': judged asks a judge, and none is given"
+            raise InputError(text, where=WHERE, fix="Give one, or label by value")
         if self.label != "judged":
             self.ending.check()
             if self.rollouts:

@@ -156,7 +156,12 @@ def patients_of(
         seen = str(row[event]).removesuffix(".0") == happened
         made.append(Patient(row, told, months / MONTH_DAYS if days else months, seen))
     if not made:
-        raise InputError("no row has a time and an outcome", where=data.source, seen=len(data))
+        raise InputError(
+            "no row has a time and an outcome",
+            where=data.source,
+            seen=len(data),
+            fix="Name their columns by the settings time and event",
+        )
     return made
 
 
@@ -192,10 +197,20 @@ def survival_cohort(
         salt: another number gives another split.
     """
     if {time, event} & set(attributes):
-        raise InputError("the summary would tell the outcome", where=WHERE, seen=[time, event])
+        raise InputError(
+            "the summary would tell the outcome",
+            where=WHERE,
+            seen=[time, event],
+            fix="Leave these columns out of attributes",
+        )
     patients = patients_of(data, time, event, happened, unit == "days", attributes)
     if not 0 < test < len(patients):
-        raise InputError("no training row would be left", where=WHERE, seen=(test, len(patients)))
+        raise InputError(
+            "no training row would be left",
+            where=WHERE,
+            seen=(test, len(patients)),
+            fix="Lower test, or give more rows",
+        )
     shuffled = sorted(patients, key=lambda p: content_hash([salt, p.row["id"]]))
     known = shuffled[test:]
     chosen = known if part == "train" else shuffled[:test]

@@ -93,6 +93,6 @@ def weak_continuations(
     if not made:
         raise InputError(
             "setting 'threshold': every continuation is more toxic, or empty", where=WHERE,
-            seen=threshold,
+            seen=threshold, fix="Raise it, or draw more (n)",
         )  # fmt: skip
     return Table("example", made, where=f"weak continuations of {data.source}")

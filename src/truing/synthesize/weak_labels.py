@@ -85,7 +85,12 @@ def weak_labels(
         check_logits(one, WHERE)
     at = [i for i, r in enumerate(data) if "completion" in r]
     if not at:
-        raise InputError("no row has a completion", where=data.source, seen=data.columns)
+        raise InputError(
+            "no row has a completion",
+            where=data.source,
+            seen=data.columns,
+            fix="Give the answers in a column 'completion'",
+        )
     rows = [data[i] for i in at]
     known = true_rows(data, at, true_share)
     found = ensemble([probabilities(m, rows, WHERE) for m in supervisors])

@@ -47,7 +47,11 @@ def cpo(
         loss: form of the preference term.
     """
     if label_smoothing and loss != "sigmoid":
-        raise InputError("setting 'label_smoothing': only loss 'sigmoid' has it", seen=loss)
+        raise InputError(
+            "setting 'label_smoothing': only loss 'sigmoid' has it",
+            seen=loss,
+            fix="Set it to 0, or loss to sigmoid",
+        )
     w_U, l_U = m.seq().unbind(1)
     if loss == "hinge":
         per_pair = relu(1 - beta * (w_U - l_U))

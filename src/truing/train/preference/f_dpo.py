@@ -55,6 +55,6 @@ def f_dpo(
     """
     if divergence_alpha is not None and divergence != "alpha":
         text = "setting 'divergence_alpha': only divergence 'alpha' has it"
-        raise InputError(text, seen=divergence)
+        raise InputError(text, seen=divergence, fix="Leave it out, or set divergence to alpha")
     s_UK = score(m.ratio(), divergence, ALPHA if divergence_alpha is None else divergence_alpha)
     return Loss(-logsigmoid(beta * (s_UK[:, 0] - s_UK[:, 1])), metrics=metrics(m, beta))

@@ -54,6 +54,7 @@ def mah_dpo(
             f"an objective is a whole number from 0 to {objectives - 1}",
             where="column 'objective'",
             seen=sorted(set(number_U.tolist()))[:8],
+            fix="Set objectives to how many there are, or number them from 0",
         )
     per_pair = -logsigmoid(beta * difference(m))
     seen = metrics(m, beta)

@@ -31,6 +31,7 @@ def _models(model: str, reference: str) -> tuple[Model, Model]:
             "nothing was changed in the model, so it implies no reward",
             where=WHERE,
             seen=tuned.name,
+            fix="Give a trained model, or as reference the one that its training began with",
         )
     return tuned, tuned.with_changes(())
 

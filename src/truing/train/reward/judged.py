@@ -92,7 +92,12 @@ def judge_of(model: str, where: str = WHERE) -> Model:
         )
     found = held(model)  # one that is damaged says so itself
     if not isinstance(found, Model) or "generate" not in found.can:
-        raise InputError("is not a model that can judge", where=where, seen=model)
+        raise InputError(
+            "is not a model that can judge",
+            where=where,
+            seen=model,
+            fix="Give a language model, local or served",
+        )
     return found
 
 

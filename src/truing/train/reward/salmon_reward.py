@@ -66,7 +66,12 @@ def _rules(principles: str | list[str]) -> list[str] | Principles:
     """The principles that a setting lists, or names."""
     found = held(principles) if isinstance(principles, str) else principles
     if not isinstance(found, (list, Principles)):
-        raise InputError("are not principles", where=WHERE, seen=principles)
+        raise InputError(
+            "are not principles",
+            where=f"{WHERE} setting 'principles'",
+            seen=principles,
+            fix="Give a list of sentences, or the name of principles",
+        )
     return found
 
 

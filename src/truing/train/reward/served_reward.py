@@ -170,6 +170,7 @@ def _read(
             f"{form!r}",
             where=f"{WHERE} {endpoint.shown}{path}",
             seen=found or reply,
+            fix="Look at its reply, and set form and label to suit",
         )
     return {"scores": fit}
 

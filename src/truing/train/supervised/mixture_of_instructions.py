@@ -171,7 +171,7 @@ class InstructionChunks(Hook):
         if not 0 <= alone <= 1:
             raise InputError("setting 'alone' is a share, 0 to 1", seen=alone)
         if min((each or {"": 1}).values()) < 1:
-            raise InputError("a chunk holds at least one sample of a task", seen=each)
+            raise InputError("setting 'each' must be at least 1 for every task", seen=each)
         listing = {"tools": f"{SYSTEMS['tools']}\n\n{TOOLS}"}
         self.systems = SYSTEMS | listing if systems is None else dict(systems)
         self.each = dict(each or {})
@@ -196,7 +196,12 @@ class InstructionChunks(Hook):
             made.append(under(row, system, native=native) if system else row)
         missing = sorted(set(self.each) - set(self._task.values()))
         if missing:
-            raise InputError("no row is of this task", where=data.source, seen=missing)
+            raise InputError(
+                "no row is of this task",
+                where=data.source,
+                seen=missing,
+                fix="Name tasks of the column 'task' in setting 'each'",
+            )
         return data.remade(data.kind, made, range(len(data)))
 
     def units(
