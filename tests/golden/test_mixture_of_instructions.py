@@ -217,7 +217,7 @@ def test_the_prompt_of_a_task_with_tools_lists_them(loaded: Loaded) -> None:
 def test_mistakes(loaded: Loaded) -> None:
     with pytest.raises(InputError, match="alone"):
         InstructionChunks(alone=2.0)
-    with pytest.raises(InputError, match="at least one"):
+    with pytest.raises(InputError, match="at least 1"):
         InstructionChunks(each={"code": 0})
     with pytest.raises(InputError, match="no row is of this task"):
         read(loaded, ROWS, each={"poetry": 2})

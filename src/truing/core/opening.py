@@ -239,7 +239,8 @@ def read_card(folder: Path) -> dict[str, object]:
     try:
         data = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"not a saved model: {error}", where=str(path)) from None
+        fix = AGAIN if path.exists() else "Give a folder without that file to Model.open"
+        raise InputError(f"not a saved model: {error}", where=str(path), fix=fix) from None
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
         raise InputError(
@@ -277,12 +278,9 @@ def _of_card(data: dict[str, object], folder: Path) -> Model:
         thinking = cast("bool | None", facts.get("thinking"))
         base = Folder(folder / "base", facts.get("licence", ""), thinking)
         if base.key != facts["key"]:
-            raise InputError(
-                "the files of the base are not those that were saved",
-                where=str(folder / "base"),
-                seen=f"key {base.key}, saved as {facts['key']}",
-                fix=AGAIN,
-            )
+            told = "the files of the base are not those that were saved"
+            seen = f"key {base.key}, saved as {facts['key']}"
+            raise InputError(told, where=str(folder / "base"), seen=seen, fix=AGAIN)
     laid = [change_files.load(c, folder) for c in cast("list[dict[str, object]]", data["changes"])]
     licences = tuple(cast("list[str]", data.get("licences") or []))
     mark = str(data.get("quarantine") or "")

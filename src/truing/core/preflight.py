@@ -301,7 +301,7 @@ def check_rows(
                 f"needs the column {name!r} in {table.source}",
                 where=where,
                 seen=[c for c in table.columns if c not in ("id", "lineage")],
-                fix=f"Did you mean {name!r} by {close!r}?" if close else "",
+                fix=f"Did you mean {name!r} by {close!r}?" if close else "Add it to each row",
             )
 
 

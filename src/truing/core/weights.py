@@ -182,7 +182,7 @@ class Folded(Mapping[str, Tensor]):
                 where=str(path),
                 fix="Tied output embeddings cannot be changed apart from the input's"
                 if name.endswith(OUTPUT)
-                else "It was made for another architecture",
+                else "Put it on the model that it was made for",
             )
 
     def own_head(self) -> str | None:

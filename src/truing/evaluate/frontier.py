@@ -153,7 +153,7 @@ def frontier(
             "no budget has a run of every arm",
             where=f"{WHERE} setting 'budgets'",
             seen=list(budgets or BUDGETS),
-            fix=f"The least divergence that all reach is {least:.3g} nats",
+            fix=f"Give a larger one: from {least:.3g} nats on each arm has a run",
         )
     source = np.random.default_rng(current().stream("bootstrap"))
     drawn = [frontiers(chosen, kept, source.integers(0, n, n)) for _ in range(DRAWS)]

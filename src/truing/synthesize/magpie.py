@@ -52,7 +52,7 @@ def pre_query(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message] = 
         raise InputError(
             "the chat template does not show the user's message as written",
             where="synthesize/magpie",
-            fix="Magpie needs a template that places the user's words after a fixed marker",
+            fix="Take a model whose template places the user's words after a fixed marker",
         )
     return head
 

@@ -106,7 +106,9 @@ def magpie_tags(
     """
     for tag in tags:
         if tag not in TAGS:
-            raise InputError("no such tag", where="setting 'tags'", seen=tag, fix=", ".join(TAGS))
+            raise InputError(
+                "no such tag", where="setting 'tags'", seen=tag, fix="Known: " + ", ".join(TAGS)
+            )
     loaded = model.load_module()
     context = current()
     journal = context.journal("tags")

@@ -106,7 +106,7 @@ def weak_labels(
     if not made:
         raise InputError(
             "setting 'sure': of no row is the supervisor that sure", where=WHERE, seen=sure,
-            fix=f"The surest label has {max(max(q, 1 - q) for q in found):.3f}",
+            fix=f"Set it lower: the surest label has {max(max(q, 1 - q) for q in found):.3f}",
         )  # fmt: skip
     current().metric(rows=len(rows), labelled=len(made), true_labels=len(known))
     return Table("judgement", made, where=f"weak labels of {data.source}")
