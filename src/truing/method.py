@@ -6,7 +6,9 @@ with their types and defaults. Nothing else is declared anywhere.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import importlib
 import inspect
 import re
@@ -140,6 +142,18 @@ def _module_of(function: Function, name: str) -> types.ModuleType:
     return found
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection: one fifth of what PyTorch and transformers take to be imported."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
 class Method:
     """A registered method: call it with inputs and settings.
 
@@ -167,7 +181,8 @@ class Method:
         if (own := declared(self.entry)) is not None:
             return _module_of(own.function, self.entry.module)
         try:
-            return importlib.import_module(self.entry.module)
+            with _uncollected():
+                return importlib.import_module(self.entry.module)
         except ModuleNotFoundError as error:
             name = (error.name or "?").partition(".")[0]
             if name == "truing":
