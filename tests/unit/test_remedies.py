@@ -143,3 +143,23 @@ def test_a_plain_folder_is_no_saved_model(tiny_path: Path) -> None:
     with pytest.raises(InputError, match="not a saved model") as caught:
         Model.load(tiny_path)
     assert "Model.open" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("train/dpo", PAIR),
+        ("train/sft", {"prompt": "p", "completion": "yes"}),
+        ("train/grpo", {"prompt": "p"}),
+    ],
+)
+def test_an_empty_prompt_of_a_model_without_template(
+    name: str, row: Row, tiny_path: Path, tmp_path: Path
+) -> None:
+    plain = Path(shutil.copytree(tiny_path, tmp_path / "plain"))
+    (plain / "chat_template.jinja").unlink()
+    rewards = {"rewards": {"short": {"use": "max_words", "n": 4}}} if "grpo" in name else {}
+    data = Table("", [row, row, {**row, "prompt": ""}])
+    error = refused(name, tmp_path, Model.open(plain), data, **rewards)
+    assert "the prompt is empty" in error.message and "row 3" in error.where
+    assert "chat_template.jinja" in error.fix

@@ -23,7 +23,7 @@ from truing.core.online import Online
 from truing.core.online_mix import Added
 from truing.core.online_training import OnlineTraining
 from truing.core.pools import why_unused
-from truing.core.row_kinds import as_kind, last_answer, nothing_left, summed
+from truing.core.row_kinds import as_kind, last_answer, no_prompt, nothing_left, summed
 from truing.core.start import Start
 from truing.core.tree import group_tree
 from truing.errors import InputError
@@ -165,6 +165,8 @@ def read_prompts(
                 continue
             shown = pool.prompt({**row, "prompt": found}, 0)[0]
         ids = tuple(prompt_ids(tokenizer, cast(Prompt, shown)))
+        if not ids:
+            raise no_prompt(f"{where} {table.place(i)}")
         if len(ids) + room > limit:
             counts["left_out_long"] += 1
             continue

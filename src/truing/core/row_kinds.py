@@ -281,3 +281,12 @@ def nothing_left(table: Table, counts: Mapping[str, int], where: str, limit: int
         seen=dict(counts),
         fix=". ".join(remedy for n, remedy in REMEDIES.items() if counts.get(n)),
     )
+
+
+def no_prompt(where: str) -> InputError:
+    """Says that a prompt has no token, from which the first of an answer would be drawn."""
+    return InputError(
+        "the prompt is empty, and the model's tokenizer has no template that would be its start",
+        where=where,
+        fix="Fill it in, leave the row out, or put a chat_template.jinja into the model's folder",
+    )

@@ -26,7 +26,7 @@ from truing.core.chat import (
     text_ids,
 )
 from truing.core.objective import Objective
-from truing.core.row_kinds import endings, group_why, nothing_left
+from truing.core.row_kinds import endings, group_why, no_prompt, nothing_left
 from truing.core.tree import Node, alike, fork, group_tree
 from truing.errors import InputError
 from truing.kinds import Row, prompt_of, read_pair, sides_of, tools_of, with_tools
@@ -159,6 +159,8 @@ class Reader:
         if why := self._why(row, texts):
             return self._out(why)
         prompt = self._prompt(prompt_of(row))
+        if not prompt:
+            raise no_prompt(where)
         room = self.limit - len(prompt)
         if room < ROOM:
             return self._out("left_out_long")
