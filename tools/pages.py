@@ -15,10 +15,11 @@ from pathlib import Path
 
 from claim_pages import claims_page
 from component_pages import components_page
+from example_pages import use_block
 from function_pages import functions_of, functions_page
 from input_pages import inputs_table
 from module_pages import modules_page
-from pagetext import NOTE, command_name, escape, prose, table
+from pagetext import NOTE, escape, prose, table
 from python_pages import python_page
 
 from truing import catalogue, claims
@@ -30,7 +31,7 @@ from truing.core.online_training import OnlineTraining
 from truing.core.training import TextTraining, Training
 from truing.inputs import kinds_of
 from truing.method import Method, methods
-from truing.signature import Input, Setting, argument_docs, type_name
+from truing.signature import Setting, argument_docs, type_name
 
 VERB_TYPES = {
     "specify": "text or examples to Principles",
@@ -45,10 +46,6 @@ VERB_TYPES = {
     "recover": "damaged Model and trusted Model to Model",
     "serve": "Model to a running server",
 }
-ROW_FILES = {
-    "pair": "pairs", "example": "examples", "unpaired": "rated", "group": "groups",
-    "prompt": "prompts", "steps": "steps",
-}  # fmt: skip
 # What models must be able to do, in words.
 ABILITIES = {
     "generate": "generate",
@@ -57,12 +54,6 @@ ABILITIES = {
     "weights": "have weights",
 }
 COLLECTION = "preference-losses"  # many papers under one slug: its claim tells of one method alone
-# Optional inputs without which an example would have nothing to tell answers apart by. Principles
-# stand for any reward wherever a method takes them.
-ALSO = {
-    "decode/prm_guided": ("process_models",),
-    "train/salmon_ppo": ("principles", "reward_model"),
-}
 # What the engine adds to the settings of a training method, by the sort of its function.
 SHARED = {"objective": TextTraining, "online": OnlineTraining}
 
@@ -85,55 +76,6 @@ def _settings(settings: Iterable[Setting]) -> str:
         for s in settings
     ]
     return table(("setting", "type", "default", "meaning"), rows)
-
-
-def _example_inputs(method: Method) -> list[Input]:
-    """The inputs of an example: those that are required, and what the method cannot do without."""
-    also = ALSO.get(method.id, ("principles",))
-    return [i for i in method.inputs.values() if not i.optional or i.name in also]
-
-
-def _source(method: Method, given: Input) -> str:
-    noun = given.noun.split("|")[0]
-    if noun == "Table":
-        kind = kinds_of(method).get("data", ("",))[0] if given.name == "data" else ""
-        return f"{ROW_FILES.get(kind, given.name)}.jsonl"
-    if noun == "Model" and given.optional:
-        return f"{given.name}/"
-    names = {"Model": "smollm2-135m-instruct", "Principles": "recipes/principles.yaml"}
-    return names.get(noun, f"{given.name}/")
-
-
-def _command(method: Method) -> str:
-    words = [f"truing {method.verb} {command_name(method.name)}"]
-    for i in _example_inputs(method):
-        flag, source = f"--{command_name(i.name)}", _source(method, i)
-        roles = [""] if not i.many else ["a="] if i.optional else ["a=", "b="]
-        words.append(" ".join(f"{flag} {role}{source}" for role in roles))
-    words += [
-        f"--{command_name(s.name)} {s.name.upper()}" for s in method.settings.values() if s.required
-    ]
-    line = " ".join(words)
-    return line if len(line) < 96 else " \\\n  ".join(words)
-
-
-def _python(method: Method) -> str:
-    given = [f"{i.name}={i.name}" if i.optional else i.name for i in _example_inputs(method)]
-    given += [f"{s.name}=..." for s in method.settings.values() if s.required]
-    made = method.returns.lower() if method.verb != "serve" else "server"
-    call = f'{made} = truing.methods["{method.id}"]({", ".join(given)})'
-    if len(call) <= 100:
-        return call
-    return f'{made} = truing.methods["{method.id}"](\n    {", ".join(given)}\n)'
-
-
-def _step(method: Method) -> str:
-    given = [f"do: {method.id}"]
-    for i in _example_inputs(method):
-        roles = "{a: ...}" if i.optional else "{a: ..., b: ...}"
-        given.append(f"{i.name}: {roles if i.many else '...'}")
-    given += [f"{s.name}: ..." for s in method.settings.values() if s.required]
-    return f"{method.name}: {{{', '.join(given)}}}"
 
 
 def _all_of(words: Iterable[str]) -> str:
@@ -182,9 +124,7 @@ def method_page(method: Method) -> str:
         escape(method.summary) + "\n",
         _facts(method) + "\n",
         "## Use\n",
-        f"```sh\n{_command(method)}\n```\n",
-        f"```python\n{_python(method)}\n```\n",
-        f"```yaml\n{_step(method)}\n```\n",
+        use_block(method),
     ]
     if inputs := inputs_table(method):
         parts += ["## Inputs\n", inputs]

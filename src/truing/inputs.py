@@ -60,7 +60,7 @@ USUAL = {
     "ability_after": "of evaluate/ability, as it has become",
     "refusals": "of evaluate/refusal_rate, by the name of a run",
     "abilities": "of evaluate/ability, by the name of a run",
-    "preferences": "of evaluate/preference, by the name of a run",
+    "preferences": "of evaluate/implicit_preference, by the name of a run",
     "win_rates": "of evaluate/win_rate, by the name of a run",
     "divergences": "of evaluate/divergence, by the name of a run",
 }

@@ -36,7 +36,7 @@ def test_every_method_has_a_page(made: dict[str, str]) -> None:
 def test_a_page_says_what_the_code_says(made: dict[str, str]) -> None:
     page = made["docs/methods/train/dpo.md"]
     assert "| `beta` | `float` | `0.1` |" in page and "arXiv 2305.18290" in page
-    assert "truing train dpo --model smollm2-135m-instruct --data pairs.jsonl" in page
+    assert "truing train dpo --model smollm2-135m-instruct --data helpful_pairs" in page
     assert '`truing.methods["dpo"].loss(m: Measurements, *, beta: float = 0.1) -> Loss`' in page
     assert "| `data` | Table | required |" in page and "| `reference` | Model | optional |" in page
 

@@ -38,10 +38,11 @@ def test_an_example_has_something_to_reward_answers_by(name: str) -> None:
 def test_examples_name_the_rules_of_the_checkout() -> None:
     page = pages.method_page(methods["train/grpo"])
     assert "--principles recipes/principles.yaml" in page.replace("\\\n  ", "")
-    assert "(model, data, principles=principles)" in page
+    assert 'principles="recipes/principles.yaml"' in page
     assert (ROOT / "recipes" / "principles.yaml").is_file()
-    assert "--process-models a=process_models/" in pages.method_page(methods["decode/prm_guided"])
-    assert "reward_model=reward_model" in pages.method_page(methods["train/salmon_ppo"])
+    page = pages.method_page(methods["decode/prm_guided"])
+    assert "--process-models steps=process_model/" in page
+    assert 'reward_model="salmon_reward/"' in pages.method_page(methods["train/salmon_ppo"])
 
 
 def test_pages_tell_what_models_must_be_able_to_do() -> None:
@@ -90,7 +91,7 @@ def test_pages_tell_which_rows_a_method_takes() -> None:
         "rows of kind `steps`, `example` or `prompt`" in _inputs("synthesize/step_labels")["data"]
     )
     assert "rows of kind `unpaired`, made from `pair`" in _inputs("train/kto")["data"]
-    assert "--data prompts.jsonl" in pages.method_page(methods["train/grpo"])
+    assert "--data everyday_prompts" in pages.method_page(methods["train/grpo"])
 
 
 def test_pages_tell_which_columns_a_method_reads() -> None:
