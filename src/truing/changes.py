@@ -132,6 +132,7 @@ WeightChange = Adapter | Weights
 KINDS: dict[str, type[Change]] = {
     c.kind: c for c in (Adapter, Weights, Edits, Prefix, Rewriter, Decoder)
 }
+ANEW = "Copy its whole folder again, or save the model anew"
 RUN_TIME = ("edits", "prefix", "rewriter", "decoder")
 
 
@@ -182,7 +183,10 @@ def load(data: Mapping[str, object], folder: Path) -> Change:
         else:
             path = folder / str(data["path"])
             if not path.resolve().is_relative_to(folder.resolve()):
-                raise InputError("a path leaves the folder", where=where, seen=data["path"])
+                fix = "Let it name a file inside of the model's folder"
+                raise InputError(
+                    "a path leaves the folder", where=where, seen=data["path"], fix=fix
+                )
             if kind == "adapter":
                 change = Adapter(path)
             elif kind == "weights":
@@ -190,12 +194,13 @@ def load(data: Mapping[str, object], folder: Path) -> Change:
             else:
                 change = Edits(path, float(cast(float, data["strength"])))
     except KeyError as error:
-        raise InputError(f"a change lacks the field {error}", where=where) from None
+        raise InputError(f"a change lacks the field {error}", where=where, fix=ANEW) from None
     if change.key != data.get("key"):
         raise InputError(
             f"the files of a change of kind {kind!r} are not those that were saved",
             where=str(folder),
             seen=f"key {change.key}, saved as {data.get('key')}",
+            fix=ANEW,
         )
     return change
 

@@ -140,7 +140,9 @@ def literals(path: Path) -> dict[str, object]:
                     found[name] = ast.literal_eval(node.value)
                 except ValueError:
                     raise InputError(
-                        f"{name} must be a literal", where=f"{path}:{node.lineno}"
+                        f"{name} must be a literal",
+                        where=f"{path}:{node.lineno}",
+                        fix="Write the value itself, without names or calls",
                     ) from None
     for name, kind in LITERALS.items():
         if not isinstance(found.get(name), kind):
@@ -220,14 +222,21 @@ def measure(slug: str) -> dict[str, Json]:
         import torch
 
         if not torch.cuda.is_available():
-            raise InputError("this claim needs a GPU and there is none", where=f"claim {name}")
+            raise InputError(
+                "this claim needs a GPU and there is none",
+                where=f"claim {name}",
+                fix="Run it on a machine with one; `truing doctor` says what is found",
+            )
     began = time.monotonic()
     with use(Context(name=name)), _beside(path):
         outcome = cast("Callable[[], Outcome]", _load(path).run)()
     seconds = time.monotonic() - began
     if not outcome.effects or not all(map(math.isfinite, outcome.effects)):
         raise InputError(
-            "a claim must measure finite effects", where=str(path), seen=list(outcome.effects)
+            "a claim must measure finite effects",
+            where=str(path),
+            seen=list(outcome.effects),
+            fix="Give `effects` of its Outcome one finite number for each of `over`",
         )
     lo, hi = outcome.interval
     margin = float(cast(float, stated["MARGIN"]))
@@ -293,13 +302,17 @@ def results() -> dict[str, dict[str, Json]]:
     """The results that are kept, by slug."""
     kept: dict[str, dict[str, Json]] = {}
     for path in sorted((folder() / "results").glob("*.json")):
+        again = f"Measure it again: truing claim {path.stem}"
         try:
             data = cast("dict[str, Json]", json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
-            raise InputError(f"not valid JSON: {error}", where=str(path)) from None
+            raise InputError(f"not valid JSON: {error}", where=str(path), fix=again) from None
         if data.get("schema_version") != SCHEMA_VERSION:
             raise InputError(
-                "result of another schema", where=str(path), seen=data.get("schema_version")
+                f"result of another schema than {SCHEMA_VERSION}",
+                where=str(path),
+                seen=data.get("schema_version"),
+                fix=again,
             )
         kept[path.stem] = data
     return kept

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from truing.catalogue import Entry
+from truing import listing
+from truing.catalogue import Entry, find
+from truing.catalogue import methods as method_entries
 from truing.cli import Parser, as_line
 from truing.errors import InputError, unknown
 from truing.faults import told
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from truing.store import Noun
 
 OWN = ("seed", "out", "json", "help")
+SERVER = "serve/openai"
 
 
 def _parser(method: Method, helped: bool) -> Parser:
@@ -57,8 +60,11 @@ def _parser(method: Method, helped: bool) -> Parser:
             nargs="?" if switch else None,
             const="true" if switch else None,
         )
-    parser.add_argument("--seed", type=int, help="seed of every random stream (default 0)")
-    parser.add_argument("--out", metavar="FOLDER", help="also save the result there")
+    seed, out = "seed of every random stream (default 0)", "also save the result there"
+    if method.verb == "serve":  # it draws as requests say, and makes nothing
+        seed = out = argparse.SUPPRESS
+    parser.add_argument("--seed", type=int, help=seed)
+    parser.add_argument("--out", metavar="FOLDER", help=out)
     parser.add_argument("--json", action="store_true", help="JSON alone on stdout")
     return parser
 
@@ -72,15 +78,18 @@ def _inputs(
     method: Method, given: dict[str, object], settings: Mapping[str, object], where: str
 ) -> dict[str, Noun | Mapping[str, Noun]]:
     """Nouns by name. Tables first: data is checked before a model is fetched."""
+    from truing.remedies import sources
     from truing.sources import known_abilities, need_abilities, open_noun
     from truing.tables import Table
 
     found: dict[str, Noun | Mapping[str, Noun]] = {}
     for entry in method.inputs.values():
         if entry.name not in given and not entry.optional:
+            option = f"--{entry.name.replace('_', '-')}"
             raise InputError(
-                f"input --{entry.name.replace('_', '-')} ({entry.noun}) is missing",
+                f"input {option} ({entry.noun}) is missing",
                 where=method.id,
+                fix=f"Give {option} {sources(entry.noun)}",
             )
     refs = _references(method, given)
     texts = {
@@ -132,6 +141,7 @@ def _roles(entry: Input, value: object) -> dict[str, str]:
                 "a role is given twice",
                 where=f"--{entry.name.replace('_', '-')}",
                 seen=[f"{name}={roles[name]}", f"{name}={rest if is_role else role}"],
+                fix="Give one of them another name: NAME=SOURCE",
             )
         roles[name] = rest if is_role else role
     return roles
@@ -149,8 +159,38 @@ def _place(out: str, method: Method) -> Path:
 
     marks = [MARKS[noun] for noun in method.returns.split("|") if noun in MARKS]
     if not marks:
-        raise InputError("the method makes nothing to save", where=method.id, seen=f"--out {out}")
+        raise InputError(
+            "the method makes nothing to save",
+            where=method.id,
+            seen=f"--out {out}",
+            fix="Leave out --out",
+        )
     return free_folder(out, marks, f"--out {out}")
+
+
+def run_verb(verb: str, rest: Sequence[str]) -> object:
+    """`truing VERB METHOD ...`; `truing VERB` lists the verb's methods.
+
+    The server of `serve` may go without its name: `truing serve MODEL --port 8001`.
+    """
+    entries: dict[str, Entry] = {e.name: e for e in method_entries().values() if e.verb == verb}
+    words = [w for w in rest if w != "--json"]
+    if not words or words[0] in ("-h", "--help"):
+        if "--json" not in rest:
+            print(f"usage: truing {verb} METHOD --help\n")
+            for e in entries.values():
+                print(f"  {e.name.replace('_', '-'):<24} {e.summary}")
+            if verb == "serve":
+                print("\ntruing serve MODEL means the same as truing serve openai --model MODEL:\n")
+                run_method(find(SERVER), ["--help"])
+        return listing.rows(list(entries.values()))
+    name = rest[0].replace("-", "_")
+    if name in entries:
+        return run_method(find(f"{verb}/{name}"), list(rest[1:]))
+    if verb == "serve":
+        named = list(rest) if rest[0].startswith("-") else ["--model", *rest]
+        return run_method(find(SERVER), named)
+    raise unknown("method", rest[0], entries, where=f"truing {verb}")
 
 
 def run_method(entry: Entry, arguments: list[str]) -> object:

@@ -109,6 +109,7 @@ def plan_of(
                     f"{one.method} needs {', '.join(missing)}, which a comparison on pairs "
                     "cannot give",
                     where="--methods",
+                    fix="Leave it out of --methods; in a recipe a step is given any input",
                 )
             name = f"{one.label}-{seed}"
             plan.step(name, one.method, seed=seed, **given, **one.settings)

@@ -40,7 +40,10 @@ def resolve(kind: str, ref: Ref, *, where: str = "") -> tuple[Function, dict[str
     name = ref.get("use")
     if not isinstance(name, str):
         raise InputError(
-            f"a {kind} is written {{use: name, ...settings}}", where=where, seen=dict(ref)
+            f"a {kind} is written {{use: name, ...settings}}",
+            where=where,
+            seen=dict(ref),
+            fix="`truing list --components` has the names",
         )
     given = bare(kind, name, where=where)
     if given is not None:
@@ -68,7 +71,8 @@ def resolve(kind: str, ref: Ref, *, where: str = "") -> tuple[Function, dict[str
         checked[key] = allowed[key].validate(value, where=f"{where} {kind} {name}".strip())
     for key, setting in allowed.items():
         if setting.required and key not in checked:
-            raise InputError(f"setting {key!r} is missing", where=f"{where} {kind} {name}".strip())
+            at, fix = f"{where} {kind} {name}".strip(), f"Write {{use: {name}, {key}: ...}}"
+            raise InputError(f"setting {key!r} is missing", where=at, fix=fix)
     return function.function, checked
 
 

@@ -56,7 +56,12 @@ def contender(text: str, verb: str, shared: Mapping[str, object] | None = None) 
     settings = dict(shared or {}) | settings_of(given, "--methods")
     method = registry[name if "/" in name else f"{verb}/{name}"]
     if method.returns != "Model":
-        raise InputError("only methods that return a model can be compared", seen=method.id)
+        raise InputError(
+            "only methods that return a model can be compared",
+            where="--methods",
+            seen=method.id,
+            fix="Such are those of `truing list --verb train`",
+        )
     label = re.sub(r"[^\w.-]+", "_", text.strip().replace("/", "-"))
     return Contender(label, method.id, settings)
 
@@ -78,7 +83,8 @@ def contenders_of(
         found += [replace(one, grouped=True) for one in group] or [contender(text, verb, shared)]
     labels = [c.label for c in found]
     if len(set(labels)) < len(labels):
-        raise InputError("a method is named twice", where="--methods", seen=labels)
+        fix = "Leave one out, or give it settings of its own: dpo,dpo@beta=0.3"
+        raise InputError("a method is named twice", where="--methods", seen=labels, fix=fix)
     return found
 
 
@@ -135,7 +141,10 @@ def taken(found: Sequence[Contender], pairs: Table) -> tuple[list[Contender], di
     kept = [c for c in found if c.label not in left]
     if not kept:
         raise InputError(
-            f"none of these methods can be compared on {pairs.source}", where="--methods", seen=left
+            f"none of these methods can be compared on {pairs.source}",
+            where="--methods",
+            seen=left,
+            fix="Give what they lack by --set, or name others",
         )
     return kept, left
 

@@ -169,7 +169,8 @@ def _choose(entry: DataSet, part: str) -> File:
 
 def _check(file: File, where: str) -> None:
     if not file.path.is_file():
-        raise InputError("the file is missing", where=str(file.path))
+        fix = "Fetch the data again, or take the entry out of its index.json"
+        raise InputError("the file is missing", where=str(file.path), fix=fix)
     if file.sha256 and files.sha256(file.path) != file.sha256:
         raise InputError(
             "wrong checksum: the file is not the one that the index lists",
@@ -201,6 +202,7 @@ def _rows(file: Path, name: str) -> Iterator[tuple[int, Row | None]]:
                 f"the row has not the fields that this set should have: {error}",
                 where=f"{file} row {i}",
                 seen=sorted(raw),
+                fix="Give the path of the file, which reads its columns as they are",
             ) from None
         yield i, row
 

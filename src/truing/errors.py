@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 # More of their letters than this in common, or two names are not meant for each other: "pairs" and
 # "prose" have it exactly.
@@ -121,6 +123,52 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
         if found[0] > CLOSE and found > rank:
             best, rank = candidate, found
     return names[best] if best is not None else None
+
+
+def no_file(what: str, path: str | Path, suffixes: tuple[str, ...] = ()) -> InputError:
+    """The error for a file or folder that is not there, offering what lies there and is like it.
+
+    Args:
+        what: as in "principles file".
+        suffixes: of the files that could be meant; all of them without any.
+    """
+    path = Path(path)
+    return InputError(f"no such {what}", where=str(path), fix=beside(path, suffixes))
+
+
+def beside(path: Path, suffixes: tuple[str, ...] = ()) -> str:
+    """What to write in place of a path that is not there: see `no_file`."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f"There is no folder {str(folder)!r} (seen from {str(Path.cwd())!r})"
+    names: list[str] = []
+    with contextlib.suppress(OSError):  # a folder whose names may not be read
+        names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    names = [n for n in names if n.endswith(suffixes)] if suffixes else names
+    # Stems are compared: that both end in .yaml makes no two names alike.
+    stems = {n.partition(".")[0]: n for n in names}
+    stems |= {n.partition(".")[0]: n for n in names if n.endswith(path.suffix)}
+    close = nearest(path.name.partition(".")[0], stems)
+    if close is not None:
+        return f"Did you mean {str(folder / stems[close])!r}?"
+    if names and suffixes:
+        return f"In {str(folder)!r} there are: {', '.join(names[:10])}" + ", ..." * (
+            len(names) > 10
+        )
+    return "" if path.is_absolute() else f"It is looked for in {str(Path.cwd() / folder)!r}"
+
+
+def yaml_fix(said: str) -> str:
+    """What to do about the commonest mistakes in YAML, by what its reader says; else ""."""
+    if "\\t" in said:
+        return "Indent with spaces, not with tabs"
+    if "mapping values are not allowed here" in said:
+        return "Put quotes around a text that holds ': ', and begin lines of one mapping alike"
+    if "character '`'" in said or "character '@'" in said or "character '%'" in said:
+        return "Put quotes around the text"
+    if "expected ',' or ']'" in said or "expected ',' or '}'" in said:
+        return "Close the bracket, and put quotes around texts that hold brackets or ': '"
+    return ""
 
 
 def unknown(

@@ -15,6 +15,8 @@ from truing import interrupt
 from truing.core import files
 from truing.errors import Damaged, InputError, Stopped, TruingError, Unread
 
+AGAIN = "Mend the file, or fetch or save the model again"
+ELSEWHERE = "Name a folder that you may write in, or change its rights"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # What a place that the user named or that holds the user's files may be.
 PLACE = (
@@ -67,7 +69,10 @@ def make_folder(folder: Path, where: str) -> None:
         if error.errno in FULL:
             raise Stopped("the disk is full", where=where, fix="Free some space") from None
         raise InputError(
-            f"no folder can be made there: {error.strerror}", where=where, seen=str(folder)
+            f"no folder can be made there: {error.strerror}",
+            where=where,
+            seen=str(folder),
+            fix=ELSEWHERE,
         ) from None
 
 
@@ -108,20 +113,20 @@ def short_of_memory(error: BaseException) -> bool:
     )
 
 
-def unreadable(error: BaseException, said: str, where: str) -> InputError:
+def unreadable(error: BaseException, said: str, where: str, fix: str = AGAIN) -> InputError:
     """Why something cannot be read: Damaged, or Unread where it is the machine that fails.
 
     A missing right, a disk that fails, too many open files: what they hide may be whole. Formats
-    raise an OSError without a number for what they cannot make sense of.
+    raise an OSError without a number for what they cannot make sense of. `fix` is of the former.
     """
     cause: BaseException | None = error
     while cause is not None:
         number = cause.errno if isinstance(cause, OSError) else None
         if number not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
-            fix = "It is left as it is; try again when the machine can read it"
-            return Unread(f"{said}: {cause}", where=where, fix=fix)
+            later = "It is left as it is; try again when the machine can read it"
+            return Unread(f"{said}: {cause}", where=where, fix=later)
         cause = cause.__cause__ or cause.__context__
-    return Damaged(f"{said}: {error}", where=where)
+    return Damaged(f"{said}: {error}", where=where, fix=fix)
 
 
 def free_folder(to: str, marks: Iterable[str], where: str) -> Path:
@@ -137,7 +142,8 @@ def free_folder(to: str, marks: Iterable[str], where: str) -> Path:
     folder = files.expanded(to).absolute()
     try:
         if folder.exists() and not folder.is_dir():
-            raise InputError("a file is in the place of the folder", where=where, seen=to)
+            fix = "Name a new folder, or move the file"
+            raise InputError("a file is in the place of the folder", where=where, seen=to, fix=fix)
         others = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
         if others and not any(mark in others for mark in marks):
             raise InputError(
@@ -155,5 +161,6 @@ def free_folder(to: str, marks: Iterable[str], where: str) -> Path:
             f"the folder cannot be written: {error.strerror}",
             where=where,
             seen=error.filename or to,
+            fix=ELSEWHERE,
         ) from None
     return folder

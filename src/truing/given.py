@@ -44,15 +44,25 @@ def by_name(
     """
     inputs = method.inputs
     if len(nouns) > len(inputs):
-        raise InputError(f"takes {len(inputs)} inputs", where=method.id, seen=len(nouns))
+        raise InputError(
+            f"takes {len(inputs)} inputs",
+            where=method.id,
+            seen=len(nouns),
+            fix=f"They are {', '.join(inputs) or 'none'}; settings are given by name",
+        )
     named = dict(zip(inputs, nouns, strict=False))
     for name in inputs:
         if name in values and name in named:
-            raise InputError(f"input {name!r} is given twice", where=method.id)
+            fix = f"The first inputs are {', '.join(named)}: give it by place or by name"
+            raise InputError(f"input {name!r} is given twice", where=method.id, fix=fix)
     named |= {n: v for n, v in values.items() if n in inputs}
     for name, wanted in inputs.items():
         if named.get(name) is None and not wanted.optional:
-            raise InputError(f"input {name!r} ({wanted.noun}) is missing", where=method.id)
+            raise InputError(
+                f"input {name!r} ({wanted.noun}) is missing",
+                where=method.id,
+                fix="; or: ".join(FIXES[noun] for noun in wanted.noun.split("|")),
+            )
     return named
 
 

@@ -83,6 +83,21 @@ def _older(row: Mapping[str, object], kind: str) -> bool:
     )
 
 
+def _typed_fix(types: tuple[type, ...], value: object) -> str:
+    """How a value of another type becomes one of `types`; "" where nothing is to be guessed."""
+    if bool in types:
+        return "Write true or false, without quotes" if isinstance(value, (str, int)) else ""
+    if float in types and isinstance(value, str):
+        return "Write the number without quotes"
+    if str in types and isinstance(value, (bool, int, float)):
+        return "Put quotes around it"
+    if list in types:
+        return "Write [...] around it: a list"
+    if str in types and isinstance(value, list):
+        return "Join it into one text"
+    return ""
+
+
 def check_row(row: Row, kind: str, where: str) -> None:
     """Raise an InputError naming row and field unless `row` is of `kind`.
 
@@ -104,7 +119,8 @@ def check_row(row: Row, kind: str, where: str) -> None:
         value = row[field]
         if not isinstance(value, types):
             wanted = " or ".join(t.__name__ for t in types)
-            raise InputError(f"field {field!r} must be {wanted}", where=where, seen=value)
+            fix = _typed_fix(types, value)
+            raise InputError(f"field {field!r} must be {wanted}", where=where, seen=value, fix=fix)
         if field in ("prompt", "messages", *ANSWERS) and isinstance(value, list):
             row[field] = plain_messages(cast(list[object], value), where, field)
 
@@ -322,7 +338,9 @@ def _asked(row: Row) -> object:
     for turn in cast("list[object]", given if isinstance(given, list) else [given]):
         pair = cast("list[object]", turn if isinstance(turn, list) else [])
         if len(pair) != 2 or not all(isinstance(t, str) for t in pair):
-            raise InputError("field 'history' must list pairs of texts, asked and said", seen=turn)
+            fix = 'Write [["a question", "its answer"], ...]'
+            said = "field 'history' must list pairs of texts, asked and said"
+            raise InputError(said, seen=turn, fix=fix)
         roles = ("user", "assistant")
         before += [{"role": r, "content": str(t)} for r, t in zip(roles, pair, strict=True)]
     return [*before, {"role": "user", "content": text}] if before else text
@@ -352,7 +370,11 @@ def read_sharegpt(row: Row) -> Row:
                 fix=f"Known: {', '.join(SPEAKERS)}; write others in a column 'messages'",
             )
         if not isinstance(turn["value"], str):
-            raise InputError("field 'conversations' has a turn that is no text", seen=turn)
+            raise InputError(
+                "field 'conversations' has a turn that is no text",
+                seen=turn,
+                fix="Write it as {from: human, value: a text}, or in a column 'messages'",
+            )
         said.append({"role": role, "content": str(turn["value"])})
     return row | {"messages": said}
 

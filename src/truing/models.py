@@ -89,7 +89,8 @@ class Folder:
             return frozenset({"weights"})
         names = self.config.get("architectures") or []
         if not isinstance(names, list):
-            raise InputError("'architectures' must be a list", where=str(self.path), seen=names)
+            where, fix = str(self.path / "config.json"), 'Such as ["LlamaForCausalLM"]'
+            raise InputError("'architectures' must be a list", where=where, seen=names, fix=fix)
         ends = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
         writes = any(str(n).endswith(ends) for n in cast("list[object]", names))
         return ALL if writes else frozenset({"hidden", "weights"})
@@ -236,9 +237,8 @@ class Model:
             InputError: a served model, and a change that its server would have to make.
         """
         if self.is_served and not isinstance(change, (Prefix, Rewriter, Decoder)):
-            raise InputError(
-                f"a served model cannot take a change of kind {change.kind!r}", where=self.name
-            )
+            said = f"a served model cannot take a change of kind {change.kind!r}"
+            raise InputError(said, where=self.name, fix="Give a model of this machine")
         licences = (*self.licences, licence) if licence else self.licences
         return replace(self, changes=in_order([*self.changes, change]), licences=licences)
 
@@ -325,6 +325,7 @@ def _check_version(data: Mapping[str, object], path: Path) -> None:
         raise InputError(
             f"schema version {version!r} is not the one that this version reads ({SCHEMA_VERSION})",
             where=str(path),
+            fix="Save it again with the version of truing that wrote it, or upgrade",
         )
 
 

@@ -28,6 +28,7 @@ from truing.method import Input, Method, methods
 from truing.naming import Named, check_reference, is_reference, nouns_in
 from truing.quarantine import check_served
 from truing.references import referred
+from truing.remedies import misfit, missing, unnamed
 from truing.tables import content_hash
 
 OWN = ("do", "seed")  # what a step's mapping holds besides inputs and settings
@@ -175,8 +176,12 @@ class Plan:
         if isinstance(value, str) and expanded(named_thinking(value)[0]).exists():
             self._typed_in[place] = str(Path.cwd())
         if not dotted:
-            if place != "seed" or not isinstance(value, int):
-                raise InputError("only seed=N stands without a step", where="--set", seen=text)
+            if place != "seed":
+                fix = f"Write STEP.{place}=VALUE; the steps are {', '.join(self.steps)}"
+                said = "only seed=N stands without a step"
+                raise InputError(said, where="--set", seen=text, fix=fix)
+            if not isinstance(value, int):
+                raise InputError("the seed must be a whole number", where="--set", seen=value)
             self.seed = value
         elif head in ("models", "data") and head not in self.steps:
             named = cast("dict[str, str]", getattr(self, head))
@@ -232,7 +237,8 @@ class Plan:
         if self.ready is not None:
             self.ready()
         if not self.steps:
-            raise InputError("the plan has no steps", where=self.source or self.name)
+            fix = "Write the first below 'steps:', or with plan.step(NAME, METHOD, ...)"
+            raise InputError("the plan has no steps", where=self.source or self.name, fix=fix)
         clash = next((n for n in self.steps if n in self.models or n in self.data), None)
         if clash is not None:
             raise InputError(
@@ -273,9 +279,7 @@ class Plan:
             if wanted.default and not sources.get(name):
                 sources[name] = {"": Source(wanted.default)}
             if not wanted.optional and not sources.get(name) and name not in references:
-                raise InputError(
-                    f"input {name!r} ({wanted.noun}) of {method.id} is missing", where=step.at()
-                )
+                raise missing(self, step, wanted, method.id)
         for name, value in values.items():
             if value is not None and "Path" in str(settings[name].type):
                 values[name] = self.path(str(value), typed=name in step.typed)
@@ -301,11 +305,7 @@ class Plan:
             if text is None and wanted.optional:
                 continue
             if not isinstance(text, (str, Path)):
-                raise InputError(
-                    f"input {wanted.name!r} takes the name of a step or a source",
-                    where=step.at(wanted.name),
-                    seen=text,
-                )
+                raise unnamed(self, step, wanted, text)
             made[role] = self._source(step, wanted, str(text))
         return made
 
@@ -349,11 +349,7 @@ class Plan:
             made = checked[source.text].method.returns
             if made not in wanted.split("|"):
                 sort = "input" if name in one.sources else "setting"
-                raise InputError(
-                    f"{sort} {name!r} takes a {wanted}, and step {source.text!r} "
-                    f"({checked[source.text].method.id}) makes a {made}",
-                    where=one.step.at(name),
-                )
+                raise misfit(self, one.step, sort, name, wanted, checked[source.text])
 
     def _ordered(self, checked: dict[str, Checked]) -> list[Checked]:
         done: dict[str, Checked] = {}
@@ -364,7 +360,10 @@ class Plan:
             ready.sort(key=lambda n: left[n].method.verb == "serve")
             if not ready:
                 raise InputError(
-                    "steps wait for each other in a circle", where=self.source, seen=list(left)
+                    "steps wait for each other in a circle",
+                    where=self.source,
+                    seen=list(left),
+                    fix="Give one of them an input that none of the others makes",
                 )
             done[ready[0]] = left.pop(ready[0])
         return list(done.values())

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import cast
 
 from truing.catalogue import used
-from truing.errors import InputError, unknown
+from truing.errors import InputError, no_file, unknown, yaml_fix
 from truing.references import referred, refuse_bare
 from truing.surrogates import mended
 from truing.tables import content_hash
@@ -72,7 +72,12 @@ class Principle:
             InputError: naming rule and field.
         """
         if not isinstance(data, Mapping):
-            raise InputError("a principle must be a mapping with id and text", where=where)
+            raise InputError(
+                "a principle must be a mapping with id and text",
+                where=where,
+                seen=data,
+                fix="Write {id: a-name, text: The rule.}",
+            )
         rule = cast(Mapping[str, object], data)
         known = {f.name: f for f in fields(cls)}
         where = f"{where} ({rule['id']})" if isinstance(rule.get("id"), str) else where
@@ -82,11 +87,11 @@ class Principle:
         for name in ("id", "text"):
             value = rule.get(name)
             if not isinstance(value, str) or not value.strip():
-                raise InputError(f"field {name!r} must be a text", where=where, seen=value)
+                raise _no_text(name, value, where)
         _check_id(cast(str, rule["id"]), where)
         for name in ("rationale", "kind", "negative"):
             if not isinstance(rule.get(name, ""), str):
-                raise InputError(f"field {name!r} must be a text", where=where, seen=rule[name])
+                raise _no_text(name, rule[name], where)
         priority = rule.get("priority", 1)
         if not isinstance(priority, int) or isinstance(priority, bool):
             raise InputError("field 'priority' must be a whole number", where=where, seen=priority)
@@ -97,6 +102,7 @@ class Principle:
                 "field 'check' must refer to a component: {use: name, ...settings}",
                 where=where,
                 seen=check,
+                fix="`truing list --components` has the names",
             )
         return cls(
             id=cast(str, rule["id"]),
@@ -120,20 +126,33 @@ def _check_id(id: str, where: str = "principle") -> None:
         )
 
 
+def _no_text(name: str, value: object, where: str) -> InputError:
+    number = isinstance(value, (bool, int, float))  # as YAML reads 3, 1.0 and yes
+    fix = "Put quotes around it" if number else f"Write its words behind '{name}:'"
+    return InputError(f"field {name!r} must be a text", where=where, seen=value, fix=fix)
+
+
+def _no_examples(value: object, where: str) -> InputError:
+    fix = "Write each as {prompt: ..., good: ...} or {prompt: ..., bad: ...}"
+    return InputError(
+        "field 'examples' must be a list of mappings", where=where, seen=value, fix=fix
+    )
+
+
 def _examples(data: object, where: str) -> tuple[dict[str, str], ...]:
     """Examples from plain data: each with a prompt and a good or a bad answer, all texts."""
     if not isinstance(data, Sequence) or isinstance(data, str):
-        raise InputError("field 'examples' must be a list of mappings", where=where, seen=data)
+        raise _no_examples(data, where)
     for i, item in enumerate(cast(Sequence[object], data), 1):
         at = f"{where} example {i}"
         if not isinstance(item, Mapping):
-            raise InputError("field 'examples' must be a list of mappings", where=at, seen=item)
+            raise _no_examples(item, at)
         example = cast(Mapping[str, object], item)
         for name, value in example.items():
             if name not in EXAMPLE:
                 raise unknown("field", str(name), EXAMPLE, where=at)
             if not isinstance(value, str):
-                raise InputError(f"field {name!r} must be a text", where=at, seen=value)
+                raise _no_text(name, value, at)
         if "prompt" not in example or len(example) < 2:
             raise InputError(
                 "an example needs 'prompt' and 'good' or 'bad'", where=at, seen=dict(example)
@@ -236,7 +255,7 @@ class Principles:
 
         path = Path(path)
         if not path.is_file():
-            raise InputError("no such principles file", where=str(path))
+            raise no_file("principles file", path, (".yaml", ".yml", ".json"))
         kind = "JSON" if path.suffix == ".json" else "YAML"
         try:
             text = path.read_text(encoding="utf-8")
@@ -245,7 +264,8 @@ class Principles:
             data = mended(data)  # an escape can be half a character
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             said = " ".join(str(error).split())
-            raise InputError(f"not valid {kind}: {said}", where=str(path)) from None
+            fix = yaml_fix(said) if kind == "YAML" else ""
+            raise InputError(f"not valid {kind}: {said}", where=str(path), fix=fix) from None
         if isinstance(data, Mapping):
             head = cast(Mapping[str, object], data)
             for name in head:

@@ -31,7 +31,7 @@ import yaml
 
 from truing.core import limits
 from truing.declared import drop
-from truing.errors import InputError, unknown
+from truing.errors import InputError, no_file, unknown, yaml_fix
 from truing.plan import Plan, Step
 
 SCHEMA_VERSION = 1
@@ -52,7 +52,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError("no such recipe", where=str(path))
+        raise no_file("recipe", path, (".yaml", ".yml", ".py"))
     plan = _from_python(path) if path.suffix == ".py" else _from_yaml(path)
     for text in overrides:
         plan.override(text)
@@ -212,7 +212,8 @@ class _Node:
         if node is None or (isinstance(node, yaml.ScalarNode) and not node.value):
             return
         if not isinstance(node, yaml.MappingNode):
-            raise InputError(f"{what} must be a mapping", where=f"{path} {_line(node)}")
+            at, fix = f"{path} {_line(node)}", "Write lines of 'name: value' there"
+            raise InputError(f"{what} must be a mapping", where=at, fix=fix)
         own: set[str] = set()
         for key, _ in node.value:
             name = str(key.value)
@@ -249,7 +250,10 @@ class _Node:
         for name, value in made.items():
             if not isinstance(value, str):
                 raise InputError(
-                    f"{self.what}: {name!r} must be a text", where=self.lines[name], seen=value
+                    f"{self.what}: {name!r} must be a text",
+                    where=self.lines[name],
+                    seen=value,
+                    fix="Write the name of a file, a folder, or what is registered",
                 )
         return cast("dict[str, str]", made)
 
@@ -292,7 +296,8 @@ def _check_ends(node: yaml.Node, path: Path, within: tuple[yaml.Node, ...], seen
         for one in (key, value):
             if one in within:
                 where = f"{path} {_line(key if mapping else node)}"
-                raise InputError("an alias stands inside what it stands for", where=where)
+                fix = "Write out there what it stands for, in place of *NAME"
+                raise InputError("an alias stands inside what it stands for", where=where, fix=fix)
             _check_ends(one, path, within, seen)
     seen.add(id(node))
 
@@ -312,9 +317,11 @@ def _from_yaml(path: Path) -> Plan:
         return made
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise InputError(f"not valid YAML: {error.problem}", where=f"{path}{line}") from None
+        said, fix = f"not valid YAML: {error.problem}", yaml_fix(str(error.problem))
+        raise InputError(said, where=f"{path}{line}", fix=fix) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"not valid YAML: {error}", where=str(path)) from None
+        fix = "Save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        raise InputError(f"not valid YAML: {error}", where=str(path), fix=fix) from None
 
 
 def _without_others() -> None:
@@ -335,6 +342,7 @@ def _plan(root: _Node, path: Path) -> Plan:
             f"this version reads recipes of schema {SCHEMA_VERSION}",
             where=root.lines["schema_version"],
             seen=root.value("schema_version"),
+            fix=f"Write schema_version: {SCHEMA_VERSION}, or upgrade truing",
         )
     seed = root.value("seed")
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
@@ -357,7 +365,9 @@ def _step(name: str, node: _Node, where: str) -> Step:
     method = given.get("do")
     if not isinstance(method, str):
         raise InputError(
-            "a step says what it does: {do: verb/method, ...}", where=f"{where} step {name}"
+            "a step says what it does: {do: verb/method, ...}",
+            where=f"{where} step {name}",
+            fix="Such as do: train/dpo; `truing list` has all methods",
         )
     seed = given.get("seed")
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from truing import jsontext
 from truing.context import Json
-from truing.errors import InputError
+from truing.errors import InputError, unknown
 from truing.surrogates import mended
 from truing.tables import Table, content_hash
 
@@ -91,7 +91,7 @@ class Report:
             if (measure.name, measure.category) == (name, category):
                 return measure
         have = sorted({f"{m.name} [{m.category}]" for m in self.measures})
-        raise InputError(f"no measure {name!r} [{category}]", where=self.title, seen=have)
+        raise unknown("measure", f"{name} [{category}]", have, where=self.title)
 
     @property
     def key(self) -> str:
@@ -137,10 +137,14 @@ class Report:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"not a readable report: {error}", where=str(path)) from None
+            fix = "Give the folder of a report, such as the --out of `truing evaluate`"
+            raise InputError(f"not a readable report: {error}", where=str(path), fix=fix) from None
         if data.get("schema_version") != SCHEMA_VERSION:
             raise InputError(
-                "report of another schema", where=str(path), seen=data.get("schema_version")
+                f"report of another schema than {SCHEMA_VERSION}",
+                where=str(path),
+                seen=data.get("schema_version"),
+                fix="Evaluate again with this version, or upgrade truing",
             )
         has_samples = (path.parent / "samples" / "table.parquet").is_file()
         samples = Table.load(path.parent / "samples") if has_samples else None

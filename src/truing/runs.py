@@ -177,11 +177,18 @@ def read(folder: str | Path) -> dict[str, Json]:
     try:
         data = cast("dict[str, Json]", json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"not the folder of a run: {error}", where=str(folder)) from None
+        fix = "Give one that `truing run` wrote below --runs, such as runs/NAME"
+        raise InputError(f"not the folder of a run: {error}", where=str(folder), fix=fix) from None
     if not _is_manifest(data):
-        raise InputError("not the manifest of a run", where=str(path))
+        fix = "Run the recipe again, which writes it anew"
+        raise InputError("not the manifest of a run", where=str(path), fix=fix)
     if data.get("schema_version") != SCHEMA_VERSION:
-        raise InputError("run of another schema", where=str(path), seen=data.get("schema_version"))
+        raise InputError(
+            f"run of another schema than {SCHEMA_VERSION}",
+            where=str(path),
+            seen=data.get("schema_version"),
+            fix="Run the recipe again with this version, or upgrade truing",
+        )
     return data
 
 
@@ -199,7 +206,8 @@ def key_of_step(text: str) -> str:
         raise unknown("step", name, steps, where=str(folder))
     key = steps[name].get("key")
     if not isinstance(key, str) or not key:
-        raise InputError("this step has not finished", where=str(folder), seen=name)
+        fix = "Run the recipe again: it goes on where it stopped"
+        raise InputError("this step has not finished", where=str(folder), seen=name, fix=fix)
     return key
 
 

@@ -33,6 +33,7 @@ from truing.reports import Report
 from truing.tables import Table, content_hash
 
 SCHEMA_VERSION = 1
+ANEW = "The step that made it makes it again"
 KEEP_DAYS = 30.0  # what only single commands asked for, and what stopped steps left behind
 Noun = Model | Table | Principles | Report
 NOUNS: dict[str, type[Model] | type[Table] | type[Principles] | type[Report]] = {
@@ -51,7 +52,8 @@ MARKS = {
 def load_noun(name: str, folder: Path) -> Noun:
     """The noun that `save` wrote into `folder`."""
     if name not in NOUNS:
-        raise InputError("unknown sort of artefact", where=str(folder), seen=name)
+        fix = "Upgrade truing: another version wrote it"
+        raise InputError("unknown sort of artefact", where=str(folder), seen=name, fix=fix)
     return NOUNS[name].load(folder)
 
 
@@ -95,7 +97,7 @@ class Store:
             if not {"noun", "content", "schema_version"} <= set(data):
                 raise ValueError("artefact.json lacks what every artefact has")
         except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise unreadable(error, "no readable artefact", f"store key {key}") from error
+            raise unreadable(error, "no readable artefact", f"store key {key}", ANEW) from error
         if data.get("schema_version") != SCHEMA_VERSION:
             raise OtherVersion(
                 "artefact of another schema",
@@ -123,7 +125,7 @@ class Store:
                 "the artefact is not the one that was stored",
                 where=f"store key {key}",
                 seen=f"content {found.key}, stored as {facts['content']}",
-                fix="The step that made it makes it again",
+                fix=ANEW,
             )
         return found
 
@@ -141,7 +143,7 @@ class Store:
             raise
         # Damaged files fail in as many ways as there are formats.
         except (InputError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise unreadable(error, "cannot be read", f"store key {key}") from error
+            raise unreadable(error, "cannot be read", f"store key {key}", ANEW) from error
 
     def lock(self, key: str, *, wait: bool = True) -> AbstractContextManager[bool]:
         """Held while a step runs: another process that wants the same step waits for it."""
@@ -299,7 +301,7 @@ class Store:
         except (Damaged, Unread) as error:
             return error
         except (OSError, ValueError) as error:
-            return unreadable(error, "metrics cannot be read", f"store key {key}")
+            return unreadable(error, "metrics cannot be read", f"store key {key}", ANEW)
         return None
 
     def gc(self, days: float = KEEP_DAYS) -> list[dict[str, Json]]:

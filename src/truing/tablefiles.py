@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
-from truing.errors import InputError, OtherVersion
+from truing.errors import InputError, OtherVersion, beside
 from truing.kinds import KINDS, Message, Row
 from truing.tables import SCHEMA_VERSION, Table, row_id
 
@@ -47,7 +47,8 @@ def read(source: str | Path, kind: str = "", *, limit: int = 0) -> Table:
         return datasets.of_file(path, functools.partial(_from_file, path, kind, limit))
     if (path.suffix or "/" in str(source)) and not datasets.knows(str(source)):
         what = "a folder without table.parquet" if path.is_dir() else "no such file"
-        raise InputError(what, where=str(source), fix=hub_fix(str(source)))
+        fix = hub_fix(str(source)) or ("" if path.is_dir() else beside(path, SUFFIXES))
+        raise InputError(what, where=str(source), fix=fix)
     return datasets.read(str(source), kind, limit=limit)
 
 
@@ -131,11 +132,21 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
                     ) from None
                 if not isinstance(row, dict):
                     raise InputError(
-                        "a row must be a JSON object", where=f"{path} row {number}", seen=row
+                        "a row must be a JSON object",
+                        where=f"{path} row {number}",
+                        seen=row,
+                        fix='Write {"column": value, ...}, one object a line',
                     )
                 yield number, cast(Row, row)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"cannot be read: {error}", where=f"{path} row {number + 1}") from None
+        where = f"{path} row {number + 1}"
+        raise InputError(f"cannot be read: {error}", where=where, fix=_whole(error)) from None
+
+
+def _whole(error: Exception) -> str:
+    """What to do about a compressed file that breaks off or is none; "" for other errors."""
+    compressed = isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile))
+    return "Copy or compress it again; a file that is not compressed has no .gz" * compressed
 
 
 def _json_fix(line: bytes, error: Exception) -> str:
@@ -160,12 +171,15 @@ def _csv(path: Path, kind: str) -> Iterator[tuple[int, Row]]:
                     names = _names(values, where)
                     continue
                 if len(values) > len(names):
-                    raise InputError("more fields than the header has", where=where)
+                    fix = "Put quotes around a field that holds a comma"
+                    raise InputError(
+                        "more fields than the header has", where=where, seen=values, fix=fix
+                    )
                 yield first, _typed(dict(zip(names, values, strict=False)), kind, where)
     except InputError:
         raise
     except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
-        fix = UTF8 if isinstance(error, UnicodeDecodeError) else ""
+        fix = UTF8 if isinstance(error, UnicodeDecodeError) else _whole(error)
         where = f"{path} row {line + 1}"
         raise InputError(f"cannot be read: {error}", where=where, fix=fix) from None
 
@@ -230,7 +244,10 @@ def _parquet(path: Path, kind: str, limit: int) -> Table:
     try:
         data = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"not a readable Parquet file: {error}", where=str(path)) from None
+        fix = "Fetch or write it again; a file of lines is named .jsonl or .csv"
+        raise InputError(
+            f"not a readable Parquet file: {error}", where=str(path), fix=fix
+        ) from None
     if limit:
         data = data.slice(0, limit)
     meta = {k.decode(): v.decode() for k, v in (data.schema.metadata or {}).items()}
@@ -272,7 +289,8 @@ def _npy(value: bytes | None, path: Path, name: str) -> object:
     try:
         return None if value is None else np.load(io.BytesIO(value), allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise InputError(f"column {name!r} holds no array: {error}", where=str(path)) from None
+        said, fix = f"column {name!r} holds no array: {error}", "Write the table again"
+        raise InputError(said, where=str(path), fix=fix) from None
 
 
 def _is_messages(values: Sequence[object]) -> bool:
@@ -294,7 +312,9 @@ def _tensors(values: list[object], name: str, where: str) -> tuple[pa.Array, str
     given = [v for v in values if v is not None]
     arrays = [v for v in given if isinstance(v, np.ndarray) and v.dtype != object]
     if len(arrays) < len(given):
-        raise InputError(f"column {name!r} holds arrays of numbers and other things", where=where)
+        fix = "Put the others into a column of their own, or leave None in their place"
+        said = f"column {name!r} holds arrays of numbers and other things"
+        raise InputError(said, where=where, fix=fix)
     if len({(a.shape, a.dtype) for a in arrays}) == 1 and len(given) == len(values):
         return pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack(arrays)), "tensor"
 

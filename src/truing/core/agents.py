@@ -18,6 +18,8 @@ from truing.errors import InputError
 from truing.models import Model
 from truing.tables import Message, content_hash
 
+SHOWN = "Let the environment ask with a text"
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -119,6 +121,7 @@ class Speaker:
                     "a language model can only be shown texts",
                     where=self.model.name,
                     seen=one.observation,
+                    fix=SHOWN,
                 )
         prompts = self._prompts(asked)
         self.base.check(prompts, self.sampling)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "truing_tree"
+KNOWN = "Known to work: Llama, Mistral, Qwen2, Qwen3, Gemma 3 and their like"
 BLOCK = 128  # queries of a block in the backward pass
 ALIGNED = 8  # numbers at whose multiples rows of a mask begin on a GPU
 FLASH = 256  # largest head that the flash kernel of a GPU takes
@@ -311,11 +312,14 @@ def _interface(
     if dropout:
         odd.add("dropout")
     if odd:
-        raise InputError("this attention cannot be computed exactly on trees", seen=sorted(odd))
+        raise InputError(
+            "this attention cannot be computed exactly on trees", seen=sorted(odd), fix=KNOWN
+        )
     if tree is None:
         raise InputError(
             "the architecture does not hand keyword arguments to its attention layers",
             seen=type(module).__name__,
+            fix=KNOWN,
         )
     return attend(query[0], key[0], value[0], tree.within(sliding_window), scaling)[None], None
 

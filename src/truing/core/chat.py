@@ -162,6 +162,7 @@ def reply_ids(
             "the chat template rewrites earlier turns, so one row cannot hold several",
             where=f"message {at}",
             seen=shorten(text),
+            fix="Take out of chat_template.jinja what changes earlier turns, or ask for one turn",
         )
     ended = len(answer) > 0 and answer[-1] in _turn_ends(tokenizer)
     if ended:
@@ -195,6 +196,7 @@ def example_ids(
         raise InputError(
             "a dialogue to learn from ends with a message of the assistant",
             seen=[m.get("role") for m in messages],
+            fix="Leave out what follows its last message" if answers else "Add its answer",
         )
     ids: list[int] = []
     loss: list[bool] = []

@@ -230,9 +230,8 @@ def _settings(s: SamplingSettings, where: str) -> Reply:
     plain = SamplingSettings()
     for name in ("banned", "first_temperature"):
         if getattr(s, name) != getattr(plain, name):
-            raise InputError(
-                f"a served model takes no setting {name!r}", where=where, seen=getattr(s, name)
-            )
+            said, fix = f"a served model takes no setting {name!r}", "Give a model of this machine"
+            raise InputError(said, where=where, seen=getattr(s, name), fix=fix)
     made: Reply = {"max_tokens": s.max_tokens, "logprobs": True}
     if s.stop:
         made["stop"] = list(s.stop)

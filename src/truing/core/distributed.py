@@ -84,6 +84,7 @@ def begin() -> tuple[Processes, dist.Store]:
                     "there are more processes than GPUs on this machine",
                     where="torchrun --nproc-per-node",
                     seen=f"{local + 1} or more, and {torch.cuda.device_count()} GPUs",
+                    fix=f"Start it with --nproc-per-node {torch.cuda.device_count()}",
                 )
             torch.cuda.set_device(local)
             backend = "cpu:gloo,cuda:nccl"

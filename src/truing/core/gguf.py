@@ -22,6 +22,7 @@ from truing.errors import InputError
 
 Array = NDArray[np.float32]
 BLOCK = 32
+AGAIN = "Fetch it again"
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?",
             10: "<Q", 11: "<q", 12: "<d"}  # fmt: skip
 _STRING, _ARRAY = 8, 9
@@ -80,19 +81,23 @@ class Gguf:
         self._data = np.memmap(path, dtype=np.uint8, mode="r")
         self._at = 0
         if bytes(self._data[:4]) != b"GGUF":
-            raise InputError("not a GGUF file", where=str(path), seen=bytes(self._data[:4]))
+            raise InputError(
+                "not a GGUF file", where=str(path), seen=bytes(self._data[:4]), fix=AGAIN
+            )
         self._at = 4
         try:
             version, tensors, facts = self._number("<I"), self._number("<Q"), self._number("<Q")
             if version not in (2, 3):
-                raise InputError("unknown GGUF version", where=str(path), seen=version)
+                fix = "Write it again as version 2 or 3, as llama.cpp does"
+                raise InputError("unknown GGUF version", where=str(path), seen=version, fix=fix)
             self.facts: dict[str, object] = {}
             for _ in range(int(facts)):
                 name = self._string()
                 self.facts[name] = self._value(int(self._number("<I")))
             self._places = dict(self._place() for _ in range(int(tensors)))
         except (struct.error, UnicodeDecodeError, KeyError) as error:
-            raise InputError(f"the GGUF header is damaged: {error}", where=str(path)) from None
+            said = f"the GGUF header is damaged: {error}"
+            raise InputError(said, where=str(path), fix=AGAIN) from None
         step = int(cast(int, self.facts.get("general.alignment", 32)))
         self._start = -(-self._at // step) * step
 
@@ -134,7 +139,10 @@ class Gguf:
         place = self._places[name]
         if place.type not in TYPES:
             raise InputError(
-                "this tensor type is not read", where=f"{self.path} {name}", seen=place.type
+                "this tensor type is not read",
+                where=f"{self.path} {name}",
+                seen=place.type,
+                fix=f"Give a file in {', '.join(kind for kind, *_ in TYPES.values())}",
             )
         _, weights, size, decode = TYPES[place.type]
         start = self._start + place.offset
@@ -145,6 +153,6 @@ class Gguf:
                 "the file is cut off",
                 where=f"{self.path} {name}",
                 seen=f"{len(self._data)} bytes",
-                fix="Fetch it again",
+                fix=AGAIN,
             )
         return decode(raw).reshape(place.shape)

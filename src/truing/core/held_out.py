@@ -160,7 +160,11 @@ class HeldOut:
                     sums.add(part)
         sums.join()
         if not float(sums.weight):
-            raise InputError("no held-out row counts in the loss", where=self.task.name)
+            raise InputError(
+                "no held-out row counts in the loss",
+                where=self.task.name,
+                fix="Give held_out rows whose answers are whole, and whose weights are above 0",
+            )
         means = {"loss": float(sums.loss / sums.weight), **sums.means()}
         return {f"{PREFIX}{name}": value for name, value in means.items()}
 

@@ -39,6 +39,7 @@ from truing.errors import InputError
 
 SCHEMA_VERSION = 1
 SITE = re.compile(r"embedding|layers\.(\d+)\.(residual|attn|mlp|heads|head\.(\d+))")
+ANEW = "Make the edits again, with a method of `truing list --verb steer`"
 BATCH = 2048  # tokens of a batch that is read, padding included
 PARTS = {
     "attn": ("self_attn", "attn", "attention", "self_attention"),
@@ -96,7 +97,8 @@ def find(module: nn.Module, site: str) -> Site:
     blocks = blocks_of(module)
     number, what = int(parsed[1]), parsed[2]
     if number >= len(blocks):
-        raise InputError(f"the model has {len(blocks)} layers, counted from 0", seen=site)
+        said, fix = f"the model has {len(blocks)} layers", f"The last is layers.{len(blocks) - 1}"
+        raise InputError(f"{said}, counted from 0", seen=site, fix=fix)
     block = blocks[number]
     if what == "residual":
         return Site(block)
@@ -111,7 +113,8 @@ def find(module: nn.Module, site: str) -> Site:
     config = cast("object", module.config)
     heads = cast(int, getattr(config, "num_attention_heads", 0))
     if int(parsed[3]) >= heads:
-        raise InputError(f"an attention has {heads} heads, counted from 0", seen=site)
+        said, fix = f"an attention has {heads} heads", f"The last is head.{heads - 1}"
+        raise InputError(f"{said}, counted from 0", seen=site, fix=fix)
     # Convolution-like projections (GPT-2) hold the weight the other way round.
     weight = cast(Tensor, out.weight)
     size = weight.shape[1 if isinstance(out, nn.Linear) else 0] // heads
@@ -254,7 +257,12 @@ def capture(
         spans = [(len(r) - 1, len(r)) for r in rows]
     for i, (row, (a, b)) in enumerate(zip(rows, spans, strict=True), 1):
         if not 0 <= a < b <= len(row):
-            raise InputError("no tokens there", where=f"row {i} of {len(row)} tokens", seen=(a, b))
+            raise InputError(
+                "no tokens there",
+                where=f"row {i} of {len(row)} tokens",
+                seen=(a, b),
+                fix="Leave out rows without an answer",
+            )
     places = {s: find(module, s) for s in sites}
     made = {s: [torch.empty(0)] * len(rows) for s in sites}
     device = next(module.parameters()).device
@@ -325,6 +333,7 @@ def load(path: str | Path) -> list[Edit]:
                     f"not a file of edits, or of another version than {SCHEMA_VERSION}",
                     where=str(path),
                     seen=data.get("schema_version"),
+                    fix=ANEW,
                 )
             return [
                 Edit(
@@ -339,4 +348,5 @@ def load(path: str | Path) -> list[Edit]:
     except InputError:
         raise
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"the edits cannot be read: {error}", where=str(path)) from None
+        said = f"the edits cannot be read: {error}"
+        raise InputError(said, where=str(path), fix=ANEW) from None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from truing.errors import InputError
+from truing.faults import AGAIN
 
 
 def read(path: Path) -> dict[str, object]:
@@ -18,7 +19,7 @@ def read(path: Path) -> dict[str, object]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of the encoding, too
-        raise InputError(f"not valid JSON: {error}", where=str(path)) from None
+        raise InputError(f"not valid JSON: {error}", where=str(path), fix=AGAIN) from None
     if not isinstance(data, dict):
-        raise InputError("must hold a JSON object", where=str(path), seen=data)
+        raise InputError("must hold a JSON object", where=str(path), seen=data, fix=AGAIN)
     return cast("dict[str, object]", data)

@@ -68,7 +68,9 @@ def render(template: str, **values: object) -> str:
     try:
         return _environment.from_string(template).render(**values)
     except (TemplateError, TypeError) as error:
-        raise InputError(f"the judge's template fails: {error}", seen=template) from None
+        fix = f"It may hold {', '.join('{{ ' + name + ' }}' for name in values)}"
+        said = f"the judge's template fails: {error}"
+        raise InputError(said, seen=template, fix=fix) from None
 
 
 def checked(rows: Sequence[Row]) -> Sequence[Row]:
@@ -79,6 +81,7 @@ def checked(rows: Sequence[Row]) -> Sequence[Row]:
                 "a judge needs rows with 'prompt' and 'completion'",
                 where=f"row {i}",
                 seen=sorted(row),
+                fix="Rename the columns",
             )
     return rows
 

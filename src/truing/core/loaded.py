@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, cast
 from truing.changes import Adapter, Edits
 from truing.core.template import tell
 from truing.errors import InputError
-from truing.faults import unreadable
+from truing.faults import AGAIN, unreadable
 
 if TYPE_CHECKING:
     import torch
@@ -139,7 +139,8 @@ def architecture(config: PreTrainedConfig, where: str) -> type[PreTrainedModel]:
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         return cast("type[PreTrainedModel]", MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
     seen = config.architectures or config.model_type
-    raise InputError("transformers knows no such architecture", where=where, seen=seen)
+    fix = "Upgrade transformers: pip install -U transformers"
+    raise InputError("transformers knows no such architecture", where=where, seen=seen, fix=fix)
 
 
 @contextlib.contextmanager
@@ -203,7 +204,7 @@ def _stock(
             )
     except MALFORMED as error:
         told = f"the architecture cannot be made as config.json describes it: {_said(error)}"
-        raise InputError(told, where=where, seen=make.__name__) from error
+        raise InputError(told, where=where, seen=make.__name__, fix=AGAIN) from error
     module, facts = cast("tuple[torch.nn.Module, dict[str, object]]", made)
     _complete(facts["missing_keys"], (), model)
     return module
@@ -380,9 +381,8 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"the tokenizer cannot be read: {str(error).splitlines()[0]}", where=str(folder)
-            ) from None
+            told = f"the tokenizer cannot be read: {str(error).splitlines()[0]}"
+            raise InputError(told, where=str(folder), fix=AGAIN) from None
         tell(tokenizer, getattr(model.base, "thinking", None))
         _tokenizers[model.base_key] = tokenizer
         while len(_tokenizers) > 2 * KEEP + _panel:

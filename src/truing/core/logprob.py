@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from truing.core.attention import Layout, tree_attention
+from truing.core.attention import KNOWN, Layout, tree_attention
 from truing.core.fused import fused
 from truing.core.products import logits, times, times_t, times_t_plus
 from truing.core.tree import Packed, group_tree, pack
@@ -338,9 +338,11 @@ def check(module: nn.Module) -> None:
         return
     head = getattr(module, "get_output_embeddings", lambda: None)()
     if not isinstance(head, nn.Linear) or not hasattr(module, "base_model"):
-        raise InputError("not a causal language model of transformers", seen=name)
+        fix = "Give one whose class ends in ForCausalLM"
+        raise InputError("not a causal language model of transformers", seen=name, fix=fix)
     if not getattr(module, "_supports_attention_backend", False):
-        raise InputError("the architecture does not take other attention functions", seen=name)
+        said = "the architecture does not take other attention functions"
+        raise InputError(said, seen=name, fix=KNOWN)
     _compare(module, name)
     _checked.add(module)
 
@@ -377,5 +379,5 @@ def _compare(module: nn.Module, name: str) -> None:
         raise InputError(
             "packed trees do not give this architecture's own values",
             seen=name,
-            fix="Known to work: Llama, Mistral, Qwen2, Qwen3, Gemma 3 and their like",
+            fix=KNOWN,
         )

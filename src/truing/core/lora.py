@@ -187,7 +187,10 @@ class Lora:
         ]
         if wrong:
             raise InputError(
-                "the adapter is not of these layers and this rank", where=str(folder), seen=wrong[0]
+                "the adapter is not of these layers and this rank",
+                where=str(folder),
+                seen=wrong[0],
+                fix="Give rank, targets and layers as they were when it was trained",
             )
         with torch.no_grad():
             for name, parameter in wanted.items():

@@ -183,9 +183,11 @@ def read_manifest(path: Path) -> dict[str, object]:
     try:
         data: object = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"no readable manifest: {error}", where=str(path)) from None
+        fix = "Give the folder of a run, which `truing run` writes below --runs"
+        raise InputError(f"no readable manifest: {error}", where=str(path), fix=fix) from None
     if not isinstance(data, dict):
-        raise InputError("a manifest is one JSON object", where=str(path), seen=data)
+        fix = "Run the recipe again, which writes it anew"
+        raise InputError("a manifest is one JSON object", where=str(path), seen=data, fix=fix)
     return cast("dict[str, object]", data)
 
 

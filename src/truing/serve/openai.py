@@ -104,9 +104,16 @@ def _made(
             fix="Set TRUING_SERVE_TOKEN (or --token), or keep --host 127.0.0.1",
         )
     if "generate" not in model.can:
-        raise InputError("the model writes no text", where=model.name, seen=sorted(model.can))
+        raise InputError(
+            "the model writes no text",
+            where=model.name,
+            seen=sorted(model.can),
+            fix="Serve a causal language model, whose class ends in ForCausalLM",
+        )
     if max_tokens < 1 or waiting < 1:
-        raise InputError("max_tokens and waiting must be at least 1", where="serve/openai")
+        seen = {"max_tokens": max_tokens, "waiting": waiting}
+        said = "max_tokens and waiting must be at least 1"
+        raise InputError(said, where="serve/openai", seen=seen)
     listener = _listen(host, port)
     try:
         secret = given or secrets.token_urlsafe(24)

@@ -244,7 +244,11 @@ class Batch:
         """
         ids = self._words(made.ids) if one.job.ask.chat else made.ids
         if len(made.logprobs) < len(ids):
-            raise InputError("the model's decoder tells no log-probabilities", where="logprobs")
+            raise InputError(
+                "the model's decoder tells no log-probabilities",
+                where="logprobs",
+                fix="Leave out 'logprobs', or serve the model without its decoder",
+            )
         tops = one.tops
         # Chats' replies have no offsets.
         offsets = [0] * len(ids) if one.job.ask.chat else self._starts(ids, answer_text)
