@@ -24,7 +24,12 @@ Combine = Callable[[str, Sequence[Tensor]], Tensor]
 def with_base(base: Model, models: Mapping[str, Model], where: str) -> dict[str, Model]:
     """Base and experts by role; an InputError where there is no expert, or one called "base"."""
     if not models or "base" in models:
-        raise InputError("needs experts, none of them called 'base'", where=where, seen=[*models])
+        raise InputError(
+            "needs experts, none of them called 'base'",
+            where=where,
+            seen=[*models],
+            fix="Give one or more as input 'models', each under a name of its own",
+        )
     return {"base": base, **models}
 
 
