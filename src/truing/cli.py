@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, cast
 
 from truing import __version__, faults, interrupt, jsontext, listing, output
-from truing.catalogue import VERBS, Entry, find
+from truing.catalogue import VERBS
 from truing.catalogue import methods as method_entries
 from truing.context import one_of_several
 from truing.errors import InputError, Stopped, TruingError, unknown
@@ -292,27 +292,6 @@ def _parser() -> Parser:
     return parser
 
 
-def _verb_command(verb: str, rest: Sequence[str]) -> object:
-    """`truing VERB METHOD ...`; `truing VERB` lists the verb's methods."""
-    from truing import command
-
-    entries: dict[str, Entry] = {e.name: e for e in method_entries().values() if e.verb == verb}
-    words = [w for w in rest if w != "--json"]
-    if not words or words[0] in ("-h", "--help"):
-        if "--json" not in rest:
-            print(f"usage: truing {verb} METHOD --help\n")
-            for e in entries.values():
-                print(f"  {e.name.replace('_', '-'):<24} {e.summary}")
-        return listing.rows(list(entries.values()))
-    name = rest[0].replace("-", "_")
-    if name in entries:
-        return command.run_method(find(f"{verb}/{name}"), list(rest[1:]))
-    if verb == "serve":  # `truing serve MODEL` and `truing serve --model MODEL` mean this server
-        named = list(rest) if rest[0].startswith("-") else ["--model", *rest]
-        return command.run_method(find("serve/openai"), named)
-    raise unknown("method", rest[0], entries, where=f"truing {verb}")
-
-
 def _commands(parser: Parser) -> list[str]:
     return re.findall(r"^    ([a-z]+) ", parser.format_help(), re.M)
 
@@ -320,7 +299,9 @@ def _commands(parser: Parser) -> list[str]:
 def _command(argv: list[str]) -> object:
     """Run what was asked; its result."""
     if argv and argv[0] in VERBS:
-        return _verb_command(argv[0], argv[1:])
+        from truing import command
+
+        return command.run_verb(argv[0], argv[1:])
     parser = _parser()
     if argv and not argv[0].startswith("-") and argv[0] not in _commands(parser):
         named = [e.id for e in method_entries().values() if e.name == argv[0].replace("-", "_")]

@@ -431,6 +431,29 @@ def test_the_catalogue_lists_it() -> None:
     assert cli.main(["serve", "openai", "--prot", "1"]) == 2
 
 
+@pytest.mark.parametrize("words", [["serve", "--help"], ["serve", "openai", "-h"], ["serve"]])
+def test_help_tells_what_the_server_takes(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
+    for option, about in (
+        ("--model MODEL", "Model: what is served"),
+        ("--host V", "address to listen at"),
+        ("--port V", "0 takes a free one. (int, default 8000)"),
+        ("--token V", "bearer token that requests must carry"),
+        ("--name V", "of the model in requests"),
+        ("--max-tokens V", "length limit of a chat's answer"),
+        ("--waiting V", "requests that may wait"),
+        ("--quarantined [V]", "serve a model in quarantine"),
+    ):
+        assert f"{option} {about}" in " ".join(said.split())
+    assert "--out" not in said and "--seed" not in said
+    assert ("truing serve MODEL" in said) == ("openai" not in words)
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_says_when_ready_and_ends_cleanly(tiny_path: Path, stop: int) -> None:
     child = subprocess.Popen(
