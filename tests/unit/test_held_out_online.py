@@ -453,7 +453,7 @@ def test_command_recipe_and_report(
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     words = ["train", "rloo", "--model", str(shallow_path), "--data", str(tmp_path / "data.jsonl")]
     words += ["--rewards", json.dumps(LETTERS), "--steps", "2", "--batch", "2", "--answers", "2"]
-    words += ["--new-tokens", "4", "--rank", "2", "--eval-every", "1"]
+    words += ["--max-tokens", "4", "--rank", "2", "--eval-every", "1"]
     assert cli.main(words) == 2
     assert "setting 'eval_every' counts for nothing" in capsys.readouterr().err
     held = ["--held-out", str(tmp_path / "held.jsonl"), "--keep-best", "true"]

@@ -320,7 +320,7 @@ def test_from_the_command_line(tiny_path: Path, tmp_path: Path) -> None:
         rewards = f"{{good: {{use: judged, model: {url}#m, criteria: Be kind.}}}}"
         words = (
             f"train grpo --model {tiny_path} --data {tmp_path / 'prompts.jsonl'} --steps 1 "
-            "--batch 1 --answers 2 --new-tokens 4"
+            "--batch 1 --answers 2 --max-tokens 4"
         )
         assert cli.main([*words.split(), "--rewards", rewards]) == 0
         assert 1 <= len(log.asked) <= 2 and all("Be kind." in t for t in told(log))
