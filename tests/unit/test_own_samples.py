@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import pytest
+import torch
 
-from truing.context import Context, use
-from truing.core import own_samples
+from truing.context import Context, Json, use
+from truing.core import engine, own_samples
 from truing.core.own_samples import Answers, Asked
+from truing.core.text_task import TextTask
+from truing.errors import InputError
 from truing.method import methods
-from truing.models import Model
+from truing.models import Loaded, Model
 from truing.tables import Table
 
 
@@ -41,3 +45,112 @@ def test_before_training_fresh_ones_are_drawn_for_the_receipt_alone(
         (said,) = [m for m in context.metrics if "own_answers" in m]
         assert said["own_answers"] == 2 * shown
     assert before == [6, 2] and keys[0] == keys[1] != model.weights_key
+
+
+WORDS = "lime oak rain stone river cloud ash fern elm dust snow leaf".split()
+KINDS = {
+    "d2o": Table("negative", [{"prompt": f"say {w}", "rejected": f"no {w}"} for w in WORDS]),
+    "adpa": Table("example", [{"prompt": f"say {w}", "completion": w} for w in WORDS]),
+}
+
+
+def visits(seed: int, batch: int, steps: int) -> list[set[int]]:
+    """Rows of each update: torch's permutation under the run's seed, cut into batches."""
+    with use(Context(seed=seed)) as context:
+        source = torch.Generator().manual_seed(context.stream("order/0"))
+    order = torch.randperm(len(WORDS), generator=source).tolist()
+    return [set(order[i * batch : (i + 1) * batch]) for i in range(steps)]
+
+
+class Drawn:
+    """What `kept` gives, by the row whose prompt it is."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.answers: dict[str, Answers] = {}
+        kept = own_samples.kept
+
+        def listening(loaded: Loaded, asked: Sequence[Asked], *more: object) -> list[Answers]:
+            found = kept(loaded, asked, *more)  # type: ignore[arg-type]
+            for row, answers in zip(asked, found, strict=True):
+                self.answers[str(loaded.tokenizer.decode(list(row[0][0])))] = answers
+            return found
+
+        monkeypatch.setattr(own_samples, "kept", listening)
+        monkeypatch.setattr(own_samples, "home", lambda: folder)  # nothing is known of other runs
+
+    def rows(self) -> set[int]:
+        return {i for i, w in enumerate(WORDS) if any(f"say {w}" in text for text in self.answers)}
+
+
+def trained(name: str, path: Path, folder: Path, **more: object) -> tuple[Model, list[Json]]:
+    model = Model.open(path)
+    how: dict[str, object] = {"batch": 2, "rank": 2, "max_tokens": 6, "samples": 2, "lr": 0.02}
+    if name == "adpa":
+        how |= {"teacher": model, "teacher_reference": model}
+    with use(Context(folder=folder, seed=3)) as context:
+        made = methods[name](model, KINDS[name], **how | more)
+    assert isinstance(made, Model)
+    return made, [m["loss"] for m in context.metrics if "loss" in m]
+
+
+@pytest.mark.parametrize(("name", "steps"), [("d2o", 1), ("adpa", 3)])
+def test_rows_that_no_update_sees_are_not_answered(
+    name: str, steps: int, shallow_path: Path, tmp_path: Path
+) -> None:
+    """Those that are seen have the same answers, and what is learnt is the same bit for bit."""
+    with pytest.MonkeyPatch.context() as patch:
+        some = Drawn(patch, tmp_path / "few")
+        model, losses = trained(name, shallow_path, tmp_path / "a", steps=steps)
+    with pytest.MonkeyPatch.context() as patch:
+        every = Drawn(patch, tmp_path / "many")
+        patch.setattr(own_samples.OwnSamples, "foresee", lambda *_: None)
+        same, expected = trained(name, shallow_path, tmp_path / "b", steps=steps)
+    seen = set[int]().union(*visits(3, 2, steps))
+    assert every.rows() == set(range(12)) and some.rows() == seen | {0, 1}  # two are shown
+    assert all(every.answers[text] == answers for text, answers in some.answers.items())
+    assert losses == expected and model.weights_key == same.weights_key
+
+
+def test_answers_that_are_drawn_anew_in_time_are_not_drawn_before(
+    shallow_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted: Callable[[type, int], AbstractContextManager[None]],
+) -> None:
+    """With `refresh` of 2 the first two updates alone; a run that was cut off goes on the same."""
+    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", 1e9)
+    how: dict[str, object] = {"steps": 4, "refresh": 2}
+    few = Drawn(monkeypatch, tmp_path / "few")
+    model, losses = trained("adpa", shallow_path, tmp_path / "a", **how)
+    assert few.rows() == visits(3, 2, 1)[0] | visits(3, 2, 2)[1] | {0, 1} != set(range(12))
+    with interrupted(TextTask, 4):
+        trained("adpa", shallow_path, tmp_path / "cut", **how)
+    again, rest = trained("adpa", shallow_path, tmp_path / "cut", **how)
+    assert rest == losses and again.weights_key == model.weights_key
+    monkeypatch.setattr(own_samples.OwnSamples, "foresee", lambda *_: None)
+    same, expected = trained("adpa", shallow_path, tmp_path / "b", **how)
+    assert few.rows() == set(range(12))
+    assert losses == expected and model.weights_key == same.weights_key
+
+
+def test_held_out_rows_are_told_to_be_known_whatever_was_drawn_to_them(
+    shallow_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By prompt and given answer: own answers of a row that is trained on may not be drawn yet."""
+    some = ("lime", "fog")
+    held = Table("negative", [{"prompt": f"say {w}", "rejected": f"no {w}"} for w in some])
+    trained("d2o", shallow_path, tmp_path, steps=1, held_out=held)
+    assert "d2o held_out: warning: 1 of 2 rows are trained on, too" in capsys.readouterr().err
+
+
+def test_all_rows_are_answered_where_the_answers_decide_which_are_left(
+    shallow_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = Drawn(monkeypatch, tmp_path / "home")
+    rows = KINDS["adpa"]
+    with use(Context(folder=tmp_path, seed=3)), suppress(InputError):  # none may have ended
+        methods["reward_from_demos"](
+            Model.open(shallow_path), rows, steps=1, batch=2, rank=2, max_tokens=4
+        )
+    assert drawn.rows() == set(range(12))

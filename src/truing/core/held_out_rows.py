@@ -7,14 +7,16 @@ the batch size. An objective that compares the rows of a step with each other ge
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from truing.context import aside, current
+from truing.core import distributed
 from truing.core.held_out import INPUT, HeldOut, Watch
 from truing.core.objective import Objective
 from truing.core.training import Hook
@@ -60,10 +62,22 @@ class HeldOutRows:
         """What the loop measures, once the task is complete."""
         return HeldOut(self.view(task), self.steps, watch)
 
+    def warn(self, units: Sequence[Unit], where: str) -> None:
+        """Say on stderr how many of them are among rows that are trained on."""
+        twice = self.among(units)
+        if twice and distributed.leads():
+            text = f"{where}: warning: {twice} of {len(self.units)} rows are trained on, too"
+            print(f"{text}; their loss says nothing of rows that were not seen", file=sys.stderr)
+
     def among(self, units: Sequence[Unit]) -> int:
         """How many of them are among rows that are trained on."""
-        known = {unit.tree() for unit in units}
-        return sum(tree in known for tree in self.trees)
+
+        def given(unit: Unit) -> Node:
+            """Without answers of the model's own, which may be others or not yet drawn."""
+            return (replace(unit, answers=unit.answers[:1]) if self.hook.added else unit).tree()
+
+        known = {given(unit) for unit in units}
+        return sum(given(unit) in known for unit in self.units)
 
 
 def held_rows(spec: Objective, units: list[Unit], hook: Hook, batch: int) -> HeldOutRows:

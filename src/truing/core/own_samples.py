@@ -1,7 +1,8 @@
 """Answers that the model draws itself, as further branches of the rows that it is trained on.
 
 Drawn once before training, under the model as it is, and anew while it is trained, at every step or
-at every so many. Those drawn before are kept by content (weights, prompt, settings, seed, draw
+at every so many: to the rows that the updates will see and no others, which have one token in the
+place of each. Those drawn before are kept by content (weights, prompt, settings, seed, draw
 number), token by token: another run, another objective or a resumed one replays exactly the same
 answers. Those drawn at a step are a function of the seed, the step and the weights then; where they
 serve further steps, checkpoints hold them, too. They are trained on as they were drawn, never
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 Answers = list[tuple[int, ...]]
 Asked = Sequence[tuple[Sequence[int], int]]  # (prompt ids, number of the draw)
+Steps = Sequence[Sequence[int]]  # numbers of the rows of each update
 LIMIT = 2**30  # bytes on disk, of all runs together
 SHOWN = 2  # rows whose tokens the mask receipt shows
 BLOCK = 64  # prompts whose answers are kept together: what a kill can cost
@@ -135,6 +137,7 @@ class OwnSamples(Hook):
 
     def __post_init__(self) -> None:
         check_bounds(vars(self), {"samples": (1, None), "refresh": (0, None)})
+        self._steps: Callable[[Sequence[Unit]], Steps] | None = None
 
     def settings(self) -> dict[str, object]:
         """Its settings by name."""
@@ -167,19 +170,41 @@ class OwnSamples(Hook):
                 fix="Give rows with prompt and completion",
             )
 
+    def foresee(self, steps: Callable[[Sequence[Unit]], Steps]) -> None:
+        """Draw answers to the rows of these steps alone."""
+        self._steps = steps
+
+    def until_anew(self, steps: Steps) -> Steps:
+        """Those of a run's steps that see the answers drawn before it."""
+        return steps
+
+    def visited(self, units: Sequence[Unit]) -> list[int]:
+        """Numbers of the rows that answers are drawn to before training: used then, or shown."""
+        if self._steps is None:
+            return list(range(len(units)))
+        used = (row for rows in self.until_anew(self._steps(units)) for row in rows)
+        return sorted({*used, *range(min(SHOWN, len(units)))})
+
     def units(
         self, loaded: Loaded, units: Sequence[Unit], prompts: Mapping[str, Prompt], limit: int
     ) -> list[Unit]:
-        """The rows with the answers that the model draws to their prompts."""
+        """The rows with the answers that the model draws to their prompts.
+
+        One token holds the place of each answer that is not drawn now.
+        """
         self._source, self._limit = (loaded, prompts), limit
         self.check_rows(units)
-        asked = [self.asked(loaded, u, prompts[u.id]) for u in units]
+        at = self.visited(units)
+        asked = [self.asked(loaded, units[i], prompts[units[i].id]) for i in at]
         how = self.sampling(loaded, current().stream("own"))
         found = kept(loaded, asked, how)
         record(found, how.stop_ids or ())
+        own, none = dict(zip(at, found, strict=True)), [found[0][-1][:1]] * self.samples
         return [
-            replace(u, answers=(*u.answers, *(a[: limit - len(u.prompt)] for a in answers)))
-            for u, answers in zip(units, found, strict=True)
+            replace(
+                u, answers=(*u.answers, *(a[: limit - len(u.prompt)] for a in own.get(i, none)))
+            )
+            for i, u in enumerate(units)
         ]
 
     def draw_anew(
@@ -210,7 +235,12 @@ class FinishedSamples(OwnSamples):
     """Own answers for what scores an answer at its end: those cut at the limit are left out.
 
     Against demonstrations, which all end, a score would tell an end from none and learn no more.
+    Which rows are left decides the order of all, so that every row's answers are drawn.
     """
+
+    def visited(self, units: Sequence[Unit]) -> list[int]:
+        """All rows."""
+        return list(range(len(units)))
 
     def units(
         self, loaded: Loaded, units: Sequence[Unit], prompts: Mapping[str, Prompt], limit: int
@@ -250,6 +280,10 @@ class RefreshedSamples(OwnSamples):
         super().__post_init__()
         self.fresh = self.refresh > 0
         self._rows: list[int] = []  # whose answers were drawn last
+
+    def until_anew(self, steps: Steps) -> Steps:
+        """Those before the first time that answers are drawn anew."""
+        return steps[: self.refresh] if self.refresh else steps
 
     def before_step(self, task: Tuned, rows: Sequence[int], step: int) -> None:
         """Draw the answers of the rows to come until the next time, where that is due."""
@@ -327,17 +361,9 @@ class FreshSamples(OwnSamples):
 
     fresh = True
 
-    def units(
-        self, loaded: Loaded, units: Sequence[Unit], prompts: Mapping[str, Prompt], limit: int
-    ) -> list[Unit]:
-        """The first rows with answers, which the mask receipt shows; the others with room for them.
-
-        Each step draws its own, so one token holds the place of each until then.
-        """
-        self.check_rows(units)
-        shown = super().units(loaded, units[:SHOWN], prompts, limit)
-        held = [shown[0].answers[-1][:1]] * self.samples
-        return [*shown, *(replace(u, answers=(*u.answers, *held)) for u in units[SHOWN:])]
+    def visited(self, units: Sequence[Unit]) -> list[int]:
+        """The first rows, which the mask receipt shows: each step draws its own."""
+        return list(range(min(SHOWN, len(units))))
 
     def before_step(self, task: Tuned, rows: Sequence[int], step: int) -> None:
         """Draw the answers of this step's rows."""

@@ -6,7 +6,6 @@ the reference is measured in one pass, the adapter or the weights become a chang
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -201,9 +200,17 @@ class Read:
         return [*self.units, *(self.held.units if self.held is not None else ())]
 
 
+def _steps(settings: TextTraining, rows: int, groups: Sequence[int] = ()) -> Steps:
+    """Rows of each update, in the order that the engine draws."""
+    order, end = Order(rows, settings.batch, current(), groups), settings.end(rows)
+    return [order.step(step, end) for step in range(settings.total(rows))]
+
+
 def _read(asked: Asked, start: Start, data: Table, held_out: Table | None) -> Read:
     """Read rows to train on and held-out ones, each counted for itself."""
     spec, own, loaded = asked.spec, asked.own, start.loaded
+    if not spec.heads and "mismatched" not in spec.needs:  # which depend on more than those rows
+        asked.hook.foresee(lambda units: _steps(asked.settings, len(units)))
     units, notes = read_units(spec, loaded, data, start.limit, asked.hook, own)
     if isinstance(spec, Mixture):
         notes["mix"] = spec.notes()
@@ -213,10 +220,7 @@ def _read(asked: Asked, start: Start, data: Table, held_out: Table | None) -> Re
     with told_apart():
         found, counts = read_units(named, loaded, held_out, start.limit, hook, own)
     held = held_rows(spec, found, hook, asked.settings.batch)
-    twice = held.among(units)
-    if twice and distributed.leads():
-        text = f"{named.name}: warning: {twice} of {len(found)} rows are trained on, too"
-        print(f"{text}; their loss says nothing of rows that were not seen", file=sys.stderr)
+    held.warn(units, named.name)
     return Read(units, held, notes | {f"{INPUT}_{n}": v for n, v in counts.items()})
 
 
@@ -270,8 +274,7 @@ def task_of(
     head = ScoreHead.of(loaded) if "scores" in spec.needs else None
     task = kind(spec, own, hook, units, loaded.module, reference, budget=start.budget, head=head)
     if steps is None:
-        order = Order(len(units), settings.batch, context, task.groups())
-        steps = [order.step(s, settings.end(len(units))) for s in range(settings.total(len(units)))]
+        steps = _steps(settings, len(units), task.groups())
     task.steps = steps
     if spec.takes_reference:
         # Before adapters are attached the module itself is the model as it was.

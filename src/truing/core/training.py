@@ -227,6 +227,13 @@ class Hook:
         """
         return data
 
+    def foresee(self, steps: Callable[[Sequence[Unit]], Sequence[Sequence[int]]]) -> None:
+        """Called before `units` where the training can tell which of the rows its updates will see.
+
+        Args:
+            steps: of rows, those of each update.
+        """
+
     def units(
         self, loaded: Loaded, units: Sequence[Unit], prompts: Mapping[str, Prompt], limit: int
     ) -> list[Unit]:
