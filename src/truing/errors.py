@@ -140,7 +140,8 @@ def beside(path: Path, suffixes: tuple[str, ...] = ()) -> str:
     """What to write in place of a path that is not there: see `no_file`."""
     folder = path.parent
     if not folder.is_dir():
-        return f"There is no folder {str(folder)!r} (seen from {str(Path.cwd())!r})"
+        seen = "" if path.is_absolute() else f", seen from {str(Path.cwd())!r}"
+        return f"There is no folder {str(folder)!r}{seen}"
     names: list[str] = []
     with contextlib.suppress(OSError):  # a folder whose names may not be read
         names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))

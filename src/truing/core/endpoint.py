@@ -80,7 +80,7 @@ def api_key(url: str) -> str:
             raise InputError(
                 "the API key holds characters that no key has",
                 where=name,
-                fix=f"Set {name} again, without line breaks, quotes or spaces inside",
+                fix=f"Set {name} again, to the key alone",
             )
         if key:
             return key
