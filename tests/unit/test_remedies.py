@@ -163,3 +163,10 @@ def test_an_empty_prompt_of_a_model_without_template(
     error = refused(name, tmp_path, Model.open(plain), data, **rewards)
     assert "the prompt is empty" in error.message and "row 3" in error.where
     assert "chat_template.jinja" in error.fix
+
+
+def test_a_model_that_is_nowhere_is_told_what_names_one() -> None:
+    with pytest.raises(InputError, match="unknown model") as caught:
+        Model.open("smollm2-135m-instuct")
+    assert "Give a folder, owner/name" in caught.value.fix
+    assert caught.value.fix.endswith("Did you mean 'smollm2-135m-instruct'?")

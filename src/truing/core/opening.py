@@ -69,7 +69,9 @@ def open_model(source: str, *, anew: bool = False) -> Model:
     if _HUB_NAME.match(source):
         path = fetch.from_hub(source)
         return Model(Folder(path, stated_licence(path)), name=source)
-    raise unknown("model", source, fetch.names(), where="model")
+    error = unknown("model", source, fetch.names(), where="model")
+    error.fix = f"Give a folder, owner/name on the hub, or a name of `truing models`. {error.fix}"
+    raise error
 
 
 def _served(source: str, anew: bool) -> Model:
