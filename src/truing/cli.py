@@ -279,7 +279,12 @@ def _parser() -> Parser:
     child.add_argument(
         "key", nargs="?", default="", help="export: a key or its beginning, or RUN_FOLDER/STEP"
     )
-    child.add_argument("to", nargs="?", default="", help="export: a new folder")
+    child.add_argument(
+        "to",
+        nargs="?",
+        default="",
+        help="export: a new folder; for a table also a file: NAME.jsonl, .csv or .parquet",
+    )
     child.add_argument(
         "--days",
         type=float,

@@ -60,7 +60,8 @@ def _parser(method: Method, helped: bool) -> Parser:
             nargs="?" if switch else None,
             const="true" if switch else None,
         )
-    seed, out = "seed of every random stream (default 0)", "also save the result there"
+    seed = "seed of every random stream (default 0)"
+    out = "also save the result there; a table also as a file: NAME.jsonl, .csv, .parquet"
     if method.verb == "serve":  # it draws as requests say, and makes nothing
         seed = out = argparse.SUPPRESS
     parser.add_argument("--seed", type=int, help=seed)
@@ -148,14 +149,15 @@ def _roles(entry: Input, value: object) -> dict[str, str]:
 
 
 def _place(out: str, method: Method) -> Path:
-    """The folder of --out, known to be fit before the step runs.
+    """The folder of --out, or the file for a table, known to be fit before the step runs.
 
     Raises:
         InputError: the method makes nothing to save, the folder holds something else than an
             earlier result, or it cannot be written.
     """
-    from truing.faults import free_folder
+    from truing.faults import free_file, free_folder
     from truing.store import MARKS
+    from truing.tables import WRITTEN
 
     marks = [MARKS[noun] for noun in method.returns.split("|") if noun in MARKS]
     if not marks:
@@ -165,7 +167,19 @@ def _place(out: str, method: Method) -> Path:
             seen=f"--out {out}",
             fix="Leave out --out",
         )
+    if Path(out).suffix in WRITTEN:
+        return free_file(out, method.returns, f"--out {out}")
     return free_folder(out, marks, f"--out {out}")
+
+
+def _save(artefact: Noun, place: Path) -> None:
+    """Save into a folder, or a table into a file whose ending says so."""
+    from truing.tables import WRITTEN, Table
+
+    if isinstance(artefact, Table) and place.suffix in WRITTEN:
+        artefact.write(place)
+    else:
+        artefact.save(place)
 
 
 def run_verb(verb: str, rest: Sequence[str]) -> object:
@@ -232,7 +246,7 @@ def run_method(entry: Entry, arguments: list[str]) -> object:
     result = pipeline.run_step(method, inputs, settings, seed=seed)
     if place is not None:
         with told(f"--out {out}"):
-            result.artefact.save(place)
+            _save(result.artefact, place)
     line = result.line()
     if not as_json:
         print(result.text(), file=sys.stderr)

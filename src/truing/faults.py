@@ -129,6 +129,32 @@ def unreadable(error: BaseException, said: str, where: str, fix: str = AGAIN) ->
     return Damaged(f"{said}: {error}", where=where, fix=fix)
 
 
+def free_file(to: str, noun: str, where: str) -> Path:
+    """The new file to write a table to, known to be fit before anything is done for it.
+
+    Args:
+        to: as the user wrote it; its ending says which sort of file.
+        noun: what is to be written; several as "Model|Table".
+        where: what errors name.
+    Raises:
+        InputError: it is no table, there is a file of that name, or it cannot be written.
+    """
+    path = files.expanded(to).absolute()
+    if "Table" not in noun.split("|"):
+        fix = f"Name a folder, without {path.suffix}"
+        raise InputError(f"a {noun} is written into a folder", where=where, seen=to, fix=fix)
+    if path.exists():
+        fix = "Name a new file, or delete that one"
+        raise InputError("there is such a file", where=where, seen=to, fix=fix)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=".truing-").cleanup()
+    except OSError as error:
+        said = f"the file cannot be written: {error.strerror}"
+        raise InputError(said, where=where, seen=to, fix=ELSEWHERE) from None
+    return path
+
+
 def free_folder(to: str, marks: Iterable[str], where: str) -> Path:
     """The folder to write a result to, known to be fit before anything is done for it.
 

@@ -26,11 +26,11 @@ from truing import jsontext
 from truing.context import Json
 from truing.core import files
 from truing.errors import Damaged, InputError, OtherVersion, Unread
-from truing.faults import free_folder, make_folder, unreadable
+from truing.faults import free_file, free_folder, make_folder, unreadable
 from truing.models import Model
 from truing.principles import Principles
 from truing.reports import Report
-from truing.tables import Table, content_hash
+from truing.tables import WRITTEN, Table, content_hash
 
 SCHEMA_VERSION = 1
 ANEW = "The step that made it makes it again"
@@ -365,7 +365,8 @@ class Store:
 
         Args:
             key: or its beginning, or a step of a run: its folder, a slash and the step's name.
-            to: a new or empty folder, or an earlier export, which is replaced.
+            to: a new or empty folder, or an earlier export, which is replaced; for a table also a
+                new file that ends in .jsonl, .csv or .parquet.
             quarantined: a model in quarantine, too.
         """
         from truing import quarantine
@@ -379,9 +380,12 @@ class Store:
         noun = self.load(full)
         if isinstance(noun, Model):
             quarantine.refuse(noun, "exported", asked=quarantined, fix="say --quarantined")
+        line: dict[str, Json] = {"key": full, "noun": type(noun).__name__}
+        if Path(to).suffix in WRITTEN:
+            file = free_file(to, type(noun).__name__, where)
+            return line | {"file": str(cast(Table, noun).write(file))}
         marks = [MARKS[type(noun).__name__], *([EXPORTED] if isinstance(noun, Model) else [])]
-        folder = free_folder(to, marks, where)
-        line: dict[str, Json] = {"key": full, "noun": type(noun).__name__, "folder": str(Path(to))}
+        folder, line["folder"] = free_folder(to, marks, where), str(Path(to))
         if isinstance(noun, Model) and not noun.run_time_changes and not noun.is_served:
             from truing.core import classifier
 

@@ -63,6 +63,19 @@ def _from_file(path: Path, kind: str, limit: int) -> Table:
     raise InputError("unknown sort of file", where=str(path), fix="Known: " + ", ".join(SUFFIXES))
 
 
+def write_csv(table: Table, path: Path) -> None:
+    """Write a table without its lineage; what is neither text nor number becomes JSON text."""
+    names = [n for n in table.columns if n != "lineage"]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        for row in table:
+            cells = [row.get(n, "") for n in names]
+            writer.writerow(
+                [c if isinstance(c, str) else json.dumps(c, ensure_ascii=False) for c in cells]
+            )
+
+
 def hub_fix(text: str) -> str:
     """What to write for a name that looks like one of the Hugging Face hub, owner/set; else ""."""
     named = re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not Path(text).parent.exists()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SCHEMA_VERSION = 1
+WRITTEN = (".jsonl", ".csv", ".parquet")  # files that a table can be written to
 
 
 def _canonical(value: object) -> object:
@@ -320,16 +321,26 @@ class Table:
         return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=meta))
 
     def write(self, path: str | Path) -> Path:
-        """Write Parquet or JSON Lines by the file's suffix, atomically."""
+        """Write Parquet, JSON Lines or .csv by the file's suffix, atomically.
+
+        A .csv is for reading elsewhere: it has no lineage, and what is neither text nor number
+        (messages, lists) is JSON text there.
+        Raises:
+            InputError: another suffix, or the rows hold what JSON cannot.
+        """
         path = Path(path)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        if path.suffix not in (".parquet", ".jsonl"):
-            raise InputError("a table is written as .parquet or .jsonl", where=str(path))
+        if path.suffix not in WRITTEN:
+            raise InputError(f"a table is written as {', '.join(WRITTEN)}", where=str(path))
         try:
             if path.suffix == ".parquet":
                 import pyarrow.parquet as pq
 
                 pq.write_table(self.to_arrow(), partial)
+            elif path.suffix == ".csv":
+                from truing import tablefiles
+
+                tablefiles.write_csv(self, partial)
             else:
                 with partial.open("w", encoding="utf-8") as file:
                     for row in self.rows:
