@@ -144,7 +144,7 @@ def beside(path: Path, suffixes: tuple[str, ...] = ()) -> str:
         return f"There is no folder {str(folder)!r}{seen}"
     names: list[str] = []
     with contextlib.suppress(OSError):  # a folder whose names may not be read
-        names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+        names = sorted(p.name for p in folder.iterdir() if p.name[0] != "." and p.name != path.name)
     names = [n for n in names if n.endswith(suffixes)] if suffixes else names
     # Stems are compared: that both end in .yaml makes no two names alike.
     stems = {n.partition(".")[0]: n for n in names}
