@@ -228,7 +228,11 @@ def base_of(model: Model, hook: LogitsHook | None) -> Local | Served:
     if not model.is_served:
         return Local(model, hook)
     if hook is not None:
-        raise InputError("a served model takes no logits hook", where=model.name)
+        raise InputError(
+            "a server does not let the chances of its next tokens be changed",
+            where=model.name,
+            fix="Give a model of this machine",
+        )
     return Served(model)
 
 
