@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from truing.core.parsed import Code, bare, imports_of, memory
 from truing.declared import Declared, everything
 from truing.tables import content_hash
 
@@ -33,52 +34,10 @@ def _source(module: str) -> Path | None:
     return Path(origin) if origin and origin.endswith(".py") else None
 
 
-class _Bare(ast.NodeTransformer):
-    """Drops docstrings and what only type checkers read."""
-
-    def _without_docstring(self, node: ast.AST) -> ast.AST:
-        self.generic_visit(node)
-        assert isinstance(node, (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
-        body = node.body
-        first = body[0] if body else None
-        if (
-            isinstance(first, ast.Expr)
-            and isinstance(first.value, ast.Constant)
-            and isinstance(first.value.value, str)
-        ):
-            body[0:1] = [] if isinstance(node, ast.Module) or len(body) > 1 else [ast.Pass()]
-        return node
-
-    visit_Module = visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = _without_docstring
-
-    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
-        self.generic_visit(node)
-        checked = node.test.id if isinstance(node.test, ast.Name) else ""
-        return node.orelse if checked == "TYPE_CHECKING" else node
+_known: dict[str, tuple[object, Code | None]] = {}  # with what each module was loaded by
 
 
-def _imports(tree: ast.AST, module: str, *, is_package: bool = False) -> set[str]:
-    """Modules that a syntax tree imports, at whatever depth."""
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {a.name for a in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parts, up = module.split("."), node.level - is_package
-                parts = parts[:-up] if up else parts
-                base = ".".join([*parts, *([base] if base else [])])
-            # `from package import module` names a module in its second half.
-            found |= {base, *(f"{base}.{a.name}" for a in node.names)}
-    return found
-
-
-_Code = tuple[str, frozenset[str]] | None
-_known: dict[str, tuple[object, _Code]] = {}  # with what each module was loaded by
-
-
-def _read(module: str) -> _Code:
+def _read(module: str) -> Code | None:
     """(hash of the bare syntax tree, modules that it imports); None where there is no source.
 
     Read once, and again after the module was: an edit in between is not what runs.
@@ -106,14 +65,11 @@ def read_own() -> None:
             code_key([], [one])
 
 
-def _parsed(module: str) -> _Code:
+def _parsed(module: str) -> Code | None:
     path = _source(module)
     if path is None:
         return None
-    tree = _Bare().visit(ast.parse(path.read_text(encoding="utf-8"), str(path)))
-    return content_hash(ast.dump(tree)), frozenset(
-        _imports(tree, module, is_package=path.name == "__init__.py")
-    )
+    return memory().code(path.read_bytes(), module, path.name == "__init__.py")
 
 
 @functools.cache
@@ -152,6 +108,7 @@ def _walked(modules: Iterable[str], follows: Callable[[str, str], bool]) -> dict
             continue
         seen[module], imported = _read(module) or ("", frozenset[str]())
         wanted += sorted(m for m in imported - set(seen) if follows(module, m))
+    memory().save()
     return {m: h for m, h in seen.items() if h}
 
 
@@ -187,9 +144,9 @@ def _module(own: Declared) -> str:
 
 def _of_file(own: Declared) -> tuple[str, set[str]]:
     """(hash of the bare syntax tree of a function's file, modules that the file imports)."""
-    tree = _Bare().visit(_without_plan(ast.parse(own.text or "", own.entry.path)))
+    tree = bare(_without_plan(ast.parse(own.text or "", own.entry.path)))
     package = own.entry.path.endswith("__init__.py")
-    return content_hash(ast.dump(tree)), _imports(tree, _module(own), is_package=package)
+    return content_hash(ast.dump(tree)), imports_of(tree, _module(own), package)
 
 
 def _without_plan(tree: ast.Module) -> ast.Module:

@@ -1,0 +1,114 @@
+"""What a file of Python computes and what it imports; no file is parsed twice.
+
+A step's key is made of some 160 files: parsing them takes seconds, reading them hundredths. So what
+was found of a text is remembered in the user's cache, by the text.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import cast
+
+from truing.core.files import home, write_text
+from truing.tables import content_hash
+
+PYTHON = list(sys.version_info[:2])  # whose trees are dumped in their own ways
+MOST = 4096  # texts that are remembered; beyond it those of this process alone
+Code = tuple[str, frozenset[str]]
+
+
+class _Bare(ast.NodeTransformer):
+    """Drops docstrings and what only type checkers read."""
+
+    def _without_docstring(self, node: ast.AST) -> ast.AST:
+        self.generic_visit(node)
+        assert isinstance(node, (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+        body = node.body
+        first = body[0] if body else None
+        if (
+            isinstance(first, ast.Expr)
+            and isinstance(first.value, ast.Constant)
+            and isinstance(first.value.value, str)
+        ):
+            body[0:1] = [] if isinstance(node, ast.Module) or len(body) > 1 else [ast.Pass()]
+        return node
+
+    visit_Module = visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = _without_docstring
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        self.generic_visit(node)
+        checked = node.test.id if isinstance(node.test, ast.Name) else ""
+        return node.orelse if checked == "TYPE_CHECKING" else node
+
+
+def bare(tree: ast.Module) -> ast.Module:
+    """A syntax tree without docstrings and what only type checkers read; changed in place."""
+    return cast(ast.Module, _Bare().visit(tree))
+
+
+def imports_of(tree: ast.AST, module: str, is_package: bool) -> set[str]:
+    """Modules that a syntax tree imports, at whatever depth."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts, up = module.split("."), node.level - is_package
+                parts = parts[:-up] if up else parts
+                base = ".".join([*parts, *([base] if base else [])])
+            # `from package import module` names a module in its second half.
+            found |= {base, *(f"{base}.{a.name}" for a in node.names)}
+    return found
+
+
+class _Memory:
+    """What was found of texts, by their hashes: read once, written when more was found."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.used, self.new = path, dict[str, list[str]](), False
+        self.by = (
+            f"{PYTHON} {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}"
+        )
+        self.found: dict[str, list[str]] = {}
+        # Whatever is wrong with the file, what it held is found again.
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            told = json.loads(path.read_text(encoding="utf-8"))
+            if told["by"] == self.by:
+                self.found = {str(n): [str(w) for w in words] for n, words in told["texts"].items()}
+
+    def code(self, text: bytes, module: str, is_package: bool) -> Code:
+        """(hash of the bare syntax tree, imported modules) of a module's text."""
+        name = content_hash([text.decode("utf-8", "surrogateescape"), module, is_package])
+        if not (words := self.found.get(name)):
+            tree = bare(ast.parse(text))
+            words = [content_hash(ast.dump(tree)), *sorted(imports_of(tree, module, is_package))]
+            self.found[name], self.new = words, True
+        self.used[name] = words
+        return words[0], frozenset(words[1:])
+
+    def save(self) -> None:
+        """Write what is new; a cache that cannot be written costs time only."""
+        if not self.new:
+            return
+        self.new = False
+        kept = self.found if len(self.found) <= MOST else self.used
+        with contextlib.suppress(OSError):
+            write_text(self.path, json.dumps({"by": self.by, "texts": kept}))
+
+
+@functools.cache
+def _memory(path: Path) -> _Memory:
+    return _Memory(path)
+
+
+def memory() -> _Memory:
+    """Of the user's cache as it is set now."""
+    return _memory(home() / "code.json")
