@@ -2,9 +2,9 @@
 
 PyTorch multiplies float32 matrices with MKL. oneDNN, which it ships as well, is up to twice as
 quick from eight rows on (most of all on processors of other makers than Intel and where one side is
-narrow), and can add a residual to the product as it is written. Elsewhere (fewer rows, other dtypes
-and devices) these are plain PyTorch products. Nothing here is differentiable: callers are autograd
-functions with gradients of their own, or need none.
+narrow), and can add a residual to the product as it is written. Elsewhere (fewer rows, small
+products, other dtypes and devices) these are plain PyTorch products. Nothing here is
+differentiable: callers are autograd functions with gradients of their own, or need none.
 
 Shapes: N rows, I input and O output features; D hidden size, V vocabulary.
 """
@@ -20,12 +20,20 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 ROWS = 8  # from which on oneDNN is the quicker
+# So are products of this many multiplications: oneDNN first compiles one for each new shape, in 0.7
+# to 1.5 ms, and every call takes 15 us more.
+WORK = 1 << 22
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _fits(x: Tensor, y: Tensor) -> bool:
     plain = x.dtype == y.dtype == torch.float32 and x.device.type == y.device.type == "cpu"
-    return _ONEDNN and plain and torch.backends.mkldnn.enabled and x.numel() >= ROWS * x.shape[-1]
+    return _ONEDNN and plain and torch.backends.mkldnn.enabled and _large(x, y)
+
+
+def _large(x: Tensor, y: Tensor) -> bool:
+    width = x.shape[-1]
+    return x.numel() >= ROWS * width and x.numel() * y.numel() >= WORK * width
 
 
 def times_t(x_NI: Tensor, w_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
