@@ -8,8 +8,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from truing.context import Context, use
+from truing.core.chat import completion_ids, prompt_ids
 from truing.core.drawing import Completion
 from truing.core.scoring import answer_logps
 from truing.errors import InputError
@@ -214,3 +216,33 @@ def test_cycles_move_the_model_to_the_ranking(tiny_path: Path, tmp_path: Path) -
                 model, data, Judge(lambda p: [""] * len(p)), cycles=1, n=3, temperature=1.0,
                 max_tokens=96, back_end="pro", training={"rank": 4},
             )  # fmt: skip
+
+
+def test_held_out_rankings_are_measured_in_each_cycle(shallow_path: Path, tmp_path: Path) -> None:
+    """RRHF's loss by hand, by log-probabilities of transformers; a cycle begins where one ended."""
+    model = Model.open(shallow_path)
+    words = ("oak", "rain")  # whose rows bring an answer that ends
+    data = Table("example", [{"prompt": f"say {w}", "completion": w} for w in words])
+    held = Table("group", [{"prompt": "say", "completions": ["a b", "moss"], "scores": [0.0, 2.0]}])
+    with use(Context(folder=tmp_path)) as context:
+        cycle(
+            model, data, Judge(by_rule), cycles=2, n=3, temperature=1.0, max_tokens=8,
+            back_end="rrhf", training={"batch": 2, "lr": 2e-3, "rank": 4, "eval_every": 1},
+            held_out=held,
+        )  # fmt: skip
+    seen = [float(str(m["held_out/loss"])) for m in context.metrics if "held_out/loss" in m]
+    loaded = model.load_module("float32")
+    head = prompt_ids(loaded.tokenizer, "say")
+    p: list[float] = []
+    for text in ("a b", "moss"):
+        ids = completion_ids(loaded.tokenizer, text)
+        with torch.no_grad():
+            logp_TV = loaded.module(torch.tensor([[*head, *ids]])).logits[0].log_softmax(-1)
+        at = range(len(head) - 1, len(head) + len(ids) - 1)
+        p.append(sum(float(logp_TV[t, i]) for t, i in zip(at, ids, strict=True)) / len(ids))
+    assert len(seen) == 4 and seen[0] == pytest.approx(max(0.0, p[0] - p[1]) - p[1], rel=1e-4)
+    assert seen[2] == pytest.approx(seen[1], rel=1e-4) and seen[1] != seen[0]
+    with pytest.raises(InputError, match="setting 'eval_every' counts for nothing"):
+        methods["cyclealign"](model, data, model, eval_every=2)
+    with pytest.raises(InputError, match="needs rows of kind group"):
+        methods["cyclealign"](model, data, model, held_out=data)

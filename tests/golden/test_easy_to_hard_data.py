@@ -243,7 +243,10 @@ def test_hard_problems_are_reinforced_without_answers(tiny_path: Path, tmp_path:
             "steps": 2, "batch": 2, "minibatches": 1, "answers": 2, "max_tokens": 8, "rank": 2,
             "critic_rollouts": 1, "penalty": 0.5,
         }  # fmt: skip
-        made = methods["easy_to_hard_ppo"](model, data, prm, **settings)
+        known = methods["graded_arithmetic"](n=3, levels=[1])
+        made = methods["easy_to_hard_ppo"](
+            model, data, prm, held_out=known, eval_every=1, keep_best=True, **settings
+        )
     assert isinstance(made, Model) and made.name.endswith("+easy_to_hard_ppo")
     told = [m for m in context.metrics if "reward" in m]
     # Each solution has the layout of none: sigmoid(-1) - 0.5 + 0.25 for its steps, 0.25 unknown.
@@ -251,8 +254,16 @@ def test_hard_problems_are_reinforced_without_answers(tiny_path: Path, tmp_path:
     assert told and all(
         float(str(m["reward"])) == pytest.approx(shaped + 0.25 - 0.5, abs=1e-4) for m in told
     )
+    # Held-out ones bring their answers, which the tiny model does not hit: 0 in place of 0.25.
+    seen = {m["step"]: m for m in context.metrics if "held_out/reward" in m}
+    assert seen.keys() == {0, 1, 2}
+    for m in seen.values():
+        assert m["held_out/reward/outcome"] == 0.0
+        assert float(str(m["held_out/reward"])) == pytest.approx(shaped - 0.5, abs=1e-4)
     with pytest.raises(InputError, match="no score head"):
         methods["easy_to_hard_ppo"](model, data, model, **settings)
+    with pytest.raises(InputError, match="setting 'keep_best' counts for nothing"):
+        methods["easy_to_hard_ppo"](model, data, prm, keep_best=True, **settings)
 
 
 @pytest.mark.parametrize(

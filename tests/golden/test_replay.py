@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM
 
 from truing.context import Context, Json, use
 from truing.core import engine
+from truing.core.chat import completion_ids, prompt_ids
 from truing.core.online_task import OnlineTask
 from truing.errors import InputError
 from truing.method import methods
@@ -178,3 +179,41 @@ def test_mistakes(model: Model, tmp_path: Path) -> None:
     equal = HOW | {"rewards": {"any": {"use": "max_words", "n": 1000}}, "steps": 1, "rank": 2}
     with pytest.raises(InputError, match="no rollout made a pair"):
         stream_of(model, tmp_path / "equal", equal)
+
+
+def test_held_out_pairs_are_measured_and_change_nothing(shallow_path: Path, tmp_path: Path) -> None:
+    """Of a stream token by token, others as they read; both by hand before and after."""
+    model = Model.open(shallow_path)
+    stream = Table(
+        "pair",
+        [
+            {"prompt": "p", "chosen": f"c{i}", "rejected": f"r{i}", "rollout": i // 2,
+             "rollouts": 3, "prompt_ids": [5, 6 + i], "chosen_ids": [20 + i, 9],
+             "rejected_ids": [40 + i, 41, 9]}
+            for i in range(5)
+        ],
+    )  # fmt: skip
+    how = HOW | {"rank": 2, "steps": 3, "lr": 0.02}
+    frozen = LlamaForCausalLM.from_pretrained(shallow_path)
+    plain, first = run("replay", tmp_path / "plain", model, stream, how=how)
+    words = Table("pair", [{"prompt": "say oak", "chosen": "oak", "rejected": "ash"}])
+    tokenizer = model.load_module().tokenizer
+    read = [prompt_ids(tokenizer, "say oak")]
+    read += [completion_ids(tokenizer, word) for word in ("oak", "ash")]
+    drawn = [[5, 90], [21, 9], [44, 45]]
+    row = dict(stream.rows[0]) | {"chosen": "other"}
+    row |= {f"{n}_ids": ids for n, ids in zip(("prompt", "chosen", "rejected"), drawn, strict=True)}
+    for name, held, ids in (("words", words, read), ("stream", Table("pair", [row]), drawn)):
+        with use(Context(seed=4, folder=tmp_path / name)) as context:
+            made = methods["replay"](model, stream, held_out=held, how=how, eval_every=3)
+        assert isinstance(made, Model) and isinstance(plain, Model)
+        assert made.weights_key == plain.weights_key
+        seen = {m["step"]: m["held_out/loss"] for m in context.metrics if "held_out/loss" in m}
+        assert seen.keys() == {0, 3} and seen[0] == pytest.approx(1.0)  # 1 / (2 beta)^2
+        with torch.no_grad():
+            now = made.load_module("float32").module
+            w, v = (logp(now, ids[0], a) - logp(frozen, ids[0], a) for a in ids[1:])  # type: ignore[arg-type]
+        assert seen[3] == pytest.approx(float((w - v - 1.0) ** 2), rel=2e-3)
+        assert [m["loss"] for m in context.metrics if "loss" in m] == [m["loss"] for m in first]
+    with pytest.raises(InputError, match="setting 'patience' counts for nothing"):
+        methods["replay"](model, stream, how=how, patience=2)

@@ -2,7 +2,8 @@
 
 Rows of `synthesize/online_stream` name their rollout and hold token ids, so that nothing is
 tokenised again and each update sees the pairs that it is given, however many, in place of an order
-that the engine draws. All else is the engine's: reference, adapter, optimizer, rate, checkpoints.
+that the engine draws. All else is the engine's: reference, adapter, optimizer, rate, checkpoints,
+and held-out pairs, of a stream token by token, others as any objective reads them.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import cast
 
-from truing.context import current
+from truing.context import Json, current
 from truing.core import distributed
 from truing.core.engine import Part, train
-from truing.core.held_out import Watch
+from truing.core.held_out import INPUT, Watch
+from truing.core.held_out_rows import HeldOutRows, held_rows
 from truing.core.objective import Objective
 from truing.core.sight import identity
-from truing.core.start import begin
+from truing.core.start import Start, begin
 from truing.core.text_task import Steps, TextTask
 from truing.core.together import joint
-from truing.core.train_text import Asked, Read, beside_of, made_by, task_of
+from truing.core.train_text import Asked, Read, beside_of, made_by, read_units, task_of
 from truing.core.training import Hook, TextTraining
 from truing.core.training_rows import Unit
 from truing.errors import InputError
@@ -32,12 +34,16 @@ COLUMNS = ("rollout", "rollouts", "prompt_ids", "chosen_ids", "rejected_ids")
 
 
 class Ordered(TextTask):
-    """A task whose steps are given; one without a row leaves everything as it is."""
+    """A task whose steps are given; one without a row leaves everything as it is.
+
+    Rows that are measured only have no such steps, and are those that are asked for.
+    """
 
     def parts(self, rows: Sequence[int], step: int) -> Iterator[Part]:
-        """Micro-batches of the given step; `rows` is the engine's order, which is not followed."""
-        if self.steps[step]:
-            yield from super().parts(self.steps[step], step)
+        """Micro-batches of the given step; the engine's order of rows is not followed."""
+        rows = self.steps[step] if self.steps else rows
+        if rows:
+            yield from super().parts(rows, step)
 
 
 def check_stream(data: Table, where: str = WHERE) -> None:
@@ -74,6 +80,20 @@ def _unit(row: Row) -> Unit:
     return Unit(str(row["id"]), prompt, tuple(answers), {})
 
 
+def _held(
+    spec: Objective, own: Mapping[str, object], held_out: Table, start: Start
+) -> tuple[HeldOutRows, dict[str, Json]]:
+    """The held-out pairs, and what to say of them."""
+    where = f"{WHERE} {INPUT}"
+    if all(name in row for row in held_out for name in COLUMNS):
+        units, notes = [_unit(row) for row in held_out], dict[str, Json](rows=len(held_out))
+    else:
+        named = replace(spec, name=where)
+        units, notes = read_units(named, start.loaded, held_out, start.limit, own=own)
+    held = held_rows(replace(spec, name=WHERE), units, Hook(), start.settings.batch)
+    return held, {f"{INPUT}_{n}": v for n, v in notes.items()}
+
+
 @joint
 def train_replay(
     spec: Objective,
@@ -83,6 +103,8 @@ def train_replay(
     reference: Model | None,
     values: Mapping[str, object],
     steps: Steps,
+    held_out: Table | None = None,
+    watch: Watch | None = None,
 ) -> Model:
     """Train `model` on the pairs of a stream by an objective, step by step as given.
 
@@ -92,6 +114,8 @@ def train_replay(
         reference: frozen; None takes the model as it is before training.
         values: the engine's settings among others, by name.
         steps: rows of each update.
+        held_out: pairs that are not trained on, but measured meanwhile.
+        watch: when they are; where they are given.
     Returns:
         the model with an adapter, or with new weights when `rank` is 0.
     """
@@ -102,9 +126,17 @@ def train_replay(
         [WHERE, spec.name, own, vars(settings), model.weights_key, data.key, list(map(list, steps)),
          current().seed, identity(reference) if reference is not None else ""], 8
     )  # fmt: skip
+    watch = watch or Watch()
+    if held_out is not None:
+        key = content_hash([key, held_out.key, vars(watch)], 8)
     start = begin(model, settings, WHERE, key=key, reference=reference)
-    read = Read([_unit(row) for row in data], None, {"rows": len(data)})
-    trees, hook = [u.tree() for u in read.units], Hook()
+    units, notes, held = [_unit(row) for row in data], dict[str, Json](rows=len(data)), None
+    if held_out is not None:
+        held, told = _held(spec, own, held_out, start)
+        held.warn(units, f"{WHERE} {INPUT}")
+        notes |= told
+    read, hook = Read(units, held, notes), Hook()
+    trees, apart = [u.tree() for u in units], held.trees if held is not None else []
     # Answers were drawn as they are; whether one of them ends is no sign of a wrong template.
     start.check(
         trees,
@@ -113,8 +145,11 @@ def train_replay(
         ended=True,
         shown=2,
         beside=beside_of(spec, hook, start),
+        held=apart,
+        held_largest=max((t.size for t in apart), default=0),
     )
-    asked = Asked(replace(spec, name="replay"), own, None, {}, hook, settings, Watch())
+    asked = Asked(replace(spec, name="replay"), own, None, {}, hook, settings, watch)
     task = task_of(asked, start, read, steps=steps, kind=Ordered)
-    train(task, settings, key=key, peak=settings.peak)
+    watched = held.watched(task, watch) if held is not None else None
+    train(task, settings, key=key, peak=settings.peak, held=watched)
     return made_by(task, model, data, distributed.agree(current().folder) / f"replay-{key}")

@@ -14,6 +14,10 @@ such as a served one; its letters are shuffled for every question against bias f
 answer that is no ordering of all letters is asked for once more under other letters, then the
 prompt is left out of the cycle; both are counted.
 
+Rankings in `held_out` are never trained on: RRHF's or PRO's loss on them is measured in each cycle,
+and these rows stay the same, so that cycles can be compared by it. Which update is kept
+(`keep_best`), and when to stop (`patience`), is decided for each cycle by itself.
+
 Source: "CycleAlign: Iterative Distillation from Black-box LLM to White-box Models for Better Human
 Alignment", arXiv 2310.16271. Differences: the cycle goes round all prompts, not round one prompt
 at a time, so that answers are drawn and trained on together; the wording is our own. The latest
@@ -27,6 +31,7 @@ from typing import Literal, cast
 
 from truing.context import current
 from truing.core.generate import generate
+from truing.core.held_out import INPUT, Watch
 from truing.core.objective import objective_of
 from truing.core.panel import Panel
 from truing.core.preflight import Promised
@@ -93,6 +98,7 @@ def cycle(
     max_tokens: int,
     back_end: str,
     training: dict[str, object],
+    held_out: Table | None = None,
 ) -> Model:
     """The loop of the module's docstring."""
     rows = asked_of(data)
@@ -140,18 +146,19 @@ def cycle(
             )
         if same == len(groups):
             break
-        model = train_model(spec, model, Table("group", groups), None, training)
+        ranked_rows = Table("group", groups)
+        model = train_model(spec, model, ranked_rows, None, training, held_out=held_out)
     return model
 
 
 @method(
     paper="cyclealign",
     needs=("weights", "logprob", "generate"),
-    rows={"data": ("prompt", "example"), "examples": ("group",)},
+    rows={"data": ("prompt", "example"), "examples": ("group",), "held_out": ("group",)},
     within={
         "cycles": (1, None), "n": (2, 10), "kept": (0, None), "temperature": "[0, inf)",
         "max_tokens": (1, None), "epochs": "(0, inf)", "batch": (1, None), "lr": "[0, inf)",
-        "rank": (0, None),
+        "rank": (0, None), "eval_every": (0, None), "patience": (0, None),
     },
 )  # fmt: skip
 def cyclealign(
@@ -160,6 +167,7 @@ def cyclealign(
     judge: Model,
     principles: Principles | None = None,
     examples: Table | None = None,
+    held_out: Table | None = None,
     *,
     cycles: int = 3,
     n: int = 4,
@@ -171,10 +179,15 @@ def cyclealign(
     batch: int = 8,
     lr: float = 0.0,
     rank: int = 16,
+    eval_every: int = 0,
+    keep_best: bool = False,
+    patience: int = 0,
 ) -> Model:
     """Align a model by the rankings of a black box, which learns from what both agree on.
 
     Args:
+        held_out: ranked answers that are not trained on: the loss on them is measured in each
+            cycle.
         cycles: most rounds of drawing, ranking and training.
         n: answers drawn to each prompt, 2 to 10, or to 9 where rows bring one of their own.
         back_end: how rankings are learnt.
@@ -185,7 +198,16 @@ def cyclealign(
         batch: prompts of one update.
         lr: learning rate; 0 takes 2e-4 for adapters and 1e-5 for a full fine-tune.
         rank: of the adapter; 0 trains all weights.
+        eval_every: updates between two measurements of the held-out loss; 0 makes five in a cycle.
+        keep_best: go on from the update of a cycle with the lowest held-out loss, not its last.
+        patience: end a cycle's training after so many measurements without a new lowest held-out
+            loss.
     """
+    watch = Watch(eval_every=eval_every, keep_best=keep_best, patience=patience)
+    if held_out is None:
+        watch.check_unused(lambda _: WHERE)
+    else:
+        held_out = held_out.expect("group", where=f"{WHERE} {INPUT}")
     data = data.expect("prompt", "example", where=WHERE)
     if isinstance(judge.base, Panel):
         text = "the judge writes rankings, which a panel of several does not"
@@ -201,9 +223,10 @@ def cyclealign(
     if examples is not None:
         black_box.fixed = examples_of(examples.expect("group", where=WHERE))
     training: dict[str, object] = {"epochs": epochs, "batch": batch, "lr": lr, "rank": rank}
+    training |= vars(watch)
     return cycle(
         model, data, black_box, cycles=cycles, n=n, temperature=temperature,
-        max_tokens=max_tokens, back_end=back_end, training=training,
+        max_tokens=max_tokens, back_end=back_end, training=training, held_out=held_out,
     ).called(f"{model.name}+cyclealign")  # fmt: skip
 
 

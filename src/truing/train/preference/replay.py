@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from truing.context import current
+from truing.core.held_out import INPUT, Watch
 from truing.core.objective import objective_of
 from truing.core.replay import check_stream, rollouts_of, train_replay
 from truing.core.stream import check_how, settings_of
@@ -50,25 +51,39 @@ def dealt(rollouts: Sequence[Sequence[int]], window: int, seed: int) -> list[lis
 @method(
     paper="online-offline-gap",
     needs=("weights", "logprob"),
-    rows={"data": ("pair",)},
-    within={"window": (1, None)},
+    rows={"data": ("pair",), "held_out": ("pair",)},
+    within={"window": (1, None), "eval_every": (0, None), "patience": (0, None)},
 )
 def replay(
     model: Model,
     data: Table,
     reference: Model | None = None,
+    held_out: Table | None = None,
     *,
     how: dict[str, object],
     order: Order = "drawn",
     window: int = 4,
+    eval_every: int = 0,
+    keep_best: bool = False,
+    patience: int = 0,
 ) -> Model:
     """Learn the pairs of an online run offline: in the order in which they were drawn, or another.
 
     Args:
+        held_out: pairs that are not trained on, of a stream or any others: the loss on them is
+            measured meanwhile.
         how: settings of the online run, by name; those of drawing and rewarding mean nothing here.
         order: as the pairs were drawn; all shuffled; or shuffled within windows of rollouts.
         window: rollouts of a window.
+        eval_every: updates between two measurements of the held-out loss; 0 makes five in a run.
+        keep_best: make the result the model after the update with the lowest held-out loss.
+        patience: end the training after so many measurements without a new lowest held-out loss.
     """
+    watch = Watch(eval_every=eval_every, keep_best=keep_best, patience=patience)
+    if held_out is None:
+        watch.check_unused(lambda _: "train/replay")
+    else:
+        held_out = held_out.expect("pair", where=f"train/replay {INPUT}")
     data, chosen = data.expect("pair", where="train/replay"), settings_of(how)
     check_stream(data)
     steps = rollouts_of(data)
@@ -79,7 +94,7 @@ def replay(
     if chosen["kind"] == "ipo":
         own["length_normalise"] = False
     spec = objective_of(ipo if chosen["kind"] == "ipo" else dpo)
-    return train_replay(spec, own, model, data, reference, chosen, steps)
+    return train_replay(spec, own, model, data, reference, chosen, steps, held_out, watch)
 
 
 replay.__dict__["__truing_check__"] = check_how

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from truing.core.held_out import INPUT, Watch
 from truing.core.online import online_of
 from truing.core.preflight import online_training
 from truing.core.scoring import check_logits, check_steps
@@ -61,7 +62,7 @@ def _values(settings: Mapping[str, object], process_model: str = "") -> dict[str
         "bound": settings["bound"],
     }  # fmt: skip
     rewards = {"process": shaping, "outcome": {"use": OUTCOME}, "format": {"use": LAYOUT}}
-    made = FIXED | {n: v for n, v in settings.items() if n not in OWN}
+    made = FIXED | {n: v for n, v in settings.items() if n not in (*OWN, *vars(Watch()))}
     made |= {"rewards": rewards, "weights": {"format": settings["penalty"]}}
     try:
         online_training(online_of(salmon_ppo), made)
@@ -74,11 +75,12 @@ def _values(settings: Mapping[str, object], process_model: str = "") -> dict[str
 @method(
     paper="easy-to-hard",
     needs=("weights", "logprob", "generate"),
-    rows={"data": ("prompt",)},
+    rows={"data": ("prompt",), "held_out": ("prompt",)},
     within={
         "bound": (0.0, 1.0), "penalty": (0.0, None), "beta": (0.0, None), "steps": (1, None),
         "batch": (1, None), "minibatches": (1, None), "critic_rollouts": (0, None),
         "answers": (1, None), "max_tokens": (1, None), "lr": "[0, inf)", "rank": (0, None),
+        "eval_every": (0, None), "patience": (0, None),
     },
 )  # fmt: skip
 def easy_to_hard_ppo(
@@ -86,6 +88,7 @@ def easy_to_hard_ppo(
     data: Table,
     process_model: Model,
     critic: Model | None = None,
+    held_out: Table | None = None,
     *,
     scheme: Scheme = "min",
     bound: float = 0.5,
@@ -99,10 +102,15 @@ def easy_to_hard_ppo(
     max_tokens: int = 256,
     lr: float = 0.0,
     rank: int = 16,
+    eval_every: int = 0,
+    keep_best: bool = False,
+    patience: int = 0,
 ) -> Model:
     """PPO on problems without answers: a process reward model of easy ones rewards solutions.
 
     Args:
+        held_out: problems that are not trained on: the model's solutions of them are rewarded
+            meanwhile, as those of `data` are.
         scheme: whether the worst step counts or the product of all.
         bound: u, above which steps cannot gain anything.
         penalty: weight of the format penalty.
@@ -115,7 +123,15 @@ def easy_to_hard_ppo(
         max_tokens: longest solution.
         lr: peak learning rate; 0 takes 2e-4 for adapters and 1e-5 for a full fine-tune.
         rank: of the adapter; 0 trains all weights.
+        eval_every: updates between two measurements of the held-out reward; 0 makes five in a run.
+        keep_best: make the result the model after the update with the highest held-out reward.
+        patience: end the training after so many measurements without a new highest held-out reward.
     """
+    watch = Watch(eval_every=eval_every, keep_best=keep_best, patience=patience)
+    if held_out is None:
+        watch.check_unused(lambda _: WHERE)
+    else:
+        held_out = held_out.expect("prompt", where=f"{WHERE} {INPUT}")
     check_steps(process_model, f"{WHERE} input 'process_model'")
     check_logits(process_model, f"{WHERE} input 'process_model'")
     settings: dict[str, object] = {
@@ -123,8 +139,8 @@ def easy_to_hard_ppo(
         "batch": batch, "minibatches": minibatches, "critic_rollouts": critic_rollouts,
         "answers": answers, "max_tokens": max_tokens, "lr": lr, "rank": rank,
     }  # fmt: skip
-    values = _values(settings, hold(process_model))
-    given = Given(critic=process_model if critic is None else critic)
+    values = _values(settings, hold(process_model)) | vars(watch)
+    given = Given(critic=process_model if critic is None else critic, held_out=held_out)
     rows = data.expect("prompt", where=WHERE)
     made = train_online(online_of(salmon_ppo), model, rows, given, values)
     return made.with_licences([m.licence for m in (process_model,) if m.licence]).called(
