@@ -20,13 +20,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from truing.core.exponentials import FARTHEST, parted
 from truing.errors import InputError
 
 Scale = Literal["group", "batch", "none"]
 Estimator = Literal["k1", "k2", "k3", "k3_ratio"]
 EPS = 1e-4  # added to standard deviations of rewards
 ROUNDING = 1e-5  # nats by which entropies of one distribution may differ, computed differently
-FARTHEST = 20.0  # a log-ratio beyond which none is followed by its exp, which stays finite
 
 
 def centred(reward_UK: Tensor, there_UK: Tensor) -> Tensor:
@@ -181,8 +181,7 @@ def kl_tokens(logp_UKT: Tensor, ref_logp_UKT: Tensor, kind: Estimator = "k3") ->
         return 0.5 * l_UKT**2
     # expm1 keeps small differences exact. Beyond the bound its tangent there goes on, so that the
     # loss is finite for a token that the policy has all but given up, and pulls the right way.
-    near_UKT = (-l_UKT).clamp(max=FARTHEST)
-    beyond_UKT = (-l_UKT - FARTHEST).clamp(min=0.0)
+    near_UKT, beyond_UKT = parted(-l_UKT)
     return torch.expm1(near_UKT) - near_UKT + math.expm1(FARTHEST) * beyond_UKT
 
 

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 from torch.nn.functional import logsigmoid
 
+from truing.core.exponentials import exp_up_to
 from truing.core.objective import Loss, Measurements, objective
 from truing.train.preference.dpo import difference, metrics
-
-MOST = 80.0  # exp of it is finite
 
 
 @objective(
@@ -36,5 +35,5 @@ def discopop(m: Measurements, *, beta: float = 0.1, tau: float = 0.05) -> Loss:
     """
     z_U = beta * difference(m)
     per_pair = (-z_U / tau).sigmoid() * -logsigmoid(z_U)
-    per_pair = per_pair + (logsigmoid(z_U / tau) - z_U).clamp(max=MOST).exp()
+    per_pair = per_pair + exp_up_to(logsigmoid(z_U / tau) - z_U)
     return Loss(per_pair, metrics=metrics(m, beta))

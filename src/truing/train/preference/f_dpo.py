@@ -18,23 +18,23 @@ from typing import Literal
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from truing.core.exponentials import exp_up_to, expm1_up_to
 from truing.core.objective import Loss, Measurements, objective
 from truing.errors import InputError
 from truing.train.preference.dpo import metrics
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
-MOST = 80.0
 ALPHA = 0.5
 
 
 def score(r_UK: Tensor, divergence: Divergence, a: float) -> Tensor:
     """s(r): what takes the place of the log-ratio."""
     if divergence == "forward_kl":
-        return 1 - (-r_UK).clamp(max=MOST).exp()
+        return 1 - exp_up_to(-r_UK)
     if divergence == "js":
         return math.log(2) + logsigmoid(r_UK)
     if divergence == "alpha" and a != 1:
-        return ((a - 1) * r_UK).clamp(max=MOST).expm1() / (a - 1)
+        return expm1_up_to((a - 1) * r_UK) / (a - 1)
     return r_UK
 
 

@@ -12,20 +12,18 @@ Shapes: U pairs, K = 2 branches.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from truing.core.exponentials import expm1_up_to
 from truing.core.objective import Loss, Measurements, objective, reward_metrics
 from truing.train.preference.dpo import smoothed
-
-MOST = 80.0  # exp of it is finite
 
 
 def shaped(mean_lp: Tensor, alpha: float) -> Tensor:
     """(1 - p^-alpha) / alpha of p = exp(mean_lp); mean_lp itself at alpha = 0."""
     if alpha == 0:
         return mean_lp
-    return -torch.expm1((-alpha * mean_lp).clamp(max=MOST)) / alpha
+    return -expm1_up_to(-alpha * mean_lp) / alpha
 
 
 @objective(

@@ -23,7 +23,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from truing.core.advantages import FARTHEST, group_advantage
+from truing.core.advantages import group_advantage
+from truing.core.exponentials import FARTHEST, exp_up_to
 from truing.core.objective import Loss, Measurements
 from truing.core.online import (
     Update,
@@ -58,7 +59,7 @@ def gated(m: Measurements, tau_positive: float, tau_negative: float) -> Tensor:
     """-4 / tau sigmoid(tau (ratio - 1)) A of each token, [U, K, T]."""
     a_UKT = advantages(m)
     tau_UKT = torch.where(a_UKT > 0, tau_positive, tau_negative)
-    ratio_UKT = log_ratio(m).clamp(max=FARTHEST).exp()  # the gate has long closed by then
+    ratio_UKT = exp_up_to(log_ratio(m), FARTHEST)  # the gate has long closed by then
     return -4 / tau_UKT * (tau_UKT * (ratio_UKT - 1)).sigmoid() * a_UKT
 
 

@@ -15,9 +15,8 @@ Shapes: U groups, K answers, T tokens.
 
 from __future__ import annotations
 
-import math
-
-from truing.core.advantages import FARTHEST, leave_one_out, normalised
+from truing.core.advantages import leave_one_out, normalised
+from truing.core.exponentials import exp_onwards
 from truing.core.objective import Loss, Measurements
 from truing.core.online import Update, log_ratio, online, weighed
 from truing.train.rl.grpo import penalised
@@ -43,9 +42,7 @@ def rloo(
     def loss(m: Measurements) -> Loss:
         # Beyond the bound its tangent there goes on: finite, and an answer that has become far
         # likelier is still pushed down where it is bad.
-        log_UK = log_ratio(m).sum(-1)
-        beyond_UK = (log_UK - FARTHEST).clamp(min=0.0)
-        ratio_UK = log_UK.clamp(max=FARTHEST).exp() + math.exp(FARTHEST) * beyond_UK
+        ratio_UK = exp_onwards(log_ratio(m).sum(-1))
         held_UK = ratio_UK.clamp(1 - clip_ratio, 1 + clip_ratio)
         a_UK = m["advantage"]
         out_UK = ((ratio_UK > held_UK) & (a_UK > 0)) | ((ratio_UK < held_UK) & (a_UK < 0))
