@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path as File
 from types import SimpleNamespace
 from typing import cast
@@ -240,3 +241,44 @@ def test_faults_are_named(tiny_path: File) -> None:
     with pytest.raises(InputError, match="does not show"):
         generate(cast(Model, served), ["?"])
     assert fill([Completion("a")], 2) == [Completion("a")] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("deal", {"beams": 2, "candidates": 3, "lookahead": 2}),
+        ("deal_segments", {"proposals": 2, "keep_best": 2, "lookahead": 3, "iterations": 2}),
+    ],
+)
+def test_beginnings_are_read_once(
+    name: str, settings: dict[str, object], shallow_path: File, tmp_path: File
+) -> None:
+    """The same answers as where every step reads them anew, from a part of the positions."""
+    letters = {"letters": {"use": "share_of", "letters": "abcdefghijklmnop"}}
+    computed: list[int] = []
+
+    def answers(folder: str) -> list[Completion]:
+        model = Model.open(shallow_path)
+        made = methods[name](model, rewards=letters, **settings)
+        assert isinstance(made, Model)
+        seen: list[int] = []
+
+        def count(_: object, __: object, named: dict[str, torch.Tensor]) -> None:
+            seen.append(named["input_ids"].numel())
+
+        handle = made.load_module().module.register_forward_pre_hook(count, with_kwargs=True)
+        with use(Context(folder=tmp_path / folder)):
+            found = generate(made, PROMPTS, max_tokens=6)
+        handle.remove()
+        computed.append(sum(seen))
+        return [items[0] for items in found]
+
+    kept = answers("kept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deal, "remembering", lambda _: nullcontext())
+        patch.setattr(deal_segments, "remembering", lambda _: nullcontext())
+        anew = answers("anew")
+    assert [c.ids for c in kept] == [c.ids for c in anew]
+    for a, b in zip(kept, anew, strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+    assert 0 < computed[0] < 0.5 * computed[1]

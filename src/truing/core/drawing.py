@@ -5,14 +5,15 @@ The protocol that decoders are written against is described in `core.generate`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 from truing.changes import Decoder
 from truing.context import current
 from truing.core.chat import Prompt, answer_text, prompt_ids, stop_ids
-from truing.core.past import Past
+from truing.core.past import Kept, Past
 from truing.core.sampling import (
     LogitsHook,
     Sampled,
@@ -22,6 +23,7 @@ from truing.core.sampling import (
     own_stops,
     sample,
 )
+from truing.core.waves import room
 from truing.errors import InputError
 from truing.method import get_component
 from truing.models import Loaded, Model, held
@@ -124,6 +126,23 @@ class Local:
         self.loaded = model.load_module()
         self.held: Mapping[str, object] = {}
         self.done, self.total = 0, 0
+        self.read: dict[tuple[int, ...], Kept] | None = None  # by the request before: `remembering`
+
+    def _past(self, rows: Sequence[Sequence[int]]) -> Past | None:
+        """What the request before has read of these rows; None where that is not kept."""
+        if self.read is None:
+            return None
+        lengths, read = sorted({len(ids) for ids in self.read}, reverse=True), self.read
+        found = [[read.get(tuple(ids[:n])) for n in lengths] for ids in rows]
+        known = [next((one for one in some if one is not None), None) for some in found]
+        self.read = {}  # from here on the request alone holds them, so that it can let go
+        return Past(known, limit=room(self.loaded.module) // 4)
+
+    def _noted(self, rows: Sequence[Sequence[int]], past: Past | None) -> None:
+        """Keep what is known of these rows now, and nothing else."""
+        if past is not None:
+            known = zip(rows, past.rows, strict=True)
+            self.read = {tuple(ids): one for ids, one in known if one is not None}
 
     def _ids(
         self, prompts: Sequence[Prompt], begun: Sequence[Sequence[int]] | None
@@ -145,10 +164,14 @@ class Local:
         past: Past | None = None,
     ) -> list[list[Completion]]:
         """See `Base`; `past` is that of `sample`."""
-        return continued(
-            self.loaded, self._ids(prompts, begun), sampling,
-            first=first, logits=self.hook, told=self._told, past=past,
+        ids = self._ids(prompts, begun)
+        own = self._past(ids) if begun is not None else None
+        made = continued(
+            self.loaded, ids, sampling,
+            first=first, logits=self.hook, told=self._told, past=past or own,
         )  # fmt: skip
+        self._noted(ids, own)
+        return made
 
     def _told(self, rows: int) -> None:
         self.done += rows
@@ -159,8 +182,11 @@ class Local:
         self, prompts: Sequence[Prompt], begun: Sequence[Sequence[int]], k: int
     ) -> list[list[tuple[int, float]]]:
         """See `Base`."""
+        ids = self._ids(prompts, begun)
+        past = self._past(ids)
         with self.loaded.run_time():
-            logp_BV = next_logps(self.loaded.module, self._ids(prompts, begun))
+            logp_BV = next_logps(self.loaded.module, ids, past)
+        self._noted(ids, past)
         value_BK, id_BK = logp_BV.topk(min(k, logp_BV.shape[1]), 1)
         return [
             list(zip(ids, values, strict=True))
@@ -279,6 +305,25 @@ class Decoded:
 
 
 Drawer = Local | Served | Decoded
+
+
+@contextlib.contextmanager
+def remembering(base: Base) -> Generator[None]:
+    """Inside the block what a model in memory reads serves the next request that goes on from it.
+
+    A search asks for what follows ever longer beginnings of the same answers. Kept is what the last
+    request has read, in a quarter of what a wave may take: bits follow from the requests alone.
+    """
+    while isinstance(base, Decoded):
+        base = base.under
+    if not isinstance(base, Local):
+        yield
+        return
+    base.read = {}
+    try:
+        yield
+    finally:
+        base.read = None
 
 
 def drawer(base: Local | Served, model: Model) -> Drawer:

@@ -224,16 +224,25 @@ def uniforms(prompt: Sequence[int], settings: SamplingSettings, draw: int) -> np
     return np.random.Generator(np.random.Philox(key=key)).random(settings.max_tokens)
 
 
-def next_logps(module: nn.Module, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Log-probabilities [B, V] (float32) of the token that follows each prompt."""
+def next_logps(
+    module: nn.Module, prompts: Sequence[Sequence[int]], past: Past | None = None
+) -> Tensor:
+    """Log-probabilities [B, V] (float32) of the token that follows each prompt.
+
+    Args:
+        past: what is known of each prompt, and after the call what is known then.
+    """
     check_lengths(module, prompts, 1)
     made: list[tuple[list[int], Tensor]] = []
     one = SamplingSettings(max_tokens=1)
     with prepared(module), in_memory():
         for wave in waves(module, prompts, one):
             order = [i for i, _ in wave]
-            states = states_for(module, [prompts[i] for i in order], range(len(order)), 1)
+            known = [past.rows[i] for i in order] if past is not None else ()
+            states = states_for(module, [prompts[i] for i in order], range(len(order)), 1, known)
             made.append((order, torch.log_softmax(states.start().float(), 1)))
+            if past is not None:
+                past.take(order, states.kept())
         logp_BV = torch.cat([part for _, part in made])
         back = torch.empty(len(prompts), dtype=torch.long)
         back[[i for order, _ in made for i in order]] = torch.arange(len(prompts))

@@ -13,10 +13,10 @@ beam search of width B, with B = 1 the greedy answer.
 DeAL: Decoding-time Alignment for Large Language Models, arXiv 2402.06147.
 
 The paper's k, l and B are not known for sure; ours suit a small machine. The cost is B k l tokens
-ahead for every token of the answer; it is recorded, and so are log P and h of what was chosen. Each
-step reads prompt and beginnings anew, so that the time grows with the square of an answer's length.
-A request's temperature and nucleus have no meaning here. By segments, which is cheaper:
-decode/deal_segments.
+ahead for every token of the answer; it is recorded, and so are log P and h of what was chosen. Of
+prompts and beginnings each step reads the newest token alone, where the architecture lets keys and
+values be kept. A request's temperature and nucleus have no meaning here. By segments, which is
+cheaper: decode/deal_segments.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Literal
 from truing.changes import Prefix
 from truing.context import current
 from truing.core.chat import Prompt
-from truing.core.drawing import Base, Completion
+from truing.core.drawing import Base, Completion, remembering
 from truing.core.rewards import Rewards, rewarded, rewards_of
 from truing.core.sampling import SamplingSettings
 from truing.core.search import Path, Scored, Writer, enough, fill, search
@@ -96,11 +96,12 @@ def draw(
         ]
 
     context = current()
-    kept = search(
-        writer, prompts, [Path()] * len(prompts), c,
-        width=beams, k=candidates, tokens=sampling.max_tokens,
-        told=lambda step: context.progress(step, sampling.max_tokens, "tokens searched"),
-    )  # fmt: skip
+    with remembering(base):
+        kept = search(
+            writer, prompts, [Path()] * len(prompts), c,
+            width=beams, k=candidates, tokens=sampling.max_tokens,
+            told=lambda step: context.progress(step, sampling.max_tokens, "tokens searched"),
+        )  # fmt: skip
     if select == "reward" and value.names:
         kept = [_by_reward(i, items, h) for i, items in enumerate(kept)]
     chosen = [(i, items[0].path) for i, items in enumerate(kept)]

@@ -20,7 +20,7 @@ from typing import Literal
 
 from truing.context import current
 from truing.core.chat import Prompt
-from truing.core.drawing import Base, Completion
+from truing.core.drawing import Base, Completion, remembering
 from truing.core.rewards import rewarded, rewards_of
 from truing.core.sampling import SamplingSettings
 from truing.core.search import (
@@ -110,7 +110,8 @@ def draw(
             break
         tokens = min(lookahead, sampling.max_tokens - number * lookahead)
         asked, paths = [s.prompt for s, _ in live], [p for _, p in live]
-        made = _proposals(writer, asked, paths, proposals, tokens, propose == "draw")
+        with remembering(base):
+            made = _proposals(writer, asked, paths, proposals, tokens, propose == "draw")
         rows: list[Row] = [
             {"prompt": s.prompt, "completion": writer.text(p.ids).strip(), "finished": p.ended}
             for (s, _), items in zip(live, made, strict=True)
