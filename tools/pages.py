@@ -224,7 +224,13 @@ def of_verb(verb: str) -> list[Method]:
 
 def index_page() -> str:
     """docs/methods/README.md: every method by verb."""
-    parts = [NOTE + "# Methods\n", "`truing list` shows the same, `truing show NAME` a page.\n"]
+    parts = [
+        NOTE + "# Methods\n",
+        "`truing list` shows the same, `truing show NAME` a page. Examples on the pages run in a "
+        "checkout, which holds\n`everyday_prompts` and `helpful_pairs`; `NAME.jsonl` is a file of "
+        "your own, with the rows that the page tells,\n`NAME/` a folder that another command has "
+        "saved with `--out NAME`.\n",
+    ]
     for verb in VERBS:
         found = of_verb(verb)
         if not found:
