@@ -51,6 +51,11 @@ def model(tiny_path: Path) -> Model:
     return Model.open(tiny_path)
 
 
+@pytest.fixture(scope="module")
+def shallow(shallow_path: Path) -> Model:
+    return Model.open(shallow_path)
+
+
 # By hand: texts, padded rows, and which of their tokens an assistant said
 
 
@@ -569,18 +574,38 @@ def values(steps: list[dict[str, Json]]) -> list[dict[str, Json]]:
     return [{n: v for n, v in m.items() if n != "seconds"} for m in steps]
 
 
+TWICE: dict[str, object] = {
+    "steps": 2, "passes": 2, "rewards": {"letters": {"use": "share_of", "letters": "aeiou"}},
+}  # fmt: skip
+
+
+def small_blocks(patch: pytest.MonkeyPatch) -> None:
+    """Two tasks a block, and a checkpoint after every update."""
+    patch.setattr(collect, "BLOCK", 6)
+    patch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
+    patch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
+
+
+@pytest.fixture(scope="module")
+def uncut(
+    shallow: Model, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Model, list[dict[str, Json]]]:
+    with pytest.MonkeyPatch.context() as patch:
+        small_blocks(patch)
+        return run("ppo", shallow, tmp_path_factory.mktemp("whole"), **TWICE)
+
+
 @pytest.mark.parametrize("puts", [1, 4, 5, 9])
 def test_stopped_inside_an_episode_and_resumed(
-    puts: int, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    puts: int,
+    shallow: Model,
+    uncut: tuple[Model, list[dict[str, Json]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """After the opening, between turns, after replies, in the second rollout: the same bits."""
-    monkeypatch.setattr(collect, "BLOCK", 6)
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
-    more: dict[str, object] = {
-        "steps": 2, "passes": 2, "rewards": {"letters": {"use": "share_of", "letters": "aeiou"}},
-    }  # fmt: skip
-    expected, whole = run("ppo", model, tmp_path / "whole", **more)
+    small_blocks(monkeypatch)
+    expected, whole = uncut
     put, seen = Journal.put, 0
 
     def dying(journal: Journal, key: str, value: Json) -> None:
@@ -592,9 +617,9 @@ def test_stopped_inside_an_episode_and_resumed(
 
     monkeypatch.setattr(Journal, "put", dying)
     with pytest.raises(KeyboardInterrupt):
-        run("ppo", model, tmp_path / "cut", **more)
+        run("ppo", shallow, tmp_path / "cut", **TWICE)
     monkeypatch.setattr(Journal, "put", put)
-    again, rest = run("ppo", model, tmp_path / "cut", **more)
+    again, rest = run("ppo", shallow, tmp_path / "cut", **TWICE)
     assert again.key == expected.key
     assert values(rest) == values(whole)
     assert whole[0]["turns"] == 2.0
@@ -688,7 +713,7 @@ def test_mistakes_are_named(model: Model, tmp_path: Path, monkeypatch: pytest.Mo
         grpo()
 
 
-def test_it_learns_over_several_turns(model: Model) -> None:
+def test_it_learns_over_several_turns(shallow: Model) -> None:
     """Paid by the share of eight letters in both turns, it comes to say them."""
 
     def share(text: str, turn: int) -> float:
@@ -698,7 +723,7 @@ def test_it_learns_over_several_turns(model: Model) -> None:
         "environment": lambda: Game(2, share), "steps": 12, "answers": 8, "max_tokens": 8,
         "lr": 4e-3,
     }  # fmt: skip
-    steps = use_metrics(lambda: methods["grpo"](model, TASKS, **{**SMALL, **more}))
+    steps = use_metrics(lambda: methods["grpo"](shallow, TASKS, **{**SMALL, **more}))
     rewards = [float(str(m["reward"])) for m in steps]
     assert sum(rewards[:3]) / 3 < 0.15 and sum(rewards[-3:]) / 3 > 0.4
     assert all(m["turns"] == 2.0 for m in steps)
