@@ -11,7 +11,7 @@ import pytest
 
 from truing import catalogue, listing
 from truing.catalogue import VERBS
-from truing.core.held_out import Watch
+from truing.core.held_out import INPUT, Watch
 from truing.core.online_training import OnlineTraining
 from truing.core.training import HOOKS, TextTraining
 from truing.errors import InputError
@@ -33,7 +33,9 @@ def own_settings(method: Method) -> list[str]:
     """Those that the method adds to what all training shares and to its hook's."""
     engine = {"objective": TextTraining, "online": OnlineTraining}.get(method.entry.kind)
     shared = set(engine.__dataclass_fields__) if engine is not None else set()
-    shared |= {"mix", *Watch.__dataclass_fields__} if engine is not None else set()
+    shared |= {"mix"} if engine is not None else set()
+    watched = engine is not None or INPUT in method.inputs
+    shared |= set(Watch.__dataclass_fields__) if watched else set()
     hook = str(getattr(getattr(method.declared, "__objective__", None), "hook", ""))
     shared |= set(argument_docs(HOOKS[hook].__doc__ or "")) if hook else set()
     return [n for n in method.settings if n not in shared]
