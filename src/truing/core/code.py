@@ -34,6 +34,7 @@ def _source(module: str) -> Path | None:
     return Path(origin) if origin and origin.endswith(".py") else None
 
 
+_read_at: tuple[int, tuple[Declared, ...]] | None = None  # what was there when `read_own` last read
 _known: dict[str, tuple[object, Code | None]] = {}  # with what each module was loaded by
 
 
@@ -51,6 +52,8 @@ def _read(module: str) -> Code | None:
 
 def forget_unloaded() -> None:
     """Let go of modules that were not loaded when they were read: another may have their name."""
+    global _read_at
+    _read_at = None
     for module in [m for m, (loaded, _) in _known.items() if loaded is None]:
         del _known[module]
 
@@ -58,11 +61,14 @@ def forget_unloaded() -> None:
 def read_own() -> None:
     """Read all that functions of the user's own import, as long as it is what is loaded.
 
-    A plan is checked at once and may run for hours, in which such a file is edited.
+    A plan is checked at once and may run for hours, in which such a file is edited. Each of its
+    steps asks, so that nothing is done where nothing was declared or imported since.
     """
-    for one in everything():
-        if one.text is not None:
-            code_key([], [one])
+    global _read_at
+    own = [one for one in everything() if one.text is not None]
+    if own and (now := (len(sys.modules), tuple(own))) != _read_at:
+        code_key([], own)
+        _read_at = now
 
 
 def _parsed(module: str) -> Code | None:
@@ -92,7 +98,7 @@ def code_key(modules: Iterable[str], own: Iterable[Declared] = ()) -> str:
     codes: list[str] = []
     wanted: set[str] = set()
     for one in files.values():
-        code, imported = _of_file(one)
+        code, imported = _of_file(one.text or "", one.entry.path, _module(one))
         codes.append(code)
         wanted |= {m for m in imported if _followed(_module(one), m)}
     return content_hash([found | _walked(wanted, _followed), sorted(codes)])
@@ -142,11 +148,12 @@ def _module(own: Declared) -> str:
     return spec.name if Path(spec.origin).absolute() == Path(own.entry.path) else name
 
 
-def _of_file(own: Declared) -> tuple[str, set[str]]:
+@functools.lru_cache(maxsize=256)
+def _of_file(text: str, path: str, module: str) -> Code:
     """(hash of the bare syntax tree of a function's file, modules that the file imports)."""
-    tree = bare(_without_plan(ast.parse(own.text or "", own.entry.path)))
-    package = own.entry.path.endswith("__init__.py")
-    return content_hash(ast.dump(tree)), imports_of(tree, _module(own), package)
+    tree = bare(_without_plan(ast.parse(text, path)))
+    found = imports_of(tree, module, path.endswith("__init__.py"))
+    return content_hash(ast.dump(tree)), frozenset(found)
 
 
 def _without_plan(tree: ast.Module) -> ast.Module:
