@@ -208,7 +208,9 @@ def test_answers_are_drawn_anew_by_the_model_as_it_then_is(
     first = len(calls)
     _, often = refreshed(tiny_path, tmp_path / "often", refresh=2, **plain)
     # The same answers until the first time they are drawn anew, others from then on.
-    assert often[:2] == once[:2] and often[2] != once[2]
+    # But for rounding: the reference is asked step by step where answers are new, else in one pass.
+    assert often[:2] == pytest.approx(once[:2], rel=1e-6)
+    assert abs(often[2] - once[2]) > 1e-3
     assert first == 1 and len(calls) == 3  # those before training were kept
     with use(Context()) as context:
         order = engine.Order(len(NEGATIVES), 2, context)
