@@ -108,7 +108,7 @@ NAMED = {
     "train/salmon": "salmon_reward", "train/step_value": "process_model",
     "train/urpo": "referee",
 }  # fmt: skip
-WIDTH = 96
+WIDTH = 100
 
 
 def _usual(method: Method, given: Input) -> object:

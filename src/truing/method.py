@@ -15,7 +15,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 
 from truing import catalogue
 from truing.catalogue import VERBS, Entry
@@ -143,7 +143,7 @@ def _module_of(function: Function, name: str) -> types.ModuleType:
 
 
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
+def _uncollected() -> Generator[None]:
     """No garbage collection: one fifth of what PyTorch and transformers take to be imported."""
     on = gc.isenabled()
     gc.disable()

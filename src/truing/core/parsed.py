@@ -74,9 +74,7 @@ class _Memory:
 
     def __init__(self, path: Path) -> None:
         self.path, self.used, self.new = path, dict[str, list[str]](), False
-        self.by = (
-            f"{PYTHON} {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}"
-        )
+        self.by = f"{PYTHON} {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}"
         self.found: dict[str, list[str]] = {}
         # Whatever is wrong with the file, what it held is found again.
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
