@@ -17,11 +17,11 @@ from typing import cast
 
 from truing import dataindex, tablefiles
 from truing.context import current
-from truing.core import files
+from truing.core import files, private
 from truing.core.licences import forbids_commercial, short, strictest
 from truing.core.shapes import DEFAULT_PART, SHAPES, passages
 from truing.dataindex import OWN, TABLES, TEXTS, DataSet, File, sets
-from truing.errors import InputError, shorten, unknown
+from truing.errors import InputError, shorten, stems, unknown
 from truing.mirrored import MIRRORED
 from truing.tables import Row, Table, check_row, infer_kind
 
@@ -141,7 +141,7 @@ def _find(name: str) -> DataSet:
             where="data",
             fix=place[0].upper() + place[1:],
         )
-    raise unknown("data set", name, known, where="data")
+    raise unknown("data set", name, known, where="data", near=stems(".", tablefiles.SUFFIXES))
 
 
 def _choose(entry: DataSet, part: str) -> File:
@@ -234,7 +234,7 @@ def read(name: str, kind: str = "", *, limit: int = 0) -> Table:
         from truing.core import remote
 
         found, licence = remote.fetch_data(name)
-        return _joined(found, kind, limit).with_lineage(source=name, licence=licence)
+        return _joined(found, kind, limit).with_lineage(source=private.shown(name), licence=licence)
     head, _, part = name.partition("/")
     entry = _find(head)
     file = _choose(entry, part)

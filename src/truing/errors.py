@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterable
+import itertools
+import os
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-# More of their letters than this in common, or two names are not meant for each other: "pairs" and
-# "prose" have it exactly.
-CLOSE = 0.6
+from truing.core import private
+
+# More of their letters than this in common, or two names are not meant for each other: "rows" and
+# "prose" have two thirds. Of a slip, see `_slip`, less will do.
+CLOSE, SLIP = 0.7, 0.6
+MANY = 5000  # names of a folder that are compared; each takes some microseconds
+ENDING = re.compile(r"(\.[A-Za-z]+)?(\.gz)?$")  # of a file's name; "v1.0" has none
+# What other tools, and older recipes, call a setting, where the letters do not tell.
+ALSO: dict[str, str] = dict.fromkeys(
+    ("max_tokens", "max_seq_length", "max_seq_len", "cutoff_len"), "max_length"
+)
 
 
 class TruingError(Exception):
@@ -31,7 +42,9 @@ class TruingError(Exception):
         super().__init__(message)
 
     def __str__(self) -> str:
-        text = f"{self.where}: {self.message}" if self.where else self.message
+        text = private.shown(self.message)
+        if self.where:
+            text = f"{private.shown(self.where)}: {text}"
         if self.seen is not None:
             text += f" (seen: {shorten(self.seen)})"
         if self.fix:
@@ -97,8 +110,8 @@ def _rebuild_missing(package: str, extra: str, where: str) -> MissingExtra:
 
 
 def shorten(value: object, limit: int = 120) -> str:
-    """`repr` of a value, cut to `limit` characters."""
-    text = repr(value)
+    """`repr` of a value without secrets in it, cut to `limit` characters."""
+    text = repr(private.shown_value(value))
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
@@ -110,8 +123,10 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """
     names = {c.lower().replace("-", "_"): c for c in candidates}
     asked = name.lower().replace("-", "_")
+    if asked not in names and ALSO.get(asked, "") in names:
+        return names[ALSO[asked]]
     match = difflib.SequenceMatcher(None, b=asked)
-    best, rank = None, (CLOSE, False, False, 0)
+    best, rank = None, (0.0, False, False, 0)
     for candidate in sorted(names):
         match.set_seq1(candidate)
         found = (
@@ -120,43 +135,101 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
             candidate[:1] == asked[:1],
             -abs(len(candidate) - len(asked)),
         )
-        if found[0] > CLOSE and found > rank:
+        enough = SLIP if _slip(candidate, asked) else CLOSE
+        if found[0] > enough and found > rank:
             best, rank = candidate, found
     return names[best] if best is not None else None
 
 
-def no_file(what: str, path: str | Path, suffixes: tuple[str, ...] = ()) -> InputError:
+def _slip(one: str, other: str) -> bool:
+    """Whether two names differ by letters swapped, one that is wrong, or an end left out."""
+    if one.startswith(other) or other.startswith(one) or sorted(one) == sorted(other):
+        return True
+    return len(one) == len(other) and sum(a != b for a, b in zip(one, other, strict=True)) == 1
+
+
+def no_file(
+    what: str, path: str | Path, suffixes: tuple[str, ...] = (), *, folders: bool = False
+) -> InputError:
     """The error for a file or folder that is not there, offering what lies there and is like it.
 
     Args:
         what: as in "principles file".
         suffixes: of the files that could be meant; all of them without any.
+        folders: only folders could be.
     """
     path = Path(path)
-    return InputError(f"no such {what}", where=str(path), fix=beside(path, suffixes))
+    if path.is_dir() and not folders:
+        names = _names(path, suffixes)
+        fix = _listed(path, names) if names else f"Name a file: {', '.join(suffixes)}"
+        return InputError(f"this is a folder, and no {what}", where=str(path), fix=fix)
+    return InputError(
+        f"no such {what}", where=str(path), fix=beside(path, suffixes, folders=folders)
+    )
 
 
-def beside(path: Path, suffixes: tuple[str, ...] = ()) -> str:
-    """What to write in place of a path that is not there: see `no_file`."""
+def beside(
+    path: Path,
+    suffixes: tuple[str, ...] = (),
+    *,
+    folders: bool = False,
+    start: str | Path = "",
+) -> str:
+    """What to write in place of a path that is not there: see `no_file`.
+
+    Args:
+        start: the folder that the path is seen from, such as a recipe's; "" for the current one.
+    """
     folder = path.parent
-    if not folder.is_dir():
-        seen = "" if path.is_absolute() else f", seen from {str(Path.cwd())!r}"
+    if not (start / folder).is_dir():
+        seen = "" if path.is_absolute() else f", seen from {_whole(Path(start))!r}"
         return f"There is no folder {str(folder)!r}{seen}"
-    names: list[str] = []
-    with contextlib.suppress(OSError):  # a folder whose names may not be read
-        names = sorted(p.name for p in folder.iterdir() if p.name[0] != "." and p.name != path.name)
-    names = [n for n in names if n.endswith(suffixes)] if suffixes else names
+    names = [n for n in _names(start / folder, suffixes, folders) if n != path.name]
     # Stems are compared: that both end in .yaml makes no two names alike.
-    stems = {n.partition(".")[0]: n for n in names}
-    stems |= {n.partition(".")[0]: n for n in names if n.endswith(path.suffix)}
-    close = nearest(path.name.partition(".")[0], stems)
+    stem = path.name if folders else _stem(path.name)
+    known = {n if folders else _stem(n): n for n in names}
+    known |= {_stem(n): n for n in names if n.endswith(path.suffix) and not folders}
+    close = nearest(stem, known)
     if close is not None:
-        return f"Did you mean {str(folder / stems[close])!r}?"
+        return f"Did you mean {str(folder / known[close])!r}?"
     if names and suffixes:
-        return f"In {str(folder)!r} there are: {', '.join(names[:10])}" + ", ..." * (
-            len(names) > 10
-        )
-    return "" if path.is_absolute() else f"It is looked for in {str(Path.cwd() / folder)!r}"
+        return _listed(folder, names)
+    return "" if path.is_absolute() else f"It is looked for in {_whole(start / folder)!r}"
+
+
+def stems(
+    folder: str | Path = ".", suffixes: tuple[str, ...] = (), *, folders: bool = False
+) -> dict[str, str]:
+    """The files in a folder by their names without endings; or the folders in it."""
+    return {n if folders else _stem(n): n for n in _names(folder, suffixes, folders)}
+
+
+def _names(folder: str | Path, suffixes: tuple[str, ...], folders: bool = False) -> list[str]:
+    """Names in a folder, of files with these endings or of folders: of the first MANY in it."""
+    found: list[str] = []
+    # A folder may be one whose names must not be read.
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in itertools.islice(entries, MANY):
+            meant = entry.is_dir() if folders else entry.name.endswith(suffixes or ("",))
+            if meant and entry.name[0] != ".":
+                found.append(entry.name)
+    return sorted(found)
+
+
+def _stem(name: str) -> str:
+    return ENDING.sub("", name)
+
+
+def _listed(folder: Path, names: list[str]) -> str:
+    more = ", ..." if len(names) > 10 else ""
+    return f"In {str(folder)!r} there are: {', '.join(names[:10])}{more}"
+
+
+def _whole(path: Path) -> str:
+    """A path from the root; as it stands where the current directory has been deleted."""
+    with contextlib.suppress(OSError):
+        return str(Path.cwd() / path)
+    return str(path)
 
 
 def yaml_fix(said: str) -> str:
@@ -173,13 +246,24 @@ def yaml_fix(said: str) -> str:
 
 
 def unknown(
-    what: str, name: str, candidates: Iterable[str], *, where: str = "", limit: int = 20
+    what: str,
+    name: str,
+    candidates: Iterable[str],
+    *,
+    where: str = "",
+    limit: int = 20,
+    near: Mapping[str, str] | None = None,
 ) -> InputError:
-    """The error for a name that does not exist, offering the nearest one that does."""
+    """The error for a name that does not exist, offering the nearest one that does.
+
+    Args:
+        near: what else may be meant, by name, and what to write for it: see `stems`.
+    """
     known = sorted(candidates)
-    close = nearest(name, known)
+    written = {**(near or {}), **{n: n for n in known}}
+    close = nearest(name, written)
     if close is not None:
-        fix = f"Did you mean {close!r}?"
+        fix = f"Did you mean {written[close]!r}?"
     elif known:
         fix = "Known: " + ", ".join(known[:limit]) + (", ..." if len(known) > limit else "")
     else:

@@ -1,10 +1,12 @@
-"""What errors tell a user to give for an input, on the command line and in a plan."""
+"""What errors tell a user to give for an input: on the command line, in a plan and in Python."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
-from truing.errors import InputError
+from truing.errors import InputError, beside, stems, unknown
 from truing.method import methods
 
 if TYPE_CHECKING:
@@ -19,6 +21,14 @@ NAMED = {
     "Principles": "a principles file (.yaml, .json)",
     "Report": "the folder of a report, such as the --out of `truing evaluate`",
 }
+# What is one in Python.
+OBJECTS = {
+    "Model": "a truing.Model, a folder that save_pretrained writes",
+    "Table": "a truing.Table, a list of dicts, one split of a datasets.Dataset",
+    "Principles": "truing.Principles",
+    "Report": "a truing.Report",
+}
+RULES = (".yaml", ".yml", ".json")
 
 
 def sources(noun: str) -> str:
@@ -26,38 +36,115 @@ def sources(noun: str) -> str:
     return ", or ".join(NAMED[n] for n in noun.split("|"))
 
 
+def objects(noun: str) -> str:
+    """What to give for that noun in Python."""
+    return "; or: ".join(f"Give {OBJECTS[n]}, or {NAMED[n]}" for n in noun.split("|"))
+
+
+def option(wanted: Input) -> str:
+    """What to give for an input on the command line."""
+    name = f"--{wanted.name.replace('_', '-')}"
+    if wanted.many:
+        return f"Give {name} NAME=SOURCE, once for each; a source is {sources(wanted.noun)}"
+    return f"Give {name} {sources(wanted.noun)}"
+
+
 def makers(plan: Plan, noun: str, but: Step) -> list[str]:
-    """Names in a plan that stand for that noun: its models, its data sets and other steps."""
-    nouns = noun.split("|")
+    """Names in a plan that may be given to a step for that noun: models, data sets, other steps.
+
+    None of those that wait for the step itself.
+    """
+    nouns, waiting = noun.split("|"), _waiting(plan, but.name)
     named = [*(plan.models if "Model" in nouns else ()), *(plan.data if "Table" in nouns else ())]
     for name, step in plan.steps.items():
         try:
             made = methods[step.method].returns
         except InputError:  # of a method that is not there, which is a mistake of its own
             continue
-        if step is not but and made in nouns:
+        if name not in waiting and made in nouns:
             named.append(name)
     return named
 
 
+def _waiting(plan: Plan, name: str) -> set[str]:
+    """A step and all those that wait for it: that their texts name one of them is enough."""
+    named = {other: set(_texts(step.given)) for other, step in plan.steps.items()}
+    found, more = set[str](), {name}
+    while more:
+        found |= more
+        more = {other for other, texts in named.items() if texts & more} - found
+    return found
+
+
+def _texts(value: object) -> Iterator[str]:
+    """The texts in a value, however deep."""
+    if isinstance(value, (str, Path)):
+        yield str(value)
+    elif isinstance(value, Mapping):
+        yield from _texts(list(cast("Mapping[object, object]", value).values()))
+    elif isinstance(value, Sequence):
+        for one in cast("Sequence[object]", value):
+            yield from _texts(one)
+
+
 def missing(plan: Plan, step: Step, wanted: Input, method: str) -> InputError:
     """The error for an input that a step is not given, with the names that fit it."""
-    fits = " or ".join(makers(plan, wanted.noun, step))
+    fits = " or ".join(makers(plan, wanted.noun, step)) or sources(wanted.noun)
+    several = "{NAME: SOURCE, ...}; a source is " if wanted.many else ""
     return InputError(
         f"input {wanted.name!r} ({wanted.noun}) of {method} is missing",
         where=step.at(),
-        fix=f"Add {wanted.name}: {fits or sources(wanted.noun)}",
+        fix=f"Add {wanted.name}: {several}{fits}",
     )
 
 
 def unnamed(plan: Plan, step: Step, wanted: Input, given: object) -> InputError:
     """The error for what is given for an input and is no name, such as a number or a list."""
     fits = " or ".join(makers(plan, wanted.noun, step))
+    fix = f"Give {fits or sources(wanted.noun)}"
+    if isinstance(given, Mapping) and "Model" in wanted.noun.split("|"):
+        fix = (
+            "Write it below models: with a name, or with plan.model(NAME, {...}), and give that "
+            "name here. A key goes into the environment variable TRUING_API_KEY"
+        )
     return InputError(
         f"input {wanted.name!r} takes the name of a step or a source",
         where=step.at(wanted.name),
         seen=given,
-        fix=f"Give {fits or sources(wanted.noun)}",
+        fix=fix,
+    )
+
+
+def unfound(
+    plan: Plan, step: Step, wanted: Input, text: str, *, sort: str, typed: bool
+) -> InputError:
+    """The error for a text that names nothing, with what is like it: a name, or a file beside.
+
+    Args:
+        sort: "input" or "setting".
+        typed: on the command line: a path is seen from the current directory, not the recipe's.
+    """
+    from truing import datasets, tablefiles
+    from truing.core import fetch
+
+    nouns = wanted.noun.split("|")
+    known, ends = set(makers(plan, wanted.noun, step)), tuple[str, ...]()
+    if "Table" in nouns:
+        known, ends = known | set(datasets.sets()), tablefiles.SUFFIXES
+    if "Model" in nouns:
+        known |= set(fetch.names())
+    if "Principles" in nouns:
+        ends += RULES
+    start, path = Path() if typed else plan.folder, Path(text.partition("?")[0])
+    near = stems(start, ends, folders=not ends)
+    fixes = [unknown("name", text, known, near=near).fix]
+    if path.suffix or "/" in text:
+        fixes.insert(0, beside(path, ends, folders=not ends, start=start))
+    close = next((f for f in fixes if f.startswith("Did you mean")), fixes[0] or fixes[-1])
+    return InputError(
+        f"{sort} {wanted.name!r}: no step, file or {wanted.noun.lower()} called {text!r}",
+        where=step.at(wanted.name),
+        fix=(tablefiles.hub_fix(text) if "Table" in nouns else "") or close,
     )
 
 

@@ -124,7 +124,7 @@ class Run:
             },
             "seed": one.seed,
             "inputs": {
-                name: [private.without_login(s.text) for s in sources]
+                name: [private.shown(s.text) for s in sources]
                 for name, sources in one.inputs().items()
             },
             "key": "",

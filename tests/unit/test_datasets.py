@@ -290,6 +290,19 @@ def test_address_with_checksum(address: tuple[str, str]) -> None:
         Table.read(f"{url}.no#sha256={'1' * 64}")
 
 
+def test_secrets_of_an_address_are_neither_kept_nor_shown(address: tuple[str, str]) -> None:
+    url, digest = address
+    far = url.replace("http://", "http://bob:hunter2@")
+    table = Table.read(f"{far}?token=s3cret#sha256={digest}")
+    assert table[0]["lineage"]["source"] == f"{url}?token=***#sha256={digest}"  # type: ignore
+    for end in ("", f"#sha256={'0' * 64}"):
+        for name in (f"{far}?token=s3cret", f"{far}.no?token=s3cret"):
+            with pytest.raises(InputError) as error:
+                Table.read(name + end)
+            assert url in str(error.value)
+            assert "hunter2" not in str(error.value) and "s3cret" not in str(error.value)
+
+
 def test_what_a_method_makes_has_the_licence_of_its_rows(tiny_path: Path, tmp_path: Path) -> None:
     told = [{"lineage": {"licence": name}} for name in ("MIT", "cc-by-nc-4.0")]
     rows = [{"prompt": f"p{i}", "completion": "a b\n\nc", **told[i]} for i in range(2)]

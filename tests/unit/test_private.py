@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import httpx
@@ -12,7 +13,7 @@ from truing import pipeline
 from truing.core import private
 from truing.core.endpoint import Endpoint
 from truing.core.limits import Limits, Meter
-from truing.errors import InputError
+from truing.errors import InputError, shorten
 from truing.models import Model, Served
 from truing.plan import Plan
 from truing.store import Store
@@ -107,3 +108,54 @@ def test_an_address_deep_in_a_setting_is_recorded_without_its_login() -> None:
         "token": "***",
         "n": 3,
     }
+
+
+GIVEN = {"endpoint": "http://bob:hunter2@127.0.0.1:9/v1", "model": "m", "key": "sk-s3cret"}
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_an_endpoint_in_a_step_is_told_where_to_stand_and_shows_no_secret(typed: bool) -> None:
+    plan = Plan("secret")
+    plan.step("one", "train/dpo", model="m" if typed else GIVEN)
+    if typed:
+        plan.override(f"one.model={json.dumps(GIVEN)}")
+    with pytest.raises(InputError) as error:
+        plan.check()
+    said = str(error.value)
+    assert "hunter2" not in said and "s3cret" not in said and "127.0.0.1:9/v1" in said
+    assert "below models:" in said and "TRUING_API_KEY" in said
+
+
+def test_a_key_among_the_models_is_told_where_it_goes() -> None:
+    with pytest.raises(InputError) as error:
+        Plan("secret").model("far", GIVEN)
+    said = str(error.value)
+    assert "s3cret" not in said and "hunter2" not in said and "TRUING_API_KEY" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("--set a.model={endpoint: http://a:hunter2@h/v1, key: sk-1}", "http://h/v1, key: ***}"),
+        ("see http://h/x?token=abc&n=1#m", "see http://h/x?token=***&n=1#m"),
+        ("{'api_key': 'sk-1', 'n': 1}", "{'api_key': ***, 'n': 1}"),
+        ("Authorization: Bearer abc", "Authorization: ***"),
+        ("https://h/x?X-Amz-Signature=abc", "https://h/x?X-Amz-Signature=***"),
+        (
+            "max_tokens: 5, tokens=6, pad_token='<pad>'",
+            "max_tokens: 5, tokens=6, pad_token='<pad>'",
+        ),
+        ("http://h/v1?mail=a@b#m@n", "http://h/v1?mail=a@b#m@n"),
+        ("no key 'a' is known", "no key 'a' is known"),
+    ],
+)
+def test_texts_of_errors(text: str, shown: str) -> None:
+    assert str(InputError("wrong", where=text)).endswith(f"{shown}: wrong")
+    assert private.shown(text).endswith(shown)
+
+
+def test_what_an_error_has_seen_is_cut_after_secrets_are_out() -> None:
+    long = {"note": "x" * 90, "deep": [{"token": ["s3cret"]}], "at": f"{FAR}#m"}
+    seen = str(InputError("wrong", seen=long))
+    assert "hunter" not in seen and "s3cret" not in seen and len(seen) < 150
+    assert shorten(("a", {"n": 1})) == "('a', {'n': 1})"

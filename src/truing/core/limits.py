@@ -190,6 +190,9 @@ def address(given: Mapping[str, object], *, where: str = "") -> str:
     url, name = rest.pop("endpoint", None), rest.pop("model", None)
     if not isinstance(url, str) or not isinstance(name, str) or "#" in url:
         raise InputError("a model behind an endpoint has address and name", where=where, fix=fix)
+    if secret := next(filter(private.is_secret, rest), ""):
+        said = f"{secret!r} does not stand in a recipe, which others may read"
+        raise InputError(said, where=where, fix="Put it into the environment: TRUING_API_KEY")
     price = rest.pop("price", {})
     sides = cast("Mapping[str, object]", price) if isinstance(price, Mapping) else {"": price}
     if not set(sides) <= {"input", "output"}:
