@@ -153,11 +153,12 @@ def _place(out: str, method: Method) -> Path:
 
     Raises:
         InputError: the method makes nothing to save, the folder holds something else than an
-            earlier result, or it cannot be written.
+            earlier result, the name is that of a file which is there or is no table's, or it
+            cannot be written.
     """
     from truing.faults import free_file, free_folder
     from truing.store import MARKS
-    from truing.tables import WRITTEN
+    from truing.tables import names_file
 
     marks = [MARKS[noun] for noun in method.returns.split("|") if noun in MARKS]
     if not marks:
@@ -167,17 +168,17 @@ def _place(out: str, method: Method) -> Path:
             seen=f"--out {out}",
             fix="Leave out --out",
         )
-    if Path(out).suffix in WRITTEN:
+    if names_file(out):
         return free_file(out, method.returns, f"--out {out}")
     return free_folder(out, marks, f"--out {out}")
 
 
 def _save(artefact: Noun, place: Path) -> None:
-    """Save into a folder, or a table into a file whose ending says so."""
-    from truing.tables import WRITTEN, Table
+    """Save into a folder, or a table into the new file that `_place` found to be fit."""
+    from truing.tables import Table, names_file
 
-    if isinstance(artefact, Table) and place.suffix in WRITTEN:
-        artefact.write(place)
+    if names_file(place):
+        cast(Table, artefact).write(place, new=True)
     else:
         artefact.save(place)
 

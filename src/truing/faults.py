@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Generator, Iterable
@@ -14,6 +15,7 @@ from pathlib import Path
 from truing import interrupt
 from truing.core import files
 from truing.errors import Damaged, InputError, Stopped, TruingError, Unread
+from truing.tables import WRITTEN
 
 AGAIN = "Mend the file, or fetch or save the model again"
 ELSEWHERE = "Name a folder that you may write in, or change its rights"
@@ -56,6 +58,14 @@ def check_space(folder: Path, least: int = 16 << 20) -> None:
         raise OSError(errno.ENOSPC, f"No space left on device ({free >> 20} MiB free)")
 
 
+def _refused(error: OSError, said: str, where: str, seen: str) -> TruingError:
+    """Why a place of the user's choice cannot be had: the disk, or the place."""
+    if error.errno in FULL:
+        return Stopped("the disk is full", where=where, fix="Free some space")
+    fix = "Give it a shorter name" if error.errno == errno.ENAMETOOLONG else ELSEWHERE
+    return InputError(f"{said}: {error.strerror}", where=where, seen=seen, fix=fix)
+
+
 def make_folder(folder: Path, where: str) -> None:
     """Make a folder of the user's choice, those above it too; `where` says who chose it.
 
@@ -66,14 +76,7 @@ def make_folder(folder: Path, where: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if error.errno in FULL:
-            raise Stopped("the disk is full", where=where, fix="Free some space") from None
-        raise InputError(
-            f"no folder can be made there: {error.strerror}",
-            where=where,
-            seen=str(folder),
-            fix=ELSEWHERE,
-        ) from None
+        raise _refused(error, "no folder can be made there", where, str(folder)) from None
 
 
 @contextlib.contextmanager
@@ -132,27 +135,49 @@ def unreadable(error: BaseException, said: str, where: str, fix: str = AGAIN) ->
 def free_file(to: str, noun: str, where: str) -> Path:
     """The new file to write a table to, known to be fit before anything is done for it.
 
+    Nothing is made: folders above it that are missing come with the file.
+
     Args:
         to: as the user wrote it; its ending says which sort of file.
-        noun: what is to be written; several as "Model|Table".
+        noun: what is to be written.
         where: what errors name.
     Raises:
-        InputError: it is no table, there is a file of that name, or it cannot be written.
+        InputError: it is no table, no such file is written, there is something of that name, or
+            it cannot be written.
+        Stopped: the disk is full.
     """
     path = files.expanded(to).absolute()
-    if "Table" not in noun.split("|"):
+    if noun != "Table":
         fix = f"Name a folder, without {path.suffix}"
         raise InputError(f"a {noun} is written into a folder", where=where, seen=to, fix=fix)
-    if path.exists():
-        fix = "Name a new file, or delete that one"
-        raise InputError("there is such a file", where=where, seen=to, fix=fix)
+    if path.suffix not in WRITTEN:
+        low, packed = path.suffix.lower(), Path(path.stem).suffix in WRITTEN  # rows.jsonl.gz
+        near = path.stem + ("" if packed else low if low in WRITTEN else ".jsonl")
+        raise InputError(
+            f"a table is written as {', '.join(WRITTEN)}, or into a folder",
+            where=where,
+            seen=to,
+            fix=f"Name it {near}",
+        )
+    if os.path.lexists(path):
+        what = "a folder is in the place of the file" if path.is_dir() else "there is such a file"
+        fix = f"Name a new file, or move the {'folder' if path.is_dir() else 'one that is there'}"
+        raise InputError(what, where=where, seen=to, fix=fix)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=".truing-").cleanup()
+        # Whether it can be written is known by writing it, with all that is missing above it.
+        there = _nearest(path)
+        with tempfile.TemporaryDirectory(dir=there, prefix=".truing-") as own:
+            twin = own / path.relative_to(there)
+            twin.parent.mkdir(parents=True, exist_ok=True)
+            twin.touch()
     except OSError as error:
-        said = f"the file cannot be written: {error.strerror}"
-        raise InputError(said, where=where, seen=to, fix=ELSEWHERE) from None
+        raise _refused(error, "the file cannot be written", where, to) from None
     return path
+
+
+def _nearest(path: Path) -> Path:
+    """The nearest of the folders above that is there."""
+    return next(p for p in path.parents if p.exists())
 
 
 def free_folder(to: str, marks: Iterable[str], where: str) -> Path:
@@ -164,6 +189,7 @@ def free_folder(to: str, marks: Iterable[str], where: str) -> Path:
         where: what errors name.
     Raises:
         InputError: the folder holds something else than an earlier result, or cannot be written.
+        Stopped: the disk is full.
     """
     folder = files.expanded(to).absolute()
     try:
@@ -179,14 +205,14 @@ def free_folder(to: str, marks: Iterable[str], where: str) -> Path:
                 fix="Give a new or empty folder, or that of an earlier result, which is replaced",
             )
         # Whether a folder can be written is known by writing there: permissions do not tell all.
-        there = next(p for p in (folder.parent, *folder.parent.parents) if p.exists())
+        there = _nearest(folder)
         for place in {there, folder if folder.is_dir() else there}:
-            tempfile.TemporaryDirectory(dir=place, prefix=".truing-").cleanup()
+            # As long a name as `files.new_folder` gives what is not whole yet.
+            tempfile.TemporaryDirectory(
+                dir=place, prefix=f".{folder.name}.", suffix=".0.old"
+            ).cleanup()
     except OSError as error:
-        raise InputError(
-            f"the folder cannot be written: {error.strerror}",
-            where=where,
-            seen=error.filename or to,
-            fix=ELSEWHERE,
+        raise _refused(
+            error, "the folder cannot be written", where, str(error.filename or to)
         ) from None
     return folder

@@ -30,7 +30,7 @@ from truing.faults import free_file, free_folder, make_folder, unreadable
 from truing.models import Model
 from truing.principles import Principles
 from truing.reports import Report
-from truing.tables import WRITTEN, Table, content_hash
+from truing.tables import Table, content_hash, names_file
 
 SCHEMA_VERSION = 1
 ANEW = "The step that made it makes it again"
@@ -381,9 +381,9 @@ class Store:
         if isinstance(noun, Model):
             quarantine.refuse(noun, "exported", asked=quarantined, fix="say --quarantined")
         line: dict[str, Json] = {"key": full, "noun": type(noun).__name__}
-        if Path(to).suffix in WRITTEN:
+        if names_file(to):
             file = free_file(to, type(noun).__name__, where)
-            return line | {"file": str(cast(Table, noun).write(file))}
+            return line | {"file": str(cast(Table, noun).write(file, new=True))}
         marks = [MARKS[type(noun).__name__], *([EXPORTED] if isinstance(noun, Model) else [])]
         folder, line["folder"] = free_folder(to, marks, where), str(Path(to))
         if isinstance(noun, Model) and not noun.run_time_changes and not noun.is_served:

@@ -1,7 +1,11 @@
-"""Reading tables from files: every fault names the file, the row and the field."""
+"""Tables read from files: every fault names the file, the row and the field.
+
+Beside it what decides how Parquet holds a column, `to_array`; `tablewriting` writes the files.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import gzip
@@ -14,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
+from truing import csvcells
 from truing.errors import InputError, OtherVersion, beside
 from truing.kinds import KINDS, Message, Row
 from truing.tables import SCHEMA_VERSION, Table, row_id
@@ -23,17 +28,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 UTF8 = "Save it as UTF-8"
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".csv", ".csv.gz")
-# Columns of .csv files that are texts whatever they hold: of all kinds, and names of things.
-WORDS = {"id", "task"} | {
-    column
-    for choices in KINDS.values()
-    for columns in choices
-    for column, types in columns.items()
-    if str in types
-}
-# As programs write them: 007 is the name of something, and 1e400 is none.
-NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]+)?([eE][+-]?[0-9]{1,2})?")
+SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv", ".csv.gz")
 
 
 def read(source: str | Path, kind: str = "", *, limit: int = 0) -> Table:
@@ -58,22 +53,11 @@ def _from_file(path: Path, kind: str, limit: int) -> Table:
         return _parquet(path, kind, limit)
     if name.endswith((".jsonl", ".jsonl.gz")):
         return _table(path, kind, _json_lines(path), limit)
+    if name.endswith(".json"):
+        return _table(path, kind, _json_list(path), limit)
     if name.endswith((".csv", ".csv.gz")):
-        return _table(path, kind, _numbered(_csv(path, kind)), limit)
+        return _table(path, kind, csvcells.as_values(_csv(path, kind)), limit)
     raise InputError("unknown sort of file", where=str(path), fix="Known: " + ", ".join(SUFFIXES))
-
-
-def write_csv(table: Table, path: Path) -> None:
-    """Write a table without its lineage; what is neither text nor number becomes JSON text."""
-    names = [n for n in table.columns if n != "lineage"]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(names)
-        for row in table:
-            cells = [row.get(n, "") for n in names]
-            writer.writerow(
-                [c if isinstance(c, str) else json.dumps(c, ensure_ascii=False) for c in cells]
-            )
 
 
 def hub_fix(text: str) -> str:
@@ -165,7 +149,35 @@ def _whole(error: Exception) -> str:
 def _json_fix(line: bytes, error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return UTF8
-    return "One object a line, without a list around them" if line.lstrip()[:1] == b"[" else ""
+    listed = "One object a line, without a list around them; or name the file .json"
+    return listed if line.lstrip()[:1] == b"[" else ""
+
+
+def _json_list(path: Path) -> Iterator[tuple[int, Row]]:
+    """Objects of a file that holds one list of them, counted from 1; lines, where those are there.
+
+    Files of both forms are called .json.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        fix = UTF8 if isinstance(error, UnicodeDecodeError) else ""
+        raise InputError(f"cannot be read: {error}", where=str(path), fix=fix) from None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if not text.lstrip().startswith("["):
+            yield from _json_lines(path)
+            return
+        fix = "Write [{...}, {...}], or one object a line"
+        raise InputError(f"not valid JSON: {error}", where=str(path), fix=fix) from None
+    rows = cast("list[object]", found if isinstance(found, list) else [found])
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            fix = 'Write [{"column": value, ...}, ...]'
+            where = f"{path} row {number}"
+            raise InputError("a row must be a JSON object", where=where, seen=row, fix=fix)
+        yield number, cast(Row, row)
 
 
 def _csv(path: Path, kind: str) -> Iterator[tuple[int, Row]]:
@@ -188,7 +200,7 @@ def _csv(path: Path, kind: str) -> Iterator[tuple[int, Row]]:
                     raise InputError(
                         "more fields than the header has", where=where, seen=values, fix=fix
                     )
-                yield first, _typed(dict(zip(names, values, strict=False)), kind, where)
+                yield first, csvcells.typed(dict(zip(names, values, strict=False)), kind, where)
     except InputError:
         raise
     except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
@@ -200,7 +212,8 @@ def _csv(path: Path, kind: str) -> Iterator[tuple[int, Row]]:
 def _names(header: list[str], where: str) -> list[str]:
     """The header of a .csv file; an InputError where columns would be lost or run together."""
     if twice := sorted({n for n in header if header.count(n) > 1}):
-        raise InputError("two columns have one name", where=where, seen=twice)
+        fix = "Rename one of them"
+        raise InputError("two columns have one name", where=where, seen=twice, fix=fix)
     if len(header) == 1 and re.search("[;\t]", header[0]):
         raise InputError(
             "there is one column, whose name holds a separator",
@@ -209,45 +222,6 @@ def _names(header: list[str], where: str) -> list[str]:
             fix="Fields of .csv are separated by commas",
         )
     return header
-
-
-def _typed(line: Mapping[str, object], kind: str, where: str) -> Row:
-    """A line with the columns that are not texts as what they are."""
-    row: Row = dict(line)
-    judged = {"prompt", "completion", "label"} <= set(row)  # else a class, as of texts
-    if "label" in row and (kind == "unpaired" or (not kind and judged)):
-        text = str(row["label"]).strip().lower()
-        if text not in ("true", "false", "1", "0"):
-            raise InputError("field 'label' must be true or false", where=where, seen=row["label"])
-        row["label"] = text in ("true", "1")
-    for field in {"score", "margin"} & set(row):
-        try:
-            row[field] = float(str(row[field]))
-        except ValueError:
-            raise InputError(
-                f"field {field!r} must be a number", where=where, seen=row[field]
-            ) from None
-    return row
-
-
-def _numbered(lines: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
-    """Lines of a .csv file, the columns that hold nothing but numbers as numbers; "" is none.
-
-    All lines are read before the first is given, so that a column is the same however much is
-    taken of it.
-    """
-    items = list(lines)
-    for name in dict.fromkeys(n for _, row in items for n in row if n not in WORDS):
-        rows = [row for _, row in items if name in row]
-        texts = {t for row in rows if isinstance(t := row[name], str)} - {""}
-        if not texts or not all(map(NUMBER.fullmatch, texts)):
-            continue
-        whole = not any(set(".eE") & set(t) for t in texts)
-        for row in rows:
-            text = row[name]
-            if isinstance(text, str):
-                row[name] = None if not text else int(text) if whole else float(text)
-    yield from items
 
 
 def _parquet(path: Path, kind: str, limit: int) -> Table:
@@ -355,12 +329,25 @@ def to_array(values: list[object], name: str, where: str) -> tuple[pa.Array, str
     alike = len(kinds) < 2 or kinds == {int, float}
     nested = name == "lineage" or not alike or any(isinstance(x, (dict, list)) for x in flat)
     if nested and not (_is_messages(given) and len(given) == len(values)):
-        return pa.array(
-            [None if v is None else json.dumps(v, ensure_ascii=False) for v in values], pa.string()
-        ), "json"
+        return _as_json(values, name, where)
     try:
         return pa.array(values), ""
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        return pa.array(
-            [None if v is None else json.dumps(v, ensure_ascii=False) for v in values], pa.string()
-        ), "json"
+        return _as_json(values, name, where)
+
+
+def _as_json(values: list[object], name: str, where: str) -> tuple[pa.Array, str]:
+    """A column as JSON text; what JSON has no word for, as bytes of images, in Arrow's form."""
+    import pyarrow as pa
+
+    try:
+        texts = [None if v is None else json.dumps(v, ensure_ascii=False) for v in values]
+        return pa.array(texts, pa.string()), "json"
+    except TypeError as error:
+        with contextlib.suppress(pa.ArrowException, OverflowError):
+            found = pa.array(values)
+            if found.to_pylist() == values:  # Arrow gives all rows of a column the same fields
+                return found, ""
+        fix = "Give what it holds the same fields and types in every row, or leave the column out"
+        said = f"column {name!r} holds what no file can: {error}"
+        raise InputError(said, where=where, fix=fix) from None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +30,16 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 WRITTEN = (".jsonl", ".csv", ".parquet")  # files that a table can be written to
+# Endings of other files, with which nobody means a folder.
+OTHERS = (
+    ".json", ".gz", ".zip", ".tsv", ".txt", ".xlsx", ".arrow", ".yaml", ".yml", ".html", ".md",
+    ".safetensors", ".gguf", ".bin", ".pt",
+)  # fmt: skip
+
+
+def names_file(name: str | Path) -> bool:
+    """Whether what a result is to be called ends as files do, and not as a folder may."""
+    return Path(name).suffix.lower() in (*WRITTEN, *OTHERS)
 
 
 def _canonical(value: object) -> object:
@@ -320,40 +329,25 @@ class Table:
         meta = {"truing.kind": self.kind, "truing.schema_version": str(SCHEMA_VERSION)}
         return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=meta))
 
-    def write(self, path: str | Path) -> Path:
+    def write(self, path: str | Path, *, new: bool = False) -> Path:
         """Write Parquet, JSON Lines or .csv by the file's suffix, atomically.
 
-        A .csv is for reading elsewhere: it has no lineage, and what is neither text nor number
-        (messages, lists) is JSON text there.
+        Folders above it are made. A .csv is for reading elsewhere: of the lineage it has the
+        licence, in a column of its own, and what is neither text nor number is JSON text in it.
+        What would not be read again as it is, is told in a warning.
+
+        Args:
+            path: a file of that name is replaced.
+            new: refuse that.
         Raises:
-            InputError: another suffix, or the rows hold what JSON cannot.
+            InputError: another suffix, the rows hold what the file cannot, or there is a file.
         """
         path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         if path.suffix not in WRITTEN:
             raise InputError(f"a table is written as {', '.join(WRITTEN)}", where=str(path))
-        try:
-            if path.suffix == ".parquet":
-                import pyarrow.parquet as pq
+        from truing import tablewriting
 
-                pq.write_table(self.to_arrow(), partial)
-            elif path.suffix == ".csv":
-                from truing import tablefiles
-
-                tablefiles.write_csv(self, partial)
-            else:
-                with partial.open("w", encoding="utf-8") as file:
-                    for row in self.rows:
-                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            os.replace(partial, path)
-        except TypeError as error:
-            raise InputError(
-                f"the rows hold what JSON cannot: {error}",
-                where=str(path),
-                fix="Write .parquet",
-            ) from None
-        finally:
-            partial.unlink(missing_ok=True)
+        tablewriting.write(self, path, new=new)
         return path
 
     def save(self, folder: str | Path) -> Path:
@@ -368,7 +362,7 @@ class Table:
 
     @classmethod
     def read(cls, source: str | Path, kind: str = "", *, limit: int = 0) -> Table:
-        """Read .jsonl, .jsonl.gz, .csv, .parquet, a folder of the store, or a data set's name.
+        """Read .jsonl, .csv (or .gz), .json, .parquet, a folder of the store, or a set's name.
 
         Args:
             source: path or name (`truing data` lists the names).

@@ -243,7 +243,7 @@ def test_the_place_of_the_result_is_checked_before_the_step_runs(
         patch.setattr("truing.pipeline.run_step", lambda *_, **__: pytest.fail("the step ran"))
         for place, told in (
             (tmp_path / "thesis", "holds other files"),
-            (rules, "in the place of the folder"),
+            (rules, "is written into a folder"),
             (rules / "inside", "cannot be written"),
             (Path("/proc/truing/out"), "cannot be written"),
         ):

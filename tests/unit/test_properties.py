@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -19,10 +20,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from truing import tablewriting
 from truing.errors import InputError
 from truing.method import Setting, methods
 from truing.principles import Principle, Principles
-from truing.tables import KINDS, Row, Table, row_id
+from truing.tables import KINDS, Row, Table, content_hash, row_id
 
 few = settings(
     max_examples=40,
@@ -117,6 +119,66 @@ def test_tables_come_back_from_csv(rows: list[dict[str, str]]) -> None:
     assert again.kind == "example" and again.key == table.key
 
 
+numbers = st.one_of(st.integers(-(2**70), 2**70), st.floats(allow_nan=False, allow_infinity=False))
+liked = st.fixed_dictionaries(
+    {"prompt": prompts, "chosen": st.text(), "rejected": st.text()},
+    optional={
+        "margin": st.floats(allow_nan=False, allow_infinity=False),
+        "chosen_finished": st.booleans(),
+        "tokens": st.integers(-(2**70), 2**70),
+        "mixed": numbers,
+        "scores": st.lists(numbers, max_size=3),
+        "lineage": st.fixed_dictionaries({"licence": st.sampled_from(["MIT", "CC BY-SA 4.0"])}),
+    },
+)
+
+
+def written(table: Table, path: Path) -> str:
+    """What is said while a table is written."""
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        table.write(path)
+    return said.getvalue()
+
+
+@few
+@given(st.lists(liked, min_size=1, max_size=5))
+def test_what_a_csv_can_hold_comes_back_and_nothing_is_said(rows: list[Row]) -> None:
+    table = Table("pair", rows)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "t.csv"
+        assert written(table, path) == ""
+        again = Table.read(path)
+    assert again.kind == "pair" and again.rows == table.rows and again.key == table.key
+
+
+odder = st.one_of(plain, st.floats(), st.lists(st.floats(), max_size=2), st.sampled_from(
+    ["", "7", "-1e5", "007", "true", "False", "[1]", "nan", '{"a": 1}', '[{"role": "user"}]']
+))  # fmt: skip
+unruly = st.dictionaries(
+    st.one_of(names, st.sampled_from(["prompt", "text", "task", "steps", "tools"])),
+    odder, max_size=4,
+)  # fmt: skip
+
+
+@few
+@given(st.lists(unruly, min_size=1, max_size=4), st.sampled_from([".csv", ".jsonl"]))
+def test_a_value_comes_back_or_its_column_is_named(rows: list[Row], suffix: str) -> None:
+    table = Table("record", rows)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(tablewriting, "SHOWN", 99)
+        path = Path(folder) / f"t{suffix}"
+        said = written(table, path)
+        again = Table.read(path, "record")
+    assert len(again) == len(table)
+    for row, found in zip(table, again, strict=True):
+        for name in row.keys() | found.keys():
+            if content_hash(row.get(name)) != content_hash(found.get(name)):
+                assert f"column {name!r} of table row" in said, (row, found)
+
+
 def test_columns_of_other_libraries_are_kept(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -127,7 +189,7 @@ def test_columns_of_other_libraries_are_kept(tmp_path: Path) -> None:
     assert table[0]["at"] == datetime(2026, 1, 2) and "at" not in table[1]
     table.save(tmp_path / "again")
     assert Table.load(tmp_path / "again").key == table.key
-    with pytest.raises(InputError, match=r"what JSON cannot.*Write \.parquet"):
+    with pytest.raises(InputError, match=r"'at' holds what JSON cannot.*Write \.parquet"):
         table.write(tmp_path / "t.jsonl")
     assert {p.name for p in tmp_path.iterdir()} == {"t.parquet", "again"}
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from truing import InputError, Plan, Table, cli
+from truing import InputError, Plan, Table, cli, pipeline
 from truing import run as run_plan
 
 ROWS = [
@@ -86,3 +90,226 @@ def test_what_json_cannot_hold_is_named(place: Path) -> None:
     with pytest.raises(InputError, match=r"what JSON cannot.*Write .parquet"):
         table.write("got.csv")
     assert [p.name for p in place.iterdir() if "got" in p.name] == []
+
+
+WORDS = ["select", "sample", "--data", "rows.jsonl", "--n", "2", "--json", "--out"]
+
+
+def _refused(capsys: pytest.CaptureFixture[str], words: list[str], code: int = 2) -> str:
+    capsys.readouterr()
+    assert cli.main(words) == code
+    return json.loads(capsys.readouterr().out)["error"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("r.json", "Name it r.jsonl"),
+        ("r.CSV", "Name it r.csv"),
+        ("r.jsonl.gz", "Name it r.jsonl"),
+        ("deep/r.txt", "Name it r.jsonl"),
+    ],
+)
+def test_names_of_other_files_are_no_folders(
+    place: Path, capsys: pytest.CaptureFixture[str], name: str, fix: str
+) -> None:
+    said = _refused(capsys, [*WORDS, name])
+    assert "written as .jsonl, .csv, .parquet, or into a folder" in said and fix in said
+    assert not Path(name).exists()
+    plan = Plan("two")
+    plan.step("kept", "select/sample", data="rows.jsonl", n=2)
+    folder = run_plan(plan).folder
+    assert fix in _refused(capsys, ["store", "export", f"{folder}/kept", name, "--json"])
+
+
+def test_folders_may_have_points_in_their_names(place: Path) -> None:
+    assert cli.main([*WORDS, "sample-v1.0"]) == 0
+    assert Path("sample-v1.0/table.parquet").is_file()
+
+
+def test_nothing_is_made_where_nothing_is_written(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(place.rglob("*"))
+    words = [w if w != "rows.jsonl" else "missing.jsonl" for w in WORDS]
+    assert "no such file" in _refused(capsys, [*words, "new/deep/rows.jsonl"])
+    assert [p for p in sorted(place.rglob("*")) if "home" not in p.parts] == before
+    (place / "rows.csv").mkdir()
+    said = _refused(capsys, [*WORDS, "rows.csv"])
+    assert "a folder is in the place of the file" in said and "move the folder" in said
+    said = _refused(capsys, [*WORDS, "rows.jsonl"])  # which is the data
+    assert "there is such a file" in said and "delete" not in said
+
+
+def test_the_length_of_a_name_is_known_before_the_step(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for length in (246, 255):  # of 255 that a name may have
+        name = "n" * (length - 4) + ".csv"
+        assert cli.main([*WORDS, f"new/{name}"]) == 0 and Path("new", name).is_file()
+    monkeypatch.setattr("truing.pipeline.run_step", lambda *_, **__: pytest.fail("the step ran"))
+    for name in ("n" * 252 + ".csv", "n" * 300 + "/r.csv", "n" * 250):
+        assert "Give it a shorter name" in _refused(capsys, [*WORDS, name])
+
+
+@pytest.mark.parametrize("name", ["r.csv", "folder", "new/folder"])
+def test_a_full_disk_is_no_fault_of_the_place(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    assert "the disk is full. Free some space" in _refused(capsys, [*WORDS, name], code=3)
+
+
+def test_who_comes_second_replaces_nothing(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_step = pipeline.run_step
+
+    def slow(*args: Any, **more: Any) -> object:
+        Path("got.csv").write_text("of another")
+        return run_step(*args, **more)
+
+    monkeypatch.setattr(pipeline, "run_step", slow)
+    assert "there is such a file by now" in _refused(capsys, [*WORDS, "got.csv"])
+    assert Path("got.csv").read_text() == "of another"
+    table = Table.read("rows.jsonl")
+    assert table.write("got.csv").read_text() != "of another"  # in Python, as open() does
+    with pytest.raises(InputError, match="there is such a file"):
+        table.write("got.csv", new=True)
+    assert not [p for p in place.iterdir() if "partial" in p.name]
+
+
+def _csv(tmp: Path, text: str) -> list[dict[str, object]]:
+    (tmp / "t.csv").write_text(text)
+    return [_told(row) for row in Table.read(tmp / "t.csv")]
+
+
+def test_a_csv_of_rows_that_differ_in_their_columns_is_read_again(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [{"role": "user", "content": 'Say "a, b".'}]
+    rows: list[dict[str, object]] = [
+        {"prompt": asked, "chosen": "1", "rejected": "2", "tiny": 1e-100, "sure": True},
+        {"prompt": "[1, 2]", "chosen": "b", "rejected": "", "margin": 0.5, "huge": 10**16},
+        {"prompt": "7", "chosen": "b", "rejected": "c", "margin": 2.0, "tiny": 3, "huge": 0.5},
+    ]
+    table = Table("pair", rows).with_lineage(licence="CC BY-SA 4.0", seed=3)
+    again = Table.read(table.write("pairs.csv"))
+    assert again.kind == "pair" and [_told(r) for r in again] == rows
+    assert [type(r.get("tiny")) for r in again] == [float, type(None), float]
+    assert [r["id"] for r in again] == [r["id"] for r in table]
+    assert [r["lineage"] for r in again] == [{"licence": "CC BY-SA 4.0"}] * 3
+    groups = Table("group", [{"prompt": "Why?", "completions": ["x", "y"], "scores": [1, 0.5]}])
+    assert _told(Table.read(groups.write("groups.csv"))[0]) == _told(groups[0])
+    talks = [{"prompt": asked, "chosen": [{"role": "assistant", "content": c}],
+              "rejected": [{"role": "assistant", "content": "no"}]} for c in "ab"]  # fmt: skip
+    dialogues = Table("", talks)
+    assert Table.read(dialogues.write("talks.csv")).key == dialogues.key
+    assert capsys.readouterr().err == ""
+
+
+def test_what_a_csv_cannot_hold_is_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"text": "a", "zip": "123", "note": "x", "n": 1}, {"text": "b", "zip": "45", "n": "x"}]
+    Table("record", rows).write("got.csv")
+    said = capsys.readouterr().err
+    assert said.startswith("truing: warning: got.csv does not hold all as it is: ")
+    assert "column 'zip' of table row 1, '123' is read as 123;" in said
+    assert "column 'note' of table row 2, nothing is read as ''" in said
+    assert "column 'n' of table row 1, 1 is read as '1'" in said
+    assert said.count("\n") == 1 and ".jsonl and .parquet hold more" in said
+    judged = [{"prompt": "a", "completion": "b", "label": "good"}]
+    Table("record", judged).write("got.csv")
+    assert "table row 1 cannot be read, as its field 'label' must be" in capsys.readouterr().err
+    Table("record", rows).write("got.jsonl")
+    assert capsys.readouterr().err == ""
+
+
+def test_json_lines_are_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"score": float("nan"), "scores": [1.0, float("-inf")]}, {"score": 2.0}]
+
+    def none(word: str) -> None:
+        pytest.fail(f"JSON has no {word}")
+
+    Table("record", rows).write("got.jsonl")
+    lines = Path("got.jsonl").read_text().splitlines()
+    found = [json.loads(line, parse_constant=none) for line in lines]
+    assert [(r["score"], r.get("scores")) for r in found] == [(None, [1.0, None]), (2.0, None)]
+    said = capsys.readouterr().err
+    assert "column 'score' of table row 1, nan is read as nothing" in said
+    assert "[1.0, -inf] is read as [1.0, None]" in said and ".parquet does" in said
+    assert [_told(r) for r in Table.read("got.jsonl")] == [{"scores": [1.0, None]}, {"score": 2.0}]
+
+
+def test_other_peoples_csv_is_read_as_it_was(tmp_path: Path) -> None:
+    text = (
+        "prompt,completion,answer,zip,seen,score,margin,steps,tags,licence\n"
+        '5,true,42,007,TRUE,1,,"[""a""]","[1]",MIT\n'
+        '"[1, 2]",,7,010,false,0.5,2,,"[2]",\n'
+    )
+    first, second = _csv(tmp_path, text)
+    assert first == {
+        "prompt": "5", "completion": "true", "answer": 42, "zip": "007", "seen": True,
+        "score": 1.0, "steps": ["a"], "tags": "[1]", "licence": "MIT",
+    }  # fmt: skip
+    assert second == {
+        "prompt": "[1, 2]", "completion": "", "answer": 7, "zip": "010", "seen": False,
+        "score": 0.5, "margin": 2.0, "tags": "[2]", "licence": "",
+    }  # fmt: skip
+    with pytest.raises(InputError, match=r"row 3: field 'margin' must be a number.*cell empty"):
+        _csv(tmp_path, "text,margin\na,1\nb,much\n")
+    with pytest.raises(InputError, match=r"row 3: field 'scores' must be list \(seen: '\[1'\)"):
+        _csv(tmp_path, 'prompt,completions,scores\na,"[""b""]",[1]\na,"[""b""]",[1\n')
+
+
+def test_images_as_the_hub_has_them_are_kept(tmp_path: Path) -> None:
+    shown = [{"bytes": b"\x89PNG", "path": None}, {"bytes": b"", "path": "b.png"}]
+    table = Table("record", [{"image": image, "text": "a"} for image in shown])
+    table.save(tmp_path / "saved")
+    assert Table.load(tmp_path / "saved").key == table.key
+    assert Table.read(table.write(tmp_path / "t.parquet")).rows == table.rows
+    with pytest.raises(InputError, match=r"'image' holds what JSON cannot.*Write .parquet"):
+        table.write(tmp_path / "t.csv")
+    mixed = Table("record", [{"image": {"bytes": b""}}, {"image": {"path": "b.png"}}])
+    for suffix in ("parquet", "dir"):
+        with pytest.raises(InputError, match="column 'image' holds what no file can") as error:
+            mixed.write(tmp_path / "m.parquet") if suffix == "parquet" else mixed.save(
+                tmp_path / "m"
+            )
+        assert "Write .parquet" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "row", "said"),
+    [
+        ('[{"prompt": "a"}, 2]', " row 2", "a row must be a JSON object"),
+        ('[{"prompt": "a"}', "", r"not valid JSON.*one object a line"),
+        ('{"prompt": "a"}\n{"prompt"', " row 2", "not valid JSON"),
+        ('[{"prompt": "a"}, {"prompt": 5}]', " row 2", "'prompt' must be str"),
+        ("[]", "", "no rows"),
+    ],
+)
+def test_a_json_file_names_its_faults(tmp_path: Path, text: str, row: str, said: str) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=said) as error:
+        Table.read(path)
+    assert error.value.where == f"{path}{row}"
+
+
+def test_a_json_file_is_a_list_of_rows_or_has_one_a_line(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    want = [_told(row) for row in Table.read("rows.jsonl")]
+    Path("list.json").write_text("\ufeff" + json.dumps(ROWS, indent=2), encoding="utf-8")
+    Path("lines.json").write_text(Path("rows.jsonl").read_text())
+    for name in ("list.json", "lines.json"):
+        assert [_told(row) for row in Table.read(name)] == want
+        assert len(Table.read(name, limit=1)) == 1
+    old = [{"instruction": "Say", "input": "x", "output": "x"}]
+    Path("alpaca.json").write_text(json.dumps(old))
+    assert Table.read("alpaca.json").kind == "alpaca"
+    words = ["select", "sample", "--data", "alpaca.json", "--n", "1", "--json"]
+    assert cli.main(words) == 0
