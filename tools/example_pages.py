@@ -39,6 +39,7 @@ OWN: dict[str, Given] = {
     "attack/lora_undo": {"model": "aligned/"},
     "decode/prm_guided": {"process_models": {"steps": "process_model/"}},
     "evaluate/alignment_gain": {"model": "aligned/", "baseline": BASE, "judge": "judge/"},
+    "evaluate/before_after": {"before": "refusals/before", "after": "refusals/n4"},
     "evaluate/cost_to_undo": {
         "refusals": _of("refusals", TOLD), "abilities": _of("abilities", TOLD),
         "costs": {"n4": 12, "n16": 48},
@@ -54,6 +55,7 @@ OWN: dict[str, Given] = {
     "evaluate/honesty": {"after": "aligned/", "data": "questions.jsonl"},
     "evaluate/implicit_preference": {"model": "aligned/"},
     "evaluate/poisoned_context": {"data": "conflicts.jsonl"},
+    "evaluate/preference": {"model": "aligned/"},
     "evaluate/referee_accuracy": {"model": "referee/"},
     "evaluate/reward_diagnostics": {"reward": "reward_model/"},
     "evaluate/router_report": {"model": "experts/"},
@@ -90,7 +92,7 @@ OWN: dict[str, Given] = {
     "train/balanced_experts": {"model": "experts/"},
     "train/easy_to_hard_ppo": {"data": "sums.jsonl", "process_model": "process_model/"},
     "train/mah_dpo": {"data": "objectives.jsonl", "objectives": 2},
-    "train/replay": {"data": "stream.jsonl", "how": {"steps": 16, "max_tokens": 64}},
+    "train/replay": {"data": "stream/", "how": {"steps": 16, "max_tokens": 64}},
     "train/salmon_ppo": {"reward_model": "salmon_reward/", "principles": RULES},
     "train/tpo": {"data": "gold.jsonl"},
     "train/tpo_l": {"data": "gold.jsonl"},
@@ -102,7 +104,10 @@ OUT = {
     "steer Model": "steered",
 }  # fmt: skip
 NAMED = {
-    "attack/lora_undo": "damaged", "merge/mixture_of_experts": "experts",
+    "attack/lora_undo": "damaged", "evaluate/ability": "abilities/before",
+    "evaluate/divergence": "divergences/dpo", "evaluate/preference": "preferences/dpo",
+    "evaluate/refusal_rate": "refusals/before", "evaluate/win_rate": "win_rates/dpo",
+    "merge/mixture_of_experts": "experts",
     "synthesize/online_stream": "stream", "train/guard": "guard", "train/mah_dpo": "heads",
     "train/outcome_process_reward": "process_model", "train/process_reward": "process_model",
     "train/salmon": "salmon_reward", "train/step_value": "process_model",
@@ -141,7 +146,7 @@ def example(method: Method) -> Given:
 
 def out(method: Method) -> str:
     """The folder that the result is saved in; "" for what is only shown."""
-    usual = {"Table": "rows", "Model": "aligned"}.get(method.returns, "")
+    usual = {"Table": "rows", "Model": "aligned", "Report": "report"}.get(method.returns, "")
     usual = {"reward": "reward_model", "supervised": "tuned"}.get(method.group, usual)
     return NAMED.get(method.id, OUT.get(f"{method.verb} {method.returns}", usual))
 
@@ -198,6 +203,6 @@ def step(method: Method) -> str:
 def use_block(method: Method) -> str:
     """What a page shows under "Use"."""
     return (
-        f"```sh\n{command(method)}\n```\n\n```python\n{python(method)}\n```\n\n"
+        f"```sh\n{command(method)}\n```\n\n```python\nimport truing\n\n{python(method)}\n```\n\n"
         f"```yaml\n{step(method)}\n```\n"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from truing import Measure, Plan, Report, Table, catalogue, cli, command
+from truing.core.replay import check_stream
 from truing.method import Method, methods
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,8 +41,17 @@ FILES: dict[str, list[dict[str, object]]] = {
         {"prompt": "Why?", "chosen": "So.", "rejected": "No.", "objective": i} for i in range(2)
     ],
     "gold.jsonl": [{"prompt": "Why?", "chosen": "So.", "rejected": "No.", "gold": "Just so."}],
-    "stream.jsonl": [{"prompt": "Why?", "chosen": "So.", "rejected": "No."}],
 }
+# As synthesize/online_stream saves them: token by token, in the order of drawing.
+STREAM: list[dict[str, object]] = [
+    {
+        "prompt": "Why?", "rollout": i, "rollouts": 2, "prompt_ids": [5, 6],
+        "chosen": "So.", "chosen_finished": True, "chosen_ids": [7, 2], "chosen_reward": 1.0,
+        "rejected": "No.", "rejected_finished": True, "rejected_ids": [8, 2],
+        "rejected_reward": 0.0,
+    }
+    for i in range(2)
+]  # fmt: skip
 
 
 def _sources(method: Method) -> Iterator[tuple[str, str]]:
@@ -61,6 +72,7 @@ def place(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "patients.csv").write_text("months,died,age,stage\n5,1,40,2\n7,0,50,1\n")
     for name, rows in FILES.items():
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Table("pair", STREAM).save(folder / "stream")
     report = Report("said", [Measure("value", 0.5, 0.4, 0.6, 10)])
     for noun, source in {s for m in OWN for s in _sources(methods[m])}:
         if noun == "Report":
@@ -84,6 +96,8 @@ def test_the_recipe_would_run(name: str, place: Path, monkeypatch: pytest.Monkey
         if method.inputs[name].noun == "Table" and not method.inputs[name].many
     }
     method.check(checked.settings, tables)
+    if name == "train/replay":  # which asks for more than a kind of rows
+        check_stream(tables["data"])
     local = [s for noun, s in _sources(method) if noun == "Model" and s.endswith("/")]
     assert all(Path(s, "config.json").is_file() for s in local)
 
@@ -133,3 +147,27 @@ def test_no_model_is_compared_or_merged_with_itself() -> None:
     for name in OWN:
         models = [s for noun, s in _sources(methods[name]) if noun == "Model"]
         assert len(models) == len(set(models)), name
+
+
+def test_what_is_saved_elsewhere_is_saved_by_an_example() -> None:
+    saved = {(methods[m].returns, example_pages.out(methods[m]).partition("/")[0]) for m in OWN}
+    asked = {
+        (noun, source.partition("/")[0])
+        for m in OWN
+        for noun, source in _sources(methods[m])
+        if noun in ("Report", "Table") and "/" in source
+    }
+    assert {("Table", "stream"), ("Report", "refusals")} <= asked <= saved
+    assert all(example_pages.out(methods[m]) for m in OWN if methods[m].returns == "Report")
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_python_of_a_page_has_all_the_names_that_it_uses(name: str) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", example_pages.use_block(methods[name]), re.S)
+    tree = ast.parse(block)
+    assert ast.unparse(tree.body[0]) == "import truing"
+    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    made = {
+        n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+    }
+    assert used - made == {"truing"}
