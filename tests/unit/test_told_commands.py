@@ -1,7 +1,9 @@
-"""Commands and steps that the documentation tells name methods and settings that are there."""
+"""Commands and steps that the documentation, and what the code says, tell are there as told."""
 
 from __future__ import annotations
 
+import argparse
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -24,7 +26,7 @@ PAGES = [
     *(ROOT / "docs" / "tutorials").glob("*.md"),
 ]
 BLOCK = re.compile(r"^```(?:sh|bash|text)[^\n]*\n(.*?)^```", re.S | re.M)
-INLINE = re.compile(r"`(truing [^`\n]+)`")
+INLINE = re.compile(r"`(truing [^`\n]+)`|\((truing [^`()\n]+)\)")
 
 
 def _commands(text: str) -> list[str]:
@@ -33,30 +35,97 @@ def _commands(text: str) -> list[str]:
         line for block in BLOCK.findall(text) for line in block.replace("\\\n", "").split("\n")
     ]
     told = [re.sub(r"^(?:torchrun .*? -m |\$ |[A-Z_]+=\S+ )*", "", line.strip()) for line in lines]
-    return [line for line in (*told, *INLINE.findall(text)) if line.startswith("truing ")]
+    return [line for line in (*told, *_inline(text)) if line.startswith("truing ")]
+
+
+def _inline(text: str) -> list[str]:
+    return [quoted or bracketed for quoted, bracketed in INLINE.findall(text)]
 
 
 def _options(words: list[str]) -> list[str]:
     return [w.removeprefix("--").split("=")[0] for w in words if w.startswith("--") and w != "--"]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_name_methods_and_settings(page: Path) -> None:
+@pytest.fixture(scope="module")
+def parsers() -> dict[str, cli.Parser]:
+    """The parsers of the commands that are no verbs, by name."""
     parser = cli._parser()  # pyright: ignore[reportPrivateUsage]
-    known = cli._commands(parser)  # pyright: ignore[reportPrivateUsage]
+    (found,) = (
+        action.choices
+        for action in parser._actions  # pyright: ignore[reportPrivateUsage]
+        if isinstance(action, argparse._SubParsersAction)  # pyright: ignore[reportPrivateUsage]
+    )
+    return found
+
+
+def _faults(line: str, parsers: dict[str, cli.Parser]) -> str:
+    """What a command names that is not there; "" for a right one, and for half a command."""
+    try:
+        _, first, *words = shlex.split(re.split(r" [|>#;&]| \.\.\.", line)[0])
+    except ValueError:  # in an error's text
+        return ""
+    if first in VERBS and words and words[0].islower() and words[0][0] != "-":
+        name = f"{first}/{words[0].replace('-', '_')}"
+        name = "serve/openai" if first == "serve" and name not in methods else name
+        method = methods[name]
+        takes = {*method.inputs, *method.settings, *OWN}
+        return " ".join({o.replace("-", "_") for o in _options(words)} - takes)
+    if not (first.isalpha() and first.islower()) or first in VERBS:
+        return ""
+    if first not in parsers:
+        return first
+    unknown = {f"--{o}" for o in _options(words)} - {*parsers[first].options(), "--help"}
+    plain = [w for w in words if not w.startswith("-")][:1]
+    return " ".join(unknown or {w for w in plain if first == "store" and w not in ACTIONS})
+
+
+ACTIONS = {"ls", "verify", "gc", "export"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_name_methods_and_settings(page: Path, parsers: dict[str, cli.Parser]) -> None:
     for line in _commands(page.read_text(encoding="utf-8")):
-        try:
-            _, first, *words = shlex.split(re.split(r" [|>#;&]| \.\.\.", line)[0])
-        except ValueError:  # half a command, in an error's text
-            continue
-        if first in VERBS and words and words[0].islower() and words[0][0] != "-":
-            name = f"{first}/{words[0].replace('-', '_')}"
-            name = "serve/openai" if first == "serve" and name not in methods else name
-            method = methods[name]
-            takes = {*method.inputs, *method.settings, *OWN}
-            assert {o.replace("-", "_") for o in _options(words)} <= takes, line
-        elif first.isalpha() and first not in VERBS and first.islower():
-            assert first in known, line
+        assert not _faults(line, parsers), line
+
+
+def _texts(node: ast.AST) -> Iterator[str]:
+    """All texts in a piece of code, with a word for what is filled in."""
+    if isinstance(node, ast.JoinedStr):
+        yield "".join(str(v.value) if isinstance(v, ast.Constant) else "X" for v in node.values)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from _texts(child)
+
+
+def _said(code: str) -> list[str]:
+    """The commands that the texts of some code tell: remedies, help, docstrings."""
+    return [line for text in _texts(ast.parse(code)) for line in _inline(text)]
+
+
+def test_commands_that_the_code_tells_are_there(parsers: dict[str, cli.Parser]) -> None:
+    code = {p: _said(p.read_text(encoding="utf-8")) for p in (ROOT / "src").rglob("*.py")}
+    wrong = {(p.name, one) for p, lines in code.items() for one in lines if _faults(one, parsers)}
+    assert not wrong
+    assert sum(map(len, code.values())) > 20
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [
+        ("fix='Say `truing list --componets`'", "--componets"),
+        ("fix=f'See `truing {name} --help`, or `truing stor ls`'", "stor"),
+        ("where('x', fix=('`truing store '\n 'empty`' if a else b))", "empty"),
+        ("'(truing run r.yaml --sets a=b)'", "--sets"),
+        ("f'`truing train dpo --beat {beta}`'", "beat"),
+        ("f'`truing train dpo --beta {beta} --model NAME`, `truing store export KEY TO`'", ""),
+    ],
+)
+def test_a_wrong_command_in_the_code_is_told(
+    code: str, fault: str, parsers: dict[str, cli.Parser]
+) -> None:
+    assert _said(code) and "".join(_faults(line, parsers) for line in _said(code)) == fault
 
 
 def _steps(value: object) -> Iterator[dict[str, object]]:
@@ -78,7 +147,9 @@ def test_steps_name_methods_and_settings(page: Path) -> None:
             assert set(step) <= {*method.inputs, *method.settings, "seed", "<<"}, (step, method)
 
 
-def test_commands_are_found_and_a_wrong_one_is_told(tmp_path: Path) -> None:
+def test_commands_are_found_and_a_wrong_one_is_told(
+    tmp_path: Path, parsers: dict[str, cli.Parser]
+) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "```sh\ntruing train grpo --data x.jsonl \\\n    --new-tokens 64\n```\n`truing lst`\n"
@@ -87,5 +158,5 @@ def test_commands_are_found_and_a_wrong_one_is_told(tmp_path: Path) -> None:
         "truing train grpo --data x.jsonl     --new-tokens 64", "truing lst"
     ]  # fmt: skip
     with pytest.raises(AssertionError, match="new-tokens"):
-        test_commands_name_methods_and_settings(page)
+        test_commands_name_methods_and_settings(page, parsers)
     assert sum(len(_commands(p.read_text(encoding="utf-8"))) for p in PAGES) > 60
