@@ -12,7 +12,7 @@ from truing import listing
 from truing.catalogue import Entry, find
 from truing.catalogue import methods as method_entries
 from truing.cli import Parser, as_line
-from truing.errors import InputError, unknown
+from truing.errors import InputError, MissingExtra, unknown
 from truing.faults import told
 from truing.method import Input, Method, Setting, methods, type_name
 from truing.naming import check_reference, holding, is_reference, nouns_in, referred_model
@@ -79,7 +79,7 @@ def _inputs(
     method: Method, given: dict[str, object], settings: Mapping[str, object], where: str
 ) -> dict[str, Noun | Mapping[str, Noun]]:
     """Nouns by name. Tables first: data is checked before a model is fetched."""
-    from truing.remedies import sources
+    from truing.remedies import option as remedy
     from truing.sources import known_abilities, need_abilities, open_noun
     from truing.tables import Table
 
@@ -90,7 +90,7 @@ def _inputs(
             raise InputError(
                 f"input {option} ({entry.noun}) is missing",
                 where=method.id,
-                fix=f"Give {option} {sources(entry.noun)}",
+                fix=remedy(entry),
             )
     refs = _references(method, given)
     texts = {
@@ -197,7 +197,10 @@ def run_verb(verb: str, rest: Sequence[str]) -> object:
                 print(f"  {e.name.replace('_', '-'):<24} {e.summary}")
             if verb == "serve":
                 print("\ntruing serve MODEL means the same as truing serve openai --model MODEL:\n")
-                run_method(find(SERVER), ["--help"])
+                try:
+                    run_method(find(SERVER), ["--help"])
+                except MissingExtra as error:  # the methods can be listed without it
+                    print(error)
         return listing.rows(list(entries.values()))
     name = rest[0].replace("-", "_")
     if name in entries:

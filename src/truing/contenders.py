@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from truing import jsontext
@@ -12,6 +12,8 @@ from truing.errors import InputError
 from truing.method import Method
 from truing.method import methods as registry
 from truing.tables import Table
+
+NO_REWARDS = "needs rewards"
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def lack(one: Contender, pairs: Table) -> str:
     if {"rewards", "environment"} <= set(settings) and not (
         settings["rewards"] or settings["environment"]
     ):
-        return "needs rewards"
+        return NO_REWARDS
     method.check(settings, {}, where=one.label)
     try:
         method.check(settings, {"data": pairs}, where=one.label)
@@ -133,6 +135,16 @@ def reasons(left: Mapping[str, str]) -> list[str]:
     ]
 
 
+def _remedy(found: Sequence[Contender], whys: Iterable[str]) -> str:
+    """What to do where no method is left: settings can be given here, further inputs cannot."""
+    fix = "Name others"
+    if any(why.endswith((" is missing", NO_REWARDS)) for why in whys):
+        fix += ", or give the settings that are missing by --set"
+    if any(missing_inputs(registry[c.method]) for c in found):
+        fix += "; in a recipe a step is given any input"
+    return fix
+
+
 def taken(found: Sequence[Contender], pairs: Table) -> tuple[list[Contender], dict[str, str]]:
     """The contenders, and of those that are left out why."""
     left = {c.label: why for c in found if c.grouped and (why := lack(c, pairs))}
@@ -144,7 +156,7 @@ def taken(found: Sequence[Contender], pairs: Table) -> tuple[list[Contender], di
             f"none of these methods can be compared on {pairs.source}",
             where="--methods",
             seen=left,
-            fix="Give what they lack by --set, or name others",
+            fix=_remedy(found, left.values()),
         )
     return kept, left
 

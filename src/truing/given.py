@@ -14,6 +14,7 @@ from truing.errors import InputError
 from truing.models import Model
 from truing.naming import is_reference, referred_model
 from truing.principles import Principles
+from truing.remedies import objects
 from truing.reports import Report
 from truing.signature import Input
 from truing.sources import open_noun
@@ -24,14 +25,6 @@ if TYPE_CHECKING:
     from truing.store import Noun
 
 NOUNS = {"Model": Model, "Table": Table, "Principles": Principles, "Report": Report}
-FIXES = {
-    "Model": "Give a truing.Model, or what names one: a folder, a name of `truing models`, a hub "
-    "name or an address; save_pretrained writes a folder",
-    "Table": "Give a truing.Table, a list of dicts, one split of a datasets.Dataset, or what names "
-    "a table: a file or a name of `truing data`",
-    "Principles": "Give truing.Principles, or the path of their file",
-    "Report": "Give a truing.Report, or the path of its folder",
-}
 
 
 def by_name(
@@ -61,7 +54,7 @@ def by_name(
             raise InputError(
                 f"input {name!r} ({wanted.noun}) is missing",
                 where=method.id,
-                fix="; or: ".join(FIXES[noun] for noun in wanted.noun.split("|")),
+                fix=objects(wanted.noun),
             )
     return named
 
@@ -95,10 +88,12 @@ def need_rows(nouns: Mapping[str, object], *, where: str = "") -> None:
         tables = cast("Mapping[str, object]", given).values() if several else [given]
         for table in tables:
             if isinstance(table, Table) and not len(table):
+                step = table.source.startswith("step ")
                 raise InputError(
-                    f"input {name!r} has no rows: {table.source} left none",
+                    f"input {name!r} has no rows: {table.source} "
+                    + ("left none" if step else "is empty"),
                     where=where,
-                    fix="Change the settings there",
+                    fix="Change the settings there" if step else "Give a table with rows",
                 )
 
 
@@ -151,7 +146,7 @@ def as_noun(noun: str, value: object, place: str, *, where: str = "") -> Noun:
         f"{place} takes a {noun.replace('|', ' or a ')}",
         where=where,
         seen=f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins."),
-        fix=FIXES[sorts[0]],
+        fix=objects(noun),
     )
 
 

@@ -83,8 +83,12 @@ def _older(row: Mapping[str, object], kind: str) -> bool:
     )
 
 
-def _typed_fix(types: tuple[type, ...], value: object) -> str:
+def _typed_fix(types: tuple[type, ...], value: object, where: str) -> str:
     """How a value of another type becomes one of `types`; "" where nothing is to be guessed."""
+    if where.endswith((".csv", ".csv.gz")):  # which has no quotes and no lists
+        if list in types:
+            return "Save the rows as .jsonl, where a list is written [...]"
+        return "Write a number there" if float in types else "Write true or false there"
     if bool in types:
         return "Write true or false, without quotes" if isinstance(value, (str, int)) else ""
     if float in types and isinstance(value, str):
@@ -119,7 +123,7 @@ def check_row(row: Row, kind: str, where: str) -> None:
         value = row[field]
         if not isinstance(value, types):
             wanted = " or ".join(t.__name__ for t in types)
-            fix = _typed_fix(types, value)
+            fix = _typed_fix(types, value, where)
             raise InputError(f"field {field!r} must be {wanted}", where=where, seen=value, fix=fix)
         if field in ("prompt", "messages", *ANSWERS) and isinstance(value, list):
             row[field] = plain_messages(cast(list[object], value), where, field)

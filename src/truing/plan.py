@@ -28,7 +28,7 @@ from truing.method import Input, Method, methods
 from truing.naming import Named, check_reference, is_reference, nouns_in
 from truing.quarantine import check_served
 from truing.references import referred
-from truing.remedies import misfit, missing, unnamed
+from truing.remedies import misfit, missing, unfound, unnamed
 from truing.tables import content_hash
 
 OWN = ("do", "seed")  # what a step's mapping holds besides inputs and settings
@@ -177,7 +177,10 @@ class Plan:
             self._typed_in[place] = str(Path.cwd())
         if not dotted:
             if place != "seed":
-                fix = f"Write STEP.{place}=VALUE; the steps are {', '.join(self.steps)}"
+                steps = (
+                    f"the steps are {', '.join(self.steps)}" if self.steps else "there is no step"
+                )
+                fix = f"Write STEP.{place}=VALUE; {steps}"
                 said = "only seed=N stands without a step"
                 raise InputError(said, where="--set", seen=text, fix=fix)
             if not isinstance(value, int):
@@ -324,23 +327,12 @@ class Plan:
             return Source((str(path) if path.exists() else found) + said)
         if path.exists():
             return Source(str(path) + said)
-        hub = ""
         if "Table" in nouns:
-            from truing import datasets, tablefiles
+            from truing import datasets
 
             if datasets.knows(found) or text in named:
                 return Source(found)
-            hub = tablefiles.hub_fix(found)
-            known = [*self.steps, *self.data, *datasets.sets()]
-        elif "Model" in nouns:
-            from truing.core import fetch
-
-            known = [*self.steps, *self.models, *fetch.names()]
-        else:
-            known = list(self.steps)
-        what = f"{sort} {wanted.name!r}: no step, file or {wanted.noun.lower()} called"
-        error = unknown("name", text, known, where=step.at(wanted.name))
-        raise InputError(f"{what} {text!r}", where=error.where, fix=hub or error.fix)
+        raise unfound(self, step, wanted, text, sort=sort, typed=typed)
 
     def _check_edges(self, one: Checked, checked: Mapping[str, Checked]) -> None:
         for name, wanted, source in one.given():
@@ -386,6 +378,8 @@ def _may_be_model(text: str) -> bool:
     """True for what only opening can tell: addresses, registered names, names of the hub."""
     from truing.core import fetch
 
+    if text.startswith((".", "~", "/")):
+        return False
     known = text.startswith(("http://", "https://")) or text in fetch.names()
     return known or text.partition("@")[0].count("/") == 1  # a revision may have slashes
 

@@ -264,7 +264,8 @@ class Principles:
             data = mended(data)  # an escape can be half a character
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             said = " ".join(str(error).split())
-            fix = yaml_fix(said) if kind == "YAML" else ""
+            # What it says beside the problem quotes the file.
+            fix = yaml_fix(str(getattr(error, "problem", error))) if kind == "YAML" else ""
             raise InputError(f"not valid {kind}: {said}", where=str(path), fix=fix) from None
         if isinstance(data, Mapping):
             head = cast(Mapping[str, object], data)

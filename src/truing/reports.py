@@ -90,8 +90,14 @@ class Report:
         for measure in self.measures:
             if (measure.name, measure.category) == (name, category):
                 return measure
-        have = sorted({f"{m.name} [{m.category}]" for m in self.measures})
-        raise unknown("measure", f"{name} [{category}]", have, where=self.title)
+        of = [m.category for m in self.measures if m.name == name]
+        if not of:
+            raise unknown("measure", name, {m.name for m in self.measures}, where=self.title)
+        where, known = f"{self.title}: measure {name!r}", sorted(filter(None, of))
+        if category and known:
+            raise unknown("category", category, known, where=where)
+        fix = f"Give the category: {', '.join(known[:20])}" if known else "Leave out the category"
+        raise InputError("there is none of that category", where=where, seen=category, fix=fix)
 
     @property
     def key(self) -> str:

@@ -369,9 +369,9 @@ def test_sentence_vectors_are_the_default(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_an_empty_table_is_refused() -> None:
     data = Table("example", [{"prompt": "a", "completion": "b"}]).take([])
-    with pytest.raises(InputError, match="input 'data' has no rows: table left none") as error:
+    with pytest.raises(InputError, match="input 'data' has no rows: table is empty") as error:
         methods["deita"](data)
-    assert error.value.where == "select/deita"
+    assert error.value.where == "select/deita" and error.value.fix == "Give a table with rows"
 
 
 def test_own_embedders() -> None:

@@ -35,3 +35,15 @@ def test_more_than_there_is() -> None:
         drawn(ROWS, 41, "sample")
     with pytest.raises(InputError, match="no row is left"):
         drawn(ROWS, 40, "rest")
+
+
+def test_rows_of_one_prompt_are_drawn_together_or_not_at_all() -> None:
+    rows = [{"prompt": "p", "chosen": f"a{i}", "rejected": "b"} for i in range(3)]
+    with pytest.raises(InputError) as error:
+        drawn(rows, 1, "sample")
+    assert error.value.fix == "Rows of one prompt go together: set n to 3 or more"
+    assert len(drawn(rows, 3, "sample")) == 3
+    with pytest.raises(InputError, match="Set n below 3"):
+        drawn(rows, 3, "rest")
+    with pytest.raises(InputError, match="Set n to 3 or less"):
+        drawn(rows, 4, "rest")

@@ -14,7 +14,7 @@ import pytest
 
 from truing import __version__, cli
 from truing.catalogue import VERBS
-from truing.errors import InputError, Stopped
+from truing.errors import InputError, MissingExtra, Stopped
 from truing.method import methods
 
 Run = Callable[..., tuple[int, str, str]]
@@ -256,6 +256,19 @@ def test_the_place_of_the_result_is_checked_before_the_step_runs(
         assert run(*words, "../new/saved")[0] == 0
     assert [p.name for p in (tmp_path / "new" / "saved").iterdir()] == ["principles.json"]
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+def test_what_serve_can_do_is_told_without_its_packages(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise MissingExtra("uvicorn", "serve")
+
+    monkeypatch.setattr("truing.command.run_method", missing)
+    for words in (("serve",), ("serve", "--help")):
+        code, out, _ = run(*words)
+        assert code == 0 and "\n  openai " in out and "pip install 'truing[serve]'" in out
+    assert run("serve", "openai", "--help")[0] == 2
 
 
 def test_settings_that_are_not_numbers(run: Run, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from truing.contenders import (
     members,
     parts,
     reasons,
+    taken,
 )
 from truing.core.reference import Reference
 from truing.core.stats import mean_interval
@@ -128,6 +129,20 @@ def test_what_else_a_comparison_cannot_give(pairs: Path) -> None:
         lack(contender("dpo@beta=-1", "train"), table)  # wrong on any rows
     with pytest.raises(InputError, match="named twice"):
         contenders_of(["preference", "dpo"], "train")
+
+
+def test_inputs_that_a_comparison_cannot_give_are_not_asked_for(pairs: Path) -> None:
+    table = Table.read(pairs)
+
+    def remedy(*names: str) -> str:
+        found = [replace(contender(name, "train"), grouped=True) for name in names]
+        with pytest.raises(InputError, match="none of these methods") as error:
+            taken(found, table)
+        return error.value.fix
+
+    assert remedy("gkd") == "Name others; in a recipe a step is given any input"
+    assert remedy("grpo") == "Name others, or give the settings that are missing by --set"
+    assert remedy("step_value") == "Name others"
 
 
 def test_left_out_methods_are_told(

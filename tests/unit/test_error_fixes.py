@@ -1,15 +1,14 @@
 """Errors name a remedy: the commonest ones at the command line, and how many in the code do not.
 
-`ALLOWED` is what is left, by file: some messages say all that there is to do. It may only fall.
+`ALLOWED` is what is left: some messages say all that there is to do. It may only fall.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import os
 import re
-import textwrap
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,43 +16,10 @@ import pytest
 
 import truing
 from truing.cli import main
-from truing.errors import InputError, beside, no_file, yaml_fix
+from truing.errors import InputError, beside, no_file, stems, yaml_fix
 
 ROOT = Path(truing.__file__).parent
-ALLOWED = """
-attack/lora_undo.py 1; catalogue.py 1; claims.py 3; compare.py 1; components.py 2; contenders.py 1;
-core/advantages.py 1; core/agreement.py 1; core/bounds.py 1; core/columns.py 2; core/convert.py 1;
-core/drawing.py 1; core/engine.py 1; core/generate.py 2; core/held_out_rows.py 1; core/judge.py 1;
-core/limits.py 7; core/lora.py 1; core/mix.py 2; core/objective.py 2; core/online.py 1;
-core/online_prompts.py 1; core/online_reward.py 3; core/opening.py 2; core/panel.py 1;
-core/patches.py 3; core/pieces.py 1; core/plain_task.py 1; core/preflight.py 4; core/referee.py 2;
-core/replay.py 1; core/rewards.py 2; core/rollout.py 2; core/row_kinds.py 2; core/sampling.py 5;
-core/sandbox.py 4; core/scores.py 1; core/shared.py 1; core/sight.py 1; core/stats.py 6;
-core/steps.py 1; core/stream.py 1; core/teacher.py 2; core/train_text.py 1; core/training.py 1;
-core/training_rows.py 2; core/trajectories.py 1; core/tree.py 4; core/trunk.py 1;
-core/vocab_heads.py 2; core/weights.py 2; decode/prm_guided.py 2; evaluate/ability.py 3;
-evaluate/alignment_gain.py 2; evaluate/before_after.py 1; evaluate/cost_to_undo.py 3;
-evaluate/discrimination.py 2; evaluate/divergence.py 2; evaluate/easy_to_hard.py 1;
-evaluate/frontier.py 2; evaluate/honesty.py 1; evaluate/implicit_preference.py 1;
-evaluate/panel.py 1; evaluate/performance_gap.py 2; evaluate/poisoned_context.py 3;
-evaluate/preference.py 1; evaluate/refusal_rate.py 1; evaluate/router_report.py 3;
-evaluate/survival_prediction.py 1; evaluate/text_overlap.py 1; evaluate/toxicity_gap.py 1;
-fields/agent/conversation.py 2; fields/agent/running_sum.py 2; merge/linear.py 2;
-merge/mixture_of_experts.py 2; merge/ties.py 1; messages.py 1; method.py 1; models.py 1; plan.py 6;
-principles.py 3; recipe.py 5; recover/weight_restore.py 2; select/checked.py 1; select/deita.py 2;
-select/magpie_filter.py 1; select/sample.py 1; select/scorers.py 1; serve/openai.py 3; sources.py 1;
-specify/checks.py 3; steer/blend_heads.py 1; steer/mean_difference.py 3; store.py 1;
-synthesize/answer_match.py 1; synthesize/graded_arithmetic.py 1; synthesize/knowledge_probe.py 1;
-synthesize/principle_pairs.py 1; synthesize/salmon.py 2; synthesize/stand_in_policy.py 1;
-synthesize/step_labels.py 3; synthesize/unified_labels.py 2; synthesize/weak_labels.py 2;
-tablefiles.py 3; tables.py 2; train/distill/cyclealign.py 1; train/distill/gkd.py 2;
-train/distill/ranker.py 1; train/preference/dpo.py 2; train/preference/exo.py 1;
-train/preference/ld_dpo.py 1; train/reward/absolute_scores.py 1; train/reward/bradley_terry.py 2;
-train/reward/rules.py 3; train/reward/salmon.py 1; train/reward/survival_answer.py 1;
-train/rl/grpo_top_kl.py 1; train/rl/reinforce_plus_plus.py 1;
-train/supervised/balanced_experts.py 2; train/supervised/mixture_of_instructions.py 3;
-train/supervised/weak_to_strong.py 1
-"""
+ALLOWED = 213
 # Of truing.errors; MissingExtra says by itself what to install.
 ERRORS = {"InputError", "Damaged", "Unread", "OtherVersion"}
 
@@ -110,19 +76,10 @@ def test_errors_without_a_remedy_do_not_become_more() -> None:
         for path in sorted(ROOT.rglob("*.py"))
         if path.name != "errors.py" and (lines := without_fix(path.read_text(encoding="utf-8")))
     }
-    allowed = Counter({n: int(k) for n, k in re.findall(r"(\S+)\s+(\d+)", ALLOWED)})
-    total, limit = sum(map(len, found.values())), allowed.total()
-    new = [
-        f"src/truing/{name} lines {', '.join(map(str, lines))} ({allowed[name]} allowed)"
-        for name, lines in found.items()
-        if len(lines) > allowed[name]
-    ]
-    assert total <= limit, (
-        f"{total} errors without a `fix`, {limit} are allowed: give the new ones a remedy, in\n"
-        + "\n".join(new)
-    )
-    now = textwrap.fill("; ".join(f"{name} {len(lines)}" for name, lines in found.items()), 100)
-    assert total == limit, f"only {total} of {limit} are left: lower ALLOWED to\n{now}"
+    places = "\n".join(f"src/truing/{n} lines {', '.join(map(str, k))}" for n, k in found.items())
+    total = sum(map(len, found.values()))
+    assert total <= ALLOWED, f"give the new ones a remedy, a `fix`: they are among\n{places}"
+    assert total == ALLOWED, f"only {total} of {ALLOWED} are left: lower ALLOWED"
 
 
 Says = Callable[..., str]
@@ -161,9 +118,17 @@ def says(
         ("train dpo --model m --data pairs.json", "Did you mean 'pairs.jsonl'?"),
         ("train dpo --model m --data other.jsonl", "there are: pairs.jsonl"),
         ("train dpo --model m --data sub/pairs.jsonl", "There is no folder 'sub'"),
+        ("train dpo --model m --data pairs", "Did you mean 'pairs.jsonl'?"),
+        ("train dpo --model m --data pairs.jsonl --max-tokens 9", "Did you mean 'max_length'?"),
+        ("train dpo --model ./nots --data pairs.jsonl", "It is looked for in"),
+        (
+            'evaluate frontier --arms {"a":["x"],"b":["y"]}',
+            "Give --divergences NAME=SOURCE, once for each; a source is the folder of a report",
+        ),
         ("specify principles_file --path rule.yaml", "Did you mean 'rules.yaml'?"),
         ("specify principles_file --path other.yaml", "there are: rules.yaml"),
         ("run rules.yml", "Did you mean 'rules.yaml'?"),
+        ("run .", "this is a folder, and no recipe. In '.' there are: rules.yaml"),
         ("run elsewhere/recipe.yaml", "There is no folder 'elsewhere'"),
         ("specify principles_file --path rules.yaml --out notes", "Name a new folder"),
         ("why some-row --run runs", "`truing run` wrote below --runs"),
@@ -190,6 +155,26 @@ STEPS = "steps:\n  few: {do: select/sample, data: pairs.jsonl, n: 1}\n"
         ("steps:\n  a: {data: pairs.jsonl}\n", "Such as do: train/dpo"),
         ("steps:\n\ta: {do: train/dpo}\n", "Indent with spaces, not with tabs"),
         (STEPS + "  b: {do: select/sample, n: 1}\n", "Add data: few"),
+        (
+            "steps:\n  a: {do: select/sample, n: 1}\n  b: {do: select/sample, n: 1, data: a}\n",
+            "Add data: a file of rows",
+        ),
+        ("steps:\n  few: {do: select/sample, data: piars.jsonl}\n", "Did you mean 'pairs.jsonl'?"),
+        ("steps:\n  few: {do: select/sample, data: pairs}\n", "Did you mean 'pairs.jsonl'?"),
+        (STEPS + "  b: {do: select/sample, data: fww}\n", "Did you mean 'few'?"),
+        (
+            STEPS + "  b: {do: evaluate/adherence, principles: rulse.yaml}\n",
+            "Did you mean 'rules.yaml'?",
+        ),
+        (
+            STEPS + "  b: {do: evaluate/adherence, principles: few.yaml}\n",
+            "In '.' there are: r.yaml, rules.yaml",
+        ),
+        (STEPS + "  b: {do: evaluate/adherence, model: ./few}\n", "It is looked for in"),
+        (
+            STEPS + "  b: {do: evaluate/frontier}\n",
+            "{NAME: SOURCE, ...}; a source is the folder of",
+        ),
         ("steps:\n  b: {do: select/sample, n: 1}\n", "Add data: a file of rows"),
         (
             "data: {mine: pairs.jsonl}\n"
@@ -209,6 +194,7 @@ def test_an_override_without_its_step(says: Says) -> None:
     said = says("run r.yaml --set n=2", r_yaml=STEPS)
     assert "Write STEP.n=VALUE; the steps are few" in said
     assert "the seed must be a whole number" in says("run r.yaml --set seed=x")
+    assert says("run r.yaml --set n=2", r_yaml="name: x\n").endswith("; there is no step")
 
 
 @pytest.mark.parametrize(
@@ -231,6 +217,8 @@ def test_values_of_another_type(says: Says, row: dict[str, object], fix: str) ->
     ("text", "fix"),
     [
         ("prompt,chosen,rejected\na,b, c,d\n", "Put quotes around a field that holds a comma"),
+        ("prompt,completions,scores\na,b; c,1; 0\n", "Save the rows as .jsonl, where a list is"),
+        ('- {id: a, text: "x\\ty", check: [c}\n', "Close the bracket"),
         ("- {id: 3, text: a}\n", "Put quotes around it"),
         ("- {id: a, text: }\n", "Write its words behind 'text:'"),
         ("- a rule\n", "Write {id: a-name, text: The rule.}"),
@@ -278,6 +266,53 @@ def test_what_lies_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert beside(Path("zzz")) == f"It is looked for in {str(tmp_path)!r}"
     error = no_file("recipe", "recipe.yml", (".yaml", ".py"))
     assert str(error) == "recipe.yml: no such recipe. Did you mean 'recipe.yaml'?"
+
+
+def test_names_with_points_are_compared_but_for_their_ending(tmp_path: Path) -> None:
+    for name in ("data.v1.jsonl", "data.v2.jsonl", "v1.0-train.jsonl", "v1.2-dev.jsonl"):
+        (tmp_path / name).touch()
+    asked = {"data.v1.jsonl.gz": "data.v1.jsonl", "v1.0-tain.jsonl": "v1.0-train.jsonl"}
+    for name, meant in asked.items():
+        assert beside(tmp_path / name) == f"Did you mean {str(tmp_path / meant)!r}?"
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    rules = tmp_path / "rules"
+    rules.mkdir()
+    error = no_file("principles file", rules, (".yaml", ".json"))
+    assert (
+        str(error)
+        == f"{rules}: this is a folder, and no principles file. Name a file: .yaml, .json"
+    )
+    (rules / "a.yaml").touch()
+    (tmp_path / "other.yaml").touch()
+    assert no_file("recipe", rules, (".yaml",)).fix == f"In {str(rules)!r} there are: a.yaml"
+
+
+def test_of_a_huge_folder_a_part_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(9):
+        (tmp_path / f"name-{i}.jsonl").touch()
+    assert len(stems(tmp_path)) == 9
+    monkeypatch.setattr("truing.errors.MANY", 4)
+    assert len(stems(tmp_path)) == 4 and "Did you mean" in beside(tmp_path / "name.jsonl")
+
+
+def test_the_current_folder_may_be_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gone").mkdir()
+    os.chdir("gone")
+    (tmp_path / "gone").rmdir()
+    assert beside(Path("zzz")) == "It is looked for in '.'"
+    assert beside(Path("sub/zzz")) == "There is no folder 'sub', seen from '.'"
+
+
+def test_a_recipe_elsewhere_is_told_paths_from_its_own_folder(says: Says, tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "rows.jsonl").touch()
+    (tmp_path / "far" / "r.yaml").write_text("steps:\n  a: {do: select/sample, data: rosw.jsonl}\n")
+    assert says("run ../far/r.yaml").endswith("Did you mean 'rows.jsonl'?")
 
 
 def test_remedies_of_yaml_are_of_what_its_reader_says() -> None:

@@ -542,6 +542,10 @@ def test_missing_tokenizer_and_template(tmp_path: Path) -> None:
 def test_names_that_lead_nowhere(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         Model.open(tmp_path / "none")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mind.txt").touch()  # which is no folder
+    with pytest.raises(InputError, match=r"no such folder\. Did you mean '.*/mine'"):
+        Model.open(tmp_path / "mind")
     with pytest.raises(InputError, match="Did you mean 'smollm2-135m-instruct'"):
         Model.open("smolm2-135m-instruct")
     (tmp_path / "empty").mkdir()

@@ -25,7 +25,7 @@ from truing.core.own_folders import (
 from truing.core.panel import Panel, Rule
 from truing.core.template import named_thinking
 from truing.core.tokens import same_tokens as same_tokens
-from truing.errors import InputError, unknown
+from truing.errors import InputError, no_file, stems, unknown
 from truing.models import (
     SCHEMA_VERSION,
     Folder,
@@ -65,11 +65,11 @@ def open_model(source: str, *, anew: bool = False) -> Model:
         return Model(Folder(found, fetch.licence(name)), name=name)
     deep = source.partition("@")[0].count("/") > 1  # a revision may have slashes
     if folder.is_absolute() or source.startswith((".", "~")) or deep:
-        raise InputError("no such folder", where=source)
+        raise no_file("folder", folder, folders=True)
     if _HUB_NAME.match(source):
         path = fetch.from_hub(source)
         return Model(Folder(path, stated_licence(path)), name=source)
-    error = unknown("model", source, fetch.names(), where="model")
+    error = unknown("model", source, fetch.names(), where="model", near=stems(folders=True))
     error.fix = f"Give a folder, owner/name on the hub, or a name of `truing models`. {error.fix}"
     raise error
 

@@ -8,6 +8,7 @@ method is to be compared with; no paper.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 from truing.context import current
@@ -45,15 +46,19 @@ def sample(data: Table, *, n: int, part: Literal["sample", "rest"] = "sample") -
             "cannot draw so many rows",
             where="select/sample setting 'n'",
             seen=f"{n} of {len(data)}",
+            fix=f"Set n to {len(data)} or less",
         )
     wanted = part == "sample"
     chosen = drawn(data.rows, n, current().stream("sample"))
     places = [i for i, c in enumerate(chosen) if c == wanted]
     if not places:
+        least = min(Counter(map(row_name, data)).values())
         raise InputError(
             f"no row is left for the {part}",
             where="select/sample",
             seen=n,
-            fix=f"Set n below {len(data)}",
+            fix=f"Rows of one prompt go together: set n to {least} or more"
+            if wanted
+            else f"Set n below {len(data)}",
         )
     return data.take(places).with_lineage(filter=f"sample {part} {n}")
