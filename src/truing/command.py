@@ -240,7 +240,7 @@ def run_method(entry: Entry, arguments: list[str]) -> object:
     }
     checked = method.validate(settings, where=parser.prog)
     method.check(checked, {}, where=parser.prog)
-    check_given(method.declared, checked, given, lambda _: parser.prog)
+    check_given(checked, given, lambda _: parser.prog)
     # Named models are opened before any other: a wrong name is told before anything is fetched.
     settings = holding({n: checked[n] for n in settings}, where=parser.prog)
     place = _place(str(out), method) if out is not None else None

@@ -100,8 +100,8 @@ def method(
 def component(kind: str, *, name: str = "") -> Callable[[F], F]:
     """Register a function that steps refer to as `{use: name, **settings}`.
 
-    Kinds with the signature `(rows, *, settings) -> scores`, a finite number a row: check, reward,
-    scorer. Other kinds (decoder, judge, environment, embedder, ...) document theirs where they are
+    Kinds with the signature `(rows, *, settings) -> scores`: check, reward and scorer, a finite
+    number a row; of a reward also several, by name. Other kinds (decoder, judge, environment, embedder, ...) document theirs where they are
     called.
 
     Args (literals, since the catalogue is read without importing):

@@ -288,7 +288,7 @@ class Plan:
                 values[name] = self.path(str(value), typed=name in step.typed)
         full = method.validate(values, where=step.at(), at=step.at)
         method.check(full, {}, where=step.at(), at=step.at, stored=True)
-        check_given(method.declared, full, sources, step.at)
+        check_given(full, sources, step.at)
         seed = self.seed if step.seed is None else step.seed
         named = {
             one: self._source(step, Input(one.setting, one.noun), one.text, "setting")

@@ -453,7 +453,7 @@ def test_mistakes(dense: Model, sparse: Model) -> None:
         mixture_of_experts({"base": dense}, top_k=1)
     with pytest.raises(InputError, match="an expert for each model"):
         mixture_of_experts(dict.fromkeys("abc", dense), experts=2)
-    with pytest.raises(InputError, match="Llama-like"):
+    with pytest.raises(InputError, match="only models of type llama or mistral"):
         mixture_of_experts({"base": sparse})
     with pytest.raises(InputError, match="must name the model"):
         mixture_of_experts({"base": dense}, Table("prompt", [{"prompt": "x", "role": "y"}]))

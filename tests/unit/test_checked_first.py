@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from truing import pipeline, recipe
+from truing.catalogue import methods as method_entries
 from truing.cli import main
 from truing.core.objective import Loss, Measurements, Objective
-from truing.core.preflight import check_loss, check_rows, divisor
+from truing.core.preflight import check_given, check_loss, check_rows, divisor
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model
@@ -202,6 +203,18 @@ def test_what_held_out_rows_are_for_without_any(folder: Path, told: Told, given:
     for rows in ("pairs.jsonl", "held"):  # of a file, or of a step that has not run yet
         (folder / "r.yaml").write_text(f"{text}    held_out: {rows}\n")
         assert "held_out" in recipe.load(folder / "r.yaml").check()[-1].sources
+
+
+WATCHED = sorted(e.id for e in method_entries().values() if "held_out" in methods[e.id].inputs)
+
+
+@pytest.mark.parametrize("name", WATCHED)
+def test_so_does_every_method_that_takes_such_rows(name: str) -> None:
+    defaults = {n: s.default for n, s in methods[name].settings.items()}
+    check_given(defaults, {"data"}, lambda setting: setting)
+    with pytest.raises(InputError, match="setting 'keep_best' counts for nothing"):
+        check_given(defaults | {"keep_best": True}, {"data"}, lambda setting: setting)
+    check_given(defaults | {"keep_best": True}, {"data", "held_out"}, lambda setting: setting)
 
 
 def test_a_method_that_is_called_checks_the_same() -> None:

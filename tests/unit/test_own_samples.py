@@ -51,6 +51,7 @@ WORDS = "lime oak rain stone river cloud ash fern elm dust snow leaf".split()
 KINDS = {
     "d2o": Table("negative", [{"prompt": f"say {w}", "rejected": f"no {w}"} for w in WORDS]),
     "adpa": Table("example", [{"prompt": f"say {w}", "completion": w} for w in WORDS]),
+    "on_policy_kd": Table("prompt", [{"prompt": f"say {w}"} for w in WORDS]),
 }
 
 
@@ -142,6 +143,11 @@ def test_held_out_rows_are_told_to_be_known_whatever_was_drawn_to_them(
     held = Table("negative", [{"prompt": f"say {w}", "rejected": f"no {w}"} for w in some])
     trained("d2o", shallow_path, tmp_path, steps=1, held_out=held)
     assert "d2o held_out: warning: 1 of 2 rows are trained on, too" in capsys.readouterr().err
+    prompts = Table("prompt", [{"prompt": row["prompt"]} for row in held])
+    more = {"teacher": Model.open(shallow_path), "held_out": prompts}
+    trained("on_policy_kd", shallow_path, tmp_path / "kd", steps=1, **more)
+    said = capsys.readouterr().err
+    assert "on_policy_kd held_out: warning: 1 of 2 rows are trained on, too" in said
 
 
 def test_all_rows_are_answered_where_the_answers_decide_which_are_left(

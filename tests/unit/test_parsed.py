@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 
 import pytest
 
 from truing.core import code, parsed
+from truing.errors import InputError
 
 MODULE = "truing.train.preference.dpo"
 
@@ -30,6 +32,7 @@ def key(module: str = MODULE) -> str:
     """As a new process finds it."""
     code._known.clear()
     parsed._memory.cache_clear()
+    parsed._name.cache_clear()
     return code.code_key([module])
 
 
@@ -39,13 +42,23 @@ def test_a_second_process_parses_nothing(parses: list[int]) -> None:
     assert key() == first and parses[0] == count
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"by": "x"}', '{"by": 1, "texts": {"a": 1}}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "1"])
 def test_a_damaged_memory_is_made_again(parses: list[int], tmp_path: Path, text: str) -> None:
     first, count = key(), parses[0]
-    whole = (tmp_path / "code.json").read_text()
-    (tmp_path / "code.json").write_text(text)
+    whole = (tmp_path / parsed._name()).read_text()
+    (tmp_path / parsed._name()).write_text(text)
     assert key() == first and parses[0] == 2 * count
-    assert (tmp_path / "code.json").read_text() == whole
+    assert (tmp_path / parsed._name()).read_text() == whole
+
+
+@pytest.mark.parametrize("words", ["abc", [1, 2], [], {"a": 1}, None], ids=repr)
+def test_a_damaged_entry_is_made_again(parses: list[int], tmp_path: Path, words: object) -> None:
+    first, count = key(), parses[0]
+    path = tmp_path / parsed._name()
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps(whole | {next(iter(whole)): words}))
+    assert key() == first and parses[0] == count + 1
+    assert json.loads(path.read_text()) == whole
 
 
 def test_what_another_python_found_is_not_taken(
@@ -63,7 +76,7 @@ def test_it_is_no_larger_than_needed(
     monkeypatch.setattr(parsed, "MOST", 10)
     key("truing.merge.linear")
     key("truing.merge.slerp")
-    memory = parsed._Memory(tmp_path / "code.json")
+    memory = parsed._Memory(tmp_path / parsed._name())
     assert len(memory.found) < 200
     assert set(memory.found) == set(parsed.memory().used)
 
@@ -77,11 +90,29 @@ def test_a_place_that_cannot_be_written_costs_time_only(
     assert key() == expected
 
 
-def test_words_do_not_count_and_dots_are_followed() -> None:
-    one = b'"why"\nfrom ..a import b\nimport os\ndef f():\n    "words"\n    return 1\n'
-    two = b"from ..a import b  # what\nimport os\ndef f(): return 1\n"
-    memory = parsed._Memory(Path("/nowhere"))
-    found = [memory.code(text, "p.q.r", False) for text in (one, two, two.replace(b"1", b"2"))]
+def test_no_home_no_memory(parses: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Path:
+        raise InputError("there is no home folder")
+
+    expected = key()
+    monkeypatch.setattr(parsed, "home", none)
+    assert key() == expected
+
+
+def test_a_file_that_is_not_python_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text("def f():\n    return 1 +\n")
+    with pytest.raises(InputError, match=r"own\.py line 2: is not Python"):
+        parsed._Memory(None).code(path, "own")
+
+
+def test_words_do_not_count_and_dots_are_followed(tmp_path: Path) -> None:
+    one = '"why"\nfrom ..a import b\nimport os\ndef f():\n    "words"\n    return 1\n'
+    two = "from ..a import b  # what\nimport os\ndef f(): return 1\n"
+    memory, found = parsed._Memory(None), list[parsed.Code]()
+    for name, text in (("r", one), ("r", two), ("r", two.replace("1", "2")), ("__init__", one)):
+        (tmp_path / f"{name}.py").write_text(text)
+        found.append(memory.code(tmp_path / f"{name}.py", "p.q.r"))
     assert found[0][0] == found[1][0] != found[2][0]
     assert found[0][1] == found[1][1] == {"p.a", "p.a.b", "os"}
-    assert memory.code(one, "p.q.r", True)[1] == {"p.q.a", "p.q.a.b", "os"}
+    assert found[3][1] == {"p.q.a", "p.q.a.b", "os"}

@@ -75,7 +75,7 @@ def _parsed(module: str) -> Code | None:
     path = _source(module)
     if path is None:
         return None
-    return memory().code(path.read_bytes(), module, path.name == "__init__.py")
+    return memory().code(path, module)
 
 
 @functools.cache

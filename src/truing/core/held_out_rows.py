@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -72,9 +72,10 @@ class HeldOutRows:
     def among(self, units: Sequence[Unit]) -> int:
         """How many of them are among rows that are trained on."""
 
-        def given(unit: Unit) -> Node:
+        def given(unit: Unit) -> tuple[object, ...]:
             """Without answers of the model's own, which may be others or not yet drawn."""
-            return (replace(unit, answers=unit.answers[:1]) if self.hook.added else unit).tree()
+            own = len(unit.answers) - self.hook.added
+            return unit.prompt, unit.answers[:own], unit.dialogue
 
         known = {given(unit) for unit in units}
         return sum(given(unit) in known for unit in self.units)

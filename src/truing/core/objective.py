@@ -299,7 +299,7 @@ def objective(
         unit: what one value of the loss needs to see: "token", "pair", "group" or "batch"; the last
             is called once a step with all its units.
         rows: kind of the table that it trains on: "example", "pair", "unpaired", "group".
-        needs: "logp", "ref_logp", "entropy", "sum_p2", "mismatched_logp", ...
+        needs: "logp", "ref_logp", "entropy", "sum_p2", "mismatched", ...
         paper: slug of the paper, which is also that of its claim.
         field: of the models it trains.
         columns: numeric row columns that it reads, with the value that stands for a missing one.

@@ -19,8 +19,7 @@ A rollout is a `Measurements` of U groups with K answers of T tokens:
                     tokens alone, one turn after the other.
     r["old_entropy"]  in nats, of the distribution that each token was drawn from, where it is
                     needed, [U, K, T]
-    r["greedy"]     where the opponent is the policy's own greedy answer, the reward of that, [U];
-                    the answer itself is none of the K
+    r["greedy"]     of the policy's greedy answer, where that is the opponent: none of the K; [U]
 
 All of these are of the logits over the `temperature` that answers are drawn at (see `tempered`).
 The loss gets, besides the update's tensors, `logp` with gradients, `old_logp` and the same
@@ -221,10 +220,11 @@ def by_token(value_UKT: Tensor, m: Measurements, weight_UK: Tensor | None = None
 
 
 def by_length(
-    value_UKT: Tensor, m: Measurements, longest: float, kept_UK: Tensor | int = 1
+    value_UKT: Tensor, m: Measurements, longest: float, weight_UK: Tensor | None = None
 ) -> Loss:
     """Sum over tokens divided by a constant, mean over answers (Dr. GRPO's aggregation)."""
-    return Loss((value_UKT * m.mask_UKT).sum(-1) / longest, kept_UK * m.there_UK)
+    made_UK = (value_UKT * m.mask_UKT).sum(-1) / longest
+    return Loss(made_UK, m.there_UK if weight_UK is None else weight_UK * m.there_UK)
 
 
 def aggregated(
@@ -232,7 +232,7 @@ def aggregated(
 ) -> Loss:
     """By its name in TRL: "grpo", "bnpo" (`by_token`) or "luspo" (sums of answers)."""
     if kind == "luspo":
-        return by_length(value_UKT, m, 1.0, 1 if weight_UK is None else weight_UK)
+        return by_length(value_UKT, m, 1.0, weight_UK)
     return (by_token if kind == "bnpo" else by_answer)(value_UKT, m, weight_UK)
 
 

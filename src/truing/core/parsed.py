@@ -9,13 +9,13 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
-import hashlib
 import json
 import sys
 from pathlib import Path
 from typing import cast
 
 from truing.core.files import home, write_text
+from truing.errors import InputError
 from truing.tables import content_hash
 
 PYTHON = list(sys.version_info[:2])  # whose trees are dumped in their own ways
@@ -72,21 +72,24 @@ def imports_of(tree: ast.AST, module: str, is_package: bool) -> set[str]:
 class _Memory:
     """What was found of texts, by their hashes: read once, written when more was found."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path, self.used, self.new = path, dict[str, list[str]](), False
-        self.by = f"{PYTHON} {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}"
         self.found: dict[str, list[str]] = {}
         # Whatever is wrong with the file, what it held is found again.
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            told = json.loads(path.read_text(encoding="utf-8"))
-            if told["by"] == self.by:
-                self.found = {str(n): [str(w) for w in words] for n, words in told["texts"].items()}
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            told = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+            self.found = {name: words for name, words in told.items() if _whole(words)}
 
-    def code(self, text: bytes, module: str, is_package: bool) -> Code:
-        """(hash of the bare syntax tree, imported modules) of a module's text."""
+    def code(self, path: Path, module: str) -> Code:
+        """(hash of the bare syntax tree, imported modules) of a module's file.
+
+        Raises:
+            InputError: it is not Python.
+        """
+        text, is_package = path.read_bytes(), path.name == "__init__.py"
         name = content_hash([text.decode("utf-8", "surrogateescape"), module, is_package])
         if not (words := self.found.get(name)):
-            tree = bare(ast.parse(text))
+            tree = bare(_tree(text, path))
             words = [content_hash(ast.dump(tree)), *sorted(imports_of(tree, module, is_package))]
             self.found[name], self.new = words, True
         self.used[name] = words
@@ -94,19 +97,41 @@ class _Memory:
 
     def save(self) -> None:
         """Write what is new; a cache that cannot be written costs time only."""
-        if not self.new:
+        if not self.new or self.path is None:
             return
         self.new = False
         kept = self.found if len(self.found) <= MOST else self.used
         with contextlib.suppress(OSError):
-            write_text(self.path, json.dumps({"by": self.by, "texts": kept}))
+            write_text(self.path, json.dumps(kept))
+
+
+def _tree(text: bytes, path: Path) -> ast.Module:
+    try:
+        return ast.parse(text, str(path))
+    except SyntaxError as error:
+        where = f"{path} line {error.lineno}"
+        raise InputError(f"is not Python: {error.msg}", where=where, fix="Mend the file") from error
+
+
+def _whole(words: object) -> bool:
+    """True for what `_Memory.code` writes: a hash and names."""
+    return isinstance(words, list) and all(isinstance(w, str) for w in cast("list[object]", words))
 
 
 @functools.cache
-def _memory(path: Path) -> _Memory:
+def _memory(path: Path | None) -> _Memory:
     return _Memory(path)
 
 
+@functools.cache
+def _name() -> str:
+    """Of the file: another Python, or another way to look at a text, finds something else."""
+    return f"code-{content_hash([PYTHON, Path(__file__).read_text(encoding='utf-8')], 4)}.json"
+
+
 def memory() -> _Memory:
-    """Of the user's cache as it is set now."""
-    return _memory(home() / "code.json")
+    """Of the user's cache as it is set now; of this process alone where there is none."""
+    try:
+        return _memory(home() / _name())
+    except InputError:
+        return _memory(None)

@@ -62,20 +62,17 @@ def check_objective(spec: Objective, settings: Settings, tables: Tables) -> None
         check_heads(spec, settings, tables[name], where, every=name == "data")
 
 
-def check_given(
-    declared: object, settings: Settings, given: Collection[str], at: Callable[[str], str]
-) -> None:
+def check_given(settings: Settings, given: Collection[str], at: Callable[[str], str]) -> None:
     """Raise an InputError for a setting that means nothing without an input that is not given.
 
     Args:
-        declared: the method's function.
-        settings: all of them.
+        settings: all of a method's.
         given: names of the inputs that are, whether they are at hand or a step makes them.
         at: where a setting stands.
     """
-    from truing.core.held_out import INPUT
+    from truing.core.held_out import INPUT, Watch
 
-    watched = hasattr(declared, "__objective__") or hasattr(declared, "__online__")
+    watched = {f.name for f in fields(Watch)} <= set(settings)
     if watched and INPUT not in given:
         watch_of(settings).check_unused(at)
 

@@ -154,7 +154,7 @@ def dr_grpo(
         per_UKT = clipped(m, clip_low, clip_high)
         if beta:
             per_UKT = per_UKT + beta * kl_loss(m)
-        made = by_length(per_UKT, m, max_tokens, m["finished"] if drop_unfinished else 1)
+        made = by_length(per_UKT, m, max_tokens, ended(m, drop_unfinished))
         return watched(made, clip_fraction=clip_fraction(m, clip_low, clip_high))
 
     advantage_UK = group_advantage(r["reward"], r.there_UK, "none")
