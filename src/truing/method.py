@@ -101,8 +101,8 @@ def component(kind: str, *, name: str = "") -> Callable[[F], F]:
     """Register a function that steps refer to as `{use: name, **settings}`.
 
     Kinds with the signature `(rows, *, settings) -> scores`: check, reward and scorer, a finite
-    number a row; of a reward also several, by name. Other kinds (decoder, judge, environment, embedder, ...) document theirs where they are
-    called.
+    number a row; of a reward also several, by name. Other kinds (decoder, judge, environment,
+    embedder, ...) document theirs where they are called.
 
     Args (literals, since the catalogue is read without importing):
         kind: such as "reward".
