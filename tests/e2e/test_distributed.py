@@ -124,7 +124,7 @@ def test_losses_norms_and_weights_are_those_of_one_process(
         norms = [
             [r["grad_norm"] for r in rows if "grad_norm" in r] for rows in (updates, theirs[name])
         ]
-        assert norms[1][0] == pytest.approx(norms[0][0], rel=1e-4 * rounded)
+        assert norms[1][0] == pytest.approx(norms[0][0], rel=1e-4 * rounded, abs=1e-7)
         model = cast(Model, alone.results[name])
         before = cast(Model, alone.results["experts"]) if name == "routed" else base
         assert drift(model, cast(Model, made[name]), before) < 1e-2 * rounded, name

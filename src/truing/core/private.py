@@ -73,7 +73,8 @@ def shown(text: str) -> str:
 def shown_value(value: object) -> object:
     """A value of a user's as an error may show it, of its own type; see `shown`."""
     if isinstance(value, str):
-        return shown(value)
+        text = shown(value)
+        return value if text == value else text  # of its own type, which may show itself otherwise
     if isinstance(value, dict):
         named = cast("dict[object, object]", value)
         return {
