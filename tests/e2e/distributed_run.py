@@ -65,7 +65,7 @@ steps:
   experts: {do: merge/mixture_of_experts, models: {one: base}}
   routed: {do: train/balanced_experts, model: experts, data: examples.jsonl, rank: 0, steps: 3,
     batch: 4, lr: 1.0e-3, budget: 100, bias_step: 0.01, dtype: float32}
-  own: {do: train/gkd_on_policy, model: base, teacher: base, data: examples.jsonl, rank: 4,
+  own: {do: train/gkd_on_policy, model: base, teacher: full, data: examples.jsonl, rank: 4,
     steps: 2, batch: 3, lr: 1.0e-3, max_tokens: 8, dtype: float32}
   anew: {do: train/d2o, model: base, data: pairs.jsonl, rank: 4, steps: 3, batch: 3, samples: 2,
     max_tokens: 6, refresh: 2, lr: 1.0e-3, dtype: float32}

@@ -119,12 +119,12 @@ def test_losses_norms_and_weights_are_those_of_one_process(
             assert set(a) == set(b), name
             if a["step"] <= 1:  # rewards are 0 but for rounding, whose signs it would count
                 a, b = ({n: r[n] for n in r if not n.endswith("accuracy")} for r in (a, b))
-            assert b == pytest.approx(a, rel=1e-3 * rounded, abs=3e-5), name
+            assert b == pytest.approx(a, rel=1e-3 * rounded, abs=1e-5), name
         # Held-out rows are measured before the first update, too.
         norms = [
             [r["grad_norm"] for r in rows if "grad_norm" in r] for rows in (updates, theirs[name])
         ]
-        assert norms[1][0] == pytest.approx(norms[0][0], rel=1e-4 * rounded, abs=1e-7)
+        assert norms[1][0] == pytest.approx(norms[0][0], rel=1e-4 * rounded)
         model = cast(Model, alone.results[name])
         before = cast(Model, alone.results["experts"]) if name == "routed" else base
         assert drift(model, cast(Model, made[name]), before) < 1e-2 * rounded, name
