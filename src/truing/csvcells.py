@@ -11,13 +11,13 @@ An empty cell is nothing; in a column of texts it is an empty text.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 from truing.errors import InputError
+from truing.jsontext import loads_or_text
 from truing.kinds import KINDS, TOOLS, Message, Row
 
 LICENCE = "lineage.licence"  # what a .csv file keeps of a row's lineage
@@ -95,16 +95,9 @@ def _values(name: str, texts: Sequence[str]) -> Sequence[object]:
     return [known.get(text, text) if text else None for text in texts] if known else texts
 
 
-def _json(text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
 def _messages(text: str) -> object:
     """Messages, where a text is nothing but these; else the text."""
-    found = _json(text) if text.startswith("[") else None
+    found = loads_or_text(text) if text.startswith("[") else None
     items = cast("list[object]", found) if isinstance(found, list) else []
     told = [cast(Message, m) for m in items if isinstance(m, Mapping) and "role" in m]
     whole = items and len(told) == len(items)
@@ -113,7 +106,7 @@ def _messages(text: str) -> object:
 
 def _lists(texts: set[str]) -> dict[str, object]:
     """The texts that are JSON lists; one that is none is named where its row is checked."""
-    found = {text: _json(text) for text in texts if text.startswith("[")}
+    found = {text: loads_or_text(text) for text in texts if text.startswith("[")}
     return {text: value for text, value in found.items() if isinstance(value, list)}
 
 

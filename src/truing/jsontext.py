@@ -57,8 +57,8 @@ def read_lines(text: str) -> list[object]:
 
 
 def loads_or_text(written: str) -> object:
-    """What was typed as a value: JSON where it can be read so, else the text itself."""
+    """What was written as a value: JSON where it can be read so, else the text itself."""
     try:
         return json.loads(written)
-    except ValueError:
+    except (ValueError, RecursionError):
         return written

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from truing.errors import InputError
+from truing.jsontext import loads_or_text
 from truing.messages import plain_messages
 
 Row = dict[str, object]
@@ -161,7 +162,7 @@ def tools_of(row: Mapping[str, object]) -> list[object]:
     """
     given = row.get(TOOLS)
     if isinstance(given, str) and given.strip():
-        found = _listed(given)
+        found = loads_or_text(given)
     else:
         found = cast("object", given or [])
     if not isinstance(found, list) or not all(
@@ -173,13 +174,6 @@ def tools_of(row: Mapping[str, object]) -> list[object]:
             fix="Rename the column if it means something else",
         )
     return [_given(tool) for tool in cast("list[object]", found)]
-
-
-def _listed(text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _given(value: object) -> object:
@@ -209,7 +203,7 @@ def split_tools(
     tools: list[object] = []
     rest: list[Mapping[str, object]] = []
     for message in messages:
-        held = _listed(str(message.get("content"))) if message.get("role") == TOOLS else None
+        held = loads_or_text(str(message.get("content"))) if message.get("role") == TOOLS else None
         if isinstance(held, list):
             tools += cast("list[object]", held)
         else:

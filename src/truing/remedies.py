@@ -66,6 +66,11 @@ def makers(plan: Plan, noun: str, but: Step) -> list[str]:
     return named
 
 
+def _fitting(plan: Plan, noun: str, but: Step) -> str:
+    """The names of `makers`, or what else names that noun."""
+    return " or ".join(makers(plan, noun, but)) or sources(noun)
+
+
 def _waiting(plan: Plan, name: str) -> set[str]:
     """A step and all those that wait for it: that their texts name one of them is enough."""
     named = {other: set(_texts(step.given)) for other, step in plan.steps.items()}
@@ -89,19 +94,17 @@ def _texts(value: object) -> Iterator[str]:
 
 def missing(plan: Plan, step: Step, wanted: Input, method: str) -> InputError:
     """The error for an input that a step is not given, with the names that fit it."""
-    fits = " or ".join(makers(plan, wanted.noun, step)) or sources(wanted.noun)
     several = "{NAME: SOURCE, ...}; a source is " if wanted.many else ""
     return InputError(
         f"input {wanted.name!r} ({wanted.noun}) of {method} is missing",
         where=step.at(),
-        fix=f"Add {wanted.name}: {several}{fits}",
+        fix=f"Add {wanted.name}: {several}{_fitting(plan, wanted.noun, step)}",
     )
 
 
 def unnamed(plan: Plan, step: Step, wanted: Input, given: object) -> InputError:
     """The error for what is given for an input and is no name, such as a number or a list."""
-    fits = " or ".join(makers(plan, wanted.noun, step))
-    fix = f"Give {fits or sources(wanted.noun)}"
+    fix = f"Give {_fitting(plan, wanted.noun, step)}"
     if isinstance(given, Mapping) and "Model" in wanted.noun.split("|"):
         fix = (
             "Write it below models: with a name, or with plan.model(NAME, {...}), and give that "
@@ -155,10 +158,9 @@ def misfit(plan: Plan, step: Step, sort: str, name: str, noun: str, given: Check
         sort: "input" or "setting", and its `name`.
         given: the step that is named there.
     """
-    fits = " or ".join(makers(plan, noun, step))
     return InputError(
         f"{sort} {name!r} takes a {noun}, and step {given.name!r} ({given.method.id}) makes a "
         f"{given.method.returns}",
         where=step.at(name),
-        fix=f"Give {fits or sources(noun)}",
+        fix=f"Give {_fitting(plan, noun, step)}",
     )

@@ -37,12 +37,12 @@ from truing.errors import InputError
 from truing.tables import Message, content_hash
 
 if TYPE_CHECKING:
+    from truing.core.text_task import Steps
     from truing.core.training_rows import Unit
     from truing.models import Loaded
 
 Answers = list[tuple[int, ...]]
 Asked = Sequence[tuple[Sequence[int], int]]  # (prompt ids, number of the draw)
-Steps = Sequence[Sequence[int]]  # numbers of the rows of each update
 LIMIT = 2**30  # bytes on disk, of all runs together
 SHOWN = 2  # rows whose tokens the mask receipt shows
 BLOCK = 64  # prompts whose answers are kept together: what a kill can cost

@@ -38,7 +38,7 @@ from truing.core.training_rows import Unit, mismatched
 from truing.core.tree import Node, Packed, pack, split
 from truing.core.vocab_heads import NAME, VocabHeads
 
-Steps = Sequence[Sequence[int]]
+Steps = Sequence[Sequence[int]]  # numbers of the rows of each update
 
 
 class TextTask:
