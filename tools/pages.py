@@ -21,6 +21,7 @@ from input_pages import inputs_table
 from module_pages import modules_page
 from pagetext import NOTE, escape, prose, table
 from python_pages import python_page
+from result_pages import readme_results
 
 from truing import catalogue, claims
 from truing.catalogue import VERBS
@@ -291,5 +292,6 @@ def generate(root: Path) -> dict[str, str]:
     for verb in VERBS:
         made |= {f"docs/methods/{m.id}.md": method_page(m) for m in of_verb(verb)}
     readme = (root / "README.md").read_text(encoding="utf-8")
+    readme = replace_block(readme, "result", readme_results(root))
     made["README.md"] = replace_block(readme, "methods", readme_methods())
     return made

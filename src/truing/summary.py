@@ -67,8 +67,9 @@ def _measures(report: Report) -> str:
     return f"{report.title}\n" + rows_text([head, *rows])
 
 
-def _before_after(report: Report) -> str:
-    rows: list[tuple[str, ...]] = [("", "before [95 %]", "after [95 %]", "difference [95 %]")]
+def compared(report: Report) -> list[tuple[str, str, str, str]]:
+    """(what, before, after, difference) of a report of before and after, each with its interval."""
+    rows: list[tuple[str, str, str, str]] = []
     found = {(m.name, m.category): m for m in report.measures}
     for (name, category), before in found.items():
         if not name.endswith(" before"):
@@ -80,8 +81,13 @@ def _before_after(report: Report) -> str:
         short = "violations" if stem == "violation rate" else stem
         difference = found.get((f"{short} difference", category))
         label = f"{short}, {category}" if category else short
-        unit = "" if before.unit in ("share", "") else f" ({before.unit})"
+        unit = "" if before.unit in ("share", "", stem) else f" ({before.unit})"
         shown = _value(difference) if difference else ""
         rows.append((label + unit, _value(before), _value(after), shown))
+    return rows
+
+
+def _before_after(report: Report) -> str:
+    rows = [("", "before [95 %]", "after [95 %]", "difference [95 %]"), *compared(report)]
     n = report.measures[0].n if report.measures else 0
     return rows_text(rows) + f"\n{n} prompt{'' if n == 1 else 's'}"

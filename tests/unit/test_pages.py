@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import pages  # noqa: E402
+import result_pages  # noqa: E402
 
 REWARDED = [
     m for m in methods if "rewards" in methods[m].settings and methods[m].entry.package == "truing"
@@ -241,3 +242,13 @@ def test_every_input_is_described() -> None:
         f"{m.id} {i.name}" for m in methods.values() for i in m.inputs.values() if not holds(m, i)
     ]
     assert not blank
+
+
+def test_the_readme_shows_the_recorded_run() -> None:
+    kept = json.loads((ROOT / "docs" / "quickstart.json").read_text(encoding="utf-8"))
+    block = result_pages.readme_results(ROOT)
+    assert block in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"| {kept['violations_before']:.3f} [" in block
+    assert f"[{kept['difference_interval'][0]:.3f}, {kept['difference_interval'][1]:.3f}] |" in block
+    rules = [line for line in block.split("\n") if line.startswith("| violations: ")]
+    assert len(rules) == len(kept["texts"]) == 4
