@@ -19,7 +19,24 @@ P = ParamSpec("P")
 
 MOVES = 0.2  # seconds between two states of a terminal's line
 BAR = 24
+ENOUGH = (0.1, 100)  # share or number of a count from which on the rest is foretold
 KEEP_EVERY = 5.0  # seconds of a step that a kill may leave uncounted
+
+
+class _Count:
+    """How far one count is, and how fast since it was first told of."""
+
+    def __init__(self, done: int) -> None:
+        self.first = self.done = done
+        self.began = time.monotonic()
+
+    def left(self, total: int) -> str:
+        """How long the rest will take, once that can be told: answers end late and together."""
+        done, spent = self.done - self.first, time.monotonic() - self.began
+        enough = self.done >= ENOUGH[1] or self.done >= ENOUGH[0] * total
+        if not enough or done < 1 or self.done >= total or spent <= 2:
+            return ""
+        return f", about {spent / done * (total - self.done):.0f} s left"
 
 
 class Progress:
@@ -32,32 +49,31 @@ class Progress:
     def __init__(self, head: str = "") -> None:
         self.head, self.name = head, ""
         self.live = sys.stderr.isatty()
-        self._began = self._said = 0.0
-        self._last = 0
+        self._said = 0.0
+        self._counts: dict[str, _Count] = {}  # by label
         self._open = False
 
     def start(self, name: str, method: str) -> None:
         """A step begins."""
         self.name = name
-        self._began = self._said = time.monotonic()
-        self._last = 0
+        self._said = time.monotonic()
+        self._counts = {}
         self._line(f"{self.head}{name} ({method})")
 
     def tell(self, done: int, total: int, label: str) -> None:
         """Called for every row or update; says something now and then."""
+        # Answers are counted within updates: each count has a clock of its own.
+        count = self._counts.get(label)
+        if count is None or done < count.done:
+            count = self._counts[label] = _Count(done)
+        count.done = done
         now = time.monotonic()
-        if done < self._last:  # another count begins, and with it another clock
-            self._began = now
-        self._last = done
         if now - self._said < (MOVES if self.live else EVERY):
             return
         self._said = now
-        spent = now - self._began
-        share = done / total if total else 0.0
-        left = f", about {spent / share - spent:.0f} s left" if 0 < share < 1 and spent > 2 else ""
-        text = f"{label or self.name}: {done}/{total}{left}"
+        text = f"{label or self.name}: {done}/{total}{count.left(total)}"
         if self.live:
-            filled = round(BAR * min(share, 1.0))
+            filled = round(BAR * min(done / total, 1.0)) if total else 0
             bar = "#" * filled + "." * (BAR - filled)
             self._say(f"\r\033[K{self.head}{self.name} [{bar}] {text}", end="")
             self._open = True

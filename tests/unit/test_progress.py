@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import pytest
 
@@ -37,3 +38,29 @@ def test_a_reader_that_goes_away_does_not_end_the_work(monkeypatch: pytest.Monke
     progress._said = -1e9
     progress.tell(1, 10, "rows")
     progress.end("8 pair rows", True, 2.0)
+
+
+def test_counts_within_another_have_their_own_clocks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    progress = Progress()
+    progress.start("aligned", "train/grpo")
+    for step in range(1, 3):
+        for done in (1, 50, 64):
+            now += 20.0
+            progress.tell(done, 64, "answers")
+        progress.tell(step, 10, "training")  # not said: too soon after the answers
+        now += 20.0
+        progress.tell(step, 10, "training")
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "aligned: answers: 1/64",  # too few to tell by
+        "aligned: answers: 50/64, about 6 s left",
+        "aligned: answers: 64/64",
+        "aligned: training: 1/10",
+        "aligned: answers: 1/64",
+        "aligned: answers: 50/64, about 6 s left",
+        "aligned: answers: 64/64",
+        "aligned: training: 2/10, about 800 s left",
+    ]
