@@ -15,16 +15,18 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NotRequired, TypedDict, cast
+from typing import NotRequired, TypedDict, TypeVar, cast
 
 from truing.core.files import expanded
 from truing.core.licences import allows_commercial, sort_of
 from truing.errors import InputError
 
-TABLES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
+T = TypeVar("T")
+JSON = ".json"  # a list of rows mostly, but whoever made a set may keep anything in it
+TABLES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet", JSON)
 TEXTS = (".txt", ".txt.gz")
 # The repository's own sets and the kind of their rows: known by name without a checkout, too.
 OWN = {
@@ -67,6 +69,15 @@ class DataSet:
     origin: str
     files: list[File] = field(default_factory=list)
     source: str = ""
+
+
+def surest(names: Iterable[T], name: Callable[[T], str]) -> list[T]:
+    """Of files that can be tables those that are for certain; the .json ones where none is.
+
+    Beside other tables a .json file mostly tells of them, and is read where it is named.
+    """
+    found = list(names)
+    return [one for one in found if not name(one).endswith(JSON)] or found
 
 
 def repository() -> Path | None:

@@ -20,7 +20,7 @@ from truing.context import current
 from truing.core import files, private
 from truing.core.licences import forbids_commercial, short, strictest
 from truing.core.shapes import DEFAULT_PART, SHAPES, passages
-from truing.dataindex import OWN, TABLES, TEXTS, DataSet, File, sets
+from truing.dataindex import OWN, TABLES, TEXTS, DataSet, File, sets, surest
 from truing.errors import InputError, shorten, stems, unknown
 from truing.mirrored import MIRRORED
 from truing.tables import Row, Table, check_row, infer_kind
@@ -148,7 +148,7 @@ def _choose(entry: DataSet, part: str) -> File:
     parts = {f.part: f for f in entry.files}
     wanted = part or DEFAULT_PART.get(entry.name, "")
     if not wanted:
-        readable = [f for f in entry.files if f.readable]
+        readable = surest((f for f in entry.files if f.readable), lambda f: f.name)
         if len(readable) == 1:
             return readable[0]
         raise InputError(

@@ -68,12 +68,14 @@ def hub_fix(text: str) -> str:
 
 
 def raw_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """Rows of a .jsonl, .csv (or .gz) or Parquet file as they are: no kind, no id, no lineage.
+    """Rows of a .jsonl, .csv (or .gz), .json or Parquet file as they are: no kind, id or lineage.
 
-    Each comes with its number: the line where it begins; in Parquet rows are counted.
+    Each comes with its number: the line where it begins; in .json and Parquet rows are counted.
     """
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         yield from _json_lines(path)
+    elif path.name.endswith(".json"):
+        yield from _json_list(path)
     elif path.name.endswith((".csv", ".csv.gz")):
         yield from _csv(path, "record")
     else:
@@ -229,7 +231,10 @@ def _parquet(path: Path, kind: str, limit: int) -> Table:
     import pyarrow.parquet as pq
 
     try:
-        data = pq.read_table(path)
+        with pq.ParquetFile(path) as file:  # pq.read_table imports pandas where that is installed
+            data = file.read()
+        if len(set(data.column_names)) < data.num_columns:
+            raise pa.ArrowInvalid("two of its columns have one name")
     except (pa.ArrowInvalid, OSError) as error:
         fix = "Fetch or write it again; a file of lines is named .jsonl or .csv"
         raise InputError(

@@ -177,6 +177,40 @@ def test_unknown_columns_are_kept(mirror: Path) -> None:
     assert datasets.path("diary") == mirror / "diary"
 
 
+def test_a_list_of_rows_is_a_table_as_it_is_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": "Hi?", "completion": "Yes."}, {"prompt": "So?", "completion": "No."}]
+    held = {
+        "listed": {"all.json": json.dumps(rows)},
+        "mixed": {"a.jsonl": '{"prompt": "p"}\n', "about.json": json.dumps({"of": "a"})},
+        "two": {"x.json": json.dumps(rows), "y.json": json.dumps(rows[:1])},
+        "odd": {"odd.json": json.dumps([1])},
+    }
+    index: list[dict[str, object]] = []
+    for name, some in held.items():
+        (tmp_path / name).mkdir()
+        for file, text in some.items():
+            (tmp_path / name / file).write_text(text)
+        listed = [{"file": f} for f in some]
+        index.append({"name": name, "title": "t", "licence": "MIT", "files": listed})
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    monkeypatch.setenv("TRUING_DATA", str(tmp_path))
+    table = Table.read("listed")
+    assert table.kind == "example" and [r["completion"] for r in table] == ["Yes.", "No."]
+    assert table[1]["lineage"] == {"source": "listed/all row 2", "licence": "MIT"}
+    by_path = Table.read(tmp_path / "listed" / "all.json")
+    assert [r["id"] for r in by_path] == [r["id"] for r in table]
+    assert len(Table.read("two/y")) == 1 and Table.read("mixed/about")[0]["of"] == "a"
+    assert Table.read("mixed").kind == "prompt"  # what tells of a table is none beside it
+    with pytest.raises(InputError, match="several files"):
+        Table.read("two")
+    with pytest.raises(InputError, match=r"odd\.json row 1.*must be a JSON object"):
+        Table.read("odd")
+    kinds = {str(s["name"]): s["kind"] for s in datasets.catalogue()}
+    assert [kinds[n] for n in held] == ["example", "prompt", "record", "record"]
+
+
 def test_non_commercial_only_from_the_mirror(
     mirror: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -272,7 +306,7 @@ def address(tmp_path: Path) -> Iterator[tuple[str, str]]:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/rows.jsonl", digest
     server.shutdown()
     server.server_close()

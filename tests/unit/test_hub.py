@@ -113,7 +113,7 @@ def point(monkeypatch: pytest.MonkeyPatch, cache: Path, port: int) -> None:
 @contextlib.contextmanager
 def running(server: Hub) -> Iterator[Hub]:
     """A hub that answers inside the block."""
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield server
@@ -334,6 +334,19 @@ def test_which_table_is_asked_before_anything_is_downloaded(
 def _write(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).write_text(json.dumps({"prompt": name, "completion": "a"}) + "\n")
+
+
+def test_a_list_of_rows_is_a_table_where_it_is_named_or_alone(data_hub: Hub) -> None:
+    folder = data_hub.folder
+    (folder / "dataset_infos.json").write_text("{}")
+    (folder / "data" / "more.json").write_text(json.dumps([{"prompt": "m", "completion": "a"}]))
+    assert [r["prompt"] for r in Table.read(f"hub:{NAME}/more")] == ["m"]
+    assert [r["prompt"] for r in Table.read(f"hub:{NAME}/data/t*")] == [*["q30", "q31"], *TRAIN]
+    (folder / "data" / "test.json").write_text("[]")
+    assert [r["prompt"] for r in Table.read(f"hub:{NAME}/test")] == ["q30", "q31"]
+    for file in (folder / "data").glob("t*"):
+        file.unlink()
+    assert [r["prompt"] for r in Table.read(f"hub:{NAME}")] == ["m"]
 
 
 def test_files_without_a_shard_s_number_are_tables_of_their_own(data_hub: Hub) -> None:

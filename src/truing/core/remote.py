@@ -17,10 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from truing.core import files, hub
-from truing.dataindex import TABLES
+from truing.dataindex import TABLES, surest
 from truing.errors import InputError
 
 TIMEOUT = 60.0  # seconds without a byte
+# What the hub's own library puts beside the tables of a set.
+BESIDE = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "config.json")
 SHARD = re.compile(r"-\d{5}-of-(\d{5})(-[0-9a-f]+)?$")
 
 
@@ -135,7 +137,8 @@ def _listed(repository: str, revision: str | None) -> tuple[list[str], bool]:
             raise OSError(str(fault) or type(fault).__name__) from None
         here = Path(cached)
         names = [p.relative_to(here).as_posix() for p in here.rglob("*") if p.is_file()]
-    return sorted(n for n in names if n.endswith(TABLES)), fault is None
+    tables = [n for n in names if n.endswith(TABLES) and PurePosixPath(n).name not in BESIDE]
+    return sorted(tables), fault is None
 
 
 def _chosen(names: Sequence[str], wanted: str, repository: str) -> list[str]:
@@ -146,8 +149,8 @@ def _chosen(names: Sequence[str], wanted: str, repository: str) -> list[str]:
     if wanted in names:
         return [wanted]
     if wanted and (matching := fnmatch.filter(names, wanted)):
-        return matching
-    near = [s for s in splits if not wanted or wanted in _called(s)]
+        return surest(matching, str)
+    near = surest((s for s in splits if not wanted or wanted in _called(s)), str)
     if len(near) == 1:
         return _whole(splits[near[0]])
     seen = [f"{s} ({len(splits[s])} files)" if len(splits[s]) > 1 else s for s in near or splits]
