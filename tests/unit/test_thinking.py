@@ -23,6 +23,7 @@ from truing.core.tree import example_tree
 from truing.errors import InputError
 from truing.models import Model
 from truing.tables import Row, Table
+from truing.train.reward.process_reward import process_reward
 from truing.train.supervised.sft import sft
 
 SPLIT = (
@@ -189,6 +190,30 @@ def test_an_answer_without_a_thought_closes_the_one_that_was_opened() -> None:
             Reader(made(R1, True), objective_of(sft), 512).read(Table("", [row]))  # type: ignore[list-item]
 
 
+def test_steps_are_asked_for_thoughts_as_answers_are() -> None:
+    def steps(tokenizer: PreTrainedTokenizerFast, *texts: str, **more: object) -> str:
+        row: Row = {"prompt": "Why?", "steps": list(texts), "labels": [1.0] * len(texts), **more}
+        (unit,) = Reader(tokenizer, objective_of(process_reward), 512).read(Table("steps", [row]))
+        assert unit.dialogue is not None
+        return str(tokenizer.decode(list(unit.dialogue.ids)))
+
+    for template in (QWEN3, ALWAYS):
+        with pytest.raises(InputError, match=r"row 1: the answer brings a thought.*thinking=true"):
+            steps(made(template), "<think>\nr", "</think>\n\nSo.")
+    thinks = made(R1, True)
+    asked = str(thinks.decode(prompt_ids(thinks, ASKED)))
+    told = "r\n\n</think>\n\nSo.\n\n"
+    assert steps(thinks, "<think>\nr", "</think>\n\nSo.") == asked + told
+    assert steps(thinks, "r", "</think>\n\nSo.") == asked + told
+    with pytest.raises(InputError, match="row 1: the answer brings no thought"):
+        steps(thinks, "r", "So.")
+    assert steps(thinks, "r", "r", finished=False) == asked + "r\n\nr\n\n"
+    closed = "\n</think>\n\n"  # what the template writes of an empty thought
+    always = made(ALWAYS, True)
+    asked = str(always.decode(prompt_ids(always, ASKED)))
+    assert steps(always, "One.", "So.") == f"{asked}{closed}One.\n\nSo.\n\n"
+
+
 def test_an_answer_that_ended_in_its_thought_is_what_it_is() -> None:
     tokenizer = made(R1, True)
     row: Row = {"prompt": "Why?", "completion": "r r", "finished": False}
@@ -221,7 +246,9 @@ def test_a_template_that_closes_the_thought_before_each_answer() -> None:
 def test_several_templates_cannot_be_told(tiny_path: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_path, tmp_path / "qwen")
     (folder / "chat_template.jinja").unlink()
-    bare = Model.open(f"{folder}?thinking=true")
+    with pytest.raises(InputError, match=r"no chat template, so it cannot.*\?thinking=true"):
+        load_tokenizer(Model.open(f"{folder}?thinking=true"))
+    bare = Model.open(f"{folder}?thinking=false")  # which is so without a template
     bare.export(tmp_path / "bare")  # nothing to tell, and nothing made of it
     assert not (tmp_path / "bare" / "chat_template.jinja").exists()
     config = json.loads((folder / "tokenizer_config.json").read_text())

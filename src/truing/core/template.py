@@ -131,7 +131,8 @@ def named_thinking(source: str) -> tuple[str, bool | None]:
 def tell(tokenizer: PreTrainedTokenizerBase, thinking: bool | None) -> None:
     """Let a template begin with whether to think, which `apply_chat_template` takes by keyword.
 
-    Raises InputError for a tokenizer with several templates, of which any may be used.
+    Raises InputError for a tokenizer with several templates, of which any may be used, and for one
+    without any that is to think: nothing would come of it.
     """
     template = cast("str | Mapping[str, str] | None", tokenizer.chat_template)
     if isinstance(template, str):
@@ -142,6 +143,13 @@ def tell(tokenizer: PreTrainedTokenizerBase, thinking: bool | None) -> None:
             where=str(getattr(tokenizer, "name_or_path", "")),
             seen=list(template),
             fix="Name it without ?thinking=, or put the one to use into its chat_template.jinja",
+        )
+    elif not template and thinking:
+        raise InputError(
+            "the model has no chat template, so it cannot be told to think",
+            where=str(getattr(tokenizer, "name_or_path", "")),
+            fix="Name it without ?thinking=true, or put a template that reads enable_thinking into "
+            "its chat_template.jinja",
         )
 
 

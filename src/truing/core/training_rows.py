@@ -309,7 +309,11 @@ class Reader:
         steps = cast("list[str]", row["steps"])
         if not steps or not all(isinstance(s, str) and s.strip() for s in steps):
             return self._out("left_out_empty")
-        pieces = step_ids(self.tokenizer, steps, str(row.get("separator", STEP)))
+        separator = str(row.get("separator", STEP))
+        said, end = separator.join(steps), bool(row.get("finished", True))
+        # What ends a thought that the prompt has opened is no step of its own.
+        closes = given_answer(self.tokenizer, said, where, end=end).removesuffix(said)
+        pieces = step_ids(self.tokenizer, [closes + steps[0], *steps[1:]], separator)
         ids = [*self._prompt(prompt_of(row))]
         loss = [False] * len(ids)
         for piece in pieces:
