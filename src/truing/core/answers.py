@@ -39,6 +39,7 @@ class Answer:
         paid: at each token with loss, what an environment gave for the turn that ends there, and
             what rewards gave at this place; () for nothing.
         more: columns that its reward sees, in place of the row's.
+        limit: the setting that cut it off, where it is not finished.
     """
 
     ids: tuple[int, ...]
@@ -50,6 +51,7 @@ class Answer:
     turns: int = 1
     paid: tuple[float, ...] = ()
     more: Row = field(default_factory=dict)
+    limit: str = "max_tokens"
 
     @property
     def marks(self) -> tuple[bool, ...]:

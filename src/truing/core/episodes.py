@@ -138,7 +138,8 @@ class Line:
         self.rewards: list[float] = []
         self.prompt: Json = []  # what the last turn answered, as messages
         self.last: tuple[int, ...] = ()
-        self.text, self.over, self.finished = "", False, True
+        self.text, self.over = "", False
+        self.cut = ""  # the setting that cut it off first
         self.say(drawn)
 
     def say(self, drawn: Drawn) -> None:
@@ -148,25 +149,27 @@ class Line:
         self.loss += [True] * len(self.last)
         self.logprobs += logprobs
         self.paid += [0.0] * len(logprobs)
-        self.finished = self.finished and ended
+        if not ended:
+            self.cut = self.cut or "max_tokens"
 
-    def hear(self, reply: Mapping[str, Json]) -> None:
-        """Take what was replied to it."""
+    def hear(self, reply: Mapping[str, Json], *, last: bool) -> None:
+        """Take what was replied to it; `last` where no more turns were allowed."""
         self.rewards.append(cast(float, reply["reward"]))
         self.paid[-1] = self.rewards[-1]
         more = cast("list[int]", reply["ids"])
         self.over, self.prompt = not more, reply["prompt"]
-        self.finished = self.finished and (bool(more) or bool(reply["done"]))
+        if self.over and not reply["done"]:
+            self.cut = self.cut or ("turns" if last else "max_length")
         self.ids += more
         self.loss += [False] * len(more)
 
     def answer(self, weight: float) -> Answer:
         """The finished row; what was paid is weighed as the reward's term is."""
         return Answer(
-            tuple(self.ids), tuple(self.logprobs), self.text, self.finished,
+            tuple(self.ids), tuple(self.logprobs), self.text, not self.cut,
             loss=tuple(self.loss), turns=len(self.rewards),
             paid=tuple(weight * p for p in self.paid),
-            more={"prompt": self.prompt, GIVEN: self.rewards},
+            more={"prompt": self.prompt, GIVEN: self.rewards}, limit=self.cut,
         )  # fmt: skip
 
 
@@ -240,7 +243,7 @@ class Stage:
             replies = self._replies(f"{name}/reply{turn}", own, states, live, turn)
             for i, reply in zip(live, replies, strict=True):
                 states[i] = reply["state"]
-                lines[i].hear(reply)
+                lines[i].hear(reply, last=turn == self.world.turns)
             live = [i for i in live if not lines[i].over]
             if not live:
                 break

@@ -6,6 +6,7 @@ Shapes: U groups, K answers of a group, T tokens of an answer.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -175,7 +176,10 @@ class Rollout:
 
     def _cut_off(self) -> str:
         count = self.update.metrics[DROPPED].numel()
+        answers = (a for group in self.groups for a in group.answers)
+        limits = Counter(a.limit for a in answers if not a.finished)
         return (
             f"all {count} answers of rollout {self.number + 1} were cut off and drop_unfinished "
-            "leaves such out: nothing is learnt from it; raise max_tokens"
+            "leaves such out: nothing is learnt from it; raise "
+            + " and ".join(name for name, _ in limits.most_common())
         )
