@@ -54,6 +54,7 @@ BASE_FILES = (
     "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
 ALL = frozenset({"generate", "logprob", "hidden", "weights"})
+LOCAL = "Give a model of this machine"  # where a served one cannot do what is asked
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ class Model:
         """
         if self.is_served and not isinstance(change, (Prefix, Rewriter, Decoder)):
             said = f"a served model cannot take a change of kind {change.kind!r}"
-            raise InputError(said, where=self.name, fix="Give a model of this machine")
+            raise InputError(said, where=self.name, fix=LOCAL)
         licences = (*self.licences, licence) if licence else self.licences
         return replace(self, changes=in_order([*self.changes, change]), licences=licences)
 

@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from truing.context import current
 from truing.core import files
 from truing.core.chat import Prompt, messages_of
 from truing.core.drawing import Completion
@@ -32,9 +31,10 @@ from truing.core.endpoint import Endpoint, together
 from truing.core.limits import Limits, Meter, limited, meter, warn_of_cut
 from truing.core.reply_text import CALLS, answer_of, warn_of_filtered
 from truing.core.sampling import SamplingSettings, first_draws
+from truing.core.spending import book_of
 from truing.errors import InputError, Stopped, TruingError
 from truing.kinds import split_tools
-from truing.models import Model, Served
+from truing.models import LOCAL, Model, Served
 from truing.surrogates import mended
 from truing.tables import content_hash
 
@@ -230,8 +230,8 @@ def _settings(s: SamplingSettings, where: str) -> Reply:
     plain = SamplingSettings()
     for name in ("banned", "first_temperature"):
         if getattr(s, name) != getattr(plain, name):
-            said, fix = f"a served model takes no setting {name!r}", "Give a model of this machine"
-            raise InputError(said, where=where, seen=getattr(s, name), fix=fix)
+            said = f"a served model takes no setting {name!r}"
+            raise InputError(said, where=where, seen=getattr(s, name), fix=LOCAL)
     made: Reply = {"max_tokens": s.max_tokens, "logprobs": True}
     if s.stop:
         made["stop"] = list(s.stop)
@@ -264,76 +264,71 @@ def _fetch(
     take: Callable[[_Request, Reply], None],
 ) -> None:
     """Give `take` each request's reply, from the disk or from the server."""
-    replies = Replies()
+    replies, asked = Replies(), list(requests)
     missing: list[_Request] = []
-    asked = list(requests)
     for request in asked:
         kept = replies.get(request.key)
         if kept is None:
             missing.append(request)
         else:
             take(request, kept)
+    book = book_of(served.url, served.model)
     if not missing:
         return
     files.make_room_once(replies.folder, LIMIT)
-    spent = meter(served.url, served.model)
+    came: list[_Request] = []
 
-    failed: list[TruingError] = []
-    came = 0
-    used: list[Endpoint] = []
+    def arrived(request: _Request, reply: Reply) -> None:
+        replies.put(request.key, reply)
+        came.append(request)
+        take(request, reply)
 
-    async def work() -> None:
-        todo = iter(missing)
-        async with Endpoint(served.url, spent) as endpoint:
-            used.append(endpoint)
-
-            async def worker() -> None:
-                nonlocal came
-                for request in todo:
-                    try:
-                        reply = read(await endpoint.ask(path, request.body), endpoint)
-                        replies.put(request.key, reply)
-                    except TruingError as error:
-                        # Replies under way are paid for: they are waited for and kept.
-                        failed.append(error)
-                        endpoint.closing.set()
-                    else:
-                        came += 1
-                        take(request, reply)
-                    if endpoint.closing.is_set():
-                        return
-
-            count = min(spent.limits.concurrency, len(missing))
-            tasks = [asyncio.create_task(worker()) for _ in range(count)]
-            try:
-                await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+    async def work() -> list[TruingError]:
+        async with Endpoint(served.url, meter(served.url, served.model), book.add) as endpoint:
+            return await _ask_all(endpoint, path, missing, read, arrived)
 
     try:
-        together(work)
+        failed = together(work)
     finally:
-        for one in used:
-            _note_cost(one, served.model)
+        book.tell()
     if failed:
         if isinstance(failed[0], Stopped):
-            left = len(missing) - came
+            left = len(missing) - len(came)
             failed[0].message += f"; {left} of {len(asked)} replies are still to come"
         raise failed[0]
 
 
-def _note_cost(endpoint: Endpoint, model: str) -> None:
-    """Record what was spent there, where the model's price is known."""
-    if endpoint.spent.cost:
-        current().metric(
-            endpoint=endpoint.shown,
-            endpoint_model=model,
-            endpoint_requests=endpoint.sent,
-            endpoint_tokens=endpoint.spent.tokens,
-            endpoint_cost=endpoint.spent.cost,
-        )
+async def _ask_all(
+    endpoint: Endpoint,
+    path: str,
+    requests: Sequence[_Request],
+    read: Read,
+    arrived: Callable[[_Request, Reply], None],
+) -> list[TruingError]:
+    """Send requests, several at a time; what has failed, after which none is begun any more."""
+    failed: list[TruingError] = []
+    todo = iter(requests)
+
+    async def worker() -> None:
+        for request in todo:
+            try:
+                arrived(request, read(await endpoint.ask(path, request.body), endpoint))
+            except TruingError as error:
+                # Replies under way are paid for: they are waited for and kept.
+                failed.append(error)
+                endpoint.closing.set()
+            if endpoint.closing.is_set():
+                return
+
+    count = min(endpoint.meter.limits.concurrency, len(requests))
+    tasks = [asyncio.create_task(worker()) for _ in range(count)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return failed
 
 
 def _choice(data: Reply, endpoint: Endpoint) -> Reply:

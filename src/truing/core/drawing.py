@@ -26,7 +26,7 @@ from truing.core.sampling import (
 from truing.core.waves import room
 from truing.errors import InputError
 from truing.method import get_component
-from truing.models import Loaded, Model, held
+from truing.models import LOCAL, Loaded, Model, held
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def base_of(model: Model, hook: LogitsHook | None) -> Local | Served:
         raise InputError(
             "a server does not let the chances of its next tokens be changed",
             where=model.name,
-            fix="Give a model of this machine",
+            fix=LOCAL,
         )
     return Served(model)
 

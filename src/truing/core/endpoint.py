@@ -106,17 +106,21 @@ class _Broken(Exception):
 
 
 class Endpoint:
-    """Asks one server; use as `async with`."""
+    """Asks one server; use as `async with`.
 
-    def __init__(self, url: str, meter: Meter) -> None:
+    Args:
+        meter: what is spent, and may be.
+        paid: called with what each request took, once that is known.
+    """
+
+    def __init__(self, url: str, meter: Meter, paid: Callable[[Amount], None]) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             shown = private.without_login(url)
             raise InputError("not an address", seen=shown, fix="Write http://host:port/v1#model")
         # What people read never shows a password that the address carries.
-        self.url, self.meter = private.keep_login(url.rstrip("/")), meter
+        self.url, self.meter, self.paid = private.keep_login(url.rstrip("/")), meter, paid
         self.shown = self.url
-        self.sent, self.spent = 0, Amount()  # by this one alone
         self._login = private.login(self.url)
         self._key = api_key(self.url)
         self.closing = asyncio.Event()  # set: what is under way ends, nothing is begun any more
@@ -193,9 +197,7 @@ class Endpoint:
                 return data
         finally:
             self.meter.settle(reserved, spent)
-            total = self.spent
-            self.sent += 1
-            self.spent = Amount(total.tokens + spent.tokens, total.cost + spent.cost)
+            self.paid(spent)
         raise self._refusal(status, headers, raw, data, body)
 
     async def _post(self, path: str, content: bytes) -> tuple[int, httpx.Headers, bytes]:

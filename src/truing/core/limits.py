@@ -283,6 +283,13 @@ class Meter:
         if self.above is not None:
             self.above.settle(reserved, spent)
 
+    def carry(self, requests: int, spent: Amount) -> None:
+        """Count what was spent before this process began, here alone."""
+        with self._lock:
+            self.requests += requests
+            self.tokens += spent.tokens
+            self.cost += spent.cost
+
     def _spent(self, name: str, where: str) -> Stopped:
         most = f"{getattr(self.limits, name):g}" if name == "cost" else getattr(self.limits, name)
         paid = f", a cost of {self.cost:.4g}" if self.cost else ""
