@@ -84,6 +84,25 @@ def test_ties_against_a_plain_loop() -> None:
     assert np.allclose(got.numpy().ravel(), expected, atol=1e-6)
 
 
+def test_experts_in_one_tensor_are_trimmed_as_one_and_kernels_are_not() -> None:
+    draw = np.random.default_rng(5)
+    base = draw.normal(size=(3, 16, 17)).astype(np.float32)
+    size = np.array([1.0, 3.0, 0.2])[:, None, None]  # the experts have changed unevenly
+    tau = (size * draw.normal(size=base.shape)).astype(np.float32)
+    expert = base + tau
+    tau = expert - base
+    keep = int(0.25 * tau.size)
+    cut = np.sort(np.abs(tau).ravel())[-keep]
+    expected = base + np.where(np.abs(tau) >= cut, tau, 0.0)
+    got = merge(torch.tensor(base), [torch.tensor(expert)], [1.0], 0.25, 1.0).numpy()
+    assert np.allclose(got, expected, atol=1e-6)
+    shares = (got != base).mean((1, 2))
+    assert shares[1] > 0.5 and shares[2] == 0.0  # one cut for all of them
+    for shape in ((8, 1, 4), (8, 16, 3)):  # kernels of convolutions over time get the mean
+        kernel = torch.zeros(shape)
+        assert torch.equal(merge(kernel, [kernel + 2.0], [1.0], 0.25, 1.0), kernel + 2.0)
+
+
 def test_limits() -> None:
     base = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
     up = [base + 1.0, base + 3.0]

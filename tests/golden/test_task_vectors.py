@@ -135,6 +135,24 @@ def test_whole_models(trio: list[Model], tmp_path: Path) -> None:
     assert torch.allclose(tensors_of(thin, NORM), norm[1] + norm[2] - norm[0], atol=1e-6)
 
 
+def test_experts_in_one_tensor_are_dropped_from_and_kernels_are_not(tmp_path: Path) -> None:
+    source = torch.Generator().manual_seed(6)
+    zero = {"e": torch.randn(4, 16, 17, generator=source), "k": torch.ones(8, 1, 4)}
+    folders: list[Model] = []
+    for name, shift in (("base", 0.0), ("expert", 0.5)):
+        folder = tiny_folder(tmp_path / name)
+        tensors = {n: t + shift for n, t in zero.items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        folders.append(Model.open(folder))
+    with use(Context(folder=tmp_path / "made")):
+        made = dare_linear(folders[0], {"a": folders[1]}, density=0.25)
+    moved = tensors_of(made, "e") - zero["e"].double()
+    left = moved.abs() > 1e-6
+    assert torch.allclose(moved[left], torch.tensor(2.0).double(), atol=1e-5)  # 0.5 / 0.25
+    assert float(left.double().mean()) == pytest.approx(0.25, abs=0.05)
+    assert torch.equal(tensors_of(made, "k"), torch.full((8, 1, 4), 1.5).double())
+
+
 def test_the_seed_decides_what_is_dropped(trio: list[Model], tmp_path: Path) -> None:
     keys: list[str] = []
     for seed in (0, 0, 1):

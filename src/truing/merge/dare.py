@@ -10,8 +10,9 @@ so that the expectation stays: tau'_i = m_i tau_i / k with m_i ~ Bernoulli(k). T
 Experts that were tuned from one base change many weights a little and few of them are needed; with
 fewer of each, they get less into one another's way. Language Models are Super Mario, arXiv
 2311.03099; signs as in TIES-Merging, arXiv 2306.01708 (merge/ties), without its trimming, which
-dropping takes the place of. Norms and biases, whatever is not a matrix, are kept whole. Draws come
-from the step's seed, one stream for each expert and tensor. Differences and sums are in float32.
+dropping takes the place of. Norms and biases, whatever is not a matrix, are kept whole; the
+matrices of a layer's experts that files keep in one tensor are not. Draws come from the step's
+seed, one stream for each model and tensor. Differences and sums are in float32.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor
 from truing.context import current
 from truing.core.merging import factors, merged, with_base
 from truing.merge.task_arithmetic import added
-from truing.merge.ties import elect
+from truing.merge.ties import elect, is_matrix
 from truing.method import method
 from truing.models import Model
 
@@ -66,7 +67,7 @@ def _dare(
     def combine(tensor: str, theta: Sequence[Tensor]) -> Tensor:
         origin, *experts = theta
         taus = [e.float() - origin.float() for e in experts]
-        if origin.dim() == 2:
+        if is_matrix(origin):
             for i, role in enumerate(models):
                 source = torch.Generator().manual_seed(context.stream(f"dare/{role}/{tensor}"))
                 taus[i] = dropped(taus[i], density, source)

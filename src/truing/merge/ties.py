@@ -9,7 +9,9 @@ and theta = theta_0 + lambda m. Norms and biases, whatever is not a matrix, get 
 mean of tau. TIES-Merging, arXiv 2306.01708 (k = 0.2, lambda = 1). Subtractions are in float32.
 
 Difference: the paper trims over the whole model, this as its libraries do tensor by tensor, so that
-no more than one tensor of each model is in memory.
+no more than one tensor of each model is in memory. Where files keep the matrices of a layer's
+experts in one tensor, that is trimmed as one, as mergekit does it; files that keep them one by one
+have each trimmed for itself.
 """
 
 from __future__ import annotations
@@ -25,6 +27,13 @@ from truing.errors import InputError
 from truing.merge.linear import shares
 from truing.method import method
 from truing.models import Model
+
+SHORT = 16  # a side of a convolution's kernel is shorter, those of experts' matrices are not
+
+
+def is_matrix(tensor: Tensor) -> bool:
+    """Whether a tensor is a matrix, or several in one: those of a layer's experts, [E, O, I]."""
+    return tensor.dim() == 2 or (tensor.dim() == 3 and min(tensor.shape[1:]) >= SHORT)
 
 
 def trim(tau: Tensor, density: float) -> Tensor:
@@ -67,7 +76,7 @@ def merge(
     if not base.is_floating_point():
         return base
     taus = [e.float() - base.float() for e in experts]
-    if base.dim() == 2:
+    if is_matrix(base):
         taus = [trim(tau, density) for tau in taus]
         mean = disjoint_mean(taus, weights, elect(taus, weights))
     else:
