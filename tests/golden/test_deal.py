@@ -19,6 +19,7 @@ from truing.core.chat import Prompt, prompt_ids
 from truing.core.drawing import Completion
 from truing.core.generate import SamplingSettings, generate
 from truing.core.search import Path, Scored, Writer, enough, fill, top
+from truing.core.shared import common_start
 from truing.decode import deal, deal_segments
 from truing.errors import InputError
 from truing.method import methods
@@ -282,3 +283,26 @@ def test_beginnings_are_read_once(
     for a, b in zip(kept, anew, strict=True):
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
     assert 0 < computed[0] < 0.5 * computed[1]
+
+
+def test_segments_go_on_from_what_was_read(shallow_path: File, tmp_path: File) -> None:
+    """Each prompt is read once, then the newest token of each beginning, over all segments."""
+    refs: dict[str, dict[str, object]] = {"letters": {"use": "share_of", "letters": "abcdefgh"}}
+    made = methods["deal_segments"](
+        Model.open(shallow_path), rewards=refs, proposals=3, keep_best=2, lookahead=2, iterations=3
+    )
+    assert isinstance(made, Model)
+    generate(made, PROMPTS[:1], max_tokens=1)  # whether the architecture fits is known by then
+    loaded, seen = made.load_module(), list[int]()
+
+    def count(_: object, __: object, named: dict[str, torch.Tensor]) -> None:
+        seen.append(named["input_ids"].numel())
+
+    handle = loaded.module.register_forward_pre_hook(count, with_kwargs=True)
+    with use(Context(folder=tmp_path)) as context:
+        generate(made, PROMPTS, max_tokens=6)
+    handle.remove()
+    heads = [prompt_ids(loaded.tokenizer, p) for p in PROMPTS]
+    prompts = sum(map(len, heads)) - (len(heads) - 1) * common_start(heads)
+    extended = cast(int, context.metrics[-1]["extended"])
+    assert extended > 3 * len(PROMPTS) and sum(seen) == prompts + extended - len(PROMPTS)

@@ -104,30 +104,30 @@ def draw(
     states = [State(p) for p in prompts]
     whole = lookahead >= sampling.max_tokens
     rounds = min(iterations, -(-sampling.max_tokens // lookahead))
-    for number in range(rounds):
-        live = [(s, k.path) for s in states for k in s.kept if not k.path.ended]
-        if not live:
-            break
-        tokens = min(lookahead, sampling.max_tokens - number * lookahead)
-        asked, paths = [s.prompt for s, _ in live], [p for _, p in live]
-        with remembering(base):
+    with remembering(base):
+        for number in range(rounds):
+            live = [(s, k.path) for s in states for k in s.kept if not k.path.ended]
+            if not live:
+                break
+            tokens = min(lookahead, sampling.max_tokens - number * lookahead)
+            asked, paths = [s.prompt for s, _ in live], [p for _, p in live]
             made = _proposals(writer, asked, paths, proposals, tokens, propose == "draw")
-        rows: list[Row] = [
-            {"prompt": s.prompt, "completion": writer.text(p.ids).strip(), "finished": p.ended}
-            for (s, _), items in zip(live, made, strict=True)
-            for p in items
-        ]
-        scores = iter(value(rows, whole=whole))
-        rivals = {id(s): [k for k in s.kept if k.path.ended] for s in states}
-        for (s, _), items in zip(live, made, strict=True):
-            rivals[id(s)] += [Scored(next(scores), p) for p in items]
-        for s in states:
-            s.kept = keep(rivals[id(s)], keep_best)
-            # The sort is stable: what was seen earlier stands before equal later ones. Without any
-            # reward rounds cannot be compared, and the answer is what is kept at the end.
-            seen = [*s.best, *rivals[id(s)]]
-            s.best = keep(seen, sampling.n) if value.names else s.kept
-        current().progress(number + 1, rounds, "segments")
+            rows: list[Row] = [
+                {"prompt": s.prompt, "completion": writer.text(p.ids).strip(), "finished": p.ended}
+                for (s, _), items in zip(live, made, strict=True)
+                for p in items
+            ]
+            scores = iter(value(rows, whole=whole))
+            rivals = {id(s): [k for k in s.kept if k.path.ended] for s in states}
+            for (s, _), items in zip(live, made, strict=True):
+                rivals[id(s)] += [Scored(next(scores), p) for p in items]
+            for s in states:
+                s.kept = keep(rivals[id(s)], keep_best)
+                # The sort is stable: what was seen earlier stands before equal later ones. Without
+                # any reward rounds cannot be compared, and the answer is what is kept at the end.
+                seen = [*s.best, *rivals[id(s)]]
+                s.best = keep(seen, sampling.n) if value.names else s.kept
+            current().progress(number + 1, rounds, "segments")
     current().metric(
         decoder="deal_segments",
         prompts=len(prompts),
