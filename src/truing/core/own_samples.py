@@ -170,20 +170,21 @@ class OwnSamples(Hook):
                 fix="Give rows with prompt and completion",
             )
 
+    @property
+    def until(self) -> int | None:
+        """Updates that see the answers drawn before training; None for all."""
+        return None
+
     def foresee(self, steps: Callable[[Sequence[Unit]], Steps]) -> None:
         """Draw answers to the rows of these steps alone."""
         self._steps = steps
 
-    def until_anew(self, steps: Steps) -> Steps:
-        """Those of a run's steps that see the answers drawn before it."""
-        return steps
-
-    def visited(self, units: Sequence[Unit]) -> list[int]:
-        """Numbers of the rows that answers are drawn to before training: used then, or shown."""
-        if self._steps is None:
-            return list(range(len(units)))
-        used = (row for rows in self.until_anew(self._steps(units)) for row in rows)
-        return sorted({*used, *range(min(SHOWN, len(units)))})
+    def _drawn_to(self, units: Sequence[Unit]) -> list[int]:
+        """Numbers of the rows that answers are drawn to before training: seen by it, or shown."""
+        every: Steps = [range(len(units))]
+        steps = self._steps(units) if self._steps is not None else every
+        seen = (row for rows in steps[: self.until] for row in rows)
+        return sorted({*seen, *range(min(SHOWN, len(units)))})
 
     def units(
         self, loaded: Loaded, units: Sequence[Unit], prompts: Mapping[str, Prompt], limit: int
@@ -194,7 +195,7 @@ class OwnSamples(Hook):
         """
         self._source, self._limit = (loaded, prompts), limit
         self.check_rows(units)
-        at = self.visited(units)
+        at = self._drawn_to(units)
         asked = [self.asked(loaded, units[i], prompts[units[i].id]) for i in at]
         how = self.sampling(loaded, current().stream("own"))
         found = kept(loaded, asked, how)
@@ -238,9 +239,8 @@ class FinishedSamples(OwnSamples):
     Which rows are left decides the order of all, so that every row's answers are drawn.
     """
 
-    def visited(self, units: Sequence[Unit]) -> list[int]:
-        """All rows."""
-        return list(range(len(units)))
+    def foresee(self, steps: Callable[[Sequence[Unit]], Steps]) -> None:
+        """Draw answers to all rows."""
 
     def units(
         self, loaded: Loaded, units: Sequence[Unit], prompts: Mapping[str, Prompt], limit: int
@@ -281,9 +281,10 @@ class RefreshedSamples(OwnSamples):
         self.fresh = self.refresh > 0
         self._rows: list[int] = []  # whose answers were drawn last
 
-    def until_anew(self, steps: Steps) -> Steps:
+    @property
+    def until(self) -> int | None:
         """Those before the first time that answers are drawn anew."""
-        return steps[: self.refresh] if self.refresh else steps
+        return self.refresh or None
 
     def before_step(self, task: Tuned, rows: Sequence[int], step: int) -> None:
         """Draw the answers of the rows to come until the next time, where that is due."""
@@ -361,9 +362,10 @@ class FreshSamples(OwnSamples):
 
     fresh = True
 
-    def visited(self, units: Sequence[Unit]) -> list[int]:
-        """The first rows, which the mask receipt shows: each step draws its own."""
-        return list(range(min(SHOWN, len(units))))
+    @property
+    def until(self) -> int | None:
+        """None of them: each step draws its own."""
+        return 0
 
     def before_step(self, task: Tuned, rows: Sequence[int], step: int) -> None:
         """Draw the answers of this step's rows."""
