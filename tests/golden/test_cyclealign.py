@@ -89,7 +89,8 @@ def test_what_the_judge_is_told_and_shown_and_the_answer_that_a_row_brings(
             texts = [["1234", "ab12"] for _ in prompts]
         return [[Completion(t, finish="stop") for t in some] for some in texts]
 
-    monkeypatch.setattr(importlib.import_module(cyclealign.__module__), "generate", generated)
+    for place in (cyclealign.__module__, Judge.__module__):
+        monkeypatch.setattr(importlib.import_module(place), "generate", generated)
     model = Model.open(tiny_path)
     data = Table("example", [{"prompt": "say oak", "completion": "oak tree"}])
     shots = Table("group", [{"prompt": "Which?", "completions": ["7", "x"], "scores": [0.0, 1.0]}])
@@ -224,13 +225,18 @@ def test_held_out_rankings_are_measured_in_each_cycle(shallow_path: Path, tmp_pa
     words = ("oak", "rain")  # whose rows bring an answer that ends
     data = Table("example", [{"prompt": f"say {w}", "completion": w} for w in words])
     held = Table("group", [{"prompt": "say", "completions": ["a b", "moss"], "scores": [0.0, 2.0]}])
-    with use(Context(folder=tmp_path)) as context:
-        cycle(
-            model, data, Judge(by_rule), cycles=2, n=3, temperature=1.0, max_tokens=8,
-            back_end="rrhf", training={"batch": 2, "lr": 2e-3, "rank": 4, "eval_every": 1},
-            held_out=held,
-        )  # fmt: skip
-    seen = [float(str(m["held_out/loss"])) for m in context.metrics if "held_out/loss" in m]
+    pair = Table("pair", [{"prompt": "say", "chosen": "moss", "rejected": "a b"}])
+
+    def measured(rows: Table, cycles: int) -> list[float]:
+        with use(Context(folder=tmp_path / rows.kind)) as context:
+            cycle(
+                model, data, Judge(by_rule), cycles=cycles, n=3, temperature=1.0, max_tokens=8,
+                back_end="rrhf", training={"batch": 2, "lr": 2e-3, "rank": 4, "eval_every": 1},
+                held_out=rows,
+            )  # fmt: skip
+        return [float(str(m["held_out/loss"])) for m in context.metrics if "held_out/loss" in m]
+
+    seen = measured(held, 2)
     loaded = model.load_module("float32")
     head = prompt_ids(loaded.tokenizer, "say")
     p: list[float] = []
@@ -242,7 +248,8 @@ def test_held_out_rankings_are_measured_in_each_cycle(shallow_path: Path, tmp_pa
         p.append(sum(float(logp_TV[t, i]) for t, i in zip(at, ids, strict=True)) / len(ids))
     assert len(seen) == 4 and seen[0] == pytest.approx(max(0.0, p[0] - p[1]) - p[1], rel=1e-4)
     assert seen[2] == pytest.approx(seen[1], rel=1e-4) and seen[1] != seen[0]
+    assert measured(pair, 1) == pytest.approx(seen[:2], rel=1e-5)  # a ranking of two
     with pytest.raises(InputError, match="setting 'eval_every' counts for nothing"):
         methods["cyclealign"](model, data, model, eval_every=2)
-    with pytest.raises(InputError, match="needs rows of kind group"):
+    with pytest.raises(InputError, match="needs rows of kind group or pair"):
         methods["cyclealign"](model, data, model, held_out=data)

@@ -21,6 +21,7 @@ from truing.tables import Table
 from truing.train.preference.replay import dealt
 
 WORDS = "lime oak rain stone river cloud ash fern".split()
+SIDES = ("chosen", "rejected")
 PROMPTS = Table("prompt", [{"prompt": f"say {w}"} for w in WORDS])
 HOW: dict[str, object] = {
     "steps": 4, "batch": 3, "answers": 3, "max_tokens": 6, "lr": 3e-3, "beta": 0.5, "kind": "ipo",
@@ -203,7 +204,14 @@ def test_held_out_pairs_are_measured_and_change_nothing(shallow_path: Path, tmp_
     drawn = [[5, 90], [21, 9], [44, 45]]
     row = dict(stream.rows[0]) | {"chosen": "other"}
     row |= {f"{n}_ids": ids for n, ids in zip(("prompt", "chosen", "rejected"), drawn, strict=True)}
-    for name, held, ids in (("words", words, read), ("stream", Table("pair", [row]), drawn)):
+    answers = {"completions": ["fir", "ash", "oak"], "scores": [0.5, 0.0, 1.0]}
+    ranked = Table("group", [{"prompt": "say oak", **answers}])  # the best against the worst
+    asked = [{"role": "user", "content": "say oak"}]
+    sides = {n: [{"role": "assistant", "content": w}] for n, w in zip(SIDES, ("oak", "ash"))}
+    spoken = Table("dialogue_pair", [{"prompt": asked, **sides}])
+    given = [("words", words, read), ("stream", Table("pair", [row]), drawn)]
+    given += [("group", ranked, read), ("dialogue", spoken, read)]
+    for name, held, ids in given:
         with use(Context(seed=4, folder=tmp_path / name)) as context:
             made = methods["replay"](model, stream, held_out=held, how=how, eval_every=3)
         assert isinstance(made, Model) and isinstance(plain, Model)
@@ -217,3 +225,5 @@ def test_held_out_pairs_are_measured_and_change_nothing(shallow_path: Path, tmp_
         assert [m["loss"] for m in context.metrics if "loss" in m] == [m["loss"] for m in first]
     with pytest.raises(InputError, match="setting 'patience' counts for nothing"):
         methods["replay"](model, stream, how=how, patience=2)
+    with pytest.raises(InputError, match="needs rows of kind pair or dialogue_pair or group"):
+        methods["replay"](model, stream, how=how, held_out=PROMPTS)

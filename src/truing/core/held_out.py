@@ -113,6 +113,23 @@ class Watch:
         return step == total or step % every == 0
 
 
+def watching(held_out: object, where: str, **settings: object) -> Watch:
+    """When held-out rows are measured, and what follows from it: checked.
+
+    Args:
+        held_out: these rows; None where none are given.
+        where: what errors name.
+        settings: those of `Watch`, or some of them.
+    Raises:
+        InputError: a setting out of range, or one that means nothing without such rows.
+    """
+    watch = Watch(**settings)  # type: ignore[arg-type]
+    watch.check(where)
+    if held_out is None:
+        watch.check_unused(lambda _: where)
+    return watch
+
+
 class Held(Protocol):
     """What the loop measures between updates."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 from truing.context import Json
 from truing.core.chat import Prompt
@@ -17,7 +18,30 @@ from truing.core.training_rows import Reader, Unit
 from truing.errors import InputError
 from truing.tables import Table, prompt_of
 
+if TYPE_CHECKING:
+    from truing.core.held_out_rows import HeldOutRows
+
 ASKED = 256  # rows whose columns are looked at together
+
+
+@dataclass(frozen=True)
+class Read:
+    """What was read of the tables.
+
+    Args:
+        units: that are trained on.
+        held: those that are measured only, where there are any.
+        notes: what to say of them.
+    """
+
+    units: list[Unit]
+    held: HeldOutRows | None
+    notes: dict[str, Json]
+
+    @property
+    def every(self) -> list[Unit]:
+        """All of them."""
+        return [*self.units, *(self.held.units if self.held is not None else ())]
 
 
 def check_columns(

@@ -13,16 +13,16 @@ from dataclasses import fields, replace
 from typing import cast
 
 from truing.context import Json, current
-from truing.core import distributed
-from truing.core.engine import Part, train
+from truing.core.engine import Part
 from truing.core.held_out import INPUT, Watch
 from truing.core.held_out_rows import HeldOutRows, held_rows
 from truing.core.objective import Objective
+from truing.core.reading import Read, read_units
 from truing.core.sight import identity
 from truing.core.start import Start, begin
 from truing.core.text_task import Steps, TextTask
 from truing.core.together import joint
-from truing.core.train_text import Asked, Read, beside_of, made_by, read_units, task_of
+from truing.core.train_text import Asked, trained
 from truing.core.training import Hook, TextTraining
 from truing.core.training_rows import Unit
 from truing.errors import InputError
@@ -135,21 +135,6 @@ def train_replay(
         held, told = _held(spec, own, held_out, start)
         held.warn(units, f"{WHERE} {INPUT}")
         notes |= told
-    read, hook = Read(units, held, notes), Hook()
-    trees, apart = [u.tree() for u in units], held.trees if held is not None else []
+    asked = Asked(replace(spec, name="replay"), own, None, {}, Hook(), settings, watch)
     # Answers were drawn as they are; whether one of them ends is no sign of a wrong template.
-    start.check(
-        trees,
-        max(t.size for t in trees),
-        read.notes,
-        ended=True,
-        shown=2,
-        beside=beside_of(spec, hook, start),
-        held=apart,
-        held_largest=max((t.size for t in apart), default=0),
-    )
-    asked = Asked(replace(spec, name="replay"), own, None, {}, hook, settings, watch)
-    task = task_of(asked, start, read, steps=steps, kind=Ordered)
-    watched = held.watched(task, watch) if held is not None else None
-    train(task, settings, key=key, peak=settings.peak, held=watched)
-    return made_by(task, model, data, distributed.agree(current().folder) / f"replay-{key}")
+    return trained(asked, start, Read(units, held, notes), data, None, steps, Ordered, ended=True)

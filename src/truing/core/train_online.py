@@ -21,7 +21,7 @@ from truing.core.engine import train
 from truing.core.episodes import World
 from truing.core.frozen_trunk import attach
 from truing.core.held_out import INPUT as HELD
-from truing.core.held_out import Watch
+from truing.core.held_out import Watch, watching
 from truing.core.held_out_online import HeldOutPrompts
 from truing.core.held_out_rows import told_apart
 from truing.core.loaded import Loaded
@@ -36,7 +36,7 @@ from truing.core.online_training import OnlineTraining
 from truing.core.opening import same_tokens
 from truing.core.past import Past
 from truing.core.pools import check_pool, pool_of
-from truing.core.preflight import check_played, online_training, watch_of
+from truing.core.preflight import check_played, online_training
 from truing.core.rewards import Rewards, licences_at, telling
 from truing.core.rollout import Make, maker
 from truing.core.sampling import SamplingSettings
@@ -117,20 +117,19 @@ class Run:
 
 
 def _split(
-    spec: Online, values: Mapping[str, object]
+    spec: Online, values: Mapping[str, object], held_out: Table | None
 ) -> tuple[dict[str, object], OnlineTraining, Watch]:
     """All settings by name, the engine's, and those of held-out rows.
 
     A method's default goes before the engine's.
     """
-    shared, watching = set(spec.engine), {f.name for f in fields(Watch)}
+    shared, watched = set(spec.engine), {f.name for f in fields(Watch)}
     own = {n: p.default for n, p in spec.settings.items()}
     for name in values:
-        if name not in shared | watching and name not in own:
-            raise unknown("setting", name, [*own, *shared, *watching], where=spec.name)
-    watch = watch_of(values)
-    watch.check(spec.name)
-    chosen = own | {n: v for n, v in values.items() if n not in watching}
+        if name not in shared | watched and name not in own:
+            raise unknown("setting", name, [*own, *shared, *watched], where=spec.name)
+    watch = watching(held_out, spec.name, **{n: v for n, v in values.items() if n in watched})
+    chosen = own | {n: v for n, v in values.items() if n not in watched}
     training = online_training(spec, chosen)
     # What the method is told includes the engine's settings that it asks for.
     told = {n: getattr(training, n) if n in shared else chosen[n] for n in own}
@@ -341,9 +340,8 @@ def train_online(
         Stopped: a loss or an advantage that is not finite.
     """
     mix = cast("Mix | None", values.get("mix"))
-    told, settings, watch = _split(spec, {n: v for n, v in values.items() if n != "mix"})
-    if given.held_out is None:
-        watch.check_unused(lambda _: spec.name)
+    own = {n: v for n, v in values.items() if n != "mix"}
+    told, settings, watch = _split(spec, own, given.held_out)
     beside, own_rows = (given.mix_data, False) if given.mix_data is not None else (data, True)
     check_mix(spec.name, {**vars(settings), "mix": mix}, beside, given=not own_rows)
     key = content_hash(

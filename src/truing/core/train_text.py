@@ -14,19 +14,20 @@ from typing import cast
 from torch import nn
 
 from truing.changes import Adapter
-from truing.context import Json, current
+from truing.context import current
 from truing.core import distributed, lora
 from truing.core.engine import Order, train
 from truing.core.files import new_folder
 from truing.core.frozen_trunk import FrozenTrunk, attach
-from truing.core.held_out import INPUT, Watch
-from truing.core.held_out_rows import HeldOutRows, held_rows, told_apart
+from truing.core.held_out import INPUT, Watch, watching
+from truing.core.held_out_rows import held_rows, told_apart
 from truing.core.loaded import Loaded, by_file_names
 from truing.core.memory import Beside
 from truing.core.mix import Mixture, lasting, mixed
 from truing.core.objective import Objective
 from truing.core.own_samples import SHOWN
 from truing.core.preflight import check_heads
+from truing.core.reading import Read
 from truing.core.reading import read_units as read_units
 from truing.core.reference import Reference
 from truing.core.routers import with_choices
@@ -96,18 +97,15 @@ def _asked(spec: Objective, values: Mapping[str, object], held_out: Table | None
     """What settings ask for, checked."""
     mix = cast("Mapping[str, object] | None", values.get("mix"))
     spec = mixed(spec, mix)
-    shared, watching = ({f.name for f in fields(kind)} for kind in (TextTraining, Watch))
+    shared, watched = ({f.name for f in fields(kind)} for kind in (TextTraining, Watch))
     own = {n: p.default for n, p in spec.settings.items()}
-    known = {"mix", *shared, *watching, *own}
+    known = {"mix", *shared, *watched, *own}
     hooked = {n: v for n, v in values.items() if n not in known}
     if hooked and not spec.hook:
-        raise unknown("setting", next(iter(hooked)), [*own, *shared, *watching], where=spec.name)
+        raise unknown("setting", next(iter(hooked)), [*own, *shared, *watched], where=spec.name)
     training = TextTraining(**{n: v for n, v in values.items() if n in shared})  # type: ignore[arg-type]
     training.check(spec.name)
-    watch = Watch(**{n: v for n, v in values.items() if n in watching})  # type: ignore[arg-type]
-    watch.check(spec.name)
-    if held_out is None:
-        watch.check_unused(lambda _: spec.name)
+    watch = watching(held_out, spec.name, **{n: v for n, v in values.items() if n in watched})
     own |= {n: v for n, v in values.items() if n in own}
     hook = HOOKS[spec.hook](**hooked) if spec.hook else Hook()
     return Asked(spec, own, mix, hooked, hook, training, watch)
@@ -178,26 +176,6 @@ def _sort(spec: Objective) -> str:
     if spec.hook == "reviewed":
         return "reviews"
     return "steps" if spec.rows == "steps" else "answers"
-
-
-@dataclass(frozen=True)
-class Read:
-    """What was read of the tables.
-
-    Args:
-        units: that are trained on.
-        held: those that are measured only, where there are any.
-        notes: what to say of them.
-    """
-
-    units: list[Unit]
-    held: HeldOutRows | None
-    notes: dict[str, Json]
-
-    @property
-    def every(self) -> list[Unit]:
-        """All of them."""
-        return [*self.units, *(self.held.units if self.held is not None else ())]
 
 
 def _steps(settings: TextTraining, rows: int, groups: Sequence[int] = ()) -> Steps:
@@ -330,6 +308,41 @@ def made_by(task: TextTask, model: Model, data: Table, folder: Path) -> Model:
     return made
 
 
+def trained(
+    asked: Asked,
+    start: Start,
+    read: Read,
+    data: Table,
+    taught: Teachers | None = None,
+    steps: Steps | None = None,
+    kind: type[TextTask] = TextTask,
+    *,
+    ended: bool = False,
+) -> Model:
+    """The model that comes of rows that were read from `data`: shown and checked, then trained.
+
+    Args:
+        steps, kind: see `task_of`.
+        ended: see `Start.check`.
+    """
+    spec, hook, settings, held = asked.spec, asked.hook, asked.settings, read.held
+    start.check(
+        [u.tree() for u in read.units],
+        _largest(read.units, hook, start.limit),
+        read.notes,
+        ended=ended or not spec.answers_end,
+        shown=SHOWN,
+        beside=beside_of(spec, hook, start),
+        held=held.trees if held is not None else (),
+        held_largest=_largest(held.units, held.hook, start.limit) if held is not None else 0,
+    )
+    task = task_of(asked, start, read, taught, steps, kind)
+    watched = held.watched(task, asked.watch) if held is not None else None
+    train(task, settings, key=start.run, peak=settings.peak, held=watched)
+    folder = distributed.agree(current().folder) / f"{spec.name}-{start.run}"
+    return made_by(task, start.model, data, folder)
+
+
 @joint
 def train_model(
     spec: Objective,
@@ -369,18 +382,4 @@ def train_model(
     read = _read(asked, start, data, held_out)
     if taught is not None:
         taught.read(read.every)
-    held = read.held
-    start.check(
-        [u.tree() for u in read.units],
-        _largest(read.units, hook, start.limit),
-        read.notes,
-        ended=not spec.answers_end,
-        shown=SHOWN,
-        beside=beside_of(spec, hook, start),
-        held=held.trees if held is not None else (),
-        held_largest=_largest(held.units, held.hook, start.limit) if held is not None else 0,
-    )
-    task = task_of(asked, start, read, taught)
-    watched = held.watched(task, asked.watch) if held is not None else None
-    train(task, settings, key=key, peak=settings.peak, held=watched)
-    return made_by(task, model, data, distributed.agree(current().folder) / f"{spec.name}-{key}")
+    return trained(asked, start, read, data, taught)

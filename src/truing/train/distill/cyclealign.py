@@ -31,9 +31,8 @@ from typing import Literal, cast
 
 from truing.context import current
 from truing.core.generate import generate
-from truing.core.held_out import INPUT, Watch
+from truing.core.held_out import INPUT, watching
 from truing.core.objective import objective_of
-from truing.core.panel import Panel
 from truing.core.preflight import Promised
 from truing.core.row_kinds import last_answer
 from truing.core.scoring import answer_logps
@@ -43,7 +42,7 @@ from truing.method import method
 from truing.models import Model
 from truing.principles import Principles
 from truing.tables import Row, Table, as_prompt, user_text
-from truing.train.distill.ranker import LETTERS, Judge, examples_of
+from truing.train.distill.ranker import LETTERS, Judge, asking, examples_of
 from truing.train.preference.pro import pro
 from truing.train.preference.rrhf import rrhf
 
@@ -87,6 +86,21 @@ def own_orders(
     return [sorted(range(len(some)), key=lambda i: -some[i]) for some in own]
 
 
+def answers_of(
+    model: Model, rows: Sequence[Row], turn: int, n: int, temperature: float, max_tokens: int
+) -> list[dict[str, bool]]:
+    """Different answers to each row's prompt, its own last, and whether each came to its end."""
+    drawn = generate(
+        model, [r["prompt"] for r in rows], n=n, temperature=temperature,
+        max_tokens=max_tokens, seed=current().stream(f"cycle/{turn}") % 2**31,
+    )  # fmt: skip
+    # Of equal texts the last one counts.
+    ended = [{c.text: c.finish == "stop" for c in some if c.text.strip()} for some in drawn]
+    for row, some in zip(rows, ended, strict=True):
+        some |= {str(row["completion"]): True} if row.get("completion") else {}
+    return ended
+
+
 def cycle(
     model: Model,
     data: Table,
@@ -105,14 +119,7 @@ def cycle(
     questions = [user_text(r["prompt"]) for r in rows]
     spec = objective_of(pro if back_end == "pro" else rrhf)
     for turn in range(cycles):
-        drawn = generate(
-            model, [r["prompt"] for r in rows], n=n, temperature=temperature,
-            max_tokens=max_tokens, seed=current().stream(f"cycle/{turn}") % 2**31,
-        )  # fmt: skip
-        # Text -> whether it came to its end; of equal texts the last one counts.
-        ended = [{c.text: c.finish == "stop" for c in some if c.text.strip()} for some in drawn]
-        for row, some in zip(rows, ended, strict=True):
-            some |= {str(row["completion"]): True} if row.get("completion") else {}
+        ended = answers_of(model, rows, turn, n, temperature, max_tokens)
         answers = [list(some) for some in ended]
         at = [i for i, some in enumerate(answers) if len(some) >= 2]
         ranked = judge.rank([questions[i] for i in at], [answers[i] for i in at], f"letters/{turn}")
@@ -154,7 +161,7 @@ def cycle(
 @method(
     paper="cyclealign",
     needs=("weights", "logprob", "generate"),
-    rows={"data": ("prompt", "example"), "examples": ("group",), "held_out": ("group",)},
+    rows={"data": ("prompt", "example"), "examples": ("group",), "held_out": ("group", "pair")},
     within={
         "cycles": (1, None), "n": (2, 10), "kept": (0, None), "temperature": "[0, inf)",
         "max_tokens": (1, None), "epochs": "(0, inf)", "batch": (1, None), "lr": "[0, inf)",
@@ -186,8 +193,8 @@ def cyclealign(
     """Align a model by the rankings of a black box, which learns from what both agree on.
 
     Args:
-        held_out: ranked answers that are not trained on: the loss on them is measured in each
-            cycle.
+        held_out: ranked answers that are not trained on, or pairs, of which the chosen one stands
+            first: the loss on them is measured in each cycle.
         cycles: most rounds of drawing, ranking and training.
         n: answers drawn to each prompt, 2 to 10, or to 9 where rows bring one of their own.
         back_end: how rankings are learnt.
@@ -203,21 +210,11 @@ def cyclealign(
         patience: end a cycle's training after so many measurements without a new lowest held-out
             loss.
     """
-    watch = Watch(eval_every=eval_every, keep_best=keep_best, patience=patience)
-    if held_out is None:
-        watch.check_unused(lambda _: WHERE)
-    else:
-        held_out = held_out.expect("group", where=f"{WHERE} {INPUT}")
+    watch = watching(held_out, WHERE, eval_every=eval_every, keep_best=keep_best, patience=patience)
+    if held_out is not None:
+        held_out = held_out.expect("group", "pair", where=f"{WHERE} {INPUT}")
     data = data.expect("prompt", "example", where=WHERE)
-    if isinstance(judge.base, Panel):
-        text = "the judge writes rankings, which a panel of several does not"
-        raise InputError(text, where=WHERE, seen=judge.name, fix="Give one model")
-
-    def ask(prompts: list[str]) -> list[str]:
-        said = generate(judge, prompts, max_tokens=48, greedy=True)
-        return [some[0].text for some in said]
-
-    black_box = Judge(ask, kept)
+    black_box = Judge(asking(judge, WHERE), kept)
     if principles is not None:
         black_box.good = f"A good answer keeps to these rules:\n{principles.as_text()}\n"
     if examples is not None:

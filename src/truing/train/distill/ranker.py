@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from truing.context import current
+from truing.core.generate import generate
+from truing.core.panel import Panel
 from truing.core.row_kinds import scored_answers
 from truing.errors import InputError
+from truing.models import Model
 from truing.tables import Row, Table, user_text
 
 LETTERS = "ABCDEFGHIJ"
@@ -35,6 +38,23 @@ def shown(question: str, answers: Sequence[str], order: Sequence[int] | None = N
     listed = "\n".join(f"{LETTERS[i]}: {a}" for i, a in enumerate(answers))
     ending = " > ".join(LETTERS[i] for i in order) if order is not None else ""
     return f"Question: {question}\n{listed}\nOrder: {ending}".rstrip()
+
+
+def asking(judge: Model, where: str) -> Ask:
+    """What a model replies to prompts, in a few tokens.
+
+    Raises:
+        InputError: it is a panel of several, which writes nothing.
+    """
+    if isinstance(judge.base, Panel):
+        text = "the judge writes rankings, which a panel of several does not"
+        raise InputError(text, where=where, seen=judge.name, fix="Give one model")
+
+    def ask(prompts: list[str]) -> list[str]:
+        said = generate(judge, prompts, max_tokens=48, greedy=True)
+        return [some[0].text for some in said]
+
+    return ask
 
 
 @dataclass

@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from truing.context import current
-from truing.core.held_out import INPUT, Watch
+from truing.core.held_out import INPUT, watching
 from truing.core.objective import objective_of
-from truing.core.replay import check_stream, rollouts_of, train_replay
+from truing.core.replay import WHERE, check_stream, rollouts_of, train_replay
 from truing.core.stream import check_how, settings_of
 from truing.method import method
 from truing.models import Model
@@ -51,7 +51,7 @@ def dealt(rollouts: Sequence[Sequence[int]], window: int, seed: int) -> list[lis
 @method(
     paper="online-offline-gap",
     needs=("weights", "logprob"),
-    rows={"data": ("pair",), "held_out": ("pair",)},
+    rows={"data": ("pair",), "held_out": ("pair", "dialogue_pair", "group")},
     within={"window": (1, None), "eval_every": (0, None), "patience": (0, None)},
 )
 def replay(
@@ -70,8 +70,8 @@ def replay(
     """Learn the pairs of an online run offline: in the order in which they were drawn, or another.
 
     Args:
-        held_out: pairs that are not trained on, of a stream or any others: the loss on them is
-            measured meanwhile.
+        held_out: pairs that are not trained on, of a stream or any others, or groups, of which the
+            best and the worst answer count: the loss on them is measured meanwhile.
         how: settings of the online run, by name; those of drawing and rewarding mean nothing here.
         order: as the pairs were drawn; all shuffled; or shuffled within windows of rollouts.
         window: rollouts of a window.
@@ -79,12 +79,10 @@ def replay(
         keep_best: make the result the model after the update with the lowest held-out loss.
         patience: end the training after so many measurements without a new lowest held-out loss.
     """
-    watch = Watch(eval_every=eval_every, keep_best=keep_best, patience=patience)
-    if held_out is None:
-        watch.check_unused(lambda _: "train/replay")
-    else:
-        held_out = held_out.expect("pair", where=f"train/replay {INPUT}")
-    data, chosen = data.expect("pair", where="train/replay"), settings_of(how)
+    watch = watching(held_out, WHERE, eval_every=eval_every, keep_best=keep_best, patience=patience)
+    if held_out is not None:
+        held_out = held_out.expect("pair", "dialogue_pair", "group", where=f"{WHERE} {INPUT}")
+    data, chosen = data.expect("pair", where=WHERE), settings_of(how)
     check_stream(data)
     steps = rollouts_of(data)
     if order != "drawn":

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from truing.context import current
 from truing.core.engine import train
-from truing.core.held_out import INPUT, HeldOut, Watch
+from truing.core.held_out import INPUT, HeldOut, watching
 from truing.core.held_out_rows import told_apart
 from truing.core.logprob import states
 from truing.core.objective import Loss, Measurements, Objective
@@ -140,10 +140,7 @@ def step_value(
     data = data.expect("steps", where=NAME)
     settings = Training(epochs=epochs, lr=lr, batch=batch)
     settings.check(NAME)
-    watch = Watch(eval_every=eval_every, keep_best=keep_best, patience=patience)
-    watch.check(NAME)
-    if held_out is None:
-        watch.check_unused(lambda _: NAME)
+    watch = watching(held_out, NAME, eval_every=eval_every, keep_best=keep_best, patience=patience)
     loaded, context = model.load_module("float32"), current()
     key = content_hash([NAME, vars(settings), max_length, model.key, data.key, context.seed], 8)
     head = new_head(loaded, context.stream("head") % 2**31)

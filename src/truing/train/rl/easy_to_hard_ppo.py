@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from truing.core.held_out import INPUT, Watch
+from truing.core.held_out import Watch, watching
 from truing.core.online import online_of
 from truing.core.preflight import online_training
 from truing.core.scoring import check_logits, check_steps
@@ -127,11 +127,7 @@ def easy_to_hard_ppo(
         keep_best: make the result the model after the update with the highest held-out reward.
         patience: end the training after so many measurements without a new highest held-out reward.
     """
-    watch = Watch(eval_every=eval_every, keep_best=keep_best, patience=patience)
-    if held_out is None:
-        watch.check_unused(lambda _: WHERE)
-    else:
-        held_out = held_out.expect("prompt", where=f"{WHERE} {INPUT}")
+    watch = watching(held_out, WHERE, eval_every=eval_every, keep_best=keep_best, patience=patience)
     check_steps(process_model, f"{WHERE} input 'process_model'")
     check_logits(process_model, f"{WHERE} input 'process_model'")
     settings: dict[str, object] = {
