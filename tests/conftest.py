@@ -68,6 +68,18 @@ def shallow_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def always_save(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """`always_save()`: from here on a training has a checkpoint of each update."""
+    from truing.core import engine
+
+    def call() -> None:
+        monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
+        monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
+
+    return call
+
+
+@pytest.fixture
 def interrupted() -> Callable[[type, int], AbstractContextManager[None]]:
     """`interrupted(TextTask, 3)`: inside the block a training of such a task is cut off.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from truing.context import Context, use
-from truing.core import engine
 from truing.core.scoring import ScoreHead
 from truing.method import Method, methods
 from truing.models import Model
@@ -66,10 +66,9 @@ class Stop(BaseException):
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch, always_save: Callable[[], None]) -> None:
     """A checkpoint after each update; no sentence vectors, which the network would bring."""
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
+    always_save()
     monkeypatch.setattr(texts, "relevance", lambda rows: [0.5] * len(rows))
 
 

@@ -412,13 +412,12 @@ def test_a_run_that_was_cut_off_goes_on(
     small: Model,
     tmp_path: Path,
     gpu: None,
-    monkeypatch: pytest.MonkeyPatch,
+    always_save: Callable[[], None],
     interrupted: Callable[[type, int], AbstractContextManager[None]],
 ) -> None:
     """To the same, from checkpoints, which lie in main memory."""
     whole = run(how, small, tmp_path / "whole", 2)
-    monkeypatch.setattr("truing.core.engine.CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("truing.core.engine.CHECKPOINT_SHARE", 1e9)
+    always_save()
     with interrupted(TextTask, 2):
         run(how, small, tmp_path / "cut", 2)
     assert list((tmp_path / "cut").glob("checkpoints-*/step-*"))

@@ -265,11 +265,10 @@ def test_new_answers_are_measured_under_the_same_reference(
 def test_refreshed_answers_are_resumed_to_the_same_bits(
     tiny_path: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    always_save: Callable[[], None],
     interrupted: Callable[[type, int], AbstractContextManager[None]],
 ) -> None:
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", 1e9)
+    always_save()
     how = {"steps": 5, "refresh": 2}
     whole, losses = refreshed(tiny_path, tmp_path / "whole", **how)
     # The checkpoint before the fourth update is in the middle of what was drawn for two.

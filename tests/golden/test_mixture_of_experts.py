@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, MixtralForCausalLM
 
 from truing.context import Context, use
-from truing.core import engine
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.generate import generate
 from truing.core.logprob import check, states
@@ -402,11 +401,10 @@ def test_biases_alone_even_out_the_loads(sparse: Model, tmp_path: Path) -> None:
 def test_biases_are_resumed(
     sparse: Model,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    always_save: Callable[[], None],
     interrupted: Callable[[type, int], AbstractContextManager[None]],
 ) -> None:
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", 1e9)
+    always_save()
     whole, _ = tuned(sparse, tmp_path / "whole", **BIAS)
     with interrupted(TextTask, 3):
         tuned(sparse, tmp_path / "cut", **BIAS)

@@ -11,7 +11,6 @@ import torch
 from transformers import LlamaForCausalLM
 
 from truing.context import Context, Json, use
-from truing.core import engine
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.online_task import OnlineTask
 from truing.errors import InputError
@@ -151,11 +150,10 @@ def test_other_orders(model: Model, tmp_path: Path) -> None:
 def test_a_stream_that_was_stopped_goes_on(
     model: Model,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    always_save: Callable[[], None],
     interrupted: Callable[[type, int], AbstractContextManager[None]],
 ) -> None:
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
+    always_save()
     how = HOW | {"rank": 2}
     whole = stream_of(model, tmp_path / "whole", how)
     with interrupted(OnlineTask, 3):

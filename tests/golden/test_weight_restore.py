@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from truing.context import Context, use
-from truing.core import engine, generate, loaded
+from truing.core import generate, loaded
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.tiny import tiny_folder, tiny_model
 from truing.core.trunk import Trunk
@@ -305,7 +305,7 @@ class Stop(BaseException):
 
 
 @pytest.fixture
-def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+def work(monkeypatch: pytest.MonkeyPatch, always_save: Callable[[], None]) -> dict[str, int]:
     """How often gradients were taken and the task was measured; a checkpoint after each step."""
     done = {"gradients": 0, "values": 0, "die at value": 0}
     add, value = Trunk.add_gradients, values.token_probability
@@ -322,8 +322,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
     monkeypatch.setattr(Trunk, "add_gradients", adds)
     monkeypatch.setattr(values, "token_probability", measures)
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", math.inf)
+    always_save()
     return done
 
 

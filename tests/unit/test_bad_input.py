@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from truing.cli import main
-from truing.core import engine
 from truing.store import Store
 from truing.tables import Table
 
@@ -281,10 +280,9 @@ def test_memory_is_forecast_before_anything_is_computed(
 
 
 def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path, capsys: pytest.CaptureFixture[str], always_save: Callable[[], None]
 ) -> None:
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
+    always_save()
     rows = [{**r, "margin": 1e39 if i == 5 else 1.0} for i, r in enumerate(PAIRS)]
     write(folder / "far.jsonl", rows)
     command = "train bradley-terry --model tiny --data far.jsonl --batch 1 --lr 1e-5 --json"

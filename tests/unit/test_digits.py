@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import digit_methods
@@ -19,7 +19,7 @@ import torch
 
 from truing import catalogue
 from truing.cli import main
-from truing.core import engine, opening
+from truing.core import opening
 from truing.models import Model
 from truing.reports import Report
 from truing.runs import Run
@@ -165,11 +165,10 @@ def test_a_second_run_costs_nothing_and_the_store_is_whole(
 
 
 def test_interrupted_in_training_it_goes_on_to_the_same_bits(
-    whole: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, always_save: Callable[[], None]
 ) -> None:
     """Running means of the batch norm and the dropout's masks included."""
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
+    always_save()
     metric = Run.metric
 
     def interrupted(run: Run, step: str, values: Json) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -138,8 +138,8 @@ def test_settings_out_of_range(wrong: dict[str, object], tmp_path: Path) -> None
         run(tmp_path, task(), Training(**wrong))  # type: ignore[arg-type]
 
 
-def test_nan_names_step_and_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    always_save(monkeypatch)
+def test_nan_names_step_and_row(tmp_path: Path, always_save: Callable[[], None]) -> None:
+    always_save()
     bad = Order(11, 4, Context(seed=3)).step(1, 22)[2]
     with pytest.raises(Stopped, match=rf"step 2 of 6.*after step 1 is kept.*\['id{bad}'\]") as stop:
         run(tmp_path, task(bad_row=bad), Training(epochs=2.0, batch=4))
@@ -163,18 +163,13 @@ class Killed(BaseException):
     pass
 
 
-def always_save(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", math.inf)
-
-
 @pytest.mark.parametrize("kill_at", [1, 4, 7])
 def test_killed_and_resumed_gives_the_same_bits(
-    kill_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kill_at: int, tmp_path: Path, always_save: Callable[[], None]
 ) -> None:
     settings = Training(steps=9, lr=0.05, batch=4)
     done, expected = run(tmp_path / "whole", task(2, dropout=0.3), settings)
-    always_save(monkeypatch)
+    always_save()
 
     class Dying(PlainTask):
         def after_step(self, step: int) -> None:
@@ -200,9 +195,9 @@ def test_killed_and_resumed_gives_the_same_bits(
 
 
 def test_damaged_and_foreign_checkpoints_are_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, always_save: Callable[[], None]
 ) -> None:
-    always_save(monkeypatch)
+    always_save()
     _, expected = run(tmp_path, task(), Training(steps=5, lr=0.05, batch=4))
     kept = Checkpoints(tmp_path / "checkpoints-line", "line")
     assert kept.steps() == [4, 5]

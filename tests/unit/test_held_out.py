@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from truing import cli, pipeline, recipe
 from truing.context import Context, Json, use
-from truing.core import engine, held_out, reference
+from truing.core import held_out, reference
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.checkpoint import Checkpoints
 from truing.core.engine import Loop, Trained, train
@@ -144,13 +144,12 @@ def test_killed_and_resumed(
     keep_best: bool,
     kill_at: int,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    always_save: Callable[[], None],
     interrupted: Callable[[type, int], AbstractContextManager[None]],
 ) -> None:
     watch = Watch(eval_every=3, keep_best=keep_best)
     expected, weights = run(tmp_path / "whole", watch, dropout=0.2)
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", math.inf)
+    always_save()
     with interrupted(PlainTask, kill_at):
         run(tmp_path / "cut", watch, dropout=0.2)
     done, resumed = run(tmp_path / "cut", watch, dropout=0.2)
@@ -357,14 +356,13 @@ def test_killed_between_measurements(
     name: str,
     model: Model,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    always_save: Callable[[], None],
     interrupted: Callable[[type, int], AbstractContextManager[None]],
 ) -> None:
     more: dict[str, object] = {"eval_every": 2, "keep_best": True, "patience": 2, "steps": 8}
     more |= {"lr": 2e-2, "budget": 80} | ({"every": 3} if name == "tr_dpo" else {})
     expected, whole = trained(name, tmp_path / "whole", model, **more)
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", math.inf)
+    always_save()
     with interrupted(TextTask, 3):
         trained(name, tmp_path / "cut", model, **more)
     resumed, context = trained(name, tmp_path / "cut", model, **more)

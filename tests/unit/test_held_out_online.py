@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from misbehaving import good, server
 
 from truing import cli, pipeline, recipe
 from truing.context import Context, Journal, Json, use
-from truing.core import collect, engine
+from truing.core import collect
 from truing.core.chat import prompt_ids, reply_ids
 from truing.core.drawing import Completion
 from truing.core.generate import generate
@@ -355,12 +355,16 @@ class Putting:
 
 @pytest.mark.parametrize(("name", "cuts"), [("grpo", [2, 7, 13]), ("ppo", [8])])
 def test_cut_off_inside_a_measurement(
-    name: str, cuts: list[int], model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    cuts: list[int],
+    model: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    always_save: Callable[[], None],
 ) -> None:
     """Between two blocks of answers or before their rewards, at first and between updates."""
     monkeypatch.setattr(collect, "BLOCK", 2)  # three blocks of answers, then the rewards
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", math.inf)
+    always_save()
     more = TWICE | {"steps": 2, "eval_every": 3, "keep_best": True, "beta": 0.1}
     expected, whole = run(name, model, tmp_path / "whole", **more)
     assert list(measured(whole)) == [0, 3, 6, 8]

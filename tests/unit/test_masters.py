@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from truing.context import Context, use
-from truing.core import engine, precision
+from truing.core import precision
 from truing.core.logprob import measure
 from truing.core.masters import Masters
 from truing.core.text_task import TextTask
@@ -155,14 +155,13 @@ def test_killed_and_resumed(
     name: str,
     model: Model,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    always_save: Callable[[], None],
     interrupted: Callable[[type, int], AbstractContextManager[None]],
 ) -> None:
     more: dict[str, object] = {"lr": 1e-3, "held_out": HELD, "eval_every": 1, "keep_best": True}
     more |= {"every": 2} if name == "tr_dpo" else {}
     expected, _ = trained(name, tmp_path / "whole", model, **more)
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", math.inf)
+    always_save()
     with interrupted(TextTask, 3):
         trained(name, tmp_path / "cut", model, **more)
     resumed, _ = trained(name, tmp_path / "cut", model, **more)

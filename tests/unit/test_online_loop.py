@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from truing.context import Context, Journal, Json, use
-from truing.core import collect, engine
+from truing.core import collect
 from truing.core.advantages import normalised
 from truing.core.lora import attach
 from truing.core.online_task import OnlineTask
@@ -76,11 +77,11 @@ def test_stopped_inside_a_rollout_and_resumed(
     model: Model,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    always_save: Callable[[], None],
 ) -> None:
     """Between two blocks of answers, and after the third of four updates of one rollout."""
     monkeypatch.setattr(collect, "BLOCK", 6)
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
+    always_save()
     settings = SEVERAL | more
     expected, whole = run(name, model, tmp_path / "whole", **settings)
     seen = {"puts": 0, "steps": 0}

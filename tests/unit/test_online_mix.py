@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from truing.context import Context, Json, use
-from truing.core import engine
 from truing.core.online_mix import Added, added, read_added
 from truing.core.online_task import OnlineTask
 from truing.core.online_training import OnlineTraining
@@ -256,12 +255,11 @@ def test_stopped_between_two_updates_and_resumed(
     rows: Table,
     model: Model,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    always_save: Callable[[], None],
     interrupted: Callable[[type, int], AbstractContextManager[None]],
 ) -> None:
     """BCO keeps a running mean, which the checkpoint holds."""
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
+    always_save()
     more = {"mix": mix, **({"critic_rollouts": 1} if name == "ppo_max" else {})}
     expected, whole = run(name, model, tmp_path / "whole", rows, **more)
     with interrupted(OnlineTask, 4):

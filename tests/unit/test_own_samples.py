@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from truing.context import Context, Json, use
-from truing.core import engine, own_samples
+from truing.core import own_samples
 from truing.core.own_samples import Answers, Asked
 from truing.core.text_task import TextTask
 from truing.errors import InputError
@@ -117,10 +117,10 @@ def test_answers_that_are_drawn_anew_in_time_are_not_drawn_before(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     interrupted: Callable[[type, int], AbstractContextManager[None]],
+    always_save: Callable[[], None],
 ) -> None:
     """With `refresh` of 2 the first two updates alone; a run that was cut off goes on the same."""
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", 1e9)
+    always_save()
     how: dict[str, object] = {"steps": 4, "refresh": 2}
     few = Drawn(monkeypatch, tmp_path / "few")
     model, losses = trained("adpa", shallow_path, tmp_path / "a", **how)

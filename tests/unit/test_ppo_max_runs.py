@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from truing.context import Context, Json, use
-from truing.core import engine
 from truing.core.online_task import OnlineTask
 from truing.errors import InputError
 from truing.method import methods
@@ -63,11 +62,10 @@ def test_the_policy_begins_when_the_critics_loss_is_small(
 def test_a_resumed_run_knows_that_the_policy_has_begun(
     model: Model,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    always_save: Callable[[], None],
     interrupted: Callable[[type, int], AbstractContextManager[None]],
 ) -> None:
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
+    always_save()
     # Ready at the rollout of the smallest share, which is known from a run without the rule.
     settings: dict[str, object] = {"critic_rollouts": 5}
     _, plain = run(model, tmp_path / "plain", **settings, critic_until=0.0)

@@ -6,6 +6,7 @@ What is expected comes from transformers on padded rows and from plain loops ove
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from test_turns import Game, close, held, padded, run, stepped, values
 
 from truing.context import Context, Journal, Json, use
-from truing.core import collect, engine
+from truing.core import collect
 from truing.core.scoring import ScoreHead
 from truing.core.tiny import tiny_folder, tiny_model
 from truing.models import Model
@@ -109,12 +110,11 @@ def test_the_update_over_several_turns_is_that_of_padded_rows(
 
 
 def test_stopped_in_the_second_rollout_and_resumed(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, always_save: Callable[[], None]
 ) -> None:
     """Rewards are normalised by all that were seen: their moments are in the checkpoint."""
     monkeypatch.setattr(collect, "BLOCK", 6)
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
+    always_save()
     more: dict[str, object] = {
         "steps": 2, "minibatches": 2, "critic_rollouts": 1,
         "rewards": {"letters": {"use": "share_of", "letters": "aeiou"}},

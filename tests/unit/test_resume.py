@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from truing.context import Context, use
-from truing.core import engine, reference
+from truing.core import reference
 from truing.core.engine import Order
 from truing.core.files import home
 from truing.core.text_task import TextTask
@@ -98,12 +98,11 @@ def test_kill_9_and_resume_give_the_same_bits(model: Model, tmp_path: Path) -> N
 def test_state_of_an_objective_is_resumed(
     model: Model,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    always_save: Callable[[], None],
     interrupted: Callable[[type, int], AbstractContextManager[None]],
 ) -> None:
     expected, whole = train("bco", tmp_path / "whole", model, budget=100)
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
+    always_save()
     with interrupted(TextTask, 4):
         train("bco", tmp_path / "cut", model, budget=100)
     resumed, context = train("bco", tmp_path / "cut", model, budget=100)
@@ -233,10 +232,9 @@ def test_memory_is_forecast(model: Model, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_loss_that_turns_nan_names_the_rows(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, tmp_path: Path, always_save: Callable[[], None]
 ) -> None:
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
+    always_save()
     context = Context(seed=4, folder=tmp_path)
     bad = Order(12, 4, context).step(2, 24)[1]
     rows = [{**r, "margin": 1e39 if i == bad else 1.0} for i, r in enumerate(ROWS)]

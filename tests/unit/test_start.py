@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from truing.context import Context, use
-from truing.core import engine, loaded, memory, own_samples, precision, recompute, start
+from truing.core import loaded, memory, own_samples, precision, recompute, start
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.frozen_trunk import attach
 from truing.core.logprob import states
@@ -54,10 +54,11 @@ def updates(context: Context) -> list[dict[str, object]]:
 
 
 @pytest.fixture
-def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+def stopping(
+    monkeypatch: pytest.MonkeyPatch, always_save: Callable[[], None]
+) -> Callable[[bool], None]:
     """Whether runs are stopped after their second update, with a checkpoint of each."""
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
+    always_save()
     begun = TextTask.parts
     stop = [True]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from truing.context import Context, Journal, Json, use
-from truing.core import collect, engine, episodes, train_online, tree
+from truing.core import collect, episodes, train_online, tree
 from truing.core.answers import Group
 from truing.core.chat import example_ids, prompt_ids, receipt, reply_ids
 from truing.core.objective import Measurements, objective_of
@@ -579,19 +579,12 @@ TWICE: dict[str, object] = {
 }  # fmt: skip
 
 
-def small_blocks(patch: pytest.MonkeyPatch) -> None:
-    """Two tasks a block, and a checkpoint after every update."""
-    patch.setattr(collect, "BLOCK", 6)
-    patch.setattr(engine, "CHECKPOINT_SECONDS", -1.0)
-    patch.setattr(engine, "CHECKPOINT_SHARE", float("inf"))
-
-
 @pytest.fixture(scope="module")
 def uncut(
     shallow: Model, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Model, list[dict[str, Json]]]:
     with pytest.MonkeyPatch.context() as patch:
-        small_blocks(patch)
+        patch.setattr(collect, "BLOCK", 6)  # two tasks
         return run("ppo", shallow, tmp_path_factory.mktemp("whole"), **TWICE)
 
 
@@ -602,9 +595,11 @@ def test_stopped_inside_an_episode_and_resumed(
     uncut: tuple[Model, list[dict[str, Json]]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    always_save: Callable[[], None],
 ) -> None:
     """After the opening, between turns, after replies, in the second rollout: the same bits."""
-    small_blocks(monkeypatch)
+    monkeypatch.setattr(collect, "BLOCK", 6)
+    always_save()
     expected, whole = uncut
     put, seen = Journal.put, 0
 
