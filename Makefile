@@ -19,7 +19,9 @@ install: $(STAMP)
 # PyTorch first and by its exact version: the CPU build is chosen by pip's own configuration
 # (index, find-links), which `make install` leaves untouched. The other pins say nothing of it, or
 # they would put the pinned one in the place of TORCH_VERSION. A module is compiled when it is first
-# imported: most of them never are, and compiling all took longer than unpacking them.
+# imported: most of them never are, and compiling all took longer than unpacking them. Where the
+# environment forbids to keep what was compiled, as in many containers, each start would do it anew.
+unexport PYTHONDONTWRITEBYTECODE
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
 	  "$(PYTHON) is older than Python 3.11: make PYTHON=python3.12, or wherever a newer one is"; exit 1; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -35,3 +36,14 @@ def test_the_torch_that_was_asked_for_stays(tmp_path: Path, version: str) -> Non
     every = (ROOT / "constraints.txt").read_text().splitlines()
     assert [p for p in every if p not in pins] == [p for p in every if p.startswith("torch==")]
     assert "torch==" not in second
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_what_was_compiled_is_kept(tmp_path: Path) -> None:
+    """Whatever the environment says: pip compiles nothing, and each start would all of PyTorch."""
+    (tmp_path / "Makefile").write_text(f"include {ROOT / 'Makefile'}\nseen:\n\t@env\n")
+    told = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "KEPT": "1"}
+    words = ["make", "-s", "-f", str(tmp_path / "Makefile"), "seen"]
+    done = subprocess.run(words, cwd=ROOT, env=told, capture_output=True, text=True, check=True)
+    names = {line.partition("=")[0] for line in done.stdout.splitlines()}
+    assert "KEPT" in names and "PYTHONDONTWRITEBYTECODE" not in names
