@@ -16,15 +16,13 @@ os.environ["TRUING_HOME"] = _HOME.name
 
 import pytest  # noqa: E402
 
-SHARING = {"test_report_browser": "test_kill"}  # files that share what one of them makes
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file whose tests share costly fixtures stays with one worker."""
+    """A file whose tests share costly fixtures stays with one worker, and so do all end to end."""
     for item in items:
-        if item.path.parent.name in ("e2e", "unit"):
-            stem = item.path.stem
-            item.add_marker(pytest.mark.xdist_group(SHARING.get(stem, stem)))
+        folder = item.path.parent.name
+        if folder in ("e2e", "unit"):
+            item.add_marker(pytest.mark.xdist_group(folder if folder == "e2e" else item.path.stem))
 
 
 def pytest_collection_finish() -> None:

@@ -15,9 +15,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def whole(template: Path) -> Small:
-    """A run that nothing disturbed."""
+    """A run that nothing disturbed, started as users start it: others are held against it."""
     small = Small.copy(template, template.parent / "whole")
-    line = small.finish()
+    line = small.finish_as_user()
     assert line["cached_steps"] == 0 and set(small.steps()) == set(STEPS)
     assert line["n_prompts"] == 8 and {"violations_after", "ability_after"} <= set(line)
     small.verify()

@@ -1,8 +1,9 @@
 """What the tests of several processes run, alone and under torchrun: recipes and a digits task.
 
-As a script it runs commands in turn, such as `[["run", "r.yaml"], ["digits"]]`. What each gave, and
-how the hand-written block saw its weights and where environments were played, goes to files in the
-current folder: `codes.json`, `digits.json`, `blocks-RANK.json`.
+As a script it runs commands in turn, such as `[["run", "r.yaml"], ["digits"]]`. What each gave,
+how the hand-written block saw its weights and where environments were played, and which process has
+a rank, goes to files in the current folder: `codes.json`, `digits.json`, `blocks-RANK.json`,
+`pid-RANK`. With `often` as its second word it writes a checkpoint after every update.
 """
 
 from __future__ import annotations
@@ -36,21 +37,21 @@ RECIPE = """\
 name: several
 models: {base: tiny}
 steps:
-  full: {do: train/sft, model: base, data: examples.jsonl, rank: 0, steps: 3, batch: 5, lr: 1.0e-3,
+  full: {do: train/sft, model: base, data: examples.jsonl, rank: 0, steps: 2, batch: 5, lr: 1.0e-3,
     budget: 64, clip: 0.5, dtype: float32}
   single: {do: train/sft, model: base, data: examples.jsonl, rank: 0, steps: 2, batch: 1,
     lr: 1.0e-3, dtype: float32}
-  half: {do: train/sft, model: base, data: examples.jsonl, rank: 0, steps: 3, batch: 5, lr: 1.0e-3,
+  half: {do: train/sft, model: base, data: examples.jsonl, rank: 0, steps: 2, batch: 5, lr: 1.0e-3,
     budget: 64, dtype: bfloat16}
-  lora: {do: train/dpo, model: full, data: pairs.jsonl, rank: 4, steps: 4, batch: 3, lr: 1.0e-3,
+  lora: {do: train/dpo, model: full, data: pairs.jsonl, rank: 4, steps: 3, batch: 3, lr: 1.0e-3,
     dtype: float32}
-  headed: {do: train/bradley_terry, model: base, data: pairs.jsonl, rank: 0, steps: 3, batch: 4,
+  headed: {do: train/bradley_terry, model: base, data: pairs.jsonl, rank: 0, steps: 2, batch: 4,
     lr: 1.0e-3, budget: 100, dtype: float32}
   moving: {do: train/tr_dpo, model: base, data: pairs.jsonl, rank: 0, steps: 3, batch: 4,
     lr: 1.0e-3, every: 2, gradient_checkpointing: always, dtype: float32}
   whole: {do: train/bco, model: base, data: pairs.jsonl, rank: 4, steps: 3, batch: 5, lr: 1.0e-3,
     budget: 100, dtype: float32, held_out: held.jsonl, eval_every: 2}
-  online: {do: train/grpo, model: base, data: pairs.jsonl, rank: 4, steps: 3, batch: 3, answers: 4,
+  online: {do: train/grpo, model: base, data: pairs.jsonl, rank: 4, steps: 2, batch: 3, answers: 4,
     max_tokens: 12, lr: 1.0e-3, beta: 0.1, dtype: float32, rewards: {short: {use: max_words, n: 2}},
     held_out: held.jsonl, eval_every: 2}
   critic: {do: train/ppo, model: base, data: pairs.jsonl, rank: 0, steps: 2, batch: 3, passes: 2,
@@ -60,10 +61,10 @@ steps:
     critic_rollouts: 0, lr: 1.0e-3, budget: 64, dtype: float32,
     rewards: {short: {use: max_words, n: 2}}}
   talks: {do: train/ppo, model: base, partner: base, data: pairs.jsonl, rank: 4, steps: 2, batch: 3,
-    answers: 2, max_tokens: 8, turns: 2, environment: {use: conversation, turns: 2},
-    dtype: float32, rewards: {short: {use: max_words, n: 2}}, held_out: held.jsonl}
+    answers: 2, max_tokens: 6, turns: 2, environment: {use: conversation, turns: 2},
+    dtype: float32, rewards: {short: {use: max_words, n: 1}}, held_out: held.jsonl}
   experts: {do: merge/mixture_of_experts, models: {one: base}}
-  routed: {do: train/balanced_experts, model: experts, data: examples.jsonl, rank: 0, steps: 3,
+  routed: {do: train/balanced_experts, model: experts, data: examples.jsonl, rank: 0, steps: 2,
     batch: 4, lr: 1.0e-3, budget: 100, bias_step: 0.01, dtype: float32}
   own: {do: train/gkd_on_policy, model: base, teacher: full, data: examples.jsonl, rank: 4,
     steps: 2, batch: 3, lr: 1.0e-3, max_tokens: 8, dtype: float32}
@@ -72,14 +73,14 @@ steps:
 """
 # These two alone are killed, too.
 ALIGNED = """\
-  aligned: {do: train/dpo, model: base, data: pairs.jsonl, rank: 0, steps: 8, batch: 5,
+  aligned: {do: train/dpo, model: base, data: pairs.jsonl, rank: 0, steps: 6, batch: 5,
     lr: 1.0e-3, budget: 128, held_out: held.jsonl, eval_every: 3, keep_best: true, dtype: float32}
 """
 # Three tasks for two processes.
 TURNS = """\
   turns: {do: train/grpo, model: base, data: pairs.jsonl, rank: 4, steps: 3, batch: 3, answers: 4,
-    max_tokens: 16, lr: 1.0e-3, turns: 3, environment: {use: running_sum, terms: 3, tries: 1},
-    dtype: float32, rewards: {short: {use: max_words, n: 2}}}
+    max_tokens: 8, lr: 1.0e-3, turns: 3, environment: {use: running_sum, terms: 3, tries: 1},
+    dtype: float32, rewards: {short: {use: max_words, n: 1}}}
 """
 KILLED = """\
 name: killed
@@ -118,12 +119,16 @@ def make(folder: Path, model: Path) -> Path:
     talks = [{"prompt": str(i)} for i in range(3)] + [{"prompt": " "}]
     for name, rows in (("pairs", pairs), ("examples", examples), ("talks", talks), ("held", held)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    recipes = {"r": RECIPE + ALIGNED + TURNS, "bad": BAD, "apart": APART}
-    recipes |= {"aligned": KILLED + ALIGNED, "turns": KILLED + TURNS}
-    recipes["killed"] = KILLED + ALIGNED + TURNS
-    for name, text in recipes.items():
+    for name, text in recipes().items():
         (folder / f"{name}.yaml").write_text(text)
     return folder
+
+
+def recipes() -> dict[str, str]:
+    """All recipes, by the names of their files."""
+    found = {"r": RECIPE + ALIGNED + TURNS, "bad": BAD, "apart": APART}
+    found |= {"aligned": KILLED + ALIGNED, "turns": KILLED + TURNS}
+    return found | {"killed": KILLED + ALIGNED + TURNS}
 
 
 def digits(folder: Path, normed: bool = False) -> tuple[list[dict[str, object]], dict[str, Tensor]]:
@@ -188,8 +193,9 @@ def watch_episodes(seen: dict[str, int]) -> None:
 
 
 if __name__ == "__main__":
-    # A checkpoint after every update: a kill then finds every state that there can be.
-    engine.CHECKPOINT_SECONDS, engine.CHECKPOINT_SHARE = -1.0, 1e9
+    Path(f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
+    if "often" in sys.argv[2:]:  # a kill then finds every state that there can be
+        engine.CHECKPOINT_SECONDS, engine.CHECKPOINT_SHARE = -1.0, 1e9
     seen = watch_blocks()
     watch_episodes(seen)
     codes = [

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import yaml
+from forked import Started
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -148,24 +149,39 @@ class Small:
         shutil.copytree(template, folder, ignore=shutil.ignore_patterns("store", "bases", "runs"))
         return cls(folder)
 
-    def start(self, runs: str = "runs") -> subprocess.Popen[str]:
+    @classmethod
+    def until(cls, whole: Small, step: str, folder: Path) -> Small:
+        """A copy whose store has what a whole run had made when it came to a step."""
+        small = cls.copy(whole.folder, folder)
+        for name in STEPS[: STEPS.index(step)]:
+            key = str(whole.steps()[name]["key"])
+            place = Path("home", "store", "artefacts", key[:2], key)
+            shutil.copytree(whole.folder / place, folder / place)
+        return small
+
+    def start(self, runs: str = "runs") -> Started:
         """`truing run quickstart.yaml --set ... --json`, in a process of its own."""
-        return subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *RUN, "--runs", runs],
-            cwd=self.folder, env=self.env(), text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        return Started(["-c", PROGRAM, *RUN, "--runs", runs], cwd=self.folder, env=self.env())
 
     def env(self) -> dict[str, str]:
         """One thread, so that the same work gives the same bits; a home of its own."""
         return {**os.environ, "TRUING_HOME": str(self.folder / "home"), "OMP_NUM_THREADS": "1"}
 
-    def finish(self, runs: str = "runs") -> dict[str, object]:
+    def finish(self) -> dict[str, object]:
         """Run to the end; the last line."""
-        process = self.start(runs)
+        process = self.start()
         out, err = process.communicate(timeout=280)
         assert process.returncode == 0, err
         return json.loads(out.splitlines()[-1])
+
+    def finish_as_user(self) -> dict[str, object]:
+        """The same by the command itself, as a user types it."""
+        done = subprocess.run(
+            [Path(sys.executable).with_name("truing"), *RUN], cwd=self.folder, env=self.env(),
+            capture_output=True, text=True, timeout=280,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
 
     def manifest(self, runs: str = "runs") -> dict[str, object]:
         """The run's manifest, {} while there is none."""
@@ -186,14 +202,14 @@ class Small:
         whole = [p for p in found if not p.parent.name.startswith(".")]
         return {p.parent.name: p.stat().st_mtime_ns for p in whole}
 
-    def wait_until_running(self, process: subprocess.Popen[str], step: str) -> None:
+    def wait_until_running(self, process: Started, step: str) -> None:
         """Until a step has begun, or was found in the store."""
         until = time.monotonic() + 120
         while self.manifest().get("status") != "running" or (
             self.steps()[step]["status"] not in ("running", "done")
         ):
             assert process.poll() is None and time.monotonic() < until, "it ended before"
-            time.sleep(0.005)
+            time.sleep(0.02)
 
     def verify(self) -> None:
         """The store's own check; and nothing in it but whole artefacts."""

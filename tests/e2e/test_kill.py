@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+from forked import Started
 from small_run import PROGRAM, RUN, STEPS, Small
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -31,7 +33,7 @@ def stop_somewhere(
     time.sleep(moment)
     process.send_signal(how)
     out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+    return process.wait(), out, err
 
 
 def goes_on(small: Small, whole: Small) -> None:
@@ -77,8 +79,8 @@ def test_killed_at_twenty_moments(template: Path, whole: Small, tmp_path: Path, 
     kills(template, whole, tmp_path, seed=100 + seed, times=1)
 
 
-def test_ctrl_c_is_clean_and_resumable(template: Path, whole: Small, tmp_path: Path) -> None:
-    small = Small.copy(template, tmp_path / "small")
+def test_ctrl_c_is_clean_and_resumable(whole: Small, tmp_path: Path) -> None:
+    small = Small.until(whole, "aligned", tmp_path / "small")
     code, out, err = stop_somewhere(small, signal.SIGINT, 0.0, "aligned")
     assert code == 3 and "Traceback" not in err, err
     line = json.loads(out)
@@ -100,44 +102,66 @@ def test_two_runs_at_once_share_the_store(template: Path, whole: Small, tmp_path
     small.verify()
 
 
-DISK = """
-set -e
-disk=$1 template=$2 after=$3
-shift 3
-mount -t tmpfs -o size=64m small "$disk"
-cp -r "$template"/. "$disk"
-cd "$disk"
-export TRUING_HOME="$disk/home"
-free=$(df --output=avail -k . | tail -1)
-dd if=/dev/zero of=ballast bs=1024 count=$((free - 18 * 1024)) status=none
-code=0
-"$@" >first.json 2>first.err || code=$?
-echo "$code"
-rm ballast
-"$@" >second.json 2>second.err
-mkdir "$after" && cp -r runs home first.* second.* "$after"
+# A small disk is mounted by a shell that alone sees it; a program joins it there.
+JOINED = """
+import ctypes, os, sys
+shell, disk = sys.argv[1:3]
+del sys.argv[1:3]
+for space in ("user", "mnt"):
+    file = os.open(f"/proc/{shell}/ns/{space}", os.O_RDONLY)
+    if ctypes.CDLL(None, use_errno=True).setns(file, 0):
+        raise OSError(ctypes.get_errno(), "the shell cannot be joined")
+os.chdir(disk)
 """
 
 
-def test_full_disk(template: Path, whole: Small, tmp_path: Path) -> None:
+@contextlib.contextmanager
+def shell_apart() -> Generator[tuple[int, Callable[..., None]]]:
+    """A shell that may mount: its number, and a function that has it run lines of commands."""
+    with subprocess.Popen(
+        ["unshare", "-Urm", "sh", "-e"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as shell:
+        assert shell.stdin and shell.stdout
+        write, read = shell.stdin, shell.stdout
+
+        def do(*lines: str) -> None:
+            print(*lines, "echo done", sep="\n", file=write, flush=True)
+            assert read.readline() == "done\n", lines
+
+        yield shell.pid, do
+
+
+def test_full_disk(whole: Small, tmp_path: Path) -> None:
     """A file system of a few MiB: one message, nothing half there, and on it goes with space."""
     probe = ["unshare", "-Urm", "sh", "-c", f"mount -t tmpfs -o size=1m small {tmp_path}"]
     if not shutil.which("unshare") or subprocess.run(probe, capture_output=True).returncode:
         pytest.skip("this system lets no user mount a file system in a namespace")
-    (tmp_path / "disk").mkdir()
-    words = [tmp_path / "disk", template, tmp_path / "after", sys.executable, "-c", PROGRAM, *RUN]
-    done = subprocess.run(
-        ["unshare", "-Urm", "sh", "-c", DISK, "sh", *map(str, words)],
-        env=whole.env(), capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
-    after = Small(tmp_path / "after")
-    assert done.returncode == 0, done.stderr + (after.folder / "second.err").read_text()
-    assert done.stdout.strip() == "3"
-    said = (after.folder / "first.err").read_text()
-    assert "Traceback" not in said, said
-    line = json.loads((after.folder / "first.json").read_text())
+    begun, after = Small.until(whole, "aligned", tmp_path / "begun"), Small(tmp_path / "after")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with shell_apart() as (number, do):
+
+        def run() -> tuple[int, str, str]:
+            words = ["-c", JOINED + PROGRAM, str(number), str(disk), *RUN]
+            process = Started(words, env=Small(disk).env())
+            out, err = process.communicate(timeout=280)
+            return process.wait(), out, err
+
+        do(
+            f"mount -t tmpfs -o size=64m small {disk}",
+            f"cp -r {begun.folder}/. {disk}",
+            f"free=$(df --output=avail -k {disk} | tail -1)",
+            f"dd if=/dev/zero of={disk}/ballast bs=1024 count=$((free - 18 * 1024)) status=none",
+        )
+        code, out, err = run()
+        do(f"rm {disk}/ballast")
+        again, _, told = run()
+        do(f"mkdir {after.folder}", f"cp -r {disk}/runs {disk}/home {after.folder}")
+    assert code == 3 and "Traceback" not in err, err
+    line = json.loads(out)
     assert line["exit_code"] == 3 and "aligned" in line["error"] and "disk is full" in line["error"]
     assert "Free some space; the same command goes on from here" in line["error"]
+    assert again == 0, told
     assert after.hashes() == whole.hashes()
     assert after.steps()["picked"]["cached"] and not after.steps()["aligned"]["cached"]
     after.verify()
