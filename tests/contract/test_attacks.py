@@ -24,6 +24,7 @@ SMALL: dict[str, object] = {
     "k": 8,
     "tags": ("quality",),
     "max_length": 40,
+    "max_tokens": 40,
     "epochs": 2,
     "rank": 2,
     "batch": 4,

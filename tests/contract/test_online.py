@@ -248,9 +248,9 @@ RULE = {"letters": {"use": "share_of", "letters": "abcdefghijklmnop"}}
 
 @pytest.mark.parametrize("name", ONLINE)
 def test_a_run_and_the_split_into_micro_batches(
-    name: str, tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, shallow_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec, model = spec_of(name), Model.open(tiny_path)
+    spec, model = spec_of(name), Model.open(shallow_path)
     rewards: dict[str, object] = {} if spec.pools else {"rewards": RULE}
     filters = {"entropy_share": 0.5} if "entropy_share" in spec.settings else {}
     build = train_online.pool_of
@@ -269,7 +269,7 @@ def test_a_run_and_the_split_into_micro_batches(
 
     monkeypatch.setattr(OnlineTask, "parts", counting)
     for budget in (100_000, 1):
-        with use(Context(folder=tmp_path / str(budget), seed=2)) as context:
+        with use(Context(folder=tmp_path / str(budget), seed=3)) as context:
             made = methods[name](
                 model, table_for(spec), **SHORT, **rewards, **filters, passes=2, budget=budget
             )

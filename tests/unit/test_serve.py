@@ -297,14 +297,14 @@ def test_requests_are_answered_in_batches(
         run(self)
 
     monkeypatch.setattr(openai_batch.Batch, "run", noted)
-    monkeypatch.setattr(openai_worker, "GATHER", 0.3)
 
     def ask(i: int) -> str:
         messages = [{"role": "user", "content": f"Hello {i % 4}"}]
         body = {"temperature": 0.0 if i < 4 else 1.0, "seed": i, "max_tokens": 32}
         return _chat(http, messages=messages, **body)["choices"][0]["message"]["content"]
 
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(8) as pool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openai_worker, "GATHER", 0.3)
         together = list(pool.map(ask, range(8)))
     assert sum(sizes) == 8
     assert max(sizes) >= 3  # seeds differ, settings agree
