@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 import types
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+began = time.time()  # before anything else was loaded: files older than this are what is loaded
 
 _WHERE = {
     "Model": "truing.models",

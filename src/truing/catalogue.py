@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import cast
 
 from truing.declared import everything, left_out, source
 from truing.entry import Entry as Entry
-from truing.entry import place_of, said
+from truing.entry import place_of, plainly, said
 from truing.errors import InputError, unknown
 from truing.references import is_bare, refuse_bare
 
@@ -96,16 +97,30 @@ def scan(path: Path, module: str, verb: str, group: str, package: str) -> Iterat
 
 
 def _own() -> Iterator[Entry]:
+    """truing's own entries: those that were found the last time in the same files."""
+    from truing.core import remembered
+    from truing.tables import content_hash
+
     root = Path(__file__).parent
     # Fields hold components, such as environments, and no methods.
-    for folder in (*VERBS, "fields"):
-        verb = folder if folder in VERBS else ""
-        for path in sorted((root / folder).rglob("*.py")):
-            parts = path.relative_to(root).with_suffix("").parts
-            if path.name != "__init__.py":
-                yield from scan(
-                    path, ".".join(("truing", *parts)), verb, "/".join(parts[1:-1]), "truing"
-                )
+    found = [sorted((root / folder).rglob("*.py")) for folder in (*VERBS, "fields")]
+    paths = [path for inside in found for path in inside if path.name != "__init__.py"]
+    here = [Path(__file__), root / "entry.py", *paths]
+    texts = [[str(path), path.read_text(encoding="utf-8")] for path in here]
+    name = content_hash(["catalogue", sys.version, texts])
+    known = remembered.find(name)
+    if isinstance(known, list):
+        return map(plainly, cast("list[dict[str, object]]", known))
+    made = [entry for path in paths for entry in _of_file(path, path.relative_to(root))]
+    remembered.keep(name, [vars(entry) for entry in made])
+    return iter(made)
+
+
+def _of_file(path: Path, below: Path) -> Iterator[Entry]:
+    """Entries of one of truing's own files, which lies there below its package."""
+    folder, *groups, _ = parts = below.with_suffix("").parts
+    verb = folder if folder in VERBS else ""
+    return scan(path, ".".join(("truing", *parts)), verb, "/".join(groups), "truing")
 
 
 def _source(module: str) -> Path:
@@ -281,3 +296,17 @@ def find(name: str, *, where: str = "") -> Entry:
             )
     names = known if "/" in wanted else [e.name for e in known.values()]
     raise unknown("method", name, names, where=where)
+
+
+def training(name: str) -> Entry:
+    """The method of the verb train of that name, with or without its verb.
+
+    Raises:
+        InputError: there is none; it offers the nearest objective.
+    """
+    plain = name.removeprefix("train/").replace("-", "_")
+    known = {e.name: e for e in methods().values() if e.verb == "train"}
+    if plain not in known:
+        objectives = [n for n, e in known.items() if e.kind == "objective"]
+        raise unknown("objective", name, objectives)
+    return known[plain]

@@ -109,7 +109,7 @@ def _inputs(
     for name in [n for n in texts if n not in models] + models:
         if name in models[:1]:
             tables = {n: t for n, t in found.items() if isinstance(t, Table)}
-            method.check(settings, tables, where=where)
+            method.check(settings, tables, where=where, planned=True)
         entry = method.inputs[name]
         opened = {role: open_noun(entry.noun, text) for role, text in texts[name].items()}
         found[name] = opened if entry.many else opened[""]
@@ -239,7 +239,7 @@ def run_method(entry: Entry, arguments: list[str]) -> object:
         if name in method.settings
     }
     checked = method.validate(settings, where=parser.prog)
-    method.check(checked, {}, where=parser.prog)
+    method.check(checked, {}, where=parser.prog, planned=True)
     check_given(checked, given, lambda _: parser.prog)
     # Named models are opened before any other: a wrong name is told before anything is fetched.
     settings = holding({n: checked[n] for n in settings}, where=parser.prog)

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 import time
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +22,12 @@ PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 # Of a group of processes: limit, bytes in use, and which of these can be given back.
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 V2 = ("memory.max", "memory.current", "inactive_file")
+# Files of GPU drivers under /dev; and variables that decide which GPUs a process sees.
+DEVICES = ("nvidia*", "nvhost*", "nvgpu*", "nvmap", "kfd", "dxg")
+HIDING = (
+    "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL", "CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH", "LD_PRELOAD",
+)  # fmt: skip
 PROGRAMS = ("chromium", "unshare")  # for the browser test; for the sandbox of generated code
 
 
@@ -129,18 +136,33 @@ def matrix_speed(dtype: str = "float32", seconds: float = 1.0, size: int = 1024)
     return round(2 * size**3 * n / (time.perf_counter() - start) / 1e9, 1)
 
 
+def machine() -> dict[str, Json]:
+    """Processor, cores and memory of this machine: what is known without PyTorch."""
+    return {"cpu": cpu_name(), "cores": os.cpu_count(), "memory_gib": memory_gib()[0]}
+
+
 def hardware() -> dict[str, Json]:
     """Processor, cores, memory and accelerators of this machine."""
     import torch
 
     gpus: list[Json] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": memory_gib()[0],
-        "gpus": gpus,
-    }
+    found: dict[str, Json] = {"threads": torch.get_num_threads(), "gpus": gpus}
+    return machine() | found
+
+
+def drivers() -> list[str]:
+    """What the drivers of GPUs show of themselves, and what hides GPUs; none where there is none.
+
+    As long as this is the same, and the packages are, PyTorch finds a GPU or finds none.
+    """
+    if sys.platform == "darwin":  # whose GPUs are of another sort
+        return []
+    found = sorted(str(path) for pattern in DEVICES for path in Path("/dev").glob(pattern))
+    if not found and sys.platform == "linux":
+        return []
+    version = Path(PROC, "driver/nvidia/version")
+    found += [version.read_text()] if version.is_file() else []
+    return [sys.platform, *found, *(f"{n}={os.environ.get(n, '')}" for n in HIDING)]
 
 
 def _measured() -> dict[str, object]:

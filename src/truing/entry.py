@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -12,7 +13,7 @@ class Entry:
 
     `verb` is the folder, `group` the sub-folder, `kind` "method", "objective", "online" or
     "component" (then `component` is the sort: "check", "reward", ...). `module` and `attr` say
-    where to import it.
+    where to import it. `names` are components that an online method names itself.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Entry:
     unit: str = ""
     rows: str = ""
     component: str = ""
+    names: tuple[str, ...] = ()
     package: str = "truing"
 
     @property
@@ -53,7 +55,14 @@ def said(entry: Entry, facts: Mapping[str, object]) -> Entry:
         unit=str(facts.get("unit", "")),
         rows=rows if isinstance(rows, str) else "",
         component=str(facts.get("component", "")),
+        names=tuple(str(facts[n]) for n in ("follows", "pools") if facts.get(n)),
     )
+
+
+def plainly(facts: Mapping[str, Any]) -> Entry:
+    """The entry whose fields these were, once they have been JSON."""
+    several: dict[str, Any] = {n: tuple(facts[n]) for n in ("needs", "names")}
+    return Entry(**{**facts, **several})
 
 
 def place_of(entry: Entry) -> str:

@@ -7,6 +7,7 @@ decoders refer to.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -14,18 +15,22 @@ from typing import cast
 from truing import catalogue
 from truing.catalogue import Entry, used
 from truing.changes import Decoder, Rewriter
+from truing.core import remembered
 from truing.core.code import code_key
 from truing.core.files import path_hash
 from truing.core.limits import without
 from truing.core.panel import Panel
-from truing.declared import source
+from truing.declared import declared, source
+from truing.doctor import drivers
+from truing.errors import InputError
+from truing.loading import is_loaded
 from truing.method import Method
 from truing.models import Model, held, named
 from truing.principles import Principles
 from truing.references import refuse_bare
 from truing.runs import plain
-from truing.store import Noun
-from truing.tables import content_hash
+from truing.store import Noun, Store
+from truing.tables import Table, content_hash
 
 Nouns = Mapping[str, Noun | Mapping[str, Noun]]
 
@@ -57,17 +62,11 @@ def _of_model(model: Model) -> list[str]:
 
 def entries_of(method: Method, settings: Mapping[str, object], nouns: Nouns) -> list[Entry]:
     """What a step runs: its method, and what its settings and inputs refer to."""
-    names = used(dict(settings))
-    if method.entry.kind == "online":
-        from truing.core.online import online_of
-
-        spec = online_of(method.declared)
-        names += [spec.follows, spec.pools]  # what it names itself
+    names = [*used(dict(settings)), *method.entry.names]
     added: list[Entry] = []
-    if method.entry.kind == "objective" and settings.get("mix"):
-        from truing.core.mix import entry_of
-
-        added = [entry_of(name) for name in cast("Mapping[str, object]", settings["mix"])]
+    if method.entry.kind in ("objective", "online") and settings.get("mix"):
+        mix = cast("Mapping[str, object]", settings["mix"])
+        added = [catalogue.training(name) for name in mix]
     for noun in [*_all(nouns), *(held(key) for key in named(settings))]:
         if isinstance(noun, Principles):
             names += [n for rule in noun for n in used(rule.check)]
@@ -85,7 +84,24 @@ def modules_of(method: Method, settings: Mapping[str, object], nouns: Nouns) -> 
 
 
 def device_class() -> str:
-    """ "cuda" or "cpu": what steps compute on."""
+    """ "cuda" or "cpu": what steps compute on.
+
+    PyTorch, as long as nothing else has imported it, is asked once for each state of the drivers.
+    """
+    if "torch" in sys.modules:
+        return _found_device()
+    seen = drivers()
+    if not seen:
+        return "cpu"
+    name = content_hash(["device", seen, remembered.installed()])
+    found = remembered.find(name)
+    if not isinstance(found, str):
+        found = _found_device()
+        remembered.keep(name, found)
+    return found
+
+
+def _found_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -132,3 +148,36 @@ def step_key(method: Method, nouns: Nouns, settings: Mapping[str, object], seed:
     parts: list[object] = [method.id, values, inputs, seed, device_class(), code]
     kept = {key: _input(held(key)) for key in named(settings)}
     return content_hash([*parts, kept] if kept else parts)
+
+
+def key_to_run(
+    method: Method, nouns: Nouns, settings: Mapping[str, object], seed: int, store: Store
+) -> str:
+    """The key of a step, whose module is loaded unless the store has what it makes.
+
+    Loading may be hours after its file was first read: the key is that of the code which runs.
+    """
+    key = step_key(method, nouns, settings, seed)
+    if store.has(key) or is_loaded(method.entry):
+        return key
+    _ = method.function
+    return step_key(method, nouns, settings, seed)
+
+
+def asked(method: Method, settings: Mapping[str, object], tables: Mapping[str, Table]) -> str:
+    """Hash of all that decides whether a method's own checks pass; "" where that is not known.
+
+    Args:
+        settings: validated; models and data are named in them, not held.
+        tables: those of its inputs that are at hand, or promised by another step.
+    """
+    try:
+        entries = entries_of(method, settings, {})
+    except InputError:  # a function that is given as it is
+        return ""
+    if any(declared(e) is not None for e in entries):
+        return ""
+    values = {n: _identity(v) for n, v in settings.items()}
+    given = {n: [type(t).__name__, t.key] for n, t in tables.items()}
+    code = code_key({e.module for e in entries})
+    return content_hash(["asked", method.id, values, given, code, remembered.installed()])

@@ -6,18 +6,14 @@ with their types and defaults. Nothing else is declared anywhere.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gc
-import importlib
 import inspect
 import re
-import sys
 import types
 import typing
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
-from truing import catalogue
+from truing import catalogue, described
 from truing.catalogue import VERBS, Entry
 from truing.components import check_component as check_component
 from truing.components import finite as finite
@@ -28,9 +24,13 @@ from truing.components import score as score
 from truing.context import forget, seeded
 from truing.core.bounds import Bounds, check_bounds
 from truing.declared import declare, declared, everything, source
-from truing.errors import InputError, MissingExtra, unknown
+from truing.described import Description
+from truing.errors import InputError, unknown
+from truing.loading import is_loaded, module_of
 from truing.references import Function, any_bare
-from truing.signature import Input, Setting, argument_docs, parameters_of, type_name
+from truing.signature import Input as Input
+from truing.signature import Setting as Setting
+from truing.signature import type_name as type_name
 
 if typing.TYPE_CHECKING:
     from truing.tables import Table
@@ -118,42 +118,6 @@ def component(kind: str, *, name: str = "") -> Callable[[F], F]:
     return decorate
 
 
-def _missing(package: str, method: Method) -> InputError:
-    """The error for a package that a method's module imports and that is not there."""
-    from truing.doctor import extra_of
-
-    extra = extra_of(package)
-    if extra:
-        return MissingExtra(package, extra, where=method.id)
-    return InputError(
-        f"the package {package!r} is needed here and is not installed",
-        where=f"{method.id} of {method.entry.package}",
-        fix=f"Install it with: pip install {package}",
-    )
-
-
-def _module_of(function: Function, name: str) -> types.ModuleType:
-    """The module of a function whose file was run, not imported."""
-    held = function.__globals__
-    found = sys.modules.get(name)
-    if found is None or found.__dict__ is not held:
-        found = types.ModuleType(name)
-        found.__dict__.update(held)
-    return found
-
-
-@contextlib.contextmanager
-def _uncollected() -> Generator[None]:
-    """No garbage collection: one fifth of what PyTorch and transformers take to be imported."""
-    on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if on:
-            gc.enable()
-
-
 class Method:
     """A registered method: call it with inputs and settings.
 
@@ -178,16 +142,7 @@ class Method:
     @functools.cached_property
     def module(self) -> types.ModuleType:
         """The method's module, imported."""
-        if (own := declared(self.entry)) is not None:
-            return _module_of(own.function, self.entry.module)
-        try:
-            with _uncollected():
-                return importlib.import_module(self.entry.module)
-        except ModuleNotFoundError as error:
-            name = (error.name or "?").partition(".")[0]
-            if name == "truing":
-                raise
-            raise _missing(name, self) from error
+        return module_of(self.entry)
 
     @functools.cached_property
     def declared(self) -> Function:
@@ -222,25 +177,34 @@ class Method:
         return inspect.getdoc(self.module) or ""
 
     @functools.cached_property
-    def _parameters(self) -> tuple[dict[str, Input], dict[str, Setting], str]:
-        docs = argument_docs(self.doc) | argument_docs(inspect.getdoc(self.declared) or "")
-        facts = typing.cast("dict[str, dict[str, str]]", getattr(self.declared, "__truing__", {}))
-        return parameters_of(self.function, docs, facts.get("defaults", {}))
+    def _described(self) -> Description:
+        """Its signature and its decorator; as they were the last time where its code is, too."""
+        known = None if is_loaded(self.entry) else described.find(self.entry)
+        if known is not None:
+            return known
+        made = described.described(self.declared, self.function, self.doc)
+        described.keep(self.entry, made)
+        return made
 
     @property
     def inputs(self) -> dict[str, Input]:
         """Nouns that flow in, by parameter name."""
-        return self._parameters[0]
+        return self._described.inputs
 
     @property
     def settings(self) -> dict[str, Setting]:
         """Settings by name: type, default and meaning of each."""
-        return self._parameters[1]
+        return self._described.settings
 
     @property
     def returns(self) -> str:
         """Name of the noun it returns, such as "Model"."""
-        return self._parameters[2]
+        return self._described.returns
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """Arguments of its decorator, such as `within` and `rows`."""
+        return self._described.facts
 
     def validate(
         self,
@@ -282,6 +246,7 @@ class Method:
         where: str = "",
         at: Callable[[str], str] | None = None,
         stored: bool = False,
+        planned: bool = False,
     ) -> None:
         """Raise an InputError for what the method would refuse once its models are in memory.
 
@@ -291,14 +256,11 @@ class Method:
             where: what errors name.
             at: where a given setting or input stands, such as a line of a recipe.
             stored: refuse also what no stored step can have; see `catalogue.check_used`.
+            planned: what passed before under the same code need not be asked again.
         """
         from truing.core import code, preflight
 
-        facts = typing.cast(Row, getattr(self.declared, "__truing__", {}))
-        check = typing.cast(
-            "Callable[[Mapping[str, object], Mapping[str, Table]], None] | None",
-            getattr(self.declared, "__truing_check__", None),
-        )
+        facts = self.facts
         name = next(iter(tables), "")
         try:
             if stored:
@@ -310,14 +272,31 @@ class Method:
                 if given in tables:
                     name = given
                     preflight.check_kinds(tables[given], kinds, self.name)
-            if check is not None:
-                check(settings, tables)
+            if self._described.checks:
+                self._own_check(settings, tables, planned)
         except InputError as error:
             named = re.match(r"setting '(\w+)'", error.message)
             place = at(named[1] if named else name) if at else where
             inner = "" if error.where == self.name else error.where
             error.where = f"{place}: {inner}".strip(": ")
             raise
+
+    def _own_check(
+        self, settings: Mapping[str, object], tables: Mapping[str, Table], planned: bool
+    ) -> None:
+        """Ask its own function, which may need PyTorch; see `check`."""
+        from truing import keys
+        from truing.core import code, remembered
+
+        asked = keys.asked(self, settings, tables) if planned else ""
+        if asked and not is_loaded(self.entry) and remembered.find(asked):
+            return
+        check = self.declared.__dict__["__truing_check__"]
+        typing.cast("Callable[[Mapping[str, object], Mapping[str, Table]], None]", check)(
+            settings, tables
+        )
+        if asked and code.settled(keys.modules_of(self, settings, {})):
+            remembered.keep(asked, True)
 
     def __call__(self, *nouns: object, seed: int | None = None, **values: object) -> object:
         """Run it: inputs by position or name, settings by name; what it makes.

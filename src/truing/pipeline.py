@@ -20,7 +20,7 @@ from truing.datasets import licensed
 from truing.errors import InputError, Stopped, TruingError, Unread
 from truing.faults import check_space, told
 from truing.given import need_rows
-from truing.keys import Nouns, device_class, step_key
+from truing.keys import Nouns, device_class, key_to_run
 from truing.method import Method
 from truing.models import Model, hold
 from truing.naming import Place, holding, referred_model, with_keys
@@ -111,7 +111,7 @@ def perform(
     """
     need_rows(nouns)
     store = store or Store()
-    key = step_key(method, nouns, settings, seed)
+    key = key_to_run(method, nouns, settings, seed, store)
     name = name or method.name
     with told(name), store.lock(key):
         if root is not None:

@@ -287,7 +287,7 @@ class Plan:
             if value is not None and "Path" in str(settings[name].type):
                 values[name] = self.path(str(value), typed=name in step.typed)
         full = method.validate(values, where=step.at(), at=step.at)
-        method.check(full, {}, where=step.at(), at=step.at, stored=True)
+        method.check(full, {}, where=step.at(), at=step.at, stored=True, planned=True)
         check_given(full, sources, step.at)
         seed = self.seed if step.seed is None else step.seed
         named = {

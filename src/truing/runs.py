@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Generator
 from importlib import metadata
@@ -29,7 +31,12 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyar
 def versions() -> dict[str, Json]:
     """Versions of this package, of Python and of the libraries that results depend on."""
     found: dict[str, Json] = {"truing": __version__, "python": platform.python_version()}
-    return found | {p: metadata.version(p) for p in PACKAGES}
+    return found | {p: _version(p) for p in PACKAGES}
+
+
+@functools.cache
+def _version(package: str) -> str:
+    return metadata.version(package)
 
 
 def hardware() -> dict[str, Json]:
@@ -37,6 +44,13 @@ def hardware() -> dict[str, Json]:
     from truing import doctor
 
     return doctor.hardware()
+
+
+def _known_hardware() -> dict[str, Json]:
+    """The same, as far as it is known without importing PyTorch."""
+    from truing import doctor
+
+    return doctor.hardware() if "torch" in sys.modules else doctor.machine()
 
 
 def plain(value: object) -> Json:
@@ -80,7 +94,7 @@ class Run:
             "seconds": 0.0,
             "status": "running",
             "versions": versions(),
-            "hardware": hardware(),
+            "hardware": _known_hardware(),
             "models": {},
             "steps": {},
             "result": {},
@@ -154,6 +168,9 @@ class Run:
 
     def write(self) -> None:
         """Put the manifest on the disk."""
+        known = cast("dict[str, Json]", self.manifest["hardware"])
+        if "gpus" not in known and "torch" in sys.modules:  # since a step needed it
+            self.manifest["hardware"] = hardware()
         self.manifest["seconds"] = round(time.time() - self.began, 2)
         text = jsontext.dumps(self.manifest, indent=1, default=str)
         files.write_text(self.folder / "manifest.json", text + "\n")

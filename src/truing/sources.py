@@ -103,7 +103,7 @@ def check_tables(checked: Sequence[Checked], opened: Opened) -> None:
                 found = made.get(source.text) if source.is_step else opened.get((noun, source.text))
                 if isinstance(found, Table):
                     tables[name] = found
-        one.method.check(one.settings, tables, where=one.step.at(), at=one.step.at)
+        one.method.check(one.settings, tables, where=one.step.at(), at=one.step.at, planned=True)
         rows = kind_made(one.method, {**one.sources, **one.settings})
         if rows in tables:
             made[one.name] = tables[rows]
@@ -117,7 +117,7 @@ def kind_made(method: Method, given: Mapping[str, object]) -> str:
     Args:
         given: its settings, and what its inputs are given, by name.
     """
-    facts = cast("Mapping[str, Makes]", getattr(method.declared, "__truing__", {}))
+    facts = cast("Mapping[str, Makes]", method.facts)
     makes = facts.get("makes") or ("data" if method.verb == "select" else "")
     if isinstance(makes, str):
         return makes

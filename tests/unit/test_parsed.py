@@ -111,7 +111,7 @@ def test_words_do_not_count_and_dots_are_followed(tmp_path: Path) -> None:
     memory, found = parsed._Memory(None), list[parsed.Code]()
     for name, text in (("r", one), ("r", two), ("r", two.replace("1", "2")), ("__init__", one)):
         (tmp_path / f"{name}.py").write_text(text)
-        found.append(memory.code(tmp_path / f"{name}.py", "p.q.r"))
+        found.append(memory.code(tmp_path / f"{name}.py", "p.q.r")[1])
     assert found[0][0] == found[1][0] != found[2][0]
     assert found[0][1] == found[1][1] == {"p.a", "p.a.b", "os"}
     assert found[3][1] == {"p.q.a", "p.q.a.b", "os"}

@@ -13,7 +13,7 @@ import pytest
 from truing import context, lineage, pipeline, recipe
 from truing.cli import main
 from truing.errors import InputError, Stopped
-from truing.keys import modules_of
+from truing.keys import modules_of, step_key
 from truing.method import methods
 from truing.models import Model
 from truing.pipeline import Result
@@ -153,7 +153,7 @@ def test_an_interrupted_step_keeps_its_scratch_and_goes_on(
         patch.setattr(module, "passing", interrupt)
         with pytest.raises(Stopped, match="interrupted"):
             pipeline.perform(method, {"data": table}, settings, store=store)
-    key = pipeline.step_key(method, {"data": table}, settings, 0)
+    key = step_key(method, {"data": table}, settings, 0)
     assert (store.scratch(key) / "rows.jsonl").read_text() == '["first", 1]\n'
     result = pipeline.perform(method, {"data": table}, settings, store=store)
     assert len(result.artefact) == 8
@@ -167,7 +167,7 @@ def test_the_seconds_of_a_step_are_all_that_were_spent_on_it(
 
     method, table = methods["select/checked"], Table("prompt", ROWS)
     settings = method.validate({"checks": [{"use": "min_words", "n": 2}]})
-    kept = store.scratch(pipeline.step_key(method, {"data": table}, settings, 0)) / ".seconds"
+    kept = store.scratch(step_key(method, {"data": table}, settings, 0)) / ".seconds"
     seen: list[float] = []
 
     def interrupt(*_: object) -> list[bool]:

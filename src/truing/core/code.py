@@ -11,21 +11,27 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
+import truing
 from truing.core.parsed import Code, bare, imports_of, memory
 from truing.declared import Declared, everything
 from truing.tables import content_hash
 
 PLAN = "recipe"  # the function of a recipe that makes its plan
+Follows = Callable[[str, frozenset[str]], frozenset[str]]
 INSTALLED = {"site-packages", "dist-packages"}  # folders of what pip installs
 
 
 def _source(module: str) -> Path | None:
     """The file of a module; only packages above it are imported, never the module itself."""
+    if _is_name(module):
+        return None
     try:
         found = importlib.util.find_spec(module)
     except (ImportError, ValueError, AttributeError):
@@ -34,8 +40,35 @@ def _source(module: str) -> Path | None:
     return Path(origin) if origin and origin.endswith(".py") else None
 
 
+_plain: set[str] = set()  # modules that are no packages and not loaded
+
+
+def _is_name(module: str) -> bool:
+    """True for a name inside of a module, which is not imported to know; false for a module."""
+    above = module.rpartition(".")[0]
+    if (loaded := sys.modules.get(above)) is not None:
+        return not hasattr(loaded, "__path__")
+    if above and above not in _plain:
+        path = _source(above)
+        if path is None or path.name == "__init__.py":
+            return False
+        _plain.add(above)
+    return bool(above)
+
+
 _read_at: tuple[int, tuple[Declared, ...]] | None = None  # what was there when `read_own` last read
-_known: dict[str, tuple[object, Code | None]] = {}  # with what each module was loaded by
+
+
+class _File(NamedTuple):
+    """A module's file as it was read: what loaded the module by then, and when it was changed."""
+
+    loaded: object
+    code: Code | None
+    text: str = ""
+    changed: float = math.inf
+
+
+_known: dict[str, _File] = {}
 
 
 def _read(module: str) -> Code | None:
@@ -45,16 +78,17 @@ def _read(module: str) -> Code | None:
     """
     loaded = getattr(sys.modules.get(module), "__spec__", None)
     known = _known.get(module)
-    if known is None or known[0] is not loaded:
-        known = _known[module] = (loaded, _parsed(module))
-    return known[1]
+    if known is None or known.loaded is not loaded:
+        known = _known[module] = _parsed(module, loaded)
+    return known.code
 
 
 def forget_unloaded() -> None:
     """Let go of modules that were not loaded when they were read: another may have their name."""
     global _read_at
     _read_at = None
-    for module in [m for m, (loaded, _) in _known.items() if loaded is None]:
+    _plain.clear()
+    for module in [m for m, file in _known.items() if file.loaded is None]:
         del _known[module]
 
 
@@ -71,11 +105,14 @@ def read_own() -> None:
         _read_at = now
 
 
-def _parsed(module: str) -> Code | None:
+def _parsed(module: str, loaded: object) -> _File:
     path = _source(module)
     if path is None:
-        return None
-    return memory().code(path, module)
+        return _File(loaded, None)
+    changed = path.stat().st_mtime
+    text, (bare, imported) = memory().code(path, module)
+    names = {m for m in _own(module, imported) if _is_name(m)}
+    return _File(loaded, (bare, imported - names), text, changed)
 
 
 @functools.cache
@@ -91,7 +128,7 @@ def code_key(modules: Iterable[str], own: Iterable[Declared] = ()) -> str:
     Args:
         own: functions of a user's own, of which the files count as they were when they were loaded.
     """
-    found = _walked(modules, lambda module, other: _top(other) in (_top(module), "truing"))
+    found = _walked(modules, _own)
     files = {one.entry.path: one for one in own}
     if not files:
         return content_hash(found)
@@ -100,32 +137,57 @@ def code_key(modules: Iterable[str], own: Iterable[Declared] = ()) -> str:
     for one in files.values():
         code, imported = _of_file(one.text or "", one.entry.path, _module(one))
         codes.append(code)
-        wanted |= {m for m in imported if _followed(_module(one), m)}
+        wanted |= _followed(_module(one), imported)
     return content_hash([found | _walked(wanted, _followed), sorted(codes)])
 
 
-def _walked(modules: Iterable[str], follows: Callable[[str, str], bool]) -> dict[str, str]:
+def text_key(modules: Iterable[str]) -> str:
+    """Hash of the very texts of modules and of all that `code_key` walks: of docstrings, too.
+
+    "" where the text of one of them is not at hand.
+    """
+    texts = {m: _known[m].text for m in _walked(modules, _own)}
+    return content_hash(texts) if set(modules) <= set(texts) else ""
+
+
+def settled(modules: Iterable[str]) -> bool:
+    """True where no file that `code_key` walks was changed since this process began.
+
+    Then what it has loaded is what lies on the disk.
+    """
+    return all(_known[m].changed < truing.began for m in _walked(modules, _own))
+
+
+@functools.lru_cache(maxsize=4096)
+def _own(module: str, imported: frozenset[str]) -> frozenset[str]:
+    """What a module imports of its own package or of truing."""
+    tops = (_top(module), "truing")
+    return frozenset(m for m in imported if _top(m) in tops)
+
+
+def _walked(modules: Iterable[str], follows: Follows) -> dict[str, str]:
     """Hashes of modules and of all that they import, as far as `follows(module, imported)`."""
     seen: dict[str, str] = {}
-    wanted = sorted(set(modules))
+    wanted = set(modules)
     while wanted:
         module = wanted.pop()
-        if module in seen:
-            continue
         seen[module], imported = _read(module) or ("", frozenset[str]())
-        wanted += sorted(m for m in imported - set(seen) if follows(module, m))
+        wanted |= {m for m in follows(module, imported) if m not in seen}
     memory().save()
     return {m: h for m, h in seen.items() if h}
 
 
 def _top(module: str) -> str:
-    return module.split(".")[0]
+    return module.partition(".")[0]
 
 
-def _followed(module: str, other: str) -> bool:
-    """True for what a user's module imports of its own package, of truing, and of the user's."""
-    top = _top(other)
-    if top in (_top(module), "truing"):
+def _followed(module: str, imported: frozenset[str]) -> frozenset[str]:
+    """What a user's module imports of its own package, of truing, and of the user's."""
+    return frozenset(m for m in imported if _is_users(_top(m), _top(module)))
+
+
+def _is_users(top: str, own: str) -> bool:
+    if top in (own, "truing"):
         return True
     if top in sys.stdlib_module_names:
         return False

@@ -306,7 +306,7 @@ def from_hub(name: str) -> Path:
 
 def _lacks(folder: Path) -> str:
     """What a snapshot lacks of a model that opens; "" where it is whole."""
-    from truing.core.weights import INDEX, open_weights
+    from truing.core.whole import INDEX, check_weights
     from truing.models import TOKENIZER_FILES, Folder
 
     names = Folder(folder).names()
@@ -315,7 +315,7 @@ def _lacks(folder: Path) -> str:
     if INDEX not in names and any(_SHARD.search(n) for n in names):
         return "the index of its weights"
     try:
-        open_weights(folder)
+        check_weights(folder)
     except InputError:
         return "all of its weights"
     return "" if set(TOKENIZER_FILES) & set(names) else TOKENIZER

@@ -21,10 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-
 from truing.core.bounds import check_bounds
-from truing.core.parts import Sums
 from truing.errors import InputError
 
 if TYPE_CHECKING:
@@ -170,6 +167,10 @@ class HeldOut:
         Raises:
             InputError: no row counts in the loss.
         """
+        import torch
+
+        from truing.core.parts import Sums
+
         sums = Sums()
         with torch.no_grad():
             for rows in self.steps:

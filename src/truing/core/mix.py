@@ -36,7 +36,6 @@ import torch
 from torch import Tensor
 
 from truing import catalogue
-from truing.catalogue import Entry
 from truing.core.objective import Loss, Measurements, Objective, State, objective_of
 from truing.core.row_kinds import CONVERSIONS
 from truing.core.training import HOOKS, Hook
@@ -301,16 +300,6 @@ def joins(host: Objective) -> list[str]:
     return sorted(found)
 
 
-def entry_of(name: str) -> Entry:
-    """The training method of that name, with or without its verb; an InputError for none."""
-    plain = name.removeprefix("train/").replace("-", "_")
-    known = {e.name: e for e in catalogue.methods().values() if e.verb == "train"}
-    if plain not in known:
-        objectives = [n for n, e in known.items() if e.kind == "objective"]
-        raise unknown("objective", name, objectives)
-    return known[plain]
-
-
 @contextlib.contextmanager
 def _of(host: Objective, name: str) -> Generator[None]:
     """Errors of one entry of `mix` say so."""
@@ -337,7 +326,7 @@ def _written(given: object) -> tuple[float, dict[str, object]]:
 
 
 def _term(host: Objective, name: str, given: object) -> Term:
-    entry = entry_of(name)
+    entry = catalogue.training(name)
     weight, settings = _written(given)
     method = methods[entry.id]
     is_loss = entry.kind == "objective"

@@ -300,9 +300,8 @@ class Online:
     @property
     def engine(self) -> list[str]:
         """Settings of the engine that mean something here."""
-        names = [f.name for f in fields(OnlineTraining)]
         unused = {*(REWARDED if self.pools else ()), *(() if self.values else CRITICS)}
-        return [n for n in names if n not in unused]
+        return [f.name for f in fields(OnlineTraining) if f.name not in unused]
 
     @property
     def values(self) -> bool:
@@ -386,7 +385,8 @@ def online(
         function.__dict__["__online__"] = spec
         function.__dict__["__truing_entry__"] = entry_of(spec)
         function.__dict__["__truing_check__"] = functools.partial(check_online, spec)
-        declare(function, "online", {**facts, "group": group, "rows": rows}, verb="train")
+        told = {**facts, "group": group, "rows": rows, "follows": follows, "pools": pools}
+        declare(function, "online", told, verb="train")
         return function
 
     return decorate

@@ -23,11 +23,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
+from truing.catalogue import training
 from truing.context import Context, Json, current
 from truing.core import distributed
 from truing.core.chat import receipt
 from truing.core.engine import Order, Part
-from truing.core.mix import Mixture, check_terms, entry_of, lasting, mixed
+from truing.core.mix import Mixture, check_terms, lasting, mixed
 from truing.core.objective import Loss, Measurements, Objective, objective_of
 from truing.core.preflight import check_rows, check_term
 from truing.core.reference import Reference
@@ -78,7 +79,7 @@ def added(name: str, mix: Mix, kind: str) -> Mixture:
     kinds: set[str] = set()
     for other in mix:
         with contextlib.suppress(InputError):  # which `mixed` says better
-            kinds.add(objective_of(methods[entry_of(other).id].declared).rows)
+            kinds.add(objective_of(methods[training(other).id].declared).rows)
     rows = kinds.pop() if len(kinds) == 1 else READ.get(kind, kind)
     return cast(Mixture, mixed(Objective(name, nothing, "token", (), rows, {}), mix))
 

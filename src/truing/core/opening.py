@@ -25,6 +25,7 @@ from truing.core.own_folders import (
 from truing.core.panel import Panel, Rule
 from truing.core.template import named_thinking
 from truing.core.tokens import same_tokens as same_tokens
+from truing.core.whole import check_weights
 from truing.errors import InputError, no_file, stems, unknown
 from truing.models import (
     SCHEMA_VERSION,
@@ -110,7 +111,7 @@ def _local(folder: Path) -> Model:
                 fix="Fill in base_model_name_or_path",
             )
         model = open_model(base).adding(Adapter(folder)).called(folder.name)
-        model.folded()
+        check_weights(model.folder, model.weight_changes)
         return model
     base = Folder(folder, stated_licence(folder))
     if not {"config.json", "builder.json"} & set(base.names()):
@@ -120,9 +121,8 @@ def _local(folder: Path) -> Model:
             seen=sorted(p.name for p in folder.iterdir())[:6],
             fix="Give the folder in which config.json lies beside the weights",
         )
-    model = Model(base, name=folder.resolve().name, quarantine=exported_mark(folder))
-    model.folded()  # damaged or missing weights are told now, not in the middle of a run
-    return model
+    check_weights(folder)
+    return Model(base, name=folder.resolve().name, quarantine=exported_mark(folder))
 
 
 def _base_lock(key: str) -> contextlib.AbstractContextManager[bool]:

@@ -80,8 +80,8 @@ class _Memory:
             told = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
             self.found = {name: words for name, words in told.items() if _whole(words)}
 
-    def code(self, path: Path, module: str) -> Code:
-        """(hash of the bare syntax tree, imported modules) of a module's file.
+    def code(self, path: Path, module: str) -> tuple[str, Code]:
+        """Hash of a module's text, and (hash of its bare syntax tree, modules that it imports).
 
         Raises:
             InputError: it is not Python.
@@ -93,7 +93,7 @@ class _Memory:
             words = [content_hash(ast.dump(tree)), *sorted(imports_of(tree, module, is_package))]
             self.found[name], self.new = words, True
         self.used[name] = words
-        return words[0], frozenset(words[1:])
+        return name, (words[0], frozenset(words[1:]))
 
     def save(self) -> None:
         """Write what is new; a cache that cannot be written costs time only."""

@@ -25,6 +25,7 @@ from truing.changes import Adapter, Weights
 from truing.core import jsonfile
 from truing.core.files import is_copy, new_folder
 from truing.core.patches import ADAPTER, BLEND, HEADS, AdapterPatch, BlendPatch, WeightsPatch
+from truing.core.whole import INDEX as INDEX
 from truing.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 Tensor = torch.Tensor
 SHARD_BYTES = 1 << 30
-INDEX = "model.safetensors.index.json"
 INPUT, OUTPUT = "embed_tokens.weight", "lm_head.weight"
 ALIKE = "Only models of one architecture and one vocabulary can be combined"
 Patches = list[tuple[str, AdapterPatch | WeightsPatch | BlendPatch]]

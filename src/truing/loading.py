@@ -1,0 +1,70 @@
+"""The module of a registered function, imported when it is first needed."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import sys
+import types
+from collections.abc import Generator
+
+from truing.declared import declared
+from truing.entry import Entry
+from truing.errors import InputError, MissingExtra
+from truing.references import Function
+
+
+def is_loaded(entry: Entry) -> bool:
+    """True where asking the function itself costs nothing more."""
+    return entry.module in sys.modules or declared(entry) is not None
+
+
+def module_of(entry: Entry) -> types.ModuleType:
+    """The module, imported; an InputError names the package that it lacks."""
+    if (own := declared(entry)) is not None:
+        return _of_function(own.function, entry.module)
+    try:
+        with _uncollected():
+            return importlib.import_module(entry.module)
+    except ModuleNotFoundError as error:
+        name = (error.name or "?").partition(".")[0]
+        if name == "truing":
+            raise
+        raise _missing(name, entry) from error
+
+
+def _missing(package: str, entry: Entry) -> InputError:
+    """The error for a package that a method's module imports and that is not there."""
+    from truing.doctor import extra_of
+
+    extra = extra_of(package)
+    if extra:
+        return MissingExtra(package, extra, where=entry.id)
+    return InputError(
+        f"the package {package!r} is needed here and is not installed",
+        where=f"{entry.id} of {entry.package}",
+        fix=f"Install it with: pip install {package}",
+    )
+
+
+def _of_function(function: Function, name: str) -> types.ModuleType:
+    """The module of a function whose file was run, not imported."""
+    held = function.__globals__
+    found = sys.modules.get(name)
+    if found is None or found.__dict__ is not held:
+        found = types.ModuleType(name)
+        found.__dict__.update(held)
+    return found
+
+
+@contextlib.contextmanager
+def _uncollected() -> Generator[None]:
+    """No garbage collection: one fifth of what PyTorch and transformers take to be imported."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()

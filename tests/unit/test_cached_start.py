@@ -1,0 +1,285 @@
+"""What is known from before is not imported again, and nothing but its own code makes it known."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import truing
+from truing import catalogue, described, keys
+from truing.cli import main
+from truing.core import code, remembered, whole
+from truing.described import Description
+from truing.entry import Entry
+from truing.errors import InputError
+from truing.method import Method, methods
+from truing.store import Store
+from truing.tables import Table
+
+PAIR = {"prompt": "Why?", "chosen": "So.", "rejected": "No."}
+CODE = """
+import sys
+from truing.cli import main
+code = main(sys.argv[1:])
+known = ("torch", "transformers", "truing.train.preference.dpo", "truing.evaluate.preference")
+print("imported:", *(n for n in known if n in sys.modules), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own, of which this process knows nothing."""
+    monkeypatch.setattr(methods, "_made", {})
+    monkeypatch.setenv("TRUING_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_path: Path, home: Path) -> Path:
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(PAIR) + "\n" for _ in range(4)))
+    rows = [{"prompt": f"What is number {i} good for?"} for i in range(4)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "rules.yaml").write_text(
+        "- {id: brief, text: Be brief., check: {use: max_words, n: 4}}\n"
+    )
+    (tmp_path / "r.yaml").write_text(
+        f"name: small\nmodels: {{base: {tiny_path}}}\nsteps:\n"
+        "  rules: {do: specify/principles_file, path: rules.yaml}\n"
+        "  few: {do: select/checked, data: prompts.jsonl, checks: [{use: language, code: en}]}\n"
+        "  tuned: {do: train/dpo, model: base, data: pairs.jsonl, steps: 1, rank: 2}\n"
+        "  seen: {do: evaluate/preference, model: tuned, data: pairs.jsonl}\n"
+    )
+    return tmp_path
+
+
+def started(folder: Path, *words: str) -> tuple[int, str, set[str]]:
+    """Exit code, what was said, and which of the known modules a process of its own imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, *words], cwd=folder, capture_output=True, text=True
+    )
+    *said, last = done.stderr.splitlines()
+    assert last.startswith("imported:"), done.stderr
+    return done.returncode, "\n".join(said) + done.stdout, set(last.split()[1:])
+
+
+def test_a_run_from_the_store_imports_no_method(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main(["run", "r.yaml"]) == 0
+    assert started(folder, "run", "r.yaml")[::2] == (0, set())
+    # What has to run is imported, and nothing that does not run.
+    again, _, imported = started(folder, "run", "r.yaml", "--set", "seen.max_length=512")
+    assert again == 0 and "truing.evaluate.preference" in imported
+    assert "truing.train.preference.dpo" not in imported
+
+
+@pytest.mark.parametrize("given", ["beta=-1", "bata=1", "rank=two", "keep_best=true", "data=no"])
+def test_a_mistake_is_told_as_by_the_method_itself(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: str
+) -> None:
+    words = ["run", "r.yaml", "--set", f"tuned.{given}"]
+    monkeypatch.chdir(folder)
+    assert methods["train/dpo"].settings and main(words) == 2  # here its module is loaded
+    told = capsys.readouterr().err
+    assert f"'{given.partition('=')[0]}'" in told or "tuned.data" in told
+    code, said, imported = started(folder, *words)
+    assert code == 2 and said == told.rstrip("\n")
+    # What its loss alone knows, it has to be asked.
+    assert bool(imported) == (given == "beta=-1")
+
+
+def test_so_does_a_command_of_its_own(
+    folder: Path, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    words = ["train", "dpo", "--model", str(tiny_path), "--data", "pairs.jsonl", "--steps", "1"]
+    assert main(words) == 0
+    code, said, imported = started(folder, *words)
+    assert code == 0 and imported == set() and '"cached": true' in said
+
+
+# What a plan names inside settings; decoders are named by models alone, and take no settings there.
+REGISTERED = {e.id: e for e in catalogue.registered() if e.component != "decoder"}
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_every_description_comes_back_as_it_was(name: str) -> None:
+    method = Method(REGISTERED[name])
+    made = described.described(method.declared, method.function, method.doc)
+    record = json.loads(json.dumps(described._written(made)))
+    back = described._read(record)
+    assert back == made and repr(back) == repr(made)
+    assert method.entry.names == tuple(filter(None, _names(method)))
+
+
+def _names(method: Method) -> list[str]:
+    spec = getattr(method.declared, "__online__", None)
+    return [spec.follows, spec.pools] if spec is not None else []
+
+
+def package(folder: Path, text: str, helper: str = "") -> Entry:
+    """The entry of a method in a package that is not loaded."""
+    code.forget_unloaded()
+    (folder / "bring").mkdir(exist_ok=True)
+    (folder / "bring" / "__init__.py").write_text("")
+    (folder / "bring" / "helper.py").write_text(helper)
+    (folder / "bring" / "main.py").write_text(text)
+    (found,) = catalogue.scan(folder / "bring" / "main.py", "bring.main", "select", "", "bring")
+    return found
+
+
+TEXT = '''"""Rows."""
+from truing.method import method
+from truing.tables import Table
+from bring import helper
+
+
+@method()
+def some(data: Table, *, n: int = 2) -> Table:
+    """Some.
+
+    Args:
+        n: how many.
+    """
+    return data
+'''
+
+
+@pytest.fixture
+def other(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of packages, which are no longer loaded afterwards."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(truing, "began", float("inf"))
+    yield tmp_path
+    for name in [n for n in sys.modules if n.partition(".")[0] == "bring"]:
+        del sys.modules[name]
+    code.forget_unloaded()
+    code._known.clear()
+
+
+@pytest.mark.parametrize(
+    ("text", "helper"),
+    [
+        (TEXT.replace("n: int = 2", "n: int = 3"), ""),
+        (TEXT.replace("how many", "so many"), ""),  # which help and errors say
+        (TEXT, "x = 1\n"),
+    ],
+)
+def test_another_text_is_described_anew(other: Path, text: str, helper: str) -> None:
+    entry = package(other, TEXT)
+    made = Description({}, {}, "Table")
+    described.keep(entry, made)
+    assert described.find(entry) == made
+    assert described.find(package(other, text, helper)) is None
+    assert described.find(package(other, TEXT)) == made
+
+
+def test_what_was_edited_while_the_process_ran_is_not_kept(
+    other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = package(other, TEXT)
+    monkeypatch.setattr(truing, "began", (other / "bring" / "main.py").stat().st_mtime)
+    described.keep(entry, Description({}, {}, "Table"))
+    assert described.find(entry) is None
+
+
+def test_a_description_that_would_not_come_back_is_not_kept(other: Path) -> None:
+    text = TEXT.replace("n: int = 2", "n: Own = Own(2)").replace(
+        "@method", "class Own(int):\n    pass\n\n\n@method"
+    )
+    method = Method(package(other, text))
+    assert method.settings["n"].default == 2
+    assert described.find(method.entry) is None
+
+
+def test_the_key_is_that_of_the_code_that_runs(other: Path, tmp_path: Path) -> None:
+    """A file that is edited between the checks of a plan and its step."""
+    method = Method(package(other, TEXT))
+    described.keep(method.entry, described_by(other))
+    data, store = Table("prompt", [{"prompt": "Why?"}]), Store(tmp_path / "store")
+    before = keys.step_key(method, {"data": data}, {"n": 2}, 0)
+    (other / "bring" / "main.py").write_text(TEXT.replace("return data", "return data.head(1)"))
+    importlib.invalidate_caches()
+    assert keys.step_key(method, {"data": data}, {"n": 2}, 0) == before
+    run = keys.key_to_run(method, {"data": data}, {"n": 2}, 0, store)
+    assert run != before and run == keys.step_key(method, {"data": data}, {"n": 2}, 0)
+
+
+def described_by(folder: Path) -> Description:
+    """Of `TEXT`."""
+    known = methods["select/sample"]
+    setting = replace(known.settings["n"], default=2)
+    return Description(dict(known.inputs), {"n": setting}, "Table")
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "abc\n[1]", "\xff"])
+def test_a_damaged_memory_is_none(home: Path, text: str) -> None:
+    remembered.keep("a" * 32, {"x": 1})
+    assert remembered.find("a" * 32) == {"x": 1}
+    (home / "known" / ("a" * 32)).write_bytes(text.encode("latin-1"))
+    assert remembered.find("a" * 32) is None
+    remembered.keep("a" * 32, {"x": 2})
+    assert remembered.find("a" * 32) == {"x": 2}
+
+
+def test_a_memory_that_cannot_be_written_costs_time_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TRUING_HOME", str(tmp_path / "file"))
+    remembered.keep("a" * 32, 1)
+    assert remembered.find("a" * 32) is None
+
+
+def test_other_packages_are_another_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = remembered.installed()
+    (tmp_path / "more-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert remembered.installed() != before
+
+
+def test_checks_that_passed_are_known_by_all_that_they_look_at(home: Path) -> None:
+    method = methods["train/dpo"]
+    settings, data = method.validate({}), Table("pair", [PAIR])
+    found = {
+        keys.asked(method, settings, {"data": data}),
+        keys.asked(method, settings, {}),
+        keys.asked(method, settings | {"beta": 0.2}, {"data": data}),
+        keys.asked(method, settings, {"data": Table("pair", [PAIR, PAIR])}),
+        keys.asked(method, settings | {"mix": {"sft": 0.5}}, {"data": data}),
+        keys.asked(methods["train/ipo"], settings, {"data": data}),
+    }
+    assert len(found) == 6 and "" not in found
+    assert keys.asked(method, settings | {"mix": {"nothing": 0.5}}, {}) == ""
+
+
+def test_losses_that_online_methods_add_are_in_the_key() -> None:
+    method = methods["train/grpo"]
+    plain = keys.modules_of(method, method.validate({}), {})
+    mixed = keys.modules_of(method, method.validate({"mix": {"ipo": 0.1}}), {})
+    assert mixed - plain == {methods["train/ipo"].entry.module}
+
+
+def test_weights_that_were_whole_are_opened_again_once_they_differ(
+    tiny_path: Path, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_path, tmp_path / "m")
+    whole.check_weights(tmp_path / "m")
+    monkeypatch.delitem(sys.modules, whole.READER, raising=False)
+    whole.check_weights(tmp_path / "m")
+    assert whole.READER not in sys.modules
+    weights = tmp_path / "m" / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.truncate(weights.stat().st_size - 8)
+    with pytest.raises(InputError, match="damaged or cut off"):
+        whole.check_weights(tmp_path / "m")
