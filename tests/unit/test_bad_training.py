@@ -38,15 +38,15 @@ LONG = "very " * LIMIT
 
 
 @pytest.fixture(scope="module")
-def model(tiny_path: Path) -> Model:
-    return Model.open(tiny_path)
+def model(shallow_path: Path) -> Model:
+    return Model.open(shallow_path)
 
 
 @pytest.fixture(scope="module")
-def stranger(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+def stranger(shallow_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
     """The same model with two letters of its tokenizer exchanged."""
     folder = tmp_path_factory.mktemp("stranger") / "model"
-    shutil.copytree(tiny_path, folder)
+    shutil.copytree(shallow_path, folder)
     data = json.loads((folder / "tokenizer.json").read_text())
     vocab = data["model"]["vocab"]
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]

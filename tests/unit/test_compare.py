@@ -146,7 +146,7 @@ def test_inputs_that_a_comparison_cannot_give_are_not_asked_for(pairs: Path) -> 
 
 
 def test_left_out_methods_are_told(
-    tiny_path: Path,
+    shallow_path: Path,
     pairs: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -158,7 +158,7 @@ def test_left_out_methods_are_told(
 
     def run(name: str) -> object:
         return compare(
-            [name], model=str(tiny_path), data=str(pairs), budget="8pairs", seeds=1, held_out=8,
+            [name], model=str(shallow_path), data=str(pairs), budget="8pairs", seeds=1, held_out=8,
             settings={"steps": 1}, runs=tmp_path / "runs",
         )  # fmt: skip
 
@@ -197,7 +197,7 @@ def test_a_method_that_needs_more_is_refused() -> None:
 
 
 def test_methods_share_rows_and_one_reference_pass(
-    tiny_path: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shallow_path: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed: list[int] = []
     original = Reference.sweep
@@ -212,7 +212,7 @@ def test_methods_share_rows_and_one_reference_pass(
     monkeypatch.setattr(tablefiles, "_json_lines", lambda p: read.append(p) or lines(p))
     found = compare(
         ["dpo@steps=1", "ipo@steps=1", "simpo@steps=1"],
-        model=str(tiny_path),
+        model=str(shallow_path),
         data=str(pairs),
         budget="8pairs",
         seeds=2,
@@ -260,10 +260,10 @@ def test_methods_share_rows_and_one_reference_pass(
 
 
 def test_a_method_that_diverges_is_left_out(
-    tiny_path: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shallow_path: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wild, tame = "dpo@lr=1e30", "ipo@lr=1e-4"
-    words = ["--model", str(tiny_path), "--data", str(pairs), "--budget", "8", "--held-out", "8"]
+    words = ["--model", str(shallow_path), "--data", str(pairs), "--budget", "8", "--held-out", "8"]
     words += ["--seeds", "2", "--set", "steps=3", "--set", "warmup=0.0", "--set", "batch=4"]
     words += ["--runs", str(tmp_path / "runs"), "--json"]
     words[words.index("--budget") + 1] = "10"  # two of the 16 that are not held out: they overlap
@@ -327,10 +327,10 @@ def test_what_takes_something_of_a_lost_strand_falls_with_it(
 
 
 def test_a_plan_leaves_out_what_depends_on_a_lost_strand(
-    tiny_path: Path, pairs: Path, tmp_path: Path
+    shallow_path: Path, pairs: Path, tmp_path: Path
 ) -> None:
     plan = Plan("falls")
-    plan.model("base", str(tiny_path))
+    plan.model("base", str(shallow_path))
     plan.table("d", str(pairs))
     how = {"data": "d", "batch": 4, "rank": 0, "dtype": "float32"}
     for name, lr in (("a", 1e-4), ("b", 1e30)):
@@ -347,8 +347,8 @@ def test_a_plan_leaves_out_what_depends_on_a_lost_strand(
         assert found.run.steps[name]["error"] == f"left out: {found.lost['B']}"
 
 
-def test_nouns_instead_of_names(tiny_path: Path, tmp_path: Path) -> None:
-    model = Model.open(tiny_path).called("mine")
+def test_nouns_instead_of_names(shallow_path: Path, tmp_path: Path) -> None:
+    model = Model.open(shallow_path).called("mine")
     both = [
         compare("dpo@steps=1, ipo@steps=1", model=model, data=data, budget=8, seeds=1, held_out=8,
                 runs=tmp_path / "runs")
