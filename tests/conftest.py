@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -15,6 +16,8 @@ os.environ.setdefault("TRUING_TEST_CACHE", os.environ.get("TRUING_HOME", ""))
 os.environ["TRUING_HOME"] = _HOME.name
 
 import pytest  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parent / "e2e"))  # of whose forked processes others make use
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,8 +6,6 @@ import asyncio
 import email.utils
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import Started
 from misbehaving import good, server
 
 from truing.context import Context, use
@@ -524,22 +523,19 @@ def test_ctrl_c_ends_at_once_and_keeps_replies(tmp_path: Path) -> None:
         "generate(Model.open(sys.argv[1] + '#m'), ['quick', 'slow'])"
     )
     with server(script) as (url, log):
-        child = subprocess.Popen(
-            [sys.executable, "-c", code, url],
-            stderr=subprocess.PIPE,
-            env=os.environ | {"TRUING_HOME": str(tmp_path / "other")},
-        )
+        env = {**os.environ, "TRUING_HOME": str(tmp_path / "other")}
+        child = Started(["-c", code, url], env=env)
         try:
-            for _ in range(600):
+            for _ in range(3000):
                 if len(log.asked) == 2 and list((tmp_path / "other").rglob("*.json")):
                     break
-                time.sleep(0.1)
+                time.sleep(0.02)
             start = time.monotonic()
             child.send_signal(signal.SIGINT)
             _, err = child.communicate(timeout=30)
         finally:
-            child.kill()
-        assert b"KeyboardInterrupt" in err
+            child.send_signal(signal.SIGKILL)
+        assert "KeyboardInterrupt" in err
         assert time.monotonic() - start < 10
     assert len(list((tmp_path / "other").rglob("*.json"))) == 1
 

@@ -7,14 +7,13 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Started
 
 from truing.context import Context, Journal, Json, use
 from truing.core import collect
@@ -139,8 +138,8 @@ def test_kill_9_and_resume_give_the_same_bits(
     }  # fmt: skip
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     given = json.dumps({**settings, "words": WORDS})
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "cut"), str(model.folder), given]
-    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+    command = ["-c", PROGRAM, str(tmp_path / "cut"), str(model.folder), given]
+    process = Started(command, env=env)
     until = time.monotonic() + 90
     while time.monotonic() < until:  # the second block of the third rollout or later
         files = sorted((tmp_path / "cut").glob("rollouts-*/*.jsonl"))
@@ -148,8 +147,9 @@ def test_kill_9_and_resume_give_the_same_bits(
             break
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    out, err = Started(command, env=env).communicate()
     monkeypatch.setattr(collect, "BLOCK", 6)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -157,7 +157,7 @@ def test_kill_9_and_resume_give_the_same_bits(
         expected, _ = run("grpo", model, tmp_path / "whole", **settings)
     finally:
         torch.set_num_threads(threads)
-    assert done.stdout.strip() == expected.key
+    assert out.strip() == expected.key, err
 
 
 # What is sampled, measured and left out

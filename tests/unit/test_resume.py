@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Started
 
 from truing.context import Context, use
 from truing.core import reference
@@ -69,7 +68,7 @@ def test_kill_9_and_resume_give_the_same_bits(model: Model, tmp_path: Path) -> N
     name = "tr_dpo"  # whose reference moves, and must be found again
     settings: dict[str, object] = {"steps": 20, "batch": 4, "lr": 1e-3, "every": 4}
     PAIRS.save(tmp_path / "data")
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path), name]
+    command = ["-c", PROGRAM, str(tmp_path), name]
     command += [str(model.folder), json.dumps(settings)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     torch_threads = torch.get_num_threads()
@@ -79,7 +78,7 @@ def test_kill_9_and_resume_give_the_same_bits(model: Model, tmp_path: Path) -> N
     finally:
         torch.set_num_threads(torch_threads)
 
-    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+    process = Started(command, env=env)
     seen = tmp_path / "seen"
     until = time.monotonic() + 60
     while time.monotonic() < until:  # somewhere in the middle
@@ -87,9 +86,10 @@ def test_kill_9_and_resume_give_the_same_bits(model: Model, tmp_path: Path) -> N
             break
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == expected.key
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    out, err = Started(command, env=env).communicate()
+    assert out.strip() == expected.key, err
     lines = [json.loads(line) for line in seen.read_text().splitlines() if line.startswith("{")]
     losses = {r["step"]: r["loss"] for r in lines if "loss" in r}
     assert losses == {m["step"]: m["loss"] for m in whole.metrics if "loss" in m}
