@@ -43,17 +43,16 @@ IMPORTED = (
 # Of torch, and of pyarrow, whose allocator would have one from its import on.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 LIMIT = 1 << 17  # bytes of a message: environments have some thousand
-TORCHRUN = """
-from torch.distributed.run import main
-main()
-"""
-FORKING_TORCHRUN = f"""
+RANKS = "TRUING_TEST_FORKED_RANKS"  # in torchrun's environment: those that it is to fork
+TORCHRUN = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import forked
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+from torch.distributed.run import main
 subprocess_handler.Popen = forked.popen
-{TORCHRUN}"""  # the same, but for how it starts its processes
+main()
+"""  # torchrun itself, but for how it starts its processes
 
 # The starter's side
 
@@ -123,8 +122,12 @@ def _text(file: IO[bytes]) -> str:
         return file.read().decode()
 
 
-def popen(args: Sequence[str], env: Mapping[str, str], **settings: object) -> Started:
-    """In the place of `subprocess.Popen` for torchrun."""
+def popen(
+    args: Sequence[str], env: Mapping[str, str], **settings: object
+) -> Started | subprocess.Popen[bytes]:
+    """In the place of `subprocess.Popen` for torchrun: a fork for some ranks only."""
+    if env["RANK"] not in env[RANKS].split():
+        return subprocess.Popen(args, env=env, start_new_session=True)
     assert args[0] == sys.executable, args
     assert settings == {"stdout": None, "stderr": None, "start_new_session": True}, settings
     return Started(args[1:], env=env, kept=False)

@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import distributed_run
-from forked import FORKING_TORCHRUN, TORCHRUN, Started
+from forked import RANKS, TORCHRUN, Started
 
 from truing import pipeline, recipe, runs
 from truing.models import Model
@@ -43,16 +43,17 @@ TRAINED = (
 KILLED = ("aligned", "turns")  # these are trained in the other tests, too
 
 
-def start(folder: Path, *commands: list[str], torchrun: str, often: bool = False) -> Started:
-    """These commands in two processes, one thread each.
+def start(folder: Path, *commands: list[str], forked: str, often: bool = False) -> Started:
+    """These commands in two processes of torchrun, one thread each.
 
     Args:
-        torchrun: the program that starts them.
+        forked: ranks of those processes that are forks.
         often: a checkpoint is written after every update.
     """
     program = str(Path(distributed_run.__file__).resolve())
-    words = ["-c", torchrun, "--standalone", "--nproc-per-node", "2", program]
+    words = ["-c", TORCHRUN, "--standalone", "--nproc-per-node", "2", program]
     env = {**os.environ, "TRUING_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+    env[RANKS] = forked
     words += [json.dumps(commands), *["often"] * often]
     return Started(words, cwd=folder, env=env)
 
@@ -92,10 +93,10 @@ def folder(shallow_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def said(folder: Path) -> str:
     """Bad recipes, the recipe and the digits in two processes; what they wrote to stderr.
 
-    These are no forks: sets have another order in each, and neither may depend on it.
+    One is no fork: sets have another order in it, on which nothing may depend.
     """
     runs_of = [["run", f"{name}.yaml", "--runs", "two"] for name in ("bad", "apart", "r")]
-    process = start(folder, *runs_of, ["digits"], torchrun=TORCHRUN)
+    process = start(folder, *runs_of, ["digits"], forked="0")
     _, err = process.communicate(timeout=800)
     assert process.returncode == 0, err
     assert json.loads((folder / "codes.json").read_text()) == [2, 2, 0, 0]
@@ -180,7 +181,7 @@ def test_one_killed_stops_all_and_any_number_goes_on(
     scratch = tmp_path / "home" / "store" / "scratch"
     for step in KILLED:
         process, until = (
-            start(tmp_path, command, torchrun=FORKING_TORCHRUN, often=True),
+            start(tmp_path, command, forked="0 1", often=True),
             time.monotonic() + 300,
         )
         while not late(step, scratch):
@@ -196,9 +197,7 @@ def test_one_killed_stops_all_and_any_number_goes_on(
         assert list(scratch.glob("*/checkpoints-*/step-*"))
         shutil.copytree(tmp_path / "home", tmp_path / step)
 
-    _, err = (process := start(tmp_path, command, torchrun=FORKING_TORCHRUN)).communicate(
-        timeout=400
-    )
+    _, err = (process := start(tmp_path, command, forked="0 1")).communicate(timeout=400)
     assert process.returncode == 0, err
     again = cast(dict[str, dict[str, object]], runs.read(run_of(tmp_path / "runs"))["steps"])
     whole = cast(dict[str, dict[str, object]], runs.read(run_of(folder / "two"))["steps"])
