@@ -3,11 +3,12 @@
 Most of what a start of `truing` takes, some five seconds of a core, is the import of torch and of
 transformers. A server, itself a process without threads in which nothing has been computed, imports
 them once. A start is a fork of it with a folder, environment, session and files of its own, in
-which a program runs and ends as Python would run and end it: signals reach it by its number, and
-nothing that it does is seen by another.
+which a program runs as Python would run it: signals reach it by its number, and nothing that it
+does is seen by another.
 
-What is not as in a real start: the starter is not its parent, and the seed of strings' hashes,
-which orders sets, is the server's. So what such runs give is held against that of a real one.
+What is not as in a real start: the starter is not its parent; modules are not taken apart at the
+end; and the seed of strings' hashes, which orders sets, is the server's. So what such runs give is
+held against that of a real one.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 import types
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -239,10 +242,29 @@ def _run(asked: Mapping[str, object], files: Sequence[int]) -> None:
         runpy.run_path(words[0], run_name="__main__")
 
 
+def _code(asked: Mapping[str, object], files: Sequence[int]) -> int:
+    """Run the program to its end; its exit code."""
+    try:
+        _run(asked, files)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
     with socket.socket(fileno=int(sys.argv[1])) as heard:
         _import_all()
         gc.collect()
         gc.freeze()
         request = _serve(heard)
-    _run(*request)
+    code = _code(*request)
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code & 0xFF)  # modules are the server's pages, and would be copied to be taken apart
