@@ -278,7 +278,8 @@ def test_a_judge_behind_an_address_is_asked_the_same(
         for held in (HELD, None):
             monkeypatch.setenv("TRUING_HOME", str(tmp_path / f"home-{held is None}"))
             folder = tmp_path / f"run-{held is None}"
-            made, context = run("grpo", model, folder, held=held, rewards=rewards, steps=2)
+            few: dict[str, object] = {"steps": 2, "batch": 2, "answers": 2}
+            made, context = run("grpo", model, folder, held=held, rewards=rewards, **few)
             found.append((made.key, trained(context)))
             told = [m["held_out_judged"] for m in context.metrics if "held_out_judged" in m]
             assert told == ([5, 5, 5] if held is not None else [])
