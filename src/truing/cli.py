@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, cast
 
-from truing import __version__, faults, interrupt, jsontext, listing, output
+from truing import __version__, faults, interrupt, jsontext, listing, loading, output
 from truing.catalogue import VERBS
 from truing.catalogue import methods as method_entries
 from truing.context import one_of_several
@@ -352,6 +352,7 @@ def _fail(error: TruingError, arguments: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Under `torchrun`, all its processes run it."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    loading.in_command = argv is None
     if one_of_several():
         from truing.core.together import lead
 

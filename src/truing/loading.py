@@ -14,6 +14,8 @@ from truing.entry import Entry
 from truing.errors import InputError, MissingExtra
 from truing.references import Function
 
+in_command = False  # whether this process is a command's own: nothing else is in its memory
+
 
 def is_loaded(entry: Entry) -> bool:
     """True where asking the function itself costs nothing more."""
@@ -60,11 +62,16 @@ def _of_function(function: Function, name: str) -> types.ModuleType:
 
 @contextlib.contextmanager
 def _uncollected() -> Generator[None]:
-    """No garbage collection: one fifth of what PyTorch and transformers take to be imported."""
+    """No garbage collection: one fifth of what PyTorch and transformers take to be imported.
+
+    What a command has imported stays to its end: no later collection has to look through it.
+    """
     on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        if in_command:
+            gc.freeze()
         if on:
             gc.enable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import truing
-from truing import catalogue, described, keys
+from truing import catalogue, described, keys, loading
 from truing.cli import main
 from truing.core import code, remembered, whole
 from truing.described import Description
@@ -283,3 +284,18 @@ def test_weights_that_were_whole_are_opened_again_once_they_differ(
         file.truncate(weights.stat().st_size - 8)
     with pytest.raises(InputError, match="damaged or cut off"):
         whole.check_weights(tmp_path / "m")
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_only_a_command_keeps_for_good_what_it_has_imported(
+    monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    """A notebook or a test calls `main` with words: its own garbage must go as before."""
+    frozen: list[bool] = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    monkeypatch.setattr(loading, "in_command", not own)
+    monkeypatch.setattr(sys, "argv", ["truing", "doctor", "--nothing"])
+    assert main(None if own else ["doctor", "--nothing"]) == 2
+    assert loading.module_of(methods["select/sample"].entry).__name__ == "truing.select.sample"
+    assert frozen == ([False] if own else []) and gc.isenabled()
+    loading.in_command = False
