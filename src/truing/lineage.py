@@ -78,8 +78,7 @@ class Found:
             lines.append(f"{indent}  kept by   {', '.join(self.kept_by)}")
         for name, value in self.row.items():
             if name not in ("id", "lineage") and isinstance(value, (str, list)) and value:
-                shown = value if isinstance(value, str) else user_text(value)
-                lines.append(f"{indent}  {name:<9} {_short(shown)}")
+                lines.append(f"{indent}  {name:<9} {_short(_shown(value))}")
         if self.principle:
             lines.append(f"{indent}  principle {self.principle}")
         for name in FACTS:
@@ -92,6 +91,13 @@ class Found:
             lines.append(f"{indent}  trained on, for this principle:")
             lines += [t.text(indent + "    ") for t in self.training]
         return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    """A column as text: of messages what the user says."""
+    items = cast("list[object]", value) if isinstance(value, list) else []
+    told = bool(items) and all(isinstance(m, dict) and "role" in m for m in items)
+    return user_text(items) if told else str(value)
 
 
 def _short(text: str) -> str:

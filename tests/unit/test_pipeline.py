@@ -321,6 +321,14 @@ def test_why_leads_back_to_principle_and_filters(
         lineage.why("zzzz", run=result.folder)
 
 
+def test_lists_of_a_row_are_shown_whatever_they_hold() -> None:
+    row: dict[str, object] = {
+        "prompt": [{"role": "user", "content": "Why?"}], "scores": [0.5, 1.0], "steps": ["a", "b"]
+    }  # fmt: skip
+    said = lineage.Found("id", row, "made (x)").text()
+    assert "prompt    Why?" in said and "[0.5, 1.0]" in said and "['a', 'b']" in said
+
+
 def test_a_single_method_from_the_command_line(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
