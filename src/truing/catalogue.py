@@ -255,13 +255,16 @@ def check_used(settings: Mapping[str, object], *, stored: bool = False) -> None:
     """
     known = {e.name: e for e in components().values()}
     for setting, value in settings.items():
+        # Checks are rewards, too; an environment is nothing else.
+        kind = setting if setting == "environment" else "component"
         try:
             for name in used(value):
                 if stored:
                     refuse_bare([name])
                 entry = known.get(name.replace("-", "_"))
                 if entry is None and not is_bare(name):
-                    raise no_component("component", name, known)
+                    meant = [n for n, e in known.items() if kind in (e.component, "component")]
+                    raise no_component(kind, name, meant)
                 if entry is not None and stored:
                     source(entry)
         except InputError as error:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from truing import other_names
 from truing.core import private
 
 # More of their letters than this in common, or two names are not meant for each other: "rows" and
@@ -17,10 +18,6 @@ from truing.core import private
 CLOSE, SLIP = 0.7, 0.6
 MANY = 5000  # names of a folder that are compared; each takes some microseconds
 ENDING = re.compile(r"(\.[A-Za-z]+)?(\.gz)?$")  # of a file's name; "v1.0" has none
-# What other tools, and older recipes, call a setting, where the letters do not tell.
-ALSO: dict[str, str] = dict.fromkeys(
-    ("max_tokens", "max_seq_length", "max_seq_len", "cutoff_len"), "max_length"
-)
 
 
 class TruingError(Exception):
@@ -121,10 +118,10 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
     Of equally like ones, those of the same letters, then those that begin alike, then those of like
     length come first.
     """
-    names = {c.lower().replace("-", "_"): c for c in candidates}
-    asked = name.lower().replace("-", "_")
-    if asked not in names and ALSO.get(asked, "") in names:
-        return names[ALSO[asked]]
+    names = {other_names.plain(c): c for c in candidates}
+    asked = other_names.plain(name)
+    if (meant := other_names.here(name, names)) is not None:
+        return meant
     match = difflib.SequenceMatcher(None, b=asked)
     best, rank = None, (0.0, False, False, 0)
     for candidate in sorted(names):
@@ -261,9 +258,13 @@ def unknown(
     """
     known = sorted(candidates)
     written = {**(near or {}), **{n: n for n in known}}
-    close = nearest(name, written)
+    note = other_names.NOTES.get(other_names.plain(name), "") if what == "setting" else ""
+    elsewhere = other_names.here(name, {other_names.plain(n): n for n in written})
+    close = elsewhere if note else nearest(name, written)
     if close is not None:
-        fix = f"Did you mean {written[close]!r}?"
+        fix = f"Did you mean {written[close]!r}?" + (f" {note}" if note else "")
+    elif note:
+        fix = note
     elif known:
         fix = "Known: " + ", ".join(known[:limit]) + (", ..." if len(known) > limit else "")
     else:

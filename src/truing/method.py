@@ -223,7 +223,8 @@ class Method:
         where = where or self.id
         for name in values:
             if name not in self.settings:
-                raise unknown("setting", name, self.settings, where=where, limit=40)
+                near = {n: n for n in self.inputs}
+                raise unknown("setting", name, self.settings, where=where, limit=40, near=near)
         checked: dict[str, object] = {}
         for name, setting in self.settings.items():
             if name in values:

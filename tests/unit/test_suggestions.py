@@ -2,7 +2,10 @@
 
 import pytest
 
-from truing.errors import nearest, unknown
+from truing.catalogue import check_used
+from truing.errors import InputError, nearest, unknown
+from truing.method import methods
+from truing.other_names import ALSO
 
 
 @pytest.mark.parametrize(
@@ -40,3 +43,48 @@ def test_no_suggestion_is_better_than_a_wrong_one(name: str, known: list[str]) -
 def test_the_nearest_one(name: str, known: list[str], wanted: str) -> None:
     assert nearest(name, known) == wanted
     assert nearest(name, reversed(known)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "told"),
+    [
+        ("dpo", "learning_rate", "Did you mean 'lr'?"),
+        ("dpo", "num_train_epochs", "Did you mean 'epochs'?"),
+        ("dpo", "per_device_train_batch_size", "Did you mean 'batch'? It is the rows of one"),
+        ("dpo", "ref_model", "Did you mean 'reference'?"),
+        ("dpo", "lora_r", "Did you mean 'rank'?"),
+        ("dpo", "loss_type", "Each loss is a method of its own"),
+        ("dpo", "warmup_steps", "Did you mean 'warmup'? It is a share of the updates"),
+        ("f_dpo", "f_divergence_type", "Did you mean 'divergence'?"),
+        ("dpo", "f_divergence_type", "Each loss is a method of its own"),
+        ("grpo", "num_generations", "Did you mean 'answers'?"),
+        ("grpo", "max_completion_length", "Did you mean 'max_tokens'?"),
+        ("grpo", "reward_funcs", "Did you mean 'rewards'?"),
+        ("gkd_on_policy", "teacher_model", "Did you mean 'teacher'?"),
+        ("sft", "packing", "Rows are always packed"),
+    ],
+)
+def test_what_other_tools_call_a_setting(method: str, name: str, told: str) -> None:
+    with pytest.raises(InputError) as error:
+        methods[method].validate({name: 1})
+    assert error.value.message == f"unknown setting {name!r}"
+    assert error.value.fix.startswith(told)
+
+
+def test_all_of_these_lead_to_something_that_there_is() -> None:
+    some = [methods[n] for n in (
+        "train/dpo", "train/grpo", "train/cispo", "train/tr_dpo", "train/f_dpo", "train/kto",
+        "train/gkd_on_policy", "train/cpo", "train/simpo", "train/neftune", "train/bradley_terry",
+        "train/ppo", "train/gspo",
+    )]  # fmt: skip
+    there = {n for m in some for n in (*m.settings, *m.inputs)}
+    assert {n for names in ALSO.values() for n in names} <= there
+
+
+def test_an_environment_that_is_not_there_is_one_to_register() -> None:
+    with pytest.raises(InputError, match="setting 'environment': unknown environment") as error:
+        check_used({"environment": {"use": "nowhere_at_all"}})
+    assert '@component("environment")' in error.value.fix and "reward" not in error.value.fix
+    with pytest.raises(InputError, match="unknown component 'nothing_like_it'") as error:
+        check_used({"rewards": {"r": {"use": "nothing_like_it"}}})
+    assert '@component("reward")' in error.value.fix
