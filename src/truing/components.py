@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from typing import Protocol, TypeGuard, TypeVar, cast
 
 from truing import catalogue
 from truing.context import current
@@ -16,6 +17,8 @@ from truing.errors import InputError, TruingError, unknown
 from truing.references import Function, Ref, bare, check_rows, reference, refuse_bare
 
 Row = dict[str, object]
+V = TypeVar("V")
+LARGEST = sys.float_info.max
 
 
 class _Array(Protocol):
@@ -104,7 +107,8 @@ def one_a_row(
     name = name or str(ref.get("use"))
     function = get_component(kind, ref, where=where)
     try:
-        values = function(list(rows))
+        # What a function of the user's own writes into its rows is no other function's to see.
+        values = function(list(rows) if _is_own(function) else own_copy(list(rows)))
     except Exception as error:
         if not _of_the_user(function, error):
             raise
@@ -127,9 +131,23 @@ def _of_the_user(function: Callable[..., object], error: Exception) -> bool:
     """True for a mistake in a function that is none of truing's own, and no fault of the system."""
     if isinstance(error, (TruingError, OSError, MemoryError)):
         return False
+    return not _is_own(function) and "out of memory" not in str(error).lower()
+
+
+def _is_own(function: Callable[..., object]) -> bool:
+    """True for truing's own functions."""
     module = str(getattr(getattr(function, "func", function), "__module__", ""))
-    own = module.startswith("truing.") and module != "truing.references"
-    return not own and "out of memory" not in str(error).lower()
+    return module.startswith("truing.") and module != "truing.references"
+
+
+def own_copy(value: V) -> V:
+    """`value` with copies of the lists and dicts in it; what else it holds stays what it is."""
+    if type(value) is dict:
+        items = cast("dict[object, object]", value)
+        return cast(V, {k: own_copy(v) for k, v in items.items()})
+    if type(value) is list:
+        return cast(V, [own_copy(v) for v in cast("list[object]", value)])
+    return value
 
 
 def _raised(
@@ -142,7 +160,7 @@ def _raised(
     last, at = [*frames, *own][-1], 0
     for i, row in enumerate(rows, 1):
         try:
-            function([row])
+            function([own_copy(row)])
         except Exception as again:
             at = i if type(again) is type(error) else 0
             break
@@ -154,11 +172,16 @@ def _raised(
     )
 
 
+def _holds(value: object) -> TypeGuard[float]:
+    """True for numbers that a float holds: whole ones may be larger than any."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= LARGEST)
+
+
 def finite(value: object, *, what: str, where: str) -> float:
     """The value as a finite number, or an InputError."""
     if getattr(value, "ndim", None) == 0:  # a number of numpy's or torch's
         value = cast("_Array", value).item()
-    number = float(value) if isinstance(value, (int, float)) else math.nan
+    number = float(value) if _holds(value) else math.nan
     if not math.isfinite(number):
         raise InputError(
             f"{what} returned a score that is not a finite number", where=where, seen=value

@@ -128,6 +128,25 @@ def test_numbers_of_numpy_are_numbers() -> None:
             score("reward", ref(lambda rows, w=wrong: [1.0, w, 1.0]), ROWS)
 
 
+def test_a_whole_number_that_no_float_holds_is_no_score() -> None:
+    with pytest.raises(InputError, match=r"row 1.*not a finite number"):
+        score("reward", ref(lambda rows: [10**400] * len(rows)), ROWS)
+
+
+def test_no_reward_sees_what_another_writes_into_its_rows() -> None:
+    rows: list[Row] = [{"prompt": [{"role": "user", "content": "p"}], "completion": "ab"}]
+
+    def writes(rows: list[Row]) -> list[float]:
+        rows[0]["prompt"][0]["content"] = "written"  # type: ignore[index]
+        rows[0].clear()
+        rows.append({})
+        return [0.0]
+
+    terms = Rewards({"first": ref(writes), "second": ref()}, {}).terms(rows)
+    assert terms == {"first": [0.0], "second/a": [1.0], "second/b": [1.0]}
+    assert rows == [{"prompt": [{"role": "user", "content": "p"}], "completion": "ab"}]
+
+
 def test_what_a_reward_raises_is_told_with_its_row() -> None:
     def inverse(rows: list[Row]) -> list[float]:
         return [1 / (len(str(r["completion"])) - 1) for r in rows]

@@ -162,6 +162,8 @@ def test_numbers_and_texts_of_rows() -> None:
     assert unit.numbers["win_chosen"] == 0.7
     with pytest.raises(InputError, match=r"row 1.*finite number in column 'win_chosen'"):
         reader(objective_of(sppo)).read(Table("pair", [pair | {"win_chosen": "high"}]))
+    with pytest.raises(InputError, match=r"row 1.*finite number in column 'win_chosen'"):
+        reader(objective_of(sppo)).read(Table("pair", [pair | {"win_chosen": 10**400}]))
     with pytest.raises(InputError, match=r"row 1.*tpo needs the column 'gold'"):
         reader(objective_of(tpo)).read(Table("pair", [pair]))
     (unit,) = reader(objective_of(tpo)).read(Table("pair", [pair | {"gold": "ccc"}]))

@@ -11,6 +11,7 @@ equal scores. All of it is counted.
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from truing.core.chat import Message
 
 STEP = "\n\n"  # closes a step where a row does not say what does
+LARGEST = sys.float_info.max  # a whole number may be larger
 ROOM = 4  # tokens that a prompt must leave for an answer
 BRANCHES = {
     "pair": ("chosen", "rejected"),
@@ -334,7 +336,7 @@ class Reader:
         if (value is None or none) and default is not None:
             return default
         many = value if isinstance(value, list) else [value]
-        if not all(isinstance(v, (int, float)) and abs(v) < float("inf") for v in many):
+        if not all(isinstance(v, (int, float)) and abs(v) <= LARGEST for v in many):
             raise InputError(
                 f"{self.spec.name} needs a finite number in column {name!r}",
                 where=where,
