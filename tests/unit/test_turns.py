@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
+from transformers import LlamaForCausalLM
 
 from truing.context import Context, Journal, Json, use
 from truing.core import collect, episodes, train_online, tree
@@ -86,6 +87,11 @@ def padded(module: nn.Module, rows: Sequence[Sequence[int]]) -> Tensor:
     return logp.gather(2, ids[:, 1:, None])[..., 0]
 
 
+def stock(model: Model) -> LlamaForCausalLM:
+    """The model as transformers reads it."""
+    return LlamaForCausalLM.from_pretrained(model.folder).eval()
+
+
 def marks(rows: Sequence[Sequence[bool]]) -> Tensor:
     """Loss marks of each token but the first, [B, T - 1]."""
     width = max(map(len, rows))
@@ -95,7 +101,7 @@ def marks(rows: Sequence[Sequence[bool]]) -> Tensor:
 def close(got: dict[str, Tensor], module: nn.Module) -> None:
     """The gradients are those that the module has, to 1e-5 of the largest."""
     want = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
-    assert set(got) == set(want) and len(want) > 40
+    assert set(got) == set(want) and len(want) > 25
     for name, grad in want.items():
         assert torch.allclose(got[name], grad, atol=1e-5 * float(grad.abs().max()) + 1e-8), name
 
@@ -481,17 +487,18 @@ def same_turn(prompts: Sequence[Sequence[int]]) -> list[str]:
 
 @pytest.mark.parametrize("name", ["grpo", "rloo", "ppo", "reinforce_plus_plus"])
 def test_the_update_is_that_of_padded_rows(
-    name: str, model: Model, monkeypatch: pytest.MonkeyPatch
+    name: str, shallow: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At ratio 1 the gradient is that of - A log p over the policy's own tokens, row by row."""
     from truing.core.drawing import Completion
     from truing.core.train_online import Players
 
+    module = stock(shallow)
+
     def scripted(
         self: Players, prompts: Sequence[Sequence[int]], sampling: object, *_: object
     ) -> list[list[Completion]]:
         n = int(sampling.n)  # type: ignore[attr-defined]
-        module = tiny_model()[0]
         rows: list[list[Completion]] = []
         for ids, text in zip(prompts, same_turn(prompts), strict=True):
             own = TOKENIZER(text + END, add_special_tokens=False)["input_ids"]
@@ -506,7 +513,7 @@ def test_the_update_is_that_of_padded_rows(
     more["temperature"] = 1.0  # what the padded rows are computed at
     more |= {"vf": 0.0, "lam": 1.0} if name == "ppo" else {}
     with use(Context(seed=3)):
-        task, groups = held(monkeypatch, name, model, **more)
+        task, groups = held(monkeypatch, name, shallow, **more)
         value, grads = stepped(task, range(4))
     rollout = task.rollout
     assert rollout is not None
@@ -520,7 +527,6 @@ def test_the_update_is_that_of_padded_rows(
     known = {tuple(r[:i]) for r in rows[:3] for i in range(1, len(r) + 1)}
     assert len(alone.ids_N) == len(known)
     mask = marks(loss)
-    module = tiny_model()[0]
     logp = padded(module, rows)
     rewards = torch.tensor([r for g in groups for r in g.reward])
     by_group = rewards.view(4, 3)
@@ -622,9 +628,9 @@ def test_stopped_inside_an_episode_and_resumed(
     assert whole[0]["reward"] == pytest.approx(parts, abs=1e-6)
 
 
-def test_equal_rewards_are_skipped_and_long_episodes_cut(model: Model) -> None:
+def test_equal_rewards_are_skipped_and_long_episodes_cut(shallow: Model) -> None:
     def grpo(**more: object) -> list[dict[str, Json]]:
-        return use_metrics(lambda: methods["grpo"](model, TASKS, **{**SMALL, **more}))
+        return use_metrics(lambda: methods["grpo"](shallow, TASKS, **{**SMALL, **more}))
 
     steps = grpo(environment=lambda: Game(pay=lambda text, n: 1.0), steps=2)
     assert [(m["skipped"], m["grad_norm"], m["turns"]) for m in steps] == [(1.0, 0.0, 3.0)] * 2
