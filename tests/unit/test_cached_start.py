@@ -286,6 +286,30 @@ def test_weights_that_were_whole_are_opened_again_once_they_differ(
         whole.check_weights(tmp_path / "m")
 
 
+def test_pytorch_is_asked_once_for_each_state_of_the_drivers(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    state = ["linux", "/dev/nvidia0"]
+
+    def found() -> str:
+        asked.append(state[-1])
+        return "cuda"
+
+    monkeypatch.setattr(keys, "drivers", lambda: state)
+    monkeypatch.setattr(keys, "_found_device", found)
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    assert [keys.device_class() for _ in range(2)] == ["cuda"] * 2
+    assert len(asked) == 2  # where it is there anyway, it is asked
+    monkeypatch.delitem(sys.modules, "torch")
+    for more in ([], ["CUDA_VISIBLE_DEVICES=1"]):
+        state += more
+        assert [keys.device_class() for _ in range(3)] == ["cuda"] * 3
+    assert len(asked) == 4
+    state.clear()
+    assert keys.device_class() == "cpu" and len(asked) == 4
+
+
 @pytest.mark.parametrize("own", [True, False])
 def test_only_a_command_keeps_for_good_what_it_has_imported(
     monkeypatch: pytest.MonkeyPatch, own: bool
