@@ -61,7 +61,7 @@ steps:
     critic_rollouts: 0, lr: 1.0e-3, budget: 64, dtype: float32,
     rewards: {short: {use: max_words, n: 2}}}
   talks: {do: train/ppo, model: base, partner: base, data: pairs.jsonl, rank: 4, steps: 2, batch: 3,
-    answers: 2, max_tokens: 6, turns: 2, environment: {use: conversation, turns: 2},
+    answers: 2, passes: 2, max_tokens: 6, turns: 2, environment: {use: conversation, turns: 2},
     dtype: float32, rewards: {short: {use: max_words, n: 1}}, held_out: held.jsonl}
   experts: {do: merge/mixture_of_experts, models: {one: base}}
   routed: {do: train/balanced_experts, model: experts, data: examples.jsonl, rank: 0, steps: 2,
