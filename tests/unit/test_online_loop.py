@@ -20,8 +20,8 @@ from truing.core import collect
 from truing.core.advantages import normalised
 from truing.core.lora import attach
 from truing.core.online_task import OnlineTask
+from truing.core.players import Players
 from truing.core.scores import named_scores
-from truing.core.train_online import Players
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model

@@ -47,7 +47,7 @@ class Alongside:
             other_BV = self._start(rows) if not rows[0].ids else self._step(wanted)
         place = {name: i for i, name in enumerate(self.order)}
         index_B = torch.tensor([place[name] for name in wanted], device=logits_BV.device)
-        return torch.lerp(logits_BV, other_BV[index_B].float(), self.mix)
+        return torch.lerp(logits_BV, _as_wide(other_BV[index_B].float(), logits_BV), self.mix)
 
     def _start(self, rows: Sequence[Row]) -> Tensor:
         used = list(dict.fromkeys(row.prompt for row in rows))
@@ -65,3 +65,17 @@ class Alongside:
         if len(live) < len(self.order):
             self.order = [self.order[i] for i in self.states.keep(live)]
         return self.states.step([wanted[name].ids[-1] for name in self.order])
+
+
+def _as_wide(other_BV: Tensor, logits_BV: Tensor) -> Tensor:
+    """The other's logits of the first one's outputs; embeddings may be padded to different sizes.
+
+    An output that the other lacks is no token: no mixture with it draws that.
+    """
+    vocab = logits_BV.shape[1]
+    if other_BV.shape[1] == vocab:
+        return other_BV
+    wide_BV = torch.full_like(logits_BV, torch.finfo(logits_BV.dtype).min)
+    shared = min(vocab, other_BV.shape[1])
+    wide_BV[:, :shared] = other_BV[:, :shared]
+    return wide_BV

@@ -223,9 +223,10 @@ class OnlineTask:
         """The reference's likeliest tokens at each loss token, with their log-probabilities."""
         module = self.other or self.module
         head, top_k = head_of(module), int(cast(int, self.values["top_k"]))
+        vocab = len(head_of(self.module).weight)
         with torch.no_grad(), self._reference():
             rows_MD = states(module, packed)[packed.source_M]
-            id_Mk, logp_Mk = likeliest(head, rows_MD, len(head.weight), top_k, self.temperature)
+            id_Mk, logp_Mk = likeliest(head, rows_MD, vocab, top_k, self.temperature)
         return {"ref_ids": id_Mk, "ref_top_logp": logp_Mk}
 
     def _known(self, groups: Sequence[Group], given: State) -> Measurements:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 CHUNK = 2**23  # logits of a chunk: 32 MiB in float32
 HOLD = 2.0  # GiB of states and likeliest tokens that a run keeps, all teachers together
 HOW = ("full", "top")
+NEVER = -105.0  # log-probability that is 0 in float32 and still a number in 0 log 0
 Extra = Tensor | Callable[[slice], Tensor]
 
 
@@ -57,21 +58,30 @@ def head_of(module: nn.Module) -> nn.Linear:
 
 
 def log_probs(head: nn.Linear, states_CD: Tensor, vocab: int, temperature: float = 1.0) -> Tensor:
-    """Log-probabilities [C, vocab]; further outputs, which pad an embedding, are left out."""
+    """Log-probabilities [C, vocab]; further outputs, which pad an embedding, are left out.
+
+    Outputs that this head lacks, which pad the other's embedding, have probability 0: `NEVER`.
+    """
     logits_CV = logits(states_CD.to(head.weight.dtype), head.weight, head.bias)[:, :vocab]
     logits_CV = logits_CV if temperature == 1 else logits_CV / temperature
-    return torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
+    logp_CV = torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
+    lacking = vocab - logp_CV.shape[1]
+    return nn.functional.pad(logp_CV, (0, lacking), value=NEVER) if lacking > 0 else logp_CV
 
 
-def whole_vocabulary(module: nn.Module, packed: Packed) -> Callable[[slice], Tensor]:
-    """Log-probabilities [C, V] of a frozen module at some of the M loss tokens, when asked."""
+def whole_vocabulary(module: nn.Module, packed: Packed, vocab: int) -> Callable[[slice], Tensor]:
+    """Log-probabilities [C, vocab] of a frozen module at some of the M loss tokens, when asked.
+
+    Args:
+        vocab: outputs of the model that it is compared with (`log_probs`).
+    """
     head = head_of(module)
     with torch.no_grad():
         rows_MD = states(module, packed)[packed.source_M]
 
     def logp_CV(part: slice) -> Tensor:
         with torch.no_grad():
-            return log_probs(head, rows_MD[part], len(head.weight))
+            return log_probs(head, rows_MD[part], vocab)
 
     return logp_CV
 

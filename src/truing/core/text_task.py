@@ -32,7 +32,7 @@ from truing.core.objective import Measurements, Objective
 from truing.core.parts import Part
 from truing.core.reference import Reference
 from truing.core.scoring import HEAD, ScoreHead, measured
-from truing.core.teacher import Extra, Teachers, whole_vocabulary
+from truing.core.teacher import Extra, Teachers, head_of, whole_vocabulary
 from truing.core.training import Hook, State
 from truing.core.training_rows import Unit, mismatched
 from truing.core.tree import Node, Packed, pack, split
@@ -298,7 +298,7 @@ class TextTask:
     def _vocabulary(self, packed: Packed) -> Callable[[slice], Tensor]:
         """The reference's log-probabilities of the whole vocabulary, a few rows at a time."""
         with self._compared() as frozen:
-            return whole_vocabulary(frozen, packed)
+            return whole_vocabulary(frozen, packed, len(head_of(self.module).weight))
 
     @contextlib.contextmanager
     def _compared(self) -> Generator[nn.Module]:

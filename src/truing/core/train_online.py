@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -10,13 +9,10 @@ from typing import TYPE_CHECKING, cast
 
 from truing.context import current
 from truing.core import distributed, recompute
-from truing.core import lora as adapters
 from truing.core.agents import Speaker
-from truing.core.alongside import Alongside
 from truing.core.answers import Asked
-from truing.core.collect import Collector, Draw, Pool
+from truing.core.collect import Collector, Pool
 from truing.core.critic import Critic
-from truing.core.drawing import Completion, continued
 from truing.core.engine import train
 from truing.core.episodes import World
 from truing.core.frozen_trunk import attach
@@ -34,12 +30,11 @@ from truing.core.online_reward import Reward
 from truing.core.online_task import OnlineTask
 from truing.core.online_training import OnlineTraining
 from truing.core.opening import same_tokens
-from truing.core.past import Past
+from truing.core.players import Players, draws_of
 from truing.core.pools import check_pool, pool_of
 from truing.core.preflight import check_played, online_training
 from truing.core.rewards import Rewards, licences_at, telling
 from truing.core.rollout import Make, maker
-from truing.core.sampling import SamplingSettings
 from truing.core.sight import refuse
 from truing.core.start import Start, begin
 from truing.core.together import joint
@@ -136,60 +131,6 @@ def _split(
     if training.environment is not None and "max_tokens" in told:
         told["max_tokens"] = training.max_tokens * training.turns  # its longest answer
     return told, training, watch
-
-
-class Players:
-    """Who draws answers: the policy as it is now, the frozen reference, their mixture."""
-
-    def __init__(self, policy: Loaded, lora: adapters.Lora | None, other: Loaded | None) -> None:
-        self.own, self.lora, self.other = policy, lora, other
-
-    def policy(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingSettings,
-        first: Sequence[int],
-        past: Past | None = None,
-    ) -> list[list[Completion]]:
-        """The policy's answers."""
-        return continued(self.own, prompts, sampling, first=first, past=past)
-
-    def reference(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingSettings,
-        first: Sequence[int],
-        past: Past | None = None,
-    ) -> list[list[Completion]]:
-        """The reference's answers."""
-        if self.other is not None:
-            return continued(self.other, prompts, sampling, first=first, past=past)
-        with cast(adapters.Lora, self.lora).off():
-            return continued(self.own, prompts, sampling, first=first, past=past)
-
-    def mixture(self, mix: float) -> Draw:
-        """Answers of the geometric mixture that gives the reference the share `mix`."""
-        off = self.lora.off if self.other is None and self.lora else contextlib.nullcontext
-        module = self.other.module if self.other is not None else self.own.module
-
-        def draw(
-            prompts: Sequence[Sequence[int]],
-            sampling: SamplingSettings,
-            first: Sequence[int],
-            past: Past | None = None,
-        ) -> list[list[Completion]]:
-            hook = Alongside(module, off, mix, sampling.max_tokens)
-            return continued(self.own, prompts, sampling, first=first, logits=hook, past=past)
-
-        return draw
-
-
-def _draws(spec: Online, players: Players, told: Mapping[str, object]) -> list[Draw]:
-    if spec.opponent == "mixture":
-        return [players.policy, players.mixture(cast(float, told["mixture_coef"]))]
-    if spec.opponent == GREEDY:
-        return [players.policy, players.policy]
-    return [players.policy, *([players.reference] if spec.opponent else [])]
 
 
 def _critic(run: Run) -> Critic | None:
@@ -290,7 +231,9 @@ def _task(
     if added is not None:
         added.adapt(lora)
     policy = replace(loaded, model=start.model.with_changes(start.model.weight_changes))
-    draws = _draws(spec, Players(policy, lora, other), told)
+    critic = _critic(run)
+    trunk = critic.trunk if critic is not None else None
+    draws = draws_of(spec, Players(policy, lora, other, trunk), told)
     reward, pool = (by, None) if isinstance(by, Reward) else (None, by)
     collector = Collector(
         prompts, draws, reward, pool, loaded.tokenizer, folder, context, world, start.limit,
@@ -299,7 +242,7 @@ def _task(
     return OnlineTask(
         spec, told, settings, collector, loaded.module, lora=lora,
         other=other.module if other is not None else None,
-        critic=_critic(run), compare=spec.compares(told) or settings.watch, budget=start.budget,
+        critic=critic, compare=spec.compares(told) or settings.watch, budget=start.budget,
         added=added,
     )  # fmt: skip
 

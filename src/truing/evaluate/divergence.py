@@ -57,10 +57,10 @@ def kl_tokens(
         sides.append(pack([tree], tree.size)[0].to(loaded.device))
     with torch.no_grad(), reference.run_time():
         rows_MD = states(reference.module, sides[1])[sides[1].source_M]
-    head = head_of(reference.module)
+    head, vocab = head_of(reference.module), len(head_of(model.module).weight)
 
     def other(part: slice) -> Tensor:
-        return log_probs(head, rows_MD[part], len(head.weight))
+        return log_probs(head, rows_MD[part], vocab)
 
     with torch.no_grad(), model.run_time():
         made = measure(
