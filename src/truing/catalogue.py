@@ -234,12 +234,19 @@ def used(value: object) -> list[str]:
     return []
 
 
-def no_component(kind: str, name: str, known: Iterable[str], *, where: str = "") -> InputError:
-    """The error for a component that does not exist: the nearest one, or how to register it."""
+def no_component(
+    kind: str, name: str, known: Iterable[str], *, where: str = "", of: str = "reward"
+) -> InputError:
+    """The error for a component that does not exist: the nearest one, or how to register it.
+
+    Args:
+        kind: "component" where it may be of several.
+        of: what one would be registered as then.
+    """
     told = unknown(kind, name, known, where=where)
     told.fix = left_out(kind) + told.fix
     if "Did you mean" not in told.fix:
-        of = kind if kind != "component" else "reward"
+        of = kind if kind != "component" else of
         told.fix = (
             f'One of your own is registered by @component("{of}") in the script or recipe file. '
             + told.fix
@@ -255,16 +262,15 @@ def check_used(settings: Mapping[str, object], *, stored: bool = False) -> None:
     """
     known = {e.name: e for e in components().values()}
     for setting, value in settings.items():
-        # Checks are rewards, too; an environment is nothing else.
-        kind = setting if setting == "environment" else "component"
+        alone = setting == "environment"  # nothing else is one, while checks are rewards, too
         try:
             for name in used(value):
                 if stored:
                     refuse_bare([name])
                 entry = known.get(name.replace("-", "_"))
                 if entry is None and not is_bare(name):
-                    meant = [n for n, e in known.items() if kind in (e.component, "component")]
-                    raise no_component(kind, name, meant)
+                    meant = [n for n, e in known.items() if not alone or e.component == setting]
+                    raise no_component("component", name, meant, of=setting if alone else "reward")
                 if entry is not None and stored:
                     source(entry)
         except InputError as error:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeGuard, TypeVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeGuard, TypeVar, cast
 
 from truing import catalogue
 from truing.context import current
 from truing.declared import declared
 from truing.errors import InputError, TruingError, unknown
 from truing.references import Function, Ref, bare, check_rows, reference, refuse_bare
+
+if TYPE_CHECKING:
+    from truing.method import Method
 
 Row = dict[str, object]
 V = TypeVar("V")
@@ -60,23 +62,31 @@ def resolve(kind: str, ref: Ref, *, where: str = "") -> tuple[Function, dict[str
     function = Method(entry)
     if declared(entry) is not None:
         check_rows(function.function, kind, name, settings=True, where=where)
-    settings = {k: v for k, v in ref.items() if k != "use"}
-    keyword_only = {
-        n
-        for n, p in inspect.signature(function.function).parameters.items()
-        if p.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    allowed = {n: s for n, s in function.settings.items() if n in keyword_only}
+    at = f"{where} {kind} {name}".strip()
+    return function.function, settings_of(function, ref, where=at)
+
+
+def settings_of(
+    function: Method, ref: Mapping[str, object], *, where: str = ""
+) -> dict[str, object]:
+    """The settings that a reference gives a component, as their declared types.
+
+    Raises:
+        InputError: one is unknown, wrong or missing.
+    """
+    allowed = function.settings
     checked: dict[str, object] = {}
-    for key, value in settings.items():
+    for key, value in ref.items():
+        if key == "use":
+            continue
         if key not in allowed:
-            raise unknown("setting", key, allowed, where=f"{where} {kind} {name}".strip())
-        checked[key] = allowed[key].validate(value, where=f"{where} {kind} {name}".strip())
+            raise unknown("setting", key, allowed, where=where)
+        checked[key] = allowed[key].validate(value, where=where)
     for key, setting in allowed.items():
         if setting.required and key not in checked:
-            at, fix = f"{where} {kind} {name}".strip(), f"Write {{use: {name}, {key}: ...}}"
-            raise InputError(f"setting {key!r} is missing", where=at, fix=fix)
-    return function.function, checked
+            fix = f"Write {{use: {ref['use']}, {key}: ...}}"
+            raise InputError(f"setting {key!r} is missing", where=where, fix=fix)
+    return checked
 
 
 def get_component(kind: str, ref: Ref, *, where: str = "") -> Callable[..., object]:
@@ -108,9 +118,9 @@ def one_a_row(
     function = get_component(kind, ref, where=where)
     try:
         # What a function of the user's own writes into its rows is no other function's to see.
-        values = function(list(rows) if _is_own(function) else own_copy(list(rows)))
+        values = function(list(rows) if is_own(function) else own_copy(list(rows)))
     except Exception as error:
-        if not _of_the_user(function, error):
+        if not of_the_user(function, error):
             raise
         raise _raised(error, f"{kind} {name!r}", function, rows, where) from error
     if isinstance(values, tuple):
@@ -127,14 +137,14 @@ def one_a_row(
     return cast("list[object]", values)
 
 
-def _of_the_user(function: Callable[..., object], error: Exception) -> bool:
+def of_the_user(function: Callable[..., object], error: Exception) -> bool:
     """True for a mistake in a function that is none of truing's own, and no fault of the system."""
     if isinstance(error, (TruingError, OSError, MemoryError)):
         return False
-    return not _is_own(function) and "out of memory" not in str(error).lower()
+    return not is_own(function) and "out of memory" not in str(error).lower()
 
 
-def _is_own(function: Callable[..., object]) -> bool:
+def is_own(function: Callable[..., object]) -> bool:
     """True for truing's own functions."""
     module = str(getattr(getattr(function, "func", function), "__module__", ""))
     return module.startswith("truing.") and module != "truing.references"
@@ -154,10 +164,7 @@ def _raised(
     error: Exception, what: str, function: Callable[..., object], rows: Sequence[Row], where: str
 ) -> InputError:
     """What a user's function raised, with its place and the first row that alone makes it raise."""
-    frames = traceback.extract_tb(error.__traceback__)
-    code = getattr(getattr(function, "func", function), "__code__", None)
-    own = [f for f in frames if code is not None and f.filename == code.co_filename]
-    last, at = [*frames, *own][-1], 0
+    at = 0
     for i, row in enumerate(rows, 1):
         try:
             function([own_copy(row)])
@@ -168,8 +175,26 @@ def _raised(
         f"{what} raised {type(error).__name__}: {error}",
         where=f"{where} row {at}".strip() if at else where,
         seen=rows[at - 1].get("completion") if at else None,
-        fix=f"See {last.filename} line {last.lineno}",
+        fix=see(error, function),
     )
+
+
+def see(error: Exception, function: Callable[..., object]) -> str:
+    """Where a user's function raised: the last line of its own file that led there."""
+    frames = traceback.extract_tb(error.__traceback__)
+    plain = getattr(function, "func", function)
+    code = getattr(plain, "__code__", None)
+    module = sys.modules.get(str(getattr(plain, "__module__", "")))
+    file = code.co_filename if code is not None else getattr(module, "__file__", None)
+    last = [*frames, *(f for f in frames if f.filename == file)][-1]
+    return f"See {last.filename} line {last.lineno}"
+
+
+def number_of(value: object) -> float:
+    """A number of Python's, numpy's or torch's; NaN for what is none that a float holds."""
+    if getattr(value, "ndim", None) == 0:
+        value = cast("_Array", value).item()
+    return float(value) if _holds(value) else math.nan
 
 
 def _holds(value: object) -> TypeGuard[float]:
@@ -179,9 +204,7 @@ def _holds(value: object) -> TypeGuard[float]:
 
 def finite(value: object, *, what: str, where: str) -> float:
     """The value as a finite number, or an InputError."""
-    if getattr(value, "ndim", None) == 0:  # a number of numpy's or torch's
-        value = cast("_Array", value).item()
-    number = float(value) if _holds(value) else math.nan
+    number = number_of(value)
     if not math.isfinite(number):
         raise InputError(
             f"{what} returned a score that is not a finite number", where=where, seen=value

@@ -82,7 +82,7 @@ def test_all_of_these_lead_to_something_that_there_is() -> None:
 
 
 def test_an_environment_that_is_not_there_is_one_to_register() -> None:
-    with pytest.raises(InputError, match="setting 'environment': unknown environment") as error:
+    with pytest.raises(InputError, match="setting 'environment': unknown component") as error:
         check_used({"environment": {"use": "nowhere_at_all"}})
     assert '@component("environment")' in error.value.fix and "reward" not in error.value.fix
     with pytest.raises(InputError, match="unknown component 'nothing_like_it'") as error:

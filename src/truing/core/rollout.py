@@ -28,7 +28,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple, Protocol, cast
 
+from truing.components import number_of
 from truing.context import Json, current
+from truing.core import own_environment
 from truing.core.agents import Acted, Agent, Asked, Scripted, Speaker, remembering
 from truing.core.sampling import SamplingSettings
 from truing.errors import InputError, unknown
@@ -114,10 +116,16 @@ class Episode:
 
     def __init__(self, make: Make, task: Row, seed: int) -> None:
         self.make, self.task, self.seed = make, task, seed
-        self.environment = make()
+        self.environment = own_environment.made(make, self._place(0))
         self.turns: list[dict[str, Json]] = []
         self.done, self.path = False, ""
-        self.waiting = self.environment.reset(seed, copy.deepcopy(task))
+        self.waiting = own_environment.began(
+            make, self.environment, seed, copy.deepcopy(task), self._place(0)
+        )
+
+    def _place(self, turn: int) -> str:
+        at = f" turn {turn}" if turn else ""
+        return f"task {self.task.get('id')}{at}"
 
     @property
     def rewards(self) -> dict[str, float]:
@@ -154,19 +162,21 @@ class Episode:
 
     def take(self, acted: Acted) -> None:
         """Let the environment take an action, and record the turn."""
-        made = self.environment.step(acted.action)
+        where = self._place(len(self.turns) + 1)
+        made = own_environment.stepped(self.make, self.environment, acted.action, where)
         role = self.waiting.role
         rewards = dict(made.reward) if isinstance(made.reward, Mapping) else {role: made.reward}
         for name, value in rewards.items():
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
+            if not math.isfinite(number_of(value)):
                 raise InputError(
                     f"a reward of role {name!r} is not a finite number",
-                    where=f"task {self.task.get('id')} turn {len(self.turns) + 1}",
+                    where=where,
                     seen=value,
+                    fix="Give a number for each action, or several by role",
                 )
         turn: dict[str, Json] = {
             "role": role, "observation": self.waiting.content, "action": acted.action,
-            "rewards": {n: float(v) for n, v in rewards.items()}, "info": dict(made.info),
+            "rewards": {n: number_of(v) for n, v in rewards.items()}, "info": dict(made.info),
         }  # fmt: skip
         if self.waiting.system:
             turn["system"] = self.waiting.system
@@ -184,9 +194,9 @@ class Episode:
 
     def _now(self) -> dict[str, Json]:
         waiting = cast("dict[str, Json]", asdict(self.waiting))
-        return {
-            "waiting": waiting, "done": self.done, "environment": self.environment.snapshot()
-        }  # fmt: skip
+        where = self._place(len(self.turns))
+        state = own_environment.called(self.make, "snapshot", self.environment.snapshot, where)
+        return {"waiting": waiting, "done": self.done, "environment": cast(Json, state)}
 
     def restore(self, snapshot: Json) -> None:
         """Go back to where `snapshot` was taken."""
@@ -197,7 +207,8 @@ class Episode:
     def _go_on(self, state: Mapping[str, Json]) -> None:
         self.waiting = Observation(**cast("dict[str, str]", state["waiting"]))
         self.done = bool(state["done"])
-        self.environment.restore(state["environment"])
+        restore, where = self.environment.restore, self._place(len(self.turns))
+        own_environment.called(self.make, "restore", lambda: restore(state["environment"]), where)
 
     def branch(self, k: int) -> list[Episode]:
         """`k` copies that go on from here, each with its own random numbers: a tree's children."""
