@@ -28,6 +28,12 @@ OBJECTS = {
     "Principles": "truing.Principles",
     "Report": "a truing.Report",
 }
+# What rewards answers where a served model cannot.
+SERVED_REWARD = (
+    "Give a local model, let a reward model's server say it, rewards: {good: {use: "
+    "served_reward, url: 'http://host/classify#name'}}, or a judge: {use: judged, "
+    "model: 'http://host/v1#name'}"
+)
 RULES = (".yaml", ".yml", ".json")
 
 

@@ -14,6 +14,7 @@ from truing.method import Makes, Method
 from truing.models import Folder, Model, Served
 from truing.plan import Checked
 from truing.principles import Principles
+from truing.remedies import SERVED_REWARD
 from truing.reports import Report
 from truing.store import Noun
 from truing.tables import KINDS, Table
@@ -134,6 +135,7 @@ def with_defaults(method: Method, nouns: Nouns) -> Nouns:
 # What a model must be able to do in a role of its own; in all others, what its method needs.
 ROLES: dict[str, tuple[str, ...]] = {
     "judge": ("generate",),
+    "partner": ("generate",),  # who acts, served or not: its words are all that is asked
     "reward": ("weights",),
     "reward_model": ("weights",),
     "critic": ("weights",),
@@ -169,7 +171,9 @@ def need_abilities(
             f"{method.id} needs a {called} that can {' and '.join(lacks)}",
             where=where,
             seen=f"this one can {', '.join(sorted(able or ()))}",
-            fix="Give a local causal language model",
+            fix=SERVED_REWARD
+            if "reward_model" in (role, name)
+            else "Give a local causal language model",
         )
 
 

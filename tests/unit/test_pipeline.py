@@ -244,6 +244,10 @@ def test_a_judge_may_be_served_and_a_reward_model_may_only_classify() -> None:
     served, label = frozenset({"generate"}), frozenset({"hidden", "weights"})
     need_abilities(methods["cyclealign"], "judge", "", served, where="")
     need_abilities(methods["grpo"], "reward_model", "", label, where="")
+    need_abilities(methods["grpo"], "partner", "", served, where="")
+    with pytest.raises(InputError, match="needs a reward model that can weights") as refused:
+        need_abilities(methods["grpo"], "reward_model", "", served, where="")
+    assert "served_reward" in refused.value.fix and "judged" in refused.value.fix
     with pytest.raises(InputError, match="needs a models a that can weights"):
         need_abilities(methods["merge/linear"], "models", "a", served, where="")
 

@@ -42,6 +42,7 @@ from truing.models import Loaded, Model, held_by, hold
 from truing.models import held as at_hand
 from truing.principles import Principles
 from truing.references import referred
+from truing.remedies import SERVED_REWARD
 from truing.specify.satisfaction import measured, satisfaction
 from truing.tables import Row, prompt_of
 
@@ -60,9 +61,7 @@ def check_reward_model(reward: Model, where: str) -> None:
         raise InputError(
             "a served model shows no probabilities to reward by",
             where=f"{where} input {MODEL!r}",
-            fix="Give a local model, let a reward model's server say it, rewards: {good: {use: "
-            "served_reward, url: 'http://host/classify#name'}}, or a judge: {use: judged, "
-            "model: 'http://host/v1#name'}",
+            fix=SERVED_REWARD,
         )
     if not (_classifies(reward) or has_head(reward) or reward.weight_changes):
         raise InputError(
