@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from truing.core import own_loss
 from truing.core import own_samples as own_samples  # registers its hooks
 from truing.core.bounds import Bounds
 from truing.core.objective_entry import MIX as MIX
@@ -270,8 +271,22 @@ class Objective:
         self, m: Measurements, settings: Mapping[str, object], state: State | None = None
     ) -> Loss:
         """The loss under `settings`."""
+        with own_loss.told(self.loss, self.name):
+            return self.plain(m, settings, state)
+
+    def plain(
+        self, m: Measurements, settings: Mapping[str, object], state: State | None = None
+    ) -> Loss:
+        """The same, with what its function raises as it is."""
         found = self.loss(m, state, **settings) if self.keeps_state else self.loss(m, **settings)
-        return typing.cast(Loss, found)
+        if not isinstance(found, Loss):
+            raise own_loss.NoLoss(
+                "must return a Loss",
+                where=self.name,
+                seen=type(found).__name__,
+                fix=own_loss.RETURN,
+            )
+        return found
 
 
 def objective(
@@ -322,6 +337,7 @@ def objective(
         )  # fmt: skip
         if spec.keeps_state and unit != "batch":
             raise InputError("only objectives of unit 'batch' keep state", where=spec.name)
+        own_loss.check_declared(spec.name, function, rows)
         facts = {"paper": paper, "field": field, "needs": ("weights",), "name": name}
         function.__dict__["__truing__"] = facts | {"group": group}
         function.__dict__["__objective__"] = spec

@@ -28,8 +28,10 @@ BRANCHES = {"pair": 2, "group": 3}  # of a row of that kind; of all others one
 def check_objective(spec: Objective, settings: Settings, tables: Tables) -> None:
     """Raise an InputError for settings and rows that training would refuse; see `Method.check`."""
     from truing.core.held_out import INPUT
-    from truing.core.mix import check_terms, mixed
-    from truing.core.training import HOOKS, TextTraining
+    from truing.core.logprob import STATISTICS
+    from truing.core.mix import MEASURED, check_terms, mixed
+    from truing.core.own_loss import check_needs
+    from truing.core.training import HOOKS, Hook, TextTraining
 
     mix = cast("Settings | None", settings.get("mix"))
     watch = watch_of(settings)
@@ -49,6 +51,8 @@ def check_objective(spec: Objective, settings: Settings, tables: Tables) -> None
         HOOKS[spec.hook](
             **{n: v for n, v in settings.items() if n not in engine and n not in spec.settings}
         )
+    more = HOOKS.get(spec.hook, Hook).measures
+    check_needs(spec.name, spec.needs, {*MEASURED, *STATISTICS, *more})
     check_loss(spec, settings)
     if "mismatched" in spec.needs and settings.get("batch") == 1:
         text = "setting 'batch' must be at least 2: answers are compared with those of other rows"
@@ -182,14 +186,22 @@ def check_loss(spec: Objective, settings: Settings) -> None:
     """Raise what a loss itself says of its settings, by calling it on nothing but ones."""
     import torch
 
-    from truing.core.objective import Measurements
+    from truing.core import own_loss
+    from truing.core.objective import Loss, Measurements
 
     own = {n: settings.get(n, p.default) for n, p in spec.settings.items()}
     branches = BRANCHES.get(spec.rows, 1) + len(spec.texts) + ("mismatched" in spec.needs)
     mask_UKT = torch.ones(2, branches, 2)
     columns = {n: torch.full((2,), 1.0 if d is None else d) for n, d in spec.columns.items()}
-    m = Measurements(mask_UKT, dict.fromkeys(spec.needs, -mask_UKT), columns)
-    _ask(lambda values: spec(m, values), own, spec.settings, spec.name)
+    with torch.enable_grad():
+        value_UKT = -mask_UKT.clone().requires_grad_()
+        fixed = {"ref_logp": -mask_UKT}
+        m = Measurements(mask_UKT, {n: fixed.get(n, value_UKT) for n in spec.needs}, columns)
+        made: list[Loss] = []
+        with own_loss.told(spec.loss, spec.name):
+            _ask(lambda values: made.append(spec.plain(m, values)), own, spec.settings, spec.name)
+    for loss in made[-1:]:  # none where it says something of made-up numbers
+        own_loss.check_made(spec.name, loss, len(mask_UKT))
 
 
 def check_update(spec: Online, settings: Settings, answers: int) -> None:
@@ -225,6 +237,8 @@ def _ask(
     where: str,
 ) -> None:
     """Let through what made-up numbers show of the settings; what else is said means nothing."""
+    from truing.core.own_loss import NoLoss
+
     try:
         call(settings)
     except ZeroDivisionError:
@@ -233,7 +247,8 @@ def _ask(
             text = f"setting {name!r} must not be 0: the loss divides by it"
             raise InputError(text, where=where, seen=settings[name]) from None
     except (RuntimeError, LookupError, ValueError) as error:
-        if isinstance(error, InputError) and error.message.startswith("setting "):
+        named = isinstance(error, InputError) and error.message.startswith("setting ")
+        if named or isinstance(error, NoLoss):
             raise
 
 
