@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,16 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from truing.core import lora, unmerged
 from truing.core.sampling import SamplingSettings, sample
-from truing.core.tiny import tiny_model
+from truing.core.tiny import tiny_folder, tiny_model
 from truing.core.weights import Folded, open_weights
 from truing.errors import InputError
+from truing.method import methods
 from truing.models import Adapter, Model
+from truing.tables import Table
 
 # PEFT asks transformers by a name that is going out of use.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -213,3 +216,58 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not of these layers and this rank"):
         other.load(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(kept, other.parameters(), strict=True))
+
+
+# GPT-2, whose linear layers are Conv1D
+
+
+def gpt2(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    end = tiny_model()[0].config.eos_token_id
+    config = GPT2Config(
+        vocab_size=259, n_embd=32, n_layer=2, n_head=4, n_positions=64, eos_token_id=end
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def test_peft_reads_gpt2s_adapter_and_trains_alike(tmp_path: Path) -> None:
+    module, plain = gpt2(), logits(gpt2())
+    adapters = lora.attach(module, 4, 12.0)
+    assert len(adapters.adapters) == 8 and torch.allclose(logits(module), plain, atol=1e-6)
+    stir(adapters.parameters())
+    mine = logits(module)
+    adapters.save(tmp_path, base="gpt2")
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["fan_in_fan_out"] is True
+    theirs = PeftModel.from_pretrained(gpt2(), tmp_path, is_trainable=True).eval()
+    assert (mine - plain).abs().max() > 0.1 and torch.allclose(logits(theirs), mine, atol=1e-4)
+    weight = torch.linspace(-1, 1, 7 * 259).view(7, 259)
+    for one in (module, theirs):
+        (one(IDS).logits[0].log_softmax(-1) * weight).sum().backward()
+    named = {n.replace(".default", ""): p for n, p in theirs.named_parameters() if p.requires_grad}
+    for name, parameter in adapters.named_parameters():
+        want = named[name].grad
+        assert parameter.grad is not None and want is not None
+        assert torch.allclose(parameter.grad, want, atol=2e-5 * float(want.abs().max())), name
+    with adapters.off():
+        assert torch.equal(logits(module), plain)
+    adapters.merge()
+    assert torch.allclose(logits(module), mine, atol=1e-4)
+    assert "forward" not in vars(module.transformer.h[0].attn.c_attn)
+
+
+def test_gpt2_is_trained_by_an_adapter_and_read_again(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "tiny")
+    gpt2().save_pretrained(folder)
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    model = Model.open(folder)
+    made = methods["dpo"](
+        model, Table("pair", [pair] * 2), steps=2, batch=2, lr=0.05, max_length=48
+    )
+    (change,) = made.changes
+    theirs = PeftModel.from_pretrained(gpt2(), change.path).eval()
+    read = made.load_module().module
+    assert torch.allclose(logits(read), logits(theirs), atol=1e-4)
+    assert (logits(read) - logits(gpt2())).abs().max() > 1e-3
+    half = gpt2().bfloat16()
+    assert unmerged.put(half, [change])
+    assert torch.allclose(logits(half).float(), logits(theirs), atol=0.1)

@@ -8,7 +8,8 @@ micro-batches; its one autograd function keeps the input alone and gives, for th
 
 so no gradient of W is ever formed. Layers of lower precision add the low-rank term in float32
 instead, since merging would round it away. Modules keep their names and classes: only `forward` of
-the instance is replaced, and `detach` gives it back. Files are PEFT's.
+the instance is replaced, and `detach` gives it back. Files are PEFT's. Layers of GPT-2 (Conv1D) are
+linear ones that hold their weight as [I, O], which PEFT calls `fan_in_fan_out`.
 
 Shapes: N tokens, I input and O output features, R rank.
 """
@@ -64,28 +65,36 @@ class _Linear(torch.autograd.Function):
         return d_x, None, None, d_a_RI, d_b_OR, None
 
 
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight of a linear layer as [O, I], itself or a view of it."""
+    weight = cast(Tensor, layer.weight)
+    return weight if isinstance(layer, nn.Linear) else weight.T
+
+
 class Adapter:
     """A and B of one linear layer, and its weight as merged with them."""
 
-    def __init__(self, linear: nn.Linear, rank: int, scale: float) -> None:
-        device = linear.weight.device
+    def __init__(self, linear: nn.Module, rank: int, scale: float) -> None:
+        weight_OI = weight_of(linear)
+        (outputs, inputs), device = weight_OI.shape, weight_OI.device
         self.linear, self.scale = linear, scale
-        self.a_RI = nn.Parameter(torch.empty(rank, linear.in_features, device=device))
-        self.b_OR = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
-        self.merges = linear.weight.dtype == torch.float32
+        self.a_RI = nn.Parameter(torch.empty(rank, inputs, device=device))
+        self.b_OR = nn.Parameter(torch.zeros(outputs, rank, device=device))
+        self.merges = weight_OI.dtype == torch.float32
         self._merged_OI: Tensor | None = None
         self._versions = (-1, -1, -1)
         self.active = True
 
     def merged(self) -> Tensor:
         """W + s B A, made anew when W, A or B has been written to since."""
-        versions = (self.linear.weight._version, self.a_RI._version, self.b_OR._version)
+        weight_OI = weight_of(self.linear)
+        versions = (weight_OI._version, self.a_RI._version, self.b_OR._version)
         if self._merged_OI is None or versions != self._versions:
             # Made while sampling, it may be used in training: so never an inference tensor.
             with torch.inference_mode(False), torch.no_grad():
                 out = self._merged_OI
                 self._merged_OI = torch.addmm(
-                    self.linear.weight, self.b_OR, self.a_RI, alpha=self.scale, out=out
+                    weight_OI, self.b_OR, self.a_RI, alpha=self.scale, out=out
                 )
             self._versions = versions
         return self._merged_OI
@@ -97,7 +106,7 @@ class Adapter:
                 input, self.merged(), self.linear.bias, self.a_RI, self.b_OR, self.scale
             )
             return cast(Tensor, made)
-        base = torch.nn.functional.linear(input, self.linear.weight, self.linear.bias)
+        base = type(self.linear).forward(self.linear, input)
         if not self.active:
             return base
         low = (input.to(self.a_RI.dtype) @ self.a_RI.T) @ self.b_OR.T
@@ -122,6 +131,7 @@ class Lora:
         self, module: nn.Module, adapters: dict[str, Adapter], rank: int, alpha: float
     ) -> None:
         self.module, self.adapters, self.rank, self.alpha = module, adapters, rank, alpha
+        self.stock = all(isinstance(a.linear, nn.Linear) for a in adapters.values())
         for adapter in adapters.values():
             adapter.linear.__dict__["truing_adapter"] = adapter
             adapter.linear.forward = adapter.forward
@@ -167,7 +177,7 @@ class Lora:
             "lora_dropout": 0.0,
             "bias": "none",
             "target_modules": sorted(self.adapters),
-            "fan_in_fan_out": False,
+            "fan_in_fan_out": not self.stock,
             "inference_mode": True,
             "init_lora_weights": True,
             "use_rslora": False,
@@ -200,9 +210,9 @@ class Lora:
         """Write W + s B A into the module's own weights and take the adapters off it."""
         with torch.no_grad():
             for adapter in self.adapters.values():
-                weight = adapter.linear.weight
-                low = (adapter.b_OR @ adapter.a_RI).mul_(adapter.scale)
-                weight.copy_((weight.float() + low).to(weight.dtype))
+                weight_OI = weight_of(adapter.linear)
+                low_OI = (adapter.b_OR @ adapter.a_RI).mul_(adapter.scale)
+                weight_OI.copy_((weight_OI.float() + low_OI).to(weight_OI.dtype))
         self.detach()
 
     def detach(self) -> None:
@@ -213,7 +223,7 @@ class Lora:
 
 def linears_of(
     module: nn.Module, targets: str | Sequence[str] = ALL, layers: int = 0
-) -> dict[str, nn.Linear]:
+) -> dict[str, nn.Module]:
     """The linear layers that adapters go on, by name.
 
     Args:
@@ -223,15 +233,17 @@ def linears_of(
     Raises:
         InputError: a name that no layer among them has.
     """
+    from transformers.pytorch_utils import Conv1D
+
     head = getattr(module, "get_output_embeddings", lambda: None)()
     parts = [module]
     if layers:
         parts = list(blocks_of(module))[-layers:]
     there = {id(m) for part in parts for m in part.modules()}
-    linears = {
+    linears: dict[str, nn.Module] = {
         n: m
         for n, m in module.named_modules()
-        if isinstance(m, nn.Linear) and m is not head and id(m) in there
+        if isinstance(m, (nn.Linear, Conv1D)) and m is not head and id(m) in there
     }
     ends = names_of(targets)
     return linears if ends == [ALL] else _chosen(linears, ends)
@@ -261,11 +273,18 @@ def attach(
     if rank < 1:
         raise InputError("the rank of an adapter is at least 1", seen=rank, fix="Use 16")
     chosen = linears_of(module, targets, layers)
-    if not chosen:  # such as those of GPT-2, whose layers are of another class
+    if not chosen:
         raise InputError(
             "the model has no linear layers that adapters could go on",
             seen=type(module).__name__,
             fix="Train its weights: rank 0",
+        )
+    if len({isinstance(layer, nn.Linear) for layer in chosen.values()}) > 1:
+        # PEFT's file says once for all of them how their weights lie.
+        raise InputError(
+            "the model has linear layers of two sorts, and an adapter can only go on one",
+            seen=type(module).__name__,
+            fix="Name those of one sort in targets, or train its weights: rank 0",
         )
     module.requires_grad_(False)
     source = torch.Generator().manual_seed(seed)
@@ -275,14 +294,15 @@ def attach(
             raise InputError("the layer already has an adapter", where=name)
         adapters[name] = adapter = Adapter(linear, rank, alpha / rank)
         # Kaiming-uniform with slope sqrt(5), as in PEFT: bounds of 1 / sqrt(I).
-        bound = 1.0 / math.sqrt(linear.in_features)
-        drawn = torch.empty(rank, linear.in_features).uniform_(-bound, bound, generator=source)
+        inputs = adapter.a_RI.shape[1]
+        bound = 1.0 / math.sqrt(inputs)
+        drawn = torch.empty(rank, inputs).uniform_(-bound, bound, generator=source)
         with torch.no_grad():
             adapter.a_RI.copy_(drawn)
     return Lora(module, adapters, rank, alpha)
 
 
-def _chosen(linears: dict[str, nn.Linear], ends: Sequence[str]) -> dict[str, nn.Linear]:
+def _chosen(linears: dict[str, nn.Module], ends: Sequence[str]) -> dict[str, nn.Module]:
     made = {n: m for n, m in linears.items() if any(n == e or n.endswith(f".{e}") for e in ends)}
     for end in ends:
         if not any(n == end or n.endswith(f".{end}") for n in linears):

@@ -109,9 +109,10 @@ def _trained_blocks(module: nn.Module, settings: TextTraining) -> list[nn.Module
     return blocks[-settings.layers :] if settings.layers else blocks
 
 
-def _linears(module: nn.Module, settings: TextTraining) -> list[nn.Linear]:
-    """The layers that adapters go on."""
-    return list(lora.linears_of(module, settings.targets, settings.layers).values())
+def _linears(module: nn.Module, settings: TextTraining) -> list[Tensor]:
+    """Weights [O, I] of the layers that adapters go on."""
+    found = lora.linears_of(module, settings.targets, settings.layers)
+    return [lora.weight_of(layer) for layer in found.values()]
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -122,7 +123,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 def _trained(module: nn.Module, settings: TextTraining) -> int:
     """Bytes of what is trained that this process holds: each has its shard of whole weights."""
     if settings.rank:
-        sides = sum(sum(m.weight.shape) for m in _linears(module, settings))
+        sides = sum(sum(w.shape) for w in _linears(module, settings))
         return FLOAT * settings.rank * sides
     parts = _trained_blocks(module, settings) if settings.layers else [module]
     every = {id(p): p.numel() for part in parts for p in part.parameters()}
@@ -135,8 +136,7 @@ def _state(module: nn.Module, settings: TextTraining) -> int:
     if not settings.rank:  # gradients and two moments
         # The head's gradient is made whole, and apart.
         return 3 * trained + (0 if settings.layers else FLOAT * embedding_of(module).numel())
-    weights = (m.weight for m in _linears(module, settings))
-    merged = sum(w.nbytes for w in weights if w.dtype == torch.float32)
+    merged = sum(w.nbytes for w in _linears(module, settings) if w.dtype == torch.float32)
     return 4 * trained + merged  # with the adapter's own values
 
 
@@ -180,7 +180,7 @@ def forecast(module: nn.Module, settings: TextTraining, beside: Beside | None = 
     inside = whole / every
     if settings.rank and embedding.dtype != torch.float32:
         # Adapters on layers of lower precision keep their inputs in float32, each its own.
-        low = sum(m.in_features + settings.rank for m in _linears(module, settings))
+        low = sum(w.shape[1] + settings.rank for w in _linears(module, settings))
         inside += FLOAT * low / blocks
     copies = (beside.trunks + beside.frozen) * _bytes(module.parameters())
     copies += beside.moving * _trained(module, settings)

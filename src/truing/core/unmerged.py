@@ -37,7 +37,7 @@ def put(module: nn.Module, adapters: Sequence[Adapter]) -> bool:
             if linear is None or set(parts) != {"A", "B"}:
                 return False
             a_RI, b_OR = (patch.tensors[parts[p]].float() for p in "AB")
-            if (b_OR.shape[0], a_RI.shape[1]) != tuple(linear.weight.shape):
+            if (b_OR.shape[0], a_RI.shape[1]) != tuple(lora.weight_of(linear).shape):
                 return False
             scale = lora_scale(patch.config, name, len(a_RI))
             found.setdefault(name, []).append((a_RI, scale * b_OR))
@@ -45,9 +45,7 @@ def put(module: nn.Module, adapters: Sequence[Adapter]) -> bool:
     for name, pairs in found.items():
         # B_1 A_1 + B_2 A_2 = [B_1 B_2] [A_1; A_2]
         a_RI, b_OR = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], 1)
-        linear = module.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        made[name] = one = lora.Adapter(linear, len(a_RI), 1.0)
+        made[name] = one = lora.Adapter(module.get_submodule(name), len(a_RI), 1.0)
         with torch.no_grad():
             one.a_RI.requires_grad_(False).copy_(a_RI)
             one.b_OR.requires_grad_(False).copy_(b_OR)
@@ -55,11 +53,13 @@ def put(module: nn.Module, adapters: Sequence[Adapter]) -> bool:
     return True
 
 
-def _linear(module: nn.Module, name: str) -> nn.Linear | None:
+def _linear(module: nn.Module, name: str) -> nn.Module | None:
     """The linear layer of that name; None where it is none, or the head, which is read directly."""
+    from transformers.pytorch_utils import Conv1D
+
     try:
         found = module.get_submodule(name)
     except AttributeError:
         return None
     head = getattr(module, "get_output_embeddings", lambda: None)()
-    return found if isinstance(found, nn.Linear) and found is not head else None
+    return found if isinstance(found, (nn.Linear, Conv1D)) and found is not head else None
