@@ -90,7 +90,8 @@ def _said(error: Exception) -> str:
     return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])
 
 
-def _config(folder: Path) -> PreTrainedConfig:
+def config_of(folder: Path) -> PreTrainedConfig:
+    """The configuration of a model folder; an InputError for one that is not run."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -98,11 +99,9 @@ def _config(folder: Path) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, *MALFORMED, StrictDataclassError) as error:
-        raise InputError(
-            f"the configuration cannot be read: {_said(error)}",
-            where=where,
-            fix="Architectures that bring their own code are not run",
-        ) from None
+        fix = "Architectures that bring their own code are not run"
+        told = f"the configuration cannot be read: {_said(error)}"
+        raise InputError(told, where=where, fix=fix) from None
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(
             "an encoder-decoder model, which reads its prompt by other layers than it answers by",
@@ -178,7 +177,7 @@ def _build(
         missing = module.load_state_dict(dict(folded), strict=False)
         _complete(missing.missing_keys, missing.unexpected_keys, model)
         return module.to(number).eval(), folded.extra
-    config, generation = _config(model.folder), _generation(model.folder)
+    config, generation = config_of(model.folder), _generation(model.folder)
     if folded.untied:
         config.tie_word_embeddings = False
     module = _stock(model, config, dict(folded), number)

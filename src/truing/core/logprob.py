@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CHUNK = 2**23  # logits of a chunk: 32 MiB in float32
+BEHIND_PADDING = (  # model types whose positions are counted from behind that of padding
+    "camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta",
+    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
 _checked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
@@ -318,7 +322,10 @@ def _backbone(module: nn.Module, packed: Packed, layout: Layout) -> Tensor:
 
 def context_of(module: nn.Module) -> int | None:
     """Tokens that a row may have; None where the model does not say."""
-    return cast("int | None", getattr(module.config, "max_position_embeddings", None))
+    limit = cast("int | None", getattr(module.config, "max_position_embeddings", None))
+    if limit is not None and getattr(module.config, "model_type", "") in BEHIND_PADDING:
+        limit -= int(getattr(module.config, "pad_token_id", None) or 0) + 1
+    return limit
 
 
 def check(module: nn.Module) -> None:

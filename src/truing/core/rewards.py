@@ -30,6 +30,7 @@ from truing.core.scores import check_reward, named_scores, weight_of
 from truing.core.scoring import (
     answer_logps,
     check_answers,
+    check_fits,
     check_logits,
     check_reviews,
     has_head,
@@ -142,10 +143,11 @@ def _label_scores(loaded: Loaded, rows: Sequence[Row]) -> list[float]:
         )
     values: list[float] = []
     asked = rewritten(loaded.model, [cast(Prompt, prompt_of(row)) for row in rows])
-    for row, prompt in zip(rows, asked, strict=True):
+    for i, (row, prompt) in enumerate(zip(rows, asked, strict=True)):
         head = prompt_ids(loaded.tokenizer, prompt)
         ended = row.get("finished") is not False
         tail = completion_ids(loaded.tokenizer, str(row["completion"]), end=ended)
+        check_fits(loaded, len(head) + len(tail), i)
         ids_1T = torch.tensor([[*head, *tail]], device=loaded.device)
         with torch.inference_mode(), loaded.run_time():
             values.append(float(loaded.module(input_ids=ids_1T).logits[0, 0]))

@@ -29,7 +29,7 @@ from truing.changes import Weights
 from truing.core.chat import Prompt, completion_ids, prompt_ids, step_ids
 from truing.core.files import new_folder
 from truing.core.generate import rewritten
-from truing.core.logprob import measure, states
+from truing.core.logprob import context_of, measure, states
 from truing.core.tree import Node, Packed, group_tree, pack
 from truing.errors import InputError
 from truing.models import Loaded, Model
@@ -213,11 +213,24 @@ def by_prompt(
         if some:
             order.append(some)
             head = prompt_ids(loaded.tokenizer, prompt)
+            for i in some:
+                check_fits(loaded, len(head) + len(answers[i]), i)
             trees.append(group_tree(head, [answers[i] for i in some]))
     for members, numbers in zip(order, by_tree(loaded, trees, values), strict=True):
         for i, value in zip(members, numbers.tolist(), strict=False):
             found[i] = value
     return found
+
+
+def check_fits(loaded: Loaded, tokens: int, row: int) -> None:
+    """Raise InputError for a row, counted from 0, that is longer than the model's context."""
+    limit = context_of(loaded.module)
+    if limit is not None and tokens > limit:
+        raise InputError(
+            f"a row of {tokens} tokens does not fit into the model's context of {limit}",
+            where=f"{loaded.model.name} row {row + 1}",
+            fix="Shorten such rows, leave them out, or lower max_tokens where answers are drawn",
+        )
 
 
 def by_tree(
@@ -289,6 +302,8 @@ def step_scores(reward: Model, rows: Sequence[Row], separator: str) -> list[list
         step_tree(loaded, {**row, "prompt": prompt}, separator)
         for row, prompt in zip(rows, asked, strict=True)
     ]
+    for i, tree in enumerate(trees):
+        check_fits(loaded, tree.longest, i)
     found: list[list[float]] = []
     for packed in pack(trees, share=True) if trees else []:
         with torch.inference_mode(), loaded.run_time():

@@ -25,7 +25,7 @@ from truing.core import distributed, memory, precision, recompute
 from truing.core.chat import check_receipt, receipt
 from truing.core.engine import checkpoints_of
 from truing.core.held_out import INPUT
-from truing.core.loaded import free_on
+from truing.core.loaded import config_of, free_on
 from truing.core.masters import Masters
 from truing.core.opening import same_tokens
 from truing.core.sight import Sight, acting, refuse
@@ -55,7 +55,7 @@ class Start:
         settings: how it will be trained.
         loaded: a module of its own.
         dtype: that modules compute in.
-        limit: tokens of prompt and answer together.
+        limit: tokens of prompt and answer together, which all that read them have room for.
         budget: tokens of a micro-batch; `check` may lower it.
         run: the key of the run, which its checkpoints and decisions go by in the step's folder.
         masters: float32 values behind all weights, where the module computes with roundings.
@@ -190,6 +190,7 @@ def begin(
     *,
     key: str,
     reference: Model | None = None,
+    readers: Mapping[str, Model] | None = None,
     apart: bool = False,
     full: bool = False,
 ) -> Start:
@@ -198,6 +199,7 @@ def begin(
     Args:
         key: of the run, as `engine.train` gets it.
         reference: frozen, and of the same tokens; None where there is none, or the model itself.
+        readers: who else reads the rows in the same tokens, by role.
         apart: whether it is measured by itself, so that it may read prompts of its own.
         full: whether weights that are all trained may be computed with as roundings.
     Raises:
@@ -217,7 +219,8 @@ def begin(
     rounded = dtype != "float32" and not settings.rank
     loaded = model.load_module("float32" if rounded else dtype, device, fresh=True)
     masters = Masters(loaded.module) if rounded else None
-    limit = room(loaded, settings.max_length)
+    given = {"reference": reference} if reference is not None else {}
+    limit = _shared(room(loaded, settings.max_length), {**given, **(readers or {})}, where)
     budget = settings.budget or (GPU_BUDGET if device == "cuda" else BUDGET)
     return Start(where, model, reference, settings, loaded, dtype, limit, budget, key, masters)
 
@@ -226,6 +229,27 @@ def room(loaded: Loaded, wanted: int) -> int:
     """Tokens of a row: those wanted, or the model's context where that is less."""
     context = getattr(loaded.module.config, "max_position_embeddings", None)
     return min(wanted, int(context or wanted))
+
+
+def _shared(limit: int, readers: Mapping[str, Model], where: str) -> int:
+    """Tokens of a row that all have room for, told where another's context is the shortest."""
+    least = {role: _context(m) or limit for role, m in readers.items()}
+    role = min(least, key=least.__getitem__, default="")
+    if not role or least[role] >= limit:
+        return limit
+    if distributed.leads():
+        told = f"{where}: the {role} reads at most {least[role]} tokens, so no row gets longer"
+        print(told, file=sys.stderr)
+        current().metric(limit=least[role], limit_of=role)
+    return least[role]
+
+
+def _context(model: Model) -> int | None:
+    """Tokens that a row may have, before the model is in memory; None where nothing says so."""
+    if model.is_served or model.builder:
+        return None
+    config = config_of(model.folder).get_text_config()
+    return cast("int | None", getattr(config, "max_position_embeddings", None))
 
 
 def _free(device: str) -> float:

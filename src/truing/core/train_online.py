@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -40,7 +41,7 @@ from truing.core.start import Start, begin
 from truing.core.together import joint
 from truing.core.train_text import trained_model
 from truing.datasets import licence_of
-from truing.errors import unknown
+from truing.errors import InputError, unknown
 from truing.models import Model, named
 from truing.principles import Principles
 from truing.tables import Table, content_hash
@@ -131,6 +132,19 @@ def _split(
     if training.environment is not None and "max_tokens" in told:
         told["max_tokens"] = training.max_tokens * training.turns  # its longest answer
     return told, training, watch
+
+
+def _readers(spec: Online, given: Given, model: Model) -> dict[str, Model]:
+    """Who reads prompt and answer beside the policy, in tokens that are the same."""
+    found = {"critic": given.critic} if given.critic is not None and spec.values else {}
+    judge = given.reward_model
+    # One that follows principles reads reviews, which it cuts itself; of other tokens than the
+    # policy's no number is known before there is an answer.
+    if judge is not None and not (spec.follows or spec.pools or judge.is_served):
+        with contextlib.suppress(InputError):
+            same_tokens({"model": model, "reward_model": judge})
+            found["reward model"] = judge
+    return found
 
 
 def _critic(run: Run) -> Critic | None:
@@ -297,7 +311,8 @@ def train_online(
     joined = _joined(spec, told, settings, data, pool)
     by = pool or _reward(spec, told, settings, given.principles, given.reward_model)
     make = _make(settings)
-    start = begin(model, settings, spec.name, key=key, reference=given.reference)
+    readers = _readers(spec, given, model)
+    start = begin(model, settings, spec.name, key=key, reference=given.reference, readers=readers)
     added = read_added(mix, beside, not own_rows, settings, start)
     run = Run(spec, told, settings, given, start, added)
     world = _world(run, make)

@@ -377,7 +377,10 @@ def train_model(
         check_heads(spec, asked.own, held_out, f"{spec.name} {INPUT}", every=False)
     key = asked.key(model, data, reference, teachers or {}, held_out)
     apart = not (spec.compares_vocabulary or hook.moves_reference)
-    start = begin(model, settings, spec.name, key=key, reference=reference, apart=apart, full=True)
+    start = begin(
+        model, settings, spec.name,
+        key=key, reference=reference, readers=teachers, apart=apart, full=True,
+    )  # fmt: skip
     taught = find_teachers(spec, start.loaded, teachers or {}, asked.own, start.dtype)
     read = _read(asked, start, data, held_out)
     if taught is not None:
