@@ -222,6 +222,7 @@ class Loop:
             if not start:
                 self._watch(0)
             done = self._updates(start)
+            self._warn()
             if self.held is not None:
                 self._choose(self.held, done)
         return Trained(done, self.history, time.monotonic() - began)
@@ -244,6 +245,17 @@ class Loop:
                 saved = time.monotonic()
                 cost = saved - now
         return self.total
+
+    def _warn(self) -> None:
+        """Say on stderr where no update had anything to follow."""
+        norms = [row["grad_norm"] for row in self.history if "grad_norm" in row]
+        if norms and not any(norms) and distributed.leads():
+            print(
+                f"{self.task.name}: warning: the gradient was 0 in all {len(norms)} updates, so "
+                "nothing was learnt; look at the settings that weigh the loss, and where answers "
+                "are rewarded, whether their rewards differ",
+                file=sys.stderr,
+            )
 
     def _resume(self) -> int:
         found = self.checkpoints.last()

@@ -150,7 +150,7 @@ class Rollout:
         """Say on stderr what is wrong with a rollout of the method `name`, each thing once.
 
         Its metric "alarm" is not 0 where the answers look like collapse, "dropped" 1 throughout
-        where none of them is learnt from.
+        where none of them is learnt from; no group is active where none has an advantage.
 
         Args:
             known: metrics whose warnings have been said; these here are added.
@@ -160,6 +160,8 @@ class Rollout:
             said["alarm"] = self._collapsed()
         if DROPPED in seen and bool(seen[DROPPED].all()):
             said[DROPPED] = self._cut_off()
+        elif self.update.active_U is not None and not bool(self.update.active_U.any()):
+            said["skipped"] = self._equal()
         for metric, text in said.items():
             if metric not in known:
                 print(f"{name}: warning: {text}", file=sys.stderr)
@@ -172,6 +174,16 @@ class Rollout:
         return (
             f"rollout {self.number + 1} looks like collapse ({told}): answers have left the "
             "reference or grown long, whatever the reward says"
+        )
+
+    def _equal(self) -> str:
+        own = self.r["reward"][self.r["own"] > 0]
+        least, most = float(own.min()), float(own.max())
+        each = f"{least:.4g}" if least == most else f"{least:.4g} to {most:.4g}"
+        why = "all answers of a group have one reward" if flat(self.r).all() else "no advantage"
+        return (
+            f"nothing is learnt from rollout {self.number + 1} ({why}; rewards are {each}): use a "
+            "reward that tells answers apart, more answers, or prompts that some of them get right"
         )
 
     def _cut_off(self) -> str:
