@@ -76,6 +76,8 @@ def _run(args: argparse.Namespace) -> object:
     from truing import pipeline, recipe
 
     plan = recipe.load(args.recipe, args.set or ())
+    if args.check:
+        return listing.steps(plan, say=None if args.json else print)
     result = pipeline.run(plan, runs=args.runs)
     line = result.line()
     if not args.json:
@@ -264,6 +266,9 @@ def _parser() -> Parser:
         help="instead of what the recipe has; a relative path is meant from the current directory",
     )
     child.add_argument("--runs", default="runs", help="folder for the run (default: runs)")
+    child.add_argument(
+        "--check", action="store_true", help="only check it and show its steps: nothing is fetched"
+    )
     _evidence(add)
     add("models", _models, "models by name").add_argument(
         "--fetch", metavar="NAME", default="", help="bring this one onto the disk now"

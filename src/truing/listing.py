@@ -8,11 +8,15 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from truing import catalogue
 from truing.catalogue import VERBS, Entry
+from truing.core.private import without_login
 from truing.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from truing.plan import Plan
 
 COLUMNS = ("name", "verb", "group", "field", "paper", "summary")
 Say = Callable[[str], None] | None
@@ -117,6 +121,23 @@ def _component(name: str) -> Facts:
         "doc": inspect.getdoc(found.declared) or entry.summary,
         "usage": usage(entry),
     }
+
+
+def steps(plan: Plan, *, say: Say = None) -> Facts:
+    """What a plan would run, checked as far as no model is needed; told line by line with `say`."""
+    from truing.sources import check
+    from truing.summary import rows_text
+
+    found: list[Facts] = []
+    for one in check(plan):
+        given = sorted({without_login(source.text) for _, _, source in one.given()})
+        found.append({"name": one.name, "do": one.method.id, "from": given})
+    if say is not None:
+        lines = [
+            (str(f["name"]), str(f["do"]), ", ".join(cast("list[str]", f["from"]))) for f in found
+        ]
+        say(rows_text([("step", "method", "from"), *lines]))
+    return {"job": plan.name, "steps": found}
 
 
 def usage(entry: Entry) -> str:

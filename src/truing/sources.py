@@ -12,7 +12,7 @@ from truing.core.template import named_thinking
 from truing.errors import InputError
 from truing.method import Makes, Method
 from truing.models import Folder, Model, Served
-from truing.plan import Checked
+from truing.plan import Checked, Plan
 from truing.principles import Principles
 from truing.remedies import SERVED_REWARD
 from truing.reports import Report
@@ -49,11 +49,14 @@ Nouns = Mapping[str, Noun | Mapping[str, Noun]]
 Opened = dict[tuple[str, str], Noun]  # by noun and text: one text may name two things
 
 
-def open_sources(checked: Sequence[Checked], at_hand: Opened | None = None) -> Opened:
+def open_sources(
+    checked: Sequence[Checked], at_hand: Opened | None = None, *, models: bool = True
+) -> Opened:
     """Everything that is not made by a step. Tables first: data is checked before models.
 
     Args:
         at_hand: what is opened already, and is not read again.
+        models: open the models, too.
     Raises:
         InputError: something cannot be read, or is not what the step that it is given to takes.
     """
@@ -83,8 +86,21 @@ def open_sources(checked: Sequence[Checked], at_hand: Opened | None = None) -> O
     check_tables(checked, opened)
     # Of one model under two addresses the limits count, whichever stands first.
     for noun, text, one in sorted(wanted, key=lambda w: SAID.search(w[1]) is not None):
-        take(noun, text, one)
+        if models or noun != "Model":
+            take(noun, text, one)
     return opened
+
+
+def check(plan: Plan) -> list[Checked]:
+    """Steps of a plan, checked as far as can be done before a model is fetched; nothing is run.
+
+    Raises:
+        InputError: a mistake in plan, data or settings.
+    """
+    checked = plan.check()
+    check_abilities(checked)
+    open_sources(checked, models=False)
+    return checked
 
 
 def check_tables(checked: Sequence[Checked], opened: Opened) -> None:
