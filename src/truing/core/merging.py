@@ -6,13 +6,15 @@ run-time changes, licences, the folder of the result.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
 from truing.context import current
+from truing.core.classifier import CRITIC
 from truing.core.tokens import same_tokens, templated
-from truing.core.weights import aligned, replaced
+from truing.core.weights import Folded, aligned, replaced
 from truing.errors import InputError
 from truing.models import Model, run_time_of
 from truing.tables import content_hash
@@ -46,6 +48,19 @@ def factors(weights: Mapping[str, float] | None, roles: Sequence[str], where: st
     return [float(given[role]) for role in roles]
 
 
+def without_critics(models: Mapping[str, Model], where: str) -> dict[str, Folded]:
+    """Weights by role; the critics among them, which only training goes on from, are left out."""
+    folded = {role: m.folded() for role, m in models.items()}
+    for role, one in folded.items():
+        critics = [n for n in one.extra if n.startswith(CRITIC)]
+        for name in critics:
+            del one.extra[name]
+        if critics:
+            told = f"{where}: the critic of {role!r}, which only training goes on from, is left out"
+            print(told, file=sys.stderr)
+    return folded
+
+
 def merged(
     models: Mapping[str, Model],
     combine: Combine,
@@ -67,7 +82,7 @@ def merged(
     """
     same_tokens(models, where=where, bare=True)
     kept = run_time_of(models, keep, where=where)
-    folded = {role: m.folded() for role, m in models.items()}
+    folded = without_critics(models, where)
     first = next(iter(models))
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
@@ -78,6 +93,8 @@ def merged(
 
     key = content_hash([where, *facts, [m.weights_key for m in models.values()]], 8)
     folder = current().folder / f"{where.partition('/')[2]}-{key}"
-    result = replaced(templated(models), tensors(), folder)
+    bare = templated(models)
+    bare = bare.with_changes(bare.run_time_changes)  # its critic stays out of the result
+    result = replaced(bare, tensors(), folder)
     made = result.with_changes([*result.weight_changes, *kept]).called(models[first].name)
     return made.with_licences([m.licence for m in models.values()])

@@ -320,7 +320,7 @@ def export(model: Model, folder: Path, *, weights_only: bool) -> Path:
     from truing.core.loaded import load_tokenizer
     from truing.core.weights import untie, write
 
-    source, fix = model.folder, "Save the model instead, or export its weights only"
+    source, fix = model.folder, "Save the model instead, or give weights_only=True"
     if model.run_time_changes and not weights_only:
         raise InputError(
             "a plain folder cannot express run-time changes",

@@ -271,7 +271,7 @@ def aligned(
                 f"model {role!r} has tensors beyond its architecture",
                 where=where,
                 seen=sorted(folded.extra)[:4],
-                fix="Combine the models without their heads",
+                fix="Leave its heads out: in Python, model.export(folder, weights_only=True)",
             )
     if any(OUTPUT in folded for folded in models.values()):
         for folded in models.values():

@@ -37,6 +37,7 @@ from truing.context import current
 from truing.core.chat import Prompt, prompt_ids
 from truing.core.files import new_folder, place
 from truing.core.loaded import quiet
+from truing.core.merging import without_critics
 from truing.core.routers import Gate, with_gate
 from truing.core.tokens import same_tokens, templated
 from truing.core.weights import OUTPUT, Folded, aligned, write
@@ -212,7 +213,7 @@ def mixture_of_experts(
     same_tokens(models, where=WHERE, bare=True)
     kept = run_time_of(models, keep, where=WHERE)
     first = next(iter(models.values()))
-    folded = {role: m.folded() for role, m in models.items()}
+    folded = without_critics(models, WHERE)
     tied = not any(OUTPUT in one for one in folded.values())
     config = config_of(first, experts, top_k, tied=tied)
     key = content_hash(
