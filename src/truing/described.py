@@ -20,6 +20,7 @@ from truing.entry import Entry
 from truing.signature import REQUIRED, Input, Setting, argument_docs, parameters_of
 
 Record = dict[str, object]
+KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 # What types of settings are written with.
 NAMES: dict[str, object] = {
     **{t.__name__: t for t in (int, float, str, bool, object, dict, list, tuple, set, Path)},
@@ -58,8 +59,11 @@ def described(written: object, function: typing.Callable[..., object], doc: str)
     facts = cast("Mapping[str, object]", getattr(written, "__truing__", {}))
     docs = argument_docs(doc) | argument_docs(inspect.getdoc(written) or "")
     defaults = cast("Mapping[str, str]", facts.get("defaults", {}))
-    found = parameters_of(function, docs, defaults)
-    return Description(*found, facts, hasattr(written, "__truing_check__"))
+    inputs, settings, returns = parameters_of(function, docs, defaults)
+    if "component" in facts:  # what it is called with, such as rows, nobody sets
+        kinds = {n: p.kind for n, p in inspect.signature(function).parameters.items()}
+        settings = {n: s for n, s in settings.items() if kinds[n] is KEYWORD_ONLY}
+    return Description(inputs, settings, returns, facts, hasattr(written, "__truing_check__"))
 
 
 def find(entry: Entry) -> Description | None:

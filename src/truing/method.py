@@ -260,6 +260,7 @@ class Method:
             planned: what passed before under the same code need not be asked again.
         """
         from truing.core import code, preflight
+        from truing.naming import check_settings
 
         facts = self.facts
         name = next(iter(tables), "")
@@ -268,6 +269,7 @@ class Method:
                 source(self.entry)
                 code.read_own()
             catalogue.check_used(settings, stored=stored)
+            check_settings(settings)
             check_bounds(settings, typing.cast("Bounds", facts.get("within", {})))
             for given, kinds in typing.cast("Kinds", facts.get("rows", {})).items():
                 if given in tables:

@@ -209,6 +209,52 @@ def check_reference(
         raise
 
 
+def check_settings(settings: Mapping[str, object]) -> None:
+    """Raise an InputError for settings that a component referred to in `settings` would refuse.
+
+    Of what only the component knows, such as whether a model can reward, nothing is asked.
+    """
+    for setting, value in settings.items():
+        try:
+            for ref in _references(value):
+                _check_settings(ref)
+        except InputError as error:
+            error.message = f"setting {setting!r}: {error.message}"
+            raise
+
+
+def _references(value: object) -> Iterator[Mapping[str, object]]:
+    """References in a setting, at whatever depth."""
+    if isinstance(value, Mapping):
+        items = cast("Mapping[str, object]", value)
+        if isinstance(items.get("use"), str):
+            yield items
+        value = list(items.values())
+    if isinstance(value, (list, tuple)):
+        for one in cast("Sequence[object]", value):
+            yield from _references(one)
+
+
+def _check_settings(ref: Mapping[str, object]) -> None:
+    """The same of one reference; of several components of its name, any may be meant."""
+    from truing.components import settings_of
+    from truing.method import Method
+
+    name = str(ref["use"]).replace("-", "_")
+    made = _typed(ref, {n for n, v in ref.items() if _refers(v)})
+    given = {n: "" if n in made else v for n, v in ref.items()}  # a key will stand there
+    errors: list[InputError] = []
+    for entry in (e for e in catalogue.components().values() if e.name == name):
+        try:
+            settings_of(Method(entry), given, where=f"{entry.component} {entry.name}")
+        except InputError as error:
+            errors.append(error)
+        else:
+            return
+    if errors:
+        raise errors[0]
+
+
 def referred_model(name: str, ref: Mapping[str, object], *, where: str = "") -> models.Model:
     """The model that a reference given as an input of this name stands for.
 

@@ -15,12 +15,12 @@ from truing.cli import main
 from truing.core.objective import Loss, Measurements, Objective
 from truing.core.preflight import check_given, check_loss, check_rows, divisor
 from truing.errors import InputError
-from truing.method import methods
+from truing.method import component, methods
 from truing.models import Model
 from truing.plan import Plan
 from truing.sources import check_tables
 from truing.store import Store
-from truing.tables import Table
+from truing.tables import Row, Table
 
 PAIR = {"prompt": "Why?", "chosen": "So.", "rejected": "No."}
 FAR = "smollm2-135m-instruct"
@@ -457,3 +457,46 @@ def test_what_settings_refer_to(method: str, settings: dict[str, object], part: 
     with pytest.raises(InputError) as error:
         plan.check()
     assert part in str(error.value) and "setting" in str(error.value)
+
+
+@component("reward")
+def scaled_letters(rows: list[Row], *, scale: float) -> list[float]:
+    return [scale * len(str(row["completion"])) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("reward", "part"),
+    [
+        ("{use: max_words, m: 3}", "unknown setting 'm'"),
+        ("{use: max_words, n: x}", "setting 'n': input should be a valid integer"),
+        ("{use: max_words}", "setting 'n' is missing"),
+        ("{use: max-words, n: 3, rows: []}", "unknown setting 'rows'"),
+        ("{use: scaled_letters, scal: 1}", "Did you mean 'scale'?"),
+        ("{use: judged, model: {use: panel, judges: [FAR], rule: most}}", "setting 'rule': input"),
+    ],
+)
+def test_settings_of_a_later_steps_reward(folder: Path, reward: str, part: str) -> None:
+    (folder / "r.yaml").write_text(
+        f"models: {{base: {FAR}}}\nsteps:\n"
+        "  first: {do: train/dpo, model: base, data: pairs.jsonl}\n"
+        "  second: {do: train/grpo, model: first, data: prompts.jsonl,\n"
+        f"    rewards: {{b: {reward.replace('FAR', FAR)}}}}}\n"
+    )
+    with pytest.raises(InputError) as error:
+        recipe.load(folder / "r.yaml")
+    said = str(error.value)
+    assert "r.yaml line 5 step second" in said and "setting 'rewards': " in said and part in said
+    assert error.value.fix
+
+
+def test_settings_of_rewards_that_are_right(folder: Path) -> None:
+    plan = Plan("p", folder=folder)
+    plan.step(
+        "made", "train/grpo", model=FAR, data="prompts.jsonl",
+        rewards={
+            "own": {"use": "scaled_letters", "scale": 2},
+            "short": {"use": "max_words", "n": 3},
+            "liked": {"use": "judged", "model": {"use": "panel", "judges": [FAR, FAR]}},
+        },
+    )  # fmt: skip
+    assert plan.check()
