@@ -311,3 +311,33 @@ def test_token_ids_go_on_without_a_template(tiny_path: Path) -> None:
     loaded = Model.open(tiny_path).load_module()
     ((made,),) = sample_ids(loaded, [PROMPTS[0]], max_tokens=6, greedy=True, stop_ids=())
     assert list(made.ids) == drawn(PROMPTS[:1], max_tokens=6, greedy=True)[0][0].ids
+
+
+def test_one_stop_text_is_no_list_of_letters(tiny_path: Path) -> None:
+    model = Model.open(tiny_path)
+    how = {"max_tokens": 24, "greedy": True}
+    text = generate(model, ["Hello there"], **how)[0][0].text  # type: ignore[arg-type]
+    stop = text[5:8]
+    one = generate(model, ["Hello there"], stop=stop, **how)  # type: ignore[arg-type]
+    assert one == generate(model, ["Hello there"], stop=[stop], **how)  # type: ignore[arg-type]
+    assert one[0][0].text == text[: text.index(stop)] and one[0][0].finish == "stop"
+    with pytest.raises(InputError, match="stop must be"):
+        generate(model, ["Hello there"], stop=[""])
+
+
+@pytest.mark.parametrize("prompts", ["Hello there", [{"role": "user", "content": "Hello there"}]])
+def test_one_prompt_is_no_list_of_letters(prompts: Sequence[object], tiny_path: Path) -> None:
+    with pytest.raises(InputError, match="takes a list of prompts") as error:
+        generate(Model.open(tiny_path), prompts)
+    assert "generate(model, [prompt])" in error.value.fix
+    assert len(generate(tiny_path, [prompts], max_tokens=1)) == 1
+
+
+def test_a_model_is_given_by_name(tiny_path: Path) -> None:
+    named = [generate(p, ["Hello"], max_tokens=4) for p in (tiny_path, str(tiny_path))]
+    assert named == [generate(Model.open(tiny_path), ["Hello"], max_tokens=4)] * 2
+    with pytest.raises(InputError, match=r"generate: .*unknown model 'tiniest'"):
+        generate("tiniest", ["Hello"])
+    with pytest.raises(InputError, match="argument 'model' takes a Model") as error:
+        generate(3, ["Hello"])  # type: ignore[arg-type]
+    assert error.value.fix

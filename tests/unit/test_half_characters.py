@@ -8,6 +8,10 @@ import pytest
 
 from truing import jsontext
 from truing.context import Journal
+from truing.core.encoding import encode
+from truing.core.generate import generate
+from truing.core.loaded import load_tokenizer
+from truing.models import Model
 from truing.principles import Principles
 from truing.reports import Measure, Report
 from truing.store import Store
@@ -102,3 +106,13 @@ def test_what_a_step_says_is_stored(tmp_path: Path) -> None:
     facts = json.loads((folder / "artefact.json").read_bytes())
     assert facts["settings"] == {"system": WHOLE}
     assert json.loads((folder / "metrics.jsonl").read_bytes()) == {"at": WHOLE, "loss": 1.0}
+
+
+def test_a_prompt_is_mended(tiny_path: Path) -> None:
+    model = Model.open(tiny_path)
+    asked = {"max_tokens": 4, "stop": [HALF]}
+    half, whole = (generate(model, [t], **asked) for t in (HALF, WHOLE))  # type: ignore[arg-type]
+    assert half == whole
+    tokenizer = load_tokenizer(model)
+    assert encode(tokenizer, HALF) == encode(tokenizer, WHOLE)
+    assert encode(tokenizer, HALF, before="a") == encode(tokenizer, WHOLE, before="a")

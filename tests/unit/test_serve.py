@@ -69,6 +69,24 @@ def _chunks(http: httpx.Client, path: str, body: dict[str, Any]) -> list[dict[st
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
 
+@pytest.mark.parametrize("given", ["\\ud83d", "caf\u00e9 \\ud83d!"])
+def test_half_a_character_is_none(http: httpx.Client, given: str) -> None:
+    """JSON can say it, as where a stream was cut; it counts as the sign for the unreadable."""
+    whole = given.replace("\\ud83d", "\ufffd")
+    common = '"model": "tiny", "max_tokens": 4, "temperature": 0'
+    for path, before, after in (
+        ("/chat/completions", '"messages": [{"role": "user", "content": "', '"}]'),
+        ("/completions", '"echo": true, "logprobs": 1, "prompt": "', '"'),
+    ):
+        made: list[object] = []
+        for text in (given, whole):
+            body = f"{{{common}, {before}{text}{after}}}"
+            reply = http.post(path, content=body, headers={"Content-Type": "application/json"})
+            assert reply.status_code == 200, reply.text
+            made.append(reply.json()["choices"])
+        assert made[0] == made[1]
+
+
 def test_a_chat(http: httpx.Client, tiny: Model) -> None:
     reply = _chat(http, n=2, logprobs=True, top_logprobs=3)
     assert reply["object"] == "chat.completion"

@@ -13,6 +13,8 @@ import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
+from truing.surrogates import mended
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -30,7 +32,10 @@ def encode(
         before: what stands before it; "" where it begins the whole.
         special: add the tokenizer's own beginning and end. Templates write theirs, and would
             double it.
+
+    Half a character, of which tokenizers know nothing, is mended.
     """
+    text = mended(text)
     if before and text and _within(tokenizer, before):
         found = _inside(tokenizer, text)
         if found is not None:

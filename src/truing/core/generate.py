@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import cast
 
 from truing.changes import Decoder, Prefix, Rewriter
@@ -35,6 +36,7 @@ from truing.core.sampling import LogitsHook, SamplingSettings, first_draws, samp
 from truing.errors import InputError
 from truing.method import get_component
 from truing.models import Loaded, Model, held
+from truing.surrogates import mended
 from truing.tables import content_hash
 
 __all__ = ["Base", "Completion", "SamplingSettings", "generate", "sample", "sample_ids"]
@@ -44,7 +46,7 @@ BLOCK = 512  # rows that are written to the journal together: what a kill can co
 
 
 def generate(
-    model: Model,
+    model: Model | str | Path,
     prompts: Sequence[object],
     *,
     n: int = 1,
@@ -55,7 +57,7 @@ def generate(
     min_p: float = 0.0,
     greedy: bool = False,
     seed: int = 0,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     min_tokens: int = 0,
     repetition_penalty: float = 1.0,
     logits: LogitsHook | None = None,
@@ -67,8 +69,8 @@ def generate(
     blocks of rows are kept in its journal.
 
     Args:
-        model: local or served.
-        prompts: user's words, or messages with "role" and "content".
+        model: local or served; or the name, path or address of one.
+        prompts: a list, of the user's words or of messages with "role" and "content" each.
         n: answers to each prompt.
         max_tokens: an answer's length limit, in tokens, its end included.
         temperature: divides the logits; above 0.
@@ -77,20 +79,23 @@ def generate(
         min_p: keep tokens at least so likely relative to the most likely one.
         greedy: take the most likely token.
         seed: of all random numbers.
-        stop: texts that end an answer and are cut off, besides the template's end of turn.
+        stop: texts (or one) that end an answer and are cut off, besides the template's end of turn.
         min_tokens: an answer does not end before it has so many tokens.
         repetition_penalty: above 1 makes tokens of the prompt and the answer so far less likely.
         logits: hook `(rows, logits_BV) -> logits_BV` before every draw (local models only), B rows
             by V tokens of the vocabulary; see `core.sampling.sample`.
     Raises:
-        InputError: a setting out of range, or a model that cannot generate.
+        InputError: a setting out of range, a prompt in place of a list of them, or a model that
+            cannot generate.
     """
+    asked = _as_prompts(prompts)
     sampling = SamplingSettings(
         n=n, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
-        min_p=min_p, greedy=greedy, seed=seed, stop=tuple(stop), min_tokens=min_tokens,
+        min_p=min_p, greedy=greedy, seed=seed, stop=_stops(stop), min_tokens=min_tokens,
         repetition_penalty=repetition_penalty,
     )  # fmt: skip
-    asked = rewritten(model, [_as_prompt(p, i) for i, p in enumerate(prompts, 1)])
+    model = _as_model(model)
+    asked = rewritten(model, asked)
     base = base_of(model, logits)
     base.check(asked, sampling)
     draw = drawer(base, model)
@@ -153,7 +158,7 @@ def sample_ids(
     min_p: float = 0.0,
     greedy: bool = False,
     seed: int = 0,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     stop_ids: Sequence[int] | None = None,
     min_tokens: int = 0,
     first_temperature: float = 1.0,
@@ -166,11 +171,37 @@ def sample_ids(
     """
     sampling = SamplingSettings(
         n=n, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
-        min_p=min_p, greedy=greedy, seed=seed, stop=tuple(stop), min_tokens=min_tokens,
+        min_p=min_p, greedy=greedy, seed=seed, stop=_stops(stop), min_tokens=min_tokens,
         stop_ids=None if stop_ids is None else tuple(stop_ids),
         first_temperature=first_temperature,
     )  # fmt: skip
     return continued(loaded, prompts, sampling, logits=logits)
+
+
+def _as_model(model: Model | str | Path) -> Model:
+    """A model, or the one that is named, as methods take it."""
+    if isinstance(model, Model):
+        return model
+    from truing.given import as_noun
+
+    return cast(Model, as_noun("Model", model, "argument 'model'", where="generate"))
+
+
+def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """Texts that end an answer; one by itself would fall apart into letters."""
+    return (stop,) if isinstance(stop, str) and stop else tuple(stop)
+
+
+def _as_prompts(prompts: Sequence[object]) -> list[Prompt]:
+    """All prompts, halves of characters mended; one by itself is refused, since lists come back."""
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], dict)):
+        raise InputError(
+            "takes a list of prompts, and gives a list of answers for each",
+            where="generate",
+            seen=prompts,
+            fix="Put square brackets around the prompt: generate(model, [prompt])[0]",
+        )
+    return [_as_prompt(mended(p), i) for i, p in enumerate(prompts, 1)]
 
 
 def _as_prompt(prompt: object, number: int) -> Prompt:
@@ -183,6 +214,7 @@ def _as_prompt(prompt: object, number: int) -> Prompt:
         "a prompt is a text, or a list of messages with 'role' and 'content'",
         where=f"prompt {number}",
         seen=prompt,
+        fix='Write "..." or [{"role": "user", "content": "..."}]',
     )
 
 

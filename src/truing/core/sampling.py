@@ -31,6 +31,7 @@ from truing.core.past import Kept, Past
 from truing.core.states import States, states_for
 from truing.core.waves import in_memory, waves
 from truing.errors import InputError
+from truing.surrogates import mended
 
 Finish = Literal["stop", "length"]
 
@@ -282,7 +283,7 @@ class _Wave:
         ]
         stops = own_stops(module) if settings.stop_ids is None else settings.stop_ids
         self.stops = frozenset(stops)
-        self.reach = max((len(s.encode()) for s in settings.stop), default=0) + 1
+        self.reach = max((len(mended(s).encode()) for s in settings.stop), default=0) + 1
         self.used = sorted({i for i, _ in wave})
         place = {i: k for k, i in enumerate(self.used)}
         self.states: States = states_for(

@@ -25,6 +25,7 @@ from truing.errors import InputError, TruingError
 from truing.models import Loaded, Model
 from truing.serve.openai_batch import Abandoned, Batch, Event, Job, Served
 from truing.serve.openai_wire import MOST, Ask, Refused
+from truing.surrogates import mended
 
 ROWS = 64  # answers that one batch writes
 GATHER = 0.004  # seconds in which requests that come together are gathered
@@ -136,7 +137,7 @@ class Worker:
 
     def _prepare(self, job: Job) -> None:
         """Tokenise and check a job, so that a bad one cannot spoil a batch."""
-        ask = job.ask
+        ask = job.ask = replace(job.ask, prompts=mended(job.ask.prompts))
         seed = secrets.randbits(63) if ask.seed is None else ask.seed
         job.sampling = ask.sampling
         if ask.chat:
