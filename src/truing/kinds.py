@@ -17,7 +17,6 @@ from typing import cast
 
 from truing.errors import InputError
 from truing.jsontext import loads_or_text
-from truing.messages import plain_messages
 
 Row = dict[str, object]
 Message = dict[str, str]
@@ -82,52 +81,6 @@ def _older(row: Mapping[str, object], kind: str) -> bool:
         isinstance(t, Mapping) and {"from", "value"} <= set(cast("Mapping[str, object]", t))
         for t in cast("list[object]", turns)
     )
-
-
-def _typed_fix(types: tuple[type, ...], value: object, where: str) -> str:
-    """How a value of another type becomes one of `types`; "" where nothing is to be guessed."""
-    if where.endswith((".csv", ".csv.gz")):  # which has no quotes and no lists
-        if list in types:
-            return "Save the rows as .jsonl, where a list is written [...]"
-        return "Write a number there" if float in types else "Write true or false there"
-    if bool in types:
-        return "Write true or false, without quotes" if isinstance(value, (str, int)) else ""
-    if float in types and isinstance(value, str):
-        return "Write the number without quotes"
-    if str in types and isinstance(value, (bool, int, float)):
-        return "Put quotes around it"
-    if list in types:
-        return "Write [...] around it: a list"
-    if str in types and isinstance(value, list):
-        return "Join it into one text"
-    return ""
-
-
-def check_row(row: Row, kind: str, where: str) -> None:
-    """Raise an InputError naming row and field unless `row` is of `kind`.
-
-    Messages in it become what `plain_messages` says.
-    """
-    if not isinstance(own := row.get("lineage", {}), Mapping):
-        fix = "Rename the column"
-        raise InputError("field 'lineage' is truing's, a mapping", where=where, seen=own, fix=fix)
-    choices = KINDS[kind]
-    need = next((c for c in choices if set(c) <= set(row)), choices[0])
-    for field, types in need.items():
-        if field not in row or row[field] is None:
-            have = ", ".join(sorted(k for k in row if k not in ("id", "lineage")))
-            raise InputError(
-                f"field {field!r} is missing for a row of kind {kind!r}",
-                where=where,
-                fix=f"The row has: {have or 'nothing'}",
-            )
-        value = row[field]
-        if not isinstance(value, types):
-            wanted = " or ".join(t.__name__ for t in types)
-            fix = _typed_fix(types, value, where)
-            raise InputError(f"field {field!r} must be {wanted}", where=where, seen=value, fix=fix)
-        if field in ("prompt", "messages", *ANSWERS) and isinstance(value, list):
-            row[field] = plain_messages(cast(list[object], value), where, field)
 
 
 # What a row asks

@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from truing.errors import InputError
+from truing.errors import InputError, nearest
+
+SAYS = ("system", "user", "assistant")
+# Who speaks in a dialogue, as templates know them. Others are written as they are, or left out.
+ROLES = (
+    *SAYS, "tool", "tools", "developer", "function", "ipython", "observation", "environment",
+    "documents", "context", "control",
+)  # fmt: skip
+# What other forms call them.
+CALLED = {
+    "human": "user", "prompter": "user", "customer": "user", "gpt": "assistant",
+    "bot": "assistant", "chatbot": "assistant", "ai": "assistant", "model": "assistant",
+    "chatgpt": "assistant", "bard": "assistant", "bing": "assistant", "instruction": "system",
+    "function_call": "assistant", "function_response": "tool", "tool_response": "tool",
+}  # fmt: skip
 
 
 def plain_messages(messages: list[object], where: str, field: str) -> list[object]:
@@ -20,7 +34,8 @@ def plain_messages(messages: list[object], where: str, field: str) -> list[objec
         messages: what a row has in `field`; it is left as it is.
         where: the row, for errors.
 
-    Raises InputError for an empty list, for what is no message, and for any other content.
+    Raises InputError for an empty list, for what is no message, for a role that templates do not
+    know, and for any other content.
     """
     if not messages:
         fix = "Leave the row out"
@@ -36,7 +51,9 @@ def _plain(message: object, where: str, field: str) -> object:
             f"field {field!r} must be a list of {{role, content}} messages",
             where=where,
             seen=message,
+            fix='Write each as {"role": "user", "content": "a text"}',
         )
+    _known(str(given["role"]), where, field)
     content = given.get("content")
     if isinstance(content, str) or (content is None and calls and "content" in given):
         return message
@@ -50,6 +67,18 @@ def _plain(message: object, where: str, field: str) -> object:
             fix="Null stands beside 'tool_calls' only; an empty answer is an empty text",
         )
     return {**given, "content": _joined(cast("list[object]", content), where, field)}
+
+
+def _known(role: str, where: str, field: str) -> None:
+    if role in ROLES:
+        return
+    low = role.strip().lower()
+    meant = CALLED.get(low) or (low if low in ROLES else nearest(low, SAYS))
+    raise InputError(
+        f"field {field!r} has a message of the unknown role {role!r}",
+        where=where,
+        fix=f"Did you mean {meant!r}?" if meant else f"Known: {', '.join(ROLES)}",
+    )
 
 
 def _joined(parts: Sequence[object], where: str, field: str) -> str:

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from truing.errors import InputError, unknown
-from truing.kinds import KINDS, READINGS, Row, check_row, infer_kind
+from truing.kinds import KINDS, READINGS, Row, infer_kind
 from truing.kinds import Message as Message
 from truing.kinds import as_prompt as as_prompt
 from truing.kinds import prompt_of as prompt_of
 from truing.kinds import user_text as user_text
 from truing.origins import Joined, Made, Origin
+from truing.row_checks import check_row
 from truing.surrogates import mended
 
 if TYPE_CHECKING:

@@ -1,0 +1,78 @@
+"""Checks of rows as they are read: whether columns hold what those of a kind do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from truing.errors import InputError
+from truing.kinds import ANSWERS, KINDS, Row
+from truing.messages import plain_messages
+
+
+def _typed_fix(types: tuple[type, ...], value: object, where: str) -> str:
+    """How a value of another type becomes one of `types`; "" where nothing is to be guessed."""
+    if where.endswith((".csv", ".csv.gz")):  # which has no quotes and no lists
+        if list in types:
+            return "Save the rows as .jsonl, where a list is written [...]"
+        return "Write a number there" if float in types else "Write true or false there"
+    if bool in types:
+        return "Write true or false" + (", without quotes" if isinstance(value, str) else "")
+    if float in types and isinstance(value, str):
+        return "Write the number without quotes"
+    if str in types and isinstance(value, (bool, int, float)):
+        return "Put quotes around it"
+    if list in types:
+        return "Write [...] around it: a list"
+    if str in types and isinstance(value, list):
+        return "Join it into one text"
+    return ""
+
+
+def check_row(row: Row, kind: str, where: str) -> None:
+    """Raise an InputError naming row and field unless `row` is of `kind`.
+
+    Messages in it become what `plain_messages` says.
+    """
+    if not isinstance(own := row.get("lineage", {}), Mapping):
+        fix = "Rename the column"
+        raise InputError("field 'lineage' is truing's, a mapping", where=where, seen=own, fix=fix)
+    choices = KINDS[kind]
+    need = next((c for c in choices if set(c) <= set(row)), choices[0])
+    for field, types in need.items():
+        if field not in row or row[field] is None:
+            have = ", ".join(sorted(k for k in row if k not in ("id", "lineage")))
+            raise InputError(
+                f"field {field!r} is missing for a row of kind {kind!r}",
+                where=where,
+                fix=f"The row has: {have or 'nothing'}",
+            )
+        if types == (bool,) and type(row[field]) is int and row[field] in (0, 1):
+            row[field] = bool(row[field])  # as Parquet, and TRL's sets, often have them
+        value = row[field]
+        if not isinstance(value, types):
+            wanted = " or ".join(t.__name__ for t in types)
+            fix = _typed_fix(types, value, where)
+            raise InputError(f"field {field!r} must be {wanted}", where=where, seen=value, fix=fix)
+        if field in ("prompt", "messages", *ANSWERS) and isinstance(value, list):
+            row[field] = plain_messages(cast(list[object], value), where, field)
+        if field == "completions" and kind == "group":
+            _check_texts(cast("list[object]", value), where)
+
+
+def _check_texts(completions: list[object], where: str) -> None:
+    """Raise an InputError for the first answer of a group that is no text."""
+    for number, answer in enumerate(completions, 1):
+        if not isinstance(answer, str):
+            fix = "Write every answer as a text"
+            if isinstance(answer, list):
+                fix += ": that of its last message; the turns before it go to the prompt"
+            elif isinstance(answer, Mapping):
+                names = [n for n in ("response", "content", "text") if n in answer]
+                fix += f": what its {names[0]!r} holds" if names else ""
+            raise InputError(
+                f"field 'completions' has an answer that is no text, the {number}. of them",
+                where=where,
+                seen=answer,
+                fix=f"{fix}. An empty one is an empty text" if answer is None else fix,
+            )
