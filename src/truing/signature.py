@@ -14,6 +14,9 @@ from truing.errors import InputError
 from truing.references import referred
 
 NOUNS = ("Model", "Table", "Principles", "Report")
+# What errors of pydantic's say in place of its own words.
+SAID = {"finite_number": "must be finite", "dict_type": "must be a mapping, {name: value}"}
+_EXAMPLE = re.compile(r"\{(?:[^{}]|\{[^{}]*\})*\}")  # with one mapping inside at most
 REQUIRED = inspect.Parameter.empty
 
 
@@ -49,13 +52,29 @@ class Setting:
             return adapter.validate_python(value, strict=False)
         except pydantic.ValidationError as error:
             first = error.errors()[0]
-            problem = "must be finite" if first["type"] == "finite_number" else first["msg"]
+            problem = SAID.get(first["type"], first["msg"])
+            inner = first["loc"][:1]  # of a union it may be the name of a type
+            known = typing.cast("Mapping[object, object]", value)
+            at = (
+                f", entry {inner[0]!r}"
+                if inner and isinstance(value, Mapping) and inner[0] in known
+                else ""
+            )
             raise InputError(
-                f"setting {self.name!r}: {problem[0].lower()}{problem[1:]}",
+                f"setting {self.name!r}{at}: {problem[0].lower()}{problem[1:]}",
                 where=where,
                 seen=private.hide(self.name, value),
-                fix=f"It is of type {type_name(self.type)}",
+                fix=f"It is of type {type_name(self.type)}{self._example()}",
             ) from None
+
+    def _example(self) -> str:
+        """The first mapping that its meaning shows, where it is one; else ""."""
+        if "dict[" not in type_name(self.type):
+            return ""
+        shown = _EXAMPLE.search(self.doc)
+        if shown is None and not _refers(self.type):
+            return ""
+        return f", such as {shown[0] if shown else '{use: NAME, ...settings}'}"
 
     def parse(self, text: str, *, where: str = "") -> object:
         """The value that a user typed on the command line.
