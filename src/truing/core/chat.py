@@ -23,9 +23,12 @@ from truing.core.encoding import INSIDE, decode_inside, encode, space_added
 from truing.core.template import DAY as DAY
 from truing.core.template import MARK, Message, Prompt, asking_text, told_to_think, until_end
 from truing.core.template import chat_text as chat_text
+from truing.core.template import no_template as no_template
 from truing.core.template import turn_of as turn_of
 from truing.core.template import writes_tools as writes_tools
+from truing.core.tool_calls import check_calls
 from truing.errors import InputError, shorten
+from truing.kinds import TOOLS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,11 +62,7 @@ def prompt_ids(
     """
     if not tokenizer.chat_template:
         if not isinstance(prompt, str) or prefix:
-            raise InputError(
-                "the tokenizer has no chat template, so it cannot write messages as text",
-                where=str(getattr(tokenizer, "name_or_path", "")),
-                fix="Give prompts as plain text, or a model with chat_template.jinja",
-            )
+            raise no_template(tokenizer)
         return encode(tokenizer, prompt, special=True)
     messages = messages_of(prompt, prefix)
     if len(messages) > 1 and messages[-1].get("role") == "assistant":
@@ -182,16 +181,31 @@ def step_ids(
     return made + [encode(tokenizer, step + separator, before=inside) for step in steps[1:]]
 
 
+def opening(messages: Sequence[Message]) -> int:
+    """How many messages stand before the first to which anything can be an answer.
+
+    An assistant's that opens the dialogue is among them: nothing has been asked before it. A system
+    message may ask.
+    """
+    told = int(bool(messages) and messages[0].get("role") == TOOLS)
+    begun = next((i for i, m in enumerate(messages[told:]) if m.get("role") != "assistant"), None)
+    return len(messages) if begun is None else told + begun
+
+
 def example_ids(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, asked: int = 0
 ) -> tuple[list[int], list[bool]]:
     """Ids of a dialogue and, for each, whether it carries loss: the assistant's words and ends.
 
-    The first `asked` messages are the prompt and carry none. The last one must be the assistant's.
-    Raises InputError when there is none, or when the template rewrites earlier turns, so that no
-    one sequence holds what the model sees at each.
+    The first `asked` messages are the prompt and carry none, and neither does an assistant's that
+    opens the dialogue: it answers nothing. The last one must be the assistant's.
+    Raises InputError when there is none, when it calls tools that the template does not write, or
+    when the template rewrites earlier turns, so that no one sequence holds what the model sees at
+    each.
     """
-    answers = [i for i, m in enumerate(messages) if m.get("role") == "assistant" and i >= asked]
+    given = any(m.get("role") != TOOLS for m in messages[:asked])
+    first = asked if given else opening(messages)
+    answers = [i for i, m in enumerate(messages) if m.get("role") == "assistant" and i >= first]
     if not answers or answers[-1] != len(messages) - 1:
         raise InputError(
             "a dialogue to learn from ends with a message of the assistant",
@@ -230,6 +244,9 @@ def _said(
     turn, whole = turn_of(tokenizer), chat_text(tokenizer, messages, answer=False)
     words = messages[-1].get("content")
     follows = whole.startswith(before)
+    if follows:
+        whole = whole.removesuffix(turn.behind)
+        check_calls(messages[-1], whole[len(before) :])
     if isinstance(words, str) and not messages[-1].get("tool_calls"):
         learnt = given_answer(tokenizer, words)
         kept = follows and words.strip() in whole[len(before) :]

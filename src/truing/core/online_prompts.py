@@ -23,9 +23,10 @@ from truing.core.online import Online
 from truing.core.online_mix import Added
 from truing.core.online_training import OnlineTraining
 from truing.core.pools import why_unused
-from truing.core.row_kinds import as_kind, last_answer, no_prompt, nothing_left, summed
+from truing.core.row_kinds import as_kind, last_answer, no_prompt, nothing_left, of_row, summed
 from truing.core.start import Start
 from truing.core.tree import group_tree
+from truing.core.turn_marks import COUNT, holds, turn_marks, warn
 from truing.errors import InputError
 from truing.tables import Table, prompt_of, row_id
 
@@ -156,15 +157,18 @@ def read_prompts(
     """
     counts: Counter[str] = Counter()
     made: list[Asked] = []
+    marks = turn_marks(tokenizer)
     for i, row in enumerate(map(last_answer, table.rows) if given else table.rows):
-        found = prompt_of(row)
-        shown = found
-        if pool is not None:
-            if why := why_unused(pool, row, f"{where} {table.place(i)}"):
-                counts[why] += 1
-                continue
-            shown = pool.prompt({**row, "prompt": found}, 0)[0]
-        ids = tuple(prompt_ids(tokenizer, cast(Prompt, shown)))
+        if pool is not None and (why := why_unused(pool, row, f"{where} {table.place(i)}")):
+            counts[why] += 1
+            continue
+        with of_row(f"{where} {table.place(i)}"):
+            found = shown = prompt_of(row)
+            if pool is not None:
+                shown = pool.prompt({**row, "prompt": found}, 0)[0]
+            ids = tuple(prompt_ids(tokenizer, cast(Prompt, shown)))
+        if holds(found, marks):
+            counts[COUNT] += 1
         if not ids:
             raise no_prompt(f"{where} {table.place(i)}")
         if len(ids) + room > limit:
@@ -185,6 +189,7 @@ def read_prompts(
             answer = whole[: limit - len(ids)]
             counts["cut"] += len(whole) > len(answer)
         made.append(Asked({**row, "prompt": found}, ids, answer))
+    warn(counts[COUNT], len(table), marks, where)
     if not made and not counts["left_out_long"]:
         raise nothing_left(table, counts, where)
     if not made:

@@ -6,9 +6,10 @@ what it leaves out.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 from truing.context import Json
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 WHYS = {
     "left_out_same": "chosen and rejected are the same",
     "left_out_empty": "an answer is empty",
+    "left_out_unasked": "nothing is asked before the answer",
     "left_out_single": "the group has a single answer",
     "left_out_equal": "all answers have one score",
     "left_out_bad": "the answer is labelled as bad",
@@ -31,6 +33,7 @@ WHYS = {
 REMEDIES = {
     "left_out_same": "Give pairs whose answers differ",
     "left_out_empty": "Give answers with text",
+    "left_out_unasked": "Give what was asked as the user's message, or in a column 'prompt'",
     "left_out_single": "Give two answers or more to each prompt",
     "left_out_equal": "Give scores that differ within a group",
     "left_out_bad": "Give some that are labelled as good",
@@ -281,6 +284,16 @@ def nothing_left(table: Table, counts: Mapping[str, int], where: str, limit: int
         seen=dict(counts),
         fix=". ".join(remedy for n, remedy in REMEDIES.items() if counts.get(n)),
     )
+
+
+@contextlib.contextmanager
+def of_row(where: str) -> Generator[None]:
+    """Inside the block an error that names no place is one of this row."""
+    try:
+        yield
+    except InputError as error:
+        error.where = error.where or where
+        raise
 
 
 def no_prompt(where: str) -> InputError:

@@ -27,6 +27,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, cast
 
 from truing.core.encoding import INSIDE
+from truing.core.tool_calls import refusals, with_calls
 from truing.errors import InputError
 from truing.kinds import split_tools
 
@@ -70,6 +71,8 @@ class Turn:
             it opens nothing, or does not write it again.
         tail: what ends an answer.
         before: what stands before an answer's ids.
+        behind: what the template puts behind a last answer to ask for the next, unasked; "" for
+            most.
     """
 
     asks: str
@@ -79,6 +82,7 @@ class Turn:
     closes: str
     tail: str
     before: str
+    behind: str = ""
 
     def written(self, text: str) -> str:
         """An answer's words as they follow the prompt, with what it has to write before them.
@@ -202,15 +206,27 @@ def _explored(tokenizer: PreTrainedTokenizerBase, template: str) -> Turn:
             seen=given,
             fix="Its text with add_generation_prompt must be how an assistant's turn begins",
         )
-    tail = until_end(tokenizer, tail)
+    behind = _asked_anyway(tokenizer, tail, asked)
+    tail = until_end(tokenizer, tail.removesuffix(behind))
     if told:
         closes = head if opened and begun.startswith(asked) else ""
-        return Turn("", "", "" if opened else head, opened, closes, tail, asked)
+        return Turn("", "", "" if opened else head, opened, closes, tail, asked, behind)
     if thought:
-        return Turn(beyond, "", "", "", "", tail, begun)
+        return Turn(beyond, "", "", "", "", tail, begun, behind)
     if not head.strip():  # white space is a token's with the word behind it
-        return Turn("", "", head, "", "", tail, asked)
-    return Turn("", head, "", "", "", tail, begun)
+        return Turn("", "", head, "", "", tail, asked, behind)
+    return Turn("", head, "", "", "", tail, begun, behind)
+
+
+def _asked_anyway(tokenizer: PreTrainedTokenizerBase, tail: str, asked: str) -> str:
+    """What stands behind an answer's end where a template always asks for the next one.
+
+    Such a template does not read `add_generation_prompt`. What it asks with would be learnt with
+    the end of every answer.
+    """
+    ends = [tail.find(t) + len(t) for t in tokenizer.all_special_tokens if t and t in tail]
+    rest = tail[min(ends) :] if ends else ""
+    return rest if rest.strip() and asked.endswith(rest) else ""
 
 
 def asking_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
@@ -265,10 +281,17 @@ def _rendered(
     tools: Sequence[object],
     answer: bool,
 ) -> str:
-    from jinja2 import TemplateError
-
+    if not tokenizer.chat_template:
+        raise no_template(tokenizer)
+    if not messages:
+        raise InputError(
+            "nothing is asked before the answer",
+            fix="Give what was asked as a message of the user before it, or in a column 'prompt'",
+        )
     given = cast("list[dict[str, object]]", list(tools)) or None
     template = tokenizer.get_chat_template(tools=given)
+    if any(m.get("tool_calls") for m in messages):
+        messages = with_calls(tokenizer, messages, template)
     try:
         made = tokenizer.apply_chat_template(
             cast("list[dict[str, str]]", [dict(m) for m in messages]),
@@ -277,13 +300,22 @@ def _rendered(
             tokenize=False,
             add_generation_prompt=answer,
         )
-    except (TemplateError, TypeError, KeyError) as error:
+    except refusals() as error:
         raise InputError(
             f"the chat template refuses these messages: {error}",
             seen=[m.get("role") for m in messages],
             fix="Give messages that it takes, or put another into chat_template.jinja",
         ) from None
     return cast(str, made)
+
+
+def no_template(tokenizer: PreTrainedTokenizerBase) -> InputError:
+    """Says that a model of plain text alone was given messages."""
+    return InputError(
+        "the tokenizer has no chat template, so it cannot write messages as text",
+        where=str(getattr(tokenizer, "name_or_path", "")),
+        fix="Give prompts as plain text, or a model with chat_template.jinja",
+    )
 
 
 @functools.cache

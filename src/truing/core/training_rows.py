@@ -3,9 +3,11 @@
 Answers that do not fit are cut at their end. Sides of a pair, and the completion of an example, may
 be several messages: every turn of the assistant's after the prompt carries loss, after what both
 sides begin with where no prompt is given. All of a whole text carries loss, but its first token.
-Left out are rows without room for an answer, with an empty answer (one of a group's is enough), or
-that prefer nothing: a chosen answer equal to the rejected one, a group of one answer, or one of
-equal scores. All of it is counted.
+An assistant's words that open a dialogue answer nothing, and carry none.
+Left out are rows without room for an answer, with an empty answer (one of a group's or a dialogue's
+is enough), in which nothing is asked, or that prefer nothing: a chosen answer equal to the rejected
+one, a group of one answer, or one of equal scores. Where a template takes no dialogue that the
+assistant opens, it is left out as one in which nothing is asked. All of it is counted.
 """
 
 from __future__ import annotations
@@ -19,16 +21,19 @@ from typing import TYPE_CHECKING, cast
 
 from truing.core.chat import (
     Prompt,
+    asking_text,
     completion_ids,
     example_ids,
     given_answer,
+    opening,
     prompt_ids,
     step_ids,
     text_ids,
 )
 from truing.core.objective import Objective
-from truing.core.row_kinds import endings, group_why, no_prompt, nothing_left
+from truing.core.row_kinds import endings, group_why, no_prompt, nothing_left, of_row
 from truing.core.tree import Node, alike, fork, group_tree
+from truing.core.turn_marks import COUNT, holds, turn_marks, warn
 from truing.errors import InputError
 from truing.kinds import Row, prompt_of, read_pair, sides_of, tools_of, with_tools
 from truing.tables import Table
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
 
 STEP = "\n\n"  # closes a step where a row does not say what does
 LARGEST = sys.float_info.max  # a whole number may be larger
+SAID = ("prompt", "messages", "completion", "chosen", "rejected", "completions", "steps")
 ROOM = 4  # tokens that a prompt must leave for an answer
 BRANCHES = {
     "pair": ("chosen", "rejected"),
@@ -138,11 +144,16 @@ class Reader:
     def read(self, table: Table) -> list[Unit]:
         """Units of all rows that can be trained on; an InputError when there is none."""
         units: list[Unit] = []
+        marks, names = turn_marks(self.tokenizer), (*SAID, *self.spec.texts)
         with table.naming():
             for i, row in enumerate(table.rows, 1):
-                unit = self._unit(row, f"row {i}")
+                with of_row(f"row {i}"):
+                    unit = self._unit(row, f"row {i}")
+                if any(holds(row.get(name), marks) for name in names):
+                    self.counts[COUNT] += 1
                 if unit is not None:
                     units.append(unit)
+        warn(self.counts[COUNT], len(table), marks, self.spec.name)
         if not units:
             raise nothing_left(table, self.counts, self.spec.name, self.limit)
         return units
@@ -255,6 +266,10 @@ class Reader:
             return self._text(row, numbers)
         if "messages" in row:
             asked, whole = 0, with_tools(row["messages"], tools_of(row))
+            if self._unasked(whole):
+                return self._out("left_out_unasked")
+            if not _all_say(whole[opening(whole) :]):
+                return self._out("left_out_empty")
         else:
             answers = cast("list[Message]", row["completion"])
             if not _all_say(answers):
@@ -286,12 +301,28 @@ class Reader:
         asked = len(whole[0]) - len(sides[0]) if given else alike(whole, keep=1)
         if whole[0] == whole[1]:
             return self._out("left_out_same")
+        if not given and any(opening(s) > asked or self._unasked(s) for s in whole):
+            return self._out("left_out_unasked")
         if not all(_all_say(side[asked:]) for side in whole):
             return self._out("left_out_empty")
         rows = [self._whole(side, asked, where) for side in whole]
         if not all(any(loss) for _, loss in rows) or rows[0] == rows[1]:
             return self._out("left_out_long")
         return Unit(str(row["id"]), (), (), numbers, fork(rows), _asked(whole, asked))
+
+    def _unasked(self, messages: Sequence[Message]) -> bool:
+        """Whether an assistant opens a dialogue and is alone in it, or the template refuses that.
+
+        Templates that begin with the user are those of Llama 2, Mistral and Gemma.
+        """
+        n = opening(messages)
+        if not n or messages[n - 1].get("role") != "assistant":
+            return False
+        try:
+            asking_text(self.tokenizer, messages[: n + 1])
+        except InputError:
+            return bool(self.tokenizer.chat_template)  # without one no dialogue is taken
+        return n == len(messages)
 
     def _whole(
         self, messages: Sequence[Message], asked: int, where: str
