@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from torch import Tensor
 
 from truing.context import current
-from truing.core.classifier import CRITIC
 from truing.core.tokens import same_tokens, templated
 from truing.core.weights import Folded, aligned, replaced
 from truing.errors import InputError
@@ -50,6 +49,8 @@ def factors(weights: Mapping[str, float] | None, roles: Sequence[str], where: st
 
 def without_critics(models: Mapping[str, Model], where: str) -> dict[str, Folded]:
     """Weights by role; the critics among them, which only training goes on from, are left out."""
+    from truing.core.classifier import CRITIC
+
     folded = {role: m.folded() for role, m in models.items()}
     for role, one in folded.items():
         critics = [n for n in one.extra if n.startswith(CRITIC)]
