@@ -49,13 +49,30 @@ _times: Counter[str] = Counter()  # how many had one name: none is given to a se
 
 
 def referred(value: object) -> object:
-    """`value` with a reference in place of every function, at whatever depth."""
+    """`value` with a reference in place of every function, at whatever depth.
+
+    Models and principles that stand as settings in a reference are held, under their keys.
+    """
     if isinstance(value, Mapping):
         items = cast("Mapping[object, object]", value)
+        if "use" in items:
+            return {k: referred(_held(v)) for k, v in items.items()}
         return {k: referred(v) for k, v in items.items()}
     if isinstance(value, (list, tuple)):
         return [referred(v) for v in cast("Sequence[object]", value)]
     return {"use": _name(value)} if callable(value) else value
+
+
+def _held(value: object) -> object:
+    """The key of a model or of principles, which `truing.models.held` gives back; else `value`."""
+    if isinstance(value, (list, tuple)):
+        return [_held(v) for v in cast("Sequence[object]", value)]
+    if value is None or isinstance(value, (str, bool, int, float, Mapping)):
+        return value
+    from truing.models import Model, hold
+    from truing.principles import Principles
+
+    return hold(value) if isinstance(value, (Model, Principles)) else value
 
 
 def reference(ref: Ref) -> Mapping[str, object]:
