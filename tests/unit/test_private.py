@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from pathlib import Path
 
 import httpx
@@ -47,7 +48,8 @@ def test_a_password_goes_into_the_header_alone(tmp_path: Path) -> None:
     assert "hunter" not in everything(tmp_path) and Model.load(tmp_path / "saved").key == model.key
 
     async def header() -> str:
-        async with Endpoint(model.base.url, Meter(Limits())) as endpoint:  # type: ignore[union-attr]
+        assert isinstance(model.base, Served)
+        async with Endpoint(model.base.url, Meter(Limits()), lambda took: None) as endpoint:
             assert "hunter" not in endpoint.shown + endpoint._clean("refused: hunter 2")
             auth = endpoint._client.auth
             assert isinstance(auth, httpx.BasicAuth)
@@ -57,6 +59,15 @@ def test_a_password_goes_into_the_header_alone(tmp_path: Path) -> None:
     given = httpx.Request("POST", "http://x")
     expected = next(httpx.BasicAuth("bob", "hunter 2").sync_auth_flow(given))
     assert asyncio.run(header()) == expected.headers["Authorization"]
+
+
+def test_certificates_are_read_once_and_asked_for() -> None:
+    contexts = [
+        Endpoint(url, Meter(Limits()), lambda took: None)._client._transport._pool._ssl_context  # type: ignore[attr-defined]
+        for url in ("https://one.example/v1", "https://two.example/v1")
+    ]
+    assert contexts[0] is contexts[1]
+    assert contexts[0].verify_mode == ssl.CERT_REQUIRED and contexts[0].check_hostname
 
 
 def test_an_address_without_a_model_is_told_without_its_password() -> None:

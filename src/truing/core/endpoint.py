@@ -18,11 +18,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import ipaddress
 import json
 import os
 import random
 import re
+import ssl
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -105,6 +107,12 @@ class _Broken(Exception):
         self.reason, self.seen, self.wait = reason, seen, wait
 
 
+@functools.cache
+def _trusted() -> ssl.SSLContext:
+    """Whose certificates are believed; reading them takes longer than a short request."""
+    return httpx.create_ssl_context()
+
+
 class Endpoint:
     """Asks one server; use as `async with`.
 
@@ -129,6 +137,7 @@ class Endpoint:
             limits=httpx.Limits(max_connections=meter.limits.concurrency),
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             auth=httpx.BasicAuth(*self._login) if self._login else None,
+            verify=_trusted() if parts.scheme == "https" else False,
             trust_env=not is_loopback(parts.hostname),  # a proxy cannot reach this machine's ports
         )
 
