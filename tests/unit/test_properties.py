@@ -205,7 +205,7 @@ def test_ids_are_of_the_content(row: Row, random: typing.Any) -> None:
     assert Table("record", [{**row, "one more": 1}])[0]["id"] != one["id"]
 
 
-wrong = {str: [1, None, ["a"], {}], list: ["a", 1, None], bool: [1, "x", None, 0.5]}
+wrong = {str: [1, None, ["a"], {}], list: ["a", 1, None], bool: [2, "x", None, 0.5]}
 
 
 @few
