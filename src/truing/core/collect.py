@@ -24,6 +24,7 @@ from truing.context import Context, Journal, Json
 from truing.core import distributed
 from truing.core.answers import Answer, Asked, Group, seen_by_rewards
 from truing.core.chat import Prompt, prompt_ids
+from truing.core.gold import of_prompt
 from truing.core.online_reward import Reward, Scores, one_each
 from truing.core.placed import Part
 from truing.core.sampling import SamplingSettings, first_draws
@@ -278,7 +279,8 @@ class Collector:
             ]
         reward = cast(Reward, self.reward)
         flat = [row for rows in groups for row in rows]
-        terms = reward.terms(flat)
+        with of_prompt(flat):
+            terms = reward.terms(flat)
         total, inside = reward.weigh(terms, flat), reward.inside(terms, flat)
         plain = {n: [float(v) for v in values] for n, values in terms.items()}
         made: list[Scored] = []

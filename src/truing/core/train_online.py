@@ -17,6 +17,7 @@ from truing.core.critic import Critic
 from truing.core.engine import train
 from truing.core.episodes import World
 from truing.core.frozen_trunk import attach
+from truing.core.gold import check_gold
 from truing.core.held_out import INPUT as HELD
 from truing.core.held_out import Watch, watching
 from truing.core.held_out_online import HeldOutPrompts
@@ -36,6 +37,7 @@ from truing.core.pools import check_pool, pool_of
 from truing.core.preflight import check_played, online_training
 from truing.core.rewards import Rewards, licences_at, telling
 from truing.core.rollout import Make, maker
+from truing.core.scoring import warn_of_head
 from truing.core.sight import refuse
 from truing.core.start import Start, begin
 from truing.core.together import joint
@@ -310,6 +312,9 @@ def train_online(
     pool = pool_of(spec, told)
     joined = _joined(spec, told, settings, data, pool)
     by = pool or _reward(spec, told, settings, given.principles, given.reward_model)
+    for table in (data, given.held_out):
+        if table is not None and settings.rewards:
+            check_gold(settings.rewards, table, spec.name)
     make = _make(settings)
     readers = _readers(spec, given, model)
     start = begin(model, settings, spec.name, key=key, reference=given.reference, readers=readers)
@@ -324,6 +329,7 @@ def train_online(
     check_prompts(start, prompts, aside, run.beside, added)
     if distributed.leads():
         _warn(spec, told, settings.rollouts(len(prompts.asked)))
+    warn_of_head(start.loaded, spec.name)
     home = distributed.agree(current().folder)
     task = _task(run, prompts.asked, by, home / f"rollouts-{key}", world)
     held = HeldOutPrompts.of(task, aside.asked, watch) if aside is not None else None

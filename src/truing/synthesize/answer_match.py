@@ -129,6 +129,12 @@ def contains_answer(rows: list[Row]) -> list[float]:
     ]
 
 
+def _check_golds(rows: list[Row]) -> None:
+    """What `core.gold` asks before anything is drawn."""
+    for i, row in enumerate(rows, 1):
+        golds_of(row, f"reward contains_answer row {i}")
+
+
 @component("reward")
 def judged_answer(rows: list[Row], *, model: ModelKey, threshold: float = 0.7) -> list[float]:
     """1 where a right answer occurs in the text, or a judge finds what it says consistent with one.
@@ -212,6 +218,8 @@ def _check(settings: Mapping[str, object]) -> None:
 
 
 judged_answer.__dict__["__truing_check__"] = _check
+for _reward in (contains_answer, judged_answer):
+    _reward.__dict__["__truing_rows__"] = _check_golds
 
 
 def check_correctness(ref: Mapping[str, object] | None, where: str) -> None:

@@ -224,4 +224,11 @@ def _check(settings: Mapping[str, object]) -> None:
     )
 
 
+def _check_tests(rows: list[Row], *, column: str = "tests") -> None:
+    """What `core.gold` asks before anything is drawn."""
+    for i, row in enumerate(rows, 1):
+        tests_of(row, column, f"{WHERE} row {i}")
+
+
 passes_tests.__dict__["__truing_check__"] = _check
+passes_tests.__dict__["__truing_rows__"] = _check_tests

@@ -57,6 +57,15 @@ def numeric_answer(
     return values
 
 
+def _check_gold(rows: list[Row], *, column: str = "answer") -> None:
+    """What `core.gold` asks before anything is drawn."""
+    for i, row in enumerate(rows, 1):
+        gold_number(row, column, f"reward numeric_answer row {i}")
+
+
+numeric_answer.__dict__["__truing_rows__"] = _check_gold
+
+
 @component("reward")
 def length_near(rows: list[Row], *, n: int) -> list[float]:
     """How near the answer comes to `n` words: 1 at n, falling in a straight line to 0.

@@ -164,15 +164,36 @@ def tagged_answer(rows: list[Row], *, column: str = "answer") -> list[float]:
     """
     made: list[float] = []
     for i, row in enumerate(rows, 1):
-        if column not in row:
-            raise InputError(
-                f"column {column!r} is missing",
-                where=f"reward tagged_answer row {i}",
-                seen=sorted(row),
-                fix="Name the column of the gold answers: {use: tagged_answer, column: ...}",
-            )
-        made.append(sum(tagged_parts(text_of(row), str(row[column]))))
+        gold = _gold(row, column, f"reward tagged_answer row {i}")
+        made.append(sum(tagged_parts(text_of(row), gold)))
     return made
+
+
+def _gold(row: Row, column: str, where: str) -> str:
+    if column not in row:
+        raise InputError(
+            f"column {column!r} is missing",
+            where=where,
+            seen=sorted(row),
+            fix="Name the column of the gold answers: {use: tagged_answer, column: ...}",
+        )
+    return str(row[column])
+
+
+def _check_truths(rows: list[Row]) -> None:
+    """What `core.gold` asks before anything is drawn."""
+    for i, row in enumerate(rows, 1):
+        truth(row, f"reward survival_answer row {i}")
+
+
+def _check_golds(rows: list[Row], *, column: str = "answer") -> None:
+    """What `core.gold` asks before anything is drawn."""
+    for i, row in enumerate(rows, 1):
+        _gold(row, column, f"reward tagged_answer row {i}")
+
+
+survival_answer.__dict__["__truing_rows__"] = _check_truths
+tagged_answer.__dict__["__truing_rows__"] = _check_golds
 
 
 def answer_text(status: int, months: float, steps: Sequence[str] = (), comment: str = "") -> str:
