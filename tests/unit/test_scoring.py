@@ -172,3 +172,34 @@ def test_a_score_that_is_no_number_is_told(reward: Model, tmp_path: Path) -> Non
     broken = head.added_to(reward, tmp_path / "broken")
     with pytest.raises(InputError, match="not a finite number"):
         score_model(broken, ROWS)
+
+
+@pytest.mark.parametrize("name", ["dpo", "rloo"])
+def test_a_head_that_is_not_trained_is_told(
+    name: str, reward: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row: Row = {"prompt": "say a", "chosen": "a", "rejected": "b"}
+    online: dict[str, object] = {"answers": 2, "max_tokens": 2}
+    online["rewards"] = {"a": {"use": "share_of", "letters": "a"}}
+    table = Table("pair", [row]) if name == "dpo" else Table("prompt", [{"prompt": "say a"}])
+    with use(Context(folder=tmp_path / "step")):
+        made = methods[name](reward, table, steps=1, **({} if name == "dpo" else online))
+    assert isinstance(made, Model) and has_head(made)
+    assert f"{name}: warning: the model has a score head" in capsys.readouterr().err
+
+
+def test_a_head_that_is_trained_is_not_told(
+    reward: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row: Row = {"prompt": "say a", "chosen": "a", "rejected": "b"}
+    with use(Context(folder=tmp_path / "step")):
+        methods["bradley_terry"](reward, Table("pair", [row]), steps=1)
+    assert "warning: the model has a score head" not in capsys.readouterr().err
+
+
+def test_what_scores_by_a_head_implies_no_reward(reward: Model, tiny_path: Path) -> None:
+    for reference in ("", hold(Model.open(tiny_path))):
+        ref = {"use": "implicit_reward", "model": hold(reward), "reference": reference}
+        with pytest.raises(InputError, match="scores by a head") as error:
+            score("reward", ref, ROWS)
+        assert "{use: reward_model" in error.value.fix

@@ -17,6 +17,7 @@ Shapes: N tokens, M loss tokens, U trees, K branches, T loss tokens of a branch,
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -26,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from truing.changes import Weights
+from truing.core import distributed
 from truing.core.chat import Prompt, completion_ids, prompt_ids, step_ids
 from truing.core.files import new_folder
 from truing.core.generate import rewritten
@@ -109,6 +111,16 @@ def sort_of(model: Model) -> str:
     """What a model's head was trained to score, one of `SORTS`; "" where none says so."""
     number = None if model.is_served else model.folded().extra.get(SORT)
     return "" if number is None else SORTS[int(number)]
+
+
+def warn_of_head(loaded: Loaded, where: str) -> None:
+    """Say that a head is kept which a training of the words does not train."""
+    if f"{HEAD}.weight" in loaded.extra and distributed.leads():
+        print(
+            f"{where}: warning: the model has a score head, which is not trained and stays: as a "
+            "reward it says what that head makes of the new weights, not what is learnt here",
+            file=sys.stderr,
+        )
 
 
 def check_answers(model: Model, where: str) -> None:

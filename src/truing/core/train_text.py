@@ -31,7 +31,7 @@ from truing.core.reading import Read
 from truing.core.reading import read_units as read_units
 from truing.core.reference import Reference
 from truing.core.routers import with_choices
-from truing.core.scoring import ScoreHead
+from truing.core.scoring import ScoreHead, warn_of_head
 from truing.core.sight import identity
 from truing.core.start import Start, begin
 from truing.core.teacher import Teachers
@@ -337,6 +337,8 @@ def trained(
         held_largest=_largest(held.units, held.hook, start.limit) if held is not None else 0,
     )
     task = task_of(asked, start, read, taught, steps, kind)
+    if task.head is None:
+        warn_of_head(start.loaded, spec.name)
     watched = held.watched(task, asked.watch) if held is not None else None
     train(task, settings, key=start.run, peak=settings.peak, held=watched)
     folder = distributed.agree(current().folder) / f"{spec.name}-{start.run}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from truing.core.rewards import held_model, implicit_rewards
+from truing.core.scoring import has_head
 from truing.errors import InputError
 from truing.method import component
 from truing.models import Model
@@ -24,6 +25,14 @@ WHERE = "reward implicit_reward"
 def _models(model: str, reference: str) -> tuple[Model, Model]:
     """The tuned model, and where its training began."""
     tuned = held_model(model, WHERE)
+    if has_head(tuned) or (not tuned.is_served and "logprob" not in tuned.can):
+        raise InputError(
+            "the model scores by a head, so that its words imply no reward",
+            where=WHERE,
+            seen=tuned.name,
+            fix="Reward by what it scores, {use: reward_model, model: ...} or, of steps, "
+            "{use: step_reward, model: ...}; or give one whose training began without a head",
+        )
     if reference:
         return tuned, held_model(reference, WHERE)
     if not tuned.weight_changes:
