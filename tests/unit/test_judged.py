@@ -97,7 +97,7 @@ def test_unread_ones_stand_at_their_group_s_mean() -> None:
     assert filled([], []) == []
 
 
-def test_a_judge_that_cannot_be_read_ends_the_step() -> None:
+def test_a_judge_that_cannot_be_read_ends_the_step(capsys: pytest.CaptureFixture[str]) -> None:
     def say(answer: str) -> str:
         return "Rating: 3" if answer.startswith("good") else "Fine!"
 
@@ -107,8 +107,13 @@ def test_a_judge_that_cannot_be_read_ends_the_step() -> None:
         with pytest.raises(InputError, match="from 5 of 21 replies") as error:
             judged(rows("e"), model=f"{url}#m")
         assert "follows the form" in str(error.value)
+    assert "warning" not in capsys.readouterr().err
     with use(Context()), scripted(say) as (url, _):
         assert judged(rows("a", "b"), model=f"{url}#m") == [0.5, 0.5]
+        assert judged(rows("c"), model=f"{url}#m") == [0.5]
+    said = capsys.readouterr().err
+    assert said.count("reward judged: warning: no rating could be read from 2 of 2 replies") == 1
+    assert said.count("warning") == 1 and "follows the form" in said
 
 
 def _chances(model: Model, prompt: str, options: list[str]) -> list[float]:

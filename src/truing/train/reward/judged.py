@@ -10,8 +10,9 @@ disk, repeated, run together and kept within a budget by `core.client`.
 A rating that cannot be read is never guessed, and nothing may be learnt from it: such an answer
 gets the mean of those to the same prompt that were read, so that by this reward it has no advantage
 in its group and does not stand out among n; 0.5 where none was read. `judged` and `unparsed` are
-recorded with each call. Where over a fifth of a step's ratings, of 20 or more, cannot be read, that
-is an InputError: the judge does not follow the form.
+recorded with each call, and a step whose first call brings nothing that can be read says so. Where
+over a fifth of a step's ratings, of 20 or more, cannot be read, that is an InputError: the judge
+does not follow the form.
 
 `judged_against` compares with a reference instead, such as the answer that an online method's row
 brings along:
@@ -32,12 +33,14 @@ Aligning to Learn", arXiv 2508.07750, for the comparison and its two criteria. O
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from statistics import fmean
 from typing import Literal, cast
 
 from truing.context import current
+from truing.core import distributed
 from truing.core.judge import (
     FIX,
     LEAST,
@@ -117,6 +120,8 @@ def filled(scores: Sequence[Score], prompts: Sequence[Hashable]) -> list[float]:
 def check_read(judge: Model, lacks: str, of: str, where: str, fix: str) -> None:
     """Raise InputError when too much of what this step asked of the judge could not be read.
 
+    Of too little to say so, a warning where it is all that was asked so far.
+
     Args:
         lacks: what could not be done, such as "score could be read for"; of: what of.
     """
@@ -124,6 +129,11 @@ def check_read(judge: Model, lacks: str, of: str, where: str, fix: str) -> None:
     asked, unread = (sum(cast(int, m[name]) for m in told) for name in ("judged", "unparsed"))
     said = f"no {lacks} {unread} of {asked} {of}"
     check_unread(unread, asked, said, f"{where} {judge.name}", fix, least=LEAST)
+    if len(told) == 1 and asked and unread == asked and distributed.leads():
+        print(
+            f"{where}: warning: {said} of {judge.name}, which tells no answer from another. {fix}",
+            file=sys.stderr,
+        )
 
 
 @component("reward")
