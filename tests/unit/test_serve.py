@@ -218,13 +218,16 @@ def test_models_and_health(http: httpx.Client) -> None:
             {
                 "messages": [
                     *USER,
-                    {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
-                    *USER,
+                    {
+                        "role": "assistant",
+                        "tool_calls": [{"id": "1", "function": {"name": "add", "arguments": "{}"}}],
+                    },
+                    {"role": "tool", "tool_call_id": "1", "content": "3"},
                 ]
             },
             400,
             "messages",
-            "tool calls",
+            "does not write tool calls",
         ),
         (
             {"logprobs": True, "top_logprobs": 2, "repetition_penalty": 1.2},

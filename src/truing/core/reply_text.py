@@ -6,6 +6,9 @@ words, and are put behind them in the form that Qwen's and Hermes' templates hav
     <tool_call>
     {"name": "add", "arguments": {"a": 1, "b": 2}}
     </tool_call>
+
+Our own server sends beside its calls the text that they were read from, which then is the answer to
+the letter.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import cast
 
 from truing import jsontext
 
+WRITTEN = "written"  # in a message of our server: the answer as the model wrote it
 CALLS = "calls of tools are text"  # a part of the key of replies that may hold some
 Wrong = Callable[[str, object], Exception]
 
@@ -33,12 +37,14 @@ def answer_of(message: Mapping[str, object], wrong: Wrong) -> str:
         raise wrong("the calls of tools in its message are no list", calls)
     if "content" not in message and not calls:
         raise wrong("its reply has no message with content", message)
+    if calls and isinstance(written := message.get(WRITTEN), str):
+        return written
     content, refusal = message.get("content"), message.get("refusal")
     if not isinstance(content, str | None):
         raise wrong("the content of its message is not text", content)
     said = content or (refusal if isinstance(refusal, str) else "")
-    written = [_written(call, wrong) for call in cast("list[object]", calls)]
-    return "\n".join([*([said] if said else []), *written])
+    texts = [_written(call, wrong) for call in cast("list[object]", calls)]
+    return "\n".join([*([said] if said else []), *texts])
 
 
 def _written(call: object, wrong: Wrong) -> str:

@@ -4,12 +4,19 @@
 
 serves /v1/chat/completions and /v1/completions (n, temperature, top_p, max_tokens, stop, seed,
 logprobs, stream; top_k, min_p, repetition_penalty and min_tokens besides), /v1/models and /healthz.
-Any client of that protocol works; `Model.open("http://host:port/v1#name")` does, too. Tools are
-told to the model where its chat template writes them, and its calls come as text. What is not there
-(JSON mode, penalties of frequency, tool calls of earlier turns) is refused by name. When the server
-is ready, one line of JSON on stdout says {"url", "token", "model"}. From Python,
+Any client of that protocol works; `Model.open("http://host:port/v1#name")` does, too. What is not
+there (JSON mode, penalties of frequency, a tool_choice that forces a call) is refused by name. When
+the server is ready, one line of JSON on stdout says {"url", "token", "model"}. From Python,
 `truing.serve.openai.serving(model)` serves inside a `with` block; the method itself serves until it
 is told to end.
+
+Where the model's chat template writes tools, those of a request are told to the model (tool_choice
+"auto", or "none" for none of them), and what it calls comes back as `tool_calls`, in streams too,
+with finish_reason "tool_calls"; what it says beside stays content. Calls of earlier turns and
+messages of the role "tool" are written by the template. Calls are read that templates write as
+JSON: those of Qwen and Hermes between <tool_call> and </tool_call>, those of Llama 3.1 and Mistral
+where they are the whole answer. In any other form, cut short or misspelt, they stay text. The field
+`written` beside them is the answer as the model wrote it, which truing's own client keeps.
 
 Requests with the same settings are answered in one batch. Prefix, rewriter, edits and decoder of
 the model act on chats; edits act on plain text, and a model with one of the others refuses it,

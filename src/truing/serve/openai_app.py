@@ -16,7 +16,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from truing.serve.openai_batch import Done, Event, Job, Piece
-from truing.serve.openai_wire import Json, Refused, Reply, read
+from truing.serve.openai_reply import Reply
+from truing.serve.openai_wire import Json, Refused, read
 from truing.serve.openai_worker import Worker
 
 LARGEST = 4 << 20  # bytes of a request
@@ -95,7 +96,7 @@ class App:
 
         job = Job(ask, send)
         self.worker.put(job)
-        reply = Reply(ask, self.name, secrets.token_hex(12))
+        reply = Reply(ask, self.name, secrets.token_hex(12), self.worker.served.form)
         try:
             event = await _first(events, request)
         except BaseException:
@@ -150,13 +151,15 @@ async def _stream(
     try:
         if job.ask.chat:
             for i in range(many):
-                yield _data(reply.piece(i, "", role=True))
+                yield _data(reply.begin(i))
         while isinstance(event, Piece):
-            yield _data(reply.piece(event.index, event.text))
+            for chunk in reply.said(event.index, event.text):
+                yield _data(chunk)
             event = await events.get()
         if isinstance(event, Done):
             for i, answer in enumerate(event.answers):
-                yield _data(reply.end(i, answer))
+                for chunk in reply.end(i, answer):
+                    yield _data(chunk)
             if job.ask.usage_at_end:
                 yield _data(reply.last(event.answers, event.prompt_tokens))
         else:

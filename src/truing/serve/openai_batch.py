@@ -22,6 +22,7 @@ from truing.core.drawing import Completion, base_of, continued, drawer
 from truing.core.sampling import LogitsHook, Row, SamplingSettings, own_stops
 from truing.errors import InputError
 from truing.models import Loaded, Model
+from truing.serve.openai_calls import Form, form_of
 from truing.serve.openai_text import PART, Growing, TextOf, decoded, joins, starts
 from truing.serve.openai_wire import Answer, Ask, Refused, Token
 
@@ -77,6 +78,8 @@ class Served:
         self.context: int | None = None
         self.vocab = 0
         self.piecewise = False  # whether text can be decoded token by token
+        # A client writes the calls that a server tells it in the form of `Form()`.
+        self.form = Form(earlier=True)
         if self.loaded is not None:
             module = self.loaded.module
             self.ends = tuple(dict.fromkeys([*stop_ids(self.loaded.tokenizer), *own_stops(module)]))
@@ -84,6 +87,7 @@ class Served:
             self.context = cast("int | None", getattr(config, "max_position_embeddings", None))
             self.vocab = cast(int, config.get_text_config().vocab_size)
             self.piecewise = joins(self.loaded.tokenizer)
+            self.form = form_of(self.loaded.tokenizer)
 
 
 class _Watched:

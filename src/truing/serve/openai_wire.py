@@ -1,4 +1,4 @@
-"""Requests and replies of the OpenAI protocol: what is read, what is refused, how answers look.
+"""Requests of the OpenAI protocol: what is read, and what is refused.
 
 A setting that cannot be honoured is refused by name, never ignored; those that change nothing in an
 answer, such as `user`, are.
@@ -7,7 +7,6 @@ answer, such as `user`, are.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, cast
@@ -16,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from truing.core.chat import Prompt
 from truing.core.sampling import SamplingSettings
+from truing.core.template import Message
 from truing.errors import InputError, shorten, unknown
 from truing.kinds import with_tools
 
@@ -28,7 +28,6 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "presence_penalty": (0,),
     "logit_bias": ({},),
     "functions": ([],),
-    "tool_choice": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "suffix": ("",),
@@ -36,9 +35,8 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 TYPE = re.compile(r"(str|constrained|list)\b")  # pydantic's names of alternatives in a place
 WITHOUT_EFFECT = frozenset(
-    {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier",
-     "prompt_cache_key"}
-)  # fmt: skip
+    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+)
 
 
 class Refused(Exception):
@@ -66,10 +64,25 @@ class _Part(_Strict):
     text: str
 
 
+class _Function(BaseModel):
+    model_config = ConfigDict(strict=True)
+    name: str = Field(min_length=1)
+    arguments: str  # JSON text
+
+
+class _Called(BaseModel):
+    model_config = ConfigDict(strict=True)
+    id: str
+    type: Literal["function"] = "function"
+    function: _Function
+
+
 class _Message(BaseModel):
     model_config = ConfigDict(strict=True)  # further fields, such as a name, are let pass
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_Part]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[_Part] | None = None
+    tool_calls: list[_Called] | None = None
+    tool_call_id: str | None = None
 
 
 class _StreamOptions(BaseModel):
@@ -104,6 +117,7 @@ class _Common(_Strict):
 class _Chat(_Common):
     messages: list[_Message] = Field(min_length=1)
     tools: list[Json] = Field(default_factory=list, max_length=128)
+    parallel_tool_calls: bool = True
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
@@ -125,6 +139,8 @@ class Ask:
         chat: True for messages, False for plain text to go on with.
         prompts: messages (one), texts, or lists of token ids.
         sampling: without the seed.
+        tools: names of the functions that the answer may call, several at once where `parallel`.
+        recalls: whether earlier turns called any.
         seed: None when the request has none.
         limited: False when the request leaves the length to the server.
         logprobs: whether they are wanted, and `top` of the likeliest tokens beside.
@@ -136,6 +152,9 @@ class Ask:
     prompts: list[Prompt | list[int]]
     sampling: SamplingSettings
     seed: int | None = None
+    tools: tuple[str, ...] = ()
+    parallel: bool = True
+    recalls: bool = False
     limited: bool = True
     logprobs: bool = False
     top: int = 0
@@ -177,8 +196,7 @@ def read(data: object, *, chat: bool, name: str, default: int) -> Ask:
     if not isinstance(data, dict):
         raise Refused(400, "the body must be a JSON object")
     given = {k: v for k, v in cast("Json", data).items() if v is not None}
-    if given.get("tool_choice") == "none":
-        given.pop("tools", None)
+    _choose(given)
     for key in list(given):
         if key in NEUTRAL:
             if given.pop(key) not in NEUTRAL[key]:
@@ -200,15 +218,62 @@ def read(data: object, *, chat: bool, name: str, default: int) -> Ask:
     return _chat_ask(made, default) if isinstance(made, _Chat) else _text_ask(made)
 
 
+def _choose(given: Json) -> None:
+    """Take out which tools are to be called: any or none at the model's will, or none at all."""
+    choice = given.pop("tool_choice", "auto")
+    if choice not in ("none", "auto"):
+        raise Refused(
+            400, f"tool_choice {shorten(choice)} is not supported: the model cannot be made to call"
+            " a tool; 'auto' leaves it to the model, 'none' tells it of no tools",
+            param="tool_choice", code="unsupported",
+        )  # fmt: skip
+    if choice == "none":
+        given.pop("tools", None)
+
+
 def _check_calls(messages: object) -> None:
-    """Refuse calls of tools and their results by name: clients send them with no content at all."""
+    """Refuse the protocol's older form of calls by name: it would be let pass, and so be lost."""
     for message in cast("list[object]", messages if isinstance(messages, list) else []):
-        facts = cast("Json", message if isinstance(message, dict) else {})
-        if facts.get("tool_calls") or facts.get("function_call") or facts.get("role") == "tool":
+        if isinstance(message, dict) and cast("Json", message).get("function_call"):
             raise Refused(
-                400, "tool calls of earlier turns are not supported; write them as text",
+                400, "function_call in a message is not supported; write it as tool_calls",
                 param="messages", code="unsupported",
             )  # fmt: skip
+
+
+def _messages(given: Sequence[_Message]) -> list[Message]:
+    """Messages as chat templates take them, calls of tools with JSON text as arguments."""
+    names: dict[str, str] = {}  # of the calls so far, by id
+    made: list[Message] = []
+    for i, m in enumerate(given):
+        if m.content is None and not m.tool_calls:
+            raise Refused(
+                400, f"messages.{i}.content: field required", param=f"messages.{i}.content"
+            )
+        if m.tool_calls and m.role != "assistant":
+            place = f"messages.{i}.tool_calls"
+            raise Refused(400, f"{place}: only the assistant calls tools", param=place)
+        parts = m.content if isinstance(m.content, list) else []
+        text = m.content if isinstance(m.content, str) else "".join(p.text for p in parts)
+        more: Json = {}
+        if m.tool_calls:
+            names |= {c.id: c.function.name for c in m.tool_calls}
+            more = {"tool_calls": [c.model_dump() for c in m.tool_calls]}
+        elif m.role == "tool":
+            if m.tool_call_id not in names:
+                place = f"messages.{i}.tool_call_id"
+                seen = f" (seen: {shorten(m.tool_call_id)})"
+                raise Refused(400, f"{place}: must be the id of an earlier call{seen}", param=place)
+            more = {"tool_call_id": m.tool_call_id, "name": names[m.tool_call_id]}
+        role = "system" if m.role == "developer" else m.role
+        made.append({"role": role, "content": text, **more})
+    return made
+
+
+def _names(tools: Sequence[Json]) -> tuple[str, ...]:
+    """Names of the functions in their schemas, which some give without the frame around them."""
+    inner = [t.get("function", t) for t in tools]
+    return tuple(str(cast("Json", f).get("name")) for f in inner if isinstance(f, dict))
 
 
 def _invalid(error: ValidationError, model: type[BaseModel]) -> Refused:
@@ -241,15 +306,7 @@ def _sampling(made: _Common, max_tokens: int) -> SamplingSettings:
 
 
 def _chat_ask(made: _Chat, default: int) -> Ask:
-    messages = [
-        {
-            "role": "system" if m.role == "developer" else m.role,
-            "content": m.content
-            if isinstance(m.content, str)
-            else "".join(p.text for p in m.content),
-        }
-        for m in made.messages
-    ]
+    messages = _messages(made.messages)
     if made.top_logprobs and not made.logprobs:
         raise Refused(400, "top_logprobs needs logprobs", param="top_logprobs")
     wanted = made.max_completion_tokens or made.max_tokens
@@ -258,6 +315,9 @@ def _chat_ask(made: _Chat, default: int) -> Ask:
         [with_tools(messages, made.tools)],
         _sampling(made, wanted or max(default, made.min_tokens)),
         made.seed,
+        _names(made.tools),
+        made.parallel_tool_calls,
+        any("tool_calls" in m for m in messages),
         limited=wanted is not None,
         logprobs=made.logprobs,
         top=made.top_logprobs,
@@ -289,94 +349,3 @@ def _text_ask(made: _Text) -> Ask:
         stream=made.stream,
         usage_at_end=made.stream_options.include_usage,
     )
-
-
-class Reply:
-    """Shapes the answers to one request."""
-
-    def __init__(self, ask: Ask, name: str, number: str) -> None:
-        self.ask, self.name = ask, name
-        self.id = ("chatcmpl-" if ask.chat else "cmpl-") + number
-        self.created = int(time.time())
-
-    def whole(self, answers: Sequence[Answer], prompt_tokens: int) -> Json:
-        """The reply to a request that is not streamed."""
-        choices: list[Json] = []
-        for i, a in enumerate(answers):
-            choice: Json = {"index": i, "finish_reason": a.finish, "logprobs": self._logprobs(a)}
-            if self.ask.chat:
-                choice["message"] = {"role": "assistant", "content": a.text, "refusal": None}
-            else:
-                choice["text"] = a.text
-            choices.append(choice)
-        return self._frame(choices, "", usage(answers, prompt_tokens))
-
-    def piece(
-        self, index: int, text: str, finish: str | None = None, *, role: bool = False
-    ) -> Json:
-        """A chunk of a streamed answer: words, the role at the beginning, or how it ended."""
-        choice: Json = {"index": index, "finish_reason": finish, "logprobs": None}
-        if self.ask.chat:
-            delta: Json = {"role": "assistant", "content": ""} if role else {}
-            choice["delta"] = delta | ({"content": text} if text else {})
-        else:
-            choice["text"] = text
-        return self._frame([choice], ".chunk", None)
-
-    def end(self, index: int, answer: Answer) -> Json:
-        """The last chunk of one answer, with its log-probabilities where they were asked for."""
-        chunk = self.piece(index, "", answer.finish)
-        cast("list[Json]", chunk["choices"])[0]["logprobs"] = self._logprobs(answer)
-        return chunk
-
-    def last(self, answers: Sequence[Answer], prompt_tokens: int) -> Json:
-        """The chunk that tells the usage."""
-        return self._frame([], ".chunk", usage(answers, prompt_tokens))
-
-    def _frame(self, choices: list[Json], suffix: str, spent: Json | None) -> Json:
-        kind = f"chat.completion{suffix}" if self.ask.chat else "text_completion"
-        made: Json = {
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.name,
-            "choices": choices,
-        }
-        return made | ({"usage": spent} if spent is not None else {})
-
-    def _logprobs(self, answer: Answer) -> Json | None:
-        if answer.tokens is None:
-            return None
-        if self.ask.chat:
-            return {"content": [_chat_token(t) for t in answer.tokens], "refusal": None}
-        return {
-            "tokens": [t.text for t in answer.tokens],
-            "token_logprobs": [t.logprob for t in answer.tokens],
-            "top_logprobs": [dict(t.top) if t.top else None for t in answer.tokens],
-            "text_offset": [t.offset for t in answer.tokens],
-        }
-
-
-def _chat_token(token: Token) -> Json:
-    top = [{"token": t, "logprob": v, "bytes": _bytes(t)} for t, v in token.top]
-    return {
-        "token": token.text,
-        "logprob": token.logprob,
-        "bytes": _bytes(token.text),
-        "top_logprobs": top,
-    }
-
-
-def _bytes(text: str) -> list[int] | None:
-    """UTF-8 of a token; None for a part of a character, whose bytes its text does not show."""
-    return None if "\ufffd" in text else list(text.encode())
-
-
-def usage(answers: Sequence[Answer], prompt_tokens: int) -> Json:
-    """Tokens of prompts and answers."""
-    written = sum(a.count for a in answers)
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": written,
-        "total_tokens": prompt_tokens + written,
-    }

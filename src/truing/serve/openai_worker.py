@@ -140,6 +140,12 @@ class Worker:
         ask = job.ask = replace(job.ask, prompts=mended(job.ask.prompts))
         seed = secrets.randbits(63) if ask.seed is None else ask.seed
         job.sampling = ask.sampling
+        if ask.recalls and not self.served.form.earlier:
+            raise Refused(
+                400, "the chat template does not write tool calls and their results, so the model"
+                " would not see those of earlier turns; write them as text",
+                param="messages", code="unsupported",
+            )  # fmt: skip
         if ask.chat:
             job.prompts = rewritten(self.served.model, [cast(Prompt, p) for p in ask.prompts])
         else:
