@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from objective_numbers import pairs
@@ -11,11 +13,15 @@ from truing.core.objective import objective_of
 from truing.core.training import HOOKS, MovingReference
 from truing.errors import InputError
 from truing.method import methods
+from truing.models import Model
+from truing.tables import Table
 from truing.train.preference.dpo import dpo
 from truing.train.preference.tr_dpo import tr_dpo
 
 
 class Held:
+    name, steps = "held", ()
+
     def __init__(self) -> None:
         self.module = nn.Linear(1, 1)
         self.lengths_N = torch.zeros(0)
@@ -49,3 +55,19 @@ def test_reference_by_hand() -> None:
         MovingReference(share=0.0)
     with pytest.raises(InputError, match="'every' must be at least 1"):
         MovingReference(every=0)
+
+
+def test_a_reference_that_never_moves_in_time_is_told(
+    shallow_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = Table("pair", [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 2)
+    small: dict[str, object] = {"steps": 3, "batch": 2, "rank": 2}
+    one = Model.open(shallow_path)
+    methods["tr_dpo"](one, table, **small)
+    said = capsys.readouterr().err
+    assert said.count("tr_dpo: warning: the reference moves after every 512 updates") == 1
+    assert "there are 3" in said
+    methods["tr_dpo"](one, table, every=3, **small)  # a move after the last update moves nothing
+    assert "tr_dpo: warning: the reference moves" in capsys.readouterr().err
+    methods["tr_dpo"](one, table, every=2, **small)
+    assert "the reference moves" not in capsys.readouterr().err

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from truing.core import distributed
 from truing.core.bounds import Bounds, check_bounds
 from truing.core.lora import names_of
 from truing.errors import InputError
@@ -190,6 +192,7 @@ class TextTraining(Training):
 class Tuned(Protocol):
     """What hooks may touch of the running training."""
 
+    name: str
     module: nn.Module
     units: list[Unit]
     steps: Sequence[Sequence[int]]  # numbers of the rows of each update
@@ -301,6 +304,16 @@ class MovingReference(Hook):
     def __init__(self, *, share: float = 0.6, every: int = 512) -> None:
         self.share, self.every = share, every
         check_bounds(vars(self), {"share": "(0, 1]", "every": (1, None)})
+
+    def before_step(self, task: Tuned, rows: Sequence[int], step: int) -> None:
+        """Say before the first update where the reference will not move before the last."""
+        total = len(task.steps)
+        if not step and total <= self.every and distributed.leads():
+            print(
+                f"{task.name}: warning: the reference moves after every {self.every} updates, and "
+                f"there are {total}, so that it stays as it is; lower every",
+                file=sys.stderr,
+            )
 
     def after_step(self, task: Tuned, step: int) -> None:
         """ref <- share * policy + (1 - share) * ref."""
