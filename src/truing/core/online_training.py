@@ -108,6 +108,13 @@ class OnlineTraining(TextTraining):
                 seen=(self.max_tokens, self.max_length),
                 fix="Raise max_length, or lower max_tokens",
             )
+        if self.environment is None and self.turns != OnlineTraining.turns:
+            raise InputError(
+                "setting 'turns' counts for nothing: there is no environment",
+                where=where,
+                seen=self.turns,
+                fix="Give an environment, such as {use: running_sum}, or leave out turns",
+            )
         if self.minibatches > self.batch:
             raise InputError(
                 "there are more minibatches than prompts in a rollout",

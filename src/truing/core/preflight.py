@@ -76,9 +76,21 @@ def check_given(settings: Settings, given: Collection[str], at: Callable[[str], 
     """
     from truing.core.held_out import INPUT, Watch
 
+    if "environment" in settings:
+        check_partner(settings["environment"], "partner" in given, at("partner"))
     watched = {f.name for f in fields(Watch)} <= set(settings)
     if watched and INPUT not in given:
         watch_of(settings).check_unused(at)
+
+
+def check_partner(environment: object, given: bool, where: str) -> None:
+    """Raise an InputError for a partner that is given where there is nothing to act in."""
+    if given and environment is None:
+        raise InputError(
+            "input 'partner' counts for nothing: there is no environment",
+            where=where,
+            fix="Give an environment that it acts in, such as {use: conversation}, or leave it out",
+        )
 
 
 def watch_of(settings: Settings) -> Watch:

@@ -26,7 +26,7 @@ import torch
 from truing.changes import Decoder
 from truing.core.chat import Prompt, completion_ids, prompt_ids
 from truing.core.generate import rewritten
-from truing.core.scores import check_reward, named_scores, weight_of
+from truing.core.scores import check_named, check_reward, named_scores, weight_of
 from truing.core.scoring import (
     answer_logps,
     check_answers,
@@ -220,6 +220,8 @@ class Rewards:
             made[PRINCIPLES] = [k.value(self.principles) for k in kept]
         if self.reward_model is not None:
             made[MODEL] = score_model(self.reward_model, items)
+        if items:
+            check_named(self.weights, made, self.where)
         return made
 
     def __call__(self, rows: Sequence[Row], *, whole: bool = True) -> list[float]:

@@ -6,12 +6,12 @@ Each may be a `core.placed.Placed`, which is the sum of numbers that fall inside
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import cast
 
 from truing import catalogue
 from truing.core.placed import Placed
-from truing.errors import InputError
+from truing.errors import InputError, unknown
 from truing.method import finite, one_a_row, resolve
 from truing.tables import Row
 
@@ -38,6 +38,14 @@ def check_reward(ref: Mapping[str, object], *, where: str = "") -> None:
 def weight_of(name: str, weights: Mapping[str, float]) -> float:
     """Weight of a term: its own, for `term/value` else that of the term, 1 where none is given."""
     return weights.get(name, weights.get(name.partition("/")[0], 1.0))
+
+
+def check_named(weights: Mapping[str, float], found: Collection[str], where: str) -> None:
+    """Raise an InputError for a weight of a value, `term/value`, that its term does not name."""
+    for name in weights:
+        if "/" in name and name not in found:
+            known = [n for n in found if n.partition("/")[0] == name.partition("/")[0]]
+            raise unknown("value of a reward", name, known, where=f"{where} setting 'weights'")
 
 
 def total_scores(ref: Mapping[str, object], rows: Sequence[Row], *, where: str = "") -> list[float]:

@@ -34,7 +34,7 @@ from truing.core.online_training import OnlineTraining
 from truing.core.opening import same_tokens
 from truing.core.players import Players, draws_of
 from truing.core.pools import check_pool, pool_of
-from truing.core.preflight import check_played, online_training
+from truing.core.preflight import check_partner, check_played, online_training
 from truing.core.rewards import Rewards, licences_at, telling
 from truing.core.rollout import Make, maker
 from truing.core.scoring import warn_of_head
@@ -216,8 +216,17 @@ def _joined(
     return given
 
 
-def _warn(spec: Online, told: Mapping[str, object], rollouts: int) -> None:
-    """Say where the policy may not learn at all."""
+def _warn(run: Run, rollouts: int) -> None:
+    """Say where the policy may not learn at all, and where a reference says nothing."""
+    spec, told = run.spec, run.told
+    if run.given.reference is not None and not (
+        spec.compares(told) or run.settings.watch or spec.opposed
+    ):
+        print(
+            f"{spec.name}: warning: the reference counts for nothing, since beta is 0; raise beta, "
+            "or set watch to record how far the model moves from it",
+            file=sys.stderr,
+        )
     if spec.values and cast(int, told.get("critic_rollouts", 0)) >= rollouts:
         print(
             f"{spec.name}: warning: all {rollouts} rollouts may go to the critic alone; raise "
@@ -315,6 +324,7 @@ def train_online(
     for table in (data, given.held_out):
         if table is not None and settings.rewards:
             check_gold(settings.rewards, table, spec.name)
+    check_partner(settings.environment, given.partner is not None, spec.name)
     make = _make(settings)
     readers = _readers(spec, given, model)
     start = begin(model, settings, spec.name, key=key, reference=given.reference, readers=readers)
@@ -328,7 +338,7 @@ def train_online(
             aside = source.read(given.held_out, f"{spec.name} {HELD}", 1)
     check_prompts(start, prompts, aside, run.beside, added)
     if distributed.leads():
-        _warn(spec, told, settings.rollouts(len(prompts.asked)))
+        _warn(run, settings.rollouts(len(prompts.asked)))
     warn_of_head(start.loaded, spec.name)
     home = distributed.agree(current().folder)
     task = _task(run, prompts.asked, by, home / f"rollouts-{key}", world)
