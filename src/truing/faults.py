@@ -63,7 +63,19 @@ def _refused(error: OSError, said: str, where: str, seen: str) -> TruingError:
     if error.errno in FULL:
         return Stopped("the disk is full", where=where, fix="Free some space")
     fix = "Give it a shorter name" if error.errno == errno.ENAMETOOLONG else ELSEWHERE
-    return InputError(f"{said}: {error.strerror}", where=where, seen=seen, fix=fix)
+    return InputError(f"{said}: {error.strerror}", where=where, seen=seen or None, fix=fix)
+
+
+@contextlib.contextmanager
+def placing() -> Generator[None]:
+    """Turn what says that a place of the user's choice cannot be written into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*PLACE, errno.ENOENT):
+            raise
+        said, where = "nothing can be written there", str(error.filename or "")
+        raise _refused(error, said, where, "") from None
 
 
 def make_folder(folder: Path, where: str) -> None:

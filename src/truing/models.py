@@ -30,6 +30,7 @@ from truing.core import files, jsonfile, private
 from truing.core.licences import strictest
 from truing.core.loaded import Loaded
 from truing.errors import InputError
+from truing.faults import placing
 from truing.tables import Message, content_hash
 
 if TYPE_CHECKING:
@@ -45,8 +46,7 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-# What makes up a base: weights, configuration, tokenizer and template. Anything else in a folder
-# (optimizer states, logs) belongs to whoever put it there.
+# What makes up a base; optimizer states, logs and the like belong to whoever put them there.
 BASE_FILES = (
     *TOKENIZER_FILES, "*.safetensors", "*.safetensors.index.json", "config.json", "builder.json",
     "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -281,6 +281,7 @@ class Model:
 
         return loaded.load_module(self, dtype, device, fresh=fresh)
 
+    @placing()
     def save(self, folder: str | Path) -> Path:
         """Write the whole model into a folder: base, changes and what they hold.
 
@@ -298,6 +299,7 @@ class Model:
 
         return opening.load(Path(folder))
 
+    @placing()
     def export(
         self, folder: str | Path, *, weights_only: bool = False, quarantined: bool = False
     ) -> Path:
@@ -321,8 +323,7 @@ class Model:
 
 
 def _check_version(data: Mapping[str, object], path: Path) -> None:
-    version = data.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if (version := data.get("schema_version")) != SCHEMA_VERSION:
         raise InputError(
             f"schema version {version!r} is not the one that this version reads ({SCHEMA_VERSION})",
             where=str(path),

@@ -16,6 +16,7 @@ from typing import cast
 
 from truing.catalogue import used
 from truing.errors import InputError, no_file, unknown, yaml_fix
+from truing.faults import placing
 from truing.references import referred, refuse_bare
 from truing.surrogates import mended
 from truing.tables import content_hash
@@ -169,7 +170,7 @@ class Principles:
         title: what the set is called.
         where: the file that errors name; "" takes the title.
     Raises:
-        InputError: none, or two of one id.
+        InputError: none, two of one id, or what is no principle.
     """
 
     def __init__(
@@ -182,11 +183,16 @@ class Principles:
     ) -> None:
         seen: dict[str, int] = {}
         for i, item in enumerate(items, 1):
+            if not isinstance(cast(object, item), Principle):
+                fix = 'Write Principle("an-id", "The rule."), or read a file by Principles.read'
+                at = f"{where or title} principle {i}".strip()
+                raise InputError("this is no principle", where=at, seen=item, fix=fix)
             if item.id in seen:
                 raise InputError(
                     f"principles {seen[item.id]} and {i} have the same id",
                     where=where or title,
                     seen=item.id,
+                    fix="Give one of them another id",
                 )
             seen[item.id] = i
         if not items:
@@ -218,6 +224,7 @@ class Principles:
         ranked = sorted(self.items, key=lambda p: -p.priority)
         return "\n".join(f"{i}. {p.text}" for i, p in enumerate(ranked, 1))
 
+    @placing()
     def save(self, folder: str | Path) -> Path:
         """Write `principles.json` into a folder, atomically.
 

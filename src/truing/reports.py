@@ -13,6 +13,7 @@ from pathlib import Path
 from truing import jsontext
 from truing.context import Json
 from truing.errors import InputError, unknown
+from truing.faults import placing
 from truing.surrogates import mended
 from truing.tables import Table, content_hash
 
@@ -116,6 +117,7 @@ class Report:
             "meta": self.meta,
         }
 
+    @placing()
     def save(self, folder: str | Path) -> Path:
         """Write `report.json`, and the samples, if any, as `samples/table.parquet`."""
         path = Path(folder) / "report.json"

@@ -12,6 +12,7 @@ import gzip
 import io
 import itertools
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv", ".csv.gz")
 
 def read(source: str | Path, kind: str = "", *, limit: int = 0) -> Table:
     """See `Table.read`."""
+    _check_asked(source, limit)
     path = Path(source)
     if path.is_dir() and (path / "table.parquet").is_file():
         path = path / "table.parquet"
@@ -45,6 +47,19 @@ def read(source: str | Path, kind: str = "", *, limit: int = 0) -> Table:
         fix = hub_fix(str(source)) or ("" if path.is_dir() else beside(path, SUFFIXES))
         raise InputError(what, where=str(source), fix=fix)
     return datasets.read(str(source), kind, limit=limit)
+
+
+def _check_asked(source: object, limit: object) -> None:
+    if not isinstance(source, (str, os.PathLike)):
+        raise InputError(
+            "a table is read from a path, or by a data set's name",
+            where="Table.read",
+            seen=source,
+            fix="Rows that are at hand become one by Table(kind, rows)",
+        )
+    if not isinstance(limit, int) or limit < 0:
+        fix = "Give how many rows to read; 0 is all"
+        raise InputError("limit must be at least 0", where="Table.read", seen=limit, fix=fix)
 
 
 def _from_file(path: Path, kind: str, limit: int) -> Table:

@@ -66,9 +66,21 @@ def content_hash(value: object, size: int = 16) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).hexdigest()
 
 
-def _entered(rows: Iterable[Mapping[str, object]]) -> list[Row]:
+def _entered(rows: Iterable[object], where: str = "table") -> list[Row]:
     """Rows as a table keeps them; None is what Parquet gives for a missing field, and is one."""
-    return [mended({k: v for k, v in r.items() if v is not None}) for r in rows]
+    entered = (_items(row, f"{where} row {i}") for i, row in enumerate(rows, 1))
+    return [mended({k: v for k, v in items if v is not None}) for items in entered]
+
+
+def _items(row: object, where: str) -> Iterable[tuple[str, object]]:
+    """Columns of a row; an InputError for what is no dict, or has names that are no texts."""
+    fix = 'Write {"column": value, ...}'
+    if not isinstance(row, Mapping):
+        raise InputError("a row must be a dict", where=where, seen=row, fix=fix)
+    for name in cast("Mapping[object, object]", row):
+        if not isinstance(name, str):
+            raise InputError("names of columns must be texts", where=where, seen=name, fix=fix)
+    return cast(Row, row).items()
 
 
 class Table:
@@ -99,7 +111,7 @@ class Table:
         numbers: Sequence[int] = (),
         allow_empty: bool = True,
     ) -> None:
-        items = _entered(rows)
+        items = _entered(rows, where)
         if not items and not allow_empty:
             raise InputError("no rows", where=where, fix="Give at least one row")
         if not kind:
@@ -137,6 +149,8 @@ class Table:
 
         Ids that begin anew in each table are told apart by its number: the second "7" is "7/2".
         """
+        if not tables:
+            raise InputError("no tables to join", where="table", fix="Give at least one")
         first = tables[0]
         for other in tables[1:]:
             if other.kind != first.kind:
@@ -282,11 +296,11 @@ class Table:
             change: from a copy of a row to the new row.
             kind: of the new rows; "" keeps this table's.
         Raises:
-            InputError: a new row is none of that kind.
+            InputError: a new row is none of that kind, or no dict.
         """
         rows: list[Row] = []
-        for row in self.rows:
-            given = change(dict(row)).items()
+        for i, row in enumerate(self.rows):
+            given = _items(change(dict(row)), self.place(i))
             new = {
                 mended(k): v if v is row.get(k) else mended(v) for k, v in given if v is not None
             }
@@ -341,7 +355,8 @@ class Table:
             path: a file of that name is replaced.
             new: refuse that.
         Raises:
-            InputError: another suffix, the rows hold what the file cannot, or there is a file.
+            InputError: another suffix, the rows hold what the file cannot, there is a file, or
+                there can be none.
         """
         path = Path(path)
         if path.suffix not in WRITTEN:
@@ -353,7 +368,6 @@ class Table:
 
     def save(self, folder: str | Path) -> Path:
         """Write `table.parquet` into a folder, which is made where there is none."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
         return self.write(Path(folder) / "table.parquet")
 
     @classmethod

@@ -1,6 +1,7 @@
 """Tables written to files: what a sort of file cannot hold is told, and nothing is guessed.
 
-Parquet holds all. JSON has no NaN and no infinity, which become null. Cells of a .csv file are
+Parquet holds all. JSON has no NaN and no infinity, which become null, and no dates, which become
+texts. Cells of a .csv file are
 texts, and what reads them takes each column for what it looks like (`csvcells`): the rows are read
 again as they were written, and a column that would come back otherwise is named.
 """
@@ -8,6 +9,7 @@ again as they were written, and a column that would come back otherwise is named
 from __future__ import annotations
 
 import csv
+import datetime
 import io
 import json
 import os
@@ -15,17 +17,22 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from truing import csvcells, jsontext
+from truing import csvcells, jsontext, tablefiles
 from truing.errors import InputError, shorten
+from truing.faults import placing
 from truing.kinds import Row
 from truing.tables import Table
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Lost = dict[str, str]  # by column: the first value that does not come back, in words
 SHOWN = 3  # columns that a warning names
 
 
+@placing()
 def write(table: Table, path: Path, *, new: bool) -> None:
     """See `Table.write`, which has looked at the ending."""
     lost: Lost = {}
@@ -79,24 +86,47 @@ def _lose(lost: Lost, table: Table, i: int, name: str, value: object, found: obj
     lost.setdefault(name, f"column {name!r} of {table.place(i)}, {was} is read as {becomes}")
 
 
-def _said(value: object, name: str, path: Path) -> tuple[str, object]:
-    """(JSON text, what it says): `value` itself, or with null for what is not finite.
+def _plain(value: object) -> object:
+    """`value` with numbers of numpy's as Python's, and dates and times as texts, at any depth."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in cast("dict[str, object]", value).items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in cast("list[object]", value)]
+    if getattr(value, "ndim", None) == 0:
+        value = cast("np.generic", value).item()
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    return value
+
+
+def _said(table: Table, i: int, name: str, path: Path) -> tuple[str, object]:
+    """(JSON text of a cell, what it says): null for what is not finite.
 
     Raises:
         InputError: it holds what JSON has no word for.
     """
+    value = table[i].get(name)
     try:
         try:
             return json.dumps(value, ensure_ascii=False, allow_nan=False), value
-        except ValueError:
-            found = jsontext.finite(value)
+        except (TypeError, ValueError):
+            found = jsontext.finite(_plain(value))
             return json.dumps(found, ensure_ascii=False), found
     except TypeError as error:
         raise InputError(
             f"column {name!r} holds what JSON cannot: {error}",
-            where=str(path),
-            fix="Write .parquet",
+            where=f"{path}: {table.place(i)}",
+            fix=_way_out(table, name),
         ) from None
+
+
+def _way_out(table: Table, name: str) -> str:
+    """What to do with a column that JSON cannot hold: Parquet may, or nothing does."""
+    try:
+        tablefiles.to_array([row.get(name) for row in table], name, table.source)
+    except InputError:
+        return "Make it texts, numbers, dates, or lists or dicts of these; of a set a list"
+    return "Write .parquet"
 
 
 def _json_lines(table: Table, path: Path, lost: Lost) -> list[str]:
@@ -105,11 +135,12 @@ def _json_lines(table: Table, path: Path, lost: Lost) -> list[str]:
         try:
             text = json.dumps(row, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError):
+            said: Row = {}
             for name, value in row.items():
-                found = _said(value, name, path)[1]
-                if found is not value:
-                    _lose(lost, table, i, name, value, found)
-            text = json.dumps(jsontext.finite(row), ensure_ascii=False)
+                said[name] = _said(table, i, name, path)[1]
+                if said[name] != value:
+                    _lose(lost, table, i, name, value, said[name])
+            text = json.dumps(said, ensure_ascii=False)
         lines.append(text + "\n")
     return lines
 
@@ -127,9 +158,12 @@ def _csv(table: Table, path: Path, lost: Lost) -> list[str]:
             if isinstance(value, str):
                 line[name] = value
             elif value is not None:
-                line[name], found = _said(value, name, path)
-                if found is not value:
-                    line[name] = line[name] if found is not None else ""
+                line[name], found = _said(table, i, name, path)
+                if isinstance(found, str):
+                    line[name] = found
+                elif found is None:
+                    line[name] = ""
+                if found != value:
                     _lose(lost, table, i, name, value, found)
         lines.append(line)
     _read_again(table, lines, lost)
@@ -156,6 +190,8 @@ def _read_again(table: Table, lines: list[dict[str, str]], lost: Lost) -> None:
 
 def _differ(value: object, found: object) -> bool:
     """Whether a value came back as another; lists come back as such, or as their text."""
+    if getattr(value, "ndim", None) == 0:
+        value = _plain(value)
     if isinstance(value, (Mapping, list, tuple)):
         return not isinstance(found, (dict, list))
     return value != found or isinstance(value, bool) != isinstance(found, bool)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import errno
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from truing import InputError, Plan, Table, cli, pipeline
@@ -180,6 +183,50 @@ def test_who_comes_second_replaces_nothing(
     with pytest.raises(InputError, match="there is such a file"):
         table.write("got.csv", new=True)
     assert not [p for p in place.iterdir() if "partial" in p.name]
+
+
+COUNTED: list[dict[str, object]] = [
+    {"n": np.int64(3), "x": np.float32(1.5), "on": np.bool_(True), "in": {"x": [np.float64(0.25)]}},
+    {"n": np.int64(4), "x": np.float32(0.1), "on": np.bool_(False), "in": {"x": []}},
+]
+DATED = [{"day": datetime.date(2026, 11, 30), "at": datetime.datetime(2026, 11, 30, 4, 5)}]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_numbers_of_numpy_are_numbers(
+    place: Path, capsys: pytest.CaptureFixture[str], ending: str
+) -> None:
+    again = Table.read(Table("record", COUNTED).write(f"counted{ending}"))
+    if ending != ".csv":  # which takes what is nested as its text, and warns
+        assert capsys.readouterr().err == "" and again.column("in") == [r["in"] for r in COUNTED]
+    else:
+        assert again.column("in") == ['{"x": [0.25]}', '{"x": []}']
+    for name in ("n", "x", "on"):
+        assert again.column(name) == [v[name].item() for v in COUNTED]  # type: ignore[attr-defined]
+    nothing = Table("record", [{"x": np.float32("nan"), "n": 1}])
+    found = Table.read(nothing.write(f"nan{ending}"))[0].get("x")
+    assert not found or (ending == ".parquet" and math.isnan(float(str(found))))
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv"])
+def test_dates_become_texts(place: Path, capsys: pytest.CaptureFixture[str], ending: str) -> None:
+    table = Table.read(Table("record", DATED).write("dated.parquet"))
+    assert table[0]["day"] == datetime.date(2026, 11, 30)
+    again = Table.read(table.write(f"dated{ending}"))
+    assert _told(again[0]) == {"day": "2026-11-30", "at": "2026-11-30T04:05:00"}
+    assert "is read as '2026-11-30'" in capsys.readouterr().err
+
+
+def test_what_no_file_can_hold_is_not_sent_to_another_file(place: Path) -> None:
+    table = Table("record", [{"some": {"in": {1, 2}}}])
+    for ending in (".jsonl", ".csv"):
+        with pytest.raises(
+            InputError, match=r"row 1: column .some. holds what JSON cannot"
+        ) as error:
+            table.write(f"sets{ending}")
+        assert "of a set a list" in error.value.fix and "parquet" not in error.value.fix
+    with pytest.raises(InputError, match="holds what no file can"):
+        table.write("sets.parquet")
 
 
 def _csv(tmp: Path, text: str) -> list[dict[str, object]]:
