@@ -21,6 +21,7 @@ from truing.catalogue import VERBS
 from truing.catalogue import methods as method_entries
 from truing.context import one_of_several
 from truing.errors import InputError, Stopped, TruingError, unknown
+from truing.words import check_first, json_last
 
 
 class Found(InputError):
@@ -308,6 +309,7 @@ def _commands(parser: Parser) -> list[str]:
 
 def _command(argv: list[str]) -> object:
     """Run what was asked; its result."""
+    argv = json_last(argv)
     if argv and argv[0] in VERBS:
         from truing import command
 
@@ -321,6 +323,8 @@ def _command(argv: list[str]) -> object:
                 fix="Write: truing " + named[0].replace("/", " ").replace("_", "-"),
             )
         raise unknown("command", argv[0], [*_commands(parser), *VERBS])
+    if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version"):
+        check_first(argv, [*_commands(parser), *VERBS])
     args, extra = parser.parse_known_args(argv)
     if extra:
         child = cast(Parser, getattr(args, "parser", parser))

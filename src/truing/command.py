@@ -17,6 +17,7 @@ from truing.faults import told
 from truing.method import Input, Method, Setting, methods, type_name
 from truing.naming import check_reference, holding, is_reference, nouns_in, referred_model
 from truing.signature import flow
+from truing.words import json_last
 
 if TYPE_CHECKING:
     from truing.store import Noun
@@ -188,6 +189,7 @@ def run_verb(verb: str, rest: Sequence[str]) -> object:
 
     The server of `serve` may go without its name: `truing serve MODEL --port 8001`.
     """
+    rest = json_last(rest)
     entries: dict[str, Entry] = {e.name: e for e in method_entries().values() if e.verb == verb}
     words = [w for w in rest if w != "--json"]
     if not words or words[0] in ("-h", "--help"):
@@ -208,6 +210,14 @@ def run_verb(verb: str, rest: Sequence[str]) -> object:
     if verb == "serve":
         named = list(rest) if rest[0].startswith("-") else ["--model", *rest]
         return run_method(find(SERVER), named)
+    if rest[0].startswith("-"):
+        named = next((w for w in rest[1:] if w.replace("-", "_") in entries), "METHOD")
+        raise InputError(
+            "options come after the method",
+            where=f"truing {verb}",
+            seen=rest[0],
+            fix=f"Write: truing {verb} {named} ... {rest[0]}",
+        )
     raise unknown("method", rest[0], entries, where=f"truing {verb}")
 
 

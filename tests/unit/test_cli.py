@@ -143,6 +143,15 @@ def test_the_speed_probe() -> None:
         (["list", "--jsn"], "Did you mean '--json'?"),
         (["show"], "required: name"),
         (["run", "no/such.yaml"], "no/such.yaml"),
+        (["--json", "train", "dop"], "unknown method 'dop'. Did you mean 'dpo'?"),
+        (["--json", "lst"], "unknown command 'lst'"),
+        (["train", "--json", "dop"], "unknown method 'dop'. Did you mean 'dpo'?"),
+        (
+            ["--seed", "3", "train", "dpo"],
+            "after the command (seen: '--seed'). Write: truing train",
+        ),
+        (["train", "--seed", "3", "dpo"], "options come after the method (seen: '--seed'). Write"),
+        (["train", "--beta=3", "robust-dpo"], "Write: truing train robust-dpo ... --beta=3"),
         (["train", "dpo", "--betta", "0.1"], "Did you mean 'beta'?"),
         (["train", "dpo", "--beta", "much"], "It is of type float"),
         (["train", "dpo", "--beta"], "expected one argument"),
@@ -156,11 +165,17 @@ def test_the_speed_probe() -> None:
 )
 def test_mistakes(run: Run, words: list[str], told: str) -> None:
     code, out, err = run(*words)
-    assert code == 2 and not out, err
+    assert code == 2 and bool(out) == ("--json" in words), err
     assert told in err and err.startswith("truing: ") and err.count("\n") == 1
     code, out, _ = run(*words, "--json")
     assert code == 2 and json.loads(out) == {"error": json.loads(out)["error"], "exit_code": 2}
     assert told in json.loads(out)["error"]
+
+
+def test_json_may_stand_first(run: Run) -> None:
+    listed = run("list", "--verb", "merge", "--json")
+    assert run("--json", "list", "--verb", "merge") == listed
+    assert run("merge", "--json") == run("--json", "merge") == listed
 
 
 def test_data_and_settings_are_checked_before_a_model_is_fetched(
