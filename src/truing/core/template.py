@@ -314,7 +314,7 @@ def no_template(tokenizer: PreTrainedTokenizerBase) -> InputError:
     return InputError(
         "the tokenizer has no chat template, so it cannot write messages as text",
         where=str(getattr(tokenizer, "name_or_path", "")),
-        fix="Give prompts as plain text, or a model with chat_template.jinja",
+        fix="Give prompts and answers as plain text, or a model with chat_template.jinja",
     )
 
 
