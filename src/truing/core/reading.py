@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from truing.context import Json
+from truing.core import distributed
 from truing.core.chat import Prompt
 from truing.core.loaded import Loaded
 from truing.core.measure import blank, columns_of
@@ -15,7 +17,7 @@ from truing.core.row_kinds import as_kind, summed, takes_texts
 from truing.core.start import room
 from truing.core.training import Hook
 from truing.core.training_rows import Reader, Unit
-from truing.errors import InputError
+from truing.errors import InputError, nearest
 from truing.tables import Table, prompt_of
 
 if TYPE_CHECKING:
@@ -73,6 +75,24 @@ def check_columns(
             raise
 
 
+def optional_columns(spec: Objective, rows: Table) -> dict[str, Json]:
+    """How many rows have each column that a row may go without; another of its like is warned of.
+
+    A column that is called otherwise would be missed in silence: its default stands in.
+    """
+    found: dict[str, Json] = {}
+    for name in (n for n, default in spec.columns.items() if default is not None):
+        values = (row.get(name) for row in rows)
+        found[f"with_{name}"] = count = sum(v is not None and v == v for v in values)
+        known = [c for c in rows.columns if c not in (*spec.columns, "id", "lineage")]
+        turned = (c for c in known if sorted(c.split("_")) == sorted(name.split("_")))
+        close = next(turned, nearest(name, known)) if not count else None
+        if close is not None and distributed.leads():
+            text = f"no row has the column {name!r}, which a row may go without; rename {close!r}"
+            print(f"{spec.name}: warning: {text} if that is meant", file=sys.stderr)
+    return found
+
+
 def read_units(
     spec: Objective,
     loaded: Loaded,
@@ -95,9 +115,10 @@ def read_units(
         rows = hook.rows(reader.usable(rows), reader)
     units = reader.read(rows)
     check_columns(spec, own or {}, units, rows)
+    given = optional_columns(spec, rows)
     if hook is not None:
         asks = any(n in rows.columns for n in ("prompt", "messages"))
         prompts = {str(r["id"]): cast(Prompt, prompt_of(r)) for r in rows if asks}
         units = hook.units(loaded, units, prompts, limit)
     counts = {n: c for n, c in sorted(reader.counts.items()) if c}
-    return units, summed({"rows": len(units), **counts}, notes)
+    return units, summed({"rows": len(units), **counts, **given}, notes)
