@@ -92,9 +92,13 @@ SUM = [{"role": "user", "content": "1+2?"}]
 TWO = [{"role": "user", "content": "Two."}]
 
 
+TOOLS = {"add": {"a": {"type": "integer"}, "b": {"type": ["number", "null"]},
+                 "to": {"type": "string"}}}  # fmt: skip
+
+
 def _read(text: str, form: Form = Form(), sizes: Iterator[int] | None = None, **more: Any) -> Any:
     """Words and calls of an answer that comes in pieces."""
-    reading, parts, at = Reading(form, ["add"], **more), [], 0
+    reading, parts, at = Reading(form, TOOLS, **more), [], 0
     for size in sizes or itertools.repeat(10_000):
         if at >= len(text):
             break
@@ -108,6 +112,22 @@ def _read(text: str, form: Form = Form(), sizes: Iterator[int] | None = None, **
 
 ONE, MORE = ("add", {"a": 1, "b": 2}), ("add", {"b": 4.0})
 BAD = '<tool_call>\n{"name": "add", \n</tool_call>'
+MARKED = """\
+<tool_call>
+<function=add>
+<parameter=a>
+1
+</parameter>
+<parameter=b>
+None
+</parameter>
+<parameter=to>
+1 </tool_call>
+
+</parameter>
+<parameter=x>2</parameter>
+</function>
+</tool_call>"""
 INSIDE = '<tool_call>{"name": "say", "arguments": {"x": "</tool_call> <tool_call>"}}</tool_call>'
 
 
@@ -128,6 +148,12 @@ INSIDE = '<tool_call>{"name": "say", "arguments": {"x": "</tool_call> <tool_call
         (f"<think>{WRITTEN}", f"<think>{WRITTEN}", []),
         ('<tool_call>{"name": "f"}</tool_call>', "", [("f", {})]),
         ('<tool_call>{"name": "f", "arguments": "{}"}</tool_call>', "", [("f", {})]),
+        (
+            f"{MARKED}\n<tool_call><function=f></function></tool_call>",
+            "",
+            [("add", {"a": 1, "b": None, "to": "1 </tool_call>\n", "x": "2"}), ("f", {})],
+        ),
+        (MARKED[:60], MARKED[:60], []),
         ("  a < b, <tool_ca\n ", "  a < b, <tool_ca\n ", []),
         ("", "", []),
         (" \n", " \n", []),
@@ -144,7 +170,7 @@ def test_calls_are_told_apart_from_words_however_they_come(
 
 
 def test_words_are_told_at_once_and_calls_when_they_end() -> None:
-    reading = Reading(Form(), ["add"])
+    reading = Reading(Form(), TOOLS)
     assert reading.feed("Let me add. <") == ["Let me add."]
     assert reading.feed("b> and\n\n<tool_c") == [" <b> and"]
     assert reading.feed(WRITTEN.removeprefix("<tool_c")) == reading.calls != []
@@ -156,10 +182,22 @@ def test_words_are_told_at_once_and_calls_when_they_end() -> None:
     "text",
     ["[]", "{}", "3", '{"name": ""}', '{"name": "f", "arguments": [1]}', "[" * 100_000,
      '{"name": "f", "arguments": {"x": NaN}}', '{"name": "f", "arguments": "x"}',
-     '[{"name": "f"}, 1]', '{"name": "f"} {"name": "f"}'],
+     '[{"name": "f"}, 1]', '{"name": "f"} x', "<function=f>x</function>", "<function=f>"],
 )  # fmt: skip
 def test_what_is_no_call(text: str) -> None:
     assert calls_in(text) is None
+
+
+def test_arguments_are_what_json_can_say() -> None:
+    text = '{"name": "f\\ud800", "arguments": {"x": "\\ud83d", "y": 1e999, "z": "\\u00e9"}}'
+    (call,) = calls_in(text) or []
+    assert (call.name, call.arguments) == ("f\ufffd", '{"x": "\ufffd", "y": null, "z": "\u00e9"}')
+    assert calls_in('{"name": "f", "arguments": "' + "[" * 100_000 + '"}') is None
+    either = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
+    for schema, value in ((either, 7), ({"type": 3}, 7), ({"anyOf": [{"type": "string"}]}, "7")):
+        written = "<function=f><parameter=x>7</parameter></function>"
+        (call,) = calls_in(written, {"f": {"x": schema}}) or []
+        assert json.loads(call.arguments) == {"x": value}
 
 
 def test_one_call_alone() -> None:
@@ -176,6 +214,7 @@ def test_one_call_alone() -> None:
         ('[{"name": "add", "arguments": {"b": 4.0}, "id": "x"}, {"name": "add"}]', "",
          [MORE, ("add", {})]),
         ('{"name": "Ada", "age": 36}', '{"name": "Ada", "age": 36}', []),  # no tool of the request
+        ('{"name": "add"}; {"name": "add"}', "", [("add", {}), ("add", {})]),
         ("{x}", "{x}", []),
         ('See {"name": "add"}', 'See {"name": "add"}', []),
         (' <think>{}</think>\n{"name": "add"}', " <think>{}</think>", [("add", {})]),
@@ -209,6 +248,9 @@ def test_the_template_says_how_calls_look() -> None:
 {{- '<|im_start|>' + message.role + '\\n<think>\\n\\n</think>\\n' }}""",
     )
     assert _form(thoughts) == hermes
+    marked = QWEN.replace('{"name": "', "<function=").replace('", "arguments": ', ">\\n")
+    marked = marked.replace("tool_call.arguments | tojson", "tool_call.arguments | items | list")
+    assert _form(marked.replace("'}\\n</tool_call>", "'</function>\\n</tool_call>")) == hermes
     assert not _form(TEMPLATE).earlier
     assert _form(BARE_TOOLS) == Form()  # it writes tools, not calls
     assert not _form(QWEN.replace("<tool_response>\\n' + message.content", "'")).earlier

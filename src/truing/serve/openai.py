@@ -13,10 +13,10 @@ is told to end.
 Where the model's chat template writes tools, those of a request are told to the model (tool_choice
 "auto", or "none" for none of them), and what it calls comes back as `tool_calls`, in streams too,
 with finish_reason "tool_calls"; what it says beside stays content. Calls of earlier turns and
-messages of the role "tool" are written by the template. Calls are read that templates write as
-JSON: those of Qwen and Hermes between <tool_call> and </tool_call>, those of Llama 3.1 and Mistral
-where they are the whole answer. In any other form, cut short or misspelt, they stay text. The field
-`written` beside them is the answer as the model wrote it, which truing's own client keeps.
+messages of the role "tool" are written by the template. Calls are read as Qwen's and Hermes'
+templates write them (between <tool_call> and </tool_call>), and as those of Llama 3.1 and Mistral
+do, where they are the whole answer. In any other form, cut short or misspelt, they stay text. The
+field `written` beside them is the answer as the model wrote it, which truing's own client keeps.
 
 Requests with the same settings are answered in one batch. Prefix, rewriter, edits and decoder of
 the model act on chats; edits act on plain text, and a model with one of the others refuses it,

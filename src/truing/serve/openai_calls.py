@@ -4,13 +4,18 @@ How calls look is read off the chat template, which is given one to write: a JSO
 and arguments (Llama calls them parameters), or a list of such, between what the template puts
 around it:
 
-    Qwen, Hermes, SmolLM   <tool_call>\\n{"name": "add", "arguments": {"a": 1}}\\n</tool_call>
+    Qwen2.5, Hermes        <tool_call>\\n{"name": "add", "arguments": {"a": 1}}\\n</tool_call>
     Llama 3.1              {"name": "add", "parameters": {"a": 1}}
     Mistral                [{"name": "add", "arguments": {"a": 1}}]
 
 The last two stand behind nothing, or behind a special token, which is none of the words: there a
 whole answer is calls of tools that the request offers, or it is words. A template that writes no
-such JSON counts as the first, and what cannot be read as a call stays text.
+such JSON counts as the first, in whose place Qwen3-Coder and Qwen3.5 have
+
+    <function=add>\\n<parameter=a>\\n1\\n</parameter>\\n</function>
+
+with texts as they are and all else as JSON; the tool's schema says which. What cannot be read as a
+call stays text.
 """
 
 from __future__ import annotations
@@ -23,14 +28,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from truing import jsontext
 from truing.core.template import Message, chat_text, turn_of
 from truing.errors import InputError
 from truing.kinds import with_tools
+from truing.surrogates import mended
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Tools = Mapping[str, Mapping[str, object]]  # name of a function: schemas of its parameters
+_NONE: Tools = {}
 _NAME, _RESULT = "zqcallzqz", "zqresultzqz"  # stand for a call and its result in a template
+_FUNCTION = re.compile(r"\s*<function=([^>\s]+)>(.*)</function>\s*", re.S)
+_PARAMETER = re.compile(r"\s*<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.S)
+_PYTHON = {"True": "true", "False": "false", "None": "null"}  # as some templates write them
 _ESCAPED = re.compile(r"\\.", re.S)
 _LETTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -112,57 +124,96 @@ def _closing(tag: str) -> str:
 
 def _around(answer: str) -> tuple[str, str] | None:
     """What stands before and behind a call written as JSON; None where there is none."""
-    reader = json.JSONDecoder()
     for start, letter in enumerate(answer):
         if letter not in "[{":
             continue
         try:
-            value, end = cast("tuple[object, int]", reader.raw_decode(answer, start))
+            value, end = cast("tuple[object, int]", _READER.raw_decode(answer, start))
         except ValueError:
             continue
-        if [c.name for c in _calls(value) or ()] == [_NAME]:
+        items = cast("list[object]", value) if isinstance(value, list) else [value]
+        if [c.name for c in _calls(items) or ()] == [_NAME]:
             return answer[:start], answer[end:]
     return None
 
 
-def calls_in(text: str) -> list[Call] | None:
-    """The calls that a text is; None for one that is no JSON, or of anything else."""
+def calls_in(text: str, tools: Tools = _NONE) -> list[Call] | None:
+    """The calls that a text is, one after the other; None for one that is of anything else."""
     try:
-        return _calls(json.loads(text, parse_constant=_refuse))
+        if found := _FUNCTION.fullmatch(text):
+            return _marked(found[1], found[2], tools.get(found[1], {}))
+        values: list[object] = []
+        while text := text.lstrip(" \t\r\n,;"):
+            value, end = cast("tuple[object, int]", _READER.raw_decode(text))
+            values += cast("list[object]", value) if isinstance(value, list) else [value]
+            text = text[end:]
+        return _calls(values)
     except (ValueError, RecursionError):
         return None
+
+
+def _marked(name: str, body: str, types: Mapping[str, object]) -> list[Call] | None:
+    """A call whose arguments stand between marks."""
+    arguments: dict[str, object] = {}
+    at = 0
+    while found := _PARAMETER.match(body, at):
+        arguments[found[1]] = _typed(found[2], types.get(found[1]))
+        at = found.end()
+    return None if body[at:].strip() else [_made(name, arguments)]
+
+
+def _typed(written: str, schema: object) -> object:
+    """An argument's value: a text where its schema has texts, or says nothing."""
+    facts = _facts(schema)
+    several = facts.get("anyOf")
+    among = cast("list[object]", several) if isinstance(several, list) else []
+    kinds = [str(f["type"]) for f in (facts, *map(_facts, among)) if "type" in f]
+    if not kinds or any("string" in kind for kind in kinds):
+        return written
+    try:
+        return _READER.decode(_PYTHON.get(written, written))
+    except ValueError:
+        return written
+
+
+def _facts(value: object) -> Mapping[str, object]:
+    return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
 
 
 def _refuse(name: str) -> object:
     raise ValueError(name)  # JSON has no NaN, and neither may arguments that are sent on
 
 
-def _calls(value: object) -> list[Call] | None:
-    items = cast("list[object]", value) if isinstance(value, list) else [value]
+_READER = json.JSONDecoder(parse_constant=_refuse)
+
+
+def _calls(items: Sequence[object]) -> list[Call] | None:
     made = [_call(item) for item in items]
     return [c for c in made if c is not None] if made and None not in made else None
 
 
 def _call(item: object) -> Call | None:
-    facts = cast("Mapping[str, object]", item) if isinstance(item, Mapping) else {}
-    inner = facts.get("function", facts)
-    function = cast("Mapping[str, object]", inner) if isinstance(inner, Mapping) else {}
+    facts = _facts(item)
+    function = _facts(facts.get("function", facts))
     name, arguments = function.get("name"), function.get("arguments", function.get("parameters"))
     if isinstance(arguments, str):
-        try:
-            arguments = cast("object", json.loads(arguments, parse_constant=_refuse))
-        except ValueError:
-            return None
+        arguments = cast("object", _READER.decode(arguments))
     arguments = {} if arguments is None else arguments
     if not isinstance(name, str) or not name or not isinstance(arguments, Mapping):
         return None
+    return _made(name, cast("Mapping[str, object]", arguments))
+
+
+def _made(name: str, arguments: Mapping[str, object]) -> Call:
     # Nine letters and digits: templates of Mistral's take no other ids back.
     made = "".join(secrets.choice(_LETTERS) for _ in range(9))
-    return Call(made, name, json.dumps(arguments, ensure_ascii=False))
+    return Call(made, mended(name), jsontext.dumps(arguments))
 
 
 def _in_text(written: str) -> bool:
-    """Whether JSON that goes on is inside a text, where marks of calls are none."""
+    """Whether a call that goes on is inside a text, where marks of calls are none."""
+    if written.lstrip().startswith("<function="):
+        return "</function>" not in written
     return _ESCAPED.sub("", written).count('"') % 2 == 1
 
 
@@ -174,13 +225,12 @@ class Reading:
 
     Args:
         form: of the calls.
-        names: of the functions that the request offers.
+        tools: the functions that the request offers.
         one: further calls, and what stands behind the first, are left out.
     """
 
-    def __init__(self, form: Form, names: Sequence[str], *, one: bool = False) -> None:
-        self.form, self.names, self.one = form, names, one
-        self.text = ""  # all that came
+    def __init__(self, form: Form, tools: Tools, *, one: bool = False) -> None:
+        self.form, self.tools, self.one = form, tools, one
         self.calls: list[Call] = []
         self._held = ""
         self._close = ""  # what ends the thought that is being written
@@ -189,7 +239,6 @@ class Reading:
 
     def feed(self, text: str) -> list[str | Call]:
         """What more is known with `text` that follows."""
-        self.text += text
         self._held += text
         return self._known(last=False)
 
@@ -263,7 +312,7 @@ class Reading:
         end = held.find(mark, max(start, self._tried))
         while end >= 0:
             written = held[start:end]
-            if calls := calls_in(written):
+            if calls := calls_in(written, self.tools):
                 self._take(end + len(form.closes))
                 return self._new(calls)
             if not _in_text(written):  # no call; one may begin inside it
@@ -272,7 +321,7 @@ class Reading:
             end = held.find(mark, self._tried)
         if not last:
             return []
-        if calls := calls_in(held[start:]):  # the answer ended without the mark
+        if calls := calls_in(held[start:], self.tools):  # the answer ended without the mark
             self._take(len(held))
             return self._new(calls)
         return [self._words(self._take(self._next(start, len(held))))]
@@ -289,8 +338,8 @@ class Reading:
             return [self._words(self._take(len(self._held)))]
         if not last:
             return []
-        calls, held = calls_in(self._held), self._take(len(self._held))
-        offered = calls is not None and all(c.name in self.names for c in calls)
+        calls, held = calls_in(self._held, self.tools), self._take(len(self._held))
+        offered = calls is not None and all(c.name in self.tools for c in calls)
         return self._new(calls or []) if offered else [self._words(held)]
 
     def _new(self, calls: list[Call]) -> list[str | Call]:

@@ -7,7 +7,7 @@ answer, such as `user`, are.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, cast
 
@@ -139,7 +139,8 @@ class Ask:
         chat: True for messages, False for plain text to go on with.
         prompts: messages (one), texts, or lists of token ids.
         sampling: without the seed.
-        tools: names of the functions that the answer may call, several at once where `parallel`.
+        tools: functions that the answer may call, several at once where `parallel`, each with the
+            schemas of its parameters.
         recalls: whether earlier turns called any.
         seed: None when the request has none.
         limited: False when the request leaves the length to the server.
@@ -152,7 +153,7 @@ class Ask:
     prompts: list[Prompt | list[int]]
     sampling: SamplingSettings
     seed: int | None = None
-    tools: tuple[str, ...] = ()
+    tools: Mapping[str, Json] = field(default_factory=dict[str, Json])
     parallel: bool = True
     recalls: bool = False
     limited: bool = True
@@ -270,10 +271,21 @@ def _messages(given: Sequence[_Message]) -> list[Message]:
     return made
 
 
-def _names(tools: Sequence[Json]) -> tuple[str, ...]:
-    """Names of the functions in their schemas, which some give without the frame around them."""
-    inner = [t.get("function", t) for t in tools]
-    return tuple(str(cast("Json", f).get("name")) for f in inner if isinstance(f, dict))
+def _offered(tools: Sequence[Json]) -> dict[str, Json]:
+    """Functions by name, each with the schemas of its parameters.
+
+    Some clients give the schemas of functions without the frame around them.
+    """
+    made: dict[str, Json] = {}
+    for tool in tools:
+        function = _object(tool.get("function", tool))
+        parameters = _object(function.get("parameters"))
+        made[str(function.get("name"))] = _object(parameters.get("properties"))
+    return made
+
+
+def _object(value: object) -> Json:
+    return cast("Json", value) if isinstance(value, dict) else {}
 
 
 def _invalid(error: ValidationError, model: type[BaseModel]) -> Refused:
@@ -315,7 +327,7 @@ def _chat_ask(made: _Chat, default: int) -> Ask:
         [with_tools(messages, made.tools)],
         _sampling(made, wanted or max(default, made.min_tokens)),
         made.seed,
-        _names(made.tools),
+        _offered(made.tools),
         made.parallel_tool_calls,
         any("tool_calls" in m for m in messages),
         limited=wanted is not None,
