@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from truing.core.loaded import load_tokenizer
-from truing.core.scoring import HEAD, SORT, sort_of
+from truing.core.scoring import HEAD, SORT, has_head, sort_of
 from truing.models import Model
 
 NOISE = 1e-3  # of the head's norm, which is about the spread of its scores
@@ -48,7 +48,8 @@ def why_not(model: Model) -> str:
         return "it scores the steps of answers, and that class an answer's last token"
     if abs(_constant(extra)) > NOISE * float(extra[f"{HEAD}.weight"].float().norm()):
         return "its scores have a constant, which that class has not"
-    named = not model.builder and "generate" in model.can and class_of(model.folder)
+    fits = not model.builder and ("generate" in model.can or has_head(model))
+    named = fits and class_of(model.folder)
     return "" if named else "transformers has no class that scores so for this architecture"
 
 

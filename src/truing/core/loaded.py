@@ -103,12 +103,10 @@ def config_of(folder: Path) -> PreTrainedConfig:
         told = f"the configuration cannot be read: {_said(error)}"
         raise InputError(told, where=where, fix=fix) from None
     if getattr(config, "is_encoder_decoder", False):
-        raise InputError(
-            "an encoder-decoder model, which reads its prompt by other layers than it answers by",
-            where=where,
-            seen=config.architectures or config.model_type,
-            fix="Give a causal language model, whose class ends in ForCausalLM",
-        )
+        told = "an encoder-decoder model, which reads its prompt by other layers than it answers by"
+        fix = "Give a causal language model, whose class ends in ForCausalLM"
+        seen = config.architectures or config.model_type
+        raise InputError(told, where=where, seen=seen, fix=fix)
     return config
 
 
@@ -164,6 +162,7 @@ def _build(
     """A module and its extra tensors; without its adapters where they are to stand `beside` it."""
     import torch
 
+    from truing.core.headed import take_apart
     from truing.core.weights import Folded, open_weights
 
     number = cast(torch.dtype, getattr(torch, dtype))
@@ -180,7 +179,9 @@ def _build(
     config, generation = config_of(model.folder), _generation(model.folder)
     if folded.untied:
         config.tie_word_embeddings = False
-    module = _stock(model, config, dict(folded), number)
+    state = dict(folded)
+    take_apart(model, config, state, folded.extra)
+    module = _stock(model, config, state, number)
     if generation is not None and hasattr(module, "generation_config"):
         cast("PreTrainedModel", module).generation_config = generation
     if folded.extra:
@@ -222,8 +223,7 @@ def by_file_names(
 
 
 def _complete(missing: object, unexpected: object, model: Model) -> None:
-    lost = sorted(cast("list[str]", missing))
-    odd = sorted(cast("list[str]", unexpected))
+    lost, odd = (sorted(cast("list[str]", names)) for names in (missing, unexpected))
     if lost or odd:
         raise InputError(
             "weights are missing" if lost else "weights do not belong to the architecture",

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from truing.core.attention import KNOWN, Layout, tree_attention
 from truing.core.fused import fused
+from truing.core.headed import check_words
 from truing.core.products import logits, times, times_t, times_t_plus
 from truing.core.tree import Packed, group_tree, pack
 from truing.errors import InputError, unknown
@@ -255,6 +256,7 @@ def measure(
     for name in needs:
         if name not in STATISTICS:
             raise unknown("measurement", name, STATISTICS)
+    check_words(module)
     with torch.set_grad_enabled(grad):
         rows_MD = states(module, packed)[packed.source_M]
         rows_MD = rows_MD if change is None else change(rows_MD)

@@ -31,6 +31,7 @@ from truing.core import distributed
 from truing.core.chat import Prompt, completion_ids, prompt_ids, step_ids
 from truing.core.files import new_folder
 from truing.core.generate import rewritten
+from truing.core.headed import holds_score
 from truing.core.logprob import context_of, measure, states
 from truing.core.tree import Node, Packed, group_tree, pack
 from truing.errors import InputError
@@ -98,8 +99,10 @@ class ScoreHead(nn.Module):
 
 
 def has_head(model: Model) -> bool:
-    """True for a model that training gave a score head."""
-    return not model.is_served and f"{HEAD}.weight" in model.folded().extra
+    """True for a model with a score head, from training here or as transformers has them."""
+    if model.is_served:
+        return False
+    return f"{HEAD}.weight" in model.folded().extra or holds_score(model)
 
 
 def gives_values(model: Model) -> bool:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from truing.core.headed import check_words
+
 if TYPE_CHECKING:
     from truing.core.past import Kept
 
@@ -56,6 +58,7 @@ def states_for(
     """
     from truing.core import shared
 
+    check_words(module)
     if shared.fits(module, max(map(len, prompts)) + room):
         return shared.Shared(module, prompts, rows, room, known)
     return Padded(module, prompts, rows)

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from truing.context import current
+from truing.core.headed import check_words
 from truing.core.logprob import states
 from truing.core.opening import same_tokens
 from truing.core.products import logits
@@ -53,7 +54,8 @@ Extra = Tensor | Callable[[slice], Tensor]
 
 
 def head_of(module: nn.Module) -> nn.Linear:
-    """The output layer of a causal language model."""
+    """The output layer of a causal language model; an InputError for one without words."""
+    check_words(module)
     return cast("Callable[[], nn.Linear]", module.get_output_embeddings)()
 
 

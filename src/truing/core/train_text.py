@@ -19,6 +19,7 @@ from truing.core import distributed, lora
 from truing.core.engine import Order, train
 from truing.core.files import new_folder
 from truing.core.frozen_trunk import FrozenTrunk, attach
+from truing.core.headed import SCORE, holds_score
 from truing.core.held_out import INPUT, Watch, watching
 from truing.core.held_out_rows import held_rows, told_apart
 from truing.core.loaded import Loaded, by_file_names
@@ -153,6 +154,7 @@ def trained_model(
         made = model.adding(Adapter(folder), licence=licence)
     else:
         names, state = set(model.folded()), module.state_dict()
+        names -= {SCORE} if holds_score(model) else set()
         if not names <= set(state):
             state = by_file_names(module, distributed.full(state))
         held = {n: t for n, t in state.items() if n in names}

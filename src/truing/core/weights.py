@@ -84,12 +84,8 @@ def weight_files(folder: Path) -> list[Path]:
             raise InputError(f"not a readable index: {error}", where=str(index)) from None
         missing = [n for n in names if not (folder / n).is_file()]
         if missing:
-            raise InputError(
-                "weight files are missing",
-                where=str(folder),
-                seen=missing,
-                fix="Fetch or save the model again",
-            )
+            fix = "Fetch or save the model again"
+            raise InputError("weight files are missing", where=str(folder), seen=missing, fix=fix)
         return [folder / n for n in names]
     return sorted(p for p in folder.glob("*.safetensors") if not is_copy(p))
 
@@ -164,6 +160,8 @@ class Folded(Mapping[str, Tensor]):
                 continue
             for name in sorted(patch.names()):
                 self._lay(name, patch, change.path)
+        if "reward_head.weight" in self.extra:  # which is newer than that of transformers' form
+            self._names.pop("score.weight", None)
 
     def _lay(self, name: str, patch: AdapterPatch | WeightsPatch, path: Path) -> None:
         """Let a change act on the tensor of that name, or bring it."""
@@ -189,11 +187,11 @@ class Folded(Mapping[str, Tensor]):
         """Name of the output head; a tied one gets a place of its own, None where there is none."""
         own = same_name(OUTPUT, self._names)
         source = next((n for n in self.base if n.endswith(INPUT)), None)
-        if own is None and source is not None:
-            self._tied[OUTPUT] = (source, [*self._patches.get(source, ())])
-            self._names[OUTPUT] = None
-            return OUTPUT
-        return own
+        if own is not None or source is None:
+            return own
+        self._tied[OUTPUT] = (source, [*self._patches.get(source, ())])
+        self._names[OUTPUT] = None
+        return OUTPUT
 
     def _blend(self, weight_H: Tensor) -> None:
         """Make one output head of those that earlier changes brought."""

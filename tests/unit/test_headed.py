@@ -1,0 +1,156 @@
+"""Reward models in transformers' form: scored in trees, trained on, a critic, written back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+)
+
+from truing.context import Context, use
+from truing.core.chat import completion_ids, prompt_ids
+from truing.core.loaded import quiet
+from truing.core.rewards import score_model
+from truing.core.scoring import HEAD, ScoreHead, has_head
+from truing.core.tiny import tiny_config, tiny_tokenizer
+from truing.errors import InputError
+from truing.method import methods
+from truing.models import Model
+from truing.sources import need_abilities
+from truing.tables import Row, Table
+
+PAIRS: list[Row] = [
+    {"prompt": "say a", "chosen": "well, a", "rejected": "no"},
+    {"prompt": "say b", "chosen": "b", "rejected": "what?"},
+]
+ROWS: list[Row] = [
+    {"prompt": r["prompt"], "completion": r[side]} for r in PAIRS for side in ("chosen", "rejected")
+]
+SHORT: dict[str, object] = {"steps": 1, "batch": 2, "lr": 1e-3}
+
+
+def module_of(kind: str) -> PreTrainedModel:
+    torch.manual_seed(3)
+    if kind == "gpt2":
+        config = GPT2Config(
+            vocab_size=259, n_positions=128, n_embd=32, n_layer=2, n_head=2, num_labels=1,
+            pad_token_id=2, eos_token_id=2, bos_token_id=1, initializer_range=0.1,
+        )  # fmt: skip
+        return GPT2ForSequenceClassification(config)
+    own = tiny_config()
+    own.num_labels, own.num_hidden_layers, own.initializer_range = 1, 2, 0.1
+    own.tie_word_embeddings = kind == "tied"
+    return LlamaForSequenceClassification(own)
+
+
+@pytest.fixture(scope="module", params=["tied", "untied", "gpt2"])
+def reward(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = tmp_path_factory.mktemp(str(request.param)) / "reward"
+    with quiet():
+        module_of(request.param).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return Model.open(folder)
+
+
+def plain(folder: Path, rows: list[Row]) -> list[float]:
+    """What transformers' own class says, one text at a time."""
+    tokenizer = tiny_tokenizer()
+    with quiet():
+        module = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    made: list[float] = []
+    for row in rows:
+        ids = prompt_ids(tokenizer, str(row["prompt"]))
+        ids += completion_ids(tokenizer, str(row["completion"]))
+        hidden = module.base_model(torch.tensor([ids])).last_hidden_state
+        made.append(float(module.score(hidden[0, -1])))
+    return made
+
+
+def test_it_scores_as_transformers_does(reward: Model) -> None:
+    with torch.no_grad():
+        want = plain(reward.folder, ROWS)
+    assert max(want) - min(want) > 0.01
+    assert has_head(reward) and score_model(reward, ROWS) == pytest.approx(want, abs=1e-4)
+
+
+def loss(reward: Model) -> float:
+    """Bradley and Terry's of all pairs."""
+    scores = torch.tensor(score_model(reward, ROWS)).view(-1, 2)
+    return float(-torch.nn.functional.logsigmoid(scores[:, 0] - scores[:, 1]).mean())
+
+
+@pytest.mark.parametrize("rank", [4, 0])
+def test_training_goes_on_from_it(reward: Model, rank: int, tmp_path: Path) -> None:
+    need_abilities(methods["bradley_terry"], "model", "", reward.can, where="")
+    with use(Context(folder=tmp_path / "step", seed=1)):
+        made = methods["bradley_terry"](
+            reward, Table("pair", PAIRS), rank=rank, **{**SHORT, "steps": 8}
+        )
+    assert isinstance(made, Model) and loss(made) < loss(reward) - 0.01
+    made.save(tmp_path / "saved")
+    again = Model.load(tmp_path / "saved")
+    assert score_model(again, ROWS) == pytest.approx(score_model(made, ROWS), abs=1e-5)
+    if "GPT2" in str(reward.base.config["architectures"]):  # type: ignore[union-attr]
+        with pytest.raises(InputError, match="no class that scores so"):
+            made.export(tmp_path / "plain")
+        return
+    extra = made.folded().extra
+    # What an update of one loss of differences leaves in the constant is noise.
+    assert abs(float(extra[f"{HEAD}.bias"])) < 1e-3
+    out = made.export(tmp_path / "plain")
+    with torch.no_grad():
+        assert plain(out, ROWS) == pytest.approx(score_model(made, ROWS), abs=1e-3)
+    assert score_model(Model.open(out), ROWS) == pytest.approx(score_model(made, ROWS), abs=1e-3)
+
+
+def test_of_two_the_layers_are_merged(reward: Model, tmp_path: Path) -> None:
+    with use(Context(folder=tmp_path / "step")):
+        made = methods["merge/linear"]({"a": reward, "b": reward})
+    assert isinstance(made, Model)
+    assert score_model(made, ROWS) == pytest.approx(score_model(reward, ROWS), abs=1e-6)
+
+
+def test_what_truing_exported_is_trained_on(shallow_path: Path, tmp_path: Path) -> None:
+    head = ScoreHead(128)
+    with torch.no_grad():
+        head.weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(3))
+    own = head.added_to(Model.open(shallow_path), tmp_path / "head")
+    opened = Model.open(own.export(tmp_path / "out"))
+    assert score_model(opened, ROWS) == pytest.approx(score_model(own, ROWS), abs=1e-4)
+    with use(Context(folder=tmp_path / "step", seed=1)):
+        made = methods["bradley_terry"](opened, Table("pair", PAIRS), **SHORT)
+    assert isinstance(made, Model) and loss(made) != loss(opened)
+
+
+def test_it_is_a_critic(reward: Model, shallow_path: Path, tmp_path: Path) -> None:
+    policy = Model.open(shallow_path)
+    rule = {"letters": {"use": "share_of", "letters": "abcdefgh"}}
+    asked = Table("prompt", [{"prompt": "say a"}, {"prompt": "say b"}])
+    with use(Context(folder=tmp_path / "step", seed=1)) as context:
+        methods["ppo"](policy, asked, critic=reward, rewards=rule, max_tokens=4, **SHORT)
+    (path,) = (
+        p
+        for p in (tmp_path / "step").glob("ppo-critic-*")
+        if not p.name.endswith(("-head", "-trunk"))
+    )
+    assert "value_head.weight" in Model.load(path).folded().extra
+    assert any("step" in m for m in context.metrics)
+
+
+def test_its_words_are_refused(reward: Model, shallow_path: Path, tmp_path: Path) -> None:
+    table = Table("pair", PAIRS)
+    with use(Context(folder=tmp_path / "step")):
+        with pytest.raises(InputError, match="has no words of its own") as error:
+            methods["dpo"](reward, table, **SHORT)
+        assert error.value.fix
+        with pytest.raises(InputError, match="has no words of its own"):
+            methods["dpo"](Model.open(shallow_path), table, reference=reward, **SHORT)
+    with pytest.raises(InputError, match="needs a model that can logprob"):
+        need_abilities(methods["dpo"], "model", "", reward.can, where="")
