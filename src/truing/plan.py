@@ -28,7 +28,7 @@ from truing.method import Input, Method, methods
 from truing.naming import Named, check_reference, is_reference, nouns_in
 from truing.quarantine import check_served
 from truing.references import referred
-from truing.remedies import misfit, missing, unfound, unnamed
+from truing.remedies import circular, misfit, missing, unfound, unnamed
 from truing.tables import content_hash
 
 OWN = ("do", "seed")  # what a step's mapping holds besides inputs and settings
@@ -36,10 +36,11 @@ OWN = ("do", "seed")  # what a step's mapping holds besides inputs and settings
 
 @dataclass(frozen=True)
 class Source:
-    """Where one noun comes from: another step, or something to be opened."""
+    """Where one noun comes from: another step, or something to be opened; `at`, who says so."""
 
     text: str
     is_step: bool = False
+    at: str = field(default="", compare=False)
 
 
 @dataclass
@@ -126,12 +127,14 @@ class Plan:
                 "a plan's name becomes a folder: use letters, digits, '-', '_'",
                 where=source or "plan",
                 seen=name,
+                fix="Such as name: brief-answers",
             )
         self.name, self.seed, self.source = name, seed, source
         self.folder = folder or Path()
         self.steps: dict[str, Step] = {}
         self.models: dict[str, str] = {}
         self.data: dict[str, str] = {}
+        self.places: dict[str, str] = {}  # of "model NAME" and "data NAME", for errors
         self.ready: Callable[[], None] | None = None  # called before checks, such as by a recipe
         self._typed: set[str] = set()  # models and data that the command line named
         self._typed_in: dict[str, str] = {}  # from which directory, where that matters
@@ -142,12 +145,12 @@ class Plan:
         The last is {"endpoint": URL, "model": NAME, "requests": N, ...}, see `core.limits`.
         """
         text = source if isinstance(source, str) else limits.address(source, where=f"model {name}")
-        self.models[name] = text
+        self.models[name], self.places[f"model {name}"] = text, _caller()
         return name
 
     def table(self, name: str, source: str) -> str:
         """Name a table: a file, a folder of a saved one or a data set's name."""
-        self.data[name] = source
+        self.data[name], self.places[f"data {name}"] = source, _caller()
         return name
 
     def step(self, name: str, method: str, *, seed: int | None = None, **given: object) -> str:
@@ -191,7 +194,7 @@ class Plan:
             if rest not in named:
                 what = "model" if head == "models" else "data set"
                 raise unknown(what, rest, named, where=f"--set {text}")
-            named[rest] = str(value)
+            named[rest], self.places[f"{head.removesuffix('s')} {rest}"] = str(value), "--set"
             self._typed.add(rest)
         elif head not in self.steps:
             raise unknown("step", head, self.steps, where=f"--set {text}")
@@ -321,17 +324,19 @@ class Plan:
         name, said = _split(text, nouns)
         found, own = _split(named.get(name, name), nouns)
         said = said or own
+        entry = f"{'data' if 'Table' in nouns and name in self.data else 'model'} {name}"
+        at = f"{self.places.get(entry, '')} {entry}".strip() if name in named else ""
         typed = name in self._typed if name in named else wanted.name in step.typed
         path = self.path(found, typed=typed)
         if "Model" in nouns and (name in named or _may_be_model(found)):
-            return Source((str(path) if path.exists() else found) + said)
+            return Source((str(path) if path.exists() else found) + said, at=at)
         if path.exists():
-            return Source(str(path) + said)
+            return Source(str(path) + said, at=at)
         if "Table" in nouns:
             from truing import datasets
 
             if datasets.knows(found) or text in named:
-                return Source(found)
+                return Source(found, at=at)
         raise unfound(self, step, wanted, text, sort=sort, typed=typed)
 
     def _check_edges(self, one: Checked, checked: Mapping[str, Checked]) -> None:
@@ -351,12 +356,7 @@ class Plan:
             # A server ends the graph: it runs until it is stopped.
             ready.sort(key=lambda n: left[n].method.verb == "serve")
             if not ready:
-                raise InputError(
-                    "steps wait for each other in a circle",
-                    where=self.source,
-                    seen=list(left),
-                    fix="Give one of them an input that none of the others makes",
-                )
+                raise circular(self, left)
             done[ready[0]] = left.pop(ready[0])
         return list(done.values())
 

@@ -348,12 +348,19 @@ def _plan(root: _Node, path: Path) -> Plan:
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
         raise InputError("the seed must be a whole number", where=root.lines["seed"], seen=seed)
     name = str(root.value("name") or path.stem)
-    plan = Plan(name, seed=seed or 0, folder=path.parent, source=str(path))
+    try:
+        plan = Plan(name, seed=seed or 0, folder=path.parent, source=str(path))
+    except InputError as error:
+        error.where = root.lines.get("name", str(path))
+        raise
     named = _Node(root.items.get("models"), path, "models")
     plan.models = named.texts(
         {n: limits.address(v, where=named.lines[n]) for n, v in named.mappings().items()}
     )
-    plan.data = _Node(root.items.get("data"), path, "data").texts()
+    data = _Node(root.items.get("data"), path, "data")
+    plan.data = data.texts()
+    plan.places |= {f"model {n}": at for n, at in named.lines.items()}
+    plan.places |= {f"data {n}": at for n, at in data.lines.items()}
     steps = _Node(root.items.get("steps"), path, "steps")
     for name, node in steps.items.items():
         plan.add(_step(name, _Node(node, path, f"step {name}"), steps.lines[name]))

@@ -157,6 +157,27 @@ def unfound(
     )
 
 
+def circular(plan: Plan, left: Mapping[str, Checked]) -> InputError:
+    """The error for steps that wait for each other, by the first of them; others wait for these.
+
+    Args:
+        left: steps by name, each of which waits for another one of them.
+    """
+    path = [next(iter(left))]
+    while path[-1] not in path[:-1]:
+        path.append(next(e for e in left[path[-1]].edges() if e in left))
+    circle = set(path[path.index(path[-1]) :])
+    first, *others = [n for n in left if n in circle]
+    return InputError(
+        "steps wait for each other in a circle" if others else "a step waits for itself",
+        where=plan.steps[first].at(),
+        seen=[first, *others],
+        fix="Give one of them an input that none of the others makes"
+        if others
+        else "Give it an input that another step makes, or that is there",
+    )
+
+
 def misfit(plan: Plan, step: Step, sort: str, name: str, noun: str, given: Checked) -> InputError:
     """The error for an input or setting that takes another noun than the step given for it makes.
 

@@ -61,33 +61,33 @@ def open_sources(
         InputError: something cannot be read, or is not what the step that it is given to takes.
     """
     wanted = [
-        (noun, source.text, one)
+        (noun, source.text, source.at or one.step.at())
         for one in checked
         for _, noun, source in one.given()
         if not source.is_step
     ]
     opened: Opened = dict(at_hand or {})
 
-    def take(noun: str, text: str, one: Checked) -> None:
+    def take(noun: str, text: str, at: str) -> None:
         if (noun, text) not in opened:
             try:
                 opened[noun, text] = open_noun(noun, text)
             except InputError as error:
                 if not error.where or "row" not in error.where:
-                    error.where = f"{one.step.at()}: {error.where}".rstrip(": ")
+                    error.where = f"{at}: {error.where}".rstrip(": ")
                 raise
 
-    for noun, text, one in wanted:
+    for noun, text, at in wanted:
         if noun != "Model":
-            take(noun, text, one)
+            take(noun, text, at)
     for one in checked:
         if one.method.id == READS:  # its file, which it reads itself
-            take("Principles", str(one.settings["path"]), one)
+            take("Principles", str(one.settings["path"]), one.step.at())
     check_tables(checked, opened)
     # Of one model under two addresses the limits count, whichever stands first.
-    for noun, text, one in sorted(wanted, key=lambda w: SAID.search(w[1]) is not None):
+    for noun, text, at in sorted(wanted, key=lambda w: SAID.search(w[1]) is not None):
         if models or noun != "Model":
-            take(noun, text, one)
+            take(noun, text, at)
     return opened
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from truing import recipe
+from truing import recipe, sources
 from truing.cli import main
 from truing.errors import InputError
 from truing.plan import Plan
@@ -71,6 +71,50 @@ def test_mistakes_are_named_with_their_line(
     assert words in str(error.value)
 
 
+NAMED = """name: made
+models:
+  base: no/such/folder/here
+  mine: {endpoint: "http://127.0.0.1:1/v1", model: m}
+data:
+  rows: prompts.jsonl
+  others: missing.jsonl
+steps:
+  first: {do: evaluate/adherence, model: base, prompts: rows, principles: rules}
+  rules: {do: specify/principles_file, path: rules.yaml}
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "words"),
+    [
+        (("name: made", "name: a b/c"), 1, "a plan's name becomes a folder"),
+        (("prompts: rows", "prompts: others"), 7, "data others: missing.jsonl: no such file"),
+        (("base: no/such", "base: no/such"), 3, "model base"),
+    ],
+)
+def test_a_mistake_in_what_is_named_has_its_own_line(
+    folder: Path, change: tuple[str, str], line: int, words: str
+) -> None:
+    (folder / "missing.csv").write_text("")
+    (folder / "rules.yaml").write_text("- {id: brief, text: Be brief., check: {use: no_lists}}")
+    with pytest.raises(InputError) as error:
+        sources.open_sources(load(folder, NAMED.replace(*change)).check())
+    said = str(error.value)
+    assert f"r.yaml line {line}" in said.partition(": ")[0] and words in said
+    assert error.value.fix and "step first" not in said
+
+
+def test_what_is_named_in_python_or_typed_is_placed(folder: Path) -> None:
+    plan = Plan("mine", folder=folder)
+    plan.table("rows", "missing.jsonl")
+    plan.step("few", "select/sample", data="rows", n=1)
+    with pytest.raises(InputError, match=r"test_recipe.py line \d+ data rows: missing.jsonl"):
+        sources.open_sources(plan.check())
+    plan.override("data.rows=gone.jsonl")
+    with pytest.raises(InputError, match=r"--set data rows: gone.jsonl"):
+        sources.open_sources(plan.check())
+
+
 def test_each_setting_is_validated_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     original = Setting.validate
@@ -91,8 +135,14 @@ def test_an_edge_of_the_wrong_noun(folder: Path) -> None:
 
 
 def test_a_circle(folder: Path) -> None:
-    with pytest.raises(InputError, match="circle"):
-        load(folder, GOOD.replace("data: mine\n", "data: part\n"))
+    waits = "  after: {do: select/sample, data: part, n: 1}\n"
+    text = GOOD.replace("data: mine\n", "data: part\n").replace("steps:\n", "steps:\n" + waits)
+    with pytest.raises(InputError, match="circle") as error:
+        load(folder, text)
+    assert error.value.where.endswith("r.yaml line 6 step clean")
+    assert error.value.seen == ["clean", "part"]
+    with pytest.raises(InputError, match=r"r.yaml line 9 step part: a step waits for itself"):
+        load(folder, GOOD.replace("data: clean", "data: part"))
 
 
 def test_overrides(folder: Path) -> None:
