@@ -6,6 +6,7 @@ import gc
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -335,9 +336,31 @@ def test_switched_on_where_memory_demands_it(
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
     with pytest.raises(InputError, match=r"training needs about .*allow gradient_checkpointing"):
         train(tmp_path / "never", model, method, gradient_checkpointing="never", **more)
-    monkeypatch.setattr(FREE, lambda: (1.0, 0.8 * low))
+    monkeypatch.setattr(FREE, lambda: (1.0, 0.95 * low))
     with pytest.raises(InputError, match=r"training needs about .*Lower max_length"):
         train(tmp_path / "short", model, method, **more)
+
+
+@pytest.mark.parametrize(
+    ("copies", "free", "rank", "size", "told"),
+    [
+        (0, 900 / 0.85, 8, 1000, "Lower rank"),
+        (500, 1400 / 0.85, 0, 1000, "Train an adapter (rank), or fewer blocks"),
+        (2000, 2900 / 0.85, 0, 2000, "Take a smaller model, or train an adapter"),
+        (2000, 2900 / 0.85, 8, 2000, "Take a smaller model"),
+        (500, 1600 / 0.85, 8, 100 * 20, "Lower max_length"),  # of 20 tokens, 10 (8 + 2) bytes each
+    ],
+)
+def test_the_remedy_is_for_what_does_not_fit(
+    copies: int, free: float, rank: int, size: float, told: str
+) -> None:
+    made = replace(MADE, copies=copies)
+    needed = made.needed(20, False)
+    assert needed == 1000 + copies + 100 * 20
+    share, found = made.too_much(needed, free)
+    assert found == size
+    said = start._remedy(TextTraining(rank=rank), share, known=False, held=False)
+    assert said.startswith(told) and ("max_length" in said) == (share == "rows")
 
 
 def test_rows_that_are_measured_only_take_two_blocks() -> None:

@@ -1,6 +1,6 @@
 """A forecast of what training holds beside the weights, and what is done about it.
 
-    needed = state + head + tokens * activations
+    needed = state + copies + head + tokens * activations
 
 A trunk that is trained beside the module (a critic's) holds as much again, and its weights. Copies
 of weights that are loaded later, such as a frozen reference's, count too (`Beside`).
@@ -61,11 +61,12 @@ class Forecast:
     """Bytes that training will hold beside the module's weights.
 
     Args:
-        state: whatever the micro-batch.
+        state: of what is trained, whatever the micro-batch.
         inside: of one token, activations of one block.
         input: of one token, what goes into a block.
         logits: of one token.
         blocks: that gradients flow through, of all trunks.
+        copies: of weights that are loaded beside the module.
     """
 
     state: int
@@ -73,6 +74,7 @@ class Forecast:
     input: int
     logits: int
     blocks: int
+    copies: int = 0
 
     def needed(self, tokens: int, recompute: bool) -> float:
         """With micro-batches of so many tokens, with or without gradient checkpointing."""
@@ -88,7 +90,16 @@ class Forecast:
 
     def _of(self, tokens: int, token: float) -> float:
         head = LOGITS * min(tokens * self.logits, CHUNK * FLOAT)
-        return self.state + head + tokens * token
+        return self.state + self.copies + head + tokens * token
+
+    def too_much(self, needed: float, free: float) -> tuple[str, float]:
+        """Which share must become smaller where this does not fit into `free`, and its bytes.
+
+        Shorter rows help where all else fits.
+        """
+        if self.state + self.copies <= SHARE * free:
+            return "rows", needed - self.state - self.copies
+        return ("trained", self.state) if self.state >= self.copies else ("copies", self.copies)
 
 
 @dataclass(frozen=True)
@@ -185,11 +196,12 @@ def forecast(module: nn.Module, settings: TextTraining, beside: Beside | None = 
     copies = (beside.trunks + beside.frozen) * _bytes(module.parameters())
     copies += beside.moving * _trained(module, settings)
     return Forecast(
-        state=trunks * _state(module, settings) + copies,
+        state=trunks * _state(module, settings),
         inside=inside,
         input=width * embedding.element_size(),
         logits=vocab * FLOAT,
         blocks=trunks * blocks,
+        copies=copies,
     )
 
 

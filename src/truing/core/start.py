@@ -42,6 +42,11 @@ if TYPE_CHECKING:
 
 GPU_BUDGET = 16384
 DECIDED = "decided"
+SHARES = {  # what the shares of a forecast are for
+    "rows": "the activations of a micro-batch",
+    "trained": "gradients and moments of what is trained",
+    "copies": "copies of the weights, such as a reference's",
+}
 
 
 @dataclass
@@ -161,11 +166,12 @@ class Start:
         if needed > memory.SHARE * free and self.loaded.device == "cpu":
             held_out = measured > trained
             what = "measuring the largest held-out row" if held_out else "training"
+            share, size = made.too_much(needed, free)
             raise InputError(
                 f"{what} needs about {needed / 2**30:.3g} GiB more and {free / 2**30:.3g} GiB of "
-                "memory are free",
+                f"memory are free; {size / 2**30:.3g} GiB of it are for {SHARES[share]}",
                 where=self.where,
-                fix=_remedy(settings, known=noted is not None, held=held_out),
+                fix=_remedy(settings, share, known=noted is not None, held=held_out),
             )
         if fitted.recompute:
             recompute.switch_on(module)
@@ -276,9 +282,16 @@ def _note(name: str, value: Json) -> None:
         current().journal(DECIDED).put(name, value)
 
 
-def _remedy(settings: TextTraining, *, known: bool, held: bool) -> str:
+def _remedy(settings: TextTraining, share: str, *, known: bool, held: bool) -> str:
     if known:
         return "It fitted when this run began: free some memory, and the same command goes on"
+    if share == "trained" and settings.rank:
+        return "Lower rank, or train fewer blocks (layers)"
+    if share == "trained":
+        return "Train an adapter (rank), or fewer blocks (layers)"
+    if share == "copies":
+        own = "" if settings.rank else ", or train an adapter, whose reference is the model itself"
+        return "Take a smaller model" + own
     if held:
         return "Lower max_length, or leave such rows out"
     least = "Lower max_length or budget" if settings.budget else "Lower max_length"
