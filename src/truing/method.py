@@ -133,11 +133,8 @@ class Method:
         self.group, self.field, self.paper = entry.group, entry.field, entry.paper
         # What an objective needs are measurements; of its models it needs weights to train.
         own = {"objective": ("weights", "logprob"), "online": ("weights", "logprob", "generate")}
-        if entry.kind == "objective" and "scores" in entry.needs:
-            own["objective"] = (
-                "weights",
-                "hidden",
-            )  # a head on a reward model, too
+        if "scores" in entry.needs:  # a head is trained on reward models, too
+            own["objective"] = ("weights", "hidden")
         self.needs = own.get(entry.kind, entry.needs)
         self.summary = entry.summary
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
     LlamaForSequenceClassification,
@@ -142,6 +144,27 @@ def test_it_is_a_critic(reward: Model, shallow_path: Path, tmp_path: Path) -> No
     )
     assert "value_head.weight" in Model.load(path).folded().extra
     assert any("step" in m for m in context.metrics)
+
+
+def test_encoders_are_refused_by_their_role(shallow_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bert"
+    with quiet():
+        BertForSequenceClassification(
+            BertConfig(
+                vocab_size=259, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+                num_attention_heads=2, num_labels=1,
+            )
+        ).save_pretrained(folder)  # fmt: skip
+    tiny_tokenizer().save_pretrained(folder)
+    rule = {"letters": {"use": "share_of", "letters": "abcdefgh"}}
+    told: dict[str, object] = {"rewards": rule, "max_tokens": 4, **SHORT}
+    asked = Table("prompt", [{"prompt": "say a"}])
+    with use(Context(folder=tmp_path / "step")):
+        with pytest.raises(InputError, match="not a causal language model"):
+            methods["bradley_terry"](Model.open(folder), Table("pair", PAIRS), **SHORT)
+        with pytest.raises(InputError, match="not a causal language model") as error:
+            methods["ppo"](Model.open(shallow_path), asked, critic=Model.open(folder), **told)
+    assert "ppo input 'critic'" in error.value.where
 
 
 def test_its_words_are_refused(reward: Model, shallow_path: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ transformers' classes score a text by a linear layer without a constant, on the 
 token that is not padding. That is a head of `truing.core.scoring`, unless it has a constant or
 padding is the token that ends an answer. Losses that know differences only, as Bradley and Terry's,
 leave rounding noise in the constant: that much is left out, and the folder's README says how much.
-The folder opens as a reward model here too. The head is kept in float32.
+The folder opens as a reward model here too (`truing.core.headed`). The head is kept in float32.
 """
 
 from __future__ import annotations

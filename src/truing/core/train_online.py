@@ -162,7 +162,11 @@ def _critic(run: Run) -> Critic | None:
     if recompute.is_on(loaded.module):
         recompute.switch_on(own.module)
     lora = attach(own.module, run.settings, current().stream("critic") % 2**31)
-    return Critic.of(own, own=True, lora=lora)
+    try:
+        return Critic.of(own, own=True, lora=lora)
+    except InputError as error:
+        error.where = f"{run.spec.name} input 'critic' {error.where}".rstrip()
+        raise
 
 
 def _reward(
