@@ -289,7 +289,8 @@ def _parser() -> Parser:
         "to",
         nargs="?",
         default="",
-        help="export: a new folder; for a table also a file: NAME.jsonl, .csv or .parquet",
+        help="export: a new folder; for a table, or a report's samples, also a file: NAME.jsonl, "
+        ".csv or .parquet",
     )
     child.add_argument(
         "--days",

@@ -41,7 +41,7 @@ def _parser(method: Method, helped: bool) -> Parser:
         told = holds(method, entry).replace("%", "%%") if helped else ""
         text = entry.noun + (", optional" if entry.optional else "") + (f": {told}" if told else "")
         if entry.many:
-            text += "; ROLE=NAME, may be given several times"
+            text += "; ROLE=NAME, several with commas between or given several times"
         nouns.add_argument(
             f"--{entry.name.replace('_', '-')}",
             dest=entry.name,
@@ -62,7 +62,7 @@ def _parser(method: Method, helped: bool) -> Parser:
             const="true" if switch else None,
         )
     seed = "seed of every random stream (default 0)"
-    out = "also save the result there; a table also as a file: NAME.jsonl, .csv, .parquet"
+    out = "also save the result there; rows also as a file: NAME.jsonl, .csv, .parquet"
     if method.verb == "serve":  # it draws as requests say, and makes nothing
         seed = out = argparse.SUPPRESS
     parser.add_argument("--seed", type=int, help=seed)
@@ -134,7 +134,8 @@ def _roles(entry: Input, value: object) -> dict[str, str]:
     """Texts by role; of an input that takes one, under ""."""
     if not entry.many:
         return {"": str(value)}
-    pairs = [str(v).partition("=") for v in value] if isinstance(value, list) else []
+    given = cast("list[object]", value if isinstance(value, list) else [])
+    pairs = [one.partition("=") for v in given for one in _several(str(v))]
     roles: dict[str, str] = {}
     for i, (role, is_role, rest) in enumerate(pairs):
         name = role if is_role else str(i)
@@ -149,8 +150,16 @@ def _roles(entry: Input, value: object) -> dict[str, str]:
     return roles
 
 
+def _several(text: str) -> list[str]:
+    """What stands between commas; of a place that is there, its name."""
+    from truing.contenders import parts
+
+    there = any(Path(name).exists() for name in (text, text.partition("=")[2]) if name)
+    return [text] if there else [one.strip() for one in parts(text, ",") if one.strip()]
+
+
 def _place(out: str, method: Method) -> Path:
-    """The folder of --out, or the file for a table, known to be fit before the step runs.
+    """The folder of --out, or the file for rows, known to be fit before the step runs.
 
     Raises:
         InputError: the method makes nothing to save, the folder holds something else than an
@@ -175,11 +184,12 @@ def _place(out: str, method: Method) -> Path:
 
 
 def _save(artefact: Noun, place: Path) -> None:
-    """Save into a folder, or a table into the new file that `_place` found to be fit."""
+    """Save into a folder, or rows into the new file, that `_place` found to be fit."""
+    from truing.reports import Report, rows_of
     from truing.tables import Table, names_file
 
     if names_file(place):
-        cast(Table, artefact).write(place, new=True)
+        rows_of(cast("Table | Report", artefact)).write(place, new=True)
     else:
         artefact.save(place)
 

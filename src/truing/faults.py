@@ -145,7 +145,7 @@ def unreadable(error: BaseException, said: str, where: str, fix: str = AGAIN) ->
 
 
 def free_file(to: str, noun: str, where: str) -> Path:
-    """The new file to write a table to, known to be fit before anything is done for it.
+    """The new file for a table or a report's samples, known to be fit before anything is done.
 
     Nothing is made: folders above it that are missing come with the file.
 
@@ -154,12 +154,12 @@ def free_file(to: str, noun: str, where: str) -> Path:
         noun: what is to be written.
         where: what errors name.
     Raises:
-        InputError: it is no table, no such file is written, there is something of that name, or
+        InputError: it is neither, no such file is written, there is something of that name, or
             it cannot be written.
         Stopped: the disk is full.
     """
     path = files.expanded(to).absolute()
-    if noun != "Table":
+    if noun not in ("Table", "Report"):
         fix = f"Name a folder, without {path.suffix}"
         raise InputError(f"a {noun} is written into a folder", where=where, seen=to, fix=fix)
     if path.suffix not in WRITTEN:

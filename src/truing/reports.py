@@ -158,3 +158,13 @@ class Report:
         samples = Table.load(path.parent / "samples") if has_samples else None
         measures = [Measure(**m | _numbers(m)) for m in data["measures"]]
         return cls(data["title"], measures, samples, data["meta"])
+
+
+def rows_of(found: Table | Report) -> Table:
+    """The rows of a table, or the samples of a report; an InputError where it has none."""
+    if isinstance(found, Table):
+        return found
+    if found.samples is None:
+        fix = "Name a folder, for the measures themselves"
+        raise InputError("this report has no samples", where=found.title, fix=fix)
+    return found.samples

@@ -213,8 +213,12 @@ def key_of_step(text: str) -> str:
     """The key of what a step made, from "FOLDER/STEP"; "" where that is no folder of a run.
 
     Raises:
-        InputError: the run has no such step, or it has not finished.
+        InputError: the run has no such step, none is named, or it has not finished.
     """
+    if (Path(text) / "manifest.json").is_file():
+        made = ", ".join(cast("dict[str, Json]", read(text)["steps"]))
+        fix = f"Write {Path(text)}/STEP, of its steps: {made}"
+        raise InputError("this is a run, of which one step is meant", where=text, fix=fix)
     folder, name = Path(text).parent, Path(text).name
     if "/" not in text or not (folder / "manifest.json").is_file():
         return ""

@@ -29,7 +29,7 @@ from truing.errors import Damaged, InputError, OtherVersion, Unread
 from truing.faults import free_file, free_folder, make_folder, unreadable
 from truing.models import Model
 from truing.principles import Principles
-from truing.reports import Report
+from truing.reports import Report, rows_of
 from truing.tables import Table, content_hash, names_file
 
 SCHEMA_VERSION = 1
@@ -365,8 +365,8 @@ class Store:
 
         Args:
             key: or its beginning, or a step of a run: its folder, a slash and the step's name.
-            to: a new or empty folder, or an earlier export, which is replaced; for a table also a
-                new file that ends in .jsonl, .csv or .parquet.
+            to: a new or empty folder, or an earlier export, which is replaced; for a table, or
+                a report's samples, also a new file that ends in .jsonl, .csv or .parquet.
             quarantined: a model in quarantine, too.
         """
         from truing import quarantine
@@ -383,7 +383,8 @@ class Store:
         line: dict[str, Json] = {"key": full, "noun": type(noun).__name__}
         if names_file(to):
             file = free_file(to, type(noun).__name__, where)
-            return line | {"file": str(cast(Table, noun).write(file, new=True))}
+            rows = rows_of(cast("Table | Report", noun))
+            return line | {"file": str(rows.write(file, new=True))}
         marks = [MARKS[type(noun).__name__], *([EXPORTED] if isinstance(noun, Model) else [])]
         folder, line["folder"] = free_folder(to, marks, where), str(Path(to))
         if isinstance(noun, Model) and not noun.run_time_changes and not noun.is_served:

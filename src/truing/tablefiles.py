@@ -42,10 +42,15 @@ def read(source: str | Path, kind: str = "", *, limit: int = 0) -> Table:
 
     if path.is_file():
         return datasets.of_file(path, functools.partial(_from_file, path, kind, limit))
+    if path.is_dir() and not datasets.knows(str(source)):
+        there = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES))
+        fix = (
+            f"Name a file, such as {there[0]}" if there else "Name a file, or one of `truing data`"
+        )
+        raise InputError("a folder without table.parquet", where=str(source), fix=fix)
     if (path.suffix or "/" in str(source)) and not datasets.knows(str(source)):
-        what = "a folder without table.parquet" if path.is_dir() else "no such file"
-        fix = hub_fix(str(source)) or ("" if path.is_dir() else beside(path, SUFFIXES))
-        raise InputError(what, where=str(source), fix=fix)
+        fix = hub_fix(str(source)) or beside(path, SUFFIXES)
+        raise InputError("no such file", where=str(source), fix=fix)
     return datasets.read(str(source), kind, limit=limit)
 
 

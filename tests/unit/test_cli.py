@@ -172,6 +172,40 @@ def test_mistakes(run: Run, words: list[str], told: str) -> None:
     assert told in json.loads(out)["error"]
 
 
+@pytest.mark.parametrize("given", ["a=TINY,b=TINY", "TINY, TINY", "a=TINY,c"])
+def test_several_models_with_commas(run: Run, tiny_path: Path, given: str) -> None:
+    words = ["merge", "linear", "--models", given.replace("TINY", str(tiny_path)), "--json"]
+    code, out, err = run(*words)
+    if given.endswith("c"):
+        assert code == 2 and "unknown model 'c'" in err
+    else:
+        assert code == 0 and json.loads(out)["noun"] == "Model", err
+
+
+def test_a_folder_with_a_comma_is_one(
+    run: Run, tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one,two", "three"):
+        Path(name).symlink_to(tiny_path)
+    words = ["merge", "linear", "--models", "a=one,two", "--models", "three", "--json"]
+    code, _, err = run(*words)
+    assert code == 0, err
+
+
+def test_a_folder_that_holds_no_table(
+    run: Run, tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for data in ("mine", "."):
+        code, _, err = run("train", "dpo", "--model", str(tiny_path), "--data", data)
+        assert code == 2 and "a folder without table.parquet. Name a file, or one of" in err
+    (tmp_path / "mine/pairs.jsonl").write_text("")
+    _, _, err = run("train", "dpo", "--model", str(tiny_path), "--data", "mine")
+    assert "Name a file, such as mine/pairs.jsonl" in err
+
+
 def test_json_may_stand_first(run: Run) -> None:
     listed = run("list", "--verb", "merge", "--json")
     assert run("--json", "list", "--verb", "merge") == listed

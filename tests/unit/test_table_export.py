@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from truing import InputError, Plan, Table, cli, pipeline
+from truing import InputError, Plan, Report, Table, cli, pipeline
 from truing import run as run_plan
+from truing.store import Store
 
 ROWS = [
     {"prompt": 'Say "a, b"\nand stop.', "completion": "é", "score": 0.5, "n": 1},
@@ -86,6 +87,41 @@ def test_only_tables_are_files(
     assert "a Model is written into a folder" in said and "without .jsonl" in said
     with pytest.raises(InputError, match=r"written as .jsonl, .csv, .parquet"):
         Table.read("rows.jsonl").write("rows.txt")
+
+
+@pytest.mark.parametrize("name", ["said.jsonl", "said.parquet"])
+def test_samples_of_a_report_are_a_file(
+    place: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    store, samples = Store(), Table("example", ROWS)
+    store.put("ab" * 16, Report("said", [], samples), {})
+    store.put("cd" * 16, Report("silent", []), {})
+    assert cli.main(["store", "export", "abab", name]) == 0
+    assert Table.read(name, "example").key == samples.key
+    said = _refused(capsys, ["store", "export", "cdcd", "silent.jsonl", "--json"])
+    assert "this report has no samples" in said and "Name a folder" in said
+    assert not Path("silent.jsonl").exists()
+
+
+def test_out_takes_the_samples_of_a_report(
+    place: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("rules.yaml").write_text("- {id: brief, text: Be brief., check: {use: max_words, n: 1}}")
+    words = ["evaluate", "adherence", "--model", str(tiny_path), "--prompts", "rows.jsonl"]
+    words += ["--principles", "rules.yaml", "--max-tokens", "4", "--json"]
+    assert cli.main([*words, "--out", "said.jsonl"]) == 0
+    found = Table.read("said.jsonl")
+    assert len(found) == len(ROWS) and {"prompt", "completion"} <= set(found.columns)
+
+
+def test_a_run_is_not_one_of_its_steps(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = Plan("two")
+    plan.step("kept", "select/sample", data="rows.jsonl", n=2)
+    plan.step("one", "select/sample", data="kept", n=1)
+    folder = run_plan(plan).folder
+    for text in (f"{folder}", f"{folder}/"):
+        said = _refused(capsys, ["store", "export", text, "plain", "--json"])
+        assert f"Write {folder}/STEP, of its steps: kept, one" in said
 
 
 def test_what_json_cannot_hold_is_named(place: Path) -> None:
