@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -62,6 +63,7 @@ def test_each_objective_ranks_the_same_answers() -> None:
 
 
 def test_reward_models_and_rewards_of_several_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    @functools.wraps(rules.length_near)
     def several(rows: list[Row], *, n: int) -> list[dict[str, float]]:
         lengths = [float(len(str(r["completion"]))) for r in rows]
         return [{"long": x, "short": n - x} for x in lengths]
@@ -112,6 +114,7 @@ def test_faults_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
             pairs(**more)
     given: list[float] = []
 
+    @functools.wraps(rules.length_near)
     def broken(rows: list[Row], *, n: int) -> list[float]:
         return given
 

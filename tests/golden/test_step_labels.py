@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -346,6 +347,7 @@ def test_rewards_that_are_no_numbers_or_too_few(monkeypatch: pytest.MonkeyPatch)
     data, ref = Table("example", [PLUS, PLUS | {"answer": "8"}]), {"use": "length_near", "n": 3}
     given: list[float] = []
 
+    @functools.wraps(rules.length_near)
     def broken(rows: list[Row], *, n: int) -> list[float]:
         return given
 

@@ -249,6 +249,8 @@ def test_the_readme_shows_the_recorded_run() -> None:
     block = result_pages.readme_results(ROOT)
     assert block in (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"| {kept['violations_before']:.3f} [" in block
-    assert f"[{kept['difference_interval'][0]:.3f}, {kept['difference_interval'][1]:.3f}] |" in block
+    assert (
+        f"[{kept['difference_interval'][0]:.3f}, {kept['difference_interval'][1]:.3f}] |" in block
+    )
     rules = [line for line in block.split("\n") if line.startswith("| violations: ")]
     assert len(rules) == len(kept["texts"]) == 4
