@@ -31,6 +31,7 @@ STRICT = (  # as Llama 2's, Mistral's and Gemma's, which take no dialogue of the
     "{% if messages[0]['role'] == 'assistant' %}"
     "{{ raise_exception('roles must alternate user/assistant/...') }}{% endif %}"
 )
+TOOLED = "{% if tools %}{{ tools | tojson }}{% endif %}"
 SAYS = "{{ '<|im_start|>' + m.role + '\\n' + (m.content or '') }}"
 ASKS = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 CALLS = (  # as Qwen2.5's; {} is how arguments are written
@@ -158,6 +159,21 @@ def test_what_opens_a_dialogue_is_no_answer() -> None:
     assert [opening(m) for m in ([], talk, talk[1:], [tools, *talk], [tools, *talk[1:]])] == [
         0, 1, 0, 2, 1
     ]  # fmt: skip
+
+
+def test_a_prompt_that_the_assistant_opens_is_known() -> None:
+    """A reference behind a prefix or a rewriter reads another in its place."""
+    talk = [said("Hello."), user("Why?"), said("So.")]
+    told: list[object] = [{"type": "function", "function": {"name": "add"}}]
+    for row in ({"messages": talk}, {"chosen": talk, "rejected": [*talk[:2], said("No.")]}):
+        (unit,) = units(dpo if "chosen" in row else sft, made(TEMPLATE), row)
+        assert unit.asked == talk[:2]
+    (unit,) = units(sft, made(TOOLED + TEMPLATE), {"messages": talk, "tools": told})
+    assert unit.asked == [{"role": "tools", "content": json.dumps(told)}, *talk[:2]]
+    # Messages of the assistant's that are given as the prompt are one, and no opening.
+    given: Row = {"prompt": talk[:1], "completion": [said("So."), user("Hm."), said("No.")]}
+    (unit,) = units(sft, made(TEMPLATE), given)
+    assert unit.asked is None
 
 
 def test_sharegpt_that_begins_with_the_assistant_stays_usable() -> None:

@@ -192,6 +192,16 @@ def opening(messages: Sequence[Message]) -> int:
     return len(messages) if begun is None else told + begun
 
 
+def answers_of(messages: Sequence[Message], asked: int = 0) -> list[int]:
+    """Which messages are answers: the assistant's behind the first `asked`, which are the prompt.
+
+    Without a prompt, those behind what opens the dialogue.
+    """
+    given = any(m.get("role") != TOOLS for m in messages[:asked])
+    first = asked if given else opening(messages)
+    return [i for i, m in enumerate(messages) if i >= first and m.get("role") == "assistant"]
+
+
 def example_ids(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, asked: int = 0
 ) -> tuple[list[int], list[bool]]:
@@ -203,9 +213,7 @@ def example_ids(
     when the template rewrites earlier turns, so that no one sequence holds what the model sees at
     each.
     """
-    given = any(m.get("role") != TOOLS for m in messages[:asked])
-    first = asked if given else opening(messages)
-    answers = [i for i, m in enumerate(messages) if m.get("role") == "assistant" and i >= first]
+    answers = answers_of(messages, asked)
     if not answers or answers[-1] != len(messages) - 1:
         raise InputError(
             "a dialogue to learn from ends with a message of the assistant",

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, cast
 
 from truing.core.chat import (
     Prompt,
+    answers_of,
     asking_text,
     completion_ids,
     example_ids,
@@ -112,9 +113,9 @@ def _whole_example(spec: Objective, row: Row) -> bool:
     return spec.rows == "example" and not isinstance(row.get("completion"), str)
 
 
-def _all_say(messages: Sequence[Mapping[str, object]]) -> bool:
+def _all_say(messages: Sequence[Message], asked: int) -> bool:
     """Whether every answer among the messages has words, or calls of tools."""
-    answers = [m for m in messages if m.get("role") == "assistant"]
+    answers = [messages[i] for i in answers_of(messages, asked)]
     return all(m.get("tool_calls") or str(m["content"]).strip() for m in answers)
 
 
@@ -125,8 +126,7 @@ def _asked(sides: Sequence[Sequence[Message]], asked: int) -> Prompt | None:
         sides: of a dialogue, with the messages of the prompt.
         asked: how many messages are the prompt for certain.
     """
-    first = [[i for i, m in enumerate(s) if i >= asked and m["role"] == "assistant"] for s in sides]
-    single = all(found == [len(side) - 1] for found, side in zip(first, sides, strict=True))
+    single = all(answers_of(side, asked) == [len(side) - 1] for side in sides)
     prompts = [side[:-1] for side in sides]
     if not single or not prompts[0] or any(p != prompts[0] for p in prompts):
         return None
@@ -268,14 +268,11 @@ class Reader:
             asked, whole = 0, with_tools(row["messages"], tools_of(row))
             if self._unasked(whole):
                 return self._out("left_out_unasked")
-            if not _all_say(whole[opening(whole) :]):
-                return self._out("left_out_empty")
         else:
-            answers = cast("list[Message]", row["completion"])
-            if not _all_say(answers):
-                return self._out("left_out_empty")
             given = with_tools(row["prompt"], tools_of(row))
-            asked, whole = len(given), [*given, *answers]
+            asked, whole = len(given), [*given, *cast("list[Message]", row["completion"])]
+        if not _all_say(whole, asked):
+            return self._out("left_out_empty")
         ids, loss = self._whole(whole, asked, where)
         if not any(loss):
             return self._out("left_out_long")
@@ -303,7 +300,7 @@ class Reader:
             return self._out("left_out_same")
         if not given and any(opening(s) > asked or self._unasked(s) for s in whole):
             return self._out("left_out_unasked")
-        if not all(_all_say(side[asked:]) for side in whole):
+        if not all(_all_say(side, asked) for side in whole):
             return self._out("left_out_empty")
         rows = [self._whole(side, asked, where) for side in whole]
         if not all(any(loss) for _, loss in rows) or rows[0] == rows[1]:
