@@ -189,6 +189,23 @@ def test_sharegpt_that_begins_with_the_assistant_stays_usable() -> None:
     assert "user's message" in caught.value.fix
 
 
+def test_only_what_the_opening_makes_a_template_refuse_is_left_out_for_it() -> None:
+    talk = [said("Hello."), user("Why?"), said("So.")]
+    told: Row = {"messages": talk, "tools": [{"name": "add"}]}
+    # One that does not take the answer refuses it without the opening too.
+    other = STRICT.replace("'assistant'", "'assistant' or messages[-1].content == 'So.'")
+    for template, row, why in (
+        (TEMPLATE, told, "does not write tools"),
+        (STRICT + TEMPLATE, told, "does not write tools"),
+        (other + TEMPLATE, {"messages": talk}, "refuses these messages"),
+    ):
+        with pytest.raises(InputError, match=why) as caught:
+            units(sft, made(template), row)
+        assert caught.value.where == "table row 1"
+    good: Row = {"messages": talk[1:]}
+    assert counted(sft, made(STRICT + TOOLED + TEMPLATE), told, good) == {"left_out_unasked": 1}
+
+
 def test_pairs_of_answers_alone_are_left_out() -> None:
     good: Row = {"chosen": [user("Why?"), said("So.")], "rejected": [user("Why?"), said("No.")]}
     alone: Row = {"chosen": [said("So.")], "rejected": [said("No.")]}

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, cast
 from truing.core.chat import (
     Prompt,
     answers_of,
-    asking_text,
+    chat_text,
     completion_ids,
     example_ids,
     given_answer,
@@ -310,16 +310,23 @@ class Reader:
     def _unasked(self, messages: Sequence[Message]) -> bool:
         """Whether an assistant opens a dialogue and is alone in it, or the template refuses that.
 
-        Templates that begin with the user are those of Llama 2, Mistral and Gemma.
+        Templates that begin with the user are those of Llama 2, Mistral and Gemma. What they refuse
+        without the opening too is another fault, which `example_ids` names.
         """
         n = opening(messages)
         if not n or messages[n - 1].get("role") != "assistant":
             return False
-        try:
-            asking_text(self.tokenizer, messages[: n + 1])
-        except InputError:
+        if n == len(messages):
             return bool(self.tokenizer.chat_template)  # without one no dialogue is taken
-        return n == len(messages)
+        without = [m for m in messages[:n] if m.get("role") != "assistant"] + list(messages[n:])
+        return not self._writes(messages) and self._writes(without)
+
+    def _writes(self, messages: Sequence[Message]) -> bool:
+        try:
+            chat_text(self.tokenizer, messages, answer=False)
+        except InputError:
+            return False
+        return True
 
     def _whole(
         self, messages: Sequence[Message], asked: int, where: str
