@@ -165,7 +165,8 @@ def test_a_prompt_that_the_assistant_opens_is_known() -> None:
     """A reference behind a prefix or a rewriter reads another in its place."""
     talk = [said("Hello."), user("Why?"), said("So.")]
     told: list[object] = [{"type": "function", "function": {"name": "add"}}]
-    for row in ({"messages": talk}, {"chosen": talk, "rejected": [*talk[:2], said("No.")]}):
+    rows: list[Row] = [{"messages": talk}, {"chosen": talk, "rejected": [*talk[:2], said("No.")]}]
+    for row in rows:
         (unit,) = units(dpo if "chosen" in row else sft, made(TEMPLATE), row)
         assert unit.asked == talk[:2]
     (unit,) = units(sft, made(TOOLED + TEMPLATE), {"messages": talk, "tools": told})
@@ -306,7 +307,10 @@ def test_texts_with_the_marks_of_a_turn_are_counted(capsys: pytest.CaptureFixtur
     assert counted(dpo, tokenizer, pair) == {"with_turn_marks": 1}
     # Whole texts bring the template along, and a model without one has its end token alone.
     assert counted(sft, tokenizer, {"text": f"<|im_start|>user\nWhy?{END}"}) == {}
+    capsys.readouterr()
     assert counted(sft, made(None), good, wrapped, ended) == {"with_turn_marks": 2}
+    told = capsys.readouterr().err
+    assert f"hold {END!r}, which is put behind an answer anyway" in told and "templ" not in told
     prompts = Table("prompt", [{"prompt": r["prompt"]} for r in (good, wrapped)])
     capsys.readouterr()
     _, notes = read_prompts(prompts, tokenizer, 512, 8, "", "grpo")

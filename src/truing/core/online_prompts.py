@@ -189,7 +189,7 @@ def read_prompts(
             answer = whole[: limit - len(ids)]
             counts["cut"] += len(whole) > len(answer)
         made.append(Asked({**row, "prompt": found}, ids, answer))
-    warn(counts[COUNT], len(table), marks, where)
+    warn(counts[COUNT], len(table), tokenizer, where)
     if not made and not counts["left_out_long"]:
         raise nothing_left(table, counts, where)
     if not made:

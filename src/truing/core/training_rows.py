@@ -153,7 +153,7 @@ class Reader:
                     self.counts[COUNT] += 1
                 if unit is not None:
                     units.append(unit)
-        warn(self.counts[COUNT], len(table), marks, self.spec.name)
+        warn(self.counts[COUNT], len(table), self.tokenizer, self.spec.name)
         if not units:
             raise nothing_left(table, self.counts, self.spec.name, self.limit)
         return units

@@ -1,4 +1,4 @@
-"""Texts that hold what the chat template writes itself: such answers end twice.
+"""Texts that hold what is put around an answer anyway: such answers end twice.
 
 Rows that another tool has put into a template train without a word. They are counted, and a
 warning says so; what they hold may be meant, as in lessons on templates.
@@ -35,12 +35,16 @@ def holds(value: object, marks: Sequence[str]) -> bool:
     return isinstance(value, list) and any(holds(v, marks) for v in cast("list[object]", value))
 
 
-def warn(marked: int, rows: int, marks: Sequence[str], where: str) -> None:
+def warn(marked: int, rows: int, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
     """Say how many rows hold marks; nothing where none does."""
-    if marked and distributed.leads():
-        known = " or ".join(map(repr, marks))
-        print(
-            f"{where}: warning: texts in {marked} of {rows} rows hold {known}, which the template "
-            "puts around them itself; give the words alone, or whole texts in a column 'text'",
-            file=sys.stderr,
-        )
+    if not marked or not distributed.leads():
+        return
+    known = " or ".join(map(repr, turn_marks(tokenizer)))
+    puts, fix = "which is put behind an answer anyway", "give the words alone"
+    if tokenizer.chat_template:
+        puts = "which the template puts around them itself"
+        fix += ", or whole texts in a column 'text'"
+    print(
+        f"{where}: warning: texts in {marked} of {rows} rows hold {known}, {puts}; {fix}",
+        file=sys.stderr,
+    )
