@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from truing.errors import InputError, nearest
+from truing.kinds import TOOLS, split_tools
 
 SAYS = ("system", "user", "assistant")
-# Who speaks in a dialogue, as templates know them. Others are written as they are, or left out.
+# Who speaks in a dialogue, as templates know them. Any other name may be a template's own.
 ROLES = (
-    *SAYS, "tool", "tools", "developer", "function", "ipython", "observation", "environment",
-    "documents", "context", "control",
+    *SAYS, "tool", "tool_call", "tool_result", "tool_results", "developer", "function", "ipython",
+    "observation", "environment", "document", "documents", "context", "control",
 )  # fmt: skip
 # What other forms call them.
 CALLED = {
@@ -19,6 +20,7 @@ CALLED = {
     "bot": "assistant", "chatbot": "assistant", "ai": "assistant", "model": "assistant",
     "chatgpt": "assistant", "bard": "assistant", "bing": "assistant", "instruction": "system",
     "function_call": "assistant", "function_response": "tool", "tool_response": "tool",
+    "tools": "tool",
 }  # fmt: skip
 
 
@@ -34,8 +36,8 @@ def plain_messages(messages: list[object], where: str, field: str) -> list[objec
         messages: what a row has in `field`; it is left as it is.
         where: the row, for errors.
 
-    Raises InputError for an empty list, for what is no message, for a role that templates do not
-    know, and for any other content.
+    Raises InputError for an empty list, for what is no message, for a role by another name than
+    templates have for it, and for any other content.
     """
     if not messages:
         fix = "Leave the row out"
@@ -53,7 +55,7 @@ def _plain(message: object, where: str, field: str) -> object:
             seen=message,
             fix='Write each as {"role": "user", "content": "a text"}',
         )
-    _known(str(given["role"]), where, field)
+    _known(given, where, field)
     content = given.get("content")
     if isinstance(content, str) or (content is None and calls and "content" in given):
         return message
@@ -69,16 +71,30 @@ def _plain(message: object, where: str, field: str) -> object:
     return {**given, "content": _joined(cast("list[object]", content), where, field)}
 
 
-def _known(role: str, where: str, field: str) -> None:
-    if role in ROLES:
+def _known(message: Mapping[str, object], where: str, field: str) -> None:
+    """Raise InputError for a role whose right name is certain; others are the template's to take.
+
+    Schemas of tools stand in a message of their own role, as `kinds.with_tools` puts them there.
+    """
+    role = str(message["role"])
+    if role in ROLES or (role == TOOLS and _schemas(message)):
         return
     low = role.strip().lower()
-    meant = CALLED.get(low) or (low if low in ROLES else nearest(low, SAYS))
-    raise InputError(
-        f"field {field!r} has a message of the unknown role {role!r}",
-        where=where,
-        fix=f"Did you mean {meant!r}?" if meant else f"Known: {', '.join(ROLES)}",
-    )
+    near = nearest(low, SAYS) if low.isalpha() else None  # "user_2" is a speaker's name
+    meant = CALLED.get(low) or (low if low in ROLES else near)
+    if meant:
+        raise InputError(
+            f"field {field!r} has a message of the unknown role {role!r}",
+            where=where,
+            fix=f"Did you mean {meant!r}?",
+        )
+
+
+def _schemas(message: Mapping[str, object]) -> bool:
+    """Whether a message lists functions, and nothing else; what one gave may be a list too."""
+    rest, tools = split_tools([message])
+    named = [{"type", "function", "name"} & set(t) for t in tools if isinstance(t, Mapping)]
+    return not rest and len(named) == len(tools) > 0 and all(named)
 
 
 def _joined(parts: Sequence[object], where: str, field: str) -> str:

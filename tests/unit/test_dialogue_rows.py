@@ -192,13 +192,14 @@ def test_sharegpt_that_begins_with_the_assistant_stays_usable() -> None:
 
 def test_only_what_the_opening_makes_a_template_refuse_is_left_out_for_it() -> None:
     talk = [said("Hello."), user("Why?"), said("So.")]
-    told: Row = {"messages": talk, "tools": [{"name": "add"}]}
+    alone: Row = {"messages": talk}
+    told: Row = {**alone, "tools": [{"name": "add"}]}
     # One that does not take the answer refuses it without the opening too.
     other = STRICT.replace("'assistant'", "'assistant' or messages[-1].content == 'So.'")
     for template, row, why in (
         (TEMPLATE, told, "does not write tools"),
         (STRICT + TEMPLATE, told, "does not write tools"),
-        (other + TEMPLATE, {"messages": talk}, "refuses these messages"),
+        (other + TEMPLATE, alone, "refuses these messages"),
     ):
         with pytest.raises(InputError, match=why) as caught:
             units(sft, made(template), row)
@@ -338,7 +339,8 @@ def test_a_template_that_always_asks_teaches_the_end_alone() -> None:
 @pytest.mark.parametrize(
     ("role", "meant"),
     [("human", "user"), ("User", "user"), ("gpt", "assistant"), ("model", "assistant"),
-     ("Assistant", "assistant"), ("asistant", "assistant"), ("systm", "system")],
+     ("Assistant", "assistant"), ("asistant", "assistant"), ("systm", "system"),
+     ("Tool", "tool"), ("tools", "tool")],
 )  # fmt: skip
 def test_roles_that_templates_do_not_know(role: str, meant: str) -> None:
     for row in (
@@ -351,12 +353,25 @@ def test_roles_that_templates_do_not_know(role: str, meant: str) -> None:
         assert caught.value.fix == f"Did you mean {meant!r}?"
 
 
-def test_other_roles() -> None:
-    with pytest.raises(InputError, match="unknown role 'wizard'") as caught:
-        Table("", [{"prompt": [{"role": "wizard", "content": "Why?"}]}])
-    assert caught.value.fix.startswith("Known: system, user, assistant, tool")
-    for role in ("system", "developer", "tool", "function", "ipython"):
-        Table("", [{"prompt": [{"role": role, "content": "x"}, user("Why?")]}])
+def test_roles_of_a_template_of_ones_own() -> None:
+    """Mistral's reads "tool_results"; who else speaks is a template's matter."""
+    for role in ("developer", "tool", "ipython", "tool_results", "document", "critic", "Holmes",
+                 "user_2"):  # fmt: skip
+        talk = [user("Why?"), {"role": role, "content": "Hm."}, said("So.")]
+        for name in ("prompt", "messages"):
+            Table("", [{name: talk}])
+        ids, _ = example_ids(made(TEMPLATE), talk)
+        assert f"<|im_start|>{role}\nHm.{END}" in str(made(TEMPLATE).decode(ids))
+
+
+def test_messages_of_tools_list_schemas() -> None:
+    """A tool's answer under that role would be taken for functions that may be called."""
+    told = json.dumps([{"type": "function", "function": {"name": "add"}}])
+    Table("", [{"prompt": [{"role": "tools", "content": told}, user("1+2?")]}])
+    for content in ("3", "[3]", '[{"sum": 3}]', "[]"):
+        with pytest.raises(InputError, match="unknown role 'tools'") as caught:
+            Table("", [{"prompt": [user("1+2?"), {"role": "tools", "content": content}]}])
+        assert caught.value.fix == "Did you mean 'tool'?"
 
 
 @pytest.mark.parametrize(
