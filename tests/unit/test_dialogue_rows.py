@@ -364,6 +364,29 @@ def test_roles_of_a_template_of_ones_own() -> None:
         assert f"<|im_start|>{role}\nHm.{END}" in str(made(TEMPLATE).decode(ids))
 
 
+def test_messages_that_the_template_drops_are_refused() -> None:
+    knows = "{% if m.role in ['system', 'user', 'assistant'] %}"
+    drops = (
+        "{% for m in messages %}" + knows + SAYS + "{{ '<|im_end|>\\n' }}{% endif %}{% endfor %}"
+    )
+    tokenizer = made(drops + ASKS)
+    for role in ("developer", "critic"):
+        talk = [{"role": role, "content": "Be brief."}, user("Why?"), said("So.")]
+        with pytest.raises(InputError, match=f"does not write what '{role}' says") as caught:
+            units(sft, tokenizer, {"messages": talk})
+        assert caught.value.where == "table row 1"
+        with pytest.raises(InputError, match=f"does not write what '{role}' says"):
+            prompt_ids(tokenizer, talk[:2])
+    # Words that are written in another form are there.
+    coded = TEMPLATE.replace(
+        "message['content']",
+        "(message.content | tojson if message.role == 'tool' else message.content)",
+    )
+    talk = [user("Why?"), {"role": "tool", "content": 'a\n"b"'}, said("So.")]
+    assert len(units(sft, made(coded), {"messages": talk})) == 1
+    assert r'"a\n\"b\""' in str(made(coded).decode(prompt_ids(made(coded), talk[:2])))
+
+
 def test_messages_of_tools_list_schemas() -> None:
     """A tool's answer under that role would be taken for functions that may be called."""
     told = json.dumps([{"type": "function", "function": {"name": "add"}}])

@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, cast
 
 from truing.core.encoding import INSIDE, decode_inside, encode, space_added
 from truing.core.template import DAY as DAY
-from truing.core.template import MARK, Message, Prompt, asking_text, told_to_think, until_end
+from truing.core.template import (
+    MARK,
+    Message,
+    Prompt,
+    asking_text,
+    check_written,
+    told_to_think,
+    until_end,
+)
 from truing.core.template import chat_text as chat_text
 from truing.core.template import no_template as no_template
 from truing.core.template import turn_of as turn_of
@@ -58,7 +66,8 @@ def prompt_ids(
             the assistant's, it is the answer's forced opening: what is generated goes on from it.
         prefix: messages put before it.
 
-    Raises InputError where messages meet a tokenizer without a template.
+    Raises InputError where messages meet a tokenizer without a template, or one that leaves out
+    what a message says.
     """
     if not tokenizer.chat_template:
         if not isinstance(prompt, str) or prefix:
@@ -75,7 +84,9 @@ def prompt_ids(
             )
         opening = completion_ids(tokenizer, begun, end=False)
         return [*prompt_ids(tokenizer, messages[:-1]), *opening]
-    return encode(tokenizer, asking_text(tokenizer, messages))
+    text = asking_text(tokenizer, messages)
+    check_written(tokenizer, messages, text)
+    return encode(tokenizer, text)
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, end: bool = True) -> list[int]:
@@ -209,7 +220,7 @@ def example_ids(
 
     The first `asked` messages are the prompt and carry none, and neither does an assistant's that
     opens the dialogue: it answers nothing. The last one must be the assistant's.
-    Raises InputError when there is none, when it calls tools that the template does not write, or
+    Raises InputError when there is none, when the template does not write what a message says, or
     when the template rewrites earlier turns, so that no one sequence holds what the model sees at
     each.
     """
@@ -238,6 +249,7 @@ def example_ids(
             ids += piece
             loss += [carries] * len(piece)
         done = before + answer
+    check_written(tokenizer, messages[: answers[-1]], done)
     return ids, loss
 
 

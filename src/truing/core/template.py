@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, cast
 from truing.core.encoding import INSIDE
 from truing.core.tool_calls import refusals, with_calls
 from truing.errors import InputError
-from truing.kinds import split_tools
+from truing.kinds import TOOLS, split_tools
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -260,6 +260,32 @@ def chat_text(
             "out the column 'tools'",
         )
     return _rendered(tokenizer, told, tools, answer)
+
+
+def check_written(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], text: str
+) -> None:
+    """Raise InputError where `text`, written for messages, lacks what one of them says.
+
+    Templates write tools in a form of their own, and may leave thoughts out of answers. They may
+    change other words too, so those that are not found are tried with a mark in their place.
+    """
+    for i, message in enumerate(messages):
+        words = message.get("content")
+        known = message.get("role") in ("assistant", TOOLS) or not isinstance(words, str)
+        if known or cast(str, words).strip() in text:
+            continue
+        tried = [*messages[:i], {**message, "content": MARK}, *messages[i + 1 :]]
+        try:
+            found = MARK in chat_text(tokenizer, tried, answer=False)
+        except InputError:
+            continue  # a form that the mark does not have
+        if not found:
+            raise InputError(
+                f"the chat template does not write what {message.get('role')!r} says",
+                seen=message,
+                fix="Give it in a role that the template writes, or leave it out",
+            )
 
 
 def writes_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
