@@ -37,7 +37,7 @@ def plain_messages(messages: list[object], where: str, field: str) -> list[objec
         where: the row, for errors.
 
     Raises InputError for an empty list, for what is no message, for a role by another name than
-    templates have for it, and for any other content.
+    templates have for it, for calls in their older form, and for any other content.
     """
     if not messages:
         fix = "Leave the row out"
@@ -48,6 +48,13 @@ def plain_messages(messages: list[object], where: str, field: str) -> list[objec
 def _plain(message: object, where: str, field: str) -> object:
     given = cast("Mapping[str, object]", message) if isinstance(message, Mapping) else {}
     calls = given.get("tool_calls")
+    if given.get("function_call"):
+        raise InputError(
+            f"field {field!r} has a message with 'function_call', the older form of a call",
+            where=where,
+            seen=message,
+            fix="Write it as tool_calls: [{type: function, function: {name, arguments}}]",
+        )
     if not isinstance(given.get("role"), str) or ("content" not in given and not calls):
         raise InputError(
             f"field {field!r} must be a list of {{role, content}} messages",

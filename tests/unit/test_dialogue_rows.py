@@ -232,14 +232,46 @@ def test_a_prompt_of_nothing_is_told() -> None:
 
 
 @pytest.mark.parametrize("function", [sft, gkd])
-def test_empty_answers_of_dialogues_are_left_out(function: Callable[..., object]) -> None:
+def test_dialogues_of_empty_answers_are_left_out(function: Callable[..., object]) -> None:
     good: Row = {"messages": [user("Why?"), said("So.")]}
     empty: list[Row] = [
         {"messages": [user("Why?"), said("")]},
         {"messages": [user("Why?"), said(" \n")]},
-        {"messages": [user("Why?"), said(""), user("Well?"), said("So.")]},
+        {"messages": [user("Why?"), said(""), user("Well?"), said("")]},
     ]
     assert counted(function, made(TEMPLATE), good, *empty) == {"left_out_empty": 3}
+    thought: Row = {"messages": [user("Why?"), said("") | {"reasoning_content": "Hm."}]}
+    assert counted(function, made(TEMPLATE), good, thought) == {"left_out_thought": 1}
+    with pytest.raises(InputError, match="in 1 an answer is a thought alone"):
+        units(function, made(TEMPLATE), thought)
+
+
+def test_an_empty_turn_among_others_carries_no_loss() -> None:
+    tokenizer = made(TEMPLATE)
+    begun = [user("Why?"), said(""), user("Well?")]
+    assert learnt(tokenizer, [*begun, said("So.")]) == [f"So.{END}"]
+    ids, _ = example_ids(tokenizer, [*begun, said("So.")])
+    assert f"assistant\n{END}\n<|im_start|>user\nWell?" in str(tokenizer.decode(ids))
+    last = [user("Why?"), said("So."), user("Well?"), said("")]
+    assert example_ids(tokenizer, last) == example_ids(tokenizer, last[:2])
+    (unit,) = units(sft, tokenizer, {"messages": [*begun, said("So.")]})
+    assert unit.asked == begun
+    pair: Row = {"prompt": begun[:1], "chosen": [*begun[1:], said("So.")], "rejected": [said("")]}
+    full: Row = {**pair, "rejected": [*begun[1:], said("No.")]}
+    same: Row = {"chosen": last[:2], "rejected": last}
+    found = counted(dpo, tokenizer, full, pair, same)
+    assert found == {"left_out_empty": 1, "left_out_same": 1}
+    assert [sum(m) for _, m in units(dpo, tokenizer, full)[0].tree().rows()] == [4, 4]
+
+
+@pytest.mark.parametrize("content", ["", None, "Let me see."])
+def test_calls_in_their_older_form_are_refused(content: str | None) -> None:
+    older = said(content) | {"function_call": {"name": "add", "arguments": "{}"}}
+    with pytest.raises(InputError, match="'function_call', the older form") as caught:
+        Table("", [{"messages": [user("1+2?"), older]}])
+    assert caught.value.where == "table row 1" and "as tool_calls" in caught.value.fix
+    nulls = said("So.") | {"function_call": None}  # as Parquet fills it in
+    Table("", [{"messages": [user("1+2?"), nulls]}])
 
 
 # Calls of tools

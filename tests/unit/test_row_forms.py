@@ -99,7 +99,7 @@ def test_of_a_completion_of_several_messages_its_answers_carry_loss() -> None:
     assert pieces(read(sft, row)[0]) == [want]
     empty = {**row, "completion": [said(" ")]}
     with pytest.raises(InputError, match="left_out_empty"):
-        read(sft, {**empty, "completion": [*empty["completion"], user("x"), said("y")]})
+        read(sft, {**empty, "completion": [*empty["completion"], user("x"), said(" ")]})
 
 
 def test_judged_answers_of_one_message_teach_kto() -> None:

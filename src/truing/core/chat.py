@@ -203,14 +203,21 @@ def opening(messages: Sequence[Message]) -> int:
     return len(messages) if begun is None else told + begun
 
 
+def says(message: Message) -> bool:
+    """Whether an answer has words, or calls of tools."""
+    return bool(message.get("tool_calls") or str(message.get("content") or "").strip())
+
+
 def answers_of(messages: Sequence[Message], asked: int = 0) -> list[int]:
     """Which messages are answers: the assistant's behind the first `asked`, which are the prompt.
 
-    Without a prompt, those behind what opens the dialogue.
+    Without a prompt, those behind what opens the dialogue. Those that say nothing are none beside
+    others that do.
     """
     given = any(m.get("role") != TOOLS for m in messages[:asked])
     first = asked if given else opening(messages)
-    return [i for i, m in enumerate(messages) if i >= first and m.get("role") == "assistant"]
+    found = [i for i, m in enumerate(messages) if i >= first and m.get("role") == "assistant"]
+    return [i for i in found if says(messages[i])] or found
 
 
 def example_ids(
@@ -219,13 +226,14 @@ def example_ids(
     """Ids of a dialogue and, for each, whether it carries loss: the assistant's words and ends.
 
     The first `asked` messages are the prompt and carry none, and neither does an assistant's that
-    opens the dialogue: it answers nothing. The last one must be the assistant's.
+    opens the dialogue: it answers nothing. The last one must be the assistant's. One that says
+    nothing carries none beside others that do, and is left out where it is the last.
     Raises InputError when there is none, when the template does not write what a message says, or
     when the template rewrites earlier turns, so that no one sequence holds what the model sees at
     each.
     """
     answers = answers_of(messages, asked)
-    if not answers or answers[-1] != len(messages) - 1:
+    if not answers or messages[-1].get("role") != "assistant":
         raise InputError(
             "a dialogue to learn from ends with a message of the assistant",
             seen=[m.get("role") for m in messages],

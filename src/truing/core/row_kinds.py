@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 WHYS = {
     "left_out_same": "chosen and rejected are the same",
     "left_out_empty": "an answer is empty",
+    "left_out_thought": "an answer is a thought alone, in 'reasoning_content'",
     "left_out_unasked": "nothing is asked before the answer",
     "left_out_single": "the group has a single answer",
     "left_out_equal": "all answers have one score",
@@ -33,6 +34,7 @@ WHYS = {
 REMEDIES = {
     "left_out_same": "Give pairs whose answers differ",
     "left_out_empty": "Give answers with text",
+    "left_out_thought": "Give what is said behind the thought as 'content'",
     "left_out_unasked": "Give what was asked as the user's message, or in a column 'prompt'",
     "left_out_single": "Give two answers or more to each prompt",
     "left_out_equal": "Give scores that differ within a group",

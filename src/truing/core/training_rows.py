@@ -4,10 +4,11 @@ Answers that do not fit are cut at their end. Sides of a pair, and the completio
 be several messages: every turn of the assistant's after the prompt carries loss, after what both
 sides begin with where no prompt is given. All of a whole text carries loss, but its first token.
 An assistant's words that open a dialogue answer nothing, and carry none.
-Left out are rows without room for an answer, with an empty answer (one of a group's or a dialogue's
-is enough), in which nothing is asked, or that prefer nothing: a chosen answer equal to the rejected
-one, a group of one answer, or one of equal scores. Where a template takes no dialogue that the
-assistant opens, it is left out as one in which nothing is asked. All of it is counted.
+Left out are rows without room for an answer, with an empty answer, in which nothing is asked, or
+that prefer nothing: a chosen answer equal to the rejected one, a group of one answer, or one of
+equal scores. Of a group one empty answer is enough; of a dialogue all have to be, since an empty
+turn among others carries no loss. Where a template takes no dialogue that the assistant opens, it
+is left out as one in which nothing is asked. All of it is counted.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from truing.core.chat import (
     given_answer,
     opening,
     prompt_ids,
+    says,
     step_ids,
     text_ids,
 )
@@ -113,10 +115,13 @@ def _whole_example(spec: Objective, row: Row) -> bool:
     return spec.rows == "example" and not isinstance(row.get("completion"), str)
 
 
-def _all_say(messages: Sequence[Message], asked: int) -> bool:
-    """Whether every answer among the messages has words, or calls of tools."""
+def _silent(messages: Sequence[Message], asked: int) -> str:
+    """Why none of the answers among the messages says anything, or ""."""
     answers = [messages[i] for i in answers_of(messages, asked)]
-    return all(m.get("tool_calls") or str(m["content"]).strip() for m in answers)
+    if not answers or any(says(m) for m in answers):
+        return ""
+    thought = any(m.get("reasoning_content") for m in answers)
+    return "left_out_thought" if thought else "left_out_empty"
 
 
 def _asked(sides: Sequence[Sequence[Message]], asked: int) -> Prompt | None:
@@ -271,8 +276,8 @@ class Reader:
         else:
             given = with_tools(row["prompt"], tools_of(row))
             asked, whole = len(given), [*given, *cast("list[Message]", row["completion"])]
-        if not _all_say(whole, asked):
-            return self._out("left_out_empty")
+        if why := _silent(whole, asked):
+            return self._out(why)
         ids, loss = self._whole(whole, asked, where)
         if not any(loss):
             return self._out("left_out_long")
@@ -300,9 +305,11 @@ class Reader:
             return self._out("left_out_same")
         if not given and any(opening(s) > asked or self._unasked(s) for s in whole):
             return self._out("left_out_unasked")
-        if not all(_all_say(side, asked) for side in whole):
-            return self._out("left_out_empty")
+        if why := next(filter(None, (_silent(side, asked) for side in whole)), ""):
+            return self._out(why)
         rows = [self._whole(side, asked, where) for side in whole]
+        if rows[0] == rows[1] and len(rows[0][0]) < self.limit:  # but for an empty turn at the end
+            return self._out("left_out_same")
         if not all(any(loss) for _, loss in rows) or rows[0] == rows[1]:
             return self._out("left_out_long")
         return Unit(str(row["id"]), (), (), numbers, fork(rows), _asked(whole, asked))
