@@ -268,7 +268,7 @@ def _parser() -> Parser:
     )
     child.add_argument("--runs", default="runs", help="folder for the run (default: runs)")
     child.add_argument(
-        "--check", action="store_true", help="only check it and show its steps: nothing is fetched"
+        "--check", action="store_true", help="only check it and show its steps: no model is fetched"
     )
     _evidence(add)
     add("models", _models, "models by name").add_argument(

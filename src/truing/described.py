@@ -29,6 +29,10 @@ NAMES: dict[str, object] = {
 }  # fmt: skip
 
 
+MAKERS = ("truing.described", "truing.core.preflight")  # what makes of a module what is kept
+_kept: set[Entry] = set()  # of this process
+
+
 @dataclass(frozen=True)
 class Description:
     """What is known of a method or component.
@@ -78,7 +82,8 @@ def keep(entry: Entry, made: Description) -> None:
     """Keep what was seen of a function, where its code is what lies on the disk."""
     from truing.core import code, remembered
 
-    name = "" if declared(entry) is not None else _name(entry)
+    name = "" if entry in _kept or declared(entry) is not None else _name(entry)
+    _kept.add(entry)
     if name and code.settled([entry.module]) and remembered.find(name) is None:
         record = _written(made)
         if repr(_read(record)) == repr(made):
@@ -89,7 +94,7 @@ def _name(entry: Entry) -> str:
     from truing.core import code, remembered
     from truing.tables import content_hash
 
-    text = code.text_key([entry.module])
+    text = code.text_key([entry.module, *MAKERS])
     return content_hash([entry.id, entry.attr, text, remembered.installed()]) if text else ""
 
 

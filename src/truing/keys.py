@@ -7,6 +7,7 @@ decoders refer to.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,14 +17,15 @@ from truing import catalogue
 from truing.catalogue import Entry, used
 from truing.changes import Decoder, Rewriter
 from truing.core import remembered
-from truing.core.code import code_key
+from truing.core.code import code_key, forget_unloaded, text_key
 from truing.core.files import path_hash
 from truing.core.limits import without
 from truing.core.panel import Panel
 from truing.declared import declared, source
+from truing.described import MAKERS
 from truing.doctor import drivers
 from truing.errors import InputError
-from truing.loading import is_loaded
+from truing.loading import module_of
 from truing.method import Method
 from truing.models import Model, held, named
 from truing.principles import Principles
@@ -97,7 +99,8 @@ def device_class() -> str:
     found = remembered.find(name)
     if not isinstance(found, str):
         found = _found_device()
-        remembered.keep(name, found)
+        if found != "cpu":  # a GPU that cannot be used now may be before its drivers change
+            remembered.keep(name, found)
     return found
 
 
@@ -153,14 +156,19 @@ def step_key(method: Method, nouns: Nouns, settings: Mapping[str, object], seed:
 def key_to_run(
     method: Method, nouns: Nouns, settings: Mapping[str, object], seed: int, store: Store
 ) -> str:
-    """The key of a step, whose module is loaded unless the store has what it makes.
+    """The key of a step, all of whose modules are loaded unless the store has what it makes.
 
-    Loading may be hours after its file was first read: the key is that of the code which runs.
+    Loading may be hours after their files were first read: the key is that of the code which runs,
+    on the device that it finds.
     """
     key = step_key(method, nouns, settings, seed)
-    if store.has(key) or is_loaded(method.entry):
+    if store.has(key):
         return key
-    _ = method.function
+    for entry in entries_of(method, settings, nouns):
+        module_of(entry)
+    if drivers():
+        importlib.import_module("torch")
+    forget_unloaded()
     return step_key(method, nouns, settings, seed)
 
 
@@ -179,5 +187,7 @@ def asked(method: Method, settings: Mapping[str, object], tables: Mapping[str, T
         return ""
     values = {n: _identity(v) for n, v in settings.items()}
     given = {n: [type(t).__name__, t.key] for n, t in tables.items()}
-    code = code_key({e.module for e in entries})
-    return content_hash(["asked", method.id, values, given, code, remembered.installed()])
+    text = text_key([*{e.module for e in entries}, *MAKERS])
+    if not text:
+        return ""
+    return content_hash(["asked", method.id, values, given, text, remembered.installed()])

@@ -64,14 +64,15 @@ def _of_function(function: Function, name: str) -> types.ModuleType:
 def _uncollected() -> Generator[None]:
     """No garbage collection: one fifth of what PyTorch and transformers take to be imported.
 
-    What a command has imported stays to its end: no later collection has to look through it.
+    What a command has imported stays to its end: no later collection has to look through it. That
+    is said once, with PyTorch, when there is no model yet which might have to go again.
     """
-    on = gc.isenabled()
+    on, first = gc.isenabled(), "torch" not in sys.modules
     gc.disable()
     try:
         yield
     finally:
-        if in_command:
+        if in_command and first and "torch" in sys.modules:
             gc.freeze()
         if on:
             gc.enable()

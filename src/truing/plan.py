@@ -328,7 +328,7 @@ class Plan:
         at = f"{self.places.get(entry, '')} {entry}".strip() if name in named else ""
         typed = name in self._typed if name in named else wanted.name in step.typed
         path = self.path(found, typed=typed)
-        if "Model" in nouns and (name in named or _may_be_model(found)):
+        if "Model" in nouns and (name in named or may_be_model(found)):
             return Source((str(path) if path.exists() else found) + said, at=at)
         if path.exists():
             return Source(str(path) + said, at=at)
@@ -374,7 +374,7 @@ def _split(text: str, nouns: Sequence[str]) -> tuple[str, str]:
     return name, text[len(name) :]
 
 
-def _may_be_model(text: str) -> bool:
+def may_be_model(text: str) -> bool:
     """True for what only opening can tell: addresses, registered names, names of the hub."""
     from truing.core import fetch
 

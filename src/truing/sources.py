@@ -12,7 +12,7 @@ from truing.core.template import named_thinking
 from truing.errors import InputError
 from truing.method import Makes, Method
 from truing.models import Folder, Model, Served
-from truing.plan import Checked, Plan
+from truing.plan import Checked, Plan, may_be_model
 from truing.principles import Principles
 from truing.remedies import SERVED_REWARD
 from truing.reports import Report
@@ -50,13 +50,13 @@ Opened = dict[tuple[str, str], Noun]  # by noun and text: one text may name two 
 
 
 def open_sources(
-    checked: Sequence[Checked], at_hand: Opened | None = None, *, models: bool = True
+    checked: Sequence[Checked], at_hand: Opened | None = None, *, fetch: bool = True
 ) -> Opened:
     """Everything that is not made by a step. Tables first: data is checked before models.
 
     Args:
         at_hand: what is opened already, and is not read again.
-        models: open the models, too.
+        fetch: open also models that may have to be fetched.
     Raises:
         InputError: something cannot be read, or is not what the step that it is given to takes.
     """
@@ -86,7 +86,7 @@ def open_sources(
     check_tables(checked, opened)
     # Of one model under two addresses the limits count, whichever stands first.
     for noun, text, at in sorted(wanted, key=lambda w: SAID.search(w[1]) is not None):
-        if models or noun != "Model":
+        if fetch or noun != "Model" or not may_be_model(named_thinking(text)[0]):
             take(noun, text, at)
     return opened
 
@@ -99,7 +99,7 @@ def check(plan: Plan) -> list[Checked]:
     """
     checked = plan.check()
     check_abilities(checked)
-    open_sources(checked, models=False)
+    open_sources(checked, fetch=False)
     return checked
 
 

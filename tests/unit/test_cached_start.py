@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,7 @@ sys.exit(code)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of its own, of which this process knows nothing."""
     monkeypatch.setattr(methods, "_made", {})
+    monkeypatch.setattr(described, "_kept", set())
     monkeypatch.setenv("TRUING_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
@@ -216,6 +218,29 @@ def test_the_key_is_that_of_the_code_that_runs(other: Path, tmp_path: Path) -> N
     assert run != before and run == keys.step_key(method, {"data": data}, {"n": 2}, 0)
 
 
+def test_so_is_what_it_imports_only_when_it_runs(other: Path, tmp_path: Path) -> None:
+    text = TEXT.replace("from bring import helper\n", "").replace(
+        "    return data", "    from bring import helper\n\n    return helper.few(data)"
+    )
+    method = Method(package(other, text, "def few(data):\n    return data\n"))
+    data, store = Table("prompt", [{"prompt": "Why?"}]), Store(tmp_path / "store")
+    assert method.function and "bring.helper" not in sys.modules
+    before = keys.step_key(method, {"data": data}, {"n": 2}, 0)
+    (other / "bring" / "helper.py").write_text("def few(data):\n    return data.head(1)\n")
+    importlib.invalidate_caches()
+    assert keys.key_to_run(method, {"data": data}, {"n": 2}, 0, store) != before
+
+
+def test_what_other_packages_of_the_user_say_counts(other: Path) -> None:
+    (other / "elsewhere.py").write_text("DEFAULT = 2\n")
+    text = TEXT.replace("from bring import helper", "from elsewhere import DEFAULT")
+    made = Description({}, {}, "Table")
+    described.keep(package(other, text), made)
+    assert described.find(package(other, text)) == made
+    (other / "elsewhere.py").write_text("DEFAULT = 7\n")
+    assert described.find(package(other, text)) is None
+
+
 def described_by(folder: Path) -> Description:
     """Of `TEXT`."""
     known = methods["select/sample"]
@@ -247,6 +272,10 @@ def test_other_packages_are_another_state(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "more-1.0.dist-info").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
     assert remembered.installed() != before
+    again = remembered._installed.__wrapped__
+    once = again((str(tmp_path),))
+    os.utime(tmp_path / "more-1.0.dist-info", (1, 1))  # the same version, installed anew
+    assert again((str(tmp_path),)) != once
 
 
 def test_checks_that_passed_are_known_by_all_that_they_look_at(home: Path) -> None:
@@ -310,16 +339,41 @@ def test_pytorch_is_asked_once_for_each_state_of_the_drivers(
     assert keys.device_class() == "cpu" and len(asked) == 4
 
 
+def test_a_gpu_that_cannot_be_used_is_looked_for_again(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = ["cuda", "cpu", "cpu"]
+    monkeypatch.setattr(keys, "drivers", lambda: ["linux", "/dev/nvidia0"])
+    monkeypatch.setattr(keys, "_found_device", found.pop)
+    monkeypatch.delitem(sys.modules, "torch")
+    assert [keys.device_class() for _ in range(4)] == ["cpu", "cpu", "cuda", "cuda"]
+    assert not found
+
+
 @pytest.mark.parametrize("own", [True, False])
 def test_only_a_command_keeps_for_good_what_it_has_imported(
     monkeypatch: pytest.MonkeyPatch, own: bool
 ) -> None:
-    """A notebook or a test calls `main` with words: its own garbage must go as before."""
+    """A notebook or a test calls `main` with words: its own garbage must go as before.
+
+    A command's later garbage, such as models, must go, too.
+    """
     frozen: list[bool] = []
+    torch = sys.modules["torch"]
+
+    def imported(name: str) -> object:
+        sys.modules["torch"] = torch
+        return sys.modules[name]
+
+    entry = methods["select/sample"].entry
+    assert loading.module_of(entry)
     monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
     monkeypatch.setattr(loading, "in_command", not own)
     monkeypatch.setattr(sys, "argv", ["truing", "doctor", "--nothing"])
     assert main(None if own else ["doctor", "--nothing"]) == 2
-    assert loading.module_of(methods["select/sample"].entry).__name__ == "truing.select.sample"
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(importlib, "import_module", imported)
+    for _ in range(3):
+        assert loading.module_of(entry).__name__ == "truing.select.sample"
     assert frozen == ([False] if own else []) and gc.isenabled()
     loading.in_command = False

@@ -48,3 +48,11 @@ def test_rows_and_settings_are_checked(recipe: Path, capsys: pytest.CaptureFixtu
     Path("pairs.jsonl").write_text('{"prompt": "a", "chosen": "b"}\n')
     assert main(["run", str(recipe), "--check"]) == 2
     assert "recipe.yaml line 6" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["nosuch", "smollm2-135m-instuct", "./missing", "pairs.jsonl"])
+def test_a_model_that_cannot_be_is_told(
+    recipe: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main(["run", str(recipe), "--check", "--set", f"models.base={name}"]) == 2
+    assert name.removeprefix("./") in capsys.readouterr().err

@@ -109,7 +109,8 @@ def _parsed(module: str, loaded: object) -> _File:
     path = _source(module)
     if path is None:
         return _File(loaded, None)
-    changed = path.stat().st_mtime
+    stat = path.stat()
+    changed = max(stat.st_mtime, stat.st_ctime)  # what copies a file may keep its older time
     text, (bare, imported) = memory().code(path, module)
     names = {m for m in _own(module, imported) if _is_name(m)}
     return _File(loaded, (bare, imported - names), text, changed)
@@ -142,20 +143,25 @@ def code_key(modules: Iterable[str], own: Iterable[Declared] = ()) -> str:
 
 
 def text_key(modules: Iterable[str]) -> str:
-    """Hash of the very texts of modules and of all that `code_key` walks: of docstrings, too.
+    """Hash of the very texts of modules and of all that they import that a user may edit.
 
     "" where the text of one of them is not at hand.
     """
-    texts = {m: _known[m].text for m in _walked(modules, _own)}
+    texts = {m: _known[m].text for m in _walked(modules, _edited)}
     return content_hash(texts) if set(modules) <= set(texts) else ""
 
 
 def settled(modules: Iterable[str]) -> bool:
-    """True where no file that `code_key` walks was changed since this process began.
+    """True where no file that `text_key` walks was changed since this process began.
 
     Then what it has loaded is what lies on the disk.
     """
-    return all(_known[m].changed < truing.began for m in _walked(modules, _own))
+    return all(_known[m].changed < truing.began for m in _walked(modules, _edited))
+
+
+def _edited(module: str, imported: frozenset[str]) -> frozenset[str]:
+    """Of truing's own modules what `_own` says; a user's may import others of the user's."""
+    return (_own if _top(module) == "truing" else _followed)(module, imported)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -29,7 +29,8 @@ def find(name: str) -> object:
         path = _place(name)
         head, _, text = path.read_text(encoding="utf-8").partition("\n")
         if head == content_hash(text):
-            os.utime(path)
+            with contextlib.suppress(OSError):  # such as another user's, who lets it be read
+                os.utime(path)
             return json.loads(text)
     return None
 
@@ -47,14 +48,15 @@ def _place(name: str) -> Path:
 
 
 def installed() -> str:
-    """Hash of this Python and of the packages that it can import, by name and version."""
+    """Hash of this Python and of what it can import: names, versions, when it was installed."""
     return _installed(tuple(sys.path))
 
 
 @functools.cache
 def _installed(folders: tuple[str, ...]) -> str:
-    names: set[str] = set()
+    found: set[tuple[str, int]] = set()
     for folder in folders:
         with contextlib.suppress(OSError):
-            names |= {p.name for p in Path(folder).iterdir() if p.name.endswith(ENDS)}
-    return content_hash([sys.version, sys.platform, sorted(names)])
+            inside = [p for p in Path(folder).iterdir() if p.name.endswith(ENDS)]
+            found |= {(p.name, p.stat().st_mtime_ns) for p in inside}
+    return content_hash([sys.version, sys.platform, sorted(found)])
