@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -16,7 +17,7 @@ from truing.context import Context, use
 from truing.core import sampling, waves
 from truing.core.chat import prompt_ids
 from truing.core.choose import choose
-from truing.core.generate import generate, sample_ids
+from truing.core.generate import _as_prompts, generate, sample_ids
 from truing.core.sampling import Row, Sampled, SamplingSettings, next_logps, sample
 from truing.core.shared import Shared
 from truing.core.states import Padded
@@ -341,3 +342,15 @@ def test_a_model_is_given_by_name(tiny_path: Path) -> None:
     with pytest.raises(InputError, match="argument 'model' takes a Model") as error:
         generate(3, ["Hello"])  # type: ignore[arg-type]
     assert error.value.fix
+
+
+@pytest.mark.parametrize(
+    "form", [tuple, np.array, iter, dict.fromkeys, lambda p: dict.fromkeys(p).keys()]
+)
+def test_prompts_come_in_any_order_of_texts(form: Callable[[list[str]], object]) -> None:
+    asked = ["Why?", "How?"]
+    assert _as_prompts(form(asked)) == asked  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="list of prompts"):
+        _as_prompts("Why?")
+    with pytest.raises(InputError, match="list of prompts"):
+        _as_prompts([{"role": "user", "content": "Why?"}])

@@ -54,6 +54,12 @@ def test_a_loss_that_only_real_rows_break_is_named_too() -> None:
         raise ValueError("real rows")
 
     checked(picky)  # what made-up rows say means nothing
+
+    def asserts(m: Measurements) -> Loss:
+        assert m["logp"].unique().numel() > 1
+        return Loss(gap(m))
+
+    checked(asserts)
     spec = objective_of(objective(unit="pair", rows="pair")(picky))
     mask_UKT = torch.ones(3, 2, 2)
     with pytest.raises(

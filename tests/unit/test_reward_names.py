@@ -133,7 +133,7 @@ def test_models_of_the_recipe_and_paths_beside_it(folder: Path, prm: Model) -> N
         ("model: prmm", r"setting 'rewards': no step, file or model called 'prmm'.*prm"),
         ("model: none/at/all", "setting 'rewards': no step, file or model called 'none/at/all'"),
         ("model: clean", r"setting 'rewards' takes a Model, and step 'clean'.*makes a Table"),
-        ("model: tuned", "wait for each other in a circle"),
+        ("model: tuned", "a step waits for itself"),
     ],
 )
 def test_a_wrong_name_is_told_with_its_line(folder: Path, change: str, told: str) -> None:

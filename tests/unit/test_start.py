@@ -168,11 +168,14 @@ def test_what_is_loaded_later_counts() -> None:
     ):
         alone = memory.forecast(module, settings)
         critic = memory.forecast(module, settings, Beside(trunks=1))
-        assert critic.state == 2 * alone.state + size and critic.blocks == 2 * alone.blocks
+        assert (
+            critic.state + critic.copies == 2 * alone.state + size
+            and critic.blocks == 2 * alone.blocks
+        )
         frozen = memory.forecast(module, settings, Beside(frozen=1))
-        assert frozen.state == alone.state + size and frozen.blocks == alone.blocks
+        assert frozen.state + frozen.copies == alone.state + size and frozen.blocks == alone.blocks
         moving = memory.forecast(module, settings, Beside(moving=2))
-        assert moving.state == alone.state + 2 * trained
+        assert moving.state + moving.copies == alone.state + 2 * trained
 
 
 @pytest.mark.parametrize(
@@ -449,7 +452,7 @@ def test_a_run_that_its_choice_killed_chooses_again(
     monkeypatch.setattr(TextTask, "parts", begun)
     low, high = least(model, TextTraining(rank=2), largest[0])
     monkeypatch.setattr(FREE, lambda: (1.0, 0.5 * low))
-    with pytest.raises(InputError, match="Lower max_length"):  # it has never fitted
+    with pytest.raises(InputError, match="Lower rank"):  # it has never fitted
         train(tmp_path, model, rank=2)
     monkeypatch.setattr(FREE, lambda: (1.0, 0.9 * low + 0.1 * high))
     again = train(tmp_path, model, rank=2)

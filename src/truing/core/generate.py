@@ -23,7 +23,7 @@ A rewriter is a component too: `(prompts, model, held, *, settings) -> prompts`,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -192,16 +192,17 @@ def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) and stop else tuple(stop)
 
 
-def _as_prompts(prompts: Sequence[object]) -> list[Prompt]:
+def _as_prompts(prompts: Iterable[object]) -> list[Prompt]:
     """All prompts, halves of characters mended; one by itself is refused, since lists come back."""
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], dict)):
+    items = [] if isinstance(prompts, str) else list(prompts)
+    if isinstance(prompts, str) or (items and isinstance(items[0], dict)):
         raise InputError(
             "takes a list of prompts, and gives a list of answers for each",
             where="generate",
             seen=prompts,
             fix="Put square brackets around the prompt: generate(model, [prompt])[0]",
         )
-    return [_as_prompt(mended(p), i) for i, p in enumerate(prompts, 1)]
+    return [_as_prompt(mended(p), i) for i, p in enumerate(items, 1)]
 
 
 def _as_prompt(prompt: object, number: int) -> Prompt:

@@ -258,7 +258,7 @@ def _ask(
         if name:
             text = f"setting {name!r} must not be 0: the loss divides by it"
             raise InputError(text, where=where, seen=settings[name]) from None
-    except (RuntimeError, LookupError, ValueError) as error:
+    except (RuntimeError, LookupError, ValueError, AssertionError) as error:
         named = isinstance(error, InputError) and error.message.startswith("setting ")
         if named or isinstance(error, NoLoss):
             raise
@@ -278,7 +278,7 @@ def divisor(
             call(values)
         except ZeroDivisionError:
             return True
-        except (RuntimeError, LookupError, ValueError):
+        except (RuntimeError, LookupError, ValueError, AssertionError):
             pass  # it got beyond the division
         return False
 
