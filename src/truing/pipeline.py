@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,8 +77,7 @@ def _costing(cost: float) -> dict[str, Json]:
 
 def _reused(store: Store, key: str) -> str:
     """A remark when an artefact was made under other library versions; else ""."""
-    made = cast("dict[str, Json]", store.facts(key).get("versions") or {})
-    now = versions()
+    made, now = cast("dict[str, Json]", store.facts(key).get("versions") or {}), versions()
     other = [f"{n} {made[n]}, now {now[n]}" for n in made if n in now and made[n] != now[n]]
     return f"made with {'; '.join(other)}" if other else ""
 
@@ -112,8 +112,7 @@ def perform(
     need_rows(nouns)
     store = store or Store()
     key = key_to_run(method, nouns, settings, seed, store)
-    name = name or method.name
-    with told(name), store.lock(key):
+    with told(name := name or method.name), store.lock(key):
         if root is not None:
             root(key)
         damage = ""
@@ -152,8 +151,9 @@ def _made(method: Method, nouns: Nouns, settings: Mapping[str, object]) -> Noun:
 def _from_store(method: Method, store: Store, key: str) -> StepResult:
     facts = store.facts(key)
     seconds, cost = (float(cast(float, facts.get(n) or 0.0)) for n in ("seconds", "cost"))
-    made, metrics, note = store.load(key), store.metrics(key), _reused(store, key)
-    return StepResult(method, key, made, True, seconds, metrics, note, cost)
+    found = store.load(key), True, seconds, store.metrics(key), _reused(store, key), cost
+    shutil.rmtree(store.scratch(key), ignore_errors=True)  # left by a kill right after it was kept
+    return StepResult(method, key, *found)
 
 
 def _facts(

@@ -65,6 +65,10 @@ def test_a_second_run_costs_nothing_and_has_the_same_content(folder: Path, store
     assert [n.key for n in first.results.values()] == [n.key for n in second.results.values()]
     assert second.line()["cached_steps"] == 3
     assert Path(str(second.line()["report"])).is_file()
+    left = store.scratch(str(first.run.steps["clean"]["key"]))
+    left.mkdir(parents=True)  # as by a kill between keeping what it made and dropping this
+    run(folder, store)
+    assert not left.exists()
 
 
 def test_one_setting_reruns_what_depends_on_it(folder: Path, store: Store) -> None:
