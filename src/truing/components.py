@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeGuard, TypeVar, cast
 
 from truing import catalogue
@@ -142,6 +143,23 @@ def of_the_user(function: Callable[..., object], error: Exception) -> bool:
     if isinstance(error, (TruingError, OSError, MemoryError)):
         return False
     return not is_own(function) and "out of memory" not in str(error).lower()
+
+
+@contextlib.contextmanager
+def told(function: Callable[..., object], what: str, where: str) -> Generator[None]:
+    """What a user's own function raises inside the block is an InputError with its place.
+
+    Args:
+        what: raised it, as errors say.
+        where: what errors name.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not of_the_user(function, error):
+            raise
+        said = f"{what} raised {type(error).__name__}: {error}"
+        raise InputError(said, where=where, fix=see(error, function)) from error
 
 
 def is_own(function: Callable[..., object]) -> bool:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from truing.components import told
 from truing.core import own_loss
 from truing.core import own_samples as own_samples  # registers its hooks
 from truing.core.bounds import Bounds
@@ -271,7 +272,7 @@ class Objective:
         self, m: Measurements, settings: Mapping[str, object], state: State | None = None
     ) -> Loss:
         """The loss under `settings`."""
-        with own_loss.told(self.loss, self.name):
+        with told(self.loss, "its function", self.name):
             return self.plain(m, settings, state)
 
     def plain(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 
-from truing.components import is_own, of_the_user, see
+from truing.components import is_own, told
 from truing.context import Json
 from truing.errors import InputError
 
@@ -32,13 +32,8 @@ def called(make: Make, what: str, call: Callable[[], object], where: str) -> obj
         what: of it is called.
         where: what errors name.
     """
-    try:
+    with told(make, f"{name_of(make)}: {what}", where):
         return call()
-    except Exception as error:
-        if not of_the_user(make, error):
-            raise
-        said = f"{name_of(make)}: {what} raised {type(error).__name__}: {error}"
-        raise InputError(said, where=where, fix=see(error, make)) from error
 
 
 def name_of(make: Make) -> str:

@@ -6,14 +6,12 @@ raises or returns wrongly is told with its name, in place of an error from insid
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
 
-from truing.components import of_the_user, see
 from truing.errors import InputError, unknown
 from truing.kinds import KINDS
 
@@ -52,18 +50,6 @@ def check_needs(name: str, needs: Iterable[str], known: Iterable[str]) -> None:
     for need in needs:
         if need not in known:
             raise unknown("measurement", need, known, where=f"{name} needs")
-
-
-@contextlib.contextmanager
-def told(function: Callable[..., object], name: str) -> Generator[None]:
-    """What a user's own function raises inside the block is an InputError with its place."""
-    try:
-        yield
-    except Exception as error:
-        if not of_the_user(function, error):
-            raise
-        said = f"its function raised {type(error).__name__}: {error}"
-        raise InputError(said, where=name, fix=see(error, function)) from error
 
 
 def check_made(name: str, found: Loss, units: int) -> None:

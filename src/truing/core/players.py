@@ -42,10 +42,19 @@ class Players:
         modules = [policy.module, other.module if other is not None else None, critic]
         self.vocab = min(_vocab(m) for m in modules if m is not None)
 
-    def _readable(self, who: Loaded, sampling: SamplingSettings) -> SamplingSettings:
-        """These settings without what pads the embedding of `who`."""
+    def _drawn(
+        self,
+        who: Loaded,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingSettings,
+        first: Sequence[int],
+        past: Past | None,
+        hook: Alongside | None = None,
+    ) -> list[list[Completion]]:
+        """Answers of `who`, without what pads its embedding."""
         padding = range(self.vocab, _vocab(who.module))
-        return replace(sampling, banned=(*sampling.banned, *padding)) if padding else sampling
+        own = replace(sampling, banned=(*sampling.banned, *padding)) if padding else sampling
+        return continued(who, prompts, own, first=first, logits=hook, past=past)
 
     def policy(
         self,
@@ -55,8 +64,7 @@ class Players:
         past: Past | None = None,
     ) -> list[list[Completion]]:
         """The policy's answers."""
-        own = self._readable(self.own, sampling)
-        return continued(self.own, prompts, own, first=first, past=past)
+        return self._drawn(self.own, prompts, sampling, first, past)
 
     def reference(
         self,
@@ -67,8 +75,7 @@ class Players:
     ) -> list[list[Completion]]:
         """The reference's answers."""
         if self.other is not None:
-            own = self._readable(self.other, sampling)
-            return continued(self.other, prompts, own, first=first, past=past)
+            return self._drawn(self.other, prompts, sampling, first, past)
         with cast("Lora", self.lora).off():
             return self.policy(prompts, sampling, first, past)
 
@@ -84,8 +91,7 @@ class Players:
             past: Past | None = None,
         ) -> list[list[Completion]]:
             hook = Alongside(module, off, mix, sampling.max_tokens)
-            own = self._readable(self.own, sampling)
-            return continued(self.own, prompts, own, first=first, logits=hook, past=past)
+            return self._drawn(self.own, prompts, sampling, first, past, hook)
 
         return draw
 

@@ -198,6 +198,7 @@ def check_loss(spec: Objective, settings: Settings) -> None:
     """Raise what a loss itself says of its settings, by calling it on nothing but ones."""
     import torch
 
+    from truing.components import told
     from truing.core import own_loss
     from truing.core.objective import Loss, Measurements
 
@@ -210,7 +211,7 @@ def check_loss(spec: Objective, settings: Settings) -> None:
         fixed = {"ref_logp": -mask_UKT}
         m = Measurements(mask_UKT, {n: fixed.get(n, value_UKT) for n in spec.needs}, columns)
         made: list[Loss] = []
-        with own_loss.told(spec.loss, spec.name):
+        with told(spec.loss, "its function", spec.name):
             _ask(lambda values: made.append(spec.plain(m, values)), own, spec.settings, spec.name)
     for loss in made[-1:]:  # none where it says something of made-up numbers
         own_loss.check_made(spec.name, loss, len(mask_UKT))

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Message = Mapping[str, object]
 Prompt = str | Sequence[Message]
 MARK = "zqanswerqz"  # stands for an answer while the template is explored
-_ANY_TOOL = {  # stands for a row's own
+ANY_TOOL = {  # stands for a row's own
     "type": "function",
     "function": {
         "name": MARK,
@@ -294,7 +294,7 @@ def writes_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
     if tokenizer not in _tools or _tools[tokenizer][0] != template:
         user: list[Message] = [{"role": "user", "content": "u"}]
         try:
-            found = bool(template) and MARK in _rendered(tokenizer, user, [_ANY_TOOL], True)
+            found = bool(template) and MARK in _rendered(tokenizer, user, [ANY_TOOL], True)
         except InputError:
             found = False
         _tools[tokenizer] = (template, found)

@@ -29,7 +29,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from truing import jsontext
-from truing.core.template import Message, chat_text, turn_of
+from truing.core.template import ANY_TOOL, Message, chat_text, turn_of
+from truing.core.tool_calls import ID
 from truing.errors import InputError
 from truing.kinds import with_tools
 from truing.surrogates import mended
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 Tools = Mapping[str, Mapping[str, object]]  # name of a function: schemas of its parameters
 _NONE: Tools = {}
-_NAME, _RESULT = "zqcallzqz", "zqresultzqz"  # stand for a call and its result in a template
+_NAME, _RESULT = ID, "zqresultzqz"  # stand for a call and its result in a template
 _FUNCTION = re.compile(r"\s*<function=([^>\s]+)>(.*)</function>\s*", re.S)
 _PARAMETER = re.compile(r"\s*<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.S)
 _PYTHON = {"True": "true", "False": "false", "None": "null"}  # as some templates write them
@@ -79,15 +80,7 @@ def form_of(tokenizer: PreTrainedTokenizerBase) -> Form:
     """The form that a tokenizer's template has for calls, by what it makes of one."""
     function = {"name": _NAME, "arguments": json.dumps({_NAME: 1})}
     call = {"id": _NAME, "type": "function", "function": function}
-    tool = {
-        "type": "function",
-        "function": {
-            "name": "f",
-            "description": "d",
-            "parameters": {"type": "object", "properties": {}, "required": []},
-        },
-    }
-    asked = cast("list[Message]", with_tools("u", [tool]))
+    asked = cast("list[Message]", with_tools("u", [ANY_TOOL]))
     said: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
     told: Message = {"role": "tool", "tool_call_id": _NAME, "name": _NAME, "content": _RESULT}
     try:
