@@ -225,13 +225,19 @@ def components(kind: str = "") -> dict[str, Entry]:
 
 def used(value: object) -> list[str]:
     """Names of the components that a setting refers to, `{use: name, ...}` at whatever depth."""
+    return [str(ref["use"]) for ref in references(value)]
+
+
+def references(value: object) -> Iterator[Mapping[str, object]]:
+    """References to components, `{use: name, ...}`, in a setting at whatever depth."""
     if isinstance(value, Mapping):
         items = cast("Mapping[str, object]", value)
-        inner = [n for v in items.values() for n in used(v)]
-        return [str(items["use"]), *inner] if "use" in items else inner
+        if "use" in items:
+            yield items
+        value = list(items.values())
     if isinstance(value, (list, tuple)):
-        return [n for v in cast("Sequence[object]", value) for n in used(v)]
-    return []
+        for one in cast("Sequence[object]", value):
+            yield from references(one)
 
 
 def no_component(

@@ -216,23 +216,12 @@ def check_settings(settings: Mapping[str, object]) -> None:
     """
     for setting, value in settings.items():
         try:
-            for ref in _references(value):
-                _check_settings(ref)
+            for ref in catalogue.references(value):
+                if isinstance(ref["use"], str):
+                    _check_settings(ref)
         except InputError as error:
             error.message = f"setting {setting!r}: {error.message}"
             raise
-
-
-def _references(value: object) -> Iterator[Mapping[str, object]]:
-    """References in a setting, at whatever depth."""
-    if isinstance(value, Mapping):
-        items = cast("Mapping[str, object]", value)
-        if isinstance(items.get("use"), str):
-            yield items
-        value = list(items.values())
-    if isinstance(value, (list, tuple)):
-        for one in cast("Sequence[object]", value):
-            yield from _references(one)
 
 
 def _check_settings(ref: Mapping[str, object]) -> None:
