@@ -67,7 +67,11 @@ def damage(policy: Model, seed: int) -> tuple[Model, Table]:
 
 
 def random_restore(damaged: Model, trusted: Model, count: int, seed: int) -> Model:
-    """As many weights, drawn from all matrices of the blocks in proportion to their size."""
+    """As many weights at random of the blocks' matrices, of those only that the damage changed.
+
+    Each matrix gets in proportion to how many of its weights differ. So the control, too, restores
+    tuned weights alone; what it lacks is recovery's choice, by gradients in the first blocks.
+    """
     source = torch.Generator().manual_seed(seed)
     bad, good = damaged.folded(), trusted.folded()
     names = [n for n in bad if ".layers." in n and good[n].dim() == 2]

@@ -4,10 +4,11 @@ A tiny decoder, trained from nothing, answers with 6 to 16 words at random, one 
 of eight. The true reward is the share of the list that the answer holds plus one if it has at most
 twelve words (less where it has more). The reward that can be hacked is the share of the word "good"
 among the words plus how near the answer comes to the longest one possible. PPO-max (the method's
-defaults but for the size of a rollout, 16 answers, and the rate) and PPO without its tricks (no KL,
-no clipping of ratio, value or gradient, raw rewards, no critic before the policy, ten times the
-rate) have the same prompts and as many updates. Before them the critic has at most ten rollouts
-alone; where it is ready sooner, PPO-max gets the rest as well.
+defaults but for rollouts of 16 answers, of at most 24 tokens and drawn at temperature 1 without
+more ado, the rate, and that all weights are trained) and PPO without its tricks (no KL, no clipping
+of ratio, value or gradient, raw rewards, no critic before the policy, ten times the rate) have the
+same prompts and as many updates. Before them the critic has at most ten rollouts alone; where it is
+ready sooner, PPO-max gets the rest as well.
 
 The effect is the rise of the mean true reward on other prompts, in standard deviations of the
 base's rewards. The claim asks for 1, with at most 0.3 nats of KL a token in every rollout; for KL,

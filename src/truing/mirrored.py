@@ -48,7 +48,7 @@ MIRRORED = {
     ),
     "honesty": Mirrored(
         "github.com/GAIR-NLP/alignment-for-honesty", "none stated",
-        {"pkqa_13b.jsonl": "question, answer", "puqa.jsonl": "question",
+        {"pkqa_13b.jsonl": "question, answer", "puqa.jsonl": "question, authors",
          "nonambigqa.jsonl": "question, answers, gold_answer"},
     ),
     "ifeval": Mirrored(

@@ -63,6 +63,16 @@ def test_log_loss_is_that_of_transformers(tiny_path: Path) -> None:
     assert report.meta["metric"] == "held-out nats per token"
 
 
+def test_texts_without_a_token_to_score_are_no_part_of_the_interval(tiny_path: Path) -> None:
+    model = Model.open(str(tiny_path))
+    alone = ability(model, Table("text", TEXTS.rows[:1]), QUESTIONS).get("ability")
+    report = ability(model, Table("text", [TEXTS[0], {"text": ""}]), QUESTIONS)
+    found = report.get("ability")  # a resample of the empty text alone would have no loss
+    wanted = (alone.value, alone.value, alone.value, 1)
+    assert (found.value, found.lo, found.hi, found.n) == pytest.approx(wanted)
+    assert report.samples is not None and [bool(r["tokens"]) for r in report.samples] == [1, 0]
+
+
 def test_text_is_cut_at_max_length(tiny_path: Path) -> None:
     model = Model.open(str(tiny_path))
     report = ability(model, TEXTS, QUESTIONS, max_length=5)
@@ -127,7 +137,21 @@ def test_nothing_is_left_out_in_silence(tiny_path: Path) -> None:
 
 
 def test_verdicts() -> None:
-    assert verdicts([1.0, 0.0, 0.5], [0.0, 1.0, 0.5]) == [1.0, 0.0, 0.5]
+    ours, theirs = [1.0, 0.0, 0.5], [0.0, 1.0, 0.5]
+    assert verdicts(ours, theirs) == [1.0, 0.0, 0.5]
+    assert verdicts(theirs, ours) == [0.0, 1.0, 0.5]  # both sides together win once
+    assert verdicts(ours, ours) == [0.5] * 3
+
+
+def test_a_model_wins_half_against_itself(tiny_path: Path) -> None:
+    """Its answers are ties, whoever decides."""
+    model, prompts = Model.open(tiny_path), Table("prompt", [{"prompt": p} for p in "pqr"])
+    letters = {"use": "share_of", "letters": "abcdefghijklm"}
+    for how in ({"judge": model}, {"reward": letters}):
+        made = win_module.win_rate(model, model, prompts, **how, max_tokens=6, temperature=0.0)
+        won = made.get("win rate")
+        assert won.value == 0.5 and won.n == 3 and won.lo < 0.5 < won.hi
+        assert made.samples is not None and made.samples.column("score") == [0.5] * 3
 
 
 def test_win_rate_by_principles(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,14 +115,26 @@ def test_before_after_is_paired() -> None:
 
 
 def test_the_loss_of_ability_is_paired_by_text() -> None:
-    def read(nats: list[float]) -> Report:
-        rows = [{"text": f"text {i}", "nats": n, "tokens": 10} for i, n in enumerate(nats)]
+    def read(nats: list[float], tokens: int = 10) -> Report:
+        rows: list[dict[str, object]] = [
+            {"text": f"text {i}", "nats": n, "tokens": tokens if n else 0}
+            for i, n in enumerate(nats)
+        ]
         return Report("ability", ability(sum(nats) / 40).measures, Table("text", rows))
 
-    before, after = read([10.0, 30.0, 50.0, 90.0]), read([11.0, 31.0, 51.0, 91.0])
-    found = before_after(measured(BEFORE), measured(AFTER), before, after).get("ability difference")
+    def change(before: Report, after: Report) -> Report:
+        return before_after(measured(BEFORE), measured(AFTER), before, after)
+
+    before, after = [10.0, 30.0, 50.0, 90.0], [11.0, 31.0, 51.0, 91.0]
+    found = change(read(before), read(after)).get("ability difference")
     # Texts differ widely, their changes do not: 1 nat over 10 tokens each.
     assert (found.value, found.lo, found.hi) == pytest.approx((0.1, 0.1, 0.1))
+    # A text without a token to score, of which a resample could consist, is no part of it.
+    found = change(read([10.0, 0.0]), read([11.0, 0.0])).get("ability difference")
+    assert (found.value, found.lo, found.hi, found.n) == pytest.approx((0.1, 0.1, 0.1, 1))
+    # Other tokens of the same texts, as of another tokenizer or length: nothing is paired.
+    other = change(read(before), read(after, tokens=11))
+    assert "ability difference" not in {m.name for m in other}
 
 
 def test_every_side_effect_is_paired_where_it_can_be() -> None:

@@ -68,6 +68,23 @@ def test_it_gives_the_best_of_its_own_candidates(model: Model) -> None:
             assert answer == group[values.index(max(values))]
 
 
+def test_a_prompt_asked_again_gets_further_answers_in_any_block(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = methods["best_of_n"](model, n=2, rewards=SHORT)
+    assert isinstance(made, Model)
+    asked = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0]]
+
+    def ids(prompts: list[str]) -> list[list[tuple[int, ...]]]:
+        return [[c.ids for c in items] for items in generate(made, prompts, n=2, **DRAW)]
+
+    together = ids(asked)
+    assert len({tuple(together[i]) for i in (0, 2, 3)}) == 3
+    assert ids(PROMPTS) == together[:2]
+    monkeypatch.setattr("truing.core.generate.BLOCK", 2)  # one prompt at a time
+    assert ids(asked) == together
+
+
 def test_weights_combine_terms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts, "relevance", lambda rows: [0.5] * len(rows))
     rules = Principles(
@@ -96,6 +113,10 @@ def test_required_words_in_some_inflection() -> None:
     assert coverage("He bakes two CAKES.", ["bake", "cake", "oven"]) == pytest.approx(2 / 3)
     assert coverage("A dogma.", ["dog"]) == 0.0
     assert coverage("In New York today", ["new york"]) == 1.0
+    # Cut as the text is: at hyphens, apostrophes and dots.
+    asked = ["t-shirt", "o'clock", "St. Bernard"]
+    assert coverage("Two T-shirts at ten o\u2019clock for a St Bernard.", asked) == 1.0
+    assert coverage("A shirt at ten on the clock.", asked) == coverage("It's so.", ["-"]) == 0.0
     assert listed_words("Write. Words: dog, red ball and tree.") == ["dog", "red ball", "tree"]
     with pytest.raises(InputError, match="no required words"):
         keyword_coverage([{"prompt": "Write.", "completion": "x"}])

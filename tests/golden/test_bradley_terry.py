@@ -13,7 +13,6 @@ from truing.errors import InputError
 from truing.train.reward.bradley_terry import (
     bradley_terry,
     classify_pairs,
-    davidson,
     plackett_luce,
     score_answers,
 )
@@ -73,21 +72,6 @@ def test_imitation_of_the_chosen_answer() -> None:
     assert spec.asked({"imitation": 0.5}) == ("scores", "logp") and not spec.answers_end
     with pytest.raises(InputError, match="imitation"):
         bradley_terry(m, imitation=-1.0)
-
-
-def test_ties() -> None:
-    ties, none = [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]
-    made = davidson(scored(W, L, tie=ties), nu=0.5)
-    want: list[float] = []
-    for w, x, tie in zip(W, L, ties, strict=True):
-        middle = 0.5 * math.exp((w + x) / 2)
-        z = math.exp(w) + math.exp(x) + middle
-        want.append(-math.log((middle if tie else math.exp(w)) / z))
-    assert values(made) == pytest.approx(want, rel=1e-5)
-    same = davidson(scored(W, L, tie=none), nu=0.0).per_unit
-    assert torch.allclose(same, bradley_terry(scored(W, L, margin=none)).per_unit, atol=1e-6)
-    with pytest.raises(InputError, match="nu"):
-        davidson(scored(W, L, tie=ties), nu=0.0)
 
 
 def test_lists() -> None:

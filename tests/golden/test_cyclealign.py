@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import itertools
 import re
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -41,18 +43,23 @@ def test_orders_are_parsed_strictly() -> None:
         assert parse(wrong, 3) is None
 
 
-def by_rule(prompts: list[str]) -> list[str]:
-    """Ranks the last question's answers by their share of letters, most first."""
-    said: list[str] = []
-    for text in prompts:
-        last = text.rsplit("Question:", 1)[1].rsplit("\nOrder:", 1)[0]
-        parts = re.split(r"\n([A-J]): ", last)
-        score = {
-            letter: sum(c.isalpha() for c in answer) / len(answer)
-            for letter, answer in zip(parts[1::2], parts[2::2], strict=True)
-        }
-        said.append(" > ".join(sorted(score, key=lambda k: (-score[k], k))))
-    return said
+def by(score: Callable[[str, str], float]) -> Callable[[list[str]], list[str]]:
+    """Ranks the last question's answers by a function of question and answer, most first."""
+
+    def ranked(prompts: list[str]) -> list[str]:
+        said: list[str] = []
+        for text in prompts:
+            last = text.rsplit("Question:", 1)[1].rsplit("\nOrder:", 1)[0]
+            asked, *parts = re.split(r"\n([A-J]): ", last)
+            answers = zip(parts[::2], parts[1::2], strict=True)
+            found = {letter: score(asked.strip(), answer) for letter, answer in answers}
+            said.append(" > ".join(sorted(found, key=lambda k: (-found[k], k))))
+        return said
+
+    return ranked
+
+
+by_rule = by(lambda _, answer: sum(c.isalpha() for c in answer) / len(answer))
 
 
 def test_the_judge_undoes_its_letters_and_asks_twice() -> None:
@@ -136,6 +143,104 @@ def test_dialogues_bring_their_last_answers(
         (text,) = told
         last = text.rsplit("Question: say oak", 1)[1]
         assert len(re.findall(r"\n[A-J]: ", last)) == n and ("oak!" in last) == (n == 3)
+
+
+def test_the_judge_sees_the_whole_dialogue_and_a_cut_answer_gets_no_end(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def generated(model: Model, prompts: list[object], **_: object) -> list[list[Completion]]:
+        return [[Completion("1234", finish="stop")] for _ in prompts]
+
+    monkeypatch.setattr(importlib.import_module(cyclealign.__module__), "generate", generated)
+    told: list[str] = []
+
+    def ask(prompts: list[str]) -> list[str]:
+        told.extend(prompts)
+        return by_rule(prompts)
+
+    turns = [("user", "My dog is Rex."), ("assistant", "Nice."), ("user", "Who is he?")]
+    asked = [{"role": role, "content": text} for role, text in turns]
+    rows = [{"prompt": asked, "completion": "A dog that", "finished": False}]
+    found: list[list[dict[str, bool]]] = []
+    plain = importlib.import_module(cyclealign.__module__).own_orders
+
+    def orders(model: Model, prompts: list[object], ended: list[dict[str, bool]]) -> object:
+        found.append(ended)
+        return plain(model, prompts, ended)
+
+    monkeypatch.setattr(importlib.import_module(cyclealign.__module__), "own_orders", orders)
+    with use(Context(folder=tmp_path)):
+        cycle(
+            Model.open(tiny_path), Table("example", rows), Judge(ask), cycles=1, n=1,
+            temperature=1.0, max_tokens=8, back_end="rrhf", training={"epochs": 1, "rank": 2},
+        )  # fmt: skip
+    (text,) = told
+    assert all(words in text for _, words in turns)
+    assert found == [[{"1234": True, "A dog that": False}]]
+
+
+HOW: dict[str, object] = {"epochs": 1, "rank": 2}
+
+
+@pytest.mark.parametrize("turned", [None, "say rain"])
+def test_it_ends_once_all_rankings_are_equal(
+    turned: str | None, tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A black box that ranks as the model does, but for one question."""
+    texts = ["oak", "ab12", "x y z"]
+    monkeypatch.setattr(
+        importlib.import_module(cyclealign.__module__),
+        "generate",
+        lambda model, prompts, **_: [[Completion(t) for t in texts] for _ in prompts],
+    )
+    model = Model.open(tiny_path)
+    loaded = model.load_module()
+
+    def as_the_model(question: str, answer: str) -> float:
+        (logp,) = answer_logps(loaded, [{"prompt": question, "completion": answer}], mean=True)
+        return -logp if question == turned else logp
+
+    data = Table("prompt", [{"prompt": "say oak"}, {"prompt": "say rain"}])
+    with use(Context(folder=tmp_path)) as context:
+        made = cycle(
+            model, data, Judge(by(as_the_model)), cycles=1 if turned else 3, n=3, temperature=1.0,
+            max_tokens=8, back_end="rrhf", training=HOW,
+        )  # fmt: skip
+    (only,) = [m for m in context.metrics if "cycle" in m]
+    assert only["ranked"] == 2 and only["same"] == (1 if turned else 2)
+    assert (made is model) == (turned is None) and len(made.weight_changes) == bool(turned)
+
+
+def test_a_single_answer_teaches_nothing_and_is_counted(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All answers to a prompt are one text, or only one is drawn."""
+    texts = {"say oak": ["same", "same", " "], "say rain": ["ab12", "1234", "x"]}
+    module = importlib.import_module(cyclealign.__module__)
+    monkeypatch.setattr(
+        module,
+        "generate",
+        lambda model, prompts, n, **_: [[Completion(t) for t in texts[p][:n]] for p in prompts],
+    )
+    learnt: list[list[object]] = []
+    train = module.train_model
+
+    def counted(spec: object, model: Model, rows: Table, *more: object, **how: object) -> Model:
+        learnt.append(rows.column("prompt"))
+        return train(spec, model, rows, *more, **how)
+
+    monkeypatch.setattr(module, "train_model", counted)
+    model, data = Model.open(tiny_path), Table("prompt", [{"prompt": p} for p in texts])
+    with use(Context(folder=tmp_path)) as context:
+        for n in (3, 1):
+            with pytest.raises(InputError, match="ranked no answers") if n == 1 else nullcontext():
+                cycle(
+                    model, data, Judge(by_rule), cycles=1, n=n, temperature=1.0, max_tokens=8,
+                    back_end="rrhf", training=HOW,
+                )  # fmt: skip
+    turns = [m for m in context.metrics if "cycle" in m]
+    assert [(m["ranked"], m["not_ranked"]) for m in turns] == [(1, 1), (0, 2)]
+    assert learnt == [["say rain"]]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path as File
 from types import SimpleNamespace
 from typing import cast
@@ -16,7 +17,7 @@ import torch
 from truing.changes import Prefix
 from truing.context import Context, use
 from truing.core.chat import Prompt, prompt_ids
-from truing.core.drawing import Completion
+from truing.core.drawing import Completion, Local
 from truing.core.generate import SamplingSettings, generate
 from truing.core.search import Path, Scored, Writer, enough, fill, top
 from truing.core.shared import common_start
@@ -24,6 +25,9 @@ from truing.decode import deal, deal_segments
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model
+from truing.principles import Principle, Principles
+from truing.specify import texts
+from truing.tables import Row
 
 PROMPTS = ["What is red?", "Say why.", "Name it."]
 WORDS = ["a ", "b ", "goal "]
@@ -124,6 +128,45 @@ def test_select_by_reward() -> None:
     assert "goal" in toy(beams=3, candidates=3, weight=0.1, select="reward")[0].text
 
 
+def test_whole_answers_are_rewarded_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is on topic counts for a whole answer, and is not asked of a beginning."""
+    asked: list[str] = []
+
+    def relevance(rows: list[Row]) -> list[float]:
+        asked.extend(str(r["completion"]) for r in rows)
+        return [float("goal" in str(r["completion"])) for r in rows]
+
+    monkeypatch.setattr(texts, "relevance", relevance)
+    base = Toy()
+    calm = Principle("calm", "Be calm.", check={"use": "no_exclamation"})
+    base.held["principles"] = Principles([calm])
+
+    def found(beams: int, candidates: int, **settings: object) -> tuple[int, ...]:
+        sampling = SamplingSettings(max_tokens=3, stop_ids=())
+        made = deal.draw(
+            base, MODEL, ["?"], sampling, beams=beams, candidates=candidates, **settings
+        )  # type: ignore[arg-type]
+        return made[0][0].ids
+
+    assert found(1, 2, lookahead=2, weight=4.0) == (0, 0, 0) and not asked
+    assert found(1, 2, lookahead=-1, weight=4.0)[:2] == (1, 2) and "b goal b" in asked
+    asked.clear()
+    assert found(3, 3, lookahead=0, weight=0.1) == (0, 0, 0) and not asked
+    # Of the three that are kept, "a a a", "b goal b" and "a a b", one is on topic.
+    assert found(3, 3, lookahead=0, weight=0.1, select="reward") == (1, 2, 1)
+    assert sorted(asked) == ["a a a", "a a b", "b goal b"]
+
+
+def test_a_penalty_that_a_search_cannot_keep_is_refused() -> None:
+    sampling = SamplingSettings(max_tokens=2, stop_ids=(), repetition_penalty=1.2)
+    for draw, fix in ((deal.draw, "no_repetition"), (deal_segments.draw, "propose")):
+        with pytest.raises(InputError, match="repetition_penalty") as error:
+            draw(Toy(), MODEL, ["?"], sampling, rewards=GOAL)
+        assert error.value.seen == 1.2 and fix in error.value.fix
+    drawn = deal_segments.draw(Toy(), MODEL, ["?"], sampling, propose="draw", proposals=1)
+    assert drawn[0][0].ids == (0, 0)  # as the model draws them under the penalty
+
+
 def test_kept_set_is_independent_of_order_and_ties_go_by_token() -> None:
     paths = [Scored(s, Path((t,), (0.0,))) for s, t in ((1.0, 7), (2.0, 9), (1.0, 3), (2.0, 4))]
     for seed in range(4):
@@ -156,6 +199,19 @@ def test_end_tokens_wait_for_the_least_length() -> None:
     assert [p.ids for p in grown] == [(1,), (2,)]
     (grown,) = writer.expand(["?"], [Path((1,), (-1.0,))], 3)
     assert [p.ended for p in grown if p.ids[-1] == 0] == [True]
+
+
+def test_the_look_ahead_keeps_the_least_length(tiny_path: File) -> None:
+    model = Model.open(tiny_path)
+    ids = generate(model, PROMPTS[:1], max_tokens=2, greedy=True)[0][0].ids
+    sampling = SamplingSettings(max_tokens=8, min_tokens=4, stop_ids=(ids[1],))
+    writer = Writer(Local(model, None), model, sampling)
+    start = Path(ids[:1], (0.0,))
+    ((text, ended),) = writer.ahead(PROMPTS[:1], [start], 3)
+    assert not ended and text != writer.text(ids[:1])  # the likeliest next token would end it
+    assert writer.cost["ahead"] == 3
+    free = Writer(Local(model, None), model, replace(sampling, min_tokens=1))
+    assert free.ahead(PROMPTS[:1], [start], 3) == [(writer.text(ids[:1]), True)]
 
 
 def beam_search(

@@ -20,7 +20,7 @@ from truing.errors import InputError
 from truing.method import get_component, methods
 from truing.models import Model
 from truing.select import embedders, scorers
-from truing.select.deita import deita, repr_filter, row_score, turns
+from truing.select.deita import deita, dialogue, repr_filter, row_score, turns
 from truing.select.scorers import expected_score_of
 from truing.tables import Row, Table
 
@@ -96,6 +96,36 @@ def test_turns_without_a_reply() -> None:
     assert turns({"messages": messages}) == [("a", "b"), ("c", "")]
 
 
+def said(*texts: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(texts)]
+
+
+ALL, OTHER = said("a", "b", "c", "d"), said("a", "b", "c", "no")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": ALL},
+        {"prompt": ALL[:3], "completion": "d"},
+        {"prompt": ALL[:3], "completion": ALL[3:]},
+        {"prompt": ALL[:3], "chosen": "d", "rejected": "no"},
+        {"prompt": ALL[:3], "chosen": ALL[3:], "rejected": OTHER[3:]},
+        {"prompt": "a", "chosen": ALL[1:], "rejected": OTHER[1:]},
+        {"prompt": "a", "chosen": ALL, "rejected": OTHER},  # both sides repeat the prompt
+        {"chosen": ALL, "rejected": OTHER},
+    ],
+    ids=lambda row: "-".join(f"{name}:{type(value).__name__}" for name, value in row.items()),
+)
+def test_a_dialogue_has_the_same_turns_in_every_form(row: Row) -> None:
+    assert dialogue(row) == ALL
+    assert turns(row) == [("a", "b"), ("c", "d")]
+    words = {"use": "length", "of": "completion"}
+    (made,) = deita(Table("", [row]), complexity={"use": "constant"}, quality=words,
+                    embedder={"use": "exact"})  # fmt: skip
+    assert made["quality_scores"] == [1.0, 1.0] and made["final_score"] == 2.0
+
+
 def test_method_with_scorers_by_name() -> None:
     rows = [{"prompt": "a b", "completion": "w " * n} for n in (3, 9, 5, 9)]
     data = Table("example", rows)
@@ -156,7 +186,7 @@ def plain(model: Model, row: Row, ref: dict[str, object]) -> float:
         return sum(k * float(p_k) for k, p_k in enumerate(p, 1))
     tail = encode(str(row[of]))[:most]
     if not tail:
-        return 1.0
+        return 0.0
     head = [tokenizer.bos_token_id]
     if of == "completion":
         head = prompt_ids(tokenizer, str(row["prompt"]))[-most:]
@@ -182,6 +212,29 @@ def test_scores_are_those_of_the_plain_loop(
     assert found == pytest.approx(want, rel=1e-4)
     assert len({f"{v:.4g}" for v in want}) > 10
     assert 0 < len(passes) < len(ROWS) / 2
+
+
+def test_texts_without_a_token_to_score_are_the_worst(model: Model) -> None:
+    for sign in ("high", "low"):
+        found = scorers.perplexity(ROWS[3:5], model, sign=sign)  # type: ignore[arg-type]
+        assert found[0] == 0.0 < found[1]
+
+
+def test_without_a_start_token_the_first_one_is_read_alone(tiny_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "startless"
+    shutil.copytree(tiny_path, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("bos_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    startless = Model.open(folder)
+    tokenizer = startless.load_module().tokenizer
+    assert tokenizer.bos_token_id is None
+    ids = tokenizer.encode("Why so?", add_special_tokens=False)
+    logp = logits_of(startless, ids)[:-1].log_softmax(1)
+    want = math.exp(-sum(float(logp[i, t]) for i, t in enumerate(ids[1:])) / (len(ids) - 1))
+    rows: list[Row] = [{"prompt": "Why so?"}, {"prompt": "W"}]
+    found = scorers.perplexity(rows, startless, of="prompt", sign="high")
+    assert found == pytest.approx([want, 0.0], rel=1e-4)
 
 
 def test_a_row_is_encoded_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

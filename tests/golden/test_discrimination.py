@@ -51,6 +51,11 @@ def test_by_hand() -> None:
     assert rho.value == pytest.approx(-0.5) and rho.lo <= rho.value <= rho.hi and rho.n == 3
     for measure in made:
         assert measure.lo <= measure.value <= measure.hi, measure
+    # Wilson's interval of one and a half of two.
+    z, p, n = 1.959963984540054, 0.75, 2
+    middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + (z / (2 * n)) ** 2) ** 0.5
+    ends = [(middle + side * half) / (1 + z * z / n) for side in (-1, 1)]
+    assert [made.get("accuracy", "off2").lo, made.get("accuracy", "off2").hi] == pytest.approx(ends)
 
 
 def test_an_arm_against_itself() -> None:

@@ -11,7 +11,15 @@ import pytest
 from truing.context import Context, use
 from truing.core.scoring import ScoreHead
 from truing.errors import InputError
-from truing.evaluate.easy_to_hard import WAYS, answer_of, best, chosen, normal, vote
+from truing.evaluate.easy_to_hard import (
+    WAYS,
+    answer_of,
+    best,
+    chosen,
+    normal,
+    scores_of,
+    vote,
+)
 from truing.method import methods
 from truing.models import Model
 from truing.reports import Report
@@ -73,5 +81,16 @@ def test_on_the_tiny_model(tiny_path: Path, tmp_path: Path) -> None:
         assert isinstance(outcome, Report)
         with pytest.raises(InputError, match="score head"):
             methods["easy_to_hard"](model, model, Table("prompt", rows))
-        with pytest.raises(InputError, match="row 1"):
-            methods["easy_to_hard"](model, reward, Table("prompt", [{"prompt": "p"}]))
+        for row in ({"prompt": "p"}, {"prompt": "p", "answer": "?"}):
+            with pytest.raises(InputError, match="row 1") as error:
+                methods["easy_to_hard"](model, reward, Table("prompt", [row]))
+            assert error.value.fix
+        valued = ScoreHead(128, hidden=4).added_to(model, tmp_path / "values", sort="steps")
+        with pytest.raises(InputError, match="no sigmoid"):
+            methods["easy_to_hard"](model, valued, Table("prompt", rows))
+
+
+def test_an_empty_solution_scores_nothing(tiny_path: Path, tmp_path: Path) -> None:
+    reward = ScoreHead(128).added_to(Model.open(tiny_path), tmp_path / "head")
+    for by in ("min", "outcome"):
+        assert scores_of(reward, "p", ["", "4", " "], by, [True, True, False]) == [0.0, 0.5, 0.0]

@@ -81,10 +81,11 @@ def test_an_empty_answer_is_not_known_and_none_is_not_right() -> None:
     rows: list[Row] = [
         {"completion": "I do not know", "answer": ""},  # as a CSV gives for a hard problem
         {"completion": "so 3", "answer": " "},
+        {"completion": "so nan", "answer": math.nan},  # as pandas does
         {"completion": "I do not know", "answer": "?"},  # of which nothing is left to compare
         {"completion": "so 0", "answer": 0},
     ]
-    assert get_component("reward", "easy_outcome")(rows) == [0.25, 0.25, 0.0, 1.0]
+    assert get_component("reward", "easy_outcome")(rows) == [0.25, 0.25, 0.25, 0.0, 1.0]
 
 
 def test_the_sum_of_step_rewards(tiny_path: Path, tmp_path: Path) -> None:

@@ -154,5 +154,7 @@ def test_log_ratios_by_hand(tiny_path: Path, tmp_path: Path) -> None:
     assert made.get("accuracy").value == pytest.approx(sum(right) / 3)
     same = implicit_preference(reference, reference, PAIRS)
     assert same.get("accuracy").value == 0.5 and same.get("margin").value == 0.0
+    tied = same.get("accuracy")  # three of them: one and a half are right
+    assert tied.lo + tied.hi == pytest.approx(1.0) and tied.hi < 1
     with pytest.raises(InputError, match="no pair"):
         implicit_preference(tuned, reference, Table("pair", []))

@@ -1,4 +1,4 @@
-"""GRAO by hand: both statistics, the collected form, degenerate groups, and limits."""
+"""GRAO by hand: both statistics, degenerate groups, and limits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from online_numbers import NEW, OLD, gradient, loss_of, mean, rollout, total
 
 from truing.core.advantages import group_advantage
-from truing.train.rl.grao import advantage, components, grao
+from truing.train.rl.grao import advantage, grao
 
 
 def by_hand(rewards: list[float], with_given: bool) -> list[float]:
@@ -32,20 +32,6 @@ def test_grao_by_hand(with_given: bool) -> None:
         wanted -= explore + 0.5 * y * imitate + 0.6 * (explore - a * imitate)
     update = grao(r, given_in_statistics=with_given)
     assert total(loss_of(update, r)) == pytest.approx(wanted / 2, rel=1e-4)
-
-
-def test_collected_form_and_its_identity() -> None:
-    source = torch.Generator().manual_seed(0)
-    reward, mean_UK = (torch.randn(6, 9, generator=source) for _ in range(2))
-    for with_given in (True, False):
-        a = advantage(reward, with_given)
-        e, i, l = components(a, a[:, :-1] * mean_UK[:, :-1], mean_UK[:, -1])  # noqa: E741
-        centre = a[:, :-1].mean(1)
-        collected = 1.6 * e + (0.5 * a[:, -1] - 0.6 * centre) * mean_UK[:, -1]
-        assert torch.allclose(e + 0.5 * i + 0.6 * l, collected, atol=1e-6)
-        # Centred over the own answers the last term only rescales; else it is -A_y / G.
-        other = -a[:, -1] / 8 if with_given else torch.zeros(6)
-        assert torch.allclose(centre, other, atol=1e-5)
 
 
 def test_degenerate_groups() -> None:

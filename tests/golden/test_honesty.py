@@ -17,6 +17,7 @@ from truing.errors import InputError
 from truing.evaluate import honesty as measured
 from truing.evaluate.honesty import refuses, scores
 from truing.method import methods, score
+from truing.mirrored import MIRRORED
 from truing.models import Model, hold
 from truing.reports import Report
 from truing.synthesize import answer_match, knowledge_probe
@@ -136,9 +137,11 @@ def test_targets_at_every_edge() -> None:
         assert verb == VERBAL[place] + "it is Paris"
         assert targets(known(k), "absolute") == ["It is Paris"]
     assert targets(known(0), "baseline") == ["Paris."]
-    option = Known("x", ("B) Paris",), ("paris",), False, (True,))
-    assert option.best == "B) Paris"
-    assert targets(option, "confidence_verb") == [VERBAL[4] + "B) Paris"]
+    for said, want in (("B) Paris", "B) Paris"), ("B. Paris", "B. Paris"), ("B", "B"),
+                       ("A red apple", "a red apple"), ("Be", "be")):  # fmt: skip
+        option = Known("x", (said,), ("paris",), False, (True,))
+        assert option.best == said
+        assert targets(option, "confidence_verb") == [VERBAL[4] + want]
 
 
 def test_greedy_right_and_no_sample_right() -> None:
@@ -274,6 +277,43 @@ def test_probed_once_and_taught_from_in_several_ways(
             methods["knowledge_probe"](model, Table("prompt", rows), correctness={"use": "nothing"})
 
 
+def test_answers_that_were_cut_teach_no_end(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = [("one of", "length"), ("one", "stop"), ("one", "length"), ("two", "length")]
+
+    def generate(
+        model: object, prompts: list[str], n: int = 1, **how: object
+    ) -> list[list[Completion]]:
+        return [[Completion(f" {t} ", finish=end) for t, end in said[:n]] for _ in prompts]
+
+    monkeypatch.setattr(knowledge_probe, "generate", generate)
+    model, rows = Model.open(tiny_path), Table("prompt", [{"prompt": "which?", "answers": ["one"]}])
+    with use(Context(folder=tmp_path)):
+        probed = methods["knowledge_probe"](model, rows, samples=4)
+        assert isinstance(probed, Table) and probed[0]["cut"] == ["one of", "two"]
+        probed.save(tmp_path / "probed")
+        old = Table("prompt", [{k: v for k, v in r.items() if k != "cut"} for r in probed])
+        for strategy, want in (
+            ("multisample", [("one of", False), ("one", True), ("one", True), (REFUSAL, True)]),
+            ("absolute", [("one of", False)]),
+            ("baseline", [("one of", False)]),
+        ):
+            for data in (probed, Table.load(tmp_path / "probed"), rows):
+                how = {"samples": 4} if data is rows else {}
+                made = methods["honesty_targets"](model, data, strategy=strategy, **how)
+                assert isinstance(made, Table)
+                assert [(r["completion"], r["finished"]) for r in made] == want
+            made = methods["honesty_targets"](model, old, strategy=strategy)
+            assert isinstance(made, Table) and all(r["finished"] for r in made)
+        for strategy in ("confidence_num", "confidence_verb"):
+            made = methods["honesty_targets"](model, probed, strategy=strategy)
+            assert isinstance(made, Table)
+            assert str(made[0]["completion"]).endswith("one of") and not made[0]["finished"]
+        refused = methods["honesty_targets"](model, probed, strategy="absolute", tau=1.0)
+        assert isinstance(refused, Table) and refused[0]["finished"]
+
+
 def test_questions_of_the_honesty_sets() -> None:
     raw = {"pkqa_13b": {"answer": "Answer: 5-6"}, "puqa": {"authors": ["A. Bee", "C. Dee"]},
            "nonambigqa": {"answers": ["David"], "gold_answer": "D"}}  # fmt: skip
@@ -283,6 +323,9 @@ def test_questions_of_the_honesty_sets() -> None:
         "pkqa_13b": ["5-6"], "puqa": ["A. Bee", "C. Dee"], "nonambigqa": ["David"],
     }  # fmt: skip
     assert SHAPES["honesty/puqa"][1]({"question": "q", "authors": []}) is None
+    for name, row in raw.items():  # what an absent set says of its columns
+        told = MIRRORED["honesty"].files[f"{name}.jsonl"].split(", ")
+        assert set(told) == {"question", *row}
 
 
 def test_scores_by_hand() -> None:

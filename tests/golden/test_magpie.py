@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from truing.context import Context, use
+from truing.method import methods
+from truing.models import Model
 from truing.select.magpie_filter import longest, magpie_filter, passes
 from truing.select.near_duplicates import near_duplicates, neighbours
-from truing.synthesize.magpie_text import cut_role, early_stop, sanitise, strip_prefix
-from truing.tables import Table
+from truing.synthesize import magpie, magpie_tags
+from truing.synthesize.magpie_text import cut_role, early_stop, keep, sanitise, strip_prefix
+from truing.tables import Row, Table
 
 SANITISED = [
     ("**Question** What is *rust*? It is oxide.", "What is *rust*?", "99.1"),
@@ -115,10 +119,94 @@ def test_filter() -> None:
     assert sorted(str(r["prompt"]) for r in kept) == ["Say four.", "Say three."]
     again = magpie_filter(kept, n=2)
     assert sorted(r["id"] for r in again) == sorted(r["id"] for r in kept)
-    assert not passes({"prompt": "Go", "input_quality": "poor"}, None, -10)
-    assert not passes({"prompt": "Go", "input_quality": None}, None, -10)
-    assert passes({"prompt": "Go", "input_quality": "good"}, None, -10)
+    assert not passes({"prompt": "Go", "input_quality": "poor"}, None, -10, True)
+    assert not passes({"prompt": "Go"}, None, -10, True)
+    assert passes({"prompt": "Go", "input_quality": "good"}, None, -10, True)
+    assert passes({"prompt": "Go"}, None, -10, False)
     assert len(longest(rows, 0)) == 5
+
+
+def test_unread_tags_do_not_pass(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table leaves out what is null: that a tag was asked for, its lineage tells."""
+    mixed = Table("prompt", [{"prompt": "Go", "input_quality": q} for q in ("good", None)])
+    assert [r.get("input_quality") for r in magpie_filter(mixed)] == ["good"]
+    asked, ask = list[str](), magpie_tags.tag_prompt
+
+    def told(query: str, tag: str) -> str:
+        asked.append(query)
+        return ask(query, tag)
+
+    monkeypatch.setattr(magpie_tags, "tag_prompt", told)
+    data = Table("example", [{"messages": said("Why?", "So.", "And then?", "No.")}])
+    with use(Context(folder=tmp_path)):
+        made = data
+        for tags, left in ((("difficulty",), 1), (("quality",), 0), (("category",), 0)):
+            # The tiny model writes nothing that could be read.
+            made = methods["magpie_tags"](made, Model.open(tiny_path), tags=tags, max_tokens=2)
+            assert isinstance(made, Table) and "input_quality" not in made.columns
+            assert len(magpie_filter(made)) == left
+    assert made[0]["lineage"]["tags"] == ["difficulty", "quality", "category"]  # type: ignore[index]
+    assert asked == ["Why?"] * 3
+
+
+def said(*texts: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(texts)]
+
+
+def test_dialogues_are_filtered_by_first_instruction_and_last_answer() -> None:
+    talks = [
+        said("Why?", "x" * 9, "Like so:", "yes"),
+        said("How?", "x", "Then?", "yes, yes"),
+        said("Name them:", "x", "Go on.", "yes, yes, yes"),
+        said("Who?", "yes", "Who else?", "nobody at all"),
+    ]
+    data = Table("example", [{"messages": t} for t in talks])
+
+    def kept(**settings: object) -> list[int]:
+        return sorted(talks.index(r["messages"]) for r in magpie_filter(data, **settings))  # type: ignore
+
+    assert kept() == [0, 1, 3]
+    assert kept(n=1) == [3] and kept(n=2) == [1, 3]  # by the length of the last answer
+    assert kept(reward={"use": "must_include", "words": ["yes"]}, cut=0.5) == [0, 1]
+    seen: list[object] = []
+
+    def reward(rows: list[Row]) -> list[float]:
+        seen.extend((r["prompt"], r["completion"]) for r in rows)
+        return [0.0] * len(rows)
+
+    methods["magpie_filter"](data, reward=reward)
+    assert seen == [(t[:-1], t[-1]["content"]) for t in talks]
+
+
+def test_dialogues_are_stored_as_their_answers_saw_them(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turns are answered without the line that steers questions."""
+    seen: list[list[object]] = []
+
+    def answers(model: Model, prompts: list[list[object]], max_tokens: int) -> list[str]:
+        seen.extend(prompts)
+        return ["It is."] * len(prompts)
+
+    def asked(loaded: object, heads: list[str], n: int, *_: object) -> object:
+        assert all(("Maths only." in head) == (len(seen) == 0) for head in heads)
+        return [[("Is it so?", True)] * n for _ in heads]
+
+    monkeypatch.setattr(magpie, "_answers", answers)
+    monkeypatch.setattr(magpie, "_continue", asked)
+    with use(Context(folder=tmp_path)):
+        made = methods["magpie"](Model.open(tiny_path), n=1, system="Maths only.", turns=2)
+    assert isinstance(made, Table)
+    (row,) = made
+    assert row["messages"] == [*seen[-1], {"role": "assistant", "content": "It is."}]
+    assert row["messages"] == said("Is it so?", "It is.", "Is it so?", "It is.")
+
+
+def test_what_is_kept_has_words() -> None:
+    assert keep("Go.", True, 0) and not keep("", True, 0) and not keep("Go.", False, 0)
+    assert not keep("Name three:", True, 1) and not keep("Go.", True, 2)
 
 
 def test_tags_are_parsed_or_null() -> None:
@@ -133,4 +221,8 @@ def test_tags_are_parsed_or_null() -> None:
     assert parse_tag("not json}", "quality") == null
     outside = parse_tag('"primary_tag": "Poetry", "other_tags": ["Math"]}', "category")
     assert outside == {"task_category": None, "other_task_category": ["Math"]}
+    others = ['["Poetry", "math "]', '"Poetry, Math"', "null", '"Poetry"', "[]"]
+    for written, wanted in zip(others, (["Math"], ["Math"], None, [], []), strict=True):
+        read = parse_tag(f'"primary_tag": "Editing", "other_tags": {written}}}', "category")
+        assert read == {"task_category": "Editing", "other_task_category": wanted}
     assert "```\nWhy?\n```" in tag_prompt("Why?", "difficulty")

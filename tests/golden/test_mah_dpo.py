@@ -76,6 +76,15 @@ def test_a_head_without_rows_or_rows_without_a_head_are_refused(
         methods["mah_dpo"](Model.open(tiny_path), Table("pair", rows), objectives=objectives)
 
 
+def test_an_objective_whose_rows_are_all_left_out_is_named(tiny_path: Path, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "say" * (1 + 40 * i), "chosen": "yes", "rejected": "no", "objective": i}
+        for i in range(2)
+    ]
+    with use(Context(folder=tmp_path)), pytest.raises(InputError, match="objective 1 is left"):
+        methods["mah_dpo"](Model.open(tiny_path), Table("pair", rows), steps=1, max_length=100)
+
+
 def test_a_step_without_a_row_of_each_is_refused(tiny_path: Path) -> None:
     rows = [{"prompt": "p", "chosen": f"a{i}", "rejected": "b", "objective": i} for i in range(3)]
     with pytest.raises(InputError, match="setting 'batch' must be at least that of 'objectives'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,9 @@ from truing.core.hooks import load
 from truing.core.tiny import tiny_model
 from truing.errors import InputError
 from truing.method import methods
-from truing.models import Edits, Model
+from truing.models import Edits, Model, Prefix
 from truing.steer.mean_difference import mean_difference_vector, middle_layers, scaled
-from truing.tables import Row, Table
+from truing.tables import Message, Row, Table
 
 PAIRS: list[Row] = [
     {"prompt": "one?", "chosen": "yes, yes", "rejected": "never"},
@@ -26,12 +27,12 @@ PAIRS: list[Row] = [
 ]
 
 
-def hidden(layer: int, column: str) -> list[Tensor]:
+def hidden(layer: int, column: str, lead: Sequence[Message] = ()) -> list[Tensor]:
     """What block `layer` gives to the next, at the answer's words, row by row."""
     module, tokenizer = tiny_model()
     found: list[Tensor] = []
     for row in PAIRS:
-        head = prompt_ids(tokenizer, str(row["prompt"]))
+        head = prompt_ids(tokenizer, [*lead, {"role": "user", "content": str(row["prompt"])}])
         words = tokenizer(str(row[column]), add_special_tokens=False)["input_ids"]
         assert words == completion_ids(tokenizer, str(row[column]), end=False)
         seen: list[Tensor] = []
@@ -86,6 +87,21 @@ def test_vectors_are_differences_of_means(tiny_path: Path, tmp_path: Path, token
             means.append(torch.stack(rows).mean(0))
         assert torch.allclose(e.vector_D, means[0] - means[1], atol=1e-5)
         assert e.op == "add" and e.skip_first and e.strength == 1.0
+
+
+def test_answers_are_read_as_the_model_is_asked(tiny_path: Path, tmp_path: Path) -> None:
+    lead: list[Message] = [{"role": "system", "content": "Say no."}]
+    told = Model.open(tiny_path).adding(Prefix(lead))
+    with use(Context(folder=tmp_path)):
+        made = methods["mean_difference"](told, Table("pair", PAIRS), layers=(2,), unit=False)
+    assert isinstance(made, Model)
+    (change,) = [c for c in made.changes if isinstance(c, Edits)]
+    (e,) = load(change.path)
+    means: list[Tensor] = []
+    for column in ("chosen", "rejected"):
+        rows = [h.mean(0) for h in hidden(2, column, lead)]
+        means.append(torch.stack(rows).mean(0))
+    assert torch.allclose(e.vector_D, means[0] - means[1], atol=1e-5)
 
 
 def test_strength_is_in_lengths_of_the_residual_stream(tiny_path: Path, tmp_path: Path) -> None:

@@ -218,6 +218,12 @@ def test_bad_weights(trio: dict[str, Model], weights: dict[str, float], message:
         linear({"a": trio["expert1"], "b": trio["expert2"]}, weights=weights)
 
 
+def test_ties_takes_positive_weights_alone(trio: dict[str, Model]) -> None:
+    for weights in ({"a": -1.0, "b": -1.0}, {"a": 3.0, "b": -1.0}, {"a": 1.0, "b": 0.0}):
+        with pytest.raises(InputError, match="weights must be positive"):
+            ties(trio["base"], {"a": trio["expert1"], "b": trio["expert2"]}, weights=weights)
+
+
 def test_merged_tiny_still_computes(trio: dict[str, Model]) -> None:
     merged = ties(trio["base"], {"a": trio["expert1"]}, density=1.0)
     ids = torch.tensor([[5, 6, 7]])

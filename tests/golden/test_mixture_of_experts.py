@@ -110,10 +110,10 @@ def test_models_become_experts(dense: Model, other: Model) -> None:
 
 def test_routers_from_prompts(dense: Model, other: Model) -> None:
     rows = [{"prompt": "aaaa", "role": "a"}, {"prompt": "zq zq", "role": "b"}]
-    made = mixture_of_experts({"a": dense, "b": other}, Table("prompt", rows), experts=2).folded()
+    made = mixture_of_experts({"a": dense, "b": other}, Table("prompt", rows)).folded()
     for i in (0, 5):
         gate = made[f"model.layers.{i}.block_sparse_moe.gate.weight"]
-        assert gate.norm(dim=1).tolist() == pytest.approx([1.0, 1.0])
+        assert gate.norm(dim=1).tolist() == pytest.approx([1.0, 1.0])  # a row for each model
     # The first layer's state of a prompt, worked out from the module's own outputs.
     loaded = dense.load_module()
     ids = loaded.tokenizer.apply_chat_template(
@@ -128,6 +128,19 @@ def test_routers_from_prompts(dense: Model, other: Model) -> None:
     want = torch.nn.functional.normalize(found[0].mean(0), dim=0)
     got = made["model.layers.0.block_sparse_moe.gate.weight"][0]
     assert torch.allclose(got, want, atol=1e-5)
+
+
+def test_prompts_follow_the_roles(dense: Model, other: Model, tmp_path: Path) -> None:
+    rows = Table(
+        "prompt", [{"prompt": "aaaa", "role": "a"}, {"prompt": "zq zq", "role": "b"}]
+    )  # the same models in the same order, each with the other's prompts
+    with use(Context(folder=tmp_path)):
+        one, two = (
+            mixture_of_experts(dict(zip(names, (dense, other), strict=True)), rows).folded()
+            for names in ("ab", "ba")
+        )
+    name = "model.layers.0.block_sparse_moe.gate.weight"
+    assert not torch.allclose(one[name], two[name], atol=1e-3)
 
 
 def test_top_k_gate_by_hand() -> None:
@@ -390,6 +403,16 @@ def test_biases_move_by_the_loads_and_stay_with_the_model(
     assert not tuned(sparse, tmp_path / "d", steps=1)[0].folded().extra
 
 
+def test_biases_of_frozen_blocks_stay(sparse: Model, tmp_path: Path) -> None:
+    made, seen = tuned(sparse, tmp_path / "top", steps=1, layers=2, **BIAS)
+    whole, too = tuned(sparse, tmp_path / "whole", steps=1, **BIAS)
+    held, every = made.folded().extra, whole.folded().extra
+    assert set(held) == {f"model.layers.{i}.block_sparse_moe.gate.bias" for i in (4, 5)}
+    assert all(torch.equal(bias, every[name]) for name, bias in held.items())
+    names = ("router_balance", "router_z", "router_max_load")  # of all blocks all the same
+    assert [seen[0][n] for n in names] == pytest.approx([too[0][n] for n in names], rel=1e-5)
+
+
 def test_biases_alone_even_out_the_loads(sparse: Model, tmp_path: Path) -> None:
     even: dict[str, object] = {**BIAS, "bias_step": 0.01, "lr": 1e-9, "steps": 20}
     _, seen = tuned(sparse, tmp_path, **even)
@@ -453,8 +476,12 @@ def test_mistakes(dense: Model, sparse: Model) -> None:
         mixture_of_experts(dict.fromkeys("abc", dense), experts=2)
     with pytest.raises(InputError, match="only models of type llama or mistral"):
         mixture_of_experts({"base": sparse})
+    asked = Table("prompt", [{"prompt": "x", "role": "y"}])
     with pytest.raises(InputError, match="must name the model"):
-        mixture_of_experts({"base": dense}, Table("prompt", [{"prompt": "x", "role": "y"}]))
+        mixture_of_experts({"a": dense, "b": dense}, asked)
+    for names, experts in (("ab", 4), ("abc", 4), ("a", 0), ("a", 4)):  # before roles are read
+        with pytest.raises(InputError, match="each model is one expert"):
+            mixture_of_experts(dict.fromkeys(names, dense), asked, experts=experts)
     with pytest.raises(InputError, match="has no prompt"):
         mixture_of_experts(
             {"a": dense, "b": dense}, Table("prompt", [{"prompt": "x", "role": "a"}])

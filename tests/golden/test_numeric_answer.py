@@ -91,6 +91,14 @@ def test_other_numbers_are_golds_as_they_are() -> None:
     assert numeric_answer(rows) == [1, 1, 0, 1]
 
 
+def test_a_tolerance_below_zero_makes_nothing_right_and_is_refused() -> None:
+    rows: list[dict[str, object]] = [{"completion": "99", "answer": 100}]
+    assert numeric_answer(rows, tolerance=0.01) == [1] and numeric_answer(rows) == [0]
+    for wrong in (-0.01, float("nan")):
+        with pytest.raises(InputError, match="setting 'tolerance' must be at least 0"):
+            numeric_answer(rows, tolerance=wrong)
+
+
 @pytest.mark.parametrize(
     ("gold", "told"),
     [

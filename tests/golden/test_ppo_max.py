@@ -54,6 +54,9 @@ def test_rewards_by_hand() -> None:
     assert clipped == pytest.approx([min(max(x, -0.8), 0.8) for x in z], rel=1e-5)
     equal = moments(None, torch.ones(3))
     assert shaped(torch.ones(3), equal, "normalised", 0.0).tolist() == [0.0] * 3
+    assert shaped(torch.ones(3), equal, "scaled", 0.0).tolist() == [1.0] * 3
+    spread = moments(None, torch.tensor([1.0, 1.0, 1.001]))  # small is not equal
+    assert float(shaped(torch.ones(1), spread, "scaled", 0.0)) > 1000
 
 
 def test_token_rewards_sum_to_the_score_less_the_divergence() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from truing.core.tiny import tiny_model
 from truing.errors import InputError
 from truing.evaluate.preference import accuracy, preference
 from truing.models import Model
@@ -41,6 +42,18 @@ def test_margins_are_those_of_single_unpacked_rows(tiny_path: Path) -> None:
     assert report.samples.column("margin") == pytest.approx(wanted, abs=1e-5)
     assert report.get("margin").value == pytest.approx(sum(wanted) / 3, abs=1e-5)
     assert report.get("preference").value == sum(m > 0 for m in wanted) / 3
+
+
+def test_a_tie_is_half_of_what_is_counted(tmp_path: Path) -> None:
+    module, tokenizer = tiny_model()
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.zero_()  # all words are as likely
+    module.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    row: Row = {"prompt": "Say one.", "chosen": "a", "rejected": "b"}
+    tied = preference(Model.open(tmp_path), Table("pair", [row])).get("preference")
+    assert tied.value == 0.5 and tied.lo + tied.hi == pytest.approx(1.0)
 
 
 def test_rows_that_are_no_pairs_are_refused(tiny_path: Path) -> None:

@@ -59,10 +59,19 @@ def test_calibration_by_hand() -> None:
 
 def test_what_comparisons_leave_open() -> None:
     scores = np.array([[1.0, 3.0], [5.0, 7.0]])
-    # Means 2 and 6, variance 4; all: mean 4, variance (9 + 1 + 1 + 9) / 4 = 5.
-    assert unidentified(scores) == pytest.approx(4 / 5)
+    # Variances, of samples, 2 within either prompt and 8 of the means, 2 / 2 of it by the draws.
+    assert unidentified(scores) == pytest.approx(7 / (7 + 2))
     assert unidentified(np.array([[0.0, 1.0], [0.0, 1.0]])) == 0.0
-    assert unidentified(np.ones((2, 2))) == 0.0
+    assert unidentified(np.ones((2, 2))) == unidentified(scores[:1]) == 0.0
+    assert unidentified(np.array([[1.0, 1.0], [2.0, 2.0]])) == 1.0
+
+
+def test_scores_that_know_nothing_of_the_prompt_leave_nothing_open() -> None:
+    source = np.random.default_rng(3)
+    found = [unidentified(source.normal(size=(200, 4))) for _ in range(50)]
+    assert np.mean(found) < 0.02  # not 1/4
+    prompts = source.normal(size=(4000, 1))
+    assert unidentified(prompts + source.normal(size=(4000, 4))) == pytest.approx(0.5, abs=0.03)
 
 
 def test_order_of_two_rewards() -> None:
@@ -178,6 +187,11 @@ def test_of_pairs_alone(scored: None, tiny_path: Path, tmp_path: Path) -> None:
         assert {m.name for m in report} == {"accuracy", "margin", "calibration error"}
         assert report.get("accuracy").value == 0.5 and report.get("margin").value == 0.5
         assert report.meta["checklist"]["over-optimisation"] == "needs gold"  # type: ignore[index]
+        # Margins 2, right, and -1, wrong, are beta times as many nats; s itself stays.
+        half = methods["reward_diagnostics"](model, pairs, beta=0.5)
+        assert isinstance(half, Report) and half.get("margin").value == 0.5
+        sure = [1 / (1 + math.exp(-m)) for m in (1.0, 0.5)]
+        assert half.get("calibration error").value == pytest.approx((1 - sure[0] + sure[1]) / 2)
         held = Table("example", [{"prompt": "p", "completion": "x"}])
         with pytest.raises(InputError, match="policy's own answers"):
             methods["reward_diagnostics"](model, held)
@@ -202,6 +216,8 @@ def test_a_reward_inferred_from_demonstrations(tiny_path: Path, tmp_path: Path) 
         )
     assert isinstance(report, Report) and report.get("accuracy").n == 2
     assert report.get("proxy", "best of 2").value >= report.get("proxy", "best of 1").value
+    with pytest.raises(InputError, match="setting 'beta' counts for nothing"):
+        methods["reward_diagnostics"](reward, Table("example", rows), policy=model, beta=0.1)
     with (
         use(Context(folder=tmp_path / "none")),
         pytest.raises(InputError, match="nothing was"),

@@ -233,6 +233,34 @@ def test_rows_are_cut_to_the_limit_and_counted(shallow_path: Path) -> None:
         read_units(spec, loaded, table, head + 100, Reviewed())
 
 
+TALK = [{"role": "user", "content": "Is it dry?"}, {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": "Why?"}]  # fmt: skip
+TOLD = "user: Is it dry?\n\nassistant: Yes.\n\nuser: Why?"
+
+
+def test_of_a_dialogue_all_is_the_question(judge: Model) -> None:
+    """As the judge reads it that compares the answers."""
+    assert f"Question:\n{TOLD}\n\nGuideline" in reviewed(TALK, "x", [])
+    short = fitted(TALK, LONG * 9, [], lambda text: len(text) <= 400)
+    assert short is not None and short == fitted(TOLD, LONG * 9, [], lambda text: len(text) <= 400)
+    ref = {"use": "salmon_reward", "model": hold(judge), "principles": ["Be brief."]}
+    rows: list[Row] = [{"prompt": p, "completion": LONG} for p in (TALK, TOLD, "Why?")]
+    whole, same, last = score("reward", ref, rows)
+    assert whole == pytest.approx(same, abs=1e-5) and abs(whole - last) > 1e-4
+
+
+def test_tools_are_part_of_the_question_alone(shallow_path: Path) -> None:
+    loaded = Model.open(shallow_path).load_module()
+    tool = {"type": "function", "function": {"name": "dry", "parameters": {}}}
+    row: Row = {"prompt": TALK, "chosen": LONG, "rejected": BRIEF, "tools": [tool]}
+    spec = objective_of(loss_of_pairs)
+    (unit,), _ = read_units(spec, loaded, Table("pair", [row]), 2048, Reviewed())
+    assert list(unit.prompt) == prompt_ids(loaded.tokenizer, ROLE)
+    for ids in unit.answers:
+        text = loaded.tokenizer.decode(list(ids))
+        assert f"Question:\ntools: {json.dumps([tool])}\n\n{TOLD}\n\nGuideline" in text
+
+
 def test_a_reward_model_that_imitates(shallow_path: Path, tmp_path: Path) -> None:
     words = "lime oak rain stone river cloud".split()
     table = Table("pair", [{"prompt": w, "chosen": f"{w}!", "rejected": f"{w}?"} for w in words])

@@ -271,7 +271,9 @@ def test_easy_to_hard_pays_each_step_on_its_newlines(
     want = [0, bad, bad, 0, 0, good, good, 2 * good, 0]
     assert long.tolist() == pytest.approx(want, abs=1e-6)
     assert short[:2].tolist() == pytest.approx([0.3 - 0.5 + 0.25, 0], abs=1e-6)
-    assert seen[0]["reward"].sum() > -10  # terminal rewards are no part of what falls inside
+    # What falls inside holds no terminal reward: 0 and 0.25 for the outcomes, -1 for either's form.
+    rest = (seen[0]["reward"] - seen[0]["token_reward"].sum(-1)).flatten().tolist()
+    assert sorted(rest) == pytest.approx([-1.0, -0.75], abs=1e-6)
 
 
 def test_what_falls_inside_comes_from_the_journal_too(tmp_path: Path) -> None:

@@ -53,15 +53,16 @@ def test_an_answer_in_form_is_read_back() -> None:
 
 def test_reward_by_hand() -> None:
     trace = "stage is IV\nECOG is 2"
-    assert reward(parse(GOOD), 1, 14.0, trace, 0.5) == pytest.approx(
-        1 + 1 + 0.5 + 0.5 * 2 * 6 / (8 + 6)  # the two numbers of the list stand in no trace
-    )
+    # The numbers of the list, which stand in no trace, do not count.
+    assert reward(parse(GOOD), 1, 14.0, trace, 0.5) == pytest.approx(1 + 1 + 0.5 + 0.5)
+    said = parse(answer_text(1, 14, ["stage is IV"], "Frail."))
+    assert reward(said, 1, 14.0, trace, 0.5) == pytest.approx(2.5 + 0.5 * 2 * 3 / (3 + 6))
     assert reward(parse(GOOD), 0, 26.0, "", 0.5) == pytest.approx(math.exp(-1) + 0.5)
     leaky = answer_text(1, 14, ["the patient died"])
     assert reward(parse(leaky), 1, None, "", 0.5) == pytest.approx(1 + 0.5 - 0.5)
     assert reward(parse(""), 1, 14.0, trace, 0.5) == 0.0
     rows: list[Row] = [{"completion": GOOD, "status": 1, "months": 14, "trace": trace.split("\n")}]
-    assert score("reward", "survival_answer", rows)[0] == pytest.approx(3 - 0.5 / 7, rel=1e-6)
+    assert score("reward", "survival_answer", rows)[0] == pytest.approx(3.0, rel=1e-6)
     with pytest.raises(InputError, match="status"):
         score("reward", "survival_answer", [{"completion": GOOD, "status": 3}])
 

@@ -54,6 +54,27 @@ def test_errors_and_f1_by_hand() -> None:
     assert evaluation.mae([case(1, 10, 10)]) == 0
 
 
+def test_a_single_step_has_no_coherence(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = {"p": (1.0, 0.0), "one": (0.6, 0.8), "two": (0.0, 1.0)}
+    monkeypatch.setattr(
+        evaluation, "embed", lambda texts: np.array([vectors[t] for t in texts], np.float32)
+    )
+    alone = {"relevance": 0.6, "minimum relevance": 0.6, "prompt overlap": 0.6}
+    assert evaluation.trace_quality("p", ["one"]) == pytest.approx(alone)
+    both = {"relevance": 0.3, "minimum relevance": 0.0, "prompt overlap": 0.6, "coherence": 0.8}
+    assert evaluation.trace_quality("p", ["one", "two"]) == pytest.approx(both)
+
+    def reasons(*texts: str | None) -> dict[str, tuple[float, int]]:
+        cases = [evaluation.Case(1, 5.0, Prediction(1, 5.0, text, True)) for text in texts]
+        made = evaluation._reasons([{"prompt": "p"}] * len(texts), cases)
+        return {m.name: (round(m.value, 6), m.n) for m in made}
+
+    # Of three patients one has two steps, one none: the coherence is that of the first alone.
+    found = reasons("1. one\n2. two", "1. one", None)
+    assert found["coherence"] == (0.8, 1) and found["relevance"] == (0.45, 2)
+    assert "coherence" not in reasons("1. one", "1. two") and reasons(None) == {}
+
+
 @pytest.fixture
 def small_encoder(monkeypatch: pytest.MonkeyPatch) -> tuple[BertModel, PreTrainedTokenizerFast]:
     """A BERT of two layers with the words of this file's texts, in place of the real one."""

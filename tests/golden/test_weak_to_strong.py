@@ -49,6 +49,22 @@ def test_soft_labels_by_hand() -> None:
         weak_to_strong(scored(S, score=[0.5, 1.5, 0.0]))
 
 
+def test_labels_as_torch_has_them() -> None:
+    """Soft ones, and of one class alone, against the cross-entropy of two logits, 0 and s."""
+    source = torch.Generator().manual_seed(0)
+    s, q = 3 * torch.randn(32, generator=source), torch.rand(32, generator=source)
+    logits = torch.stack([torch.zeros(32), s], 1).requires_grad_()
+    hard = (q > 0.5).long()
+    for label, target in ((hard.float(), hard), (q, torch.stack([1 - q, q], 1))):
+        m = scored(s.tolist(), score=label.tolist())
+        made = weak_to_strong(m)
+        want = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+        assert torch.allclose(made.per_unit, want, atol=1e-6)
+        (slope,) = torch.autograd.grad(made.total(), m["scores"])
+        (wanted,) = torch.autograd.grad(want.mean(), logits)
+        assert torch.allclose(slope[:, 0, 1], wanted[:, 1], atol=1e-7)
+
+
 def test_confidence_by_hand() -> None:
     m = scored(S, score=Q)
     # mean q = 2/3: the threshold is the 1/3 quantile of p, between the two lowest.
@@ -86,6 +102,15 @@ def test_the_share_of_hard_labels_follows_the_weak_ones() -> None:
     for _ in range(20):
         p, q = torch.rand(40, generator=source), torch.rand(40, generator=source)
         assert abs(float(hard_labels(p, q).mean() - q.mean())) <= 1 / 40 + 1e-6
+
+
+def test_what_is_all_but_sure_is_told_apart() -> None:
+    """float32 has one probability for all scores from 17 on."""
+    made = weak_to_strong_confidence(
+        scored([-1.0, 20.0, 25.0, 30.0], score=[0.25] * 4), confidence=1.0, warmup_share=0.0
+    )
+    want = [softminus(-1.0 * -1), softminus(-20.0), softminus(-25.0), softminus(30.0)]
+    assert values(made)[1:] == pytest.approx(want[1:], rel=1e-4)
 
 
 def test_product_by_hand() -> None:
@@ -165,6 +190,18 @@ def test_labels_of_an_ensemble_of_the_sure_and_of_some_true_ones(
         methods["weak_labels"](one, data, {"plain": Model.open(tiny_path)})
 
 
+def test_labels_stay_with_the_tokens_that_were_read(tiny_path: Path, tmp_path: Path) -> None:
+    cut = {"prompt": "say it", "completion": "oak and", "finished": False}
+    one = supervisor(tiny_path, tmp_path / "one", 1)
+    (made,) = methods["weak_labels"](one, Table("example", [cut]))  # type: ignore[misc]
+    assert made["finished"] is False
+    said = [{"role": "assistant", "content": "oak"}]
+    spoken = Table("dialogue_example", [{"prompt": "say it", "completion": said}])
+    plain = Table("example", [{"prompt": "say it", "completion": "oak"}])
+    both = [methods["weak_labels"](one, table) for table in (spoken, plain)]
+    assert both[0][0]["score"] == both[1][0]["score"]  # type: ignore[index]
+
+
 def test_several_students_on_one_report(tiny_path: Path, tmp_path: Path) -> None:
     words = "lime oak rain stone river cloud ash fern".split()
     data = Table("unpaired", [{"prompt": "p", "completion": w, "label": i % 2 == 0}
@@ -204,7 +241,7 @@ def test_toxicity_of_what_is_written() -> None:
 def test_toxic_continuations_are_left_out(
     tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = [["bad one", "fine", "bad"], ["bad", "bad bad", " "], ["", "good", "fine"]]
+    said = [["bad one", " fine", "bad"], ["bad", "bad bad", " "], ["", "good", "fine"]]
     drawn = [[Completion(t) for t in some] for some in said]
     monkeypatch.setattr(weak_continuations, "generate", lambda model, prompts, n, **_: [
         some[:n] for some in drawn])  # fmt: skip
@@ -217,7 +254,7 @@ def test_toxic_continuations_are_left_out(
         plain = methods["weak_continuations"](model, data)
         none = methods["weak_continuations"](model, data, guard, n=3, threshold=1.0)
     assert isinstance(made, Table) and isinstance(plain, Table) and isinstance(none, Table)
-    assert [(r["prompt"], r["completion"]) for r in made] == [("p0", "fine"), ("p2", "good")]
+    assert [(r["prompt"], r["completion"]) for r in made] == [("p0", " fine"), ("p2", "good")]
     assert made[0]["toxicity"] == pytest.approx(1 / (1 + math.exp(2.0)))
     assert {"prompts": 3, "kept": 2} in context.metrics
     assert [r["completion"] for r in plain] == ["bad one", "bad"]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from truing.catalogue import components
+from truing.context import Context, use
+from truing.core.scores import check_reward
 from truing.errors import InputError
-from truing.method import score
+from truing.method import Method, methods, score
+from truing.models import Model
+from truing.references import reference
 from truing.specify import checks, texts
+from truing.tables import Row, Table
 
 CASES: list[tuple[dict[str, object], str, bool]] = [
     ({"use": "max_words", "n": 3}, "one two three", True),
@@ -63,6 +70,23 @@ CASES: list[tuple[dict[str, object], str, bool]] = [
     ({"use": "language", "code": "fr"}, "Le chat est dans la maison avec les autres.", True),
     ({"use": "language", "code": "zh"}, "\u4f60\u597d\u4e16\u754c", True),
     ({"use": "language", "code": "en"}, "\u4f60\u597d\u4e16\u754c", False),
+    # "The capital of Japan is Tokyo": six of ten letters are Chinese characters.
+    (
+        {"use": "language", "code": "ja"},
+        "\u65e5\u672c\u306e\u9996\u90fd\u306f\u6771\u4eac\u3067\u3059\u3002",
+        True,
+    ),
+    (
+        {"use": "language", "code": "zh"},
+        "\u65e5\u672c\u306e\u9996\u90fd\u306f\u6771\u4eac\u3067\u3059\u3002",
+        False,
+    ),
+    (
+        {"use": "language", "code": "zh"},
+        "\u65e5\u672c\u7684\u9996\u90fd\u662f\u4e1c\u4eac\u3002",
+        True,
+    ),
+    ({"use": "language", "code": "en"}, "The word for cat is \u306d\u3053.", True),
 ]
 
 
@@ -94,6 +118,15 @@ def test_echo_of_the_prompt() -> None:
         {"prompt": [{"role": "user", "content": prompt}], "completion": prompt},
     ]
     assert checks.not_an_echo(rows) == [0.0, 1.0, 0.0]
+    asked = "Which is larger, the Earth or Mars?"
+    short: list[tuple[str, str, float]] = [
+        (asked, "The Earth.", 1.0),  # a choice among what is asked
+        (asked, "Larger, the Earth or", 0.0),
+        ("Say hi", "Say hi.", 0.0),
+        ("", "", 1.0),
+    ]
+    rows = [{"prompt": p, "completion": c} for p, c, _ in short]
+    assert checks.not_an_echo(rows) == [wanted for *_, wanted in short]
 
 
 def test_repetition_share() -> None:
@@ -202,3 +235,47 @@ def test_no_check_escapes_its_range_on_odd_texts() -> None:
 def test_settings_out_of_range(ref: dict[str, object], said: str) -> None:
     with pytest.raises(InputError, match=said):
         score("check", ref, [])
+
+
+@pytest.mark.parametrize(
+    ("ref", "said"),
+    [
+        ({"use": "length_near", "n": 0}, "length_near setting 'n': must be at least 1"),
+        ({"use": "max_words", "n": -1}, "'n' must be 0 or more"),
+        ({"use": "share_of"}, "give either words_from or letters"),
+        ({"use": "numeric_answer", "tolerance": -0.1}, "'tolerance' must be at least 0"),
+    ],
+)
+def test_settings_of_rewards_are_refused_before_anything_is_drawn(
+    ref: dict[str, object], said: str, shallow_path: Path, tmp_path: Path
+) -> None:
+    prompts = Table("prompt", [{"prompt": "1 + 1", "answer": 2}])
+    with use(Context(folder=tmp_path)), pytest.raises(InputError, match=said):
+        methods["grpo"](
+            Model.open(shallow_path), prompts, rewards={"r": ref}, steps=1, batch=1, answers=2,
+            max_tokens=2, rank=2,
+        )  # fmt: skip
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize("kind", ["check", "reward"])
+def test_every_one_of_truing_itself_bears_that_there_are_no_rows(kind: str) -> None:
+    """By which `check_reward` asks what it thinks of its settings."""
+    given = {"n": 1, "words": ["x"], "words_from": ["x"], "code": "en"}
+    tried: list[str] = []
+    for name, entry in components(kind).items():
+        found = Method(entry)
+        if entry.package != "truing" or hasattr(found.function, "__truing_check__"):
+            continue
+        settings = {n: v for n, v in given.items() if n in found.settings}
+        assert score(kind, {"use": name, **settings}, []) == []
+        check_reward({"use": name, **settings})
+        tried.append(name)
+    assert len(tried) > 7
+
+
+def test_a_reward_of_one_s_own_need_not() -> None:
+    def best(rows: list[Row]) -> list[float]:
+        raise AssertionError("called without rows")
+
+    check_reward(reference(best))

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import Tensor
+from torch.nn import Module
 
 from truing import cli, contenders, pipeline, tablefiles
 from truing.compare import _cost, _shown, compare, plan_of
@@ -24,6 +26,7 @@ from truing.contenders import (
 )
 from truing.core.reference import Reference
 from truing.core.stats import mean_interval
+from truing.core.tree import Packed
 from truing.errors import Diverged, InputError, Stopped
 from truing.method import methods
 from truing.models import Model
@@ -199,19 +202,28 @@ def test_a_method_that_needs_more_is_refused() -> None:
 def test_methods_share_rows_and_one_reference_pass(
     shallow_path: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    computed: list[int] = []
-    original = Reference.sweep
+    answers: list[int] = []  # computed in each pass over what the cache does not hold
+    sweep, compute = Reference.sweep, Reference.compute
 
     def counted(self: Reference, *args: object) -> None:
-        original(self, *args)  # type: ignore[arg-type]
-        computed.append(self.computed)
+        answers.append(0)
+        sweep(self, *args)  # type: ignore[arg-type]
+
+    def measured(self: Reference, module: Module, packed: Packed) -> dict[str, Tensor]:
+        answers[-1] += int(packed.mask_UKT.any(-1).sum())
+        return compute(self, module, packed)
 
     monkeypatch.setattr(Reference, "sweep", counted)
+    monkeypatch.setattr(Reference, "compute", measured)
+    questions = tmp_path / "questions.jsonl"  # two, since thirteen models are asked
+    questions.write_text(2 * '{"prompt": "The sky is", "choices": ["soup", "blue"], "answer": 1}\n')
+    monkeypatch.setattr(MODULE, "QUESTIONS", str(questions))
     read: list[Path] = []
     lines = tablefiles._json_lines
     monkeypatch.setattr(tablefiles, "_json_lines", lambda p: read.append(p) or lines(p))
+    named = [f"{name}@steps=1" for name in ("dpo", "ipo", "simpo", "kto", "bco")] + ["bco@steps=2"]
     found = compare(
-        ["dpo@steps=1", "ipo@steps=1", "simpo@steps=1"],
+        named,
         model=str(shallow_path),
         data=str(pairs),
         budget="8pairs",
@@ -219,13 +231,14 @@ def test_methods_share_rows_and_one_reference_pass(
         held_out=8,
         runs=tmp_path / "runs",
     )
-    # Two seeds draw two samples; the second objective finds the first one's reference values.
-    assert computed == [1, 0, 1, 0]
+    # Two seeds draw two samples of eight pairs, whose 16 answers the first objective measures: ipo
+    # finds them, and so does whatever trains on all rows that the pairs become (bco, two steps). In
+    # one step kto sees half of these rows, which is another micro-batch, and mismatched answers;
+    # bco sees the same half.
+    assert answers == 2 * [16, 0, 8, 8, 0, 0]
     assert read.count(pairs) == 1
     assert [m.category for m in found.report if m.name == "gain"] == [
-        "dpo_steps_1",
-        "ipo_steps_1",
-        "simpo_steps_1",
+        name.replace("@", "_").replace("=", "_") for name in named
     ]
     line = found.line()
     assert line["seeds"] == 2

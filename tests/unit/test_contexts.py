@@ -19,7 +19,7 @@ from transformers import (
 
 from truing.context import Context, use
 from truing.core.loaded import quiet
-from truing.core.logprob import context_of
+from truing.core.reach import context_of
 from truing.core.rewards import score_model
 from truing.core.scoring import ScoreHead, step_scores
 from truing.core.tiny import tiny_config, tiny_tokenizer

@@ -18,7 +18,14 @@ from truing.core import sampling, waves
 from truing.core.chat import prompt_ids
 from truing.core.choose import choose
 from truing.core.generate import _as_prompts, generate, sample_ids
-from truing.core.sampling import Row, Sampled, SamplingSettings, next_logps, sample
+from truing.core.sampling import (
+    Row,
+    Sampled,
+    SamplingSettings,
+    next_logps,
+    sample,
+    stopped_at,
+)
 from truing.core.shared import Shared
 from truing.core.states import Padded
 from truing.core.tiny import tiny_model
@@ -132,6 +139,37 @@ def test_minimum_length_and_bans() -> None:
     assert all(stop not in s.ids[:6] and len(s.ids) >= 6 for s in made)
     banned = tuple(s.ids[0] for s in free)
     assert not {t for s in drawn(PROMPTS[:1], n=4, banned=banned)[0] for t in s.ids} & set(banned)
+
+
+def test_a_stop_text_before_the_least_length_stops_nothing(tiny_path: Path) -> None:
+    """Neither the drawing nor the text; one that is completed at it does."""
+    model = Model.open(tiny_path)
+
+    known = model.load_module().tokenizer("abcdefgh", add_special_tokens=False)["input_ids"]
+
+    def letters(rows: object, logits_BV: Tensor) -> Tensor:
+        other_BV = torch.ones_like(logits_BV, dtype=torch.bool)
+        other_BV[:, known] = False
+        return logits_BV.masked_fill(other_BV, -torch.inf)
+
+    asked = {"n": 8, "max_tokens": 40, "seed": 3, "logits": letters}
+    whole = [one.text for one in generate(model, ["say"], **asked)[0]]
+    tried = 0
+    for at, text in enumerate(whole):
+        for stop in sorted({c for c in text[:5] if c in text[5:]})[:1]:
+            made = generate(model, ["say"], stop=[stop], min_tokens=6, **asked)[0][at]
+            end = text.index(stop, 5)  # a token is a letter
+            assert (made.text, len(made.ids), made.finish) == (text[:end], end + 1, "stop")
+            tried += 1
+    assert tried > 1
+
+
+def test_where_a_text_is_stopped() -> None:
+    assert stopped_at("a.b.c", "", ["."]) == 1 and stopped_at("a.b.c", "a.", ["."]) == 3
+    assert stopped_at("ab##c##", "ab#", ["##"]) == 2  # completed behind what came before
+    assert stopped_at("ab##c##", "ab##", ["##", "zz"]) == 5
+    assert stopped_at("ab", "", ["z"]) == -1 and stopped_at("ab", "", []) == -1
+    assert stopped_at("x\u00e9", "x\ufffd", ["\u00e9"]) == 1
 
 
 def test_stop_texts() -> None:

@@ -320,6 +320,24 @@ def test_sorting_compares_the_held_out_rows(model: Model, tmp_path: Path) -> Non
     assert measured(context.metrics)[3] == pytest.approx(float(loss), rel=1e-4)
 
 
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_moving_reference_stays_for_rows_that_are_held_out(
+    rank: int, model: Model, tmp_path: Path
+) -> None:
+    """So that a loss after a move compares with one before it."""
+    made, context = trained(
+        "tr_dpo", tmp_path, model, steps=4, eval_every=1, every=2, share=1.0, rank=rank, lr=1e-2
+    )
+
+    def gaps(of: Model) -> Tensor:
+        both = [[tokens(of, r["prompt"], r[n]).sum() for n in ("chosen", "rejected")] for r in HELD]
+        return torch.stack([w - l for w, l in both])  # noqa: E741
+
+    loss = -logsigmoid(0.1 * (gaps(made) - gaps(model))).mean()
+    assert abs(float(loss) - math.log(2)) > 1e-3  # what it is against a reference moved just now
+    assert measured(context.metrics)[4] == pytest.approx(float(loss), rel=1e-4)
+
+
 def test_steps_of_rows_that_are_compared(model: Model, tmp_path: Path) -> None:
     """No step is of one row, and every row is in one of them."""
     seen: list[list[int]] = []

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from truing import recipe
 from truing.cli import main
+from truing.context import Context, use
 from truing.core.measure import joined
 from truing.core.mix import MEASURED, VIEWS, Mixture, joins, mixed, refusal
 from truing.core.objective import Loss, Measurements, Objective, objective, objective_of
@@ -258,6 +259,28 @@ def test_refused_with_one_message_before_a_model_is_opened(
         plan.check()
     said = str(error.value)
     assert all(p in said for p in ["setting 'mix'", "step made", *parts]), said
+
+
+def test_what_a_term_needs_of_a_step_is_asked_before_a_model_is_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Model, "open", lambda *_: pytest.fail("a model was opened"))
+    plan = Plan("p")
+    plan.step("made", "train/bco", model=FAR, data="helpful_pairs", mix={"kto": 1.0}, batch=1)
+    with pytest.raises(InputError, match="'batch' must be at least 2"):
+        plan.check()
+
+
+def test_columns_of_a_term_are_read_where_another_compares_rows(
+    shallow_path: Path, tmp_path: Path
+) -> None:
+    rows: list[Row] = [
+        {"prompt": f"p{i}", "completion": "c", "label": i % 2 == 0, "prompt_is_good": 0.5 + i}
+        for i in range(2)
+    ]
+    with use(Context(folder=tmp_path)), pytest.raises(InputError, match="prompt_is_good") as error:
+        methods["bco"](Model.open(shallow_path), Table("unpaired", rows), mix={"kto": 1.0}, steps=1)
+    assert error.value.where.endswith("row 2")
 
 
 def test_what_only_a_plug_in_could_bring_is_refused_too() -> None:

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from truing import catalogue
-from truing.core.measure import blank, joined
+from truing.core.measure import blank, joined, mismatched
 from truing.core.objective import Loss, Measurements, Objective, objective, objective_of
 from truing.core.reference import branch_key, gathered, keys_of
 from truing.core.row_kinds import CONVERSIONS, as_kind
 from truing.core.tiny import tiny_tokenizer
 from truing.core.training import TextTraining
-from truing.core.training_rows import Reader, mismatched
+from truing.core.training_rows import Reader
 from truing.core.tree import Node, group_tree
 from truing.errors import InputError
 from truing.method import methods
@@ -262,6 +262,29 @@ def test_mismatched_answers_do_not_depend_on_the_order() -> None:
     own = [u.answers[0] for u in units]
     assert mismatched(units, 99) == [own[1], own[2], own[0]]  # 1 -> 2 -> 3 -> 1
     assert mismatched([units[2], units[0], units[1]], 99) == [own[0], own[1], own[2]]
+
+
+@pytest.mark.parametrize("each", [[1, 1, 1], [2, 2], [3, 1, 2], [2, 3, 1, 2]])
+def test_each_answer_is_another_prompts_mismatched_one_once(each: list[int]) -> None:
+    rows: list[Row] = [
+        {"prompt": f"p{i}", "completion": f"c{i}{j}", "label": True}
+        for i, count in enumerate(each)
+        for j in range(count)
+    ]
+    units = reader(objective_of(kto)).read(Table("unpaired", rows))
+    found = mismatched(units, 99)
+    assert sorted(found) == sorted(u.answers[0] for u in units)
+    own = {u.answers[0]: u.prompt for u in units}
+    assert all(own[other] != u.prompt for other, u in zip(found, units, strict=True))
+
+
+def test_where_one_prompt_has_most_rows_each_gets_another_prompts_answer() -> None:
+    rows: list[Row] = [
+        {"prompt": p, "completion": f"c{i}", "label": True} for i, p in enumerate("aaab")
+    ]
+    units = reader(objective_of(kto)).read(Table("unpaired", rows))
+    found = mismatched(units, 99)
+    assert found[:3] == [units[3].answers[0]] * 3 and found[3] == units[0].answers[0]
 
 
 def test_a_mismatched_answer_makes_no_row_longer_than_the_data_has() -> None:

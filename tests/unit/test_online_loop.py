@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import string
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from truing.context import Context, Journal, Json, use
 from truing.core import collect
 from truing.core.advantages import normalised
 from truing.core.lora import attach
+from truing.core.online import online_of
 from truing.core.online_task import OnlineTask
 from truing.core.players import Players
 from truing.core.scores import named_scores
@@ -423,3 +425,30 @@ def test_it_learns(name: str, least: float, model: Model, tmp_path: Path) -> Non
     rewards = [float(str(m["reward"])) for m in steps]
     assert sum(rewards[:3]) / 3 < 0.15 and sum(rewards[-3:]) / 3 > least
     assert all(m["empty"] is not None and float(str(m["length"])) > 6 for m in steps)
+
+
+ONLINE = {n: online_of(methods[n].declared) for n in methods if methods[n].entry.kind == "online"}
+# What a method shapes rewards or sampling by is off, where it has it.
+PLAIN: dict[str, object] = {
+    "bonus": 0.0, "punish": 0.0, "missing_end": 0.0, "critic_rollouts": 0, "passes": 1,
+    "minibatches": 1, "refill": 0, "temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [n for n, spec in ONLINE.items() if not spec.pools])
+def test_every_method_that_takes_rewards_learns(name: str, model: Model, tmp_path: Path) -> None:
+    """Three in eight characters of random text can be printed: after two updates more of them.
+
+    With advantages of the other sign there are fewer, a third at most. Here all weights are
+    trained, and rewards are large enough for methods that ask for a probability of winning.
+    """
+    rows = [{"prompt": f"say {w}", "completion": f"a bad {w}"} for w in WORDS]
+    settings: dict[str, object] = {
+        "steps": 4, "answers": 12, "max_tokens": 4, "rank": 0, "lr": 6e-3,
+        "rewards": {"printed": {"use": "share_of", "letters": string.printable}},
+        "weights": {"printed": 4.0},
+    }  # fmt: skip
+    plain = {n: v for n, v in PLAIN.items() if n in methods[name].settings}
+    _, steps = run(name, model, tmp_path, Table(ONLINE[name].rows, rows), **settings, **plain)
+    printed = [float(str(m["reward/printed"])) for m in steps]
+    assert len(printed) == 4 and printed[0] < 0.45 < sum(printed[2:]) / 2

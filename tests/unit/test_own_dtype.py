@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from truing.core import loaded, lora, precision
+from truing.context import Context, use
+from truing.core import loaded, lora, precision, unmerged
 from truing.core.generate import generate
 from truing.core.options import option_logps
 from truing.core.scoring import answer_logps
 from truing.core.tiny import tiny_folder
 from truing.errors import InputError
 from truing.evaluate.ability import text_losses
+from truing.method import methods
 from truing.models import Adapter, Change, Model, Weights
-from truing.tables import Row
+from truing.tables import Row, Table
 
 LAYER = "model.layers.1.mlp.up_proj"
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
@@ -112,18 +115,58 @@ def test_adapters_stand_beside_weights_of_half_precision(short: Model, tmp_path:
     assert isinstance(layer, torch.nn.Linear)
     assert torch.allclose(layer(x).float(), want.float(), atol=1e-6, rtol=2**-7)
 
-    # Folded into the same type they give other values; neither is taken for the other.
-    folded = model.load_module("bfloat16", "cpu")
-    assert folded.module is not made.module
-    assert not torch.equal(folded.module.get_parameter(f"{LAYER}.weight"), weight)
+    # Asked for by its name, the type means the same; folded into float32 they are another module.
+    assert model.load_module("bfloat16", "cpu").module is made.module
+    assert model.load_module("float32", "cpu").module is not made.module
     assert model.load_module(device="cpu").module is made.module
-    assert model.load_module("bfloat16", "cpu").module is folded.module
     with torch.no_grad():
         exact, kept = (
             one.load_module("float32", "cpu").module(IDS).logits for one in (model, short)
         )
         near = made.module(IDS).logits.float()
     assert float((near - exact).abs().mean()) < 0.25 * float((kept - exact).abs().mean())
+
+
+def test_training_goes_on_from_an_adapter_beside_half_precision(
+    short: Model, tmp_path: Path
+) -> None:
+    """Folded into the weights, most of what the first has learnt would be gone from the second."""
+    first = short.with_changes([adapter(short, tmp_path / "a", 1)])
+    exact = first.load_module("float32", "cpu")
+    pairs = [{"prompt": f"p{i}", "chosen": "a b", "rejected": "b a c"} for i in range(4)]
+    with use(Context(folder=tmp_path / "run")) as context:
+        made = methods["dpo"](first, Table("pair", pairs), steps=2, rank=2, lr=1e-2,
+                              dtype="bfloat16", targets="up_proj")  # fmt: skip
+    assert isinstance(made, Model) and len(made.weight_changes) == 2
+    seen = [m for m in context.metrics if "loss" in m]
+    # Before the first update the policy is its reference, bit for bit.
+    assert seen[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert seen[0]["margin"] == 0.0 and float(str(seen[1]["loss"])) < math.log(2)
+
+    start = first.load_module("bfloat16", "cpu", fresh=True)
+    new = lora.attach(start.module, 2, targets="up_proj")
+    with torch.no_grad():
+        base = short.load_module("bfloat16", "cpu").module(IDS).logits
+        want, got = exact.module(IDS).logits, start.module(IDS).logits.float()
+        assert float((got - want).abs().mean()) < 0.25 * float((base.float() - want).abs().mean())
+        next(iter(new.adapters.values())).b_OR.fill_(0.1)
+        assert not torch.equal(start.module(IDS).logits.float(), got)
+        with new.off():
+            assert torch.equal(start.module(IDS).logits.float(), got)
+    new.detach()
+    with torch.no_grad():
+        assert torch.equal(start.module(IDS).logits.float(), got)
+
+
+def test_weights_that_replace_others_keep_an_adapter_before_them_folded(
+    short: Model, tmp_path: Path
+) -> None:
+    low = adapter(short, tmp_path / "low", 1)
+    rounded = weights(tmp_path / "b", f"{LAYER}.weight", torch.ones(384, 128).bfloat16())
+    head = weights(tmp_path / "c", "reward_head.weight", torch.ones(1, 128))
+    assert unmerged.adapters_of(short.with_changes([low, rounded])) == []
+    for changes in ([low, head], [rounded, low]):
+        assert unmerged.adapters_of(short.with_changes(changes)) == [low]
 
 
 @pytest.mark.usefixtures("halved")

@@ -11,8 +11,10 @@ import torch
 
 from truing.context import Context, Json, use
 from truing.core import own_samples
-from truing.core.own_samples import Answers, Asked
+from truing.core.held_out_rows import HeldOutRows
+from truing.core.own_samples import Answers, Asked, FinishedSamples
 from truing.core.text_task import TextTask
+from truing.core.training_rows import Unit
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Loaded, Model
@@ -160,3 +162,36 @@ def test_all_rows_are_answered_where_the_answers_decide_which_are_left(
             Model.open(shallow_path), rows, steps=1, batch=2, rank=2, max_tokens=4
         )
     assert drawn.rows() == set(range(12))
+
+
+def test_rows_whose_demonstration_has_no_end_are_left_out(
+    shallow_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A score would learn from them what has an end. Nothing is drawn to them."""
+    drawn = Drawn(monkeypatch, tmp_path / "home")
+    model, rows = Model.open(shallow_path), [dict(row) for row in KINDS["adpa"]]
+    rows[0]["completion"] = "lime " * 20  # more than there is room for
+    rows[1]["finished"] = False
+    how: dict[str, object] = {
+        "steps": 1, "batch": 2, "rank": 2, "max_tokens": 4, "max_length": 64,
+    }  # fmt: skip
+    with use(Context(folder=tmp_path, seed=3)) as context, suppress(InputError):
+        methods["reward_from_demos"](model, Table("example", rows), **how)
+    assert drawn.rows() == set(range(2, 12))
+    found = [m["demonstrations_open"] for m in context.metrics if "demonstrations_open" in m]
+    assert found == [2]
+    drawn.answers.clear()
+    some = Table("example", [row | {"finished": False} for row in rows])
+    told = "12 of 12 demonstrations are cut or not finished, and none of the model's own answers"
+    with use(Context(folder=tmp_path / "none")), pytest.raises(InputError, match=told):
+        methods["reward_from_demos"](model, some, **how)
+    assert not drawn.answers
+
+
+def test_held_out_demonstrations_are_known_however_many_own_answers_ended() -> None:
+    def unit(name: str, *answers: int) -> Unit:
+        return Unit(name, (1,), tuple((word, 2) for word in answers), {})
+
+    held = [unit("known", 5, 6, 7), unit("new", 8, 6, 7)]
+    rows = HeldOutRows(held, FinishedSamples(samples=3), [[0, 1]], 2)
+    assert rows.among([unit("trained", 5, 9, 8, 7)]) == 1

@@ -222,6 +222,18 @@ def test_answers_are_graded_among_those_to_the_same_prompt(home: None) -> None:
         assert Rewards(terms, {})(rows("x", "xx")) == [1.0, 2.0]
 
 
+def test_of_a_dialogue_all_is_shown(home: None) -> None:
+    talk = [{"role": "user", "content": "Is it dry?"}, {"role": "assistant", "content": "Yes."},
+            {"role": "user", "content": "Why?"}]  # fmt: skip
+    said = "Instruction:\nuser: Is it dry?\n\nassistant: Yes.\n\nuser: Why?\n\n<candidate"
+    graded: list[Row] = [{"prompt": talk, "completion": c} for c in ("x", "xx")]
+    group: Row = {"prompt": talk, "completions": ["x", "xx"], "scores": [0, 1]}
+    with scripted() as (url, log):
+        assert referee(graded, model=f"{url}#m") == [1.0, 2.0]
+        methods["evaluate/referee_accuracy"](Model.open(f"{url}#m"), Table("group", [group]))
+        assert told(log) and all(said in text for text in told(log))
+
+
 def test_what_cannot_be_read_teaches_nothing(home: None) -> None:
     with scripted() as (url, log):
         asked = [*rows("x", "?"), *rows("x", "xxxxx", prompt="How?")]
@@ -278,6 +290,10 @@ def test_accuracy_and_tau_by_hand(home: None) -> None:
         assert len(log.asked) == 6
     found = {m.name: m for m in cast(Any, report)}
     assert found["accuracy"].value == pytest.approx((1 + 1 / 3 + 1 / 2 + 1 + 0) / 5)
+    z, p, n = 1.959963984540054, (2 + 5 / 6) / 5, 5  # Wilson's interval, of parts of rows
+    middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + (z / (2 * n)) ** 2) ** 0.5
+    ends = [(middle + side * half) / (1 + z * z / n) for side in (-1, 1)]
+    assert [found["accuracy"].lo, found["accuracy"].hi] == pytest.approx(ends)
     assert found["tau"].value == pytest.approx((1 - 1 / 3 + 0 + 2 / 3 + 0) / 5)
     assert found["unread"].value == pytest.approx(1 / 5) and found["accuracy"].n == 5
     meta = cast(Any, report).meta

@@ -258,13 +258,15 @@ def test_what_is_named_and_what_stands_for_itself(shallow_path: Path) -> None:
             },
             "c": {"use": "judged", "model": "http://127.0.0.1:9/v1#m", "criteria": "short"},
             "d": {"use": "numeric_answer", "column": "gold"},
+            "e": {"use": "referee", "model": "r"},
         },
         "environment": {"use": "conversation", "reward": {"use": "guard", "model": "g"}},
         "model": "not a reference",
     }
     found = {(n.setting, n.noun, n.text) for n in nouns_in(settings)}
     assert found == {
-        ("rewards", "Model", "m"), ("rewards", "Principles", "p"), ("environment", "Model", "g"),
+        ("rewards", "Model", "m"), ("rewards", "Principles", "p"), ("rewards", "Model", "r"),
+        ("environment", "Model", "g"),
     }  # fmt: skip
     made = with_keys(settings, {("Model", "m"): "key", ("Principles", "p"): hold(rules)})
     rewards = cast("dict[str, dict[str, object]]", made["rewards"])

@@ -11,8 +11,9 @@ from truing.changes import Weights
 from truing.context import Context, use
 from truing.core.chat import completion_ids, prompt_ids, step_ids
 from truing.core.rewards import score_model
+from truing.core.scores import check_reward
 from truing.core.scoring import HEAD, ScoreHead, has_head, step_scores
-from truing.core.tiny import tiny_tokenizer
+from truing.core.tiny import tiny_folder, tiny_tokenizer
 from truing.errors import InputError
 from truing.method import methods, score
 from truing.models import Model, hold
@@ -163,6 +164,18 @@ def test_implicit_rewards(tiny_path: Path, tmp_path: Path) -> None:
     assert score("reward", again, ROWS) == pytest.approx([0.0] * 3, abs=1e-6)
     with pytest.raises(InputError, match="implies no reward"):
         score("reward", {"use": "implicit_reward", "model": hold(model)}, ROWS)
+    # Before anything is drawn: a served model has no probabilities, other tokens compare nothing.
+    served = hold(Model.open("http://127.0.0.1:9/v1#m"))
+    for given in ({"model": served}, {"reference": served}):
+        with pytest.raises(InputError, match=r"reward implicit_reward: a served model") as error:
+            check_reward(ref | given)
+        assert "{use: judged" in error.value.fix
+    other = tiny_folder(tmp_path / "other")
+    template = other / "chat_template.jinja"
+    template.write_text(template.read_text().replace("assistant", "helper"))
+    check_reward(again)
+    with pytest.raises(InputError, match=r"reward implicit_reward.*differ in tokenizer or chat"):
+        check_reward(ref | {"reference": hold(Model.open(other))})
 
 
 def test_a_score_that_is_no_number_is_told(reward: Model, tmp_path: Path) -> None:

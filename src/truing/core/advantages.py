@@ -15,7 +15,7 @@ masked. Branches that do not exist have no token and count for nothing.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -23,8 +23,12 @@ from torch import Tensor
 from truing.core.exponentials import FARTHEST, parted
 from truing.errors import InputError
 
+if TYPE_CHECKING:
+    from truing.core.objective import Measurements
+
 Scale = Literal["group", "batch", "none"]
 Estimator = Literal["k1", "k2", "k3", "k3_ratio"]
+OLD_ENTROPY = "old_entropy"  # of the distribution that each token was drawn from
 EPS = 1e-4  # added to standard deviations of rewards
 ROUNDING = 1e-5  # nats by which entropies of one distribution may differ, computed differently
 
@@ -161,6 +165,28 @@ def top_entropy(entropy_UKT: Tensor, mask_UKT: Tensor, share: float) -> tuple[Te
     kept = int(share * (len(known_N) - 1) + 1e-6) + 1
     least = known_N[len(known_N) - kept]
     return (entropy_UKT >= least - ROUNDING) * mask_UKT, least
+
+
+def on_high_entropy(
+    advantage_UK: Tensor, r: Measurements, share: float, among_UK: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Advantages on the tokens of high entropy alone, [U, K, T], and what to record of them.
+
+    The other tokens have no policy gradient, yet stay in every denominator and keep their KL
+    ("Beyond the 80/20 Rule", arXiv 2506.01939). Entropies are those that the answers were drawn
+    with, and all tokens of the rollout are compared, so that neither the updates before nor the
+    way an update is split change which tokens are trained on.
+
+    Args:
+        share: of the tokens that stay; see `top_entropy`. 1 leaves everything as it is.
+        among_UK: 1.0 for answers whose tokens are compared; None for all.
+    """
+    mask_UKT = r.mask_UKT if among_UK is None else r.mask_UKT * among_UK[..., None]
+    if share == 1 or not mask_UKT.any():
+        return advantage_UK, {}
+    high_UKT, least = top_entropy(r[OLD_ENTROPY], mask_UKT, share)
+    seen = {"high_entropy": high_UKT[mask_UKT > 0], "high_entropy_from": least}
+    return advantage_UK[..., None] * high_UKT, seen
 
 
 def to_go(reward_UKT: Tensor, mask_UKT: Tensor, gamma: float = 1.0) -> Tensor:

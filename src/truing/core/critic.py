@@ -26,6 +26,7 @@ from truing.core import distributed
 from truing.core.files import new_folder
 from truing.core.logprob import Extras, check, measure, states
 from truing.core.lora import Lora
+from truing.core.reach import width_of
 from truing.core.scoring import HEAD as REWARD_HEAD
 from truing.core.scoring import check_linear
 from truing.core.train_text import trained_model
@@ -55,7 +56,7 @@ class Critic(nn.Module):
     @staticmethod
     def of(loaded: Loaded, *, own: bool = False, lora: Lora | None = None) -> Critic:
         """The critic that this model brings, with `own` on its trunk."""
-        width = int(cast(int, getattr(loaded.module.config, "hidden_size", 0)))
+        width = width_of(loaded.module)
         critic = Critic(width, loaded.module if own else None, lora)
         prefix = HEAD
         if own:

@@ -22,11 +22,13 @@ from truing.core.sampling import (
     next_logps,
     own_stops,
     sample,
+    stopped_at,
 )
 from truing.core.waves import room
 from truing.errors import InputError
 from truing.method import get_component
 from truing.models import LOCAL, Loaded, Model, held
+from truing.tables import content_hash
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,9 @@ def _completion(made: Sampled, loaded: Loaded, sampling: SamplingSettings) -> Co
     words = made.ids[:-1] if ended else made.ids
     text = answer_text(loaded.tokenizer, words)
     if made.finish == "stop" and not ended:
-        places = [text.find(s) for s in sampling.stop if s in text]
-        text = text[: min(places)] if places else text
+        early = answer_text(loaded.tokenizer, words[: max(0, sampling.min_tokens - 1)])
+        at = stopped_at(text, early, sampling.stop)
+        text = text[:at] if at >= 0 else text
     return Completion(text, tuple(made.ids), tuple(made.logprobs), made.finish, len(made.ids))
 
 
@@ -281,10 +284,25 @@ class Decoded:
         begun: Sequence[Sequence[int]] | None = None,
         first: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
-        """See `Base`; what is begun already goes on under the innermost."""
+        """See `Base`; what is begun already goes on under the innermost.
+
+        A decoder numbers its draws by itself, from 0 on. So a prompt that was asked before, whose
+        `first` is not 0, is decoded with another seed, which follows from this one and `first`.
+        """
         if begun is not None:
             return self.under(prompts, sampling, begun=begun, first=first)
-        made = self.decode(self.under, self.model, list(prompts), sampling)
+        places: dict[int, list[int]] = {}
+        for i, draw in enumerate(first or [0] * len(prompts)):
+            places.setdefault(draw, []).append(i)
+        made: dict[int, list[Completion]] = {}
+        for draw, some in places.items():
+            again = {"seed": int(content_hash([sampling.seed, draw], 4), 16)} if draw else {}
+            asked = [prompts[i] for i in some]
+            made |= dict(zip(some, self._drawn(asked, replace(sampling, **again)), strict=True))
+        return [made[i] for i in range(len(prompts))]
+
+    def _drawn(self, prompts: list[Prompt], sampling: SamplingSettings) -> list[list[Completion]]:
+        made = self.decode(self.under, self.model, prompts, sampling)
         if [len(items) for items in made] != [sampling.n] * len(prompts):
             raise InputError(
                 f"a decoder must return {sampling.n} completions for each prompt",

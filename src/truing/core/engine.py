@@ -358,7 +358,7 @@ class Loop:
         self, step: int, rows: Sequence[int], sums: Sums, loss: float, norm: float
     ) -> Diverged:
         guilty = sums.culprits()
-        names = [self.task.row_name(r) for r in guilty or rows]
+        names = [self.task.row_name(r) for r in guilty or sums.rows() or rows]
         last = self.checkpoints.steps()
         kept = f"the checkpoint after step {last[-1]} is kept" if last else "no step was saved yet"
         what = "the loss" if not math.isfinite(loss) else "the gradient"

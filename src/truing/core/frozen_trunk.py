@@ -42,6 +42,7 @@ from truing.core.code import made_by
 from truing.core.files import home, make_room
 from truing.core.fused import fused
 from truing.core.logprob import small_tree, states
+from truing.core.reach import width_of
 from truing.core.reference import SWEEP
 from truing.core.training import TextTraining
 from truing.core.tree import Node, Packed, pack
@@ -203,7 +204,7 @@ class FrozenTrunk:
 
     def sweep(self, trees: Sequence[Node], budget: int = SWEEP) -> None:
         """Keep the states of these trees, as many as `LIMIT` has room for."""
-        width = int(cast(int, getattr(self.module.config, "hidden_size", 0)))
+        width = width_of(self.module)
         each = width * next(self.module.parameters()).element_size()
         wanted, room = list(dict.fromkeys(trees)), LIMIT // 2
         runs = pack(wanted, budget) if self.depth and wanted else []

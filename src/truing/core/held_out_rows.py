@@ -74,8 +74,7 @@ class HeldOutRows:
 
         def given(unit: Unit) -> tuple[object, ...]:
             """Without answers of the model's own, which may be others or not yet drawn."""
-            own = len(unit.answers) - self.hook.added
-            return unit.prompt, unit.answers[:own], unit.dialogue
+            return unit.prompt, self.hook.given(unit), unit.dialogue
 
         known = {given(unit) for unit in units}
         return sum(given(unit) in known for unit in self.units)

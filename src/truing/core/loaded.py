@@ -316,17 +316,18 @@ def load_module(
     """See `Model.load_module`."""
     import torch
 
+    from truing.core import unmerged
+
     if dtype not in ("auto", "float32", "bfloat16", "float16", "float64"):
         raise InputError("unknown dtype", where=model.name, seen=dtype, fix="Use float32")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    beside: list[Adapter] = []
-    if dtype == "auto":
+    asked = dtype
+    if asked == "auto":
         from truing.core import precision
 
         whole = fresh or model.weights_key in _folded
         dtype = "float32" if whole else precision.own(model, device)
-        if dtype != "float32":
-            beside = [c for c in model.weight_changes if isinstance(c, Adapter)]
+    beside = unmerged.adapters_of(model) if dtype in ("bfloat16", "float16") else []
     # Folded into the same type, adapters give other values than beside it.
     key = (model.weights_key, f"{dtype} beside" if beside else dtype, device)
     with _guard:
@@ -337,13 +338,13 @@ def load_module(
         check_memory(model, dtype)
         module, extra = _build(model, dtype, beside=bool(beside))
         module = _moved(module, device, model.name)
-        if beside:
-            from truing.core import unmerged
-
-            if not unmerged.put(module, beside):
-                del module, extra
+        if beside and not unmerged.put(module, beside):
+            del module, extra
+            if asked == "auto":
                 _folded.add(model.weights_key)
                 return load_module(model, "float32", device)
+            module, extra = _build(model, dtype)  # rounded, as was asked for
+            module = _moved(module, device, model.name)
         if not fresh:
             _cache[key] = (module, extra)
             while len(_cache) > KEEP + _panel:

@@ -33,6 +33,7 @@ from truing.core.attention import KNOWN, Layout, tree_attention
 from truing.core.fused import fused
 from truing.core.headed import check_words
 from truing.core.products import logits, times, times_t, times_t_plus
+from truing.core.reach import together_of
 from truing.core.tree import Packed, group_tree, pack
 from truing.errors import InputError, unknown
 
@@ -40,10 +41,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CHUNK = 2**23  # logits of a chunk: 32 MiB in float32
-BEHIND_PADDING = (  # model types whose positions are counted from behind that of padding
-    "camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta",
-    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
-)  # fmt: skip
 _checked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
@@ -208,7 +205,7 @@ class Played(Protocol):
 def states(module: nn.Module, packed: Packed) -> Tensor:
     """Last hidden states [N, D] of all tokens, after the final norm."""
     check(module)
-    limit = context_of(module)
+    limit = together_of(module)
     if limit is not None and packed.longest > limit:
         raise InputError(
             f"a row of {packed.longest} tokens does not fit into the model's context of {limit}",
@@ -320,14 +317,6 @@ def _backbone(module: nn.Module, packed: Packed, layout: Layout) -> Tensor:
         tree=layout,
     )
     return cast(Tensor, found.last_hidden_state)[0]
-
-
-def context_of(module: nn.Module) -> int | None:
-    """Tokens that a row may have; None where the model does not say."""
-    limit = cast("int | None", getattr(module.config, "max_position_embeddings", None))
-    if limit is not None and getattr(module.config, "model_type", "") in BEHIND_PADDING:
-        limit -= int(getattr(module.config, "pad_token_id", None) or 0) + 1
-    return limit
 
 
 def check(module: nn.Module) -> None:

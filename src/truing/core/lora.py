@@ -20,6 +20,7 @@ import contextlib
 import json
 import math
 from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -72,9 +73,15 @@ def weight_of(layer: nn.Module) -> Tensor:
 
 
 class Adapter:
-    """A and B of one linear layer, and its weight as merged with them."""
+    """A and B of one linear layer, and its weight as merged with them.
 
-    def __init__(self, linear: nn.Module, rank: int, scale: float) -> None:
+    Args:
+        below: one that stands on the layer already and is not trained; of lower precision only.
+    """
+
+    def __init__(
+        self, linear: nn.Module, rank: int, scale: float, below: Adapter | None = None
+    ) -> None:
         weight_OI = weight_of(linear)
         (outputs, inputs), device = weight_OI.shape, weight_OI.device
         self.linear, self.scale = linear, scale
@@ -83,7 +90,7 @@ class Adapter:
         self.merges = weight_OI.dtype == torch.float32
         self._merged_OI: Tensor | None = None
         self._versions = (-1, -1, -1)
-        self.active = True
+        self.active, self.below = True, below
 
     def merged(self) -> Tensor:
         """W + s B A, made anew when W, A or B has been written to since."""
@@ -106,7 +113,8 @@ class Adapter:
                 input, self.merged(), self.linear.bias, self.a_RI, self.b_OR, self.scale
             )
             return cast(Tensor, made)
-        base = type(self.linear).forward(self.linear, input)
+        plain = partial(type(self.linear).forward, self.linear)
+        base = (self.below.forward if self.below is not None else plain)(input)
         if not self.active:
             return base
         low = (input.to(self.a_RI.dtype) @ self.a_RI.T) @ self.b_OR.T
@@ -117,6 +125,11 @@ def adapter_of(linear: nn.Module, *, always: bool = False) -> Adapter | None:
     """The adapter on a layer; None where there is none or, unless `always`, it is off."""
     found = cast("Adapter | None", vars(linear).get("truing_adapter"))
     return found if found is not None and (found.active or always) else None
+
+
+def _put(adapter: Adapter) -> None:
+    adapter.linear.__dict__["truing_adapter"] = adapter
+    adapter.linear.forward = adapter.forward
 
 
 class Lora:
@@ -133,8 +146,7 @@ class Lora:
         self.module, self.adapters, self.rank, self.alpha = module, adapters, rank, alpha
         self.stock = all(isinstance(a.linear, nn.Linear) for a in adapters.values())
         for adapter in adapters.values():
-            adapter.linear.__dict__["truing_adapter"] = adapter
-            adapter.linear.forward = adapter.forward
+            _put(adapter)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """A and B of each layer, in the order of the layers."""
@@ -219,6 +231,8 @@ class Lora:
         """Give the module its own forward passes back; its weights were never touched."""
         for adapter in self.adapters.values():
             del adapter.linear.forward, adapter.linear.__dict__["truing_adapter"]
+            if adapter.below is not None:
+                _put(adapter.below)
 
 
 def linears_of(
@@ -290,9 +304,10 @@ def attach(
     source = torch.Generator().manual_seed(seed)
     adapters: dict[str, Adapter] = {}
     for name, linear in chosen.items():
-        if "forward" in vars(linear):
+        below = adapter_of(linear, always=True)
+        if "forward" in vars(linear) and (below is None or below.a_RI.requires_grad):
             raise InputError("the layer already has an adapter", where=name)
-        adapters[name] = adapter = Adapter(linear, rank, alpha / rank)
+        adapters[name] = adapter = Adapter(linear, rank, alpha / rank, below)
         # Kaiming-uniform with slope sqrt(5), as in PEFT: bounds of 1 / sqrt(I).
         inputs = adapter.a_RI.shape[1]
         bound = 1.0 / math.sqrt(inputs)

@@ -5,6 +5,7 @@ Shapes: U units, K branches, T loss tokens of a branch, C rows of a chunk, V voc
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -23,6 +24,29 @@ def ref_kl_vocab(rows: Rows, grad: bool) -> tuple[Tensor, Tensor | None]:
     p_ref_CV = ref_logp_CV.exp()
     value_C = (p_ref_CV * (ref_logp_CV - rows.logp_CV)).sum(1)
     return value_C, rows.logp_CV.exp().sub_(p_ref_CV) if grad else None
+
+
+def mismatched(units: Sequence[Unit], longest: int) -> list[tuple[int, ...]]:
+    """For each unit the first answer of another, to another prompt where it can be.
+
+    The answers are shifted, in the order of the units' contents, by as many as the most units that
+    share a prompt: so each is used once, and the order of the units does not matter. Where one
+    prompt is that of more than half of the units, each gets that of the next one that has another
+    prompt, and where all have one, the next one's. An answer is cut where prompt and answer would
+    be longer than `longest` tokens.
+    """
+    ranks = sorted(range(len(units)), key=lambda i: units[i].content)
+    count = len(ranks)
+    most = max(Counter(unit.prompt for unit in units).values())
+    made: dict[int, tuple[int, ...]] = {}
+    for at, mine in enumerate(ranks):
+        prompt = units[mine].prompt
+        other = ranks[(at + most) % count]
+        if 2 * most > count:
+            following = [ranks[(at + k) % count] for k in range(1, count + 1)]
+            other = next((j for j in following if units[j].prompt != prompt), following[0])
+        made[mine] = units[other].answers[0][: longest - len(prompt)]
+    return [made[i] for i in range(count)]
 
 
 def columns_of(

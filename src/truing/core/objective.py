@@ -280,14 +280,7 @@ class Objective:
     ) -> Loss:
         """The same, with what its function raises as it is."""
         found = self.loss(m, state, **settings) if self.keeps_state else self.loss(m, **settings)
-        if not isinstance(found, Loss):
-            raise own_loss.NoLoss(
-                "must return a Loss",
-                where=self.name,
-                seen=type(found).__name__,
-                fix=own_loss.RETURN,
-            )
-        return found
+        return own_loss.returned(found, Loss, self.name, own_loss.RETURN)
 
 
 def objective(

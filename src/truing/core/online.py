@@ -37,7 +37,9 @@ from dataclasses import dataclass, field, fields, replace
 
 from torch import Tensor
 
-from truing.core.advantages import Estimator, at_end, kl_tokens, top_entropy
+from truing.components import told
+from truing.core import own_loss
+from truing.core.advantages import OLD_ENTROPY, Estimator, at_end, kl_tokens
 from truing.core.bounds import Bounds
 from truing.core.objective import WITHIN, Function, Loss, Measurements, State
 from truing.core.online_entry import entry_of
@@ -49,7 +51,7 @@ from truing.errors import InputError
 F = typing.TypeVar("F", bound=Function)
 Level = typing.Literal["token", "sequence"]
 Aggregation = typing.Literal["grpo", "bnpo", "luspo"]
-TOP_KL, OLD_ENTROPY = "ref_top_kl", "old_entropy"
+TOP_KL = "ref_top_kl"
 GREEDY = "greedy"  # the opponent of whose answer the reward alone is kept
 OPPONENTS = ("", "reference", "mixture", GREEDY)
 # Settings of how answers are asked for and rewarded; a pool has its own.
@@ -89,28 +91,6 @@ def weighed(
     """
     active_U = advantage.flatten(1).abs().amax(1) > 0 if not beta else None
     return Update({"advantage": advantage}, loss, active_U, facts)
-
-
-def on_high_entropy(
-    advantage_UK: Tensor, r: Measurements, share: float, among_UK: Tensor | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Advantages on the tokens of high entropy alone, [U, K, T], and what to record of them.
-
-    The other tokens have no policy gradient, yet stay in every denominator and keep their KL
-    ("Beyond the 80/20 Rule", arXiv 2506.01939). Entropies are those that the answers were drawn
-    with, and all tokens of the rollout are compared, so that neither the updates before nor the
-    way an update is split change which tokens are trained on.
-
-    Args:
-        share: of the tokens that stay; see `advantages.top_entropy`. 1 leaves everything as it is.
-        among_UK: 1.0 for answers whose tokens are compared; None for all.
-    """
-    mask_UKT = r.mask_UKT if among_UK is None else r.mask_UKT * among_UK[..., None]
-    if share == 1 or not mask_UKT.any():
-        return advantage_UK, {}
-    high_UKT, least = top_entropy(r[OLD_ENTROPY], mask_UKT, share)
-    seen = {"high_entropy": high_UKT[mask_UKT > 0], "high_entropy_from": least}
-    return advantage_UK[..., None] * high_UKT, seen
 
 
 # The loss components: tensors of one value a token, and how they are averaged
@@ -181,7 +161,7 @@ def on_policy(m: Measurements, most: float) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def clip_fraction(m: Measurements, low: float, high: float, level: Level = "token") -> Tensor:
-    """Share of each answer's tokens whose gradient the clipping stops, [U, K]."""
+    """Share of each answer's tokens whose gradient `low` and `high` stop, [U, K]."""
     ratio_UKT, a_UKT = log_ratio(m, level).exp(), advantages(m)
     out_UKT = ((ratio_UKT > 1 + high) & (a_UKT > 0)) | ((ratio_UKT < 1 - low) & (a_UKT < 0))
     return (out_UKT * m.mask_UKT).sum(-1).detach() / m.length_UK.clamp(min=1)
@@ -326,8 +306,9 @@ class Online:
 
     def compares(self, values: Mapping[str, object]) -> bool:
         """True when the reference must be measured: not where its strength `beta` is 0."""
-        held = values.get("beta", 1.0) != 0 or self.anchored(values)
-        return "ref_logp" in self.needs and held
+        # Losses of pairs and those with an opponent read what it says at any strength.
+        held = values.get("beta", 1.0) != 0 or self.opposed or not self.tempered
+        return "ref_logp" in self.needs and (held or self.anchored(values))
 
     def anchored(self, values: Mapping[str, object]) -> bool:
         """True when the divergence over the reference's likeliest tokens is differentiated."""
@@ -345,9 +326,21 @@ class Online:
         self, r: Measurements, values: Mapping[str, object], state: State | None = None
     ) -> Update:
         """The update under settings; those that it does not take are left out."""
+        with told(self.update, "its function", self.name):
+            found = self.plain(r, values, state)
+        return replace(found, loss=functools.partial(self._told, found.loss))
+
+    def plain(
+        self, r: Measurements, values: Mapping[str, object], state: State | None = None
+    ) -> Update:
+        """The same, with what its functions raise as it is."""
         own = {n: v for n, v in values.items() if n in self.settings}
         found = self.update(r, state, **own) if self.keeps_state else self.update(r, **own)
-        return typing.cast(Update, found)
+        return own_loss.returned(found, Update, self.name, own_loss.UPDATE)
+
+    def _told(self, loss: Callable[[Measurements], Loss], m: Measurements) -> Loss:
+        with told(loss, "the loss of its update", self.name):
+            return own_loss.returned(loss(m), Loss, self.name, own_loss.RETURN)
 
 
 def online(
@@ -380,6 +373,7 @@ def online(
             name or function.__name__, function, rows, needs, least, opponent, given, pools,
             follows, tempered, within or {},
         )  # fmt: skip
+        own_loss.check_declared(spec.name, function, rows)
         facts = {"paper": paper, "field": field, "needs": ("weights",), "name": name}
         function.__dict__["__truing__"] = facts | {"group": group}
         function.__dict__["__online__"] = spec

@@ -85,7 +85,7 @@ class Source:
 
         Args:
             where: what errors name.
-            answers: to each.
+            answers: to each, an opponent's among them.
         """
         if self.world is not None:
             return self._tasks(table, replace(self.world, where=where), answers)
@@ -96,7 +96,8 @@ class Source:
             self.pool,
         )  # fmt: skip
         begun = [one.ids for one in found]
-        largest = max(map(len, begun)) + answers * settings.max_tokens
+        largest = max(len(one.ids) + len(one.given) for one in found)
+        largest += answers * settings.max_tokens
         return Prompts(found, begun, largest, summed(notes, said))
 
     def _tasks(self, table: Table, world: World, answers: int) -> Prompts:

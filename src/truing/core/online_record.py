@@ -107,7 +107,8 @@ class Rollout:
         r, update = self.r, self.update
         made = observed(r)
         skipped = 0 if update.active_U is None else int((~update.active_U.bool()).sum())
-        made["flat"] = (flat(r).sum(), float(len(self.groups)))
+        if GREEDY in r or bool((r["own"].sum(1) > 1).any()):  # there is something to compare with
+            made["flat"] = (flat(r).sum(), float(len(self.groups)))
         made["skipped"] = (torch.tensor(float(skipped)), float(len(self.groups)))
         made |= {n: (torch.tensor(a), b) for n, (a, b) in self.counts.items() if a}
         # What the method itself watches goes before: its divergence may be another estimate.

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from truing.context import Context, current
 from truing.core import distributed
+from truing.core.advantages import OLD_ENTROPY
 from truing.core.answers import Group
 from truing.core.chat import receipt
 from truing.core.collect import Collector
@@ -32,7 +33,7 @@ from truing.core.engine import Order, Part
 from truing.core.logprob import Extras, states
 from truing.core.lora import Lora
 from truing.core.objective import Loss, Measurements
-from truing.core.online import OLD_ENTROPY, TOP_KL, Online
+from truing.core.online import TOP_KL, Online
 from truing.core.online_mix import Added
 from truing.core.online_record import Rollout, Sums, known
 from truing.core.online_training import OnlineTraining

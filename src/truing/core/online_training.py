@@ -61,7 +61,8 @@ class OnlineTraining(TextTraining):
         answers: drawn for each prompt.
         max_tokens: an answer's length limit, in tokens, its end included; of several turns each.
         temperature: of sampling. Log-probabilities are those of the logits divided by it, except
-            in losses of pairs (online_dpo, xpo), which are at temperature 1.
+            in losses of pairs (online_dpo, xpo, bo2), and those of answers that rows bring along,
+            which are at temperature 1.
         top_p: share of the probability that answers are drawn from.
         repetition_penalty: above 1 makes tokens less likely that stand there already.
         passes: times that a rollout is learnt from.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -18,7 +18,9 @@ from truing.kinds import KINDS
 if TYPE_CHECKING:
     from truing.core.objective import Loss
 
+T = TypeVar("T")
 RETURN = "Return Loss(value_U) of truing.core.objective, with one value for each unit"
+UPDATE = "Return Update(tensors, loss), or weighed(advantage_UK, loss), of truing.core.online"
 DIMENSIONS = (
     "Sum or average over answers and tokens alone, as m.seq() and m.mean() do, and leave the first "
     "dimension as it is"
@@ -26,7 +28,15 @@ DIMENSIONS = (
 
 
 class NoLoss(InputError):
-    """The function returns something else than a loss."""
+    """The function returns something else than it must."""
+
+
+def returned(found: object, kind: type[T], where: str, fix: str) -> T:
+    """What a function returned, which must be of this kind."""
+    if isinstance(found, kind):
+        return found
+    noun = f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+    raise NoLoss(f"must return {noun}", where=where, seen=type(found).__name__, fix=fix)
 
 
 def check_declared(name: str, loss: Callable[..., object], rows: str) -> None:

@@ -235,33 +235,43 @@ class OwnSamples(Hook):
 class FinishedSamples(OwnSamples):
     """Own answers for what scores an answer at its end: those cut at the limit are left out.
 
-    Against demonstrations, which all end, a score would tell an end from none and learn no more.
-    Which rows are left decides the order of all, so that every row's answers are drawn.
+    So are rows whose demonstration is cut or not finished: a score would tell an end from none and
+    learn no more. Which rows are left decides the order of all, so that to each of the others
+    answers are drawn.
     """
 
     def foresee(self, steps: Callable[[Sequence[Unit]], Steps]) -> None:
-        """Draw answers to all rows."""
+        """Draw answers to all rows whose demonstration ends."""
 
     def units(
         self, loaded: Loaded, units: Sequence[Unit], prompts: Mapping[str, Prompt], limit: int
     ) -> list[Unit]:
-        """The rows of which an own answer came to its end, with those that did."""
+        """The rows whose demonstration and an own answer end, with those own ones that do."""
         ends = set(self.sampling(loaded, 0).stop_ids or ())
+        shown = [u for u in units if all(ids[-1] in ends for ids in u.answers)]
         made: list[Unit] = []
-        for unit in super().units(loaded, units, prompts, limit):
+        for unit in super().units(loaded, shown, prompts, limit) if shown else ():
             given, own = unit.answers[: -self.samples], unit.answers[-self.samples :]
             whole = [ids for ids in own if ids[-1] in ends]
             if whole:
                 made.append(replace(unit, answers=(*given, *whole)))
-        current().metric(rows_left_out=len(units) - len(made))
+        open_ended = len(units) - len(shown)
+        current().metric(rows_left_out=len(units) - len(made), demonstrations_open=open_ended)
         if not made:
             raise InputError(
-                f"none of the model's own answers came to its end within {self.max_tokens} tokens",
+                f"no row is left: {open_ended} of {len(units)} demonstrations are cut or not "
+                "finished, and none of the model's own answers to the others came to its end "
+                f"within {self.max_tokens} tokens",
                 where="setting 'max_tokens'",
-                seen=f"{len(units) * self.samples} answers",
-                fix="Raise it, or start from a model whose answers end",
+                seen=f"{len(shown) * self.samples} answers",
+                fix="Raise it, or start from a model whose answers end; demonstrations are cut at "
+                "max_length, and not finished where that column says so",
             )
         return made
+
+    def given(self, unit: Unit) -> tuple[tuple[int, ...], ...]:
+        """The demonstration: how many own answers are after it differs from row to row."""
+        return unit.answers[:1]
 
 
 @hook("own_samples")

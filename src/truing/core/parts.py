@@ -64,6 +64,11 @@ class Sums:
         """Of each metric its mean."""
         return {n: float(s) / w for n, (s, w) in self.metrics.items() if w}
 
+    def rows(self) -> list[int]:
+        """Rows that were computed, which a task may take from elsewhere than the engine's order."""
+        own = [row for rows, _ in self.per_row for row in rows]
+        return list(dict.fromkeys(distributed.gathered(own)))
+
     def culprits(self) -> list[int]:
         """Rows whose own loss is not finite."""
         own = [

@@ -21,14 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from truing.core.reach import rope_kinds, text_config
 
+if TYPE_CHECKING:
     from truing.core.shared import Level
 
 T = TypeVar("T")
@@ -86,9 +86,7 @@ def reach(known: Sequence[Kept | None], prompts: Sequence[Sequence[int]]) -> lis
 
 def rescales(module: nn.Module) -> bool:
     """True where a row that grows gives its first tokens other position codes."""
-    config = cast("PreTrainedModel", module).config.get_text_config()
-    rope = cast("dict[str, object]", getattr(config, "rope_parameters", None) or {})
-    kinds = [rope, *(v for v in rope.values() if isinstance(v, dict))]  # one for each sort of layer
+    kinds = rope_kinds(text_config(module))
     return any(k.get("rope_type") in ("dynamic", "longrope") for k in kinds)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, cast
@@ -54,10 +55,10 @@ def check_objective(spec: Objective, settings: Settings, tables: Tables) -> None
     more = HOOKS.get(spec.hook, Hook).measures
     check_needs(spec.name, spec.needs, {*MEASURED, *STATISTICS, *more})
     check_loss(spec, settings)
+    spec = mixed(spec, mix)
     if "mismatched" in spec.needs and settings.get("batch") == 1:
         text = "setting 'batch' must be at least 2: answers are compared with those of other rows"
         raise InputError(text, where=spec.name, seen=1)
-    spec = mixed(spec, mix)
     check_terms(spec, check_term)
     needed = [n for n, default in {**spec.columns, **spec.texts}.items() if default is None]
     for name in [n for n in ("data", INPUT) if n in tables]:
@@ -115,6 +116,22 @@ def check_heads(
             where=where,
             seen=sorted(map(str, named))[:8],
             fix="Name each row's objective, or set objectives to how many there are",
+        )
+
+
+def check_left(spec: Objective, settings: Settings, heads: Sequence[int]) -> None:
+    """Raise an InputError where every row of an output head was left out, as too long, say.
+
+    Args:
+        heads: number of each row's that is left.
+    """
+    gone = sorted(set(range(objectives_of(spec, settings))) - set(heads))
+    if gone:
+        raise InputError(
+            f"no row of objective {gone[0]} is left to train its head on",
+            where=spec.name,
+            seen=dict(sorted(Counter(heads).items())),
+            fix="Give it rows that can be used; how many were left out, and why, is told above",
         )
 
 
@@ -221,7 +238,9 @@ def check_update(spec: Online, settings: Settings, answers: int) -> None:
     """Raise what an online method says of its settings, by calling it on a made-up rollout."""
     import torch
 
-    from truing.core.objective import Measurements
+    from truing.components import told
+    from truing.core import own_loss
+    from truing.core.objective import Loss, Measurements
 
     if spec.pools:
         return  # what its rows' sorts are called is the pool's to know
@@ -233,14 +252,22 @@ def check_update(spec: Online, settings: Settings, answers: int) -> None:
     columns |= dict.fromkeys(("finished", "own"), ones_UK) | {"empty": 0 * ones_UK}
     tensors = dict.fromkeys(("logp", "old_entropy", *spec.needs), -mask_UKT)
     rollout = Measurements(mask_UKT, tensors, columns)
+    losses: list[Loss] = []
 
     def update(values: Settings) -> None:
-        made = spec(rollout, values)
-        found = {**tensors, **made.tensors, "old_logp": -mask_UKT, "entropy": mask_UKT}
+        made = spec.plain(rollout, values)
+        value_UKT = -mask_UKT.clone().requires_grad_()
+        moving = {n for n in spec.needs if n != "ref_logp"} | {"logp", "entropy"}
+        found = {**tensors, **dict.fromkeys(moving, value_UKT)}
+        found |= {**made.tensors, "old_logp": -mask_UKT}
         found |= {"old_values": -mask_UKT} if spec.values else {}
-        made.loss(Measurements(mask_UKT, found, columns))
+        loss = made.loss(Measurements(mask_UKT, found, columns))
+        losses.append(own_loss.returned(loss, Loss, spec.name, own_loss.RETURN))
 
-    _ask(update, own, spec.settings, spec.name)
+    with torch.enable_grad(), told(spec.update, "its function", spec.name):
+        _ask(update, own, spec.settings, spec.name)
+    for loss in losses[-1:]:  # none where it says something of made-up numbers
+        own_loss.check_made(spec.name, loss, len(mask_UKT))
 
 
 def _ask(

@@ -52,12 +52,13 @@ def check_columns(
     """Raise an InputError that names the row whose columns the loss refuses."""
 
     def ask(some: Sequence[Unit]) -> None:
-        trees = [u.tree() for u in some]
+        other = "mismatched" in spec.needs
+        some = [*some, *some] if other and len(some) < 2 else some  # compared with other rows
+        trees = [u.tree(u.answers[:1] if other else ()) for u in some]
         width = max(sum(1 for _ in tree.rows()) for tree in trees)
         spec(blank(trees, spec.needs, columns_of(some, width, list(spec.columns))), own)
 
-    # A label alone, which is true or false, goes with answers of other rows.
-    if not spec.columns or "mismatched" in spec.needs:
+    if not spec.columns:
         return
     for start in range(0, len(units), ASKED):
         block = units[start : start + ASKED]

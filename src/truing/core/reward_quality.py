@@ -54,9 +54,16 @@ def calibration_error(margin_N: Scores) -> float:
 
 
 def unidentified(score_UK: Scores) -> float:
-    """Share of the scores' variance that lies between prompts; 0 where they are all one."""
-    whole = float(score_UK.var())
-    return float(score_UK.mean(1).var()) / whole if whole else 0.0
+    """Share of the scores' variance that lies between prompts; 0 where they are all one.
+
+    The variance of the prompts' means less what the draws' own brings into them: scores that do not
+    depend on the prompt would show 1 / K without that.
+    """
+    if len(score_UK) < 2:
+        return 0.0
+    inside = float(score_UK.var(1, ddof=1).mean())
+    apart = max(float(score_UK.mean(1).var(ddof=1)) - inside / score_UK.shape[1], 0.0)
+    return apart / (apart + inside) if apart else 0.0
 
 
 def alike(one_K: Scores, two_K: Scores) -> float:
@@ -106,14 +113,14 @@ def measured(
     return Measure(name, value, float(low), float(high), n, unit, category, better)
 
 
-def order_measures(side: Compared, category: str) -> list[Measure]:
-    """Accuracy, margin and calibration error."""
+def order_measures(side: Compared, category: str, beta: float = 1.0) -> list[Measure]:
+    """Accuracy, margin and calibration error; beta times a margin is the logit of its order."""
     n, right_U, margin_UK = len(side.first), side.right, side.margins
     named: list[tuple[str, Statistic, str, str]] = [
         ("accuracy", lambda at: float(right_U[at].mean()), "share", "higher"),
         ("margin", lambda at: float(margin_UK[at].mean()), "score", "higher"),
-        ("calibration error", lambda at: calibration_error(margin_UK[at].reshape(-1)), "share",
-         "lower"),
+        ("calibration error", lambda at: calibration_error(beta * margin_UK[at].reshape(-1)),
+         "share", "lower"),
     ]  # fmt: skip
     return [measured(name, n, f, unit, category, better) for name, f, unit, better in named]
 

@@ -5,10 +5,13 @@
 A term r_j is a reward or check that is referred to as `{use: name, ...settings}`; "principles" is
 the priority-weighted mean satisfaction of their checks, in [0, 1]; "reward_model" is what a model
 says. A model with a score head gives that; a language model its implicit reward, the log-ratio to
-what it was tuned from (Direct Preference Optimization, arXiv 2305.18290, without its factor beta):
+its base without any changes (Direct Preference Optimization, arXiv 2305.18290, without its factor
+beta):
 
     r(x, y) = log pi(y | x) - log pi_base(y | x)
 
+Of one that was tuned twice, as by sft and then dpo, that holds both; what the second has learnt is
+the reward {use: implicit_reward, model: ..., reference: ...}, whose reference is the first.
 Weights are 1 unless given. Terms come on their own scales: a reward model's is not [0, 1]. A reward
 may name several values, `term/value`, each with a weight of its own or the term's.
 """
@@ -21,16 +24,12 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import cast
 
-import torch
-
 from truing.changes import Decoder
-from truing.core.chat import Prompt, completion_ids, prompt_ids
-from truing.core.generate import rewritten
+from truing.core.cross_encoder import label_scores
 from truing.core.scores import check_named, check_reward, named_scores, weight_of
 from truing.core.scoring import (
     answer_logps,
     check_answers,
-    check_fits,
     check_logits,
     check_reviews,
     has_head,
@@ -39,13 +38,13 @@ from truing.core.scoring import (
 )
 from truing.errors import InputError, unknown
 from truing.method import check_component, resolve
-from truing.models import Loaded, Model, held_by, hold
+from truing.models import Model, held_by, hold
 from truing.models import held as at_hand
 from truing.principles import Principles
 from truing.references import referred
 from truing.remedies import SERVED_REWARD
 from truing.specify.satisfaction import measured, satisfaction
-from truing.tables import Row, prompt_of
+from truing.tables import Row
 
 PRINCIPLES, MODEL = "principles", "reward_model"
 Refs = Mapping[str, dict[str, object]]
@@ -92,7 +91,8 @@ def score_model(reward: Model, rows: Sequence[Row], sort: str = "answers") -> li
 
     Args:
         reward: a model with a score head, a classifier of one label, or a tuned language model,
-            which rewards by its log-ratio to what it was tuned from.
+            which rewards by its log-ratio to its base without any changes; see the module's
+            docstring for one that was tuned twice.
         rows: with "prompt", "completion" and optionally "finished".
         sort: what their answers are: "answers", or "reviews" of some.
     Raises:
@@ -103,7 +103,7 @@ def score_model(reward: Model, rows: Sequence[Row], sort: str = "answers") -> li
     if has_head(reward):
         scores = head_scores(reward, rows, sort)
     elif _classifies(reward):
-        scores = _label_scores(reward.load_module(), rows)
+        scores = label_scores(reward.load_module(), rows)
     else:
         scores = implicit_rewards(reward, reward.with_changes(()), rows)
     for i, (value, row) in enumerate(zip(scores, rows, strict=True), 1):
@@ -130,28 +130,6 @@ def implicit_rewards(tuned: Model, base: Model, rows: Sequence[Row]) -> list[flo
     """log pi(y | x) - log pi_base(y | x) of each row."""
     a, b = (answer_logps(m.load_module(), rows) for m in (tuned, base))
     return [x - y for x, y in zip(a, b, strict=True)]
-
-
-def _label_scores(loaded: Loaded, rows: Sequence[Row]) -> list[float]:
-    labels = getattr(loaded.module.config, "num_labels", 0)
-    if labels != 1:
-        raise InputError(
-            "a reward model has one label",
-            where=loaded.model.name,
-            seen=f"{labels} labels",
-            fix="Give a classifier of one label, such as one from bradley_terry",
-        )
-    values: list[float] = []
-    asked = rewritten(loaded.model, [cast(Prompt, prompt_of(row)) for row in rows])
-    for i, (row, prompt) in enumerate(zip(rows, asked, strict=True)):
-        head = prompt_ids(loaded.tokenizer, prompt)
-        ended = row.get("finished") is not False
-        tail = completion_ids(loaded.tokenizer, str(row["completion"]), end=ended)
-        check_fits(loaded, len(head) + len(tail), i)
-        ids_1T = torch.tensor([[*head, *tail]], device=loaded.device)
-        with torch.inference_mode(), loaded.run_time():
-            values.append(float(loaded.module(input_ids=ids_1T).logits[0, 0]))
-    return values
 
 
 @dataclass(frozen=True)

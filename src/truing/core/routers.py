@@ -152,13 +152,23 @@ def with_room(index_Nk: Tensor, row_N: Tensor, experts: int, factor: float) -> T
         experts: E.
         factor: of the capacity; see the module's docstring.
     """
-    chosen_NE = counted(index_Nk, experts)
+    share_R = torch.bincount(row_N).double() * (factor * index_Nk.shape[1] / experts)
+    return has_room(counted(index_Nk, experts), row_N, share_R).gather(1, index_Nk)
+
+
+def has_room(chosen_NE: Tensor, row_N: Tensor, share_R: Tensor) -> Tensor:
+    """True where an expert has room left for a token, [N, E].
+
+    Args:
+        chosen_NE: 1 for the experts that each token chose, an integer.
+        row_N: see `with_room`.
+        share_R: choices of each row that an expert takes, in fractions: they are rounded up.
+    """
     before_NE = chosen_NE.cumsum(0) - chosen_NE
     size_R = torch.bincount(row_N)
     first_N = (size_R.cumsum(0) - size_R)[row_N]
-    earlier_Nk = (before_NE - before_NE[first_N]).gather(1, index_Nk)
-    share_R = size_R.double() * (factor * index_Nk.shape[1] / experts)
-    return earlier_Nk < torch.ceil(share_R - 1e-9)[row_N, None]
+    earlier_NE = before_NE - before_NE[first_N]
+    return earlier_NE < torch.ceil(share_R - 1e-9)[row_N, None]
 
 
 def counted(index_Nk: Tensor, experts: int) -> Tensor:

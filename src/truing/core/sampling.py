@@ -3,8 +3,10 @@
 Each row has random numbers of its own, one for each token, made from (seed, prompt, draw number)
 and nothing else: what else is in the batch, and which rows have ended, cannot change it. A number u
 picks a token by the inverse of the cumulative distribution, so no noise over the vocabulary is
-made. Log-probabilities are those of the model's own distribution in float32, before hooks, bans and
-nuclei: at temperature 1 or, where `tempered`, at the temperature that tokens are drawn at.
+made. Log-probabilities are those of the model's own distribution, before hooks, bans and nuclei: at
+temperature 1 or, where `tempered`, at the temperature that tokens are drawn at. They are formed in
+float32; a model in half precision has its logits rounded to that before (20.06 to 20.0 in
+bfloat16), and training measures its own anew.
 
 Rows are computed in waves that depend on request and model alone (`core.waves`), so that a request
 gives the same bits however often it is made.
@@ -28,12 +30,14 @@ from torch import Tensor, nn
 
 from truing.core.choose import choose
 from truing.core.past import Kept, Past
+from truing.core.reach import context_of
 from truing.core.states import States, states_for
 from truing.core.waves import in_memory, waves
 from truing.errors import InputError
 from truing.surrogates import mended
 
 Finish = Literal["stop", "length"]
+UNFINISHED = "\ufffd"  # how a character looks whose last bytes are missing
 
 
 @dataclass(frozen=True)
@@ -190,9 +194,20 @@ def prepared(module: nn.Module) -> Generator[None]:
         module.train(training)
 
 
+def stopped_at(text: str, early: str, stops: Sequence[str]) -> int:
+    """Where the first stop text stands that ends behind `early`; -1 where none does.
+
+    Args:
+        early: what `text` begins with and may be stopped by nothing in.
+    """
+    done = len(early.rstrip(UNFINISHED))
+    places = [text.find(stop, max(0, done - len(stop) + 1)) for stop in stops]
+    return min((at for at in places if at >= 0), default=-1)
+
+
 def check_lengths(module: nn.Module, prompts: Sequence[Sequence[int]], room: int) -> None:
     """Raise InputError for empty prompts and for those that leave no room in the context."""
-    limit = cast("int | None", getattr(module.config, "max_position_embeddings", None))
+    limit = context_of(module)
     for i, ids in enumerate(prompts, 1):
         if not ids:
             raise InputError("the prompt is empty", where=f"prompt {i}")
@@ -362,5 +377,6 @@ class _Wave:
             return True
         if not self.settings.stop or self.decode is None:
             return False
-        tail = self.decode(made.ids[-self.reach :])
-        return any(s in tail for s in self.settings.stop)
+        tail = made.ids[-self.reach :]
+        early = self.decode(tail[:-1]) if self.settings.min_tokens > 1 else ""
+        return stopped_at(self.decode(tail), early, self.settings.stop) >= 0

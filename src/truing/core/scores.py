@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import cast
 
 from truing import catalogue
+from truing.components import is_own
 from truing.core.placed import Placed
 from truing.errors import InputError, unknown
 from truing.method import finite, one_a_row, resolve
@@ -27,12 +28,14 @@ def check_reward(ref: Mapping[str, object], *, where: str = "") -> None:
     """Raise InputError for a reference to a reward or check that would go wrong later.
 
     What only the component knows of its settings, such as whether its model can reward, its own
-    `__truing_check__` says.
+    `__truing_check__` says; without one, what it does with no rows.
     """
     function, settings = resolve(kind_of(ref), ref, where=where)
     check = getattr(function, "__truing_check__", None)
     if check is not None:
         cast("Callable[[Mapping[str, object]], None]", check)(settings)
+    elif is_own(function):  # a user's may not bear that there are none
+        function([], **settings)
 
 
 def weight_of(name: str, weights: Mapping[str, float]) -> float:

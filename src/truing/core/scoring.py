@@ -32,7 +32,8 @@ from truing.core.chat import Prompt, completion_ids, prompt_ids, step_ids
 from truing.core.files import new_folder
 from truing.core.generate import rewritten
 from truing.core.headed import holds_score
-from truing.core.logprob import context_of, measure, states
+from truing.core.logprob import measure, states
+from truing.core.reach import together_of, width_of
 from truing.core.tree import Node, Packed, group_tree, pack
 from truing.errors import InputError
 from truing.models import Loaded, Model
@@ -74,7 +75,7 @@ class ScoreHead(nn.Module):
         """The head that the model has, else a new one; one of values only where they are wanted."""
         if not values:
             check_linear(loaded)
-        width = int(cast(int, getattr(loaded.module.config, "hidden_size", 0)))
+        width = width_of(loaded.module)
         hidden = len(loaded.extra.get(f"{HIDDEN}.bias", ()))
         head = ScoreHead(width, hidden)
         for name, parameter in head.named_parameters(HEAD):
@@ -239,7 +240,7 @@ def by_prompt(
 
 def check_fits(loaded: Loaded, tokens: int, row: int) -> None:
     """Raise InputError for a row, counted from 0, that is longer than the model's context."""
-    limit = context_of(loaded.module)
+    limit = together_of(loaded.module)
     if limit is not None and tokens > limit:
         raise InputError(
             f"a row of {tokens} tokens does not fit into the model's context of {limit}",
@@ -274,6 +275,16 @@ def tail_logps(loaded: Loaded, *, mean: bool = False) -> Callable[[Packed], Tens
         return (made["logp"] * made["mask"]).sum(-1) / count_UK
 
     return values_UK
+
+
+def end_states(loaded: Loaded) -> Callable[[Packed], Tensor]:
+    """For `by_tree`: the last hidden state [U, K, D] of each branch's last token, in float32."""
+
+    def ends_UKD(packed: Packed) -> Tensor:
+        ends_UK = packed.ends_UK
+        return states(loaded.module, packed)[ends_UK.flatten()].view(*ends_UK.shape, -1).float()
+
+    return ends_UKD
 
 
 def answer_logps(loaded: Loaded, rows: Sequence[Row], *, mean: bool = False) -> list[float]:

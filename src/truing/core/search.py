@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from truing.core.chat import Prompt, stop_ids
 from truing.core.drawing import Base, Completion
-from truing.core.sampling import SamplingSettings, own_stops
+from truing.core.sampling import SamplingSettings, own_stops, stopped_at
 from truing.errors import InputError
 from truing.models import Model
 
@@ -84,16 +84,21 @@ class Writer:
         """Words of an answer's tokens, without what ended it."""
         words = ids[:-1] if ids and ids[-1] in self.ends else ids
         text = self.base.text(words)
-        places = [text.find(s) for s in self.sampling.stop if s in text]
-        return text[: min(places)] if places else text
+        at = self._stopped(text, ids)
+        return text[:at] if at >= 0 else text
+
+    def _stopped(self, text: str, ids: Sequence[int]) -> int:
+        if not self.sampling.stop:
+            return -1
+        early = self.base.text(ids[: max(0, self.sampling.min_tokens - 1)])
+        return stopped_at(text, early, self.sampling.stop)
 
     def _ended(self, ids: tuple[int, ...]) -> bool:
         if ids[-1] in self.ends:
             return True
         if not self.sampling.stop or len(ids) < self.sampling.min_tokens:
             return False
-        text = self.base.text(ids)
-        return any(s in text for s in self.sampling.stop)
+        return self._stopped(self.base.text(ids), ids) >= 0
 
     def expand(self, prompts: Sequence[Prompt], paths: Sequence[Path], k: int) -> list[list[Path]]:
         """Each path extended by its k likeliest next tokens, likeliest first."""
@@ -118,12 +123,16 @@ class Writer:
     def ahead(
         self, prompts: Sequence[Prompt], paths: Sequence[Path], tokens: int
     ) -> list[tuple[str, bool]]:
-        """(text, whether it ended) of each path carried on greedily by up to `tokens` tokens."""
+        """(text, whether it ended) of each path carried on greedily by up to `tokens` tokens.
+
+        Paths that have not ended are of one length.
+        """
         open_ = [i for i, p in enumerate(paths) if not p.ended] if tokens > 0 else []
         more: dict[int, Completion] = {}
         if open_:
+            least = max(0, min(tokens, self.sampling.min_tokens - len(paths[open_[0]].ids)))
             short = replace(
-                self.sampling, n=1, greedy=True, max_tokens=tokens, min_tokens=0,
+                self.sampling, n=1, greedy=True, max_tokens=tokens, min_tokens=least,
                 stop_ids=tuple(self.ends),
             )  # fmt: skip
             begun = [paths[i].ids for i in open_]
@@ -185,6 +194,17 @@ def search(
 def likelihood(found: Sequence[tuple[int, Path]]) -> list[float]:
     """Scores of ordinary beam search."""
     return [path.logp for _, path in found]
+
+
+def by_own_chances(sampling: SamplingSettings, where: str, fix: str) -> None:
+    """Raise InputError for a penalty, which would act on what is drawn and not on the search."""
+    if sampling.repetition_penalty != 1:
+        raise InputError(
+            "a search goes by the model's own chances, which no repetition_penalty changes",
+            where=where,
+            seen=sampling.repetition_penalty,
+            fix=fix,
+        )
 
 
 def enough(kept: int, n: int, setting: str, where: str) -> None:

@@ -23,12 +23,13 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 
 from truing.core.attention import by_kernel, switched
 from truing.core.levels import APART_CPU, APART_GPU, Bucket, Level, buckets
 from truing.core.past import Kept, reach, rescales
 from truing.core.products import quick, quick_linears
+from truing.core.reach import text_config
 from truing.core.states import Padded
 from truing.core.tree import alike
 from truing.errors import InputError
@@ -260,7 +261,7 @@ def fits(module: nn.Module, longest: int) -> bool:
     A few tokens are computed in both ways, once for each module. Windows of attention shorter than
     the rows, recurrent layers, attention with biases or sinks and the like do not fit.
     """
-    window = cast("int | None", getattr(module.config, "sliding_window", None))
+    window = cast("int | None", getattr(text_config(module), "sliding_window", None))
     if window is not None and longest > window:
         return False
     if module not in _fits:
@@ -271,7 +272,7 @@ def fits(module: nn.Module, longest: int) -> bool:
 def _compare(module: nn.Module) -> bool:
     if not getattr(module, "_supports_attention_backend", False):
         return False
-    vocab = cast(int, cast(PreTrainedModel, module).config.get_text_config().vocab_size)
+    vocab = cast(int, text_config(module).vocab_size)
     ids = [(7 * i * i + 3 * i + 5) % vocab for i in range(COMMON + 9)]
     prompts = [ids[: COMMON + 3], ids[:COMMON] + ids[-5:]]
     made: list[list[Tensor]] = []

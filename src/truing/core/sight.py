@@ -21,7 +21,7 @@ from truing.changes import Change, Decoder, Edits, Prefix, Rewriter
 from truing.core import distributed
 from truing.core.chat import Prompt, prompt_ids
 from truing.core.generate import rewritten
-from truing.core.logprob import context_of
+from truing.core.reach import together_of
 from truing.core.tree import Node
 from truing.errors import InputError
 from truing.tables import content_hash
@@ -147,7 +147,7 @@ class Sight:
 
     def _fits(self, tree: Node, where: str) -> None:
         """Raise InputError for a row that the trained model could read, but not this one."""
-        limit = context_of(self.frozen.module)
+        limit = together_of(self.frozen.module)
         if limit is not None and tree.longest > limit:
             raise InputError(
                 f"under the prompt that the input {self.role!r} reads this row has {tree.longest} "

@@ -28,6 +28,7 @@ from truing.core.held_out import INPUT
 from truing.core.loaded import config_of, free_on
 from truing.core.masters import Masters
 from truing.core.opening import same_tokens
+from truing.core.reach import together_in, together_of
 from truing.core.sight import Sight, acting, refuse
 from truing.core.tree import BUDGET
 from truing.doctor import memory_gib
@@ -233,8 +234,7 @@ def begin(
 
 def room(loaded: Loaded, wanted: int) -> int:
     """Tokens of a row: those wanted, or the model's context where that is less."""
-    context = getattr(loaded.module.config, "max_position_embeddings", None)
-    return min(wanted, int(context or wanted))
+    return min(wanted, together_of(loaded.module) or wanted)
 
 
 def _shared(limit: int, readers: Mapping[str, Model], where: str) -> int:
@@ -254,8 +254,7 @@ def _context(model: Model) -> int | None:
     """Tokens that a row may have, before the model is in memory; None where nothing says so."""
     if model.is_served or model.builder:
         return None
-    config = config_of(model.folder).get_text_config()
-    return cast("int | None", getattr(config, "max_position_embeddings", None))
+    return together_in(config_of(model.folder).get_text_config())
 
 
 def _free(device: str) -> float:

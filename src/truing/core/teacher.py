@@ -3,8 +3,8 @@
 An objective names its teachers and how much of each is kept:
 
     "full"   the whole vocabulary, kept as the teacher's last hidden states [M, D]. Its head makes
-             log-probabilities of a few rows at a time, so a sixtieth of the logits' size is stored
-             (576 numbers in place of 49,152) and no full logits ever exist.
+             log-probabilities of a few rows at a time, so 1/85 of the logits' size is stored (576
+             numbers in place of 49,152) and no full logits ever exist.
     "top"    the `top_k` likeliest tokens and their log-probabilities, [M, k] each. Those who read
              them say what becomes of the remaining mass.
 

@@ -25,7 +25,7 @@ from truing.core.frozen_trunk import PLACE, FrozenTrunk
 from truing.core.logprob import check, measure
 from truing.core.lora import Lora
 from truing.core.masters import Masters
-from truing.core.measure import blank, columns_of, joined
+from truing.core.measure import blank, columns_of, joined, mismatched
 from truing.core.micro import Micro as Micro
 from truing.core.micro import constant, part_of
 from truing.core.objective import Measurements, Objective
@@ -34,7 +34,7 @@ from truing.core.reference import Reference
 from truing.core.scoring import HEAD, ScoreHead, measured
 from truing.core.teacher import Extra, Teachers, head_of, whole_vocabulary
 from truing.core.training import Hook, State
-from truing.core.training_rows import Unit, mismatched
+from truing.core.training_rows import Unit
 from truing.core.tree import Node, Packed, pack, split
 from truing.core.vocab_heads import NAME, VocabHeads
 
@@ -68,6 +68,7 @@ class TextTask:
         head: ScoreHead | None = None,
     ) -> None:
         self.name, self.spec, self.settings, self.hook = spec.name, spec, dict(settings), hook
+        self.moves = hook.moves_reference
         self.units, self.module, self.frozen, self.budget = list(units), module, reference, budget
         self.steps: Steps = ()  # rows of each update, once they are known
         self.at_once = 0  # rows of a step that are packed together; 0 for all
@@ -93,12 +94,10 @@ class TextTask:
         return len(self.units)
 
     def beside(self, units: Sequence[Unit], hook: Hook, at_once: int) -> TextTask:
-        """The same on other rows, which are measured only, so many of a step at once.
-
-        What is trained, the reference and the objective's state are this task's.
-        """
+        """The same on rows that are measured only, by a reference that stays; so many at once."""
         made = copy.copy(self)
-        made.units, made.hook, made.at_once, made.steps = list(units), hook, at_once, ()
+        made.units, made.hook, made.moves = list(units), hook, False
+        made.at_once, made.steps = at_once, ()
         if self.mismatched:
             made.longest = max(u.tree().longest for u in units)
         return made
@@ -139,7 +138,7 @@ class TextTask:
         named = ((n, p) for n, p in source.named_parameters() if p.requires_grad)
         head = self.head.named_parameters(HEAD) if self.head is not None else ()
         more = self.vocab_heads.named_parameters(NAME) if self.vocab_heads is not None else ()
-        return {**dict(named), **dict(head), **dict(more)}
+        return dict([*named, *head, *more])
 
     def stand_on(self, trunk: FrozenTrunk, steps: Steps) -> None:
         """Keep what frozen blocks say of all that `steps` visit, where that stays the same."""
@@ -225,7 +224,7 @@ class TextTask:
         if self.hook.fresh:
             with self._compared() as frozen:
                 self.frozen.sweep(frozen, [t for m in made for t in m.trees], keep=False)
-        with self.as_reference() if self.hook.moves_reference else contextlib.nullcontext():
+        with self.as_reference() if self.moves else contextlib.nullcontext():
             return [replace(m, ref_logp_UKT=self._ref_logp(m)) for m in made]
 
     def _packed(
@@ -241,7 +240,7 @@ class TextTask:
         return made
 
     def _ref_logp(self, micro: Micro) -> Tensor:
-        if self.hook.moves_reference:
+        if self.moves:
             found = distributed.forward_of(
                 self.module, lambda: measure(self.module, micro.packed, grad=False)
             )

@@ -336,7 +336,8 @@ def train_online(
     run = Run(spec, told, settings, given, start, added)
     world = _world(run, make)
     source = Source(spec, joined, settings, start, pool, world)
-    prompts, aside = source.read(data, spec.name, settings.answers), None
+    drawn = settings.answers * (2 if spec.opposed else 1)
+    prompts, aside = source.read(data, spec.name, drawn), None
     if given.held_out is not None:
         with told_apart():
             aside = source.read(given.held_out, f"{spec.name} {HELD}", 1)

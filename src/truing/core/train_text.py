@@ -27,7 +27,7 @@ from truing.core.memory import Beside
 from truing.core.mix import Mixture, lasting, mixed
 from truing.core.objective import Objective
 from truing.core.own_samples import SHOWN
-from truing.core.preflight import check_heads
+from truing.core.preflight import check_heads, check_left
 from truing.core.reading import Read
 from truing.core.reading import read_units as read_units
 from truing.core.reference import Reference
@@ -204,12 +204,16 @@ def _read(asked: Asked, start: Start, data: Table, held_out: Table | None) -> Re
     return Read(units, held, notes | {f"{INPUT}_{n}": v for n, v in counts.items()})
 
 
-def _largest(units: Sequence[Unit], hook: Hook, limit: int) -> int:
-    """Tokens of the largest tree of any step: answers drawn later may be as long as they can be."""
+def _largest(spec: Objective, units: Sequence[Unit], hook: Hook, limit: int) -> int:
+    """Tokens of the largest tree of any step.
+
+    Answers drawn later may be as long as they can be, and so may those of other rows.
+    """
+    longest = max(u.tree().longest for u in units) if "mismatched" in spec.needs else 0
 
     def later(unit: Unit) -> int:
         if not hook.fresh:
-            return 0
+            return max(0, longest - len(unit.prompt))
         room = min(hook.max_tokens, limit - len(unit.prompt))
         return sum(room - len(answer) for answer in unit.answers[-hook.added :])
 
@@ -256,15 +260,16 @@ def task_of(
     if steps is None:
         steps = _steps(settings, len(units), task.groups())
     task.steps = steps
+    # Before adapters are attached the module itself is the model as it was.
+    frozen = (loaded if sight is None else sight.frozen).module
     if spec.takes_reference:
-        # Before adapters are attached the module itself is the model as it was.
-        frozen = (loaded if sight is None else sight.frozen).module
         task.measure_reference(frozen, steps)
-        if held is not None:
-            held.view(task).measure_reference(frozen, held.steps)
+    if spec.with_reference and held is not None:
+        held.view(task).measure_reference(frozen, held.steps)
     if taught is not None:
         task.learn_from(taught, steps, held.trees if held is not None else ())
     if spec.heads:
+        check_left(spec, own, task.groups())
         task.speak_with(find_heads(loaded, own, context.stream("heads") % 2**31))
     adapters = attach(loaded.module, settings, context.stream("adapter") % 2**31)
     if adapters is not None:
@@ -330,13 +335,13 @@ def trained(
     spec, hook, settings, held = asked.spec, asked.hook, asked.settings, read.held
     start.check(
         [u.tree() for u in read.units],
-        _largest(read.units, hook, start.limit),
+        _largest(spec, read.units, hook, start.limit),
         read.notes,
         ended=ended or not spec.answers_end,
         shown=SHOWN,
         beside=beside_of(spec, hook, start),
         held=held.trees if held is not None else (),
-        held_largest=_largest(held.units, held.hook, start.limit) if held is not None else 0,
+        held_largest=_largest(spec, held.units, held.hook, start.limit) if held is not None else 0,
     )
     task = task_of(asked, start, read, taught, steps, kind)
     if task.head is None:

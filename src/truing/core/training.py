@@ -243,6 +243,10 @@ class Hook:
         """The rows to train on in place of `units`; `prompts` by row id, `limit` in tokens."""
         return list(units)
 
+    def given(self, unit: Unit) -> tuple[tuple[int, ...], ...]:
+        """The answers that a row of `units` brought along, without those put after them."""
+        return unit.answers[: len(unit.answers) - self.added]
+
     def before_step(self, task: Tuned, rows: Sequence[int], step: int) -> None:
         """Called before update `step` (from 0) with the numbers of its rows."""
 

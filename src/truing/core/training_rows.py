@@ -93,23 +93,6 @@ class Unit:
         return (self.prompt, self.answers, whole.ids if whole is not None else ())
 
 
-def mismatched(units: Sequence[Unit], longest: int) -> list[tuple[int, ...]]:
-    """For each unit an answer to another prompt: the first of the next unit that has another.
-
-    "Next" is in the order of the contents, so that the order of the units does not matter. Where
-    all prompts are one, the next unit's answer has to do. It is cut where prompt and answer would
-    be longer than `longest` tokens.
-    """
-    ranks = sorted(range(len(units)), key=lambda i: units[i].content)
-    made: dict[int, tuple[int, ...]] = {}
-    for at, mine in enumerate(ranks):
-        following = [ranks[(at + k) % len(ranks)] for k in range(1, len(ranks) + 1)]
-        prompt = units[mine].prompt
-        other = next((j for j in following if units[j].prompt != prompt), following[0])
-        made[mine] = units[other].answers[0][: longest - len(prompt)]
-    return [made[i] for i in range(len(units))]
-
-
 def _whole_example(spec: Objective, row: Row) -> bool:
     """Whether a row to imitate is one run of tokens: messages or a text, not prompt and answer."""
     return spec.rows == "example" and not isinstance(row.get("completion"), str)

@@ -11,6 +11,7 @@ from truing.core.chat import Message, Prompt, prompt_ids, step_ids
 from truing.core.drawing import base_of, drawer
 from truing.core.generate import generate, rewritten
 from truing.core.loaded import Loaded
+from truing.core.reach import context_of
 from truing.core.sampling import SamplingSettings
 from truing.core.steps import steps_of
 from truing.errors import InputError
@@ -167,7 +168,7 @@ def _room(
     loaded: Loaded, prompt: Prompt, begun: Sequence[int], most: int, path: Trajectory, done: int
 ) -> int:
     """Tokens that fit after the first steps, `most` of them at the most; 0 after the last alone."""
-    limit = cast("int | None", getattr(loaded.module.config, "max_position_embeddings", None))
+    limit = context_of(loaded.module)
     length = len(prompt_ids(loaded.tokenizer, prompt)) + len(begun)
     room = most if limit is None else max(0, min(most, limit - length))
     if not room and done < len(path.steps):

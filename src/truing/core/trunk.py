@@ -41,8 +41,9 @@ def stopped_after(block: nn.Module) -> Generator[list[object]]:
 
 
 def block_list(backbone: nn.Module) -> nn.ModuleList:
-    """The list of blocks: the longest ModuleList, the outermost among equals."""
-    lists = {n: m for n, m in backbone.named_modules() if isinstance(m, nn.ModuleList)}
+    """The language model's list of blocks: the longest ModuleList, the outermost among equals."""
+    words = cast(nn.Module, getattr(backbone, "language_model", backbone))  # beside one of images
+    lists = {n: m for n, m in words.named_modules() if isinstance(m, nn.ModuleList)}
     if not lists:
         raise InputError("the model has no list of blocks")
     return lists[max(lists, key=lambda n: (len(lists[n]), -n.count(".")))]

@@ -1,9 +1,9 @@
 """Adapters beside weights of half precision: y = x W^T + s (x A^T) B^T, the last term in float32.
 
 Weights of bfloat16 have steps of 1/256 of their size: folded into them, what an adapter has learnt
-is rounded to those, and what is less than half of one is gone. So a model that is drawn from or
-judged by on a GPU stands there as it did while it was trained: the weights in their files' type,
-adapters beside them (`core.lora`).
+is rounded to those, and what is less than half of one is gone. So a model that is drawn from,
+compared with or trained further in half precision stands there as it did while it was trained: the
+weights in their files' type, adapters beside them, and a new one beside those (`core.lora`).
 
 Shapes: I input and O output features, R rank.
 """
@@ -11,6 +11,7 @@ Shapes: I input and O output features, R rank.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,28 @@ from torch import Tensor, nn
 from truing.changes import Adapter
 from truing.core import lora
 from truing.core.patches import ADAPTER, AdapterPatch, lora_scale
-from truing.core.weights import open_weights
+from truing.core.weights import open_weights, same_name
+
+if TYPE_CHECKING:
+    from truing.models import Model
+
+
+def adapters_of(model: Model) -> list[Adapter]:
+    """Stored adapters that may stand beside a model's weights, in their order.
+
+    [] where weights are put in the place of others after an adapter was folded in.
+    """
+    found: list[Adapter] = []
+    base = set(open_weights(model.folder))
+    for change in model.weight_changes:
+        if isinstance(change, Adapter):
+            found.append(change)
+        elif found and any(
+            same_name(n.removesuffix(".at").removesuffix(".to"), base)
+            for n in open_weights(change.path)
+        ):
+            return []
+    return found
 
 
 def put(module: nn.Module, adapters: Sequence[Adapter]) -> bool:

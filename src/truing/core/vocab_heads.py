@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 from safetensors.torch import save_file
@@ -26,6 +25,7 @@ from truing.changes import Weights
 from truing.core.files import new_folder
 from truing.core.patches import BLEND
 from truing.core.patches import HEADS as NAME
+from truing.core.reach import width_of
 from truing.core.weights import open_weights
 from truing.errors import InputError
 from truing.models import Loaded, Model
@@ -89,7 +89,7 @@ def new_heads(loaded: Loaded, count: int, rank: int, seed: int) -> VocabHeads:
         )
     if count < 1 or rank < 1:
         raise InputError("there must be a head, of rank 1 at least", seen=(count, rank))
-    width = int(cast(int, getattr(loaded.module.config, "hidden_size", 0)))
+    width = width_of(loaded.module)
     return VocabHeads(count, width, rank, seed).to(loaded.device)
 
 

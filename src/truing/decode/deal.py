@@ -15,8 +15,10 @@ DeAL: Decoding-time Alignment for Large Language Models, arXiv 2402.06147.
 The paper's k, l and B are not known for sure; ours suit a small machine. The cost is B k l tokens
 ahead for every token of the answer; it is recorded, and so are log P and h of what was chosen. Of
 prompts and beginnings each step reads the newest token alone, where the architecture lets keys and
-values be kept. A request's temperature and nucleus have no meaning here. By segments, which is
-cheaper: decode/deal_segments.
+values be kept. The search goes by the model's own chances: a request's temperature and nucleus have
+no meaning here, a repetition penalty is refused, and a hook on logits acts on the look-ahead alone.
+Of principles, whether an answer is on topic counts for whole answers: with l = -1, and where the
+answer is selected by reward. By segments, which is cheaper: decode/deal_segments.
 """
 
 from __future__ import annotations
@@ -30,11 +32,13 @@ from truing.core.chat import Prompt
 from truing.core.drawing import Base, Completion, remembering
 from truing.core.rewards import Rewards, rewarded, rewards_of
 from truing.core.sampling import SamplingSettings
-from truing.core.search import Path, Scored, Writer, enough, fill, search
+from truing.core.search import Path, Scored, Writer, by_own_chances, enough, fill, search
 from truing.method import component, method
 from truing.models import Model
 from truing.principles import Principles
 from truing.tables import Row
+
+FRESH = "Leave it at 1, and reward what does not repeat: rewards: {fresh: {use: no_repetition}}"
 
 
 def score(logp: float, length: int, h: float, weight: float, per_token: bool) -> float:
@@ -47,18 +51,20 @@ class Heuristic:
 
     def __init__(self, writer: Writer, prompts: Sequence[Prompt], value: Rewards) -> None:
         self.writer, self.prompts, self.value = writer, prompts, value
-        self.known: dict[tuple[int, str, bool], float] = {}
+        self.known: dict[tuple[int, str, bool, bool], float] = {}
 
-    def __call__(self, found: Sequence[tuple[int, Path]], ahead: int) -> list[float]:
-        """h of each (prompt number, path) after `ahead` further tokens."""
+    def __call__(
+        self, found: Sequence[tuple[int, Path]], ahead: int, *, whole: bool
+    ) -> list[float]:
+        """h of each (prompt number, path) after `ahead` further tokens; `whole` as in `Rewards`."""
         seen = self.writer.ahead([self.prompts[i] for i, _ in found], [p for _, p in found], ahead)
-        keys = [(i, text, ended) for (i, _), (text, ended) in zip(found, seen, strict=True)]
+        keys = [(i, text, ended, whole) for (i, _), (text, ended) in zip(found, seen, strict=True)]
         new = [key for key in dict.fromkeys(keys) if key not in self.known]
         rows: list[Row] = [
             {"prompt": self.prompts[i], "completion": text.strip(), "finished": ended}
-            for i, text, ended in new
+            for i, text, ended, _ in new
         ]
-        self.known |= dict(zip(new, self.value(rows, whole=False), strict=True))
+        self.known |= dict(zip(new, self.value(rows, whole=whole), strict=True))
         return [self.known[key] for key in keys]
 
 
@@ -80,16 +86,17 @@ def draw(
 ) -> list[list[Completion]]:
     """Beam search that looks ahead, guided by rewards of what it sees; see decode/deal."""
     enough(beams, sampling.n, "beams", "decode/deal")
+    by_own_chances(sampling, "decode/deal", FRESH)
     value = rewards_of(base.held, rewards, weights, "decode/deal")
     writer = Writer(base, model, sampling)
     h = Heuristic(writer, prompts, value)
-    guided = weight != 0 and bool(value.names)
+    guided, whole = weight != 0 and bool(value.names), lookahead < 0
 
     def c(found: Sequence[tuple[int, Path]]) -> list[float]:
         length = len(found[0][1].ids)
         left = sampling.max_tokens - length
         ahead = left if lookahead < 0 else min(lookahead, left)
-        values = h(found, ahead) if guided else [0.0] * len(found)
+        values = h(found, ahead, whole=whole) if guided else [0.0] * len(found)
         return [
             score(path.logp, length, v, weight, per_token)
             for (_, path), v in zip(found, values, strict=True)
@@ -111,14 +118,14 @@ def draw(
         extended=writer.cost["next"],
         tokens_ahead=writer.cost["ahead"],
         logp=sum(p.logp for _, p in chosen) / len(chosen),
-        h=sum(h(chosen, 0)) / len(chosen) if value.names else 0.0,
+        h=sum(h(chosen, 0, whole=whole)) / len(chosen) if value.names else 0.0,
     )
     return [fill([writer.completion(s.path) for s in items], sampling.n) for items in kept]
 
 
 def _by_reward(number: int, items: Sequence[Scored], h: Heuristic) -> list[Scored]:
     """Kept paths by the reward of the whole answer; equal ones stay in order."""
-    values = h([(number, s.path) for s in items], 0)
+    values = h([(number, s.path) for s in items], 0, whole=True)
     order = sorted(range(len(items)), key=lambda j: -values[j])
     return [items[j] for j in order]
 

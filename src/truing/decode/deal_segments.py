@@ -5,7 +5,9 @@ they become part of the answer. The h-best B of all are kept, and so on for at m
 rounds. The answer is the best-scoring beginning seen in any round, a later one only if it is
 strictly better; equal scores keep the order of proposal; without any reward the last round decides.
 A beginning that has ended, or that has all the tokens asked for, is carried on no further.
-h = sum_j w_j r_j as in decode/deal; the log-probability decides through the proposals only.
+h = sum_j w_j r_j as in decode/deal; the log-probability decides through the proposals only. Those
+found by beam search go by the model's own chances: a repetition penalty is refused with them, and a
+hook on logits does nothing.
 
 The segment variant of DeAL (arXiv 2402.06147) as the library AISteer360 has it. With l at least the
 answer's limit, one round and drawn proposals it is best of m. Difference: beginnings that have
@@ -27,6 +29,7 @@ from truing.core.search import (
     Path,
     Scored,
     Writer,
+    by_own_chances,
     enough,
     fill,
     likelihood,
@@ -99,6 +102,8 @@ def draw(
     """Answers grown by segments, of which the best by the rewards are kept."""
     where = "decode/deal_segments"
     enough(proposals, sampling.n, "proposals", where)
+    if propose == "beam":
+        by_own_chances(sampling, where, "Set propose to draw, or leave the penalty at 1")
     value = rewards_of(base.held, rewards, weights, where)
     writer = Writer(base, model, sampling)
     states = [State(p) for p in prompts]

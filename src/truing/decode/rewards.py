@@ -13,6 +13,7 @@ from truing.method import component
 from truing.tables import Row, user_text
 
 _ENDINGS = ("", "s", "es", "ed", "ing", "d")
+_PART = re.compile(r"[^\W_]+")
 
 
 def inflections(word: str) -> set[str]:
@@ -37,12 +38,17 @@ def listed_words(prompt: str) -> list[str]:
 
 
 def coverage(text: str, words: list[str]) -> float:
-    """Share of `words` that the text holds in some inflection."""
-    found_words = re.findall(r"[^\W_]+", text.lower())
-    have, line = set(found_words), f" {' '.join(found_words)} "
-    found = sum(
-        bool(inflections(w) & have) if " " not in w else f" {w.lower()} " in line for w in words
-    )
+    """Share of `words`, or phrases, that the text holds in some inflection of their end.
+
+    Both are cut at all that is no letter or digit: a text of T-shirts holds "t-shirt".
+    """
+    line = f" {' '.join(_PART.findall(text.lower()))} "
+    found = 0
+    for word in words:
+        parts = _PART.findall(word)
+        forms = inflections(parts[-1]) if parts else ()
+        start = "".join(f"{p.lower()} " for p in parts[:-1])
+        found += any(f" {start}{form} " in line for form in forms)
     return found / len(words)
 
 

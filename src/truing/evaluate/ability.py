@@ -4,7 +4,8 @@ The side-effect column of every report. Log-loss L = -(1/T) sum_t log p(x_t | x_
 token over texts that no method here trains on; lower is better. A question is answered by the
 choice whose tokens have the highest mean log-probability after it (no text is generated, because
 a small model's verdicts are near chance while its probabilities are not). Intervals: bootstrap
-over texts for the log-loss, Wilson for the accuracy. Our own measurement; no paper.
+over texts for the log-loss, those without a token to score left out; Wilson for the accuracy. Our
+own measurement; no paper.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from truing.context import Json, current
 from truing.core.encoding import encode
 from truing.core.logprob import check, measure
 from truing.core.pieces import pieces
+from truing.core.reach import context_of
 from truing.core.stats import ratio_bootstrap, wilson
 from truing.core.tree import Node, group_tree, pack
 from truing.errors import InputError
@@ -93,14 +95,14 @@ def text_losses(loaded: Loaded, texts: Sequence[str], max_length: int) -> list[t
 
     What is longer than the model's context is scored in pieces that overlap by half of it.
     """
-    context = getattr(loaded.module.config, "max_position_embeddings", None)
+    context = context_of(loaded.module)
     trees: list[Node] = []
     whose: list[int] = []
     for i, text in enumerate(texts):
         ids = _encode(loaded, text)
         ids = ids[: max_length + 1] if max_length else ids
         if len(ids) > 1:
-            made = pieces(ids, [True] * len(ids), int(context or len(ids)))
+            made = pieces(ids, [True] * len(ids), context or len(ids))
             trees += made
             whose += [i] * len(made)
     found = [(0.0, 0)] * len(texts)
@@ -176,11 +178,11 @@ def ability(
     for row, (nats, tokens) in zip(passages, spent, strict=True):
         parents = {"parents": [row["id"]]}
         rows.append({"text": str(row["text"]), "nats": nats, "tokens": tokens, "lineage": parents})
-    losses, sizes = [float(cast(float, r["nats"])) for r in rows], [r["tokens"] for r in rows]
-    counts = [float(cast(int, n)) for n in sizes]
+    losses = [nats for nats, tokens in spent if tokens]
+    counts = [float(tokens) for _, tokens in spent if tokens]
     value = sum(losses) / sum(counts)
     lo, hi = ratio_bootstrap(losses, counts)
-    measures = [Measure("ability", value, lo, hi, len(rows), "nats per token", "", "lower")]
+    measures = [Measure("ability", value, lo, hi, len(counts), "nats per token", "", "lower")]
     chosen = answered(loaded, [(question, choices) for question, choices, _ in asked])
     right = [c == answer for c, (_, _, answer) in zip(chosen, asked, strict=True)]
     if right:

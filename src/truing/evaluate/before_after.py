@@ -157,9 +157,10 @@ def _named(measure: Measure, when: str) -> Measure:
 
 
 def _ability_difference(before: Report, after: Report) -> list[Measure]:
-    """Change of the log-loss with its interval, where both sides read the same texts."""
-    sides = [list(r.samples or ()) for r in (before, after)]
-    if not sides[0] or [r["text"] for r in sides[0]] != [r["text"] for r in sides[1]]:
+    """Change of the log-loss with its interval, where both sides read as much of the same texts."""
+    sides = [[r for r in one.samples or () if r["tokens"]] for one in (before, after)]
+    read = [[(r["text"], r["tokens"]) for r in side] for side in sides]
+    if not read[0] or read[0] != read[1]:
         return []
     nats = [[float(cast(float, r["nats"])) for r in side] for side in sides]
     tokens = [float(cast(int, r["tokens"])) for r in sides[0]]

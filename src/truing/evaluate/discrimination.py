@@ -140,7 +140,7 @@ def discrimination(
     measures.append(Measure("rank correlation", rho, *_spread(*sides), len(runs), "", "", ""))
     for name in runs:
         share, n = float(right[name].mean()), len(right[name])
-        ends = wilson(round(share * n), n)
+        ends = wilson(float(right[name].sum()), n)
         measures.append(Measure("accuracy", share, *ends, n, "share", name, "higher"))
         each = [float(v) for v in won[name]]
         rate = sum(each) / len(each)

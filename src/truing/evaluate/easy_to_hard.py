@@ -39,7 +39,7 @@ from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
 from truing.reports import Measure, Report
-from truing.tables import Row, Table
+from truing.tables import Row, Table, as_prompt
 
 MARK = re.compile(r"####|#\s*Answer", re.IGNORECASE)
 WAYS = ("single", "majority", "best of n", "weighted voting")
@@ -95,7 +95,8 @@ def scores_of(
             {"prompt": prompt, "completion": t, "finished": end}
             for t, end in zip(texts, finished, strict=True)
         ]
-        return probabilities(reward, rows, WHERE)
+        found = probabilities(reward, rows, WHERE)
+        return [p if t.strip() else 0.0 for p, t in zip(found, texts, strict=True)]
     parts = [steps_of(t) for t in texts]
     some = [i for i, steps in enumerate(parts) if steps]
     made = [0.0] * len(texts)
@@ -142,11 +143,17 @@ def easy_to_hard(
             check_steps(judge, WHERE)
         else:
             check_answers(judge, WHERE)
-            check_logits(judge, WHERE)
-    problems = list(data.expect("prompt", where=WHERE))
+        check_logits(judge, WHERE)  # others may be negative, and a vote must never count against
+    problems = [as_prompt(r) for r in data.expect("prompt", where=WHERE)]
     for i, row in enumerate(problems):
-        if "prompt" not in row or not isinstance(row.get("answer"), (str, int, float)):
-            raise InputError("needs columns 'prompt' and 'answer'", where=data.place(i), seen=row)
+        given = row.get("answer")
+        if not isinstance(given, (str, int, float)) or not normal(str(given)):
+            raise InputError(
+                "needs a column 'answer' with the right one of each problem",
+                where=data.place(i),
+                seen=given,
+                fix="Fill it in, or leave the row out",
+            )
     drawn = generate(
         model, [r["prompt"] for r in problems], n=n, temperature=temperature,
         max_tokens=max_tokens, seed=current().stream("solutions") % 2**31,

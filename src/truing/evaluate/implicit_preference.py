@@ -56,7 +56,7 @@ def implicit_preference(model: Model, reference: Model, data: Table) -> Report:
     margins = [a - b for a, b in zip(chosen, rejected, strict=True)]
     sides = {"chosen": chosen, "rejected": rejected, "margin": margins}
     measures = [
-        Measure("accuracy", share, *wilson(round(sum(won)), n), n, "share", "", "higher"),
+        Measure("accuracy", share, *wilson(sum(won), n), n, "share", "", "higher"),
         *(Measure(name, sum(v) / n, *bootstrap(v), n, "nats", "", "") for name, v in sides.items()),
     ]
     samples: list[Row] = [

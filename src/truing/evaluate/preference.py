@@ -76,7 +76,7 @@ def preference(model: Model, data: Table, *, max_length: int = 1024) -> Report:
     if not n:
         raise InputError("no pair to compare", where="evaluate/preference")
     measures = [
-        Measure("preference", sum(won) / n, *wilson(round(sum(won)), n), n, "share", "", "higher"),
+        Measure("preference", sum(won) / n, *wilson(sum(won), n), n, "share", "", "higher"),
         Measure("margin", sum(margins) / n, *bootstrap(margins), n, "nats per token", "", "higher"),
     ]
     by_id = {str(r["id"]): r for r in data}

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from truing.context import Json
+from truing.core.judge_form import shown
 from truing.core.referee import graded, kendall, ranked, referee_of, unranked
 from truing.core.row_kinds import as_kind, nothing_left
 from truing.core.stats import shares, wilson
@@ -28,7 +29,7 @@ from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
 from truing.reports import Measure, Report
-from truing.tables import Row, Table, content_hash, prompt_of, user_text
+from truing.tables import Row, Table, as_prompt, content_hash, prompt_of
 
 WHERE = "evaluate/referee_accuracy"
 
@@ -79,7 +80,7 @@ def referee_accuracy(
     """
     rows, counts = _ranked(data.expect("group", "pair", where=WHERE))
     sides = [ranked(row) for row in rows]
-    asked = [(user_text(prompt_of(r)), texts) for r, (texts, _) in zip(rows, sides, strict=True)]
+    asked = [(shown(as_prompt(r)), texts) for r, (texts, _) in zip(rows, sides, strict=True)]
     found = graded(
         asked,
         referee_of(model, max_tokens),
@@ -93,7 +94,7 @@ def referee_accuracy(
     taus = [0.0 if s is None else kendall(s, g) for s, g in zip(found, golds, strict=True)]
     n, unread = len(rows), sum(s is None for s in found)
     measures = [
-        Measure("accuracy", sum(won) / n, *wilson(round(sum(won)), n), n, "share", "", "higher"),
+        Measure("accuracy", sum(won) / n, *wilson(sum(won), n), n, "share", "", "higher"),
         Measure("tau", sum(taus) / n, *shares(taus, -1), n, "", "", "higher"),
         Measure("unread", unread / n, *wilson(unread, n), n, "share", "", "lower"),
     ]

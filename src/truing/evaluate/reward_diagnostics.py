@@ -1,10 +1,11 @@
 """Can a reward be relied on that was inferred from data: on unseen data, and under optimisation?
 
     accuracy      mean of [s(y*) > s(y)], ties 1/2      y* chosen or demonstrated, y rejected or own
-    calibration   sum_b n_b / n |right_b - sure_b|,     sure = sigmoid(|s(y*) - s(y)|), in ten bins
+    calibration   sum_b n_b / n |right_b - sure_b|, sure = sigmoid(beta |s(y*) - s(y)|), in ten bins
     best of N     E[s of the largest of N draws], and of the gold reward of the same draw, beside
                   KL(best of N || policy) = log N - (N - 1) / N
-    not identified   var_x(mean_y s) / var(s): comparisons leave any function of the prompt open
+    not identified   v / (v + w),  w = mean_x var_y s,  v = var_x(mean_y s) - w / K, 0 at least:
+                     comparisons leave any function of the prompt open
 
 `data` are held-out pairs, or held-out demonstrations, which are compared with the policy's own
 answers. `unseen` are the same of another domain: how much less often the reward is right there says
@@ -47,6 +48,7 @@ from truing.core.reward_quality import (
 )
 from truing.core.rewards import check_reward_model, score_model
 from truing.core.scores import check_reward, total_scores
+from truing.core.scoring import has_head
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
@@ -188,8 +190,9 @@ def _checklist(given: Mapping[str, bool]) -> dict[str, Json]:
 @method(
     paper="irl-survey",
     rows={"data": ("pair", "example"), "unseen": ("pair", "example")},
-    within={"answers": (2, None), "max_tokens": (1, None), "temperature": "(0, inf)"},
-)
+    within={"answers": (2, None), "max_tokens": (1, None), "temperature": "(0, inf)",
+            "beta": "(0, inf)"},
+)  # fmt: skip
 def reward_diagnostics(
     reward: Model,
     data: Table,
@@ -201,6 +204,7 @@ def reward_diagnostics(
     answers: int = 16,
     max_tokens: int = 64,
     temperature: float = 1.0,
+    beta: float = 1.0,
 ) -> Report:
     """Can a reward be relied on that was inferred from data: on unseen data, and under pressure?
 
@@ -214,9 +218,13 @@ def reward_diagnostics(
         answers: K, draws of the policy to each prompt.
         max_tokens: longest answer drawn.
         temperature: that answers are drawn at.
+        beta: of a tuned language model, whose s is a log-ratio: that it was trained with.
     """
     for one in (reward, *(others or {}).values()):
         check_reward_model(one, WHERE)
+    if beta != 1 and (has_head(reward) or "generate" not in reward.can):
+        told = "setting 'beta' counts for nothing: the reward scores by a head"
+        raise InputError(told, where=WHERE, seen=beta, fix="Leave it out")
     if gold is not None:
         check_reward(gold, where=f"{WHERE} setting 'gold'")
     if policy is None and (gold is not None or others):
@@ -227,10 +235,10 @@ def reward_diagnostics(
         )
     how = {"n": answers, "max_tokens": max_tokens, "temperature": temperature}
     known = _part(reward, policy, data.expect("pair", "example", where=WHERE), "", how)
-    measures, samples = order_measures(known.side, ""), known.samples("held out")
+    measures, samples = order_measures(known.side, "", beta), known.samples("held out")
     if unseen is not None:
         far = _part(reward, policy, unseen.expect("pair", "example", where=WHERE), "unseen", how)
-        measures += [*order_measures(far.side, "unseen"), accuracy_lost(known.side, far.side)]
+        measures += [*order_measures(far.side, "unseen", beta), accuracy_lost(known.side, far.side)]
         samples += far.samples("unseen")
     if known.own is not None:
         measures += _of_draws(known.draws, known.own, others or {}, gold)

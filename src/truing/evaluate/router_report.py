@@ -1,7 +1,8 @@
 """How a mixture of experts routes: its experts' loads, how sure its routers are, what has no room.
 
     load_i        share of the tokens' choices that expert i has (every token chooses k)
-    load CV       standard deviation of the loads over their mean: 0 is even, sqrt(E - 1) collapse
+    load CV       standard deviation of the loads over their mean: 0 is even, sqrt(E / k - 1) the
+                  collapse onto k experts
     entropy       mean over tokens of -sum_i p_i log p_i, in nats: log E is a router that is unsure
                   (p as in `core.routers`, by the router's gate)
     dropped       share of the choices for which a capacity would have no room

@@ -108,7 +108,7 @@ def toxicity_gap(
             top_k=top_k, max_tokens=max_tokens, seed=current().stream("continuations") % 2**31,
         )  # fmt: skip
         rows: list[Row] = [
-            {"prompt": row["prompt"], "completion": c.text.strip(), "finished": c.finish == "stop"}
+            {"prompt": row["prompt"], "completion": c.text, "finished": c.finish == "stop"}
             for row, some in zip(prompts, drawn, strict=True)
             for c in some
         ]

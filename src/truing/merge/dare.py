@@ -10,9 +10,10 @@ so that the expectation stays: tau'_i = m_i tau_i / k with m_i ~ Bernoulli(k). T
 Experts that were tuned from one base change many weights a little and few of them are needed; with
 fewer of each, they get less into one another's way. Language Models are Super Mario, arXiv
 2311.03099; signs as in TIES-Merging, arXiv 2306.01708 (merge/ties), without its trimming, which
-dropping takes the place of. Norms and biases, whatever is not a matrix, are kept whole; the
-matrices of a layer's experts that files keep in one tensor are not. Draws come from the step's
-seed, one stream for each model and tensor. Differences and sums are in float32.
+dropping takes the place of. Norms and biases, whatever is not a matrix, are kept whole and summed
+without election, as merge/task_arithmetic has them (merge/ties takes their mean); the matrices of a
+layer's experts that files keep in one tensor are not. Draws come from the step's seed, one stream
+for each model and tensor. Differences and sums are in float32.
 """
 
 from __future__ import annotations
@@ -67,10 +68,11 @@ def _dare(
     def combine(tensor: str, theta: Sequence[Tensor]) -> Tensor:
         origin, *experts = theta
         taus = [e.float() - origin.float() for e in experts]
-        if is_matrix(origin):
-            for i, role in enumerate(models):
-                source = torch.Generator().manual_seed(context.stream(f"dare/{role}/{tensor}"))
-                taus[i] = dropped(taus[i], density, source)
+        if not is_matrix(origin):
+            return added(origin, taus, w, scale)
+        for i, role in enumerate(models):
+            source = torch.Generator().manual_seed(context.stream(f"dare/{role}/{tensor}"))
+            taus[i] = dropped(taus[i], density, source)
         return added(origin, rule(taus, w), w, scale)
 
     facts = [w, density, scale, list(models), context.stream("dare")]

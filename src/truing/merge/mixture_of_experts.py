@@ -4,12 +4,16 @@
     switch     y = p_i E_i(x),   i the one expert of the largest p_i
     sigmoid    as softmax, with sigmoid(W x) in place of p
 
+A Mixtral can have these gates; the others of the field's list are in `core.moe`, a layer for models
+of one's own.
+
 One model gives sparse upcycling: E copies of its layers, which compute exactly what it computed,
 whatever the router says, until training parts them. Several give Branch-Train-Mix: each model's
 layers are experts, attention, norms and embeddings the mean of all. `experts` are dealt to the
 models in turn. W is drawn at random, or taken from `prompts`: w_i is the mean state, of length one,
 that model i has before its feed-forward layer when it reads its own prompts (rows with a column
-`role` that names the model).
+`role` that names the model). Each model is one expert then: copies would have the same row of W,
+and nothing would part them.
 
 The result is a Mixtral with its hub names, which stock transformers opens; train it whole with
 `train/balanced_experts` (adapters reach attention alone); `evaluate/router_report` shows where its
@@ -155,36 +159,30 @@ def routers_of(
     for row in prompts.expect("prompt", "example", where=WHERE):
         if row.get("role") not in own:
             raise InputError(
-                "column 'role' must name the model that a prompt is for",
-                where=prompts.source,
-                seen=row.get("role"),
-                fix="The models are: " + ", ".join(own),
-            )
+                "column 'role' must name the model that a prompt is for", where=prompts.source,
+                seen=row.get("role"), fix="The models are: " + ", ".join(own),
+            )  # fmt: skip
         own[str(row["role"])].append(cast(Prompt, row.get("prompt", row.get("messages"))))
     if missing := [role for role, asked in own.items() if not asked]:
         raise InputError(
             "a model has no prompt",
-            where=prompts.source,
-            seen=missing,
-            fix="Give it some: rows whose column 'role' names it",
-        )
+            where=prompts.source, seen=missing, fix="Give rows whose column 'role' names it",
+        )  # fmt: skip
     states = [mean_states(models[role], asked) for role, asked in own.items()]
-    return {
-        i: torch.stack([states[e % len(states)][i] for e in range(experts)]) for i in range(layers)
-    }
+    return {i: torch.stack([layer[i] for layer in states]) for i in range(layers)}
 
 
 @method(
     paper="moe-survey",
     needs=("weights",),
     rows={"prompts": ("prompt", "example")},
-    within={"experts": (2, None), "top_k": (0, None)},
+    within={"experts": (0, None), "top_k": (0, None)},
 )
 def mixture_of_experts(
     models: dict[str, Model],
     prompts: Table | None = None,
     *,
-    experts: int = 4,
+    experts: int = 0,
     top_k: int = 0,
     gate: Gate = "softmax",
     keep: str = "",
@@ -193,23 +191,16 @@ def mixture_of_experts(
 
     Args:
         models: of one Llama-like architecture and tokenizer; a single one is upcycled.
-        experts: of each layer, dealt to the models in turn.
+        experts: of each layer, dealt to the models in turn; 0 takes four, with prompts one a model.
         top_k: experts that a token is sent to; 0 takes one for a switch, else two.
         gate: what makes weights of the routers' logits.
         keep: role whose run-time changes the result carries, where they differ.
     """
     if not models:
         raise InputError("needs at least one model", where=WHERE)
+    experts = experts or (4 if prompts is None else len(models))
     top_k = top_k or (1 if gate == "switch" else 2)
-    fits = top_k == 1 if gate == "switch" else 2 <= top_k <= experts
-    if experts < max(2, len(models)) or not fits:
-        raise InputError(
-            "needs an expert for each model, two at least, and top_k from 2 to their number, or 1 "
-            "for a switch",
-            where=WHERE,
-            seen={"experts": experts, "top_k": top_k, "gate": gate, "models": len(models)},
-            fix="A single kept expert has weight 1 always but for a switch: no router learns so",
-        )
+    _check(experts, top_k, gate, len(models), prompted=prompts is not None)
     same_tokens(models, where=WHERE, bare=True)
     kept = run_time_of(models, keep, where=WHERE)
     first = next(iter(models.values()))
@@ -218,7 +209,7 @@ def mixture_of_experts(
     config = config_of(first, experts, top_k, tied=tied)
     key = content_hash(
         [WHERE, experts, top_k, current().seed, prompts.key if prompts is not None else "",
-         [m.weights_key for m in models.values()]], 8
+         [[role, m.weights_key] for role, m in models.items()]], 8
     )  # fmt: skip
     folder = current().folder / f"experts-{key}"
     if not folder.is_dir():
@@ -232,6 +223,22 @@ def mixture_of_experts(
     beside = current().folder / f"gates-{gate}-{config.num_hidden_layers}"
     made = with_gate(made, gate, config.num_hidden_layers, beside)
     return made.with_licences(licences)
+
+
+def _check(experts: int, top_k: int, gate: Gate, models: int, *, prompted: bool) -> None:
+    seen = {"experts": experts, "top_k": top_k, "gate": gate, "models": models}
+    if prompted and not experts == models >= 2:
+        raise InputError(
+            "with prompts each model is one expert, and there are two at least",
+            where=WHERE, seen=seen, fix="Leave out experts, or leave out prompts",
+        )  # fmt: skip
+    fits = top_k == 1 if gate == "switch" else 2 <= top_k <= experts
+    if experts < max(2, models) or not fits:
+        raise InputError(
+            "needs an expert for each model, two at least, and top_k from 2 to their number, or 1 "
+            "for a switch", where=WHERE, seen=seen,
+            fix="A single kept expert has weight 1 always but for a switch: no router learns so",
+        )  # fmt: skip
 
 
 def _rest(model: Model, config: MixtralConfig, folder: Path) -> None:

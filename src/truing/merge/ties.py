@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from truing.core.merging import merged, with_base
+from truing.core.merging import factors, merged, with_base
 from truing.errors import InputError
 from truing.merge.linear import shares
 from truing.method import method
@@ -108,9 +108,11 @@ def ties(
     """
     where = "merge/ties"
     everyone = with_base(base, models, where)
+    if min(factors(weights, list(models), where)) <= 0:  # as given: -1 and -1 are halves of -2
+        raise InputError(
+            "weights must be positive", where=f"{where} setting 'weights'", seen=weights
+        )
     w = shares(weights, list(models), where)
-    if min(w) <= 0:
-        raise InputError("weights must be positive", where=f"{where} setting 'weights'", seen=w)
 
     def combine(_: str, theta: Sequence[Tensor]) -> Tensor:
         origin, *experts = theta

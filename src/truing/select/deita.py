@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truing.errors import InputError
+from truing.kinds import sides_of
 from truing.method import check_component, get_component, method
 from truing.models import Model
 from truing.tables import Message, Row, Table, user_text
@@ -69,23 +70,26 @@ def repr_filter(
 
 def turns(row: Row) -> list[tuple[str, str]]:
     """(query, answer) of each turn; a turn without a reply has an empty answer."""
-    if "messages" in row:
-        messages = cast(list[Message], row["messages"])
-        found: list[tuple[str, str]] = []
-        for message in messages:
-            if message["role"] == "user":
-                found.append((message["content"], ""))
-            elif message["role"] == "assistant" and found:
-                found[-1] = (found[-1][0], message["content"])
-        return found or [("", "")]
-    return [(user_text(row.get("prompt")), str(row.get("completion", row.get("chosen", ""))))]
+    parts = [row.get("prompt"), row.get("completion", row.get("chosen", ""))]
+    if "messages" not in row and not any(isinstance(part, list) for part in parts):
+        return [(user_text(parts[0]), str(parts[1]))]
+    found: list[tuple[str, str]] = []
+    for message in dialogue(row):
+        if message["role"] == "user":
+            found.append((message["content"], ""))
+        elif message["role"] == "assistant" and found:
+            found[-1] = (found[-1][0], message["content"] or "")  # None beside calls of tools
+    return found or [("", "")]
 
 
 def dialogue(row: Row) -> list[Message]:
-    """All that a row says: its own messages, or the prompt's and the answer's."""
+    """All that a row says: its own messages, or the prompt's and the (chosen) answer's."""
     if "messages" in row:
         return cast(list[Message], row["messages"])
     asked, answer = row.get("prompt", ""), row.get("completion", row.get("chosen", ()))
+    if "completion" not in row and isinstance(answer, list) and "rejected" in row:
+        given, (chosen, _) = sides_of(row)
+        return [*given, *chosen]
     if isinstance(asked, str):
         asked = [{"role": "user", "content": asked}]
     if isinstance(answer, str):

@@ -7,54 +7,36 @@ the cosine of two of them.
 
 from __future__ import annotations
 
-import base64
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
+from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from truing.core.chat import chat_text
 from truing.core.embed import embed
 from truing.core.encoding import encode
 from truing.core.generate import rewritten
-from truing.core.logprob import states
-from truing.core.scoring import by_tree
-from truing.core.tree import Packed, example_tree
+from truing.core.journaled import Vectors, kept_vectors
+from truing.core.scoring import by_tree, end_states
+from truing.core.tree import example_tree
 from truing.errors import InputError
 from truing.method import component
 from truing.models import Loaded, Model
 from truing.select.near_duplicates import known
-from truing.select.scorers import kept
 from truing.tables import Message, Row
 
-Vectors = NDArray[np.float32]
-T = TypeVar("T")
 TEXTS = 512  # sentences that a kill can cost
 STATES = 32  # rows of a language model
 WIDTH = 256  # of the vectors of exact texts, as many bits
 
 
-def _kept(
-    name: str, facts: object, items: Sequence[T], size: int, make: Callable[[Sequence[T]], Vectors]
-) -> Vectors:
-    """Vectors of `items`, journaled as text of their bytes."""
-
-    def made(chunk: Sequence[T]) -> list[str]:
-        vectors_ND = np.ascontiguousarray(make(chunk), np.float32)
-        return [base64.b64encode(v.tobytes()).decode("ascii") for v in vectors_ND]
-
-    texts = kept(f"vectors-{name}", facts, items, size, made)
-    return np.stack([np.frombuffer(base64.b64decode(v), np.float32) for v in texts])
-
-
 @component("embedder")
 def sentence(rows: list[Row], model: Model | None = None) -> Vectors:
     """Sentence vectors of the row's text (all-MiniLM-L6-v2, its first 256 tokens)."""
-    return _kept("sentence", "minilm", [str(r["text"]) for r in rows], TEXTS, embed)
+    texts = [str(r["text"]) for r in rows]
+    return kept_vectors("sentence", "minilm", texts, TEXTS, embed)
 
 
 @component("embedder")
@@ -86,7 +68,7 @@ def last_state(
     loaded = model.load_module()
     asked = rewritten(model, [cast("list[Message]", r["messages"]) for r in rows])
     ids = [dialogue_ids(loaded, cast("list[Message]", one))[-max_length:] for one in asked]
-    vectors_ND = _kept(
+    vectors_ND = kept_vectors(
         "last_state", model.key, ids, STATES, lambda chunk: last_states(loaded, chunk)
     )
     return vectors_ND - vectors_ND.mean(axis=0) if centre else vectors_ND
@@ -102,10 +84,5 @@ def dialogue_ids(loaded: Loaded, messages: Sequence[Message]) -> list[int]:
 
 def last_states(loaded: Loaded, rows: Sequence[Sequence[int]]) -> Vectors:
     """Last hidden states [N, D] of the last tokens, after the final norm, in float32."""
-
-    def ends_UKD(packed: Packed) -> Tensor:
-        ends_UK = packed.ends_UK
-        return states(loaded.module, packed)[ends_UK.flatten()].view(*ends_UK.shape, -1).float()
-
     trees = [example_tree(ids, [False] * len(ids)) for ids in rows]
-    return torch.stack([v_KD[0] for v_KD in by_tree(loaded, trees, ends_UKD)]).numpy()
+    return torch.stack([v_KD[0] for v_KD in by_tree(loaded, trees, end_states(loaded))]).numpy()

@@ -3,7 +3,9 @@
 With e_i the unit sentence vector of row i and d_ij = ||e_i - e_j||^2 = 2 - 2 cos(e_i, e_j), the
 similar set of i is S_i = {j != i: d_ij < threshold}; i is kept when S_i is empty or i < min S_i.
 That is Magpie's rule (arXiv 2406.08464, threshold 0.05 with its 768-d encoder). The released code
-looks at the 500 nearest neighbours; here all are compared, in blocks, so the rule is exact.
+looks at the 500 nearest neighbours; here all are compared, in blocks, so the rule is exact. It also
+writes distance, number and least index of each row's neighbours; here duplicates are left out, and
+no columns are written.
 
 e_i is of what a row asks: its prompt, or all words of a dialogue but system messages and the last
 answer, so that two that end in "Thanks!" are no duplicates for that. Rows that also hold answers
@@ -63,6 +65,14 @@ def row_text(row: Row) -> str:
     if "prompt" in row or "messages" in row:
         return user_text(row.get("prompt", row.get("messages")))
     return str(row.get("text", ""))
+
+
+def instruction(row: Row) -> str:
+    """What a row asks first, which is what Magpie tags and filters: of a dialogue no follow-up."""
+    asked = row.get("prompt", row.get("messages"))
+    messages = cast("list[Message]", asked if isinstance(asked, list) else [])
+    users = [m.get("content", "") for m in messages if m.get("role") == "user"]
+    return users[0] if users else row_text(row)
 
 
 def asked_text(row: Row) -> str:

@@ -8,29 +8,28 @@ many rows at once on packed trees, and keep finished ones in the step's journal.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar, cast
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
-from truing.context import Json, current
+from truing.context import current
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.encoding import encode
 from truing.core.generate import rewritten
+from truing.core.journaled import kept
 from truing.core.scoring import by_tree, tail_logps
 from truing.core.tree import group_tree
 from truing.errors import InputError
 from truing.method import component
 from truing.models import Loaded, Model
 from truing.specify.texts import words
-from truing.tables import Row, content_hash, user_text
+from truing.tables import Row, user_text
 
 DIGITS = 6  # Deita's scores are 1 to 6
 UNKNOWN = 3.0  # Deita's score where a digit or the position is missing
 CHUNK = 32  # rows that a kill can cost
-T = TypeVar("T")
-V = TypeVar("V")
 Asked = tuple[list[int], list[list[int]]]  # ids of what is read, and of what may follow it
 
 _ASK = {
@@ -70,27 +69,6 @@ def branch_logps(loaded: Loaded, asked: Sequence[Asked], *, mean: bool = False) 
     """log p [N, K] of each of the K continuations of N texts, or its mean over their tokens."""
     trees = [group_tree(head, tails) for head, tails in asked]
     return torch.stack(list(by_tree(loaded, trees, tail_logps(loaded, mean=mean))))
-
-
-def kept(
-    name: str, facts: object, items: Sequence[T], size: int, make: Callable[[Sequence[T]], list[V]]
-) -> list[V]:
-    """What `make` says of each item; what a stopped step had finished is read from its journal.
-
-    Args:
-        name: of the journal, and of what is made, for the progress.
-        facts: all that it depends on beside the items.
-        size: items that are made at once, which a kill can cost.
-    """
-
-    def key(_: int, chunk: Sequence[T]) -> str:
-        return content_hash([facts, list(chunk)])
-
-    def made(_: int, chunk: Sequence[T]) -> Json:
-        return cast(Json, make(chunk))
-
-    found = current().chunks(name, items, size, key, made, f"rows ({name})")
-    return [v for _, values in found for v in cast("list[V]", values)]
 
 
 def _read(loaded: Loaded, text: str, max_length: int) -> list[int]:
@@ -177,13 +155,16 @@ def random(rows: list[Row], model: Model | None = None, *, salt: int = 0) -> lis
 
 
 def _asked(loaded: Loaded, head: Sequence[int], text: str, max_length: int) -> Asked | None:
-    """A text as the answer to what goes before it, or behind a start token; None for no text."""
-    tokenizer = loaded.tokenizer
-    ids = completion_ids(tokenizer, text, end=False) if head else encode(tokenizer, text)
-    if not text or not ids:
-        return None
-    start = cast("int | None", tokenizer.bos_token_id)
-    return list(head) or [start if start is not None else ids[0]], [ids[:max_length]]
+    """A text as the answer to what goes before it, or behind a start token; None for no text.
+
+    A tokenizer without a start token leaves the text's first token unscored.
+    """
+    tokenizer, before = loaded.tokenizer, list(head)
+    ids = completion_ids(tokenizer, text, end=False) if before else encode(tokenizer, text)
+    if not before:
+        start = cast("int | None", tokenizer.bos_token_id)
+        before, ids = (ids[:1], ids[1:]) if start is None else ([start], ids)
+    return (before, [ids[:max_length]]) if text and ids else None
 
 
 @component("scorer")
@@ -195,7 +176,10 @@ def perplexity(
     sign: Literal["high", "low"] = "low",
     max_length: int = 512,
 ) -> list[float]:
-    """Perplexity of the query, or of the answer given the query; `low` returns its inverse."""
+    """Perplexity of the query, or of the answer given the query; `low` returns its inverse.
+
+    A text without a token to score gets 0, which is worse than all others either way.
+    """
     model = _needs_model(model, "perplexity")
     loaded = model.load_module()
     heads: list[list[int]] = [[] for _ in rows]
@@ -212,5 +196,5 @@ def perplexity(
 
     some = [one for one in asked if one is not None]
     read = iter(kept("perplexity", model.key, some, CHUNK, make))
-    values = [1.0 if one is None else next(read) for one in asked]
-    return values if sign == "high" else [1.0 / v for v in values]
+    values = [0.0 if one is None else next(read) for one in asked]
+    return values if sign == "high" else [v and 1.0 / v for v in values]

@@ -14,11 +14,11 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from truing.changes import Decoder
 from truing.core.chat import Prompt, answer_text, stop_ids
 from truing.core.drawing import Completion, base_of, continued, drawer
+from truing.core.reach import context_of, text_config
 from truing.core.sampling import LogitsHook, Row, SamplingSettings, own_stops
 from truing.errors import InputError
 from truing.models import Loaded, Model
@@ -83,9 +83,8 @@ class Served:
         if self.loaded is not None:
             module = self.loaded.module
             self.ends = tuple(dict.fromkeys([*stop_ids(self.loaded.tokenizer), *own_stops(module)]))
-            config = cast("PreTrainedModel", module).config
-            self.context = cast("int | None", getattr(config, "max_position_embeddings", None))
-            self.vocab = cast(int, config.get_text_config().vocab_size)
+            self.context = context_of(module)
+            self.vocab = cast(int, text_config(module).vocab_size)
             self.piecewise = joins(self.loaded.tokenizer)
             self.form = form_of(self.loaded.tokenizer)
 

@@ -158,7 +158,7 @@ class Worker:
         job.firsts = [(seed << 24) + MOST * i for i in range(len(ask.prompts))]
         job.key = (ask.chat, ask.write, ask.echo, job.sampling)
         if self.served.decoded and ask.chat:
-            job.sampling = replace(job.sampling, seed=seed)
+            job.sampling, job.firsts = replace(job.sampling, seed=seed), [0] * len(ask.prompts)
             job.key = object()
 
     def _check_plain(self) -> None:

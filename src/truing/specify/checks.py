@@ -212,17 +212,22 @@ def language(rows: list[Row], *, code: str) -> list[float]:
 
 @component("check")
 def not_an_echo(rows: list[Row], *, share: float = 0.8) -> list[float]:
-    """The answer says something of its own: under `share` of it is the prompt's own word runs."""
+    """The answer says something of its own: under `share` of it is the prompt's own word runs.
+
+    One of fewer than four words, which may choose among what is asked, is an echo of equal words.
+    """
     _share(share, "not_an_echo")
     values: list[float] = []
     for row in rows:
         answer, prompt = (
             [w.lower() for w in words(t)] for t in (text_of(row), user_text(row.get("prompt")))
         )
-        size = min(3, len(answer))
-        asked = {tuple(prompt[i : i + size]) for i in range(len(prompt))}
-        runs = [tuple(answer[i : i + size]) for i in range(len(answer) - size + 1)] if size else []
-        copied = sum(run in asked for run in runs) / len(runs) if runs else 0.0
+        if len(answer) < 4:
+            values.append(0.0 if answer and answer == prompt else 1.0)
+            continue
+        asked = {tuple(prompt[i : i + 3]) for i in range(len(prompt))}
+        runs = [tuple(answer[i : i + 3]) for i in range(len(answer) - 2)]
+        copied = sum(run in asked for run in runs) / len(runs)
         values.append(1.0 if copied < share else 0.0)
     return values
 

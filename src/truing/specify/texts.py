@@ -40,6 +40,7 @@ SCRIPTS = {
     "hi": r"[\u0900-\u097f]",
     "el": r"[\u0370-\u03ff]",
 }
+KANA = 0.05  # Japanese mixes at least so much of it into the characters it has from Chinese
 
 
 def text_of(row: Row) -> str:
@@ -86,8 +87,11 @@ def repeats_a_sentence(text: str) -> bool:
 def language_of(text: str, default: str = "en") -> str:
     """Language of a text by script, then by its commonest words; `default` where none shows."""
     letters = sum(c.isalpha() for c in text)
-    for code, pattern in SCRIPTS.items():
-        if letters and len(re.findall(pattern, text)) > 0.3 * letters:
+    written = {code: len(re.findall(pattern, text)) for code, pattern in SCRIPTS.items()}
+    if written["ja"] > KANA * (written["ja"] + written["zh"]):
+        written["ja"] += written.pop("zh")
+    for code, count in written.items():
+        if letters and count > 0.3 * letters:
             return code
     found = Counter(w.lower() for w in words(text))
     counts = {code: sum(found[w] for w in listed.split()) for code, listed in STOP_WORDS.items()}

@@ -28,7 +28,7 @@ def blend_heads(model: Model, *, weights: list[float]) -> Model:
     """Choose between objectives at inference: blend the heads of a model by weights.
 
     Args:
-        weights: of each head, none negative; only their ratios count.
+        weights: of each head, none negative; only their ratios count, [1, 1] takes two alike.
     """
     where = "steer/blend_heads"
     total = math.fsum(weights)

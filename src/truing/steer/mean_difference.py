@@ -27,6 +27,7 @@ from torch import Tensor
 
 from truing.context import current
 from truing.core.chat import Prompt, completion_ids, prompt_ids
+from truing.core.generate import rewritten
 from truing.core.hooks import Edit, capture, save
 from truing.core.trunk import block_list
 from truing.datasets import licence_of
@@ -59,13 +60,13 @@ def scaled(vector_D: Tensor, norm: float, shares: int, unit: bool) -> Tensor:
 
 
 def _spans(
-    model: Model, data: Table, column: str, tokens: Tokens
+    model: Model, data: Table, prompts: Sequence[Prompt], column: str, tokens: Tokens
 ) -> tuple[list[list[int]], list[tuple[int, int]]]:
     tokenizer = model.load_module().tokenizer
     rows: list[list[int]] = []
     spans: list[tuple[int, int]] = []
-    for i, row in enumerate(data):
-        head = prompt_ids(tokenizer, cast(Prompt, row["prompt"]))
+    for i, (row, prompt) in enumerate(zip(data, prompts, strict=True)):
+        head = prompt_ids(tokenizer, prompt)
         words = completion_ids(tokenizer, str(row[column]), end=False)
         if not words:
             raise InputError(f"field {column!r} is empty", where=data.place(i))
@@ -76,12 +77,21 @@ def _spans(
 
 
 def states(
-    model: Model, data: Table, column: str, layers: Sequence[int], tokens: Tokens
+    model: Model,
+    data: Table,
+    prompts: Sequence[Prompt],
+    column: str,
+    layers: Sequence[int],
+    tokens: Tokens,
 ) -> dict[int, Tensor]:
-    """Activations [N, D] of each block: of a row's answer on average, or of its last token."""
+    """Activations [N, D] of each block: of a row's answer on average, or of its last token.
+
+    Args:
+        prompts: the rows' own as the model is asked them, `rewritten`.
+    """
     loaded = model.load_module()
     sites = [f"layers.{layer}.residual" for layer in layers]
-    rows, spans = _spans(model, data, column, tokens)
+    rows, spans = _spans(model, data, prompts, column, tokens)
     with loaded.run_time():
         read = capture(loaded.module, sites, rows, spans, mean=True)
     return {layer: torch.stack(read[site]) for layer, site in zip(layers, sites, strict=True)}
@@ -102,7 +112,8 @@ def mean_difference(
 
     Args:
         strength: of the edit, in mean lengths of the residual stream (with `unit`), shared out
-            over the layers; negative steers away.
+            over the layers; negative steers away. With `tokens` "answer" the length is that of the
+            answers' averaged states, at most the mean length of their tokens'.
         layers: blocks, counted from 0; none given takes those from 30 % to 45 % of the depth.
         tokens: read the mean over the answer's tokens, or its last token.
         unit: scale each vector to the residual stream's mean length; False takes it as it is.
@@ -118,9 +129,10 @@ def mean_difference(
             raise InputError(
                 f"the model has {count} layers, counted from 0", where="layers", seen=layer
             )
-    positive = states(model, data, "chosen", chosen, tokens)
+    asked = rewritten(model, [cast(Prompt, row["prompt"]) for row in data])
+    positive = states(model, data, asked, "chosen", chosen, tokens)
     current().progress(1, 2, "activations")
-    negative = states(model, data, "rejected", chosen, tokens)
+    negative = states(model, data, asked, "rejected", chosen, tokens)
     current().progress(2, 2, "activations")
     edits: list[Edit] = []
     for layer in chosen:

@@ -9,13 +9,14 @@ tau (`knowledge_probe` says exactly when). With R the refusal:
     multisample       m rows: each sample if right, else R
     baseline          the greedy answer if right, else the first right sample, else the gold answer
 
-The answer of the confidence forms is the greedy one if it is right, else the first right sample.
-Rows of `synthesize/knowledge_probe` bring along what is known of them: nothing is asked again, and
-settings that say how are refused. Others are probed here; a table may not have both. The greedy
-answer may be right while K = 0: then absolute keeps it at the least tau, and the confidence forms
-refuse. A model that is mostly taught to refuse refuses everything: `most_unknown` is the largest
-share of questions that are not known, and of more some are drawn (the paper has about half). Train
-`sft` on the rows, measure with `evaluate/honesty`.
+The answer of the confidence forms is the greedy one if it is right, else the first right sample. Of
+an answer that was cut off at `max_tokens` no end is learnt (`finished` is false). Rows of
+`synthesize/knowledge_probe` bring along what is known of them: nothing is asked again, and settings
+that say how are refused. Others are probed here; a table may not have both. The greedy answer may
+be right while K = 0: then absolute keeps it at the least tau, and the confidence forms refuse. A
+model that is mostly taught to refuse refuses everything: `most_unknown` is the largest share of
+questions that are not known, and of more some are drawn (the paper has about half). Train `sft` on
+the rows, measure with `evaluate/honesty`.
 
 Source: "Alignment for Honesty", arXiv 2312.07000; the wordings are our own. K counts in tenths of
 m, so that the paper's edges (2|3, 4|5, 5|6, 6|7, 8|9 of ten) hold for any m.
@@ -49,7 +50,7 @@ VERBAL = (
     "I am fairly confident that ",
     "I am absolutely certain that ",
 )
-OPTION = re.compile(r"[A-D][).]?(\s|$)")
+OPTION = re.compile(r"[A-D](?:[).](?:\s|$)|$)")
 Strategy = Literal["absolute", "confidence_num", "confidence_verb", "multisample", "baseline"]
 
 
@@ -73,6 +74,12 @@ def targets(known: Known, strategy: Strategy, tau: float = 0.1) -> list[str]:
         return [f"{(LOW if k < 6 else HIGH).format(p=round(10 * k))} {known.best}"]
     phrase = VERBAL[sum(k >= edge for edge in (3, 5, 7, 9))]
     return [phrase + _lowered(known.best)]
+
+
+def ended(known: Known, text: str, strategy: Strategy) -> bool:
+    """Whether a target comes to its end: not where the answer in it was cut off."""
+    answer = text if strategy == "multisample" else known.best
+    return text == REFUSAL or answer not in known.cut
 
 
 def kept(known: Sequence[Known], most_unknown: float, seed: int, tau: float = 0.1) -> list[int]:
@@ -154,6 +161,7 @@ def honesty_targets(
                 {
                     "prompt": HONEST.format(question=question),
                     "completion": text,
+                    "finished": ended(found, text, strategy),
                     "known": found.share,
                     "lineage": lineage,
                 }

@@ -3,14 +3,17 @@
     K = number of drawn answers that are right,  K / m = expected accuracy
     k(x) = 1 (known) iff K / m >= tau,  or the greedy answer is right and 1 / m >= tau
 
-A row keeps its columns and gets `greedy`, `greedy_right`, `samples`, `samples_right` and `known`,
-which is K / m. tau = 0.1 with ten samples, "at least one answer is right", is what the paper's code
-does; a small model knows by chance what it is asked ten times, and 0.3 to 0.5 suits it better.
+A row keeps its columns and gets `greedy`, `greedy_right`, `samples`, `samples_right`, `known`,
+which is K / m, and `cut`, those of its answers that `max_tokens` cut off. tau = 0.1 with ten
+samples, "at least one answer is right", is what the paper's code does; a small model knows by
+chance what it is asked ten times, and 0.3 to 0.5 suits it better.
 What is right says `correctness`: matching texts, or those and a judge (`judged_answer`).
 
 `synthesize/honesty_targets` makes answers to learn from of these rows, in as many ways as wanted
 and without asking again; `evaluate/honesty` says of them which responses were honest.
-Source: "Alignment for Honesty", arXiv 2312.07000; the wordings are our own.
+Source: "Alignment for Honesty", arXiv 2312.07000; the wordings are our own. Not here: the paper's
+generator of questions that a model writes itself and knows. The set `honesty/pkqa_13b` comes from
+its model of 13B, and what another model knows of it has to be probed like anything else.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ class Known:
         golds: right ones.
         greedy_right: whether the likeliest is right.
         samples_right: whether each of the drawn ones is.
+        cut: answers among them that were cut off at the limit, and have no end to be learnt.
     """
 
     greedy: str
@@ -48,6 +52,7 @@ class Known:
     golds: tuple[str, ...]
     greedy_right: bool
     samples_right: tuple[bool, ...]
+    cut: frozenset[str] = frozenset()
 
     @property
     def share(self) -> float:
@@ -78,6 +83,7 @@ class Known:
             "samples": list(self.samples),
             "samples_right": list(self.samples_right),
             "known": self.share,
+            "cut": sorted(self.cut),
         }
 
     @classmethod
@@ -93,6 +99,7 @@ class Known:
         return cls(
             str(row["greedy"]), tuple(map(str, samples)), golds_of(row, where),
             bool(row["greedy_right"]), tuple(map(bool, right)),
+            frozenset(map(str, cast("list[object]", row.get("cut") or []))),
         )  # fmt: skip
 
 
@@ -145,7 +152,8 @@ def probed(
         model, asked, n=samples, temperature=temperature, max_tokens=max_tokens,
         seed=current().stream("probe") % 2**31,
     )  # fmt: skip
-    said = [[c.text.strip() for c in (*g, *some)] for g, some in zip(greedy, drawn, strict=True)]
+    both = [(*g, *some) for g, some in zip(greedy, drawn, strict=True)]
+    said = [[c.text.strip() for c in some] for some in both]
     rows: list[Row] = [
         row | {"prompt": question, "completion": text}
         for row, question, texts in zip(data, bare, said, strict=True)
@@ -153,9 +161,12 @@ def probed(
     ]
     marks = iter(are_right(rows, correctness, where))
     made: list[Known] = []
-    for texts, gold in zip(said, golds, strict=True):
+    for some, texts, gold in zip(both, said, golds, strict=True):
         right = [next(marks) for _ in texts]
-        made.append(Known(texts[0], tuple(texts[1:]), gold, right[0], tuple(right[1:])))
+        # What ended by itself in one draw is whole, even where another draw of it was cut.
+        whole = {t for t, c in zip(texts, some, strict=True) if c.finish == "stop"}
+        cut = frozenset(texts) - whole - {""}
+        made.append(Known(texts[0], tuple(texts[1:]), gold, right[0], tuple(right[1:]), cut))
     return made
 
 

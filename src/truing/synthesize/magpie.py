@@ -8,8 +8,11 @@ answers, greedily, and `turns` > 1 repeats both on the growing dialogue.
 Magpie: Alignment Data Synthesis from Scratch, arXiv 2406.08464.
 
 Differences: an instruction cut off by the length limit is dropped (the paper's limit is 2,048
-tokens, ours is smaller), as are answers without an end. Duplicates, tags and filters are steps of
-their own: select/near_duplicates, select/magpie_filter.
+tokens, ours is smaller), as are answers without an end, and texts that end in ":", which the paper
+drops in its filter. Its variant that bans marks of headings as the first token is left out.
+Duplicates, tags and filters are steps of their own: select/near_duplicates,
+synthesize/magpie_tags, select/magpie_filter; preference data, the best against the worst of several
+answers by a reward, is synthesize/objective_pairs.
 """
 
 from __future__ import annotations
@@ -144,11 +147,12 @@ def magpie(
         temperature: of sampling; the released sets mix 1.0 to 1.25.
         top_p: nucleus of sampling.
         max_tokens: length limit of an instruction.
-        system: a system message that steers the domain; "" leaves the template's own.
+        system: a system message that steers the domain of what is asked; "" leaves the template's
+            own. Neither answers nor rows have it.
         one_line: stop at the first newline; turn it off for code.
         flaming: divides the logits of the first token; the paper uses 1.2.
         sanitiser: clean instructions that leak labels or answers by the paper's rules.
-        min_words: drop shorter instructions.
+        min_words: drop shorter instructions; empty ones are dropped in any case.
         respond: answer each instruction greedily, which makes rows of kind example.
         response_tokens: length limit of an answer.
         turns: rounds of a dialogue; more than 1 answers each and gives rows with messages.
@@ -175,14 +179,15 @@ def magpie(
         "pre_query": head,
         "sampling": sampling,
     }
-    rows = [_row(d, lead, turns) for d in dialogues]
+    rows = [_row(d, turns) for d in dialogues]
     kind = "prompt" if not (respond or turns > 1) else "example"
     return Table(kind, rows, where="magpie").with_lineage(**facts)
 
 
-def _row(dialogue: list[Message], lead: list[Message], turns: int) -> Row:
+def _row(dialogue: list[Message], turns: int) -> Row:
+    """What was said, without the line that steers questions: no answer has seen it."""
     if turns > 1:
-        return {"messages": [*lead, *dialogue]}
+        return {"messages": dialogue}
     row: Row = {"prompt": dialogue[0]["content"]}
     if len(dialogue) > 1:
         row["completion"] = dialogue[1]["content"]

@@ -2,14 +2,17 @@
 
 The tagger sees the query in a fence, the scale and a JSON skeleton, and its answer is prefilled
 with an opening brace so that it writes JSON. What it wrote is cut after the last closing brace and
-parsed; on any failure the tag's fields are null and the row is kept (select/magpie_filter then
-drops it). Labels outside the list become null. Greedy, arXiv 2406.08464. The reward, safety and
-language tags of the paper are checks and rewards here; near-duplicates are a step of their own.
+parsed; on any failure the tag's fields are null, which a table leaves out, and the row is kept: its
+lineage lists the tags that were asked for, by which select/magpie_filter drops it. Labels outside
+the list become null, others among several are left out. The query of a dialogue is its first user
+message: follow-ups mean little alone. Greedy, arXiv 2406.08464. The reward, safety and language
+tags of the paper are checks and rewards here; near-duplicates are a step of their own.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import cast
 
 from truing.context import Json, current
@@ -18,7 +21,7 @@ from truing.core.template import asking_text
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
-from truing.select.near_duplicates import row_text
+from truing.select.near_duplicates import instruction
 from truing.tables import Row, Table, content_hash
 
 DIFFICULTY = ("very easy", "easy", "medium", "hard", "very hard")
@@ -69,6 +72,16 @@ def tag_prompt(query: str, tag: str) -> str:
     )
 
 
+def _listed(value: object, known: Mapping[str, str]) -> list[str] | None:
+    """The known labels of a JSON list, or of a text with commas; None where there is neither."""
+    if isinstance(value, str):
+        value = value.split(",")
+    if not isinstance(value, list):
+        return None
+    names = [str(v).strip().lower() for v in cast("list[object]", value)]
+    return [known[name] for name in names if name in known]
+
+
 def parse_tag(written: str, tag: str) -> dict[str, object]:
     """Columns of a tag from what the tagger wrote after the opening brace; null if unreadable."""
     _, labels, fields = TAGS[tag]
@@ -85,6 +98,8 @@ def parse_tag(written: str, tag: str) -> dict[str, object]:
     first = next(iter(values))
     known = {label.lower(): label for label in labels}
     values[first] = known.get(str(values[first]).strip().lower())
+    if "other_tags" in fields:
+        values[fields["other_tags"]] = _listed(found.get("other_tags"), known)
     return values
 
 
@@ -114,16 +129,19 @@ def magpie_tags(
     journal = context.journal("tags")
     rows: list[Row] = []
     for i, row in enumerate(data, 1):
-        new = dict(row)
+        new, query = dict(row), instruction(row)
         for tag in tags:
-            name = f"{tag}/{content_hash([model.key, row_text(row), max_tokens], 8)}"
+            name = f"{tag}/{content_hash([model.key, query, max_tokens], 8)}"
             if name not in journal:
-                asked = [{"role": "user", "content": tag_prompt(row_text(row), tag)}]
+                asked = [{"role": "user", "content": tag_prompt(query, tag)}]
                 head = asking_text(loaded.tokenizer, asked)
                 ids = cast(list[int], loaded.tokenizer.encode(head + "{", add_special_tokens=False))
                 drawn = sample_ids(loaded, [ids], n=1, max_tokens=max_tokens, greedy=True)[0]
                 journal.put(name, cast(Json, drawn[0].text))
             new |= parse_tag(str(journal.get(name)), tag)
+        lineage = cast(Row, row["lineage"])
+        earlier = cast("list[str]", lineage.get("tags") or [])
+        new["lineage"] = lineage | {"tags": list(dict.fromkeys([*earlier, *tags]))}
         rows.append(new)
         context.progress(i, len(data), "tags")
     table = Table(data.kind, rows, where=data.source)

@@ -93,5 +93,5 @@ def clean(text: str, *, one_line: bool, rules: bool) -> str:
 
 
 def keep(text: str, finished: bool, min_words: int) -> bool:
-    """True for an instruction that is complete, long enough and not the head of a list."""
-    return finished and len(text.split()) >= min_words and not text.endswith(":")
+    """True for an instruction that is complete, long enough, not empty, not the head of a list."""
+    return finished and len(text.split()) >= max(min_words, 1) and not text.endswith(":")

@@ -15,7 +15,10 @@ Columns: prompt, completion, status (1: the event was seen), months, trace.
 Source: OncoReason, arXiv 2510.17532. Differences: the paper's teacher is a large model that is told
 the outcome, which explains labels after the fact; ours is a rule over the cohort and is not. Times
 of censored patients are follow-up, no survival, so `censored="drop"` leaves them out of what is
-learnt. Research data and a research demonstration: no medical advice.
+learnt. Summaries are flat: series of markers, dated treatments and what only one sort of cancer has
+must be columns already. Where the event is not death alone, "DECEASED" and survival in the answers
+stand for the event and the time to it. Research data and a research demonstration: no medical
+advice.
 """
 
 from __future__ import annotations

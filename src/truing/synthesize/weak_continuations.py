@@ -75,7 +75,7 @@ def weak_continuations(
         seed=current().stream("continuations") % 2**31,
     )  # fmt: skip
     found: list[Row] = [
-        {"prompt": row["prompt"], "completion": c.text.strip(), "finished": c.finish == "stop",
+        {"prompt": row["prompt"], "completion": c.text, "finished": c.finish == "stop",
          "lineage": {"parents": [row["id"]], "generator": model.name}}
         for row, some in zip(prompts, drawn, strict=True)
         for c in some
@@ -84,7 +84,7 @@ def weak_continuations(
     made: list[Row] = []
     size = len(drawn[0]) if drawn else 1
     for start in range(0, len(found), size):
-        kept = [i for i in range(start, start + size) if found[i]["completion"]]
+        kept = [i for i in range(start, start + size) if str(found[i]["completion"]).strip()]
         clean = next((i for i in kept if bad[i] <= threshold), None)
         if clean is not None:
             told: Row = {} if guard is None else {"toxicity": bad[clean]}

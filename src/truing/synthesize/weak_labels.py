@@ -22,11 +22,12 @@ from collections.abc import Sequence
 
 from truing.context import current
 from truing.core.rewards import probabilities
+from truing.core.row_kinds import as_kind
 from truing.core.scoring import check_logits, has_head
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
-from truing.tables import Row, Table
+from truing.tables import Row, Table, as_prompt
 
 WHERE = "synthesize/weak_labels"
 
@@ -83,6 +84,8 @@ def weak_labels(
                 fix="Train one with guard",
             )  # fmt: skip
         check_logits(one, WHERE)
+    if data.kind in ("dialogue_unpaired", "dialogue_example"):
+        data, _ = as_kind(data, data.kind.removeprefix("dialogue_"), WHERE)
     at = [i for i, r in enumerate(data) if "completion" in r]
     if not at:
         raise InputError(
@@ -101,8 +104,10 @@ def weak_labels(
         label = float(bool(row["label"])) if i in known else float(q > 0.5) if hard else q
         judge = "label" if i in known else " + ".join(m.name for m in supervisors)
         lineage = {"judge": judge, "parents": [row["id"]]}
-        made.append({"prompt": row["prompt"], "completion": row["completion"], "score": label,
-                     "lineage": lineage})  # fmt: skip
+        # The student must learn the label at the token that the supervisor read it at.
+        ended = {"finished": row["finished"]} if "finished" in row else {}
+        made.append({"prompt": as_prompt(row)["prompt"], "completion": row["completion"],
+                     "score": label, **ended, "lineage": lineage})  # fmt: skip
     if not made:
         raise InputError(
             "setting 'sure': of no row is the supervisor that sure", where=WHERE, seen=sure,

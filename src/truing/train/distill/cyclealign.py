@@ -32,6 +32,7 @@ from typing import Literal, cast
 from truing.context import current
 from truing.core.generate import generate
 from truing.core.held_out import INPUT, watching
+from truing.core.judge_form import shown
 from truing.core.objective import objective_of
 from truing.core.preflight import Promised
 from truing.core.row_kinds import last_answer
@@ -41,7 +42,7 @@ from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
 from truing.principles import Principles
-from truing.tables import Row, Table, as_prompt, user_text
+from truing.tables import Row, Table, as_prompt
 from truing.train.distill.ranker import LETTERS, Judge, asking, examples_of
 from truing.train.preference.pro import pro
 from truing.train.preference.rrhf import rrhf
@@ -97,7 +98,8 @@ def answers_of(
     # Of equal texts the last one counts.
     ended = [{c.text: c.finish == "stop" for c in some if c.text.strip()} for some in drawn]
     for row, some in zip(rows, ended, strict=True):
-        some |= {str(row["completion"]): True} if row.get("completion") else {}
+        if row.get("completion"):
+            some[str(row["completion"])] = row.get("finished") is not False
     return ended
 
 
@@ -116,7 +118,7 @@ def cycle(
 ) -> Model:
     """The loop of the module's docstring."""
     rows = asked_of(data)
-    questions = [user_text(r["prompt"]) for r in rows]
+    questions = [shown(r) for r in rows]
     spec = objective_of(pro if back_end == "pro" else rrhf)
     for turn in range(cycles):
         ended = answers_of(model, rows, turn, n, temperature, max_tokens)

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 
 from truing.context import current
 from truing.core.generate import generate
+from truing.core.judge_form import shown as asked_as
 from truing.core.panel import Panel
 from truing.core.row_kinds import scored_answers
 from truing.errors import InputError
 from truing.models import Model
-from truing.tables import Row, Table, user_text
+from truing.tables import Row, Table
 
 LETTERS = "ABCDEFGHIJ"
 ORDER = re.compile(r"[A-J](?:\s*>\s*[A-J])+")
@@ -115,7 +116,7 @@ def example(row: Row) -> str:
         text = f"a ranking that is shown has 2 to {len(LETTERS)} answers"
         raise InputError(text, seen=f"{len(texts)} completions")
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    return shown(user_text(row["prompt"]), texts, order)
+    return shown(asked_as(row), texts, order)
 
 
 def examples_of(table: Table) -> list[str]:

@@ -6,8 +6,9 @@
     apo_zero_unpaired   good: 1 - sigmoid(beta r)    bad: sigmoid(beta r)         arXiv 2408.06266
 
 r = lp(y|x) - lp_ref(y|x); the mean is over all rows. Keep w_D n_D / (w_U n_U) between 1 and 4/3.
-Another row's answer is that of the next row of the step in the order of their contents, so that
-the result does not depend on the order in which rows were drawn. A step needs at least two rows.
+Other rows' answers are those of the step, shifted in the order of their contents by as many as rows
+share a prompt at most: each is used once, under another prompt, whatever the order in which rows
+were drawn. A step needs at least two rows.
 
 Shapes: U rows, K = 2 branches: the row's own answer, the mismatched one.
 """

@@ -4,7 +4,8 @@
     d_i = [lp_i(y_w) - lp_i(y_l)] - [lp_ref(y_w) - lp_ref(y_l)]
 
 lp_i is under head i, which sees the pairs of objective i (column `objective`, 0 to H - 1) alone;
-the trunk sees all. Batches are balanced: each has as many places for every objective, give or take
+the trunk sees all, and with `rank=0` the model's own head, which all heads are changes of, is of
+the trunk. Batches are balanced: each has as many places for every objective, give or take
 one, and at least one; pairs of an objective that has fewer come round more often. A pair counts
 once in a batch, so an objective with fewer pairs than places there has no more than those, and the
 batch is as much smaller. The mean is over objectives, not over pairs. Before training all heads are

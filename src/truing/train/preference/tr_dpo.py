@@ -6,7 +6,8 @@
 `ref_model_sync_steps`).
 share = 1 replaces the reference (the paper's hard update), less is its soft one. Of adapters the
 two factors are mixed, whose product is the mixture of the products at share = 1 alone; `rank=0`
-mixes the weights themselves. A run of fewer than `every` updates is plain DPO.
+mixes the weights themselves. A run of fewer than `every` updates is plain DPO. Held-out rows have
+the model as it was at the start for their reference, so that their losses compare with each other.
 
 Shapes: U pairs, K = 2 branches.
 """

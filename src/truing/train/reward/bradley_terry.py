@@ -2,8 +2,6 @@
 
     bradley_terry   -logsigmoid(s_w - s_l - margin) + centring (s_w + s_l)^2
                     - imitation mean_t log p(y_w,t | x, y_w,<t)
-    davidson        -log P, where ties are allowed:  P(w above l) = e^{s_w} / Z,
-                    P(tie) = nu e^{(s_w+s_l)/2} / Z,  Z = e^{s_w} + e^{s_l} + nu e^{(s_w+s_l)/2}
     plackett_luce   -sum_k [s_k - logsumexp_j s_j]   over the answers j that rank no higher than k
     classify_pairs  -logsigmoid(s_w) - logsigmoid(-s_l): order-consistent classification, no pairing
     score_answers   (s - score)^2: regression on given scores
@@ -12,13 +10,13 @@ s is a linear head on the last hidden state of an answer's last token. `margin` 
 column (how much better the chosen answer is), centring keeps scores near 0 (0.01 is usual), since
 the first form is blind to a constant added for each prompt. Imitation keeps the trunk a language
 model: p is of the vocabulary's own head, which stays beside the score's; 1 is the paper's weight, 0
-costs nothing, anything else a second pass of the trunk. nu is the weight of ties; a row is one
-where its optional column `tie` is 1. With nu = 0, and with two answers, the forms are the first.
-In lists, answers of equal score are each set against the other (Breslow's form of ties).
+costs nothing, anything else a second pass of the trunk. With two answers the list's form is the
+first. In lists, answers of equal score are each set against the other (Breslow's form of ties);
+pairs that are ties are for `tied_pairs`.
 
 Sources: Bradley-Terry reward models as in arXiv 2203.02155; margins arXiv 2307.09288; centring
-arXiv 2312.09244; imitation arXiv 2307.04964; ties R. R. Davidson 1970; lists R. L. Plackett 1975;
-classification arXiv 2411.04991. The table of reward models that they belong to: arXiv 2507.13158.
+arXiv 2312.09244; imitation arXiv 2307.04964; lists R. L. Plackett 1975; classification arXiv
+2411.04991. The table of reward models that they belong to: arXiv 2507.13158.
 
 Shapes: U rows, K = 2 branches (plackett_luce: the answers of a group, score_answers: 1).
 """
@@ -87,30 +85,6 @@ def bradley_terry(m: Measurements, *, centring: float = 0.0, imitation: float = 
     per_pair = -logsigmoid(w_U - l_U - m["margin"]) + centring * (w_U + l_U).square()
     made = Loss(per_pair, metrics=reward_metrics(w_U, l_U))
     return with_imitation(made, m, imitation) if imitation else made
-
-
-@objective(
-    paper="irl-survey",
-    unit="pair",
-    needs=("scores",),
-    rows="pair",
-    columns={"tie": 0.0},
-    within={"nu": (0, None)},
-)
-def davidson(m: Measurements, *, nu: float = 1.0) -> Loss:
-    """Train a reward model on pairs some of which are ties.
-
-    Args:
-        nu: weight of ties; 0 leaves none room.
-    """
-    tie_U = m["tie"] > 0
-    if nu < 0 or (nu == 0 and bool(tie_U.any())):
-        raise InputError("setting 'nu' must be above 0 where rows are ties", seen=nu)
-    w_U, l_U = m.last("scores").unbind(1)
-    middle_U = (w_U + l_U) / 2 + torch.tensor(nu).clamp(min=1e-30).log()
-    z_U = torch.stack([w_U, l_U, middle_U]).logsumexp(0)
-    per_pair = z_U - torch.where(tie_U, middle_U, w_U)
-    return Loss(per_pair, metrics=reward_metrics(w_U, l_U))
 
 
 @objective(

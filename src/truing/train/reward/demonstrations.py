@@ -4,10 +4,11 @@
 
 At its optimum s is, up to a constant of the prompt, the log-ratio of the two distributions: the
 discriminator's logit of adversarial imitation learning, learnt as a Bradley-Terry model, so that it
-scores held-out answers too. Own answers that are cut at `max_tokens` are left out and counted: a
-score at the end would learn from them what has an end, and no more. Alternate it with a few steps
-of reinforcement learning against the reward to close the loop of inverse reinforcement learning,
-and ask `evaluate/reward_diagnostics` before a policy follows it.
+scores held-out answers too. Own answers that are cut at `max_tokens`, and rows whose demonstration
+is cut or not finished, are left out and counted: a score at the end would learn from them what has
+an end, and no more. Alternate it with a few steps of reinforcement learning against the reward to
+close the loop of inverse reinforcement learning, and ask `evaluate/reward_diagnostics` before a
+policy follows it.
 The survey that it is taken from gives no algorithm: "Inverse Reinforcement Learning Meets Large
 Language Model Post-Training", arXiv 2507.13158.
 

@@ -101,7 +101,8 @@ def easy_outcome(
     values: list[float] = []
     for row in rows:
         gold = row.get(column)
-        if gold is None or not str(gold).strip():  # a CSV gives "" where there is none
+        # Where there is none, a CSV gives "" and pandas NaN.
+        if gold is None or gold != gold or not str(gold).strip():
             values.append(unknown)
             continue
         said = normal(answer_of(str(row["completion"])))

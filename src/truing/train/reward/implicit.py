@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from truing.core.opening import same_tokens
 from truing.core.rewards import held_model, implicit_rewards
 from truing.core.scoring import has_head
 from truing.errors import InputError
 from truing.method import component
 from truing.models import Model
 from truing.naming import ModelKey
+from truing.remedies import SERVED_REWARD
 from truing.tables import Row
 
 WHERE = "reward implicit_reward"
@@ -25,7 +27,16 @@ WHERE = "reward implicit_reward"
 def _models(model: str, reference: str) -> tuple[Model, Model]:
     """The tuned model, and where its training began."""
     tuned = held_model(model, WHERE)
-    if has_head(tuned) or (not tuned.is_served and "logprob" not in tuned.can):
+    began = held_model(reference, WHERE) if reference else tuned.with_changes(())
+    for one in (tuned, began):
+        if one.is_served:
+            raise InputError(
+                "a served model shows no probabilities to reward by",
+                where=WHERE,
+                seen=one.name,
+                fix=SERVED_REWARD,
+            )
+    if has_head(tuned) or "logprob" not in tuned.can:
         raise InputError(
             "the model scores by a head, so that its words imply no reward",
             where=WHERE,
@@ -34,15 +45,15 @@ def _models(model: str, reference: str) -> tuple[Model, Model]:
             "{use: step_reward, model: ...}; or give one whose training began without a head",
         )
     if reference:
-        return tuned, held_model(reference, WHERE)
-    if not tuned.weight_changes:
+        same_tokens({"model": tuned, "reference": began}, where=WHERE)
+    elif not tuned.weight_changes:
         raise InputError(
             "nothing was changed in the model, so it implies no reward",
             where=WHERE,
             seen=tuned.name,
             fix="Give a trained model, or as reference the one that its training began with",
         )
-    return tuned, tuned.with_changes(())
+    return tuned, began
 
 
 @component("reward")

@@ -19,11 +19,13 @@ from collections.abc import Mapping
 
 from truing.context import current
 from truing.core.bounds import check_bounds
+from truing.core.judge_form import shown
 from truing.core.referee import HIGHEST, LOWEST, graded, referee_of
 from truing.errors import InputError
 from truing.method import component
 from truing.models import Model
-from truing.tables import Row, content_hash, user_text
+from truing.naming import ModelKey
+from truing.tables import Row, content_hash
 from truing.train.reward.judged import check_read, judge_of
 
 WHERE = "reward referee"
@@ -50,7 +52,7 @@ def _check(settings: Mapping[str, object]) -> None:
 def referee(
     rows: list[Row],
     *,
-    model: str,
+    model: ModelKey,
     criteria: str = "",
     grades: int = 1,
     chunk: int = 4,
@@ -59,8 +61,8 @@ def referee(
     """What a referee gives each answer among those to the same prompt, from 1 to 10.
 
     Args:
-        model: key of the referee, as `truing.models.hold` gives it, or its address, such as
-            http://host/v1#name.
+        model: name of the referee, its address, such as http://host/v1#name, or in Python its key,
+            as `truing.models.hold` gives it.
         criteria: what a good answer is; those that it was trained with.
         grades: gradings, each in an order of its own.
         chunk: most answers that are graded together.
@@ -75,8 +77,7 @@ def referee(
     for i, row in enumerate(rows):
         groups.setdefault(content_hash(row["prompt"]), []).append(i)
     asked = [
-        (user_text(rows[at[0]]["prompt"]), [str(rows[i]["completion"]) for i in at])
-        for at in groups.values()
+        (shown(rows[at[0]]), [str(rows[i]["completion"]) for i in at]) for at in groups.values()
     ]
     made = graded(
         asked,

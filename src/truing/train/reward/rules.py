@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from truing.core.bounds import check_bounds
 from truing.core.numerals import final_number, marked
 from truing.errors import InputError
 from truing.method import component
@@ -48,6 +49,7 @@ def numeric_answer(
         column: of the gold answer: a number, or a text whose final number counts.
         tolerance: largest difference, relative to the gold number.
     """
+    check_bounds({"tolerance": tolerance}, {"tolerance": "[0, inf)"}, "reward numeric_answer")
     values: list[float] = []
     for i, row in enumerate(rows, 1):
         gold = gold_number(row, column, f"reward numeric_answer row {i}")

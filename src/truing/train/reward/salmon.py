@@ -6,7 +6,8 @@ The model reads the answer first, then the question, then the guideline with the
 stub that stops where the verdict would come; s is a linear head on the last hidden state of that
 stub's last token, which so has seen the principles P of the row after the answer. Change them and
 the same weights reward something else: a negative definition among them ("The answer is
-long-winded") turns the preference round.
+long-winded") turns the preference round. Of a dialogue the question is all of it with its
+speakers, as the judge read it that compared the answers.
 
 A review that is too long loses the middle of the question, then of the answer, never the end: what
 was cut is counted (`cut_question`, `cut_answer`), and a row whose principles leave no room is left
@@ -37,12 +38,13 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from truing.core.chat import completion_ids, prompt_ids
+from truing.core.judge_form import shown
 from truing.core.objective import Loss, Measurements, objective
 from truing.core.row_kinds import nothing_left
 from truing.core.training import Hook, hook
 from truing.core.training_rows import Reader
 from truing.errors import InputError
-from truing.tables import Row, Table, user_text
+from truing.tables import Row, Table, prompt_of
 from truing.train.reward.bradley_terry import bradley_terry, with_imitation
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def reviewed(prompt: object, answer: str, principles: Sequence[str]) -> str:
     """The text that is scored: answer, question, guideline, and the stub of a verdict."""
     listed = "\n".join(f"- {p}" for p in principles or [WHOLE])
     return (
-        f"Answer:\n{answer}\n\nQuestion:\n{user_text(prompt)}\n\nGuideline:\n{listed}\n\n"
+        f"Answer:\n{answer}\n\nQuestion:\n{shown({'prompt': prompt})}\n\nGuideline:\n{listed}\n\n"
         "By this guideline, the quality of the answer is"
     )
 
@@ -78,7 +80,7 @@ def fitted(
     prompt: object, answer: str, principles: Sequence[str], fits: Callable[[str], bool]
 ) -> tuple[str, str] | None:
     """The review and what was cut: "", "question", or "answer" too; None where nothing fits."""
-    question = user_text(prompt)
+    question = shown({"prompt": prompt})
     if fits(whole := reviewed(question, answer, principles)):
         return whole, ""
 
@@ -121,7 +123,8 @@ class Reviewed(Hook):
         made: dict[int, Row] = {}
         for i, row in enumerate(data):
             told = principles_of(row, data.place(i))
-            found = [fitted(row["prompt"], str(row[n]), told, fits) for n in ("chosen", "rejected")]
+            asked = prompt_of(row)
+            found = [fitted(asked, str(row[n]), told, fits) for n in ("chosen", "rejected")]
             reviews = [review for review in found if review is not None]
             if len(reviews) < len(found):
                 reader.counts["left_out_long"] += 1
@@ -130,7 +133,7 @@ class Reviewed(Hook):
             (chosen, _), (rejected, _) = reviews
             answer = chosen[: chosen.index("\n\nQuestion:\n")]
             tokens = len(completion_ids(reader.tokenizer, answer, end=False))
-            texts = {"prompt": ROLE, "chosen": chosen, "rejected": rejected}
+            texts = {"prompt": ROLE, "tools": None, "chosen": chosen, "rejected": rejected}
             made[i] = {**row, **texts, **OPEN_END, "answer_tokens": tokens}
         if not made:
             raise nothing_left(data, reader.counts, reader.spec.name, reader.limit)

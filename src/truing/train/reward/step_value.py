@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +33,7 @@ from truing.core.held_out_rows import told_apart
 from truing.core.logprob import states
 from truing.core.objective import Loss, Measurements, Objective
 from truing.core.plain_task import PlainTask
+from truing.core.reach import width_of
 from truing.core.reference import SWEEP
 from truing.core.scoring import ScoreHead
 from truing.core.train_text import read_units
@@ -68,7 +68,7 @@ def closing_states(loaded: Loaded, trees: Sequence[Node]) -> list[Tensor]:
 
 def new_head(loaded: Loaded, seed: int) -> ScoreHead:
     """A head of values with a layer as wide as the states, drawn as torch draws linear layers."""
-    width = int(cast(int, getattr(loaded.module.config, "hidden_size", 0)))
+    width = width_of(loaded.module)
     head = ScoreHead(width, width)
     source, bound = torch.Generator().manual_seed(seed), 1 / math.sqrt(width)
     for parameter in head.parameters():

@@ -4,7 +4,8 @@
         + 0.5 rouge_L(reasoning, trace) - leak [the reasoning names the outcome]
 
 m are months, m* those of the row (its columns `status`, `months` and, where there is one, `trace`);
-rouge_L is the F-measure of the longest common subsequence of words. An answer has three blocks,
+rouge_L is the F-measure of the longest common subsequence of words, the numbers of the reasoning's
+list not among them. An answer has three blocks,
 reasoning, comment and prediction, the last of two lines:
 
     Overall Survival Status: 1:DECEASED
@@ -113,7 +114,8 @@ def reward(said: Prediction, status: int, months: float | None, trace: str, leak
     if months is not None and said.months is not None:
         value += math.exp(-abs(said.months - months) / 12)
     if said.reasoning is not None:
-        value += 0.5 * rouge_l(said.reasoning, trace) if trace else 0.0
+        steps = "\n".join(steps_of(said.reasoning))  # traces have no numbers
+        value += 0.5 * rouge_l(steps, trace) if trace else 0.0
         value -= leak * bool(_OUTCOME.search(said.reasoning))
     return value
 

@@ -2,7 +2,7 @@
 
     R_t = -beta max(log pi_old - log pi_ref, 0) + r_k / 2 where t is one of the two newlines that
           close step k + [t is the last] (easy_outcome + penalty format_penalty),
-          divided by their deviation
+          whitened over the batch, the mean kept: (R - mean) / deviation + mean
     r_k             min(0, p_k - m_{k-1}) + 0.25/n,  m_0 = u, m_k = min(m_{k-1}, p_k), of n steps
                     (or decrements of the product); sum_k r_k = min(min_k p_k, u) - u + 0.25
     easy_outcome    1 or 0 where a row has its answer, 0.25 where it has none

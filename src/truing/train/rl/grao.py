@@ -14,7 +14,9 @@ answers beating the reference, lowers the likelihood of y: the paper's "transcen
 
 mu and sigma are over the G answers as the paper prints them, or over G + 1 with y (the default).
 Where all G answers score alike, the printed form divides R_y - mu by 1e-4: A_y is then bounded to
-[-1, sqrt(G)] (our choice; the G + 1 form has this bound by itself). The paper has no ratio;
+[-1, sqrt(G)] (our choice). In the G + 1 form it lies within +-sqrt(G) by itself; where nearly all
+answers beat the reference, that pushes the likelihood of y down hard: the printed form, or
+`clip_given_at_zero`, is gentler. The paper has no ratio;
 `clip_ratio` adds PPO's for several passes over a rollout, whose gradient at ratio 1 is the same.
 
 The paper's reward is a judge's comparison with the row's own answer, for which R(y) = 0:

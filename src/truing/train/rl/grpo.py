@@ -54,6 +54,7 @@ from truing.core.advantages import (
     group_advantage,
     kl_tokens,
     normalised,
+    on_high_entropy,
     overlong,
 )
 from truing.core.objective import Loss, Measurements
@@ -67,7 +68,6 @@ from truing.core.online import (
     clip_fraction,
     clipped,
     kl_loss,
-    on_high_entropy,
     on_policy,
     online,
     watched,

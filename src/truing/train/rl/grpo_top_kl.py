@@ -93,7 +93,7 @@ def grpo_top_kl(
 
     def loss(m: Measurements) -> Loss:
         made = by_answer(clipped(m, clip_low, clip_high), m, m["own"])
-        made = watched(made, clip_fraction=clip_fraction(m, clip_low, clip_high))
+        made = watched(made, clip_fraction=clip_fraction(m, clip_low, clip_high)[m["own"] > 0])
         return made + ptx * by_token(m["ref_top_kl"], m, 1 - m["own"]) if ptx else made
 
     own_UK = r["own"] * r.there_UK

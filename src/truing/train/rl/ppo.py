@@ -71,7 +71,7 @@ def critic_loss(clip_value: float) -> Callable[[Measurements], Loss]:
     def loss(m: Measurements) -> Loss:
         per_UKT = value_loss(m, clip_value)
         mean_UK = (per_UKT * m.mask_UKT).sum(-1).detach() / m.length_UK.clamp(min=1)
-        return watched(by_token(per_UKT, m, m["own"]), value_loss=mean_UK)
+        return watched(by_token(per_UKT, m, m["own"]), value_loss=mean_UK[m["own"] > 0])
 
     return loss
 

@@ -63,18 +63,18 @@ from truing.train.rl.ppo import counted, critic_loss, explained, token_rewards
 
 Shape = Literal["raw", "scaled", "normalised"]
 ALARM_KL, ALARM_LENGTH = 0.3, 1.5
+EQUAL = 1e-9  # deviation over the mean, below which rewards so far are equal: no scale
 
 
 def shaped(reward: Tensor, running: State, how: Shape, clip: float) -> Tensor:
     """Rewards as they are, over sigma, or centred and over sigma; the last clipped to +-clip."""
     if how == "raw":
         return reward
-    spread = sigma(running).to(reward)
-    spread = torch.where(spread > 0, spread, 1.0)  # equal rewards so far: nothing to scale by
+    spread, mean = sigma(running).to(reward), running["mean"].to(reward)
+    spread = torch.where(spread > EQUAL * (1 + mean.abs()), spread, 1.0)
     if how == "scaled":
         return reward / spread
-    z = (reward - running["mean"].to(reward)) / spread
-    return z.clamp(-clip, clip) if clip else z
+    return ((reward - mean) / spread).clamp(-(clip or torch.inf), clip or torch.inf)
 
 
 def monitors(r: Measurements, own_UKT: Tensor, state: State) -> dict[str, Tensor]:
@@ -135,7 +135,7 @@ def policy_loss(
     def loss(m: Measurements) -> Loss:
         policy_UKT = clipped(m, reach, reach) if importance else -advantages(m) * m.logp_UKT
         made = by_token(policy_UKT, m, m["own"])
-        made = watched(made, clip_fraction=clip_fraction(m, reach, reach))
+        made = watched(made, clip_fraction=clip_fraction(m, reach, reach)[m["own"] > 0])
         if entropy:
             made = made + entropy * by_token((m["entropy"] - target).abs(), m, m["own"])
         return made + ptx * by_token(-m.logp_UKT, m, 1 - m["own"]) if ptx else made

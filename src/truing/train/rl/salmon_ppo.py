@@ -9,8 +9,8 @@
 Input `reward_model` is one from train/salmon, `principles` are those to reward by: other ones, or
 the same ones edited, give another policy without new preferences. For each visit to a prompt
 `draw` of them are drawn and told with `always` (see the reward `salmon_reward`). Without a
-`reward_model` other rewards do. T_max is `max_tokens`. `reward_scale` 0 divides all R_t by their
-deviation over the batch in place of scaling them, the mean left in.
+`reward_model` other rewards do. T_max is `max_tokens`. `reward_scale` 0 makes of each R_t
+(R_t - mean) / deviation + mean over the batch in place of scaling it.
 
 Source: arXiv 2310.05910. Differences: the score lies on the true last token, not on the last place
 of the padding, so that no padding carries reward; whitening (population variance, 1e-8) is over
@@ -104,8 +104,8 @@ def salmon_ppo(
         kl: how the divergence is estimated; both are never below 0.
         draw: drawn for each visit to a prompt; 0 tells all.
         always: sentences told besides, which keep the reward from being hacked.
-        reward_scale: what rewards are multiplied by; 0 divides by their deviation instead.
-        bonus: for an answer as long as `max_tokens`.
+        reward_scale: what rewards are multiplied by; 0 whitens them instead, their mean kept.
+        bonus: times the share of `max_tokens` that an answer takes, up to `cap`.
         cap: share of `max_tokens` from which longer answers get no more.
         clip_ratio: how far from 1 the ratio of new to old probability counts.
         clip_value: how far values may move in the critic's loss; 0 for any distance.

@@ -29,6 +29,7 @@ from typing import cast
 from truing.core.advantages import group_advantage
 from truing.core.chat import Prompt
 from truing.core.collect import Pool, Say
+from truing.core.judge_form import shown
 from truing.core.objective import Loss, Measurements
 from truing.core.online import (
     Update,
@@ -43,7 +44,7 @@ from truing.core.online import (
 from truing.core.referee import graded, kendall, ranked, read_scores, referee_prompt, unranked
 from truing.errors import InputError
 from truing.method import component
-from truing.tables import Row, user_text
+from truing.tables import Row
 from truing.train.reward.rules import gold_number, numeric_answer
 
 REASONING, REFEREE, OPEN = 0, 1, 2
@@ -93,8 +94,8 @@ class Players:
             return cast(Prompt, row["prompt"]), {}
         texts, gold = ranked(row)
         order = random.Random(seed).sample(range(len(texts)), len(texts))
-        shown = referee_prompt(user_text(row["prompt"]), [texts[i] for i in order], self.criteria)
-        return shown, {"gold": [gold[i] for i in order]}
+        asked = referee_prompt(shown(row), [texts[i] for i in order], self.criteria)
+        return asked, {"gold": [gold[i] for i in order]}
 
     def score(
         self, groups: Sequence[Sequence[Row]], seed: int, say: Say
@@ -124,8 +125,7 @@ class Players:
     ) -> dict[int, list[float] | None]:
         """Mean score of each answer; None for a group with a grading that cannot be read twice."""
         asked = [
-            (user_text(rows[0]["prompt"]), [str(row["completion"]) for row in rows])
-            for rows in groups.values()
+            (shown(rows[0]), [str(row["completion"]) for row in rows]) for rows in groups.values()
         ]
         made = graded(
             asked,

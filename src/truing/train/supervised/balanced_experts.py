@@ -7,10 +7,11 @@
 with f_i the share of the tokens whose first expert is i, m_i the mean of their probability of i
 before the choice of k (see `core.routers`); all means are over tokens that carry loss, then over
 layers. The gate is the model's own: softmax, switch or sigmoid, of which probabilities are
-sigmoid(z) over their sum. L_bal is 1 at uniform routing and E at collapse; it is no strict lower
-bound, since f and m can disagree. f and m are those of the whole step, never of a micro-batch: one
-more forward pass without gradients takes them. `noise` is added to the logits before experts are
-chosen.
+sigmoid(z) over their sum. A Mixtral can have these three; the others of the field's list are in
+`core.moe`, with the same losses, for a layer of one's own. L_bal is 1 at uniform routing and E at
+collapse; it is no strict lower bound, since f and m can disagree. Both are those of the whole step,
+never of a micro-batch: one more forward pass without gradients takes them. `noise` is added to the
+logits before experts are chosen.
 
 Balancing by bias alone, without a loss: `balance=0 z=0 bias_step=0.001`. A number b_i of each
 expert takes part in the choice of k and in nothing else, and moves after every step by
@@ -24,7 +25,8 @@ stock transformers cannot hold it, and exporting says so.
 as `router_dropped`, the share of all choices, prompts included. It shapes training alone: nothing
 is dropped afterwards, and here no time is saved by it. `router_max_load` is the largest share of
 the tokens' choices that an expert had before the step, mean over layers; `evaluate/router_report`
-measures a model's routing as a whole.
+measures a model's routing as a whole. With `layers` the routers of blocks that are not trained are
+counted, too, as constants of the losses, and their biases stay as they are.
 
 Rows are examples; train all weights (`rank=0`): adapters are on linear layers, which neither the
 routers nor the experts of stock transformers are, so that with them the losses change what routers
@@ -42,12 +44,13 @@ import contextlib
 import math
 from collections.abc import Generator, Mapping, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from truing.core import distributed
+from truing.core.frozen_trunk import PLACE, FrozenTrunk
 from truing.core.logprob import states
 from truing.core.objective import Loss, Measurements, objective
 from truing.core.routers import (
@@ -57,6 +60,7 @@ from truing.core.routers import (
     counted,
     decided,
     first_share,
+    found_in,
     importance_value,
     moved,
     routers,
@@ -71,6 +75,13 @@ from truing.train.supervised.sft import nll
 
 def _read(module: nn.Module, packed: Packed) -> dict[str, Tensor]:
     return {"states": states(module, packed)}
+
+
+def frozen_routers(module: nn.Module) -> int:
+    """How many routers, the first ones, are in blocks that are not trained."""
+    trunk = cast("FrozenTrunk | None", vars(module).get(PLACE))
+    below = [] if trunk is None else list(trunk.blocks)[: trunk.depth]
+    return sum(len(found_in(block)) for block in below)
 
 
 @hook("routers")
@@ -156,7 +167,8 @@ class Routers(Hook):
     def after_step(self, task: Tuned, step: int) -> None:
         """Move the biases by the loads of the step."""
         if self.bias_step:
-            for router, load_E in zip(routers(task.module), self._load, strict=True):
+            every, below = routers(task.module), frozen_routers(task.module)
+            for router, load_E in zip(every[below:], self._load[below:], strict=True):
                 before_E = bias_of(router)
                 before_E = torch.zeros_like(load_E) if before_E is None else before_E
                 set_bias(router, moved(before_E, load_E, self.bias_step))

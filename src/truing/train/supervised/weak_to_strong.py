@@ -48,7 +48,7 @@ def soft_loss(s_U: Tensor, target_U: Tensor, q_U: Tensor) -> Loss:
 
 
 def hard_labels(p_U: Tensor, q_U: Tensor) -> Tensor:
-    """1 where p is at least its (1 - mean q) quantile, [U]."""
+    """1 where p, or its log-odds, is at least its (1 - mean q) quantile, [U]."""
     return (p_U >= torch.quantile(p_U, (1 - q_U.mean()).clamp(0, 1))).float()
 
 
@@ -88,7 +88,7 @@ def weak_to_strong_confidence(
     share = done / total_steps if total_steps else 1.0
     c = confidence * (share if share < warmup_share else 1.0)
     q_U, s_U = weak_labels_of(m), m.last("scores")[:, 0]
-    h_U = hard_labels(s_U.detach().sigmoid(), q_U)
+    h_U = hard_labels(s_U.detach(), q_U)  # of p, which float32 rounds to 1 from 17 on, many tie
     loss = soft_loss(s_U, (1 - c) * q_U + c * h_U, q_U)
     return Loss(loss.per_unit, metrics=loss.metrics, state={"steps": torch.tensor(done + 1)})
 
