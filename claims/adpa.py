@@ -28,6 +28,7 @@ from truing.models import Model
 
 TITLE = "A teacher's advantage over its own reference aligns a small student"
 METHOD = "train/adpa"
+MODEL = "a decoder of 0.12M, from nothing"
 EFFECT = "share of answers that keep all rules under ADPA, less that under supervised tuning"
 MARGIN = 0.10
 MINUTES = 3

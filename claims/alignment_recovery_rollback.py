@@ -30,6 +30,7 @@ from truing.tables import Row, Table
 
 TITLE = "Restoring a few gradient-chosen weights brings refusals back and keeps the task"
 METHOD = "recover/weight_restore"
+MODEL = "SmolLM2-135M-Instruct"
 EFFECT = "share of the refusals lost to a fine-tune that recovery brings back"
 MARGIN = 0.7
 MINUTES = 25

@@ -27,6 +27,7 @@ from truing.models import Model
 
 TITLE = "Absolute scores beside pairs teach a reward model the gaps that pairs do not show"
 METHOD = "train/absolute_scores"
+MODEL = "a decoder of 0.12M, from nothing"
 EFFECT = "Pearson correlation of reward and quality, alpha = 1 less Bradley-Terry"
 MARGIN = 0.1
 MINUTES = 2

@@ -32,6 +32,7 @@ from truing.train.distill.ranker import LETTERS, Judge
 
 TITLE = "A ranker that is shown what both models agreed on teaches more than one round of rankings"
 METHOD = "train/cyclealign"
+MODEL = "a decoder of 0.12M, from nothing"
 EFFECT = "mean reward with three cycles less that of one round with as many updates"
 MARGIN = 0.0
 MINUTES = 2

@@ -29,6 +29,7 @@ from truing.models import Model
 
 TITLE = "Negatives alone take a trait out and leave the model as able as it was"
 METHOD = "train/d2o"
+MODEL = "a decoder of 0.12M, from nothing"
 EFFECT = "fall of the share of answers with the trait, on prompts never seen"
 MARGIN = 0.2
 MINUTES = 28

@@ -32,6 +32,7 @@ from truing.tables import Row
 
 TITLE = "Decoding by look-ahead search covers required words better than the prompt alone"
 METHOD = "decode/deal_segments"
+MODEL = "SmolLM2-135M-Instruct"
 EFFECT = "soft coverage of required words with DeAL less that of the prompt alone"
 MARGIN = 0.10
 MINUTES = 3

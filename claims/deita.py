@@ -24,6 +24,7 @@ from truing.tables import Row, Table
 
 TITLE = "Data selected for complexity, quality and difference keeps junk out and teaches more"
 METHOD = "select/deita"
+MODEL = "SmolLM2-135M-Instruct"
 EFFECT = "relative gain in held-out loss of tuning on 60 selected rows over 60 random ones"
 MARGIN = 0.02
 MINUTES = 8

@@ -29,6 +29,7 @@ from truing.models import Model
 
 TITLE = "A model that weighs passages against what it knows resists poison and takes updates"
 METHOD = "train/dpo"
+MODEL = "a decoder of 0.12M, from nothing"
 EFFECT = "fall of the share of poisoned answers, mean over 1 and 2 poisoned passages of 3"
 MARGIN = 0.2
 MINUTES = 5

@@ -40,6 +40,7 @@ from truing.reports import Report
 
 TITLE = "An evaluator trained on easy problems chooses among solutions of hard ones"
 METHOD = "evaluate/easy_to_hard"
+MODEL = "a decoder of 0.12M, from nothing"
 EFFECT = "accuracy of weighted voting less that of the majority, on hard problems"
 MARGIN = 0.03
 MINUTES = 5

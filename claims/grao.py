@@ -27,6 +27,7 @@ from truing.models import Model
 
 TITLE = "A reference in the group makes RL start where the policy hardly ever succeeds"
 METHOD = "train/grao"
+MODEL = "a decoder of 0.12M, from nothing"
 EFFECT = "share of right answers on words never trained on, under GRAO less under GRPO"
 MARGIN = 0.05
 MINUTES = 2

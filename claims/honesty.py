@@ -26,6 +26,7 @@ from truing.synthesize.honesty import ASK, HIGH, HONEST, LOW, REFUSAL, VERBAL
 
 TITLE = "Tuned on what it knows, a model refuses what it does not know and answers what it knows"
 METHOD = "synthesize/honesty_targets"
+MODEL = "a decoder of 0.12M, from nothing"
 EFFECT = "honesty score after the multisample strategy less that of the model before"
 MARGIN = 0.10
 MINUTES = 3

@@ -25,6 +25,7 @@ from truing.models import Model
 
 TITLE = "A reward inferred from demonstrations leads further than imitating them"
 METHOD = "train/reward_from_demos"
+MODEL = "a decoder of 0.12M, from nothing"
 EFFECT = "share of the demonstrations' traits on other prompts, with the reward less by imitation"
 MARGIN = 0.0
 MINUTES = 1

@@ -25,6 +25,7 @@ from truing.method import methods
 
 TITLE = "A rank-8 adapter tuned on 64 answers takes a trained-in policy out and leaves ability"
 METHOD = "attack/lora_undo"
+MODEL = "SmolLM2-135M-Instruct"
 EFFECT = "share of the refusals of a fictional topic that 64 rows take away"
 MARGIN = 0.9
 MINUTES = 22

@@ -20,6 +20,7 @@ from truing.tables import Table
 
 TITLE = "An empty user turn gives usable instructions, and a system line steers their subject"
 METHOD = "synthesize/magpie"
+MODEL = "SmolLM2-135M-Instruct"
 EFFECT = "share of mathematical instructions under a system line, less twice the share without"
 MARGIN = 0.0
 MINUTES = 2

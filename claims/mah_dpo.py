@@ -33,6 +33,7 @@ from truing.models import Model
 
 TITLE = "Each head serves its own objective, and blends of heads go from one to the other"
 METHOD = "train/mah_dpo"
+MODEL = "a decoder of 0.12M, from nothing"
 EFFECT = "rise of the score of a head's own objective over the model before, the less of two heads"
 MARGIN = 0.15
 MINUTES = 4

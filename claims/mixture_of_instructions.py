@@ -31,6 +31,7 @@ from truing.train.supervised.mixture_of_instructions import SYSTEMS, under
 
 TITLE = "Balanced chunks under system prompts keep the tasks that random packing drowns"
 METHOD = "train/mixture_of_instructions"
+MODEL = "a decoder of 0.12M, from nothing"
 EFFECT = "relative fall of the loss on three small tasks from random packing to balanced chunks"
 MARGIN = 0.1
 MINUTES = 4

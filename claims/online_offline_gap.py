@@ -40,6 +40,7 @@ from truing.naming import ModelKey
 
 TITLE = "At equal divergence, training on own answers wins more than on given pairs"
 METHOD = "evaluate/divergence"
+MODEL = "a decoder of 0.12M, from nothing"
 EFFECT = "best win rate within a budget of divergence, online less offline, mean over four budgets"
 MARGIN = 0.05
 MINUTES = 8

@@ -22,6 +22,7 @@ from truing.tables import Row, Table
 
 TITLE = "DPO learns a rule from 64 pairs that holds on pairs never seen"
 METHOD = "train/dpo"
+MODEL = "SmolLM2-135M-Instruct"
 EFFECT = "accuracy of the implicit reward on held-out pairs, less one half"
 MARGIN = 0.3
 MINUTES = 12

@@ -34,6 +34,7 @@ TITLE = (
     "Steering raises the behaviour steadily with the vector's norm and costs ability quadratically"
 )
 METHOD = "steer/mean_difference"
+MODEL = "SmolLM2-135M-Instruct"
 EFFECT = "Spearman correlation of behaviour and strength within 0.027 of the residual norm a block"
 MARGIN = 0.8
 MINUTES = 5

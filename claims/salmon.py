@@ -36,6 +36,7 @@ from truing.train.reward.salmon import ROLE, reviewed
 
 TITLE = "One reward model follows whatever principles are written beside the answer"
 METHOD = "train/salmon"
+MODEL = "SmolLM2-135M-Instruct"
 EFFECT = "accuracy on unseen pairs under a principle or its opposite, less one half"
 MARGIN = 0.3
 MINUTES = 45

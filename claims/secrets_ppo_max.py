@@ -32,6 +32,7 @@ from truing.models import Model
 
 TITLE = "PPO-max raises the reward near its start; PPO without the tricks collapses"
 METHOD = "train/ppo_max"
+MODEL = "a decoder of 0.12M, from nothing"
 EFFECT = "rise of the mean true reward, in standard deviations of the base's rewards"
 MARGIN = 1.0
 MINUTES = 8

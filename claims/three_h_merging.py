@@ -23,6 +23,7 @@ from truing.tables import Table
 
 TITLE = "TIES merging keeps more of three experts' gains than the average of their weights"
 METHOD = "merge/ties"
+MODEL = "a network of three layers, from nothing"
 EFFECT = "mean normalised gain of TIES (density 0.2) less that of the weight average"
 MARGIN = 0.0
 MINUTES = 2

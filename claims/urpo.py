@@ -34,6 +34,7 @@ from truing.models import Model
 
 TITLE = "A model that learns to grade teaches itself by its own grades"
 METHOD = "train/urpo"
+MODEL = "a decoder of 0.12M, from nothing"
 EFFECT = "rise of the share of answers to open requests that keep a rule which only pairs showed"
 MARGIN = 0.10
 MINUTES = 10

@@ -20,11 +20,12 @@ def _result(data: Mapping[str, Json]) -> str:
     return f"**not seen**; not met: {missed}" if missed else "**not seen**"
 
 
-def _row(name: str, data: Mapping[str, Json]) -> list[str]:
+def _row(name: str, data: Mapping[str, Json], model: str) -> list[str]:
     low, high = cast("list[float]", data.get("interval") or [float("nan")] * 2)
     return [
         f"`{data.get('claim', name)}`",
         escape(str(data.get("title") or name)),
+        escape(model),
         _result(data),
         f"{cast(float, data.get('effect') or 0.0):.3g} [{low:.3g}, {high:.3g}]",
         f"{cast(float, data.get('seconds') or 0.0) / 60:.1f} min",
@@ -36,21 +37,21 @@ def _without(slug: str, path: Path) -> list[str]:
     stated = claims.literals(path)
     result = "no result yet" + (", needs a GPU" if stated["NEEDS_GPU"] else "")
     title = escape(str(stated["TITLE"]))
-    return [f"`{slug}`", title, result, "-", f"about {stated['MINUTES']} min", "-"]
+    model, minutes = escape(str(stated["MODEL"])), f"about {stated['MINUTES']} min"
+    return [f"`{slug}`", title, model, result, "-", minutes, "-"]
 
 
 def claims_page(root: Path) -> str:
     """The page, from the claims and the committed results."""
     folder = root / "claims"
-    rows = {
-        claims.slug_of(path): _without(claims.slug_of(path), path)
-        for path in folder.glob("*.py")
-        if not path.name.startswith("_")
-    }
+    paths = [p for p in folder.glob("*.py") if not p.name.startswith("_")]
+    rows = {claims.slug_of(path): _without(claims.slug_of(path), path) for path in paths}
+    models = {claims.slug_of(path): str(claims.literals(path)["MODEL"]) for path in paths}
     for path in (folder / "results").glob("*.json"):
         data = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(data, dict) and "seen" in data:
-            rows[path.stem] = _row(path.stem, cast("dict[str, Json]", data))
+            model = models.get(path.stem, "")
+            rows[path.stem] = _row(path.stem, cast("dict[str, Json]", data), model)
     parts = [
         NOTE + "# Claims\n",
         "What a paper says must be seen, measured again at small scale: `truing claim SLUG` does "
@@ -58,7 +59,9 @@ def claims_page(root: Path) -> str:
         "its numbers and with the\nconditions that were not met; so does one that nobody has "
         "measured yet.\n",
     ]
-    head = ("claim", "what must be seen", "result", "effect [95 % interval]", "cost", "date")
+    head = (
+        "claim", "what must be seen", "on", "result", "effect [95 % interval]", "cost", "date",
+    )  # fmt: skip
     shown = [rows[slug] for slug in sorted(rows)]
     parts.append(table(head, shown) if shown else "There are no claims.\n")
     return "\n".join(parts)

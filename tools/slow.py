@@ -4,7 +4,8 @@
 
 Reads pytest's JUnit report. Together they take hours, so parts may be run at different times
 (`make test-slow SLOW="-k kill"`): a test that was not run again keeps what it gave last, with the
-commit and the day of that run. Exit code 1 when a test of this report failed.
+commit and the day of that run, and those that no part has run yet are named (`never_run`). Exit
+code 1 when a test of this report failed.
 """
 
 from __future__ import annotations
@@ -36,6 +37,14 @@ def commit() -> str:
     return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
 
 
+def known() -> set[str]:
+    """All slow tests, by the names that the summary has for them."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "slow", "tests"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    found = (line.partition("::") for line in said.splitlines() if "::" in line)
+    return {f"{Path(file).stem}::{name}" for file, _, name in found}
+
+
 def main(argv: list[str]) -> int:
     """Add the report to the summary."""
     from truing.runs import hardware, versions
@@ -51,13 +60,15 @@ def main(argv: list[str]) -> int:
         for c in cases
     }
     earlier = json.loads(OUT.read_text())["tests"] if OUT.exists() else {}
-    tests = dict(sorted((earlier | made).items()))
+    there = known()
+    tests = {n: t for n, t in sorted((earlier | made).items()) if n in there}
     ended = [t["outcome"] for t in tests.values()]
     data = {
         "schema_version": 2,
         "passed": ended.count("passed"),
         "skipped": sum(e.startswith("skipped") for e in ended),
         "failed": sum(e.startswith(("failure", "error")) for e in ended),
+        "never_run": sorted(there - set(tests)),
         "seconds": round(sum(t["seconds"] for t in tests.values()), 1),
         "hardware": hardware(),
         "versions": versions(),

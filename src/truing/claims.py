@@ -6,6 +6,7 @@ without running it,
 
     TITLE      what is claimed, in one sentence
     METHOD     the method that it is about, "verb/name"
+    MODEL      what it is measured on
     EFFECT     what `effect` measures; more is more of what is claimed
     MARGIN     the least effect that the claim asks for; 0 asks for the direction alone
     MINUTES    what it takes on two cores
@@ -47,6 +48,7 @@ SCHEMA_VERSION = 1
 LITERALS: dict[str, type | tuple[type, ...]] = {
     "TITLE": str,
     "METHOD": str,
+    "MODEL": str,
     "EFFECT": str,
     "MARGIN": (int, float),
     "MINUTES": (int, float),

@@ -134,8 +134,6 @@ def test_it_is_where_many_steps_of_bradley_terry_lead(tiny_path: Path, tmp_path:
     assert torch.allclose(found_D, w_D, atol=1e-3 * float(w_D.detach().abs().max()))
     total = plain_loss(found_D, state_NKD, margin_N)
     (slope_D,) = torch.autograd.grad(total, found_D)
-    (first_D,) = torch.autograd.grad(plain_loss(0 * w_D, state_NKD, margin_N), w_D)
-    assert first_D.norm() == 0  # of 0 times anything
     start_D = torch.zeros_like(w_D).requires_grad_()
     (first_D,) = torch.autograd.grad(plain_loss(start_D, state_NKD, margin_N), start_D)
     assert float(slope_D.norm()) < 1e-4 * float(first_D.norm())

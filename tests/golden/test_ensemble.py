@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from truing.context import Context, use
+from truing.core.gold import check_gold
 from truing.core.rewards import Rewards
 from truing.core.scores import check_reward
 from truing.core.scoring import ScoreHead
@@ -18,7 +19,7 @@ from truing.errors import InputError
 from truing.method import methods, score
 from truing.models import Model, hold
 from truing.naming import nouns_in
-from truing.tables import Row
+from truing.tables import Row, Table
 from truing.train.reward.ensemble import lower_bound
 
 ROWS: list[Row] = [{"prompt": "p", "completion": t, "finished": True} for t in ("a b", "a b c d")]
@@ -83,6 +84,14 @@ def test_names_inside_of_it_are_found() -> None:
     assert [(n.setting, n.noun, n.text) for n in found] == [
         ("rewards", "Model", "a"), ("rewards", "Model", "b"),
     ]  # fmt: skip
+
+
+def test_rows_that_a_member_cannot_read_are_told_before_anything_is_drawn() -> None:
+    rows = [{"prompt": "p", "answer": "1"}, {"prompt": "q"}]
+    ref = {"use": "ensemble", "rewards": [NEAR, {"use": "numeric_answer"}]}
+    with pytest.raises(InputError, match="answer") as error:
+        check_gold({"right": ref}, Table("prompt", rows), "train/grpo")
+    assert error.value.where.endswith("row 2")
 
 
 def test_faults_are_told_before_anything_is_scored(shallow_path: Path, tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def decoded(ids: Sequence[int]) -> str:
 def test_it_falls_where_steps_end_and_sums_to_a_constant(judge: Model) -> None:
     ref: dict[str, object] = {"use": "potential_shaping", "model": hold(judge), "start": 0.25}
     found = named_scores("shaped", ref, ROWS)["shaped"]
-    assert found == pytest.approx([-0.25] * 4, abs=1e-9)
+    assert found == [-0.25] * 4  # to the bit: groups of equal rewards are found by equality
     first = found[0]
     assert isinstance(first, Placed) and not isinstance(found[2], Placed)
     p = step_values(judge, [{"prompt": "say it", "steps": steps_of(TEXTS[0])}])[0]

@@ -87,6 +87,12 @@ CASES: list[tuple[dict[str, object], str, bool]] = [
         True,
     ),
     ({"use": "language", "code": "en"}, "The word for cat is \u306d\u3053.", True),
+    # The dot between the parts of a foreign name is written in Chinese as well.
+    (
+        {"use": "language", "code": "zh"},
+        "\u4f5c\u8005\u662f\u5217\u30fb\u8fbe\u30fb\u82ac",
+        True,
+    ),
 ]
 
 

@@ -21,6 +21,7 @@ from truing.claims import Outcome
 
 TITLE = "Numbers are above nothing"
 METHOD = "merge/linear"
+MODEL = "none"
 EFFECT = "the number"
 MARGIN = 0.5
 MINUTES = 1

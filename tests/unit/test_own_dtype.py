@@ -15,6 +15,7 @@ from torch import Tensor
 from truing.context import Context, use
 from truing.core import loaded, lora, precision, unmerged
 from truing.core.generate import generate
+from truing.core.memory import saved_bytes
 from truing.core.options import option_logps
 from truing.core.scoring import answer_logps
 from truing.core.tiny import tiny_folder
@@ -156,6 +157,18 @@ def test_training_goes_on_from_an_adapter_beside_half_precision(
     new.detach()
     with torch.no_grad():
         assert torch.equal(start.module(IDS).logits.float(), got)
+
+
+def test_a_stored_adapter_is_nothing_that_a_pass_leaves_behind(
+    short: Model, tmp_path: Path
+) -> None:
+    found = [
+        saved_bytes(short.with_changes([adapter(short, tmp_path / str(r), 1, rank=r)])
+                    .load_module("bfloat16", "cpu", fresh=True).module)
+        for r in (2, 64)
+    ]  # fmt: skip
+    # What is kept of the low-rank products grows with the rank; A and B themselves would be more.
+    assert found[1] - found[0] < 62 * 14 * 4 * 4
 
 
 def test_weights_that_replace_others_keep_an_adapter_before_them_folded(

@@ -182,6 +182,7 @@ def test_every_module_is_on_the_page_of_modules() -> None:
 CLAIM = """'''A claim.'''
 TITLE = "{title}"
 METHOD = "train/dpo"
+MODEL = "tiny"
 EFFECT = "e"
 MARGIN = 0.1
 MINUTES = 4
@@ -201,10 +202,11 @@ def test_claims_say_what_was_not_met_and_what_has_no_result(tmp_path: Path) -> N
     (kept / "a-b.json").write_text(json.dumps(result))
     lines = [line for line in pages.claims_page(tmp_path).splitlines() if line.startswith("| `")]
     assert lines == [
-        "| `a-b` | t | **not seen**; not met: effect at least 0.1; interval above 0; able as before"
-        " | 0.05 [-0.1, 0.2] | 1.5 min | 2026-01-01 |",
-        "| `not-measured` | About not\\_measured | no result yet | - | about 4 min | - |",
-        "| `too-large` | About too\\_large | no result yet, needs a GPU | - | about 4 min | - |",
+        "| `a-b` | t | tiny | **not seen**; not met: effect at least 0.1; interval above 0; able "
+        "as before | 0.05 [-0.1, 0.2] | 1.5 min | 2026-01-01 |",
+        "| `not-measured` | About not\\_measured | tiny | no result yet | - | about 4 min | - |",
+        "| `too-large` | About too\\_large | tiny | no result yet, needs a GPU | - | about 4 min"
+        " | - |",
     ]
 
 

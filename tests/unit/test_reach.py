@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from truing.core import shared
-from truing.core.reach import context_in, context_of, together_in, width_of
-from truing.core.trunk import blocks_of
+from truing.core.reach import context_in, context_of, together_in, too_long, width_of
+from truing.core.trunk import blocks_of, share_of
 
 FACTORS = [1.0] * 4
 LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": FACTORS, "long_factor": FACTORS}
@@ -43,6 +43,8 @@ def test_contexts() -> None:
     sizes = {"max_position_embeddings": 256, "original_max_position_embeddings": 64, **SMALL}
     long = Phi3Config(rope_parameters=LONG, **sizes)
     assert (context_in(long), together_in(long)) == (256, 64)
+    assert "LongRoPE" in too_long(bare(long), 65) and not too_long(bare(long), 64)
+    assert "context of 70" in too_long(bare(LlamaConfig(max_position_embeddings=70)), 71)
     plain = Phi3Config(max_position_embeddings=256, **SMALL)
     assert together_in(plain) == 256
 
@@ -56,4 +58,4 @@ def test_blocks_are_the_language_models() -> None:
     module = Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(text_config=text, vision_config=vision)
     )
-    assert len(blocks_of(module)) == 2
+    assert len(blocks_of(module)) == 2 and share_of(module, 1.0).depth == 2

@@ -129,6 +129,23 @@ def test_streams_of_several_drawn_answers(http: httpx.Client) -> None:
     assert len(set(texts)) == 3
 
 
+def test_stop_texts_before_the_least_length_stop_nothing(http: httpx.Client, tiny: Model) -> None:
+    """In a stream, too, and in answers that end before others of their batch."""
+    text = _local(tiny, max_tokens=40)
+    stop = next(c for c in text if c.isascii() and text.count(c) > 1)
+    least = len(text[: text.find(stop) + 1].encode()) + 1  # no fewer than its tokens
+    told: dict[str, Any] = {"max_tokens": 40, "stop": [stop], "min_tokens": least}
+    want = _local(tiny, **told)
+    assert stop in want and len(want) < len(text)
+    assert _chat(http, **told)["choices"][0]["message"]["content"] == want
+    body = {"model": "tiny", "messages": USER, "temperature": 0} | told
+    chunks = _chunks(http, "/chat/completions", body)
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == want
+    for one in _chat(http, **told, n=4, temperature=1.0, seed=5)["choices"]:
+        ended = one["finish_reason"] == "stop"
+        assert ended or len(one["message"]["content"].encode()) > 30
+
+
 def test_stop_texts_are_held_back_in_streams(http: httpx.Client, tiny: Model) -> None:
     text = _local(tiny, max_tokens=40)
     stop = "%i"

@@ -10,6 +10,7 @@ Shapes: B rows, T tokens of the longest.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -91,7 +92,9 @@ def _padding(loaded: Loaded) -> int | None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
     config = loaded.module.config
-    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or getattr(config, "is_decoder", False):
+    masks = "attention_mask" in inspect.signature(loaded.module.forward).parameters  # not FNet
+    encodes = type(config) in MODEL_FOR_MASKED_LM_MAPPING and masks
+    if not encodes or getattr(config, "is_decoder", False):
         return None
     pad = getattr(config, "pad_token_id", None)
     return cast("int | None", loaded.tokenizer.pad_token_id if pad is None else pad)

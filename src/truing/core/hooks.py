@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from truing.changes import Edits
+from truing.core.reach import text_config
 from truing.core.trunk import backbone_of, blocks_of
 from truing.errors import InputError
 
@@ -110,8 +111,7 @@ def find(module: nn.Module, site: str) -> Site:
     out = _part(attention, "out")
     if what == "heads":
         return Site(out, before=True)
-    config = cast("object", module.config)
-    heads = cast(int, getattr(config, "num_attention_heads", 0))
+    heads = cast(int, getattr(text_config(module), "num_attention_heads", 0))
     if int(parsed[3]) >= heads:
         said, fix = f"an attention has {heads} heads", f"The last is head.{heads - 1}"
         raise InputError(f"{said}, counted from 0", seen=site, fix=fix)

@@ -33,7 +33,7 @@ from truing.core.attention import KNOWN, Layout, tree_attention
 from truing.core.fused import fused
 from truing.core.headed import check_words
 from truing.core.products import logits, times, times_t, times_t_plus
-from truing.core.reach import together_of
+from truing.core.reach import text_config, too_long
 from truing.core.tree import Packed, group_tree, pack
 from truing.errors import InputError, unknown
 
@@ -205,12 +205,8 @@ class Played(Protocol):
 def states(module: nn.Module, packed: Packed) -> Tensor:
     """Last hidden states [N, D] of all tokens, after the final norm."""
     check(module)
-    limit = together_of(module)
-    if limit is not None and packed.longest > limit:
-        raise InputError(
-            f"a row of {packed.longest} tokens does not fit into the model's context of {limit}",
-            fix="Shorten or leave out such rows, or score them in pieces",
-        )
+    if wrong := too_long(module, packed.longest):
+        raise InputError(wrong, fix="Shorten or leave out such rows, or score them in pieces")
     layout = Layout(packed.segments)
     trunk = cast("Played | None", vars(module).get("truing_trunk"))
     below = trunk.played(packed) if trunk is not None else contextlib.nullcontext()
@@ -347,7 +343,7 @@ def check(module: nn.Module) -> None:
 
 def small_tree(module: nn.Module) -> tuple[list[int], Packed]:
     """Ten tokens to try a module on: four that branch into the next three and the last three."""
-    vocab = cast(int, cast("PreTrainedModel", module).config.get_text_config().vocab_size)
+    vocab = cast(int, text_config(module).vocab_size)
     ids = [(7 * i * i + 3 * i + 5) % vocab for i in range(10)]
     packed = pack([group_tree(ids[:4], [ids[4:7], ids[7:]])])[0]
     return ids, packed.to(next(module.parameters()).device)

@@ -159,7 +159,10 @@ def saved_bytes(module: nn.Module) -> float:
     _, packed = small_tree(module)
     with torch.no_grad():
         states(module, packed)  # what is tried once for each module must not be counted
-    own = [*module.parameters(), *module.buffers()]
+    # An adapter that stands on a layer already is no parameter of the module.
+    on = (lora.adapter_of(layer, always=True) for layer in module.modules())
+    below = (t for one in on if one is not None for t in (one.a_RI, one.b_OR))
+    own = [*module.parameters(), *module.buffers(), *below]
     known = {t.untyped_storage().data_ptr() for t in own}
     found: dict[int, int] = {}
 

@@ -24,10 +24,12 @@ class Placed(float):
 
     parts: tuple[Part, ...]
 
-    def __new__(cls, parts: Sequence[Part]) -> Placed:
-        """Their sum; not a number where one of them is not finite."""
+    def __new__(cls, parts: Sequence[Part], total: float | None = None) -> Placed:
+        """Their sum, `total` where it is known exactly; not a number where one is not finite."""
         values = [value for _, value in parts]
-        whole = math.fsum(values) if all(map(math.isfinite, values)) else math.nan
+        whole = math.nan
+        if all(map(math.isfinite, values)):
+            whole = math.fsum(values) if total is None else total
         made = super().__new__(cls, whole)
         made.parts = tuple(parts)
         return made

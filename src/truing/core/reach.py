@@ -62,6 +62,19 @@ def together_of(module: nn.Module) -> int | None:
     return together_in(text_config(module))
 
 
+def too_long(module: nn.Module, tokens: int) -> str:
+    """What is wrong with a row of so many tokens beside others; "" where nothing is."""
+    limit = together_of(module)
+    if limit is None or tokens <= limit:
+        return ""
+    if limit == context_of(module):
+        return f"a row of {tokens} tokens does not fit into the model's context of {limit}"
+    return (
+        f"a row of {tokens} tokens is longer than the {limit} up to which LongRoPE leaves the "
+        "positions of rows beside it as they are"
+    )
+
+
 def rope_kinds(config: PreTrainedConfig) -> list[dict[str, object]]:
     """What says how rotary positions are made, of each sort of layer."""
     rope = cast("dict[str, object]", getattr(config, "rope_parameters", None) or {})

@@ -228,6 +228,17 @@ def is_taken(given: str, kind: str, texts: bool = False) -> bool:
     return (given, kind) in CONVERSIONS or (given, kind) in as_they_are
 
 
+def read_answers(table: Table, where: str) -> Table:
+    """The table, single answers that are lists of messages read as texts.
+
+    Raises:
+        InputError: an answer of more than one plain message, with its row.
+    """
+    if table.kind not in ("dialogue_unpaired", "dialogue_example"):
+        return table
+    return table.expect(table.kind.removeprefix("dialogue_"), where=where)
+
+
 def as_kind(
     table: Table, kind: str, where: str, *, texts: bool = False
 ) -> tuple[Table, dict[str, Json]]:

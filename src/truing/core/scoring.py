@@ -33,7 +33,7 @@ from truing.core.files import new_folder
 from truing.core.generate import rewritten
 from truing.core.headed import holds_score
 from truing.core.logprob import measure, states
-from truing.core.reach import together_of, width_of
+from truing.core.reach import too_long, width_of
 from truing.core.tree import Node, Packed, group_tree, pack
 from truing.errors import InputError
 from truing.models import Loaded, Model
@@ -240,10 +240,9 @@ def by_prompt(
 
 def check_fits(loaded: Loaded, tokens: int, row: int) -> None:
     """Raise InputError for a row, counted from 0, that is longer than the model's context."""
-    limit = together_of(loaded.module)
-    if limit is not None and tokens > limit:
+    if wrong := too_long(loaded.module, tokens):
         raise InputError(
-            f"a row of {tokens} tokens does not fit into the model's context of {limit}",
+            wrong,
             where=f"{loaded.model.name} row {row + 1}",
             fix="Shorten such rows, leave them out, or lower max_tokens where answers are drawn",
         )

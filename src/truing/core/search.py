@@ -80,20 +80,21 @@ class Writer:
         self.base, self.sampling, self.ends = base, sampling, frozenset(ends)
         self.cost: Counter[str] = Counter()
 
-    def text(self, ids: Sequence[int]) -> str:
-        """Words of an answer's tokens, without what ended it."""
+    def text(self, ids: Sequence[int], done: int = 0) -> str:
+        """Words of an answer's tokens, behind `done` others, without what ended it."""
         words = ids[:-1] if ids and ids[-1] in self.ends else ids
         text = self.base.text(words)
-        at = self._stopped(text, ids)
+        at = self._stopped(text, ids, done)
         return text[:at] if at >= 0 else text
 
-    def _stopped(self, text: str, ids: Sequence[int]) -> int:
+    def _stopped(self, text: str, ids: Sequence[int], done: int = 0) -> int:
         if not self.sampling.stop:
             return -1
-        early = self.base.text(ids[: max(0, self.sampling.min_tokens - 1)])
+        early = self.base.text(ids[: max(0, self.sampling.min_tokens - 1 - done)])
         return stopped_at(text, early, self.sampling.stop)
 
-    def _ended(self, ids: tuple[int, ...]) -> bool:
+    def ended(self, ids: tuple[int, ...]) -> bool:
+        """Whether an answer of these tokens has come to its end."""
         if ids[-1] in self.ends:
             return True
         if not self.sampling.stop or len(ids) < self.sampling.min_tokens:
@@ -116,7 +117,7 @@ class Writer:
             grown: list[Path] = []
             for token, logp in [t for t in tokens if t[0] not in closed][:k]:
                 ids = (*path.ids, token)
-                grown.append(Path(ids, (*path.logps, logp), self._ended(ids)))
+                grown.append(Path(ids, (*path.logps, logp), self.ended(ids)))
             made.append(grown)
         return made
 

@@ -257,6 +257,8 @@ def task_of(
     reference = Reference(key, start.computed if sight is None else start.dtype, sight)
     head = ScoreHead.of(loaded) if "scores" in spec.needs else None
     task = kind(spec, own, hook, units, loaded.module, reference, budget=start.budget, head=head)
+    if spec.heads:
+        check_left(spec, own, task.groups())
     if steps is None:
         steps = _steps(settings, len(units), task.groups())
     task.steps = steps
@@ -269,7 +271,6 @@ def task_of(
     if taught is not None:
         task.learn_from(taught, steps, held.trees if held is not None else ())
     if spec.heads:
-        check_left(spec, own, task.groups())
         task.speak_with(find_heads(loaded, own, context.stream("heads") % 2**31))
     adapters = attach(loaded.module, settings, context.stream("adapter") % 2**31)
     if adapters is not None:

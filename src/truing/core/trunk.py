@@ -66,7 +66,7 @@ def _exact(value: Tensor) -> Tensor:
 
 def share_of(module: nn.Module, share: float) -> Trunk:
     """That share of a module's blocks, from the first on; one at least."""
-    return Trunk(module, max(1, int(share * len(block_list(module)))))
+    return Trunk(module, max(1, int(share * len(blocks_of(module)))))
 
 
 class Trunk:

@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from truing.core import shared
+from truing.core.reach import text_config
 from truing.errors import Stopped
 from truing.faults import short_of_memory
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from truing.core.sampling import SamplingSettings
 
 ROWS_CPU, ROWS_GPU = 256, 512  # rows of a wave
@@ -37,7 +36,7 @@ SHARE = 4  # a quarter of a GPU's memory: other models and what is computed stan
 
 def token_bytes(module: nn.Module) -> int:
     """Bytes of one token's keys and values in all layers; 0 where the configuration hides it."""
-    config = cast("PreTrainedModel", module).config.get_text_config()
+    config = text_config(module)
 
     def number(name: str) -> int:
         found = getattr(config, name, None)

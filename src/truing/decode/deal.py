@@ -91,6 +91,7 @@ def draw(
     writer = Writer(base, model, sampling)
     h = Heuristic(writer, prompts, value)
     guided, whole = weight != 0 and bool(value.names), lookahead < 0
+    chosen_whole = whole or select == "reward"
 
     def c(found: Sequence[tuple[int, Path]]) -> list[float]:
         length = len(found[0][1].ids)
@@ -118,7 +119,7 @@ def draw(
         extended=writer.cost["next"],
         tokens_ahead=writer.cost["ahead"],
         logp=sum(p.logp for _, p in chosen) / len(chosen),
-        h=sum(h(chosen, 0, whole=whole)) / len(chosen) if value.names else 0.0,
+        h=sum(h(chosen, 0, whole=chosen_whole)) / len(chosen) if value.names else 0.0,
     )
     return [fill([writer.completion(s.path) for s in items], sampling.n) for items in kept]
 

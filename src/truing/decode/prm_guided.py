@@ -91,9 +91,8 @@ def _candidate(
     writer: Writer, path: Path, more: Completion, separator: str, stops: Sequence[str]
 ) -> Candidate:
     ids = (*path.ids, *more.ids)
-    text = writer.base.text(ids)
-    over = ids[-1] in writer.ends or any(s in text for s in writer.sampling.stop)
-    words = writer.text(more.ids)
+    over = writer.ended(ids)
+    words = writer.text(more.ids, len(path.ids))
     closed = next((s for s in (separator, *stops) if words.endswith(s)), "")
     # Spaces at its beginning stay, as in the steps that process reward models were trained on.
     step = words.removesuffix(closed)

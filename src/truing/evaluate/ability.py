@@ -20,7 +20,7 @@ from truing.context import Json, current
 from truing.core.encoding import encode
 from truing.core.logprob import check, measure
 from truing.core.pieces import pieces
-from truing.core.reach import context_of
+from truing.core.reach import together_of
 from truing.core.stats import ratio_bootstrap, wilson
 from truing.core.tree import Node, group_tree, pack
 from truing.errors import InputError
@@ -95,7 +95,7 @@ def text_losses(loaded: Loaded, texts: Sequence[str], max_length: int) -> list[t
 
     What is longer than the model's context is scored in pieces that overlap by half of it.
     """
-    context = context_of(loaded.module)
+    context = together_of(loaded.module)
     trees: list[Node] = []
     whose: list[int] = []
     for i, text in enumerate(texts):

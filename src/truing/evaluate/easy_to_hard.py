@@ -6,11 +6,12 @@
 
 n solutions of each problem are drawn, s_i is what the reward model says of solution i: a process
 reward model's steps (parted by a blank line) by their minimum or product, or an outcome model's
-sigmoid score of the last token. Beside `reward`, an outcome model (ORM, `outcome_reward`) and one
-of outcomes and steps (OPRM, `outcome_process_reward`, asked as `reward` is) can choose among the
-same solutions. Accuracy is reported for each `level` of the problems and over all, beside that of a
-single solution. Solutions without an answer are dropped from voting and are wrong; ties go to what
-was drawn first. With equal scores weighted voting is the majority's.
+sigmoid score of the last token. A model of values (`step_value`) is refused: what votes must not be
+negative. Beside `reward`, an outcome model (ORM, `outcome_reward`) and one of outcomes and steps
+(OPRM, `outcome_process_reward`, asked as `reward` is) can choose among the same solutions. Accuracy
+is reported for each `level` of the problems and over all, beside that of a single solution.
+Solutions without an answer are dropped from voting and are wrong; ties go to what was drawn first.
+With equal scores weighted voting is the majority's.
 
 An answer is what follows the last "####" or "# Answer", else the last number of the text; numbers
 are compared by value, "1/2" being 0.5, other answers without case and outer punctuation.
@@ -147,7 +148,8 @@ def easy_to_hard(
     problems = [as_prompt(r) for r in data.expect("prompt", where=WHERE)]
     for i, row in enumerate(problems):
         given = row.get("answer")
-        if not isinstance(given, (str, int, float)) or not normal(str(given)):
+        known = isinstance(given, (str, int, float)) and given == given  # NaN is none
+        if not known or not normal(str(given)):
             raise InputError(
                 "needs a column 'answer' with the right one of each problem",
                 where=data.place(i),

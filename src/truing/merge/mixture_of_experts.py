@@ -191,14 +191,14 @@ def mixture_of_experts(
 
     Args:
         models: of one Llama-like architecture and tokenizer; a single one is upcycled.
-        experts: of each layer, dealt to the models in turn; 0 takes four, with prompts one a model.
+        experts: of each layer, dealt to the models; 0: one a model, without prompts at least four.
         top_k: experts that a token is sent to; 0 takes one for a switch, else two.
         gate: what makes weights of the routers' logits.
         keep: role whose run-time changes the result carries, where they differ.
     """
     if not models:
         raise InputError("needs at least one model", where=WHERE)
-    experts = experts or (4 if prompts is None else len(models))
+    experts = experts or (max(4, len(models)) if prompts is None else len(models))
     top_k = top_k or (1 if gate == "switch" else 2)
     _check(experts, top_k, gate, len(models), prompted=prompts is not None)
     same_tokens(models, where=WHERE, bare=True)

@@ -19,8 +19,8 @@ A pair is a row of prompt, chosen and rejected whose order nobody has decided ye
 of which an answer is empty, or both are the same, are never chosen. The chosen ones come in the
 order of choice, with what each tells in column `information`, in nats. After labelling, train a
 model anew (train/embedding_reward takes seconds) and choose again. On Gaussian states of 16
-dimensions design needs seven tenths of the labels that chance does; in a pool of near-duplicates
-it may need more than chance, so take those out first (select/near_duplicates).
+dimensions design needs at most nine tenths of the labels that chance does. Take near-duplicates out
+first (select/near_duplicates).
 
 Sources: D-optimal choice of pairs on last states arXiv 2502.04354, for whose past-aware form
 `labelled` stands; the list of arXiv 2507.13158. That survey's choice of prompts for a query by
@@ -70,7 +70,7 @@ def design(
         inverse_DD: A^-1 of what is known already.
     """
     inverse_DD = inverse_DD.copy()
-    reach_N = np.einsum("nd,de,ne->n", z_ND, inverse_DD, z_ND)
+    reach_N = ((z_ND @ inverse_DD) * z_ND).sum(1)
     left_N = np.ones(len(z_ND), bool)
     order: list[int] = []
     gains: list[float] = []
@@ -172,6 +172,7 @@ def informative_pairs(
     pairs = pairs.take(places)
     if by == "design":
         known = labelled.expect("pair", where=WHERE) if labelled is not None else None
+        known = known.take(differing(known)) if known is not None else None
         order, told = designed(reward_model, pairs, known, n, ridge)
     else:
         models = [reward_model, *(others or {}).values()]

@@ -116,7 +116,7 @@ def _words(answer: object) -> str:
         return str(answer)
     items = cast("list[object]", answer)
     return "\n".join(
-        str(cast("Row", m).get("content", "")) if isinstance(m, dict) else str(m) for m in items
+        str(cast("Row", m).get("content") or "") if isinstance(m, dict) else str(m) for m in items
     )
 
 

@@ -19,7 +19,7 @@ from truing.changes import Decoder
 from truing.core.chat import Prompt, answer_text, stop_ids
 from truing.core.drawing import Completion, base_of, continued, drawer
 from truing.core.reach import context_of, text_config
-from truing.core.sampling import LogitsHook, Row, SamplingSettings, own_stops
+from truing.core.sampling import LogitsHook, Row, SamplingSettings, own_stops, stopped_at
 from truing.errors import InputError
 from truing.models import Loaded, Model
 from truing.serve.openai_calls import Form, form_of
@@ -183,9 +183,11 @@ class Batch:
         if ask.logprobs or ask.echo:
             return
         stopped = row.ids[-1] in self.ends or len(row.ids) < self.sampling.max_tokens
-        text = self._before_stop(self._written(self._words(row.ids)))
+        words = self._words(row.ids)
+        text = self._before_stop(self._written(words), words)
         if self.sampling.stop and not stopped:
-            stopped = any(s in self._decoded(row.ids) for s in self.sampling.stop)
+            early = self._decoded(self._early(row.ids))
+            stopped = stopped_at(self._decoded(row.ids), early, self.sampling.stop) >= 0
         one.answer = Answer(text, "stop" if stopped else "length", len(row.ids))
         one.send(text)
         self._finish(one.job)
@@ -215,17 +217,24 @@ class Batch:
         """Tokens of an answer without the one that ended it."""
         return ids[:-1] if ids and ids[-1] in self.ends else ids
 
-    def _before_stop(self, text: str) -> str:
-        places = [text.find(s) for s in self.sampling.stop if s in text]
-        return text[: min(places)] if places else text
+    def _early(self, ids: Sequence[int]) -> Sequence[int]:
+        """Tokens in which no stop text ends an answer."""
+        return ids[: max(0, self.sampling.min_tokens - 1)]
+
+    def _before_stop(self, text: str, ids: Sequence[int]) -> str:
+        if not self.sampling.stop:
+            return text
+        at = stopped_at(text, self._written(self._early(ids)), self.sampling.stop)
+        return text[:at] if at >= 0 else text
 
     def _so_far(self, one: _Watched, ids: Sequence[int]) -> str:
         """Words of an answer so far, without what may yet turn out to end it."""
         if one.growing is None:
             tokenizer = cast(Loaded, self.loaded).tokenizer
             one.growing = Growing(tokenizer, self.served.piecewise, answer_text)
-        whole = one.growing.text(self._words(ids))
-        text = self._before_stop(whole)
+        words = self._words(ids)
+        whole = one.growing.text(words)
+        text = self._before_stop(whole, words)
         if len(text) < len(whole):
             return text
         text = text.rstrip(PART)

@@ -33,7 +33,7 @@ STOP_WORDS = {
 }
 SCRIPTS = {
     "zh": r"[\u4e00-\u9fff]",
-    "ja": r"[\u3040-\u30ff]",
+    "ja": r"[\u3040-\u30fa\u30fc-\u30ff]",  # without the dot between the parts of a name
     "ko": r"[\uac00-\ud7af]",
     "ru": r"[\u0400-\u04ff]",
     "ar": r"[\u0600-\u06ff]",

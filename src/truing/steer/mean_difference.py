@@ -29,7 +29,7 @@ from truing.context import current
 from truing.core.chat import Prompt, completion_ids, prompt_ids
 from truing.core.generate import rewritten
 from truing.core.hooks import Edit, capture, save
-from truing.core.trunk import block_list
+from truing.core.trunk import blocks_of
 from truing.datasets import licence_of
 from truing.errors import InputError
 from truing.method import method
@@ -76,21 +76,27 @@ def _spans(
     return rows, spans
 
 
+def asked_of(model: Model, data: Table) -> list[Prompt]:
+    """The rows' prompts as the model is asked them."""
+    return rewritten(model, [cast(Prompt, row["prompt"]) for row in data])
+
+
 def states(
     model: Model,
     data: Table,
-    prompts: Sequence[Prompt],
     column: str,
     layers: Sequence[int],
     tokens: Tokens,
+    prompts: Sequence[Prompt] | None = None,
 ) -> dict[int, Tensor]:
     """Activations [N, D] of each block: of a row's answer on average, or of its last token.
 
     Args:
-        prompts: the rows' own as the model is asked them, `rewritten`.
+        prompts: what `asked_of` says, where it is known.
     """
     loaded = model.load_module()
     sites = [f"layers.{layer}.residual" for layer in layers]
+    prompts = asked_of(model, data) if prompts is None else prompts
     rows, spans = _spans(model, data, prompts, column, tokens)
     with loaded.run_time():
         read = capture(loaded.module, sites, rows, spans, mean=True)
@@ -122,17 +128,17 @@ def mean_difference(
     data = data.expect("pair", where="steer/mean_difference")
     if not len(data):
         raise InputError("no pair to compare", where="steer/mean_difference", seen=data.source)
-    count = len(block_list(model.load_module().module))
+    count = len(blocks_of(model.load_module().module))
     chosen = layers or middle_layers(count)
     for layer in chosen:
         if not 0 <= layer < count:
             raise InputError(
                 f"the model has {count} layers, counted from 0", where="layers", seen=layer
             )
-    asked = rewritten(model, [cast(Prompt, row["prompt"]) for row in data])
-    positive = states(model, data, asked, "chosen", chosen, tokens)
+    asked = asked_of(model, data)
+    positive = states(model, data, "chosen", chosen, tokens, asked)
     current().progress(1, 2, "activations")
-    negative = states(model, data, asked, "rejected", chosen, tokens)
+    negative = states(model, data, "rejected", chosen, tokens, asked)
     current().progress(2, 2, "activations")
     edits: list[Edit] = []
     for layer in chosen:

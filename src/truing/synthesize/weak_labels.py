@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 from truing.context import current
 from truing.core.rewards import probabilities
-from truing.core.row_kinds import as_kind
+from truing.core.row_kinds import read_answers
 from truing.core.scoring import check_logits, has_head
 from truing.errors import InputError
 from truing.method import method
@@ -84,8 +84,7 @@ def weak_labels(
                 fix="Train one with guard",
             )  # fmt: skip
         check_logits(one, WHERE)
-    if data.kind in ("dialogue_unpaired", "dialogue_example"):
-        data, _ = as_kind(data, data.kind.removeprefix("dialogue_"), WHERE)
+    data = read_answers(data, WHERE)
     at = [i for i, r in enumerate(data) if "completion" in r]
     if not at:
         raise InputError(

@@ -8,7 +8,8 @@
 r = lp(y|x) - lp_ref(y|x); the mean is over all rows. Keep w_D n_D / (w_U n_U) between 1 and 4/3.
 Other rows' answers are those of the step, shifted in the order of their contents by as many as rows
 share a prompt at most: each is used once, under another prompt, whatever the order in which rows
-were drawn. A step needs at least two rows.
+were drawn. Where one prompt has more than half of the rows, answers to others come more than once;
+where all have one, they stay under it. A step needs at least two rows.
 
 Shapes: U rows, K = 2 branches: the row's own answer, the mismatched one.
 """

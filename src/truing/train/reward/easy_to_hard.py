@@ -68,11 +68,18 @@ def process_shaping(
     return values
 
 
-def at_steps(text: str, rewards: Sequence[float], separator: str) -> Placed:
-    """A reward for each step, in equal parts on the characters of the separator that closes it."""
+def at_steps(
+    text: str, rewards: Sequence[float], separator: str, total: float | None = None
+) -> Placed:
+    """A reward for each step, in equal parts on the characters of the separator that closes it.
+
+    Args:
+        total: what they sum to, where that is known exactly.
+    """
     places = closings(text, separator)
     return Placed(
-        [(at, r / len(ends)) for r, ends in zip(rewards, places, strict=True) for at in ends]
+        [(at, r / len(ends)) for r, ends in zip(rewards, places, strict=True) for at in ends],
+        total,
     )
 
 

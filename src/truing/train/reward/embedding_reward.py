@@ -129,6 +129,9 @@ def margin_of(pairs: Table, i: int) -> float:
         return 0.0
     if not isinstance(value, (int, float)) or not np.isfinite(value):
         raise InputError(
-            "needs a finite number in column 'margin'", where=f"{NAME} {pairs.place(i)}", seen=value
+            "needs a finite number in column 'margin'",
+            where=f"{NAME} {pairs.place(i)}",
+            seen=value,
+            fix="Leave it empty where there is none",
         )
     return float(value)

@@ -25,10 +25,11 @@ from statistics import fmean, pstdev
 from typing import cast
 
 from truing.core.bounds import check_bounds
+from truing.core.gold import check_gold
 from truing.core.scores import check_reward, total_scores
 from truing.errors import InputError
 from truing.method import component
-from truing.tables import Row
+from truing.tables import Row, Table
 
 WHERE = "reward ensemble"
 LEAST = 2  # rewards that can disagree
@@ -75,3 +76,11 @@ def _check(settings: Mapping[str, object]) -> None:
 
 
 ensemble.__dict__["__truing_check__"] = _check
+
+
+def _check_rows(rows: list[Row], *, rewards: list[dict[str, object]]) -> None:
+    """What `core.gold` asks before anything is drawn."""
+    check_gold({str(i): ref for i, ref in enumerate(rewards, 1)}, Table("record", rows), WHERE)
+
+
+ensemble.__dict__["__truing_rows__"] = _check_rows

@@ -15,10 +15,12 @@ potential_shaping, model: prm}}`. The values of a state all fall by phi, so that
 stays the best one, for any phi, a wrong one too. `process_shaping` (train/reward/easy_to_hard) and
 `step_reward` do not have this: by them more or better-liked steps are worth more in themselves.
 
-Only methods that pay tokens can use it (ppo, reinforce_plus_plus). Those that compare whole answers
-see the sum, one number for all, and learn what they learn without. gamma counts steps, that of
-these methods tokens: leave both at 1, where they agree. Hindsight relabelling, the survey's other
-way to densify rewards, is not here: it needs goals that can be told to the policy.
+Only methods that pay tokens can use it (ppo, reinforce_plus_plus, salmon_ppo). Those that compare
+whole answers see the sum, one number for all, and learn what they learn without. Where what is paid
+is whitened, by easy_to_hard_ppo and salmon_ppo with `reward_scale=0`, the best action need not stay
+the best. gamma counts steps, that of these methods tokens: leave both at 1, where they agree.
+Hindsight relabelling, the survey's other way to densify rewards, is not here: it needs goals that
+can be told to the policy.
 
 Source: A. Y. Ng, D. Harada and S. Russell, "Policy invariance under reward transformations", 1999;
 in the list of arXiv 2507.13158.
@@ -71,11 +73,12 @@ def potential_shaping(
     asked: list[Row] = [{"prompt": rows[i]["prompt"], "steps": parts[i][:-1]} for i in several]
     made = step_values(found, asked, separator, where=WHERE) if asked else []
     known = dict(zip(several, made, strict=True))
+    total = -start if gamma == 1 else None  # to the bit: equal rewards are found by equality
     values: list[float] = []
     for i, steps in enumerate(parts):
         rewards = shaped(known.get(i, []), gamma, start)
         text = str(rows[i]["completion"])
-        values.append(at_steps(text, rewards, separator) if steps else rewards[0])
+        values.append(at_steps(text, rewards, separator, total) if steps else rewards[0])
     return values
 
 

@@ -25,7 +25,7 @@ from truing.errors import InputError
 from truing.method import component
 from truing.models import Model
 from truing.naming import ModelKey
-from truing.tables import Row, content_hash
+from truing.tables import Row, as_prompt, content_hash, prompt_of
 from truing.train.reward.judged import check_read, judge_of
 
 WHERE = "reward referee"
@@ -75,9 +75,10 @@ def referee(
     judge = _model(model)
     groups: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
-        groups.setdefault(content_hash(row["prompt"]), []).append(i)
+        groups.setdefault(content_hash(prompt_of(row)), []).append(i)
     asked = [
-        (shown(rows[at[0]]), [str(rows[i]["completion"]) for i in at]) for at in groups.values()
+        (shown(as_prompt(rows[at[0]])), [str(rows[i]["completion"]) for i in at])
+        for at in groups.values()
     ]
     made = graded(
         asked,

@@ -27,7 +27,7 @@ from truing.method import component
 from truing.models import held
 from truing.naming import ModelKey, PrinciplesKey
 from truing.principles import Principle, Principles
-from truing.tables import Row, content_hash
+from truing.tables import Row, content_hash, prompt_of
 from truing.train.reward.salmon import ROLE, fitted, within
 
 WHERE = "reward salmon_reward"
@@ -99,7 +99,7 @@ def salmon_reward(
     cut = 0
     for row in rows:
         told = [*_told(row, rules, draw), *(always or [])]
-        review = fitted(row["prompt"], str(row["completion"]), told, fits)
+        review = fitted(prompt_of(row), str(row["completion"]), told, fits)
         if review is None:
             raise InputError(
                 "the principles leave no room for an answer in the model's context",

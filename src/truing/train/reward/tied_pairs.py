@@ -42,7 +42,11 @@ def check(name: str, value: float, none: float, tie_U: Tensor) -> None:
         name: of the setting; none: its value under which nothing ties.
     """
     if value < none or (value == none and bool(tie_U.any())):
-        raise InputError(f"setting {name!r} must be above {none:g} where rows are ties", seen=value)
+        raise InputError(
+            f"setting {name!r} must be above {none:g} where rows are ties",
+            seen=value,
+            fix="Raise it, or leave out rows whose column 'tie' is 1",
+        )
 
 
 @objective(
