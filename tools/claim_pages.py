@@ -50,7 +50,7 @@ def claims_page(root: Path) -> str:
     for path in (folder / "results").glob("*.json"):
         data = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(data, dict) and "seen" in data:
-            model = models.get(path.stem, "")
+            model = models.get(path.stem, "-")
             rows[path.stem] = _row(path.stem, cast("dict[str, Json]", data), model)
     parts = [
         NOTE + "# Claims\n",

@@ -115,8 +115,8 @@ def test_claims_are_shown_whether_or_not_they_are_seen(tmp_path: Path) -> None:
             f'"interval": [0.25, 0.75], "seconds": 90, "date": "2026-01-01"}}'
         )
     page = pages.claims_page(tmp_path)
-    assert "| `one` | t | seen | 0.5 [0.25, 0.75] | 1.5 min | 2026-01-01 |" in page
-    assert "| `two` | t | **not seen** |" in page
+    assert "| `one` | t | - | seen | 0.5 [0.25, 0.75] | 1.5 min | 2026-01-01 |" in page
+    assert "| `two` | t | - | **not seen** |" in page
 
 
 TUTORIAL = """
