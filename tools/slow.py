@@ -39,7 +39,8 @@ def commit() -> str:
 
 def known() -> set[str]:
     """All slow tests, by the names that the summary has for them."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "slow", "tests"]
+    asked = ["--collect-only", "-q", "-o", "addopts=", "-m", "slow", "tests"]
+    command = [sys.executable, "-m", "pytest", *asked]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     found = (line.partition("::") for line in said.splitlines() if "::" in line)
     return {f"{Path(file).stem}::{name}" for file, _, name in found}
@@ -61,6 +62,8 @@ def main(argv: list[str]) -> int:
     }
     earlier = json.loads(OUT.read_text())["tests"] if OUT.exists() else {}
     there = known()
+    if lost := sorted(set(made) - there):
+        raise SystemExit(f"{lost[0]} was run and is not among the slow tests: see known()")
     tests = {n: t for n, t in sorted((earlier | made).items()) if n in there}
     ended = [t["outcome"] for t in tests.values()]
     data = {
