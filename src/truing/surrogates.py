@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TypeVar, cast
 
 T = TypeVar("T")
+UNFINISHED = "\ufffd"  # how a character looks whose last bytes are missing
 
 
 def mended(value: T) -> T:

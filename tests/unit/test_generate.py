@@ -24,10 +24,10 @@ from truing.core.sampling import (
     SamplingSettings,
     next_logps,
     sample,
-    stopped_at,
 )
 from truing.core.shared import Shared
 from truing.core.states import Padded
+from truing.core.stops import stop_place, stopped_at
 from truing.core.tiny import tiny_model
 from truing.errors import InputError
 from truing.models import Model, Prefix
@@ -170,6 +170,18 @@ def test_where_a_text_is_stopped() -> None:
     assert stopped_at("ab##c##", "ab##", ["##", "zz"]) == 5
     assert stopped_at("ab", "", ["z"]) == -1 and stopped_at("ab", "", []) == -1
     assert stopped_at("x\u00e9", "x\ufffd", ["\u00e9"]) == 1
+
+
+def test_where_an_answer_is_stopped() -> None:
+    def letters(ids: Sequence[int]) -> str:
+        return "".join(map(chr, ids))
+
+    ids = [ord(c) for c in "a.b.c"]
+    for least, done, place in [(0, 0, 1), (2, 0, 1), (3, 0, 3), (5, 0, -1), (3, 1, 1), (4, 1, 3)]:
+        asked = SamplingSettings(stop=(".",), min_tokens=least)
+        assert stop_place("a.b.c", ids, asked, letters, done) == place
+    # Without stop texts nothing is decoded.
+    assert stop_place("a.b.c", ids, SamplingSettings(), lambda _: 1 / 0) == -1  # type: ignore[arg-type]
 
 
 def test_stop_texts() -> None:

@@ -85,7 +85,6 @@ class Speaker:
         self.key = content_hash([model.key, asdict(self.sampling)])
         self.base = base_of(model, None)
         self.draw = drawer(self.base, model)
-        self.decodes = any(isinstance(c, Decoder) for c in model.changes)
         self.memory: Memory | None = None
 
     @property
@@ -125,12 +124,7 @@ class Speaker:
                 )
         prompts = self._prompts(asked)
         self.base.check(prompts, self.sampling)
-        made: list[list[Completion]] = []
-        if self.decodes:  # a decoder numbers its own draws: one episode must not shift another's
-            for prompt, one in zip(prompts, asked, strict=True):
-                seed = (self.sampling.seed + one.draw) % 2**31
-                made += self.draw([prompt], replace(self.sampling, seed=seed))
-        elif self.memory is not None:
+        if self.memory is not None:
             made = self.memory.ask(self._request(prompts, asked), [[a.name] for a in asked])
         else:
             made = self.draw(prompts, self.sampling, first=[a.draw for a in asked])

@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, cast
 
 from truing.changes import Decoder
 from truing.context import current
-from truing.core.chat import Prompt, answer_text, prompt_ids, stop_ids
+from truing.core.chat import Prompt, answer_text, prompt_ids
 from truing.core.past import Kept, Past
 from truing.core.sampling import (
     LogitsHook,
@@ -20,10 +21,9 @@ from truing.core.sampling import (
     SamplingSettings,
     check_lengths,
     next_logps,
-    own_stops,
     sample,
-    stopped_at,
 )
+from truing.core.stops import before_stop, ends_of
 from truing.core.waves import room
 from truing.errors import InputError
 from truing.method import get_component
@@ -94,8 +94,7 @@ def continued(
     """`sample` with text: what `sample_ids` and `generate` rest on."""
     tokenizer = loaded.tokenizer
     if sampling.stop_ids is None:
-        ends = [*stop_ids(tokenizer), *own_stops(loaded.module)]
-        sampling = replace(sampling, stop_ids=tuple(dict.fromkeys(ends)))
+        sampling = replace(sampling, stop_ids=ends_of(tokenizer, loaded.module))
 
     def decode(ids: list[int]) -> str:
         return cast(str, tokenizer.decode(ids, skip_special_tokens=False))
@@ -113,9 +112,7 @@ def _completion(made: Sampled, loaded: Loaded, sampling: SamplingSettings) -> Co
     words = made.ids[:-1] if ended else made.ids
     text = answer_text(loaded.tokenizer, words)
     if made.finish == "stop" and not ended:
-        early = answer_text(loaded.tokenizer, words[: max(0, sampling.min_tokens - 1)])
-        at = stopped_at(text, early, sampling.stop)
-        text = text[:at] if at >= 0 else text
+        text = before_stop(text, words, sampling, partial(answer_text, loaded.tokenizer))
     return Completion(text, tuple(made.ids), tuple(made.logprobs), made.finish, len(made.ids))
 
 

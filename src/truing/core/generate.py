@@ -31,7 +31,7 @@ from typing import cast
 from truing.changes import Decoder, Prefix, Rewriter
 from truing.context import Json, current
 from truing.core.chat import Prompt, messages_of
-from truing.core.drawing import Base, Completion, base_of, continued, drawer
+from truing.core.drawing import Base, Completion, Local, Served, base_of, continued, drawer
 from truing.core.sampling import LogitsHook, SamplingSettings, first_draws, sample
 from truing.errors import InputError
 from truing.method import get_component
@@ -98,10 +98,23 @@ def generate(
     asked = rewritten(model, asked)
     base = base_of(model, logits)
     base.check(asked, sampling)
-    draw = drawer(base, model)
-    context = current()
-    # A hook is code, whose effect no key could hold.
-    journal = context.journal("generated") if context.stored and logits is None else None
+    return _drawn(model, base, asked, sampling, keeps=logits is None)
+
+
+def _drawn(
+    model: Model,
+    base: Local | Served,
+    asked: Sequence[Prompt],
+    sampling: SamplingSettings,
+    keeps: bool,
+) -> list[list[Completion]]:
+    """Answers block by block; what is finished stays in the step's journal.
+
+    Args:
+        keeps: whether it may: a logits hook is code, whose effect no key could hold.
+    """
+    draw, context, n = drawer(base, model), current(), sampling.n
+    journal = context.journal("generated") if context.stored and keeps else None
     firsts = first_draws([repr(messages_of(p)) for p in asked], n)
     drawn: list[list[Completion]] = []
     size = max(1, BLOCK // n)

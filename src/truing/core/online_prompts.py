@@ -28,7 +28,7 @@ from truing.core.start import Start
 from truing.core.tree import group_tree
 from truing.core.turn_marks import COUNT, holds, turn_marks, warn
 from truing.errors import InputError
-from truing.tables import Table, prompt_of, row_id
+from truing.tables import Row, Table, prompt_of, row_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -177,16 +177,10 @@ def read_prompts(
             continue
         answer: tuple[int, ...] = ()
         if given:
-            text = row.get(given)
-            if not isinstance(text, str):
-                raise InputError(
-                    f"needs the column {given!r}, or messages that end with an answer in words",
-                    where=f"{where} {table.place(i)}",
-                )
-            if not text.strip():
+            whole = _given(row, given, tokenizer, f"{where} {table.place(i)}")
+            if whole is None:
                 counts["left_out_empty"] += 1
                 continue
-            whole = tuple(completion_ids(tokenizer, text))
             answer = whole[: limit - len(ids)]
             counts["cut"] += len(whole) > len(answer)
         made.append(Asked({**row, "prompt": found}, ids, answer))
@@ -201,3 +195,16 @@ def read_prompts(
             fix="Raise max_length, lower max_tokens, or shorten the prompts",
         )
     return made, {"rows": len(made), **{n: c for n, c in sorted(counts.items()) if c}}
+
+
+def _given(
+    row: Row, column: str, tokenizer: PreTrainedTokenizerBase, place: str
+) -> tuple[int, ...] | None:
+    """Tokens of a row's own answer; None where it is empty."""
+    text = row.get(column)
+    if not isinstance(text, str):
+        raise InputError(
+            f"needs the column {column!r}, or messages that end with an answer in words",
+            where=place,
+        )
+    return tuple(completion_ids(tokenizer, text)) if text.strip() else None

@@ -28,10 +28,11 @@ from torch import nn
 from truing.context import current
 from truing.core import distributed
 from truing.core.bounds import check_bounds
-from truing.core.chat import Prompt, prompt_ids, stop_ids
+from truing.core.chat import Prompt, prompt_ids
 from truing.core.code import made_by
 from truing.core.files import FILE, home, make_room_for
-from truing.core.sampling import SamplingSettings, own_stops, sample
+from truing.core.sampling import SamplingSettings, sample
+from truing.core.stops import ends_of
 from truing.core.training import Hook, State, Tuned, hook
 from truing.errors import InputError
 from truing.tables import Message, content_hash
@@ -150,10 +151,9 @@ class OwnSamples(Hook):
 
     def sampling(self, loaded: Loaded, seed: int) -> SamplingSettings:
         """How answers are drawn; they end where the template or the model ends them."""
-        ends = dict.fromkeys([*stop_ids(loaded.tokenizer), *own_stops(loaded.module)])
         return SamplingSettings(
             max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p,
-            seed=seed, stop_ids=tuple(ends),
+            seed=seed, stop_ids=ends_of(loaded.tokenizer, loaded.module),
         )  # fmt: skip
 
     def asked(

@@ -11,6 +11,8 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
+from truing.surrogates import UNFINISHED
+
 Part = tuple[int, float]  # characters of the answer that come before, and what is paid there
 
 
@@ -66,7 +68,7 @@ def at_tokens(
 
     def written(token: int) -> int:
         # A character of which only some bytes are there yet stands as this mark.
-        return len(decode(ids[: token + 1]).rstrip("\ufffd"))
+        return len(decode(ids[: token + 1]).rstrip(UNFINISHED))
 
     paid = [0.0] * len(ids)
     for position, value in parts:

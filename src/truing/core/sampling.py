@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,12 +32,12 @@ from truing.core.choose import choose
 from truing.core.past import Kept, Past
 from truing.core.reach import context_of
 from truing.core.states import States, states_for
+from truing.core.stops import own_stops, stopped_at
 from truing.core.waves import in_memory, waves
 from truing.errors import InputError
 from truing.surrogates import mended
 
 Finish = Literal["stop", "length"]
-UNFINISHED = "\ufffd"  # how a character looks whose last bytes are missing
 
 
 @dataclass(frozen=True)
@@ -194,17 +194,6 @@ def prepared(module: nn.Module) -> Generator[None]:
         module.train(training)
 
 
-def stopped_at(text: str, early: str, stops: Sequence[str]) -> int:
-    """Where the first stop text stands that ends behind `early`; -1 where none does.
-
-    Args:
-        early: what `text` begins with and may be stopped by nothing in.
-    """
-    done = len(early.rstrip(UNFINISHED))
-    places = [text.find(stop, max(0, done - len(stop) + 1)) for stop in stops]
-    return min((at for at in places if at >= 0), default=-1)
-
-
 def check_lengths(module: nn.Module, prompts: Sequence[Sequence[int]], room: int) -> None:
     """Raise InputError for empty prompts and for those that leave no room in the context."""
     limit = context_of(module)
@@ -263,15 +252,6 @@ def next_logps(
         back = torch.empty(len(prompts), dtype=torch.long)
         back[[i for order, _ in made for i in order]] = torch.arange(len(prompts))
         return logp_BV[back.to(logp_BV.device)]
-
-
-def own_stops(module: nn.Module) -> tuple[int, ...]:
-    """Token ids at which the model's own settings end an answer."""
-    for source in (getattr(module, "generation_config", None), module.config):
-        found = cast("int | list[int] | None", getattr(source, "eos_token_id", None))
-        if found is not None:
-            return tuple(found) if isinstance(found, list) else (found,)
-    return ()
 
 
 class _Wave:

@@ -14,9 +14,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from truing.core.chat import Prompt, stop_ids
+from truing.core.chat import Prompt
 from truing.core.drawing import Base, Completion
-from truing.core.sampling import SamplingSettings, own_stops, stopped_at
+from truing.core.sampling import SamplingSettings
+from truing.core.stops import before_stop, ends_of, stop_place
 from truing.errors import InputError
 from truing.models import Model
 
@@ -76,22 +77,14 @@ class Writer:
         ends = sampling.stop_ids
         if ends is None:
             loaded = model.load_module()
-            ends = (*stop_ids(loaded.tokenizer), *own_stops(loaded.module))
+            ends = ends_of(loaded.tokenizer, loaded.module)
         self.base, self.sampling, self.ends = base, sampling, frozenset(ends)
         self.cost: Counter[str] = Counter()
 
     def text(self, ids: Sequence[int], done: int = 0) -> str:
         """Words of an answer's tokens, behind `done` others, without what ended it."""
         words = ids[:-1] if ids and ids[-1] in self.ends else ids
-        text = self.base.text(words)
-        at = self._stopped(text, ids, done)
-        return text[:at] if at >= 0 else text
-
-    def _stopped(self, text: str, ids: Sequence[int], done: int = 0) -> int:
-        if not self.sampling.stop:
-            return -1
-        early = self.base.text(ids[: max(0, self.sampling.min_tokens - 1 - done)])
-        return stopped_at(text, early, self.sampling.stop)
+        return before_stop(self.base.text(words), ids, self.sampling, self.base.text, done)
 
     def ended(self, ids: tuple[int, ...]) -> bool:
         """Whether an answer of these tokens has come to its end."""
@@ -99,7 +92,7 @@ class Writer:
             return True
         if not self.sampling.stop or len(ids) < self.sampling.min_tokens:
             return False
-        return self._stopped(self.base.text(ids), ids) >= 0
+        return stop_place(self.base.text(ids), ids, self.sampling, self.base.text) >= 0
 
     def expand(self, prompts: Sequence[Prompt], paths: Sequence[Path], k: int) -> list[list[Path]]:
         """Each path extended by its k likeliest next tokens, likeliest first."""

@@ -132,7 +132,7 @@ def alignment_gain(
     ours = _answers(model, theirs, "model", max_tokens, temperature)
     rewards, made = against(ours, theirs)
     won = ras(rewards)
-    measures = [Measure("RAS", won, *wilson(round(won * n), n), n, "share", "", "higher")]
+    measures = [Measure("RAS", won, *wilson(won * n, n), n, "share", "", "higher")]
     before: list[Row] = []
     earlier: list[float] = []
     if baseline is not None:

@@ -16,15 +16,17 @@ import torch
 from torch import Tensor
 
 from truing.changes import Decoder
-from truing.core.chat import Prompt, answer_text, stop_ids
+from truing.core.chat import Prompt, answer_text
 from truing.core.drawing import Completion, base_of, continued, drawer
 from truing.core.reach import context_of, text_config
-from truing.core.sampling import LogitsHook, Row, SamplingSettings, own_stops, stopped_at
+from truing.core.sampling import LogitsHook, Row, SamplingSettings
+from truing.core.stops import before_stop, ends_of, stop_place
 from truing.errors import InputError
 from truing.models import Loaded, Model
 from truing.serve.openai_calls import Form, form_of
-from truing.serve.openai_text import PART, Growing, TextOf, decoded, joins, starts
+from truing.serve.openai_text import Growing, TextOf, decoded, joins, starts
 from truing.serve.openai_wire import Answer, Ask, Refused, Token
+from truing.surrogates import UNFINISHED
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Served:
         self.form = Form(earlier=True)
         if self.loaded is not None:
             module = self.loaded.module
-            self.ends = tuple(dict.fromkeys([*stop_ids(self.loaded.tokenizer), *own_stops(module)]))
+            self.ends = ends_of(self.loaded.tokenizer, module)
             self.context = context_of(module)
             self.vocab = cast(int, text_config(module).vocab_size)
             self.piecewise = joins(self.loaded.tokenizer)
@@ -184,10 +186,10 @@ class Batch:
             return
         stopped = row.ids[-1] in self.ends or len(row.ids) < self.sampling.max_tokens
         words = self._words(row.ids)
-        text = self._before_stop(self._written(words), words)
+        text = before_stop(self._written(words), words, self.sampling, self._written)
         if self.sampling.stop and not stopped:
-            early = self._decoded(self._early(row.ids))
-            stopped = stopped_at(self._decoded(row.ids), early, self.sampling.stop) >= 0
+            whole = self._decoded(row.ids)
+            stopped = stop_place(whole, row.ids, self.sampling, self._decoded) >= 0
         one.answer = Answer(text, "stop" if stopped else "length", len(row.ids))
         one.send(text)
         self._finish(one.job)
@@ -217,16 +219,6 @@ class Batch:
         """Tokens of an answer without the one that ended it."""
         return ids[:-1] if ids and ids[-1] in self.ends else ids
 
-    def _early(self, ids: Sequence[int]) -> Sequence[int]:
-        """Tokens in which no stop text ends an answer."""
-        return ids[: max(0, self.sampling.min_tokens - 1)]
-
-    def _before_stop(self, text: str, ids: Sequence[int]) -> str:
-        if not self.sampling.stop:
-            return text
-        at = stopped_at(text, self._written(self._early(ids)), self.sampling.stop)
-        return text[:at] if at >= 0 else text
-
     def _so_far(self, one: _Watched, ids: Sequence[int]) -> str:
         """Words of an answer so far, without what may yet turn out to end it."""
         if one.growing is None:
@@ -234,10 +226,10 @@ class Batch:
             one.growing = Growing(tokenizer, self.served.piecewise, answer_text)
         words = self._words(ids)
         whole = one.growing.text(words)
-        text = self._before_stop(whole, words)
+        text = before_stop(whole, words, self.sampling, self._written)
         if len(text) < len(whole):
             return text
-        text = text.rstrip(PART)
+        text = text.rstrip(UNFINISHED)
         held = max(
             (k for s in self.sampling.stop for k in range(1, len(s)) if text.endswith(s[:k])),
             default=0,

@@ -9,6 +9,7 @@ from typing import cast
 from truing.core.reply_text import WRITTEN
 from truing.serve.openai_calls import Call, Form, Reading
 from truing.serve.openai_wire import Answer, Ask, Json, Token
+from truing.surrogates import UNFINISHED
 
 
 class Reply:
@@ -144,7 +145,7 @@ def _chat_token(token: Token) -> Json:
 
 def _bytes(text: str) -> list[int] | None:
     """UTF-8 of a token; None for a part of a character, whose bytes its text does not show."""
-    return None if "\ufffd" in text else list(text.encode())
+    return None if UNFINISHED in text else list(text.encode())
 
 
 def usage(answers: Sequence[Answer], prompt_tokens: int) -> Json:

@@ -12,10 +12,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
+from truing.surrogates import UNFINISHED
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PART = "\ufffd"  # how an unfinished character looks
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a token that is one byte of a character
 
 
@@ -67,7 +68,7 @@ class Growing:
         new = self._text_of(self._tokenizer, ids[self._from : end])[self._shown :]
         self._seen, self._text = end, self._settled + new
         # Spaces alone may be left out where a text begins: what is to stand first has a letter.
-        if not new.strip() or new.endswith(PART):
+        if not new.strip() or new.endswith(UNFINISHED):
             return
         if _BYTE.fullmatch(str(self._tokenizer.convert_ids_to_tokens(ids[end - 1]))):
             return
