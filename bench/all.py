@@ -25,18 +25,25 @@ ROWS: dict[str, tuple[str, int, list[str]]] = {  # module, rows, flags
 
 def measured(name: str) -> Json | None:
     """The result of a row, if it is there and was measured in full."""
-    path = RESULTS / f"{name}.json"
+    path, (_, pairs, flags) = RESULTS / f"{name}.json", ROWS[name]
     if not path.exists():
         return None
     found = json.loads(path.read_text())
-    return found if found.get("asked") == asked(MODEL, ROWS[name][1], THREADS) else None
+    whole = "--no-defaults" in flags or found.get("ratio_default", 0) is not None
+    return found if whole and found.get("asked") == asked(MODEL, pairs, THREADS) else None
+
+
+def origin(found: Json) -> str:
+    """When, on what and at which commit a result was recorded."""
+    where: Json = found["machine"]  # type: ignore[assignment]
+    return f"recorded on {where['date']}, {where['cpu']}, at {where['commit']}"
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run what is asked for; exit code 1 when a row fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", help=", ".join(ROWS))
-    parser.add_argument("--again", action="store_true", help="measure again what was measured")
+    parser.add_argument("--again", action="store_true", help="measure here what has a result")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     if unknown := set(args.rows) - set(ROWS):
@@ -51,6 +58,8 @@ def main(argv: list[str] | None = None) -> None:
             again = ["--again"] * args.again
             done = subprocess.run([*command, *again], cwd=ROOT, stdout=subprocess.PIPE, check=False)
             found = None if done.returncode else measured(name)
+        else:
+            say(f"{name}: {origin(found)}; --again measures it here")
         if found is None:
             line[name] = "failed"
             continue
