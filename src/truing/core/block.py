@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from truing.core import attention
-from truing.core.attention import Layout
+from truing.core.layout import Layout
 from truing.core.lora import Adapter, adapter_of
 from truing.core.products import times, times_t, times_t_plus
 

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from truing.core.encoding import INSIDE, decode_inside, encode, space_added
+from truing.core.reach import check_ids
 from truing.core.template import DAY as DAY
 from truing.core.template import (
     MARK,
@@ -357,13 +358,8 @@ def check_receipt(
                     seen=shorten(tokenizer.decode(list(ids))),
                     fix="Give it an answer, or leave the row out",
                 )
-            if vocab is not None and max(ids) >= vocab:
-                raise InputError(
-                    f"the tokenizer gives ids that the model, with {vocab}, does not have",
-                    where=f"{where} row {i}".strip(),
-                    seen=max(ids),
-                    fix="Use the tokenizer that belongs to the model",
-                )
+            if vocab is not None:
+                check_ids(ids, vocab, f"{where} row {i}".strip())
             ended = ended or (loss[-1] and ids[-1] in ends)
     if not ended:
         raise InputError(

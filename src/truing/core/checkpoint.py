@@ -1,6 +1,7 @@
 """Checkpoints of a training run: safetensors and JSON, written atomically, the last two kept.
 
 They hold whole tensors, however these are cut over processes: another number can go on from them.
+Large ones are several files, so that what lies on a GPU is never in main memory all at once.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from truing.core.training import State
 
 SCHEMA_VERSION = 1
 KEEP = 2
+PART = 2**30  # bytes of a file, unless one tensor is larger
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,23 @@ def writable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return made
 
 
+def _parts(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The same tensors, in order, a file's together."""
+    made: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        size += tensor.nbytes
+        if made[-1] and size > PART:
+            made.append({})
+            size = tensor.nbytes
+        made[-1][name] = tensor
+    return made
+
+
+def _file(path: Path, number: int) -> Path:
+    return path / (f"tensors-{number}.safetensors" if number else "tensors.safetensors")
+
+
 class Checkpoints:
     """The checkpoints of the run that `key` names, in `folder`."""
 
@@ -116,13 +135,16 @@ class Checkpoints:
         spare: int = 0,
     ) -> None:
         """Write these tensors, whole or not at all; older ones go as `save` says."""
-        own = writable(tensors)
+        parts = _parts(tensors)
         facts = {"schema_version": SCHEMA_VERSION, "key": self.key, "step": step}
+        facts |= {"files": len(parts)}
         with new_folder(self.folder / f"step-{step:08d}") as partial:
-            save_file(own, partial / "tensors.safetensors")
+            for number, part in enumerate(parts):
+                save_file(writable(part), _file(partial, number))
             (partial / "facts.json").write_text(json.dumps(facts | {"history": history}))
         for old in [s for s in self.steps()[:-KEEP] if s != spare]:
-            shutil.rmtree(self.folder / f"step-{old:08d}")
+            # What is left, as of files on NFS that are mapped still, goes with the next.
+            shutil.rmtree(self.folder / f"step-{old:08d}", ignore_errors=True)
 
     def last(self) -> Checkpoint | None:
         """The newest one that is whole and of this run."""
@@ -131,9 +153,11 @@ class Checkpoints:
     def at(self, step: int) -> Checkpoint | None:
         """That of this run after update `step`; None where it is damaged or not there."""
         path = self.folder / f"step-{step:08d}"
+        tensors: dict[str, Tensor] = {}
         try:
             facts = json.loads((path / "facts.json").read_text())
-            tensors = load_file(path / "tensors.safetensors")
+            for number in range(facts.get("files", 1)):
+                tensors |= load_file(_file(path, number))
         except (OSError, ValueError, SafetensorError):
             return None  # for the last: the one before is as good, only older
         if facts.get("key") == self.key and facts.get("schema_version") == SCHEMA_VERSION:

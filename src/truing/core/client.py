@@ -1,12 +1,10 @@
 """Answers and log-probabilities from any OpenAI-compatible server, each reply kept on the disk.
 
 The same calls as for a model in memory: `core.generate.generate` draws from an endpoint through
-`generate` here, `score` gives the log-probabilities of given words. A reply is kept under
-TRUING_HOME by endpoint, model, prompt, settings and draw number, so that a second run asks nothing
-and a killed one goes on: a file per reply, put in its place by one rename; a damaged file counts as
-none. When a process first asks, the files longest unused go until `LIMIT` bytes are left. Each draw
-is a request of its own with a seed of its own, so that more draws of a prompt reuse the earlier
-ones.
+`generate` here, `score` gives the log-probabilities of given words. A reply is kept by endpoint,
+model, prompt, settings and draw number (`core.replies`), so that a second run asks nothing and a
+killed one goes on. Each draw is a request of its own with a seed of its own, so that more draws of
+a prompt reuse the earlier ones.
 
 How much may be asked, and how many requests run together: what the model's address says, for all
 together `limited(Limits(...))` or environment variables; see `core.limits`.
@@ -15,20 +13,17 @@ together `limited(Limits(...))` or environment variables; see `core.limits`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import cast
 
-from truing.core import files
 from truing.core.chat import Prompt, messages_of
 from truing.core.drawing import Completion
 from truing.core.endpoint import Endpoint, together
 from truing.core.limits import Limits, Meter, limited, meter, warn_of_cut
+from truing.core.replies import Replies, Reply, passing
 from truing.core.reply_text import CALLS, answer_of, warn_of_filtered
 from truing.core.sampling import SamplingSettings, first_draws
 from truing.core.spending import book_of
@@ -40,45 +35,8 @@ from truing.tables import content_hash
 
 __all__ = ["Limits", "Meter", "Replies", "generate", "limited", "meter", "replies_to", "score"]
 
-SCHEMA_VERSION = 1
-LIMIT = 4 * 2**30  # bytes on disk, of all runs together
 Told = Callable[[int], None]
-Reply = dict[str, object]
 Read = Callable[[Reply, Endpoint], Reply]
-
-
-class Replies:
-    """Kept replies: one JSON file each, safe against kills and between processes."""
-
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or files.home() / "replies"
-
-    def _path(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key}.json"
-
-    def get(self, key: str) -> Reply | None:
-        """The reply kept under `key`, or None."""
-        path = self._path(key)
-        try:
-            data: object = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            return None
-        with contextlib.suppress(OSError):
-            path.touch()
-        kept = cast("Reply", data) if isinstance(data, dict) else {}
-        return kept if kept.get("schema_version") == SCHEMA_VERSION else None
-
-    def put(self, key: str, reply: Reply) -> None:
-        """Keep a reply; an InputError when the disk takes none, since it may have cost money."""
-        path = self._path(key)
-        try:
-            files.write_text(path, json.dumps(reply | {"schema_version": SCHEMA_VERSION}))
-        except OSError as error:
-            raise InputError(
-                f"a reply cannot be kept: {error.strerror}",
-                where=str(path.parent),
-                fix="Free some space, or point TRUING_HOME to another disk",
-            ) from None
 
 
 @dataclass
@@ -264,7 +222,7 @@ def _fetch(
     take: Callable[[_Request, Reply], None],
 ) -> None:
     """Give `take` each request's reply, from the disk or from the server."""
-    replies, asked = Replies(), list(requests)
+    replies, asked = passing.get() or Replies(), list(requests)
     missing: list[_Request] = []
     for request in asked:
         kept = replies.get(request.key)
@@ -275,7 +233,7 @@ def _fetch(
     book = book_of(served.url, served.model)
     if not missing:
         return
-    files.make_room_once(replies.folder, LIMIT)
+    replies.make_room()
     came: list[_Request] = []
 
     def arrived(request: _Request, reply: Reply) -> None:

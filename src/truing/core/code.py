@@ -11,8 +11,10 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import inspect
 import math
 import sys
+import types
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -21,10 +23,13 @@ from typing import NamedTuple
 import truing
 from truing.core.parsed import Code, bare, imports_of, memory
 from truing.declared import Declared, everything
+from truing.errors import InputError
 from truing.tables import content_hash
 
 PLAN = "recipe"  # the function of a recipe that makes its plan
 Follows = Callable[[str, frozenset[str]], frozenset[str]]
+# Modules that refuse, name and show: no result depends on them, but most of truing lies behind.
+OUTSIDE = ("truing.core.preflight.", "truing.keys.", "truing.pipeline.", "truing.report.")
 INSTALLED = {"site-packages", "dist-packages"}  # folders of what pip installs
 
 
@@ -112,8 +117,47 @@ def _parsed(module: str, loaded: object) -> _File:
     stat = path.stat()
     changed = max(stat.st_mtime, stat.st_ctime)  # what copies a file may keep its older time
     text, (bare, imported) = memory().code(path, module)
+    imported |= _behind(module, imported)
     names = {m for m in _own(module, imported) if _is_name(m)}
+    if loaded is not None and changed > truing.began and _top(module) != "truing":
+        _check_loaded(module, path)
     return _File(loaded, (bare, imported - names), text, changed)
+
+
+def _behind(module: str, imported: frozenset[str]) -> set[str]:
+    """Modules behind the names of truing's own that another package uses: `truing.generate`."""
+    if _top(module) == "truing":
+        return set()
+    names = {m.removeprefix("truing.") for m in imported if m.startswith("truing.")}
+    return {where for name, where in truing.WHERE.items() if name in names}
+
+
+def _check_loaded(module: str, path: Path) -> None:
+    """Raise an InputError for a module whose functions were edited since it was loaded.
+
+    Under the key of the new text, what the old code makes would be found by the new one.
+    """
+    written = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
+    codes = [c for c in written.co_consts if isinstance(c, types.CodeType)]
+    for name in dict.fromkeys(c.co_name for c in codes):
+        held: object = getattr(sys.modules[module], name, None)
+        held = inspect.unwrap(held) if callable(held) else held
+        if not isinstance(held, types.FunctionType) or held.__module__ != module:
+            continue
+        # One of several of a name, and the inner function of a decorator, may be what it is.
+        new = [_unplaced(c) for c in codes if c.co_name == held.__code__.co_name]
+        if new and _unplaced(held.__code__) not in new:
+            raise InputError(
+                f"the function {name!r} was edited since its module was loaded",
+                where=str(path),
+                fix=f"Load it again, importlib.reload({module}), or start Python anew",
+            )
+
+
+def _unplaced(code: types.CodeType) -> types.CodeType:
+    """The same code wherever it stands in its file."""
+    inner = (_unplaced(c) if isinstance(c, types.CodeType) else c for c in code.co_consts)
+    return code.replace(co_consts=tuple(inner), co_firstlineno=1, co_linetable=b"")
 
 
 @functools.cache
@@ -129,7 +173,7 @@ def code_key(modules: Iterable[str], own: Iterable[Declared] = ()) -> str:
     Args:
         own: functions of a user's own, of which the files count as they were when they were loaded.
     """
-    found = _walked(modules, _own)
+    found = _walked(modules, _computing)
     files = {one.entry.path: one for one in own}
     if not files:
         return content_hash(found)
@@ -138,8 +182,9 @@ def code_key(modules: Iterable[str], own: Iterable[Declared] = ()) -> str:
     for one in files.values():
         code, imported = _of_file(one.text or "", one.entry.path, _module(one))
         codes.append(code)
-        wanted |= _followed(_module(one), imported)
-    return content_hash([found | _walked(wanted, _followed), sorted(codes)])
+        wanted |= _computing(_module(one), imported | _behind(_module(one), imported), _followed)
+    walked = _walked(wanted, functools.partial(_computing, follows=_followed))
+    return content_hash([found | walked, sorted(codes)])
 
 
 def text_key(modules: Iterable[str]) -> str:
@@ -162,6 +207,14 @@ def settled(modules: Iterable[str]) -> bool:
 def _edited(module: str, imported: frozenset[str]) -> frozenset[str]:
     """Of truing's own modules what `_own` says; a user's may import others of the user's."""
     return (_own if _top(module) == "truing" else _followed)(module, imported)
+
+
+def _computing(
+    module: str, imported: frozenset[str], follows: Follows | None = None
+) -> frozenset[str]:
+    """What `follows` says, by default `_own`, less what no result depends on."""
+    found = (follows or _own)(module, imported)
+    return frozenset(m for m in found if not f"{m}.".startswith(OUTSIDE))
 
 
 @functools.lru_cache(maxsize=4096)

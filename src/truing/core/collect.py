@@ -4,7 +4,7 @@ Each rollout has a file of its own in the step's folder, to which answers are ad
 they are drawn, then their rewards. A run that was killed reads what is there and draws the rest:
 what is drawn depends on seed, prompt and weights alone, so the same bits come out. Where an
 environment answers between several turns of the policy (`core.episodes`), its replies and its state
-are written after each turn. The files stay, as the record of what the model was trained on. Of
+are written after each turn. The files stay until the step ends, and in a folder of one's own. Of
 several processes each draws for a share of the prompts; the first one rewards all answers, and it
 alone has journals.
 

@@ -6,7 +6,8 @@ On the policy's trunk it is one layer (`value_head.weight` [1, D], `value_head.b
 first or the model's own, and comes back with the model as further tensors. A critic that is given
 as a model of its own, such as a reward model, brings its trunk and its head (`value_head`, else
 `reward_head`, else zero), which are trained beside the policy as that is: an adapter, or all
-weights. It is then saved beside the result, and can be given again.
+weights. It is kept beside the result and can be given again: what a stored step made of it is named
+KEY/critic, and `truing store export KEY/critic FOLDER` writes it.
 
 Shapes: N tokens, M loss tokens, U trees, K branches, T loss tokens of a branch, D hidden size.
 """
@@ -22,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from truing.changes import Weights
+from truing.context import current
 from truing.core import distributed
 from truing.core.files import new_folder
 from truing.core.logprob import Extras, check, measure, states
@@ -98,7 +100,7 @@ class Critic(nn.Module):
             return packed.spread(self(rows_MD.float())[:, 0])
 
     def saved(self, made: Model, model: Model | None, data: Table, folder: Path) -> Model:
-        """`made` with this head, or unchanged beside the critic saved as a model in `folder`.
+        """`made` with this head, or unchanged beside the critic, a model that `folder` holds, too.
 
         Args:
             made: the trained policy.
@@ -114,9 +116,11 @@ class Critic(nn.Module):
             return made.adding(Weights(head))
         weights = folder.with_name(f"{folder.name}-trunk")
         critic = trained_model(model, self.trunk, self.lora, weights, data, "critic")
+        critic = critic.adding(Weights(head)).with_licences(made.licences)
         with distributed.first_alone():
             if not folder.is_dir():
-                critic.adding(Weights(head)).save(folder)
+                critic.save(folder)
+        current().keep("critic", critic)
         return made
 
 

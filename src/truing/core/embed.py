@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from truing.context import current
 from truing.core import fetch
+from truing.core.attention import on_device
 from truing.core.loaded import quiet
 from truing.tables import content_hash
 
@@ -42,7 +43,7 @@ def encoder() -> tuple[BertModel, PreTrainedTokenizerBase]:
     with quiet():
         module = BertModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        moved = cast(torch.nn.Module, module.eval()).to(device)
+        moved = on_device(cast(torch.nn.Module, module.eval()), device)
         return cast("BertModel", moved), AutoTokenizer.from_pretrained(folder)
 
 

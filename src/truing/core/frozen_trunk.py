@@ -37,10 +37,11 @@ from torch import Tensor, nn
 
 from truing.context import current
 from truing.core import lora as adapters
-from truing.core.attention import Layout, tree_attention
+from truing.core.attention import tree_attention
 from truing.core.code import made_by
 from truing.core.files import home, make_room
 from truing.core.fused import fused
+from truing.core.layout import Layout
 from truing.core.logprob import small_tree, states
 from truing.core.reach import width_of
 from truing.core.reference import SWEEP
@@ -194,11 +195,12 @@ class FrozenTrunk:
         packed = self._packs[path]
         states_ND = self._below(packed.to(self.device)).cpu().contiguous()
         size = states_ND.numel() * states_ND.element_size()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        make_room(self.folder, LIMIT - size)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file({"states": states_ND}, partial)
-        partial.replace(path)
+        with contextlib.suppress(OSError, SafetensorError):  # what cannot be kept costs time only
+            self.folder.mkdir(parents=True, exist_ok=True)
+            make_room(self.folder, LIMIT - size)
+            partial = path.with_name(f".{path.name}.{os.getpid()}")
+            save_file({"states": states_ND}, partial)
+            partial.replace(path)
         self.computed += 1
         return states_ND
 

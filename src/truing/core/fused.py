@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from truing.core import recompute
-from truing.core.attention import Layout, tree_attention
+from truing.core.attention import tree_attention
 from truing.core.block import NORMS, PRODUCTS, run
+from truing.core.layout import Layout
 from truing.core.lora import adapter_of
 from truing.core.tree import Segment
 from truing.errors import InputError

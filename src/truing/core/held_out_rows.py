@@ -22,7 +22,6 @@ from truing.core.objective import Objective
 from truing.core.training import Hook
 from truing.core.training_rows import Unit
 from truing.core.tree import Node
-from truing.errors import InputError
 
 if TYPE_CHECKING:
     from truing.core.text_task import TextTask
@@ -81,17 +80,7 @@ class HeldOutRows:
 
 
 def held_rows(spec: Objective, units: list[Unit], hook: Hook, batch: int) -> HeldOutRows:
-    """The rows with the steps that an objective measures them in.
-
-    Raises:
-        InputError: a single row, where answers are compared with those of other rows.
-    """
-    if "mismatched" in spec.needs and len(units) < 2:
-        raise InputError(
-            "needs two held-out rows at least: answers are compared with those of other rows",
-            where=f"{spec.name} {INPUT}",
-            seen=len(units),
-        )
+    """The rows with the steps that an objective measures them in."""
     steps = [list(range(len(units)))]
     if spec.unit == "batch" or "mismatched" in spec.needs:
         source = torch.Generator().manual_seed(current().stream(INPUT))

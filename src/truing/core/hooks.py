@@ -26,6 +26,7 @@ import json
 import re
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal, cast
 
@@ -34,7 +35,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from truing.changes import Edits
-from truing.core.reach import text_config
+from truing.core.reach import check_ids, text_config, vocab_of
 from truing.core.trunk import backbone_of, blocks_of
 from truing.errors import InputError
 
@@ -263,6 +264,7 @@ def capture(
                 seen=(a, b),
                 fix="Leave out rows without an answer",
             )
+    check_ids(chain.from_iterable(rows), vocab_of(module))
     places = {s: find(module, s) for s in sites}
     made = {s: [torch.empty(0)] * len(rows) for s in sites}
     device = next(module.parameters()).device

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from truing.core.products import scores
+
 if TYPE_CHECKING:
     from truing.core.past import Kept
 
@@ -89,8 +91,7 @@ class Level:
 
     def scores(self, layer: int, query_BGRD: Tensor) -> Tensor:
         """Products [B, G, R, T] of the queries with the keys that they see here."""
-        key_NGTD = self.key[layer]
-        met = self._spread(query_BGRD) @ key_NGTD.transpose(2, 3)
+        met = scores(self._spread(query_BGRD), self.key[layer])
         made = self._gather(met, query_BGRD.shape[2])
         return made if self.mask_B1T is None else made.add_(self.mask_B1T[:, None])
 
@@ -125,8 +126,7 @@ class Own:
 
     def scores(self, layer: int, query_BGRD: Tensor) -> Tensor:
         """Products [B, G, R, T] of the queries with their own row's keys."""
-        key_BGTD = self.key[layer][: self.rows, :, : self.length]
-        return query_BGRD @ key_BGTD.transpose(2, 3)
+        return scores(query_BGRD, self.key[layer][: self.rows, :, : self.length])
 
     def mix(self, layer: int, p_BGRT: Tensor) -> Tensor:
         """Values [B, G, R, D] weighted by `p_BGRT`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import re
 import threading
 import weakref
 from collections import OrderedDict
@@ -19,18 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from truing.changes import Adapter, Edits
+from truing.core.bases import TOKENIZER_FILES, check_unchanged
+from truing.core.stock import complete, config_of, generation_of, said, stock
+from truing.core.stock import quiet as quiet
 from truing.core.template import tell
 from truing.errors import InputError
-from truing.faults import AGAIN, unreadable
+from truing.faults import AGAIN
 
 if TYPE_CHECKING:
     import torch
-    from transformers import (
-        GenerationConfig,
-        PreTrainedConfig,
-        PreTrainedModel,
-        PreTrainedTokenizerBase,
-    )
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from truing.core.weights import Folded
     from truing.models import Model
@@ -38,14 +37,13 @@ if TYPE_CHECKING:
 KEEP = 4  # modules kept in memory for reuse, beside a panel's
 LARGE = 2**-4  # GiB of weights before whose reading what nobody uses any more is collected
 MARGIN = 1.25  # of a module's own bytes that a device should have free: it is to compute there, too
+ALONE = re.compile(r"\.experts\.\d")  # in names of a file's experts, which are laid together
 _cache: OrderedDict[tuple[str, str, str], tuple[torch.nn.Module, dict[str, torch.Tensor]]]
 _cache = OrderedDict()
 _tokenizers: OrderedDict[str, PreTrainedTokenizerBase] = OrderedDict()
 _panel = 0  # members of the largest panel of judges
 _folded: set[str] = set()  # weights_key of models whose adapters cannot stand beside the weights
 _guard = threading.RLock()
-# What libraries raise for files of other types than they expect.
-MALFORMED = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError)
 
 
 @dataclass
@@ -69,91 +67,17 @@ class Loaded:
 
     @contextlib.contextmanager
     def run_time(self) -> Generator[None]:
-        """Apply the model's activation edits to the module inside the block."""
-        edits = [c for c in self.model.run_time_changes if isinstance(c, Edits)]
-        if not edits:
-            yield
-            return
+        """Apply the model's activation edits inside the block; other threads wait until it ends."""
         from truing.core import hooks
+        from truing.core.attention import alone
 
-        with hooks.applied(self.module, edits):
+        edits = [c for c in self.model.run_time_changes if isinstance(c, Edits)]
+        with alone(self.module), hooks.applied(self.module, edits):
             yield
 
     def folded(self) -> Folded:
         """The state dict with weight changes folded in, by the names of the base's files."""
         return self.model.folded()
-
-
-def _said(error: Exception) -> str:
-    """The first line of an error; where it only announces the next, that too."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])
-
-
-def config_of(folder: Path) -> PreTrainedConfig:
-    """The configuration of a model folder; an InputError for one that is not run."""
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-
-    where = str(folder / "config.json")
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, *MALFORMED, StrictDataclassError) as error:
-        fix = "Architectures that bring their own code are not run"
-        told = f"the configuration cannot be read: {_said(error)}"
-        raise InputError(told, where=where, fix=fix) from None
-    if getattr(config, "is_encoder_decoder", False):
-        told = "an encoder-decoder model, which reads its prompt by other layers than it answers by"
-        fix = "Give a causal language model, whose class ends in ForCausalLM"
-        seen = config.architectures or config.model_type
-        raise InputError(told, where=where, seen=seen, fix=fix)
-    return config
-
-
-def _generation(folder: Path) -> GenerationConfig | None:
-    """The model's own settings of generation, where it has any."""
-    from transformers import GenerationConfig
-
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return None
-    try:
-        return GenerationConfig.from_pretrained(folder)
-    except (OSError, *MALFORMED) as error:
-        raise unreadable(error, "the settings of generation cannot be read", str(path)) from None
-
-
-def architecture(config: PreTrainedConfig, where: str) -> type[PreTrainedModel]:
-    """The class of transformers that the configuration names, else its causal language model."""
-    import transformers
-    from transformers import PreTrainedModel
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    for name in config.architectures or ():
-        found = getattr(transformers, name, None)
-        if isinstance(found, type) and issubclass(found, PreTrainedModel):
-            return found
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return cast("type[PreTrainedModel]", MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
-    seen = config.architectures or config.model_type
-    fix = "Upgrade transformers: pip install -U transformers"
-    raise InputError("transformers knows no such architecture", where=where, seen=seen, fix=fix)
-
-
-@contextlib.contextmanager
-def quiet() -> Generator[None]:
-    """Switch off the progress bars and load reports of transformers inside the block."""
-    from transformers.utils import logging
-
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _build(
@@ -163,25 +87,22 @@ def _build(
     import torch
 
     from truing.core.headed import take_apart
-    from truing.core.weights import Folded, open_weights
 
     number = cast(torch.dtype, getattr(torch, dtype))
-    changes = [c for c in model.weight_changes if not (beside and isinstance(c, Adapter))]
-    # In the module's own type: rounded to the file's first, most of what was trained could be lost.
-    folded = Folded(open_weights(model.folder), changes, number)
+    folded = _laid(model, number, beside=beside)
     if model.builder:
         from truing.method import get_component
 
         module = cast(torch.nn.Module, get_component("builder", model.builder)())
         missing = module.load_state_dict(dict(folded), strict=False)
-        _complete(missing.missing_keys, missing.unexpected_keys, model)
+        complete(missing.missing_keys, missing.unexpected_keys, str(model.folder))
         return module.to(number).eval(), folded.extra
-    config, generation = config_of(model.folder), _generation(model.folder)
+    config, generation = config_of(model.folder), generation_of(model.folder)
     if folded.untied:
         config.tie_word_embeddings = False
     state = dict(folded)
     take_apart(model, config, state, folded.extra)
-    module = _stock(model, config, state, number)
+    module = stock(config, state, number, str(model.folder))
     if generation is not None and hasattr(module, "generation_config"):
         cast("PreTrainedModel", module).generation_config = generation
     if folded.extra:
@@ -191,23 +112,13 @@ def _build(
     return module.eval(), folded.extra
 
 
-def _stock(
-    model: Model, config: PreTrainedConfig, state: dict[str, torch.Tensor], number: torch.dtype
-) -> torch.nn.Module:
-    """A module of transformers, with all of its weights."""
-    where = str(model.folder)
-    make = architecture(config, where)
-    try:
-        with quiet():
-            made: object = make.from_pretrained(
-                None, config=config, state_dict=state, dtype=number, output_loading_info=True
-            )
-    except MALFORMED as error:
-        told = f"the architecture cannot be made as config.json describes it: {_said(error)}"
-        raise InputError(told, where=where, seen=make.__name__, fix=AGAIN) from error
-    module, facts = cast("tuple[torch.nn.Module, dict[str, object]]", made)
-    _complete(facts["missing_keys"], (), model)
-    return module
+def _laid(model: Model, number: torch.dtype, *, beside: bool) -> Folded:
+    """What a module is made of, in that type; see `_build`."""
+    from truing.core.weights import Folded, open_weights
+
+    changes = [c for c in model.weight_changes if not (beside and isinstance(c, Adapter))]
+    # In the module's own type: rounded to the file's first, most of what was trained could be lost.
+    return Folded(open_weights(model.folder), changes, number)
 
 
 def by_file_names(
@@ -222,17 +133,6 @@ def by_file_names(
     return revert_weight_conversion(cast("PreTrainedModel", module), dict(state))
 
 
-def _complete(missing: object, unexpected: object, model: Model) -> None:
-    lost, odd = (sorted(cast("list[str]", names)) for names in (missing, unexpected))
-    if lost or odd:
-        raise InputError(
-            "weights are missing" if lost else "weights do not belong to the architecture",
-            where=str(model.folder),
-            seen=(lost or odd)[:4],
-            fix="The folder does not hold the whole model: fetch or save it again",
-        )
-
-
 def bytes_of(model: Model, dtype: str) -> int:
     """Bytes of a model's weights in memory: in the type that they are read as, not their file's."""
     import torch
@@ -242,13 +142,34 @@ def bytes_of(model: Model, dtype: str) -> int:
     return width * sum(math.prod(folded.shape(n)) for n in folded)
 
 
-def check_memory(model: Model, dtype: str) -> None:
-    """Raise before a model is read that could not fit into this machine's memory."""
+def _made(model: Model, dtype: str, *, beside: bool) -> int:
+    """Bytes of the weights that are made in main memory on their way to a GPU.
+
+    All others are mapped from their files, and copied from there one by one.
+    """
+    import torch
+
+    number = cast(torch.dtype, getattr(torch, dtype))
+    folded = _laid(model, number, beside=beside)
+    made = {n for n in folded if ALONE.search(n) or folded.stored_dtype(n) != number}
+    made |= folded.changed
+    return number.itemsize * sum(math.prod(folded.shape(n)) for n in made)
+
+
+def check_memory(model: Model, dtype: str, device: str = "cpu", *, beside: bool = False) -> None:
+    """Raise before a model is read that could not fit into this machine's memory.
+
+    Args:
+        device: where it goes to; what a GPU has room for, `make_place` says.
+        beside: whether its adapters are to stand beside it.
+    """
     from truing.doctor import memory_gib
 
     needed = bytes_of(model, dtype) / 2**30
     if needed > LARGE:
         gc.collect()  # a module under an adapter refers to itself and stays until this
+    if not device.startswith("cpu"):
+        needed = _made(model, dtype, beside=beside) / 2**30
     _, free = memory_gib()
     if free and needed > 0.95 * free and _cache:
         _cache.clear()  # what is kept for reuse must not stand in the way of what is needed
@@ -261,6 +182,25 @@ def check_memory(model: Model, dtype: str) -> None:
         )
 
 
+def spare(device: str, enough: Callable[[], bool] = lambda: False) -> None:
+    """Drop cached modules of a device that nobody has in hand, until it is enough.
+
+    The longest unused go first. Those that are asked for again are read from their files.
+    """
+    with _guard:
+        for key in [k for k in _cache if k[2] == device]:
+            if enough():
+                return
+            held = _cache.pop(key)
+            still = weakref.ref(held[0])
+            extra = held[1]
+            del held
+            gc.collect()
+            if (module := still()) is not None:
+                # Somebody has it in hand: forgetting it frees nothing, and reads it a second time.
+                _cache[key] = (module, extra)
+
+
 def make_place(needed: int, free: Callable[[], int], device: str, where: str) -> None:
     """Drop cached modules of a device, the longest unused first, until another one fits.
 
@@ -270,17 +210,7 @@ def make_place(needed: int, free: Callable[[], int], device: str, where: str) ->
     Raises:
         InputError: it does not fit even so.
     """
-    for key in [k for k in _cache if k[2] == device]:
-        if free() >= MARGIN * needed:
-            return
-        held = _cache.pop(key)
-        still = weakref.ref(held[0])
-        extra = held[1]
-        del held
-        gc.collect()
-        if (module := still()) is not None:
-            # Somebody has it in hand: forgetting it frees nothing, and reads it a second time.
-            _cache[key] = (module, extra)
+    spare(device, lambda: free() >= MARGIN * needed)
     if (left := free()) < needed:
         raise InputError(
             f"the weights need {needed / 2**30:.1f} GiB and {left / 2**30:.1f} GiB of the device's "
@@ -295,11 +225,13 @@ def _moved(module: torch.nn.Module, device: str, where: str) -> torch.nn.Module:
     """The module on its device, for which room is made where that is an accelerator."""
     import torch
 
+    from truing.core.attention import on_device
+
     if torch.device(device).type == "cuda":
         tensors = [*module.parameters(), *module.buffers()]
         size = sum(t.numel() * t.element_size() for t in tensors)
         make_place(size, lambda: free_on(device), device, where)
-    return module.to(device)
+    return on_device(module, device)
 
 
 def free_on(device: str) -> int:
@@ -335,7 +267,8 @@ def load_module(
             _cache.move_to_end(key)
             module, extra = _cache[key]
             return Loaded(module, model, device, extra)
-        check_memory(model, dtype)
+        check_unchanged(model.local)
+        check_memory(model, dtype, device, beside=bool(beside))
         module, extra = _build(model, dtype, beside=bool(beside))
         module = _moved(module, device, model.name)
         if beside and not unmerged.put(module, beside):
@@ -366,28 +299,43 @@ def forget() -> None:
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model's folder, with its chat template; cached by content."""
+    """The tokenizer of a model's base, with its chat template; cached by content."""
     from transformers import AutoTokenizer
 
-    from truing.models import TOKENIZER_FILES
-
-    folder = model.folder
+    base = model.local
+    where = str(base.words or base.path)
     with _guard:
-        if model.base_key in _tokenizers:
-            return _tokenizers[model.base_key]
-        if not any((folder / n).is_file() for n in TOKENIZER_FILES):
+        if base.key in _tokenizers:
+            return _tokenizers[base.key]
+        parts = base.parts()
+        if parts.keys().isdisjoint(TOKENIZER_FILES):
             fix = "Put tokenizer.json and tokenizer_config.json beside the weights"
-            raise InputError("the model has no tokenizer", where=str(folder), fix=fix)
+            raise InputError("the model has no tokenizer", where=where, fix=fix)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            told = f"the tokenizer cannot be read: {str(error).splitlines()[0]}"
-            raise InputError(told, where=str(folder), fix=AGAIN) from None
-        tell(tokenizer, getattr(model.base, "thinking", None))
-        _tokenizers[model.base_key] = tokenizer
+            with base.together() as folder:
+                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # that of tokenizers, for files of newer versions, is no other
+            told, fix = _unread(error, parts)
+            told = f"the tokenizer cannot be read: {told}"
+            raise InputError(told, where=where, fix=fix) from None
+        tokenizer.name_or_path = where
+        tell(tokenizer, base.thinking)
+        _tokenizers[base.key] = tokenizer
         while len(_tokenizers) > 2 * KEEP + _panel:
             _tokenizers.popitem(last=False)
         return tokenizer
+
+
+def _unread(error: Exception, parts: Mapping[str, Path]) -> tuple[str, str]:
+    """Why a tokenizer cannot be read, and what helps."""
+    from transformers.utils import is_protobuf_available, is_sentencepiece_available
+
+    pieces = next((n for n in parts if n.endswith(".model")), "")
+    if pieces and "tokenizer.json" not in parts:
+        fix = "Install them: pip install sentencepiece protobuf; or give one with tokenizer.json"
+        if not (is_sentencepiece_available() and is_protobuf_available()):
+            return f"{pieces} needs the packages sentencepiece and protobuf", fix
+    return said(error), f"{AGAIN}; if a newer version wrote it, pip install -U tokenizers"
 
 
 def need_template(tokenizer: Mapping[str, object] | object, where: str) -> None:

@@ -29,18 +29,19 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from truing.core.attention import KNOWN, Layout, tree_attention
+from truing.core.attention import KNOWN, tree_attention
 from truing.core.fused import fused
 from truing.core.headed import check_words
-from truing.core.products import logits, times, times_t, times_t_plus
-from truing.core.reach import text_config, too_long
+from truing.core.layout import Layout
+from truing.core.products import logits, times, times_t
+from truing.core.reach import check_ids, text_config, too_long, vocab_of
 from truing.core.tree import Packed, group_tree, pack
 from truing.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CHUNK = 2**23  # logits of a chunk: 32 MiB in float32
+CHUNK, CHUNK_GPU = 2**23, 2**25  # logits of a chunk: 32 and 128 MiB in float32
 _checked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
@@ -127,7 +128,7 @@ class _Head(torch.autograd.Function):
         )
         values = [rows_MD.new_empty(len(rows_MD), dtype=torch.float32) for _ in names]
         slopes = [torch.empty_like(rows_MD) for _ in names if grad and not trained]
-        for part in _chunks(len(rows_MD), len(weight_VD)):
+        for part in _chunks(rows_MD, len(weight_VD)):
             rows = _rows(rows_MD, weight_VD, bias_V, target_M, extras, part)
             for i, name in enumerate(names):
                 value_C, slope_CV = STATISTICS[name](rows, bool(slopes))
@@ -152,9 +153,9 @@ class _Head(torch.autograd.Function):
             return total, None, *none
         rows_MD, weight_VD, bias_V, target_M = saved
         d_rows_MD = torch.empty_like(rows_MD)
-        d_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        d_weight_VD: Tensor | None = None
         d_bias_V = None if bias_V is None else torch.zeros_like(bias_V)
-        for part in _chunks(len(rows_MD), len(weight_VD)):
+        for part in _chunks(rows_MD, len(weight_VD)):
             rows = _rows(rows_MD, weight_VD, bias_V, target_M, ctx.extras, part)  # type: ignore[attr-defined]
             total_CV: Tensor | None = None
             for name, u in zip(ctx.names, up):  # type: ignore[attr-defined]
@@ -162,21 +163,33 @@ class _Head(torch.autograd.Function):
                 total_CV = slope_CV if total_CV is None else total_CV.add_(slope_CV)
             total_CV = cast(Tensor, total_CV).to(weight_VD.dtype)
             d_rows_MD[part] = times(total_CV, weight_VD)
-            d_weight_VD = _plus(total_CV.T, rows_MD[part].T, d_weight_VD)
+            d_weight_VD = _plus(total_CV.T, rows_MD[part], d_weight_VD)
             if d_bias_V is not None:
                 d_bias_V += total_CV.sum(0)
+        if d_weight_VD is None:  # no row at all
+            d_weight_VD = torch.zeros_like(weight_VD)
         return d_rows_MD, d_weight_VD.to(weight_VD.dtype), d_bias_V, *none[1:]
 
 
-def _plus(up_VC: Tensor, rows_DC: Tensor, sum_VD: Tensor) -> Tensor:
-    """sum + up rows^T, [V, D]: added up in float32 whatever the factors are of."""
+def _plus(up_VC: Tensor, rows_CD: Tensor, sum_VD: Tensor | None) -> Tensor:
+    """sum + up rows, [V, D]: added up in float32 whatever the factors are of, and in place.
+
+    A new sum for each chunk would be as large as the head, and memory that is fresh each time.
+    """
+    if sum_VD is None:
+        return times_t(up_VC, rows_CD.T).float()
     if up_VC.dtype == sum_VD.dtype:
-        return times_t_plus(up_VC, rows_DC, None, sum_VD)
-    return sum_VD.add_(times_t(up_VC, rows_DC))
+        return sum_VD.addmm_(up_VC, rows_CD)
+    return sum_VD.add_(times_t(up_VC, rows_CD.T))
 
 
-def _chunks(rows: int, vocab: int) -> list[slice]:
-    size = max(1, CHUNK // vocab)
+def chunk_of(like: Tensor) -> int:
+    """Logits of a chunk on a tensor's device."""
+    return CHUNK_GPU if like.is_cuda else CHUNK
+
+
+def _chunks(rows_MD: Tensor, vocab: int) -> list[slice]:
+    rows, size = len(rows_MD), max(1, chunk_of(rows_MD) // vocab)
     return [slice(a, min(a + size, rows)) for a in range(0, rows, size)]
 
 
@@ -207,6 +220,7 @@ def states(module: nn.Module, packed: Packed) -> Tensor:
     check(module)
     if wrong := too_long(module, packed.longest):
         raise InputError(wrong, fix="Shorten or leave out such rows, or score them in pieces")
+    check_ids([packed.largest], vocab_of(module))
     layout = Layout(packed.segments)
     trunk = cast("Played | None", vars(module).get("truing_trunk"))
     below = trunk.played(packed) if trunk is not None else contextlib.nullcontext()

@@ -1,15 +1,17 @@
 """A forecast of what training holds beside the weights, and what is done about it.
 
-    needed = state + copies + head + tokens * activations
+    needed = state + copies + head + tokens * (activations + masks)
 
 A trunk that is trained beside the module (a critic's) holds as much again, and its weights. Copies
 of weights that are loaded later, such as a frozen reference's, count too (`Beside`).
 
 state: gradients and two moments of what is trained, and merged weights under an adapter.
-head: logits of one chunk and what is made of them. activations: a token's, measured on a small tree
-by counting what a forward pass leaves for the backward one, of L blocks and of two more for what
-the backward pass itself makes; with the blocks' inputs alone kept (`recompute`), L inputs and three
-blocks. Rows that are measured only, held-out ones, leave nothing for a backward pass: two blocks.
+head: logits of one chunk and what is made of them. masks: of nodes that see others, which a GPU is
+given whole; on a CPU they are small beside the rest. activations: a token's, measured on a small
+tree by counting what a forward pass leaves for the backward one, of L blocks and of two more for
+what the backward pass itself makes; with the blocks' inputs alone kept (`recompute`), L inputs and
+three blocks. Rows that are measured only, held-out ones, leave nothing for a backward pass: two
+blocks.
 
 A run that does not fit takes smaller micro-batches, where their size is the machine's to choose,
 and gradient checkpointing after that: it costs a second forward pass, a smaller micro-batch next to
@@ -28,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from truing.core import distributed, lora
-from truing.core.logprob import CHUNK, small_tree, states
+from truing.core.logprob import CHUNK, chunk_of, small_tree, states
+from truing.core.reach import text_config
 from truing.core.trunk import blocks_of
 
 if TYPE_CHECKING:
@@ -67,6 +70,8 @@ class Forecast:
         logits: of one token.
         blocks: that gradients flow through, of all trunks.
         copies: of weights that are loaded beside the module.
+        masks: of one token, on a GPU: once for all blocks.
+        chunk: logits of a chunk.
     """
 
     state: int
@@ -75,6 +80,8 @@ class Forecast:
     logits: int
     blocks: int
     copies: int = 0
+    masks: int = 0
+    chunk: int = CHUNK
 
     def needed(self, tokens: int, recompute: bool) -> float:
         """With micro-batches of so many tokens, with or without gradient checkpointing."""
@@ -89,8 +96,8 @@ class Forecast:
         return self._of(tokens, SPARE * self.inside)
 
     def _of(self, tokens: int, token: float) -> float:
-        head = LOGITS * min(tokens * self.logits, CHUNK * FLOAT)
-        return self.state + self.copies + head + tokens * token
+        head = LOGITS * min(tokens * self.logits, self.chunk * FLOAT)
+        return self.state + self.copies + head + tokens * (token + self.masks)
 
     def too_much(self, needed: float, free: float) -> tuple[str, float]:
         """Which share must become smaller where this does not fit into `free`, and its bytes.
@@ -151,6 +158,14 @@ def _state(module: nn.Module, settings: TextTraining) -> int:
     return 4 * trained + merged  # with the adapter's own values
 
 
+def mask_bytes(module: nn.Module, row: int) -> int:
+    """Of one token on a GPU at most, in a row of so many tokens; see `attention.by_kernel`."""
+    config = text_config(module)
+    heads = cast(int, getattr(config, "num_attention_heads", 1))
+    groups = cast("int | None", getattr(config, "num_key_value_heads", None)) or heads
+    return heads // groups * row * next(module.parameters()).element_size()
+
+
 def saved_bytes(module: nn.Module) -> float:
     """Bytes of one token that a forward pass leaves for the backward one, weights left out.
 
@@ -205,6 +220,7 @@ def forecast(module: nn.Module, settings: TextTraining, beside: Beside | None = 
         logits=vocab * FLOAT,
         blocks=trunks * blocks,
         copies=copies,
+        chunk=chunk_of(embedding),
     )
 
 

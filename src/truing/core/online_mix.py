@@ -30,6 +30,7 @@ from truing.core.chat import receipt
 from truing.core.engine import Order, Part
 from truing.core.mix import Mixture, check_terms, lasting, mixed
 from truing.core.objective import Loss, Measurements, Objective, objective_of
+from truing.core.precision import type_of
 from truing.core.preflight import check_rows, check_term
 from truing.core.reference import Reference
 from truing.core.row_kinds import takes_texts
@@ -158,15 +159,16 @@ class Added:
     def begin(self, start: Start, updates: int) -> None:
         """Measure the reference on what these updates will see; no adapter is attached yet."""
         module = cast("nn.Module", start.loaded.module)
-        reference = Reference((start.reference or start.model).weights_key, start.dtype)
+        frozen = start.frozen() if self.asks_frozen(start) else None
+        kind = start.dtype if frozen is None else type_of(frozen)
+        reference = Reference((start.reference or start.model).weights_key, kind)
         spec, own = lasting(self.spec, {}, updates)
         self.task = TextTask(spec, own, Hook(), self.units, module, reference, budget=start.budget)
-        frozen = start.frozen().module if self.asks_frozen(start) else None
         if spec.takes_reference:
             steps = [self._step(step) for step in range(updates)]
-            self.task.measure_reference(module if frozen is None else frozen, steps)
+            self.task.measure_reference(module if frozen is None else frozen.module, steps)
         if frozen is not None:
-            self.task.compare_with(frozen)
+            self.task.compare_with(frozen.module)
 
     def adapt(self, adapters: Lora | None) -> None:
         """Train these adapters with the method's own loss, in place of the module's weights."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from truing.core.bounds import Bounds, check_bounds
@@ -96,6 +97,11 @@ class OnlineTraining(TextTraining):
     clip_value: float = 0.2
     vf: float = 0.1
     watch: bool = False
+
+    @staticmethod
+    def of(names: Collection[str], settings: Mapping[str, object]) -> OnlineTraining:
+        """Those of `names` among all of a method's settings; not checked."""
+        return OnlineTraining(**{n: v for n, v in settings.items() if n in names})  # type: ignore[arg-type]
 
     def check(self, where: str) -> None:
         """Raise an InputError that names the first setting out of range."""

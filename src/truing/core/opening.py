@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shutil
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 from truing import changes as change_files
 from truing.changes import Adapter, Decoder, Rewriter
 from truing.core import files, jsonfile, limits, private
+from truing.core.bases import TEMPLATES, TOKENIZER_FILES, Folder, Served, check_unchanged, kept
 from truing.core.licences import strictest
 from truing.core.own_folders import (
     CARD,
@@ -29,9 +30,7 @@ from truing.core.whole import check_weights
 from truing.errors import InputError, no_file, stems, unknown
 from truing.models import (
     SCHEMA_VERSION,
-    Folder,
     Model,
-    Served,
     held,
     held_by,
     hold,
@@ -42,6 +41,7 @@ from truing.models import (
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")  # and a revision of it
 _KEY = re.compile(r"[0-9a-f]{32}")  # of what a change holds, and its folder's name
 AGAIN = "Fetch or save the model again"
+CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"  # of PEFT
 
 
 def open_model(source: str, *, anew: bool = False) -> Model:
@@ -65,11 +65,10 @@ def open_model(source: str, *, anew: bool = False) -> Model:
         name = fetch.canonical(source)
         return Model(Folder(found, fetch.licence(name)), name=name)
     deep = source.partition("@")[0].count("/") > 1  # a revision may have slashes
-    if folder.is_absolute() or source.startswith((".", "~")) or deep:
+    if folder.is_absolute() or source.startswith((".", "~")) or deep or folder.is_file():
         raise no_file("folder", folder, folders=True)
     if _HUB_NAME.match(source):
-        path = fetch.from_hub(source)
-        return Model(Folder(path, stated_licence(path)), name=source)
+        return _local(fetch.from_hub(source)).called(source)
     error = unknown("model", source, fetch.names(), where="model", near=stems(folders=True))
     error.fix = f"Give a folder, owner/name on the hub, or a name of `truing models`. {error.fix}"
     raise error
@@ -101,19 +100,18 @@ def stated_licence(folder: Path) -> str:
 def _local(folder: Path) -> Model:
     if (folder / CARD).is_file():
         return load(folder)
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        base = jsonfile.read(folder / "adapter_config.json").get("base_model_name_or_path")
-        if not isinstance(base, str) or not base or files.expanded(base) == folder:
-            raise InputError(
-                "the adapter does not name its base model",
-                where=str(folder / "adapter_config.json"),
-                seen=base,
-                fix="Fill in base_model_name_or_path",
-            )
-        model = open_model(base).adding(Adapter(folder)).called(folder.name)
-        check_weights(model.folder, model.weight_changes)
-        return model
     base = Folder(folder, stated_licence(folder))
+    weights = [n for n in base.names() if n.endswith(".safetensors") and n != ADAPTER]
+    if (folder / CONFIG).is_file():
+        if not weights or "config.json" not in base.names():
+            return _adapted(folder)
+        if (folder / ADAPTER).is_file():
+            raise InputError(
+                "holds an adapter and a whole model, of which one may have the other in it",
+                where=str(folder),
+                seen=[CONFIG, weights[0]],
+                fix=f"Move {CONFIG} and {ADAPTER} into a folder of their own, and name one of them",
+            )
     if not {"config.json", "builder.json"} & set(base.names()):
         raise InputError(
             "not a model's folder: neither config.json nor model.json is in it",
@@ -122,31 +120,41 @@ def _local(folder: Path) -> Model:
             fix="Give the folder in which config.json lies beside the weights",
         )
     check_weights(folder)
+    _check_numbers(base)
     return Model(base, name=folder.resolve().name, quarantine=exported_mark(folder))
 
 
-def _base_lock(key: str) -> contextlib.AbstractContextManager[bool]:
-    return files.lock(files.home() / "bases" / f".{key}.lock")
+def _adapted(folder: Path) -> Model:
+    """An adapter in PEFT's format on the model that it names, with the tokenizer beside it."""
+    named = jsonfile.read(folder / CONFIG).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named or files.expanded(named) == folder:
+        raise InputError(
+            "the adapter does not name its base model",
+            where=str(folder / CONFIG),
+            seen=named,
+            fix="Fill in base_model_name_or_path",
+        )
+    model = open_model(named).adding(Adapter(folder), licence=stated_licence(folder))
+    if any((folder / name).is_file() for name in (*TOKENIZER_FILES, *TEMPLATES)):
+        model = replace(model, base=replace(model.local, words=folder))
+    check_weights(model.folder, model.weight_changes)
+    return model.called(folder.name)
 
 
-@contextlib.contextmanager
-def _kept_base(base: Folder) -> Generator[Path]:
-    """A folder to link from: a base outside the cache is copied into it once per content.
-
-    A user's folder may be overwritten in place by the next training run; what the store holds
-    must not change with it. Files of the hub's cache, named by their content, never are: they are
-    linked where the file system can. Until the end of the block the base is not swept.
-    """
-    if files.is_managed(base.path):
-        yield base.path
-        return
-    kept = files.home() / "bases" / base.key
-    with _base_lock(base.key):
-        if not kept.is_dir():
-            with files.new_folder(kept) as partial:
-                for name in base.names():
-                    files.place(base.path / name, partial / name, link=files.is_of_hub(base.path))
-        yield kept
+def _check_numbers(base: Folder) -> None:
+    """Raise an InputError for quantised weights, whose packed numbers are none to compute with."""
+    inner = base.config.get("text_config")
+    configs = [base.config, cast("dict[str, object]", inner if isinstance(inner, dict) else {})]
+    found = next((q for c in configs if (q := c.get("quantization_config"))), None)
+    if found is not None:
+        named = cast("dict[str, object]", found if isinstance(found, dict) else {})
+        raise InputError(
+            "the weights are quantised",
+            where=str(base.path / "config.json"),
+            seen=named.get("quant_method", found),
+            fix="Give the model in bfloat16 or float32; an adapter that was trained on quantised "
+            "weights opens on those once its base_model_name_or_path names them",
+        )
 
 
 def save(model: Model, folder: Path) -> Path:
@@ -160,6 +168,7 @@ def save(model: Model, folder: Path) -> Path:
         "licence": model.licence,
         "quarantine": model.quarantine,
     }
+    own = files.is_managed(folder)  # elsewhere files may be edited in place, links with them
     with files.new_folder(folder) as partial:
         if isinstance(model.base, Served):
             served: dict[str, object] = {"url": model.base.url, "model": model.base.model}
@@ -167,16 +176,19 @@ def save(model: Model, folder: Path) -> Path:
                 served["reasoning_tokens"] = model.base.reasoning_tokens
             data["served"] = served
         elif isinstance(model.base, Folder):
-            with _kept_base(model.base) as source:
-                for name in model.base.names():
-                    files.place(source / name, partial / "base" / name, link=True)
+            from_cache = kept(model.base) if own else contextlib.nullcontext(model.base.parts())
+            with from_cache as parts:
+                for name, path in parts.items():
+                    files.place(path, partial / "base" / name, link=own)
+            if not own:
+                check_unchanged(model.base)
             told = {} if model.base.thinking is None else {"thinking": model.base.thinking}
             data["base"] = {"key": model.base.key, "licence": model.base.licence, **told}
         else:
             judges = {name: hold(judge) for name, judge in model.base.judges.items()}
             data["panel"] = {"rule": model.base.rule, "judges": judges}
         data["changes"] = [
-            change_files.save(c, partial, f"changes/{i}-{c.kind}", link=_of_cache(c))
+            change_files.save(c, partial, f"changes/{i}-{c.kind}", link=own and _of_cache(c))
             for i, c in enumerate(model.changes)
         ]
         data["held"], other = _save_held(model, partial)
@@ -206,8 +218,8 @@ def _save_held(model: Model, folder: Path) -> tuple[dict[str, str], dict[str, st
         nouns[key] = type(artefact).__name__
         if not isinstance(artefact, Model):
             # Files may hold less than memory, such as a number's width.
-            kept = type(artefact).load(folder / "held" / key).key
-            other |= {key: kept} if kept != key else {}
+            read = type(artefact).load(folder / "held" / key).key
+            other |= {key: read} if read != key else {}
     return nouns, other
 
 
@@ -320,7 +332,7 @@ def export(model: Model, folder: Path, *, weights_only: bool) -> Path:
     from truing.core.loaded import load_tokenizer
     from truing.core.weights import untie, write
 
-    source, fix = model.folder, "Save the model instead, or give weights_only=True"
+    base, fix = model.local, "Save the model instead, or give weights_only=True"
     if model.run_time_changes and not weights_only:
         raise InputError(
             "a plain folder cannot express run-time changes",
@@ -333,12 +345,11 @@ def export(model: Model, folder: Path, *, weights_only: bool) -> Path:
         raise InputError(
             "a plain folder cannot keep the model's head", where=model.name, seen=fault, fix=fix
         )
-    base = cast(Folder, model.base)
     must_be_free(folder, EXPORTED)
     with files.new_folder(folder) as partial:
-        for name in base.names():
+        for name, path in base.parts().items():
             if ".safetensors" not in name:
-                files.place(source / name, partial / name, link=False)
+                files.place(path, partial / name, link=False)
         if base.thinking is not None and (told := load_tokenizer(model).chat_template):
             (partial / "chat_template.jinja").write_bytes(str(told).encode())
         folded = model.folded()
@@ -387,14 +398,3 @@ def create(
         (partial / "builder.json").write_text(text + "\n")
         write(partial, ((n, t) for n, t in tensors if isinstance(t, torch.Tensor)))
     return Model(Folder(folder, licence), name=name)
-
-
-def sweep_bases() -> list[str]:
-    """Delete kept bases that neither a saved model nor the hub's cache links to; their keys."""
-    gone: list[str] = []
-    for path in sorted((files.home() / "bases").glob("[0-9a-f]*")):
-        with _base_lock(path.name):  # whoever is about to link to it holds this
-            if path.is_dir() and all(p.stat().st_nlink == 1 for p in path.iterdir()):
-                shutil.rmtree(path)
-                gone.append(path.name)
-    return gone

@@ -18,7 +18,7 @@ from truing.core.generate import rewritten
 from truing.core.logprob import measure
 from truing.core.sampling import check_lengths
 from truing.core.shared import common_start
-from truing.core.tree import BUDGET, Node, pack, split
+from truing.core.tree import Node, budget_for, pack, split
 from truing.models import Model
 
 
@@ -45,10 +45,11 @@ def option_logps(judge: Model, prompts: Sequence[str], options: Sequence[str]) -
     shared = common_start(heads)
     rest = sum(len(leaf.ids) for leaf in leaves)
     rows: list[torch.Tensor] = []
+    budget = budget_for(loaded.device)
     with loaded.run_time():
-        for run in split([len(h) - shared + rest for h in heads], BUDGET):
+        for run in split([len(h) - shared + rest for h in heads], budget):
             tree = _tree([heads[i] for i in run], leaves)
-            for packed in pack(tree, max(BUDGET, sum(t.size for t in tree))):
+            for packed in pack(tree, max(budget, sum(t.size for t in tree))):
                 made = measure(loaded.module, packed.to(loaded.device), grad=False)
                 rows.append(made["logp"].double().sum(2).reshape(-1, len(leaves)).cpu())
             current().progress(sum(map(len, rows)), len(prompts), "verdicts")

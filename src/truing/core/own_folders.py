@@ -8,8 +8,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import cast
 
+from truing.core.bases import BASE_FILES
 from truing.errors import InputError
-from truing.models import BASE_FILES
 
 CARD = "model.json"
 EXPORTED = "truing_export.json"  # marks an export

@@ -30,7 +30,7 @@ from truing.core import distributed
 from truing.core.bounds import check_bounds
 from truing.core.chat import Prompt, prompt_ids
 from truing.core.code import made_by
-from truing.core.files import FILE, home, make_room_for
+from truing.core.files import FILE, home, make_room_for, write_text
 from truing.core.sampling import SamplingSettings, sample
 from truing.core.stops import ends_of
 from truing.core.training import Hook, State, Tuned, hook
@@ -99,12 +99,10 @@ def kept(loaded: Loaded, asked: Sequence[Asked], settings: SamplingSettings) -> 
         answers = iter(drawn(loaded.module, [one for i, _ in block for one in asked[i]], settings))
         made |= {i: [next(answers) for _ in asked[i]] for i, _ in block}
         texts = [json.dumps(made[i]) for i, _ in block]
-        make_room_for(home() / "own", LIMIT, sum(max(FILE, len(t)) for t in texts))
-        for (_, path), text in zip(block, texts, strict=True):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{id(made)}")
-            partial.write_text(text)
-            partial.replace(path)
+        with contextlib.suppress(OSError):  # what cannot be kept costs time only
+            make_room_for(home() / "own", LIMIT, sum(max(FILE, len(t)) for t in texts))
+            for (_, path), text in zip(block, texts, strict=True):
+                write_text(path, text)
         current().progress(start + len(block), len(missing), "own answers")
     return [made[i] for i in range(len(asked))]
 

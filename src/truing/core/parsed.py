@@ -53,11 +53,16 @@ def bare(tree: ast.Module) -> ast.Module:
 
 
 def imports_of(tree: ast.AST, module: str, is_package: bool) -> set[str]:
-    """Modules that a syntax tree imports, at whatever depth."""
+    """Modules that a syntax tree imports, at whatever depth; of truing also names that it uses.
+
+    truing's own names, as in `truing.generate`, it imports itself when they are asked for.
+    """
     found: set[str] = set()
+    called: set[str] = set()  # what truing is called there
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {a.name for a in node.names}
+            called |= {a.asname or "truing" for a in node.names if a.name == "truing"}
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -66,7 +71,10 @@ def imports_of(tree: ast.AST, module: str, is_package: bool) -> set[str]:
                 base = ".".join([*parts, *([base] if base else [])])
             # `from package import module` names a module in its second half.
             found |= {base, *(f"{base}.{a.name}" for a in node.names)}
-    return found
+    used = (n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and called)
+    return found | {
+        f"truing.{n.attr}" for n in used if isinstance(n.value, ast.Name) and n.value.id in called
+    }
 
 
 class _Memory:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from truing.changes import Weights
 from truing.core import jsonfile
 from truing.errors import InputError
+
+if TYPE_CHECKING:
+    from truing.core.weights import Stored
 
 Tensor = torch.Tensor
 ADAPTER = "adapter_model.safetensors"
@@ -31,6 +34,11 @@ CONVERT = (
     "model.merge_and_unload().save_pretrained(FOLDER)"
 )
 MERGE = "Merge it in PEFT, model.merge_and_unload().save_pretrained(FOLDER), and give that folder"
+GROWN = (
+    "Where tokens were added, merge it in PEFT, with the model as it was trained: "
+    "model.merge_and_unload().save_pretrained(FOLDER); tokenizer.save_pretrained(FOLDER). Else put "
+    "it on the model that its adapter_config.json names"
+)
 _LORA = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.(?:default\.)?weight$")
 
 
@@ -86,7 +94,7 @@ def lora_scale(config: Mapping[str, object], module: str, rank: int) -> float:
 class AdapterPatch:
     """A LoRA adapter of PEFT's file format as a function on tensors: W + scale B A."""
 
-    def __init__(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, folder: Path, tensors: Stored) -> None:
         self.folder, self.tensors = folder, tensors
         self.config = _adapter_config(folder)
         self.modules: dict[str, dict[str, str]] = {}
@@ -113,6 +121,23 @@ class AdapterPatch:
         """How the file calls the tensor that takes the old one's place; None where none does."""
         return self.whole.get(name)
 
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise an InputError where a weight of that shape cannot be changed by it."""
+        if name in self.whole:
+            own, fix = self.tensors.shape(self.whole[name]), GROWN
+        else:
+            parts = self.modules[name.removesuffix(".weight")]
+            own = (self.tensors.shape(parts["B"])[0], self.tensors.shape(parts["A"])[1])
+            own = own[::-1] if self.config.get("fan_in_fan_out") else own
+            fix = "Put it on the model that its adapter_config.json names"
+        if own != shape:
+            raise InputError(
+                "the adapter does not fit the model",
+                where=f"{self.folder} {name}",
+                seen=f"{own} on {shape}",
+                fix=fix,
+            )
+
     def apply(self, name: str, old: Tensor) -> Tensor:
         """The folded tensor in the old one's dtype, at least float32; so is the product."""
         if name in self.whole:
@@ -122,23 +147,14 @@ class AdapterPatch:
         b_OR = self.tensors[parts["B"]].float()
         scale = lora_scale(self.config, name.removesuffix(".weight"), a_RI.shape[0])
         step = scale * (b_OR @ a_RI)
-        if self.config.get("fan_in_fan_out"):
-            step = step.T
-        if step.shape != old.shape:
-            raise InputError(
-                "the adapter does not fit the model",
-                where=f"{self.folder} {name}",
-                seen=f"{tuple(step.shape)} on {tuple(old.shape)}",
-                fix="Put it on the model that its adapter_config.json names",
-            )
-        return old + step
+        return old + (step.T if self.config.get("fan_in_fan_out") else step)
 
 
 class WeightsPatch:
     """Whole tensors that replace, differences that are added, or single entries (see `Weights`)."""
 
-    def __init__(self, change: Weights, tensors: Mapping[str, Tensor]) -> None:
-        self.tensors = tensors
+    def __init__(self, change: Weights, tensors: Stored) -> None:
+        self.path, self.tensors = change.path, tensors
         self.delta, self.sparse = change.delta, change.sparse
 
     def names(self) -> set[str]:
@@ -150,6 +166,16 @@ class WeightsPatch:
     def whole_name(self, name: str) -> str | None:
         """How the file calls the tensor that takes the old one's place; None where none does."""
         return None if self.delta or self.sparse else name
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise an InputError where a weight of that shape cannot be changed by it."""
+        if not self.sparse and (own := self.tensors.shape(name)) != shape:
+            raise InputError(
+                "the change does not fit the model",
+                where=f"{self.path} {name}",
+                seen=f"{own} on {shape}",
+                fix="Put it on the model that it was made for",
+            )
 
     def apply(self, name: str, old: Tensor) -> Tensor:
         """The new tensor in the old one's dtype, in which a sum is taken, too."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 from truing.core.alongside import Alongside
 from truing.core.drawing import Completion, continued
 from truing.core.online import GREEDY, Online
+from truing.core.reach import vocab_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,7 +41,7 @@ class Players:
     ) -> None:
         self.own, self.lora, self.other = policy, lora, other
         modules = [policy.module, other.module if other is not None else None, critic]
-        self.vocab = min(_vocab(m) for m in modules if m is not None)
+        self.vocab = min(vocab_of(m) for m in modules if m is not None)
 
     def _drawn(
         self,
@@ -52,7 +53,7 @@ class Players:
         hook: Alongside | None = None,
     ) -> list[list[Completion]]:
         """Answers of `who`, without what pads its embedding."""
-        padding = range(self.vocab, _vocab(who.module))
+        padding = range(self.vocab, vocab_of(who.module))
         own = replace(sampling, banned=(*sampling.banned, *padding)) if padding else sampling
         return continued(who, prompts, own, first=first, logits=hook, past=past)
 
@@ -94,12 +95,6 @@ class Players:
             return self._drawn(self.own, prompts, sampling, first, past, hook)
 
         return draw
-
-
-def _vocab(module: nn.Module) -> int:
-    """Tokens that a module can read."""
-    embedding = cast("nn.Embedding", cast("object", module.get_input_embeddings()))  # type: ignore[operator]
-    return embedding.num_embeddings
 
 
 def draws_of(spec: Online, players: Players, told: Mapping[str, object]) -> list[Draw]:

@@ -9,6 +9,9 @@ To draw, to judge and to measure, a GPU computes in the half type that a model's
 no model would fit into twice its size. Nothing is timed: results depend on the model and the sort
 of device alone, which are in a step's key.
 
+What was trained or merged in float32 is rounded in neither case, unless a user names the type of a
+model that is trained, or trains all of its weights.
+
 Shapes: N tokens, I input and O output features.
 """
 
@@ -23,13 +26,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from truing.changes import Adapter
+from truing.core import unmerged
 from truing.core.patches import ADAPTER, AdapterPatch
 from truing.core.products import times_t
 from truing.core.weights import open_weights, same_name
 
 if TYPE_CHECKING:
     from truing.core.training import TextTraining
-    from truing.models import Model
+    from truing.models import Loaded, Model
 
 # How many times as quick products in bfloat16 must be. On a CPU more, since blocks and adapters are
 # written by hand for float32 alone: where products were 2.2 times as quick (an EPYC with AVX-512),
@@ -52,6 +56,9 @@ def seconds_of(dtype: torch.dtype, device: str, shape: tuple[int, int, int]) -> 
     x_NI = torch.ones(n, i, dtype=dtype, device=device)
     w_OI = torch.ones(o, i, dtype=dtype, device=device)
     clock = time.perf_counter if x_NI.is_cuda else time.process_time
+    if x_NI.is_cuda:  # a process's first product starts the library
+        times_t(x_NI, w_OI)
+        torch.cuda.synchronize(device)
     best, began = math.inf, time.perf_counter()
     for turn in range(1 + TIMES):
         start = clock()
@@ -92,7 +99,9 @@ def choose(model: Model, settings: TextTraining, device: str, *, full: bool = Fa
     """
     if settings.dtype != "auto":
         return settings.dtype
-    if not (settings.rank or full) or (device == "cuda" and not torch.cuda.is_bf16_supported()):
+    # A GPU that only emulates bfloat16 is slower with it.
+    able = device != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if not able or (finer(model) if settings.rank else not full):
         return "float32"
     whole, half = probe(device, *_largest(model))
     return "bfloat16" if whole > MARKEDLY[device] * half else "float32"
@@ -102,7 +111,7 @@ def own(model: Model, device: str) -> str:
     """Name of the type that `model` is computed in on a device where it is not trained.
 
     float32 on a CPU. On a GPU the half type that most of its base's numbers are stored in, unless
-    what was trained would be rounded away in it (see `_finer`).
+    what was trained would be rounded away in it (see `finer`).
     """
     sort = torch.device(device).type
     if sort == "cpu":
@@ -122,17 +131,32 @@ def _stored(model: Model) -> str:
         if tensor.is_floating_point():
             sizes[tensor.dtype] += tensor.numel()
     most = max(sizes, key=lambda d: sizes[d], default=torch.float32)
-    half = most in HALVES and not _finer(model, set(base))
+    half = most in HALVES and not finer(model)
     return str(most).removeprefix("torch.") if half else "float32"
 
 
-def _finer(model: Model, names: set[str]) -> bool:
+def unrounded(model: Model, dtype: str, device: str, *, fresh: bool = False) -> Loaded:
+    """A module of that type; of float32 where it would round away what was trained."""
+    if dtype != "float32" and not finer(model):
+        made = model.load_module(dtype, device, fresh=fresh)
+        if unmerged.stand(model, made.module):
+            return made
+        del made  # before another one takes its place
+    return model.load_module("float32", device, fresh=fresh)
+
+
+def type_of(loaded: Loaded) -> str:
+    """Name of the type that a module computes in."""
+    return str(next(loaded.module.parameters()).dtype).removeprefix("torch.")
+
+
+def finer(model: Model) -> bool:
     """Whether changes hold more than fits into a half type: weights trained or merged in float32.
 
     Adapters do not count, since they stand beside the weights (`core.unmerged`); those that bring
     whole tensors, and weights that were replaced after an adapter was folded in, do.
     """
-    adapted = False
+    names, adapted = set(open_weights(model.folder)), False
     for change in model.weight_changes:
         if isinstance(change, Adapter):
             patch = AdapterPatch(change.path, open_weights(change.path / ADAPTER))

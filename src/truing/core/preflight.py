@@ -179,8 +179,7 @@ def online_training(spec: Online, settings: Settings) -> OnlineTraining:
     from truing.core.online_training import OnlineTraining
 
     check_bounds(settings, spec.within, spec.name)
-    engine = {n: v for n, v in settings.items() if n in spec.engine}
-    training = OnlineTraining(**engine)  # type: ignore[arg-type]
+    training = OnlineTraining.of(spec.engine, settings)
     training.check(spec.name)
     if training.answers < spec.least:
         raise InputError(

@@ -5,7 +5,10 @@ Models that read images as well hold the language model's configuration inside t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, cast
+
+from truing.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,6 +76,22 @@ def too_long(module: nn.Module, tokens: int) -> str:
         f"a row of {tokens} tokens is longer than the {limit} up to which LongRoPE leaves the "
         "positions of rows beside it as they are"
     )
+
+
+def vocab_of(module: nn.Module) -> int:
+    """Tokens that a module can read: the rows of its embeddings."""
+    return cast("Callable[[], nn.Embedding]", module.get_input_embeddings)().num_embeddings
+
+
+def check_ids(ids: Iterable[int], vocab: int, where: str = "") -> None:
+    """Raise an InputError for a token that is none of the `vocab` ones that a model can read."""
+    if (largest := max(ids, default=0)) >= vocab:
+        raise InputError(
+            f"the tokenizer gives ids that the model, with {vocab}, does not have",
+            where=where,
+            seen=largest,
+            fix="Use the tokenizer that belongs to the model",
+        )
 
 
 def rope_kinds(config: PreTrainedConfig) -> list[dict[str, object]]:

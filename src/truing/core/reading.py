@@ -115,6 +115,13 @@ def read_units(
             rows = rows.expect(spec.rows, where=spec.name)
         rows = hook.rows(reader.usable(rows), reader)
     units = reader.read(rows)
+    if "mismatched" in spec.needs and len(units) < 2:
+        raise InputError(
+            "needs two rows at least: answers are compared with those of other rows",
+            where=spec.name,
+            seen=len(units),
+            fix="Give more rows, or take train/apo_zero_unpaired, which compares none",
+        )
     check_columns(spec, own or {}, units, rows)
     given = optional_columns(spec, rows)
     if hook is not None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import os
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
@@ -153,11 +154,12 @@ class Kept(ABC):
         if not keep:
             return values
         size = max(FILE, sum(v.nbytes for v in values.values()))
-        make_room_for(home() / "reference", LIMIT, size)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{id(self)}")
-        save_file(values, partial)
-        partial.replace(path)
+        with contextlib.suppress(OSError, SafetensorError):  # what cannot be kept costs time only
+            make_room_for(home() / "reference", LIMIT, size)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.{os.getpid()}")
+            save_file(values, partial)
+            partial.replace(path)
         return values
 
     def _path(self, keys: Sequence[bytes], device: torch.device) -> Path:

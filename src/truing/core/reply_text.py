@@ -39,12 +39,23 @@ def answer_of(message: Mapping[str, object], wrong: Wrong) -> str:
         raise wrong("its reply has no message with content", message)
     if calls and isinstance(written := message.get(WRITTEN), str):
         return written
-    content, refusal = message.get("content"), message.get("refusal")
+    content, refusal = _joined(message.get("content")), message.get("refusal")
     if not isinstance(content, str | None):
         raise wrong("the content of its message is not text", content)
     said = content or (refusal if isinstance(refusal, str) else "")
     texts = [_written(call, wrong) for call in cast("list[object]", calls)]
     return "\n".join([*([said] if said else []), *texts])
+
+
+def _joined(content: object) -> object:
+    """The text of a content in parts, of which those of other types, such as thoughts, are none."""
+    parts = cast("list[object]", content) if isinstance(content, list) else [None]
+    if not all(isinstance(part, Mapping) for part in parts):
+        return content
+    facts = cast("list[Mapping[str, object]]", parts)
+    texts = [part.get("text") for part in facts if part.get("type") == "text"]
+    told = [text for text in texts if isinstance(text, str)]
+    return "".join(told) if len(told) == len(texts) else content
 
 
 def _written(call: object, wrong: Wrong) -> str:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from truing.core.choose import choose
 from truing.core.past import Kept, Past
-from truing.core.reach import context_of
+from truing.core.reach import check_ids, context_of, vocab_of
 from truing.core.states import States, states_for
 from truing.core.stops import own_stops, stopped_at
 from truing.core.waves import in_memory, waves
@@ -195,11 +195,12 @@ def prepared(module: nn.Module) -> Generator[None]:
 
 
 def check_lengths(module: nn.Module, prompts: Sequence[Sequence[int]], room: int) -> None:
-    """Raise InputError for empty prompts and for those that leave no room in the context."""
-    limit = context_of(module)
+    """Raise InputError for prompts that are empty, no tokens of the model's, or leave no room."""
+    limit, vocab = context_of(module), vocab_of(module)
     for i, ids in enumerate(prompts, 1):
         if not ids:
             raise InputError("the prompt is empty", where=f"prompt {i}")
+        check_ids(ids, vocab, f"prompt {i}")
         if limit is not None and len(ids) + room > limit:
             raise InputError(
                 f"{len(ids)} tokens and {room} to write do not fit into the context of {limit}",

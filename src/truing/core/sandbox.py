@@ -33,7 +33,6 @@ from truing.errors import InputError
 OUTPUT = 64 * 1024  # bytes kept of stdout and of stderr, where no other number is given
 WRITABLE_MB = 16  # what a program may write
 SETUP_SECONDS = 20.0  # to make the walls, on a machine that is busy
-INSIDE = Path(__file__).with_name("sandbox_inside.py")
 LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
 ENDED = re.compile(rb"ready\nexit (-?[0-9]{1,3})\n")  # a run's whole report
 CUT = "\n[cut here: more than {} bytes]\n"
@@ -165,11 +164,13 @@ def _run(
         "code": code, "stdin": stdin, "files": dict(files), "seconds": seconds,
         "memory_mb": memory_mb, "writable_mb": WRITABLE_MB, "lib": _libraries(),
     }  # fmt: skip
+    from truing.core import sandbox_inside
+
     python = str(Path(getattr(sys, "_base_executable", "") or sys.executable).resolve())
     report, told = os.pipe()
     try:
         process = subprocess.Popen(
-            [python, "-I", "-S", "-B", "-X", "utf8", str(INSIDE), str(told)],
+            [python, "-I", "-S", "-B", "-X", "utf8", sandbox_inside.__file__, str(told)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={"LANG": "C.UTF-8"}, cwd="/", pass_fds=(told,), start_new_session=True,
         )  # fmt: skip

@@ -1,6 +1,7 @@
 """Started by `core.sandbox` in a process of its own: walls itself in, then runs the given program.
 
-Uses the standard library alone, and little of it, since every run pays for it; never imported.
+Uses the standard library alone, and little of it, since every run pays for it; imported only to say
+where it lies.
 Three processes: the launcher makes the namespaces; the first process of the new process namespace
 waits, and takes all others with it when it dies; its child is the program. They are told by stdin,
 and tell by the descriptor that is their only argument, which becomes `REPORT` at once:

@@ -34,7 +34,7 @@ from truing.core.generate import rewritten
 from truing.core.headed import holds_score
 from truing.core.logprob import measure, states
 from truing.core.reach import too_long, width_of
-from truing.core.tree import Node, Packed, group_tree, pack
+from truing.core.tree import Node, Packed, budget_for, group_tree, pack
 from truing.errors import InputError
 from truing.models import Loaded, Model
 from truing.tables import Row, content_hash, prompt_of
@@ -259,7 +259,7 @@ def by_tree(
     Returns:
         [K, ...] of each tree, on the CPU; K is that of the widest tree of its micro-batch.
     """
-    for packed in pack(trees, share=True) if trees else []:
+    for packed in pack(trees, budget_for(loaded.device), share=True) if trees else []:
         with torch.inference_mode(), loaded.run_time():
             made = values(packed.to(loaded.device)).cpu()
         yield from made
@@ -330,7 +330,7 @@ def step_scores(reward: Model, rows: Sequence[Row], separator: str) -> list[list
     for i, tree in enumerate(trees):
         check_fits(loaded, tree.longest, i)
     found: list[list[float]] = []
-    for packed in pack(trees, share=True) if trees else []:
+    for packed in pack(trees, budget_for(loaded.device), share=True) if trees else []:
         with torch.inference_mode(), loaded.run_time():
             score_UKT = measured(loaded.module, head, packed.to(loaded.device), grad=False)
         for score_T, mask_T in zip(score_UKT[:, 0], packed.mask_UKT[:, 0], strict=True):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -37,6 +37,7 @@ from truing.errors import InputError
 NAME = "truing_shared"
 COMMON = 16  # tokens from which on a common beginning is worth a level of its own
 PASS = 4096  # prompt tokens computed together
+READ = 1024  # of which so many meet a mask at a time on a GPU
 _fits: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
@@ -194,7 +195,6 @@ class Shared:
         for level, node, a, b in reading.spans:
             q, k, v = query_1HND[:, :, a:b], key_1GND[:, :, a:b], value_1GND[:, :, a:b]
             level.take(layer, node, k[0], v[0])
-            mask = None
             if begun := level.begun[node]:
                 here = (slice(node, node + 1), slice(None), slice(begun + b - a))
                 k, v = level.key[layer][here], level.value[layer][here]
@@ -202,10 +202,25 @@ class Shared:
                 k = torch.cat([*(u.key[layer][:1] for u in above), k], 2)
                 v = torch.cat([*(u.value[layer][:1] for u in above), v], 2)
             if k.shape[2] > b - a:
-                seen = torch.ones(b - a, k.shape[2], dtype=torch.bool, device=q.device)
-                mask = seen.tril(k.shape[2] - (b - a))
-            made.append(by_kernel(q, k, v, mask, scale))
+                made += _masked(q, k, v, scale)
+            else:
+                made.append(by_kernel(q, k, v, None, scale))
         return torch.cat(made, 2).transpose(1, 2)
+
+
+def _masked(q_1HND: Tensor, k_1GTD: Tensor, v_1GTD: Tensor, scale: float) -> Iterator[Tensor]:
+    """Attention of the last N tokens to all of T, [1, H, N, D] in pieces.
+
+    A GPU holds their masks once for each head that shares keys.
+    """
+    tokens, before = q_1HND.shape[2], k_1GTD.shape[2] - q_1HND.shape[2]
+    step = READ if q_1HND.is_cuda else tokens
+    for a in range(0, tokens, step):
+        part = q_1HND[:, :, a : a + step]
+        end = before + a + part.shape[2]
+        seen = torch.ones(part.shape[2], end, dtype=torch.bool, device=part.device)
+        mask = seen.tril(before + a)
+        yield by_kernel(part, k_1GTD[:, :, :end], v_1GTD[:, :, :end], mask, scale)
 
 
 def common_start(prompts: Sequence[Sequence[int]]) -> int:
@@ -284,10 +299,15 @@ def _compare(module: nn.Module) -> bool:
             logits[-1] = logits[-1][torch.tensor(order, device=logits[-1].device).argsort()]
             made.append(logits)
     except (InputError, TypeError) as error:  # such as a forward that takes no such argument
-        warnings.warn(f"{type(module).__name__} generates by the slower way: {error}", stacklevel=2)
-        return False
+        return _slower(module, str(error))
     loose = 1e-3 if made[0][0].dtype == torch.float32 else 5e-2
-    return all(
-        float((a.float() - b.float()).abs().max()) <= loose * max(float(a.abs().max()), 1e-3)
-        for a, b in zip(*made, strict=True)
-    )
+    for a, b in zip(*made, strict=True):
+        apart, most = float((a.float() - b.float()).abs().max()), float(a.abs().max())
+        if apart > loose * max(most, 1e-3):
+            return _slower(module, f"its logits of up to {most:.3g} are off by {apart:.2g}")
+    return True
+
+
+def _slower(module: nn.Module, why: str) -> bool:
+    warnings.warn(f"{type(module).__name__} generates by the slower way: {why}", stacklevel=2)
+    return False

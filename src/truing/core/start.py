@@ -15,7 +15,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -25,18 +25,18 @@ from truing.core import distributed, memory, precision, recompute
 from truing.core.chat import check_receipt, receipt
 from truing.core.engine import checkpoints_of
 from truing.core.held_out import INPUT
-from truing.core.loaded import config_of, free_on
+from truing.core.loaded import free_on, spare
 from truing.core.masters import Masters
 from truing.core.opening import same_tokens
-from truing.core.reach import together_in, together_of
+from truing.core.reach import together_in, together_of, vocab_of
 from truing.core.sight import Sight, acting, refuse
+from truing.core.stock import config_of
 from truing.core.tree import BUDGET
 from truing.doctor import memory_gib
 from truing.errors import InputError
+from truing.output import printable
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from truing.core.training import TextTraining
     from truing.core.tree import Node
     from truing.models import Loaded, Model
@@ -129,7 +129,7 @@ class Start:
             )
             if shown:
                 facts["receipt"] = text = receipt(self.loaded.tokenizer, trees, shown)
-                print(f"loss falls on >>>these tokens<<<:\n{text}", file=sys.stderr)
+                print(f"loss falls on >>>these tokens<<<:\n{printable(text)}", file=sys.stderr)
             current().metric(**facts)
             _note(f"dtype/{self.run}", self.dtype)
             _note(f"memory/{self.run}/{largest}", asdict(fitted))
@@ -137,12 +137,11 @@ class Start:
     def _check_masks(self, trees: Sequence[Node], ended: bool, where: str) -> None:
         """Raise an InputError for trees that would train the wrong thing; see `check_receipt`."""
         module = self.loaded.module
-        embedding = cast("nn.Embedding", cast("object", module.get_input_embeddings()))  # type: ignore[operator]
         stops = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
         check_receipt(
             self.loaded.tokenizer,
             trees,
-            vocab=embedding.num_embeddings,
+            vocab=vocab_of(module),
             stops=[stops] if isinstance(stops, int) else list(stops or []),
             ended=ended,
             where=where,
@@ -152,6 +151,9 @@ class Start:
         """Lower the budget and switch gradient checkpointing on where memory demands it."""
         module, settings = self.loaded.module, self.settings
         made = memory.forecast(module, settings, beside)
+        if self.loaded.device != "cpu":
+            row = min(self.limit, max(largest, held))
+            made = replace(made, masks=memory.mask_bytes(module, row))
         free = min(distributed.everyone(_free(self.loaded.device)))
         begun = distributed.agree(bool(checkpoints_of(self.run).steps()))
         name = f"memory/{self.run}/{largest}"
@@ -180,8 +182,11 @@ class Start:
         return fitted
 
     def frozen(self) -> Loaded:
-        """The reference in memory: the one given, or the model itself."""
-        return (self.reference or self.model).load_module(self.dtype)
+        """The reference in memory: the one given, or the model itself as it is computed."""
+        model, device = self.reference or self.model, self.loaded.device
+        if model.weights_key == self.model.weights_key:
+            return model.load_module(self.dtype, device)
+        return precision.unrounded(model, self.dtype, device)
 
     def sight(self) -> Sight | None:
         """How a reference that was given sees the rows; None where there is none."""
@@ -224,12 +229,31 @@ def begin(
         chosen = precision.choose(model, settings, device, full=full)
     dtype = distributed.agree(str(noted or chosen))
     rounded = dtype != "float32" and not settings.rank
-    loaded = model.load_module("float32" if rounded else dtype, device, fresh=True)
+    if device == "cuda":
+        spare(device)  # training takes all that is left
+    if settings.rank and settings.dtype == "auto" and not noted:
+        loaded = precision.unrounded(model, dtype, device, fresh=True)
+        dtype = precision.type_of(loaded)
+    else:
+        _warn_of_rounding(model, settings, where)
+        loaded = model.load_module("float32" if rounded else dtype, device, fresh=True)
     masters = Masters(loaded.module) if rounded else None
     given = {"reference": reference} if reference is not None else {}
     limit = _shared(room(loaded, settings.max_length), {**given, **(readers or {})}, where)
     budget = settings.budget or (GPU_BUDGET if device == "cuda" else BUDGET)
     return Start(where, model, reference, settings, loaded, dtype, limit, budget, key, masters)
+
+
+def _warn_of_rounding(model: Model, settings: TextTraining, where: str) -> None:
+    """Say that the type which a user named rounds the weights below an adapter."""
+    named = settings.rank and settings.dtype not in ("auto", "float32")
+    if named and distributed.leads() and precision.finer(model):
+        print(
+            f"{where}: warning: the model's weights were trained or merged in float32, and dtype "
+            f"{settings.dtype} rounds much of that away below the adapter; leave dtype out, or "
+            "export the model first, which rounds it for good",
+            file=sys.stderr,
+        )
 
 
 def room(loaded: Loaded, wanted: int) -> int:

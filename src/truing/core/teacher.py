@@ -34,8 +34,9 @@ from torch import Tensor, nn
 
 from truing.context import current
 from truing.core.headed import check_words
-from truing.core.logprob import states
+from truing.core.logprob import chunk_of, states
 from truing.core.opening import same_tokens
+from truing.core.precision import type_of, unrounded
 from truing.core.products import logits
 from truing.core.reference import Kept, gathered
 from truing.core.sight import Sight
@@ -46,7 +47,6 @@ from truing.models import Loaded, Model
 if TYPE_CHECKING:
     from truing.core.training_rows import Unit
 
-CHUNK = 2**23  # logits of a chunk: 32 MiB in float32
 HOLD = 2.0  # GiB of states and likeliest tokens that a run keeps, all teachers together
 HOW = ("full", "top")
 NEVER = -105.0  # log-probability that is 0 in float32 and still a number in 0 log 0
@@ -94,7 +94,7 @@ def likeliest(
     """Ids and log-probabilities [M, k] of the `top_k` likeliest of `vocab` outputs."""
     ids: list[Tensor] = []
     kept: list[Tensor] = []
-    for part_CD in states_MD.split(max(1, CHUNK // vocab)):
+    for part_CD in states_MD.split(max(1, chunk_of(states_MD) // vocab)):
         logp_Ck, id_Ck = log_probs(head, part_CD, vocab, temperature).topk(min(top_k, vocab))
         ids.append(id_Ck)
         kept.append(logp_Ck)
@@ -182,7 +182,7 @@ class Teachers:
         models: a teacher for each role.
         how: "full" or "top" for each role.
         top_k: tokens kept of each distribution, for "top".
-        dtype: that the modules compute in.
+        dtype: that the modules compute in, but for one that was trained in float32.
         where: what errors name.
     Raises:
         InputError: a role without a teacher, one with another tokenizer or template, a served one.
@@ -211,9 +211,10 @@ class Teachers:
         self.by_step = False  # each step measures its own rows
         self.by_role: dict[str, Teacher] = {}
         for role in how:
-            loaded = models[role].load_module(dtype)
+            loaded = unrounded(models[role], dtype, student.device)
             sight = Sight(loaded, student.model, role, where)
-            self.by_role[role] = Teacher(loaded, dtype, how[role], top_k, vocab, sight)
+            kind = type_of(loaded)
+            self.by_role[role] = Teacher(loaded, kind, how[role], top_k, vocab, sight)
 
     def read(self, units: Sequence[Unit]) -> None:
         """Find what each teacher reads in place of the prompts of these rows."""

@@ -34,6 +34,7 @@ from truing.context import Context, current, one_of_several, use
 from truing.core import distributed
 from truing.core.distributed import agree, begin, end, joined
 from truing.errors import Stopped, TruingError
+from truing.faults import told
 from truing.models import Model, held, hold, named
 from truing.principles import Principles
 from truing.recipe import executed, follow
@@ -221,9 +222,14 @@ def _failed_too(store: dist.Store, number: int) -> bool:
 
 
 def _say(error: Exception) -> int:
-    """Tell an error that only this process has met; its exit code."""
+    """Tell an error that only this process has met, as the first would have; its exit code."""
     processes, _ = begin()
-    if not isinstance(error, TruingError):
-        traceback.print_exception(error)
+    try:
+        with told(""):
+            raise error
+    except TruingError as known:
+        error = known
+    except Exception as odd:
+        traceback.print_exception(odd)
     print(f"truing: process {processes.rank + 1} of {processes.size}: {error}", file=sys.stderr)
     return error.exit_code if isinstance(error, TruingError) else 1

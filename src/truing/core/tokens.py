@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from truing.core import files, jsonfile
+from truing.core.bases import TOKENIZER_FILES, Folder
 from truing.core.template import told
 from truing.errors import InputError
-from truing.models import TOKENIZER_FILES, Folder, Model
+from truing.models import Model
 
 VOCABULARY = (*TOKENIZER_FILES, "merges.txt")
 FILES = (*VOCABULARY, "tokenizer_config.json", "chat_template.jinja")
@@ -40,7 +41,7 @@ def same_tokens(models: Mapping[str, Model], *, where: str = "", bare: bool = Fa
     Args:
         bare: a model without a template is no difference, such as the base of merged experts.
     """
-    if len({(_hash(m.folder, FILES), _thinking(m)) for m in models.values()}) == 1:
+    if len({(_hash(m.local.parts(), FILES), _thinking(m)) for m in models.values()}) == 1:
         return
     found = {role: facts_of(m) for role, m in models.items()}
     if _odd(found, bare):
@@ -76,11 +77,11 @@ def _odd(found: Mapping[str, Facts], bare: bool) -> tuple[str, str, str] | None:
 
 def facts_of(model: Model) -> Facts:
     """What the files of a model's folder say, in the form that they have it in."""
-    folder, own = model.folder, model.folder / "tokenizer.json"
-    template = told(_template(folder), _thinking(model))
-    if own.is_file():
+    parts = model.local.parts()
+    template = told(_template(parts), _thinking(model))
+    if own := parts.get("tokenizer.json"):
         return Facts(template, _core(jsonfile.read(own)))
-    return Facts(template, _hash(folder, VOCABULARY))
+    return Facts(template, _hash(parts, VOCABULARY))
 
 
 def _thinking(model: Model) -> bool | None:
@@ -92,9 +93,9 @@ def _shown(model: Model) -> str:
     return model.name if thinking is None else f"{model.name}?thinking={str(thinking).lower()}"
 
 
-def _hash(folder: Path, names: Sequence[str]) -> str:
+def _hash(parts: Mapping[str, Path], names: Sequence[str]) -> str:
     """Of those of the files that are there."""
-    return files.files_hash(folder, [n for n in names if (folder / n).is_file()])
+    return files.parts_hash({n: parts[n] for n in names if n in parts})
 
 
 def _core(data: Mapping[str, object]) -> object:
@@ -110,13 +111,12 @@ def _objects(value: object) -> list[dict[str, object]]:
     return [cast("dict[str, object]", one) for one in items if isinstance(one, dict)]
 
 
-def _template(folder: Path) -> str:
-    """The chat template of a folder: chat_template.jinja, or the entry of the configuration."""
-    own = folder / "chat_template.jinja"
-    if own.is_file():
+def _template(parts: Mapping[str, Path]) -> str:
+    """The chat template among files: chat_template.jinja, or the entry of the configuration."""
+    if own := parts.get("chat_template.jinja"):
         return own.read_text(encoding="utf-8")
-    config = folder / "tokenizer_config.json"
-    return _default(jsonfile.read(config).get("chat_template")) if config.is_file() else ""
+    config = parts.get("tokenizer_config.json")
+    return _default(jsonfile.read(config).get("chat_template")) if config else ""
 
 
 def _default(template: object) -> str:
@@ -132,7 +132,7 @@ def _loaded(model: Model, plain: Facts) -> Facts:
     """What loading makes of a model's tokenizer; what its files say where there is none to load."""
     from truing.core.loaded import load_tokenizer
 
-    if not any((model.folder / n).is_file() for n in TOKENIZER_FILES):
+    if model.local.parts().keys().isdisjoint(TOKENIZER_FILES):
         return plain
     tokenizer = load_tokenizer(model)
     core = getattr(tokenizer, "backend_tokenizer", None)

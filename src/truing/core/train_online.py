@@ -34,6 +34,7 @@ from truing.core.online_training import OnlineTraining
 from truing.core.opening import same_tokens
 from truing.core.players import Players, draws_of
 from truing.core.pools import check_pool, pool_of
+from truing.core.precision import unrounded
 from truing.core.preflight import check_partner, check_played, online_training
 from truing.core.rewards import Rewards, licences_at, telling
 from truing.core.rollout import Make, maker
@@ -128,7 +129,8 @@ def _split(
             raise unknown("setting", name, [*own, *shared, *watched], where=spec.name)
     watch = watching(held_out, spec.name, **{n: v for n, v in values.items() if n in watched})
     chosen = own | {n: v for n, v in values.items() if n not in watched}
-    training = online_training(spec, chosen)
+    online_training(spec, chosen)  # it refuses; what results depend on is made here
+    training = OnlineTraining.of(spec.engine, chosen)
     # What the method is told includes the engine's settings that it asks for.
     told = {n: getattr(training, n) if n in shared else chosen[n] for n in own}
     if training.environment is not None and "max_tokens" in told:
@@ -158,7 +160,7 @@ def _critic(run: Run) -> Critic | None:
         return Critic.of(loaded)
     same_tokens({"model": loaded.model, "critic": given}, where=run.spec.name)
     refuse(given, loaded.model, "critic", run.spec.name)
-    own = given.load_module(run.start.dtype, loaded.device, fresh=True)
+    own = unrounded(given, run.start.dtype, loaded.device, fresh=True)
     if recompute.is_on(loaded.module):
         recompute.switch_on(own.module)
     lora = attach(own.module, run.settings, current().stream("critic") % 2**31)

@@ -27,6 +27,7 @@ from truing.core.memory import Beside
 from truing.core.mix import Mixture, lasting, mixed
 from truing.core.objective import Objective
 from truing.core.own_samples import SHOWN
+from truing.core.precision import type_of
 from truing.core.preflight import check_heads, check_left
 from truing.core.reading import Read
 from truing.core.reading import read_units as read_units
@@ -254,7 +255,7 @@ def task_of(
     if sight is not None:
         sight.read(read.every)
     key = (start.reference or start.model).weights_key
-    reference = Reference(key, start.computed if sight is None else start.dtype, sight)
+    reference = Reference(key, start.computed if sight is None else type_of(sight.frozen), sight)
     head = ScoreHead.of(loaded) if "scores" in spec.needs else None
     task = kind(spec, own, hook, units, loaded.module, reference, budget=start.budget, head=head)
     if spec.heads:

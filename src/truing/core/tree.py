@@ -26,6 +26,7 @@ from torch import Tensor
 from truing.errors import InputError
 
 BUDGET = 768  # tokens of a micro-batch; what a two-core machine computes at its best rate
+BUDGET_GPU = 4096  # without gradients; with fewer a GPU waits for what it is told to do
 COMMON = 8  # tokens from which on a common beginning is worth a segment of its own
 ROOT = 4  # share of a root that is worth making it a node with ancestors, which GPUs are slower at
 
@@ -150,6 +151,7 @@ class Packed:
         mask_UKT: 1.0 at loss tokens, 0.0 at padding and at branches that do not exist.
         ends_UK: flat index of each branch's last token, 0 where the branch does not exist.
         longest: tokens of the longest row.
+        largest: of the ids.
     """
 
     ids_N: Tensor
@@ -162,6 +164,7 @@ class Packed:
     mask_UKT: Tensor
     ends_UK: Tensor
     longest: int
+    largest: int
 
     def __len__(self) -> int:
         """Number of trees."""
@@ -292,6 +295,7 @@ class _Packer:
             (index < none).float(),
             ends,
             self.longest,
+            max(self.ids, default=0),
         )
 
 
@@ -349,6 +353,11 @@ def _runs(sizes: Sequence[int], budget: int, common: Sequence[int]) -> list[list
         runs[-1].append(i)
         used += size
     return runs
+
+
+def budget_for(device: str) -> int:
+    """Tokens that are computed at once on a device where there are no gradients."""
+    return BUDGET if device == "cpu" else BUDGET_GPU
 
 
 def pack(

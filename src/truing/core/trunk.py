@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Sequence
+from itertools import chain
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from truing.core.reach import check_ids, vocab_of
 from truing.errors import InputError
 
 Batch = Sequence[Sequence[int]]
@@ -97,6 +99,7 @@ class Trunk:
 
         Rows are filled up on the right, which under a causal mask no earlier token can see.
         """
+        check_ids(chain.from_iterable(batch), vocab_of(self.module))
         width = max(map(len, batch))
         ids_BT = torch.tensor([[*ids, *[ids[-1]] * (width - len(ids))] for ids in batch])
         ends_B = torch.tensor([len(ids) - 1 for ids in batch])

@@ -75,6 +75,11 @@ def put(module: nn.Module, adapters: Sequence[Adapter]) -> bool:
     return True
 
 
+def stand(model: Model, module: nn.Module) -> bool:
+    """Whether all stored adapters that may stand beside the weights do so in this module."""
+    return not adapters_of(model) or any(lora.adapter_of(m, always=True) for m in module.modules())
+
+
 def _linear(module: nn.Module, name: str) -> nn.Module | None:
     """The linear layer of that name; None where it is none, or the head, which is read directly."""
     from transformers.pytorch_utils import Conv1D

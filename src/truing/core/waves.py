@@ -6,7 +6,8 @@ would take its room for every row, so that it stands in a wave with few others. 
 `room` says, by the model's own size of a
 token, and no more than `TOKENS`. What is free on the machine is not asked, so that waves depend on
 the request, the model and the sort of device alone and give the same bits each time. Where memory
-ends all the same, the error says what a request can do about it.
+ends all the same, the error says what a request can do about it. Modules on a GPU that nobody uses
+give way before that.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 
 from truing.core import shared
+from truing.core.loaded import MARGIN, free_on, spare
 from truing.core.reach import text_config
 from truing.errors import Stopped
 from truing.faults import short_of_memory
@@ -28,9 +30,10 @@ if TYPE_CHECKING:
 
 ROWS_CPU, ROWS_GPU = 256, 512  # rows of a wave
 TOKENS = 2**17  # tokens whose keys and values a wave may hold
-# Bytes of these, on a GPU the least. SmolLM2-135M in float32 takes 5.6 GiB for all of them, a model
-# of 8 billion parameters and 8 key heads, in bfloat16, 16 GiB.
+# Bytes of these on a CPU. SmolLM2-135M in float32 takes 5.6 GiB for all of them, a model of 8
+# billion parameters and 8 key heads, in bfloat16, 16 GiB.
 BYTES = 2**33
+LEAST = 2**28  # bytes on a GPU that the weights all but fill
 SHARE = 4  # a quarter of a GPU's memory: other models and what is computed stand beside it
 
 
@@ -51,7 +54,7 @@ def token_bytes(module: nn.Module) -> int:
 def room(module: nn.Module) -> int:
     """Bytes that a wave may take: on a GPU a share of all that it has, whatever of it is free.
 
-    No more than half of what the weights leave, but `BYTES` always.
+    No more than half of what the weights leave, but `LEAST` always.
     """
     device = next(module.parameters()).device
     if device.type != "cuda":
@@ -59,7 +62,7 @@ def room(module: nn.Module) -> int:
     # In whole GiB, since drivers set aside a little more or less.
     total = round(memory_of(device) / 2**30) * 2**30
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
-    return max(BYTES, min(total // SHARE, (total - weights) // 2))
+    return max(LEAST, min(total // SHARE, (total - weights) // 2))
 
 
 def memory_of(device: torch.device) -> int:
@@ -73,11 +76,13 @@ def waves(
     """(prompt, draw) of the rows computed together."""
     if not prompts:
         return
-    most = min(TOKENS, room(module) // max(1, token_bytes(module)))
+    each = token_bytes(module)
+    most = min(TOKENS, room(module) // max(1, each))
     cuda = next(module.parameters()).device.type == "cuda"
     rows = ROWS_GPU if cuda else ROWS_CPU
     wave: list[tuple[int, int]] = []
     nodes, alone = 0, False  # prompts of the wave, and whether each row keeps its own
+    taken = 0  # tokens that the wave holds
     for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i)):
         width, new = len(prompts[i]), settings.max_tokens  # the longest so far
         before, alone = alone, not shared.fits(module, width + new)
@@ -86,13 +91,23 @@ def waves(
             answers = len(wave) + 1
             held = (answers if alone else nodes + more) * width + answers * new
             if wave and (answers > rows or held > most or alone != before):
+                _clear(module, taken * each)
                 yield wave
-                wave, nodes, more = [], 0, True
-            before = alone
+                wave, nodes, more, held = [], 0, True, width + new
+            before, taken = alone, held
             wave.append((i, draw))
             nodes += more
     if wave:
+        _clear(module, taken * each)
         yield wave
+
+
+def _clear(module: nn.Module, needed: int) -> None:
+    """Drop modules that nobody uses where they stand in a wave's way on a GPU."""
+    device = next(module.parameters()).device
+    if device.type == "cuda":
+        name = device.type  # as modules are kept by
+        spare(name, lambda: free_on(name) >= MARGIN * needed)
 
 
 @contextlib.contextmanager

@@ -82,9 +82,10 @@ def weight_files(folder: Path) -> list[Path]:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (ValueError, KeyError, AttributeError) as error:
             raise InputError(f"not a readable index: {error}", where=str(index)) from None
-        missing = [n for n in names if not (folder / n).is_file()]
+        # Beside the index alone: keys and copies of a model know no other folder.
+        missing = [n for n in names if Path(n).name != n or not (folder / n).is_file()]
         if missing:
-            fix = "Fetch or save the model again"
+            fix = "Fetch or save the model again, all of its files in one folder"
             raise InputError("weight files are missing", where=str(folder), seen=missing, fix=fix)
         return [folder / n for n in names]
     return sorted(p for p in folder.glob("*.safetensors") if not is_copy(p))
@@ -171,6 +172,7 @@ class Folded(Mapping[str, Tensor]):
         own = whole is not None and name == OUTPUT
         stored = self.own_head() if own else same_name(name, self._names)
         if stored is not None:
+            patch.check(name, self.shape(stored))
             self._patches.setdefault(stored, []).append((name, patch))
         elif whole is not None and not (own and isinstance(patch, AdapterPatch)):
             self.extra[name] = patch.tensors[whole]
