@@ -31,6 +31,8 @@ from truing.method import methods
 from truing.models import Model
 from truing.serve import openai, openai_app, openai_batch, openai_wire, openai_worker
 from truing.serve.openai import serving
+from truing.serve.openai_calls import Form
+from truing.serve.openai_reply import Reply
 
 USER = [{"role": "user", "content": "Hello there"}]
 SYSTEM = {"role": "system", "content": "Speak like a pirate."}
@@ -159,6 +161,9 @@ def test_stop_texts_are_held_back_in_streams(http: httpx.Client, tiny: Model) ->
     assert "".join(deltas) == text[: text.find(stop)]
     long = _chat(http, max_tokens=40, stop="a text that is longer than sixteen characters")
     assert long["choices"][0]["message"]["content"] == text
+    chunks = _chunks(http, "/chat/completions", body | {"stop": ["a" * 1_000_000]})
+    deltas = [c["choices"][0]["delta"].get("content", "") for c in chunks]
+    assert "".join(deltas) == text
 
 
 def test_seeds(http: httpx.Client) -> None:
@@ -206,6 +211,39 @@ def test_log_likelihoods_as_evaluation_harnesses_read_them(http: httpx.Client, t
         assert scored == tops  # to the bit: they compare so
 
 
+def test_a_long_prompt_is_scored_without_all_of_its_logits(
+    http: httpx.Client, tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"model": "tiny", "prompt": "Once upon a time " * 20, "max_tokens": 0, "echo": True,
+            "logprobs": 2}  # fmt: skip
+    whole = http.post("/completions", json=body).json()["choices"][0]["logprobs"]
+    monkeypatch.setattr("truing.core.logprob.CHUNK", 16 * 259)
+    rows: list[int] = []
+    head = tiny.load_module().module.get_output_embeddings()  # type: ignore[operator]
+    hook = head.register_forward_hook(lambda *a: rows.append(a[2].shape[-2]))
+    try:
+        parts = http.post("/completions", json=body).json()["choices"][0]["logprobs"]
+    finally:
+        hook.remove()
+    assert max(rows, default=0) <= 16
+    assert parts["tokens"] == whole["tokens"] and len(parts["tokens"]) == 340
+    assert parts["token_logprobs"][1:] == pytest.approx(whole["token_logprobs"][1:], abs=1e-5)
+    module, ids = tiny.load_module().module, tiny.load_module().tokenizer(body["prompt"])
+    with torch.inference_mode():
+        logp = module(torch.tensor([ids["input_ids"]])).logits[0].log_softmax(1)
+    own = [float(p[i]) for p, i in zip(logp, ids["input_ids"][1:], strict=False)]
+    assert parts["token_logprobs"][1:] == pytest.approx(own, abs=1e-4)
+
+
+def test_of_tokens_that_look_alike_the_likeliest_is_told() -> None:
+    asked = {"model": "tiny", "prompt": "a", "logprobs": 2}
+    ask = openai_wire.read(asked, chat=False, name="tiny", default=8)
+    token = openai_wire.Token("x", -0.1, [("\ufffd", -0.1), ("\ufffd", -6.2)])
+    answer = openai_wire.Answer("x", "stop", 1, [token])
+    (choice,) = Reply(ask, "tiny", "1", Form()).whole([answer], 1)["choices"]  # type: ignore[misc]
+    assert choice["logprobs"]["top_logprobs"] == [{"\ufffd": -0.1}]  # type: ignore[index]
+
+
 def test_models_and_health(http: httpx.Client) -> None:
     assert [m["id"] for m in http.get("/models").json()["data"]] == ["tiny"]
     assert http.get("/models/tiny").json()["id"] == "tiny"
@@ -225,12 +263,18 @@ def test_models_and_health(http: httpx.Client) -> None:
         ({"n": 0}, 400, "n", "greater than or equal to 1"),
         ({"n": True}, 400, "n", "integer"),
         ({"max_tokens": 0}, 400, "max_tokens", "greater than or equal to 1"),
-        ({"max_tokens": 100_000}, 400, None, "do not fit into the context"),
+        ({"max_tokens": 100_000}, 400, "messages", "maximum context length is 2048 tokens"),
         ({"min_tokens": 50}, 400, None, "min_tokens"),
         ({"top_logprobs": 2}, 400, "top_logprobs", "needs logprobs"),
         ({"temprature": 1}, 400, "temprature", "Did you mean 'temperature'"),
-        ({"tools": [{"type": "function"}]}, 400, None, "does not write tools"),
-        ({"tool_choice": "required"}, 400, "tool_choice", "not supported"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, None,
+         "does not write tools"),
+        ({"tools": [{"type": "function"}]}, 400, "tools.0.function.name", "not empty"),
+        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, 400, "tools.0.type",
+         "only tools of the type 'function'"),
+        ({"tool_choice": "required"}, 400, "tool_choice", "no such tool"),
+        ({"tool_choice": "always"}, 400, "tool_choice", "none of 'auto'"),
+        ({"tool_choice": 3}, 400, "tool_choice", "valid"),
         (
             {
                 "messages": [
@@ -253,13 +297,15 @@ def test_models_and_health(http: httpx.Client) -> None:
             "repetition_penalty changes them",
         ),
         ({"stop": ["%i"] * 17}, 400, "stop", "at most 16"),
-        ({"response_format": {"type": "json_object"}}, 400, "response_format", "not supported"),
+        ({"response_format": {"type": "grammar"}}, 400, "response_format", "not supported"),
+        ({"response_format": {"type": "json_schema"}}, 400, "response_format.json_schema.schema",
+         "must be an object"),
         ({"frequency_penalty": 0.5}, 400, "frequency_penalty", "not supported"),
         ({"model": "gpt"}, 404, "model", "only 'tiny'"),
         ({"stop": [""]}, 400, "stop.0", "at least 1"),
         ({"seed": 2**70}, 400, "seed", "less than"),
     ],
-)
+)  # fmt: skip
 def test_refusals_are_error_objects(
     http: httpx.Client, body: dict[str, Any], status: int, param: str | None, told: str
 ) -> None:
@@ -274,13 +320,28 @@ def test_refusals_are_error_objects(
         assert (error["param"] or "").startswith(param or "")
 
 
+def test_a_context_that_is_exceeded_is_known_by_its_code(http: httpx.Client) -> None:
+    """Clients of long dialogues look for it, and go on with less of them."""
+    long = "a" * 3000
+    for path, asked, param in (
+        ("/chat/completions", {"messages": [{"role": "user", "content": long}]}, "messages"),
+        ("/completions", {"prompt": long}, "prompt"),
+    ):
+        reply = http.post(path, json={"model": "tiny"} | asked)
+        error = reply.json()["error"]
+        assert (reply.status_code, error["code"]) == (400, "context_length_exceeded")
+        assert error["param"] == param and "the prompt has 30" in error["message"]
+
+
 def test_unused_settings_are_let_pass(http: httpx.Client, tiny: Model) -> None:
-    parts = [{"role": "developer", "content": [{"type": "text", "text": "Be "},
+    cached = {"cache_control": {"type": "ephemeral"}, "prompt_cache_breakpoint": {"mode": "x"}}
+    parts = [{"role": "developer", "content": [{"type": "text", "text": "Be ", **cached},
              {"type": "text", "text": "brief."}]}, *USER]  # fmt: skip
     reply = _chat(
         http, messages=parts, user="me", tools=[], response_format={"type": "text"},
         presence_penalty=0, stop=None, seed=None, store=False, max_tokens=None,
-        max_completion_tokens=16,
+        max_completion_tokens=16, prompt_cache_retention="24h", prompt_cache_options={},
+        prediction={"type": "content", "content": "x"},
     )  # fmt: skip
     asked = [{"role": "system", "content": "Be brief."}, *USER]
     expected = generate(tiny, [asked], greedy=True, max_tokens=16)[0][0].text
@@ -308,6 +369,7 @@ def test_bodies_that_are_no_requests(http: httpx.Client) -> None:
     assert "4 MiB" in large.json()["error"]["message"]
     assert http.get("/chat/completions").json()["error"]["type"] == "invalid_request_error"
     assert http.get("/nowhere").status_code == 404
+    assert "/v1/chat/completions" in http.post("/responses").json()["error"]["message"]
     for prompt in ("", [], ["a", ""], [[]], [[999_999]], [3.5]):
         body = {"model": "tiny", "prompt": prompt, "max_tokens": 2}
         assert http.post("/completions", json=body).status_code == 400
@@ -374,15 +436,81 @@ def test_a_batch_without_readers_is_given_up(tiny: Model) -> None:
         events.append(event)
         came.set()
 
-    job = openai_batch.Job(ask, send)
+    job, after = openai_batch.Job(ask, send), threading.Event()
     worker.start()
     worker.put(job)
     assert came.wait(60)
     job.gone.set()
+    short = openai_app.read(data | {"max_tokens": 1}, chat=True, name="tiny", default=8)
+    worker.put(openai_batch.Job(short, lambda _: after.set()))
+    assert after.wait(60)  # it need not wait for the other's end
     worker.stop()
-    assert isinstance(events[-1], openai_app.Refused)
-    pieces = [e for e in events if isinstance(e, openai_batch.Piece)]
-    assert 0 < len(pieces) < 1000
+    assert not any(isinstance(e, openai_batch.Done) for e in events)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many answers were being written before each token."""
+    made: list[int] = []
+    hook = openai_batch.Batch._hook
+
+    def counted(self: openai_batch.Batch, rows: Any, logits_BV: torch.Tensor) -> torch.Tensor:
+        made.append(len(rows))
+        return hook(self, rows, logits_BV)
+
+    monkeypatch.setattr(openai_batch.Batch, "_hook", counted)
+    return made
+
+
+def test_lost_clients_hold_up_nobody(http: httpx.Client, steps: list[int]) -> None:
+    body = {"model": "tiny", "messages": USER, "max_tokens": 1500, "n": 16, "temperature": 0}
+    with http.stream("POST", "/chat/completions", json=body | {"stream": True}) as reply:
+        assert "chunk" in next(reply.iter_lines())
+    _chat(http, max_tokens=4)
+    assert sum(n == 16 for n in steps) < 1000
+    steps.clear()
+    with pytest.raises(httpx.ReadTimeout):
+        http.post("/chat/completions", json=body, timeout=0.5)
+    _chat(http, max_tokens=4)
+    assert sum(n == 16 for n in steps) < 1400
+
+
+def test_a_body_that_is_broken_off_is_no_fault_of_the_server(
+    http: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = (http.base_url.host, http.base_url.port)
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n"
+    with socket.create_connection(place) as client:
+        token = http.headers["authorization"]
+        client.sendall(f"{head}Authorization: {token}\r\n\r\n{{".encode())
+        time.sleep(0.2)
+    _chat(http, max_tokens=1)
+    time.sleep(0.2)
+    assert not [r for r in caplog.records if r.name.startswith("uvicorn")]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_not_done_in_time_at_the_end_is_refused(
+    tiny: Model, stream: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(openai, "GRACE", 3)
+    body = {"model": "tiny", "messages": USER, "max_tokens": 1500, "n": 64, "temperature": 0}
+    with ThreadPoolExecutor(1) as pool, serving(tiny, token="t") as made:
+        reply = pool.submit(
+            httpx.post, f"{made.url}/chat/completions", json=body | {"stream": stream},
+            headers={"Authorization": "Bearer t"}, timeout=60,
+        )  # fmt: skip
+        time.sleep(0.5)
+    got = reply.result(60)
+    if stream:
+        *_, error, done = [line for line in got.text.splitlines() if line]
+        assert (got.status_code, done) == (200, "data: [DONE]")
+        error = json.loads(error.removeprefix("data: "))
+    else:
+        assert (got.status_code, got.headers["retry-after"]) == (503, "1")
+        error = got.json()
+    assert error["error"]["code"] == "shutdown"
+    assert not [r for r in caplog.records if r.name.startswith("uvicorn")]
 
 
 def test_run_time_changes_are_in_force(tiny: Model) -> None:
@@ -433,18 +561,18 @@ def test_a_decoder_draws_the_answers_and_its_streams_are_whole(tiny: Model) -> N
             assert texts == found
 
 
-def test_a_served_model_can_be_served_again(
-    tiny: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("TRUING_HOME", str(tmp_path))
-    monkeypatch.setenv("TRUING_API_KEY", "t")
-    with serving(tiny, token="t") as inner:
-        far = Model.open(f"{inner.url}#tiny").adding(Prefix([SYSTEM]))
-        with serving(far, token="t", name="tiny") as outer:
-            headers = {"Authorization": "Bearer t"}
-            with httpx.Client(base_url=outer.url, headers=headers, timeout=120) as client:
-                text = _chat(client)["choices"][0]["message"]["content"]
-    assert text == _local(tiny.adding(Prefix([SYSTEM])))
+def test_tokens_are_what_a_header_can_hold(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUING_SERVE_TOKEN", "from-a-file\n")
+    with serving(tiny, token=" ") as made:
+        headers = {"Authorization": "Bearer from-a-file"}
+        assert httpx.get(f"{made.url}/models", headers=headers).status_code == 200
+    monkeypatch.setenv("TRUING_SERVE_TOKEN", " ")
+    with pytest.raises(InputError, match="needs a token of your own"):
+        openai.openai(tiny, host="0.0.0.0", port=0)
+    for token in ("caf\u00e9", "two\nlines"):
+        with pytest.raises(InputError, match="no request can send") as caught:
+            openai.openai(tiny, token=token, port=0)
+        assert token not in str(caught.value)
 
 
 def test_addresses(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:

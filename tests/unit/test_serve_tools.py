@@ -409,9 +409,9 @@ def _turn(**more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("more", "param", "told"),
     [
-        ({"tool_choice": "required"}, "tool_choice", "cannot be made to call"),
-        ({"tool_choice": {"type": "function", "function": {"name": "add"}}}, "tool_choice",
-         "'auto' leaves it to the model"),
+        ({"tool_choice": "always"}, "tool_choice", "none of 'auto', 'none', 'required'"),
+        ({"tool_choice": {"type": "function", "function": {"name": "sub"}}}, "tool_choice",
+         "offers no such tool"),
         ({"messages": [*SUM, {"role": "tool", "content": "3"}]}, "messages.1.tool_call_id",
          "earlier call"),
         ({"messages": [_turn(), {"role": "tool", "tool_call_id": "2", "content": "3"}]},

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import queue
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from truing.changes import Rewriter
+from truing.core.generate import generate
 from truing.models import Model
-from truing.serve.openai_batch import Event, Job
+from truing.serve.openai_batch import Done, Event, Job
 from truing.serve.openai_wire import Ask, Refused, read
 from truing.serve.openai_worker import Worker
 
@@ -84,3 +89,47 @@ def test_when_all_have_left_there_is_no_batch(
         assert answered.wait(60)
     worker.stop()
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_answers_that_were_delivered_hold_up_no_batch(tiny_path: Path) -> None:
+    tiny = Model.open(tiny_path)
+    text = generate(tiny, ["Hello"], greedy=True, max_tokens=40)[0][0].text
+    told: dict[str, queue.Queue[Event]] = {name: queue.Queue() for name in "abc"}
+
+    def job(name: str, said: str, **more: Any) -> Job:
+        data = {"model": "tiny", "messages": [{"role": "user", "content": said}],
+                "max_tokens": 1500, "temperature": 0, "stop": [text[4:8]]} | more  # fmt: skip
+        return Job(read(data, chat=True, name="tiny", default=8), told[name].put)
+
+    worker = Worker(tiny, waiting=3)
+    short, long = job("a", "Hello"), job("b", "Why?", stream=True)
+    for one in (short, long):
+        worker.put(one)
+    worker.start()
+    assert isinstance(told["a"].get(timeout=60), Done)
+    told["b"].get(timeout=60)
+    long.gone.set()
+    worker.put(job("c", "Hello", max_tokens=4))
+    assert isinstance(told["c"].get(timeout=60), Done)
+    worker.stop()
+    assert not any(isinstance(event, Done) for event in told["b"].queue)
+
+
+def test_where_prompts_are_rewritten_the_first_does_not_wait_for_all(
+    tiny_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = Worker._prepare
+
+    def slowly(self: Worker, job: Job) -> None:
+        time.sleep(0.02)
+        prepare(self, job)
+
+    worker = Worker(Model.open(tiny_path), waiting=5)
+    rewriting = Worker(Model.open(tiny_path).adding(Rewriter("polite")), waiting=5)
+    monkeypatch.setattr(Worker, "_prepare", slowly)
+    monkeypatch.setattr("truing.serve.openai_worker.rewritten", lambda model, prompts: prompts)
+    for one, gathered in ((worker, 5), (rewriting, 2)):
+        for _ in range(5):
+            one.put(Job(ask, _ignore))
+        one._gather()
+        assert len(one._waiting) == gathered

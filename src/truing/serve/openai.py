@@ -4,14 +4,18 @@
 
 serves /v1/chat/completions and /v1/completions (n, temperature, top_p, max_tokens, stop, seed,
 logprobs, stream; top_k, min_p, repetition_penalty and min_tokens besides), /v1/models and /healthz.
-Any client of that protocol works; `Model.open("http://host:port/v1#name")` does, too. What is not
-there (JSON mode, penalties of frequency, a tool_choice that forces a call) is refused by name. When
-the server is ready, one line of JSON on stdout says {"url", "token", "model"}. From Python,
+Any client of these works; `Model.open("http://host:port/v1#name")` does, too. What is not there
+(penalties of frequency, logit_bias, /v1/responses) is refused by name. When the server is ready,
+one line of JSON on stdout says {"url", "token", "model"}. From Python,
 `truing.serve.openai.serving(model)` serves inside a `with` block; the method itself serves until it
 is told to end.
 
-Where the model's chat template writes tools, those of a request are told to the model (tool_choice
-"auto", or "none" for none of them), and what it calls comes back as `tool_calls`, in streams too,
+Where a request wants JSON (response_format "json_schema" or "json_object") or a call of a tool
+(tool_choice "required", or a function), tokens that would make the answer anything else are never
+drawn, until max_tokens. Models with a decoder, and those that are served elsewhere, refuse it.
+
+Where the model's chat template writes tools, those of a request are told to the model (but for
+tool_choice "none"), and what it calls comes back as `tool_calls`, in streams too,
 with finish_reason "tool_calls"; what it says beside stays content. Calls of earlier turns and
 messages of the role "tool" are written by the template. Calls are read as Qwen's and Hermes'
 templates write them (between <tool_call> and </tool_call>), and as those of Llama 3.1 and Mistral
@@ -20,12 +24,13 @@ field `written` beside them is the answer as the model wrote it, which truing's 
 
 Requests with the same settings are answered in one batch. Prefix, rewriter, edits and decoder of
 the model act on chats; edits act on plain text, and a model with one of the others refuses it,
-since plain text would go past them. The address is loopback and a bearer token is needed unless
-told otherwise. Serving ends with the running answers on Ctrl-C or SIGTERM.
+since plain text would go past them. The address is loopback unless told otherwise, and a bearer
+token is always needed. Serving ends with the running answers on Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -48,6 +53,7 @@ from truing.serve.openai_app import App
 from truing.serve.openai_worker import Worker
 
 GRACE = 10  # seconds that running answers are given at the end
+CUT = 2  # of them in which what is still unanswered is refused
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class _Server(uvicorn.Server):
     """Ends on a signal without passing it on: being told to stop is no failure."""
 
     ready: Callable[[], None]
+    give_up: Callable[[], None]
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -83,6 +90,27 @@ class _Server(uvicorn.Server):
         if self.started:
             self.ready()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let running answers end; those that do not are refused before they would be cut off."""
+        asyncio.get_running_loop().call_later(GRACE - CUT, self.give_up)
+        await super().shutdown(sockets)
+
+
+def _token(given: str) -> str:
+    """A token as a header can hold it: what comes from a file may end in a line break.
+
+    Raises:
+        InputError: no header can hold it.
+    """
+    token = given.strip()
+    if not (token.isascii() and token.isprintable()):
+        raise InputError(
+            "the token holds characters that no request can send",
+            where="serve/openai",
+            fix="Set TRUING_SERVE_TOKEN (or --token) to letters, digits and signs of ASCII",
+        )
+    return token
+
 
 def _listen(host: str, port: int) -> socket.socket:
     if not 0 <= port < 2**16:
@@ -102,7 +130,7 @@ def _made(
     model: Model, host: str, port: int, token: str, name: str, max_tokens: int, waiting: int
 ) -> tuple[_Server, socket.socket, Address]:
     """A server that is ready to run, its socket, and what is told of it."""
-    given = token or os.environ.get("TRUING_SERVE_TOKEN", "")
+    given = _token(token) or _token(os.environ.get("TRUING_SERVE_TOKEN", ""))
     if not is_loopback(host) and not given:
         raise InputError(
             "an address that others can reach needs a token of your own",
@@ -127,7 +155,8 @@ def _made(
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listener.getsockname()[1]}/v1"
         name = name or model.name
-        app = App(Worker(model, waiting), name, secret, max_tokens)
+        worker = Worker(model, waiting)
+        app = App(worker, name, secret, max_tokens)
         config = uvicorn.Config(
             app.routes(),
             log_config=None,
@@ -137,12 +166,15 @@ def _made(
             lifespan="on",
             loop="asyncio",
             http="h11",
+            timeout_keep_alive=75,  # longer than clients keep theirs
             timeout_graceful_shutdown=GRACE,
         )
+        server = _Server(config)
+        server.give_up = worker.give_up
     except BaseException:
         listener.close()
         raise
-    return _Server(config), listener, Address(url, "" if given else secret, name)
+    return server, listener, Address(url, "" if given else secret, name)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -125,6 +125,8 @@ async def _body(request: Request) -> object:
                 raw += chunk
                 if len(raw) > LARGEST:
                     raise Refused(413, f"the request is larger than {LARGEST >> 20} MiB")
+    except ClientDisconnect:
+        raise Refused(499, "the client has left") from None
     except TimeoutError:
         raise Refused(408, f"the request did not come within {PATIENCE:g} s") from None
     try:
@@ -160,7 +162,7 @@ async def _stream(
             for i, answer in enumerate(event.answers):
                 for chunk in reply.end(i, answer):
                     yield _data(chunk)
-            if job.ask.usage_at_end:
+            if job.ask.usage_at_end and event.prompt_tokens is not None:
                 yield _data(reply.last(event.answers, event.prompt_tokens))
         else:
             yield _data(event.body())
@@ -182,4 +184,6 @@ async def _refusal(_: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail.lower()}"
+    if error.status_code == 404:
+        message += "; there are /v1/chat/completions, /v1/completions and /v1/models"
     return JSONResponse(Refused(error.status_code, message).body(), error.status_code)

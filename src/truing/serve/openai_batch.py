@@ -8,7 +8,7 @@ given up at once. Under a decoder, rows are not the answers themselves, which ar
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -18,14 +18,19 @@ from torch import Tensor
 from truing.changes import Decoder
 from truing.core.chat import Prompt, answer_text
 from truing.core.drawing import Completion, base_of, continued, drawer
+from truing.core.logprob import chunk_of, states
 from truing.core.reach import context_of, text_config
 from truing.core.sampling import LogitsHook, Row, SamplingSettings
 from truing.core.stops import before_stop, ends_of, stop_place
+from truing.core.teacher import head_of, log_probs
+from truing.core.tree import example_tree, pack
 from truing.errors import InputError
 from truing.models import Loaded, Model
 from truing.serve.openai_calls import Form, form_of
+from truing.serve.openai_errors import Refused, unsupported
+from truing.serve.openai_shape import Guide, Guides
 from truing.serve.openai_text import Growing, TextOf, decoded, joins, starts
-from truing.serve.openai_wire import Answer, Ask, Refused, Token
+from truing.serve.openai_wire import Answer, Ask, Token
 from truing.surrogates import UNFINISHED
 
 
@@ -39,16 +44,16 @@ class Piece:
 
 @dataclass(frozen=True)
 class Done:
-    """All answers of a request."""
+    """All answers of a request; None where the tokens of its prompts are not known."""
 
     answers: list[Answer]
-    prompt_tokens: int
+    prompt_tokens: int | None
 
 
 Event = Piece | Done | Refused
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """A request on its way.
 
@@ -62,6 +67,7 @@ class Job:
     ids: list[list[int]] = field(default_factory=list)
     firsts: list[int] = field(default_factory=list)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    guide: Guide | None = None
     key: object = None
 
 
@@ -82,6 +88,7 @@ class Served:
         self.piecewise = False  # whether text can be decoded token by token
         # A client writes the calls that a server tells it in the form of `Form()`.
         self.form = Form(earlier=True)
+        self.guides: Guides | None = None
         if self.loaded is not None:
             module = self.loaded.module
             self.ends = ends_of(self.loaded.tokenizer, module)
@@ -89,6 +96,7 @@ class Served:
             self.vocab = cast(int, text_config(module).vocab_size)
             self.piecewise = joins(self.loaded.tokenizer)
             self.form = form_of(self.loaded.tokenizer)
+            self.guides = Guides(self.loaded.tokenizer, self.vocab, self.ends, self.form)
 
 
 class _Watched:
@@ -99,6 +107,7 @@ class _Watched:
         self.row: Row | None = None
         self.growing: Growing | None = None
         self.sent = ""
+        self.guide = None if job.guide is None else job.guide.another()
         self.tops: list[list[tuple[int, float]]] = []
         self.answer: Answer | None = None
 
@@ -126,7 +135,7 @@ class Batch:
             for j in jobs
             for p in range(len(j.ask.prompts))
         ]
-        self.told: set[int] = set()
+        self.told: set[Job] = set()
 
     def run(self) -> None:
         """Write and send all answers."""
@@ -146,6 +155,16 @@ class Batch:
         for job in self.jobs:
             self._finish(job)
 
+    def unheard(self) -> list[Job]:
+        """Jobs of which nothing was sent."""
+        heard = self.told | {w.job for items in self.watched for w in items if w.sent}
+        return [j for j in self.jobs if j not in heard]
+
+    def _heed(self) -> None:
+        """Raise Abandoned where nobody waits for what is still to be written."""
+        if self.stopping() or all(j.gone.is_set() or j in self.told for j in self.jobs):
+            raise Abandoned
+
     def _draw(self) -> list[list[Completion]]:
         firsts = [f for j in self.jobs for f in j.firsts]
         if not self.jobs[0].ask.chat:
@@ -158,9 +177,8 @@ class Batch:
         return draw([p for j in self.jobs for p in j.prompts], self.sampling, first=firsts)
 
     def _hook(self, rows: Sequence[Row], logits_BV: Tensor) -> Tensor:
-        """Look at the rows before each token; the logits stay as they are."""
-        if self.stopping() or all(j.gone.is_set() for j in self.jobs):
-            raise Abandoned
+        """Look at the rows before each token; only answers of a shape have logits changed."""
+        self._heed()
         if not self.live:
             return logits_BV
         now: set[int] = set()
@@ -173,6 +191,8 @@ class Batch:
             if one.job.ask.top:
                 logp_V = torch.log_softmax(logits_V.float(), 0)
                 one.tops.append(_likeliest(logp_V, one.job.ask.top))
+            if one.guide is not None:
+                one.guide.close(row.ids, logits_V)
         for items in self.watched:
             for one in items:
                 if one.row is not None and one.answer is None and id(one) not in now:
@@ -198,12 +218,12 @@ class Batch:
         """Send a job's end when all of its answers are there, once."""
         mine = [w for items in self.watched for w in items if w.job is job]
         answers = [w.answer for w in mine if w.answer is not None]
-        if len(answers) < len(mine) or id(job) in self.told:
+        if len(answers) < len(mine) or job in self.told:
             return
-        self.told.add(id(job))
+        self.told.add(job)
         for one, answer in zip(mine, answers, strict=True):
             one.send(answer.text)
-        job.send(Done(answers, sum(map(len, job.ids))))
+        job.send(Done(answers, None if self.loaded is None else sum(map(len, job.ids))))
 
     def _decoded(self, ids: Sequence[int]) -> str:
         return decoded(cast(Loaded, self.loaded).tokenizer, ids)
@@ -230,11 +250,13 @@ class Batch:
         if len(text) < len(whole):
             return text
         text = text.rstrip(UNFINISHED)
-        held = max(
-            (k for s in self.sampling.stop for k in range(1, len(s)) if text.endswith(s[:k])),
-            default=0,
+        held = (
+            k
+            for s in self.sampling.stop
+            for k in range(1, min(len(s), len(text) + 1))
+            if text.endswith(s[:k])
         )
-        return text[: len(text) - held]
+        return text[: len(text) - max(held, default=0)]
 
     def _answer(self, one: _Watched, made: Completion) -> Answer:
         tokens = self._tokens(one, made) if one.job.ask.logprobs else None
@@ -248,11 +270,7 @@ class Batch:
         """
         ids = self._words(made.ids) if one.job.ask.chat else made.ids
         if len(made.logprobs) < len(ids):
-            raise InputError(
-                "the model's decoder tells no log-probabilities",
-                where="logprobs",
-                fix="Leave out 'logprobs', or serve the model without its decoder",
-            )
+            raise unsupported("logprobs", "the model's decoder tells none")
         tops = one.tops
         # Chats' replies have no offsets.
         offsets = [0] * len(ids) if one.job.ask.chat else self._starts(ids, answer_text)
@@ -283,15 +301,36 @@ class Batch:
         else:
             offsets = self._starts(ids)
         names = [self._decoded([i]) for i in ids]
-        with loaded.run_time(), torch.inference_mode():
-            logits_TV = loaded.module(torch.tensor([ids], device=loaded.device)).logits[0]
-            logp_TV = torch.log_softmax(logits_TV.float(), 1)
         tokens = [Token(names[0], None, [], offsets[0])]
-        for i, token in enumerate(ids[1:], 1):
-            top = _likeliest(logp_TV[i - 1], job.ask.top) if job.ask.top else []
-            value = float(logp_TV[i - 1, token])
-            tokens.append(Token(names[i], value, self._named(top), offsets[i]))
+        with loaded.run_time(), torch.inference_mode():
+            for logp_CV in self._behind(ids):
+                for logp_V in logp_CV:
+                    i = len(tokens)
+                    top = self._named(_likeliest(logp_V, job.ask.top)) if job.ask.top else []
+                    tokens.append(Token(names[i], float(logp_V[ids[i]]), top, offsets[i]))
         return text, tokens
+
+    def _behind(self, ids: list[int]) -> Iterator[Tensor]:
+        """Log-probabilities [C, V] of what follows each token but the last, some at a time."""
+        loaded = cast(Loaded, self.loaded)
+        seen = ids[:-1]
+        if not seen:
+            return
+        try:
+            packed = pack([example_tree(seen, [True] * len(seen))])[0].to(loaded.device)
+            rows_TD, head = states(loaded.module, packed), head_of(loaded.module)
+        except InputError:  # an architecture that only computes its logits itself
+            ids_1T = torch.tensor([seen], device=loaded.device)
+            logits_TV = cast(Tensor, loaded.module(ids_1T, use_cache=False).logits)[0]
+            rows_TD, head = logits_TV, None
+        size = max(1, chunk_of(rows_TD) // self.served.vocab)
+        for i in range(0, len(seen), size):
+            self._heed()
+            rows_CD = rows_TD[i : i + size]
+            if head is None:
+                yield torch.log_softmax(rows_CD.float(), 1)
+            else:
+                yield log_probs(head, rows_CD, len(head.weight))
 
 
 def _likeliest(logp_V: Tensor, k: int) -> list[tuple[int, float]]:

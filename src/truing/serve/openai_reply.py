@@ -23,7 +23,7 @@ class Reply:
         # Of answers that may call tools; the words of others come as they are.
         self._readings = [Reading(form, ask.tools, one=not ask.parallel) for _ in range(many)]
 
-    def whole(self, answers: Sequence[Answer], prompt_tokens: int) -> Json:
+    def whole(self, answers: Sequence[Answer], prompt_tokens: int | None) -> Json:
         """The reply to a request that is not streamed."""
         choices: list[Json] = []
         for i, a in enumerate(answers):
@@ -100,8 +100,8 @@ class Reply:
         choice: Json = {"index": index, "finish_reason": None, "logprobs": None, "delta": delta}
         return self._frame([choice], ".chunk", None)
 
-    def last(self, answers: Sequence[Answer], prompt_tokens: int) -> Json:
-        """The chunk that tells the usage."""
+    def last(self, answers: Sequence[Answer], prompt_tokens: int | None) -> Json:
+        """The chunk that tells the usage, where it is known."""
         return self._frame([], ".chunk", usage(answers, prompt_tokens))
 
     def _frame(self, choices: list[Json], suffix: str, spent: Json | None) -> Json:
@@ -123,7 +123,8 @@ class Reply:
         return {
             "tokens": [t.text for t in answer.tokens],
             "token_logprobs": [t.logprob for t in answer.tokens],
-            "top_logprobs": [dict(t.top) if t.top else None for t in answer.tokens],
+            # Of those that look alike, such as parts of characters, the likeliest counts.
+            "top_logprobs": [dict(reversed(t.top)) if t.top else None for t in answer.tokens],
             "text_offset": [t.offset for t in answer.tokens],
         }
 
@@ -148,8 +149,10 @@ def _bytes(text: str) -> list[int] | None:
     return None if UNFINISHED in text else list(text.encode())
 
 
-def usage(answers: Sequence[Answer], prompt_tokens: int) -> Json:
-    """Tokens of prompts and answers."""
+def usage(answers: Sequence[Answer], prompt_tokens: int | None) -> Json | None:
+    """Tokens of prompts and answers; None where those of prompts are not known."""
+    if prompt_tokens is None:
+        return None
     written = sum(a.count for a in answers)
     return {
         "prompt_tokens": prompt_tokens,

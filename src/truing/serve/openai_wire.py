@@ -18,48 +18,34 @@ from truing.core.sampling import SamplingSettings
 from truing.core.template import Message
 from truing.errors import InputError, shorten, unknown
 from truing.kinds import with_tools
+from truing.serve.openai_errors import Json, Refused, unsupported
+from truing.serve.openai_shape import Shape, shape_of
 
 MOST = 128  # answers to one prompt
 PROMPTS = 1024  # answers of one request
-Json = dict[str, object]
 # Settings of the protocol that this server has not; what they may be, meaning "not used".
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
     "functions": ([],),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "suffix": ("",),
     "best_of": (1,),
 }
-TYPE = re.compile(r"(str|constrained|list)\b")  # pydantic's names of alternatives in a place
+TYPE = re.compile(r"(str|constrained|list|dict)\b")  # pydantic's names of alternatives in a place
 WITHOUT_EFFECT = frozenset(
-    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
-)
-
-
-class Refused(Exception):
-    """A request that is answered by an error object."""
-
-    def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
-
-    def body(self) -> Json:
-        """The error object."""
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        facts = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return {"error": facts}
+    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+     "prompt_cache_retention", "prompt_cache_options", "prediction"}
+)  # fmt: skip
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _Part(_Strict):
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True)  # further fields, such as cache_control, are let pass
     type: Literal["text"]
     text: str
 
@@ -117,6 +103,8 @@ class _Common(_Strict):
 class _Chat(_Common):
     messages: list[_Message] = Field(min_length=1)
     tools: list[Json] = Field(default_factory=list, max_length=128)
+    tool_choice: str | Json = "auto"
+    response_format: Json = Field(default_factory=lambda: {"type": "text"})
     parallel_tool_calls: bool = True
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -141,6 +129,7 @@ class Ask:
         sampling: without the seed.
         tools: functions that the answer may call, several at once where `parallel`, each with the
             schemas of its parameters.
+        shape: what the answer must be; None for anything.
         recalls: whether earlier turns called any.
         seed: None when the request has none.
         limited: False when the request leaves the length to the server.
@@ -155,6 +144,7 @@ class Ask:
     seed: int | None = None
     tools: Mapping[str, Json] = field(default_factory=dict[str, Json])
     parallel: bool = True
+    shape: Shape | None = None
     recalls: bool = False
     limited: bool = True
     logprobs: bool = False
@@ -197,13 +187,10 @@ def read(data: object, *, chat: bool, name: str, default: int) -> Ask:
     if not isinstance(data, dict):
         raise Refused(400, "the body must be a JSON object")
     given = {k: v for k, v in cast("Json", data).items() if v is not None}
-    _choose(given)
     for key in list(given):
         if key in NEUTRAL:
             if given.pop(key) not in NEUTRAL[key]:
-                raise Refused(
-                    400, f"{key!r} is not supported by this server", param=key, code="unsupported"
-                )
+                raise unsupported(key, "it can only be left out")
         elif key in WITHOUT_EFFECT:
             del given[key]
     _check_calls(given.get("messages"))
@@ -217,19 +204,6 @@ def read(data: object, *, chat: bool, name: str, default: int) -> Ask:
             param="model", code="model_not_found",
         )  # fmt: skip
     return _chat_ask(made, default) if isinstance(made, _Chat) else _text_ask(made)
-
-
-def _choose(given: Json) -> None:
-    """Take out which tools are to be called: any or none at the model's will, or none at all."""
-    choice = given.pop("tool_choice", "auto")
-    if choice not in ("none", "auto"):
-        raise Refused(
-            400, f"tool_choice {shorten(choice)} is not supported: the model cannot be made to call"
-            " a tool; 'auto' leaves it to the model, 'none' tells it of no tools",
-            param="tool_choice", code="unsupported",
-        )  # fmt: skip
-    if choice == "none":
-        given.pop("tools", None)
 
 
 def _check_calls(messages: object) -> None:
@@ -272,15 +246,21 @@ def _messages(given: Sequence[_Message]) -> list[Message]:
 
 
 def _offered(tools: Sequence[Json]) -> dict[str, Json]:
-    """Functions by name, each with the schemas of its parameters.
+    """Functions by name, each with the schema of its parameters.
 
     Some clients give the schemas of functions without the frame around them.
     """
     made: dict[str, Json] = {}
-    for tool in tools:
+    for i, tool in enumerate(tools):
+        if tool.get("type", "function") != "function":
+            why = f"only tools of the type 'function' are (seen: {shorten(tool['type'])})"
+            raise unsupported(f"tools.{i}.type", why)
         function = _object(tool.get("function", tool))
-        parameters = _object(function.get("parameters"))
-        made[str(function.get("name"))] = _object(parameters.get("properties"))
+        name = function.get("name")
+        if not isinstance(name, str) or not name:
+            place = f"tools.{i}.function.name"
+            raise Refused(400, f"{place}: must be a text that is not empty", param=place)
+        made[name] = _object(function.get("parameters"))
     return made
 
 
@@ -322,13 +302,16 @@ def _chat_ask(made: _Chat, default: int) -> Ask:
     if made.top_logprobs and not made.logprobs:
         raise Refused(400, "top_logprobs needs logprobs", param="top_logprobs")
     wanted = made.max_completion_tokens or made.max_tokens
+    tools = [] if made.tool_choice == "none" else made.tools
+    offered = _offered(tools)
     return Ask(
         True,
-        [with_tools(messages, made.tools)],
+        [with_tools(messages, tools)],
         _sampling(made, wanted or max(default, made.min_tokens)),
         made.seed,
-        _offered(made.tools),
+        {name: _object(p.get("properties")) for name, p in offered.items()},
         made.parallel_tool_calls,
+        shape_of(made.tool_choice, made.response_format, offered),
         any("tool_calls" in m for m in messages),
         limited=wanted is not None,
         logprobs=made.logprobs,

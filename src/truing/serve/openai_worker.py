@@ -10,21 +10,26 @@ from __future__ import annotations
 
 import queue
 import secrets
+import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import cast
 
 from truing.changes import Decoder, Prefix, Rewriter
 from truing.core.chat import Prompt, prompt_ids
+from truing.core.endpoint import EndpointError
 from truing.core.generate import rewritten
+from truing.core.replies import unkept
 from truing.core.sampling import check_lengths
 from truing.errors import InputError, TruingError
 from truing.models import Loaded, Model
-from truing.serve.openai_batch import Abandoned, Batch, Event, Job, Served
-from truing.serve.openai_wire import MOST, Ask, Refused
+from truing.serve.openai_batch import Abandoned, Batch, Job, Served
+from truing.serve.openai_errors import Refused, unsupported
+from truing.serve.openai_wire import MOST, Ask
 from truing.surrogates import mended
 
 ROWS = 64  # answers that one batch writes
@@ -41,9 +46,11 @@ class Worker:
 
     def __init__(self, model: Model, waiting: int) -> None:
         self.served = Served(model)
+        self._rewrites = any(isinstance(c, Rewriter) for c in model.changes)
         self._queue: queue.Queue[Job] = queue.Queue()
         self._places = threading.BoundedSemaphore(waiting)  # one for each job that waits
         self._waiting: list[Job] = []
+        self._jobs: weakref.WeakSet[Job] = weakref.WeakSet()  # that were put, and not forgotten yet
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
 
@@ -51,46 +58,60 @@ class Worker:
         """Begin."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Give up what is under way, refuse what waits, and end the thread."""
+    def give_up(self) -> None:
+        """Refuse what waits and what is under way, at which the thread soon leaves off."""
         self._stopping.set()
+        _tell(list(self._jobs), _shutdown())
+
+    def stop(self) -> None:
+        """Give up, and wait for the thread's end."""
+        self.give_up()
         self._thread.join(timeout=30)
 
     def put(self, job: Job) -> None:
         """Queue a job; Refused when too many wait."""
         if self._stopping.is_set():
-            raise Refused(503, "the server is shutting down", code="shutdown")
+            raise _shutdown()
         if not self._places.acquire(blocking=False):
             raise Refused(503, "too many requests are waiting", code="overloaded")
+        self._jobs.add(job)
         self._queue.put_nowait(job)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            self._gather()
-            batch = self._next_batch()
-            if not batch:  # nobody came, or all have left
-                continue
-            try:
-                Batch(self.served, batch, self._stopping.is_set).run()
-            except Abandoned:
-                _tell(batch, Refused(503, "the server is shutting down", code="shutdown"))
-            except InputError as error:
-                _tell(batch, Refused(400, str(error)))
-            except TruingError as error:
-                _tell(batch, Refused(503, str(error)))
-            except Exception:
-                traceback.print_exc()
-                _tell(batch, Refused(500, "the server failed; its log says how"))
-        while not self._queue.empty():
-            self._waiting.append(self._queue.get_nowait())
-        _tell(self._waiting, Refused(503, "the server is shutting down", code="shutdown"))
+            with unkept():  # what users of the server ask is not left on the disk
+                self._gather()
+                if batch := self._next_batch():  # else nobody came, or all have left
+                    self._answer(batch)
+
+    def _answer(self, jobs: list[Job]) -> None:
+        """Write and send the answers of a batch, or what is wrong with it."""
+        batch, again = Batch(self.served, jobs, self._stopping.is_set), list[Job]()
+        try:
+            batch.run()
+        except Abandoned:
+            pass
+        except Exception as error:
+            again = batch.unheard() if len(jobs) > 1 and self._may_do_alone(error) else []
+            _tell((j for j in jobs if j not in again), _refusal(error))
+        for job in again:
+            self._answer([job])
+
+    def _may_do_alone(self, error: Exception) -> bool:
+        """Whether a batch may have failed for one of its requests, or for their number."""
+        if isinstance(error, EndpointError):
+            return False
+        own = InputError if self.served.loaded is None else TruingError
+        return isinstance(error, (own, Refused))
 
     def _gather(self) -> None:
         """Move jobs that have come from the queue to the list of waiting ones."""
         until = time.monotonic() + GATHER
         while not self._stopping.is_set():
+            left = until - time.monotonic()
+            if left <= 0 and len(self._waiting) >= (1 if self._rewrites else ROWS):
+                return
             try:
-                left = until - time.monotonic()
                 job = self._queue.get(timeout=max(left, 0) if self._waiting else 0.2)
             except queue.Empty:
                 return
@@ -107,16 +128,10 @@ class Worker:
             return False
         try:
             self._prepare(job)
-        except Refused as refused:
-            job.send(refused)
-        except InputError as error:
-            job.send(Refused(400, str(error)))
-        except Exception:
-            traceback.print_exc()
-            job.send(Refused(500, "the server failed; its log says how"))
-        else:
-            return True
-        return False
+        except Exception as error:
+            job.send(_refusal(error))
+            return False
+        return True
 
     def _next_batch(self) -> list[Job]:
         """The first waiting job and those that can go with it; none where all clients have left."""
@@ -154,6 +169,7 @@ class Worker:
         if self.served.loaded is not None:
             job.ids = [self._ids(p, ask.chat) for p in (job.prompts or ask.prompts)]
             self._fit(job)
+        self._guide(job)
         # Draws of a request are numbered from its seed on, so that one batch can hold many seeds.
         job.firsts = [(seed << 24) + MOST * i for i in range(len(ask.prompts))]
         job.key = (ask.chat, ask.write, ask.echo, job.sampling)
@@ -177,18 +193,24 @@ class Worker:
 
     def _check_logprobs(self, ask: Ask) -> None:
         """Raise for log-probabilities that nothing tells, or only of changed logits."""
-        why = ""
         if ask.logprobs and self.served.loaded is None:
-            why = "the model is served elsewhere"
-        elif ask.top and self.served.decoded and ask.chat:
-            why = "the model's decoder draws several answers"
-        elif ask.top and ask.sampling.repetition_penalty != 1:
-            why = "repetition_penalty changes them"
-        if why:
-            raise Refused(
-                400, f"{'top ' if ask.top else ''}log-probabilities are not told here: {why}",
-                param="logprobs", code="unsupported",
-            )  # fmt: skip
+            raise unsupported("logprobs", "the model is served elsewhere")
+        if ask.top and self.served.decoded and ask.chat:
+            raise unsupported("logprobs", "the model's decoder draws several answers")
+        if ask.top and ask.sampling.repetition_penalty != 1:
+            raise unsupported("logprobs", "repetition_penalty changes them")
+
+    def _guide(self, job: Job) -> None:
+        """Find what holds a job's answers to their shape, where they must have one."""
+        shape, s = job.ask.shape, job.sampling
+        if shape is None:
+            return
+        if self.served.guides is None or self.served.decoded:
+            raise unsupported(shape.param, "the model is served elsewhere, or has a decoder")
+        if s.min_tokens or s.stop_ids is not None or not self.served.ends:
+            raise unsupported(shape.param, "an answer of a form ends where that ends, and must be "
+                              "free to: leave out min_tokens and stop_token_ids")  # fmt: skip
+        job.guide = self.served.guides.guide(shape)
 
     def _ids(self, prompt: Prompt | list[int], chat: bool) -> list[int]:
         loaded = cast(Loaded, self.served.loaded)
@@ -208,11 +230,36 @@ class Worker:
         if not job.ask.limited and context is not None:
             room = context - max(map(len, job.ids))
             job.sampling = s = replace(s, max_tokens=max(min(s.max_tokens, room), 1, s.min_tokens))
-        check_lengths(
-            cast(Loaded, self.served.loaded).module, job.ids, s.max_tokens if job.ask.write else 0
-        )
+        room = s.max_tokens if job.ask.write else 0
+        longest = max(map(len, job.ids))
+        if context is not None and longest + room > context:
+            raise Refused(
+                400, f"This model's maximum context length is {context} tokens; the prompt has "
+                f"{longest} and {room} are to be written. Shorten it or lower max_tokens",
+                param="messages" if job.ask.chat else "prompt", code="context_length_exceeded",
+            )  # fmt: skip
+        check_lengths(cast(Loaded, self.served.loaded).module, job.ids, room)
 
 
-def _tell(jobs: Sequence[Job], event: Event) -> None:
+def _shutdown() -> Refused:
+    return Refused(503, "the server is shutting down", code="shutdown")
+
+
+def _refusal(error: Exception) -> Refused:
+    """What a client is told of an error; what it must not or need not know goes to stderr."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, EndpointError):
+        print(f"truing: {error}", file=sys.stderr)
+        return Refused(502, f"the model is served elsewhere: {error.message}", code="upstream")
+    if isinstance(error, InputError):
+        return Refused(400, str(error))
+    if isinstance(error, TruingError):
+        return Refused(503, str(error))
+    traceback.print_exception(error)
+    return Refused(500, "the server failed; its log says how")
+
+
+def _tell(jobs: Iterable[Job], refused: Refused) -> None:
     for job in jobs:
-        job.send(event)
+        job.send(refused)
