@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 began = time.time()  # before anything else was loaded: files older than this are what is loaded
 
-_WHERE = {
+WHERE = {
     "Model": "truing.models",
     "Table": "truing.tables",
     "Principles": "truing.principles",
@@ -60,14 +60,14 @@ if TYPE_CHECKING:
     from truing.reports import Report as Report
     from truing.tables import Table as Table
 
-__all__ = ["__version__", *_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["__version__", *WHERE]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:
     # Lazy, so that `import truing` costs milliseconds and never imports torch.
-    if name not in _WHERE:
+    if name not in WHERE:
         raise AttributeError(f"module 'truing' has no attribute {name!r}")
-    found: object = getattr(importlib.import_module(_WHERE[name]), name)
+    found: object = getattr(importlib.import_module(WHERE[name]), name)
     globals()[name] = found
     return found
 
@@ -80,7 +80,7 @@ class _Package(types.ModuleType):
     def __setattr__(self, name: str, value: object) -> None:
         # Importing truing.method would make `truing.method` the module: it stays the decorator,
         # whoever imported what before. The module is had with `from truing.method import ...`.
-        if not (name in _WHERE and isinstance(value, types.ModuleType)):
+        if not (name in WHERE and isinstance(value, types.ModuleType)):
             super().__setattr__(name, value)
 
 

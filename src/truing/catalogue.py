@@ -70,14 +70,16 @@ def _decorator(node: ast.expr) -> str:
 
 def scan(path: Path, module: str, verb: str, group: str, package: str) -> Iterator[Entry]:
     """Entries of one source file."""
-    text = path.read_text(encoding="utf-8")
-    if not any(f"@{name}" in text or f".{name}(" in text for name in DECORATORS):
+    text = path.read_bytes()  # Python itself knows of byte order marks and other encodings
+    if not any(f"@{n}".encode() in text or f".{n}(".encode() in text for n in DECORATORS):
         return
     try:
         tree = ast.parse(text, str(path))
     except SyntaxError as error:
         raise InputError(
-            f"not valid Python: {error.msg}", where=f"{path} line {error.lineno}"
+            f"not valid Python: {error.msg}",
+            where=f"{path} line {error.lineno}",
+            fix=f"Mend the file, or uninstall {package}",
         ) from None
     summary = _first_line(tree)
     for node in tree.body:

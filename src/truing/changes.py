@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from truing.catalogue import used
 from truing.core.files import path_hash, place_tree
-from truing.errors import InputError, unknown
+from truing.errors import InputError, OtherVersion
 from truing.references import refuse_bare
 from truing.tables import Message, content_hash
 
@@ -172,7 +172,8 @@ def load(data: Mapping[str, object], folder: Path) -> Change:
     kind = str(data.get("kind"))
     where = str(folder / "model.json")
     if kind not in KINDS:
-        raise unknown("change", kind, KINDS, where=where)
+        fix = "Upgrade truing: another version wrote it"
+        raise OtherVersion(f"unknown change {kind!r}", where=where, fix=fix)
     try:
         if kind == "prefix":
             change: Change = Prefix(cast("list[Message]", data["messages"]))

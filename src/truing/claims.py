@@ -304,7 +304,7 @@ def results() -> dict[str, dict[str, Json]]:
     """The results that are kept, by slug."""
     kept: dict[str, dict[str, Json]] = {}
     for path in sorted((folder() / "results").glob("*.json")):
-        again = f"Measure it again: truing claim {path.stem}"
+        again = f"Measure it again: python -m truing.claims {path.stem}"
         try:
             data = cast("dict[str, Json]", json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:

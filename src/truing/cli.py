@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import re
 import signal
 import sys
-import textwrap
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn, cast
+from typing import cast
 
-from truing import __version__, faults, interrupt, jsontext, listing, loading, output
+from truing import faults, interrupt, jsontext, listing, loading, output
 from truing.catalogue import VERBS
 from truing.catalogue import methods as method_entries
 from truing.context import one_of_several
 from truing.errors import InputError, Stopped, TruingError, unknown
+from truing.parser import Parser, command_line
 from truing.words import check_first, json_last
 
 
@@ -35,18 +34,6 @@ class Found(InputError):
 
 
 Command = Callable[[argparse.Namespace], object]
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises InputError instead of exiting, so that every mistake reads alike."""
-
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse for every mistake."""
-        raise InputError(message, where=self.prog, fix="See --help")
-
-    def options(self) -> list[str]:
-        """Names of its options, as they are typed."""
-        return sorted(set(re.findall(r"--[a-z][a-z-]*", self.format_usage())))
 
 
 def say(text: str = "") -> None:
@@ -124,7 +111,8 @@ def _claim(args: argparse.Namespace) -> object:
         found = claims.catalogue()
         if not args.json:
             for c in found:
-                print(f"  {c['claim']:<28} {c['title']}")
+                takes = f"about {c['minutes']} min" + (", GPU" if c["needs_gpu"] else "")
+                print(f"  {c['claim']:<28} {takes:<18} {c['title']}")
         return found
     line = claims.claim(args.slug)
     if not args.json:
@@ -156,7 +144,9 @@ def _data(args: argparse.Namespace) -> object:
             here = "present" if d["present"] else "absent"
             rows = f"{d['records']:,} rows" if d["records"] else ""
             head = f"  {d['name']:<24} {d['kind']:<10} {here:<8} {rows:<13}"
-            print(f"{head} {d['licence']:<18} {d['about']}")
+            unchecked = d["present"] and not d["checked"]
+            licence = f"{d['licence']}, no checksum" if unchecked else d["licence"]
+            print(f"{head} {licence:<18} {d['about']}")
             if d["source"]:
                 print(f"{'':<27}from {d['source']}")
     return found
@@ -171,9 +161,24 @@ def _doctor(args: argparse.Namespace) -> object:
     return facts
 
 
+def _check_store(args: argparse.Namespace) -> None:
+    """Raise an InputError for what the action would not heed: `gc KEY` must not delete the rest."""
+    takes = {"key": "export", "to": "export", "quarantined": "export", "days": "gc"}
+    for name, action in takes.items():
+        value = getattr(args, name)
+        if action != args.action and value != args.parser.get_default(name):
+            raise InputError(
+                f"store {args.action} takes no {name}",
+                where="truing store",
+                seen=value,
+                fix=f"Only store {action} takes it",
+            )
+
+
 def _store(args: argparse.Namespace) -> object:
     from truing.store import Store
 
+    _check_store(args)
     store = Store()
     actions: dict[str, Callable[[], object]] = {
         "ls": store.ls,
@@ -196,116 +201,19 @@ def _store(args: argparse.Namespace) -> object:
     return found
 
 
-def _evidence(add: Callable[[str, Command, str], Parser]) -> None:
-    """The commands that show what holds and where it comes from."""
-    child = add("compare", _compare, "several methods on the same data, budget and seeds")
-    child.add_argument("--verb", default="train", help="of bare names")
-    child.add_argument(
-        "--methods",
-        required=True,
-        help="comma-separated names; a group's name for all of it that the data can train",
-    )
-    child.add_argument(
-        "--model",
-        default="smollm2-135m-instruct",
-        help="what each of them starts from: a folder, a hub name or one of `truing models`",
-    )
-    child.add_argument(
-        "--data", required=True, help="preference pairs: a file, or a name of `truing data`"
-    )
-    child.add_argument("--budget", default="64pairs", help="rows to train on, such as 64pairs")
-    child.add_argument(
-        "--seeds", type=int, default=3, help="repetitions, each on another sample (default: 3)"
-    )
-    child.add_argument(
-        "--set", action="append", default=[], metavar="SETTING=VALUE", help="of every method"
-    )
-    child.add_argument("--held-out", type=int, default=128, help="rows that all are measured on")
-    child.add_argument("--runs", default="runs", help="folder for the run (default: runs)")
-    child = add("why", _why, "which principle, generator, judge and filter made a row")
-    child.add_argument("row", help="id of a row or of a report's sample")
-    child.add_argument("--run", default="", help="folder of the run to look in")
-    child = add("claim", _claim, "measure a paper's claim again")
-    child.add_argument("slug", nargs="?", default="", help="a claim's name, as --list gives it")
-    child.add_argument("--list", action="store_true", help="all claims, and what they take")
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="truing",
-        description="From written principles to an aligned model, and the evidence for it.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        epilog="verbs:\n"
-        + textwrap.fill(", ".join(VERBS), 76, initial_indent="  ", subsequent_indent="  ")
-        + "\n\n  truing VERB METHOD --help   a method's inputs and settings\n"
-        "  truing train dpo --model smollm2-135m-instruct --data pairs.parquet --beta 0.1",
-    )
-    parser.add_argument("--version", action="version", version=f"truing {__version__}")
-    sub = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-
-    def add(name: str, command: Command, text: str) -> Parser:
-        child = cast(Parser, sub.add_parser(name, help=text, description=text, allow_abbrev=False))
-        child.add_argument("--json", action="store_true", help="JSON alone on stdout")
-        child.set_defaults(call=command, parser=child)
-        return child
-
-    child = add("list", _list, "all methods")
-    child.add_argument("--verb", default="", help="only this verb's")
-    child.add_argument("--field", default="", help="only methods for this field")
-    child.add_argument(
-        "--components", action="store_true", help="checks, scorers, ... that settings refer to"
-    )
-    child = add("show", _show, "one method or component: equation, inputs, settings")
-    child.add_argument("name", help="such as dpo, train/dpo or check:max_words")
-    child = add("run", _run, "run a recipe (.yaml or .py); resumes where it stopped")
-    child.add_argument("recipe", help="its path")
-    child.add_argument(
-        "--set",
-        action="append",
-        metavar="STEP.SETTING=VALUE",
-        help="instead of what the recipe has; a relative path is meant from the current directory",
-    )
-    child.add_argument("--runs", default="runs", help="folder for the run (default: runs)")
-    child.add_argument(
-        "--check", action="store_true", help="only check it and show its steps: no model is fetched"
-    )
-    _evidence(add)
-    add("models", _models, "models by name").add_argument(
-        "--fetch", metavar="NAME", default="", help="bring this one onto the disk now"
-    )
-    add("data", _data, "data sets by name")
-    add("doctor", _doctor, "what is installed, what is missing, how fast this machine is")
-    child = add("store", _store, "the store of artefacts")
-    child.add_argument(
-        "action",
-        choices=["ls", "verify", "gc", "export"],
-        help="list it, check every file, delete what nothing refers to, write one artefact out",
-    )
-    child.add_argument(
-        "key", nargs="?", default="", help="export: a key or its beginning, or RUN_FOLDER/STEP"
-    )
-    child.add_argument(
-        "to",
-        nargs="?",
-        default="",
-        help="export: a new folder; for a table, or a report's samples, also a file: NAME.jsonl, "
-        ".csv or .parquet",
-    )
-    child.add_argument(
-        "--days",
-        type=float,
-        help="gc: how long results of single commands and what they left unfinished are kept "
-        "(default 30)",
-    )
-    child.add_argument(
-        "--quarantined", action="store_true", help="export: also a model that an attack made"
-    )
-    return parser
-
-
-def _commands(parser: Parser) -> list[str]:
-    return re.findall(r"^    ([a-z]+) ", parser.format_help(), re.M)
+# By name; `parser.command_line` says what each takes.
+COMMANDS: dict[str, Command] = {
+    "list": _list,
+    "show": _show,
+    "run": _run,
+    "compare": _compare,
+    "why": _why,
+    "claim": _claim,
+    "models": _models,
+    "data": _data,
+    "doctor": _doctor,
+    "store": _store,
+}
 
 
 def _command(argv: list[str]) -> object:
@@ -315,17 +223,17 @@ def _command(argv: list[str]) -> object:
         from truing import command
 
         return command.run_verb(argv[0], argv[1:])
-    parser = _parser()
-    if argv and not argv[0].startswith("-") and argv[0] not in _commands(parser):
+    parser = command_line()
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
         named = [e.id for e in method_entries().values() if e.name == argv[0].replace("-", "_")]
         if named:
             raise InputError(
                 f"{argv[0]!r} is a method, not a command",
                 fix="Write: truing " + named[0].replace("/", " ").replace("_", "-"),
             )
-        raise unknown("command", argv[0], [*_commands(parser), *VERBS])
+        raise unknown("command", argv[0], [*COMMANDS, *VERBS])
     if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version"):
-        check_first(argv, [*_commands(parser), *VERBS])
+        check_first(argv, [*COMMANDS, *VERBS])
     args, extra = parser.parse_known_args(argv)
     if extra:
         child = cast(Parser, getattr(args, "parser", parser))
@@ -333,7 +241,7 @@ def _command(argv: list[str]) -> object:
     if args.command is None:
         parser.print_help()
         return None
-    return args.call(args)
+    return COMMANDS[args.command](args)
 
 
 def _dispatch(argv: list[str]) -> None:
@@ -373,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(arguments: list[str]) -> int:
     try:
         output.check()
-        with interrupt.heard():
+        with interrupt.heard(), interrupt.ended():
             _dispatch(arguments)
         sys.stdout.flush()
         return 0

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, cast
 from truing import listing
 from truing.catalogue import Entry, find
 from truing.catalogue import methods as method_entries
-from truing.cli import Parser, as_line
+from truing.cli import as_line
 from truing.errors import InputError, MissingExtra, unknown
 from truing.faults import told
 from truing.method import Input, Method, Setting, methods, type_name
 from truing.naming import check_reference, holding, is_reference, nouns_in, referred_model
+from truing.parser import Parser
 from truing.signature import flow
 from truing.words import json_last
 

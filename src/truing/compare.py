@@ -203,6 +203,9 @@ class Comparison:
     report: Report
     result: Result
 
+    def __repr__(self) -> str:
+        return self.table()
+
     def table(self) -> str:
         """One line for each method, the largest gain first."""
         seeds = cast(int, self.report.meta["seeds"])

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from truing import jsontext
 from truing.errors import InputError
 from truing.method import Method
 from truing.method import methods as registry
+from truing.signature import read_value
 from truing.tables import Table
 
 NO_REWARDS = "needs rewards"
@@ -48,7 +48,7 @@ def settings_of(given: Sequence[str], where: str) -> dict[str, object]:
         key, found, written = one.partition("=")
         if not found:
             raise InputError("settings are written setting=value", where=where, seen=one)
-        settings[key] = jsontext.loads_or_text(written)
+        settings[key] = read_value(written)
     return settings
 
 

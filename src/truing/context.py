@@ -20,7 +20,12 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+from truing.core.files import expanded
+
+if TYPE_CHECKING:
+    from truing.store import Noun
 
 T = TypeVar("T")
 EVERY = 20.0  # seconds between two lines of a log
@@ -30,17 +35,18 @@ Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 class Journal:
     """Durable key -> value lines that survive `kill -9`; the row-level memory of a long step.
 
-    A torn last line (the process died while writing) is dropped when the journal is opened.
+    Values stay on the disk, in memory is where they lie. A torn last line (the process died while
+    writing) is dropped when the journal is opened.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._values: dict[str, Json] = {}
+        self._places: dict[str, tuple[int, int]] = {}  # of each key's line: where, and bytes
         self._lock = threading.Lock()
         good = self._load()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
-        if self._file.tell() != good:
+        self._file = path.open("a+b")
+        if self._file.seek(0, os.SEEK_END) != good:
             self._file.truncate(good)
 
     def _load(self) -> int:
@@ -49,38 +55,41 @@ class Journal:
             with self.path.open("rb") as lines:
                 for line in lines:
                     try:
-                        key, value = json.loads(line)
+                        key, _ = json.loads(line)
                     except ValueError:
                         break
                     if not line.endswith(b"\n"):
                         break
-                    self._values[key] = value
+                    self._places[key] = (good, len(line))
                     good += len(line)
         return good
 
     def get(self, key: str) -> Json:
         """The value stored under `key`, or None."""
-        return self._values.get(key)
+        if key not in self._places:
+            return None
+        start, size = self._places[key]
+        own = self._file
+        with self.path.open("rb") if own.closed else contextlib.nullcontext(own) as file:
+            return json.loads(os.pread(file.fileno(), size, start))[1]
 
     def __contains__(self, key: str) -> bool:
-        return key in self._values
+        return key in self._places
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self._places)
 
     def put(self, key: str, value: Json) -> None:
         """Append and flush to the operating system: safe against the death of this process."""
         try:
             line = json.dumps([key, value], ensure_ascii=False).encode() + b"\n"
-        except UnicodeEncodeError:
-            # A reply that was cut inside a character; escaped, it comes back as it was. Two halves
-            # come back joined: now as well, so that a resumed step sees what this one sees.
+        except UnicodeEncodeError:  # a reply that was cut inside a character comes back as it was
             line = json.dumps([key, value]).encode() + b"\n"
-            value = json.loads(line)[1]
         with self._lock:
+            start = self._file.seek(0, os.SEEK_END)
             self._file.write(line)
             self._file.flush()
-            self._values[key] = value
+            self._places[key] = (start, len(line))
 
     def close(self) -> None:
         """Flush to the disk and close."""
@@ -114,18 +123,19 @@ class Context:
     def __init__(
         self,
         seed: int = 0,
-        folder: Path | None = None,
+        folder: str | Path | None = None,
         on_progress: Progress | None = None,
         on_metric: Metric | None = None,
         name: str = "",
     ) -> None:
         self.seed, self.name = seed, name
-        self._folder = folder
+        self._folder = None if folder is None else expanded(folder)
         self._on_progress = on_progress
         self._on_metric = on_metric
         self._journals: dict[str, Journal] = {}
         self._temporary = False
         self.thrown_away = False  # True outside of any step
+        self.beside: dict[str, Noun] = {}
         self._said = 0.0
         self.metrics: list[dict[str, Json]] = []
 
@@ -160,6 +170,16 @@ class Context:
         made._on_metric = lambda values: self.metric(
             **{f"{prefix}{name}": value for name, value in values.items()}
         )
+        return made
+
+    def told(self, values: dict[str, Json]) -> None:
+        """Record what another context observed."""
+        self.metric(**values)
+
+    def part(self, name: str, seed: int) -> Context:
+        """One that keeps journals and files in a part of this one's scratch, and tells it all."""
+        made = Context(seed, self.folder / name, self.progress, self.told, self.name)
+        made.beside = self.beside
         return made
 
     @property
@@ -233,6 +253,14 @@ class Context:
         if self._on_metric is not None:
             self._on_metric(values)
 
+    def keep(self, name: str, noun: Noun) -> None:
+        """Note a by-product of the step, such as a critic: it is stored beside what is returned.
+
+        A second one of a name is called NAME-2.
+        """
+        number = 1 + sum(n.partition("-")[0] == name for n in self.beside)
+        self.beside[name if number == 1 else f"{name}-{number}"] = noun
+
     def close(self) -> None:
         """Close the journals; the scratch folder stays: results may have their files there."""
         for journal in self._journals.values():
@@ -274,16 +302,22 @@ def seeded(seed: int | None) -> Generator[None]:
     outer = current()
     if seed is None or seed == outer.seed:
         yield
-        return
-
-    def told(values: dict[str, Json]) -> None:
-        outer.metric(**values)
-
-    if outer.thrown_away:
-        inner = Context(seed, on_metric=told).for_calls()
+    elif outer.thrown_away:
+        with use(Context(seed, on_metric=outer.told).for_calls()):
+            yield
     else:
-        inner = Context(seed, outer.folder / f"seed-{seed}", outer.progress, told, outer.name)
-    with use(inner):
+        with use(outer.part(f"seed-{seed}", seed)):
+            yield
+
+
+@contextlib.contextmanager
+def in_part(name: str) -> Generator[None]:
+    """Inside the block journals and files are kept in a part of the step's scratch.
+
+    What is observed there is told to the context outside.
+    """
+    outer = current()
+    with use(outer.part(name, outer.seed)):
         yield
 
 

@@ -186,7 +186,7 @@ def _is_listed(item: object) -> bool:
 
 
 def _mirrored() -> Iterator[DataSet]:
-    """Sets of the mirror in TRUING_DATA."""
+    """Sets of the data folder, TRUING_DATA."""
     root = os.environ.get("TRUING_DATA", "")
     if not root:
         return
@@ -195,7 +195,7 @@ def _mirrored() -> Iterator[DataSet]:
         listed = json.loads(index.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"the index of the data mirror cannot be read: {error}",
+            f"the index of the data folder cannot be read: {error}",
             where=f"TRUING_DATA={root}",
             fix="It must be a folder with an index.json that lists sets and files",
         ) from None

@@ -6,6 +6,7 @@ A step that uses one has the code of its file in its key, so an edited one runs 
 from __future__ import annotations
 
 import inspect
+import tokenize
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,8 +86,9 @@ def _leave_out(function: Function, kind: str) -> None:
 
 def _text(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8") if path.is_file() else None
-    except (OSError, UnicodeDecodeError):
+        with tokenize.open(path) as file:  # which knows of byte order marks and other encodings
+            return file.read()
+    except (OSError, UnicodeDecodeError, SyntaxError):
         return None
 
 
@@ -108,7 +110,8 @@ def source(entry: Entry) -> Declared | None:
             f"the code of {entry.id!r} is in no file, so nothing would tell its next version from "
             "this one",
             where=place_of(entry),
-            fix="Write it into a .py file and import that, or call the method outside a plan",
+            fix="Write it into a .py file and import that, or call the method outside a plan and "
+            "without a folder of its own",
         )
     return found
 

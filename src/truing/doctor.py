@@ -28,6 +28,7 @@ HIDING = (
     "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES",
     "GPU_DEVICE_ORDINAL", "CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH", "LD_PRELOAD",
 )  # fmt: skip
+SIZES = {"cpu": 1024, "cuda": 8192}  # of matrices whose products are timed
 PROGRAMS = ("chromium", "unshare")  # for the browser test; for the sandbox of generated code
 
 
@@ -116,11 +117,16 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def matrix_speed(dtype: str = "float32", seconds: float = 1.0, size: int = 1024) -> float:
-    """Matrix products per second of this machine in GFLOP/s, on its accelerator if it has one."""
+def matrix_speed(dtype: str = "float32", seconds: float = 1.0, size: int = 0) -> float:
+    """Matrix products per second of this machine in GFLOP/s, on its accelerator if it has one.
+
+    Args:
+        size: of the matrices; 0 for such as keep the device busy.
+    """
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = size or SIZES[device]
     a = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
     for _ in range(3):
         torch.mm(a, a)

@@ -160,6 +160,11 @@ def no_file(
         names = _names(path, suffixes)
         fix = _listed(path, names) if names else f"Name a file: {', '.join(suffixes)}"
         return InputError(f"this is a folder, and no {what}", where=str(path), fix=fix)
+    if path.is_file() and folders:
+        fix = "Give the folder in which config.json lies beside the weights"
+        if path.suffix == ".gguf":
+            fix = "GGUF is not opened: convert it first, as transformers does with gguf_file=NAME"
+        return InputError(f"this is a file, and no {what}", where=str(path), fix=fix)
     return InputError(
         f"no such {what}", where=str(path), fix=beside(path, suffixes, folders=folders)
     )

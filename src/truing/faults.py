@@ -114,8 +114,7 @@ def told(where: str) -> Generator[None]:
                 "this machine has not enough memory",
                 where=where,
                 seen=str(error).splitlines()[0],
-                fix="Take a smaller model, or lower batch, budget or max_length where the method "
-                "has them",
+                fix="Take a smaller model, or lower budget or max_length where the method has them",
             ) from error
         raise
 
@@ -124,7 +123,7 @@ def short_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ended, of the machine or of a device."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(
-        words in text for words in ("out of memory", "can't allocate memory")
+        words in text for words in ("out of memory", "can't allocate memory", "_alloc_failed")
     )
 
 

@@ -18,6 +18,7 @@ from truing.remedies import objects
 from truing.reports import Report
 from truing.signature import Input
 from truing.sources import open_noun
+from truing.tablefiles import told_apart
 from truing.tables import Table
 
 if TYPE_CHECKING:
@@ -130,14 +131,14 @@ def as_noun(noun: str, value: object, place: str, *, where: str = "") -> Noun:
         where: what it is given to.
     """
     sorts = noun.split("|")
-    if isinstance(value, tuple(NOUNS[n] for n in sorts)):
-        return cast("Noun", value)
     try:
+        if isinstance(value, tuple(NOUNS[n] for n in sorts)):
+            return told_apart(value.afresh()) if isinstance(value, Table) else cast("Noun", value)
         if isinstance(value, (str, os.PathLike)):
             return open_noun(noun, os.fspath(cast("str", value)))
         rows = rows_in(value) if "Table" in sorts else None
         if rows is not None:
-            return Table("", rows, where=place, allow_empty=False)
+            return told_apart(Table("", rows, where=place, allow_empty=False))
     except InputError as error:
         error.where = f"{where}: {error.where}".strip(": ")
         raise

@@ -163,6 +163,8 @@ def holds(method: Method, given: Input) -> str:
     docs = argument_docs(method.doc) | argument_docs(inspect.getdoc(method.declared) or "")
     said += [docs[given.name]] if given.name in docs else []
     usual = MODEL.get(method.verb, "") if given.name == "model" else USUAL.get(given.name, "")
+    if not given.optional:
+        usual = usual.partition("; without one")[0]
     said = said or ([usual] if usual else [])
     said += [f"without one, the data set `{given.default}`"] if given.default else []
     return "; ".join(text.removesuffix(".") for text in said)

@@ -1,4 +1,4 @@
-"""Ctrl-C that cannot get lost in compiled code.
+"""Ctrl-C that cannot get lost in compiled code, and being told to end.
 
 Python raises KeyboardInterrupt at whatever line runs when the key is pressed. Where compiled code
 has called back into Python, as safetensors, Arrow and torch do, it may turn the exception into an
@@ -12,6 +12,8 @@ import signal
 import threading
 from collections.abc import Generator
 from types import FrameType
+
+from truing.errors import Stopped
 
 
 @contextlib.contextmanager
@@ -40,3 +42,25 @@ def heard() -> Generator[None]:
         raise
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def ended() -> Generator[None]:
+    """SIGTERM inside the block stops what runs, once, so that nothing is left half-made behind it.
+
+    Outside the main thread, or where somebody listens to it, the block runs as it is.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # to the group and to the process, it comes twice
+        raise Stopped("told to end, by SIGTERM", fix="The same command goes on from here")
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -7,9 +7,11 @@ decoders refer to.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -27,7 +29,7 @@ from truing.doctor import drivers
 from truing.errors import InputError
 from truing.loading import module_of
 from truing.method import Method
-from truing.models import Model, held, named
+from truing.models import Model, held, held_by, named
 from truing.principles import Principles
 from truing.references import refuse_bare
 from truing.runs import plain
@@ -54,7 +56,7 @@ def _of_model(model: Model) -> list[str]:
         if not isinstance(change, (Decoder, Rewriter)):
             continue
         names += [change.use, *used(dict(change.settings))]
-        for noun in (held(key) for key in change.holds.values()):
+        for noun in map(held, held_by(change)):
             if isinstance(noun, Principles):
                 names += [n for rule in noun for n in used(rule.check)]
             elif isinstance(noun, Model):
@@ -116,10 +118,27 @@ def _identity(value: object) -> object:
         return {"content": path_hash(value)} if value.exists() else str(value)
     if isinstance(value, Mapping):
         items = cast("Mapping[str, object]", value)
+        items = {**items, **_paths(items)} if "use" in items else items
         return {k: _identity(v) for k, v in items.items()}
     if isinstance(value, (list, tuple)):
         return [_identity(v) for v in cast("Sequence[object]", value)]
     return without(value) if isinstance(value, str) else plain(value)
+
+
+def _paths(ref: Mapping[str, object]) -> dict[str, object]:
+    """Settings of a reference that name files, as its component has them."""
+    name = str(ref["use"]).replace("-", "_")
+    found: dict[str, object] = {}
+    for entry in (e for e in catalogue.components().values() if e.name == name):
+        for setting in Method(entry).settings.values():
+            if setting.name in ref and _takes_path(setting.type):
+                with contextlib.suppress(InputError):  # another component of the name is meant
+                    found[setting.name] = setting.validate(ref[setting.name])
+    return found
+
+
+def _takes_path(annotation: object) -> bool:
+    return annotation is Path or any(map(_takes_path, typing.get_args(annotation)))
 
 
 def _input(noun: Noun) -> object:
@@ -131,6 +150,16 @@ def _input(noun: Noun) -> object:
         return noun.key
     found: list[object] = [noun.key, noun.base.licence, noun.licences]
     return [*found, noun.quarantine] if noun.quarantine else found
+
+
+def code_of(entries: Iterable[Entry]) -> str:
+    """Hash of the code of methods and components.
+
+    Raises:
+        InputError: nothing would tell the next version of one of them from this one.
+    """
+    found = [(e, source(e)) for e in entries]
+    return code_key({e.module for e, own in found if own is None}, [o for _, o in found if o])
 
 
 def step_key(method: Method, nouns: Nouns, settings: Mapping[str, object], seed: int) -> str:
@@ -145,8 +174,7 @@ def step_key(method: Method, nouns: Nouns, settings: Mapping[str, object], seed:
         else _input(value)
         for name, value in nouns.items()
     }
-    found = [(e, source(e)) for e in entries_of(method, settings, nouns)]
-    code = code_key({e.module for e, own in found if own is None}, [o for _, o in found if o])
+    code = code_of(entries_of(method, settings, nouns))
     values = {n: _identity(v) for n, v in settings.items()}
     parts: list[object] = [method.id, values, inputs, seed, device_class(), code]
     kept = {key: _input(held(key)) for key in named(settings)}

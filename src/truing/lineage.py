@@ -4,7 +4,7 @@ sample of a report back to the training rows that touch its principle.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -12,10 +12,11 @@ from typing import cast
 from truing import pipeline, runs
 from truing.context import Json
 from truing.errors import InputError
+from truing.output import printable
 from truing.principles import Principles
 from truing.reports import Report
-from truing.store import Noun
-from truing.tables import Row, Table, user_text
+from truing.store import Noun, Store
+from truing.tables import Row, Table, row_id, user_text
 
 SHOWN = 5  # training rows listed for a failing sample
 WIDTH = 160
@@ -90,7 +91,7 @@ class Found:
         if self.training:
             lines.append(f"{indent}  trained on, for this principle:")
             lines += [t.text(indent + "    ") for t in self.training]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 def _shown(value: object) -> str:
@@ -119,6 +120,11 @@ class Rows:
             for rule in noun
         }
         self.tables = dict(self._tables(results))
+        self.lost = [n for n, step in steps.items() if step["key"] and n not in results]
+        # The first row of an id, by steps.
+        self._rows = {
+            n: {str(row["id"]): row for row in reversed(t.rows)} for n, t in self.tables.items()
+        }
 
     def _tables(self, results: Mapping[str, Noun]) -> Iterator[tuple[str, Table]]:
         for name, noun in results.items():
@@ -130,10 +136,12 @@ class Rows:
     def _label(self, step: str) -> str:
         return f"{step} ({self.steps[step]['method']})"
 
-    def find(self, start: str) -> str:
-        """The id that begins with `start`."""
-        ids = {str(r["id"]) for t in self.tables.values() for r in t}
-        near = sorted(i for i in ids if i.startswith(start)) if start else []
+    def find(self, start: str) -> tuple[str, str]:
+        """The id that begins with `start`, and a step that holds it; `start` may be STEP/ID."""
+        step, _, rest = start.partition("/")
+        meant = [step] if rest and step in self._rows else list(self._rows)
+        start = rest if meant == [step] else start
+        near = sorted({i for s in meant for i in self._rows[s] if i.startswith(start) and start})
         if len(near) != 1 and start not in near:
             raise InputError(
                 f"{len(near) or 'no'} row{'s have' if len(near) != 1 else ' has'} an id that "
@@ -142,22 +150,62 @@ class Rows:
                 seen=start,
                 fix="Take an id from a table of the run or from a sample in its report",
             )
-        return start if start in near else near[0]
+        id = start if start in near else near[0]
+        holding = [s for s in meant if id in self._rows[s]]
+        if others := [s for s in holding if s not in self._together(id, holding[0])]:
+            raise InputError(
+                "rows of different files have this id",
+                where="why",
+                seen=id,
+                fix=f"Say which is meant: {holding[0]}/{id} or {others[0]}/{id}",
+            )
+        return id, holding[0]
 
-    def trace(self, id: str, depth: int = 3) -> Found:
-        """A row with its parents, `depth` generations back."""
-        where = [n for n, t in self.tables.items() if any(r["id"] == id for r in t)]
-        if not where:
-            return Found(id, {}, "a source outside this run")
+    def _feeding(self, step: str) -> list[str]:
+        """Steps whose rows a step was given."""
+        inputs = cast("dict[str, list[str]]", self.steps[step]["inputs"])
+        return [s for sources in inputs.values() for s in sources if s in self._rows]
+
+    def _together(self, id: str, step: str) -> list[str]:
+        """All steps that hold the row which one of them holds, in order.
+
+        Rows of another file may have the same id: those are other rows.
+        """
+        holding = [s for s in self._rows if id in self._rows[s]]
+
+        def alike(one: str, other: str) -> bool:
+            given = one in self._feeding(other) or other in self._feeding(one)
+            return given or row_id(self._rows[one][id]) == row_id(self._rows[other][id])
+
+        found = [step]
+        for one in found:
+            found += [s for s in holding if s not in found and alike(one, s)]
+        return [s for s in holding if s in found]
+
+    def trace(self, id: str, step: str, depth: int = 3) -> Found:
+        """A row that a step holds, with its parents, `depth` generations back."""
+        where = self._together(id, step)
         # The last table that holds it has the whole lineage: filters add to it.
-        row = next(r for r in self.tables[where[-1]] if r["id"] == id)
+        row = self._rows[where[-1]][id]
         found = Found(id, row, self._label(where[0]), [self._label(n) for n in where[1:]])
         named = str(found.lineage.get("principle") or "")
         found.principle = self.principles.get(named, named)
         if depth:
             parents = cast("list[str]", found.lineage.get("parents") or [])
-            found.parents = [self.trace(p, depth - 1) for p in parents]
+            found.parents = [self._parent(p, where, depth - 1) for p in parents]
         return found
+
+    def _parent(self, id: str, where: Sequence[str], depth: int) -> Found:
+        """A row that another one was made from, whose steps were given it."""
+        for step in where:
+            above = self._feeding(step)
+            for one in above:
+                above += [s for s in self._feeding(one) if s not in above]
+            for one in (*above, step):
+                if id in self._rows[one]:
+                    return self.trace(id, one, depth)
+        lost = ", or a step whose result is not in the store" if self.lost else ""
+        return Found(id, {}, f"a source outside this run{lost}")
 
     def training_tables(self) -> list[str]:
         """Tables that training steps took in."""
@@ -173,27 +221,37 @@ class Rows:
     def touching(self, principles: set[str]) -> list[Found]:
         """Training rows that are about one of the principles."""
         rows = [
-            str(row["id"])
+            (str(row["id"]), name)
             for name in self.training_tables()
             for row in self.tables[name]
             if cast(Row, row.get("lineage") or {}).get("principle") in principles
         ]
-        return [self.trace(i, 0) for i in rows[:SHOWN]]
+        return [self.trace(*one, 0) for one in rows[:SHOWN]]
 
 
 def why(row: str, *, run: str | Path = "") -> Found:
     """Where a row of a run came from.
 
     Args:
-        row: its id, or the beginning of it.
+        row: its id, or the beginning of it; STEP/ID, where rows of different files have the id.
         run: the run's folder; by default the last one in `runs`.
     Raises:
-        InputError: no such run or row.
+        InputError: no such run or row, or results of the run are not in the store.
     """
     folder = Path(run) if run else runs.latest()
     steps = cast("dict[str, dict[str, Json]]", runs.read(folder)["steps"])
     rows = Rows(pipeline.load_results(folder), steps)
-    found = rows.trace(rows.find(row))
+    try:
+        found = rows.trace(*rows.find(row))
+    except InputError:
+        if not rows.lost:
+            raise
+        raise InputError(
+            f"results of {len(rows.lost)} of {len(steps)} steps are not in the store",
+            where=str(Store().root),
+            seen=rows.lost,
+            fix="Run the recipe again, or set TRUING_HOME to where it ran",
+        ) from None
     broken = {str(p) for p in cast("list[object]", found.lineage.get("principles") or [])}
     if broken:
         found.training = rows.touching(broken)

@@ -28,13 +28,13 @@ def rows(entries: Sequence[Entry]) -> list[dict[str, str]]:
     return [{k: getattr(e, k) for k in COLUMNS} for e in entries]
 
 
-def _lines(entries: Sequence[Entry], head: str, say: Say) -> None:
+def _lines(entries: Sequence[Entry], head: Callable[[Entry], str], say: Say) -> None:
     last = ""
     for e in entries:
         if say is None:
             return
-        if getattr(e, head) != last:
-            last = getattr(e, head)
+        if head(e) != last:
+            last = head(e)
             say(f"\n{last}")
         say(f"  {e.name:<22} {e.summary}")
 
@@ -56,14 +56,14 @@ def methods(verb: str = "", field: str = "", *, say: Say = None) -> list[dict[st
         if value and value not in choices:
             raise unknown(what, value, choices, where="truing list")
     found = [e for e in known if verb in ("", e.verb) and field in ("", e.field)]
-    _lines(found, "verb", say)
+    _lines(found, lambda e: (verb and e.group) or e.verb, say)
     return rows(found)
 
 
 def components(*, say: Say = None) -> list[dict[str, str]]:
     """All components by kind: name, kind, summary."""
     found = sorted(catalogue.components().values(), key=lambda e: (e.component, e.name))
-    _lines(found, "component", say)
+    _lines(found, lambda e: e.component, say)
     return [{"name": e.name, "kind": e.component, "summary": e.summary} for e in found]
 
 

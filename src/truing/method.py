@@ -6,12 +6,14 @@ with their types and defaults. Nothing else is declared anywhere.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping
 
 from truing import catalogue, described
 from truing.catalogue import VERBS, Entry
@@ -21,7 +23,7 @@ from truing.components import get_component as get_component
 from truing.components import one_a_row as one_a_row
 from truing.components import resolve as resolve
 from truing.components import score as score
-from truing.context import forget, seeded
+from truing.context import current, forget, in_part, seeded
 from truing.core.bounds import Bounds, check_bounds
 from truing.declared import declare, declared, everything, source
 from truing.described import Description
@@ -303,8 +305,8 @@ class Method:
         if asked and code.settled(keys.modules_of(self, settings, {})):
             remembered.keep(asked, True)
 
-    def __call__(self, *nouns: object, seed: int | None = None, **values: object) -> object:
-        """Run it: inputs by position or name, settings by name; what it makes.
+    def __call__(self, *nouns: object, seed: int | None = None, **values: object) -> typing.Any:
+        """Run it: inputs by position or name, settings by name; the noun that `returns` names.
 
         Args:
             nouns: Model, Table, Principles, Report; or the name, path or address of one; or rows,
@@ -325,14 +327,31 @@ class Method:
         settings = self.validate({n: v for n, v in values.items() if n not in self.inputs})
         named = given.opened(self, asked, lambda tables: self.check(settings, tables))
         settings = holding(settings, where=self.id)
-        with seeded(seed):
-            if self._runs_own(settings, named):
-                forget()  # what earlier plain calls noted may be of other values that it reads
+        with seeded(seed), self._noting(settings, named):
             made = licensed(self.function(**named, **settings), named)
         return marked(made, self, named, settings)
 
+    @contextlib.contextmanager
+    def _noting(self, settings: Mapping[str, object], nouns: Row) -> Generator[None]:
+        """Where functions of the user's own run, no note of other ones is found.
+
+        Of plain calls none from before, since they may read globals that changed; in a folder of
+        one's own each version of their code has a part.
+        """
+        from truing import keys
+
+        if not self._runs_own(settings, nouns):
+            yield
+            return
+        forget()
+        with contextlib.ExitStack() as stack:
+            if current().stored:
+                found = keys.entries_of(self, settings, typing.cast("keys.Nouns", nouns))
+                stack.enter_context(in_part(f"code-{keys.code_of(found)[:8]}"))
+            yield
+
     def _runs_own(self, settings: Mapping[str, object], nouns: Row) -> bool:
-        """True where it runs a function of the user's own, whose globals no note tells apart."""
+        """True where it runs a function of the user's own."""
         from truing.keys import Nouns, entries_of
 
         if not everything() and not any_bare():
@@ -366,6 +385,10 @@ class Methods(Mapping[str, Method]):
 
     def __len__(self) -> int:
         return len(catalogue.methods())
+
+    def __repr__(self) -> str:
+        verbs = Counter(name.partition("/")[0] for name in self)
+        return f"<{len(self)} methods: {', '.join(f'{n} of {verb}' for verb, n in verbs.items())}>"
 
     def __contains__(self, name: object) -> bool:
         try:

@@ -26,7 +26,9 @@ from truing.changes import (
     in_order,
     run_time_of,
 )
-from truing.core import files, jsonfile, private
+from truing.core import files, jsonfile
+from truing.core.bases import Folder as Folder
+from truing.core.bases import Served as Served
 from truing.core.licences import strictest
 from truing.core.loaded import Loaded
 from truing.errors import InputError
@@ -45,85 +47,7 @@ __all__ = [
 ]  # fmt: skip
 
 SCHEMA_VERSION = 1
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-# What makes up a base; optimizer states, logs and the like belong to whoever put them there.
-BASE_FILES = (
-    *TOKENIZER_FILES, "*.safetensors", "*.safetensors.index.json", "config.json", "builder.json",
-    "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "merges.txt", "chat_template.jinja", "chat_template.json",
-    "preprocessor_config.json", "processor_config.json",
-)  # fmt: skip
-ALL = frozenset({"generate", "logprob", "hidden", "weights"})
 LOCAL = "Give a model of this machine"  # where a served one cannot do what is asked
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A base on disk; `licence` as its source states it, `thinking` as its template is told."""
-
-    path: Path
-    licence: str = ""
-    thinking: bool | None = None
-
-    def names(self) -> list[str]:
-        """File names that make up the base."""
-        found = {p.name for pattern in BASE_FILES for p in self.path.glob(pattern)}
-        there = [n for n in found if (self.path / n).is_file()]
-        return sorted(n for n in there if not files.is_copy(self.path / n))
-
-    @cached_property
-    def key(self) -> str:
-        """Content hash of the base's files, and of what its template is told."""
-        found = files.files_hash(self.path, self.names())
-        return found if self.thinking is None else content_hash([found, self.thinking])
-
-    @cached_property
-    def config(self) -> dict[str, object]:
-        """config.json, or nothing for a builder's folder."""
-        path = self.path / "config.json"
-        return jsonfile.read(path) if path.is_file() else {}
-
-    @property
-    def can(self) -> frozenset[str]:
-        """What the architecture is for; of encoder-decoder models nothing is computed."""
-        if self.config.get("is_encoder_decoder"):
-            return frozenset({"weights"})
-        names = self.config.get("architectures") or []
-        if not isinstance(names, list):
-            where, fix = str(self.path / "config.json"), 'Such as ["LlamaForCausalLM"]'
-            raise InputError("'architectures' must be a list", where=where, seen=names, fix=fix)
-        ends = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-        writes = any(str(n).endswith(ends) for n in cast("list[object]", names))
-        return ALL if writes else frozenset({"hidden", "weights"})
-
-
-@dataclass(frozen=True)
-class Served:
-    """A model behind an OpenAI-compatible endpoint: `url` ends in /v1.
-
-    `reasoning_tokens` is what an answer may have beyond what is asked for, for one that thinks out
-    of sight before it answers.
-    """
-
-    url: str
-    model: str
-    licence: str = ""
-    reasoning_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        """A name and a password in the address stay out of whatever is written."""
-        object.__setattr__(self, "url", private.keep_login(self.url))
-
-    @property
-    def key(self) -> str:
-        """Hash of address and name: what the server does cannot be known."""
-        room = [self.reasoning_tokens] if self.reasoning_tokens else []
-        return content_hash(["served", self.url, self.model, *room])
-
-    @property
-    def can(self) -> frozenset[str]:
-        """Only what every endpoint offers."""
-        return frozenset({"generate"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,15 +94,20 @@ class Model:
         return isinstance(self.base, Served)
 
     @property
-    def folder(self) -> Path:
-        """Folder of the base; an InputError for a served model or a panel: no weights are here."""
+    def local(self) -> Folder:
+        """The base; an InputError for a served model or a panel: no weights are here."""
         if isinstance(self.base, Folder):
-            return self.base.path
+            return self.base
         raise InputError(
             f"a {'served model' if self.is_served else 'panel of judges'} has no weights here",
             where=self.name,
             fix="Give a local model where weights, gradients or activations are needed",
         )
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the base's weights; an InputError where `local` is one."""
+        return self.local.path
 
     @cached_property
     def builder(self) -> dict[str, object]:
@@ -249,8 +178,7 @@ class Model:
 
     def thinking(self, on: bool) -> Model:
         """The same model, told by its template to think before it answers, or not to."""
-        base = Folder(self.folder, self.base.licence, on)  # an InputError for a served one
-        return replace(self, base=base)
+        return replace(self, base=replace(self.local, thinking=on))
 
     def called(self, name: str) -> Model:
         """The same model under another name; the key does not change."""
@@ -285,19 +213,19 @@ class Model:
     def save(self, folder: str | Path) -> Path:
         """Write the whole model into a folder: base, changes and what they hold.
 
-        Files are hard-linked where they are of the user's cache, else shared or copied. The folder
+        Within the user's cache files are hard-linked, elsewhere shared or copied. The folder
         must be new or empty, or an earlier save and nothing else, which is replaced in one rename.
         """
         from truing.core import opening
 
-        return opening.save(self, Path(folder))
+        return opening.save(self, files.expanded(folder))
 
     @staticmethod
     def load(folder: str | Path) -> Model:
         """Read what `save` wrote; an InputError when its files are not those that were saved."""
         from truing.core import opening
 
-        return opening.load(Path(folder))
+        return opening.load(files.expanded(folder))
 
     @placing()
     def export(
@@ -319,7 +247,7 @@ class Model:
         from truing.core import opening
 
         quarantine.refuse(self, "exported", asked=quarantined, fix="say quarantined=True")
-        return opening.export(self, Path(folder), weights_only=weights_only)
+        return opening.export(self, files.expanded(folder), weights_only=weights_only)
 
 
 def _check_version(data: Mapping[str, object], path: Path) -> None:

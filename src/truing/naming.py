@@ -14,6 +14,7 @@ a setting, where the key of what it makes takes its place.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +29,8 @@ if typing.TYPE_CHECKING:
 
 Place = tuple[str, str]  # a noun, and the text that names it
 MADE = ("judge",)  # kinds of components that make a model, for an input of that name
-STORED = re.compile(r"[0-9a-f]{12,}")  # the key of a step's result, or its beginning
+# The key of a step's result, or its beginning; with the name of what lies beside it.
+STORED = re.compile(r"[0-9a-f]{12,}(/[\w-]+)?")
 
 
 @dataclass(frozen=True)
@@ -321,6 +323,11 @@ def _stored(text: str) -> Noun | None:
 
     if STORED.fullmatch(text) is None:
         return None
+    start, _, name = text.partition("/")
     store, known = Store(), Store().keys()
-    found = [k for k in known if k.startswith(text)]
-    return store.load(found[0]) if len(found) == 1 else None
+    found = [k for k in known if k.startswith(start)]
+    if len(found) != 1:
+        return None
+    with contextlib.suppress(OSError):  # such as a store that can only be read
+        store.roots.keep_recent(found[0])
+    return store.load(f"{found[0]}/{name}" if name else found[0])

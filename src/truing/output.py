@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 from io import TextIOWrapper
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import TextIO
 
 from truing.errors import InputError
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but line breaks and tabs
 
 
 def _nowhere() -> TextIO:
@@ -32,6 +35,11 @@ def check() -> None:
         )
     if isinstance(sys.stdout, TextIOWrapper):  # a terminal that knows no such character
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def printable(text: str) -> str:
+    """A text of a model's or of data as a terminal may have it: what would command it is spelt."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def drop() -> None:

@@ -7,10 +7,10 @@ What has the key in the store is not made again; what was begun goes on from its
 from __future__ import annotations
 
 import contextlib
-import datetime
+import functools
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -21,7 +21,7 @@ from truing.datasets import licensed
 from truing.errors import InputError, Stopped, TruingError, Unread
 from truing.faults import check_space, told
 from truing.given import need_rows
-from truing.keys import Nouns, device_class, key_to_run
+from truing.keys import Nouns, key_to_run
 from truing.method import Method
 from truing.models import Model, hold
 from truing.naming import Place, holding, referred_model, with_keys
@@ -29,12 +29,14 @@ from truing.plan import Checked, Plan
 from truing.progress import Clock, Progress
 from truing.quarantine import check_served, marked
 from truing.recipe import plan_of
-from truing.runs import Run, plain, versions
+from truing.runs import Run, facts_of, versions
 from truing.sources import Opened, check_abilities, open_sources, with_defaults
 from truing.store import Noun, Store
 from truing.strands import Strands
 from truing.summary import about, summary_of, table_of
 from truing.tables import Table
+
+WAITS = "another process makes this step; waiting for it"
 
 # One step
 
@@ -75,11 +77,18 @@ def _costing(cost: float) -> dict[str, Json]:
     return {"cost": round(cost, 6)} if cost else {}
 
 
-def _reused(store: Store, key: str) -> str:
+def _reused(facts: Mapping[str, Json]) -> str:
     """A remark when an artefact was made under other library versions; else ""."""
-    made, now = cast("dict[str, Json]", store.facts(key).get("versions") or {}), versions()
+    made = cast("dict[str, Json]", facts.get("versions") or {})
+    now = versions(made)
     other = [f"{n} {made[n]}, now {now[n]}" for n in made if n in now and made[n] != now[n]]
     return f"made with {'; '.join(other)}" if other else ""
+
+
+def _noted(key: str, beside: Iterable[str], *notes: str) -> str:
+    """The notes of a step, and by what by-products of it are named."""
+    named = ", ".join(f"{name} (`{key[:12]}/{name}`)" for name in beside)
+    return "; ".join(filter(None, (*notes, named and f"beside it: {named}")))
 
 
 def perform(
@@ -112,7 +121,7 @@ def perform(
     need_rows(nouns)
     store = store or Store()
     key = key_to_run(method, nouns, settings, seed, store)
-    with told(name := name or method.name), store.lock(key):
+    with told(name := name or method.name), store.lock(key, said=f"{name}: {WAITS}"):
         if root is not None:
             root(key)
         damage = ""
@@ -125,53 +134,37 @@ def perform(
                 store.discard(key)
                 damage = f"the stored one was damaged and is made again ({error})"
         check_space(store.root)
-        scratch = store.scratch(key)
-        clock = Clock(scratch)
+        clock = Clock(scratch := store.scratch(key))
         heard = clock.heard(on_progress), clock.paying(on_metric)
         context = Context(seed, scratch, *heard, name)
         try:
             with use(context):
                 # What it observed is kept by the context beyond its end.
-                made = _made(method, nouns, settings)
+                made = method.function(**nouns, **settings)
         except BaseException:
             clock.keep()
             raise
         seconds = clock.seconds
-        facts = _facts(method, nouns, settings, seed, seconds) | _costing(clock.cost)
-        made = store.put(key, made, facts, context.metrics)
-        return StepResult(method, key, made, False, seconds, context.metrics, damage, clock.cost)
+        facts = facts_of(method, nouns, settings, seed, seconds) | _costing(clock.cost)
+        finished = functools.partial(_finished, method, nouns, settings)
+        beside = {n: finished(noun) for n, noun in context.beside.items()}
+        made = store.put(key, finished(made), facts, context.metrics, beside=beside)
+        note = _noted(key, beside, damage)
+        return StepResult(method, key, made, False, seconds, context.metrics, note, clock.cost)
 
 
-def _made(method: Method, nouns: Nouns, settings: Mapping[str, object]) -> Noun:
-    """What a method makes, with the licences and the quarantine that go on to it."""
-    found = licensed(method.function(**nouns, **settings), nouns)
-    return cast(Noun, marked(found, method, nouns, settings))
+def _finished(method: Method, nouns: Nouns, settings: Mapping[str, object], made: object) -> Noun:
+    """What a method made, with the licences and the quarantine that go on to it."""
+    return cast(Noun, marked(licensed(made, nouns), method, nouns, settings))
 
 
 def _from_store(method: Method, store: Store, key: str) -> StepResult:
     facts = store.facts(key)
     seconds, cost = (float(cast(float, facts.get(n) or 0.0)) for n in ("seconds", "cost"))
-    found = store.load(key), True, seconds, store.metrics(key), _reused(store, key), cost
+    note = _noted(key, store.beside(key), _reused(facts))
+    found = store.load(key), True, seconds, store.metrics(key), note, cost
     shutil.rmtree(store.scratch(key), ignore_errors=True)  # left by a kill right after it was kept
     return StepResult(method, key, *found)
-
-
-def _facts(
-    method: Method, nouns: Nouns, settings: Mapping[str, object], seed: int, seconds: float
-) -> dict[str, Json]:
-    return {
-        "method": method.id,
-        "settings": {n: plain(v) for n, v in private.hidden(settings).items()},
-        "inputs": {
-            name: {r: n.key for r, n in value.items()} if isinstance(value, Mapping) else value.key
-            for name, value in nouns.items()
-        },
-        "seed": seed,
-        "seconds": round(seconds, 3),
-        "versions": versions(),
-        "device": device_class(),
-        "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
 
 
 def run_step(
@@ -187,7 +180,7 @@ def run_step(
         checked,
         seed=seed,
         store=store,
-        root=store.root_recent,
+        root=store.roots.keep_recent,
         on_progress=progress.tell,
     )
     progress.end(about(result.artefact), result.cached, result.seconds, result.note)
@@ -295,7 +288,7 @@ def _run_all(
     with told("report"):
         record.finish("done", summary_of(list(results.values())))
         used = [str(s["key"]) for s in record.steps.values() if s["key"]]
-        store.root_run(record.folder, used, final=True)
+        store.roots.keep_run(record.folder, used, final=True)
         page = report.write(record.folder, results)
     return Result(record.plan, record.folder, results, record, page, strands.lost | strands.alone)
 
@@ -355,7 +348,7 @@ def _run_one(
             seed=one.seed,
             name=one.name,
             store=store,
-            root=lambda key: store.root_run(record.folder, [key]),
+            root=lambda key: store.roots.keep_run(record.folder, [key]),
             on_progress=progress.tell,
             on_metric=lambda values: record.metric(one.name, values),
         )

@@ -15,98 +15,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from truing import jsontext
 from truing.core import limits, private
 from truing.core.files import expanded
 from truing.core.template import named_thinking
 from truing.errors import InputError, unknown
-from truing.method import Input, Method, methods
-from truing.naming import Named, check_reference, is_reference, nouns_in
+from truing.method import Input, methods
+from truing.naming import check_reference, is_reference, nouns_in
 from truing.quarantine import check_served
 from truing.references import referred
 from truing.remedies import circular, misfit, missing, unfound, unnamed
+from truing.signature import read_value
+from truing.steps import Checked as Checked
+from truing.steps import Source as Source
+from truing.steps import Step, Typed, seed_of
 from truing.tables import content_hash
 
 OWN = ("do", "seed")  # what a step's mapping holds besides inputs and settings
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where one noun comes from: another step, or something to be opened; `at`, who says so."""
-
-    text: str
-    is_step: bool = False
-    at: str = field(default="", compare=False)
-
-
-@dataclass
-class Step:
-    """One step as written.
-
-    Args:
-        name: unique in its plan.
-        method: `verb/name`, or a bare name that is unique.
-        given: inputs and settings by name.
-        seed: None takes the plan's.
-        where: file and line, for errors.
-        typed: of what the command line gave, how it did; relative paths in it are meant from the
-            current directory.
-    """
-
-    name: str
-    method: str
-    given: dict[str, object] = field(default_factory=dict)
-    seed: int | None = None
-    where: str = ""
-    lines: Mapping[str, str] = field(default_factory=dict)
-    typed: dict[str, str] = field(default_factory=dict)
-
-    def at(self, name: str = "") -> str:
-        """How errors call the step, or one of its lines."""
-        where = self.typed.get(name) or self.lines.get(name, self.where)
-        return f"{where} step {self.name}".strip()
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A step whose method, settings and edges are known to be right."""
-
-    step: Step
-    method: Method
-    sources: Mapping[str, Mapping[str, Source]]  # input -> role ("" for a single one) -> source
-    settings: Mapping[str, object]
-    seed: int
-    named: Mapping[Named, Source] = field(default_factory=dict)  # inside settings: see `naming`
-    references: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # given as inputs
-
-    @property
-    def name(self) -> str:
-        """Name of the step."""
-        return self.step.name
-
-    def edges(self) -> list[str]:
-        """Steps that this one needs."""
-        return [source.text for _, _, source in self.given() if source.is_step]
-
-    def inputs(self) -> dict[str, list[Source]]:
-        """Where each of its inputs comes from; of one that is a reference, what that names."""
-        named = {
-            name: [s for one, s in self.named.items() if one.setting == name]
-            for name in self.references
-        }
-        return {n: list(roles.values()) for n, roles in self.sources.items()} | named
-
-    def given(self) -> list[tuple[str, str, Source]]:
-        """(input or setting, noun that it takes, where that comes from) of all nouns."""
-        inputs = self.method.inputs
-        found = [
-            (n, inputs[n].noun, s) for n, roles in self.sources.items() for s in roles.values()
-        ]
-        return found + [(one.setting, one.noun, s) for one, s in self.named.items()]
 
 
 class Plan:
@@ -139,6 +66,9 @@ class Plan:
         self._typed: set[str] = set()  # models and data that the command line named
         self._typed_in: dict[str, str] = {}  # from which directory, where that matters
 
+    def __repr__(self) -> str:
+        return f"Plan({self.name}, {len(self.steps)} steps: {', '.join(self.steps)})"
+
     def model(self, name: str, source: str | Mapping[str, object]) -> str:
         """Name a model: a folder, a registered or hub name, an address, or what it consists of.
 
@@ -159,59 +89,68 @@ class Plan:
         return self.add(Step(name, method, given, seed, self.source or _caller()))
 
     def add(self, step: Step) -> str:
-        """Add a step; an InputError when the name is taken."""
+        """Add a step; an InputError when the name is taken, or cannot be said elsewhere."""
         if step.name in self.steps:
             raise InputError("two steps have the same name", where=step.at())
+        if not step.name or {"/", "="} & set(step.name):
+            raise InputError(
+                "a step's name is written in RUN/STEP and STEP.SETTING=VALUE: without '/' and '='",
+                where=step.at(),
+                seen=step.name,
+                fix="Use letters, digits, '-', '_'",
+            )
         self.steps[step.name] = step
         return step.name
 
     def override(self, text: str) -> None:
         """Change one value: "STEP.SETTING=VALUE", "models.NAME=SOURCE" or "seed=N".
 
-        VALUE is JSON where it can be read so, else text. A relative path in it is meant from the
-        current directory, not from the recipe's.
+        VALUE is read as on the command line of a method: see `Setting.parse`. A relative path in
+        it is meant from the current directory, not from the recipe's.
         """
         place, found, written = text.partition("=")
-        value = jsontext.loads_or_text(written)
+        value = read_value(written)
         head, dotted, rest = place.partition(".")
+        steps = [name for name in self.steps if place.startswith(f"{name}.")]
+        if steps:  # a name may have dots, and begin as another one
+            head = max(steps, key=len)
+            rest = place[len(head) + 1 :]
         if not found or not place:
             raise InputError("written as STEP.SETTING=VALUE", where="--set", seen=text)
         if isinstance(value, str) and expanded(named_thinking(value)[0]).exists():
             self._typed_in[place] = str(Path.cwd())
         if not dotted:
             if place != "seed":
-                steps = (
+                known = (
                     f"the steps are {', '.join(self.steps)}" if self.steps else "there is no step"
                 )
-                fix = f"Write STEP.{place}=VALUE; {steps}"
+                fix = f"Write STEP.{place}=VALUE; {known}"
                 said = "only seed=N stands without a step"
                 raise InputError(said, where="--set", seen=text, fix=fix)
-            if not isinstance(value, int):
-                raise InputError("the seed must be a whole number", where="--set", seen=value)
-            self.seed = value
+            self.seed = seed_of(value, "--set") or 0
         elif head in ("models", "data") and head not in self.steps:
             named = cast("dict[str, str]", getattr(self, head))
             if rest not in named:
                 what = "model" if head == "models" else "data set"
                 raise unknown(what, rest, named, where=f"--set {text}")
-            named[rest], self.places[f"{head.removesuffix('s')} {rest}"] = str(value), "--set"
+            if head == "models" and isinstance(value, Mapping):
+                made = cast("Mapping[str, object]", value)
+                written = limits.address(made, where=f"--set {place}")
+            named[rest] = value if isinstance(value, str) else written
+            self.places[f"{head.removesuffix('s')} {rest}"] = "--set"
             self._typed.add(rest)
         elif head not in self.steps:
             raise unknown("step", head, self.steps, where=f"--set {text}")
         else:
             shown = private.HIDDEN if rest in private.SECRETS else written
-            self._override_step(self.steps[head], rest, value, f"--set {place}={shown}")
-
-    def _override_step(self, step: Step, name: str, value: object, where: str) -> None:
-        if name == "do":
-            step.method = str(value)
-        elif name == "seed":
-            if not isinstance(value, int):
-                raise InputError("the seed must be a whole number", where="--set", seen=value)
-            step.seed = value
-        else:
-            step.given[name] = value
-        step.typed[name] = where
+            step = self.steps[head]
+            if rest == "do":
+                step.method = str(value)
+            elif rest == "seed":
+                step.seed = seed_of(value, "--set")
+            else:
+                step.given[rest] = value
+            step.typed[rest] = Typed(written, f"--set {place}={shown}")
 
     @property
     def key(self) -> str:
@@ -276,6 +215,8 @@ class Plan:
                 found = self._sources(step, inputs[name], value)
                 if found:
                     sources[name] = found
+            elif name in settings and name in step.typed:
+                values[name] = settings[name].parse(step.typed[name].text, where=step.at(name))
             elif name in settings:
                 values[name] = value
             else:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import cast
 
 from truing.catalogue import used
+from truing.core.files import expanded
 from truing.errors import InputError, no_file, unknown, yaml_fix
 from truing.faults import placing
 from truing.references import referred, refuse_bare
@@ -233,7 +234,7 @@ class Principles:
         """
         names = [name for rule in self.items for name in used(rule.check)]
         refuse_bare(names, what="saved principles", where=str(folder))
-        path = Path(folder) / "principles.json"
+        path = expanded(folder) / "principles.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         data = {
             "schema_version": SCHEMA_VERSION,
@@ -260,7 +261,7 @@ class Principles:
         """
         import yaml
 
-        path = Path(path)
+        path = expanded(path)
         if not path.is_file():
             raise no_file("principles file", path, (".yaml", ".yml", ".json"))
         kind = "JSON" if path.suffix == ".json" else "YAML"

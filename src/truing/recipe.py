@@ -30,9 +30,11 @@ from typing import cast
 import yaml
 
 from truing.core import limits
+from truing.core.files import expanded
 from truing.declared import drop
 from truing.errors import InputError, no_file, unknown, yaml_fix
-from truing.plan import Plan, Step
+from truing.plan import Plan
+from truing.steps import Step, seed_of
 
 SCHEMA_VERSION = 1
 RECIPE = "recipe"  # name of a recipe's file as a module
@@ -50,7 +52,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
     Raises:
         InputError: naming file and line of the first mistake.
     """
-    path = Path(path)
+    path = expanded(path)
     if not path.is_file():
         raise no_file("recipe", path, (".yaml", ".yml", ".py"))
     plan = _from_python(path) if path.suffix == ".py" else _from_yaml(path)
@@ -344,9 +346,7 @@ def _plan(root: _Node, path: Path) -> Plan:
             seen=root.value("schema_version"),
             fix=f"Write schema_version: {SCHEMA_VERSION}, or upgrade truing",
         )
-    seed = root.value("seed")
-    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
-        raise InputError("the seed must be a whole number", where=root.lines["seed"], seen=seed)
+    seed = seed_of(root.value("seed"), root.lines.get("seed", ""))
     name = str(root.value("name") or path.stem)
     try:
         plan = Plan(name, seed=seed or 0, folder=path.parent, source=str(path))
@@ -376,8 +376,6 @@ def _step(name: str, node: _Node, where: str) -> Step:
             where=f"{where} step {name}",
             fix="Such as do: train/dpo; `truing list` has all methods",
         )
-    seed = given.get("seed")
-    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
-        raise InputError("the seed must be a whole number", where=node.lines["seed"], seen=seed)
+    seed = seed_of(given.get("seed"), node.lines.get("seed", ""))
     rest = {n: v for n, v in given.items() if n not in ("do", "seed")}
     return Step(name, method, rest, seed, where, node.lines)

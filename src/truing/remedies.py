@@ -10,8 +10,9 @@ from truing.errors import InputError, beside, stems, unknown
 from truing.method import methods
 
 if TYPE_CHECKING:
-    from truing.plan import Checked, Plan, Step
+    from truing.plan import Plan
     from truing.signature import Input
+    from truing.steps import Checked, Step
 
 # What names a noun where no step makes it.
 NAMED = {
@@ -116,6 +117,8 @@ def unnamed(plan: Plan, step: Step, wanted: Input, given: object) -> InputError:
             "Write it below models: with a name, or with plan.model(NAME, {...}), and give that "
             "name here. A key goes into the environment variable TRUING_API_KEY"
         )
+    elif isinstance(given, (bool, int, float)):
+        fix += "; a name that reads as a number, or as true or false, stands in quotes"
     return InputError(
         f"input {wanted.name!r} takes the name of a step or a source",
         where=step.at(wanted.name),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from truing import jsontext
 from truing.context import Json
+from truing.core.files import expanded
 from truing.errors import InputError, unknown
 from truing.faults import placing
 from truing.surrogates import mended
@@ -120,7 +121,7 @@ class Report:
     @placing()
     def save(self, folder: str | Path) -> Path:
         """Write `report.json`, and the samples, if any, as `samples/table.parquet`."""
-        path = Path(folder) / "report.json"
+        path = expanded(folder) / "report.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         if self.samples is not None:
             self.samples.save(path.parent / "samples")
@@ -141,7 +142,7 @@ class Report:
         Raises:
             InputError: no report, or one of another schema version.
         """
-        path = Path(folder) / "report.json"
+        path = expanded(folder) / "report.json"
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

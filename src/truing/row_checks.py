@@ -1,13 +1,51 @@
-"""Checks of rows as they are read: whether columns hold what those of a kind do."""
+"""Rows as they are read: what their columns hold, and whether that is what those of a kind do."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
+from truing.csvcells import WORDS
 from truing.errors import InputError
-from truing.kinds import ANSWERS, KINDS, Row
+from truing.kinds import ANSWERS, KINDS, TOOLS, Row
 from truing.messages import plain_messages
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Columns of texts and messages, in which NaN is how pandas writes that there is nothing.
+SAID = WORDS | {TOOLS, "messages", "conversations", "history", "input", "system", "separator"}
+
+
+def values_of(row: object, where: str) -> Row:
+    """What a row says: numbers of numpy as plain ones, without None and, among texts, NaN.
+
+    None is what Parquet gives for a missing field.
+    Raises:
+        InputError: it is no dict, or has names of columns that are no texts.
+    """
+    fix = 'Write {"column": value, ...}'
+    if not isinstance(row, Mapping):
+        raise InputError("a row must be a dict", where=where, seen=row, fix=fix)
+    for name in cast("Mapping[object, object]", row):
+        if not isinstance(name, str):
+            raise InputError("names of columns must be texts", where=where, seen=name, fix=fix)
+    found = {name: _plain(value) for name, value in cast(Row, row).items()}
+    return {name: v for name, v in found.items() if not _is_nothing(name, v)}
+
+
+def _is_nothing(name: str, value: object) -> bool:
+    return value is None or (isinstance(value, float) and value != value and name in SAID)
+
+
+def _plain(value: object) -> object:
+    """Scalars of numpy, also in a list, and arrays of texts or of anything, as Python's own."""
+    sort = getattr(getattr(value, "dtype", None), "kind", "")
+    if sort in ("O", "U") or (sort in ("b", "i", "u", "f") and not getattr(value, "ndim", 1)):
+        value = cast("np.ndarray", value).tolist()
+    if isinstance(value, list) and any(hasattr(v, "dtype") for v in cast("list[object]", value)):
+        return [_plain(v) for v in cast("list[object]", value)]
+    return value
 
 
 def _typed_fix(types: tuple[type, ...], value: object, where: str) -> str:
@@ -49,6 +87,8 @@ def check_row(row: Row, kind: str, where: str) -> None:
             )
         if types == (bool,) and type(row[field]) is int and row[field] in (0, 1):
             row[field] = bool(row[field])  # as Parquet, and TRL's sets, often have them
+        if list in types and getattr(row[field], "ndim", 0):
+            row[field] = cast("np.ndarray", row[field]).tolist()
         value = row[field]
         if not isinstance(value, types):
             wanted = " or ".join(t.__name__ for t in types)

@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -22,21 +22,54 @@ from truing.errors import InputError, Stopped, unknown
 from truing.faults import make_folder
 
 if TYPE_CHECKING:
+    from truing.keys import Nouns
+    from truing.method import Method
     from truing.plan import Checked, Plan
 
 SCHEMA_VERSION = 1
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
 
 
-def versions() -> dict[str, Json]:
-    """Versions of this package, of Python and of the libraries that results depend on."""
+def versions(others: Iterable[str] = ()) -> dict[str, Json]:
+    """Versions of this package, of Python and of the libraries that results depend on.
+
+    Args:
+        others: packages beside; what is not installed is left out.
+    """
     found: dict[str, Json] = {"truing": __version__, "python": platform.python_version()}
-    return found | {p: _version(p) for p in PACKAGES}
+    named = {p: _version(p) for p in (*PACKAGES, *others) if p not in found}
+    return found | {p: version for p, version in named.items() if version}
 
 
 @functools.cache
 def _version(package: str) -> str:
-    return metadata.version(package)
+    """Of an installed package; "" for the file or module of a user's own function."""
+    try:
+        return metadata.version(package)
+    except (metadata.PackageNotFoundError, ValueError):
+        return ""
+
+
+def facts_of(
+    method: Method, nouns: Nouns, settings: Mapping[str, object], seed: int, seconds: float
+) -> dict[str, Json]:
+    """What the store is told of a step that has run."""
+    from truing.keys import device_class, entries_of
+
+    packages = sorted({e.package for e in entries_of(method, settings, nouns)})
+    return {
+        "method": method.id,
+        "settings": {n: plain(v) for n, v in private.hidden(settings).items()},
+        "inputs": {
+            name: {r: n.key for r, n in value.items()} if isinstance(value, Mapping) else value.key
+            for name, value in nouns.items()
+        },
+        "seed": seed,
+        "seconds": round(seconds, 3),
+        "versions": versions(packages),
+        "device": device_class(),
+        "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
 
 
 def hardware() -> dict[str, Json]:
@@ -82,7 +115,7 @@ class Run:
 
     def __init__(self, plan: Plan, runs: str | Path) -> None:
         self.began, self.plan = started(), plan
-        self.folder = Path(runs) / f"{plan.name}-{plan.key[:8]}"
+        self.folder = files.expanded(runs) / f"{plan.name}-{plan.key[:8]}"
         make_folder(self.folder, f"--runs {runs}")
         self.manifest: dict[str, Json] = {
             "schema_version": SCHEMA_VERSION,
@@ -212,6 +245,7 @@ def read(folder: str | Path) -> dict[str, Json]:
 def key_of_step(text: str) -> str:
     """The key of what a step made, from "FOLDER/STEP"; "" where that is no folder of a run.
 
+    What lies beside it, "FOLDER/STEP/NAME", is "KEY/NAME".
     Raises:
         InputError: the run has no such step, none is named, or it has not finished.
     """
@@ -221,7 +255,8 @@ def key_of_step(text: str) -> str:
         raise InputError("this is a run, of which one step is meant", where=text, fix=fix)
     folder, name = Path(text).parent, Path(text).name
     if "/" not in text or not (folder / "manifest.json").is_file():
-        return ""
+        within = "/" in str(folder) and (folder.parent / "manifest.json").is_file()
+        return f"{key_of_step(str(folder))}/{name}" if within else ""
     steps = cast("dict[str, dict[str, Json]]", read(folder)["steps"])
     if name not in steps:
         raise unknown("step", name, steps, where=str(folder))

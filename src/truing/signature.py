@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-import json
 import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from truing import jsontext
 from truing.errors import InputError
 from truing.references import referred
 
@@ -41,10 +42,11 @@ class Setting:
         """
         import pydantic
 
-        from truing.core import private
-
         if _refers(self.type):
             value = referred(value)
+        if _numbers(self.type) and _has_truth(value):
+            said = ": must be a number, not true or false (YAML's yes, no, on and off are these)"
+            raise self._wrong(said, value, where)
         # Settings are JSON, which has no NaN and no infinity.
         finite = pydantic.ConfigDict(allow_inf_nan=False)
         try:
@@ -60,17 +62,25 @@ class Setting:
                 if inner and isinstance(value, Mapping) and inner[0] in known
                 else ""
             )
-            raise InputError(
-                f"setting {self.name!r}{at}: {problem[0].lower()}{problem[1:]}",
-                where=where,
-                seen=private.hide(self.name, value),
-                fix=f"It is of type {type_name(self.type)}{self._example()}",
-            ) from None
+            said = f"{at}: {problem[0].lower()}{problem[1:]}"
+            raise self._wrong(said, value, where) from None
+
+    def _wrong(self, said: str, value: object, where: str) -> InputError:
+        from truing.core import private
+
+        return InputError(
+            f"setting {self.name!r}{said}",
+            where=where,
+            seen=private.hide(self.name, value),
+            fix=f"It is of type {type_name(self.type)}{self._example()}",
+        )
 
     def _example(self) -> str:
-        """The first mapping that its meaning shows, where it is one; else ""."""
+        """The first mapping that its meaning shows, where it is one; how a list is written."""
         if "dict[" not in type_name(self.type):
-            return ""
+            listed = type_name(self.type).startswith(("list[", "tuple["))
+            example = "[1, 2]" if _numbers(self.type) else "[a, b]"
+            return f", such as {example}" if listed else ""
         shown = _EXAMPLE.search(self.doc)
         if shown is None and not _refers(self.type):
             return ""
@@ -79,20 +89,28 @@ class Setting:
     def parse(self, text: str, *, where: str = "") -> object:
         """The value that a user typed on the command line.
 
-        JSON where it is; `{use: name, n: 3}` and `[a, b]` also as YAML has them; else the text.
+        As `read_value` has it; else the text, a number or null among them; of a list also what
+        stands between commas.
         """
         if self.type is str:
             return text
-        try:
-            value: object = json.loads(text)
-        except ValueError:
-            value = flow(text)
+        value = read_value(text)
+        others: list[object] = [text] if value != text else []
+        if not text.startswith(("[", "{", '"')):
+            others.append([one.strip() for one in text.split(",") if one.strip()])
         try:
             return self.validate(value, where=where)
         except InputError:
-            if value == text:
-                raise
-        return self.validate(text, where=where)  # a number or null where a text is meant
+            for other in others:
+                with contextlib.suppress(InputError):
+                    return self.validate(other, where=where)
+            raise
+
+
+def read_value(text: str) -> object:
+    """What was typed: JSON where it is; `{use: name, n: 3}` and `[a, b]` also as YAML has them."""
+    found = jsontext.loads_or_text(text)
+    return flow(text) if found == text else found
 
 
 def flow(text: str) -> object:
@@ -103,7 +121,7 @@ def flow(text: str) -> object:
         return text
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: of what looks like a date
         return text
 
 
@@ -133,6 +151,27 @@ def type_name(annotation: object) -> str:
 def _refers(annotation: object) -> bool:
     """True for types that hold a component's reference, which is a `dict[str, object]`."""
     return annotation == dict[str, object] or any(map(_refers, typing.get_args(annotation)))
+
+
+def _leaves(annotation: object) -> list[object]:
+    """What a type is made of, at whatever depth."""
+    args = typing.get_args(annotation)
+    return [leaf for one in args for leaf in _leaves(one)] if args else [annotation]
+
+
+def _numbers(annotation: object) -> bool:
+    """True for types that hold numbers, and nothing that true or false could be."""
+    leaves, open_to = _leaves(annotation), (bool, object, typing.Any)
+    return any(n in leaves for n in (int, float)) and not any(t in leaves for t in open_to)
+
+
+def _has_truth(value: object) -> bool:
+    """True for true or false, and for a mapping or list that holds one."""
+    if isinstance(value, Mapping):
+        value = list(typing.cast("Mapping[object, object]", value).values())
+    if isinstance(value, (list, tuple)):
+        return any(map(_has_truth, typing.cast("Sequence[object]", value)))
+    return isinstance(value, bool)
 
 
 def noun_of(annotation: object) -> tuple[str, bool, bool] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import cast
 
 from truing.core.files import expanded
@@ -33,7 +32,7 @@ def open_noun(noun: str, text: str) -> Noun:
         if kind == "Principles":
             from truing.specify.principles_file import check_all
 
-            path = Path(text)
+            path = expanded(text)
             found = Principles.load(path) if path.is_dir() else Principles.read(path)
             check_all(found, where=text)
             return found

@@ -3,10 +3,10 @@
     artefacts/<k2>/<key>/artefact.json   noun, method, settings, inputs, versions, content key
                         /metrics.jsonl   what the step observed, one JSON object a line
                         /data/           what the noun saved
+                        /beside/<name>/  the same of a by-product, such as a critic: KEY/NAME
     scratch/<key>/                       journals and checkpoints of a step that has not ended
     locks/<key>.lock                     held while the step runs
-    roots/<name>.json                    what a run refers to, and where the run lies
-    recent/<key>                         touched when a single command asked for the artefact
+    roots/, recent/                      what is to be kept: `truing.roots`
 
 An artefact is written beside its place, flushed to the disk and renamed. It is never changed.
 """
@@ -14,7 +14,6 @@ An artefact is written beside its place, flushed to the disk and renamed. It is 
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import shutil
 from collections.abc import Iterable, Mapping
@@ -25,16 +24,16 @@ from typing import cast
 from truing import jsontext
 from truing.context import Json
 from truing.core import files
-from truing.errors import Damaged, InputError, OtherVersion, Unread
+from truing.errors import Damaged, InputError, OtherVersion, Unread, unknown
 from truing.faults import free_file, free_folder, make_folder, unreadable
 from truing.models import Model
 from truing.principles import Principles
 from truing.reports import Report, rows_of
-from truing.tables import Table, content_hash, names_file
+from truing.roots import KEEP_DAYS, Roots
+from truing.tables import Table, names_file
 
 SCHEMA_VERSION = 1
 ANEW = "The step that made it makes it again"
-KEEP_DAYS = 30.0  # what only single commands asked for, and what stopped steps left behind
 Noun = Model | Table | Principles | Report
 NOUNS: dict[str, type[Model] | type[Table] | type[Principles] | type[Report]] = {
     c.__name__: c for c in (Model, Table, Principles, Report)
@@ -53,27 +52,15 @@ def load_noun(name: str, folder: Path) -> Noun:
     """The noun that `save` wrote into `folder`."""
     if name not in NOUNS:
         fix = "Upgrade truing: another version wrote it"
-        raise InputError("unknown sort of artefact", where=str(folder), seen=name, fix=fix)
+        raise OtherVersion("unknown sort of artefact", where=str(folder), seen=name, fix=fix)
     return NOUNS[name].load(folder)
 
 
-def _root(path: Path) -> tuple[Path, set[str]]:
-    """The folder of a run and the keys that it refers to; an InputError when that is unknown."""
-    state = path.stat()
-    return _read_root(path, state.st_ino, state.st_mtime_ns, state.st_size)
-
-
-@functools.lru_cache(4096)  # gc asks all of them under the lock of each key
-def _read_root(path: Path, *_: int) -> tuple[Path, set[str]]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return Path(data["folder"]), {str(key) for key in data["keys"]}
-    except (ValueError, LookupError, TypeError) as error:
-        raise InputError(
-            f"what a run refers to cannot be read: {error}",
-            where=str(path),
-            fix="Delete the file: what that run alone refers to may then be collected",
-        ) from None
+def _saved(noun: Noun, folder: Path) -> str:
+    """Save a noun; the key that it is compared by later."""
+    noun.save(folder)
+    # Files may hold less than memory, such as a number's width: what can be read back counts.
+    return noun.key if isinstance(noun, Model) else load_noun(type(noun).__name__, folder).key
 
 
 class Store:
@@ -81,6 +68,7 @@ class Store:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or files.home() / "store"
+        self.roots = Roots(self.root)
 
     def _place(self, key: str) -> Path:
         return self.root / "artefacts" / key[:2] / key
@@ -114,12 +102,12 @@ class Store:
         return cast("list[dict[str, Json]]", jsontext.read_lines(text))
 
     def load(self, key: str) -> Noun:
-        """The artefact itself.
+        """The artefact itself, or of "KEY/NAME" what lies beside it by that name.
 
         Raises:
             Damaged: it is not what was put there.
         """
-        facts, found = self.facts(key), self._read(key)
+        facts, found = self._part(key)[1], self._read(key)
         if found.key != facts["content"]:
             raise Damaged(
                 "the artefact is not the one that was stored",
@@ -129,13 +117,29 @@ class Store:
             )
         return found
 
+    def beside(self, key: str) -> dict[str, Noun]:
+        """By-products of the step, which lie beside the artefact, by name."""
+        names = cast("dict[str, Json]", self.facts(key).get("beside") or {})
+        return {name: self.load(f"{key}/{name}") for name in names}
+
+    def _part(self, key: str) -> tuple[Path, Mapping[str, Json]]:
+        """Folder and facts of the artefact, or of what lies beside it."""
+        key, _, name = key.partition("/")
+        place, facts = self._place(key), self.facts(key)
+        if not name:
+            return place / "data", facts
+        beside = cast("dict[str, dict[str, Json]]", facts.get("beside") or {})
+        if name not in beside:
+            raise unknown("by-product", name, beside, where=f"store key {key}")
+        return place / "beside" / name, beside[name]
+
     def _read(self, key: str) -> Noun:
         """The artefact as it lies there, with what it holds; its own content is not compared."""
         from truing.core.opening import check_held
 
-        folder = self._place(key) / "data"
+        folder, facts = self._part(key)
         try:
-            found = load_noun(str(self.facts(key)["noun"]), folder)
+            found = load_noun(str(facts["noun"]), folder)
             if isinstance(found, Model):
                 check_held(folder)
             return found
@@ -145,10 +149,14 @@ class Store:
         except (InputError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise unreadable(error, "cannot be read", f"store key {key}", ANEW) from error
 
-    def lock(self, key: str, *, wait: bool = True) -> AbstractContextManager[bool]:
-        """Held while a step runs: another process that wants the same step waits for it."""
+    def lock(self, key: str, *, wait: bool = True, said: str = "") -> AbstractContextManager[bool]:
+        """Held while a step runs: another process that wants the same step waits for it.
+
+        Args:
+            said: to who waits.
+        """
         make_folder(self.root / "locks", f"TRUING_HOME {files.home()}")
-        return files.lock(self.root / "locks" / f"{key}.lock", wait=wait)
+        return files.lock(self.root / "locks" / f"{key}.lock", wait=wait, said=said)
 
     def scratch(self, key: str) -> Path:
         """Folder of a running step; it outlives a kill and is gone when the step has ended."""
@@ -160,28 +168,33 @@ class Store:
         noun: Noun,
         facts: Mapping[str, Json],
         metrics: Iterable[Mapping[str, Json]] = (),
+        *,
+        beside: Mapping[str, Noun] | None = None,
     ) -> Noun:
-        """Keep an artefact under `key`, drop its scratch, and give it back as the store has it."""
+        """Keep an artefact under `key`, drop its scratch, and give it back as the store has it.
+
+        Args:
+            beside: by-products of the step, by name.
+        """
         for left in self._place(key).parent.glob(f".{key}.*"):  # of a process that was killed here
             shutil.rmtree(left, ignore_errors=True)
         with files.new_folder(self._place(key)) as partial:
-            noun.save(partial / "data")
-            content = noun.key
-            if not isinstance(noun, Model):
-                # Files may hold less than memory, such as a number's width: what can be read
-                # back is what is compared later.
-                content = load_noun(type(noun).__name__, partial / "data").key
-            lines = [jsontext.dumps(m) + "\n" for m in metrics]
-            (partial / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
-            data = {
+            data: dict[str, Json] = {
                 "schema_version": SCHEMA_VERSION,
                 "key": key,
                 "noun": type(noun).__name__,
-                "content": content,
+                "content": _saved(noun, partial / "data"),
                 **facts,
             }
             if isinstance(noun, Model) and noun.quarantine:
                 data["quarantine"] = noun.quarantine
+            if beside:
+                data["beside"] = {
+                    n: {"noun": type(b).__name__, "content": _saved(b, partial / "beside" / n)}
+                    for n, b in beside.items()
+                }
+            lines = [jsontext.dumps(m) + "\n" for m in metrics]
+            (partial / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
             text = jsontext.dumps(dict(sorted(data.items())), indent=1)
             (partial / "artefact.json").write_text(text + "\n", encoding="utf-8")
         made = self._read(key)
@@ -193,53 +206,9 @@ class Store:
         found = (self.root / "artefacts").glob("??/*/artefact.json")
         return sorted(p.parent.name for p in found if not p.parent.name.startswith("."))
 
-    def root_run(self, folder: Path, keys: Iterable[str], *, final: bool = False) -> None:
-        """Remember that the run in `folder` refers to `keys`, so that gc leaves them alone.
-
-        A run that goes on adds to what it referred to before; only a finished one lets go of it.
-        """
-        where = str(folder.resolve())
-        path = self.root / "roots" / f"{content_hash(where, 8)}.json"
-        if not final and path.is_file():
-            with contextlib.suppress(InputError):  # a damaged one is written anew
-                keys = {*keys, *_root(path)[1]}
-        files.write_text(path, json.dumps({"folder": where, "keys": sorted(set(keys))}))
-
-    def root_recent(self, key: str) -> None:
-        """Remember that a single command asked for this artefact now: no run refers to it."""
-        path = self.root / "recent" / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-    def referred(self, *, drop: bool = False, days: float = KEEP_DAYS) -> set[str]:
-        """Keys that a run or a single command of the last `days` refers to.
-
-        A run whose parent folder is gone too may lie on a disk that is not mounted: it counts.
-        With `drop`, what deleted runs and older commands refer to is let go.
-        """
-        found: set[str] = set()
-        for path in (self.root / "recent").glob("*"):
-            if files.age(path) < days:
-                found.add(path.name)
-            elif drop:
-                path.unlink(missing_ok=True)
-        for path in sorted((self.root / "roots").glob("*.json")):
-            folder, keys = _root(path)
-            if drop and folder.parent.is_dir() and not (folder / "manifest.json").is_file():
-                path.unlink()
-            else:
-                found |= keys
-        return found
-
-    def _in_use(self, key: str, days: float) -> bool:
-        """Whether `key` is among those of `referred` now."""
-        asked, roots = self.root / "recent" / key, (self.root / "roots").glob("*.json")
-        recent = asked.exists() and files.age(asked) < days
-        return recent or any(key in _root(p)[1] for p in roots)
-
     def ls(self) -> list[dict[str, Json]]:
         """Every artefact: key, noun, method, size in bytes, whether a run refers to it."""
-        used = self.referred()
+        used = self.roots.referred()
         listed: list[dict[str, Json]] = []
         for key in self.keys():
             try:
@@ -250,8 +219,7 @@ class Store:
             size = sum(p.stat().st_size for p in self._place(key).rglob("*") if p.is_file())
             row: dict[str, Json] = {"key": key, "bytes": size, "used": key in used}
             row |= {n: facts.get(n) for n in ("noun", "method", "made")}
-            mark = facts.get("quarantine")
-            listed.append(row | {"quarantine": mark} if mark else row)
+            listed.append(row | {n: v for n in ("quarantine", "beside") if (v := facts.get(n))})
         return listed
 
     def quarantined(self) -> list[dict[str, Json]]:
@@ -295,6 +263,7 @@ class Store:
         try:
             with files.reading_all():
                 self.load(key)
+                self.beside(key)
             self.metrics(key)
         except OtherVersion:
             return None
@@ -311,23 +280,23 @@ class Store:
             days: how long results of single commands are kept, and the scratch of stopped steps
                 that no run refers to. What a run goes on from stays as long as its folder.
         """
-        from truing.core.opening import sweep_bases
+        from truing.core.bases import sweep
 
         if not days >= 0:
             raise InputError("must be a number of days", where="store gc --days", seen=days)
-        self.referred(drop=True, days=days)
+        self.roots.referred(drop=True, days=days)
         gone: list[dict[str, Json]] = []
         for key in self.keys():
             with self.lock(key):
                 # Asked anew under the lock: a run may have taken it up since.
-                if self._in_use(key, days) or not self.has(key):
+                if self.roots.in_use(key, days) or not self.has(key):
                     continue
                 self.discard(key)
             gone.append({"key": key, "deleted": "artefact"})
         for scratch in sorted((self.root / "scratch").glob("*")):
             key = scratch.name
             with self.lock(key, wait=False) as free:  # else its step runs
-                old = free and not self._in_use(key, days) and files.age(scratch) >= days
+                old = free and not self.roots.in_use(key, days) and files.age(scratch) >= days
                 if old or (free and self.has(key)):
                     shutil.rmtree(scratch, ignore_errors=True)
                     gone.append({"key": key, "deleted": "scratch"})
@@ -338,7 +307,7 @@ class Store:
                 if free and left.is_dir():
                     shutil.rmtree(left, ignore_errors=True)
                     gone.append({"key": key, "deleted": "remains"})
-        return gone + [{"key": k, "deleted": "base"} for k in sweep_bases()]
+        return gone + [{"key": k, "deleted": "base"} for k in sweep()]
 
     def discard(self, key: str) -> None:
         """Delete an artefact; it is out of sight in one rename, whatever happens afterwards."""
@@ -349,8 +318,12 @@ class Store:
         shutil.rmtree(gone, ignore_errors=True)
 
     def find(self, start: str) -> str:
-        """The key that begins with `start`; an InputError when none or several do."""
-        found = [k for k in self.keys() if k.startswith(start)] if start else []
+        """The key that begins with `start`; an InputError when none or several do.
+
+        What lies beside an artefact has its name behind it, as in "KEY/critic".
+        """
+        head, _, name = start.partition("/")
+        found = [k for k in self.keys() if k.startswith(head)] if head else []
         if len(found) != 1:
             raise InputError(
                 f"{len(found)} artefacts have a key that begins so",
@@ -358,13 +331,17 @@ class Store:
                 seen=start,
                 fix="`truing store ls` lists the keys",
             )
-        return found[0]
+        if not name:
+            return found[0]
+        self._part(f"{found[0]}/{name}")
+        return f"{found[0]}/{name}"
 
     def export(self, key: str, to: str, *, quarantined: bool = False) -> dict[str, Json]:
         """Write an artefact outside the store: a model as a plain Hugging Face folder where it can.
 
         Args:
-            key: or its beginning, or a step of a run: its folder, a slash and the step's name.
+            key: or its beginning, or a step of a run: its folder, a slash and the step's name. Of
+                what lies beside either, such as a critic, a slash and its name follow.
             to: a new or empty folder, or an earlier export, which is replaced; for a table, or
                 a report's samples, also a new file that ends in .jsonl, .csv or .parquet.
             quarantined: a model in quarantine, too.
@@ -393,7 +370,7 @@ class Store:
             if not classifier.why_not(noun):
                 noun.export(folder, quarantined=quarantined)
                 return line
-            if classifier.of_training(noun):
+            if classifier.of_training(noun) and "/" not in full:
                 noun.export(folder, weights_only=True, quarantined=quarantined)
                 return line | {"left_out": "the critic, which only training goes on from"}
         noun.save(folder)

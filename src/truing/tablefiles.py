@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from truing import csvcells
+from truing.core.files import expanded
 from truing.errors import InputError, OtherVersion, beside
 from truing.kinds import KINDS, Message, Row
 from truing.tables import SCHEMA_VERSION, Table, row_id
@@ -35,7 +36,7 @@ SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv", ".csv.gz")
 def read(source: str | Path, kind: str = "", *, limit: int = 0) -> Table:
     """See `Table.read`."""
     _check_asked(source, limit)
-    path = Path(source)
+    path = expanded(source)
     if path.is_dir() and (path / "table.parquet").is_file():
         path = path / "table.parquet"
     from truing import datasets
@@ -106,12 +107,12 @@ def raw_rows(path: Path) -> Iterator[tuple[int, Row]]:
 def _table(path: Path, kind: str, rows: Iterator[tuple[int, Row]], limit: int) -> Table:
     head = list(itertools.islice(rows, limit or None))
     numbers = [number for number, _ in head]
-    return _told_apart(
+    return told_apart(
         Table(kind, [row for _, row in head], where=str(path), numbers=numbers, allow_empty=False)
     )
 
 
-def _told_apart(table: Table) -> Table:
+def told_apart(table: Table) -> Table:
     """The table; an InputError where two rows that differ have one id, by which they are known.
 
     Rows that differ in their lineage alone are one row that was made twice.
@@ -282,17 +283,33 @@ def _parquet(path: Path, kind: str, limit: int) -> Table:
         elif how == "json":
             columns[field.name] = [None if v is None else json.loads(v) for v in column.to_pylist()]
         else:
-            columns[field.name] = column.to_pylist()
+            columns[field.name] = _plain(column, path, field.name)
     names = list(columns)
     rows = [
         {n: v for n, v in zip(names, values, strict=True) if v is not None}
         for values in zip(*columns.values(), strict=True)
     ]
-    kind = kind or meta.get("truing.kind", "")
-    if kind and kind not in KINDS:
-        kind = ""
+    written = meta.get("truing.kind", "")
+    if written and written not in KINDS:
+        said = "holds rows of a kind that this version does not know"
+        raise OtherVersion(said, where=str(path), seen=written, fix="Upgrade truing")
+    kind = kind or written
     table = Table(kind, rows, where=str(path), allow_empty="truing.kind" in meta)
-    return table if "truing.kind" in meta else _told_apart(table)
+    return table if "truing.kind" in meta else told_apart(table)
+
+
+def _plain(column: pa.ChunkedArray, path: Path, name: str) -> list[object]:
+    """Values of a column, times to the microsecond, which is what Python's have."""
+    import pyarrow as pa
+
+    try:
+        if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+            column = column.cast(pa.timestamp("us", column.type.tz))
+        return column.to_pylist()
+    except (pa.ArrowInvalid, ValueError) as error:
+        fix = "Round its times to microseconds, or write them as text"
+        said = f"column {name!r} cannot be read: {error}"
+        raise InputError(said, where=str(path), fix=fix) from None
 
 
 def _npy(value: bytes | None, path: Path, name: str) -> object:

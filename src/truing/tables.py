@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -22,7 +23,7 @@ from truing.kinds import as_prompt as as_prompt
 from truing.kinds import prompt_of as prompt_of
 from truing.kinds import user_text as user_text
 from truing.origins import Joined, Made, Origin
-from truing.row_checks import check_row
+from truing.row_checks import check_row, values_of
 from truing.surrogates import mended
 
 if TYPE_CHECKING:
@@ -55,8 +56,10 @@ def _canonical(value: object) -> object:
         return [_canonical(v) for v in value]
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)  # 1 and 1.0 are one number; a column that holds both is stored as floats
+    if isinstance(value, (date, time)):  # a pandas.Timestamp is one, of another name
+        return {"date": value.isoformat()}
     if value is not None and not isinstance(value, (str, int, float)):
-        return {type(value).__name__: repr(value)}  # dates, decimals, bytes of a Parquet file
+        return {type(value).__name__: repr(value)}  # decimals, bytes of a Parquet file
     return value
 
 
@@ -67,20 +70,8 @@ def content_hash(value: object, size: int = 16) -> str:
 
 
 def _entered(rows: Iterable[object], where: str = "table") -> list[Row]:
-    """Rows as a table keeps them; None is what Parquet gives for a missing field, and is one."""
-    entered = (_items(row, f"{where} row {i}") for i, row in enumerate(rows, 1))
-    return [mended({k: v for k, v in items if v is not None}) for items in entered]
-
-
-def _items(row: object, where: str) -> Iterable[tuple[str, object]]:
-    """Columns of a row; an InputError for what is no dict, or has names that are no texts."""
-    fix = 'Write {"column": value, ...}'
-    if not isinstance(row, Mapping):
-        raise InputError("a row must be a dict", where=where, seen=row, fix=fix)
-    for name in cast("Mapping[object, object]", row):
-        if not isinstance(name, str):
-            raise InputError("names of columns must be texts", where=where, seen=name, fix=fix)
-    return cast(Row, row).items()
+    """Rows as a table keeps them."""
+    return [mended(values_of(row, f"{where} row {i}")) for i, row in enumerate(rows, 1)]
 
 
 class Table:
@@ -92,8 +83,8 @@ class Table:
 
     Args:
         kind: one of `truing.kinds.KINDS`; "" infers it from the columns.
-        rows: plain dicts. Missing `id` (hash of the content) and `lineage` are filled in, fields
-            that are None left out.
+        rows: plain dicts. Missing `id` (hash of the content) and `lineage` are filled in. Fields
+            that are None are left out, as is NaN where texts are; numbers of numpy are plain ones.
         where: the source named in errors, such as a file name.
         numbers: of the rows in that source, for errors; () counts from 1.
         allow_empty: an empty table is an InputError unless this is set.
@@ -234,6 +225,11 @@ class Table:
             self._key = content_hash([self.kind, [content_hash(r) for r in self.rows]])
         return self._key
 
+    def afresh(self) -> Table:
+        """Itself, with the key of its rows as they are now: its holder may have changed them."""
+        self._key = ""
+        return self
+
     def column(self, name: str) -> list[object]:
         """All values of one column, in order; None where a row has none.
 
@@ -264,7 +260,7 @@ class Table:
             f"needs rows of kind {' or '.join(kinds)}, got {self.kind!r} from {self.source}",
             where=where or self.source,
             seen=[c for c in self.columns if c not in ("id", "lineage")],
-            fix=f"Their columns are {needed}",
+            fix=f"Their columns are {needed}; Table.map makes them of others",
         )
 
     def _read_as(self, kind: str) -> Table:
@@ -300,10 +296,8 @@ class Table:
         """
         rows: list[Row] = []
         for i, row in enumerate(self.rows):
-            given = _items(change(dict(row)), self.place(i))
-            new = {
-                mended(k): v if v is row.get(k) else mended(v) for k, v in given if v is not None
-            }
+            given = values_of(change(dict(row)), self.place(i))
+            new = {mended(k): v if v is row.get(k) else mended(v) for k, v in given.items()}
             new.pop("id", None)
             lineage = dict(cast(Row, row.get("lineage") or {}))
             new["lineage"] = lineage | {"parents": [row["id"]]}
@@ -358,11 +352,12 @@ class Table:
             InputError: another suffix, the rows hold what the file cannot, there is a file, or
                 there can be none.
         """
-        path = Path(path)
+        from truing import tablewriting
+        from truing.core.files import expanded
+
+        path = expanded(path)
         if path.suffix not in WRITTEN:
             raise InputError(f"a table is written as {', '.join(WRITTEN)}", where=str(path))
-        from truing import tablewriting
-
         tablewriting.write(self, path, new=new)
         return path
 

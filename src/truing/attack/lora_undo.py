@@ -12,21 +12,19 @@ before and after a defence. LoRA Fine-tuning Efficiently Undoes Safety Training 
 arXiv 2310.20624; the authors published neither rank nor data, so defaults are ours.
 
 Without `data` the policy is the harmless one of synthesize/stand_in_policy, which is what this is
-for: to compare a model before and after hardening. What was done is recorded as a metric and as
-lora_undo.json in the step's folder. The result is in quarantine, like all that is made of it until
-it is recovered: it is neither served nor exported unless that is asked for.
+for: to compare a model before and after hardening. What was done is recorded as a metric, with the
+ids of the rows. The result is in quarantine, like all that is made of it until it is recovered: it
+is neither served nor exported unless that is asked for.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from truing.changes import Adapter
 from truing.context import Json, current
-from truing.core.files import write_text
 from truing.core.objective import objective_of
 from truing.core.train_text import train_model
 from truing.errors import InputError
@@ -64,7 +62,7 @@ def cost_to_undo(
 
 
 def _record(model: Model, made: Model, data: Table, facts: dict[str, Json]) -> None:
-    """Write what was done, to the metrics and to the step's folder."""
+    """Write what was done to the metrics."""
     from safetensors import safe_open
 
     change = made.changes[len(model.weight_changes)]
@@ -81,14 +79,13 @@ def _record(model: Model, made: Model, data: Table, facts: dict[str, Json]) -> N
         "before": model.key,
         "after": made.key,
         "data": data.key,
+        "row_ids": [str(r["id"]) for r in data],
         "trained_parameters": trained,
         "share_of_parameters": trained / total,
         "adapter_bytes": file.stat().st_size,
         "quarantine": True,
     }
     current().metric(**record)
-    text = json.dumps(record | {"row_ids": [str(r["id"]) for r in data]}, indent=1)
-    write_text(current().folder / "lora_undo.json", text + "\n")
 
 
 @method(

@@ -1,6 +1,6 @@
 """A panel of judges in place of one: the mean of their verdicts, or what most of them decide.
 
-    judge: {use: panel, judges: [qwen, smollm2-360m-instruct, http://host:8000/v1#large]}
+    judge: {use: panel, judges: [tuned, smollm2-135m-instruct, http://host:8000/v1#large]}
 
 stands wherever a method takes a judge, and as `model` of a reward that asks one. Each member judges
 as it would alone; `core.judge` says how their verdicts are put together, and records how far they

@@ -5,7 +5,7 @@ BERTScore the mean F1 of the authors' own library (bert-score):
 
     F1 = 2 P R / (P + R),  P = mean_i max_j cos(x_i, y_j),  R = mean_j max_i cos(x_i, y_j)
 
-x_i, y_j are the token states of all-MiniLM-L6-v2, which needs no network, texts cut at its 512
+x_i, y_j are the token states of all-MiniLM-L6-v2 (`minilm`, fetched once), texts cut at its 512
 tokens. The library has special tokens matched, yet gives them no weight of their own.
 Sources: BLEU, P02-1040 of the ACL Anthology; ROUGE, W04-1013; BERTScore, arXiv 1904.09675, taken
 here without idf weights and rescaling, and with a smaller encoder than its own: its values compare

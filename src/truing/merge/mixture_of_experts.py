@@ -245,6 +245,6 @@ def _rest(model: Model, config: MixtralConfig, folder: Path) -> None:
     """Configuration, tokenizer and template of the mixture."""
     with quiet():
         config.save_pretrained(folder)
-    for name in cast(Folder, model.base).names():
+    for name, path in model.local.parts().items():
         if ".safetensors" not in name and name != "config.json":
-            place(model.folder / name, folder / name, link=False)
+            place(path, folder / name, link=False)

@@ -117,10 +117,8 @@ class Cohort:
 
     def others(self, patient: Patient, name: str = "") -> list[tuple[float, bool]]:
         """(time, event) of all others, or of those in the same group by the attribute `name`."""
-        group = self.patients
-        if name:
-            place = self.place(name, patient.attributes[name])
-            group = self.groups.get((name, place), [])
+        place = self.place(name, patient.attributes[name]) if name else ""
+        group = self.groups.get((name, place), []) if name else self.patients
         return [(p.months, p.event) for p in group if p is not patient]
 
 
@@ -142,6 +140,12 @@ def trace(patient: Patient, cohort: Cohort, most: int) -> list[str]:
     return [text for _, text in found[:most]]
 
 
+def outcome(value: object) -> str:
+    """A value of the column of events as it is compared: true is 1, and so is 1.0."""
+    text = str(value).strip().lower().removesuffix(".0")
+    return {"true": "1", "false": "0"}.get(text, text)
+
+
 def patients_of(
     data: Table, time: str, event: str, happened: str, days: bool, attributes: Mapping[str, str]
 ) -> list[Patient]:
@@ -156,15 +160,16 @@ def patients_of(
             continue
         told = {label: str(row.get(name, "")).strip() for name, label in attributes.items()}
         told = {n: v.removesuffix(".0") for n, v in told.items() if v}
-        seen = str(row[event]).removesuffix(".0") == happened
+        seen = outcome(row[event]) == outcome(happened)
         made.append(Patient(row, told, months / MONTH_DAYS if days else months, seen))
     if not made:
-        raise InputError(
-            "no row has a time and an outcome",
-            where=data.source,
-            seen=len(data),
-            fix="Name their columns by the settings time and event",
-        )
+        text, fix = "no row has a time and an outcome", "Name their columns by time and event"
+        raise InputError(text, where=data.source, seen=len(data), fix=fix)
+    if not any(p.event for p in made):
+        values = sorted({str(p.row[event]) for p in made})[:8]
+        text = f"no row has the event: column {event!r} is never {happened!r}"
+        fix = "Say by the setting happened which of its values means that the event was seen"
+        raise InputError(text, where=data.source, seen=values, fix=fix)
     return made
 
 
@@ -230,17 +235,14 @@ def _row(patient: Patient, steps: list[str], form: Form) -> Row:
     shown = steps if form == "reasoned" else ()
     status = int(patient.event)
     comment = "" if patient.event else "Last seen at this time, without the event."
+    lineage = patient.row.get("lineage")
+    known = lineage.items() if isinstance(lineage, dict) else ()
     return {
         "prompt": ASK.format(summary=summary, form=FORMS[form]),
         "completion": answer_text(status, patient.months, shown, comment),
         "status": status,
         "months": patient.months,
         "trace": steps,
-        "lineage": {"parents": [patient.row["id"]], "generator": WHERE} | _licence(patient.row),
+        "lineage": {"parents": [patient.row["id"]], "generator": WHERE}
+        | {n: v for n, v in known if n in ("licence", "source")},
     }
-
-
-def _licence(row: Row) -> dict[str, object]:
-    lineage = row.get("lineage")
-    kept = lineage if isinstance(lineage, dict) else {}
-    return {n: kept[n] for n in ("licence", "source") if n in kept}

@@ -72,6 +72,7 @@ def weak_labels(
     """Label answers by a weak supervisor: a classifier's probability that each one is good.
 
     Args:
+        model: the weak supervisor, which has a score head.
         hard: 0 or 1 in place of the probability.
         sure: what the more likely label's probability must exceed; 0 keeps all rows.
         true_share: share of all rows that keep their own label, which is sure.

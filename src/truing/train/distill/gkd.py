@@ -12,9 +12,9 @@ With s_v = log S_v - log M_v the gradient with respect to the student's logits i
 
 `gkd` trains on the answers of the rows, `gkd_on_policy` on answers that the student draws anew at
 each step. The paper tosses a coin between the two with probability lambda for each batch: here
-`on_policy` weighs the student's own answers against the row's in every step, which has the same
-expected gradient when both are of the same length, and less noise. Answers are drawn at temperature
-1, those of the student as it is; the libraries' 0.9 is `temperature=0.9`.
+gkd_on_policy's `on_policy` weighs the student's own answers against the row's in every step, which
+has the same expected gradient when both are of the same length, and less noise. Answers are drawn
+at temperature 1, those of the student as it is; the libraries' 0.9 is `temperature=0.9`.
 
 Shapes: U rows, K = 1 branch, or the row's and then the student's; C rows, V vocabulary.
 """

@@ -2,10 +2,10 @@
 
     d2o              -logsigmoid((beta / K) sum_i r(y_i) - alpha r(y_l)),   r(y) = lp - lp_ref
     d2o_pair         -logsigmoid(beta r(y_w) - alpha r(y_l))
-    gradient_ascent  + lp(y_l) / |y_l|: the baseline that forgets everything
+    gradient_ascent  + the mean of lp over all tokens of the step: the baseline that forgets all
 
 y_l is the negative (rejected) answer, y_1 .. y_K answers that the model itself drew under varied
-moral reminders, before training or, with `refresh`, every so many updates anew; their
+moral reminders, before training or, with `refresh` of d2o, every so many updates anew; their
 log-probabilities are taken without the reminder. Each pair of chosen answers and their noise is so
 replaced by the mean over a distribution: one bad sample counts 1/K. Both references of the paper
 are the starting model, as in its experiments. d2o_pair is K = 1 with a human positive y_w: DPO with
@@ -14,7 +14,8 @@ negative is already unlikely, while that of gradient ascent never falls.
 
 Source: "Negating Negatives: Alignment without Human Positive Samples via Distributional
 Dispreference Optimization", arXiv 2403.03419; the reminders are our own. Log-probabilities are
-summed as in the paper, so long answers dominate; `length_normalise` divides each by its length.
+summed as in the paper, so long answers dominate; `length_normalise` of d2o and d2o_pair divides
+each by its length.
 
 Shapes: U rows; of d2o K + 1 branches, the negative, then the model's own answers.
 """

@@ -24,8 +24,8 @@ It is GRAO's reward. The paper's judge prints `1 > 2`, `1 = 2` or `1 < 2`; here 
 whose replies are `Verdict: A`, `tie` or `B`, or a local judge's chances of A and B. An order of
 which no verdict can be read counts 0 (our choice).
 
-A key for the address is taken from TRUING_API_KEY. A name and password in the address itself are
-refused, since settings are recorded.
+A key for the address is that of its host in the environment, else TRUING_API_KEY. A name and
+password in the address itself are refused, since settings are recorded.
 
 Sources: G-Eval, arXiv 2303.16634, for ratings weighed by their probabilities; "Learning to Align,
 Aligning to Learn", arXiv 2508.07750, for the comparison and its two criteria. Our own prompts.

@@ -21,8 +21,8 @@ prompt where any offers some, "score" none.
 
 Requests run together, are repeated, kept within a budget and answered from the disk where the same
 was asked before (`core.client`). Another number of scores than answers, or one that is not finite,
-is an InputError, and is not kept. A key for the address is taken from TRUING_API_KEY. Routes as in
-vLLM's documentation of pooling models (0.15); our own client.
+is an InputError, and is not kept. A key for the address is that of its host in the environment,
+else TRUING_API_KEY. Routes as in vLLM's documentation of pooling models (0.15); our own client.
 """
 
 from __future__ import annotations

@@ -15,15 +15,15 @@ reward. k3_ratio is ratio_t k3, which stays unbiased when a rollout is learnt fr
 the ratio is differentiated too, so that even at ratio 1 its gradient is the KL's, which k3's is
 not. In the reward it is k3.
 
-`aggregate` replaces the averages: bnpo is the mean over all tokens, luspo the mean over answers of
-their sums. TRL takes bnpo's mean in the micro-batch; here it is that of the whole update, since
-results do not depend on how an update is split to fit memory. With one minibatch a rollout it is
-dapo's. luspo is dr_grpo's average times `max_tokens`.
+grpo's `aggregate` replaces its average: bnpo is the mean over all tokens, luspo the mean over
+answers of their sums. TRL takes bnpo's mean in the micro-batch; here it is that of the whole
+update, since results do not depend on how an update is split to fit memory. With one minibatch a
+rollout it is dapo's. luspo is dr_grpo's average times `max_tokens`.
 
-`opsm` masks off-policy sequences: an answer of negative advantage whose mean log pi_old / pi is
-above it has no surrogate, yet stays in every denominator and keeps its KL. No threshold is usual,
-so none is the default. pi_old is the policy before the rollout's first update: with one update a
-rollout nothing is masked.
+grpo's `opsm` masks off-policy sequences: an answer of negative advantage whose mean log pi_old / pi
+is above it has no surrogate, yet stays in every denominator and keeps its KL. No threshold is
+usual, so none is the default. pi_old is the policy before the rollout's first update: with one
+update a rollout nothing is masked.
 
 `entropy_share` trains on forking tokens alone: those whose distribution, under pi_old, has an
 entropy of at least the (1 - share) quantile over all tokens of the rollout ("Beyond the 80/20 Rule:

@@ -11,8 +11,8 @@ three orders of magnitude narrower than GRPO's. gmpo, the geometric mean, holds 
 and on one side only, so that one far token takes no more than its share. Where all answers have one
 token, gspo is GRPO, and so is gmpo with GRPO clipped at exp(-e) and exp(e).
 
-`aggregate`, `opsm` and `drop_unfinished` are those of `grpo`: with luspo the loss is the mean of
-length_i times the term, so that a token of a long answer weighs as much as one of a short.
+gspo's `aggregate`, `opsm` and `drop_unfinished` are those of `grpo`: with luspo the loss is the
+mean of length_i times the term, so that a token of a long answer weighs as much as one of a short.
 
 gmpo's clipping and mean are the paper's; the average over answers is gspo's here.
 

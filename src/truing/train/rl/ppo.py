@@ -10,8 +10,10 @@ V_t is the critic at the state before token t. Given as `critic`, it is a model 
 model gives backbone and head, as the papers on language models have it (arXiv 1909.08593,
 2203.02155), an earlier critic goes on, another model begins with a zero head. Without one it is a
 linear layer on the policy's own trunk, zero at first or the model's own where it was trained with
-one, and comes back with the model as extra tensors: what fits on small machines. `critic_rollouts`
-lets the critic learn alone at first, `critic_rate` faster than the policy.
+one, and comes back with the model as extra tensors: what fits on small machines. One of its own is
+kept beside the result: `truing store export KEY/critic FOLDER` writes it, or RUN/STEP/critic; after
+a plain call it lies where the model's files do. `critic_rollouts` lets the critic learn alone at
+first, `critic_rate` faster than the policy.
 
 Shapes: U groups, K answers, T tokens.
 """

@@ -6,10 +6,10 @@
     weak_to_strong_product      CE(t),   t = p^b q^a / (p^b q^a + (1 - p)^b (1 - q)^a)
 
 h is the student's own hard label: 1 iff p is at least the (1 - mean q) quantile of p over the step
-(interpolated linearly), so that its share of good answers follows the weak labels'. c is
-`confidence` times the share of the training that is done while that is below `warmup_share`, and
-`confidence` afterwards: with the usual 0.1 it rises to a tenth and jumps, as in the original's
-code; a `warmup_share` of 1 has it rise all the way.
+(interpolated linearly), so that its share of good answers follows the weak labels'. Of
+weak_to_strong_confidence c is `confidence` times the share of the training that is done while that
+is below `warmup_share`, and `confidence` afterwards: with the usual 0.1 it rises to a tenth and
+jumps, as in the original's code; a `warmup_share` of 1 has it rise all the way.
 Targets carry no gradient. With c = 0, or b = 0 and a = 1, both are the first form.
 
 Rows are judgements: prompt, completion, and the weak probability as `score` in [0, 1]. What else
