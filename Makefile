@@ -12,7 +12,7 @@ WORKERS ?= 2
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 SRC := src tests bench tools claims examples
 
-.PHONY: install demo test test-slow test-floors check docs bench format new-method clean
+.PHONY: install demo test test-slow test-gpu test-floors check docs bench format new-method clean
 
 install: $(STAMP)
 
@@ -41,7 +41,7 @@ check: install
 	$(BIN)/pyright
 
 test: install
-	$(TESTS) -m "not slow and not gpu" $(TESTED)
+	$(TESTS) -m "not slow" $(TESTED)
 
 # The same under the oldest versions that pyproject.toml allows, in an environment beside the other.
 # TORCH_VERSION=2.13.0 and the like for another PyTorch than the oldest.
@@ -52,8 +52,13 @@ test-floors:
 
 # Hours in all; a part of it: make test-slow SLOW="-k kill"
 test-slow: install
+	rm -f build/slow.xml # that of the run before says nothing of this one
 	-$(RUN)/python -m pytest -m "slow" --timeout 3600 --junitxml build/slow.xml $(SLOW)
 	$(RUN)/python tools/slow.py build/slow.xml # writes tests/slow.json, fails as the tests did
+
+# What `make test` pretends to have, on a GPU that is there.
+test-gpu: install
+	TRUING_TEST_GPU=1 $(RUN)/python -m pytest -m gpu tests/contract
 
 docs: install
 	$(RUN)/python tools/docs.py

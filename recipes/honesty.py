@@ -1,7 +1,7 @@
 """Alignment for honesty (arXiv 2312.07000): refuse what one does not know, answer what one knows.
 
 At the size of two cores. Questions are simple ones of general knowledge (honesty/pkqa_13b of the
-data mirror, TRUING_DATA), of which a small model knows some; `unknowable` asks for the authors of
+data folder, TRUING_DATA), of which a small model knows some; `unknowable` asks for the authors of
 papers that are younger than it. What the model knows is probed once, with five answers to each
 question (the paper has ten); two of them must be right for a question to be known, since a small
 model is right by chance more often than the paper's. Four ways to learn from that are compared with

@@ -1,6 +1,6 @@
 """OncoReason (arXiv 2510.17532) on a public cohort: survival with reasons, trained in three ways.
 
-German Breast Cancer Study Group 2 (set `survival` of the data mirror, TRUING_DATA): time to
+German Breast Cancer Study Group 2 (set `survival` of the data folder, TRUING_DATA): time to
 recurrence or death, whichever came first, so that "DECEASED" and survival in the answers stand for
 this event and the time to it. Compared on the same 100 patients: fine-tuning on the prediction
 alone, on reasons and prediction, and GRPO from the latter, rewarded for status, months, form and

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-# Before any import of truing: no test may read or write the user's cache.
+# Before any import of truing: no test may read or write the user's cache, or depend on a key, a
+# proxy, a limit or a folder that the environment names. What it named is kept for
+# `users_environment`; other workers inherit it.
+_USERS = re.compile(r"TRUING_(?!TEST_)|HF_|OPENAI_BASE_URL$|.*(_API_KEY|_PROXY|_proxy)$")
+_named = {n: os.environ.pop(n) for n in list(os.environ) if _USERS.match(n)}
+os.environ.setdefault("TRUING_TEST_NAMED", json.dumps(_named))
 _HOME = tempfile.TemporaryDirectory(prefix="truing-test-")
-os.environ.setdefault("TRUING_TEST_CACHE", os.environ.get("TRUING_HOME", ""))
 os.environ["TRUING_HOME"] = _HOME.name
+if not os.environ.get("TRUING_TEST_GPU"):  # bits, types and kernels are those of the CPU
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest  # noqa: E402
 
@@ -26,6 +35,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.parent.name
         if folder in ("e2e", "unit"):
             item.add_marker(pytest.mark.xdist_group(folder if folder == "e2e" else item.path.stem))
+
+
+# Why a test may be skipped. With any other reason it fails, or tests would vanish unseen.
+SKIPPED = re.compile(
+    r"Chromium|playwright is not installed|make is not installed|no /dev/full|namespace"
+    r"|takes more than a model|no setting called|draws nothing|could not import '(?!truing)"
+)
+R = TypeVar("R", pytest.TestReport, pytest.CollectReport)
+
+
+def _explained(report: R) -> R:
+    if report.skipped and not SKIPPED.search(str(report.longrepr)):
+        report.outcome = "failed"
+        report.longrepr = f"skipped for no known reason: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return _explained((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return _explained((yield))
 
 
 def pytest_collection_finish() -> None:
@@ -42,6 +76,12 @@ def fresh_context() -> Iterator[None]:
     token = context._current.set(None)
     yield
     context._current.reset(token)
+
+
+@pytest.fixture(scope="session")
+def users_environment() -> dict[str, str]:
+    """What the environment named, which tests do not see."""
+    return json.loads(os.environ["TRUING_TEST_NAMED"])
 
 
 @pytest.fixture(scope="session")

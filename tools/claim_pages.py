@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -11,6 +12,7 @@ from pagetext import NOTE, escape, table
 
 from truing import claims
 from truing.context import Json
+from truing.mirrored import MIRRORED
 
 
 def _result(data: Mapping[str, Json]) -> str:
@@ -20,14 +22,29 @@ def _result(data: Mapping[str, Json]) -> str:
     return f"**not seen**; not met: {missed}" if missed else "**not seen**"
 
 
+def _on(path: Path) -> str:
+    """What a claim is measured on, and the sets that it reads from a folder of the user's."""
+    read = re.findall(r"Table\.read\(\"(\w+)", path.read_text(encoding="utf-8"))
+    sets = [f"; the set `{n}` in `TRUING_DATA`" for n in dict.fromkeys(read) if n in MIRRORED]
+    return escape(str(claims.literals(path)["MODEL"])) + "".join(sets)
+
+
+def _asked(margin: object) -> str:
+    return f"at least {margin:g}" if isinstance(margin, (int, float)) and margin else "above 0"
+
+
 def _row(name: str, data: Mapping[str, Json], model: str) -> list[str]:
     low, high = cast("list[float]", data.get("interval") or [float("nan")] * 2)
+    count = len(cast("list[float]", data.get("effects") or []))
+    over = f"; {count} {data.get('over')}" if count else ""
     return [
         f"`{data.get('claim', name)}`",
         escape(str(data.get("title") or name)),
-        escape(model),
+        model,
         _result(data),
-        f"{cast(float, data.get('effect') or 0.0):.3g} [{low:.3g}, {high:.3g}]",
+        escape(str(data.get("measures") or "-")),
+        _asked(data.get("margin")),
+        f"{cast(float, data.get('effect') or 0.0):.3g} [{low:.3g}, {high:.3g}]{over}",
         f"{cast(float, data.get('seconds') or 0.0) / 60:.1f} min",
         str(data.get("date", "")),
     ]
@@ -37,8 +54,9 @@ def _without(slug: str, path: Path) -> list[str]:
     stated = claims.literals(path)
     result = "no result yet" + (", needs a GPU" if stated["NEEDS_GPU"] else "")
     title = escape(str(stated["TITLE"]))
-    model, minutes = escape(str(stated["MODEL"])), f"about {stated['MINUTES']} min"
-    return [f"`{slug}`", title, model, result, "-", minutes, "-"]
+    measures, asked = escape(str(stated["EFFECT"])), _asked(stated["MARGIN"])
+    minutes = f"about {stated['MINUTES']} min"
+    return [f"`{slug}`", title, _on(path), result, measures, asked, "-", minutes, "-"]
 
 
 def claims_page(root: Path) -> str:
@@ -46,7 +64,7 @@ def claims_page(root: Path) -> str:
     folder = root / "claims"
     paths = [p for p in folder.glob("*.py") if not p.name.startswith("_")]
     rows = {claims.slug_of(path): _without(claims.slug_of(path), path) for path in paths}
-    models = {claims.slug_of(path): str(claims.literals(path)["MODEL"]) for path in paths}
+    models = {claims.slug_of(path): _on(path) for path in paths}
     for path in (folder / "results").glob("*.json"):
         data = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(data, dict) and "seen" in data:
@@ -57,10 +75,14 @@ def claims_page(root: Path) -> str:
         "What a paper says must be seen, measured again at small scale: `truing claim SLUG` does "
         "it on your\nmachine. A claim that is not seen at this scale stands here as such, with "
         "its numbers and with the\nconditions that were not met; so does one that nobody has "
-        "measured yet.\n",
+        "measured yet.\n\n"
+        "An effect is the mean over seeds, or over prompts, of what is measured. A claim is seen "
+        "where it is as\nlarge as is asked, its interval lies above 0 and all else that must hold "
+        "does. Where all seeds have\none value, the interval has no width.\n",
     ]
     head = (
-        "claim", "what must be seen", "on", "result", "effect [95 % interval]", "cost", "date",
+        "claim", "what must be seen", "on", "result", "measured", "asked",
+        "effect [95 % interval]", "cost", "date",
     )  # fmt: skip
     shown = [rows[slug] for slug in sorted(rows)]
     parts.append(table(head, shown) if shown else "There are no claims.\n")

@@ -48,6 +48,8 @@ def known() -> set[str]:
 
 def main(argv: list[str]) -> int:
     """Add the report to the summary."""
+    if not Path(argv[0]).is_file():
+        raise SystemExit(f"no report {argv[0]}")
     from truing.runs import hardware, versions
 
     cases = list(ElementTree.parse(argv[0]).getroot().iter("testcase"))

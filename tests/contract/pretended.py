@@ -80,6 +80,7 @@ _noted = _Noted()  # the GPU's
 _either = _Noted()
 _spoken = [False]  # of the calls that are going on, whether they know no tensor of the GPU
 held: list[tuple[int, ...]] = []  # queries of attention that would have held all of its scores
+masked: list[tuple[int, ...]] = []  # shapes of attention's masks
 
 
 def lies_there(tensor: Tensor) -> bool:
@@ -245,8 +246,10 @@ def _attention(
     if query.shape[-3] != key.shape[-3]:
         if attn_mask is not None:
             raise Mixed("no kernel takes a mask over heads that share keys: all scores are held")
-        if query.dtype.itemsize > 2:
+        if query.dtype.itemsize > 2 or torch.cuda.get_device_capability() < (8, 0):
             held.append(tuple(query.shape))
+    if attn_mask is not None:
+        masked.append(tuple(attn_mask.shape))
     if is_causal:  # else it would be made on the device that tensors really lie on
         attn_mask = query.new_ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril_()
     if attn_mask is not None and attn_mask.dtype == torch.bool:
@@ -264,6 +267,15 @@ def _mm(a: Tensor, b: Tensor, *args: object, **named: object) -> Tensor:
         return torch.mm(a, b, **named)  # type: ignore[arg-type]
     if a not in _noted or (a.dtype, b.dtype) not in WIDER:
         raise Mixed("a product of half types in float32 is there for GPUs alone")
+    return a.float() @ b.float()
+
+
+def _bmm(a: Tensor, b: Tensor, *args: object, **named: object) -> Tensor:
+    """`torch.bmm`, as `_mm`."""
+    if not args and "out_dtype" not in named:
+        return torch.bmm(a, b, **named)  # type: ignore[arg-type]
+    if a not in _noted or (a.dtype, b.dtype) not in WIDER or not a.dim() == b.dim() == 3:
+        raise Mixed("products of half types in float32 are there for GPUs alone")
     return a.float() @ b.float()
 
 
@@ -285,6 +297,7 @@ SAID: dict[object, Callable[..., object]] = {
     torch.Tensor.__array__: _array,
     torch.Tensor.new_tensor: _new_tensor,
     torch.mm: _mm,
+    torch.bmm: _bmm,
     torch.histc: _histc,
     torch.as_tensor: lambda x, **named: (
         _to(x, **named) if isinstance(x, Tensor) else _anew(torch.as_tensor, (x,), named)
@@ -350,6 +363,7 @@ def pretended() -> Generator[None]:
         "is_available": True, "device_count": 1, "current_device": 0, "memory_reserved": 0,
         "memory_allocated": 0, "mem_get_info": (MEMORY, MEMORY), "get_device_properties": facts,
         "get_device_name": "pretended", "is_bf16_supported": True, "synchronize": None,
+        "get_device_capability": (9, 0),
         "get_rng_state": state, "set_rng_state": None, "manual_seed_all": None,
         "manual_seed": None, "empty_cache": None,
     }  # fmt: skip
@@ -360,5 +374,9 @@ def pretended() -> Generator[None]:
         patch.setattr(torch.autograd, "has_torch_function", lambda _: False)
         # It compares what is said of tensors in the middle of an operation and outside of any.
         patch.setitem(_allowed_determinism_checks_to_fns, "default", lambda x: (x.shape, x.dtype))
-        with _Carried(), _Spoken():
-            yield
+        plans = torch.backends.cuda.cudnn_sdp_enabled()
+        try:
+            with _Carried(), _Spoken():
+                yield
+        finally:
+            torch.backends.cuda.enable_cudnn_sdp(plans)

@@ -200,11 +200,15 @@ def test_micro_batches_add_up_and_weights_are_known_before(name: str) -> None:
 def test_groups_that_are_left_out_have_no_gradient(name: str) -> None:
     spec = spec_of(name)
     r = rollout(spec, flat=[1])
+    plain: dict[str, object] = {}
     update = spec(r, settings_of(spec))
-    if update.active_U is None and "beta" in spec.settings:
-        # A pull towards the reference in the loss teaches every group.
-        update = spec(r, settings_of(spec, beta=0.0))
+    for term in ("alpha", "ptx", "beta"):  # of the loss, beside the advantages: all groups have it
+        if update.active_U is None and term in spec.settings:
+            plain[term] = 0.0
+            update = spec(r, settings_of(spec, **plain))
     if update.active_U is None:
+        # A critic learns from every group, and so does whoever is pulled towards what it plays.
+        assert spec.values or spec.opponent == "mixture"
         return
     m = given(r, update, range(GROUPS))
     update.loss(m).total().backward()

@@ -60,6 +60,8 @@ def test_rates_and_intervals() -> None:
     assert report.get("violation rate").value == pytest.approx(7 / 16)
     assert report.get("unusable answers").value == 1 / 8
     assert report.get("relevance").value == pytest.approx(0.5 * 7 / 8)
+    far = module.adherence(model(BEFORE), PROMPTS, RULES, on_topic=0.6)
+    assert far.get("violation rate").value == 1.0
     assert report.get("words").value == pytest.approx((4 + 4 + 5 + 2 + 0 + 1 + 1 + 1) / 8)
     assert report.meta["not_measured"] == ["kind"]
 

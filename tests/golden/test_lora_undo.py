@@ -173,15 +173,18 @@ def test_the_adapter_and_the_record(model: Model, tmp_path: Path) -> None:
         made = methods["lora_undo"](model, n=8, epochs=1, rank=2, lr=1e-2)
     assert isinstance(made, Model)
     assert [c.kind for c in made.changes] == ["adapter"] and made.name == "tiny0+lora_undo"
-    record = json.loads((tmp_path / "lora_undo.json").read_text())
+    (record,) = (m for m in context.metrics if m.get("attack") == "lora_undo")
     # Per block: q 128x128, k and v 128x64, o 128x128, gate and up 128x384, down 384x128.
     block = 2 * (256 + 2 * 192 + 256 + 3 * 512)
     assert record["trained_parameters"] == 6 * block
     total = sum(p.numel() for p in model.load_module().module.parameters())
     assert record["share_of_parameters"] == pytest.approx(6 * block / total)
     assert record["before"] == model.key and record["after"] == made.key
-    assert len(record["row_ids"]) == record["rows"] == 8 and record["quarantine"] is True
-    assert any(m.get("attack") == "lora_undo" for m in context.metrics)
+    ids = record["row_ids"]
+    assert (
+        isinstance(ids, list) and len(ids) == record["rows"] == 8 and record["quarantine"] is True
+    )
+    assert not (tmp_path / "lora_undo.json").exists()  # a step's folder goes when it has ended
     (change,) = made.changes
     assert isinstance(change, Adapter)
     config = json.loads((change.path / "adapter_config.json").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,6 +203,25 @@ def test_dialogues_are_stored_as_their_answers_saw_them(
     (row,) = made
     assert row["messages"] == [*seen[-1], {"role": "assistant", "content": "It is."}]
     assert row["messages"] == said("Is it so?", "It is.", "Is it so?", "It is.")
+
+
+def test_how_instructions_are_drawn(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, object]] = []
+    text = "Write a loop.\nUse Python."
+
+    def drawn(loaded: object, ids: list[object], **how: object) -> object:
+        asked.append(how)
+        return [[SimpleNamespace(text=text, finish="stop")] for _ in ids]
+
+    monkeypatch.setattr(magpie, "sample_ids", drawn)
+    for one_line, wanted in ((True, "Write a loop."), (False, text)):
+        with use(Context(folder=tmp_path / str(one_line))):
+            made = methods["magpie"](Model.open(tiny_path), n=1, flaming=1.2, one_line=one_line)
+        assert isinstance(made, Table) and [r["prompt"] for r in made] == [wanted]
+    assert [how["first_temperature"] for how in asked] == [1.2, 1.2]
+    assert ["\n" in how["stop"] for how in asked] == [True, False]  # type: ignore[operator]
 
 
 def test_what_is_kept_has_words() -> None:

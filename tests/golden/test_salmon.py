@@ -142,6 +142,12 @@ def test_pairs_with_lineage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         assert [abs(s) for s in lineage["odds"]["short"]] == pytest.approx([math.log(9)] * 2)
         assert lineage["generator"] == lineage["judge"] == "policy" and not lineage["flipped"]
     assert {("short" in r["lineage"]["negated"]) for r in made} == {True, False}  # type: ignore[index]
+    with use(Context(seed=3, folder=tmp_path / "noisy")):
+        noisy = module.salmon(model, prompts, RULES, n=1, noise=0.5, rule_noise=0.0)
+    turned = [r["lineage"]["flipped"] for r in noisy]  # type: ignore[index]
+    assert set(turned) == {True, False}
+    for row, other, flipped in zip(made, noisy, turned, strict=True):
+        assert other["chosen"] == row["rejected" if flipped else "chosen"]
     facts = next(m for m in context.metrics if "consistent" in m)
     assert facts["consistent"] == pytest.approx(1 / 3) and facts["rows"] == len(made)
     with use(Context(seed=3)), pytest.raises(InputError, match="tells the two answers"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -159,6 +160,28 @@ def test_mistakes() -> None:
         survival_cohort(cohort(), time="days", event="dead", attributes={"mark": "m"}, part="test")
     with pytest.raises(InputError, match="unknown column 'sise'"):
         survival_cohort(cohort(), time="days", event="dead", attributes={"sise": "x"}, part="test")
+
+
+@pytest.mark.parametrize("seen", [bool, lambda dead: float(dead), str])
+def test_an_outcome_may_be_true_or_a_number(seen: Callable[[bool], object]) -> None:
+    other = cohort()
+    for row in other.rows:
+        row["dead"] = seen(row["dead"] == "1")
+    for said in ("1", "1.0", "true", "True"):
+        assert made("train", other, happened=said).rows == made("train").rows
+    living = made("train", other, happened="false")
+    assert [r["status"] for r in living] == [1 - int(str(r["status"])) for r in made("train")]
+    with pytest.raises(InputError, match=r"no row has the event.*'dead' is never '2'.*happened"):
+        made("train", other, happened="2")
+
+
+def test_settings_of_a_cohort() -> None:
+    by_months = made("test", unit="months")
+    assert [float(str(r["months"])) for r in by_months] == pytest.approx(
+        [float(str(r["months"])) * 365.25 / 12 for r in made("test")]
+    )
+    assert {len(r["trace"]) for r in made("test")} == {2}  # type: ignore[arg-type]
+    assert [r["trace"] for r in made("test", most=1)] == [r["trace"][:1] for r in made("test")]  # type: ignore[index]
 
 
 def hand_trace(row: Row, others: list[Row], every: list[Row]) -> list[str]:

@@ -131,13 +131,26 @@ def test_only_linear_weights_of_the_first_blocks(restorer: Restorer) -> None:
     assert restorer.total == sum(p.numel() for p in tiny_model()[0].parameters())
 
 
+def above(size: torch.Tensor, n: int) -> int:
+    """How many lie strictly above the n-th largest."""
+    return int((size > size.sort(descending=True).values[n - 1]).sum())
+
+
+def towards(restorer: Restorer, goal: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """|g| where a step against it goes towards the goal, elsewhere 0."""
+    return {
+        n: w.grad.abs() * ((w.detach() - goal[n]) * w.grad > 0)  # type: ignore[union-attr]
+        for n, w in restorer.weights.items()
+    }
+
+
 def test_restored_weights_are_the_trusted_bits(gradients: Restorer) -> None:
     rate = 0.002
     grads = {n: w.grad.clone() for n, w in gradients.weights.items()}  # type: ignore[union-attr]
+    sizes = torch.cat([s.flatten() for s in towards(gradients, gradients.trusted).values()])
     restored = gradients.restore(rate)
-    n = math.ceil(rate * gradients.total)
     count = sum(int(m.sum()) for m in restored.values())
-    assert 0 < count <= n - 1
+    assert count == above(sizes, math.ceil(rate * gradients.total)) > 0
     cut = min(float(grads[k].abs()[m].min()) for k, m in restored.items() if m.any())
     for name, weight in gradients.weights.items():
         mask, now = restored[name], weight.detach()
@@ -180,8 +193,11 @@ def test_given_back_is_part_of_what_was_restored(
     restored = gradients.restore(0.01)
     gradients.clear()
     gradients.trunk.add_gradients(batches, lambda s: direction_loss(s, benign))
+    found = towards(gradients, gradients.damaged)
+    sizes = torch.cat([found[n][mask & (found[n] > 0)] for n, mask in restored.items()])
     returned = gradients.give_back(0.2, restored)
-    assert 0 < sum(int(m.sum()) for m in returned.values())
+    count = sum(int(m.sum()) for m in returned.values())
+    assert count == above(sizes, math.ceil(0.2 * len(sizes))) > 0
     for name, mask in returned.items():
         assert not (mask & ~restored[name]).any()
         weight = gradients.weights[name].detach()
@@ -237,8 +253,18 @@ def test_recovery_approaches_the_trusted_direction(
     assert Model.load(tmp_path / "healed").key == healed.key
 
 
-def test_task_loss_starts_over_in_rollback_mode(pair: tuple[Model, Model], step: Context) -> None:
+def test_task_loss_starts_over_in_rollback_mode(
+    pair: tuple[Model, Model], step: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
     damaged, trusted = pair
+    rates: list[float] = []
+    give_back = Restorer.give_back
+
+    def counted(self: Restorer, rate: float, restored: dict[str, torch.Tensor]) -> object:
+        rates.append(rate)
+        return give_back(self, rate, restored)
+
+    monkeypatch.setattr(Restorer, "give_back", counted)
     # A negative drop asks for an impossible gain: the warm-up must fail.
     weight_restore(
         damaged,
@@ -251,7 +277,9 @@ def test_task_loss_starts_over_in_rollback_mode(pair: tuple[Model, Model], step:
         save_every=3,
         drop=-5.0,
         batch=4,
+        rollback_rate=0.3,
     )
+    assert rates == [0.3] * 3
     steps = [(m["step"], m["rollback"]) for m in step.metrics if "rollback" in m]
     assert steps == [(1, False), (2, False), (1, True), (2, True), (3, True)]
     given = [m["given_back"] for m in step.metrics if m.get("rollback")]

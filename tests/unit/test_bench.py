@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -196,21 +197,71 @@ def test_rows_that_were_measured_are_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(everything, "RESULTS", tmp_path)
+    where = {"date": "2026-01-02", "cpu": "Some CPU", "commit": "abc1234"}
     for name, (_, pairs, _) in everything.ROWS.items():
         told = runner.asked(runner.MODEL, pairs, runner.THREADS)
-        text = json.dumps({"ratio_best": 2.0, "details": {}, "asked": told})
+        text = json.dumps({"ratio_best": 2.0, "details": {}, "asked": told, "machine": where})
         (tmp_path / f"{name}.json").write_text(text)
     smoke = json.dumps({"ratio_best": 9.0, "asked": runner.asked("tiny", 8, 1)})
     with pytest.raises(SystemExit) as ended:
         everything.main(["--json"])
     assert not ended.value.code
-    line = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    line = json.loads(out)
     assert line["dpo"] == {"ratio_best": 2.0} and set(line) == {"bench", *everything.ROWS}
-    (tmp_path / "dpo.json").write_text(smoke)
-    assert everything.measured("dpo") is None and everything.measured("sft") is not None
+    told = "recorded on 2026-01-02, Some CPU, at abc1234; --again measures it here"
+    assert all(f" {name}: {told}\n" in err for name in everything.ROWS)
+    for name in ("dpo", "dpo_long"):  # without TRL's defaults, which one of them leaves out anyway
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "ratio_default": None}))
+    assert everything.measured("dpo") is None and everything.measured("dpo_long") is not None
+    (tmp_path / "sft.json").write_text(smoke)
+    assert everything.measured("sft") is None and everything.measured("reward") is not None
+
+
+def test_the_committed_results_are_those_of_the_rows() -> None:
+    for name in everything.ROWS:
+        found = everything.measured(name)
+        assert found is not None and everything.origin(found), name
     with pytest.raises(SystemExit) as ended:
         everything.main(["dqo"])
     assert ended.value.code == 2
+
+
+def test_what_was_compared_came_to_the_same() -> None:
+    told = {n: json.loads((runner.RESULTS / f"{n}.json").read_text()) for n in everything.ROWS}
+    compared = {n: one for n, one in told.items() if "max_loss_rel_diff" in one}
+    assert set(told) - set(compared) == {"sampling", "beta_sweep", "trunk"}  # no training of TRL's
+    for name, one in compared.items():
+        assert one["max_loss_rel_diff"] <= 1e-4 and one["max_gradnorm_rel_diff"] <= 1e-3, name
+        assert one["adapter_cosine"] >= 0.999, name
+    assert set(told["dpo"]) >= {
+        "ratio_best", "ratio_default", "memory_ratio", "loss_first", "loss_last", "peak_fraction",
+        "trl_settings",
+    }  # fmt: skip
+    assert told["dpo"]["loss_first"] == pytest.approx(math.log(2), abs=1e-6)
+    assert told["dpo"]["loss_last"] < told["dpo"]["loss_first"]
+
+
+def test_the_readme_tells_the_recorded_ratios() -> None:
+    begins = {
+        "dpo": "DPO, LoRA", "dpo_long": "DPO on long prompts", "dpo_full": "DPO, all weights",
+        "sft": "SFT", "sampling": "sampling", "beta_sweep": "a second DPO run", "reward": "reward",
+        "trunk": "DPO of the top", "objectives": "five losses", "grpo": "GRPO",
+    }  # fmt: skip
+    table: dict[str, str] = {}  # a row, with those below it that begin with "the same"
+    last = ""
+    for line in (ROOT / "bench" / "README.md").read_text().splitlines():
+        if line.startswith("| ") and line.count("|") > 4:
+            last = last if line.startswith("| the same") else line[2:]
+            table[last] = table.get(last, "") + line
+    assert set(begins) == set(everything.ROWS)
+    for name, begin in begins.items():
+        (told,) = (text for row, text in table.items() if row.startswith(begin))
+        numbers = set(re.findall(r"\d+\.\d+", told))
+        found = json.loads((runner.RESULTS / f"{name}.json").read_text())
+        for ratio in (v for k, v in found.items() if k.startswith("ratio") and v is not None):
+            assert {f"{ratio:.1f}", f"{ratio:.2f}"} & numbers, (name, ratio)
 
 
 def test_versions_for_the_other_environment() -> None:

@@ -23,9 +23,10 @@ from transformers import (
 )
 
 from truing.core import block, lora
-from truing.core.attention import Layout, tree_attention
+from truing.core.attention import tree_attention
 from truing.core.fused import fused
 from truing.core.hooks import Edit, edit
+from truing.core.layout import Layout
 from truing.core.logprob import measure
 from truing.core.tree import Packed, group_tree, pack
 from truing.errors import InputError

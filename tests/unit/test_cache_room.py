@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from truing.core import own_samples, reference
+from truing.core import files, own_samples, reference
 from truing.core.files import home, make_room, make_room_for, make_room_once
 from truing.core.own_samples import kept
 from truing.core.reference import Reference
@@ -126,3 +127,34 @@ def test_own_answers(tiny_path: Path, own_home: Path, monkeypatch: pytest.Monkey
     for token in range(10, 15):
         kept(loaded, [[((1, 5, token), 0)]], how)
     assert len(list((own_home / "own").rglob("*.json"))) <= 2
+
+
+def test_caches_that_cannot_be_written_stop_nothing(tiny_path: Path, own_home: Path) -> None:
+    own_home.mkdir()
+    for name in ("reference", "own"):
+        (own_home / name).write_text("no folder can be made here")
+    loaded = Model.open(tiny_path).load_module()
+    first = Reference("key", "float32")
+    first.sweep(loaded.module, [_tree(9)])
+    assert first.computed == 1 and first.of(_tree(9))
+    assert kept(loaded, [[((1, 5, 9), 0)]], SamplingSettings(max_tokens=4, seed=1))
+
+
+def test_hashes_of_files_that_are_gone_are_forgotten(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [_file(own_home / name, 0, 2048 * KIB) for name in ("kept.bin", "gone.bin", "new.bin")]
+    for some in (made[:2], made[2:]):
+        monkeypatch.setattr(files, "_hashes", None)  # as in a process of its own
+        for path in some:
+            files.file_hash(path)
+        made[1].unlink(missing_ok=True)
+    told = json.loads((own_home / "hashes.json").read_text())
+    assert list(told) == [str(made[i].resolve()) for i in (0, 2)]
+
+
+def test_a_store_on_another_disk_is_of_the_cache(own_home: Path, tmp_path: Path) -> None:
+    for folder in (own_home, tmp_path / "large"):
+        folder.mkdir()
+    (own_home / "store").symlink_to(tmp_path / "large")
+    assert files.is_managed(own_home / "store" / "file") and not files.is_managed(tmp_path)

@@ -18,6 +18,7 @@ from truing.errors import InputError
 from truing.method import component, methods
 from truing.models import Model
 from truing.plan import Plan
+from truing.signature import Setting
 from truing.sources import check_tables
 from truing.store import Store
 from truing.tables import Row, Table
@@ -99,6 +100,52 @@ def test_settings_out_of_range(told: Told, method: str, given: str, part: str) -
     with pytest.raises(InputError) as error:
         plan.check()
     assert part in str(error.value) and "step made" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        ("train/dpo", {"lr": True}),
+        ("train/dpo", {"steps": True}),
+        ("train/grpo", {"rewards": {"a": {"use": "max_words", "n": True}}}),
+        ("merge/linear", {"weights": {"a": True}}),
+    ],
+)
+def test_true_is_no_number(method: str, given: dict[str, object]) -> None:
+    plan = Plan("p")
+    source = {"models": {"a": FAR, "b": FAR}} if "merge" in method else {"model": FAR}
+    source |= {"data": "everyday_prompts"} if "grpo" in method else {}
+    source |= {"data": "helpful_pairs"} if "dpo" in method else {}
+    plan.step("made", method, **source, **given)
+    with pytest.raises(InputError, match="must be a number, not true or false"):
+        plan.check()
+    for place in ("seed", "made.seed"):
+        with pytest.raises(InputError, match="the seed must be a whole number"):
+            plan.override(f"{place}=true")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (tuple[int, ...], "3,4", (3, 4)),
+        (tuple[int, ...], "3", (3,)),
+        (list[str] | None, "END, 42", ["END", "42"]),
+        (list[float], "[1, 2]", [1.0, 2.0]),
+        (dict[str, int], "{a: 1}", {"a": 1}),
+        (str | None, "null", None),
+        (str | None, "42", "42"),
+        (str, "{a: 1}", "{a: 1}"),
+    ],
+)
+def test_what_is_typed_for_a_setting(kind: object, text: str, value: object) -> None:
+    assert Setting("x", kind, None).parse(text) == value
+
+
+def test_what_is_typed_wrongly_is_told_as_it_was_read() -> None:
+    with pytest.raises(InputError, match=r"type tuple\[int, \.\.\.\], such as \[1, 2\]$"):
+        Setting("x", tuple[int, ...], ()).parse("3;4")
+    with pytest.raises(InputError, match=r"setting 'x', entry 'a': input should be a valid int"):
+        Setting("x", dict[str, int], {}).parse("{a: b}")
 
 
 @pytest.mark.parametrize(

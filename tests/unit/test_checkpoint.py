@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,25 @@ def test_only_what_must_be_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert copied == {"parameter/out", "parameter/turned", *turned}
 
 
+def test_files_that_cannot_be_deleted_yet_stop_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, where a file that is mapped still goes on under another name."""
+
+    def full(path: Path, **_: object) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    kept = Checkpoints(tmp_path, "k")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", full)
+        for step in range(1, 5):
+            kept.write(step, {"a": torch.ones(1) * step}, [])
+    found = kept.last()
+    assert found is not None and float(found.tensors["a"]) == 4
+    kept.write(5, {"a": torch.ones(1)}, [])
+    assert kept.steps() == [4, 5]
+
+
 def test_what_was_written_comes_back(tmp_path: Path) -> None:
     named, optimizer = _trained()
     view = torch.arange(6.0)
@@ -70,3 +91,26 @@ def test_shared_memory_is_written_once_each() -> None:
     assert made["a"].data_ptr() == whole.data_ptr()
     assert len({t.untyped_storage().data_ptr() for t in made.values()}) == 4
     assert made["c"].tolist() == [1.0, 2.0] and made["d"].tolist() == [[0.0, 2.0], [1.0, 3.0]]
+
+
+def test_large_ones_are_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that of what lies elsewhere no more is in main memory at a time."""
+    named, optimizer = _trained()
+    sizes: list[list[int]] = []
+    save_file = checkpoint.save_file
+
+    def watched(tensors: dict[str, Tensor], path: Path) -> None:
+        sizes.append([t.nbytes for t in tensors.values()])
+        save_file(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", watched)
+    monkeypatch.setattr(checkpoint, "PART", 9000)
+    Checkpoints(tmp_path, "k").save(3, named, optimizer, {}, [])
+    assert len(sizes) > 3 and all(len(part) == 1 or sum(part) <= 9000 for part in sizes)
+    found = Checkpoints(tmp_path, "k").last()
+    assert found is not None and all(
+        torch.equal(found.tensors[f"parameter/{n}"], p) for n, p in named.items()
+    )
+    assert len(found.tensors) == sum(map(len, sizes))
+    next(tmp_path.glob("*/tensors-2.safetensors")).unlink()
+    assert Checkpoints(tmp_path, "k").last() is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from truing.catalogue import components
@@ -12,8 +13,10 @@ from truing.core.scores import check_reward
 from truing.errors import InputError
 from truing.method import Method, methods, score
 from truing.models import Model
+from truing.principles import Principle, Principles
 from truing.references import reference
 from truing.specify import checks, texts
+from truing.specify.satisfaction import satisfaction
 from truing.tables import Row, Table
 
 CASES: list[tuple[dict[str, object], str, bool]] = [
@@ -194,6 +197,27 @@ def test_unknown_settings_and_languages_are_named() -> None:
         score("check", {"use": "language", "code": "xx"}, [{"prompt": "", "completion": "a"}])
     with pytest.raises(InputError, match="at least one word"):
         score("check", {"use": "forbidden_words", "words": []}, [])
+
+
+def test_relevance_and_what_leaves_the_topic(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, near, far = "Where does Rome lie?", "It lies in Italy.", "Some cats purr."
+    vectors = {asked: (1.0, 0.0), near: (0.6, 0.8), far: (0.0, 1.0), "": (1.0, 0.0)}
+    monkeypatch.setattr(
+        "truing.core.embed.embed", lambda given: np.array([vectors[t] for t in given])
+    )
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": asked}]
+    rows: list[Row] = [
+        {"prompt": asked, "completion": near}, {"prompt": talk, "completion": far},
+        {"prompt": asked, "completion": ""}, {"prompt": asked, "completion": asked},
+    ]  # fmt: skip
+    assert texts.relevance(rows) == pytest.approx([0.6, 0, 0, 1])
+    broken = checks.BROKEN * 0.6 / 0.8
+    assert checks.on_topic(rows, least=0.8) == pytest.approx([broken, 0, 0, 1])
+    rules = Principles([Principle("short", "Be short.", check={"use": "max_words", "n": 9})])
+    for least, reason in ((0.6 - 1e-3, ""), (0.6 + 1e-3, "off topic")):
+        kept = satisfaction(rules, rows, on_topic=least)
+        assert [k.unusable for k in kept] == [reason, "off topic", "empty", "echo"]
+        assert kept[0].by_principle == {"short": 0.0 if reason else 1.0}
 
 
 def test_no_check_escapes_its_range_on_odd_texts() -> None:

@@ -54,7 +54,6 @@ def write(
 
 def test_claims_of_the_repository_name_real_methods() -> None:
     found = claims.catalogue()
-    assert {c["claim"] for c in found} >= {"deal", "lora-undo-safety", "magpie", "deita"}
     for claim in found:
         assert set(claim) == {"claim", "title", "method", "needs_gpu", "minutes"}
         method = methods[str(claim["method"])]
@@ -63,6 +62,11 @@ def test_claims_of_the_repository_name_real_methods() -> None:
         recipe = RECIPES / f"{str(claim['claim']).replace('-', '_')}.yaml"
         steps = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
         assert method.paper == claim["claim"] or f"do: {method.id}," in steps
+
+
+def test_each_paper_has_a_claim_and_each_claim_a_result() -> None:
+    papers = {m.paper for m in methods.values() if m.entry.package == "truing"} - {""}
+    assert papers == set(claims.files()) == set(claims.results())
 
 
 def test_listing_imports_neither_torch_nor_the_claims() -> None:
@@ -134,6 +138,8 @@ def test_command_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(place, "[0.0, 0.0, 0.0]")
     assert cli.main(["claim", "--list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["claim"] == "some-claim"
+    assert cli.main(["claim", "--list"]) == 0
+    assert "some-claim " in (listed := capsys.readouterr().out) and "about 1 min" in listed
     assert cli.main(["claim", "some-claim", "--json"]) == 0  # also when it is not seen
     line = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert line["seen"] is False and line["interval"] == [0.0, 0.0]
@@ -162,6 +168,13 @@ def test_effects_must_be_numbers(place: Path) -> None:
     write(place, "[float('nan')]")
     with pytest.raises(InputError, match="finite effects"):
         claims.claim("some-claim")
+
+
+def test_a_broken_result_is_told_what_writes_it_anew(place: Path) -> None:
+    (place / "results").mkdir()
+    (place / "results/some-claim.json").write_text("{")
+    with pytest.raises(InputError, match=r"python -m truing\.claims some-claim$"):
+        claims.results()
 
 
 def test_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

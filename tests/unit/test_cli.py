@@ -52,6 +52,9 @@ def test_list_as_json_has_the_agreed_fields(run: Run) -> None:
 def test_list_for_people_and_by_verb(run: Run) -> None:
     code, out, _ = run("list")
     assert code == 0 and all(methods[m].summary in out for m in methods)
+    _, out, _ = run("list", "--verb", "train")
+    assert "\nrl\n" in out and "\npreference\n" in out and "\ntrain\n" not in out
+    assert "\nmerge\n" in run("list", "--verb", "merge")[1]  # which has no groups
     _, out, _ = run("list", "--verb", "merge", "--json")
     assert {e["verb"] for e in json.loads(out)} == {"merge"}
     assert json.loads(run("merge", "--json")[1]) == json.loads(out)
@@ -59,6 +62,14 @@ def test_list_for_people_and_by_verb(run: Run) -> None:
     assert (code, out) == (2, "") and "Did you mean 'merge'?" in err
     code, _, err = run("list", "--field", "txt")
     assert code == 2 and "Did you mean 'text'?" in err
+
+
+def test_a_narrow_terminal_knows_the_same_commands(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    for words in (["list"], ["data"], ["show", "dpo"]):
+        assert run(*words)[0] == 0
 
 
 def test_components(run: Run) -> None:
@@ -161,6 +172,15 @@ def test_the_speed_probe() -> None:
         (["train", "dpo", "pairs.jsonl"], "without its name"),
         (["train", "dpo", "--schedule", "cosin"], "'cosine'"),
         (["models", "--fetch", "smolm2"], "Did you mean 'smollm2'?"),
+        (
+            ["train", "dpo", "--data", "a.jsonl", "--data", "b.jsonl"],
+            "--data is given twice. Give one of them; rows of several files go into one",
+        ),
+        (["train", "dpo", "--beta", "0.1", "--beta=0.3"], "--beta is given twice"),
+        (["run", "r.yaml", "--runs", "a", "--runs", "b"], "--runs is given twice"),
+        (["store", "gc", "abc"], "store gc takes no key (seen: 'abc'). Only store export takes"),
+        (["store", "verify", "--days", "0"], "store verify takes no days"),
+        (["store", "ls", "--quarantined"], "store ls takes no quarantined"),
     ],
 )
 def test_mistakes(run: Run, words: list[str], told: str) -> None:

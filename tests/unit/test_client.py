@@ -32,11 +32,8 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A cache and an environment of the test's own, and short waits."""
+    """A cache of the test's own, and short waits."""
     monkeypatch.setenv("TRUING_HOME", str(tmp_path / "home"))
-    for name in list(os.environ):
-        if name.endswith(("_API_KEY", "_proxy", "_PROXY")) or name == "OPENAI_BASE_URL":
-            monkeypatch.delenv(name)
     monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
 
 
@@ -134,7 +131,7 @@ def test_kept_replies_do_not_grow_without_limit(monkeypatch: Any) -> None:
         replies.put(path.stem, {"text": "x"})
         os.utime(path, (i, i))
     assert replies.get("abcd") and paths[0].stat().st_mtime > 3  # reading it makes it young
-    monkeypatch.setattr(client, "LIMIT", 2 * max(paths[0].stat().st_blocks * 512, 1))
+    monkeypatch.setattr("truing.core.replies.LIMIT", 2 * max(paths[0].stat().st_blocks * 512, 1))
     with server(lambda n, body: good()) as (url, _), limited(Limits()):
         generate(_model(url), ["Hi"], max_tokens=4, greedy=True)
         left = set(replies.folder.rglob("*.json"))
@@ -206,6 +203,20 @@ def test_null_content_is_an_empty_answer() -> None:
     with server(lambda n, body: answer) as (url, _):
         made = generate(_model(url), ["x"])[0][0]
     assert (made.text, made.finish, made.tokens) == ("", "stop", 3)
+
+
+def test_of_a_content_in_parts_the_text_counts() -> None:
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
+    parts = [thought, {"type": "text", "text": "So "}, {"type": "text", "text": "4."}]
+    for content, text in ((parts, "So 4."), ([thought], ""), ([], "")):
+        with server(lambda n, body, c=content: good(message={"content": c})) as (url, _):
+            assert generate(_model(url), ["x"])[0][0].text == text
+    for garbage in (["x"], [{"type": "text"}]):
+        with (
+            server(lambda n, body, c=garbage: good(message={"content": c})) as (url, _),
+            pytest.raises(InputError, match="is not text"),
+        ):
+            generate(_model(url), ["y"])
 
 
 def test_what_the_server_filtered_is_told() -> None:
@@ -280,12 +291,12 @@ def test_retries_after_overload_and_failures() -> None:
 
 
 def test_retry_after_as_a_date() -> None:
-    when = email.utils.formatdate(time.time() + 2, usegmt=True)
-    answers = [(429, {"Retry-After": when}, b"", 0.0), good()]
+    when = int(time.time()) + 2  # dates are whole seconds
+    dated = {"Retry-After": email.utils.formatdate(when, usegmt=True)}
+    answers = [(429, dated, b"", 0.0), good()]
     with server(lambda n, body: answers[n]) as (url, _):
-        start = time.monotonic()
         generate(_model(url), ["x"])
-        assert time.monotonic() - start >= 0.9  # dates are whole seconds
+        assert time.time() >= when - 0.1
 
 
 def test_waits_double_with_jitter(monkeypatch: Any) -> None:
@@ -448,6 +459,14 @@ def test_what_a_server_does_not_know_is_left_out() -> None:
         assert len(log.asked) == 1
 
 
+@pytest.mark.parametrize("code", ["unsupported", "unsupported_parameter"])
+def test_a_setting_that_an_error_names_beside_its_words_is_left_out(code: str) -> None:
+    said = {"error": {"message": "Not here.", "param": "logprobs", "code": code}}
+    with server(lambda n, body: good() if n else (400, {}, said, 0.0)) as (url, log):
+        assert generate(_model(url), ["a"])[0][0].text == "fine"
+    assert ["logprobs" in body for _, _, body in log.asked] == [True, False]
+
+
 def test_a_refused_seed_is_told_and_noted_once(capsys: Any) -> None:
     def script(n: int, body: Any) -> Any:
         if "seed" in body:
@@ -490,6 +509,7 @@ def test_openais_key_goes_to_its_own_host_only(monkeypatch: Any) -> None:
         assert log.asked[1][1]["Authorization"] == "Bearer sk-theirs"
     monkeypatch.delenv("OPENAI_BASE_URL")
     assert endpoint.api_key("https://api.openai.com/v1") == "sk-theirs"
+    assert endpoint.api_key("http://api.openai.com/v1") == ""  # where all can read it
     monkeypatch.setenv("TRUING_API_KEY", "line\nbreak")
     with pytest.raises(InputError, match="characters that no key has") as caught:
         endpoint.api_key(url)

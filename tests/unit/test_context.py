@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from truing.context import Context, Json
+from truing.context import Context, Journal, Json
 
 
 def test_finished_chunks_outlive_a_kill(tmp_path: Path) -> None:
@@ -43,3 +43,15 @@ def test_finished_chunks_outlive_a_kill(tmp_path: Path) -> None:
     assert squares(stop_at=9) == [([0, 1, 2], [0, 1, 4]), ([3, 4, 5], [9, 16, 25]), ([6], [36])]
     assert asked == [0, 3, 6]  # nothing twice
     assert told == [(3, 7), (6, 7), (7, 7)]
+
+
+def test_a_journal_keeps_its_values_on_the_disk(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "notes.jsonl")
+    for number in range(3):
+        journal.put(f"row {number}", {"text": "x" * 10000, "number": number})
+    journal.put("row 0", [1.5])
+    assert "xxxx" not in repr(vars(journal))
+    assert journal.get("row 0") == [1.5] and journal.get("row 3") is None
+    for again in (journal, Journal(tmp_path / "notes.jsonl")):
+        assert len(again) == 3 and again.get("row 2") == {"text": "x" * 10000, "number": 2}
+        again.close()

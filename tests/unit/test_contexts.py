@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,11 +18,14 @@ from transformers import (
 )
 
 from truing.context import Context, use
+from truing.core import hooks
+from truing.core.generate import generate
 from truing.core.loaded import quiet
 from truing.core.reach import context_of
 from truing.core.rewards import score_model
 from truing.core.scoring import ScoreHead, step_scores
 from truing.core.tiny import tiny_config, tiny_tokenizer
+from truing.core.trunk import Trunk
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model
@@ -33,6 +36,7 @@ PAIRS = [{"prompt": "say a", "chosen": "a " * n, "rejected": "b"} for n in (1, 3
 ONCE = {"steps": 1, "batch": 2, "lr": 1e-3}
 DRAWN = {**ONCE, "answers": 2, "max_tokens": 4}  # of three bytes each, where they are no letters
 RULE = {"letters": {"use": "share_of", "letters": "abcdefgh"}}
+ANSWER: Row = {"prompt": "p", "completion": "b"}
 PROMPTS = [{"prompt": "say a"}, {"prompt": "say a " * 6}]
 
 
@@ -91,6 +95,28 @@ def test_a_row_that_is_too_long_to_be_scored_is_named(short: Model, tmp_path: Pa
     with pytest.raises(InputError, match=f"does not fit into the model's context of {SHORT}") as e:
         step_scores(reward, steps, "\n")
     assert e.value.where == f"{reward.name} row 2"
+
+
+def test_tokens_beyond_the_embeddings_are_told(shallow_path: Path, tmp_path: Path) -> None:
+    """Those that were added without resizing ended in an IndexError, on a GPU in an assertion."""
+    folder = shutil.copytree(shallow_path, tmp_path / "model")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<|more|>"])
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|more|>")
+    tokenizer.save_pretrained(folder)
+    model = Model.open(folder)
+    pairs, ids = Table("pair", PAIRS), [[5, 259]]
+    calls: list[Callable[[], object]] = [
+        lambda: generate(model, ["q"], max_tokens=1),
+        lambda: methods["preference"](model, pairs),
+        lambda: score_model(ScoreHead(128).added_to(model, tmp_path / "head"), [ANSWER]),
+        lambda: hooks.capture(model.load_module().module, ["embedding"], ids),
+        lambda: Trunk(model.load_module().module, 1).states(ids),
+    ]
+    for call in calls:
+        with pytest.raises(InputError, match="with 259, does not have") as caught:
+            call()
+        assert caught.value.seen == 259 and caught.value.fix
 
 
 def test_longer_contexts_are_not_told(shallow_path: Path, tmp_path: Path) -> None:

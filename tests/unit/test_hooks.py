@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from truing.core.sampling import SamplingSettings, sample
 from truing.core.tiny import tiny_model
 from truing.core.tree import group_tree, pack
 from truing.errors import InputError
-from truing.models import Edits
+from truing.models import Edits, Model
 
 ROW = [5, 77, 130, 9, 201, 33, 4]
 
@@ -238,3 +240,34 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     for path in (other, tmp_path / "torn.safetensors", tmp_path / "none.safetensors"):
         with pytest.raises(InputError):
             load(path)
+
+
+def test_other_threads_wait_until_edits_are_gone(tiny_path: Path, tmp_path: Path) -> None:
+    base = Model.open(tiny_path)
+    edits = [Edit("layers.2.residual", torch.linspace(-4, 4, 128))]
+    steered = base.adding(Edits(save(tmp_path / "edits.safetensors", edits)))
+    assert steered.load_module().module is base.load_module().module
+
+    def read(model: Model) -> Tensor:
+        with model.load_module().run_time():
+            return logits(model.load_module().module)
+
+    plain, entered, leave = read(base), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with steered.load_module().run_time():
+            entered.set()
+            assert leave.wait(60)
+            assert not torch.equal(read(steered), plain)  # the same thread may go in again
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(hold)
+        assert entered.wait(60)
+        second = pool.submit(read, base)
+        try:
+            with pytest.raises(TimeoutError):
+                second.result(0.2)
+        finally:
+            leave.set()
+        first.result(60)
+        assert torch.equal(second.result(60), plain)

@@ -17,7 +17,7 @@ import pytest
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
-from truing.core import fetch
+from truing.core import fetch, lora
 from truing.core.weights import INDEX, weight_files, write
 from truing.errors import InputError
 from truing.models import Model
@@ -245,6 +245,19 @@ def test_of_two_copies_of_the_weights_one_is_fetched(
     assert len(weight_files(twice)) == 1
     (twice / "model.safetensors").rename(twice / "model-a.safetensors")  # of another name: no copy
     assert len(weight_files(twice)) == 2
+
+
+def test_an_adapter_opens_on_its_base(hub: Hub, tmp_path: Path, tiny_path: Path) -> None:
+    base = Model.open(tiny_path)
+    made = lora.attach(base.load_module("float32", "cpu", fresh=True).module, 2)
+    made.save(tmp_path / "a", base=str(tiny_path))
+    (tmp_path / "a" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    hub.folder = tmp_path / "a"
+    model = Model.open(NAME)
+    assert (model.folder, model.name, model.licence) == (tiny_path, NAME, "cc-by-nc-4.0")
+    assert model.key == Model.open(tmp_path / "a").key != base.key
+    hub.asked.clear()
+    assert Model.open(NAME).key == model.key and not hub.asked
 
 
 def test_what_the_hub_s_cache_has_is_linked_and_not_copied(

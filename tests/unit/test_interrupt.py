@@ -1,9 +1,13 @@
-"""Ctrl-C is a wish to stop, also where compiled code makes another error of it."""
+"""Ctrl-C is a wish to stop, also where compiled code makes another error of it; so is SIGTERM."""
 
 from __future__ import annotations
 
+import json
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +55,50 @@ def test_another_thread_may_use_it() -> None:
     thread.start()
     thread.join()
     assert [str(e) for e in seen] == ["mine"]
+
+
+SLOW = '''
+import time
+
+import truing
+
+
+@truing.method(verb="select")
+def slow(data: truing.Table) -> truing.Table:
+    """Take a while."""
+    print("at work", flush=True)
+    time.sleep(120)
+    return data
+
+
+def recipe():
+    plan = truing.Plan("slow")
+    plan.step("wait", "select/slow", data="rows.jsonl")
+    return plan
+'''
+
+
+def test_a_run_that_is_told_to_end_is_stopped(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n')
+    command = [sys.executable, "-m", "truing.cli", "run", "slow.py"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, **pipes) as running:  # type: ignore[call-overload]
+        assert running.stdout.readline() == "at work\n"
+        running.terminate()
+        said = running.communicate()[1]
+    assert running.returncode == Stopped.exit_code
+    assert "told to end, by SIGTERM. The same command goes on from here" in said
+    (manifest,) = tmp_path.glob("runs/*/manifest.json")
+    assert json.loads(manifest.read_text())["status"] == "stopped"
+
+
+def test_who_listens_to_being_told_to_end_still_does() -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    try:
+        with interrupt.ended():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM]

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import date, datetime
 from pathlib import Path
 from typing import cast
 
 import pytest
 
-from truing import datasets, sources
+from truing import datasets, declared, keys, sources
+from truing.core import code
+from truing.core.files import path_hash, place_tree
+from truing.errors import InputError
 from truing.keys import modules_of, step_key
 from truing.method import methods
-from truing.models import Folder, Model
+from truing.models import Decoder, Folder, Model, hold
 from truing.plan import Plan, Source
-from truing.tables import Table
+from truing.tables import Table, content_hash
 
 
 def test_components_that_an_online_method_names_itself() -> None:
@@ -67,3 +74,130 @@ def test_a_given_table_is_not_replaced(tiny_path: Path) -> None:
         methods["ability"], {"model": Model.open(tiny_path), "texts": mine}
     )
     assert found["texts"] is mine and len(cast(Table, found["questions"])) > 10
+
+
+# Code
+
+
+@pytest.fixture
+def plug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """`plug("main", text)` writes a module of a package that a user has."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_plug").mkdir()
+    (tmp_path / "own_plug" / "__init__.py").write_text("")
+
+    def write(name: str, text: str) -> None:
+        (tmp_path / "own_plug" / f"{name}.py").write_text(text)
+        code._known.clear()
+
+    yield write
+    for name in [n for n in sys.modules if n.partition(".")[0] == "own_plug"]:
+        del sys.modules[name]
+
+
+def walked(*modules: str) -> set[str]:
+    return set(code._walked(modules, code._computing))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import truing\ndef f(): return truing.generate\n",
+        "import truing as t\nclass A:\n    def f(self): return t.generate\n",
+        "from truing import generate\n",
+    ],
+)
+def test_names_that_truing_finds_lazily_are_code(text: str, plug: Callable[..., None]) -> None:
+    plug("main", text)
+    assert {"truing.core.generate", "truing.core.sampling"} < walked("own_plug.main")
+    plug("main", "import truing\ndef f(): return truing.InputError\n")
+    found = walked("own_plug.main")
+    assert "truing.errors" in found and "truing.core.sampling" not in found
+
+
+def test_what_runs_in_another_process_is_code() -> None:
+    assert "truing.core.sandbox_inside" in walked("truing.train.reward.passes_tests")
+
+
+def test_what_only_refuses_is_none() -> None:
+    assert "truing.core.engine" not in walked("truing.select.sample")
+    training = walked("truing.train.preference.dpo")
+    assert {"truing.core.engine", "truing.core.logprob", "truing.core.train_text"} < training
+    assert {"truing.core.train_online", "truing.core.sampling"} < walked("truing.train.rl.grpo")
+    for module in ("truing.core.logprob", "truing.core.sampling"):  # as caches name what they hold
+        assert {module, "truing.core.attention"} <= walked(module)
+    refusing = {"truing.core.preflight", "truing.keys", "truing.pipeline"}
+    assert not refusing & training and refusing - {"truing.pipeline"} < set(
+        code._walked(["truing.train.preference.dpo"], code._edited)  # what is refused is of these
+    )
+
+
+def test_a_module_that_was_edited_since_it_was_loaded(plug: Callable[..., None]) -> None:
+    text = "def f(x):\n    return [i + 1 for i in x]\n"
+    plug("main", text)
+    module = importlib.import_module("own_plug.main")
+    plug("main", f"# a comment\n\n{text}")  # moved, but the same
+    first = code.code_key(["own_plug.main"])
+    plug("main", text.replace("+ 1", "+ 2"))
+    with pytest.raises(InputError, match="function 'f' was edited since its module was loaded"):
+        code.code_key(["own_plug.main"])
+    importlib.invalidate_caches()
+    importlib.reload(module)
+    assert code.code_key(["own_plug.main"]) != first
+
+
+def test_files_that_a_component_reads(plug: Callable[..., None], tmp_path: Path) -> None:
+    plug("main", WORDS)
+    importlib.import_module("own_plug.main")
+    data, found = Table("example", [{"prompt": "p", "completion": "c"}]), []
+    method = methods["select/checked"]
+    settings = {"checks": [{"use": "words_of_file", "words": str(tmp_path / "words.txt")}]}
+    for words in ("one", "two", "two"):
+        (tmp_path / "words.txt").write_text(words)
+        found.append(step_key(method, {"data": data}, method.validate(settings), 0))
+    declared.drop(lambda entry: entry.name == "words_of_file")
+    assert found[0] != found[1] == found[2]
+
+
+WORDS = '''
+from pathlib import Path
+
+from truing import component
+
+
+@component("check")
+def words_of_file(rows, *, words: Path):
+    """A word of the file is said."""
+    return [float(words.read_text() in row["completion"]) for row in rows]
+'''
+
+
+def test_models_that_settings_of_a_decoder_name(tiny_path: Path) -> None:
+    model = Model.open(tiny_path)
+    judge = hold(model.adding(Decoder("own_decoder_of_a_judge")))
+    reward = {"r": {"use": "reward_model", "model": judge}}
+    picky = model.adding(Decoder("best_of_n", {"rewards": reward}))
+    assert "own_decoder_of_a_judge" in keys._of_model(picky)
+
+
+def test_folders_behind_links_are_content(tmp_path: Path) -> None:
+    for name in ("inner", "outer"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    (tmp_path / "outer" / "link").symlink_to(tmp_path / "inner")
+    (tmp_path / "outer" / "back").symlink_to(tmp_path / "outer")
+    first = path_hash(tmp_path / "outer")
+    (tmp_path / "inner" / "file").write_text("changed")
+    assert path_hash(tmp_path / "outer") != first
+    place_tree(tmp_path / "outer", tmp_path / "placed", link=False)
+    assert (tmp_path / "placed" / "link" / "file").read_text() == "changed"
+    assert path_hash(tmp_path / "placed") == path_hash(tmp_path / "outer")
+
+
+def test_times_are_hashed_by_what_they_say() -> None:
+    class Timestamp(datetime):
+        """As pandas has them, where it is installed."""
+
+    day = (2026, 1, 1, 12)
+    assert content_hash(Timestamp(*day)) == content_hash(datetime(*day))
+    assert content_hash(datetime(2026, 1, 1)) != content_hash(date(2026, 1, 1))

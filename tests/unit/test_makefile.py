@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,17 @@ def test_what_was_compiled_is_kept(tmp_path: Path) -> None:
     done = subprocess.run(words, cwd=ROOT, env=told, capture_output=True, text=True, check=True)
     names = {line.partition("=")[0] for line in done.stdout.splitlines()}
     assert "KEPT" in names and "PYTHONDONTWRITEBYTECODE" not in names
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_the_report_of_an_earlier_run_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    asked = ["make", "-n", "test-slow", f"VENV={tmp_path}"]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    removed, made, read = (
+        done.index(said)
+        for said in ("rm -f build/slow.xml", "--junitxml build/slow.xml", "slow.py")
+    )
+    assert removed < made < read
+    none = str(tmp_path / "none.xml")
+    told = subprocess.run([sys.executable, "tools/slow.py", none], cwd=ROOT, stderr=subprocess.PIPE)
+    assert told.returncode == 1 and told.stderr.decode() == f"no report {none}\n"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
@@ -14,7 +17,7 @@ from truing.core import lora
 from truing.core.loaded import quiet
 from truing.core.opening import same_tokens
 from truing.errors import InputError
-from truing.models import Adapter, Model
+from truing.models import Adapter, Model, Weights
 from truing.sources import known_abilities
 
 
@@ -35,6 +38,21 @@ def load(folder: Path) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("_attn_implementation", "flash_attention_2"),  # whose package is not installed
+        ("attn_implementation", "kernels-community/flash-attn2"),  # would be fetched
+        ("experts_implementation", "kernels-community/experts"),
+    ],
+)
+def test_kernels_are_not_the_files_choice(folder: Path, name: str, value: str) -> None:
+    ids = torch.tensor([[5, 9, 77, 130]])
+    want = Model.open(folder).load_module(fresh=True).module(ids).logits
+    change(folder / "config.json", **{name: value})
+    assert torch.equal(Model.open(folder).load_module(fresh=True).module(ids).logits, want)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"max_length": 1, "transformers_version"', "\xff"])
 def test_settings_of_generation(folder: Path, text: str) -> None:
     path = folder / "generation_config.json"
@@ -51,6 +69,7 @@ def test_settings_of_generation(folder: Path, text: str) -> None:
         ({"num_attention_heads": 0}, ["config.json"]),
         ({"architectures": 5}, ["'architectures' must be a list", "5"]),
         ({"hidden_act": "nothing"}, ["cannot be made", "nothing", "LlamaForCausalLM"]),
+        ({"vocab_size": 300}, ["another size", "embed_tokens", "(259, 128)", "(300, 128)"]),
     ],
 )
 def test_configurations_of_wrong_types(
@@ -88,6 +107,31 @@ def test_a_tokenizer_that_cannot_be_read(folder: Path, name: str) -> None:
         _ = Model.open(folder).load_module().tokenizer
 
 
+def test_a_tokenizer_of_a_newer_version(folder: Path) -> None:
+    """The library that reads it raises a bare Exception."""
+    change(folder / "tokenizer.json", pre_tokenizer={"type": "Newer"})
+    with pytest.raises(InputError, match=r"tokenizer cannot be read.*pip install -U tokenizers"):
+        _ = Model.open(folder).load_module().tokenizer
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="reads it")
+def test_a_tokenizer_that_packages_are_missing_for(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
+    change(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+    with pytest.raises(InputError, match="pip install sentencepiece protobuf") as caught:
+        _ = Model.open(folder).load_module().tokenizer
+    assert "tiktoken" not in str(caught.value)
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_quantised_weights_are_refused_by_name(folder: Path, inner: bool) -> None:
+    facts = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    change(folder / "config.json", **({"text_config": facts} if inner else facts))
+    with pytest.raises(InputError, match=r"quantised.*bitsandbytes.*bfloat16 or float32"):
+        Model.open(folder)
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 def test_tokenizers(folder: Path, tiny_path: Path, name: str) -> None:
     (folder / "chat_template.jinja").unlink()
@@ -120,6 +164,34 @@ def test_adapters(tiny_path: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=said) as caught:
             Model.open(folder)
         assert str(path) in str(caught.value)
+
+
+def test_changes_of_another_size(tiny_path: Path, tmp_path: Path) -> None:
+    """PEFT saves embeddings whole where tokens were added; they took the place of others."""
+    model, name = Model.open(tiny_path), "model.embed_tokens.weight"
+    made = lora.attach(model.load_module("float32", "cpu", fresh=True).module, 2)
+    made.save(tmp_path / "a", base=str(tiny_path))
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    more = {f"base_model.model.{name}": torch.zeros(261, 128)}
+    save_file(load_file(file) | more, file)
+    with pytest.raises(InputError, match=r"adapter does not fit.*\(261, 128\).*merge it in PEFT"):
+        Model.open(tmp_path / "a")
+    save_file({name: torch.zeros(261, 128)}, tmp_path / "w.safetensors")
+    for delta in (False, True):
+        with pytest.raises(InputError, match=r"change does not fit.*\(261, 128\) on \(259, 128"):
+            model.adding(Weights(tmp_path / "w.safetensors", delta)).folded()
+
+
+def test_an_adapter_beside_a_configuration(tiny_path: Path, tmp_path: Path) -> None:
+    """Trainers write the base's beside it; with weights it could be either."""
+    model, folder = Model.open(tiny_path), tmp_path / "a"
+    made = lora.attach(model.load_module("float32", "cpu", fresh=True).module, 2)
+    made.save(folder, base=str(tiny_path))
+    shutil.copy(tiny_path / "config.json", folder)
+    assert Model.open(folder).changes == (Adapter(folder),)
+    shutil.copy(tiny_path / "model.safetensors", folder)
+    with pytest.raises(InputError, match=r"an adapter and a whole model.*a folder of their own"):
+        Model.open(folder)
 
 
 @pytest.mark.parametrize(

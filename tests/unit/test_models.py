@@ -17,11 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from truing import models
-from truing.core import files, loaded, lora, opening
+from truing.core import bases, files, loaded, lora, opening
 from truing.core.licences import short, sort_of, strictest
 from truing.core.tiny import tiny_folder, tiny_model
 from truing.errors import InputError
 from truing.models import Adapter, Decoder, Edits, Model, Prefix, Rewriter, Weights, run_time_of
+from truing.store import Store
 
 IDS = torch.tensor([[5, 60, 70, 80, 90]])
 
@@ -208,20 +209,46 @@ def test_what_is_held_stays_in_the_folder(model: Model, tmp_path: Path, key: str
     assert sorted(p.name for p in tmp_path.rglob("*") if p.name in ("out", "again")) == []
 
 
-def test_saved_model_survives_its_source(tmp_path: Path) -> None:
+def test_saved_model_survives_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUING_HOME", str(tmp_path / "home"))
     folder = tiny_folder(tmp_path / "mine", seed=5)
     model = Model.open(folder)
     key = model.key
-    model.save(tmp_path / "one")
-    model.save(tmp_path / "two")
+    store = Store()
+    store.put("1" * 32, model, {})
+    store.put("2" * 32, model, {})
     weights = Path("base") / "model.safetensors"
     # Written once to the cache, then linked: two artefacts cost no second copy.
-    assert (tmp_path / "one" / weights).stat().st_nlink >= 3
+    (one,) = store.root.glob(f"artefacts/11/*/data/{weights}")
+    assert one.stat().st_nlink == 3
+    model.save(tmp_path / "mine too")
+    assert (tmp_path / "mine too" / weights).stat().st_nlink == 1  # which its owner may edit
     (folder / "model.safetensors").write_bytes(b"overwritten in place by the next training run")
-    assert Model.load(tmp_path / "one").key == key
-    shutil.rmtree(tmp_path / "one")
-    shutil.rmtree(tmp_path / "two")
-    assert opening.sweep_bases() == [model.base_key]
+    assert store.load("1" * 32).key == Model.load(tmp_path / "mine too").key == key
+    store.discard("1" * 32)
+    store.discard("2" * 32)
+    (files.home() / "bases" / f".{key}.abcdefgh").mkdir()  # left by a kill
+    assert bases.sweep() == [model.base_key]
+    assert not any(p.is_dir() for p in (files.home() / "bases").glob(".*"))
+
+
+def test_a_folder_that_changes_while_a_run_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUING_HOME", str(tmp_path / "home"))
+    folder = tiny_folder(tmp_path / "mine", seed=7)
+    model, weights = Model.open(folder), folder / "model.safetensors"
+    before, key = weights.read_bytes(), model.key
+    tiny_folder(tmp_path / "next", seed=8)
+    weights.write_bytes((tmp_path / "next" / "model.safetensors").read_bytes())
+    with pytest.raises(InputError, match="files have changed since it was opened"):
+        model.load_module()
+    with pytest.raises(InputError, match="files have changed since it was opened"):
+        model.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    weights.write_bytes(before)
+    model.save(tmp_path / "saved")  # under its key nothing else was kept
+    assert Model.load(tmp_path / "saved").key == key and model.load_module()
 
 
 def test_a_base_is_not_swept_while_it_is_linked(
@@ -230,7 +257,7 @@ def test_a_base_is_not_swept_while_it_is_linked(
     monkeypatch.setenv("TRUING_HOME", str(tmp_path / "home"))
     model = Model.open(tiny_folder(tmp_path / "mine", seed=6))
     original, swept = files.place, []
-    sweeper = threading.Thread(target=lambda: swept.extend(opening.sweep_bases()))
+    sweeper = threading.Thread(target=lambda: swept.extend(bases.sweep()))
 
     def place(source: Path, target: Path, *, link: bool) -> None:
         if link and not sweeper.ident:
@@ -239,11 +266,11 @@ def test_a_base_is_not_swept_while_it_is_linked(
         original(source, target, link=link)
 
     monkeypatch.setattr(files, "place", place)
-    model.save(tmp_path / "saved")
+    saved = model.save(tmp_path / "home" / "saved")
     sweeper.join()
-    assert swept == [] and Model.load(tmp_path / "saved").key == model.key
-    shutil.rmtree(tmp_path / "saved")
-    assert opening.sweep_bases() == [model.base_key]
+    assert swept == [] and Model.load(saved).key == model.key
+    shutil.rmtree(saved)
+    assert bases.sweep() == [model.base_key]
 
 
 def test_changed_artefact_is_noticed(model: Model, adapter: Path, tmp_path: Path) -> None:
@@ -258,8 +285,6 @@ def test_changed_artefact_is_noticed(model: Model, adapter: Path, tmp_path: Path
 
 
 def test_verify_reads_the_bytes_of_large_files(model: Model, tmp_path: Path) -> None:
-    from truing.store import Store
-
     store = Store(tmp_path / "store")
     tensors = {"model.norm.weight": torch.ones(128), "more": torch.zeros(1 << 19)}
     save_file(tensors, tmp_path / "large.safetensors")
@@ -396,7 +421,7 @@ def test_the_store_exports_heads_or_keeps_them(model: Model, tmp_path: Path) -> 
         "LlamaForSequenceClassification"
     ]
     assert "reward_head.bias" in Model.load(tmp_path / "b").folded().extra
-    assert "critic" in str(lines["c"]["left_out"]) and Model.open(tmp_path / "c").can == models.ALL
+    assert "critic" in str(lines["c"]["left_out"]) and Model.open(tmp_path / "c").can == bases.ALL
 
 
 def test_folders_of_others_are_not_replaced(model: Model, tmp_path: Path) -> None:
@@ -539,13 +564,19 @@ def test_missing_tokenizer_and_template(tmp_path: Path) -> None:
         _ = Model.open(folder).load_module().tokenizer
 
 
-def test_names_that_lead_nowhere(tmp_path: Path) -> None:
+def test_names_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="no such folder"):
         Model.open(tmp_path / "none")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mind.txt").touch()  # which is no folder
     with pytest.raises(InputError, match=r"no such folder\. Did you mean '.*/mine'"):
         Model.open(tmp_path / "mind")
+    with pytest.raises(InputError, match=r"this is a file, and no folder\. Give the folder in"):
+        Model.open(tmp_path / "mind.txt")
+    (tmp_path / "m.gguf").touch()
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="GGUF is not opened"):
+        patch.chdir(tmp_path.parent)
+        Model.open(f"{tmp_path.name}/m.gguf")  # which might be a name of the hub
     with pytest.raises(InputError, match="Did you mean 'smollm2-135m-instruct'"):
         Model.open("smolm2-135m-instruct")
     (tmp_path / "empty").mkdir()

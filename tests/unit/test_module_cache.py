@@ -85,3 +85,10 @@ def test_a_module_that_somebody_holds_is_not_forgotten() -> None:
     loaded.make_place(4, Memory().free, "cuda", "tiny")
     assert loaded._cache["a", "float32", "cuda"][0] is held[0]
     assert sorted(_names()) == ["a", "main"]
+
+
+@pytest.mark.usefixtures("kept")
+def test_all_that_nobody_holds_can_go() -> None:
+    held = loaded._cache["a", "float32", "cuda"]
+    loaded.spare("cuda")
+    assert _names() == ["main", "a"] and held[0] is loaded._cache["a", "float32", "cuda"][0]

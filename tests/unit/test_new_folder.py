@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +80,21 @@ def test_every_file_and_every_name_is_flushed(
     flushed.clear()
     _fill(target, "again")
     assert flushed[3:] == [flushed[3], str(target.parent)]
+
+
+def test_a_file_system_that_flushes_no_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def picky(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", picky)
+    _fill(tmp_path / "made", "new")
+    assert _words(tmp_path / "made") == ["new"] * 3
 
 
 @pytest.mark.parametrize("moment", range(1, 9))

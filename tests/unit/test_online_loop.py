@@ -142,12 +142,14 @@ def test_kill_9_and_resume_give_the_same_bits(
     given = json.dumps({**settings, "words": WORDS})
     command = ["-c", PROGRAM, str(tmp_path / "cut"), str(model.folder), given]
     process = Started(command, env=env)
-    until = time.monotonic() + 90
+    until = time.monotonic() + 120
     while time.monotonic() < until:  # the second block of the third rollout or later
         files = sorted((tmp_path / "cut").glob("rollouts-*/*.jsonl"))
         if len(files) > 2 and files[-1].read_bytes().count(b"\n") == 1:
             break
         time.sleep(0.001)
+    else:
+        pytest.fail("it was never in the middle")
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL

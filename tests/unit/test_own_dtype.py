@@ -18,7 +18,10 @@ from truing.core.generate import generate
 from truing.core.memory import saved_bytes
 from truing.core.options import option_logps
 from truing.core.scoring import answer_logps
+from truing.core.start import begin
+from truing.core.teacher import Teachers
 from truing.core.tiny import tiny_folder
+from truing.core.training import TextTraining
 from truing.errors import InputError
 from truing.evaluate.ability import text_losses
 from truing.method import methods
@@ -269,3 +272,55 @@ def test_what_does_not_fit_is_told_what_helps() -> None:
         loaded.make_place(11, lambda: 10, "cuda", "tiny")
     said = str(caught.value)
     assert "exported" in said and "bfloat16" not in said  # no command has a setting for it
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is quicker in bfloat16."""
+    monkeypatch.setattr(precision, "probe", lambda *_: (1.0, 0.1))
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_was_trained_in_float32_is_not_rounded_below_an_adapter(
+    short: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"{LAYER}.weight"
+    whole = short.load_module("float32", "cpu").module.get_parameter(name).detach()
+    trained = short.adding(weights(tmp_path / "a", name, whole * 1.001))
+    rounded = short.adding(weights(tmp_path / "b", name, whole.bfloat16()))
+
+    def types(model: Model, reference: Model | None = None, **how: Any) -> tuple[str, str]:
+        with use(Context(folder=tmp_path)):
+            made = begin(model, TextTraining(**how), "dpo", key="k", reference=reference)
+        assert made.dtype == precision.type_of(made.loaded)
+        return made.dtype, precision.type_of(made.frozen())
+
+    assert precision.choose(rounded, TextTraining(), "cpu") == "bfloat16"
+    assert precision.choose(trained, TextTraining(), "cpu") == "float32"
+    assert types(rounded) == types(rounded, rounded) == ("bfloat16", "bfloat16")
+    assert types(trained) == types(trained, trained) == ("float32", "float32")
+    # Nor are those that it is compared with, or taught by.
+    assert types(short, trained) == ("bfloat16", "float32")
+    roles = Teachers(
+        short.load_module(), {"a": trained, "b": rounded}, dict.fromkeys("ab", "full"),
+        top_k=1, dtype="bfloat16", where="x",
+    ).by_role  # fmt: skip
+    assert {r: t.dtype for r, t in roles.items()} == {"a": "float32", "b": "bfloat16"}
+    assert "rounds" not in capsys.readouterr().err
+    assert types(trained, dtype="bfloat16") == ("bfloat16", "bfloat16")  # as was asked for
+    assert "dtype bfloat16 rounds much of that away" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_adapter_that_cannot_stand_beside_is_not_rounded_below_another(
+    short: Model, tmp_path: Path
+) -> None:
+    low = adapter(short, tmp_path / "a", 1)
+    stem = "base_model.model.model.embed_tokens.lora_"
+    parts = {f"{stem}A.weight": torch.ones(2, 128), f"{stem}B.weight": torch.ones(259, 2)}
+    with use(Context(folder=tmp_path)):
+        beside = begin(short.adding(low), TextTraining(), "dpo", key="k")
+        save_file(parts, low.path / "adapter_model.safetensors")
+        folded = begin(short.adding(Adapter(low.path)), TextTraining(), "dpo", key="k")
+    assert (beside.dtype, folded.dtype) == ("bfloat16", "float32")
+    assert precision.type_of(folded.loaded) == "float32"

@@ -753,3 +753,39 @@ def test_an_objective_of_a_script_is_a_method(model: Model, tmp_path: Path) -> N
     assert losses[0] == pytest.approx(0.25, abs=1e-5)  # both log-ratios begin at 0: 0.5 squared
     found = methods["train/own_square"]
     assert found.settings["target"].default == 2.0 and found.entry.rows == "pair"
+
+
+IN_A_FILE = """
+from truing import component
+
+@component("reward")
+def edited_reward(rows):
+    return [{value} * (1 + len(row["completion"])) for row in rows]
+"""
+
+
+def test_an_edited_function_is_another_run_in_a_folder_of_ones_own(
+    model: Model, tmp_path: Path
+) -> None:
+    """What an earlier version paid and made lies there, too."""
+    made: list[str] = []
+    for value in ("1.0", "-1.0", "1.0"):
+        (tmp_path / "rewards.py").write_text(IN_A_FILE.format(value=value))
+        runpy.run_path(str(tmp_path / "rewards.py"))
+        with use(Context(seed=1, folder=tmp_path / "scratch")) as context:
+            trained = methods["rloo"](
+                model, PROMPTS, **SMALL, rewards={"r": {"use": "edited_reward"}}
+            )
+        made.append(trained.key)
+        assert any("reward/r" in m for m in context.metrics)
+    assert made[0] != made[1] and made[0] == made[2]
+    parts = sorted(p.name for p in (tmp_path / "scratch").iterdir())
+    assert len(parts) == 2 and all(p.startswith("code-") for p in parts)
+
+
+def test_a_file_with_a_byte_order_mark_as_editors_of_windows_write(files: Files) -> None:
+    files.write("MOST = 3", "MOST = 17")
+    files.path.write_bytes(b"\xef\xbb\xbf" + files.path.read_bytes())
+    assert [files.cached(), files.cached()] == [0, 1]
+    files.path.write_bytes(b"# coding: latin-1\n# \xe4\n" + files.path.read_bytes()[3:])
+    assert files.cached() == 1  # a comment in another encoding

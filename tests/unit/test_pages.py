@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from truing import catalogue, claims
 from truing.context import Json
+from truing.core.bases import ALL
 from truing.core.objective import objective_of
 from truing.inputs import holds
 from truing.method import methods
-from truing.models import ALL
+from truing.principles import Principles
 from truing.tables import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -197,16 +199,18 @@ def test_claims_say_what_was_not_met_and_what_has_no_result(tmp_path: Path) -> N
         (kept.parent / f"{name}.py").write_text(CLAIM.format(title=f"About {name}", gpu=gpu))
     (kept.parent / "_helper.py").write_text("")
     result = {"claim": "a-b", "title": "t", "seen": False, "seconds": 90, "date": "2026-01-01"}
-    result |= {"margin": 0.1, "effect": 0.05, "interval": [-0.1, 0.2]}
+    result |= {"margin": 0.1, "effect": 0.05, "interval": [-0.1, 0.2], "measures": "a share"}
+    result |= {"effects": [0.0, 0.1], "over": "prompts"}
     result |= {"holds": {"able as before": False, "shorter": True}}
     (kept / "a-b.json").write_text(json.dumps(result))
     lines = [line for line in pages.claims_page(tmp_path).splitlines() if line.startswith("| `")]
     assert lines == [
         "| `a-b` | t | tiny | **not seen**; not met: effect at least 0.1; interval above 0; able "
-        "as before | 0.05 [-0.1, 0.2] | 1.5 min | 2026-01-01 |",
-        "| `not-measured` | About not\\_measured | tiny | no result yet | - | about 4 min | - |",
-        "| `too-large` | About too\\_large | tiny | no result yet, needs a GPU | - | about 4 min"
-        " | - |",
+        "as before | a share | at least 0.1 | 0.05 [-0.1, 0.2]; 2 prompts | 1.5 min | 2026-01-01 |",
+        "| `not-measured` | About not\\_measured | tiny | no result yet | e | at least 0.1 | - "
+        "| about 4 min | - |",
+        "| `too-large` | About too\\_large | tiny | no result yet, needs a GPU | e | at least 0.1 "
+        "| - | about 4 min | - |",
     ]
 
 
@@ -227,8 +231,12 @@ def test_what_was_missed() -> None:
 
 def test_every_claim_of_the_repository_is_on_the_page() -> None:
     page = pages.claims_page(ROOT)
+    lines = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
     for slug in claims.files():
         assert page.count(f"| `{slug}` |") == 1
+    for slug, result in claims.results().items():
+        assert pages.escape(str(result["measures"])) in lines[slug]
+    assert "; the set `alpaca` in `TRUING_DATA` |" in lines["deita"]
 
 
 def test_minutes_are_near_those_that_were_measured() -> None:
@@ -244,6 +252,28 @@ def test_every_input_is_described() -> None:
         f"{m.id} {i.name}" for m in methods.values() for i in m.inputs.values() if not holds(m, i)
     ]
     assert not blank
+    for name, given in ((m, i) for m in methods.values() for i in m.inputs.values()):
+        assert given.optional or "without one" not in holds(name, given), (name.id, given.name)
+    labels = methods["weak_labels"]
+    assert "weak supervisor" in holds(labels, labels.inputs["model"])
+
+
+# Columns and records that have the name of a setting of some method.
+NO_SETTING = frozenset("cut gold margin reward rollouts separator steps weight".split())
+
+
+def test_a_page_speaks_of_settings_that_the_method_has() -> None:
+    """Methods of one file share its docstring: a sentence on a setting names who has it."""
+    some = {name for m in methods.values() for name in m.settings}
+    for method in methods.values():
+        prose = " ".join(method.doc.split())
+        for sentence in re.split(r"(?<=\.) ", prose):
+            named = [methods[w] for w in re.findall(r"\w+", sentence) if w in methods]
+            having = [method, *(m for m in named if m.entry.module == method.entry.module)]
+            for name in set(re.findall(r"`(\w+)`", sentence)) & some - NO_SETTING:
+                assert any(name in m.settings or name in m.inputs for m in having), (
+                    method.id, name, sentence,
+                )  # fmt: skip
 
 
 def test_the_readme_shows_the_recorded_run() -> None:
@@ -256,3 +286,18 @@ def test_the_readme_shows_the_recorded_run() -> None:
     )
     rules = [line for line in block.split("\n") if line.startswith("| violations: ")]
     assert len(rules) == len(kept["texts"]) == 4
+
+
+def test_the_recorded_run_shows_what_it_must() -> None:
+    kept = json.loads((ROOT / "docs" / "quickstart.json").read_text(encoding="utf-8"))
+    plan = yaml.safe_load((ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8"))
+    rules = Principles.read(ROOT / "recipes" / "principles.yaml")
+    assert kept["texts"] == {p.id: p.text for p in rules} and len(rules) == 4
+    assert len({p.kind for p in rules}) == 2 and all(p.check for p in rules)
+    assert kept["n_prompts"] == plan["steps"]["held_out"]["held_out"] >= 60
+    assert kept["violations_after"] <= 0.5 * kept["violations_before"]
+    low, high = kept["difference_interval"]
+    assert low <= kept["violations_after"] - kept["violations_before"] <= high < 0
+    assert kept["relevance_after"] >= 0.95 * kept["relevance_before"]
+    assert kept["ability_metric"] == "held-out nats per token"  # of which fewer are better
+    assert kept["ability_after"] <= 1.05 * kept["ability_before"]

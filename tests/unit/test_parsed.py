@@ -75,7 +75,7 @@ def test_it_is_no_larger_than_needed(
 ) -> None:
     monkeypatch.setattr(parsed, "MOST", 4)
     key()
-    key("truing.core.levels")
+    key("truing.core.products")
     memory = parsed._Memory(tmp_path / parsed._name())
     assert set(memory.found) == set(parsed.memory().used) and len(memory.found) == 1
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import importlib
 import json
 import math
 import os
+import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from truing import context, lineage, pipeline, recipe
+from truing import context, lineage, naming, pipeline, recipe
 from truing.cli import main
 from truing.errors import InputError, Stopped
 from truing.keys import modules_of, step_key
@@ -284,6 +289,8 @@ def test_store_verify_gc_and_export(folder: Path, store: Store) -> None:
     with pytest.raises(InputError, match=r"unknown step 'parts'.*'part'"):
         store.export(f"{result.folder}/parts", str(folder / "none"))
     (result.folder / "manifest.json").unlink()
+    assert store.gc() == []  # it may have been moved
+    _older(store.root / "roots", 40)
     assert [g["key"] for g in store.gc()] == [key]
     table = next((store.root / "artefacts").glob("*/*/data/table.parquet"))
     table.write_bytes(b"damaged")
@@ -327,6 +334,88 @@ def test_why_leads_back_to_principle_and_filters(
     assert "['checked min_words', 'near_duplicates 0.1']" in found.text()
     with pytest.raises(InputError, match="no rows have an id"):
         lineage.why("zzzz", run=result.folder)
+    said = lineage.Found("r", {"completion": "\x1b[2J\x9b2J Hi\tthere"}).text()
+    assert said.endswith(r"\x1b[2J\x9b2J Hi there")  # spelt, so that no terminal obeys it
+
+
+def test_rows_of_different_files_that_have_one_id(folder: Path) -> None:
+    """Both files count from 1: a sample of one does not come from a row of the other."""
+    train = Table("prompt", [{"id": i, "prompt": f"trained on {i}"} for i in ("7", "9")])
+    lineage_of: dict[str, object] = {"parents": ["7"]}
+    sample = {"prompt": "held out", "completion": "a", "lineage": lineage_of}
+    samples = Table("example", [sample, {"id": "9", "prompt": "q", "completion": "b"}])
+    results = {"part": train, "report": Report("r", [Measure("m", 1, 1, 1, 1)], samples)}
+    steps: dict[str, dict[str, context.Json]] = {
+        "part": {"method": "select/sample", "key": "k", "inputs": {"data": ["train.jsonl"]}},
+        "report": {"method": "evaluate/x", "key": "k", "inputs": {"prompts": ["held.jsonl"]}},
+    }
+    rows = lineage.Rows(results, steps)
+    found = rows.trace(*rows.find(str(samples[0]["id"])))
+    assert found.made_by == "report (evaluate/x)"
+    assert [p.made_by for p in found.parents] == ["a source outside this run"]
+    with pytest.raises(InputError, match="part/9 or report/9"):
+        rows.find("9")
+    assert rows.trace(*rows.find("report/9")).row["completion"] == "b"
+    steps["report"]["inputs"] = {"prompts": ["part"]}
+    rows = lineage.Rows(results, steps)
+    found = rows.trace(*rows.find(str(samples[0]["id"])))
+    assert [p.made_by for p in found.parents] == ["part (select/sample)"]
+
+
+def test_why_of_results_that_are_gone(
+    folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run(folder, store)
+    result.folder.rename(moved := folder / "archive")
+    monkeypatch.setattr(pipeline, "Store", lambda: store)
+    assert store.gc() == []  # a moved run is no deleted one
+    part = result.results["part"]
+    assert isinstance(part, Table)
+    id = str(part[0]["id"])
+    assert lineage.why(id, run=moved).id == id
+    store.gc(days=0)
+    with pytest.raises(InputError, match="results of 3 of 3 steps are not in the store"):
+        lineage.why(id, run=moved)
+
+
+def test_what_settings_name_by_its_key_is_in_use(
+    folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUING_HOME", str(folder / "home"))
+    store = Store()
+    store.put(key := "a1" * 16, Principles([Principle("brief", "Be brief.")]), {})
+    assert naming.found_at(key[:14]) is not None
+    assert store.gc(days=1) == []
+    _older(store.root / "recent" / key, 2)
+    assert [g["key"] for g in store.gc(days=1)] == [key]
+
+
+def test_who_waits_for_a_step_is_told(
+    folder: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[Result] = []
+    waiter = threading.Thread(target=lambda: done.append(run(folder, store)))
+    key = str(run(folder, store).run.steps["part"]["key"])
+    with store.lock(key):
+        waiter.start()
+        waiter.join(1.0)
+        assert not done
+    waiter.join()
+    told = "part: another process makes this step; waiting for it"
+    assert len(done) == 1 and told in capsys.readouterr().err
+
+
+def test_a_file_system_without_locks(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setenv("TRUING_HOME", str(folder / "home"))
+    monkeypatch.setattr(fcntl, "flock", absent)
+    assert main(["run", str(folder / "r.yaml"), "--runs", str(folder / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert "this file system has no locks" in said and "Set TRUING_HOME to a disk" in said
 
 
 def test_lists_of_a_row_are_shown_whatever_they_hold() -> None:
@@ -384,12 +473,14 @@ def test_scratch_that_nobody_goes_on_from_is_collected(folder: Path, store: Stor
         _older(store.scratch(key), 0 if key == "new" else 40)
     (folder / "stopped").mkdir()
     (folder / "stopped" / "manifest.json").write_text("{}")
-    store.root_run(folder / "stopped", ["run"])
+    store.roots.keep_run(folder / "stopped", ["run"])
     with store.lock("runs"):  # a step that says nothing for long
         assert store.gc() == [{"key": "old", "deleted": "scratch"}]
     assert store.gc(41) == []
     assert store.gc() == [{"key": "runs", "deleted": "scratch"}]
     (folder / "stopped" / "manifest.json").unlink()
+    assert store.gc() == []  # it may have been moved
+    _older(store.root / "roots", 40)
     assert store.gc() == [{"key": "run", "deleted": "scratch"}]
 
 
@@ -552,6 +643,9 @@ def test_a_package_may_import_its_modules_by_dots(
     for value in (1, 2):
         (tmp_path / "dots/impl.py").write_text(f"def f():\n    return {value}\n")
         code._known.clear()
+        for name in ("dots", "dots.impl"):  # as in a process of its own
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
         keys.add(code.code_key(["dots"]))
     assert len(keys) == 2
 

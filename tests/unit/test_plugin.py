@@ -9,8 +9,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
+
+from truing.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "tests" / "plugin"
@@ -69,6 +72,13 @@ def test_it_runs_and_is_stored(installed: Path) -> None:
     assert first.returncode == 0, first.stderr
     assert json.loads(first.stdout)["about"].startswith("2 ")
     assert json.loads(again.stdout)["cached"] is True
+    facts = Store().facts(json.loads(first.stdout)["key"])
+    assert cast("dict[str, str]", facts["versions"])["my-methods"] == "1.0"
+    record = installed / "my_methods-1.0.dist-info" / "METADATA"
+    record.write_text(record.read_text().replace("Version: 1.0", "Version: 1.1"))
+    third = truing(installed, *words)
+    assert "made with my-methods 1.0, now 1.1" in third.stderr
+    record.write_text(record.read_text().replace("Version: 1.1", "Version: 1.0"))
     wrong = truing(installed, "select", "long-answers", "--data", str(data), "--leest", "5")
     assert wrong.returncode == 2 and "Did you mean 'least'?" in wrong.stderr
 

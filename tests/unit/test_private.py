@@ -102,8 +102,7 @@ def test_nothing_secret_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_secret_of_the_wrong_type_is_not_shown(tmp_path: Path) -> None:
     plan = Plan("secret", folder=tmp_path)
-    plan.step("end", "serve/openai", model="http://127.0.0.1:9/v1#m")
-    plan.override('end.token=["s3cret"]')
+    plan.step("end", "serve/openai", model="http://127.0.0.1:9/v1#m", token=["s3cret"])
     with pytest.raises(InputError) as error:
         plan.check()
     assert "s3cret" not in str(error.value) and "token" in str(error.value)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pyarrow as pa
 import pytest
@@ -25,6 +26,7 @@ from truing.principles import Principles
 from truing.tables import Table
 
 PAIRS = [{"prompt": f"Say {i}.", "chosen": f"It is {i}", "rejected": f"No {i}"} for i in range(4)]
+SAME: list[dict[str, object]] = [{"id": 7, **row} for row in PAIRS]
 ONCE: dict[str, Any] = {"steps": 1, "batch": 2, "rank": 2}
 
 
@@ -84,6 +86,8 @@ def test_a_method_called_as_its_command_is(tiny_path: Path, file: Path, tmp_path
         (("MODEL", "MODEL"), "a folder without table.parquet"),
         (("MODEL", PAIRS, "MODEL", "MODEL", "MODEL"), "takes . inputs"),
         (("MODEL", None), "input 'data' .Table. is missing"),
+        (("MODEL", SAME), "train/dpo: input 'data' row 2: field 'id' is that of row 1"),
+        (("MODEL", Table("pair", SAME)), "train/dpo: table row 2: field 'id' is that of row 1"),
         ((), "input 'model' .Model. is missing"),
     ],
 )
@@ -104,6 +108,24 @@ def test_other_mistakes_in_a_call(model: Model) -> None:
         methods["linear"]({"a": PAIRS})
     with pytest.raises(InputError, match="'principles' takes a Principles"):
         methods["principle_pairs"](model, [{"prompt": "a"}], [{"id": "a"}])
+
+
+def test_rows_changed_in_place_are_other_rows(model: Model) -> None:
+    table = Table("pair", PAIRS)
+    made = [methods["dpo"](model, table, **ONCE)]
+    for row in table:
+        row["chosen"] = "Quite another"
+    made.append(methods["dpo"](model, table, **ONCE))
+    assert made[0].key != made[1].key
+
+
+def test_what_a_notebook_shows() -> None:
+    assert re.fullmatch(r"<\d+ methods: \d+ of specify, .*\d+ of train, .*>", repr(methods))
+    plan = truing.Plan("mine")
+    plan.step("few", "select/sample", data="helpful_pairs", n=2)
+    assert repr(plan) == "Plan(mine, 1 steps: few)"
+    # Which noun it is no type checker can know: users need no cast.
+    assert get_type_hints(type(methods["dpo"]).__call__)["return"] is Any
 
 
 def test_principles_from_their_file(model: Model, tmp_path: Path) -> None:

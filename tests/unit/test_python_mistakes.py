@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 
+from truing.context import Context
 from truing.errors import InputError
+from truing.given import as_noun
 from truing.models import Model
+from truing.pipeline import run
+from truing.plan import Plan
 from truing.principles import Principle, Principles
 from truing.reports import Measure, Report
 from truing.tables import Table
@@ -46,6 +50,24 @@ def test_a_mistake_is_named(call: Callable[[], object], part: str) -> None:
     with pytest.raises(InputError) as error:
         call()
     assert part in str(error.value) and error.value.fix
+
+
+def test_the_sign_of_home_is_no_folder(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    report, model = Report("r", [Measure("m", 1, 1, 1, 1)]), Model.open(tiny_path)
+    made = [TABLE.write("~/r.jsonl"), TABLE.save("~/table"), RULES.save("~/rules")]
+    made += [report.save("~/report"), model.save("~/model"), model.export("~/plain")]
+    assert all(path.is_relative_to(tmp_path) for path in made) and not Path("~").exists()
+    assert Table.read("~/r.jsonl").key == Table.load("~/table").key == TABLE.key
+    assert Principles.load("~/rules").key == as_noun("Principles", "~/rules", "").key == RULES.key
+    assert Report.load("~/report").key == report.key and Model.load("~/model").key == model.key
+    assert Context(folder=Path("~/scratch")).folder == tmp_path / "scratch"
+    plan = Plan("plan")
+    plan.step("few", "select/sample", data="~/r.jsonl", n=1)
+    assert run(plan, "~/runs").folder.is_relative_to(tmp_path)
 
 
 @pytest.mark.parametrize("ways", ["save", "export"])

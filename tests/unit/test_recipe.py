@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from truing import recipe, sources
 from truing.cli import main
+from truing.core import limits
 from truing.errors import InputError
 from truing.plan import Plan
 from truing.signature import Setting
@@ -156,6 +157,45 @@ def test_overrides(folder: Path) -> None:
         plan.override("parts.held_out=1")
     with pytest.raises(InputError, match=r"STEP\.SETTING=VALUE"):
         plan.override("part.held_out")
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "value"),
+    [
+        ("train/grpo", "rewards={a: {use: max_words, n: 9}}", {"a": {"use": "max_words", "n": 9}}),
+        ("train/grpo", 'rewards={"a": {"use": "no_lists"}}', {"a": {"use": "no_lists"}}),
+        ("synthesize/magpie", "system=42", "42"),
+        ("synthesize/magpie", "n=3", 3),
+    ],
+)
+def test_an_override_is_read_as_an_option_is(method: str, given: str, value: object) -> None:
+    plan = Plan("p")
+    rows = {"data": "everyday_prompts"} if "grpo" in method else {"n": 2}
+    plan.step("made", method, model="smollm2-135m-instruct", **rows)
+    plan.override(f"made.{given}")
+    (made,) = plan.check()
+    assert made.settings[given.partition("=")[0]] == value
+
+
+def test_a_model_of_an_override_may_say_what_it_consists_of() -> None:
+    plan = Plan("p")
+    plan.model("judge", "smollm2-135m-instruct")
+    said = {"endpoint": "http://127.0.0.1:9/v1", "model": "large", "requests": 5}
+    plan.override("models.judge={endpoint: http://127.0.0.1:9/v1, model: large, requests: 5}")
+    assert plan.models["judge"] == limits.address(said)
+    plan.override("models.judge=135")
+    assert plan.models["judge"] == "135"
+
+
+def test_names_of_steps(folder: Path) -> None:
+    plan = load(folder, GOOD.replace("clean", "v1").replace("  part:", "  v1.0:"))
+    plan.override("v1.0.held_out=1")
+    assert plan.check()[1].settings["held_out"] == 1
+    for name in ("a/b", "a=b", "''"):
+        with pytest.raises(InputError, match=r"r\.yaml line 9 step.*without '/' and '='"):
+            load(folder, GOOD.replace("  part:", f"  {name}:"))
+    with pytest.raises(InputError, match=r"seen: 1\)\. Give mine or 1; .* in quotes$"):
+        load(folder, GOOD.replace("clean", "1"))
 
 
 def test_an_override_may_mend_a_bad_value(folder: Path) -> None:

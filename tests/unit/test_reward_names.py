@@ -179,7 +179,8 @@ def test_on_the_command_line(
         assert line["cached"] is (len(keys) > 1)
     assert len(set(keys)) == 1  # however the folder is written
     rewards = "{steps: {use: step_reward, model: prmm}}"
-    assert main([*grpo, "--model", "fetched-later", "--rewards", rewards]) == 2
+    grpo[grpo.index("--model") + 1] = "fetched-later"
+    assert main([*grpo, "--rewards", rewards]) == 2
     assert "setting 'rewards'" in (said := capsys.readouterr().err) and "'prmm'" in said
 
 

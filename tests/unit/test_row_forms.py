@@ -520,6 +520,44 @@ def test_other_columns_of_these_names_are_records(row: Row) -> None:
     assert Table("", [row]).kind == "record"
 
 
+# Rows as pandas and numpy have them
+
+
+def test_nan_among_texts_is_nothing() -> None:
+    nan = float("nan")
+    row: Row = {"instruction": "Say hi", "input": nan, "output": "hi", "system": nan, "id": nan}
+    table = Table("", [row | {"share": nan}, row | {"input": "now"}])
+    assert [r["prompt"] for r in table.expect("example")] == ["Say hi", "Say hi\nnow"]
+    assert table[0]["share"] != table[0]["share"] and "nan" not in (r["id"] for r in table)
+    steps: Row = {
+        "prompt": "a",
+        "steps": ["b", "c"],
+        "labels": [1, 0],
+        "separator": np.float32(nan),
+    }
+    assert "separator" not in Table("steps", [steps])[0]
+
+
+def test_values_of_numpy_are_plain_ones(tmp_path: Path) -> None:
+    asked = {"prompt": "Why?"}
+    rows: list[Row] = [
+        asked | {"completion": "So.", "label": np.True_},
+        asked | {"completion": "So.", "score": np.float32(0.5), "rank": np.int64(2)},
+        asked | {"completions": np.array(["So.", "No."]), "scores": np.array([0.5, 1.0])},
+        asked
+        | {"completions": ["So.", np.str_("No.")], "scores": [np.float32(0.5), np.float32(1)]},
+        {side: np.array([user("Why?"), said(side)]) for side in ("chosen", "rejected")},
+    ]
+    tables = [Table("", [row]) for row in rows]
+    assert [t.kind for t in tables] == ["unpaired", "judgement", "group", "group", "dialogue_pair"]
+    assert tables[0][0]["label"] is True and type(tables[1][0]["rank"]) is int
+    assert tables[2].key == tables[3].key
+    for table in tables:  # a row is the same before and after it has been written
+        assert Table.read(table.write(tmp_path / "t.jsonl")).key == table.key
+    image = Table("record", [{"image": np.eye(2)}])[0]["image"]
+    assert isinstance(image, np.ndarray)
+
+
 # Contents of messages
 
 

@@ -369,6 +369,10 @@ def test_the_remedy_is_for_what_does_not_fit(
 def test_rows_that_are_measured_only_take_two_blocks() -> None:
     # 1000 + 500 (2 * 10) bytes; and the logits of 500 tokens, which four tensors hold
     assert MADE.measured(500) == 11_000
+    # A GPU's masks are there once, with and without gradients, whatever is computed again.
+    wide = replace(MADE, masks=7)
+    assert wide.measured(500) == MADE.measured(500) + 500 * 7
+    assert all(wide.needed(9, again) == MADE.needed(9, again) + 9 * 7 for again in (True, False))
     headed = Forecast(state=0, inside=10.0, input=1, logits=8, blocks=8)
     assert headed.measured(500) == 4 * 500 * 8 + 500 * 20 < headed.needed(500, True)
 

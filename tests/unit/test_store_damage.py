@@ -8,13 +8,14 @@ import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from truing import jsontext, models, pipeline
 from truing.cli import main
 from truing.errors import Damaged, InputError, OtherVersion, Unread
 from truing.method import methods
-from truing.models import Model
+from truing.models import Model, Prefix
 from truing.principles import Principle, Principles
 from truing.report.facts import read_metrics
 from truing.reports import Measure, Report
@@ -129,6 +130,21 @@ def test_what_another_version_wrote_is_left(store: Store, monkeypatch: pytest.Mo
     assert store.verify() == [] and store.has(made.key)
 
 
+def test_kinds_of_another_version_are_left(store: Store, tiny_path: Path) -> None:
+    prefix = Prefix([{"role": "user", "content": "a"}])
+    store.put("1" * 32, Model.open(tiny_path).adding(prefix), {})
+    store.put("2" * 32, Table("text", [{"text": "a"}]), {})
+    (path,) = store.root.rglob("model.json")
+    path.write_text(path.read_text().replace('"prefix"', '"suffix"'))
+    with pytest.raises(OtherVersion, match="unknown change 'suffix'"):
+        store.load("1" * 32)
+    (path,) = store.root.rglob("table.parquet")
+    data = pq.read_table(path)
+    meta = {**data.schema.metadata, b"truing.kind": b"haiku"}
+    pq.write_table(data.replace_schema_metadata(meta), path)
+    assert store.verify() == [] and len(store.keys()) == 2
+
+
 def picky(tiny_path: Path) -> Model:
     rules = Principles([Principle("brief", "Be brief.", check={"use": "max_words", "n": 4})])
     made = methods["best_of_n"](Model.open(tiny_path), rules, n=2)
@@ -177,7 +193,7 @@ def test_a_held_artefact_whose_folder_is_gone_is_read_from_another(
 
 def test_gc_removes_what_kills_left_beside_artefacts(store: Store) -> None:
     made = cleaned(store)
-    store.root_recent(made.key)
+    store.roots.keep_recent(made.key)
     folder = store.root / "artefacts" / made.key[:2]
     left = [folder / f".{made.key}.gone", folder / f".{made.key}.8xk2", folder / ".ab.12"]
     for path in left:
@@ -197,7 +213,7 @@ def test_gc_reads_what_runs_refer_to_once_and_sees_a_run_that_begins_meanwhile(
     for i in range(3):
         (folder := tmp_path / f"run{i}").mkdir()
         (folder / "manifest.json").write_text("{}")
-        store.root_run(folder, [keys[0]])
+        store.roots.keep_run(folder, [keys[0]])
     read, lock, files_read = json.loads, store.lock, 0
 
     def counted(text: str) -> object:
@@ -207,7 +223,7 @@ def test_gc_reads_what_runs_refer_to_once_and_sees_a_run_that_begins_meanwhile(
 
     def locked(key: str, *, wait: bool = True) -> AbstractContextManager[bool]:
         if key == keys[2]:  # a run takes it up just before gc looks at it
-            store.root_run(tmp_path / "run1", [keys[2]])
+            store.roots.keep_run(tmp_path / "run1", [keys[2]])
         return lock(key, wait=wait)
 
     monkeypatch.setattr(store, "lock", locked)
@@ -242,11 +258,11 @@ def test_a_root_that_cannot_be_read(store: Store, tmp_path: Path, text: str) -> 
     made = cleaned(store)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "manifest.json").write_text("{}")
-    store.root_run(tmp_path / "run", [made.key])
+    store.roots.keep_run(tmp_path / "run", [made.key])
     (path,) = (store.root / "roots").iterdir()
     path.write_text(text)
     with pytest.raises(InputError, match="what a run refers to cannot be read"):
         store.gc()
     assert store.has(made.key)
-    store.root_run(tmp_path / "run", [made.key])
+    store.roots.keep_run(tmp_path / "run", [made.key])
     assert store.gc() == []

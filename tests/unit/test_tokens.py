@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from truing.core import loaded, tokens
+from truing.core import loaded, lora, tokens
 from truing.core.opening import same_tokens
 from truing.errors import InputError
 from truing.merge.linear import linear
@@ -138,6 +138,35 @@ def test_a_base_without_a_template_takes_the_experts(written: Path, tmp_path: Pa
     for merged in (*made, mixture_of_experts(both)):
         template = loaded.load_tokenizer(merged).chat_template
         assert template == loaded.load_tokenizer(expert).chat_template != ""
+
+
+def test_what_lies_beside_an_adapter_is_taken(
+    written: Path, tiny_path: Path, tmp_path: Path
+) -> None:
+    """It was trained in that format and on those tokens, and the base's were taken for it."""
+    base, folder = Model.open(written), tmp_path / "a"
+    lora.attach(base.load_module("float32", "cpu", fresh=True).module, 2).save(
+        folder, base=str(written)
+    )
+    assert Model.open(folder).base_key == base.base_key
+    (folder / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}:")
+    told, other = Model.open(folder), shutil.copytree(folder, tmp_path / "b")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_path / name, other)  # which has no merges
+    own = Model.open(other)
+    assert len({base.key, Model.open(written).adding(*own.changes).key, told.key, own.key}) == 4
+    assert own.thinking(True).local.words == other
+    for model, ids in ((told, 1), (own, 3)):
+        saved = Model.open(model.save(tmp_path / f"saved{ids}"))
+        assert saved.key == model.key
+        merged = mixture_of_experts({"a": model, "b": model})
+        for one in (model, saved, Model.open(model.export(tmp_path / f"plain{ids}")), merged):
+            tokenizer = loaded.load_tokenizer(one)
+            assert tokenizer.chat_template == "{{ messages[-1]['content'] }}:"
+            assert len(tokenizer.encode("the")) == ids
+        with pytest.raises(InputError, match="differ in tokenizer or chat template"):
+            same_tokens({"a": model, "b": base})
+    same_tokens({"a": own, "b": Model.open(tmp_path / "saved3")})
 
 
 def test_weights_are_merged_as_ever(written: Path, tmp_path: Path) -> None:

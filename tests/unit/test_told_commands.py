@@ -16,6 +16,7 @@ from truing import cli
 from truing.catalogue import VERBS
 from truing.command import OWN
 from truing.method import methods
+from truing.parser import Parser, command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -47,9 +48,9 @@ def _options(words: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def parsers() -> dict[str, cli.Parser]:
+def parsers() -> dict[str, Parser]:
     """The parsers of the commands that are no verbs, by name."""
-    parser = cli._parser()  # pyright: ignore[reportPrivateUsage]
+    parser = command_line()
     (found,) = (
         action.choices
         for action in parser._actions  # pyright: ignore[reportPrivateUsage]
@@ -58,7 +59,11 @@ def parsers() -> dict[str, cli.Parser]:
     return found
 
 
-def _faults(line: str, parsers: dict[str, cli.Parser]) -> str:
+def test_every_command_has_a_parser(parsers: dict[str, Parser]) -> None:
+    assert list(cli.COMMANDS) == list(parsers)
+
+
+def _faults(line: str, parsers: dict[str, Parser]) -> str:
     """What a command names that is not there; "" for a right one, and for half a command."""
     try:
         _, first, *words = shlex.split(re.split(r" [|>#;&]| \.\.\.", line)[0])
@@ -83,7 +88,7 @@ ACTIONS = {"ls", "verify", "gc", "export"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_name_methods_and_settings(page: Path, parsers: dict[str, cli.Parser]) -> None:
+def test_commands_name_methods_and_settings(page: Path, parsers: dict[str, Parser]) -> None:
     for line in _commands(page.read_text(encoding="utf-8")):
         assert not _faults(line, parsers), line
 
@@ -104,7 +109,7 @@ def _said(code: str) -> list[str]:
     return [line for text in _texts(ast.parse(code)) for line in _inline(text)]
 
 
-def test_commands_that_the_code_tells_are_there(parsers: dict[str, cli.Parser]) -> None:
+def test_commands_that_the_code_tells_are_there(parsers: dict[str, Parser]) -> None:
     code = {p: _said(p.read_text(encoding="utf-8")) for p in (ROOT / "src").rglob("*.py")}
     wrong = {(p.name, one) for p, lines in code.items() for one in lines if _faults(one, parsers)}
     assert not wrong
@@ -123,7 +128,7 @@ def test_commands_that_the_code_tells_are_there(parsers: dict[str, cli.Parser]) 
     ],
 )
 def test_a_wrong_command_in_the_code_is_told(
-    code: str, fault: str, parsers: dict[str, cli.Parser]
+    code: str, fault: str, parsers: dict[str, Parser]
 ) -> None:
     assert _said(code) and "".join(_faults(line, parsers) for line in _said(code)) == fault
 
@@ -148,7 +153,7 @@ def test_steps_name_methods_and_settings(page: Path) -> None:
 
 
 def test_commands_are_found_and_a_wrong_one_is_told(
-    tmp_path: Path, parsers: dict[str, cli.Parser]
+    tmp_path: Path, parsers: dict[str, Parser]
 ) -> None:
     page = tmp_path / "page.md"
     page.write_text(

@@ -30,7 +30,7 @@ def seen_by(packed: Packed, at: int) -> list[int]:
     return before + list(range(own.start, at + 1))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(derandomize=True, database=None, max_examples=80, deadline=None)
 @given(st.lists(node, min_size=1, max_size=5), st.integers(1, 60))
 def test_each_row_is_what_it_is_alone(trees: list[Node], budget: int) -> None:
     packs = pack(trees, budget)
@@ -58,7 +58,7 @@ def test_each_row_is_what_it_is_alone(trees: list[Node], budget: int) -> None:
                 assert packed.source_M[found].tolist() == [places[i - 1] for i in wanted]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(derandomize=True, database=None, max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 40), max_size=20), st.integers(1, 60))
 def test_split_keeps_order_and_budget(sizes: list[int], budget: int) -> None:
     runs = split(sizes, budget)
@@ -80,7 +80,7 @@ def test_split_is_even() -> None:
     assert split([], 10) == []
 
 
-@settings(max_examples=200, deadline=None)
+@settings(derandomize=True, database=None, max_examples=200, deadline=None)
 @given(tokens(ids=100, length=6), st.integers(2, 9), st.data())
 def test_pieces_score_each_token_once(
     row: list[tuple[int, bool]], limit: int, data: st.DataObject

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
 
-from truing.core import shared, waves
+from truing.core import shared, together, waves
+from truing.core.distributed import Processes
 from truing.core.past import Past
 from truing.core.sampling import Sampled, SamplingSettings, next_logps, sample
 from truing.core.tiny import tiny_model
@@ -78,12 +79,12 @@ class OnGpu(nn.Module):
 @pytest.mark.parametrize(
     ("memory", "weights", "want"),
     [
-        (16, 2, 8), (24, 15, 8), (40, 15, 10), (80, 15, 20), (80, 64, 8), (80, 56, 12),
-        (80, 90, 8), (140, 15, 35),
+        (12, 6, 3), (16, 2, 4), (24, 15, 4.5), (40, 15, 10), (80, 15, 20), (80, 64, 8),
+        (80, 56, 12), (80, 90, 0.25), (140, 15, 35),
     ],
 )  # fmt: skip
 def test_a_larger_gpu_holds_more(
-    memory: int, weights: int, want: int, monkeypatch: pytest.MonkeyPatch
+    memory: int, weights: int, want: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for less in (0, 2**27, -(2**27)):  # drivers differ a little, which must not change waves
         monkeypatch.setattr(waves, "memory_of", lambda device, n=less: memory * 2**30 - n)
@@ -182,3 +183,15 @@ def test_the_end_of_memory_is_told_in_words_of_who_draws() -> None:
     assert "budget" not in said and "batch" not in said
     with pytest.raises(RuntimeError, match="shapes differ"):
         sample(MODULE, PROMPTS, settings, logits=wrong)
+
+
+def test_another_process_says_so_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(together, "begin", lambda: (Processes(1, 2), None))
+    full = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    assert together._say(RuntimeError(full)) == Stopped.exit_code
+    said = capsys.readouterr().err
+    assert "process 2 of 2: this machine has not enough memory" in said and "Traceback" not in said
+    assert together._say(RuntimeError("shapes differ")) == 1
+    assert "Traceback" in capsys.readouterr().err

@@ -52,6 +52,20 @@ def test_missing_shard_is_named(tmp_path: Path) -> None:
         open_weights(tmp_path)
 
 
+@pytest.mark.parametrize("place", ["../other", "weights"])
+def test_shards_lie_beside_their_index(tmp_path: Path, place: str) -> None:
+    """Elsewhere, keys of models and copies of them would not have them."""
+    folder, shards = tmp_path / "model", tmp_path / "model" / place
+    folder.mkdir()
+    shards.mkdir()
+    write(shards, _tensors().items(), shard_bytes=900)
+    index = json.loads((shards / INDEX).read_text())
+    index["weight_map"] = {n: f"{place}/{file}" for n, file in index["weight_map"].items()}
+    (folder / INDEX).write_text(json.dumps(index))
+    with pytest.raises(InputError, match=rf"missing.*{place}/model-00001.*in one folder"):
+        open_weights(folder)
+
+
 def test_pickled_weights_are_not_opened(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match="no weights in safetensors"):
