@@ -46,7 +46,8 @@ R = TypeVar("R", pytest.TestReport, pytest.CollectReport)
 
 
 def _explained(report: R) -> R:
-    if report.skipped and not SKIPPED.search(str(report.longrepr)):
+    expected = hasattr(report, "wasxfail")
+    if report.skipped and not expected and not SKIPPED.search(str(report.longrepr)):
         report.outcome = "failed"
         report.longrepr = f"skipped for no known reason: {report.longrepr}"
     return report

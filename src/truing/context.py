@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from truing.core.files import expanded
+from truing.errors import InputError
 
 if TYPE_CHECKING:
     from truing.store import Noun
@@ -71,7 +72,14 @@ class Journal:
         start, size = self._places[key]
         own = self._file
         with self.path.open("rb") if own.closed else contextlib.nullcontext(own) as file:
-            return json.loads(os.pread(file.fileno(), size, start))[1]
+            found, value = json.loads(os.pread(file.fileno(), size, start))
+        if found != key:
+            raise InputError(
+                "its lines are not where they were written",
+                where=str(self.path),
+                fix="Let one process at a time work in this folder, and begin anew in another",
+            )
+        return value
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
@@ -86,10 +94,10 @@ class Journal:
         except UnicodeEncodeError:  # a reply that was cut inside a character comes back as it was
             line = json.dumps([key, value]).encode() + b"\n"
         with self._lock:
-            start = self._file.seek(0, os.SEEK_END)
             self._file.write(line)
             self._file.flush()
-            self._places[key] = (start, len(line))
+            # Lines are added at the end, wherever that was: others may have written there, too.
+            self._places[key] = (self._file.tell() - len(line), len(line))
 
     def close(self) -> None:
         """Flush to the disk and close."""
@@ -256,8 +264,10 @@ class Context:
     def keep(self, name: str, noun: Noun) -> None:
         """Note a by-product of the step, such as a critic: it is stored beside what is returned.
 
-        A second one of a name is called NAME-2.
+        A second one of a name is called NAME-2. A plain call stores nothing and keeps none.
         """
+        if self.thrown_away:
+            return
         number = 1 + sum(n.partition("-")[0] == name for n in self.beside)
         self.beside[name if number == 1 else f"{name}-{number}"] = noun
 

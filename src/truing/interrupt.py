@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Generator
 from types import FrameType
 
-from truing.errors import Stopped
+TWICE = 1.0  # seconds within which a second SIGTERM is the first one: of the group, of the process
 
 
 @contextlib.contextmanager
@@ -46,7 +47,7 @@ def heard() -> Generator[None]:
 
 @contextlib.contextmanager
 def ended() -> Generator[None]:
-    """SIGTERM inside the block stops what runs, once, so that nothing is left half-made behind it.
+    """SIGTERM inside the block is what Ctrl-C is, so that nothing is left half-made behind it.
 
     Outside the main thread, or where somebody listens to it, the block runs as it is.
     """
@@ -54,10 +55,18 @@ def ended() -> Generator[None]:
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
+    told = -TWICE
 
     def end(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # to the group and to the process, it comes twice
-        raise Stopped("told to end, by SIGTERM", fix="The same command goes on from here")
+        nonlocal told
+        if time.monotonic() - told < TWICE:
+            return
+        told = time.monotonic()
+        listens = signal.getsignal(signal.SIGINT)
+        if callable(listens):
+            listens(signal.SIGINT, frame)
+        else:  # such as in a shell's background, where Ctrl-C is ignored
+            raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, end)
     try:

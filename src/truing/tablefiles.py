@@ -290,7 +290,7 @@ def _parquet(path: Path, kind: str, limit: int) -> Table:
         for values in zip(*columns.values(), strict=True)
     ]
     written = meta.get("truing.kind", "")
-    if written and written not in KINDS:
+    if not kind and written and written not in KINDS:
         said = "holds rows of a kind that this version does not know"
         raise OtherVersion(said, where=str(path), seen=written, fix="Upgrade truing")
     kind = kind or written

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from truing.core import attention
 from truing.core.attention import attend
 from truing.core.layout import BLOCK, LONG, Layout
 from truing.core.tree import Node, Segment, pack
@@ -132,6 +133,16 @@ def test_nodes_are_read_in_pieces_with_the_heads_of_a_key_together() -> None:
         )
         pairs += own * seen
     assert pairs < 0.7 * 400**2
+
+
+def test_key_heads_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = segments_of(node(150, node(20), node(9)))
+    monkeypatch.setattr(attention, "MOST", 2 * BLOCK * 2 * 150)
+    block = Layout(segments).blocks()[0]
+    assert len(attention._turns(6, block, 2)) == 3 and len(attention._turns(6, block, 1)) == 2
+    compare(segments, 12, 6, torch.float32)
+    monkeypatch.setattr(attention, "MOST", 1)
+    compare(segments, 12, 6, torch.float32)
 
 
 def test_masks_of_long_rows_stay_small() -> None:

@@ -88,7 +88,7 @@ def test_a_run_that_is_told_to_end_is_stopped(tmp_path: Path) -> None:
         running.terminate()
         said = running.communicate()[1]
     assert running.returncode == Stopped.exit_code
-    assert "told to end, by SIGTERM. The same command goes on from here" in said
+    assert "stopped; the same command goes on from here" in said  # as after Ctrl-C
     (manifest,) = tmp_path.glob("runs/*/manifest.json")
     assert json.loads(manifest.read_text())["status"] == "stopped"
 
@@ -102,3 +102,28 @@ def test_who_listens_to_being_told_to_end_still_does() -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     assert seen == [signal.SIGTERM]
+
+
+def test_being_told_to_end_is_swallowed_by_no_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As a reward of a user's own may be written.
+    def careless() -> float:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception:
+            return 0.0
+        return 1.0
+
+    for _ in range(2):  # and the next one is heard again
+        with pytest.raises(KeyboardInterrupt), interrupt.heard(), interrupt.ended():
+            careless()
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupt.heard(), interrupt.ended():
+            careless()
+    finally:
+        signal.signal(signal.SIGINT, ignored)
+    monkeypatch.setattr(interrupt, "TWICE", 60.0)
+    with interrupt.ended():  # to a group and to the process, one wish comes twice
+        with pytest.raises(KeyboardInterrupt):
+            careless()
+        assert careless() == 1.0

@@ -625,6 +625,8 @@ def test_what_python_m_runs_imports_its_neighbours(
         "key = code_key([], everything())\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
+    # Else Python takes what it compiled a moment ago: same second, same size.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     keys: list[object] = []
     for value in (1, 2):
         (folder / "near.py").write_text(f"def worth(row):\n    return {value}\n")

@@ -216,3 +216,15 @@ def test_what_scores_by_a_head_implies_no_reward(reward: Model, tiny_path: Path)
         with pytest.raises(InputError, match="scores by a head") as error:
             score("reward", ref, ROWS)
         assert "{use: reward_model" in error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("up", "learnt"),
+    [([0.3, -0.3 - 3e-8], 0.0), ([0.3, -0.29], 0.01), ([1.0, 2.0], 3.0), ([0.0, 0.0], 0.0)],
+)
+def test_rounding_teaches_the_constant_nothing(up: list[float], learnt: float) -> None:
+    head = ScoreHead(4)
+    head(torch.randn(2, 4)).backward(torch.tensor(up))
+    assert head.bias.grad is not None and float(head.bias.grad) == pytest.approx(learnt, abs=1e-7)
+    if not learnt:
+        assert not head.bias.grad.any()

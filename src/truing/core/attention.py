@@ -13,7 +13,7 @@ gradient:
     P = exp(S - L)    dV = P^T dO    dS = P * (dO V^T - rowsum(dO * O))    dQ = dS K    dK = dS^T Q
 
 P of one block of queries and one range of keys needs nothing of the others, so ancestors and blocks
-below the diagonal are plain products and never more than a block of P exists.
+below the diagonal are plain products and never more than a block of P of some heads exists.
 
 Shapes: N tokens, H query heads, G key heads, R = H / G query heads that share one, D features a
 head. Queries are kept as [G, N, R, D], so that a key head's queries are one matrix of rows.
@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from truing.core.layout import Layout, joined
+from truing.core.layout import Block, Layout, joined
 from truing.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 NAME = "truing_tree"
 KNOWN = "Known to work: Llama, Mistral, Qwen2, Qwen3, Gemma 3 and their like"
+MOST = 2**20  # numbers of P that exist at a time, unless one key head has more
 FLASH = 256  # largest head that the flash kernel of a GPU takes
 FLASHES = (8, 0)  # the oldest generation of GPUs that has it
 _locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
@@ -96,20 +97,28 @@ def backward(
     delta = (d * out_GNRD.reshape(heads, -1, size)).sum(-1, keepdim=True).neg_()
     lse = lse_GNR.neg().view(heads, -1, 1)
     q, dq = q_GNRD.view(heads, -1, size), dq_GNRD.view(heads, -1, size)
-    for x in layout.blocks():
+    turns = [(x, g) for x in layout.blocks() for g in _turns(heads, x, shared)]
+    for x, g in turns:
         rows, keys = slice(x.start * shared, x.stop * shared), slice(x.first, x.last)
-        k, v = k_GND[:, keys], v_GND[:, keys]
-        p = torch.baddbmm(lse[:, rows], q[:, rows], k.transpose(1, 2)).exp_()
-        p_GNRT = p.view(heads, x.stop - x.start, shared, -1)
+        k, v = k_GND[g, keys], v_GND[g, keys]
+        p = torch.baddbmm(lse[g, rows], q[g, rows], k.transpose(1, 2)).exp_()
+        p_GNRT = p.view(len(k), x.stop - x.start, shared, -1)
         if x.hidden is not None:
             p_GNRT[..., x.start - x.stop :].masked_fill_(x.hidden, 0.0)
         if x.far is not None:
             p_GNRT.masked_fill_(x.far, 0.0)
-        dv_GND[:, keys].baddbmm_(p.transpose(1, 2), d[:, rows])
-        p.mul_(torch.baddbmm(delta[:, rows], d[:, rows], v.transpose(1, 2)))
-        dq[:, rows].baddbmm_(p, k)
-        dk_GND[:, keys].baddbmm_(p.transpose(1, 2), q[:, rows])
+        dv_GND[g, keys].baddbmm_(p.transpose(1, 2), d[g, rows])
+        p.mul_(torch.baddbmm(delta[g, rows], d[g, rows], v.transpose(1, 2)))
+        dq[g, rows].baddbmm_(p, k)
+        dk_GND[g, keys].baddbmm_(p.transpose(1, 2), q[g, rows])
     return dq_GNRD, dk_GND, dv_GND
+
+
+def _turns(heads: int, block: Block, shared: int) -> list[slice]:
+    """Key heads that are computed together, so that P stays small."""
+    size = (block.stop - block.start) * shared * (block.last - block.first)
+    step = max(1, MOST // size)
+    return [slice(g, g + step) for g in range(0, heads, step)]
 
 
 class _Tree(torch.autograd.Function):

@@ -110,6 +110,7 @@ class Layout:
         self._masks: dict[tuple[torch.dtype, torch.device, int], list[Tensor | None]] = {}
         self._within: dict[int, Layout] = {}
         self._cut: dict[int, list[Piece]] = {}
+        self._made: dict[tuple[int, int, int], Tensor] = {}
         self._blocks: list[Block] = []
 
     def within(self, window: int | None) -> Layout:
@@ -160,8 +161,11 @@ class Layout:
         seen = own + sum(b - a for a, b in s.before)
         if not s.before and not 0 < self.window < seen:
             return None
-        mask = _mask(own, seen, like, 1, self.window)
-        return mask if seen > LONG else mask.repeat_interleave(shared, 0)
+        key = own, seen, shared
+        if key not in self._made:
+            mask = _mask(own, seen, like, 1, self.window)
+            self._made[key] = mask if seen > LONG else mask.repeat_interleave(shared, 0)
+        return self._made[key]
 
     def blocks(self) -> list[Block]:
         """All pairs of a query and a key that it sees, for the backward pass on the CPU."""

@@ -25,6 +25,7 @@ from typing import cast
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from truing.changes import Weights
 from truing.core import distributed
@@ -42,6 +43,7 @@ from truing.tables import Row, content_hash, prompt_of
 HEAD = "reward_head"
 HIDDEN = f"{HEAD}.hidden"
 SORT = f"{HEAD}.sort"
+ROUNDING = 1e-5  # share of its parts below which the sum of a gradient is rounding
 SORTS = ("answers", "steps", "reviews")  # what a head scores, by its number in that tensor
 
 # What heads that score no whole answer score, and what rewards by it.
@@ -52,6 +54,25 @@ OTHERS = {
         "principles, {use: salmon_reward, model: ..., principles: ...}",
     ),
 }
+
+
+class _Plus(torch.autograd.Function):
+    """Scores and the constant of all, whose gradient is 0 where it is nothing but rounding.
+
+    Losses of differences, as Bradley and Terry's, do not know the constant. What their gradients
+    sum up to is noise, of which an optimizer that divides by its size would make whole steps.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, made_M: Tensor, constant_1: Tensor) -> Tensor:  # type: ignore[override]
+        """Scores [M]."""
+        return made_M + constant_1
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, up_M: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Gradients of both."""
+        total, size = up_M.sum(), up_M.abs().sum()
+        return up_M, torch.where(total.abs() > ROUNDING * size, total, 0.0).reshape(1)
 
 
 class ScoreHead(nn.Module):
@@ -68,7 +89,8 @@ class ScoreHead(nn.Module):
         rows_MD = rows_MD.float()
         if self.hidden is not None:
             rows_MD = self.hidden(rows_MD).relu()
-        return torch.nn.functional.linear(rows_MD, self.weight, self.bias)[:, 0]
+        made_M = torch.nn.functional.linear(rows_MD, self.weight)[:, 0]
+        return cast(Tensor, _Plus.apply(made_M, self.bias))
 
     @staticmethod
     def of(loaded: Loaded, *, values: bool = False) -> ScoreHead:
