@@ -11,6 +11,7 @@ from truing.errors import InputError
 from truing.method import Method
 from truing.method import methods as registry
 from truing.signature import read_value
+from truing.steps import Typed
 from truing.tables import Table
 
 NO_REWARDS = "needs rewards"
@@ -41,21 +42,27 @@ def parts(text: str, mark: str) -> list[str]:
     return found
 
 
-def settings_of(given: Sequence[str], where: str) -> dict[str, object]:
-    """Settings by name from "beta=0.3" and the like."""
-    settings: dict[str, object] = {}
+def settings_of(given: Sequence[str], where: str) -> dict[str, Typed]:
+    """Settings by name from "beta=0.3" and the like, as they were typed."""
+    settings: dict[str, Typed] = {}
     for one in given:
         key, found, written = one.partition("=")
         if not found:
             raise InputError("settings are written setting=value", where=where, seen=one)
-        settings[key] = read_value(written)
+        settings[key] = Typed(written, f"{where} {key}")
     return settings
+
+
+def _bare(written: Typed) -> Typed:
+    """Without the quotes that hold its commas and marks together."""
+    value = read_value(written.text)
+    return written._replace(text=value) if isinstance(value, str) else written
 
 
 def contender(text: str, verb: str, shared: Mapping[str, object] | None = None) -> Contender:
     """ "dpo", "train/dpo" or "dpo@beta=0.3@lr=1e-4"; its own settings come before shared ones."""
     name, *given = parts(text.strip(), "@")
-    settings = dict(shared or {}) | settings_of(given, "--methods")
+    own = {n: _bare(value) for n, value in settings_of(given, "--methods").items()}
     method = registry[name if "/" in name else f"{verb}/{name}"]
     if method.returns != "Model":
         raise InputError(
@@ -65,7 +72,16 @@ def contender(text: str, verb: str, shared: Mapping[str, object] | None = None) 
             fix="Such are those of `truing list --verb train`",
         )
     label = re.sub(r"[^\w.-]+", "_", text.strip().replace("/", "-"))
+    settings = {n: _read(method, n, value) for n, value in {**(shared or {}), **own}.items()}
     return Contender(label, method.id, settings)
+
+
+def _read(method: Method, name: str, value: object) -> object:
+    """A setting as its method takes what was typed; of one that it does not have, the text."""
+    if not isinstance(value, Typed):
+        return value
+    known = method.settings.get(name)
+    return known.parse(value.text, where=value.at) if known else value.text
 
 
 def members(text: str, verb: str) -> list[str]:

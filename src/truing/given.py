@@ -133,7 +133,10 @@ def as_noun(noun: str, value: object, place: str, *, where: str = "") -> Noun:
     sorts = noun.split("|")
     try:
         if isinstance(value, tuple(NOUNS[n] for n in sorts)):
-            return told_apart(value.afresh()) if isinstance(value, Table) else cast("Noun", value)
+            if isinstance(value, Table):
+                value._key = ""  # pyright: ignore[reportPrivateUsage] - its rows may have changed
+                return told_apart(value)
+            return cast("Noun", value)
         if isinstance(value, (str, os.PathLike)):
             return open_noun(noun, os.fspath(cast("str", value)))
         rows = rows_in(value) if "Table" in sorts else None

@@ -152,7 +152,8 @@ class Rows:
             )
         id = start if start in near else near[0]
         holding = [s for s in meant if id in self._rows[s]]
-        if others := [s for s in holding if s not in self._together(id, holding[0])]:
+        together = self._together(id, holding[0])
+        if others := [s for s in holding if s not in together]:
             raise InputError(
                 "rows of different files have this id",
                 where="why",
@@ -169,18 +170,19 @@ class Rows:
     def _together(self, id: str, step: str) -> list[str]:
         """All steps that hold the row which one of them holds, in order.
 
-        Rows of another file may have the same id: those are other rows.
+        Rows of another file may have the same id: those are other rows. A step has the row that
+        those which feed it have, however it changed it, unless they have several; and equal ones.
         """
-        holding = [s for s in self._rows if id in self._rows[s]]
-
-        def alike(one: str, other: str) -> bool:
-            given = one in self._feeding(other) or other in self._feeding(one)
-            return given or row_id(self._rows[one][id]) == row_id(self._rows[other][id])
-
-        found = [step]
-        for one in found:
-            found += [s for s in holding if s not in found and alike(one, s)]
-        return [s for s in holding if s in found]
+        own = {s: row_id(rows[id]) for s, rows in self._rows.items() if id in rows}
+        found: list[list[str]] = []
+        for one in own:
+            feeding = set(self._feeding(one))
+            fed = [group for group in found if feeding & set(group)]
+            near = fed if len(fed) == 1 else []
+            near += [g for g in found if g not in near and own[one] in {own[s] for s in g}]
+            merged = [s for s in own if s == one or any(s in g for g in near)]
+            found = [*(g for g in found if g not in near), merged]
+        return next(group for group in found if step in group)
 
     def trace(self, id: str, step: str, depth: int = 3) -> Found:
         """A row that a step holds, with its parents, `depth` generations back."""

@@ -161,6 +161,7 @@ def _finished(method: Method, nouns: Nouns, settings: Mapping[str, object], made
 def _from_store(method: Method, store: Store, key: str) -> StepResult:
     facts = store.facts(key)
     seconds, cost = (float(cast(float, facts.get(n) or 0.0)) for n in ("seconds", "cost"))
+    # By-products are read, so that one that is damaged is made again with the step.
     note = _noted(key, store.beside(key), _reused(facts))
     found = store.load(key), True, seconds, store.metrics(key), note, cost
     shutil.rmtree(store.scratch(key), ignore_errors=True)  # left by a kill right after it was kept

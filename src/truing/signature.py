@@ -18,6 +18,7 @@ NOUNS = ("Model", "Table", "Principles", "Report")
 # What errors of pydantic's say in place of its own words.
 SAID = {"finite_number": "must be finite", "dict_type": "must be a mapping, {name: value}"}
 _EXAMPLE = re.compile(r"\{(?:[^{}]|\{[^{}]*\})*\}")  # with one mapping inside at most
+_TOLD = re.compile(r"[\s\"']")  # what a name has not
 REQUIRED = inspect.Parameter.empty
 
 
@@ -79,7 +80,7 @@ class Setting:
         """The first mapping that its meaning shows, where it is one; how a list is written."""
         if "dict[" not in type_name(self.type):
             listed = type_name(self.type).startswith(("list[", "tuple["))
-            example = "[1, 2]" if _numbers(self.type) else "[a, b]"
+            example = "[1, 2]" if _numbers(self.type) else '["a", "b"]'
             return f", such as {example}" if listed else ""
         shown = _EXAMPLE.search(self.doc)
         if shown is None and not _refers(self.type):
@@ -89,15 +90,17 @@ class Setting:
     def parse(self, text: str, *, where: str = "") -> object:
         """The value that a user typed on the command line.
 
-        As `read_value` has it; else the text, a number or null among them; of a list also what
-        stands between commas.
+        As `read_value` has it; else the text, a number or null among them; of a list also names
+        or numbers between commas, which have no quotes and no white space: with these in it, none
+        can tell where an entry ends.
         """
         if self.type is str:
             return text
         value = read_value(text)
         others: list[object] = [text] if value != text else []
-        if not text.startswith(("[", "{", '"')):
-            others.append([one.strip() for one in text.split(",") if one.strip()])
+        listed = [one.strip(" ") for one in text.split(",")]
+        if all(listed) and not text.startswith(("[", "{")) and not _TOLD.search("".join(listed)):
+            others.append(listed)
         try:
             return self.validate(value, where=where)
         except InputError:

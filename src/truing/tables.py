@@ -225,11 +225,6 @@ class Table:
             self._key = content_hash([self.kind, [content_hash(r) for r in self.rows]])
         return self._key
 
-    def afresh(self) -> Table:
-        """Itself, with the key of its rows as they are now: its holder may have changed them."""
-        self._key = ""
-        return self
-
     def column(self, name: str) -> list[object]:
         """All values of one column, in order; None where a row has none.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,17 @@ def test_caches_that_cannot_be_written_stop_nothing(tiny_path: Path, own_home: P
     first.sweep(loaded.module, [_tree(9)])
     assert first.computed == 1 and first.of(_tree(9))
     assert kept(loaded, [[((1, 5, 9), 0)]], SamplingSettings(max_tokens=4, seed=1))
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(OSError), files.new_file(tmp_path / "of" / "one") as partial:
+        partial.write_text("half")
+        raise OSError(28, "No space left on device")
+    assert not list((tmp_path / "of").iterdir())
+    with files.new_file(tmp_path / "two") as mine, ThreadPoolExecutor() as pool:
+        mine.write_text("mine")
+        pool.submit(files.write_text, tmp_path / "two", "another thread's").result()
+        assert mine.read_text() == "mine"
 
 
 def test_hashes_of_files_that_are_gone_are_forgotten(

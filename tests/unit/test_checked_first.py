@@ -146,6 +146,9 @@ def test_what_is_typed_wrongly_is_told_as_it_was_read() -> None:
         Setting("x", tuple[int, ...], ()).parse("3;4")
     with pytest.raises(InputError, match=r"setting 'x', entry 'a': input should be a valid int"):
         Setting("x", dict[str, int], {}).parse("{a: b}")
+    for text in ("\n\n", ",", "a,", "", "Sorry, I cannot", "\nUser:", 'a, "b,c"', "'a','b'"):
+        with pytest.raises(InputError, match=r'type list\[str\], such as \["a", "b"\]$'):
+            Setting("x", list[str], []).parse(text)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from truing.contenders import (
     members,
     parts,
     reasons,
+    settings_of,
     taken,
 )
 from truing.core.reference import Reference
@@ -59,6 +60,11 @@ def test_contenders() -> None:
         "beta": 1,
     }
     assert contender("steer/mean_difference", "train").method == "steer/mean_difference"
+    shared = settings_of(["reminders=a,b", "targets=42", "other=1"], "--set")
+    read = {"reminders": ("a", "b"), "targets": "42", "other": "1"}  # as `run --set` has them
+    assert contender("d2o", "train", shared).settings == read
+    with pytest.raises(InputError, match=r"^--set beta: setting 'beta'"):
+        contender("dpo", "train", settings_of(["beta=high"], "--set"))
     with pytest.raises(InputError, match="setting=value"):
         contender("dpo@beta", "train")
     with pytest.raises(InputError, match="return a model"):
@@ -66,10 +72,10 @@ def test_contenders() -> None:
 
 
 def test_commas_and_at_signs_inside_of_settings_part_nothing() -> None:
-    text = 'dpo@mix={"sft": 0.5, "nca": [0.2, 1]},urpo@criteria="short, @ \\" plain",ipo'
+    text = 'dpo@mix={"sft": 0.5, "nca": {"of": [0.2, 1]}},urpo@criteria="short, @ \\" plain",ipo'
     found = parts(text, ",")
     assert found == text.replace(",urpo", "\nurpo").replace(",ipo", "\nipo").split("\n")
-    assert contender(found[0], "train").settings == {"mix": {"sft": 0.5, "nca": [0.2, 1]}}
+    assert contender(found[0], "train").settings == {"mix": {"sft": 0.5, "nca": {"of": [0.2, 1]}}}
     assert contender(found[1], "train").settings == {"criteria": 'short, @ " plain'}
     assert parts('a,b},c"', ",") == [
         "a",

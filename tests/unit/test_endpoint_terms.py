@@ -115,6 +115,8 @@ def test_each_host_gets_its_own_key_and_no_other(monkeypatch: pytest.MonkeyPatch
         "http://localhost:8000/v1": "any",
     }
     assert {url: endpoint.api_key(url) for url in keys} == keys
+    monkeypatch.setenv("TRUING_API_KEY_127_0_0_1_8000", "third")
+    assert endpoint.api_key("http://127.0.0.1:8000/v1") == "third"
     monkeypatch.setenv("TRUING_API_KEY_API_OPENAI_COM", "mine")
     assert endpoint.api_key("https://api.openai.com/v1") == "mine"
     monkeypatch.setenv("TRUING_API_KEY_LOCALHOST_8001", "two\nlines")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import string
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,7 +109,9 @@ def test_kept_by_content_on_disk_within_bounds(
         assert torch.allclose(states(third.module, packed), want, atol=1e-5)
 
 
-def test_states_that_cannot_be_kept_are_computed_again(tiny_path: Path, tmp_path: Path) -> None:
+def test_states_that_cannot_be_kept_are_computed_again(
+    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "trunk").write_text("no folder can be made here")
     trunk = trunk_of(tiny_path)
@@ -116,7 +119,29 @@ def test_states_that_cannot_be_kept_are_computed_again(tiny_path: Path, tmp_path
     with torch.no_grad():
         want = states(trunk.module, packed)
         trunk.sweep(TREES, budget=32)
+        assert trunk.computed == 1 and "has no room for states" in capsys.readouterr().err
         assert torch.allclose(states(trunk.module, packed), want, atol=1e-5)
+        assert trunk.computed == 1  # not a whole micro-batch for each of its trees
+
+
+def test_a_disk_that_fills_up_while_training_lasts(tiny_path: Path, tmp_path: Path) -> None:
+    trunk = trunk_of(tiny_path)
+    trunk.sweep(TREES)
+    folder = tmp_path / "home" / "trunk"
+    (path,) = folder.iterdir()
+    path.unlink()  # another run needed the room
+    (packed,) = pack(TREES, 1000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, limits[1]))
+    try:
+        with torch.no_grad():
+            states(trunk.module, packed)
+            computed = trunk.computed
+            states(trunk.module, packed)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert trunk.computed == computed  # from the start, once it was seen that none can be kept
+    assert not any(folder.iterdir())  # nothing half-written takes up the last bytes
 
 
 def run(

@@ -427,8 +427,9 @@ def test_bad_input(model: Model, tmp_path: Path) -> None:
             with pytest.raises(InputError, match=f"setting '{name}' counts for nothing"):
                 methods["dpo"](model, PAIRS, **{name: value})
         one = Table("unpaired", [{"prompt": "a", "completion": "b", "label": True}])
-        with pytest.raises(InputError, match="kto held_out: needs two rows"):
+        with pytest.raises(InputError, match="kto held_out: needs two rows") as caught:
             methods["kto"](model, PAIRS, held_out=one, **SMALL)
+        assert caught.value.fix == "Give more rows"
         with pytest.raises(InputError, match=r"kto: needs two rows.*apo_zero_unpaired"):
             methods["kto"](model, one, **SMALL)
     assert not list(tmp_path.glob("checkpoints*"))

@@ -83,6 +83,8 @@ def test_a_given_table_is_not_replaced(tiny_path: Path) -> None:
 def plug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
     """`plug("main", text)` writes a module of a package that a user has."""
     monkeypatch.syspath_prepend(str(tmp_path))
+    # Else Python takes what it compiled a moment ago: same second, same size.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     (tmp_path / "own_plug").mkdir()
     (tmp_path / "own_plug" / "__init__.py").write_text("")
 
@@ -141,9 +143,54 @@ def test_a_module_that_was_edited_since_it_was_loaded(plug: Callable[..., None])
     plug("main", text.replace("+ 1", "+ 2"))
     with pytest.raises(InputError, match="function 'f' was edited since its module was loaded"):
         code.code_key(["own_plug.main"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "__loader__", object())  # one that changes code as it loads it
+        assert code.code_key(["own_plug.main"]) != first
+    code._known.clear()
     importlib.invalidate_caches()
     importlib.reload(module)
     assert code.code_key(["own_plug.main"]) != first
+
+
+LOADED = """
+class C:
+    def __init__(self, n=1): self.n = n
+    @property
+    def p(self): return self.n in {"a", "b", "c"}
+    @classmethod
+    def k(cls): return cls.d
+    def d(self, seen=[]): seen.append(1)
+
+def f(rows, w=0.5, *, k=-1, other=len):
+    def g(): return [(1, x) for x in rows]
+    return g
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        ("    def g", '    """A docstring."""\n    def g', ""),
+        ("def g(): ", 'def g():\n        "And one."\n        ', ""),
+        ("n=1", "n=True", "C.__init__"),
+        ('"c"', '"d"', "C.p"),
+        ("cls.d", "cls.p", "C.k"),
+        ("w=0.5", "w=0.7", "f"),
+        ("k=-1", "k=1", "f"),
+        ("w=0.5", "w", "f"),
+        ("(1, x)", "(1.0, x)", "f"),
+    ],
+)
+def test_what_counts_as_edited(old: str, new: str, name: str, plug: Callable[..., None]) -> None:
+    plug("main", LOADED)
+    importlib.import_module("own_plug.main").C().d()
+    first = code.code_key(["own_plug.main"])
+    plug("main", LOADED.replace(old, new))
+    if not name:
+        assert code.code_key(["own_plug.main"]) == first
+        return
+    with pytest.raises(InputError, match=f"function '{name}' was edited"):
+        code.code_key(["own_plug.main"])
 
 
 def test_files_that_a_component_reads(plug: Callable[..., None], tmp_path: Path) -> None:
@@ -192,6 +239,22 @@ def test_folders_behind_links_are_content(tmp_path: Path) -> None:
     place_tree(tmp_path / "outer", tmp_path / "placed", link=False)
     assert (tmp_path / "placed" / "link" / "file").read_text() == "changed"
     assert path_hash(tmp_path / "placed") == path_hash(tmp_path / "outer")
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lost+found").mkdir()
+    plain = Path.iterdir
+
+    def iterdir(self: Path) -> Iterator[Path]:  # as for all but root, who may read any
+        if self.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(self))
+        return plain(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(InputError, match=r"lost\+found: this folder cannot be read"):
+        path_hash(tmp_path)
 
 
 def test_times_are_hashed_by_what_they_say() -> None:

@@ -228,6 +228,7 @@ def test_saved_model_survives_its_source(tmp_path: Path, monkeypatch: pytest.Mon
     store.discard("1" * 32)
     store.discard("2" * 32)
     (files.home() / "bases" / f".{key}.abcdefgh").mkdir()  # left by a kill
+    (files.home() / "bases" / f".{model.base_key}.gone" / "half").mkdir(parents=True)
     assert bases.sweep() == [model.base_key]
     assert not any(p.is_dir() for p in (files.home() / "bases").glob(".*"))
 

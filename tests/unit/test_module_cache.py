@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -92,3 +93,12 @@ def test_all_that_nobody_holds_can_go() -> None:
     held = loaded._cache["a", "float32", "cuda"]
     loaded.spare("cuda")
     assert _names() == ["main", "a"] and held[0] is loaded._cache["a", "float32", "cuda"][0]
+
+
+@pytest.mark.usefixtures("kept")
+def test_who_says_what_it_holds_waits_for_no_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    collected: list[int] = []
+    collect = gc.collect
+    monkeypatch.setattr(gc, "collect", lambda: collected.append(collect()))
+    loaded.spare("cuda", but=loaded._cache["a", "float32", "cuda"][0])
+    assert _names() == ["a", "main"] and len(collected) == 2

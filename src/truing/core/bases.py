@@ -176,12 +176,18 @@ def sweep() -> list[str]:
     """Delete kept bases that neither a saved model nor the hub's cache links to; their keys."""
     gone: list[str] = []
     places = files.home() / "bases"
+    _clear(places)  # first: what a kill left of a base must not stand where it is put now
     for path in sorted(places.glob("[0-9a-f]*")):
         with _lock(path.name):  # whoever is about to link to it holds this
             if path.is_dir() and all(p.stat().st_nlink == 1 for p in path.iterdir()):
                 path.rename(path.with_name(f".{path.name}.gone"))
                 gone.append(path.name)
-    for left in [p for p in places.glob(".*") if p.is_dir()]:  # by a kill, half-made or half-gone
+    _clear(places)
+    return gone
+
+
+def _clear(places: Path) -> None:
+    """Delete what is half-made or half-gone."""
+    for left in [p for p in places.glob(".*") if p.is_dir()]:
         with _lock(left.name[1:].partition(".")[0]):
             shutil.rmtree(left, ignore_errors=True)
-    return gone

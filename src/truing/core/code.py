@@ -11,19 +11,17 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
-import inspect
 import math
 import sys
-import types
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 import truing
+from truing.core.edited import check_loaded
 from truing.core.parsed import Code, bare, imports_of, memory
 from truing.declared import Declared, everything
-from truing.errors import InputError
 from truing.tables import content_hash
 
 PLAN = "recipe"  # the function of a recipe that makes its plan
@@ -120,7 +118,7 @@ def _parsed(module: str, loaded: object) -> _File:
     imported |= _behind(module, imported)
     names = {m for m in _own(module, imported) if _is_name(m)}
     if loaded is not None and changed > truing.began and _top(module) != "truing":
-        _check_loaded(module, path)
+        check_loaded(module, path)
     return _File(loaded, (bare, imported - names), text, changed)
 
 
@@ -130,34 +128,6 @@ def _behind(module: str, imported: frozenset[str]) -> set[str]:
         return set()
     names = {m.removeprefix("truing.") for m in imported if m.startswith("truing.")}
     return {where for name, where in truing.WHERE.items() if name in names}
-
-
-def _check_loaded(module: str, path: Path) -> None:
-    """Raise an InputError for a module whose functions were edited since it was loaded.
-
-    Under the key of the new text, what the old code makes would be found by the new one.
-    """
-    written = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
-    codes = [c for c in written.co_consts if isinstance(c, types.CodeType)]
-    for name in dict.fromkeys(c.co_name for c in codes):
-        held: object = getattr(sys.modules[module], name, None)
-        held = inspect.unwrap(held) if callable(held) else held
-        if not isinstance(held, types.FunctionType) or held.__module__ != module:
-            continue
-        # One of several of a name, and the inner function of a decorator, may be what it is.
-        new = [_unplaced(c) for c in codes if c.co_name == held.__code__.co_name]
-        if new and _unplaced(held.__code__) not in new:
-            raise InputError(
-                f"the function {name!r} was edited since its module was loaded",
-                where=str(path),
-                fix=f"Load it again, importlib.reload({module}), or start Python anew",
-            )
-
-
-def _unplaced(code: types.CodeType) -> types.CodeType:
-    """The same code wherever it stands in its file."""
-    inner = (_unplaced(c) if isinstance(c, types.CodeType) else c for c in code.co_consts)
-    return code.replace(co_consts=tuple(inner), co_firstlineno=1, co_linetable=b"")
 
 
 @functools.cache

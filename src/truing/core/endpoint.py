@@ -75,13 +75,13 @@ def own_key(url: str) -> list[str]:
     """Variables with the key of an address's own host, the first that is set counts.
 
     TRUING_API_KEY_LOCALHOST_8000 and TRUING_API_KEY_LOCALHOST, say, for this machine by any of its
-    loopback addresses.
+    loopback addresses, beside what the address itself says.
     """
     parts = urlsplit(url)
     host = parts.hostname or ""
     names = [parts.netloc.rpartition("@")[2].lower(), host]
     if is_loopback(host):
-        names = [name.replace(host, "localhost") for name in names]
+        names = [n for name in names for n in (name, name.replace(host, "localhost"))]
     ends = [re.sub(r"\W", "_", re.sub(r"[][]", "", name)).upper() for name in names]
     return [f"TRUING_API_KEY_{end}" for end in dict.fromkeys(ends)]
 

@@ -234,15 +234,22 @@ def make_room_once(folder: Path, limit: int) -> None:
     make_room(folder, limit)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file's text in one rename, so that no reader ever sees half of it."""
+@contextlib.contextmanager
+def new_file(path: Path) -> Generator[Path]:
+    """A file to write that becomes `path` in one rename, or vanishes on an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's text in one rename, so that no reader ever sees half of it."""
+    with new_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def sha256(path: Path) -> str:
@@ -263,14 +270,10 @@ def _known() -> dict[str, list[object]]:
 
 
 def _remember(path: str, facts: list[object]) -> None:
-    known = _known()
-    known[path] = facts
+    _known()[path] = facts
     # A cache of hashes that cannot be written costs time only.
     with contextlib.suppress(OSError):
-        home().mkdir(parents=True, exist_ok=True)
-        partial = home() / f".hashes.{os.getpid()}.{threading.get_ident()}"
-        partial.write_text(json.dumps(known))
-        partial.replace(home() / "hashes.json")
+        write_text(home() / "hashes.json", json.dumps(_known()))
 
 
 @contextlib.contextmanager
@@ -334,7 +337,12 @@ def _below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     here = folder.resolve()
     if here in above:  # a link that leads back
         return
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except PermissionError:
+        fix = "Name a folder without it, or ask its owner to let you read it"
+        raise InputError("this folder cannot be read", where=str(folder), fix=fix) from None
+    for path in paths:
         if path.is_dir():
             yield from _below(path, (*above, here))
         elif path.is_file():
@@ -349,11 +357,9 @@ def place(source: Path, target: Path, *, link: bool) -> None:
     source = source.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     if link:
-        try:
+        with contextlib.suppress(OSError):  # another file system, or one without links
             os.link(source, target)
             return
-        except OSError:  # another file system, or one without links
-            pass
     with source.open("rb") as read, target.open("wb") as write:
         try:
             fcntl.ioctl(write.fileno(), _FICLONE, read.fileno())

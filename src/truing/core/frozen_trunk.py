@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
+import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import cast
@@ -39,7 +39,7 @@ from truing.context import current
 from truing.core import lora as adapters
 from truing.core.attention import tree_attention
 from truing.core.code import made_by
-from truing.core.files import home, make_room
+from truing.core.files import home, make_room, new_file
 from truing.core.fused import fused
 from truing.core.layout import Layout
 from truing.core.logprob import small_tree, states
@@ -181,28 +181,32 @@ class FrozenTrunk:
         found = keys_of(packed)
         if not all(key in self._places for key, _, _ in found):
             return contextlib.nullcontext()
-        return self._playing(torch.cat([self._read(key) for key, _, _ in found]).to(self.device))
+        places = [self._places[key] for key, _, _ in found]
+        return self._playing(torch.cat([self._read(*at) for at in places]).to(self.device))
 
-    def _read(self, key: str) -> Tensor:
-        path, start, stop = self._places[key]
+    def _read(self, path: Path, start: int, stop: int) -> Tensor:
         try:
             with safe_open(path, "pt") as file:
                 return cast(Tensor, file.get_slice("states")[start:stop])
         except (OSError, SafetensorError):  # another run needed the room
-            return self._write(path)[start:stop]
+            states_ND, kept = self._write(path)
+            if not kept:  # its trees are computed from the start, once these are
+                self._places = {k: at for k, at in self._places.items() if at[0] != path}
+            return states_ND[start:stop]
 
-    def _write(self, path: Path) -> Tensor:
+    def _write(self, path: Path) -> tuple[Tensor, bool]:
+        """States [N, D] of a micro-batch, and whether they could be kept."""
         packed = self._packs[path]
         states_ND = self._below(packed.to(self.device)).cpu().contiguous()
         size = states_ND.numel() * states_ND.element_size()
-        with contextlib.suppress(OSError, SafetensorError):  # what cannot be kept costs time only
-            self.folder.mkdir(parents=True, exist_ok=True)
-            make_room(self.folder, LIMIT - size)
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            save_file({"states": states_ND}, partial)
-            partial.replace(path)
         self.computed += 1
-        return states_ND
+        try:
+            make_room(self.folder, LIMIT - size)
+            with new_file(path) as partial:
+                save_file({"states": states_ND}, partial)
+        except (OSError, SafetensorError):  # what cannot be kept costs time only
+            return states_ND, False
+        return states_ND, True
 
     def sweep(self, trees: Sequence[Node], budget: int = SWEEP) -> None:
         """Keep the states of these trees, as many as `LIMIT` has room for."""
@@ -219,10 +223,14 @@ class FrozenTrunk:
             path = self.folder / f"{content_hash([self.how, [k for k, _, _ in found]])}.safetensors"
             self._packs[path] = packed
             if path.is_file():
-                path.touch()
+                with contextlib.suppress(OSError):
+                    path.touch()
                 self.cached += 1
-            else:
-                self._write(path)
+            elif not self._write(path)[1]:
+                del self._packs[path]
+                text = f"{self.folder} has no room for states of the frozen trunk"
+                print(f"truing: warning: {text}; training takes longer without", file=sys.stderr)
+                break
             self._places |= {key: (path, start, stop) for key, start, stop in found}
             kept += len(packed)
             current().progress(i, len(runs), "states of the frozen trunk")

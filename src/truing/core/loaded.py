@@ -182,13 +182,20 @@ def check_memory(model: Model, dtype: str, device: str = "cpu", *, beside: bool 
         )
 
 
-def spare(device: str, enough: Callable[[], bool] = lambda: False) -> None:
+def spare(
+    device: str,
+    enough: Callable[[], bool] = lambda: False,
+    but: torch.nn.Module | None = None,
+) -> None:
     """Drop cached modules of a device that nobody has in hand, until it is enough.
 
     The longest unused go first. Those that are asked for again are read from their files.
+
+    Args:
+        but: a module that the caller has in hand; to find that out takes a collection of garbage.
     """
     with _guard:
-        for key in [k for k in _cache if k[2] == device]:
+        for key in [k for k, (m, _) in _cache.items() if k[2] == device and m is not but]:
             if enough():
                 return
             held = _cache.pop(key)

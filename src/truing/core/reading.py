@@ -116,11 +116,13 @@ def read_units(
         rows = hook.rows(reader.usable(rows), reader)
     units = reader.read(rows)
     if "mismatched" in spec.needs and len(units) < 2:
+        beside = " " in spec.name  # rows that are held out or mixed in, of whatever method
+        other = "" if beside else ", or take train/apo_zero_unpaired, which compares none"
         raise InputError(
             "needs two rows at least: answers are compared with those of other rows",
             where=spec.name,
             seen=len(units),
-            fix="Give more rows, or take train/apo_zero_unpaired, which compares none",
+            fix=f"Give more rows{other}",
         )
     check_columns(spec, own or {}, units, rows)
     given = optional_columns(spec, rows)

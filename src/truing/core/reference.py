@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import os
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 from truing.context import current
 from truing.core import distributed
 from truing.core.code import made_by
-from truing.core.files import FILE, home, make_room_for
+from truing.core.files import FILE, home, make_room_for, new_file
 from truing.core.logprob import measure
 from truing.core.tree import Node, Packed, pack
 from truing.tables import content_hash
@@ -156,10 +155,8 @@ class Kept(ABC):
         size = max(FILE, sum(v.nbytes for v in values.values()))
         with contextlib.suppress(OSError, SafetensorError):  # what cannot be kept costs time only
             make_room_for(home() / "reference", LIMIT, size)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            save_file(values, partial)
-            partial.replace(path)
+            with new_file(path) as partial:
+                save_file(values, partial)
         return values
 
     def _path(self, keys: Sequence[bytes], device: torch.device) -> Path:

@@ -107,7 +107,7 @@ def _clear(module: nn.Module, needed: int) -> None:
     device = next(module.parameters()).device
     if device.type == "cuda":
         name = device.type  # as modules are kept by
-        spare(name, lambda: free_on(name) >= MARGIN * needed)
+        spare(name, lambda: free_on(name) >= MARGIN * needed, module)
 
 
 @contextlib.contextmanager

@@ -33,6 +33,11 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "suffix": ("",),
     "best_of": (1,),
 }
+# Those of dialogues, which plain text has not.
+NEUTRAL_IN_TEXT = NEUTRAL | {
+    "response_format": ({"type": "text"},),
+    "tool_choice": ("auto", "none"),
+}
 TYPE = re.compile(r"(str|constrained|list|dict)\b")  # pydantic's names of alternatives in a place
 WITHOUT_EFFECT = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
@@ -187,9 +192,10 @@ def read(data: object, *, chat: bool, name: str, default: int) -> Ask:
     if not isinstance(data, dict):
         raise Refused(400, "the body must be a JSON object")
     given = {k: v for k, v in cast("Json", data).items() if v is not None}
+    neutral = NEUTRAL if chat else NEUTRAL_IN_TEXT
     for key in list(given):
-        if key in NEUTRAL:
-            if given.pop(key) not in NEUTRAL[key]:
+        if key in neutral:
+            if given.pop(key) not in neutral[key]:
                 raise unsupported(key, "it can only be left out")
         elif key in WITHOUT_EFFECT:
             del given[key]
