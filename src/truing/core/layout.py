@@ -52,6 +52,11 @@ class Block:
     far: Tensor | None
 
 
+def _seen(s: Segment) -> int:
+    """Keys that a segment sees: its ancestors' and its own."""
+    return s.stop - s.start + sum(b - a for a, b in s.before)
+
+
 def joined(x_GND: Tensor, segment: Segment) -> Tensor:
     """Keys or values that a segment sees: its ancestors' and its own, along the second-last dim."""
     ranges = [*segment.before, (segment.start, segment.stop)]
@@ -105,7 +110,7 @@ class Layout:
 
     def __init__(self, segments: Iterable[Segment], window: int = 0) -> None:
         self.segments, self.window = tuple(segments), window
-        self._seen = [s.stop - s.start + sum(b - a for a, b in s.before) for s in self.segments]
+        self._seen = [_seen(s) for s in self.segments]
         self.longest = max(self._seen)
         self._masks: dict[tuple[torch.dtype, torch.device, int], list[Tensor | None]] = {}
         self._within: dict[int, Layout] = {}
@@ -157,8 +162,7 @@ class Layout:
         return [first, *(Segment(i, j, (*s.before, (s.start, i))) for i, j in rest)]
 
     def _mask(self, s: Segment, like: Tensor, shared: int) -> Tensor | None:
-        own = s.stop - s.start
-        seen = own + sum(b - a for a, b in s.before)
+        own, seen = s.stop - s.start, _seen(s)
         if not s.before and not 0 < self.window < seen:
             return None
         key = own, seen, shared
