@@ -122,23 +122,46 @@ def test_nodes_are_read_in_pieces_with_the_heads_of_a_key_together() -> None:
     before = ((0, 400),)
     segments = (Segment(0, 400, ()), Segment(400, 550, before), Segment(550, 570, before))
     compare(segments, 6, 2, torch.float32)
-    pieces = Layout(segments).cut(torch.zeros(1), 3)
-    assert [p.segment.stop - p.segment.start for p in pieces] == [128, 128, 128, 16, 128, 22, 20]
+    cut = Layout(segments).cut(torch.zeros(1), 3)
+    assert [[p.stop - p.start for p in pieces] for pieces in cut] == [
+        [128, 128, 128, 16], [128, 22], [20]
+    ]  # fmt: skip
     pairs = 0
-    for piece in pieces[:4]:
-        own = piece.segment.stop - piece.segment.start
-        seen = own + sum(b - a for a, b in piece.segment.before)
+    for piece in cut[0]:
+        own = piece.stop - piece.start
+        assert piece.last == piece.stop
         assert (None if piece.mask is None else piece.mask.shape) == (
-            None if own == seen else (3 * own, seen)
+            None if own == piece.last else (3 * own, piece.last)
         )
-        pairs += own * seen
+        pairs += own * piece.last
     assert pairs < 0.7 * 400**2
+    assert [p.last for p in cut[1]] == [528, 550] and cut[2][0].last == 420
+
+
+def test_keys_that_lie_apart_are_joined_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = segments_of(node(40, node(300, node(9), node(30)), node(12)))
+    assert len(Layout(segments).segments) == 3
+    made: list[int] = []
+    true = torch.cat
+
+    def count(parts: list[Tensor], dim: int) -> Tensor:
+        made.append(len(parts))
+        return true(parts, dim)
+
+    q, k, v = torch.randn(4, 391, 8), torch.randn(2, 391, 8), torch.randn(2, 391, 8)
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    layout = Layout(segments)
+    monkeypatch.setattr(torch, "cat", count)
+    out = attend(*leaves, layout)
+    assert made == [2, 2, 2, 2]  # keys and values of the two segments with a gap
+    torch.autograd.grad(out.sum(), leaves)
+    assert len(made) == 8
 
 
 def test_key_heads_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     segments = segments_of(node(150, node(20), node(9)))
     monkeypatch.setattr(attention, "MOST", 2 * BLOCK * 2 * 150)
-    block = Layout(segments).blocks()[0]
+    block = Layout(segments).blocks()[0][0]
     assert len(attention._turns(6, block, 2)) == 3 and len(attention._turns(6, block, 1)) == 2
     compare(segments, 12, 6, torch.float32)
     monkeypatch.setattr(attention, "MOST", 1)
@@ -148,8 +171,8 @@ def test_key_heads_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_masks_of_long_rows_stay_small() -> None:
     segments = (Segment(0, LONG + 76, ()), Segment(LONG + 76, LONG + 276, ((0, LONG + 76),)))
     compare(segments, 4, 2, torch.float32)
-    whole, first, second = Layout(segments).cut(torch.zeros(1), 2)
-    assert whole.segment == segments[0] and whole.mask is None  # no larger than it must be
+    (whole,), (first, second) = Layout(segments).cut(torch.zeros(1), 2)
+    assert (whole.start, whole.stop) == (0, LONG + 76) and whole.mask is None  # as small as can be
     assert [p.mask.shape[0] for p in (first, second) if p.mask is not None] == [128, 72]
 
 

@@ -153,6 +153,11 @@ def test_sharing_is_asked_for_and_must_be_worth_it() -> None:
     assert len(packed.ids_N) == 120 - 39 and len(packed.segments) == 2
     few = group_tree([*range(7), 99, 98], [[1] * 20])
     assert len(pack([one, few], share=True)[0].ids_N) == 60 + 29  # seven tokens are not
+    # A root with ancestors is read by a slower kernel on a GPU: a quarter of it, or none, is there.
+    much, little = (group_tree([*range(n), *[99] * (40 - n)], [[2] * 20]) for n in (10, 9))
+    for there, on_cpu, on_gpu in ((much, 110, 110), (little, 111, 120)):
+        for device, size in (("cpu", on_cpu), ("cuda", on_gpu)):
+            assert len(pack([one, there], share=True, device=device)[0].ids_N) == size
     alike = group_tree([5], [[1] * 9 + [2], [1] * 9 + [3], [1] * 9])
     assert len(pack([alike], share=True)[0].ids_N) == 1 + 9 + 2
     # Micro-batches take as many rows as fit with what they share counted once.

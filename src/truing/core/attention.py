@@ -12,8 +12,8 @@ gradient:
 
     P = exp(S - L)    dV = P^T dO    dS = P * (dO V^T - rowsum(dO * O))    dQ = dS K    dK = dS^T Q
 
-P of one block of queries and one range of keys needs nothing of the others, so ancestors and blocks
-below the diagonal are plain products and never more than a block of P of some heads exists.
+P of one block of queries needs nothing of the others, so never more than a block of P of some heads
+exists. Keys of ancestors and of a segment are joined once, and their gradients added back at its end.
 
 Shapes: N tokens, H query heads, G key heads, R = H / G query heads that share one, D features a
 head. Queries are kept as [G, N, R, D], so that a key head's queries are one matrix of rows.
@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from truing.core.layout import Block, Layout, joined
+from truing.core.layout import Block, Layout, joined, put_back, sums
 from truing.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,21 +61,22 @@ def forward(
     out_GNRD = q_GNRD.new_empty(tokens, heads, shared, size).transpose(0, 1)
     lse_GNR = q_GNRD.new_empty(heads, tokens, shared)
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    for piece in layout.cut(q_GNRD, shared):
-        s, mask = piece.segment, piece.mask
-        part, own = slice(s.start, s.stop), s.stop - s.start
-        k_G1TD, v_G1TD = (joined(x, s)[:, None] for x in (k_GND, v_GND))
-        if mask is not None and len(mask) == own * shared:
-            q = q_GNRD[:, part].reshape(heads, 1, -1, size)
-            out, lse = kernel(q, k_G1TD, v_G1TD, 0.0, False, attn_mask=mask, scale=1.0)
-            out_GNRD[:, part] = out.reshape(heads, own, shared, size)
-            lse_GNR[:, part] = lse.reshape(heads, own, shared)
-            continue
-        q = q_GNRD[:, part].transpose(1, 2)
-        k, v = (x.expand(-1, shared, -1, -1) for x in (k_G1TD, v_G1TD))
-        out, lse = kernel(q, k, v, 0.0, mask is None, attn_mask=mask, scale=1.0)
-        out_GNRD[:, part] = out.transpose(1, 2)
-        lse_GNR[:, part] = lse.view(heads, shared, own).transpose(1, 2)
+    for segment, pieces in zip(layout.segments, layout.cut(q_GNRD, shared)):
+        keys_G1TD, values_G1TD = (joined(x, segment)[:, None] for x in (k_GND, v_GND))
+        for piece in pieces:
+            part, own, mask = slice(piece.start, piece.stop), piece.stop - piece.start, piece.mask
+            k, v = (x[:, :, : piece.last] for x in (keys_G1TD, values_G1TD))
+            if mask is not None and len(mask) == own * shared:
+                q = q_GNRD[:, part].reshape(heads, 1, -1, size)
+                out, lse = kernel(q, k, v, 0.0, False, attn_mask=mask, scale=1.0)
+                out_GNRD[:, part] = out.reshape(heads, own, shared, size)
+                lse_GNR[:, part] = lse.reshape(heads, own, shared)
+                continue
+            q = q_GNRD[:, part].transpose(1, 2)
+            k, v = (x.expand(-1, shared, -1, -1) for x in (k, v))
+            out, lse = kernel(q, k, v, 0.0, mask is None, attn_mask=mask, scale=1.0)
+            out_GNRD[:, part] = out.transpose(1, 2)
+            lse_GNR[:, part] = lse.view(heads, shared, own).transpose(1, 2)
     return out_GNRD, lse_GNR
 
 
@@ -90,27 +91,30 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v on the CPU."""
     heads, _, shared, size = q_GNRD.shape
-    dq_GNRD = torch.zeros_like(q_GNRD)
+    dq_GNRD = torch.empty_like(q_GNRD)
     dk_GND, dv_GND = torch.zeros_like(k_GND), torch.zeros_like(v_GND)
     # The heads of a token one below another, [G, N R, ...]: so q, dq and lse lie already.
     d = d_GNRD.contiguous().view(heads, -1, size)
     delta = (d * out_GNRD.reshape(heads, -1, size)).sum(-1, keepdim=True).neg_()
     lse = lse_GNR.neg().view(heads, -1, 1)
     q, dq = q_GNRD.view(heads, -1, size), dq_GNRD.view(heads, -1, size)
-    turns = [(x, g) for x in layout.blocks() for g in _turns(heads, x, shared)]
-    for x, g in turns:
-        rows, keys = slice(x.start * shared, x.stop * shared), slice(x.first, x.last)
-        k, v = k_GND[g, keys], v_GND[g, keys]
-        p = torch.baddbmm(lse[g, rows], q[g, rows], k.transpose(1, 2)).exp_()
-        p_GNRT = p.view(len(k), x.stop - x.start, shared, -1)
-        if x.hidden is not None:
+    for segment, blocks in zip(layout.segments, layout.blocks()):
+        keys, values = joined(k_GND, segment), joined(v_GND, segment)
+        dk, dv = sums(dk_GND, segment), sums(dv_GND, segment)
+        for x, g in [(b, g) for b in blocks for g in _turns(heads, b, shared)]:
+            rows, seen = slice(x.start * shared, x.stop * shared), slice(x.first, x.last)
+            k, v = keys[g, seen], values[g, seen]
+            p = torch.baddbmm(lse[g, rows], q[g, rows], k.transpose(1, 2)).exp_()
+            p_GNRT = p.view(len(k), x.stop - x.start, shared, -1)
             p_GNRT[..., x.start - x.stop :].masked_fill_(x.hidden, 0.0)
-        if x.far is not None:
-            p_GNRT.masked_fill_(x.far, 0.0)
-        dv_GND[g, keys].baddbmm_(p.transpose(1, 2), d[g, rows])
-        p.mul_(torch.baddbmm(delta[g, rows], d[g, rows], v.transpose(1, 2)))
-        dq[g, rows].baddbmm_(p, k)
-        dk_GND[g, keys].baddbmm_(p.transpose(1, 2), q[g, rows])
+            if x.far is not None:
+                p_GNRT.masked_fill_(x.far, 0.0)
+            dv[g, seen].baddbmm_(p.transpose(1, 2), d[g, rows])
+            p.mul_(torch.baddbmm(delta[g, rows], d[g, rows], v.transpose(1, 2)))
+            dq[g, rows].baddbmm_(p, k, beta=0)
+            dk[g, seen].baddbmm_(p.transpose(1, 2), q[g, rows])
+        put_back(dk, dk_GND, segment)
+        put_back(dv, dv_GND, segment)
     return dq_GNRD, dk_GND, dv_GND
 
 

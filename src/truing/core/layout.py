@@ -25,21 +25,25 @@ ALIGNED = 8  # numbers at whose multiples rows of a mask begin on a GPU
 
 @dataclass(frozen=True)
 class Piece:
-    """Queries that the CPU's kernel reads in one call.
+    """Queries [start, stop) of a segment that the CPU's kernel reads in one call.
 
     Args:
-        mask: [n, keys], or [n R, keys] with a query's row R times; None where all is causal.
+        last: how many of the segment's keys they see, in the order of `joined`.
+        mask: [n, last], or [n R, last] with a query's row R times; None where all is causal.
     """
 
-    segment: Segment
+    start: int
+    stop: int
+    last: int
     mask: Tensor | None
 
 
 @dataclass(frozen=True)
 class Block:
-    """Queries [start, stop) and one range [first, last) of the keys that they see.
+    """Queries [start, stop) of a segment and the keys [first, last) that they see.
 
     Args:
+        first, last: in the order of `joined`.
         hidden: of the last keys, one for each query, those that come after it: [n, 1, n].
         far: keys that lie before a query's window, [n, 1, keys].
     """
@@ -48,7 +52,7 @@ class Block:
     stop: int
     first: int
     last: int
-    hidden: Tensor | None
+    hidden: Tensor
     far: Tensor | None
 
 
@@ -57,13 +61,38 @@ def _seen(s: Segment) -> int:
     return s.stop - s.start + sum(b - a for a, b in s.before)
 
 
+def _ranges(s: Segment) -> list[tuple[int, int]]:
+    """Where the keys lie that a segment sees, neighbours as one range."""
+    found = [*s.before, (s.start, s.stop)]
+    if len(found) > 1 and found[-2][1] == s.start:
+        found[-2:] = [(found[-2][0], s.stop)]
+    return found
+
+
 def joined(x_GND: Tensor, segment: Segment) -> Tensor:
-    """Keys or values that a segment sees: its ancestors' and its own, along the second-last dim."""
-    ranges = [*segment.before, (segment.start, segment.stop)]
-    if len(ranges) > 1 and ranges[-2][1] == segment.start:
-        ranges[-2:] = [(ranges[-2][0], segment.stop)]
-    parts = [x_GND[..., a:b, :] for a, b in ranges]
+    """Keys or values that a segment sees: its ancestors' and its own, along the second-last dim.
+
+    A view where they lie side by side.
+    """
+    parts = [x_GND[..., a:b, :] for a, b in _ranges(segment)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
+
+
+def sums(total_GND: Tensor, segment: Segment) -> Tensor:
+    """Where gradients of `joined` are added up: in `total_GND` itself where that is a view."""
+    ranges = _ranges(segment)
+    if len(ranges) == 1:
+        return total_GND[:, slice(*ranges[0])]
+    return total_GND.new_zeros(len(total_GND), _seen(segment), total_GND.shape[-1])
+
+
+def put_back(part_GTD: Tensor, total_GND: Tensor, segment: Segment) -> None:
+    """Add what `sums` gave to the total, unless it is there already."""
+    ranges = _ranges(segment)
+    if len(ranges) > 1:
+        parts = part_GTD.split([b - a for a, b in ranges], 1)
+        for (a, b), part in zip(ranges, parts, strict=True):
+            total_GND[:, a:b] += part
 
 
 def _mask(own: int, seen: int, like: Tensor, shared: int, window: int) -> Tensor:
@@ -114,9 +143,9 @@ class Layout:
         self.longest = max(self._seen)
         self._masks: dict[tuple[torch.dtype, torch.device, int], list[Tensor | None]] = {}
         self._within: dict[int, Layout] = {}
-        self._cut: dict[int, list[Piece]] = {}
+        self._cut: dict[int, list[list[Piece]]] = {}
         self._made: dict[tuple[int, int, int], Tensor] = {}
-        self._blocks: list[Block] = []
+        self._blocks: list[list[Block]] = []
 
     def within(self, window: int | None) -> Layout:
         """The same tokens for a layer with a window; itself where no row is longer."""
@@ -138,8 +167,8 @@ class Layout:
             ]
         return self._masks[key]
 
-    def cut(self, like: Tensor, shared: int) -> list[Piece]:
-        """Pieces for the CPU's kernel, with their masks.
+    def cut(self, like: Tensor, shared: int) -> list[list[Piece]]:
+        """Pieces of each segment for the CPU's kernel, with their masks.
 
         It computes a causal node in squares of 512 keys, of which it hides half. Pieces of BLOCK
         queries with masks need three quarters of that, and with a mask the queries of the `shared`
@@ -147,23 +176,23 @@ class Layout:
         """
         if shared not in self._cut:
             self._cut[shared] = [
-                Piece(p, self._mask(p, like, shared))
+                [
+                    Piece(i, j, _seen(s) - (s.stop - j), self._mask(s, i, j, like, shared))
+                    for i, j in self._slices(s)
+                ]
                 for s in self.segments
-                for p in self._slices(s)
             ]
         return self._cut[shared]
 
-    def _slices(self, s: Segment) -> list[Segment]:
+    def _slices(self, s: Segment) -> list[tuple[int, int]]:
         """A segment in pieces of BLOCK queries; whole where a window or its length forbids it."""
         if self.window or (s.stop - s.start > LONG and not s.before):
-            return [s]
-        ends = [*range(s.start + BLOCK, s.stop, BLOCK), s.stop]
-        first, rest = Segment(s.start, ends[0], s.before), itertools.pairwise(ends)
-        return [first, *(Segment(i, j, (*s.before, (s.start, i))) for i, j in rest)]
+            return [(s.start, s.stop)]
+        return list(itertools.pairwise([*range(s.start, s.stop, BLOCK), s.stop]))
 
-    def _mask(self, s: Segment, like: Tensor, shared: int) -> Tensor | None:
-        own, seen = s.stop - s.start, _seen(s)
-        if not s.before and not 0 < self.window < seen:
+    def _mask(self, s: Segment, start: int, stop: int, like: Tensor, shared: int) -> Tensor | None:
+        own, seen = stop - start, _seen(s) - (s.stop - stop)
+        if own == seen and not 0 < self.window < seen:
             return None
         key = own, seen, shared
         if key not in self._made:
@@ -171,28 +200,21 @@ class Layout:
             self._made[key] = mask if seen > LONG else mask.repeat_interleave(shared, 0)
         return self._made[key]
 
-    def blocks(self) -> list[Block]:
-        """All pairs of a query and a key that it sees, for the backward pass on the CPU."""
+    def blocks(self) -> list[list[Block]]:
+        """For each segment its queries and the keys that they see, for gradients on the CPU."""
         if not self._blocks:
-            self._blocks = list(_blocks(self))
+            self._blocks = [list(_blocks(s, self.window)) for s in self.segments]
         return self._blocks
 
 
-def _blocks(layout: Layout) -> Iterator[Block]:
-    window = layout.window
-    for s in layout.segments:
-        own = sum(b - a for a, b in s.before)  # place in the row of the segment's first token
-        for i in range(s.start, s.stop, BLOCK):
-            j = min(i + BLOCK, s.stop)
-            at, first = 0, own + i - s.start - window + 1  # places of a range, of what i sees
-            for a, b in (*s.before, (s.start, j)):
-                skip = max(first - at, 0) if window else 0
-                if a + skip < b:
-                    hidden = far = None
-                    if a == s.start:  # only the last j - i keys lie on the diagonal
-                        hidden = torch.ones(j - i, j - i, dtype=torch.bool).triu_(1)[:, None]
-                    if window and first - at - skip - 1 > i - j:
-                        reach = torch.ones(j - i, b - a - skip, dtype=torch.bool)
-                        far = reach.tril_(first - at - skip - 1)[:, None]
-                    yield Block(i, j, a + skip, b, hidden, far)
-                at += b - a
+def _blocks(s: Segment, window: int) -> Iterator[Block]:
+    past = _seen(s) - (s.stop - s.start)
+    for i in range(s.start, s.stop, BLOCK):
+        j = min(i + BLOCK, s.stop)
+        own, at = j - i, past + i - s.start  # place of the block's first token in its row
+        first = max(at - window + 1, 0) if window else 0
+        far, reach = None, at - window - first  # of the first query, the last key too far away
+        if window and reach > -own:
+            far = torch.ones(own, at + own - first, dtype=torch.bool).tril_(reach)[:, None]
+        hidden = torch.ones(own, own, dtype=torch.bool).triu_(1)[:, None]
+        yield Block(i, j, first, at + own, hidden, far)

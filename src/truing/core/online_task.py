@@ -333,7 +333,7 @@ class OnlineTask:
             return
         at = own.start
         trees = [rollout.groups[i].tree() for i in active[own]]
-        for packed in pack(trees, self.budget, share=True):
+        for packed in pack(trees, self.budget, share=True, device=self.device):
             here = active[at : at + len(packed)]
             at += len(packed)
             fresh = self._fresh(rollout, here, packed.to(self.device))

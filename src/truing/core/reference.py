@@ -99,7 +99,7 @@ class Kept(ABC):
         wanted = [t for t in gathered(trees) if any(k not in self._values for k in keys_of(t))]
         device = next(module.parameters()).device
         seen = [self.sight.tree(t) for t in wanted] if self.sight else wanted
-        runs = pack(seen, budget, share=True) if wanted else []
+        runs = pack(seen, budget, share=True, device=device) if wanted else []
         if keep:
             self._divide(module, runs, seen, device)
         at = 0

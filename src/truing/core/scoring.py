@@ -281,7 +281,9 @@ def by_tree(
     Returns:
         [K, ...] of each tree, on the CPU; K is that of the widest tree of its micro-batch.
     """
-    for packed in pack(trees, budget_for(loaded.device), share=True) if trees else []:
+    for packed in (
+        pack(trees, budget_for(loaded.device), share=True, device=loaded.device) if trees else []
+    ):
         with torch.inference_mode(), loaded.run_time():
             made = values(packed.to(loaded.device)).cpu()
         yield from made
@@ -352,7 +354,9 @@ def step_scores(reward: Model, rows: Sequence[Row], separator: str) -> list[list
     for i, tree in enumerate(trees):
         check_fits(loaded, tree.longest, i)
     found: list[list[float]] = []
-    for packed in pack(trees, budget_for(loaded.device), share=True) if trees else []:
+    for packed in (
+        pack(trees, budget_for(loaded.device), share=True, device=loaded.device) if trees else []
+    ):
         with torch.inference_mode(), loaded.run_time():
             score_UKT = measured(loaded.module, head, packed.to(loaded.device), grad=False)
         for score_T, mask_T in zip(score_UKT[:, 0], packed.mask_UKT[:, 0], strict=True):

@@ -42,7 +42,7 @@ def swept(groups: Sequence[Group], budget: int, device: torch.device, measured: 
     trees = [g.tree() for g in groups]
     width, length = shape(trees)
     own = distributed.share([t.size for t in trees])
-    packs = pack(trees[own], budget, share=True) if trees[own] else []
+    packs = pack(trees[own], budget, share=True, device=device) if trees[own] else []
     starts = accumulate(map(len, packs), initial=own.start)
     some = [measured(p.to(device), groups[a : a + len(p)]) for p, a in zip(packs, starts)]
     found = distributed.gathered(some)

@@ -233,7 +233,7 @@ class TextTask:
         made: list[Micro] = []
         start = at.start
         own, share = trees[at], self._shares
-        for packed in pack(own, self.budget, share=share) if own else []:
+        for packed in pack(own, self.budget, share=share, device=self.device) if own else []:
             here = slice(start, start + len(packed))
             made.append(Micro(rows[here], trees[here], here, packed.to(self.device), idle=idle))
             start += len(packed)

@@ -17,6 +17,7 @@ of a branch.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -25,10 +26,10 @@ from torch import Tensor
 
 from truing.errors import InputError
 
-BUDGET = 768  # tokens of a micro-batch; what a two-core machine computes at its best rate
+BUDGET = 1024  # tokens of a micro-batch; what a two-core machine computes at its best rate
 BUDGET_GPU = 4096  # without gradients; with fewer a GPU waits for what it is told to do
 COMMON = 8  # tokens from which on a common beginning is worth a segment of its own
-ROOT = 4  # share of a root that is worth making it a node with ancestors, which GPUs are slower at
+ROOT = 4  # share of a root that is worth making it a node with ancestors, where a GPU is slower
 
 
 @dataclass(frozen=True)
@@ -193,10 +194,11 @@ class _Packer:
 
     Args:
         share: lay tokens with one and the same past only once.
+        root: share of a root that must be there already; 0 for any.
     """
 
-    def __init__(self, share: bool = False) -> None:
-        self.share = share
+    def __init__(self, share: bool = False, root: int = 0) -> None:
+        self.share, self.root = share, root
         self.after: dict[tuple[int, int], int] = {}  # (place of the token before, id) -> place
         self.numbers: dict[int, int] = {}  # place -> number among the loss tokens
         self.ids: list[int] = []
@@ -263,7 +265,7 @@ class _Packer:
                 break
             found.append(place)
             at = place
-        return found if _worth(len(found), len(node.ids), root=last < 0) else []
+        return found if _worth(len(found), len(node.ids), self.root if last < 0 else 0) else []
 
     def _number(self, place: int, source: int, token: int) -> int:
         """Number of the loss token at `place`; given now where it has none."""
@@ -299,9 +301,9 @@ class _Packer:
         )
 
 
-def _worth(common: int, size: int, *, root: bool) -> bool:
+def _worth(common: int, size: int, root: int) -> bool:
     """Whether a node of `size` tokens is better laid behind the `common` ones that are there."""
-    return common >= max(COMMON, size // ROOT if root else 0)
+    return common >= max(COMMON, size // root if root else 0)
 
 
 def _joined(
@@ -313,13 +315,13 @@ def _joined(
     return (*ranges, (start, stop))
 
 
-def _common(one: Node, two: Node) -> int:
+def _common(one: Node, two: Node, root: int) -> int:
     """Tokens that `two` does not need of its own behind `one`: its root's, where that is worth it.
 
     What packing finds besides (branches that begin alike, earlier trees) comes on top.
     """
     same = alike([one.ids, two.ids])
-    return same if _worth(same, len(two.ids), root=True) else 0
+    return same if _worth(same, len(two.ids), root) else 0
 
 
 def split(sizes: Iterable[int], budget: int, common: Sequence[int] = ()) -> list[list[int]]:
@@ -366,12 +368,13 @@ def pack(
     limit: int | None = None,
     *,
     share: bool = False,
+    device: str | torch.device = "cpu",
 ) -> list[Packed]:
     """Lay trees end to end, in order, into micro-batches of at most `budget` tokens.
 
     With `share` rows of a micro-batch that begin alike have these tokens in common, whatever tree
-    they are from; not for those who treat each row's tokens in a way of its own (noise, heads,
-    states kept by tree).
+    they are from, where that is worth it on `device`; not for those who treat each row's tokens in
+    a way of its own (noise, heads, states kept by tree).
 
     A tree is never cut: one that is larger than the budget is a micro-batch of its own, and its
     values are as exact as all others. A row of more than `limit` tokens (the model's context) is
@@ -387,9 +390,10 @@ def pack(
                 fix="Shorten or leave out such rows, or score them in pieces",
             )
     made: list[Packed] = []
-    less = [0, *map(_common, trees, trees[1:])] if share else []
+    root = 0 if str(device) == "cpu" else ROOT
+    less = [0, *(_common(a, b, root) for a, b in itertools.pairwise(trees))] if share else []
     for run in split([t.size for t in trees], budget, less):
-        packer = _Packer(share)
+        packer = _Packer(share, root)
         for i in run:
             packer.add(trees[i])
         made.append(packer.packed())

@@ -74,7 +74,7 @@ def branch_logps(loaded: Loaded, trees: Sequence[Node], label: str) -> list[list
                 found.append([logp[mask] for logp, mask in zip(logps, masks, strict=True)])
                 current().progress(i, len(trees), label)
             return found
-        for packed in pack(trees, BUDGET, share=True) if trees else []:
+        for packed in pack(trees, BUDGET, share=True, device=loaded.device) if trees else []:
             made = measure(loaded.module, packed.to(loaded.device), grad=False)
             for logp_KT, mask_KT in zip(made["logp"], made["mask"] > 0, strict=True):
                 rows = zip(logp_KT, mask_KT, strict=True)

@@ -41,7 +41,7 @@ def mean_logps(loaded: Loaded, units: Sequence[Unit]) -> list[list[float]]:
     """Mean log-probability of each answer of each unit, [unit][answer], in nats per token."""
     found: list[list[float]] = []
     with loaded.run_time():
-        for packed in pack([u.tree() for u in units], BUDGET, share=True):
+        for packed in pack([u.tree() for u in units], BUDGET, share=True, device=loaded.device):
             made = measure(loaded.module, packed.to(loaded.device), grad=False)
             mean_UK = made["logp"].sum(-1) / made["mask"].sum(-1)
             found += mean_UK.tolist()

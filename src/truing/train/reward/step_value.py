@@ -55,7 +55,7 @@ def squared_errors(values: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor
 def closing_states(loaded: Loaded, trees: Sequence[Node]) -> list[Tensor]:
     """States [T, D] of the tokens that close the steps of each tree, in float32."""
     found: list[Tensor] = []
-    for packed in pack(trees, SWEEP, share=True):
+    for packed in pack(trees, SWEEP, share=True, device=loaded.device):
         # Not in inference mode: what is made there can take no part in training.
         with torch.no_grad(), loaded.run_time():
             rows_ND = states(loaded.module, packed.to(loaded.device)).float()
