@@ -24,7 +24,7 @@ from truing.core.precision import seconds_of
 from truing.core.text_task import TextTask
 from truing.core.tiny import tiny_model, tiny_tokenizer
 from truing.core.training import TextTraining
-from truing.core.tree import Node, Packed, group_tree, pack
+from truing.core.tree import BUDGET, Node, Packed, group_tree, pack
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model
@@ -333,7 +333,7 @@ def test_switched_on_where_memory_demands_it(
     tight = train(tmp_path / "tight", model, method, **more)
     assert tight.metrics[0]["gradient_checkpointing"] is True
     assert "gradient_checkpointing: True" in capsys.readouterr().err
-    assert largest[0] <= float(str(tight.metrics[0]["budget"])) < 768
+    assert largest[0] <= float(str(tight.metrics[0]["budget"])) < BUDGET
     for a, b in zip(updates(tight), updates(plenty), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4, abs=1e-6)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)

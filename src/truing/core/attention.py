@@ -13,7 +13,7 @@ gradient:
     P = exp(S - L)    dV = P^T dO    dS = P * (dO V^T - rowsum(dO * O))    dQ = dS K    dK = dS^T Q
 
 P of one block of queries needs nothing of the others, so never more than a block of P of some heads
-exists. Keys of ancestors and of a segment are joined once, and their gradients added back at its end.
+exists. Keys of ancestors and a segment's own are joined once, their gradients parted at its end.
 
 Shapes: N tokens, H query heads, G key heads, R = H / G query heads that share one, D features a
 head. Queries are kept as [G, N, R, D], so that a key head's queries are one matrix of rows.

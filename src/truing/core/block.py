@@ -261,7 +261,10 @@ def _mlp_back(
     if got.wants(*down.tensors()):
         got.products([down], act_NF * up_NF, [up_ND])
     d_up_NF = act_NF.mul_(d_h_NF)
-    d_gate_NF = torch.ops.aten.silu_backward(d_h_NF.mul_(up_NF), gate_NF)
+    # In place: memory that is fresh each time costs more than the sums.
+    d_gate_NF = torch.ops.aten.silu_backward.grad_input(
+        d_h_NF.mul_(up_NF), gate_NF, grad_input=d_h_NF
+    )
     if got.wants(*gate.tensors(), *up.tensors()):
         got.products([gate, up], _norm(x_ND, plan.norms[1], rate_N1), [d_gate_NF, d_up_NF])
     d_y_ND = times(d_up_NF, up.weight_OI, times(d_gate_NF, gate.weight_OI))
