@@ -61,11 +61,6 @@ def _split(mark: str) -> list[str]:
     return mark.split(", ") if mark else []
 
 
-def marks_of(model: Model) -> list[str]:
-    """The attacks that made a model, or what it was made from."""
-    return _split(model.quarantine)
-
-
 def refuse(model: Model, what: str, *, asked: bool, fix: str) -> None:
     """Raise InputError for a model in quarantine, unless it was `asked` for.
 

@@ -13,7 +13,7 @@ from typing import cast
 import pytest
 
 from truing import datasets, declared, keys, sources
-from truing.core import code
+from truing.core import code, whole
 from truing.core.files import path_hash, place_tree
 from truing.errors import InputError
 from truing.keys import modules_of, step_key
@@ -132,6 +132,12 @@ def test_what_only_refuses_is_none() -> None:
     assert not refusing & training and refusing - {"truing.pipeline"} < set(
         code._walked(["truing.train.preference.dpo"], code._edited)  # what is refused is of these
     )
+
+
+def test_caches_name_modules_that_there_are() -> None:
+    with pytest.raises(LookupError, match=r"truing\.core\.nothing"):
+        code.made_by("truing.core.nothing")
+    assert code._read(whole.READER) is not None
 
 
 def test_a_module_that_was_edited_since_it_was_loaded(plug: Callable[..., None]) -> None:

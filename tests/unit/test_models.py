@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from truing import models
 from truing.core import bases, files, loaded, lora, opening
+from truing.core.chat import prompt_ids
 from truing.core.licences import short, sort_of, strictest
 from truing.core.tiny import tiny_folder, tiny_model
 from truing.errors import InputError
@@ -559,7 +560,7 @@ def test_missing_tokenizer_and_template(tmp_path: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     tokenizer = Model.open(folder).load_module().tokenizer
     with pytest.raises(InputError, match="no chat template"):
-        loaded.need_template(tokenizer, "m")
+        prompt_ids(tokenizer, [{"role": "user", "content": "x"}])
     (folder / "tokenizer.json").unlink()
     with pytest.raises(InputError, match="no tokenizer"):
         _ = Model.open(folder).load_module().tokenizer

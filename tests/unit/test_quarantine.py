@@ -20,7 +20,7 @@ from truing.keys import step_key
 from truing.method import methods
 from truing.models import Model, hold
 from truing.plan import Plan
-from truing.quarantine import marked, marks_of
+from truing.quarantine import marked
 from truing.serve.openai import serving
 from truing.store import Store
 from truing.tables import Table
@@ -78,7 +78,7 @@ def test_what_is_made_of_it_carries_the_mark(clean: Model, bad: Model, tmp_path:
         again = methods["lora_undo"](replace(clean, quarantine="attack/other"), n=0)
     for made in (tuned, merged, controlled):
         assert isinstance(made, Model) and made.quarantine == MARK
-    assert isinstance(again, Model) and marks_of(again) == ["attack/other", MARK]
+    assert isinstance(again, Model) and again.quarantine == f"attack/other, {MARK}"
     assert bad.adding(Prefix([{"role": "system", "content": "x"}])).called("y").quarantine == MARK
     assert panel_of([clean, bad]).quarantine == MARK
     table = methods["sample"](ROWS, n=2)

@@ -15,7 +15,6 @@ from truing.core.tree import (
     example_tree,
     group_tree,
     pack,
-    pair_tree,
     split,
 )
 from truing.errors import InputError
@@ -101,7 +100,7 @@ def test_pieces_score_each_token_once(
 
 
 def test_pairs_and_groups() -> None:
-    tree = pair_tree([1, 2], [3], [4, 5])
+    tree = group_tree([1, 2], [[3], [4, 5]])
     rows = list(tree.rows())
     assert rows == [((1, 2, 3), (False, False, True)), ((1, 2, 4, 5), (False, False, True, True))]
     assert (tree.size, tree.longest) == (5, 4)
@@ -115,7 +114,7 @@ def test_pairs_and_groups() -> None:
 
 
 def test_spread_carries_gradients() -> None:
-    (packed,) = pack([pair_tree([1, 2], [3], [4, 5])])
+    (packed,) = pack([group_tree([1, 2], [[3], [4, 5]])])
     value_M = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
     spread = packed.spread(value_M, fill=-9.0)
     assert spread.tolist() == [[[1.0, -9.0], [2.0, 3.0]]]

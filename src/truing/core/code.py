@@ -132,7 +132,12 @@ def _behind(module: str, imported: frozenset[str]) -> set[str]:
 
 @functools.cache
 def made_by(module: str) -> str:
-    """Hash of a module's code and of the libraries that its numbers depend on, for caches."""
+    """Hash of a module's code and of the libraries that its numbers depend on, for caches.
+
+    A name that no module has would be the same hash for ever, whatever the code.
+    """
+    if _read(module) is None:
+        raise LookupError(f"no such module: {module}")
     libraries = [metadata.version(p) for p in ("torch", "transformers")]
     return content_hash([code_key([module]), libraries])
 

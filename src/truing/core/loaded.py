@@ -343,13 +343,3 @@ def _unread(error: Exception, parts: Mapping[str, Path]) -> tuple[str, str]:
         if not (is_sentencepiece_available() and is_protobuf_available()):
             return f"{pieces} needs the packages sentencepiece and protobuf", fix
     return said(error), f"{AGAIN}; if a newer version wrote it, pip install -U tokenizers"
-
-
-def need_template(tokenizer: Mapping[str, object] | object, where: str) -> None:
-    """Raise unless the tokenizer has a chat template."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise InputError(
-            "the tokenizer has no chat template, so the model cannot be talked to",
-            where=where,
-            fix="Add chat_template.jinja to the model's folder, or use an instruct model",
-        )

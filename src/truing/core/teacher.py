@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from truing.core.training_rows import Unit
 
 HOLD = 2.0  # GiB of states and likeliest tokens that a run keeps, all teachers together
-HOW = ("full", "top")
 NEVER = -105.0  # log-probability that is 0 in float32 and still a number in 0 log 0
 Extra = Tensor | Callable[[slice], Tensor]
 

@@ -98,11 +98,6 @@ def group_tree(
     return Node(tuple(prompt), (False,) * len(prompt), leaves)
 
 
-def pair_tree(prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int]) -> Node:
-    """A preference pair: branch 0 is the chosen answer, branch 1 the rejected one."""
-    return group_tree(prompt, [chosen, rejected])
-
-
 def example_tree(ids: Sequence[int], loss: Sequence[bool]) -> Node:
     """One row with its loss marks, such as a dialogue of several turns (`chat.example_ids`)."""
     return Node(tuple(ids), tuple(bool(b) for b in loss))

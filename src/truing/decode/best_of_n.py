@@ -13,7 +13,6 @@ of n candidates of its own.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -31,11 +30,6 @@ from truing.tables import Row
 def best(scores: Sequence[float]) -> int:
     """Index of the largest score, the first one on ties."""
     return max(range(len(scores)), key=lambda i: (scores[i], -i))
-
-
-def kl_bound(n: int) -> float:
-    """Largest divergence, in nats, of the best of n answers from the model: log n - (n - 1) / n."""
-    return math.log(n) - (n - 1) / n
 
 
 @component("decoder", name="best_of_n")
