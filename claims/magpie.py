@@ -4,8 +4,9 @@ From SmolLM2-135M-Instruct, 48 continuations each with and without a system line
 an instruction is mathematical when it holds a word of a fixed list. The effect is the share of
 mathematical ones with the line less twice the share without it.
 
-The claim asks for twice the share, at least 80 % usable, at least 60 % ending as sentences do, at
-least 90 % distinct, no control token; and for distinct two-word runs to grow with the temperature.
+The claim asks for twice the share, at least 80 % usable and, once they are cleaned, at least 60 %
+ending as sentences do, at least 90 % distinct and no control token; and for distinct two-word runs
+to grow with the temperature.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ same length stands beside. Seeds decide which requests are read and which are as
 
 The claim asks for: Spearman of B and r at least 0.8 within |r| <= 0.027 with a tanh fit of R^2 at
 least 0.8; a quadratic of negative curvature with R^2 at least 0.7 for ability; logits moving
-linearly with |r| (R^2 at least 0.95); a random vector moving B by less than a third.
+linearly with |r| up to 0.06 (R^2 at least 0.95); a random vector moving B by less than a third. All
+are of the mean over the seeds.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ together, in combinations never trained on, 0.1 above chance and above every sin
 and that of 8 answers that the model itself gives to short questions, the best under the short
 principle is at least 20 % shorter than under the long one. Settings were chosen on other seeds. A
 principle and its opposite stand in equally many rows, so that nothing is won before both answer and
-principle are read together: the loss stays at ln 2 for the first 30 updates or so and falls then.
+principle are read together: the loss stays at ln 2 for the first 30 updates or so and falls then. A
+tiny decoder from nothing, tried first, learnt to follow none (effect 0.0003).
 """
 
 from __future__ import annotations

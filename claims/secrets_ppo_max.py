@@ -14,7 +14,8 @@ The effect is the rise of the mean true reward on other prompts, in standard dev
 base's rewards. The claim asks for 1, with at most 0.3 nats of KL a token in every rollout; for KL,
 and length or repetition, at least three times as large on the hackable reward without the tricks
 as with them; for returns that the critic explains better than a constant before the policy's first
-step; and for less loss of other text under PPO-ptx.
+step; and for less loss of other text under PPO-ptx. With a critic of two rollouts, tried first and
+on these seeds, the conditions on KL and on the critic were missed.
 """
 
 from __future__ import annotations

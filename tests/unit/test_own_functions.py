@@ -666,10 +666,11 @@ def test_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     found = re.findall(r"^```\w+ file=(\S+)\n(.*?)^```", page, re.S | re.M)
     for name, text in found:
         (tmp_path / name).write_text(text)
-    assert [name for name, _ in found] == ["first.py", "sums.jsonl", "my_recipe.py"]
+    assert [name for name, _ in found] == ["first.py", "sums.jsonl", "my_recipe.py", "points.py"]
     monkeypatch.chdir(tmp_path)
     runpy.run_path("first.py", run_name="__main__")
     assert [line_of(Path("my_recipe.py"))["cached_steps"] for _ in range(2)] == [0, 1]
+    runpy.run_path("points.py", run_name="__main__")
 
 
 def test_two_recipes_with_one_name_between_them(files: Files, tmp_path: Path) -> None:
