@@ -234,7 +234,7 @@ def read(name: str, kind: str = "", *, limit: int = 0) -> Table:
         from truing.core import remote
 
         found, licence = remote.fetch_data(name)
-        return _joined(found, kind, limit).with_lineage(source=private.shown(name), licence=licence)
+        return joined(found, kind, limit).with_lineage(source=private.shown(name), licence=licence)
     head, _, part = name.partition("/")
     entry = _find(head)
     file = _choose(entry, part)
@@ -262,14 +262,14 @@ def read(name: str, kind: str = "", *, limit: int = 0) -> Table:
     return table.expect(kind, where=f"data set {name}") if kind else table
 
 
-def _joined(shards: Sequence[Path], kind: str, limit: int) -> Table:
+def joined(shards: Sequence[Path], kind: str, limit: int) -> Table:
     """The rows of several files, in their order, as one table."""
     tables: list[Table] = []
     for shard in shards:
         have = sum(map(len, tables))
         if limit and have >= limit:
             break
-        tables.append(tablefiles.read(shard, kind, limit=limit - have if limit else 0))
+        tables.append(tablefiles.read_file(shard, kind, limit=limit - have if limit else 0))
     return tables[0] if len(tables) == 1 else Table.joined(tables)
 
 

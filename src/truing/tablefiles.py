@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
-from truing import csvcells
+from truing import csvcells, shards
 from truing.core.files import expanded
 from truing.errors import InputError, OtherVersion, beside
 from truing.kinds import KINDS, Message, Row
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 UTF8 = "Save it as UTF-8"
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv", ".csv.gz")
+SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv", ".csv.gz", shards.ARROW)
 
 
 def read(source: str | Path, kind: str = "", *, limit: int = 0) -> Table:
@@ -39,20 +39,31 @@ def read(source: str | Path, kind: str = "", *, limit: int = 0) -> Table:
     path = expanded(source)
     if path.is_dir() and (path / "table.parquet").is_file():
         path = path / "table.parquet"
+    if path.is_file():
+        shards.warn_of_others(path)
+        return read_file(path, kind, limit=limit)
     from truing import datasets
 
-    if path.is_file():
-        return datasets.of_file(path, functools.partial(_from_file, path, kind, limit))
-    if path.is_dir() and not datasets.knows(str(source)):
-        there = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES))
-        fix = (
-            f"Name a file, such as {there[0]}" if there else "Name a file, or one of `truing data`"
-        )
+    if datasets.knows(str(source)):
+        return datasets.read(str(source), kind, limit=limit)
+    if found := shards.local(path):
+        return datasets.joined(found, kind, limit)
+    if path.is_dir():
+        there = shards.tables_in(path)
+        fix = f"Name a file, such as {path / there[0]}" if there else ""
+        fix = fix or "Name a file, or one of `truing data`"
         raise InputError("a folder without table.parquet", where=str(source), fix=fix)
-    if (path.suffix or "/" in str(source)) and not datasets.knows(str(source)):
+    if path.suffix or "/" in str(source):
         fix = hub_fix(str(source)) or beside(path, SUFFIXES)
         raise InputError("no such file", where=str(source), fix=fix)
     return datasets.read(str(source), kind, limit=limit)
+
+
+def read_file(path: Path, kind: str = "", *, limit: int = 0) -> Table:
+    """A table of one file, as one of the set that lists it, if any does."""
+    from truing import datasets
+
+    return datasets.of_file(path, functools.partial(_from_file, path, kind, limit))
 
 
 def _check_asked(source: object, limit: object) -> None:
@@ -70,8 +81,8 @@ def _check_asked(source: object, limit: object) -> None:
 
 def _from_file(path: Path, kind: str, limit: int) -> Table:
     name = path.name
-    if name.endswith(".parquet"):
-        return _parquet(path, kind, limit)
+    if name.endswith((".parquet", shards.ARROW)):
+        return _arrow(path, kind, limit)
     if name.endswith((".jsonl", ".jsonl.gz")):
         return _table(path, kind, _json_lines(path), limit)
     if name.endswith(".json"):
@@ -83,9 +94,11 @@ def _from_file(path: Path, kind: str, limit: int) -> Table:
 
 def hub_fix(text: str) -> str:
     """What to write for a name that looks like one of the Hugging Face hub, owner/set; else ""."""
-    named = re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not Path(text).parent.exists()
-    hub = named and not text.endswith(SUFFIXES)
-    return f"A data set of the Hugging Face hub is written hub:{text}" if hub else ""
+    found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(\[.*\])?", text)
+    if found is None or Path(text).parent.exists() or text.endswith(SUFFIXES):
+        return ""
+    split = f"/{found[2]}" if found[2] else ""  # which other tools write owner/set:split
+    return f"A data set of the Hugging Face hub is written hub:{found[1]}{split}"
 
 
 def raw_rows(path: Path) -> Iterator[tuple[int, Row]]:
@@ -100,7 +113,7 @@ def raw_rows(path: Path) -> Iterator[tuple[int, Row]]:
     elif path.name.endswith((".csv", ".csv.gz")):
         yield from _csv(path, "record")
     else:
-        for i, row in enumerate(_parquet(path, "record", 0), 1):
+        for i, row in enumerate(_arrow(path, "record", 0), 1):
             yield i, {k: v for k, v in row.items() if k != "lineage"}
 
 
@@ -247,22 +260,11 @@ def _names(header: list[str], where: str) -> list[str]:
     return header
 
 
-def _parquet(path: Path, kind: str, limit: int) -> Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _arrow(path: Path, kind: str, limit: int) -> Table:
+    """The rows of a Parquet or Arrow file; a table's own says their kind and may have none."""
+    from truing import arrowfiles
 
-    try:
-        with pq.ParquetFile(path) as file:  # pq.read_table imports pandas where that is installed
-            data = file.read()
-        if len(set(data.column_names)) < data.num_columns:
-            raise pa.ArrowInvalid("two of its columns have one name")
-    except (pa.ArrowInvalid, OSError) as error:
-        fix = "Fetch or write it again; a file of lines is named .jsonl or .csv"
-        raise InputError(
-            f"not a readable Parquet file: {error}", where=str(path), fix=fix
-        ) from None
-    if limit:
-        data = data.slice(0, limit)
+    data = arrowfiles.load(path, limit)
     meta = {k.decode(): v.decode() for k, v in (data.schema.metadata or {}).items()}
     version = int(meta.get("truing.schema_version", SCHEMA_VERSION))
     if version > SCHEMA_VERSION:
@@ -271,24 +273,7 @@ def _parquet(path: Path, kind: str, limit: int) -> Table:
             where=str(path),
             fix="Upgrade truing",
         )
-    columns: dict[str, list[object]] = {}
-    for field in data.schema:
-        how = (field.metadata or {}).get(b"truing", b"").decode()
-        column = data.column(field.name)
-        if how == "tensor" or isinstance(field.type, pa.FixedShapeTensorType):
-            # Arrow's own memory is read-only, of which torch warns; rows of other files are not.
-            columns[field.name] = list(column.combine_chunks().to_numpy_ndarray().copy())
-        elif how == "npy":
-            columns[field.name] = [_npy(v, path, field.name) for v in column.to_pylist()]
-        elif how == "json":
-            columns[field.name] = [None if v is None else json.loads(v) for v in column.to_pylist()]
-        else:
-            columns[field.name] = _plain(column, path, field.name)
-    names = list(columns)
-    rows = [
-        {n: v for n, v in zip(names, values, strict=True) if v is not None}
-        for values in zip(*columns.values(), strict=True)
-    ]
+    rows = arrowfiles.rows(data, path)
     written = meta.get("truing.kind", "")
     if not kind and written and written not in KINDS:
         said = "holds rows of a kind that this version does not know"
@@ -296,30 +281,6 @@ def _parquet(path: Path, kind: str, limit: int) -> Table:
     kind = kind or written
     table = Table(kind, rows, where=str(path), allow_empty="truing.kind" in meta)
     return table if "truing.kind" in meta else told_apart(table)
-
-
-def _plain(column: pa.ChunkedArray, path: Path, name: str) -> list[object]:
-    """Values of a column, times to the microsecond, which is what Python's have."""
-    import pyarrow as pa
-
-    try:
-        if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
-            column = column.cast(pa.timestamp("us", column.type.tz))
-        return column.to_pylist()
-    except (pa.ArrowInvalid, ValueError) as error:
-        fix = "Round its times to microseconds, or write them as text"
-        said = f"column {name!r} cannot be read: {error}"
-        raise InputError(said, where=str(path), fix=fix) from None
-
-
-def _npy(value: bytes | None, path: Path, name: str) -> object:
-    import numpy as np
-
-    try:
-        return None if value is None else np.load(io.BytesIO(value), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        said, fix = f"column {name!r} holds no array: {error}", "Write the table again"
-        raise InputError(said, where=str(path), fix=fix) from None
 
 
 def _is_messages(values: Sequence[object]) -> bool:

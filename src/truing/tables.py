@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from truing.errors import InputError, unknown
-from truing.kinds import KINDS, READINGS, Row, infer_kind
+from truing.kinds import KINDS, Row, infer_kind
 from truing.kinds import Message as Message
 from truing.kinds import as_prompt as as_prompt
 from truing.kinds import prompt_of as prompt_of
 from truing.kinds import user_text as user_text
 from truing.origins import Joined, Made, Origin
+from truing.readings import READINGS
 from truing.row_checks import check_row, values_of
 from truing.surrogates import mended
 
@@ -178,6 +179,12 @@ class Table:
         self._origin, self._at = Made(step, self.rows, inputs), range(len(self.rows))
         return self
 
+    def __getstate__(self) -> dict[str, object]:
+        """What a pickle holds: not the tables that this one was made from, nor theirs."""
+        if type(self._origin) is Origin:
+            return vars(self)
+        return {**vars(self), "_origin": Origin(self.source), "_at": range(len(self))}
+
     def place(self, i: int) -> str:
         """What an error calls row `i`, counted from 0: "pairs.jsonl row 12", a line of a file."""
         return self._origin.place(self._at[i])
@@ -259,7 +266,7 @@ class Table:
         )
 
     def _read_as(self, kind: str) -> Table:
-        """The same rows in the form of `kind`, by `kinds.READINGS`; ids stay."""
+        """The same rows in the form of `kind`, by `readings.READINGS`; ids stay."""
         rows: list[Row] = []
         for i, row in enumerate(self.rows):
             try:

@@ -190,8 +190,10 @@ def test_the_prompt_of_a_task_with_tools_lists_them(loaded: Loaded) -> None:
         {**common, "prompt": "2+3?", "tools": [ADD]},
         {**common, "prompt": [own, asked], "tools": [{**ADD, "strict": None}]},
         {**common, "prompt": "2+3?"},
+        {**common, "prompt": "2+3?", "system": own["content"]},
     ]
-    told = [f"\n\n{own['content']}", f"\n\n{listed}", f"\n\n{listed}\n{own['content']}", ""]
+    said = f"\n\n{own['content']}"
+    told = [said, f"\n\n{listed}", f"\n\n{listed}\n{own['content']}", "", said]
     hook = InstructionChunks(packing="sequence")
     spec = objective_of(mixture_of_instructions)
     for row, more in zip(rows, told, strict=True):

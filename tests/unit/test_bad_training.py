@@ -201,6 +201,17 @@ def test_converted_rows_that_teach_nothing(kind: str, to: str) -> None:
         "sharegpt": {
             "conversations": [{"from": "human", "value": "p"}, {"from": "gpt", "value": "a"}]
         },
+        "sharegpt_pair": {
+            "conversations": [{"from": "human", "value": "p"}],
+            "chosen": {"from": "gpt", "value": "a"},
+            "rejected": {"from": "gpt", "value": "b"},
+        },
+        "openai_pair": {
+            "input": {"messages": [{"role": "user", "content": "p"}]},
+            "preferred_output": [SAID],
+            "non_preferred_output": [{**SAID, "content": "b"}],
+        },
+        "tagged": {"instruction": "p", "output": "a", "kto_tag": to == "example"},
         "group": {"prompt": "p", "completions": ["a", "b"], "scores": [1.0, 0.0]},
     }[kind]
     bad: dict[tuple[str, str], tuple[Row, str]] = {

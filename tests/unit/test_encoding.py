@@ -188,3 +188,11 @@ def test_choices_follow_their_question(scheme: str, monkeypatch: pytest.MonkeyPa
     ability.answered(SimpleNamespace(tokenizer=tokenizer), [(question, choices)])  # type: ignore
     start = tokenizer.bos_token_id
     assert seen == [[start, *whole(tokenizer, f"{question} {c}")] for c in choices]
+
+
+def test_equal_ids_are_one_number() -> None:
+    """A table's tokens are held all at once to train on."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<rare>"])
+    twice = encode(tokenizer, "<rare> <rare>")
+    assert twice[0] == 259 and twice[0] is twice[-1] is encode(tokenizer, "<rare>")[0]

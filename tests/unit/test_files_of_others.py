@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from truing.core import files
 from truing.errors import InputError
-from truing.sources import open_noun
+from truing.plan import Plan
+from truing.sources import check, open_noun
 from truing.tables import Table
 
 ROW = '{"prompt": "caf\u00e9", "completion": "b"}\n'
@@ -41,6 +43,93 @@ def test_what_would_be_lost_or_misread_is_told(
     with pytest.raises(InputError, match=said) as error:
         Table.read(path)
     assert error.value.where == f"{path} row {row}"
+
+
+def shards(folder: Path, name: str, n: int, of: int) -> Path:
+    """A folder with the first n shards of a table of so many, a row each."""
+    folder.mkdir(exist_ok=True)
+    for i in range(n):
+        row = {"prompt": f"{name}{i}", "completion": "b"}
+        (folder / f"{name}-{i:05}-of-{of:05}.jsonl").write_text(json.dumps(row) + "\n")
+    return folder
+
+
+def test_shards_are_one_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shards(tmp_path / "set", "train", 2, 2)
+    (folder / "dataset_info.json").write_text("{}")
+    for name in (folder, folder / "train", folder / "train-*.jsonl", folder / "*"):
+        assert [r["prompt"] for r in Table.read(name)] == ["train0", "train1"]
+        assert len(Table.read(name, limit=1)) == 1
+    assert capsys.readouterr().err == ""
+    monkeypatch.chdir(tmp_path)
+    plan = Plan("p", folder=tmp_path)
+    for i, name in enumerate(("set", "set/train-*.jsonl")):
+        plan.step(f"some{i}", "select/sample", data=name, n=1)
+    assert len(check(plan)) == 2
+    assert len(Table.read("set/train-00000-of-00002.jsonl")) == 1
+    assert "one of 2 shards that lie there. All of them are set/train" in capsys.readouterr().err
+
+
+def test_which_shards_are_meant_is_asked(tmp_path: Path) -> None:
+    folder = shards(shards(tmp_path / "set", "train", 2, 2), "test", 1, 1)
+    with pytest.raises(InputError, match=r"several tables.*Say which: .*/set/test"):
+        Table.read(folder)
+    assert len(Table.read(folder / "test")) == 1
+    with pytest.raises(InputError, match=r"2 of 3 shards of train.jsonl are there.*pattern"):
+        Table.read(shards(tmp_path / "part", "train", 2, 3))
+
+
+def test_a_set_that_was_saved_to_disk(tmp_path: Path) -> None:
+    parts = [pa.table({"prompt": [name], "completion": ["b"]}) for name in "cab"]
+    folder = tmp_path / "disk" / "train"
+    folder.mkdir(parents=True)
+    names = ["data-00001-of-00002.arrow", "data-00000-of-00002.arrow", "cache-1f.arrow"]
+    for name, part in zip(names, parts, strict=True):
+        with pa.ipc.new_stream(folder / name, part.schema) as stream:
+            stream.write_table(part)
+    state = {"_data_files": [{"filename": name} for name in names[:2]]}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text("{}")
+    assert [r["prompt"] for r in Table.read(folder)] == ["c", "a"]
+    (tmp_path / "disk" / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    with pytest.raises(InputError, match=r"several splits.*Name one of them: .*/disk/train"):
+        Table.read(tmp_path / "disk")
+    with (
+        pa.OSFile(str(tmp_path / "f.arrow"), "wb") as file,
+        pa.ipc.new_file(file, parts[0].schema) as whole,
+    ):
+        whole.write_table(parts[0])
+    assert Table.read(tmp_path / "f.arrow")[0]["prompt"] == "c"
+    (tmp_path / "f.arrow").write_bytes(b"none")
+    with pytest.raises(InputError, match="not a readable Arrow file"):
+        Table.read(tmp_path / "f.arrow")
+
+
+ZONED = """
+import sys, zoneinfo
+import pyarrow as pa, pyarrow.parquet as pq
+from truing.tables import Table
+
+zoneinfo.reset_tzpath([])
+sys.modules["tzdata"] = None
+for zone in ("UTC", "Europe/Berlin"):
+    time = pa.array([0], pa.timestamp("us", zone))
+    pq.write_table(pa.table({"prompt": ["a"], "made": time}), "t.parquet")
+    try:
+        Table.read("t.parquet")
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_a_system_without_time_zones_is_told_how_to_have_them(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ZONED], cwd=tmp_path, capture_output=True, text=True
+    )
+    said = done.stdout.splitlines()
+    assert len(said) == 2 and all("pip install tzdata" in line for line in said), done
 
 
 def test_ids_are_texts_and_repeated_rows_may_share_one(tmp_path: Path) -> None:

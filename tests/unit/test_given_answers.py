@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from truing.context import Context, Json, use
-from truing.core.row_kinds import last_answer
 from truing.errors import InputError
 from truing.kinds import infer_kind
 from truing.method import methods
 from truing.models import Model
+from truing.readings import last_answer
 from truing.reports import Report
 from truing.tables import Row, Table
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import shutil
+import socket
+import struct
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -41,6 +45,7 @@ class Hub(ThreadingHTTPServer):
         self.commits = {"main": COMMIT}
         self.folders: dict[str, Path] = {}  # of commits with other files than `folder`
         self.fault = ""
+        self.breaks = False  # in the middle of each file
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -60,6 +65,16 @@ class Answers(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(body)
+
+    def _break(self, body: bytes) -> None:
+        """Half of a file, and then the connection is reset."""
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2])
+        time.sleep(0.1)  # for the client to take it
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        os.close(self.connection.detach())
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -85,6 +100,9 @@ class Answers(BaseHTTPRequestHandler):
             self._answer(json.dumps(listed).encode(), Content_Type="application/json")
         elif path.startswith(place) and path.removeprefix(place) in files:
             body = files[path.removeprefix(place)]
+            if self.hub.breaks and self.command == "GET":
+                self._break(body)
+                return
             tag = hashlib.sha1(body).hexdigest()
             self._answer(body, ETag=f'"{tag}"', X_Repo_Commit=commit)
         else:
@@ -339,9 +357,16 @@ def _last(path: str) -> str:
 def test_which_table_is_asked_before_anything_is_downloaded(
     data_hub: Hub, name: str, told: str
 ) -> None:
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=told) as raised:
         Table.read(f"hub:{NAME}{name}")
+    assert raised.value.fix.startswith(f"Say which: hub:{NAME}/")
     assert not any("/resolve/" in a for a in data_hub.asked)
+
+
+def test_a_connection_that_breaks_is_told(data_hub: Hub) -> None:
+    data_hub.breaks = True
+    with pytest.raises(InputError, match=r"could not be had.*network"):
+        Table.read(f"hub:{NAME}/test")
 
 
 def _write(folder: Path, *names: str) -> None:

@@ -22,10 +22,10 @@ from truing.core.row_kinds import CONVERSIONS
 from truing.core.training import HOOKS
 from truing.errors import InputError
 from truing.keys import modules_of, step_key
-from truing.kinds import READINGS
 from truing.method import methods
 from truing.models import Model
 from truing.plan import Plan
+from truing.readings import READINGS
 from truing.tables import Row, Table
 
 Mix = dict[str, object]

@@ -200,13 +200,23 @@ ROWS: dict[str, Row] = {
     "alpaca": {"instruction": "p", "output": "a"},
     "alpaca_pair": {"instruction": "p", "chosen": "a", "rejected": "b"},
     "sharegpt": {"conversations": [{"from": "human", "value": "p"}, {"from": "gpt", "value": "a"}]},
+    "sharegpt_pair": {
+        "conversations": [{"from": "human", "value": "p"}],
+        "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"},
+    },
+    "openai_pair": {
+        "input": {"messages": [{"role": "user", "content": "p"}]},
+        "preferred_output": [SAID], "non_preferred_output": [{**SAID, "content": "b"}],
+    },
+    "tagged": {"instruction": "p", "output": "a", "kto_tag": True},
     "group": {"prompt": "p", "completions": ["w", "b", "m"], "scores": [0.0, 2.0, 1.0]},
-}
+}  # fmt: skip
+BAD: Row = {"label": False, "kto_tag": False}
 
 
 @pytest.mark.parametrize(("kind", "to"), CONVERSIONS)
 def test_conversions_make_rows_of_the_kind(kind: str, to: str) -> None:
-    table, said = as_kind(Table(kind, [ROWS[kind], ROWS[kind] | {"label": False}]), to, "x")
+    table, said = as_kind(Table(kind, [ROWS[kind], ROWS[kind] | BAD]), to, "x")
     assert table.kind == to and said["conversion"] == CONVERSIONS[(kind, to)][0] and len(table)
     assert any(set(need) <= set(table[0]) for need in KINDS[to])
 
@@ -223,10 +233,10 @@ def test_conversions_by_hand() -> None:
     assert group[0]["finished"] == [False, True]
     # What a row holds besides goes with it, in every form.
     for kind, to in CONVERSIONS:
-        table, _ = as_kind(Table(kind, [ROWS[kind], ROWS[kind] | {"label": False}]), to, "x")
+        table, _ = as_kind(Table(kind, [ROWS[kind], ROWS[kind] | BAD]), to, "x")
         assert "weight" not in table[0]
         more = {"weight": 0.5, "task": "sums"}
-        rows = [ROWS[kind] | more, ROWS[kind] | more | {"label": False}]
+        rows = [ROWS[kind] | more, ROWS[kind] | more | BAD]
         for row in as_kind(Table(kind, rows), to, "x")[0]:
             assert (row["weight"], row["task"]) == (0.5, "sums")
     even = {**ROWS["group"], "scores": [1.0, 1.0, 1.0]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,11 @@ from truing.core.training import Hook
 from truing.core.training_rows import Reader, Unit
 from truing.errors import InputError
 from truing.evaluate.preference import preference
-from truing.kinds import as_prompt, prompt_of
+from truing.kinds import as_prompt, check_texts, prompt_of, told
 from truing.method import methods
 from truing.models import Model
 from truing.plan import Plan
+from truing.readings import single_answer
 from truing.select.scorers import column
 from truing.tables import Row, Table
 from truing.train.preference.dpo import dpo
@@ -386,7 +388,7 @@ def test_a_template_that_leaves_tools_out_is_refused() -> None:
 
 def test_a_dialogue_of_several_turns_has_its_tools_once() -> None:
     turns = [user("Why?"), said("So."), user("And?"), said("Yes.")]
-    asked = prompt_of({"messages": turns, "tools": [TOOL]})
+    asked = told(turns, {"tools": [TOOL]})
     found, loss = example_ids(tooled(), asked)  # type: ignore[arg-type]
     assert TOKENIZER.decode(found).count('"add"') == 1
     assert sum(loss) == len(ids(f"So.{END}")) + len(ids(f"Yes.{END}"))
@@ -496,9 +498,187 @@ def test_sharegpt_rows_are_dialogues() -> None:
         marked((ASKED, False), (f"So.{END}", True))
     ]
     assert table.expect("prompt")[0]["messages"] == [user("Why?"), said("So.")]
-    odd = Table("", [{"conversations": [*turns, {"from": "observation", "value": "1"}]}])
-    with pytest.raises(InputError, match=r"row 1.*turns of 'observation'"):
+    odd = Table("", [{"conversations": [*turns, {"from": "narrator", "value": "1"}]}])
+    with pytest.raises(InputError, match=r"row 1.*turns of 'narrator'"):
         odd.expect("example")
+
+
+def turn(speaker: str, text: str) -> dict[str, str]:
+    return {"from": speaker, "value": text}
+
+
+def test_calls_of_tools_and_roles_in_conversations() -> None:
+    call = {"name": "add", "arguments": {"a": 1}}
+    turns = [turn("human", "Add."), turn("function_call", json.dumps(call)),
+             turn("observation", "3"), turn("gpt", "It is 3.")]  # fmt: skip
+    called = {"role": "assistant", "content": None,
+              "tool_calls": [{"type": "function", "function": call}]}  # fmt: skip
+    table = Table("", [{"conversations": turns, "tools": json.dumps([call])}]).expect("example")
+    result = {"role": "tool", "content": "3"}
+    assert table[0]["messages"] == [user("Add."), called, result, said("It is 3.")]
+    named = Table("", [{"conversations": [user("Why?"), said("So.")]}])
+    assert named.kind == "sharegpt"
+    assert named.expect("example")[0]["messages"] == [user("Why?"), said("So.")]
+    turns[1] = turn("function_call", "add(1)")
+    with pytest.raises(InputError, match=r"row 1.*no JSON"):
+        Table("", [{"conversations": turns}]).expect("example")
+
+
+def test_preferences_of_conversations_and_of_openai() -> None:
+    spoken: Row = {"conversations": [turn("human", "Why?")], "chosen": turn("gpt", "So."),
+                   "rejected": turn("gpt", "No.")}  # fmt: skip
+    outputs: Row = {"input": {"messages": [user("Why?")], "tools": [], "parallel_tool_calls": True},
+                    "preferred_output": [said("So.")],
+                    "non_preferred_output": [said("No.")]}  # fmt: skip
+    (want,) = read(dpo, {"prompt": [user("Why?")], "chosen": "So.", "rejected": "No."})
+    for row, kind in ((spoken, "sharegpt_pair"), (outputs, "openai_pair")):
+        assert Table("", [row]).kind == kind
+        (unit,) = read(dpo, row)
+        assert (unit.prompt, unit.answers) == (want.prompt, want.answers)
+        assert prompt_of(Table("", [row]).expect("prompt")[0]) == [user("Why?")]
+    assert Table("", [{**outputs, "input": "Why?"}]).kind == "record"
+
+
+TAGGED: list[Row] = [
+    {"messages": [user("Why?"), said("{}")], "label": True},
+    {"instruction": "Why?", "input": "", "output": "{}", "kto_tag": True},
+    {"conversations": [turn("human", "Why?"), turn("gpt", "{}")], "kto_tag": True},
+]
+
+
+@pytest.mark.parametrize("row", TAGGED, ids=["messages", "alpaca", "sharegpt"])
+def test_answers_that_are_marked_as_bad_are_not_imitated(row: Row) -> None:
+    mark = "label" if "label" in row else "kto_tag"
+    rows: list[Row] = [
+        {**json.loads(json.dumps(row).replace("{}", text)), mark: text == "So."}
+        for text in ("So.", "No.")
+    ]
+    good, bad = read(kto, *rows)
+    assert good.answers == (tuple(ids(f"So.{END}")),) and good.prompt == tuple(ids(ASKED))
+    assert (good.numbers["label"], bad.numbers["label"]) == (1.0, 0.0)
+    kept, notes = as_kind(Table("", rows), "example", "sft")
+    answers = [r["messages"][-1]["content"] if "messages" in r else r["completion"] for r in kept]
+    assert answers == ["So."] and notes["left_out_bad"] == 1
+
+
+def test_all_answers_of_a_good_dialogue_are_learnt() -> None:
+    turns = [user("Why?"), said("So."), user("And?"), said("No.")]
+    rows: list[Row] = [{"prompt": "Why?", "messages": turns, "label": True}]
+    kept, _ = as_kind(Table("", rows), "example", "sft")
+    assert kept[0]["messages"] == turns
+    assert Table("", rows).expect("unpaired")[0]["completion"] == "No."
+    asks: list[Row] = [{"messages": turns[:3], "label": True}]
+    assert as_kind(Table("", asks), "example", "sft")[0][0]["messages"] == turns[:3]
+    for nothing in (math.nan, False, []):
+        check_texts({"prompt": "Why?", "images": nothing})
+
+
+def test_a_label_of_another_sort_judges_no_dialogue() -> None:
+    for label in ("toxic", 1):
+        assert Table("", [{**TAGGED[0], "label": label}]).kind == "example"
+    asks = {"messages": [said("So."), user("Why?")], "label": True}
+    with pytest.raises(InputError, match=r"row 1.*end with an answer in words"):
+        Table("", [asks]).expect("unpaired")
+
+
+# What stands beside what is asked
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"messages": [user("Why?"), said("So.")]},
+     {"conversations": [turn("human", "Why?"), turn("gpt", "So.")]},
+     {"messages": [user("Why?"), {**said(""), "tool_calls": [{"function": {"name": "f"}}]}]}],
+)  # fmt: skip
+def test_messages_are_asked_without_the_answer_that_they_end_with(row: Row) -> None:
+    table = Table("", [row]).expect("prompt")
+    assert prompt_of(table[0]) == as_prompt(table[0])["prompt"] == [user("Why?")]
+    (asked,), _ = read_prompts(table, TOKENIZER, 512, 8, "", "grpo data")
+    assert asked.ids == tuple(prompt_ids(TOKENIZER, [user("Why?")]))
+    forced = [user("Why?"), said("So")]
+    assert prompt_of({"prompt": forced}) == forced
+
+
+def test_images_and_words_to_the_template_are_refused() -> None:
+    example: Row = {"messages": [user("Why?"), said("So.")]}
+    rows: list[tuple[object, Row]] = [
+        (sft, example), (sft, {"text": "One."}), (sft, {"prompt": "Why?", "completion": "So."}),
+        (dpo, {"prompt": "Why?", "chosen": "So.", "rejected": "No."}),
+        (dpo, {"chosen": [user("a"), said("b")], "rejected": [user("a"), said("c")]}),
+    ]  # fmt: skip
+    unread: list[tuple[Row, str]] = [
+        ({"images": ["a.png"]}, "row 1: column 'images' holds"),
+        ({"image": np.zeros((2, 2))}, "row 1: column 'image' holds"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, r"with \?thinking=true"),
+    ]
+    for more, words in unread:
+        for function, row in rows:
+            with pytest.raises(InputError, match=words):
+                read(function, row | more)
+        with pytest.raises(InputError, match=words):
+            asked = Table("", [{"prompt": "Why?", **more}])
+            read_prompts(asked, TOKENIZER, 512, 8, "", "grpo data")
+    nothing: Row = {"images": [], "chat_template_kwargs": {"enable_thinking": None}}
+    assert [pieces(u) for u in read(sft, example | nothing)] == [pieces(read(sft, example)[0])]
+
+
+def test_muted_turns_are_context() -> None:
+    talk = [
+        user("Why?"),
+        {**said("So."), "weight": 0},
+        user("And?"),
+        {**said("Thus."), "weight": 1},
+    ]
+    spoken = [turn("human", "Why?"), {**turn("gpt", "So."), "train": False},
+              turn("human", "And?"), {**turn("gpt", "Thus."), "train": True}]  # fmt: skip
+    head = f"{ASKED}So.{END}\n{HEAD.format('user')}And?{END}\n{HEAD.format('assistant')}"
+    want = marked((head, False), (f"Thus.{END}", True))
+    rows: list[Row] = [
+        {"messages": talk}, {"conversations": spoken}, {"prompt": "Why?", "completion": talk[1:]},
+    ]  # fmt: skip
+    for row in rows:
+        assert pieces(read(sft, row)[0]) == [want]
+    for row in ({"messages": talk[:2]}, {"prompt": "Why?", "completion": talk[1:2]}):
+        with pytest.raises(InputError, match="left_out_muted"):
+            read(sft, row)
+    assert single_answer(talk[1:2]) is None and single_answer(talk[3:]) == "Thus."
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    ("function", "row", "column"),
+    [(sft, {"messages": [user("Why?"), said("So.")]}, "messages"),
+     (sft, {"prompt": "Why?", "completion": "So."}, "prompt"),
+     (sft, {"prompt": "Why?", "completion": [said("So."), user("Hm."), said("Yes.")]}, "prompt"),
+     (dpo, {"prompt": "Why?", "chosen": "So.", "rejected": "No."}, "prompt"),
+     (dpo, {"prompt": "Why?", "chosen": [said("So.")], "rejected": [said("No.")]}, "prompt"),
+     (kto, {"prompt": "Why?", "completion": "So.", "label": True}, "prompt")],
+)  # fmt: skip
+def test_a_column_system_is_the_first_message(function: object, row: Row, column: str) -> None:
+    given = row[column]
+    whole = [SYSTEM, *(given if isinstance(given, list) else [user(str(given))])]
+    want = [pieces(u) for u in read(function, {**row, column: whole})]
+    assert [pieces(u) for u in read(function, {**row, "system": "Be brief."})] == want
+    assert [
+        pieces(u) for u in read(function, {**row, column: whole, "system": "Be brief."})
+    ] == want
+    with pytest.raises(InputError, match="another text in column 'system'"):
+        read(function, {**row, column: whole, "system": "Be long."})
+
+
+def test_what_is_asked_has_its_system_text_once() -> None:
+    row: Row = {"prompt": "Why?", "system": "Be brief.", "id": "7"}
+    assert (
+        as_prompt(row) == as_prompt(as_prompt(row)) == {"id": "7", "prompt": [SYSTEM, user("Why?")]}
+    )
+    (asked,), _ = read_prompts(Table("", [row]), TOKENIZER, 512, 8, "", "grpo data")
+    assert asked.ids == tuple(prompt_ids(TOKENIZER, [SYSTEM, user("Why?")]))
+    pair: Row = {"chosen": [user("Why?"), said("So.")], "rejected": [user("Why?"), said("No.")]}
+    led = {name: [SYSTEM, *side] for name, side in pair.items()}  # type: ignore[misc]
+    units = read(dpo, {**pair, "system": "Be brief."}, led)
+    assert pieces(units[0]) == pieces(units[1])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +159,18 @@ def test_rows_are_named_by_the_file_that_they_came_from_and_no_other() -> None:
     assert twice.made_in("t", [prompts, pairs]).place(0) == "step t row 1"
     images = Table("record", [{"image": np.eye(2) * k, "id": "x"} for k in (1, 2)], where="i.npz")
     assert images.take([1]).made_in("u", [images]).place(0) == "i.npz row 2"
+
+
+def test_a_pickle_leaves_behind_what_a_table_was_made_from() -> None:
+    """Else each process that helps to train is sent every table of the run."""
+    read = Table("prompt", [{"prompt": "x" * 10_000}, {"prompt": "y"}], where="a", numbers=(7, 9))
+    made = Table("prompt", [read[1]]).made_in("next", [read])
+    both, here = Table.joined([made, made]), "step next row 1"
+    for table, place in ((made, here), (both, here), (read.take([1]), "a row 9")):
+        sent = pickle.dumps(table)
+        again = pickle.loads(sent)
+        assert len(sent) < 2000 and again.key == table.key and again.place(0) == place
+    assert made.place(0) == "a row 9"
 
 
 def test_rows_of_others_are_not_named_as_those_of_a_table() -> None:

@@ -37,7 +37,7 @@ from truing.core.template import turn_of as turn_of
 from truing.core.template import writes_tools as writes_tools
 from truing.core.tool_calls import check_calls
 from truing.errors import InputError, shorten
-from truing.kinds import TOOLS
+from truing.kinds import TOOLS, muted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -212,12 +212,13 @@ def says(message: Message) -> bool:
 def answers_of(messages: Sequence[Message], asked: int = 0) -> list[int]:
     """Which messages are answers: the assistant's behind the first `asked`, which are the prompt.
 
-    Without a prompt, those behind what opens the dialogue. Those that say nothing are none beside
-    others that do.
+    Without a prompt, those behind what opens the dialogue. Those that are muted are context, and
+    those that say nothing are none beside others that do.
     """
     given = any(m.get("role") != TOOLS for m in messages[:asked])
     first = asked if given else opening(messages)
-    found = [i for i, m in enumerate(messages) if i >= first and m.get("role") == "assistant"]
+    said = (i for i, m in enumerate(messages) if i >= first and m.get("role") == "assistant")
+    found = [i for i in said if not muted(messages[i])]
     return [i for i in found if says(messages[i])] or found
 
 
@@ -347,7 +348,9 @@ def check_receipt(
             "the chat template ends a turn with a token at which the model does not stop",
             where=where,
             seen=tokenizer.convert_ids_to_tokens(sorted(taught)),
-            fix="Use the tokenizer that belongs to the model, or set its eos_token_id",
+            fix="Use the tokenizer that belongs to the model; or copy the model into a folder of "
+            f'your own and write "eos_token_id": {sorted(stops | taught)} into its '
+            "generation_config.json",
         )
     for i, tree in enumerate(trees):
         for ids, loss in tree.rows():

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 INSIDE = "."  # stands for some text before a piece, where what it says does not matter
 _ANCHORS = ("\n", ".", "a", "0")  # the first that does not merge with a piece stands before it
+# A tokenizer gives each token a number of its own, which takes four times the room of its place.
+_numbers: dict[int, int] = {}
 _added: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, str] = weakref.WeakKeyDictionary()
 
 
@@ -36,11 +38,10 @@ def encode(
     Half a character, of which tokenizers know nothing, is mended.
     """
     text = mended(text)
-    if before and text and _within(tokenizer, before):
-        found = _inside(tokenizer, text)
-        if found is not None:
-            return found
-    return cast("list[int]", tokenizer(text, add_special_tokens=special)["input_ids"])
+    found = _inside(tokenizer, text) if before and text and _within(tokenizer, before) else None
+    if found is None:
+        found = cast("list[int]", tokenizer(text, add_special_tokens=special)["input_ids"])
+    return [_numbers.setdefault(i, i) for i in found]
 
 
 def decode_inside(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

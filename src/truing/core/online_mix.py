@@ -39,8 +39,8 @@ from truing.core.train_text import read_units
 from truing.core.training import Hook, State
 from truing.core.training_rows import Unit
 from truing.errors import InputError
-from truing.kinds import READINGS
 from truing.method import methods
+from truing.readings import READINGS
 from truing.tables import Table
 
 if TYPE_CHECKING:

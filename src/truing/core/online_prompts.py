@@ -23,12 +23,13 @@ from truing.core.online import Online
 from truing.core.online_mix import Added
 from truing.core.online_training import OnlineTraining
 from truing.core.pools import why_unused
-from truing.core.row_kinds import as_kind, last_answer, no_prompt, nothing_left, of_row, summed
+from truing.core.row_kinds import as_kind, no_prompt, nothing_left, of_row, summed
 from truing.core.start import Start
 from truing.core.tree import group_tree
 from truing.core.turn_marks import COUNT, holds, turn_marks, warn
 from truing.errors import InputError
-from truing.tables import Row, Table, prompt_of, row_id
+from truing.readings import last_answer
+from truing.tables import Row, Table, as_prompt, row_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -164,9 +165,9 @@ def read_prompts(
             counts[why] += 1
             continue
         with of_row(f"{where} {table.place(i)}"):
-            found = shown = prompt_of(row)
-            if pool is not None:
-                shown = pool.prompt({**row, "prompt": found}, 0)[0]
+            row = as_prompt(row)
+            found = row["prompt"]
+            shown = pool.prompt(row, 0)[0] if pool is not None else found
             ids = tuple(prompt_ids(tokenizer, cast(Prompt, shown)))
         if holds(found, marks):
             counts[COUNT] += 1
@@ -183,7 +184,7 @@ def read_prompts(
                 continue
             answer = whole[: limit - len(ids)]
             counts["cut"] += len(whole) > len(answer)
-        made.append(Asked({**row, "prompt": found}, ids, answer))
+        made.append(Asked(row, ids, answer))
     warn(counts[COUNT], len(table), tokenizer, where)
     if not made and not counts["left_out_long"]:
         raise nothing_left(table, counts, where)

@@ -9,9 +9,10 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, cast
 
 from truing.core.bounds import check_bounds
-from truing.core.row_kinds import as_kind, is_taken, last_answer, takes_texts
+from truing.core.row_kinds import as_kind, is_taken, takes_texts
 from truing.errors import InputError, nearest
-from truing.kinds import KINDS, READINGS
+from truing.kinds import KINDS
+from truing.readings import READINGS, last_answer
 from truing.tables import Table
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, cast
 
 from truing.context import Json
 from truing.errors import InputError
-from truing.kinds import KINDS, READINGS, Row, sides_of, single_answer
+from truing.kinds import KINDS, Row
+from truing.readings import READINGS, read_completion, sides_of, single_answer
 from truing.tables import Table
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ WHYS = {
     "left_out_same": "chosen and rejected are the same",
     "left_out_empty": "an answer is empty",
     "left_out_thought": "an answer is a thought alone, in 'reasoning_content'",
+    "left_out_muted": "every answer is muted, by weight 0 or train false",
     "left_out_unasked": "nothing is asked before the answer",
     "left_out_single": "the group has a single answer",
     "left_out_equal": "all answers have one score",
@@ -35,6 +37,7 @@ REMEDIES = {
     "left_out_same": "Give pairs whose answers differ",
     "left_out_empty": "Give answers with text",
     "left_out_thought": "Give what is said behind the thought as 'content'",
+    "left_out_muted": "Take the marks off the answers that are to be learnt",
     "left_out_unasked": "Give what was asked as the user's message, or in a column 'prompt'",
     "left_out_single": "Give two answers or more to each prompt",
     "left_out_equal": "Give scores that differ within a group",
@@ -117,6 +120,13 @@ def _unpaired_to_example(row: Row) -> list[Row] | str:
     return [_changed(row, completion=row["completion"], finished=row.get("finished", True))]
 
 
+def _judged_to_example(row: Row) -> list[Row] | str:
+    """A dialogue that is marked as good, with all its answers."""
+    if "completion" in row or not row["label"]:
+        return _unpaired_to_example(read_completion(row))
+    return [_changed(row, messages=row["messages"])]
+
+
 def _unpaired_to_negative(row: Row) -> list[Row] | str:
     if row["label"]:
         return "left_out_good"
@@ -153,27 +163,13 @@ def _group_to_example(row: Row) -> list[Row] | str:
     return [_changed(row, completion=texts[best], finished=endings(row)[best])]
 
 
-def last_answer(row: Row) -> Row:
-    """A dialogue that ends with a text of the assistant's, as prompt and completion.
-
-    All before it is the prompt. Rows that have a completion, or do not end so, stay as they are.
-    """
-    if "completion" in row or "prompt" in row or "messages" not in row:
-        return row
-    messages = cast("list[object]", row["messages"])
-    text = single_answer(messages[-1:])
-    if text is None or len(messages) < 2:
-        return row
-    rest = {name: value for name, value in row.items() if name != "messages"}
-    return rest | {"prompt": messages[:-1], "completion": text}
-
-
 Change = Callable[[Row], "list[Row] | str"]  # the new rows, or why the row is left out
 CONVERSIONS: dict[tuple[str, str], tuple[str, Change]] = {
     ("pair", "example"): ("chosen answers as examples", _pair_to_example),
     ("pair", "unpaired"): ("chosen answers as good, rejected ones as bad", _pair_to_unpaired),
     ("pair", "group"): ("pairs as groups of two", _pair_to_group),
     ("unpaired", "example"): ("good answers as examples", _unpaired_to_example),
+    ("dialogue_unpaired", "example"): ("good dialogues as examples", _judged_to_example),
     ("pair", "negative"): ("rejected answers alone", _pair_to_negative),
     ("unpaired", "negative"): ("bad answers alone", _unpaired_to_negative),
     ("dialogue_pair", "example"): ("chosen dialogues as examples", _dialogues_to_example),

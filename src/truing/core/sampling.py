@@ -194,10 +194,12 @@ def prepared(module: nn.Module) -> Generator[None]:
         module.train(training)
 
 
-def check_lengths(module: nn.Module, prompts: Sequence[Sequence[int]], room: int) -> None:
+def check_lengths(
+    module: nn.Module, prompts: Sequence[Sequence[int]], room: int, first: int = 1
+) -> None:
     """Raise InputError for prompts that are empty, no tokens of the model's, or leave no room."""
     limit, vocab = context_of(module), vocab_of(module)
-    for i, ids in enumerate(prompts, 1):
+    for i, ids in enumerate(prompts, first):
         if not ids:
             raise InputError("the prompt is empty", where=f"prompt {i}")
         check_ids(ids, vocab, f"prompt {i}")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from truing.core import files, jsonfile
+from truing.core import hashes, jsonfile
 from truing.core.bases import TOKENIZER_FILES, Folder
 from truing.core.template import told
 from truing.errors import InputError
@@ -95,7 +95,7 @@ def _shown(model: Model) -> str:
 
 def _hash(parts: Mapping[str, Path], names: Sequence[str]) -> str:
     """Of those of the files that are there."""
-    return files.parts_hash({n: parts[n] for n in names if n in parts})
+    return hashes.parts_hash({n: parts[n] for n in names if n in parts})
 
 
 def _core(data: Mapping[str, object]) -> object:

@@ -2,7 +2,8 @@
 
 Answers that do not fit are cut at their end. Sides of a pair, and the completion of an example, may
 be several messages: every turn of the assistant's after the prompt carries loss, after what both
-sides begin with where no prompt is given. All of a whole text carries loss, but its first token.
+sides begin with where no prompt is given, but those that are muted, which are context (`weight: 0`,
+`train: false`). All of a whole text carries loss, but its first token.
 An assistant's words that open a dialogue answer nothing, and carry none.
 Left out are rows without room for an answer, with an empty answer, in which nothing is asked, or
 that prefer nothing: a chosen answer equal to the rejected one, a group of one answer, or one of
@@ -38,7 +39,8 @@ from truing.core.row_kinds import endings, group_why, no_prompt, nothing_left, o
 from truing.core.tree import Node, alike, fork, group_tree
 from truing.core.turn_marks import COUNT, holds, turn_marks, warn
 from truing.errors import InputError
-from truing.kinds import Row, prompt_of, read_pair, sides_of, tools_of, with_tools
+from truing.kinds import Row, check_texts, muted, prompt_of, told
+from truing.readings import read_pair, sides_of
 from truing.tables import Table
 
 if TYPE_CHECKING:
@@ -101,6 +103,8 @@ def _whole_example(spec: Objective, row: Row) -> bool:
 def _silent(messages: Sequence[Message], asked: int) -> str:
     """Why none of the answers among the messages says anything, or ""."""
     answers = [messages[i] for i in answers_of(messages, asked)]
+    if not answers and any(muted(m) for m in messages[asked:]):
+        return "left_out_muted"
     if not answers or any(says(m) for m in answers):
         return ""
     thought = any(m.get("reasoning_content") for m in answers)
@@ -253,11 +257,11 @@ class Reader:
         if "text" in row and not {"messages", "completion"} & set(row):
             return self._text(row, numbers)
         if "messages" in row:
-            asked, whole = 0, with_tools(row["messages"], tools_of(row))
+            asked, whole = 0, told(row["messages"], row)
             if self._unasked(whole):
                 return self._out("left_out_unasked")
         else:
-            given = with_tools(row["prompt"], tools_of(row))
+            given = told(row["prompt"], row)
             asked, whole = len(given), [*given, *cast("list[Message]", row["completion"])]
         if why := _silent(whole, asked):
             return self._out(why)
@@ -268,6 +272,7 @@ class Reader:
         return Unit(str(row["id"]), (), (), numbers, tree, _asked([whole], asked))
 
     def _text(self, row: Row, numbers: Mapping[str, float | Sequence[float]]) -> Unit | None:
+        check_texts(row)
         text = str(row["text"])
         ids = text_ids(self.tokenizer, text) if text.strip() else []
         if len(ids) < 2:
@@ -282,7 +287,7 @@ class Reader:
     ) -> Unit | None:
         """A pair whose sides are messages: what both begin with is one run of tokens."""
         given, sides = sides_of(row)
-        whole = [with_tools([*given, *side], tools_of(row)) for side in sides]
+        whole = [told([*given, *side], row) for side in sides]
         asked = len(whole[0]) - len(sides[0]) if given else alike(whole, keep=1)
         if whole[0] == whole[1]:
             return self._out("left_out_same")
