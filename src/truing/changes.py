@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from truing.catalogue import used
-from truing.core.files import path_hash, place_tree
+from truing.core.files import place_tree
+from truing.core.hashes import path_hash
 from truing.errors import InputError, OtherVersion
 from truing.references import refuse_bare
 from truing.tables import Message, content_hash

@@ -163,7 +163,7 @@ def _doctor(args: argparse.Namespace) -> object:
 
 def _check_store(args: argparse.Namespace) -> None:
     """Raise an InputError for what the action would not heed: `gc KEY` must not delete the rest."""
-    takes = {"key": "export", "to": "export", "quarantined": "export", "days": "gc"}
+    takes = dict.fromkeys(("key", "to", "quarantined", "adapter"), "export") | {"days": "gc"}
     for name, action in takes.items():
         value = getattr(args, name)
         if action != args.action and value != args.parser.get_default(name):
@@ -184,7 +184,9 @@ def _store(args: argparse.Namespace) -> object:
         "ls": store.ls,
         "verify": store.verify,
         "gc": lambda: store.gc() if args.days is None else store.gc(args.days),
-        "export": lambda: store.export(args.key, args.to, quarantined=args.quarantined),
+        "export": lambda: store.export(
+            args.key, args.to, quarantined=args.quarantined, adapter=args.adapter
+        ),
     }
     found = actions[args.action]()
     if not args.json:

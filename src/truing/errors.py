@@ -263,9 +263,12 @@ def unknown(
     """
     known = sorted(candidates)
     written = {**(near or {}), **{n: n for n in known}}
-    note = other_names.NOTES.get(other_names.plain(name), "") if what == "setting" else ""
+    asked = other_names.plain(name)
+    note = other_names.NOTES.get(asked, "") if what == "setting" else ""
+    # By its letters alone, the name of another tool's setting would lead to a wrong one.
+    told = note or (what == "setting" and asked in other_names.ALSO)
     elsewhere = other_names.here(name, {other_names.plain(n): n for n in written})
-    close = elsewhere if note else nearest(name, written)
+    close = elsewhere if told else nearest(name, written)
     if close is not None:
         fix = f"Did you mean {written[close]!r}?" + (f" {note}" if note else "")
     elif note:

@@ -8,7 +8,7 @@ registered builder (builder.json, safetensors), or a served endpoint.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -249,6 +249,25 @@ class Model:
         quarantine.refuse(self, "exported", asked=quarantined, fix="say quarantined=True")
         return opening.export(self, files.expanded(folder), weights_only=weights_only)
 
+    @placing()
+    def export_adapter(self, folder: str | Path, *, quarantined: bool = False) -> Path:
+        """Write all adapters of the model as one in PEFT's format, which names its base.
+
+        The base is named by its name on the hub where it has one, else by where it lies. A
+        tokenizer or a template that is not the base's own is written beside the adapter.
+
+        Args:
+            folder: new or empty, or an earlier export and nothing else, which is replaced.
+            quarantined: write one in quarantine, too.
+        Raises:
+            InputError: there is none, or something else changes the model, too.
+        """
+        from truing import quarantine
+        from truing.core import adapters
+
+        quarantine.refuse(self, "exported", asked=quarantined, fix="say quarantined=True")
+        return adapters.export(self, files.expanded(folder))
+
 
 def _check_version(data: Mapping[str, object], path: Path) -> None:
     if (version := data.get("schema_version")) != SCHEMA_VERSION:
@@ -274,7 +293,9 @@ def held_by(change: Rewriter | Decoder) -> list[str]:
 
 
 def named(value: object) -> Iterator[str]:
-    """Keys of held artefacts anywhere in a setting."""
+    """Keys of held artefacts anywhere in a setting, or in what models and other records have."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, f.name) for f in fields(value)]
     if isinstance(value, Mapping):
         value = list(cast("Mapping[object, object]", value).values())
     if isinstance(value, (list, tuple)):

@@ -99,7 +99,10 @@ def command_line() -> Parser:
         "  truing train dpo --model smollm2-135m-instruct --data pairs.parquet --beta 0.1",
     )
     parser.add_argument("--version", action="version", version=f"truing {__version__}")
-    sub = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    # `prog` said: Python 3.14.0 makes it of a usage that has colours.
+    sub = parser.add_subparsers(
+        dest="command", metavar="COMMAND", parser_class=Parser, prog="truing"
+    )
 
     def add(name: str, text: str) -> Parser:
         child = cast(Parser, sub.add_parser(name, help=text, description=text, allow_abbrev=False))
@@ -164,4 +167,9 @@ def _of_store(child: Parser) -> None:
     )
     child.add_argument(
         "--quarantined", action="store_true", help="export: also a model that an attack made"
+    )
+    child.add_argument(
+        "--adapter",
+        action="store_true",
+        help="export: of a model its adapters alone, as one in PEFT's format",
     )

@@ -63,6 +63,7 @@ class Plan:
         self.data: dict[str, str] = {}
         self.places: dict[str, str] = {}  # of "model NAME" and "data NAME", for errors
         self.ready: Callable[[], None] | None = None  # called before checks, such as by a recipe
+        self.command: list[str] = []  # what makes it on the command line, where something does
         self._typed: set[str] = set()  # models and data that the command line named
         self._typed_in: dict[str, str] = {}  # from which directory, where that matters
 
@@ -111,6 +112,7 @@ class Plan:
         place, found, written = text.partition("=")
         value = read_value(written)
         head, dotted, rest = place.partition(".")
+        shown = private.HIDDEN if rest.rpartition(".")[2] in private.SECRETS else written
         steps = [name for name in self.steps if place.startswith(f"{name}.")]
         if steps:  # a name may have dots, and begin as another one
             head = max(steps, key=len)
@@ -142,7 +144,6 @@ class Plan:
         elif head not in self.steps:
             raise unknown("step", head, self.steps, where=f"--set {text}")
         else:
-            shown = private.HIDDEN if rest in private.SECRETS else written
             step = self.steps[head]
             if rest == "do":
                 step.method = str(value)
@@ -151,6 +152,8 @@ class Plan:
             else:
                 step.given[rest] = value
             step.typed[rest] = Typed(written, f"--set {place}={shown}")
+        if self.command:
+            self.command += ["--set", f"{place}={shown}"]
 
     @property
     def key(self) -> str:
@@ -274,9 +277,14 @@ class Plan:
         if path.exists():
             return Source(str(path) + said, at=at)
         if "Table" in nouns:
-            from truing import datasets
+            from truing import datasets, shards
 
-            if datasets.knows(found) or text in named:
+            if datasets.knows(found):
+                return Source(found, at=at)
+            for place in [path] if typed else [self.folder / path, path]:
+                if shards.local(place):
+                    return Source(str(place), at=at)
+            if text in named:
                 return Source(found, at=at)
         raise unfound(self, step, wanted, text, sort=sort, typed=typed)
 

@@ -41,6 +41,14 @@ RECIPE = "recipe"  # name of a recipe's file as a module
 executed: list[Path] = []  # files of Python run as recipes: one, and those that it loads
 MERGE = "tag:yaml.org,2002:merge"  # of the key "<<"
 FIELDS = ("schema_version", "name", "seed", "models", "data", "steps")
+# By a field that they have, the tools whose configuration may be taken for a recipe.
+PEERS = {
+    "merge_method": "mergekit",
+    "stage": "LLaMA-Factory",
+    "actor_rollout_ref": "verl",
+    "base_model": "axolotl",
+    "model_name_or_path": "TRL",
+}
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
@@ -56,6 +64,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
     if not path.is_file():
         raise no_file("recipe", path, (".yaml", ".yml", ".py"))
     plan = _from_python(path) if path.suffix == ".py" else _from_yaml(path)
+    plan.command = ["run", str(path)]
     for text in overrides:
         plan.override(text)
     plan.check()
@@ -338,7 +347,11 @@ def _without_others() -> None:
 def _plan(root: _Node, path: Path) -> Plan:
     for name in root.items:
         if name not in FIELDS:
-            raise unknown("field", name, FIELDS, where=root.lines[name])
+            error = unknown("field", name, FIELDS, where=root.lines[name])
+            if peer := next((PEERS[n] for n in PEERS if n in root.items), ""):
+                page = "docs/from-trl.md" if peer == "TRL" else "docs/from-others.md"
+                error.fix = f"As a configuration of {peer} has it: {page} says what that is here"
+            raise error
     if root.value("schema_version") not in (None, SCHEMA_VERSION):
         raise InputError(
             f"this version reads recipes of schema {SCHEMA_VERSION}",

@@ -220,7 +220,13 @@ def test_a_template_whose_end_of_turn_is_not_the_models(fails: Fails, folder: Pa
     path.write_text(path.read_text().replace("<|im_end|>", "<|endoftext|>"))
     said = fails(f"{TRAIN} pairs.jsonl")
     assert "ends a turn with a token at which the model does not stop" in said
-    assert "<|endoftext|>" in said and "eos_token_id" in said
+    assert "<|endoftext|>" in said
+    settings = folder / "tiny" / "generation_config.json"
+    told = re.search(r'"(eos_token_id)": (\[.*\]) into its generation_config.json', said)
+    assert told is not None
+    facts = json.loads(settings.read_text()) | {told[1]: json.loads(told[2])}
+    settings.write_text(json.dumps(facts))
+    assert main([*TRAIN.split(), "pairs.jsonl"]) == 0
 
 
 def test_answers_that_never_end(fails: Fails, folder: Path) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from truing import __version__, cli
+from truing import __version__, cli, doctor, parser
 from truing.catalogue import VERBS
 from truing.errors import InputError, MissingExtra, Stopped
 from truing.method import methods
@@ -124,9 +125,10 @@ def test_doctor(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("truing.doctor.matrix_speed", quick)
     code, out, _ = run("doctor", "--json")
     facts = json.loads(out)
-    assert code == 0 and facts["truing"] == __version__ and facts["cores"] == os.cpu_count()
+    assert code == 0 and facts["truing"] == __version__ and facts["cores"] == doctor.cores()
+    assert facts["sandbox"].startswith("no: ") or facts["sandbox"] == "yes"
     assert facts["packages"]["torch"] and facts["packages"]["transformers"]
-    assert {"peft", "browser", "gemma"} <= set(facts["extras"]) and "dev" not in facts["extras"]
+    assert set(facts["extras"]) == {"gemma", "serve", "metrics"}
     assert facts["gflops_float32"] == 12.5 and probed == ["float32", "bfloat16"]
     assert facts["memory_gib"] >= facts["memory_free_gib"] > 0 and facts["gpus"] is not None
     for name, there in facts["extras"].items():
@@ -181,6 +183,7 @@ def test_the_speed_probe() -> None:
         (["store", "gc", "abc"], "store gc takes no key (seen: 'abc'). Only store export takes"),
         (["store", "verify", "--days", "0"], "store verify takes no days"),
         (["store", "ls", "--quarantined"], "store ls takes no quarantined"),
+        (["store", "ls", "--adapter"], "store ls takes no adapter"),
     ],
 )
 def test_mistakes(run: Run, words: list[str], told: str) -> None:
@@ -275,6 +278,21 @@ def test_exit_codes(
     found, out, err = run("doctor", "--json")
     assert found == code and json.loads(out)["exit_code"] == code
     assert ("Traceback" in err) is (code == 1) and "a library speaks" in err
+
+
+def test_the_place_of_an_error_has_no_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it has with Python 3.14.0, which makes it of a usage in colours."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    made: dict[str, object] = {}
+    real = argparse.ArgumentParser.add_subparsers
+
+    def noted(self: argparse.ArgumentParser, **named: Any) -> Any:
+        made.update(named)
+        return real(self, **named)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "add_subparsers", noted)
+    assert parser.command_line().parse_args(["list"]).parser.prog == "truing list"
+    assert made["prog"] == "truing"
 
 
 def test_json_stands_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

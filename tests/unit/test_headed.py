@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,33 @@ def test_it_scores_as_transformers_does(reward: Model) -> None:
         want = plain(reward.folder, ROWS)
     assert max(want) - min(want) > 0.01
     assert has_head(reward) and score_model(reward, ROWS) == pytest.approx(want, abs=1e-4)
+
+
+def test_an_adapter_that_scores_is_a_reward_model(shallow_path: Path, tmp_path: Path) -> None:
+    """As TRL's trainer of rewards leaves one: its base has no head, which comes with it."""
+    from peft import LoraConfig, get_peft_model
+
+    with quiet():
+        module = AutoModelForSequenceClassification.from_pretrained(shallow_path, num_labels=1)
+    config = LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["q_proj"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = get_peft_model(module, config).eval()
+        source = torch.Generator().manual_seed(1)
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name or "score" in name:
+                parameter.data.normal_(0, 0.1, generator=source)
+        wrapped.save_pretrained(tmp_path / "a", save_embedding_layers=False)
+    tokenizer, want = tiny_tokenizer(), []
+    with torch.no_grad():
+        for row in ROWS:
+            ids = prompt_ids(tokenizer, str(row["prompt"]))
+            ids += completion_ids(tokenizer, str(row["completion"]))
+            hidden = module.base_model(torch.tensor([ids])).last_hidden_state
+            want.append(float(module.score(hidden[0, -1])))
+    model = Model.open(tmp_path / "a")
+    assert max(want) - min(want) > 0.01
+    assert has_head(model) and score_model(model, ROWS) == pytest.approx(want, abs=1e-4)
 
 
 def loss(reward: Model) -> float:

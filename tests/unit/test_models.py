@@ -10,6 +10,7 @@ import shutil
 import threading
 import warnings
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from truing import models
-from truing.core import bases, files, loaded, lora, opening
+from truing.core import adapters, bases, distributed, files, loaded, lora, opening
 from truing.core.chat import prompt_ids
+from truing.core.hashes import file_hash
 from truing.core.licences import short, sort_of, strictest
 from truing.core.tiny import tiny_folder, tiny_model
 from truing.errors import InputError
 from truing.models import Adapter, Decoder, Edits, Model, Prefix, Rewriter, Weights, run_time_of
 from truing.store import Store
+from truing.tables import Table
 
 IDS = torch.tensor([[5, 60, 70, 80, 90]])
 
@@ -613,6 +616,81 @@ def test_adapter_folder_opens_on_its_base(model: Model, adapter: Path, tmp_path:
     assert opened.base_key == model.base_key and opened.changes == (Adapter(copy),)
 
 
+def _naming(folder: Path, **facts: str) -> Path:
+    """An adapter's folder whose configuration says something else."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+    return folder
+
+
+def test_an_adapter_whose_base_was_moved_with_it(
+    model: Model, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(model.folder, tmp_path / "base")
+    copy = Path(shutil.copytree(adapter, tmp_path / "runs" / "a"))
+    monkeypatch.chdir(model.folder)
+    for named in ("../../base", "../base", "base"):  # from where it lies, or from a folder above
+        opened = Model.open(_naming(copy, base_model_name_or_path=named))
+        assert opened.base_key == model.base_key
+    with pytest.raises(InputError, match=r"no such folder") as error:
+        Model.open(_naming(copy, base_model_name_or_path="../gone"))
+    assert error.value.where == f"{copy / 'adapter_config.json'} base_model_name_or_path: ../gone"
+    assert adapters._base(copy, "owner/name", "v1") == "owner/name@v1"
+    assert adapters._base(copy, "owner/name", None) == "owner/name"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft's
+def test_all_adapters_of_a_model_leave_as_one(model: Model, adapter: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    module = model.load_module("float32", "cpu", fresh=True).module
+    second = lora.attach(module, 2, targets="q_proj,down_proj")
+    source = torch.Generator().manual_seed(2)
+    for name, parameter in second.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.1, generator=source)
+    second.save(tmp_path / "second", base="tiny")
+    first = model.adding(Adapter(adapter))
+    made = first.adding(Adapter(tmp_path / "second"))
+    assert (_logits(made) - _logits(first)).abs().max() > 0.1
+    out = made.export_adapter(tmp_path / "one")
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["r"] == 6 and config["lora_alpha"] == 6.0
+    with loaded.quiet():
+        base = AutoModelForCausalLM.from_pretrained(config["base_model_name_or_path"])
+    wrapped = PeftModel.from_pretrained(base, str(out))
+    with torch.no_grad():
+        assert (wrapped(input_ids=IDS).logits - _logits(made)).abs().max() < 2e-5
+    assert (_logits(Model.open(out)) - _logits(made)).abs().max() < 2e-5
+    assert not (out / "tokenizer.json").exists()
+    # A critic's head is left out, a name of the hub is kept, and so is the mark of an attack.
+    value = _head(replace(made, quarantine="attack/mine"), tmp_path, "value_head")
+    value.called("owner/name@v1+dpo").thinking(False).export_adapter(out, quarantined=True)
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("owner/name", "v1")
+    again = Model.open(_naming(out, base_model_name_or_path=str(model.folder), revision=""))
+    assert again.quarantine == "attack/mine" and again.changes == (Adapter(out),)
+    assert "enable_thinking = false" in (out / "chat_template.jinja").read_text()
+
+
+def test_what_is_no_adapter_is_not_left_out_of_one(
+    model: Model, adapter: Path, tmp_path: Path
+) -> None:
+    made, store = model.adding(Adapter(adapter)), Store(tmp_path / "store")
+    with pytest.raises(InputError, match=r"not all that changes.*weights [0-9a-f]{12}"):
+        _head(made, tmp_path).export_adapter(tmp_path / "none")
+    with pytest.raises(InputError, match="there is no adapter"):
+        model.export_adapter(tmp_path / "none")
+    store.put("a" * 32, made, {})
+    store.put("b" * 32, Table("prompt", [{"prompt": "a"}]), {})
+    with pytest.raises(InputError, match="a Table has no adapter"):
+        store.export("bb", str(tmp_path / "none"), adapter=True)
+    assert not (tmp_path / "none").exists()
+    store.export("aa", str(tmp_path / "a"), adapter=True)
+    assert (_logits(Model.open(tmp_path / "a")) - _logits(made)).abs().max() < 2e-5
+
+
 def test_builder_makes_other_architectures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def small() -> torch.nn.Module:
         return torch.nn.Linear(3, 2)
@@ -655,13 +733,27 @@ def test_memory_is_forecast(model: Model, monkeypatch: pytest.MonkeyPatch) -> No
         model.load_module(fresh=True)
 
 
+def test_processes_of_a_machine_have_its_memory_together(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = 3 * loaded.bytes_of(model, "bfloat16") / 2**30  # its files are in float32
+    monkeypatch.setattr("truing.doctor.memory_gib", lambda: (room, room))
+    loaded.check_memory(model, "bfloat16")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    loaded.check_memory(model, "bfloat16")
+    monkeypatch.setattr(distributed, "_now", distributed.Processes(0, 4))
+    loaded.check_memory(model, "float32")  # as they are: mapped, and there once
+    with pytest.raises(InputError, match=r"each process makes .* for 4 of them"):
+        loaded.check_memory(model, "bfloat16")
+
+
 def test_hash_cache_follows_the_file(tmp_path: Path) -> None:
     path = tmp_path / "big"
     path.write_bytes(b"a" * (2 << 20))
-    first = files.file_hash(path)
-    assert files.file_hash(path) == first
+    first = file_hash(path)
+    assert file_hash(path) == first
     path.write_bytes(b"b" * (2 << 20))
-    assert files.file_hash(path) != first
+    assert file_hash(path) != first
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,25 @@ def test_mistakes_are_named_with_their_line(
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        (
+            "models: [a]\nmerge_method: ties\nbase_model: a\n",
+            "mergekit has it: docs/from-others.md",
+        ),
+        ("model_name_or_path: a\nstage: dpo\n", "LLaMA-Factory has it: docs/from-others.md"),
+        ("base_model: a\ndatasets: []\n", "axolotl has it: docs/from-others.md"),
+        ("model_name_or_path: a\n", "TRL has it: docs/from-trl.md"),
+        ("modles: {}\n", "Did you mean 'models'?"),
+    ],
+)
+def test_a_configuration_of_another_tool_is_no_recipe(folder: Path, text: str, fix: str) -> None:
+    with pytest.raises(InputError, match="unknown field") as error:
+        load(folder, text)
+    assert fix in error.value.fix
+
+
 NAMED = """name: made
 models:
   base: no/such/folder/here

@@ -125,18 +125,26 @@ def test_answers_as_long_as_the_whole_row(model: Model, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [({"use_dora": True}, "DoRA"), ({"peft_type": "IA3"}, "only LoRA")]
+    ("change", "said"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"peft_type": "IA3"}, "only LoRA"),
+        ({"trainable_token_indices": [1]}, "embeddings of some tokens"),
+        ({"alora_invocation_tokens": [1, 2]}, r"some tokens alone \(aLoRA\)"),
+        ({}, "brings 'model.embed_tokens.token_adapter.trainable_tokens_delta'"),
+    ],
 )
 def test_an_adapter_of_another_kind_says_how_to_use_it(
     change: dict[str, object], said: str, tiny_path: Path, tmp_path: Path
 ) -> None:
     config = {"peft_type": "LORA", "r": 2, "base_model_name_or_path": str(tiny_path)}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | change))
-    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
-    save_file({name: torch.zeros(2, 2)}, tmp_path / "adapter_model.safetensors")
+    name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    save_file({name: torch.zeros(2, 128)}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(InputError, match=said) as caught:
         Model.open(tmp_path)
-    assert "merge_and_unload().save_pretrained(" in caught.value.fix
+    way = "trained without" if "aLoRA" in said else "merge_and_unload().save_pretrained("
+    assert way in caught.value.fix
 
 
 def test_a_plain_folder_is_no_saved_model(tiny_path: Path) -> None:

@@ -6,6 +6,7 @@ from truing.catalogue import check_used
 from truing.errors import InputError, nearest, unknown
 from truing.method import methods
 from truing.other_names import ALSO
+from truing.tablefiles import hub_fix
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,20 @@ def test_the_nearest_one(name: str, known: list[str], wanted: str) -> None:
         ("grpo", "reward_funcs", "Did you mean 'rewards'?"),
         ("gkd_on_policy", "teacher_model", "Did you mean 'teacher'?"),
         ("sft", "packing", "Rows are always packed"),
+        ("ppo", "cliprange", "Did you mean 'clip_ratio'?"),
+        ("grpo", "clip_ratio", "Did you mean 'clip_low'?"),
+        ("ppo", "num_ppo_epochs", "Did you mean 'passes'?"),
+        ("ppo", "gae_lambda", "Did you mean 'lam'?"),
+        ("dpo", "rpo_alpha", "Each loss is a method of its own"),
+        ("dpo", "cpo_alpha", "Each loss is a method of its own"),
+        ("cpo", "cpo_alpha", "Did you mean 'alpha'?"),
+        ("dpo", "max_prompt_length", "Prompts are never cut"),
+        ("dpo", "adam_beta1", "AdamW's first beta"),
+        ("dpo", "reference_free", "Each loss is a method of its own"),
+        ("dpo", "data_seed", "Rows are drawn by the seed"),
+        ("grpo", "top_k", "Answers are drawn by temperature and top_p"),
+        ("sft", "val_set_size", "Did you mean 'held_out'? It is a table"),
+        ("dpo", "cliprange", "Known: "),
     ],
 )
 def test_what_other_tools_call_a_setting(method: str, name: str, told: str) -> None:
@@ -79,6 +94,20 @@ def test_all_of_these_lead_to_something_that_there_is() -> None:
     )]  # fmt: skip
     there = {n for m in some for n in (*m.settings, *m.inputs)}
     assert {n for names in ALSO.values() for n in names} <= there
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("owner/set", "hub:owner/set"),
+        ("owner/set:train", "hub:owner/set/train"),
+        ("owner/set:train[:1%]", "hub:owner/set/train"),
+        ("tests/rows", ""),
+        ("owner/set.csv", ""),
+    ],
+)
+def test_what_other_tools_call_a_split(name: str, written: str) -> None:
+    assert hub_fix(name) == (written and f"A data set of the Hugging Face hub is written {written}")
 
 
 def test_an_environment_that_is_not_there_is_one_to_register() -> None:

@@ -234,7 +234,9 @@ def test_numbers_of_numpy_are_numbers(
 ) -> None:
     again = Table.read(Table("record", COUNTED).write(f"counted{ending}"))
     if ending != ".csv":  # which takes what is nested as its text, and warns
-        assert capsys.readouterr().err == "" and again.column("in") == [r["in"] for r in COUNTED]
+        told = "JSON text: in." in capsys.readouterr().err  # to other programs
+        assert told == (ending == ".parquet")
+        assert again.column("in") == [r["in"] for r in COUNTED]
     else:
         assert again.column("in") == ['{"x": [0.25]}', '{"x": []}']
     for name in ("n", "x", "on"):
@@ -308,6 +310,23 @@ def test_what_a_csv_cannot_hold_is_told(place: Path, capsys: pytest.CaptureFixtu
     assert "table row 1 cannot be read, as its field 'label' must be" in capsys.readouterr().err
     Table("record", rows).write("got.jsonl")
     assert capsys.readouterr().err == ""
+
+
+def test_what_other_programs_read_as_text_is_told(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns: list[list[dict[str, object]]] = [
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "name": "c"}],
+    ]
+    plain, mixed = (Table("example", [{"messages": m} for m in ms]) for ms in (turns[:1], turns))
+    plain.write("plain.parquet")
+    mixed.write("mixed.jsonl")
+    mixed.save("saved")
+    assert capsys.readouterr().err == ""
+    assert Table.read(mixed.write("mixed.parquet")).key == mixed.key
+    said = capsys.readouterr().err
+    assert "mixed.parquet: to other programs these columns are JSON text: messages." in said
 
 
 def test_json_lines_are_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

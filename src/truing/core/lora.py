@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -174,28 +174,9 @@ class Lora:
 
     def save(self, folder: str | Path, *, base: str = "") -> None:
         """Write PEFT's adapter_config.json and adapter_model.safetensors into `folder`."""
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {n: p.detach().cpu().contiguous() for n, p in self.named_parameters()}
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        config = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": base,
-            "r": self.rank,
-            "lora_alpha": self.alpha,
-            "lora_dropout": 0.0,
-            "bias": "none",
-            "target_modules": sorted(self.adapters),
-            "fan_in_fan_out": not self.stock,
-            "inference_mode": True,
-            "init_lora_weights": True,
-            "use_rslora": False,
-            "use_dora": False,
-        }
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        more = {"base_model_name_or_path": base, "fan_in_fan_out": not self.stock}
+        write(folder, tensors, self.rank, self.alpha, self.adapters, more)
 
     def load(self, folder: str | Path) -> None:
         """Read A and B from a folder of PEFT's format; its layers and rank must be these."""
@@ -233,6 +214,43 @@ class Lora:
             del adapter.linear.forward, adapter.linear.__dict__["truing_adapter"]
             if adapter.below is not None:
                 _put(adapter.below)
+
+
+def write(
+    folder: str | Path,
+    tensors: dict[str, Tensor],
+    rank: int,
+    alpha: float,
+    targets: Iterable[str],
+    more: Mapping[str, object],
+) -> None:
+    """Write an adapter's tensors and their configuration as PEFT does into `folder`.
+
+    Args:
+        targets: the names of its layers.
+        more: fields of the configuration that differ from these, the base's name among them.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "",
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted(targets),
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+    }
+    (folder / CONFIG).write_text(json.dumps({**config, **more}, indent=2) + "\n")
 
 
 def linears_of(

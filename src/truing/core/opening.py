@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
 from truing import changes as change_files
-from truing.changes import Adapter, Decoder, Rewriter
-from truing.core import files, jsonfile, limits, private
-from truing.core.bases import TEMPLATES, TOKENIZER_FILES, Folder, Served, check_unchanged, kept
+from truing.changes import Decoder, Rewriter
+from truing.core import files, limits, private
+from truing.core.bases import Folder, Served, check_unchanged, kept
 from truing.core.licences import strictest
 from truing.core.own_folders import (
     CARD,
@@ -38,7 +37,7 @@ from truing.models import (
     read_held,
 )
 
-_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")  # and a revision of it
+HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")  # and a revision of it
 _KEY = re.compile(r"[0-9a-f]{32}")  # of what a change holds, and its folder's name
 AGAIN = "Fetch or save the model again"
 CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"  # of PEFT
@@ -67,7 +66,7 @@ def open_model(source: str, *, anew: bool = False) -> Model:
     deep = source.partition("@")[0].count("/") > 1  # a revision may have slashes
     if folder.is_absolute() or source.startswith((".", "~")) or deep or folder.is_file():
         raise no_file("folder", folder, folders=True)
-    if _HUB_NAME.match(source):
+    if HUB_NAME.match(source):
         return _local(fetch.from_hub(source)).called(source)
     error = unknown("model", source, fetch.names(), where="model", near=stems(folders=True))
     error.fix = f"Give a folder, owner/name on the hub, or a name of `truing models`. {error.fix}"
@@ -104,7 +103,9 @@ def _local(folder: Path) -> Model:
     weights = [n for n in base.names() if n.endswith(".safetensors") and n != ADAPTER]
     if (folder / CONFIG).is_file():
         if not weights or "config.json" not in base.names():
-            return _adapted(folder)
+            from truing.core import adapters
+
+            return adapters.opened(folder)
         if (folder / ADAPTER).is_file():
             raise InputError(
                 "holds an adapter and a whole model, of which one may have the other in it",
@@ -122,23 +123,6 @@ def _local(folder: Path) -> Model:
     check_weights(folder)
     _check_numbers(base)
     return Model(base, name=folder.resolve().name, quarantine=exported_mark(folder))
-
-
-def _adapted(folder: Path) -> Model:
-    """An adapter in PEFT's format on the model that it names, with the tokenizer beside it."""
-    named = jsonfile.read(folder / CONFIG).get("base_model_name_or_path")
-    if not isinstance(named, str) or not named or files.expanded(named) == folder:
-        raise InputError(
-            "the adapter does not name its base model",
-            where=str(folder / CONFIG),
-            seen=named,
-            fix="Fill in base_model_name_or_path",
-        )
-    model = open_model(named).adding(Adapter(folder), licence=stated_licence(folder))
-    if any((folder / name).is_file() for name in (*TOKENIZER_FILES, *TEMPLATES)):
-        model = replace(model, base=replace(model.local, words=folder))
-    check_weights(model.folder, model.weight_changes)
-    return model.called(folder.name)
 
 
 def _check_numbers(base: Folder) -> None:
@@ -329,10 +313,10 @@ def _licences(model: Model) -> str:
 def export(model: Model, folder: Path, *, weights_only: bool) -> Path:
     """See `Model.export`."""
     from truing.core import classifier
-    from truing.core.loaded import load_tokenizer
     from truing.core.weights import untie, write
 
-    base, fix = model.local, "Save the model instead, or give weights_only=True"
+    parts = {n: p for n, p in model.local.parts().items() if ".safetensors" not in n}
+    fix = "Save the model instead, or give weights_only=True"
     if model.run_time_changes and not weights_only:
         raise InputError(
             "a plain folder cannot express run-time changes",
@@ -347,11 +331,7 @@ def export(model: Model, folder: Path, *, weights_only: bool) -> Path:
         )
     must_be_free(folder, EXPORTED)
     with files.new_folder(folder) as partial:
-        for name, path in base.parts().items():
-            if ".safetensors" not in name:
-                files.place(path, partial / name, link=False)
-        if base.thinking is not None and (told := load_tokenizer(model).chat_template):
-            (partial / "chat_template.jinja").write_bytes(str(told).encode())
+        lay_out(model, partial, parts)
         folded = model.folded()
         card = card_text(model)
         if folded.extra and not weights_only:
@@ -362,12 +342,27 @@ def export(model: Model, folder: Path, *, weights_only: bool) -> Path:
             write(partial, ((n, folded[n]) for n in folded))
             if folded.untied:
                 untie(partial)
-        written = card.encode()
-        (partial / MODEL_CARD).write_bytes(written)
-        facts = {"schema_version": SCHEMA_VERSION, "key": model.weights_key}
-        facts |= {"card": text_hash(written), "quarantine": model.quarantine}
-        (partial / EXPORTED).write_text(json.dumps(facts) + "\n")
+        sign(model, partial, card)
     return folder
+
+
+def lay_out(model: Model, folder: Path, parts: Mapping[str, Path]) -> None:
+    """Put files of a model's base into `folder`; its template says there what it was told."""
+    from truing.core.loaded import load_tokenizer
+
+    for name, path in parts.items():
+        files.place(path, folder / name, link=False)
+    if model.local.thinking is not None and (told := load_tokenizer(model).chat_template):
+        (folder / "chat_template.jinja").write_bytes(str(told).encode())
+
+
+def sign(model: Model, folder: Path, card: str) -> None:
+    """Write an export's model card, and the mark that tells it from folders of others."""
+    written = card.encode()
+    (folder / MODEL_CARD).write_bytes(written)
+    facts = {"schema_version": SCHEMA_VERSION, "key": model.weights_key}
+    facts |= {"card": text_hash(written), "quarantine": model.quarantine}
+    (folder / EXPORTED).write_text(json.dumps(facts) + "\n")
 
 
 def create(

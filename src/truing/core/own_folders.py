@@ -20,7 +20,10 @@ OURS: dict[str, tuple[set[str], tuple[str, ...]]] = {
         {"schema_version", "key", "changes"},
         (CARD, "changes/*", "held/*", *(f"base/{name}" for name in BASE_FILES)),
     ),
-    EXPORTED: ({"schema_version", "key"}, (EXPORTED, MODEL_CARD, *BASE_FILES)),
+    EXPORTED: (
+        {"schema_version", "key"},
+        (EXPORTED, MODEL_CARD, "adapter_config.json", *BASE_FILES),
+    ),
     "builder.json": ({"schema_version", "builder"}, BASE_FILES),
 }
 

@@ -7,7 +7,7 @@ output heads blended into one.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -39,6 +39,19 @@ GROWN = (
     "model.merge_and_unload().save_pretrained(FOLDER); tokenizer.save_pretrained(FOLDER). Else put "
     "it on the model that its adapter_config.json names"
 )
+# What PEFT's configuration may say that makes more of an adapter than W + s B A on linear layers.
+MORE = {
+    "use_dora": "DoRA adapters",
+    "trainable_token_indices": "adapters that train the embeddings of some tokens",
+    "alora_invocation_tokens": "adapters that act on some tokens alone (aLoRA)",
+    "layer_replication": "adapters on layers that are repeated",
+    "target_parameters": "adapters on parameters",
+    "arrow_config": "adapters that are chosen among (Arrow)",
+    "use_qalora": "QALoRA adapters",
+    "use_bdlora": "adapters of blocks (BD-LoRA)",
+}
+UNMERGED = ("alora_invocation_tokens", "arrow_config", "use_qalora")  # which PEFT cannot merge
+SCORE = "score.weight"  # of transformers' sequence classification
 _LORA = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.(?:default\.)?weight$")
 
 
@@ -58,8 +71,13 @@ def _adapter_config(folder: Path) -> dict[str, object]:
             seen=config.get("peft_type"),
             fix=MERGE,
         )
-    if config.get("use_dora"):
-        raise InputError("DoRA adapters are not supported", where=str(path), fix=MERGE)
+    if more := next((n for n in MORE if config.get(n)), ""):
+        raise InputError(
+            f"{MORE[more]} are not supported",
+            where=str(path),
+            seen={more: config[more]},
+            fix="Give one that was trained without" if more in UNMERGED else MERGE,
+        )
     begun = config.get("init_lora_weights")
     if isinstance(begun, str) and begun.lower().startswith(MOVED):
         raise InputError(
@@ -121,6 +139,21 @@ class AdapterPatch:
         """How the file calls the tensor that takes the old one's place; None where none does."""
         return self.whole.get(name)
 
+    def brought(self, name: str) -> dict[str, Tensor]:
+        """What the base has no place for: the score head of a reward model, as it is called here.
+
+        Raises:
+            InputError: anything else, which would be lost.
+        """
+        tensor = self.tensors[self.whole[name]]
+        if name == SCORE and len(tensor) == 1:
+            return {"reward_head.weight": tensor.float(), "reward_head.bias": torch.zeros(1)}
+        raise InputError(
+            f"the adapter brings {name!r}, for which the model has no place",
+            where=str(self.folder),
+            fix=MERGE,
+        )
+
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise an InputError where a weight of that shape cannot be changed by it."""
         if name in self.whole:
@@ -138,6 +171,11 @@ class AdapterPatch:
                 fix=fix,
             )
 
+    def pair(self, module: str) -> tuple[Tensor, Tensor]:
+        """A [R, I] and s B [O, R] of a linear layer."""
+        a_RI, b_OR = (self.tensors[self.modules[module][part]].float() for part in "AB")
+        return a_RI, lora_scale(self.config, module, len(a_RI)) * b_OR
+
     def apply(self, name: str, old: Tensor) -> Tensor:
         """The folded tensor in the old one's dtype, at least float32; so is the product."""
         if name in self.whole:
@@ -148,6 +186,11 @@ class AdapterPatch:
         scale = lora_scale(self.config, name.removesuffix(".weight"), a_RI.shape[0])
         step = scale * (b_OR @ a_RI)
         return old + (step.T if self.config.get("fan_in_fan_out") else step)
+
+
+def stacked(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """One A and B for several: B_1 A_1 + B_2 A_2 = [B_1 B_2] [A_1; A_2]."""
+    return torch.cat([a_RI for a_RI, _ in pairs]), torch.cat([b_OR for _, b_OR in pairs], 1)
 
 
 class WeightsPatch:
@@ -166,6 +209,10 @@ class WeightsPatch:
     def whole_name(self, name: str) -> str | None:
         """How the file calls the tensor that takes the old one's place; None where none does."""
         return None if self.delta or self.sparse else name
+
+    def brought(self, name: str) -> dict[str, Tensor]:
+        """A tensor that the base has no place for, such as a value head."""
+        return {name: self.tensors[name]}
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise an InputError where a weight of that shape cannot be changed by it."""

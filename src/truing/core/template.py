@@ -340,7 +340,8 @@ def no_template(tokenizer: PreTrainedTokenizerBase) -> InputError:
     return InputError(
         "the tokenizer has no chat template, so it cannot write messages as text",
         where=str(getattr(tokenizer, "name_or_path", "")),
-        fix="Give prompts and answers as plain text, or a model with chat_template.jinja",
+        fix="Give prompts and answers as plain text, or a model with chat_template.jinja: a copy "
+        "of its folder, with one put into it",
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from truing.changes import Adapter
 from truing.core import lora
-from truing.core.patches import ADAPTER, AdapterPatch, lora_scale
+from truing.core.patches import ADAPTER, AdapterPatch, stacked
 from truing.core.weights import open_weights, same_name
 
 if TYPE_CHECKING:
@@ -58,15 +58,13 @@ def put(module: nn.Module, adapters: Sequence[Adapter]) -> bool:
             linear = _linear(module, name)
             if linear is None or set(parts) != {"A", "B"}:
                 return False
-            a_RI, b_OR = (patch.tensors[parts[p]].float() for p in "AB")
+            a_RI, b_OR = patch.pair(name)
             if (b_OR.shape[0], a_RI.shape[1]) != tuple(lora.weight_of(linear).shape):
                 return False
-            scale = lora_scale(patch.config, name, len(a_RI))
-            found.setdefault(name, []).append((a_RI, scale * b_OR))
+            found.setdefault(name, []).append((a_RI, b_OR))
     made: dict[str, lora.Adapter] = {}
     for name, pairs in found.items():
-        # B_1 A_1 + B_2 A_2 = [B_1 B_2] [A_1; A_2]
-        a_RI, b_OR = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], 1)
+        a_RI, b_OR = stacked(pairs)
         made[name] = one = lora.Adapter(module.get_submodule(name), len(a_RI), 1.0)
         with torch.no_grad():
             one.a_RI.requires_grad_(False).copy_(a_RI)

@@ -79,7 +79,7 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
         except (ValueError, KeyError, AttributeError) as error:
             raise InputError(f"not a readable index: {error}", where=str(index)) from None
         # Beside the index alone: keys and copies of a model know no other folder.
@@ -175,7 +175,7 @@ class Folded(Mapping[str, Tensor]):
             patch.check(name, self.shape(stored))
             self._patches.setdefault(stored, []).append((name, patch))
         elif whole is not None and not (own and isinstance(patch, AdapterPatch)):
-            self.extra[name] = patch.tensors[whole]
+            self.extra |= patch.brought(name)
         else:
             raise InputError(
                 f"the change touches {name!r}, which the model does not have",
