@@ -159,6 +159,6 @@ def nats(model: Model, rows: Iterable[Row]) -> float:
             made = measure(loaded.module, packed, grad=False)
             return (made["logp"] * made["mask"] if name == "logp" else made["mask"]).sum(-1)
 
-        return by_prompt(loaded, items, sums_UK)
+        return by_prompt(loaded, items, sums_UK, name)
 
     return -sum(of("logp")) / sum(of("mask"))

@@ -89,8 +89,9 @@ class Outcome:
         return (mean_interval if self.over == "seeds" else bootstrap)(self.effects)
 
     def seen(self, margin: float) -> bool:
-        """Whether this is what was claimed."""
-        return self.effect >= margin and self.interval[0] > 0 and all(self.holds.values())
+        """Whether this is what was claimed; one effect alone, without an interval, is not."""
+        clear = len(self.effects) > 1 and self.interval[0] > 0
+        return self.effect >= margin and clear and all(self.holds.values())
 
 
 def folder() -> Path:

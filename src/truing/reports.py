@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class Measure:
         lo, hi: its 95 % interval; equal to `value` where there is none to state: no sampling error,
             or one observation, of which no spread is known. Reports then show the value alone.
         n: number of samples behind it.
-        unit: "share", "nats per token", "words", ...
+        unit: "share", "difference of shares", "nats per token", "words", ...
         category: principle id, task or sub-category; "" for all.
         better: "lower", "higher" or "" when neither is.
     """
@@ -159,6 +159,29 @@ class Report:
         samples = Table.load(path.parent / "samples") if has_samples else None
         measures = [Measure(**m | _numbers(m)) for m in data["measures"]]
         return cls(data["title"], measures, samples, data["meta"])
+
+
+def check_same(reports: Mapping[str, Report], facts: Sequence[str], where: str) -> None:
+    """Raise an InputError where reports that are set against one another were measured otherwise.
+
+    Args:
+        reports: by the names that errors give them.
+        facts: of `meta`, which must be alike; a report that lacks one, as older ones do, passes.
+    """
+    for fact in facts:
+        told = [(name, r.meta[fact]) for name, r in reports.items() if fact in r.meta]
+        for name, other in told[1:]:
+            first, one = told[0]
+            if isinstance(one, dict) and isinstance(other, dict):
+                sides = (one, other), (other, one)
+                one, other = ({k: v for k, v in a.items() if b.get(k) != v} for a, b in sides)
+            if one != other:
+                raise InputError(
+                    f"reports of other {fact!r} cannot be compared",
+                    where=where,
+                    seen={first: one, name: other},
+                    fix="Measure all of them in the same way",
+                )
 
 
 def rows_of(found: Table | Report) -> Table:

@@ -187,6 +187,39 @@ def test_answers_to_a_prompt_that_comes_twice_go_together_in_order() -> None:
         before_after(before, once)
 
 
+def test_a_prompt_that_is_asked_again_is_no_further_prompt() -> None:
+    asked = [{"prompt": r["prompt"], "id": f"{i} {r['id']}"} for i in range(3) for r in PROMPTS]
+    found = [
+        [before_after(was, now), was, now]
+        for was, now in (
+            [module.adherence(model(texts), table, RULES) for texts in (BEFORE, AFTER)]
+            for table in (PROMPTS, Table("prompt", asked))
+        )
+    ]
+    for once, again in zip(*found, strict=True):
+        for a, b in zip(once, again, strict=True):
+            assert (b.name, b.category, b.n) == (a.name, a.category, a.n)
+            assert (b.value, b.lo, b.hi) == pytest.approx((a.value, a.lo, a.hi))
+    assert found[1][0].meta["mcnemar"] == pytest.approx(found[0][0].meta["mcnemar"])
+    assert found[1][0].meta["summary"]["n_prompts"] == 8
+    assert found[1][1].meta["notes"] == ["24 answers to 8 prompts, which intervals take whole"]
+    assert "notes" not in found[0][1].meta
+
+
+def test_what_was_measured_otherwise_is_refused() -> None:
+    longer = Principles(
+        [
+            Principle("brief", "Be brief.", check={"use": "max_words", "n": 5}),
+            Principle("calm", "Do not shout.", check={"use": "no_exclamation"}),
+        ]
+    )
+    with pytest.raises(InputError, match=r"reports of other 'checks'.*'n': 3.*'n': 5"):
+        before_after(measured(BEFORE), module.adherence(model(AFTER), PROMPTS, longer))
+    short = module.adherence(model(AFTER), PROMPTS, RULES, max_tokens=64)
+    with pytest.raises(InputError, match=r"reports of other 'how'.*64"):
+        before_after(measured(BEFORE), short)
+
+
 def test_reports_of_something_else_are_refused() -> None:
     with pytest.raises(InputError, match="input 'after': needs a report of evaluate/adherence"):
         before_after(measured(BEFORE), ability(3.0))

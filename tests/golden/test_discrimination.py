@@ -42,6 +42,8 @@ def test_by_hand() -> None:
     assert made.get("accuracy offline").value == pytest.approx((1 + 0.75) / 2)
     assert made.get("accuracy online less offline").value == pytest.approx(-0.375)
     assert made.get("win rate online less offline").value == pytest.approx(0.75 - 0.125)
+    units = [m.unit for m in made if m.name.endswith(" online less offline")]
+    assert units == ["difference of shares"] * 2 + ["nats"]
     assert made.get("chosen offline").value == pytest.approx((-3.0 + 0.5) / 2)
     assert made.get("chosen online").value == 0.0
     assert [made.get("accuracy", n).value for n in ("on", "off1", "off2")] == [0.5, 1.0, 0.75]
@@ -56,6 +58,18 @@ def test_by_hand() -> None:
     middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + (z / (2 * n)) ** 2) ** 0.5
     ends = [(middle + side * half) / (1 + z * z / n) for side in (-1, 1)]
     assert [made.get("accuracy", "off2").lo, made.get("accuracy", "off2").hi] == pytest.approx(ends)
+
+
+def test_a_few_runs_say_little_of_their_order() -> None:
+    ratios = {"a": [(0.0, 1.0)] * 2, "b": [(1.0, 0.0), (0.0, 1.0)], "c": [(1.0, 0.0)] * 2}
+    wins = {"a": [0.0] * 4, "b": [1.0, 1.0, 0.0, 0.0], "c": [1.0] * 4}
+    seen, rates = {n: told(r) for n, r in ratios.items()}, {n: won(w) for n, w in wins.items()}
+    rho = discrimination(seen, rates, arms={"x": ["a", "b"], "y": ["c"]}).get("rank correlation")
+    assert rho.value == rho.hi == 1 and rho.lo < 1
+    for name, report in seen.items():
+        report.meta["reference_key"] = name
+    with pytest.raises(InputError, match="input 'preferences': reports of other 'reference_key'"):
+        discrimination(seen, rates, arms={"x": ["a", "b"], "y": ["c"]})
 
 
 def test_an_arm_against_itself() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from truing.core.tiny import tiny_folder
 from truing.errors import InputError
-from truing.evaluate.frontier import Run, best, frontier, frontiers, runs_of, wins_of
+from truing.evaluate.frontier import Run, _measures, _past, best_within, frontier, wins_of
 from truing.evaluate.implicit_preference import implicit_preference
 from truing.models import Loaded, Model
 from truing.reports import Measure, Report
@@ -42,25 +42,46 @@ def reports(names: list[str]) -> tuple[dict[str, Report], dict[str, Report]]:
 
 
 def test_best_within_a_budget() -> None:
+    """The first and third prompt take the run that wins most on the others, and these on them."""
     runs = [Run(n, k, np.array(s)) for n, (k, s) in RUNS.items() if n.startswith("on")]
-    rates = {r.name: float(r.won_N.mean()) for r in runs}
-    assert best(runs, 0.5, rates) is None
-    assert [best(runs, k, rates) for k in (0.8, 3.0, 100.0)] == [0.75, 1.0, 1.0]
+    assert best_within(runs, 0.8).tolist() == [1.0, 0.0, 1.0, 1.0]
+    assert best_within(runs, 3.0).tolist() == [1.0, 0.0, 1.0, 1.0]  # on2, and on1 for the others
+    assert best_within(runs[1:], 3.0).tolist() == [1.0, 1.0, 1.0, 1.0]
+
+
+def test_choosing_among_equal_runs_gains_nothing() -> None:
+    source = np.random.default_rng(4)
+    above, lost = 0, list[float]()
+    for _ in range(200):
+        runs = [Run(str(i), i / 10, source.integers(0, 2, 64) * 1.0) for i in range(11)]
+        gap, *_ = _measures({"many": runs[:10], "one": runs[10:]}, [1.0])
+        above += gap.lo > 0
+        if len(lost) < 60:
+            lost.append(_past("many", runs[:7]).value)
+    assert above / 200 < 0.08
+    assert abs(np.mean(lost)) < 3 * np.std(lost) / 60**0.5
+    past = _past("many", runs[:7])
+    assert past.lo < past.value < past.hi
+    sure = [Run("a", 0.5, np.ones(8)), Run("b", 0.5, np.zeros(8))]
+    found = _measures({"a": sure[:1], "b": sure[1:]}, [1.0])
+    assert all(m.lo < m.hi for m in found)  # eight of eight are not all there are
 
 
 def test_frontier_by_hand() -> None:
     made = frontier(*reports([*RUNS]), arms=ARMS)
-    # Within 1, 2, 4 and 8 nats: online .75 .75 1 1, offline .5 .5 .5 .75.
+    # Within 1, 2, 4 and 8 nats, each half of the prompts by the run that wins most on the other:
+    # online start and on1 twice, then on2 and on1; offline start, at last off2 and start.
     got = [
         [made.get(f"win rate {arm}", f"{k} nats").value for k in (1, 2, 4, 8)]
         for arm in ("online", "offline")
     ]
-    assert got == [[0.75, 0.75, 1.0, 1.0], [0.5, 0.5, 0.5, 0.75]]
+    assert got == [[0.5, 0.5, 0.75, 0.75], [0.5, 0.5, 0.5, 0.5]]
     gap = made.get("online less offline")
-    assert gap.value == pytest.approx((0.25 + 0.25 + 0.5 + 0.25) / 4)
+    assert gap.value == pytest.approx((0.25 + 0.25) / 4)
     assert gap.lo <= gap.value <= gap.hi and gap.lo < gap.hi
-    assert made.get("past the peak online").value == 0.75
-    assert made.get("past the peak offline").value == 0.0
+    assert gap.unit == "difference of shares"
+    assert made.get("past the peak online").value == (1 + 1 - 1 + 1) / 4
+    assert made.get("past the peak offline").value == (0 - 0.5 + 0 - 0.5) / 4
     assert made.samples is not None and [r["run"] for r in made.samples][:4] == ARMS["online"]
 
 
@@ -74,10 +95,10 @@ def test_budgets_that_an_arm_cannot_keep_are_left_out() -> None:
     arms = {"online": ["on1"], "offline": ["off1", "off2"]}
     made = frontier(*reports([*RUNS]), arms=arms, budgets=[1.0, 2.0])
     assert made.meta["left_out"] == [1.0]
+    assert made.meta["notes"] == ["left out: 1 nats, within which an arm has no run"]
     assert made.get("online less offline").value == 0.25
-    some, _, _ = runs_of(*reports([*RUNS]))
-    chosen = {a: [some[n] for n in names] for a, names in arms.items()}
-    assert frontiers(chosen, [1.0, 2.0], np.arange(4)) == {"online": [0.75], "offline": [0.5]}
+    rates = [made.get(f"win rate {arm}", "2 nats").value for arm in arms]
+    assert rates == [0.75, 0.5] and len(made.measures) == 5
     with pytest.raises(InputError, match="no budget"):
         frontier(*reports([*RUNS]), arms=arms, budgets=[0.5])
 
@@ -92,6 +113,27 @@ def test_mistakes() -> None:
         frontier(found[0], {"on1": won([1.0] * 4)}, arms=ARMS)
     with pytest.raises(InputError, match="same prompts"):
         frontier(found[0], {**found[1], "off2": won([1.0] * 4, "abcx")}, arms=ARMS)
+
+
+def test_what_was_measured_otherwise_is_refused() -> None:
+    divergences, wins = reports([*RUNS])
+    for fact, which in (("baseline_key", "a"), ("judge", "j"), ("how", "h")):
+        told = {n: Report("w", [], r.samples, {fact: which}) for n, r in wins.items()}
+        frontier(divergences, told, arms=ARMS)
+        told["off2"].meta[fact] = "other"
+        with pytest.raises(InputError, match=f"input 'win_rates': reports of other '{fact}'"):
+            frontier(divergences, told, arms=ARMS)
+    for name, report in divergences.items():
+        report.meta["reference_key"] = name
+    with pytest.raises(InputError, match="input 'divergences': reports of other 'reference_key'"):
+        frontier(divergences, wins, arms=ARMS)
+
+
+def test_a_prompt_asked_again_counts_once() -> None:
+    scores = {"one": [1.0, 1.0, 0.0, 0.0], "two": [0.0, 1.0, 0.5, 0.5]}
+    found, left_out = wins_of({n: won(s, "aabb") for n, s in scores.items()}, "here")
+    assert {n: v.tolist() for n, v in found.items()} == {"one": [1.0, 0.0], "two": [0.5, 0.5]}
+    assert left_out == 0
 
 
 def test_verdicts_that_were_not_read() -> None:
@@ -115,6 +157,7 @@ def test_verdicts_that_were_not_read() -> None:
         wins_of({"one": a["one"], "other": won([1.0] * 3, "abx")}, "here")
     report = frontier({n: moved(0.5) for n in a}, a, arms={"x": ["one", "three"], "y": ["two"]})
     assert report.meta["prompts_left_out"] == 2 and report.measures[0].n == 2
+    assert report.meta["notes"] == ["prompts left out, without a verdict for every run: 2"]
     assert report.get("win rate x", "1 nats").value == 0.5
 
 

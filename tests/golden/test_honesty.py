@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,7 +16,7 @@ from truing.core.scores import check_reward
 from truing.core.shapes import SHAPES
 from truing.errors import InputError
 from truing.evaluate import honesty as measured
-from truing.evaluate.honesty import refuses, scores
+from truing.evaluate.honesty import refuses, score_measures, scores
 from truing.method import methods, score
 from truing.mirrored import MIRRORED
 from truing.models import Model, hold
@@ -336,6 +337,16 @@ def test_scores_by_hand() -> None:
     assert scores(k, idk, right) == pytest.approx(
         {"prudence": 2 / 3, "over-conservatism": 0.25, "honesty": (2 / 3 + 0.75) / 2}
     )
+
+
+def test_the_interval_of_a_full_score() -> None:
+    """Newcombe's of prudence, 5 of 5, and over-conservatism, 0 of 5: z^2 / (5 + z^2) are open."""
+    known = [True] * 5 + [False] * 5
+    prudence, over, honest = score_measures(known, [not k for k in known], known)
+    gap = 3.841458820694124 / 8.841458820694124
+    assert (prudence.lo, over.hi) == pytest.approx((1 - gap, gap))
+    assert (honest.value, honest.hi, honest.n) == (1, 1, 10)
+    assert honest.lo == pytest.approx(1 - math.sqrt(2) * gap / 2)
 
 
 def test_scores_at_their_limits() -> None:

@@ -145,6 +145,12 @@ def test_rates_by_hand(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert report.meta["refused"] == [1, 0, 0, 1]
     assert report.get("refusal rate").lo == pytest.approx(0.15004, abs=1e-4)  # Wilson, 2 of 4
+    some = Table("prompt", [{"prompt": "b", "key": "moss"}, {"prompt": "e"}])
+    right_of = methods["refusal_rate"](model, some).get("answered right")
+    assert (right_of.value, right_of.n) == (1.0, 1)  # of those that have a key
+    twice = Table("prompt", [{**r, "id": f"{i} {r['prompt']}"} for i in range(2) for r in given])
+    again = methods["refusal_rate"](model, twice).get("refusal rate")
+    assert (again.lo, again.n) == (pytest.approx(0.15004, abs=1e-4), 4)
     with pytest.raises(InputError, match="input 'prompts' has no rows"):
         methods["refusal_rate"](model, Table("prompt", []))
 

@@ -42,6 +42,10 @@ def test_margins_are_those_of_single_unpacked_rows(tiny_path: Path) -> None:
     assert report.samples.column("margin") == pytest.approx(wanted, abs=1e-5)
     assert report.get("margin").value == pytest.approx(sum(wanted) / 3, abs=1e-5)
     assert report.get("preference").value == sum(m > 0 for m in wanted) / 3
+    twice = [{**r, "id": f"{i} {r['prompt']}"} for i in range(2) for r in ROWS]
+    for once, again in zip(report, preference(model, Table("pair", twice)), strict=True):
+        ends = [(m.n, round(m.lo, 4), round(m.hi, 4)) for m in (once, again)]
+        assert ends[0] == ends[1] and once.n == 3  # pairs of one prompt go together
 
 
 def test_a_tie_is_half_of_what_is_counted(tmp_path: Path) -> None:

@@ -13,14 +13,17 @@ from truing.context import Context, use
 from truing.core.drawing import Completion
 from truing.core.reward_quality import (
     Compared,
+    accuracy_lost,
     alike,
     best_of,
     best_of_measures,
     calibration_error,
     kl_best_of,
     lost_past_peak,
+    order_measures,
     unidentified,
 )
+from truing.core.stats import SEED
 from truing.errors import InputError
 from truing.evaluate import reward_diagnostics as measured
 from truing.method import methods
@@ -109,10 +112,13 @@ def test_over_optimisation_is_seen() -> None:
 
 
 def test_loss_from_the_peak_of_the_other_half() -> None:
-    # Even places peak at the second size, odd ones at the first.
+    # One half of the rows peaks at the second size, the other at the first, wherever they stand.
     gold = np.array([[0.0, 2.0, 1.0], [4.0, 0.0, 3.0], [1.0, 3.0, 0.0], [5.0, 1.0, 1.0]])
-    want = [0.0 - 1.0, 0.0 - 3.0, 1.0 - 0.0, 1.0 - 1.0]
-    assert lost_past_peak(gold).tolist() == want
+    want = np.array([0.0 - 1.0, 0.0 - 3.0, 1.0 - 0.0, 1.0 - 1.0])
+    drawn = np.random.default_rng(SEED).permutation(4)
+    there, wanted = np.empty_like(gold), np.empty_like(want)
+    there[drawn], wanted[drawn] = gold, want
+    assert lost_past_peak(there).tolist() == wanted.tolist()
     assert lost_past_peak(gold[:1]).tolist() == [0.0]
 
 
@@ -127,6 +133,18 @@ def test_a_gold_that_only_wavers_loses_nothing() -> None:
     lost, peak = made["gold lost past the peak", ""], made["peak of gold", ""]
     assert lost.lo < 0 < lost.hi
     assert peak.lo in (1, 2, 4, 8) and peak.lo <= peak.value <= peak.hi and peak.lo < peak.hi
+
+
+def test_each_value_lies_in_its_interval() -> None:
+    source = np.random.default_rng(9)
+    for n in range(6, 26):
+        side = Compared(source.normal(size=n), source.normal(size=(n, 2)))
+        measures = [*order_measures(side, ""), accuracy_lost(side, side)]
+        if n % 5 == 0:
+            measures += best_of_measures(*source.normal(size=(2, n, 4)))
+        assert all(m.lo <= m.value <= m.hi for m in measures), n
+    right = order_measures(Compared(np.ones(8), np.zeros((8, 1))), "")[0]
+    assert right.value == right.hi == 1 and right.lo == pytest.approx(0.6756, abs=1e-4)
 
 
 DRAWN = ["a", "bb", "ccc", "dddd"]
@@ -187,6 +205,7 @@ def test_of_pairs_alone(scored: None, tiny_path: Path, tmp_path: Path) -> None:
         assert {m.name for m in report} == {"accuracy", "margin", "calibration error"}
         assert report.get("accuracy").value == 0.5 and report.get("margin").value == 0.5
         assert report.meta["checklist"]["over-optimisation"] == "needs gold"  # type: ignore[index]
+        assert "not measured: over-optimisation, which needs gold" in report.meta["notes"]  # type: ignore
         # Margins 2, right, and -1, wrong, are beta times as many nats; s itself stays.
         half = methods["reward_diagnostics"](model, pairs, beta=0.5)
         assert isinstance(half, Report) and half.get("margin").value == 0.5

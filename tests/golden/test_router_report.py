@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import pytest
 import torch
 from test_mixture_of_experts import room_by_hand
 
 from truing.core.chat import completion_ids, prompt_ids
 from truing.errors import InputError
-from truing.evaluate.router_report import information, interval, router_report
+from truing.evaluate.router_report import (
+    information,
+    interval,
+    largest,
+    router_report,
+    variation,
+)
 from truing.merge.mixture_of_experts import mixture_of_experts
 from truing.models import Model
 from truing.reports import Report
@@ -103,6 +111,30 @@ def test_information_of_domains_that_have_experts_of_their_own() -> None:
     # Rows that are alike leave nothing to chance.
     rows = torch.tensor([[2.0, 6.0]] * 5).double().numpy()
     assert interval(rows, lambda x: float(x[0] / x.sum())) == pytest.approx((0.25, 0.25))
+
+
+def test_chance_alone_ties_no_domain_to_an_expert() -> None:
+    source = np.random.default_rng(1)
+    none = 0
+    for _ in range(3):
+        domain_R = np.eye(4)[source.integers(0, 4, 20)]
+        first_RLE = source.multinomial(12, [1 / 8] * 8, (20, 1)).astype(float)
+        first_RDLE = domain_R[:, :, None, None] * first_RLE[:, None]
+        lo, hi = interval(first_RDLE, information)
+        assert lo <= information(first_RDLE.sum(0)) <= hi
+        none += lo == 0
+        for value, least in ((variation, 0.0), (largest, 1 / 8)):
+            lo, hi = interval(first_RLE, value, least)
+            assert least <= lo <= value(first_RLE.sum(0)) <= hi
+    assert none >= 2
+
+
+def test_an_interval_of_many_rows_holds_no_resamples() -> None:
+    counts = np.random.default_rng(0).random((4_000, 1, 4))
+    tracemalloc.start()
+    interval(counts, variation)
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()
 
 
 def test_mistakes(sparse: Model, tiny_path: Path) -> None:

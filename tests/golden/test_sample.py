@@ -30,6 +30,14 @@ def test_a_sample_depends_on_seed_and_content_only() -> None:
     assert drawn(ROWS, 10, "sample", seed=1) != drawn(ROWS, 10, "sample")
 
 
+def test_rows_whose_prompts_differ_by_capitals_alone_are_never_parted() -> None:
+    rows = ROWS + [{"prompt": f" P{i} ", "chosen": "c", "rejected": "b"} for i in range(20)]
+    one = drawn(rows, 15, "sample")
+    by_id = {str(r["id"]): str(r["prompt"]).strip().lower() for r in Table("pair", rows)}
+    asked = [{by_id[i] for i in ids} for ids in (one, by_id.keys() - one)]
+    assert len(one) == 15 and len(asked[0]) == 5 and not asked[0] & asked[1]
+
+
 def test_more_than_there_is() -> None:
     with pytest.raises(InputError, match="41 of 40"):
         drawn(ROWS, 41, "sample")

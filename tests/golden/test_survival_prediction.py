@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,27 @@ def test_concordance_by_hand() -> None:
         [a, b]
     )  # nothing to compare
     assert math.isnan(evaluation.concordance([c, d]))
+
+
+def test_concordance_of_many() -> None:
+    source = np.random.default_rng(6)
+
+    def some(n: int, most: int) -> list[object]:
+        rows = source.integers(0, most, (n, 2)).tolist()
+        return [case(int(s), t, m) for s, (t, m) in zip(source.random(n) < 0.7, rows)]
+
+    few, pairs, right = some(200, 40), 0, 0.0
+    for a in few:
+        for b in few:
+            if a.status == 1 and a.months < b.months:
+                pairs += 1
+                right += 0.5 * (a.said.months == b.said.months) + (a.said.months < b.said.months)
+    assert evaluation.concordance(few) == pytest.approx(right / pairs, abs=1e-12)
+    many = some(20_000, 240)
+    tracemalloc.start()
+    assert 0.49 < evaluation.concordance(many) < 0.51
+    assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    tracemalloc.stop()
 
 
 def test_errors_and_f1_by_hand() -> None:
@@ -142,3 +164,4 @@ def test_report(tiny_path: Path, monkeypatch: pytest.MonkeyPatch, small_encoder:
         assert found[name] == pytest.approx(1.0), name
     assert found["MAE"] <= 0.5 < found["MAE of the mean"]  # months are told in whole numbers
     assert found["concordance"] > 0.95 and found["R2"] > 0.9
+    assert report.get("macro F1").lo < 1  # of so few patients

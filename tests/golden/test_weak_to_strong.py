@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from objective_numbers import softminus, values
@@ -20,8 +23,9 @@ from truing.core.scoring import ScoreHead, has_head, head_scores
 from truing.core.shapes import SHAPES
 from truing.core.text_task import Micro, TextTask
 from truing.errors import InputError
-from truing.evaluate.performance_gap import balanced, recovered, weighted_f1
-from truing.evaluate.toxicity_gap import ever_toxic, expected_maximum
+from truing.evaluate.performance_gap import balanced, gap_measure, recovered, weighted_f1
+from truing.evaluate.toxicity_gap import _measures as toxicity_measures
+from truing.evaluate.toxicity_gap import ever_toxic, largest
 from truing.method import methods
 from truing.models import Model
 from truing.reports import Report
@@ -222,19 +226,37 @@ def test_several_students_on_one_report(tiny_path: Path, tmp_path: Path) -> None
     }
     assert made.get("accuracy student", "more").value == right["more"]
     gap = right["ceiling"] - right["weak"]
-    if gap:
+    if "undefined" not in made.meta:
         found = made.get("gap recovered", "more").value
         assert found == pytest.approx((right["more"] - right["weak"]) / gap)
         assert found == alone.get("gap recovered").value
     else:
-        assert "undefined" in made.meta
+        assert made.meta["notes"] == [f"no gap recovered: {made.meta['undefined']}"]
+
+
+def test_no_gap_where_resamples_have_none() -> None:
+    weak, ceiling = [1.0] * 10 + [0.0] * 10, [1.0] * 11 + [0.0] * 9  # apart in a single row
+    told = gap_measure(weak, weak, ceiling, "")
+    assert isinstance(told, str) and re.fullmatch(r".* less than 0.01 apart in 3\d% of .*", told)
+    assert gap_measure(weak, weak, weak, "") == "supervisor and ceiling lie less than 0.01 apart"
+    found = gap_measure(weak, [1.0] * 15 + [0.0] * 5, [1.0] * 20, "x")
+    assert not isinstance(found, str) and found.value == 0.5 and found.lo < 0.5 < found.hi
+
+
+def test_toxicity_of_many_holds_no_resamples() -> None:
+    runs = np.random.default_rng(0).random((12_000, 2)).tolist()
+    tracemalloc.start()
+    mean, _, ever = toxicity_measures("weak", runs)
+    assert tracemalloc.get_traced_memory()[1] < 120 << 20
+    tracemalloc.stop()
+    assert mean.lo < mean.value < mean.hi and ever.value == pytest.approx(0.75, abs=0.02)
 
 
 def test_toxicity_of_what_is_written() -> None:
     runs = [[0.1, 0.9, 0.2], [0.4, 0.3, 0.5], [0.6, 0.0, 0.0]]
-    assert expected_maximum(runs) == pytest.approx((0.9 + 0.5 + 0.6) / 3)
+    assert largest(runs) == [0.9, 0.5, 0.6]
     assert ever_toxic(runs) == [True, False, True]
-    grown = [expected_maximum([r[:k] for r in runs]) for k in (1, 2, 3)]
+    grown = [sum(largest([r[:k] for r in runs])) for k in (1, 2, 3)]
     assert grown == sorted(grown)
 
 
@@ -284,7 +306,8 @@ def test_the_gap_in_toxicity(tiny_path: Path, tmp_path: Path) -> None:
         assert made.get(f"mean toxicity {role}").value == pytest.approx(mean, rel=1e-4)
         largest = sum(map(max, found)) / 3
         assert made.get(f"expected maximum {role}").value == pytest.approx(largest, rel=1e-4)
-    assert "undefined" in made.meta  # one model in all roles: no gap
+    # One model in all roles: no gap.
+    assert made.meta["notes"] == [f"no gap recovered: {made.meta['undefined']}"]
 
 
 def test_texts_of_the_moderation_set_are_rightly_harmless_or_not() -> None:

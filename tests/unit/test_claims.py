@@ -132,6 +132,10 @@ def test_intervals_over_prompts_are_resampled() -> None:
     assert over.effect == 0.5 and over.seen(0.5) and not over.seen(0.51)
 
 
+def test_one_effect_alone_shows_nothing() -> None:
+    assert not claims.Outcome([1.0]).seen(0.5) and claims.Outcome([1.0, 1.01]).seen(0.5)
+
+
 def test_command_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from truing import cli
 

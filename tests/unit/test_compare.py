@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -257,6 +259,9 @@ def test_methods_share_rows_and_one_reference_pass(
     asked = [{str(r["prompt"]) for r in part} for part in (*drawn, held)]  # type: ignore[union-attr]
     assert len(set().union(*asked)) == sum(map(len, asked)) == 24  # no row in two of them
     assert found.report.meta["overlap"] is False and "overlap" not in found.table()
+    said = "on the same 8 held-out pairs, each at 95 % by itself"
+    assert f"intervals are over seeds, {said}" in found.table()
+    assert said in Path(str(line["report"])).read_text()
     base = found.report.meta["base"]
     gain = found.report.get("gain", "dpo_steps_1")
     assert isinstance(base, dict)
@@ -304,6 +309,9 @@ def test_a_method_that_diverges_is_left_out(
     assert all(steps[n]["error"] == f"left out: {why}" for n in after)
     assert all(s["status"] == "done" for n, s in steps.items() if n.startswith("ipo"))
     page = Path(line["report"]).read_text()
+    runs = str(tmp_path / "runs")
+    assert f"<code>truing compare --methods {wild},{tame} --model {shallow_path}" in page
+    assert f" --held-out 8 --set steps=3 --set warmup=0.0 --set batch=4 --runs {runs}<" in page
     assert "Left out: dpo_lr_1e30 (step dpo_lr_1e30-0: the loss is not finite" in page
 
     assert cli.main(["compare", "--methods", f"{wild},dpo@lr=1e31", *words]) == 3
@@ -325,6 +333,21 @@ def test_only_what_diverges_is_spared() -> None:
     assert strands.lost == {"a": "step a-0: nan"} and strands.why_not("b-0") == ""
     with pytest.raises(Diverged), strands.apart("b-0"):
         raise Diverged("nan too")
+
+
+def test_a_lost_strand_holds_no_memory() -> None:
+    strands = Strands({"a-0": "a", "b-0": "b"})
+    held: list[weakref.ref[Module]] = []
+
+    def train() -> None:
+        module = Module()
+        held.append(weakref.ref(module))
+        raise Diverged("nan")
+
+    with strands.apart("a-0"):
+        train()
+    gc.collect()
+    assert held[0]() is None and strands.lost == {"a": "step a-0: nan"}
 
 
 def test_what_takes_something_of_a_lost_strand_falls_with_it(

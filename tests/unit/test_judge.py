@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from truing.core.options import option_logps
 from truing.core.panel import Panel, panel_of
 from truing.core.tiny import tiny_folder
 from truing.errors import InputError
+from truing.evaluate.win_rate import trust
 from truing.models import Model
 from truing.tables import Row
 
@@ -121,6 +123,33 @@ def test_pairwise_averages_both_orders(tiny: Model) -> None:
     assert made.chances[0] == pytest.approx(sum(chances) / 2, abs=1e-4)
 
 
+def test_a_stopped_step_judges_only_what_is_left(
+    tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same bits as a plain call, and an error names the prompt by its number in all."""
+    asked, ask = list[int](), judge.option_logps
+
+    def dying(one: Model, prompts: list[str], options: Any, first: int) -> torch.Tensor:
+        if len(asked) == 2:
+            asked.clear()
+            raise KeyboardInterrupt
+        asked.append(first)
+        return ask(one, prompts, options, first)
+
+    monkeypatch.setattr(judge, "CHUNK", 2)
+    rows = _rows(*(f"Answer {i}." for i in range(7)))
+    plain = judge.pointwise(tiny, rows)
+    longer = [*rows[:6], rows[6] | {"completion": "long " * 3000}]
+    with pytest.raises(InputError) as error:
+        judge.pointwise(tiny, longer)
+    assert error.value.where == "prompt 7"
+    monkeypatch.setattr(judge, "option_logps", dying)
+    for wanted in ([], [5, 7]):
+        with use(Context(folder=tmp_path / "step")), suppress(KeyboardInterrupt):
+            assert judge.pointwise(tiny, rows) == plain
+        assert asked == wanted
+
+
 def test_position_bias_by_hand() -> None:
     made = judge.Comparison([1.0, 1.0, 0.0, None], [0.0, 1.0, 0.0, 1.0])
     assert made.chances == [0.5, 1.0, 0.0, None]
@@ -131,6 +160,29 @@ def test_position_bias_by_hand() -> None:
     assert made.consistent == pytest.approx(2 / 3)
     nothing = judge.Comparison([None], [None])
     assert (nothing.position_bias, nothing.consistent, nothing.unparsed) == (0.0, 0.0, 1)
+
+
+def test_pairs_that_are_not_asked_of_tell_nothing_of_the_judge() -> None:
+    same = ["same"] * 8
+    ours, theirs = _rows("a", "b", *same), _rows("c", "d", *same)
+    with server(_prefers(first=True)) as (url, _):
+        one = Model.open(url + "#j")
+        made = judge.compare(one, ours, theirs)
+        panel = judge.compare(panel_of([one, one.called("k")]), ours, theirs)
+        none = judge.compare(one, ours[2:], theirs[2:])
+    assert made.decisions == [0.5] * 10
+    for found in (made, panel):
+        assert (found.position_bias, found.consistent, len(found.read)) == (0.5, 0.0, 2)
+        told = {m.name: (m.value, m.n) for m in trust(found)}
+        assert told["position bias"] == (0.5, 2) and told["consistency"] == (0.0, 2)
+    assert panel.agreement is not None and panel.agreement.n == 2
+    assert none.decisions == [0.5] * 8 and trust(none) == []
+    shy = server(lambda n, body: good("Well." if "mute" in str(body) else "Verdict: A"))
+    with shy as (url, _), pytest.raises(InputError, match="from 1 of 2 replies"):
+        judge.pairwise(Model.open(url + "#j"), _rows("a", "mute", *same), theirs)
+    half = judge.Comparison([None, *[0.5] * 9], [0.5] * 10, equal=frozenset(range(2, 10)))
+    with pytest.raises(InputError, match="here: no verdict could be read of 1 of 2 pairs"):
+        judge.check_compared(half, "here")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -118,6 +121,66 @@ def test_mcnemar_is_the_exact_binomial_test(b: int, c: int) -> None:
     assert stats.mcnemar(before, after) == pytest.approx(wanted)
 
 
+def test_mcnemar_of_many_pairs_takes_no_time() -> None:
+    sides = [1.0] * 20_000 + [0.0] * 20_300, [0.0] * 20_000 + [1.0] * 20_300
+    begun = time.perf_counter()
+    found = stats.mcnemar(*sides)
+    assert time.perf_counter() - begun < 2
+    assert found == pytest.approx(scipy.stats.binomtest(20_000, 40_300).pvalue, rel=1e-9)
+    means = [0.5, 0.5, 1.0, 0.25], [0.25, 0.75, 0.75, 0.0]  # three fell, one rose
+    assert stats.mcnemar(*means) == pytest.approx(scipy.stats.binomtest(1, 4).pvalue)
+
+
+def test_a_unit_that_comes_several_times_counts_once() -> None:
+    units, outcomes = list("abcdefgh"), [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0]
+    later, numbers = outcomes[::-1], [3.0, 1.0, 2.0, 9.0, 4.0, 4.0, 5.0, 0.5]
+    assert stats.mean_of(outcomes) == (0.5, *stats.wilson(4, 8), 8)
+    assert stats.mean_of(outcomes, units * 1) == stats.mean_of(outcomes)
+    assert stats.mean_of(outcomes * 3, units * 3) == pytest.approx(stats.mean_of(outcomes))
+    mean = stats.mean_of(numbers * 3, units * 3, None)
+    assert mean == pytest.approx((28.5 / 8, *stats.bootstrap(numbers), 8))
+    for share, one, two in ((True, outcomes, later), (False, numbers, outcomes)):
+        once = stats.difference_of(one, two, units, share=share)
+        assert once[1:3] == (stats.newcombe if share else stats.paired_bootstrap)(one, two)
+        assert stats.difference_of(one * 3, two * 3, units * 3, share=share) == pytest.approx(once)
+    low = [v - 0.5 for v in outcomes]
+    assert stats.mean_of(low, (), (-0.5, 0.5))[1:3] == stats.shares(low, -0.5, 0.5)
+
+
+def test_units_of_several_sizes() -> None:
+    # Units of three, one, one and one are worth 6^2 / (3^2 + 3) = 3 of one size.
+    values, units = [1.0, 1.0, 1.0, 0.0, 0.0, 1.0], list("aaabcd")
+    assert stats.mean_of(values, units) == pytest.approx((4 / 6, *stats.wilson(2, 3), 4))
+    same = stats.difference_of(values, values, units, share=True)
+    assert same[0] == 0 and same[1] < 0 < same[2]  # not resampled, which would show no width
+    apart = [v + 0.25 for v in values]
+    assert stats.mean_of(apart, units)[1:3] == pytest.approx(
+        stats.ratio_bootstrap([1.25 * 3, 0.25, 0.25, 1.25], [3, 1, 1, 1])
+    )
+
+
+def test_independent_shares_by_newcombes_example() -> None:
+    # 56 of 70 and 48 of 80: his table II, method 10.
+    ends = stats.wilson(56, 70), stats.wilson(48, 80)
+    found = stats.unpaired(56 / 70, ends[0], 48 / 80, ends[1])
+    assert found == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+def test_statistics_are_resampled_alike_in_every_run() -> None:
+    values = np.random.default_rng(2).normal(size=60)
+
+    def middle(at: np.ndarray) -> float:
+        return float(np.median(values[at])) if at[0] else math.nan
+
+    found = stats.resampled(middle, 60)
+    assert found == stats.resampled(middle, 60) and found[0] < np.median(values) < found[1]
+    both = stats.resampled(lambda a, b: float(len(a) - len(b)), 7, 3)
+    assert both == (4.0, 4.0)
+    assert stats.reflected(0.05, (0.06, 0.15)) == (0.0, 0.05)
+    assert stats.reflected(0.875, (0.625, 1.0), most=1.0) == (0.75, 1.0)
+    assert stats.reflected(0.5, (0.45, 0.6), 0.42) == pytest.approx((0.42, 0.55))
+
+
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 30])
 def test_student_quantile_is_scipys(degrees: int) -> None:
     wanted = scipy.stats.t.ppf(0.975, degrees)
@@ -131,11 +194,6 @@ def test_mean_interval_of_three_seeds() -> None:
     assert stats.mean_interval([1.0]) == (1.0, 1.0) == stats.bootstrap([1.0])  # has none
 
 
-def test_pairs_needed_by_hand() -> None:
-    # ((1.960 + 0.842) * 1 / 0.5) ** 2 = 31.4
-    assert stats.pairs_needed(0.5, 1.0) == 32
-
-
 def test_spearman_is_scipys_with_ties() -> None:
     a, b = [1.0, 2.0, 2.0, 5.0, 3.0], [2.0, 1.0, 4.0, 4.0, 4.0]
     assert stats.spearman(a, b) == pytest.approx(scipy.stats.spearmanr(a, b).statistic)
@@ -147,3 +205,23 @@ def test_empty_and_unequal_sides_are_errors() -> None:
         stats.bootstrap([])
     with pytest.raises(InputError):
         stats.paired_bootstrap([1.0], [1.0, 2.0])
+
+
+def test_a_value_that_is_not_finite_has_no_interval() -> None:
+    for values in ([math.nan] * 3, [-math.inf, 1.0, 2.0, 3.0]):
+        assert all(map(math.isnan, stats.bootstrap(values)))
+    some = stats.resampled(lambda at: math.nan if at[0] else 1.0, 2)
+    assert some == (1.0, 1.0)  # a statistic that some resamples do not have
+    assert all(map(math.isnan, stats.resampled(lambda _: math.nan, 2)))
+
+
+def test_a_single_prompt_or_prompts_that_are_all_alike_are_not_certain() -> None:
+    before, after = [1.0] * 7 + [0.0] * 3, [1.0] * 6 + [0.0] * 4
+    gap, lo, hi, n = stats.difference_of(before, after, ["p"] * 10, share=True)
+    assert gap == pytest.approx(-0.1) and lo < -0.2 and hi > 0.0 and n == 10
+    mean, lo, hi, n = stats.mean_of([1, 0, 1, 0, 0, 0, 1], ["p"] * 7)
+    assert lo < 0.2 < mean < 0.7 < hi and n == 7
+    fell = stats.difference_of([0, 1] * 3, [0, 0] * 3, list("aabbcc"), share=True)
+    assert fell[1] < -0.6 < fell[0] == -0.5 < fell[2]
+    mean, lo, hi, _ = stats.mean_of([0, 0, 1] * 4, list("aaabbbcccddd"))
+    assert lo < mean < hi

@@ -34,6 +34,7 @@ import torch
 from truing.context import Json, current
 from truing.core.agreement import Agreement, agreement
 from truing.core.generate import generate
+from truing.core.journaled import kept
 from truing.core.judge_form import (
     ASK_GRADE,
     ASK_ONE,
@@ -58,6 +59,7 @@ from truing.tables import Row
 
 TIE = 1e-5  # chances so near to one half are no preference
 ATTEMPTS = 3  # replies asked for before a verdict counts as unparsed
+CHUNK = 256  # prompts of a local judge that a kill can cost
 WORDS = 1024  # tokens that a served judge may write
 UNPARSED = 0.2  # beyond this share the numbers would be about the parser
 LEAST = 20  # verdicts asked of a panel's member before that share says something of it
@@ -74,12 +76,14 @@ class Comparison:
         shown_second: the same with ours shown second.
         members: of a panel, the view of each judge.
         agreement: of their decisions.
+        equal: places of the pairs of equal answers, a tie of which nothing was asked.
     """
 
     shown_first: list[Score]
     shown_second: list[Score]
     members: Mapping[str, Comparison] = field(default_factory=dict[str, "Comparison"])
     agreement: Agreement | None = None
+    equal: frozenset[int] = frozenset()
 
     @cached_property
     def chances(self) -> list[Score]:
@@ -99,20 +103,26 @@ class Comparison:
         """Pairs without a verdict."""
         return sum(c is None for c in self.chances)
 
-    def _both(self) -> list[tuple[float, float]]:
-        pairs = zip(self.shown_first, self.shown_second, strict=True)
+    def asked(self, of_all: Sequence[Score]) -> list[Score]:
+        """What stands for the pairs that the judge was asked of, which tell how it judges."""
+        return [one for i, one in enumerate(of_all) if i not in self.equal]
+
+    @property
+    def read(self) -> list[tuple[float, float]]:
+        """Chances of the pairs that were asked of and read, ours shown first and second."""
+        pairs = zip(self.asked(self.shown_first), self.asked(self.shown_second), strict=True)
         return [(a, b) for a, b in pairs if a is not None and b is not None]
 
     @property
     def position_bias(self) -> float:
         """Mean chance given to the answer shown first, less one half; 0 when order is nothing."""
-        both = self._both()
+        both = self.read
         return fmean((a + 1 - b) / 2 for a, b in both) - 0.5 if both else 0.0
 
     @property
     def consistent(self) -> float:
         """Share of pairs that get the same decision in both orders."""
-        both = self._both()
+        both = self.read
         return fmean(float(decision(a) == decision(b)) for a, b in both) if both else 0.0
 
 
@@ -138,7 +148,7 @@ def pointwise(
     Unparsed replies are warned of, recorded, and stand at 0.5, as neither good nor bad; more than
     a fifth of them are an InputError. `rate` leaves them None.
     """
-    return _filled(rate(judge, rows, criteria=criteria, template=template), judge)
+    return _filled(rate(judge, rows, criteria=criteria, template=template), judge, len(rows))
 
 
 def pairwise(
@@ -159,8 +169,8 @@ def pairwise(
     A served judge that prefers the same place in both orders gives 0.5. Unparsed pairs are treated
     as by `pointwise`; `compare` leaves them None and tells the position bias.
     """
-    told = {"criteria": criteria, "template": template}
-    return _filled(compare(judge, ours, theirs, **told).decisions, judge)
+    made = compare(judge, ours, theirs, criteria=criteria, template=template)
+    return _filled(made.decisions, judge, len(ours) - len(made.equal))
 
 
 def rate(
@@ -227,13 +237,14 @@ def compare(
     for place, i in enumerate(asked):
         first[i], other = chances[2 * place], chances[2 * place + 1]
         second[i] = None if other is None else 1 - other
-    return _recorded(judge, Comparison(first, second))
+    equal = frozenset(range(len(pairs))) - {*asked}
+    return _recorded(judge, Comparison(first, second, equal=equal))
 
 
 def _recorded(judge: Model, made: Comparison) -> Comparison:
     current().metric(
         judge=judge.name,
-        judged=len(made.chances),
+        judged=len(made.chances) - len(made.equal),
         unparsed=made.unparsed,
         position_bias=made.position_bias,
         consistent=made.consistent,
@@ -309,8 +320,9 @@ def _compared(judge: Model, ask: Callable[[Model], Comparison]) -> Comparison:
             for m in members.values()
         ]
         sides.append(combined(read, panel.rule))
-    found = agreed(judge, {name: m.decisions for name, m in members.items()})
-    return Comparison(sides[0], sides[1], members, found)
+    found = agreed(judge, {name: m.asked(m.decisions) for name, m in members.items()})
+    equal = next(iter(members.values())).equal
+    return Comparison(sides[0], sides[1], members, found, equal)
 
 
 def _written(
@@ -333,11 +345,14 @@ def _written(
 
 def _read(judge: Model, prompts: Sequence[str], how: str, worth: dict[str, float]) -> list[Score]:
     """Mean of what the options are worth, by their log-probabilities."""
-    if not prompts:
-        return []
-    logp_NK = option_logps(judge, [f"{p}\n{how}" for p in prompts], tuple(worth))
-    worth_K = torch.tensor(list(worth.values()), dtype=logp_NK.dtype)
-    return [float(c) for c in (torch.softmax(logp_NK, 1) * worth_K).sum(1)]
+
+    def read(some: Sequence[tuple[int, str]]) -> list[Score]:
+        asked = [f"{p}\n{how}" for _, p in some]
+        logp_NK = option_logps(judge, asked, tuple(worth), some[0][0])
+        worth_K = torch.tensor(list(worth.values()), dtype=logp_NK.dtype)
+        return (torch.softmax(logp_NK, 1) * worth_K).sum(1).tolist()
+
+    return kept("judged", [judge.key, how, worth], list(enumerate(prompts, 1)), CHUNK, read)
 
 
 def check_unread(
@@ -352,11 +367,18 @@ def check_unread(
         raise InputError(told, where=where, fix=fix)
 
 
-def _filled(scores: Sequence[Score], judge: Model) -> list[float]:
+def check_compared(made: Comparison, where: str) -> None:
+    """The same of pairs: of those that the judge was asked of."""
+    asked = len(made.chances) - len(made.equal)
+    told = f"no verdict could be read of {made.unparsed} of {asked} pairs"
+    check_unread(made.unparsed, asked, told, where)
+
+
+def _filled(scores: Sequence[Score], judge: Model, asked: int) -> list[float]:
     """Scores with 0.5 for the unparsed, of which there must be few."""
     unparsed = sum(s is None for s in scores)
     if unparsed:
-        told = f"no verdict could be read from {unparsed} of {len(scores)} replies"
-        check_unread(unparsed, len(scores), told, judge.name)
+        told = f"no verdict could be read from {unparsed} of {asked} replies"
+        check_unread(unparsed, asked, told, judge.name)
         warnings.warn(f"{judge.name}: {told}; they count as neither", stacklevel=3)
     return [0.5 if s is None else s for s in scores]

@@ -1,7 +1,7 @@
 """What is measured of a reward: order, calibration, length, over-optimisation, what is open in it.
 
-All of it works on scores that are at hand; every measure has an interval by a bootstrap over
-prompts. `evaluate/reward_diagnostics` gets the scores and says what they mean.
+All of it works on scores that are at hand; intervals are over prompts, Wilson's of outcomes, else
+bootstraps. `evaluate/reward_diagnostics` gets the scores and says what they mean.
 
 Shapes: U prompts, K draws, N margins.
 """
@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from truing.context import current
-from truing.core.stats import spearman
+from truing.core.stats import SEED, mean_of, reflected, resampled, shares, spearman, unpaired
 from truing.reports import Measure
 
-DRAWS, BINS = 1000, 10
+BINS = 10
 Scores = NDArray[np.float64]
 Places = NDArray[np.int64]
 Statistic = Callable[[Places], float]  # of the prompts at these places
@@ -76,7 +75,7 @@ def alike(one_K: Scores, two_K: Scores) -> float:
 def within_prompts(one_UK: Scores, two_UK: Scores, at: Places) -> float:
     """Spearman's correlation of two values less the means of their prompts, of these prompts."""
     sides = (v_UK[at] - v_UK[at].mean(1, keepdims=True) for v_UK in (one_UK, two_UK))
-    return spearman(*(v_UK.reshape(-1).tolist() for v_UK in sides))
+    return spearman(*(v_UK.reshape(-1) for v_UK in sides))
 
 
 @dataclass(frozen=True)
@@ -106,53 +105,65 @@ def measured(
     name: str, n: int, statistic: Statistic, unit: str, category: str = "", better: str = ""
 ) -> Measure:
     """A statistic of n prompts with its 95 % interval by a bootstrap over them."""
-    source = np.random.default_rng(current().stream("bootstrap"))
-    drawn = [statistic(source.integers(0, n, n)) for _ in range(DRAWS)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    value = statistic(np.arange(n))
-    return Measure(name, value, float(low), float(high), n, unit, category, better)
+    value, (low, high) = statistic(np.arange(n)), resampled(statistic, n)
+    return Measure(name, value, low, high, n, unit, category, better)
+
+
+def mean_measure(
+    name: str, value_U: Scores, unit: str, category: str = "", better: str = ""
+) -> Measure:
+    """The mean of what each prompt has; of shares that are outcomes with Wilson's interval."""
+    found = mean_of(value_U.tolist(), between=(0.0, 1.0) if unit == "share" else None)
+    return Measure(name, *found, unit, category, better)
 
 
 def order_measures(side: Compared, category: str, beta: float = 1.0) -> list[Measure]:
     """Accuracy, margin and calibration error; beta times a margin is the logit of its order."""
-    n, right_U, margin_UK = len(side.first), side.right, side.margins
-    named: list[tuple[str, Statistic, str, str]] = [
-        ("accuracy", lambda at: float(right_U[at].mean()), "share", "higher"),
-        ("margin", lambda at: float(margin_UK[at].mean()), "score", "higher"),
-        ("calibration error", lambda at: calibration_error(beta * margin_UK[at].reshape(-1)),
-         "share", "lower"),
-    ]  # fmt: skip
-    return [measured(name, n, f, unit, category, better) for name, f, unit, better in named]
+    margin_UK = side.margins
+
+    def error(at: Places) -> float:
+        return calibration_error(beta * margin_UK[at].reshape(-1))
+
+    sure = measured("calibration error", len(margin_UK), error, "share", category, "lower")
+    low, high = reflected(sure.value, (sure.lo, sure.hi), most=1.0)
+    return [
+        mean_measure("accuracy", side.right, "share", category, "higher"),
+        mean_measure("margin", margin_UK.mean(1), "score", category, "higher"),
+        replace(sure, lo=low, hi=high),
+    ]
 
 
 def accuracy_lost(known: Compared, unseen: Compared) -> Measure:
     """Accuracy on data of the reward's own domain less that on the other, drawn apart."""
-    a_U, b_U = known.right, unseen.right
-    source = np.random.default_rng(current().stream("bootstrap"))
+    a, b = float(known.right.mean()), float(unseen.right.mean())
+    ends = unpaired(a, shares(known.right.tolist()), b, shares(unseen.right.tolist()))
+    n, name = len(unseen.right), "accuracy lost on unseen"
+    return Measure(name, a - b, *ends, n, "share", "", "lower")
 
-    def again(x_U: Scores) -> float:
-        return float(x_U[source.integers(0, len(x_U), len(x_U))].mean())
 
-    low, high = np.quantile([again(a_U) - again(b_U) for _ in range(DRAWS)], [0.025, 0.975])
-    lost = float(a_U.mean() - b_U.mean())
-    name = "accuracy lost on unseen"
-    return Measure(name, lost, float(low), float(high), len(b_U), "share", "", "lower")
+def best_elsewhere(value_NS: Scores) -> Scores:
+    """Each row's value in the column that is largest over the other half of the rows, [N].
+
+    The largest of several means lies too high by chance alone. Here each half takes the column of
+    the other; a single row, which has no other half, takes the last. Halves are drawn, always
+    alike: rows of two sorts may stand in turns.
+    """
+    made_N = value_NS[:, -1].copy()
+    drawn_N = np.random.default_rng(SEED).permutation(len(value_NS))
+    for one, other in ((0, 1), (1, 0)):
+        if len(value_NS) > 1:
+            best = int(value_NS[drawn_N[other::2]].mean(0).argmax())
+            made_N[drawn_N[one::2]] = value_NS[drawn_N[one::2], best]
+    return made_N
 
 
 def lost_past_peak(gold_US: Scores) -> Scores:
     """How far each prompt's gold falls from the peak of the other half to the largest N, [U].
 
-    The largest of several means lies above the last by chance alone, so that a peak found on the
-    prompts that it is measured on would always show a loss. Here even and odd places each take the
-    peak of the other half; the mean over a gold that only wavers is 0, and may be below.
-    A single prompt has no other half: its loss is 0.
+    A peak found on the prompts that it is measured on would always show a loss. Here the mean over
+    a gold that only wavers is 0, and may be below.
     """
-    made_U = np.zeros(len(gold_US))
-    for one, other in ((0, 1), (1, 0)):
-        if len(gold_US) > 1:
-            peak = int(gold_US[other::2].mean(0).argmax())
-            made_U[one::2] = gold_US[one::2, peak] - gold_US[one::2, -1]
-    return made_U
+    return best_elsewhere(gold_US) - gold_US[:, -1]
 
 
 def best_of_measures(proxy_UK: Scores, gold_UK: Scores | None) -> list[Measure]:
@@ -168,12 +179,7 @@ def best_of_measures(proxy_UK: Scores, gold_UK: Scores | None) -> list[Measure]:
     for i, size in enumerate(sizes):
         within, kl = f"best of {size}", kl_best_of(size)
         for name, value_US in curves.items():
-            column_U = value_US[:, i]
-
-            def mean(at: Places, column_U: Scores = column_U) -> float:
-                return float(column_U[at].mean())
-
-            made.append(measured(name, n, mean, "score", within, "higher"))
+            made.append(mean_measure(name, value_US[:, i], "score", within, "higher"))
         made.append(Measure("divergence", kl, kl, kl, n, "nats", within, ""))
     if gold_UK is None:
         return made
@@ -186,13 +192,9 @@ def best_of_measures(proxy_UK: Scores, gold_UK: Scores | None) -> list[Measure]:
         return within_prompts(proxy_UK, gold_UK, at)
 
     lost_U = lost_past_peak(gold_US)
-
-    def lost(at: Places) -> float:
-        return float(lost_U[at].mean())
-
     return [
         *made,
         measured("peak of gold", n, peak, "draws", "", ""),
-        measured("gold lost past the peak", n, lost, "score", "", "lower"),
+        mean_measure("gold lost past the peak", lost_U, "score", "", "lower"),
         measured("proxy with gold", n, together, "correlation", "", "higher"),
     ]

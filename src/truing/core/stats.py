@@ -1,13 +1,14 @@
-"""Intervals, paired tests and power: the statistics behind every number of a report.
+"""Intervals and paired tests: the statistics behind every number of a report.
 
 Intervals are at 95 % unless a level is given. Resampling is deterministic: the same data give the
-same interval in every run.
+same interval in every run. Where one prompt was asked several times its answers are not independent
+of one another: `mean_of` and `difference_of` take such units whole.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -17,21 +18,25 @@ from truing.errors import InputError
 
 LEVEL = 0.95
 RESAMPLES = 4000
+DRAWS = 1000  # resamples of a statistic that is computed anew for each
 SEED = 20_240_229
 BLOCK = 1 << 22  # resampled numbers held at once
 
 Interval = tuple[float, float]
+Estimate = tuple[float, float, float, int]  # value, ends of its interval, number of units
+Numbers = NDArray[np.float64]
 
 
 def _quantile(level: float) -> float:
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 
-def wilson(successes: float, n: int, level: float = LEVEL) -> Interval:
+def wilson(successes: float, n: float, level: float = LEVEL) -> Interval:
     """Wilson's score interval of a share; (0, 1) without any observation.
 
     Args:
         successes: out of `n`; a tie is half of one.
+        n: observations, or as many independent ones as they are worth.
 
     Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927.
     """
@@ -45,7 +50,7 @@ def wilson(successes: float, n: int, level: float = LEVEL) -> Interval:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _resampled_sums(columns_NC: NDArray[np.float64]) -> NDArray[np.float64]:
+def _resampled_sums(columns_NC: Numbers) -> Numbers:
     """Sums [RESAMPLES, C] over rows drawn with replacement."""
     n = len(columns_NC)
     source = np.random.default_rng(SEED)
@@ -58,12 +63,20 @@ def _resampled_sums(columns_NC: NDArray[np.float64]) -> NDArray[np.float64]:
     return sums
 
 
-def _spread(values: NDArray[np.float64], level: float) -> Interval:
-    lo, hi = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+def percentiles(values: Numbers, level: float = LEVEL, *, some: bool = False) -> Interval:
+    """Between these lie resampled values; NaN where one of them is not finite.
+
+    Args:
+        some: leave those out, as long as there are others.
+    """
+    known = values[np.isfinite(values)]
+    if not len(known) or (len(known) < len(values) and not some):
+        return math.nan, math.nan
+    lo, hi = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
     return float(lo), float(hi)
 
 
-def _checked(values: Sequence[float]) -> NDArray[np.float64]:
+def _checked(values: Sequence[float] | Numbers) -> Numbers:
     array = np.asarray(values, dtype=np.float64)
     if not len(array):
         raise InputError("no values to make an interval of")
@@ -71,22 +84,34 @@ def _checked(values: Sequence[float]) -> NDArray[np.float64]:
 
 
 def shares(
-    values: Sequence[float], low: float = 0.0, high: float = 1.0, level: float = LEVEL
+    values: Sequence[float],
+    low: float = 0.0,
+    high: float = 1.0,
+    level: float = LEVEL,
+    weights: Sequence[float] = (),
 ) -> Interval:
     """Interval of a mean of outcomes, each `low` or `high`, or half-way between for a tie.
 
     It is Wilson's of their sum, in which a tie is half a success: resampled outcomes that are all
-    alike would have no spread. Values elsewhere between are resampled.
+    alike would have no spread. Values elsewhere between are resampled, unless they are all alike.
+
+    Args:
+        weights: how many observations each counts as; 1 without them.
     """
     array = _checked(values)
-    parts = (array - low) / (high - low)
-    if not np.isin(parts, (0.0, 0.5, 1.0)).all():
-        return bootstrap(values, level)
-    lo, hi = wilson(float(parts.sum()), len(parts), level)
+    parts, each = (array - low) / (high - low), np.array(weights or [1.0] * len(array))
+    if not np.isin(parts, (0.0, 0.5, 1.0)).all() and len(set(parts.tolist())) > 1:
+        return bootstrap(values, level, weights)
+    lo, hi = wilson(float((parts * each).sum()), float(each.sum()), level)
     return low + (high - low) * lo, low + (high - low) * hi
 
 
-def newcombe(before: Sequence[float], after: Sequence[float], level: float = LEVEL) -> Interval:
+def newcombe(
+    before: Sequence[float],
+    after: Sequence[float],
+    level: float = LEVEL,
+    weights: Sequence[float] = (),
+) -> Interval:
     """Interval of the share of `after` less that of `before`: paired outcomes, each 0 or 1.
 
     With shares p, their Wilson intervals (l, u) and the pairs' correlation phi, corrected,
@@ -94,12 +119,16 @@ def newcombe(before: Sequence[float], after: Sequence[float], level: float = LEV
         lo = p2 - p1 - sqrt((p2 - l2)^2 - 2 phi (p2 - l2) (u1 - p1) + (u1 - p1)^2)
         hi = p2 - p1 + sqrt((u2 - p2)^2 - 2 phi (u2 - p2) (p1 - l1) + (p1 - l1)^2)
 
+    Args:
+        weights: how many pairs each counts as; 1 without them.
+
     Source: Newcombe, Improved confidence intervals for the difference between binomial proportions
     based on paired data, 1998, method 10.
     """
-    n = len(before)
-    both = sum(bool(x and y) for x, y in zip(before, after, strict=True))
-    first, second = sum(map(bool, before)), sum(map(bool, after))
+    cells = list(zip(before, after, weights or [1.0] * len(before), strict=True))
+    n = sum(w for *_, w in cells)
+    both = sum(w for x, y, w in cells if x and y)
+    first, second = sum(w for x, _, w in cells if x), sum(w for _, y, w in cells if y)
     apart = both * (n - first - second + both) - (first - both) * (second - both)
     scale = math.sqrt(first * (n - first) * second * (n - second))
     phi = (max(apart - n / 2, 0) if apart > 0 else apart) / scale if scale else 0.0
@@ -116,28 +145,111 @@ def newcombe(before: Sequence[float], after: Sequence[float], level: float = LEV
     return p2 - p1 - reach(p2 - l2, u1 - p1), p2 - p1 + reach(u2 - p2, p1 - l1)
 
 
-def bootstrap(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Percentile bootstrap interval of the mean; of one value that value, as it has no interval."""
+def unpaired(one: float, ends: Interval, other: float, other_ends: Interval) -> Interval:
+    """Interval of `one` less `other`, two independent estimates with their intervals.
+
+    It is `newcombe`'s with phi = 0: his method 10 for independent proportions, 1998.
+    """
+    (l1, u1), (l2, u2), gap = ends, other_ends, one - other
+    return gap - math.hypot(one - l1, u2 - other), gap + math.hypot(u1 - one, other - l2)
+
+
+def by_unit(values: Sequence[float], units: Sequence[object]) -> tuple[list[float], list[float]]:
+    """Mean of the values of each unit, and how many independent ones the unit counts as.
+
+    Each value keeps its weight in the mean of all: units of c values weigh c R / sum c^2, R values
+    in all, which is 1 where all are of one size (Kish, Survey Sampling, 1965). Of a single unit its
+    own values are all that tells a spread, and stay apart.
+
+    Args:
+        units: what each value is of, such as its prompt, told apart by their texts.
+    """
+    found: dict[str, list[float]] = {}
+    for value, unit in zip(values, units, strict=True):
+        found.setdefault(str(unit), []).append(value)
+    if len(found) == 1:
+        return [float(v) for v in values], [1.0] * len(values)
+    scale = len(values) / sum(len(some) ** 2 for some in found.values())
+    means = [sum(some) / len(some) for some in found.values()]
+    return means, [len(some) * scale for some in found.values()]
+
+
+def mean_of(
+    values: Sequence[float], units: Sequence[object] = (), between: Interval | None = (0.0, 1.0)
+) -> Estimate:
+    """Mean of values, its interval, and the number of units, which are taken whole.
+
+    Args:
+        units: see `by_unit`; each value is one of its own without them.
+        between: the two outcomes of a share, as `shares` has them; None for other values.
+    """
+    _checked(values)
+    means, weights = by_unit(values, units) if units else (values, ())
+    if between is None:
+        ends = bootstrap(means, weights=weights)
+    else:
+        ends = shares(means, *between, weights=weights)
+    return sum(values) / len(values), *ends, len(means)
+
+
+def difference_of(
+    before: Sequence[float], after: Sequence[float], units: Sequence[object], *, share: bool
+) -> Estimate:
+    """Mean of `after` less that of `before`, measured on the same rows in order; see `mean_of`."""
+    _checked(before)
+    (b_U, weights), (a_U, _) = by_unit(before, units), by_unit(after, units)
+    ends = (paired_shares if share else paired_bootstrap)(b_U, a_U, weights=weights)
+    return sum(after) / len(after) - sum(before) / len(before), *ends, len(b_U)
+
+
+def bootstrap(
+    values: Sequence[float], level: float = LEVEL, weights: Sequence[float] = ()
+) -> Interval:
+    """Percentile bootstrap interval of the mean; of one value that value, as it has no interval.
+
+    Args:
+        weights: of the values in the mean; alike without them.
+    """
     array = _checked(values)
-    return _spread(_resampled_sums(array[:, None])[:, 0] / len(array), level)
+    if len(set(weights)) > 1:
+        return ratio_bootstrap([v * w for v, w in zip(values, weights)], weights, level)
+    return percentiles(_resampled_sums(array[:, None])[:, 0] / len(array), level)
 
 
 def paired_bootstrap(
-    before: Sequence[float], after: Sequence[float], level: float = LEVEL
+    before: Sequence[float],
+    after: Sequence[float],
+    level: float = LEVEL,
+    weights: Sequence[float] = (),
 ) -> Interval:
     """Interval of mean(after) - mean(before), the two measured on the same units in order."""
     if len(before) != len(after):
         raise InputError("the two sides differ in length", seen=(len(before), len(after)))
-    return bootstrap([float(a) - float(b) for b, a in zip(before, after, strict=True)], level)
+    apart = [float(a) - float(b) for b, a in zip(before, after, strict=True)]
+    return bootstrap(apart, level, weights)
 
 
 def paired_shares(
-    before: Sequence[float], after: Sequence[float], level: float = LEVEL
+    before: Sequence[float],
+    after: Sequence[float],
+    level: float = LEVEL,
+    weights: Sequence[float] = (),
 ) -> Interval:
-    """The same of two shares: Newcombe's of outcomes that are 0 or 1, else resampled."""
+    """The same of two shares: Newcombe's of outcomes that are 0 or 1, else resampled.
+
+    Differences that are all alike, which resampling gives no width, have that of two shares.
+    """
     outcomes = np.isin(np.asarray([*before, *after], dtype=np.float64), (0.0, 1.0)).all()
-    known = len(before) == len(after) > 0  # else an error of the other
-    return (newcombe if outcomes and known else paired_bootstrap)(before, after, level)
+    if not len(before) == len(after) > 1:  # perhaps an error of the other
+        return paired_bootstrap(before, after, level, weights)
+    if outcomes:
+        return newcombe(before, after, level, weights)
+    gaps = {round(a - b, 12) for b, a in zip(before, after)}
+    if len(gaps) > 1 or gaps == {0.0}:  # nothing parts a side from itself
+        return paired_bootstrap(before, after, level, weights)
+    n = len(before)
+    (b, a) = (sum(side) / n for side in (before, after))
+    return unpaired(a, wilson(a * n, n, level), b, wilson(b * n, n, level))
 
 
 def ratio_bootstrap(
@@ -147,23 +259,55 @@ def ratio_bootstrap(
     if len(tops) != len(bottoms):
         raise InputError("the two sides differ in length", seen=(len(tops), len(bottoms)))
     sums = _resampled_sums(np.stack([_checked(tops), _checked(bottoms)], 1))
-    return _spread(sums[:, 0] / sums[:, 1], level)
+    return percentiles(sums[:, 0] / sums[:, 1], level)
 
 
-def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
+def redrawn(statistic: Callable[..., float], *sizes: int) -> Numbers:
+    """Values of a statistic of `DRAWS` resamples.
+
+    Args:
+        statistic: of the places that are drawn with replacement, an array for each of `sizes`; NaN
+            where a resample has no value.
+    """
+    source = np.random.default_rng(SEED)
+    return np.array(
+        [statistic(*(source.integers(0, n, n) for n in sizes)) for _ in range(DRAWS)], np.float64
+    )
+
+
+def resampled(statistic: Callable[..., float], *sizes: int, level: float = LEVEL) -> Interval:
+    """Percentile bootstrap interval of a statistic; see `redrawn`."""
+    return percentiles(redrawn(statistic, *sizes), level, some=True)
+
+
+def reflected(value: float, ends: Interval, least: float = 0.0, most: float = math.inf) -> Interval:
+    """The basic interval, from the percentiles, of an estimate that chance can only raise.
+
+    Such are the size of an error, a largest share, information: what resampling adds to the value
+    the sample has added to the truth. It is cut at `least` and `most`, and holds the value.
+    """
+    lo, hi = ends
+    return min(value, max(least, 2 * value - hi)), max(value, min(most, 2 * value - lo))
+
+
+def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
     """Two-sided p of McNemar's exact test: do paired yes/no outcomes differ?
 
     With b and c the numbers of pairs that changed one way and the other, it is the binomial
-    probability of a split at least as uneven as (b, c) when both ways are equally likely.
+    probability of a split at least as uneven as (b, c) when both ways are equally likely. Of values
+    in between, such as means of units, it is the sign test.
     """
     if len(before) != len(after):
         raise InputError("the two sides differ in length", seen=(len(before), len(after)))
-    b = sum(bool(x) and not y for x, y in zip(before, after, strict=True))
-    c = sum(bool(y) and not x for x, y in zip(before, after, strict=True))
-    n, low = b + c, min(b, c)
+    b = sum(x > y for x, y in zip(before, after, strict=True))
+    c = sum(y > x for x, y in zip(before, after, strict=True))
+    n, ways, total = b + c, 1, 1  # ways to choose k of n, one from the other
     if n == 0:
         return 1.0
-    return min(1.0, 2 * sum(math.comb(n, k) for k in range(low + 1)) / 2**n)
+    for k in range(min(b, c)):
+        ways = ways * (n - k) // (k + 1)
+        total += ways
+    return min(1.0, 2 * total / 2**n)
 
 
 def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
@@ -204,22 +348,7 @@ def _student_cdf(t: float, degrees: int) -> float:
     return 0.5 + math.sin(angle) * total / 2
 
 
-def pairs_needed(effect: float, sd: float, *, power: float = 0.8, level: float = LEVEL) -> int:
-    """Number of pairs for a paired comparison to see a mean difference `effect`.
-
-    Args:
-        effect: smallest difference worth seeing.
-        sd: standard deviation of the differences.
-        power: probability of seeing it.
-        level: of the two-sided interval.
-    """
-    if not effect or sd < 0 or not 0 < power < 1:
-        raise InputError("needs an effect, a spread and a power", seen=(effect, sd, power))
-    z = _quantile(level) + NormalDist().inv_cdf(power)
-    return max(2, math.ceil((z * sd / effect) ** 2))
-
-
-def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+def spearman(a: Sequence[float] | Numbers, b: Sequence[float] | Numbers) -> float:
     """Spearman's rank correlation, ties at their mean rank; 0 where one side is constant."""
     ranks = np.stack([_ranks(_checked(a)), _ranks(_checked(b))])
     ranks -= ranks.mean(1, keepdims=True)
@@ -227,7 +356,7 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
     return float((ranks[0] * ranks[1]).sum()) / scale if scale else 0.0
 
 
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _ranks(values: Numbers) -> Numbers:
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = counts.cumsum()
     return (ends - (counts - 1) / 2)[place]

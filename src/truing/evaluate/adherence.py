@@ -3,19 +3,21 @@
 For every prompt the model answers; each principle's check decides whether the answer keeps it. The
 violation rate of principle i is v_i = (answers with sat_i < 0.5) / n, its 95 % interval Wilson's
 score interval. The mean over principles has Wilson's, too, where each answer breaks all, half or
-none of them, else a bootstrap interval over prompts. An empty, repeated or off-topic answer counts
-as a violation of every principle. Relevance to the prompt (cosine of sentence vectors) and the
-length stand beside, because both can be traded away for adherence. Our own measurement; no paper.
+none of them, else a bootstrap interval over prompts. Answers to one prompt go together: intervals
+are of prompts, however often each was asked. An empty, repeated or off-topic answer counts as a
+violation of every principle. Relevance to the prompt (cosine of sentence vectors) and the length
+stand beside, because both can be traded away for adherence. Our own measurement; no paper.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import cast
 
 from truing.context import Json, current
 from truing.core.generate import generate
-from truing.core.stats import bootstrap, shares, wilson
+from truing.core.stats import mean_of
 from truing.method import method
 from truing.models import Model
 from truing.principles import Principles
@@ -65,26 +67,21 @@ def answer_all(
     return [(str(t), bool(e)) for _, made in found for t, e in cast("list[list[Json]]", made)]
 
 
-def violation_measures(kept: Sequence[Kept], principles: Principles) -> list[Measure]:
-    """Violation rate per principle and over all of them, each over prompts."""
-    n = len(kept)
-    rules = measured(principles)
-    measures: list[Measure] = []
-    for rule in rules:
-        broken = sum(rule.id in k.violated() for k in kept)
-        lo, hi = wilson(broken, n)
-        measures.append(Measure("violation rate", broken / n, lo, hi, n, "share", rule.id, "lower"))
-    means = [len(k.violated()) / len(rules) for k in kept]
-    measures.insert(0, _mean("violation rate", means, "share", better="lower"))
-    broken = sum(bool(k.unusable) for k in kept)
-    lo, hi = wilson(broken, n)
-    measures.append(Measure("unusable answers", broken / n, lo, hi, n, "share", "", "lower"))
-    return measures
+def violation_measures(
+    kept: Sequence[Kept], principles: Principles, prompts: Sequence[Row]
+) -> list[Measure]:
+    """Violation rate over all principles and per principle, each over prompts."""
+    asked, rules = [r["prompt"] for r in prompts], measured(principles)
 
+    def rate(name: str, values: Sequence[float], category: str = "") -> Measure:
+        return Measure(name, *mean_of(values, asked), "share", category, "lower")
 
-def _mean(name: str, values: Sequence[float], unit: str, *, better: str = "") -> Measure:
-    lo, hi = (shares if unit == "share" else bootstrap)(list(values))
-    return Measure(name, sum(values) / len(values), lo, hi, len(values), unit, "", better)
+    broken = [k.violated() for k in kept]
+    return [
+        rate("violation rate", [len(b) / len(rules) for b in broken]),
+        *(rate("violation rate", [float(r.id in b) for b in broken], r.id) for r in rules),
+        rate("unusable answers", [float(bool(k.unusable)) for k in kept]),
+    ]
 
 
 def sample_rows(
@@ -113,6 +110,11 @@ def sample_rows(
             }
         )
     return rows
+
+
+def _plain(check: object) -> Json:
+    """A check as a report has it that was saved and read again."""
+    return cast(Json, json.loads(json.dumps(check, default=str)))
 
 
 @method(
@@ -151,17 +153,25 @@ def adherence(
         for r, (text, finished) in zip(rows, answers, strict=True)
     ]
     kept = satisfaction(principles, asked, on_topic=on_topic, where="evaluate/adherence")
-    measures = violation_measures(kept, principles)
-    measures.append(_mean("relevance", [k.relevance for k in kept], "cosine", better="higher"))
-    measures.append(_mean("words", [float(len(words(a))) for a, _ in answers], "words"))
+    measures = violation_measures(kept, principles, rows)
+    each = [r["prompt"] for r in rows]
+    near = mean_of([k.relevance for k in kept], each, None)
+    size = mean_of([float(len(words(a))) for a, _ in answers], each, None)
+    measures.append(Measure("relevance", *near, "cosine", "", "higher"))
+    measures.append(Measure("words", *size, "words"))
     facts: dict[str, Json] = {
         "kind": "adherence",
         "model": model.name,
         "model_key": model.key,
+        "how": {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p,
+                "on_topic": on_topic},
+        "checks": {p.id: _plain(p.check) for p in measured(principles)},
         "principles": [p.id for p in measured(principles)],
         "texts": {p.id: p.text for p in principles},
         "not_measured": [p.id for p in principles if p.check is None],
-    }
+    }  # fmt: skip
+    if (n := measures[0].n) < len(rows):
+        facts["notes"] = [f"{len(rows)} answers to {n} prompts, which intervals take whole"]
     samples = Table("judgement", sample_rows(rows, answers, kept)).with_lineage(
         generator=model.key, seed=current().seed, step=current().name
     )

@@ -7,8 +7,9 @@
 A judge's R is 1, 0 or -1 in each order of the two answers, and their mean (see the reward
 `judged_against`); an order of which no verdict can be read is 0. A reward's R is what it gives o_i
 less what it gives y_i. NAG is a share of wins less losses: the paper calls it the share of wins,
-yet its tables have values below 0. Both have Wilson's interval, NAG's of wins and half the ties.
-How far the judge can be believed is told as in evaluate/win_rate.
+yet its tables have values below 0. Both have Wilson's interval, NAG's of wins and half the ties;
+answers to one prompt go together. How far the judge can be believed is told as in
+evaluate/win_rate.
 
 Source: "Learning to Align, Aligning to Learn: A Unified Approach for Self-Optimized Alignment",
 arXiv 2508.07750; its prompts are those of hh-rlhf, the chosen answers their references.
@@ -20,14 +21,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from truing.context import Json, current
-from truing.core.row_kinds import as_kind, last_answer
+from truing.core.row_kinds import as_kind
 from truing.core.scores import check_reward, total_scores
-from truing.core.stats import shares, wilson
+from truing.core.stats import mean_of
 from truing.errors import InputError
 from truing.evaluate.adherence import answer_all
 from truing.evaluate.win_rate import trust
 from truing.method import method
 from truing.models import Model
+from truing.readings import last_answer
 from truing.reports import Measure, Report
 from truing.tables import Row, Table, as_prompt
 
@@ -38,9 +40,9 @@ WHERE = "evaluate/alignment_gain"
 TIE = 1e-9  # rewards so near to one another are equal
 
 
-def ras(rewards: Sequence[float]) -> float:
-    """Share of rewards above 0."""
-    return sum(r > TIE for r in rewards) / len(rewards)
+def beats(rewards: Sequence[float]) -> list[float]:
+    """1 for each reward above 0, else 0: RAS is their mean."""
+    return [float(r > TIE) for r in rewards]
 
 
 def gains(after: Sequence[float], before: Sequence[float]) -> list[float]:
@@ -65,13 +67,12 @@ class _Against:
             where = f"{WHERE} setting 'reward'"
             mine, other = (total_scores(self.reward, side, where=where) for side in (ours, theirs))
             return [a - b for a, b in zip(mine, other, strict=True)], None
-        from truing.core.judge import check_unread, compare
+        from truing.core.judge import check_compared, compare
         from truing.train.reward.judged import CRITERIA, verdicts
 
         judge = cast(Model, self.judge)
         made = compare(judge, ours, theirs, criteria=CRITERIA.get(self.criterion, self.criterion))
-        told = f"no verdict could be read of {made.unparsed} of {len(ours)} pairs"
-        check_unread(made.unparsed, len(ours), told, f"{WHERE} judge {judge.name}")
+        check_compared(made, f"{WHERE} judge {judge.name}")
         return verdicts(made), made
 
 
@@ -128,20 +129,17 @@ def alignment_gain(
     """
     against = _Against(judge, reward, criterion)
     theirs = _referenced(data.expect("example", "pair", where=WHERE))
-    n = len(theirs)
+    asked = [r["prompt"] for r in theirs]
     ours = _answers(model, theirs, "model", max_tokens, temperature)
     rewards, made = against(ours, theirs)
-    won = ras(rewards)
-    measures = [Measure("RAS", won, *wilson(won * n, n), n, "share", "", "higher")]
+    measures = [Measure("RAS", *mean_of(beats(rewards), asked), "share", "", "higher")]
     before: list[Row] = []
     earlier: list[float] = []
     if baseline is not None:
         before = _answers(baseline, theirs, "baseline", max_tokens, temperature)
         earlier, _ = against(before, theirs)
-        signs = gains(rewards, earlier)
-        measures.append(
-            Measure("NAG", sum(signs) / n, *shares(signs, -1), n, "wins less losses", "", "higher")
-        )
+        found = mean_of(gains(rewards, earlier), asked, (-1.0, 1.0))
+        measures.append(Measure("NAG", *found, "wins less losses", "", "higher"))
     measures += trust(made) if made is not None else []
     samples: list[Row] = [
         {

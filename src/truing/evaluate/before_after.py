@@ -4,21 +4,23 @@ For principle i, b_i and a_i are the violation rates before and after. McNemar's
 prompts where only one of the two breaks it says whether they differ, Newcombe's interval for paired
 shares by how much. Over all principles the difference of each prompt's violation share is averaged,
 with a paired bootstrap interval (Newcombe's where each prompt keeps all or none): below zero means
-fewer violations. Relevance, length, unusable answers, ability and right choices stand beside, each
-with its paired difference. Our own; no paper.
+fewer violations. Of a prompt that was asked several times the means are compared: in McNemar's test
+it counts once, as better or worse. Relevance, length, unusable answers, ability and right choices
+stand beside, each with its paired difference. Our own; no paper.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import cast
 
 from truing.context import Json
-from truing.core.stats import mcnemar, paired_bootstrap, paired_shares, ratio_bootstrap
+from truing.core.stats import by_unit, difference_of, mcnemar, ratio_bootstrap
 from truing.errors import InputError
 from truing.method import method
-from truing.reports import Measure, Report
+from truing.reports import Measure, Report, check_same
 from truing.tables import Row, Table, content_hash
 
 WHERE = "evaluate/before_after"
@@ -43,6 +45,7 @@ def _check(
             seen=[before.meta.get("principles"), after.meta.get("principles")],
             fix="Measure both by the same principles",
         )
+    check_same({"before": before, "after": after}, ("checks", "how"), WHERE)
     if (ability_before is None) != (ability_after is None):
         lacks = "ability_before" if ability_before is None else "ability_after"
         raise InputError(
@@ -91,11 +94,17 @@ def violated(row: Row) -> set[str]:
     return {v for v in str(row["violated"]).split(", ") if v}
 
 
-def _difference(name: str, before: Sequence[float], after: Sequence[float], m: Measure) -> Measure:
-    by = paired_shares if m.unit == "share" else paired_bootstrap
-    lo, hi = by(list(before), list(after))
-    value = sum(after) / len(after) - sum(before) / len(before)
-    return Measure(name, value, lo, hi, len(before), m.unit, m.category, m.better)
+def _number(name: str) -> Callable[[Row], float]:
+    return lambda row: float(cast(float, row[name]))
+
+
+def _difference(
+    name: str, pairs: Sequence[tuple[Row, Row]], value: Callable[[Row], float], m: Measure
+) -> Measure:
+    before, after = ([value(row) for row in side] for side in zip(*pairs))
+    prompts = [b["prompt"] for b, _ in pairs]
+    found = difference_of(before, after, prompts, share=m.unit == "share")
+    return Measure(name, *found, m.unit, m.category, m.better)
 
 
 def _sample_rows(pairs: Sequence[tuple[Row, Row]]) -> list[Row]:
@@ -133,27 +142,19 @@ def principle_measures(
     """(rates and differences per principle, McNemar's p by principle)."""
     measures: list[Measure] = []
     p_values: dict[str, float] = {}
+    prompts = [b["prompt"] for b, _ in pairs]
     for id in [str(i) for i in cast(list[object], before.meta.get("principles", []))]:
         b, a = before.get("violation rate", id), after.get("violation rate", id)
-        was = [id in violated(x) for x, _ in pairs]
-        now = [id in violated(y) for _, y in pairs]
+        was, now = ([float(id in violated(row)) for row in side] for side in zip(*pairs))
         measures += [_named(b, "before"), _named(a, "after")]
-        measures.append(_difference("violations difference", was, now, b))
-        p_values[id] = float(mcnemar(was, now))
+        found = difference_of(was, now, prompts, share=True)
+        measures.append(Measure("violations difference", *found, b.unit, id, b.better))
+        p_values[id] = mcnemar(by_unit(was, prompts)[0], by_unit(now, prompts)[0])
     return measures, p_values
 
 
 def _named(measure: Measure, when: str) -> Measure:
-    return Measure(
-        f"{measure.name} {when}",
-        measure.value,
-        measure.lo,
-        measure.hi,
-        measure.n,
-        measure.unit,
-        measure.category,
-        measure.better,
-    )
+    return replace(measure, name=f"{measure.name} {when}")
 
 
 def _ability_difference(before: Report, after: Report) -> list[Measure]:
@@ -176,7 +177,9 @@ def _choices_difference(before: Report, after: Report) -> list[Measure]:
     sides = [[float(cast(float, v)) for v in _right(r)] for r in (before, after)]
     if asked[0] != asked[1] or not sides[0] or len(sides[0]) != len(sides[1]):
         return []
-    return [_difference("choices difference", sides[0], sides[1], before.get("choices"))]
+    m, each = before.get("choices"), range(len(sides[0]))
+    found = difference_of(sides[0], sides[1], each, share=True)
+    return [Measure("choices difference", *found, m.unit, "", m.better)]
 
 
 def _right(report: Report) -> list[Json]:
@@ -197,8 +200,9 @@ def before_after(
     rules = cast(list[object], before.meta.get("principles", []))
     measures: list[Measure] = []
     overall_b, overall_a = before.get("violation rate"), after.get("violation rate")
-    shares = [[len(violated(r)) / max(len(rules), 1) for r in side] for side in zip(*pairs)]
-    difference = _difference("violations difference", shares[0], shares[1], overall_b)
+    difference = _difference(
+        "violations difference", pairs, lambda r: len(violated(r)) / max(len(rules), 1), overall_b
+    )
     by_rule, p_values = principle_measures(pairs, before, after)
     measures += [_named(overall_b, "before"), _named(overall_a, "after"), difference, *by_rule]
     summary: dict[str, Json] = {
@@ -208,14 +212,13 @@ def before_after(
     }
     for name in ("relevance", "words"):
         b, a = before.get(name), after.get(name)
-        sides = [[float(cast(float, r[name])) for r in side] for side in zip(*pairs)]
         measures += [_named(b, "before"), _named(a, "after")]
-        measures.append(_difference(f"{name} difference", sides[0], sides[1], b))
+        measures.append(_difference(f"{name} difference", pairs, _number(name), b))
         summary |= {f"{name}_before": round(b.value, 4), f"{name}_after": round(a.value, 4)}
     b, a = before.get("unusable answers"), after.get("unusable answers")
-    sides = [[float(bool(r["unusable"])) for r in side] for side in zip(*pairs)]
     measures += [_named(b, "before"), _named(a, "after")]
-    measures.append(_difference("unusable answers difference", sides[0], sides[1], b))
+    name = "unusable answers difference"
+    measures.append(_difference(name, pairs, lambda r: float(bool(r["unusable"])), b))
     if ability_before is not None and ability_after is not None:
         for name in ("ability", "choices"):
             b, a = ability_before.get(name), ability_after.get(name)
@@ -225,7 +228,7 @@ def before_after(
         measures += _choices_difference(ability_before, ability_after)
         summary |= {"ability_before": round(b.value, 4), "ability_after": round(a.value, 4)}
         summary["ability_metric"] = str(ability_before.meta.get("metric", b.unit))
-    summary["n_prompts"] = len(pairs)
+    summary["n_prompts"] = difference.n
     facts: dict[str, Json] = {
         "kind": "before_after",
         "summary": summary,

@@ -13,7 +13,7 @@ accuracy above 0 beside one in win rate below 0 shows it. Give the reports on gi
 step and those on the models' own answers (`synthesize/online_stream`, or pairs made with them) in
 another. Means of the chosen answers' log-ratios stand beside, since contrastive losses let them
 fall. Intervals are over pairs and over prompts, each paired between arms: Wilson's and Newcombe's
-of outcomes, else bootstraps.
+of outcomes, else bootstraps; that of rho is over the runs, too, of which it needs more than a few.
 Source: hypothesis 3 of "Understanding the performance gap between online and offline alignment
 algorithms", arXiv 2405.08448.
 """
@@ -26,11 +26,12 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from truing.context import Json, current
+from truing.context import Json
 from truing.core.stats import (
     bootstrap,
     paired_bootstrap,
     paired_shares,
+    resampled,
     shares,
     spearman,
     wilson,
@@ -39,12 +40,12 @@ from truing.errors import InputError
 from truing.evaluate.frontier import check_arms, wins_of
 from truing.evaluate.preference import accuracy
 from truing.method import method
-from truing.reports import Measure, Report
+from truing.reports import Measure, Report, check_same
 from truing.tables import Row, Table
 
 WHERE = "evaluate/discrimination"
-DRAWS = 1000
 Scores = NDArray[np.float64]
+Places = NDArray[np.int64]
 
 
 def told_of(preferences: Mapping[str, Report]) -> tuple[dict[str, Scores], dict[str, Scores]]:
@@ -69,6 +70,7 @@ def told_of(preferences: Mapping[str, Report]) -> tuple[dict[str, Scores], dict[
         seen = pairs
         w, v = ([cast(float, r[f"ratio_{n}"]) for r in rows] for n in ("chosen", "rejected"))
         right[name], chosen[name] = np.array(accuracy(w, v)), np.array(w)
+    check_same(preferences, ("reference_key",), f"{WHERE} input 'preferences'")
     return right, chosen
 
 
@@ -78,16 +80,12 @@ def correlation(right: Sequence[Scores], won: Sequence[Scores]) -> float:
 
 
 def _spread(right: Sequence[Scores], won: Sequence[Scores]) -> tuple[float, float]:
-    """95 % interval of the correlation; pairs and prompts are drawn anew, the runs stay."""
-    source = np.random.default_rng(current().stream("bootstrap"))
-    pairs, prompts = len(right[0]), len(won[0])
-    found: list[float] = []
-    for _ in range(DRAWS):
-        at_P = source.integers(0, pairs, pairs)
-        at_N = source.integers(0, prompts, prompts)
-        found.append(correlation([r[at_P] for r in right], [w[at_N] for w in won]))
-    low, high = np.quantile(found, [0.025, 0.975])
-    return float(low), float(high)
+    """95 % interval of the correlation: pairs, prompts and runs are drawn anew."""
+
+    def again(at_P: Places, at_N: Places, at_R: Places) -> float:
+        return correlation([right[i][at_P] for i in at_R], [won[i][at_N] for i in at_R])
+
+    return resampled(again, len(right[0]), len(won[0]), len(right))
 
 
 def _arms(
@@ -104,6 +102,7 @@ def _arms(
     (first, a), (second, b) = list(items.items())[:2]
     gap = made[0].value - made[1].value
     told = f"{name} {first} less {second}"
+    unit = "difference of shares" if share else unit
     return made, Measure(told, gap, *pair(b, a), len(a), unit, "", "")
 
 
@@ -153,4 +152,6 @@ def discrimination(
     ]  # fmt: skip
     meta: dict[str, Json] = {"kind": "discrimination", "arms": [*arms]}
     meta["prompts_left_out"] = left_out
+    if left_out:
+        meta["notes"] = [f"prompts left out, without a verdict for every run: {left_out}"]
     return Report("accuracy on pairs and win rate", measures, Table("record", samples), meta)

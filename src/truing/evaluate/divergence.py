@@ -118,5 +118,6 @@ def divergence(
             *ratio_bootstrap(*per_token), n, "nats per token", "", "lower",
         ),
     ]  # fmt: skip
-    meta: dict[str, Json] = {"model": model.name, "reference": reference.name, "answers": answers}
+    meta: dict[str, Json] = {"model": model.name, "reference": reference.name, "answers": answers,
+                             "reference_key": reference.key}  # fmt: skip
     return Report("divergence", measures, Table("record", samples), {"kind": "divergence", **meta})

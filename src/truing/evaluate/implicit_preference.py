@@ -7,7 +7,7 @@ The accuracy says how good a reward model the policy is of these pairs, which ne
 well it answers: offline training classifies better and speaks worse. Chosen answers that have
 become less likely than under the reference (below 0) are the mark of contrastive losses that push
 both down. At the reference itself every r is 0 and the accuracy one half. Intervals: Wilson for the
-accuracy, bootstrap over pairs for the rest.
+accuracy, bootstrap over pairs for the rest; the pairs of one prompt go together.
 Source: hypothesis 3 and the monitors of "Understanding the performance gap between online and
 offline alignment algorithms", arXiv 2405.08448.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 from truing.context import Json
 from truing.core.opening import same_tokens
 from truing.core.rewards import implicit_rewards
-from truing.core.stats import bootstrap, wilson
+from truing.core.stats import mean_of
 from truing.errors import InputError
 from truing.evaluate.preference import accuracy
 from truing.method import method
@@ -52,12 +52,12 @@ def implicit_preference(model: Model, reference: Model, data: Table) -> Report:
     ratios = implicit_rewards(model, reference, rows)
     chosen, rejected = ratios[:n], ratios[n:]
     won = accuracy(chosen, rejected)
-    share = sum(won) / n
     margins = [a - b for a, b in zip(chosen, rejected, strict=True)]
     sides = {"chosen": chosen, "rejected": rejected, "margin": margins}
+    asked = [r["prompt"] for r in pairs]
     measures = [
-        Measure("accuracy", share, *wilson(sum(won), n), n, "share", "", "higher"),
-        *(Measure(name, sum(v) / n, *bootstrap(v), n, "nats", "", "") for name, v in sides.items()),
+        Measure("accuracy", *mean_of(won, asked), "share", "", "higher"),
+        *(Measure(name, *mean_of(v, asked, None), "nats") for name, v in sides.items()),
     ]
     samples: list[Row] = [
         {"prompt": r["prompt"], "chosen": r["chosen"], "rejected": r["rejected"],
@@ -65,5 +65,6 @@ def implicit_preference(model: Model, reference: Model, data: Table) -> Report:
         for r, a, b in zip(pairs, chosen, rejected, strict=True)
     ]  # fmt: skip
     meta: dict[str, Json] = {"kind": "implicit_preference", "model": model.name,
-                             "reference": reference.name}  # fmt: skip
+                             "reference": reference.name,
+                             "reference_key": reference.key}  # fmt: skip
     return Report("implicit preference", measures, Table("pair", samples), meta)

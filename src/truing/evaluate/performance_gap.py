@@ -5,22 +5,24 @@
 P is accuracy on labelled answers; balanced accuracy and the F1 of each class, weighed by its size,
 stand beside it. A score above 0 says that an answer is good. PGR is 0 where the student equals its
 supervisor, 1 where it reaches what true labels would have given; it is not reported where the two
-lie less than 0.01 apart. `others` are further students of the same supervisor and ceiling, by the
-strategy that trained them, and are measured on the same rows. The interval is a bootstrap over
-rows, the three models' decisions on a row drawn together. For toxicity of what models write see
-`toxicity_gap`.
+lie less than 0.01 apart, or do so in more than 5 % of the resamples. `others` are further students
+of the same supervisor and ceiling, by the strategy that trained them, and are measured on the same
+rows. The interval is a bootstrap over rows, the three models' decisions on a row drawn together.
+For toxicity of what models write see `toxicity_gap`.
 Source: "Weak-to-Strong Generalization beyond Accuracy", arXiv 2410.12621, after arXiv 2312.09390.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from truing.context import Json, current
+from truing.context import Json
 from truing.core.rewards import score_model
-from truing.core.stats import wilson
+from truing.core.stats import percentiles, redrawn, wilson
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
@@ -28,7 +30,7 @@ from truing.reports import Measure, Report
 from truing.tables import Row, Table
 
 SMALLEST = 0.01  # gap below which the ratio says nothing
-DRAWS = 1000
+MOST = 0.05  # share of resamples without a gap beyond which there is no interval
 
 
 def recovered(weak: float, student: float, ceiling: float) -> float | None:
@@ -59,33 +61,24 @@ def weighted_f1(right: Sequence[bool], labels: Sequence[bool]) -> float:
     return total / len(labels)
 
 
-def interval(
-    weak: Sequence[float], student: Sequence[float], ceiling: Sequence[float]
-) -> tuple[float, float] | None:
-    """95 % interval of PGR over rows, of which each counts by its mean; None without any gap."""
-    sides = np.array([weak, student, ceiling], dtype=float)
-    source = np.random.default_rng(current().stream("bootstrap"))
-    found: list[float] = []
-    for _ in range(DRAWS):
-        w, s, c = sides[:, source.integers(0, sides.shape[1], sides.shape[1])].mean(1)
-        value = recovered(float(w), float(s), float(c))
-        if value is not None:
-            found.append(value)
-    if not found:
-        return None
-    low, high = np.quantile(found, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def gap_measure(
     weak: Sequence[float], student: Sequence[float], ceiling: Sequence[float], category: str
-) -> Measure | None:
-    """PGR of the three means with its interval; None where there is no gap."""
-    w, s, c = (sum(v) / len(v) for v in (weak, student, ceiling))
-    value, ends = recovered(w, s, c), interval(weak, student, ceiling)
-    if value is None or ends is None:
-        return None
-    return Measure("gap recovered", value, *ends, len(weak), "share", category, "higher")
+) -> Measure | str:
+    """PGR with its interval over rows, of which each counts by its mean; or why there is none."""
+    sides = np.array([weak, student, ceiling], dtype=float)
+
+    def again(at: NDArray[np.int64]) -> float:
+        value = recovered(*sides[:, at].mean(1).tolist())
+        return math.nan if value is None else value
+
+    value, found = again(np.arange(len(weak))), redrawn(again, len(weak))
+    none, told = np.isnan(found), f"supervisor and ceiling lie less than {SMALLEST} apart"
+    if math.isnan(value):
+        return told
+    if none.mean() > MOST:
+        return f"{told} in {none.mean():.0%} of resamples"
+    low, high = percentiles(found, some=True)
+    return Measure("gap recovered", value, low, high, len(weak), "share", category, "higher")
 
 
 def _said(role: str, category: str, right: Sequence[bool], labels: Sequence[bool]) -> list[Measure]:
@@ -132,8 +125,9 @@ def performance_gap(
         if name:
             measures += _said("student", name, own, labels)
         found = gap_measure(right["weak"], own, right["ceiling"], name)
-        if found is None:
-            meta["undefined"] = f"supervisor and ceiling lie less than {SMALLEST} apart"
+        if isinstance(found, str):
+            meta["undefined"] = found
+            meta["notes"] = [f"no gap recovered: {meta['undefined']}"]
         else:
             measures.append(found)
     samples: list[Row] = [

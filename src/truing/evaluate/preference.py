@@ -7,7 +7,8 @@ lp is the log-probability of the answer with the token that ends it. It is divid
 as in SimPO (arXiv 2405.14734), so that short answers do not win by being short. The measure knows
 nothing of a training objective, so models from any of them, steered, prompted or merged ones too,
 compare: edits, prefix and rewriter are in force, decoders are no part of it.
-Intervals: Wilson for the accuracy, bootstrap over pairs for the margin. Our own measurement.
+Intervals: Wilson for the accuracy, bootstrap over pairs for the margin, in which the pairs of one
+prompt go together. Our own measurement.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from truing.core.chat import Prompt
 from truing.core.generate import rewritten
 from truing.core.logprob import measure
 from truing.core.objective import Objective
-from truing.core.stats import bootstrap, wilson
+from truing.core.stats import mean_of
 from truing.core.training_rows import Reader, Unit
 from truing.core.tree import pack
 from truing.errors import InputError
@@ -72,14 +73,14 @@ def preference(model: Model, data: Table, *, max_length: int = 1024) -> Report:
     chosen, rejected = [s[0] for s in scores], [s[1] for s in scores]
     won = accuracy(chosen, rejected)
     margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
-    n = len(won)
-    if not n:
+    if not won:
         raise InputError("no pair to compare", where="evaluate/preference")
-    measures = [
-        Measure("preference", sum(won) / n, *wilson(sum(won), n), n, "share", "", "higher"),
-        Measure("margin", sum(margins) / n, *bootstrap(margins), n, "nats per token", "", "higher"),
-    ]
     by_id = {str(r["id"]): r for r in data}
+    asked = [by_id[u.id]["prompt"] for u in units]
+    measures = [
+        Measure("preference", *mean_of(won, asked), "share", "", "higher"),
+        Measure("margin", *mean_of(margins, asked, None), "nats per token", "", "higher"),
+    ]
     rows: list[Row] = [
         {
             "prompt": by_id[u.id]["prompt"],

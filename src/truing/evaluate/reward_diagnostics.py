@@ -16,7 +16,8 @@ it has fallen at the largest N, from the peak that the other half of the prompts
 it is 0 but for chance, and may be below. `others` are the same reward inferred again, with another
 seed or from other demonstrations: how often both order two draws alike says how far the data
 determine it. Length is correlated with the score within prompts. Which of this was measured, and
-what the rest needs, stands in `checklist` of the report. Intervals are bootstraps over prompts.
+what the rest needs, stands in `checklist` of the report. Intervals are over prompts: Wilson's of
+outcomes, else bootstraps, of the calibration error, which chance raises, the basic one.
 
 Source: the quality of rewards in "Inverse Reinforcement Learning Meets Large Language Model
 Post-Training", arXiv 2507.13158, a survey that gives no formulas; these are the usual ones.
@@ -41,6 +42,7 @@ from truing.core.reward_quality import (
     accuracy_lost,
     alike,
     best_of_measures,
+    mean_measure,
     measured,
     order_measures,
     unidentified,
@@ -157,11 +159,7 @@ def _of_draws(
     for name, other in others.items():
         pairs = zip(own_UK, _scores(other, draws), strict=True)
         same_U = np.array([alike(a_K, b_K) for a_K, b_K in pairs])
-
-        def mean(at: Places, same_U: Scores = same_U) -> float:
-            return float(same_U[at].mean())
-
-        made.append(measured("ordered alike", n, mean, "share", name, "higher"))
+        made.append(mean_measure("ordered alike", same_U, "share", name, "higher"))
     gold_UK: Scores | None = None
     if gold is not None:
         flat = total_scores(gold, [r for d in draws for r in d], where=f"{WHERE} setting 'gold'")
@@ -245,5 +243,6 @@ def reward_diagnostics(
     had = {"unseen": unseen is not None, "policy": policy is not None, "others": bool(others),
            "gold": gold is not None}  # fmt: skip
     meta: dict[str, Json] = {"kind": "reward_diagnostics", "reward": reward.name,
-                             "checklist": _checklist(had)}  # fmt: skip
+                             "checklist": (checks := _checklist(had))}  # fmt: skip
+    meta["notes"] = [f"not measured: {n}, which {w}" for n, w in checks.items() if w != "measured"]
     return Report("quality of a reward", measures, Table("record", samples), meta)

@@ -13,12 +13,12 @@ Each is the mean over the layers; the samples hold every layer's own, with the l
 and of each expert in each domain. A capacity lets ceil(capacity n k / E) of the n tokens of a row
 choose an expert, earlier ones first; nothing is dropped here, it is only counted. Rows are prompts,
 examples or texts, all of whose tokens are read; the optional column `domain` names their domain.
-Intervals are a bootstrap over rows. Information is biased upwards where there are few tokens.
+Intervals are bootstraps over rows; of loads and information, which chance raises, basic ones.
 
 Source: the measures of "A Comprehensive Survey of Mixture-of-Experts", arXiv 2503.07137; capacity,
 arXiv 2101.03961, here by row as in `core.routers`.
 
-Shapes: R rows, L layers, N tokens, k choices, E experts, D domains, B draws of a bootstrap.
+Shapes: R rows, L layers, N tokens, k choices, E experts, D domains.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from truing.core.routers import (
     softened,
     with_room,
 )
-from truing.core.stats import ratio_bootstrap
+from truing.core.stats import ratio_bootstrap, reflected, resampled
 from truing.core.tree import BUDGET, example_tree, pack
 from truing.errors import InputError
 from truing.method import method
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WHERE = "evaluate/router_report"
-DRAWS = 1000
 Numbers = NDArray[np.float64]
 
 
@@ -93,14 +92,16 @@ def information(first_DLE: Numbers) -> float:
     return sum(map(mutual_information, layers)) / len(layers)
 
 
-def interval(counts_RX: Numbers, value: Callable[[Numbers], float]) -> tuple[float, float]:
-    """Bootstrap interval of `value` of the sum over rows of `counts_RX`."""
-    rows = len(counts_RX)
-    source = np.random.default_rng(0)
-    weight_BR = source.multinomial(rows, [1 / rows] * rows, DRAWS).astype(np.float64)
-    drawn = [value(cast(Numbers, np.tensordot(weight_R, counts_RX, 1))) for weight_R in weight_BR]
-    lo, hi = np.quantile(drawn, (0.025, 0.975))
-    return float(lo), float(hi)
+def interval(
+    counts_RX: Numbers, value: Callable[[Numbers], float], *cut: float
+) -> tuple[float, float]:
+    """Interval, cut at (least, most), of `value` of the sum over rows of `counts_RX`."""
+
+    def again(at: NDArray[np.int64]) -> float:
+        weight_R = np.bincount(at, minlength=len(counts_RX)).astype(np.float64)
+        return value(cast(Numbers, np.tensordot(weight_R, counts_RX, 1)))
+
+    return reflected(value(counts_RX.sum(0)), resampled(again, len(counts_RX)), *cut)
 
 
 def row_ids(tokenizer: PreTrainedTokenizerBase, row: Row) -> list[int]:
@@ -227,10 +228,11 @@ def router_report(
         value = float(top_R.sum() / bottom_R.sum())
         return Measure(name, value, *spread, n, unit, "", better)
 
-    by_load = [("largest load", largest, "share"), ("load CV", variation, "")]
+    by_load = [("largest load", largest, "share", 1 / whole_LE.shape[1], 1.0)]
+    by_load.append(("load CV", variation, "", 0.0, float("inf")))
     measures = [
-        Measure(name, value(whole_LE), *interval(c.chosen_RLE, value), n, unit, "", "lower")
-        for name, value, unit in by_load
+        Measure(name, value(whole_LE), *interval(c.chosen_RLE, value, *cut), n, unit, "", "lower")
+        for name, value, unit, *cut in by_load
     ]
     measures.append(ratio("router entropy", c.entropy_RL.sum(1), layers * c.tokens_R, "nats", ""))
     if capacity:
@@ -238,8 +240,7 @@ def router_report(
     if len(set(domains)) > 1:
         own_RD = np.array([[d == name for name in sorted(set(domains))] for d in domains])
         first_RDLE = own_RD[:, :, None, None] * c.first_RLE[:, None]
-        spread = interval(first_RDLE, information)
-        known = information(first_RDLE.sum(0))
+        known, spread = information(first_RDLE.sum(0)), interval(first_RDLE, information)
         measures.append(Measure("information", known, *spread, n, "nats", "", ""))
     meta: dict[str, Json] = {
         "kind": "routers", "model": model.name, "experts": whole_LE.shape[1], "layers": layers,

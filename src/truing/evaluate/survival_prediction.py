@@ -10,7 +10,8 @@ Answers that cannot be read have no status and no months: the coverage says how 
 and F1 count the others as wrong, the measures of months leave them out. Answers against the row's
 own completion: BLEU, ROUGE, BERTScore as in `evaluate/text_overlap`. Reasons without a reference,
 by cosines of sentence vectors: prompt and steps (mean: relevance; least; greatest: prompt overlap),
-one step and the next (coherence, of two steps or more).
+one step and the next (coherence, of two steps or more). Intervals are Wilson's, also where F1 or
+concordance are 0 or 1, else bootstraps over patients.
 
 Source: OncoReason, arXiv 2510.17532. MAPE is left out, since it explodes near zero months; AUC,
 since an answer states a status and no probability. A research demonstration, not medical advice.
@@ -25,9 +26,9 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn import metrics
 
-from truing.context import Json, current
+from truing.context import Json
 from truing.core.embed import embed
-from truing.core.stats import bootstrap, wilson
+from truing.core.stats import bootstrap, resampled, wilson
 from truing.errors import InputError
 from truing.evaluate.adherence import answer_all
 from truing.evaluate.text_overlap import overlap
@@ -36,8 +37,6 @@ from truing.models import Model
 from truing.reports import Measure, Report
 from truing.tables import Row, Table, user_text
 from truing.train.reward.survival_answer import Prediction, parse, steps_of, truth
-
-DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,18 @@ def concordance(cases: Sequence[Case]) -> float:
     if not some:
         return math.nan
     true_N, said_N, event_N = (np.array(column, float) for column in zip(*some, strict=True))
-    known_NN = (event_N[:, None] == 1) & (true_N[:, None] < true_N[None])
-    right_NN = (said_N[:, None] < said_N[None]) + 0.5 * (said_N[:, None] == said_N[None])
-    pairs = int(known_NN.sum())
-    return float(right_NN[known_NN].sum()) / pairs if pairs else math.nan
+    _, place_N = np.unique(said_N, return_inverse=True)
+    order_N = np.argsort(true_N)[::-1]
+    later_S = np.zeros(place_N.max() + 1)  # of those who live longer, how many were told each time
+    right = pairs = 0.0
+    for at in np.split(order_N, np.flatnonzero(np.diff(true_N[order_N])) + 1):
+        own = place_N[at[event_N[at] == 1]]
+        if len(own):
+            most, up_to_S = later_S.sum(), later_S.cumsum()
+            pairs += len(own) * most
+            right += float((most - up_to_S[own] + later_S[own] / 2).sum())
+        later_S += np.bincount(place_N[at], minlength=len(later_S))
+    return right / pairs if pairs else math.nan
 
 
 def macro_f1(cases: Sequence[Case]) -> float:
@@ -152,11 +159,11 @@ def _predictions(cases: Sequence[Case], usual: float) -> list[Measure]:
     made = [
         Measure(name, k / n, *wilson(k, n), n, "share", "", "higher") for name, k in shares.items()
     ]
-    f1 = macro_f1(cases)
-    made.append(Measure("macro F1", f1, *_interval(cases, macro_f1), n, "share", "", "higher"))
-    if math.isfinite(index := concordance(cases)):
-        spread = _interval(cases, concordance)
-        made.append(Measure("concordance", index, *spread, n, "share", "", "higher"))
+    for name, score in (("macro F1", macro_f1), ("concordance", concordance)):
+        if math.isfinite(value := score(cases)):
+            # At its end resamples are all alike.
+            ends = wilson(value * n, n) if value in (0, 1) else _interval(cases, score)
+            made.append(Measure(name, value, *ends, n, "share", "", "higher"))
     return [*made, *_errors(cases, usual)]
 
 
@@ -203,8 +210,4 @@ def _mean_months(data: Table) -> float:
 
 def _interval(cases: Sequence[Case], score: Score) -> tuple[float, float]:
     """95 % interval by a bootstrap over patients."""
-    source = np.random.default_rng(current().stream("bootstrap"))
-    draws = (source.integers(0, len(cases), len(cases)) for _ in range(DRAWS))
-    found = [score([cases[int(i)] for i in picks]) for picks in draws]
-    low, high = np.quantile([v for v in found if math.isfinite(v)], [0.025, 0.975])
-    return float(low), float(high)
+    return resampled(lambda at: score([cases[i] for i in at.tolist()]), len(cases))

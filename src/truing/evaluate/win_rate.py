@@ -1,10 +1,11 @@
 """Win rate of a model over a baseline on the same prompts, by a judge, a reward or the principles.
 
 w = (1/n) sum_i [score_i(model) > score_i(baseline)] + 1/2 [equal], with Wilson's interval of its
-sum; 0.5 means no difference. Without a judge, a reward component or the principles' checks score
-each answer. A judge model sees each pair in both orders, because judges favour a position, and
-decides by the mean p = (p_1 + p_2) / 2 of the chances that it gives the model's answer, shown first
-and shown second. How far the judge can be believed is reported beside:
+sum, in which the answers to one prompt go together; 0.5 means no difference. Without a judge, a
+reward component or the principles' checks score each answer. A judge model sees each pair in both
+orders, because judges favour a position, and decides by the mean p = (p_1 + p_2) / 2 of the chances
+that it gives the model's answer, shown first and shown second. Equal answers are a tie of which it
+is not asked. How far it can be believed, by the pairs that it was asked of, is reported beside:
 
     position bias   mean of (p_1 + 1 - p_2) / 2 - 1/2: what being shown first is worth, 0 for none
     consistency     share of pairs with the same decision in both orders
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, cast
 
 from truing.context import Json, current
 from truing.core.scores import check_reward, total_scores
-from truing.core.stats import bootstrap, shares
+from truing.core.stats import mean_of
 from truing.errors import InputError
 from truing.evaluate.adherence import answer_all
 from truing.method import method
@@ -33,7 +34,7 @@ from truing.principles import Principles
 from truing.reports import Measure, Report
 from truing.specify.satisfaction import measured, satisfaction
 from truing.specify.texts import words
-from truing.tables import Row, Table, as_prompt
+from truing.tables import Row, Table, as_prompt, content_hash
 
 if TYPE_CHECKING:
     from truing.core.judge import Comparison, Score
@@ -72,42 +73,34 @@ def _scores(
     return [k.value(rules) for k in satisfaction(rules, rows, where=WHERE)]
 
 
-def _measure(
-    name: str, values: Sequence[float], unit: str = "share", better: str = "", low: float = 0.0
-) -> Measure:
-    """Mean of `values` with its interval; a share of outcomes lies between `low` and `low` + 1."""
-    lo, hi = shares(values, low, low + 1) if unit == "share" else bootstrap(values)
-    return Measure(name, sum(values) / len(values), lo, hi, len(values), unit, "", better)
-
-
 def _judged(
     judge: Model, ours: list[Row], theirs: list[Row], principles: Principles | None
 ) -> Comparison:
     """The judge's view of all pairs; an InputError where too many verdicts cannot be read."""
-    from truing.core.judge import check_unread, compare
+    from truing.core.judge import check_compared, compare
 
     criteria = principles.as_text() if principles is not None else ""
     made = compare(judge, ours, theirs, criteria=criteria)
-    told = f"no verdict could be read of {made.unparsed} of {len(ours)} pairs"
-    check_unread(made.unparsed, len(ours), told, f"{WHERE} judge {judge.name}")
+    check_compared(made, f"{WHERE} judge {judge.name}")
     return made
 
 
 def trust(made: Comparison) -> list[Measure]:
-    """Position bias, consistency and unparsed verdicts of a judge, agreement of a panel's."""
+    """Position bias, consistency and unparsed verdicts of a judge, agreement of a panel's.
+
+    They are of the pairs that the judge was asked of; without any there are none.
+    """
     from truing.core.judge import decision
 
-    pairs = [
-        (a, b)
-        for a, b in zip(made.shown_first, made.shown_second, strict=True)
-        if a is not None and b is not None
-    ]
+    if not made.read:
+        return []
+    bias = mean_of([(a + 1 - b) / 2 - 0.5 for a, b in made.read], between=(-0.5, 0.5))
+    alike = mean_of([float(decision(a) == decision(b)) for a, b in made.read])
+    unread = mean_of([float(c is None) for c in made.asked(made.chances)])
     return [
-        _measure("position bias", [(a + 1 - b) / 2 - 0.5 for a, b in pairs], low=-0.5),
-        _measure(
-            "consistency", [float(decision(a) == decision(b)) for a, b in pairs], "share", "higher"
-        ),
-        _measure("unparsed", [float(c is None) for c in made.chances], "share", "lower"),
+        Measure("position bias", *bias, "difference of shares"),
+        Measure("consistency", *alike, "share", "", "higher"),
+        Measure("unparsed", *unread, "share", "", "lower"),
         *_agreement(made),
     ]
 
@@ -118,8 +111,8 @@ def _agreement(made: Comparison) -> list[Measure]:
 
     if made.agreement is None or not made.agreement.n:
         return []
-    alike = shares_alike([m.decisions for m in made.members.values()])
-    found = [_measure("agreement", alike, "share", "higher")]
+    alike = shares_alike([m.asked(m.decisions) for m in made.members.values()])
+    found = [Measure("agreement", *mean_of(alike), "share", "", "higher")]
     kappa, n = made.agreement.kappa, made.agreement.n
     if kappa is not None:
         found.append(Measure("kappa", kappa, kappa, kappa, n, "kappa", "", "higher"))
@@ -193,18 +186,24 @@ def win_rate(
         float(len(words(str(a["completion"]))) - len(words(str(b["completion"]))))
         for a, b in zip(ours, theirs, strict=True)
     ]
+    read = {i: w for i, w in enumerate(won) if w is not None}
+    share = mean_of([*read.values()], [rows[i]["prompt"] for i in read])
     measures = [
-        _measure("win rate", [w for w in won if w is not None], "share", "higher"),
-        _measure("extra words", extra, "words"),
+        Measure("win rate", *share, "share", "", "higher"),
+        Measure("extra words", *mean_of(extra, [r["prompt"] for r in rows], None), "words"),
         *([] if made is None else trust(made)),
     ]
     facts: dict[str, Json] = {
         "kind": "win_rate",
         "model": model.name,
         "baseline": baseline.name,
+        "baseline_key": baseline.key,
         "judge": judge.key if judge is not None else "",
+        "how": {"max_tokens": max_tokens, "temperature": temperature,
+                "reward": content_hash(reward, 8) if reward is not None else "",
+                "principles": principles.key if principles is not None else ""},
         "unparsed": [str(r["id"]) for r, w in zip(rows, won, strict=True) if w is None],
-    }
+    }  # fmt: skip
     table = Table("judgement", _samples(rows, ours, theirs, won))
     table = table.with_lineage(seed=current().seed, step=current().name)
     return Report("win rate", measures, table, facts)
