@@ -11,6 +11,7 @@ from typing import cast
 
 from truing import pipeline, runs
 from truing.context import Json
+from truing.core.held_out import INPUT
 from truing.errors import InputError
 from truing.output import printable
 from truing.principles import Principles
@@ -30,6 +31,27 @@ FACTS = (
     "seed",
     "source",
 )
+
+
+def lineage_of(row: Row) -> Row:
+    """A row's lineage, {} when it has none."""
+    found = row.get("lineage")
+    return cast("Row", found) if isinstance(found, Mapping) else {}
+
+
+def parents(row: Row) -> list[str]:
+    """Ids of the rows that this one was made from."""
+    found = lineage_of(row).get("parents")
+    return [str(p) for p in cast("Sequence[object]", found)] if isinstance(found, list) else []
+
+
+def touched(row: Row) -> list[str]:
+    """Principles that a row is about, by itself or by its lineage."""
+    lineage = lineage_of(row)
+    several = lineage.get("principles")
+    ids = [str(p) for p in cast("Sequence[object]", several)] if isinstance(several, list) else []
+    own = [str(p) for p in (row.get("principle"), lineage.get("principle")) if p not in (None, "")]
+    return list(dict.fromkeys([*own[:1], *ids]))
 
 
 @dataclass
@@ -57,7 +79,7 @@ class Found:
     @property
     def lineage(self) -> Row:
         """What the row itself says of its origin."""
-        return cast(Row, self.row.get("lineage") or {})
+        return lineage_of(self.row)
 
     def to_json(self) -> dict[str, Json]:
         """Plain data."""
@@ -78,8 +100,8 @@ class Found:
         if self.kept_by:
             lines.append(f"{indent}  kept by   {', '.join(self.kept_by)}")
         for name, value in self.row.items():
-            if name not in ("id", "lineage") and isinstance(value, (str, list)) and value:
-                lines.append(f"{indent}  {name:<9} {_short(_shown(value))}")
+            if name not in ("id", "lineage") and (said := _shown(value)):
+                lines.append(f"{indent}  {name:<9} {_short(said)}")
         if self.principle:
             lines.append(f"{indent}  principle {self.principle}")
         for name in FACTS:
@@ -95,7 +117,9 @@ class Found:
 
 
 def _shown(value: object) -> str:
-    """A column as text: of messages what the user says."""
+    """A column as text: of messages what the user says; "" where there is nothing."""
+    if value is None or (isinstance(value, (list, dict)) and not value):
+        return ""
     items = cast("list[object]", value) if isinstance(value, list) else []
     told = bool(items) and all(isinstance(m, dict) and "role" in m for m in items)
     return user_text(items) if told else str(value)
@@ -120,6 +144,7 @@ class Rows:
             for rule in noun
         }
         self.tables = dict(self._tables(results))
+        self._places: dict[str, list[list[str]]] = {}  # by id: see `places`
         self.lost = [n for n, step in steps.items() if step["key"] and n not in results]
         # The first row of an id, by steps.
         self._rows = {
@@ -152,7 +177,7 @@ class Rows:
             )
         id = start if start in near else near[0]
         holding = [s for s in meant if id in self._rows[s]]
-        together = self._together(id, holding[0])
+        together = self.places(id, holding[0])
         if others := [s for s in holding if s not in together]:
             raise InputError(
                 "rows of different files have this id",
@@ -167,12 +192,18 @@ class Rows:
         inputs = cast("dict[str, list[str]]", self.steps[step]["inputs"])
         return [s for sources in inputs.values() for s in sources if s in self._rows]
 
-    def _together(self, id: str, step: str) -> list[str]:
+    def places(self, id: str, step: str) -> list[str]:
         """All steps that hold the row which one of them holds, in order.
 
         Rows of another file may have the same id: those are other rows. A step has the row that
         those which feed it have, however it changed it, unless they have several; and equal ones.
         """
+        if id not in self._places:
+            self._places[id] = self._apart(id)
+        return next(group for group in self._places[id] if step in group)
+
+    def _apart(self, id: str) -> list[list[str]]:
+        """The steps that hold an id, those together that hold the same row."""
         own = {s: row_id(rows[id]) for s, rows in self._rows.items() if id in rows}
         found: list[list[str]] = []
         for one in own:
@@ -182,41 +213,53 @@ class Rows:
             near += [g for g in found if g not in near and own[one] in {own[s] for s in g}]
             merged = [s for s in own if s == one or any(s in g for g in near)]
             found = [*(g for g in found if g not in near), merged]
-        return next(group for group in found if step in group)
+        return found
+
+    def above(self, id: str, where: Sequence[str]) -> str:
+        """A step that holds a parent of the row which `where` holds, whose steps were given it.
+
+        "" where none of them does.
+        """
+        for step in where:
+            feeding = self._feeding(step)
+            for one in feeding:
+                feeding += [s for s in self._feeding(one) if s not in feeding]
+            for one in (*feeding, step):
+                if id in self._rows[one]:
+                    return one
+        return ""
+
+    def row(self, id: str, where: Sequence[str]) -> Row:
+        """The row that these steps hold; the last has the whole lineage: filters add to it."""
+        return self._rows[where[-1]][id]
 
     def trace(self, id: str, step: str, depth: int = 3) -> Found:
         """A row that a step holds, with its parents, `depth` generations back."""
-        where = self._together(id, step)
-        # The last table that holds it has the whole lineage: filters add to it.
-        row = self._rows[where[-1]][id]
+        where = self.places(id, step)
+        row = self.row(id, where)
         found = Found(id, row, self._label(where[0]), [self._label(n) for n in where[1:]])
         named = str(found.lineage.get("principle") or "")
         found.principle = self.principles.get(named, named)
         if depth:
-            parents = cast("list[str]", found.lineage.get("parents") or [])
-            found.parents = [self._parent(p, where, depth - 1) for p in parents]
+            found.parents = [self._parent(p, where, depth - 1) for p in parents(row)]
         return found
 
     def _parent(self, id: str, where: Sequence[str], depth: int) -> Found:
         """A row that another one was made from, whose steps were given it."""
-        for step in where:
-            above = self._feeding(step)
-            for one in above:
-                above += [s for s in self._feeding(one) if s not in above]
-            for one in (*above, step):
-                if id in self._rows[one]:
-                    return self.trace(id, one, depth)
+        if step := self.above(id, where):
+            return self.trace(id, step, depth)
         lost = ", or a step whose result is not in the store" if self.lost else ""
         return Found(id, {}, f"a source outside this run{lost}")
 
     def training_tables(self) -> list[str]:
-        """Tables that training steps took in."""
+        """Tables that training steps learnt from; what was held out is none of them."""
         named = [
             source
             for step in self.steps.values()
-            if step.get("verb") == "train"
-            for sources in cast("dict[str, list[str]]", step["inputs"]).values()
+            if str(step["method"]).startswith("train/")
+            for name, sources in cast("dict[str, list[str]]", step["inputs"]).items()
             for source in sources
+            if name != INPUT
         ]
         return [n for n in dict.fromkeys(named) if n in self.tables]
 
@@ -226,7 +269,7 @@ class Rows:
             (str(row["id"]), name)
             for name in self.training_tables()
             for row in self.tables[name]
-            if cast(Row, row.get("lineage") or {}).get("principle") in principles
+            if principles.intersection(touched(row))
         ]
         return [self.trace(*one, 0) for one in rows[:SHOWN]]
 

@@ -6,6 +6,7 @@ import os
 import re
 import select
 import sys
+import unicodedata
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
@@ -40,6 +41,14 @@ def check() -> None:
 def printable(text: str) -> str:
     """A text of a model's or of data as a terminal may have it: what would command it is spelt."""
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def width(text: str) -> int:
+    """Columns of a terminal that a text takes: wide characters take two, accents none."""
+    return sum(
+        0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
+        for c in text
+    )
 
 
 def drop() -> None:

@@ -6,9 +6,9 @@ What has the key in the store is not made again; what was begun goes on from its
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,11 +64,11 @@ class StepResult:
             "cached": self.cached,
             "seconds": round(self.seconds, 2),
         }
-        return found | _costing(self.cost) | summary_of([self.artefact])
+        return found | _costing(self.cost) | summary_of({self.method.name: self.artefact})
 
     def text(self) -> str:
         """For people."""
-        shown = table_of([self.artefact]) or about(self.artefact)
+        shown = table_of({self.method.name: self.artefact}) or about(self.artefact)
         how = "from the store" if self.cached else f"in {self.seconds:.1f} s"
         return f"{shown}\n{self.method.id}: {how}; truing store export {self.key[:12]} FOLDER"
 
@@ -102,6 +102,7 @@ def perform(
     root: Callable[[str], None] | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
     on_metric: Callable[[dict[str, Json]], None] | None = None,
+    on_fault: Callable[[Clock], None] | None = None,
 ) -> StepResult:
     """Run one step, or take what it made before from the store.
 
@@ -115,6 +116,7 @@ def perform(
         root: called with the key before anything is done, to keep gc away from it.
         on_progress: called with (done, total, label).
         on_metric: called with each observation.
+        on_fault: called when it fails or is stopped, with what it has taken until then.
     Raises:
         InputError: a mistake in data or settings, such as a table without a row.
     """
@@ -137,13 +139,9 @@ def perform(
         clock = Clock(scratch := store.scratch(key))
         heard = clock.heard(on_progress), clock.paying(on_metric)
         context = Context(seed, scratch, *heard, name)
-        try:
-            with use(context):
-                # What it observed is kept by the context beyond its end.
-                made = method.function(**nouns, **settings)
-        except BaseException:
-            clock.keep()
-            raise
+        with clock.running(on_fault), use(context):
+            # What it observed is kept by the context beyond its end.
+            made = method.function(**nouns, **settings)
         seconds = clock.seconds
         facts = facts_of(method, nouns, settings, seed, seconds) | _costing(clock.cost)
         finished = functools.partial(_finished, method, nouns, settings)
@@ -208,7 +206,7 @@ class Result:
     def line(self) -> dict[str, Json]:
         """One JSON object for machines: what was measured, its cost, where the report is."""
         facts: dict[str, Json] = {"job": self.plan.name}
-        facts |= summary_of(list(self.results.values()))
+        facts |= summary_of(self.results)
         facts["seconds"] = round(time.time() - self.run.began, 1)
         facts["cached_steps"] = sum(bool(s["cached"]) for s in self.run.steps.values())
         own = [s.get("cost") for s in self.run.steps.values() if not s["cached"]]
@@ -218,9 +216,8 @@ class Result:
 
     def table(self) -> str:
         """For people: what was measured."""
-        return table_of(list(self.results.values())) or "\n".join(
-            f"{n}: {about(r)}" for n, r in self.results.items()
-        )
+        made = (f"{n}: {about(r)}" for n, r in self.results.items())
+        return table_of(self.results) or "\n".join(made)
 
 
 def run(
@@ -282,12 +279,14 @@ def _run_all(
                 _run_one(one, i, len(checked), results, opened, record, store)
     except BaseException as error:
         stopped = isinstance(error, (Stopped, KeyboardInterrupt))
-        with contextlib.suppress(OSError):  # a full disk must not hide what happened
-            record.finish("stopped" if stopped else "failed", summary_of(list(results.values())))
+        try:
+            record.finish("stopped" if stopped else "failed", summary_of(results))
             report.write(record.folder, results)
+        except Exception as fault:  # such as a full disk: it must not hide what happened
+            print(f"the page of {record.folder} is not written: {fault}", file=sys.stderr)
         raise
     with told("report"):
-        record.finish("done", summary_of(list(results.values())))
+        record.finish("done", summary_of(results))
         used = [str(s["key"]) for s in record.steps.values() if s["key"]]
         store.roots.keep_run(record.folder, used, final=True)
         page = report.write(record.folder, results)
@@ -352,6 +351,9 @@ def _run_one(
             root=lambda key: store.roots.keep_run(record.folder, [key]),
             on_progress=progress.tell,
             on_metric=lambda values: record.metric(one.name, values),
+            on_fault=lambda clock: record.change(
+                one.name, seconds=round(clock.seconds, 2), **_costing(clock.cost)
+            ),
         )
     except BaseException as error:
         stopped = isinstance(error, (Stopped, KeyboardInterrupt))

@@ -6,14 +6,17 @@ And how long it has taken, over all the times that it was taken up.
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import ParamSpec, cast
 
 from truing.context import EVERY, Json, Metric
 from truing.core import files
+from truing.output import width
 
 P = ParamSpec("P")
 
@@ -48,7 +51,7 @@ class Progress:
 
     def __init__(self, head: str = "") -> None:
         self.head, self.name = head, ""
-        self.live = sys.stderr.isatty()
+        self.live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._said = 0.0
         self._counts: dict[str, _Count] = {}  # by label
         self._open = False
@@ -75,7 +78,13 @@ class Progress:
         if self.live:
             filled = round(BAR * min(done / total, 1.0)) if total else 0
             bar = "#" * filled + "." * (BAR - filled)
-            self._say(f"\r\033[K{self.head}{self.name} [{bar}] {text}", end="")
+            line = f"{self.head}{self.name} [{bar}] {text}"
+            room = shutil.get_terminal_size().columns - 1  # a line that wraps cannot be taken back
+            if width(line) > room:
+                line = f"{self.head}{self.name} {text}"
+            while width(line) > room:
+                line = line[:-1]
+            self._say(f"\r\033[K{line}", end="")
             self._open = True
         else:
             self._say(f"{self.head}{self.name}: {text}")
@@ -126,6 +135,17 @@ class Clock:
             with contextlib.suppress(OSError):  # the time is not worth a stop
                 cost = f" {self.cost:.9g}" if self.cost else ""
                 files.write_text(self.path, f"{self.seconds:.3f}{cost}\n")
+
+    @contextlib.contextmanager
+    def running(self, on_fault: Callable[[Clock], None] | None = None) -> Generator[None]:
+        """The step runs inside; where it fails or is stopped, this is kept and `on_fault` told."""
+        try:
+            yield
+        except BaseException:
+            self.keep()
+            if on_fault is not None:
+                on_fault(self)
+            raise
 
     def heard(self, call: Callable[P, None] | None) -> Callable[P, None] | None:
         """`call`, which now and then keeps the time too, so that it outlives a kill."""

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Generator, Iterable, Mapping
@@ -106,6 +107,12 @@ def started() -> float:
         return time.time()
 
 
+def _command(plan: Plan, runs: str | Path) -> str:
+    """What goes on with a run, or makes it again, as it is typed; "" of a plan in Python."""
+    words = ["truing", *plan.command, *([] if str(runs) == "runs" else ["--runs", str(runs)])]
+    return shlex.join(map(private.shown, words)) if plan.command else ""
+
+
 class Run:
     """The folder of one run; every change of its state is on the disk at once.
 
@@ -121,6 +128,7 @@ class Run:
             "schema_version": SCHEMA_VERSION,
             "name": plan.name,
             "recipe": plan.source,
+            "command": _command(plan, runs),
             "plan_key": plan.key,
             "seed": plan.seed,
             "started": datetime.datetime.fromtimestamp(self.began, datetime.UTC).isoformat(),

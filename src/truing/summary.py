@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from truing.context import Json
 from truing.models import Model
+from truing.output import printable, width
 from truing.principles import Principles
+from truing.report.wording import decimals
 from truing.reports import Measure, Report
 from truing.store import Noun
 from truing.tables import Table
+
+# What the last line of a step or a run has of its own.
+OWN = ("job", "key", "noun", "about", "cached", "seconds", "cost", "cached_steps", "report",
+       "measures")  # fmt: skip
 
 
 def about(noun: Noun) -> str:
@@ -22,49 +29,84 @@ def about(noun: Noun) -> str:
     if isinstance(noun, Model):
         laid = "".join(f" + {c.kind}" for c in noun.changes)
         return f"{noun.name}{laid}{' (quarantined)' if noun.quarantine else ''}"
-    first = noun.measures[0] if noun.measures else None
-    return f"{noun.title}: {first.name} {_value(first)}" if first else noun.title
+    first = leading(noun)
+    said = f"{first.name} {_value(first)}" if isinstance(first, Measure) else first
+    return f"{noun.title}: {said}" if said else noun.title
 
 
-def summary_of(results: Sequence[Noun]) -> dict[str, Json]:
-    """The figures of the last report that sums up a run; else the first measure of each report."""
-    reports = [r for r in results if isinstance(r, Report)]
-    for report in reversed(reports):
-        if "summary" in report.meta:
-            return dict(cast("dict[str, Json]", report.meta["summary"]))
-    found: dict[str, Json] = {}
-    for report in reports:
-        for m in report.measures:
-            if not m.category:
-                found[m.name] = [m.value, m.lo, m.hi]
+def notes_of(report: Report) -> list[str]:
+    """What an evaluation found beside its measures, such as why one of them is not there."""
+    found = report.meta.get("notes")
+    return [str(note) for note in found] if isinstance(found, list) else []
+
+
+def leading(report: Report) -> Measure | str:
+    """The first measure; or a note, where there is none of the whole to begin with; else ""."""
+    first = report.measures[0] if report.measures else None
+    notes = notes_of(report)
+    return notes[0] if notes and (first is None or first.category) else first or ""
+
+
+def summary_of(results: Mapping[str, Noun]) -> dict[str, Json]:
+    """The figures of the reports that sum up a run; else what each report measured of the whole.
+
+    Those that have a figure of one name stand under the names of their steps. What has a name
+    of `OWN` stands under "measures".
+    """
+    reports = {n: r for n, r in results.items() if isinstance(r, Report)}
+    sums = {n: r.meta["summary"] for n, r in reports.items() if "summary" in r.meta}
+    each = {n: dict(cast("dict[str, Json]", figures)) for n, figures in sums.items()} or {
+        n: {m.name: cast(Json, [m.value, m.lo, m.hi]) for m in report.measures if not m.category}
+        for n, report in reports.items()
+    }
+    counts = Counter(name for figures in each.values() for name in figures)
+    found: dict[str, Json] = {name: v for figures in each.values() for name, v in figures.items()}
+    for n, figures in each.items():
+        if any(counts[name] > 1 for name in figures):
+            found = {k: v for k, v in found.items() if k not in figures}
+            found |= {n: cast(Json, figures)}
+    own = {name: found.pop(name) for name in OWN if name in found}
+    if own:
+        found["measures"] = own
     return found
 
 
-def table_of(results: Sequence[Noun]) -> str:
+def table_of(results: Mapping[str, Noun]) -> str:
     """Before and after by principle where a run compares them; else all measures."""
-    reports = [r for r in results if isinstance(r, Report)]
-    for report in reversed(reports):
-        if report.meta.get("kind") == "before_after":
-            return _before_after(report)
-    return "\n\n".join(_measures(r) for r in reports)
+    reports = {n: r for n, r in results.items() if isinstance(r, Report)}
+    compares = {n: r for n, r in reports.items() if r.meta.get("kind") == "before_after"}
+    told = compares or reports
+    made: list[str] = []
+    for name, report in told.items():
+        titles = (name if len(told) > 1 else "", "" if compares else report.title)
+        table = _before_after(report) if compares else _measures(report)
+        made.append("\n".join(filter(None, (": ".join(filter(None, titles)), table))))
+    return "\n\n".join(made)
 
 
 def _value(m: Measure) -> str:
-    exact = m.lo == m.hi == m.value
-    return f"{m.value:.3g}" if exact else f"{m.value:.3f} [{m.lo:.3f}, {m.hi:.3f}]"
+    if m.lo == m.hi == m.value:
+        return f"{m.value:.3g}" if abs(m.value) < 100 else f"{m.value:.0f}"
+    value, lo, hi = (f"{v:.{decimals(m.hi - m.lo, 3)}f}" for v in (m.value, m.lo, m.hi))
+    return f"{value} [{lo}, {hi}]"
 
 
 def rows_text(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells as aligned columns, a line under the first."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+    rows = [[printable(" ".join(cell.split())) for cell in row] for row in rows]
+    widths = [max(width(row[i]) for row in rows) for i in range(len(rows[0]))]
+    ruled = [rows[0], ["-" * w for w in widths], *rows[1:]]
+    lines = ("  ".join(c + " " * (w - width(c)) for c, w in zip(row, widths)) for row in ruled)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _measures(report: Report) -> str:
-    head = ("measure", "category", "value [95 %]", "n", "unit")
-    rows = [(m.name, m.category, _value(m), str(m.n), m.unit) for m in report.measures]
-    return f"{report.title}\n" + rows_text([head, *rows])
+    head = ("measure", "category", "value [95 %]", "n", "unit", "")
+    rows = [
+        (m.name, m.category, _value(m), str(m.n), m.unit, m.better and f"{m.better} is better")
+        for m in report.measures
+    ]
+    return "\n".join([rows_text([head, *rows]), *notes_of(report)])
 
 
 def compared(report: Report) -> list[tuple[str, str, str, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +20,9 @@ from small_run import STEPS, Small
 
 from truing import report
 from truing.report.tally import became, ids_of
-from truing.reports import Report
+from truing.reports import Measure, Report
 from truing.store import Store
+from truing.tables import Table
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -166,7 +168,8 @@ def test_a_sample_opens_by_keyboard_and_leads_to_its_training_rows(
     assert texts == [report_run.ASKED[1][1], report_run.ASKED[1][3]]
     assert "Answer in at most 40 words. Checked by max_words (n: 40)." in body.inner_text()
     assert made[1].samples is not None
-    assert f"truing why {made[1].samples[1]['id']}" in body.inner_text()
+    told = f"truing why 'result/{made[1].samples[1]['id']}' --run '{made[0].parent}'"
+    assert told in body.inner_text()
     body.get_by_role("button", name="browse the training rows of impersonal").click()
     assert page.locator("#source option:checked").inner_text().startswith("picked: pair rows")
     assert page.input_value("#principle") == "impersonal"
@@ -174,6 +177,20 @@ def test_a_sample_opens_by_keyboard_and_leads_to_its_training_rows(
     labels = page.locator("#list .text h4").all_inner_texts()
     assert [label.strip() for label in labels] == ["chosen", "rejected"]
     assert watched.complaints == []
+
+
+def test_a_row_is_named_to_a_shell_as_one_word(tmp_path: Path, watched: Watched) -> None:
+    ids = ("a b'; x", "two\nlines")
+    table = Table("prompt", [{"id": id, "prompt": "Why?"} for id in ids])
+    about = report_run.manifest() | {"steps": {"t": {"method": "select/split"}}}
+    folder = report_run.write_run(tmp_path / "it's 1 %", about, [])
+    page = watched.open(report.write(folder, {"t": table}))
+    page.locator("#list .item-head").first.click()
+    said = page.locator("#list .ask-why code").text_content()
+    assert shlex.split(said or "") == ["truing", "why", f"t/{ids[0]}", "--run", str(folder)]
+    page.locator("#list .item-head").last.click()
+    assert page.locator("#list .item-body").count() == 2
+    assert page.locator("#list .ask-why").count() == 1  # no line can hold the other id
 
 
 def test_a_step_of_the_picture_opens_its_settings(
@@ -185,6 +202,21 @@ def test_a_step_of_the_picture_opens_its_settings(
     facts.first.wait_for(state="visible")
     assert "beta" in facts.first.inner_text()
     assert watched.complaints == []
+
+
+@pytest.mark.parametrize("watched", [(390, "light")], indirect=True)
+def test_columns_and_texts_of_any_kind_can_be_read(tmp_path: Path, watched: Watched) -> None:
+    table = Table("record", [{"prompt": "\u05e9\u05dc\u05d5\u05dd.", "hidden": "seen " * 40}])
+    results = {"t": table, "r": Report("x" * 60, [Measure("m", 0.5, 0.25, 0.75, 9, "share")])}
+    report_run.write_run(tmp_path, report_run.manifest() | {"steps": {}}, [])
+    path = report.write(tmp_path, results)
+    page = watched.open(path)
+    is_quiet(watched, path)  # the headline is one long word
+    ask = page.locator("#list .ask").first
+    assert ask.evaluate("e => getComputedStyle(e).direction") == "rtl"
+    page.locator("#list .item-head").first.click()
+    box = page.locator("#list .item-body .text").bounding_box()
+    assert box is not None and box["width"] > 100, "a column's name is no class of the style"
 
 
 # The page of a run that really ran
@@ -307,7 +339,8 @@ def test_a_real_runs_samples_open_and_filter(real: tuple[Path, Report], watched:
         plain(str(rows[2][side] or "(empty)")) for side in ("before", "after")
     ]
     body = page.locator("#list .item-body").inner_text()
-    assert f"truing why {rows[2]['id']}" in body and "held_out" in body
+    told = f"truing why 'result/{rows[2]['id']}' --run '{path.parent}'"
+    assert told in body and "held_out" in body
     head.click()
     assert not page.locator("#list .item-body").is_visible()
     matched: dict[str, int] = {}

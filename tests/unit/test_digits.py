@@ -138,7 +138,7 @@ def test_the_report_shows_curves_and_measures(whole: Place) -> None:
     assert isinstance(after, Report)
     m = after.get("accuracy")
     share, lo, hi = (f"{100 * v:.1f}\u00a0%" for v in (m.value, m.lo, m.hi))
-    assert f"reading digits: accuracy {share} (95 % interval {lo} to {hi})." in page
+    assert f"after: accuracy {share} (95 % interval {lo} to {hi})." in page
     updates = whole.updates()
     for name, ends in (("loss", (updates[0]["loss"], updates[-1]["loss"])), ("accuracy", None)):
         assert f"reader, {name}: from " in page, "a curve's description"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import html
 import importlib
 import json
 import math
 import os
+import re
+import shlex
 import sys
 import threading
 import time
@@ -115,6 +118,52 @@ def test_a_fault_of_a_step_names_it_and_keeps_what_was_done(folder: Path, store:
     assert manifest["status"] == "failed"
     assert [s["status"] for s in manifest["steps"].values()] == ["done", "failed", "pending"]
     assert "none of 9 rows" in manifest["steps"]["clean"]["error"]
+
+
+def test_a_page_that_fails_does_not_hide_what_happened(
+    folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> Path:
+        raise ValueError("no such page")
+
+    monkeypatch.setattr("truing.report.write", broken)
+    with pytest.raises(InputError, match="none of 9 rows"):
+        run(folder, store, RECIPE.replace("n: 2", "n: 99"))
+    assert "is not written: no such page" in capsys.readouterr().err
+
+
+def test_a_step_that_failed_has_its_seconds_and_its_cost(
+    folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from truing.select import checked as module
+
+    def slow(*_: object) -> list[bool]:
+        context.current().metric(endpoint_cost=0.25)
+        time.sleep(0.3)
+        raise InputError("no more", where="here")
+
+    monkeypatch.setattr(module, "passing", slow)
+    with pytest.raises(InputError, match="no more"):
+        run(folder, store)
+    (made,) = (folder / "runs").iterdir()
+    step = json.loads((made / "manifest.json").read_text())["steps"]["clean"]
+    assert step["seconds"] >= 0.3 and step["cost"] == 0.25
+    assert re.search(r"clean: \d+\.\d.s, cost 0\.25", (made / "report.html").read_text())
+
+
+def test_the_page_tells_the_command_that_makes_the_run_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUING_HOME", str(folder / "home"))
+    runs, recipe_path = folder / "my runs", str(folder / "r.yaml")
+    words = ["run", recipe_path, "--set", "part.threshold=0.2", "--runs", str(runs)]
+    assert main(words) == 0
+    (page,) = runs.glob("*/report.html")
+    said = re.search("<dt>command</dt><dd><code>(.*?)</code>", html.unescape(page.read_text()))
+    assert said is not None and shlex.split(said[1]) == ["truing", *words]
+    plan = recipe.load(recipe_path)
+    plan.override("part.token=a word")
+    assert plan.command == ["run", recipe_path, "--set", "part.token=***"]
 
 
 def test_a_step_that_leaves_no_row_is_named_by_the_one_that_needs_some(
@@ -443,10 +492,14 @@ def test_a_file_system_without_locks(
 
 def test_lists_of_a_row_are_shown_whatever_they_hold() -> None:
     row: dict[str, object] = {
-        "prompt": [{"role": "user", "content": "Why?"}], "scores": [0.5, 1.0], "steps": ["a", "b"]
+        "prompt": [{"role": "user", "content": "Why?"}], "scores": [0.5, 1.0], "steps": ["a", "b"],
+        "score": 0.5, "label": False, "margin": 0, "note": "", "given": None, "names": {},
     }  # fmt: skip
     said = lineage.Found("id", row, "made (x)").text()
     assert "prompt    Why?" in said and "[0.5, 1.0]" in said and "['a', 'b']" in said
+    assert [line.split() for line in said.splitlines()[4:]] == [
+        ["score", "0.5"], ["label", "False"], ["margin", "0"]
+    ]  # fmt: skip
 
 
 def test_a_single_method_from_the_command_line(

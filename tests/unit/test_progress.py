@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 
 import pytest
 
+from truing.output import width
 from truing.progress import Progress
 
 
@@ -38,6 +40,27 @@ def test_a_reader_that_goes_away_does_not_end_the_work(monkeypatch: pytest.Monke
     progress._said = -1e9
     progress.tell(1, 10, "rows")
     progress.end("8 pair rows", True, 2.0)
+
+
+@pytest.mark.parametrize("columns", [100, 60, 30])
+def test_a_line_that_moves_never_wraps(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    progress = Progress("[9/14] ")
+    progress.start("aligned", "train/rpo")
+    progress._said = -1e9
+    progress.tell(12, 96, "training (\u65e5\u672c\u8a9e)")
+    assert isinstance(sys.stderr, Terminal)
+    _, line = sys.stderr.getvalue().split("\r\033[K")
+    assert line.startswith("[9/14] aligned") and width(line) < columns
+    assert (": 12/96" in line, "[###....." in line) == (columns >= 60, columns == 100)
+    monkeypatch.setenv("TERM", "dumb")  # which knows no way back
+    assert not Progress().live
 
 
 def test_counts_within_another_have_their_own_clocks(

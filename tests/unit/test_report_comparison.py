@@ -44,6 +44,7 @@ def test_the_largest_gain_comes_first_with_its_numbers() -> None:
     assert found.contenders[0].texts()[:2] == ("+11.0", "+10.0 to +12.0")
     assert found.contenders[0].texts()[2] == "\u22120.0020"
     assert "dpo gained most: +11.0 points" in found.headline
+    assert "(95 % interval +10.0 to +12.0), at \u22120.0020 nats" in found.headline
     assert found.chart.count("<circle") == 2
 
 
@@ -62,8 +63,30 @@ def test_discs_grow_with_cost_and_stand_where_the_values_are() -> None:
 def test_one_seed_has_no_interval_and_the_page_shows_it() -> None:
     page = render(MANIFEST, [], {"comparison": report(seeds=1)})
     assert page.count("one seed") == 4
+    assert "Bands are" not in page
+    assert "Bands are 95 % intervals over 3 seeds" in render(MANIFEST, [], {"c": report()})
     assert "<h1>Of 2 methods, dpo gained most" in page
     assert pytest.approx(0.11) == report().get("gain", "dpo").value
+
+
+@pytest.mark.parametrize(
+    ("gains", "width", "said"),
+    [
+        ((0.0, 0.0, 0.0), 0.0, "None of 3 methods clearly gained: +0.0 points"),
+        ((0.02, 0.01, -0.1), 0.05, "None of 3 methods clearly gained: +2.0 points"),
+        ((0.05, 0.01, 0.0501), 0.01, "2 of 3 methods gained most: +5.0 points"),
+        ((-0.021,), 0.01, "m0 did not clearly gain: \u22122.1 points"),
+    ],
+)
+def test_no_method_is_named_where_none_is_ahead(
+    gains: tuple[float, ...], width: float, said: str
+) -> None:
+    measures: list[Measure] = []
+    for i, gain in enumerate(gains):
+        measures.append(Measure("gain", gain, gain - width, gain + width, 3, "share", f"m{i}"))
+        measures.append(Measure("side effect", 0.01, 0.0, 0.02, 3, "nats per token", f"m{i}"))
+    found = compared("c", Report("c", measures, None, {"kind": "comparison", "seeds": 3}))
+    assert found.headline.startswith(said)
 
 
 def crowd(n: int, near: float = 1.0) -> Report:

@@ -6,9 +6,11 @@ import base64
 import hashlib
 import json
 import math
+import random
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -16,12 +18,14 @@ from pathlib import Path
 
 import pytest
 import report_run
+import yaml
 
 from truing import report
 from truing.errors import InputError
 from truing.models import Model
-from truing.report import curves, graph, layout, samples, svg, wording
-from truing.report.facts import read_metrics, read_run
+from truing.report import curves, graph, layout, room, samples, svg, wording
+from truing.report.facts import noted, read_metrics, read_run
+from truing.report.measures import lines
 from truing.report.outcome import Change, before_after, change
 from truing.report.page import embedded
 from truing.report.tally import tallies
@@ -253,6 +257,7 @@ def test_runs_that_did_not_end(results: dict[str, object], status: str) -> None:
     about = report_run.manifest() | {"status": status}
     steps = dict(about["steps"])  # type: ignore[arg-type]
     steps["aligned"] |= {"status": status, "error": "" if status == "running" else "not finite"}
+    steps["aligned"] |= {"seconds": 0.0}
     for name in ("before", "after", "ability_before", "ability_after", "result"):
         steps[name] |= {"status": "pending"}
     about["steps"] = steps
@@ -261,6 +266,7 @@ def test_runs_that_did_not_end(results: dict[str, object], status: str) -> None:
     (headline,) = (t for _, t in page.all("h1"))
     assert "8 of 14 steps done" in headline
     assert ("at step aligned" in headline) == (status != "running")
+    assert "not known" in [t for _, t in page.all("p", class_="numbers")]
     notices = page.all("div", role="status")
     assert len(notices) == (status != "running")
     if notices:
@@ -294,6 +300,42 @@ def test_a_report_alone_is_its_own_headline() -> None:
     )
     rows = rows_of(page)
     assert rows["choices"][:1] == ["50.0 %"] and rows["choices"][2] == "80"
+    assert rows["ability"][3] == "lower is better" and rows["choices"][3] == "higher is better"
+    assert [t for _, t in page.all("th", class_="chart")] == ["0 to 100 %"]
+    assert len(page.all("details", class_="card fold", open="")) == 1
+
+
+def test_the_headline_of_several_reports_names_the_step() -> None:
+    made = {
+        name: Report("refusals", [Measure("refusal rate", v, v, v, 9, "share")])
+        for name, v in (("trusted", 0.95), ("repaired", 0.8))
+    }
+    steps = {name: {"method": "evaluate/refusal_rate"} for name in made}
+    page = Page(report.render(report_run.manifest() | {"steps": steps}, [], made))
+    assert [t for _, t in page.all("h1")] == ["repaired: refusal rate 80.0 %."]
+
+
+def test_what_is_found_beside_measures_is_told() -> None:
+    part = Measure("refusal rate", 0.92, 0.9, 0.94, 50, "share", "cost 0")
+    note = "not within 192 rows times passes"
+    made = Report("cost to undo", [part], meta={"notes": [note]})
+    about = report_run.manifest() | {"steps": {"undo": {"method": "evaluate/cost_to_undo"}}}
+    about |= {"left_out": [{"data": "hh/train", "left_out": 3}]}
+    page = Page(report.render(about, [], {"undo": made}))
+    assert [t for _, t in page.all("h1")] == [f"cost to undo: {note}."]
+    told = [t for _, t in page.all("p", class_="soft")]
+    assert note in told and "Left out, as they cannot be used: 3 rows of hh/train." in told
+
+
+def test_settings_can_be_copied_and_all_observations_are_told() -> None:
+    settings = {"lr": 1e-5, "share": 0.123456, "checks": [{"use": "min_words"}], "judge": None}
+    seen = [{"at": "s", "unread": n} for n in (5, 0, 0)]
+    steps = {"s": {"method": "select/checked", "settings": settings}}
+    page = Page(report.render(report_run.manifest() | {"steps": steps}, seen, {}))
+    told = {t for _, t in page.all("dd")}
+    assert {"1.0e-05", "0.123456", '[{"use": "min_words"}]', "null", "5, 0, 0"} <= told
+    assert yaml.safe_load("1.0e-05") == 1e-5
+    assert noted([{"at": "s", "unread": n} for n in range(9)]) == [("unread", "0 to 8, 9 times")]
 
 
 def test_a_run_of_nothing() -> None:
@@ -398,6 +440,21 @@ def test_no_verdict_without_an_interval() -> None:
     assert headline == ("Violations of the principles: 75 % before and 25 % after over 40 prompts.")
 
 
+def test_what_is_clear_is_told_however_small_and_from_nothing() -> None:
+    def told(unit: str, better: str, before: float, *gap: float) -> Change:
+        sides = (Measure("c", v, v, v, 40, unit, "", better) for v in (before, before + gap[0]))
+        return Change("c", "", *sides, Measure("d", *gap, 40, unit, "", better))
+
+    assert told("words", "", 0.0, 50.0, 45.0, 55.0).in_words == "c went from 0.0 to 50.0\u00a0words"
+    small = told("nats per token", "lower", 3.6, 0.001, 0.0008, 0.0012)
+    assert (small.verdict_text, small.in_words) == ("+0.0010 worse", "c worsened by 0.03\u00a0%")
+    assert small.difference_interval == "+0.0008 to +0.0012"
+    steady = told("nats per token", "lower", 3.6, 0.0, 0.0, 0.0)
+    assert (steady.verdict, steady.in_words) == ("same", "c stayed the same")
+    headline = before_after("r", measures(0.124, 0.116, -0.012, -0.004)).headline
+    assert "fell from 12.4 % to 11.6 %" in headline.replace("\u00a0", " ")
+
+
 def test_headline_names_the_principle_that_a_better_mean_hides() -> None:
     made = measures(0.75, 0.25, -0.6, -0.4)
     side = {"n": 40, "unit": "share", "better": "lower", "category": "whole"}
@@ -421,6 +478,35 @@ def test_several_results_stand_side_by_side(results: dict[str, object]) -> None:
     assert "result" in sides[1] and "75.0 % \u2192 25.0 %" in sides[1]
     (headline,) = (t for _, t in page.all("h1"))
     assert headline.startswith("second: Violations of the principles fell from 75 % to 25 %")
+
+
+def test_what_was_measured_says_which_way_is_good(text: str, results: dict[str, object]) -> None:
+    page, measured = Page(text), results["result"]
+    assert isinstance(measured, Report)
+    notes = [t for _, t in page.all("p", class_="label soft")]
+    assert "held-out text, nats per token, lower is better" in notes
+    # Colours are not all that tells what became of the answers, and print has them, too.
+    tallied = [t for _, t in page.all("div", class_="row tally")]
+    assert tallied and all(t.text in said for t, said in zip(tallies(measured), tallied))
+    assert "newly broken" in str(page.all("title"))
+    (keys,) = re.findall(r"\.key::before \{(.*?)\}", page.raw("style")[0])
+    assert "print-color-adjust: exact" in keys
+
+
+def test_texts_of_data_go_their_own_way_and_look_alike(text: str) -> None:
+    page = Page(text)
+    written = [*page.all("p", class_="said"), *page.all("span", class_="ask")]
+    assert written and all(attrs.get("dir") == "auto" for attrs, _ in written)
+    table = Table("record", [{"prompt": "p", "hidden": "seen " * 50}])
+    other = Page(report.render(report_run.manifest(), [], {"t": table}))
+    assert "seen seen" in other.all("div", class_="text")[0][1]
+
+
+def test_a_difference_of_shares_is_no_share() -> None:
+    gap = Measure("a less b", 0.12, -0.03, 0.2, 64, "difference of shares")
+    (line,) = lines(Report("t", [gap]))
+    assert (line.text, line.interval) == ("+12.0\u00a0points", "\u22123.0 to +20.0")
+    assert not line.chart
 
 
 def test_tallies_by_hand() -> None:
@@ -463,6 +549,31 @@ def test_a_sample_leads_to_its_answers_its_prompt_and_training_rows(
     assert {s.step for s in others}.isdisjoint({"before", "after"})
 
 
+def test_a_row_does_not_come_from_one_of_another_file_with_its_parents_id() -> None:
+    texts = {"exam": "EXAM question: capital of France?", "prompts": "How do I keep basil alive?"}
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b", "lineage": {"parents": ["1"]}}
+    made: dict[str, object] = {n: Table("prompt", [{"id": "1", "prompt": t}])
+                               for n, t in texts.items()}  # fmt: skip
+    made["pairs"] = Table("pair", [pair])
+    steps: dict[str, dict[str, object]] = {name: {"method": "select/sample"} for name in made}
+    steps["pairs"]["inputs"] = {"prompts": ["prompts"]}
+    found = samples.sources(read_run(report_run.manifest() | {"steps": steps}), made)
+    (pairs,) = (source for source in found if source.step == "pairs")
+    assert pairs.rows[0]["chain"] == [[1, "1", "prompts", texts["prompts"]]]
+
+
+def test_rows_that_were_held_out_are_no_training_rows() -> None:
+    row = {"chosen": "a", "rejected": "b", "lineage": {"principle": "brief"}}
+    made = {n: Table("pair", [row | {"prompt": f"of {n}"}]) for n in ("taught", "kept")}
+    steps: dict[str, object] = {name: {"method": "select/split"} for name in made}
+    steps["t"] = {"method": "train/dpo", "inputs": {"data": ["taught"], "held_out": ["kept"]}}
+    origins = samples.Origins(read_run(report_run.manifest() | {"steps": steps}), made)
+    assert origins.taught == {"brief": {"taught": 1}}
+    assert [found.made_by for found in origins.rows.touching({"brief"})] == [
+        "taught (select/split)"
+    ]
+
+
 def test_long_tables_and_texts_are_cut_and_it_is_said() -> None:
     table = Table("prompt", [{"prompt": f"{i} " + "long " * 2000} for i in range(310)])
     about = report_run.manifest() | {"steps": {"t": {"method": "synthesize/magpie"}}}
@@ -471,6 +582,26 @@ def test_long_tables_and_texts_are_cut_and_it_is_said() -> None:
     prompt = str(source.rows[0]["prompt"])
     assert prompt.endswith("[cut here: 10,002 characters in all]")
     assert len(prompt) < wording.TEXT_LIMIT + 60
+
+
+def test_a_page_has_room_for_so_much() -> None:
+    def source(step: str, n: int) -> samples.Source:
+        return samples.Source(
+            step, "rows", n, [{"id": str(i), "a": "x" * 90} for i in range(n)], []
+        )
+
+    found = [source("large", 900), source("small", 3), source("larger", 1000)]
+    kept = room.fitting(found, 30_000)
+    assert [(s.step, s.total) for s in kept] == [("large", 900), ("small", 3), ("larger", 1000)]
+    assert len(kept[1].rows) == 3 and 100 < len(kept[0].rows) <= len(kept[2].rows) < 200
+    assert 28_000 < sum(len(str(row)) for s in kept for row in s.rows) <= 30_000
+    assert room.fitting(found) == found
+    assert [len(s.rows) for s in room.fitting(found, 9)] == [1, 1, 1]
+    table = Table("record", [{"prompt": str(i), "text": "long " * 800} for i in range(250)])
+    many = {f"r{i}": Report("t", [Measure("m", 1.0, 0.5, 2.0, 9)], table) for i in range(12)}
+    page = report.render(report_run.manifest() | {"steps": {}}, [], many, script=True)
+    assert 7_000_000 < len(page) < 9_000_000
+    assert '<details class="card fold" open>' not in page
 
 
 def test_messages_and_arrays_can_be_read() -> None:
@@ -484,6 +615,9 @@ def test_messages_and_arrays_can_be_read() -> None:
     about = report_run.manifest() | {"steps": {}}
     (source,) = samples.sources(read_run(about), {"t": Table("record", [{"image": image, "y": 3}])})
     assert source.rows[0]["facts"] == [["image", "array of float32, [8, 8]"], ["y", "3"]]
+    for name in ("prompt", "completion", "text"):
+        (source,) = samples.sources(read_run(about), {"t": Table("record", [{name: image}])})
+        assert source.rows[0]["prompt"] == "array of float32, [8, 8]"
 
 
 def test_embedded_data_cannot_leave_its_element() -> None:
@@ -500,6 +634,30 @@ def test_curves_of_a_resumed_step_have_each_update_once() -> None:
     assert training.updates == 4
     assert [row[0] for row in training.rows] == ["1", "2", "3", "4"]
     assert training.rows[3] == ["4", "0.25"]
+
+
+def test_a_further_training_of_a_step_is_numbered_on() -> None:
+    first = [{"at": "s", "step": i, "loss": 5.0 + i} for i in range(1, 11)]
+    told: list[dict[str, object]] = [*first, {"at": "s", "step": 0, "held_out/loss": 9.0}]
+    told += [{"at": "s", "step": i, "loss": 1.0 + i} for i in range(1, 6)]
+    (training,) = curves.trainings(told)
+    assert training.updates == 15
+    losses = [row[:2] for row in training.rows if row[1]]
+    assert losses == [[str(i), str(5 + i)] for i in range(1, 11)] + [
+        [str(10 + i), str(1 + i)] for i in range(1, 6)
+    ]
+    assert (training.curves[0].last, training.curves[0].held) == ("6", "9")
+
+
+def test_every_metric_is_drawn_and_listed() -> None:
+    names = [f"m{i:02}" for i in range(16)]
+    (training,) = curves.trainings([{"at": "s", "step": 1, **dict.fromkeys(names, 12345.5)}])
+    assert [c.name for c in training.curves] == names and training.columns == ["step", *names]
+    texts = [t for _, t in Page(str(training.curves[0].chart)).all("text")]
+    assert texts.count("step 1") == 1 and "1" not in texts  # one update has one label
+    (near,) = curves.trainings([{"at": "s", "step": i, "loss": 12344.0 + i} for i in (1, 2)])
+    labels = [t for _, t in Page(str(near.curves[0].chart)).all("text")]
+    assert {"12345", "12345.5", "12346"} <= set(labels)
 
 
 def test_curves_break_where_a_value_is_not_finite() -> None:
@@ -538,6 +696,40 @@ def test_thinning_keeps_the_extremes() -> None:
     assert len(kept) <= 402
     assert (1234.0, 9.0) in kept and kept[-1] == points[-1]
     assert [x for x, _ in kept] == sorted(x for x, _ in kept)
+
+
+def test_thinning_keeps_gaps_and_the_extremes_beside_them() -> None:
+    points = [(float(i), math.nan if i % 20 == 0 else float(i)) for i in range(5000)]
+    kept = svg.thinned(points, 400)
+    assert math.isnan(kept[0][1]) and (1.0, 1.0) in kept and (24.0, 24.0) in kept
+
+
+def test_running_means_are_those_of_each_window_and_take_no_longer_than_reading() -> None:
+    source = random.Random(0)
+    values = [source.gauss(3, 1) if source.random() < 0.8 else math.nan for _ in range(200)]
+    points = [(float(i), v) for i, v in enumerate(values)]
+    for i, (x, mean) in enumerate(svg.smoothed(points)):
+        reach = min(10, i, 199 - i)
+        near = [v for v in values[i - reach : i + reach + 1] if math.isfinite(v)]
+        assert x == i and math.isnan(mean) == math.isnan(values[i])  # a gap stays one
+        assert math.isnan(mean) or mean == pytest.approx(sum(near) / len(near), abs=1e-9)
+    began = time.process_time()
+    svg.smoothed([(float(i), 1.0) for i in range(200_000)])
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("unit", "low", "high"),
+    [("words", 5.2, 6.1), ("share", 0.0, 0.0126), ("share", 0.0, 0.0038), ("cosine", 0.64, 0.65)],
+)
+def test_labels_stand_where_they_say(unit: str, low: float, high: float) -> None:
+    before, after = (Measure("m", v, v, v, 9, unit) for v in (low, high))
+    drawn = Change("m", "", before, after)
+    labels = [t for _, t in Page(str(drawn.axis)).all("text")]
+    scale = 100 if unit == "share" else 1
+    assert [float(t.removesuffix(" %")) for t in labels] == [
+        pytest.approx(scale * t) for t in drawn.scale.ticks
+    ]
 
 
 def test_axes_are_round_and_hold_their_values() -> None:

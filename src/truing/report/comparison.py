@@ -65,6 +65,7 @@ class Compared:
     left_out: dict[str, str]  # methods of a group that need more than the data has, with the reason
     first: str = ""  # the method that the others are compared with, seed by seed
     overlap: bool = False  # the samples of the seeds share rows
+    held_out: str = ""  # how many pairs all are measured on
 
     @property
     def timed(self) -> bool:
@@ -73,14 +74,21 @@ class Compared:
 
     @property
     def headline(self) -> str:
-        """The largest gain, and what it cost."""
-        best = self.contenders[0]
-        gain, _, side, *_ = best.texts()
-        many = f"Of {len(self.contenders)} methods, " if len(self.contenders) > 1 else ""
-        return (
-            f"{many}{best.name} gained most: {gain} points of preference on held-out pairs, at "
-            f"{side} nats per token of general ability."
-        )
+        """The largest gain, and what it cost; no name where none is clear, or several are alike."""
+        best, n = self.contenders[0], len(self.contenders)
+        gain, span, side, *_ = best.texts()
+        points = f"{gain} points of preference on held-out pairs"
+        if all(c.gain.lo <= 0 for c in self.contenders):
+            if n == 1:
+                return f"{best.name} did not clearly gain: {points}."
+            return f"None of {n} methods clearly gained: {points} at best."
+        alike = sum(c.texts()[0] == gain for c in self.contenders)
+        if alike > 1:
+            return f"{alike} of {n} methods gained most: {points} each."
+        many = f"Of {n} methods, " if n > 1 else ""
+        over = f" (95 % interval {span})" if best.gain.n > 1 else ""
+        cost = f"{side} nats per token of general ability"
+        return f"{many}{best.name} gained most: {points}{over}, at {cost}."
 
 
 def is_comparison(report: Report) -> bool:
@@ -279,5 +287,5 @@ def compared(step: str, report: Report) -> Compared:
     ]
     seeds = str(report.meta.get("seeds", 1))
     left = cast("Mapping[str, str]", report.meta.get("left_out") or {})
-    overlap = report.meta.get("overlap") is True
-    return Compared(step, seeds, found, picture(found), dict(left), first, overlap)
+    overlap, held_out = report.meta.get("overlap") is True, str(report.meta.get("held_out", ""))
+    return Compared(step, seeds, found, picture(found), dict(left), first, overlap, held_out)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from truing.report import svg
-from truing.report.facts import Facts, of_step
+from truing.report.facts import APART, Facts, noted, of_step
 from truing.report.wording import shown, signed
 
 FIRST = ("loss", "accuracy", "margin", "lr", "grad_norm")
@@ -20,9 +20,7 @@ LABELS = {
     "lr": "learning rate",
     "grad_norm": "gradient norm",
 }
-APART = ("at", "step", "seconds", "receipt")
 HELD = "held_out/"  # before the name of what was measured on rows that are not trained on
-MOST = 12  # curves of one step
 TABLE_ROWS = 40
 
 
@@ -62,24 +60,41 @@ class Training:
         return any(curve.held for curve in self.curves)
 
 
-def tidy(number: float) -> str:
-    """A metric in four figures."""
+def tidy(number: float, figures: int = 4) -> str:
+    """A metric in so many figures, one less where it is small."""
     if not math.isfinite(number):
         return "not finite"
     if number and abs(number) < 1e-3:
-        mantissa, power = f"{number:.2e}".split("e")
+        mantissa, power = f"{number:.{figures - 2}e}".split("e")
         return signed(f"{mantissa.rstrip('0').rstrip('.')}e{int(power)}")
-    return signed(f"{number:.4g}")
+    return signed(f"{number:.{figures}g}")
 
 
 def updates(rows: Sequence[Facts]) -> list[Facts]:
-    """One row for each update, in order: a resumed step tells again what it had told before."""
-    found: dict[float, Facts] = {}
+    """One row for each update, in order; those of a further training are numbered on.
+
+    What is told again as it was, as of a step that went on, is no further training.
+    """
+    rounds: list[dict[float, Facts]] = [{}]
+    last, before = -math.inf, 0.0
     for row in rows:
         step = row.get("step")
-        if isinstance(step, (int, float)) and math.isfinite(step):
-            found[float(step)] = {**found.get(float(step), {}), **row}
-    return [found[s] for s in sorted(found)]
+        if not isinstance(step, (int, float)) or not math.isfinite(step):
+            continue
+        if step <= last and not _again(row, rounds[-1].get(step)):
+            before = max(_at(r) for r in rounds[-1].values())
+            rounds.append({})
+        last = float(step)
+        told = rounds[-1].get(last, {})
+        rounds[-1][last] = {**told, **row, "step": before + last}
+    return [found[s] for found in rounds for s in sorted(found)]
+
+
+def _again(row: Facts, told: Facts | None) -> bool:
+    """Whether a row only repeats, or adds to, what was told of its update."""
+    return told is not None and all(
+        told.get(n, v) == v for n, v in row.items() if n not in APART and v == v
+    )
 
 
 def points(rows: Sequence[Facts], name: str) -> list[tuple[float, float]]:
@@ -101,7 +116,7 @@ def _drawable(rows: Sequence[Facts]) -> list[str]:
     names = list(dict.fromkeys(n for row in rows for n in row if n not in APART))
     names = [n for n in names if n.removeprefix(HELD) == n or n.removeprefix(HELD) not in names]
     usable = [n for n in names if sum(math.isfinite(v) for _, v in points(rows, n)) > 0]
-    return [*(n for n in FIRST if n in usable), *(n for n in usable if n not in FIRST)][:MOST]
+    return [*(n for n in FIRST if n in usable), *(n for n in usable if n not in FIRST)]
 
 
 def _label(name: str, names: Sequence[str]) -> str:
@@ -117,7 +132,7 @@ def _curve(step: str, rows: Sequence[Facts], name: str, label: str) -> Curve:
     said = f"{step}, {label}: from {tidy(finite[0])} to {tidy(finite[-1])} in {_many(rows)} updates"
     if held:
         said += f"; held out from {tidy(held[0][1])} to {tidy(held[-1][1])}"
-    ticks = [tidy(t) for t in up.ticks]
+    ticks = [tidy(t, 12) for t in up.ticks]
     # The learning rate follows a schedule: a running mean would only round its corners.
     chart = svg.curve(values, said, name, ticks, up, smooth=name != "lr", held=held)
     return Curve(name, label, tidy(finite[-1]), chart, tidy(held[-1][1]) if held else "")
@@ -129,12 +144,11 @@ def _many(rows: Sequence[Facts]) -> int:
 
 
 def _notes(rows: Sequence[Facts]) -> tuple[list[tuple[str, str]], str]:
-    receipt, notes = "", dict[str, str]()
+    receipt = ""
     for row in rows:
         if "step" not in row:
             receipt = str(row.get("receipt") or receipt)
-            notes |= {n: shown(v) for n, v in row.items() if n not in APART}
-    return list(notes.items()), receipt
+    return noted(rows), receipt
 
 
 def trainings(metrics: Sequence[Facts]) -> list[Training]:
@@ -154,7 +168,7 @@ def trainings(metrics: Sequence[Facts]) -> list[Training]:
             if i % stride == 0 or row is ordered[-1] or any(n in row for n in measured)
         ]
         columns = [*names, *measured]
-        table = [[tidy(_at(r)), *(_cell(r.get(n)) for n in columns)] for r in listed]
+        table = [[tidy(_at(r), 12), *(_cell(r.get(n)) for n in columns)] for r in listed]
         curves = [_curve(step, ordered, n, _label(n, names)) for n in names]
         told = Training(step, _many(ordered), curves, ["step", *columns], table, notes, receipt)
         found.append(told)

@@ -7,14 +7,18 @@ whatever a manifest leaves out has an empty value; only another schema is refuse
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 from truing.errors import InputError
+from truing.report.wording import count, excerpt, shown
 
 SCHEMA_VERSION = 1
+APART = ("at", "step", "seconds", "receipt")  # of what a step observes: where and when that was
+MOST_VALUES = 6  # of one observation that are listed
 Facts = Mapping[str, object]
 
 
@@ -55,12 +59,17 @@ class StepFacts:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A whole run; `steps` in topological order."""
+    """A whole run; `steps` in topological order.
+
+    Args:
+        command: that goes on with it, or makes it again.
+        left_out: rows of data sets that cannot be used, in words.
+    """
 
     name: str
     status: str
     steps: Mapping[str, StepFacts]
-    recipe: str = ""
+    command: str = ""
     plan_key: str = ""
     seed: str = ""
     started: str = ""
@@ -69,6 +78,7 @@ class RunFacts:
     hardware: Facts = field(default_factory=dict[str, object])
     models: Mapping[str, Facts] = field(default_factory=dict[str, Facts])
     result: Facts = field(default_factory=dict[str, object])
+    left_out: Sequence[str] = ()
 
     def edges(self) -> list[tuple[str, str]]:
         """(step, step that needs it), in the order of the manifest."""
@@ -162,11 +172,13 @@ def read_run(manifest: Facts, *, where: str = "manifest") -> RunFacts:
         )
     steps = mapping(manifest, "steps")
     models = mapping(manifest, "models")
+    recipe, left = text(manifest, "recipe"), manifest.get("left_out")
     return RunFacts(
         name=text(manifest, "name") or "run",
         status=text(manifest, "status") or "running",
         steps={name: _step(name, mapping(steps, name)) for name in steps},
-        recipe=text(manifest, "recipe"),
+        command=text(manifest, "command")
+        or (shlex.join(["truing", "run", recipe]) if recipe else ""),
         plan_key=text(manifest, "plan_key"),
         seed=text(manifest, "seed"),
         started=text(manifest, "started"),
@@ -175,6 +187,11 @@ def read_run(manifest: Facts, *, where: str = "manifest") -> RunFacts:
         hardware=mapping(manifest, "hardware"),
         models={name: mapping(models, name) for name in models},
         result=mapping(manifest, "result"),
+        left_out=[
+            f"{count(int(number(one, 'left_out')), 'row')} of {text(one, 'data')}"
+            for one in (cast("Sequence[Facts]", left) if isinstance(left, list) else ())
+            if "left_out" in one
+        ],
     )
 
 
@@ -212,3 +229,22 @@ def of_step(metrics: Iterable[Facts]) -> dict[str, list[Facts]]:
     for row in metrics:
         found.setdefault(text(row, "at"), []).append(row)
     return found
+
+
+def noted(rows: Iterable[Facts]) -> list[tuple[str, str]]:
+    """What a step observed outside of its updates: each value that it told of."""
+    found: dict[str, list[object]] = {}
+    for row in rows:
+        for name in (n for n in row if "step" not in row and n not in APART):
+            found.setdefault(name, []).append(row[name])
+    return [(name, _told(values)) for name, values in found.items()]
+
+
+def _told(values: Sequence[object]) -> str:
+    texts = [shown(v) or "none" for v in values]
+    numbers = [float(v) for v in values if isinstance(v, (int, float))]
+    if len(set(texts)) == 1:
+        return texts[0]
+    if len(texts) > MOST_VALUES and len(numbers) == len(texts):
+        return f"{shown(min(numbers))} to {shown(max(numbers))}, {len(texts)} times"
+    return excerpt(", ".join(texts if len(texts) <= MOST_VALUES else dict.fromkeys(texts)), 400)

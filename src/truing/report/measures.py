@@ -13,6 +13,7 @@ from truing.report import svg
 from truing.report.facts import RunFacts, StepFacts
 from truing.report.wording import ARROW, count, excerpt, interval, with_unit
 from truing.reports import Measure, Report
+from truing.summary import leading
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,11 @@ def plain_headline(
     if run.status != "done":
         return f"The run is not at its end: {done} done."
     for name, report in reversed(list(reports.items())):
-        if report.measures:
-            m = report.measures[0]
+        title = name if len(reports) > 1 else excerpt(report.title, 60) or name
+        m = leading(report)
+        if isinstance(m, Measure):
             span = f" (95 % interval {interval(m)})" if interval(m) else ""
-            title = excerpt(report.title, 60) or name
             return f"{title}: {m.name} {with_unit(m.value, m.unit)}{span}."
+        if m:
+            return f"{title}: {excerpt(m)}."
     return _trained(curves) or f"{done} done."

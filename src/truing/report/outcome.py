@@ -18,8 +18,10 @@ from truing.report.wording import (
     count,
     difference,
     difference_interval,
+    ends_of,
     interval,
     percent,
+    ticks,
     value,
     with_unit,
 )
@@ -40,7 +42,6 @@ MEANING = {
     "unusable answers": "empty, repeated, off topic",
 }
 KEY_FIGURES = ("violation rate", "relevance", "words", "ability")
-STEADY = 0.0005  # a smaller relative change reads as none
 
 
 def find(report: Report, name: str, category: str = "") -> Measure | None:
@@ -65,6 +66,12 @@ class Change:
     after: Measure
     difference: Measure | None = None
     p: float | None = None
+
+    @property
+    def meaning(self) -> str:
+        """The note, and which way is good."""
+        good = f"{self.before.better} is better" if self.before.better else ""
+        return ", ".join(filter(None, [self.note, good]))
 
     @property
     def before_text(self) -> str:
@@ -116,19 +123,25 @@ class Change:
 
     @property
     def clear(self) -> bool:
-        """True when the difference has an interval, and 0 lies outside of it."""
+        """True when the difference has an interval, and 0 lies outside of it, beyond rounding."""
         d = self.difference
-        return d is not None and (d.lo > 0 or d.hi < 0)
+        return d is not None and (d.lo > 0 or d.hi < 0) and abs(d.value) >= 1e-12
+
+    @property
+    def _steady(self) -> str:
+        """What a change that is not clear is called."""
+        d = self.difference
+        return "unclear" if d is not None and d.lo < d.hi else "same"
 
     @property
     def verdict(self) -> str:
         """ "better", "worse", "same"; "" when neither direction is, or no interval can tell."""
         if not self.before.better or self.difference is None:
             return ""
-        gap = self.after.value - self.before.value
-        if not self.clear or abs(gap) < 1e-12:
+        if not self.clear:
             return "same"
-        return "better" if (gap < 0) == (self.before.better == "lower") else "worse"
+        fell = self.after.value < self.before.value
+        return "better" if fell == (self.before.better == "lower") else "worse"
 
     @property
     def verdict_text(self) -> str:
@@ -136,8 +149,7 @@ class Change:
         if self.difference is None:
             size = f", {percent(self.relative)}" if self.relative and self.unit != "share" else ""
             return f"{self.difference_text}{size}"
-        apart = self.difference.lo < self.difference.hi
-        words = "unclear" if self.verdict == "same" and apart else self.verdict
+        words = self._steady if self.verdict == "same" else self.verdict
         return f"{self.difference_text} {words}".strip()
 
     @property
@@ -148,18 +160,14 @@ class Change:
     @property
     def in_words(self) -> str:
         """ "relevance improved by 2 %"; no more than both values where no interval tells more."""
-        if self.difference is None:
+        if self.difference is None or (self.clear and not self.relative):
             after = with_unit(self.after.value, self.unit)
             return f"{self.name} went from {self.before_text} to {after}"
         if not self.clear:
-            return f"{self.name} did not clearly change"
-        if abs(self.relative) < STEADY:
-            return f"{self.name} stayed the same"
-        if not self.before.better:
-            way = "grew" if self.relative > 0 else "fell"
-        else:
-            gains = (self.relative < 0) == (self.before.better == "lower")
-            way = "improved" if gains else "worsened"
+            steady = {"unclear": "did not clearly change", "same": "stayed the same"}
+            return f"{self.name} {steady[self._steady]}"
+        ways = {"better": "improved", "worse": "worsened"}
+        way = ways.get(self.verdict, "grew" if self.relative > 0 else "fell")
         return f"{self.name} {way} by {percent(self.relative)}"
 
     @property
@@ -186,9 +194,7 @@ class Change:
     @property
     def axis(self) -> Markup:
         """The labels of that axis."""
-        unit = self.before.unit
-        digits = 0 if unit in ("share", "words") else 2
-        return svg.axis(self.scale, [value(t, unit, digits=digits) for t in self.scale.ticks])
+        return svg.axis(self.scale, ticks(self.scale.ticks, self.unit))
 
 
 def change(report: Report, name: str, category: str = "", p: float | None = None) -> Change | None:
@@ -233,7 +239,7 @@ class Outcome:
     @property
     def axis(self) -> Markup:
         """Its labels."""
-        return svg.axis(self.scale, [value(t, "share", digits=0) for t in self.scale.ticks])
+        return svg.axis(self.scale, ticks(self.scale.ticks, "share"))
 
     @property
     def on_shares(self) -> list[Change]:
@@ -254,8 +260,7 @@ class Outcome:
         if main is None or main.verdict != "better":
             return ""
         worse = [
-            f"{c.name} rose from {value(c.before.value, 'share', digits=0)} "
-            f"to {value(c.after.value, 'share', digits=0)}"
+            f"{c.name} rose from {' to '.join(ends_of(c.before, c.after))}"
             for c in self.principles
             if c.verdict == "worse"
         ]
@@ -272,7 +277,7 @@ class Outcome:
         main = self.overall
         if main is None:
             return f"Before and after over {count(len(self.report.samples or ()), 'prompt')}."
-        b, a = (value(m.value, "share", digits=0) for m in (main.before, main.after))
+        b, a = ends_of(main.before, main.after)
         where = f"over {count(self.prompts, 'prompt')}"
         effects = [c.in_words for c in self.key_figures if c.name in ("relevance", "ability")]
         rest = f"{self._against()}; {' and '.join(effects)}" if effects else self._against()

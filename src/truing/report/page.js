@@ -58,9 +58,17 @@
     return made;
   }
 
+  // A text of data: it may be written from right to left.
+  function written(tag, classes, text) {
+    const made = make(tag, classes, text);
+    made.dir = "auto";
+    return made;
+  }
+
   function part(row, p) {
     const head = make("h4", "", p.label, make("span", "", p.notes || ""));
-    const made = make("div", `text ${p.label}`, head, make("p", "said", p.text || "(empty)"));
+    const side = ["before", "after", "chosen", "rejected"].includes(p.label) ? ` ${p.label}` : "";
+    const made = make("div", `text${side}`, head, written("p", "said", p.text || "(empty)"));
     if (p.broken && p.broken.length) {
       const why = p.unusable ? ` (the answer counts as broken throughout: ${p.unusable})` : "";
       made.append(make("p", "breaks", `breaks ${p.broken.join(", ")}${why}`));
@@ -97,8 +105,22 @@
     });
   }
 
-  function command(row) {
-    const text = `truing why ${row.id}`;
+  // The folder of the run, which this page lies in; "" where that is not known.
+  function folder() {
+    try {
+      const path = decodeURIComponent(location.pathname.replace(/\/[^/]*$/, ""));
+      return location.protocol === "file:" ? path || "/" : "";
+    } catch {
+      return "";  // a name that is not UTF-8
+    }
+  }
+
+  // A command in one line; a shell takes what is quoted as it is. Ids are whatever the data has.
+  function command(row, step) {
+    const quoted = (word) => `'${word.replaceAll("'", "'\\''")}'`;
+    const run = folder() ? ` --run ${quoted(folder())}` : "";
+    const text = `truing why ${quoted(`${step}/${row.id}`)}${run}`;
+    if (/[\p{Cc}\u2028\u2029]/u.test(text)) return "";
     const button = make("button", "small", "copy");
     button.type = "button";
     button.setAttribute("aria-label", `copy the command ${text}`);
@@ -114,10 +136,10 @@
     return make("div", "ask-why", make("code", "", text), button);
   }
 
-  function body(row) {
+  function body(row, step) {
     const made = make("div", "item-body", make("div", "texts", ...row.parts.map((p) => part(row, p))));
     if (row.why.length) {
-      const rules = row.why.map(([id, text]) => make("li", "", make("b", "", id), `  ${text}`));
+      const rules = row.why.map(([id, text]) => make("li", "", make("b", "", id), "  ", make("bdi", "", text)));
       made.append(list("why", rules));
     }
     const facts = make("dl", "facts");
@@ -126,15 +148,15 @@
     }
     made.append(make("h4", "sub", "Where it comes from"), facts);
     const links = row.chain.map(([depth, id, steps, text]) =>
-      make("li", `d${Math.min(depth, 4)}`, make("b", "", steps), ` ${text} `, make("code", "soft", id)));
+      make("li", `d${Math.min(depth, 4)}`, make("b", "", steps), " ", make("bdi", "", text), " ", make("code", "soft", id)));
     if (links.length) made.append(list("chain", links));
     if (row.taught.length) made.append(list("chain", taught(row)));
-    made.append(command(row));
+    made.append(command(row, step));
     return made;
   }
 
-  function item(row, number) {
-    const head = make("button", "item-head", make("span", "ask", row.prompt || "(no prompt)"), marks(row));
+  function item(row, number, step) {
+    const head = make("button", "item-head", written("span", "ask", row.prompt || "(no prompt)"), marks(row));
     head.type = "button";
     head.setAttribute("aria-expanded", "false");
     const made = make("li", "item", head);
@@ -142,7 +164,7 @@
       const open = head.getAttribute("aria-expanded") !== "true";
       head.setAttribute("aria-expanded", String(open));
       if (made.children.length === 1) {
-        const more = body(row);
+        const more = body(row, step);
         more.id = `row-${number}`;
         head.setAttribute("aria-controls", more.id);
         made.append(more);
@@ -165,7 +187,7 @@
     found = want.source.rows.filter((r) => passes(r, want, want.outcome));
     const kept = fresh ? 0 : at("list").children.length;
     if (fresh) at("list").replaceChildren();
-    at("list").append(...found.slice(kept, shown).map((r, i) => item(r, kept + i)));
+    at("list").append(...found.slice(kept, shown).map((r, i) => item(r, kept + i, want.source.step)));
     at("more").hidden = found.length <= shown;
     at("outcomes").hidden = !want.source.compares;
     counts(want);

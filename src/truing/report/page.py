@@ -16,10 +16,11 @@ from markupsafe import Markup
 
 from truing import __version__, jsontext
 from truing.models import Model
-from truing.report import comparison, curves, graph, measures, outcome, samples, svg
-from truing.report.facts import Facts, RunFacts, StepFacts, read_run, text
+from truing.report import comparison, curves, graph, measures, outcome, room, samples, svg
+from truing.report.facts import Facts, RunFacts, StepFacts, noted, of_step, read_run, text
 from truing.report.wording import count, duration, excerpt, shown
 from truing.reports import Report
+from truing.summary import notes_of
 
 STATIC_SAMPLES = 12
 STATUS = {"done": "done", "failed": "failed", "stopped": "stopped", "running": "running"}
@@ -44,7 +45,7 @@ def _environment() -> SandboxedEnvironment:
         lstrip_blocks=True,
     )
     filters = cast("dict[str, object]", made.filters)
-    filters.update(duration=duration, shown=shown, excerpt=excerpt, count=count)
+    filters.update(duration=duration, excerpt=excerpt, count=count, notes=notes_of, typed=typed)
     return made
 
 
@@ -76,12 +77,21 @@ def embedded(data: object) -> Markup:
     return Markup(made.encode("utf-8", "backslashreplace").decode())
 
 
+def typed(setting: object) -> str:
+    """A setting as a recipe takes it; YAML has no number without a point before its power."""
+    if isinstance(setting, str) and setting:
+        return setting
+    made = jsontext.dumps(setting, default=str)
+    return made.replace("e", ".0e") if isinstance(setting, float) and "." not in made else made
+
+
 def _costs(run: RunFacts) -> list[Cost]:
     most = max((s.seconds for s in run.steps.values()), default=0.0) or 1.0
     made: list[Cost] = []
     for step in run.steps.values():
         ran = step.status != "pending"
-        said = duration(step.seconds) if ran else "not run"
+        known = step.seconds or step.status == "done"
+        said = (duration(step.seconds) if known else "not known") if ran else "not run"
         said = f"{said}, cost {step.cost:.4g}" if step.cost else said
         said = f"{said}, cached" if step.cached and ran else said
         bar = svg.bar(step.seconds / most, hollow=step.cached, label=f"{step.name}: {said}")
@@ -111,6 +121,11 @@ def _facts(facts: Facts) -> list[tuple[str, str]]:
     return [(k.replace("_", " "), shown(v) or "none") for k, v in facts.items()]
 
 
+def _observed(metrics: Sequence[Facts], apart: set[str]) -> dict[str, list[tuple[str, str]]]:
+    """What steps observed, but those whose training shows it."""
+    return {n: noted(rows) for n, rows in of_step(metrics).items() if n not in apart}
+
+
 def render(
     manifest: Facts, metrics: Sequence[Facts], results: Mapping[str, object], *, script: bool
 ) -> str:
@@ -136,7 +151,8 @@ def render(
     if main:
         headline = f"{main.step}: {main.headline}" if len(outcomes) > 1 else main.headline
     targets = {name: f"step-{i}" for i, name in enumerate(run.steps)}
-    found = samples.sources(run, results)
+    trainings = curves.trainings(metrics)
+    found = room.fitting(samples.sources(run, results))
     style, code = _asset("page.css"), _asset("page.js") if script else ""
     made = (
         _environment()
@@ -158,7 +174,8 @@ def render(
             picture=graph.picture(run, targets),
             state=graph.state,
             targets=targets,
-            trainings=curves.trainings(metrics),
+            trainings=trainings,
+            observed=_observed(metrics, {t.step for t in trainings}),
             sources=found,
             first=found[0].rows[:STATIC_SAMPLES] if found else [],
             data=embedded([asdict(s) for s in found]) if script else "",

@@ -1,22 +1,25 @@
 """Rows for the page's browser: samples before and after, and the tables of the run.
 
 Every row is prepared here as texts, so that the page's script only shows and filters. Lineage is
-followed over all tables of the run: a sample leads to its answers, their prompt, where that came
+followed as `truing why` follows it: a sample leads to its answers, their prompt, where that came
 from, and to the training rows that touch the same principles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
+from truing.context import Json as Plain
+from truing.lineage import Rows, lineage_of, parents, touched
 from truing.principles import Principles
 from truing.report.facts import RunFacts
 from truing.report.outcome import is_before_after
 from truing.report.tally import became, ids_of, principles_of
 from truing.report.wording import cut, excerpt, shown, value
 from truing.reports import Report
+from truing.store import Noun
 from truing.tables import Row, Table
 
 MOST_CHANGES = 1000
@@ -43,44 +46,44 @@ class Source:
     compares: bool = False
 
 
-@dataclass
 class Origins:
-    """Where every row of the run stands."""
+    """Where every row of the run stands, as `truing why` finds it, and what training steps saw."""
 
-    run: RunFacts
-    places: dict[str, list[tuple[str, Row]]] = field(
-        default_factory=dict[str, list[tuple[str, Row]]]
-    )
-    taught: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
-
-    def add(self, step: str, rows: Iterable[Row]) -> None:
-        """Remember the rows of a step."""
-        for row in rows:
-            self.places.setdefault(str(row["id"]), []).append((step, row))
-
-    def teaches(self, step: str, rows: Iterable[Row]) -> None:
-        """Remember which principles the rows of a training step's data touch."""
-        for row in rows:
-            for id in touched(row):
+    def __init__(self, run: RunFacts, results: Results) -> None:
+        steps: dict[str, dict[str, Plain]] = {
+            n: {"method": "", "key": "", "inputs": {}} for n in results
+        }
+        for name, step in run.steps.items():
+            inputs: dict[str, Plain] = {n: [*sources] for n, sources in step.inputs.items()}
+            steps[name] = {"method": step.method, "key": step.key, "inputs": inputs}
+        self.run, self.rows = run, Rows(cast("Mapping[str, Noun]", results), steps)
+        self.training = self.rows.training_tables()
+        self.taught: dict[str, dict[str, int]] = {}  # training rows by principle and step
+        for name in self.training:
+            for id in (id for row in self.rows.tables[name] for id in touched(row)):
                 counts = self.taught.setdefault(id, {})
-                counts[step] = counts.get(step, 0) + 1
+                counts[name] = counts.get(name, 0) + 1
 
-    def chain(self, row: Row) -> list[list[object]]:
-        """[depth, id, steps, excerpt] of a row's ancestors, nearest first."""
+    def chain(self, step: str, row: Row) -> list[list[object]]:
+        """[depth, id, steps, excerpt] of the ancestors of a step's row, nearest first."""
         found: list[list[object]] = []
-        seen = {str(row["id"])}
-        front = parents(row)
+        if not parents(row):
+            return found
+        own = self.rows.places(str(row["id"]), step)
+        seen = {(str(row["id"]), own[0])}
+        front = [(id, own) for id in parents(row)]
         for depth in range(1, DEEPEST + 1):
-            following: list[str] = []
-            for id in front:
-                if id in seen or len(found) == LONGEST_CHAIN:
+            following: list[tuple[str, list[str]]] = []
+            for id, below in front:
+                above = self.rows.above(id, below)
+                where = self.rows.places(id, above) if above else [""]
+                if (id, where[0]) in seen or len(found) == LONGEST_CHAIN:
                     continue
-                seen.add(id)
-                places = self.places.get(id, [])
-                steps = list(dict.fromkeys(step for step, _ in places))
-                said = excerpt(body(places[0][1])) if places else "not among this run's rows"
-                found.append([depth, id, ", ".join(reversed(steps)), said])
-                following += [p for _, one in places for p in parents(one)]
+                seen.add((id, where[0]))
+                one = self.rows.row(id, where) if above else {}
+                said = excerpt(body(one)) if above else "not among this run's rows"
+                found.append([depth, id, ", ".join(reversed(where)), said])
+                following += [(p, where) for p in parents(one)]
             front = following
         return found
 
@@ -89,32 +92,11 @@ class Origins:
         return [[id, step, n] for id in ids for step, n in self.taught.get(id, {}).items()]
 
 
-def lineage_of(row: Row) -> Row:
-    """A row's lineage, {} when it has none."""
-    found = row.get("lineage")
-    return cast("Row", found) if isinstance(found, Mapping) else {}
-
-
-def parents(row: Row) -> list[str]:
-    """Ids of the rows that this one was made from."""
-    found = lineage_of(row).get("parents")
-    return [str(p) for p in cast("Sequence[object]", found)] if isinstance(found, list) else []
-
-
-def touched(row: Row) -> list[str]:
-    """Principles that a row's lineage names."""
-    lineage = lineage_of(row)
-    several = lineage.get("principles")
-    ids = [str(p) for p in cast("Sequence[object]", several)] if isinstance(several, list) else []
-    one = row.get("principle") or lineage.get("principle")
-    return list(dict.fromkeys([*([str(one)] if one else []), *ids]))
-
-
 def body(row: Row) -> str:
     """The text that a row is known by."""
     for name in ("completion", "prompt", "messages", "text", "chosen"):
-        if row.get(name):
-            return shown(row[name])
+        if text := shown(row.get(name)):
+            return text
     return shown({k: v for k, v in row.items() if k not in APART})
 
 
@@ -146,7 +128,9 @@ def _side(row: Row, when: str) -> Json:
     }
 
 
-def _change_row(row: Row, ids: Sequence[str], why: Mapping[str, str], origins: Origins) -> Json:
+def _change_row(
+    step: str, row: Row, ids: Sequence[str], why: Mapping[str, str], origins: Origins
+) -> Json:
     before, after = ids_of(row.get("violated_before")), ids_of(row.get("violated_after"))
     tags = [[id, became(id, before, after)] for id in ids]
     hit = [id for id in ids if id in before | after]
@@ -158,12 +142,12 @@ def _change_row(row: Row, ids: Sequence[str], why: Mapping[str, str], origins: O
         "why": [[id, why.get(id, "")] for id in hit],
         "facts": [],
         "lineage": _facts_of_lineage(row, origins.run.named()),
-        "chain": origins.chain(row),
+        "chain": origins.chain(step, row),
         "taught": origins.training_rows(hit),
     }
 
 
-def _row(row: Row, why: Mapping[str, str], origins: Origins) -> Json:
+def _row(step: str, row: Row, why: Mapping[str, str], origins: Origins) -> Json:
     parts: list[Json] = []
     facts: list[list[str]] = []
     for name, what in row.items():
@@ -175,7 +159,7 @@ def _row(row: Row, why: Mapping[str, str], origins: Origins) -> Json:
         else:
             facts.append([name.replace("_", " "), text])
     ids = touched(row)
-    prompt = shown(row.get("prompt") or row.get("messages"))
+    prompt = shown(row.get("prompt")) or shown(row.get("messages"))
     return {
         "id": str(row["id"]),
         "prompt": cut(prompt or excerpt(body(row))),
@@ -184,7 +168,7 @@ def _row(row: Row, why: Mapping[str, str], origins: Origins) -> Json:
         "why": [[id, why[id]] for id in ids if id in why],
         "facts": facts,
         "lineage": _facts_of_lineage(row, origins.run.named()),
-        "chain": origins.chain(row),
+        "chain": origins.chain(step, row),
         "taught": [],
     }
 
@@ -224,34 +208,25 @@ def _ordered(run: RunFacts, results: Results) -> list[tuple[str, object]]:
 
 def sources(run: RunFacts, results: Results) -> list[Source]:
     """What the browser offers: samples before and after, then training data, then the rest."""
-    ordered = _ordered(run, results)
-    origins, why = Origins(run), explanations(results)
-    for name, noun in ordered:
-        origins.add(name, _rows_of(noun))
-    training = {
-        source
-        for step in run.steps.values()
-        if step.method.startswith("train/")
-        for source in step.sources()
-    }
-    for name, noun in ordered:
-        if name in training:
-            origins.teaches(name, _rows_of(noun))
+    ordered = dict(_ordered(run, results))
+    origins, why = Origins(run, ordered), explanations(results)
     compared = compared_steps(run, results)
     made: list[tuple[int, Source]] = []
-    for name, noun in ordered:
+    for name, noun in ordered.items():
         rows = _rows_of(noun)
         if not rows or name in compared:
             continue
         if isinstance(noun, Report) and is_before_after(noun):
             ids = principles_of(noun)
-            items = [_change_row(r, ids, why, origins) for r in rows[:MOST_CHANGES]]
+            items = [_change_row(name, r, ids, why, origins) for r in rows[:MOST_CHANGES]]
             made.append((0, Source(name, "before and after", len(rows), items, ids, True)))
             continue
-        items = [_row(r, why, origins) for r in rows[:MOST_ROWS]]
+        items = [_row(name, r, why, origins) for r in rows[:MOST_ROWS]]
         ids = list(dict.fromkeys(id for r in rows for id in touched(r)))
         title = f"samples of {noun.title}" if isinstance(noun, Report) else _kind(noun)
-        made.append((1 if name in training else 2, Source(name, title, len(rows), items, ids)))
+        made.append(
+            (1 if name in origins.training else 2, Source(name, title, len(rows), items, ids))
+        )
     return [source for _, source in sorted(made, key=lambda m: m[0])]
 
 

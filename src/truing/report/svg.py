@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate
 
 from markupsafe import Markup, escape
 
@@ -142,15 +144,15 @@ def bar(share: float, *, hollow: bool, label: str) -> Markup:
     return tag("svg", *marks, class_="plot", width="100%", height=18, role="img", aria_label=label)
 
 
-def stacked(counts: Mapping[str, int], label: str) -> Markup:
-    """A bar divided by counts; each part has the class of its name."""
+def stacked(counts: Mapping[str, int], label: str, said: Mapping[str, str]) -> Markup:
+    """A bar divided by counts; each part has the class of its name and is `said` in its tooltip."""
     total = sum(counts.values()) or 1
     parts: list[Markup] = []
     x = 0.0
     for name, n in counts.items():
         width = 100 * n / total
         if n:
-            note = tag("title", f"{n} {name}")
+            note = tag("title", f"{n} {said[name]}")
             parts.append(
                 tag(
                     "rect",
@@ -171,18 +173,25 @@ def stacked(counts: Mapping[str, int], label: str) -> Markup:
 
 
 def smoothed(points: Points) -> list[tuple[float, float]]:
-    """Means over a window of a tenth of all points, narrower at the ends."""
+    """Means over a window of a tenth of all points, narrower at the ends; gaps stay gaps."""
     half = len(points) // 20
+    known = [math.isfinite(v) for _, v in points]
+    # Exact sums: a spike of 1e20 would wipe out what comes behind it.
+    values = (Fraction(v) if ok else Fraction(0) for (_, v), ok in zip(points, known, strict=True))
+    sums = [Fraction(0), *accumulate(values)]
+    counts = [0, *accumulate(known)]
     made: list[tuple[float, float]] = []
     for i, (x, _) in enumerate(points):
         reach = min(half, i, len(points) - 1 - i)
-        near = [v for _, v in points[i - reach : i + reach + 1] if math.isfinite(v)]
-        made.append((x, sum(near) / len(near) if near else math.nan))
+        first, end = i - reach, i + reach + 1
+        there = counts[end] - counts[first]
+        mean = float((sums[end] - sums[first]) / there) if known[i] else math.nan
+        made.append((x, mean))
     return made
 
 
 def thinned(points: Points, limit: int = 400) -> list[tuple[float, float]]:
-    """At most about `limit` points: of each run of neighbours its lowest and highest."""
+    """At most about `limit` points: of each run of neighbours its lowest, highest and a gap."""
     items = list(points)
     if len(items) <= limit:
         return items
@@ -190,8 +199,9 @@ def thinned(points: Points, limit: int = 400) -> list[tuple[float, float]]:
     kept: list[tuple[float, float]] = []
     for start in range(0, len(items), size):
         part = items[start : start + size]
-        ends = {min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])}
-        kept += sorted(ends)
+        by_value = sorted((p for p in part if math.isfinite(p[1])), key=lambda p: p[1])
+        gaps = [p for p in part if not math.isfinite(p[1])]
+        kept += sorted({*by_value[:1], *by_value[-1:], *gaps[:1]})
     if kept[-1] != items[-1]:
         kept.append(items[-1])
     return kept
@@ -282,7 +292,7 @@ def curve(
     shown = points if len(points) <= HITS else points[-1:]
     marks += _spots(shown, across, up, name_of, "hit", "hit last")
     marks += _spots(held, across, up, f"held-out {name_of}")
-    for place, anchor in ((first, "start"), (end, "end")):
+    for place, anchor in {end: "end", first: "start"}.items():  # one label for one update
         marks.append(tag("text", f"step {place:g}" if anchor == "start" else f"{place:g}",
                          x=f"{across.at(place)}%", y=CURVE_HEIGHT + 17, text_anchor=anchor,
                          class_="tick"))  # fmt: skip

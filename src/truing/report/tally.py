@@ -58,5 +58,5 @@ def tallies(report: Report) -> list[Tally]:
         found = Counter(became(id, b, a) for b, a in sides)
         counts = {name: found[name] for name in OUTCOMES}
         text = ", ".join(f"{n} {OUTCOMES[name]}" for name, n in counts.items() if n)
-        made.append(Tally(id, counts, text, stacked(counts, f"{id}: {text}")))
+        made.append(Tally(id, counts, text, stacked(counts, f"{id}: {text}", OUTCOMES)))
     return made

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 NBSP, MINUS, ARROW = "\u00a0", "\u2212", "\u2192"
 NOTHING = "\u2013"
 DIGITS = {"cosine": 3, "words": 1, "nats per token": 3, "seconds": 1}
+GAP = "difference of shares"  # a unit: in percentage points, with a sign
+FINEST = 6  # decimal places: below it there is rounding
 TEXT_LIMIT = 4000  # characters of one text that a page shows
 
 
@@ -28,6 +30,8 @@ def value(number: float, unit: str = "", *, digits: int | None = None) -> str:
         return "not finite"
     if unit == "share":
         return signed(f"{100 * number:.{1 if digits is None else digits}f}{NBSP}%")
+    if unit == GAP:
+        return plus(number, "share")
     if unit in DIGITS or digits is not None:
         return signed(f"{number:,.{DIGITS.get(unit, 3) if digits is None else digits}f}")
     if number == int(number) and abs(number) < 1e7:
@@ -37,7 +41,8 @@ def value(number: float, unit: str = "", *, digits: int | None = None) -> str:
 
 def with_unit(number: float, unit: str) -> str:
     """A measured value with its unit."""
-    return value(number, unit) + ("" if unit in ("share", "") else f"{NBSP}{unit}")
+    named = "points" if unit == GAP else unit
+    return value(number, unit) + ("" if unit in ("share", "") else f"{NBSP}{named}")
 
 
 def interval(measure: Measure) -> str:
@@ -49,25 +54,58 @@ def interval(measure: Measure) -> str:
 
 def difference(measure: Measure) -> str:
     """A difference with its sign; of shares in percentage points."""
-    return plus(measure.value, measure.unit) + (f"{NBSP}points" if measure.unit == "share" else "")
+    points = f"{NBSP}points" if measure.unit == "share" else ""
+    return plus(measure.value, measure.unit, _finer(measure)) + points
 
 
 def difference_interval(measure: Measure) -> str:
     """The interval of a difference, in the unit of `difference`."""
-    return f"{plus(measure.lo, measure.unit)} to {plus(measure.hi, measure.unit)}"
+    ends = (plus(end, measure.unit, _finer(measure)) for end in (measure.lo, measure.hi))
+    return " to ".join(ends)
 
 
-def plus(number: float, unit: str) -> str:
+def decimals(width: float, least: int) -> int:
+    """Decimal places, `least` or as many more, up to `FINEST`, as show so small a width."""
+    places = -math.floor(math.log10(width)) if 0 < width < math.inf else least
+    return max(least, min(places, FINEST))
+
+
+def _finer(measure: Measure) -> int:
+    """Decimal places of a difference."""
+    width = measure.hi - measure.lo
+    if measure.unit == "share":
+        return decimals(100 * width, 1)
+    return decimals(width, DIGITS.get(measure.unit, 3))
+
+
+def plus(number: float, unit: str, digits: int | None = None) -> str:
     """A number with its sign; a share in percentage points, without a unit."""
     scaled = 100 * number if unit == "share" else number
-    text = f"{scaled:+.{1 if unit == 'share' else DIGITS.get(unit, 3)}f}"
+    usual = 1 if unit == "share" else DIGITS.get(unit, 3)
+    text = f"{scaled:+.{usual if digits is None else digits}f}"
     return signed(text if float(text) else text.lstrip("+-"))
 
 
 def percent(part: float) -> str:
-    """A relative change's size: two figures while it is small, whole percents above ten."""
+    """A relative change's size: whole percents above ten, below it as many places as show it."""
     size = abs(100 * part)
-    return f"{size:.0f}{NBSP}%" if size >= 9.95 else f"{size:.1f}{NBSP}%"
+    return f"{size:.{0 if size >= 9.95 else decimals(size, 1)}f}{NBSP}%"
+
+
+def ends_of(before: Measure, after: Measure) -> tuple[str, str]:
+    """Two shares in whole percents, or as many places as tell them apart."""
+    both = (before.value, after.value)
+    told = [tuple(value(v, "share", digits=digits) for v in both) for digits in range(4)]
+    first, second = next((t for t in told if t[0] != t[1]), told[0])
+    return first, second
+
+
+def ticks(numbers: Sequence[float], unit: str) -> list[str]:
+    """Labels of an axis, with the places that all of `numbers` need."""
+    scale = 2 if unit == "share" else 0
+    places = (d for d in range(16) if all(round(n, d + scale) == n for n in numbers))
+    digits = next(places, 16)
+    return [value(n, unit, digits=digits) for n in numbers]
 
 
 def duration(seconds: float) -> str:
