@@ -23,7 +23,7 @@ from typing import cast
 
 from truing import jsontext
 from truing.context import Json
-from truing.core import files
+from truing.core import files, hashes
 from truing.errors import Damaged, InputError, OtherVersion, Unread, unknown
 from truing.faults import free_file, free_folder, make_folder, unreadable
 from truing.models import Model
@@ -244,16 +244,17 @@ class Store:
         """
         damaged: list[dict[str, Json]] = []
         unread: Unread | None = None
-        for key in self.keys():
-            with self.lock(key, wait=False) as free:
-                if not free or not self.has(key):  # at work, or collected since
-                    continue
-                fault = self._fault(key)
-                if isinstance(fault, Unread):
-                    unread = fault
-                elif fault is not None:
-                    damaged.append({"key": key, "fault": str(fault)})
-                    self.discard(key)
+        with hashes.reading_all():
+            for key in self.keys():
+                with self.lock(key, wait=False) as free:
+                    if not free or not self.has(key):  # at work, or collected since
+                        continue
+                    fault = self._fault(key)
+                    if isinstance(fault, Unread):
+                        unread = fault
+                    elif fault is not None:
+                        damaged.append({"key": key, "fault": str(fault)})
+                        self.discard(key)
         if unread is not None and not damaged:
             raise unread
         return damaged
@@ -261,9 +262,8 @@ class Store:
     def _fault(self, key: str) -> InputError | None:
         """What is wrong with an artefact: Damaged or Unread, or None."""
         try:
-            with files.reading_all():
-                self.load(key)
-                self.beside(key)
+            self.load(key)
+            self.beside(key)
             self.metrics(key)
         except OtherVersion:
             return None
@@ -314,7 +314,7 @@ class Store:
         place = self._place(key)
         gone = place.with_name(f".{key}.gone")
         shutil.rmtree(gone, ignore_errors=True)
-        place.rename(gone)
+        files.put_aside(place, gone, "artefact.json")
         shutil.rmtree(gone, ignore_errors=True)
 
     def find(self, start: str) -> str:
@@ -336,7 +336,9 @@ class Store:
         self._part(f"{found[0]}/{name}")
         return f"{found[0]}/{name}"
 
-    def export(self, key: str, to: str, *, quarantined: bool = False) -> dict[str, Json]:
+    def export(
+        self, key: str, to: str, *, quarantined: bool = False, adapter: bool = False
+    ) -> dict[str, Json]:
         """Write an artefact outside the store: a model as a plain Hugging Face folder where it can.
 
         Args:
@@ -345,6 +347,7 @@ class Store:
             to: a new or empty folder, or an earlier export, which is replaced; for a table, or
                 a report's samples, also a new file that ends in .jsonl, .csv or .parquet.
             quarantined: a model in quarantine, too.
+            adapter: of a model its adapters alone, as one in PEFT's format.
         """
         from truing import quarantine
         from truing.core.opening import EXPORTED
@@ -357,6 +360,9 @@ class Store:
         noun = self.load(full)
         if isinstance(noun, Model):
             quarantine.refuse(noun, "exported", asked=quarantined, fix="say --quarantined")
+        elif adapter:
+            said = f"a {type(noun).__name__} has no adapter"
+            raise InputError(said, where=where, seen=key, fix="Leave out --adapter")
         line: dict[str, Json] = {"key": full, "noun": type(noun).__name__}
         if names_file(to):
             file = free_file(to, type(noun).__name__, where)
@@ -364,6 +370,9 @@ class Store:
             return line | {"file": str(rows.write(file, new=True))}
         marks = [MARKS[type(noun).__name__], *([EXPORTED] if isinstance(noun, Model) else [])]
         folder, line["folder"] = free_folder(to, marks, where), str(Path(to))
+        if adapter:
+            cast(Model, noun).export_adapter(folder, quarantined=quarantined)
+            return line
         if isinstance(noun, Model) and not noun.run_time_changes and not noun.is_served:
             from truing.core import classifier
 

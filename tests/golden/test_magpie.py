@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from truing.context import Context, use
+from truing.core.embed import near_earlier
 from truing.method import methods
-from truing.models import Model
+from truing.models import Loaded, Model
 from truing.select.magpie_filter import longest, magpie_filter, passes
-from truing.select.near_duplicates import near_duplicates, neighbours
+from truing.select.near_duplicates import near_duplicates
 from truing.synthesize import magpie, magpie_tags
 from truing.synthesize.magpie_text import cut_role, early_stop, keep, sanitise, strip_prefix
 from truing.tables import Row, Table
@@ -78,19 +81,13 @@ def test_pre_query_is_the_template_itself(tiny_path: Path) -> None:
         )
 
 
-def unit(*vectors: list[float]) -> np.ndarray:
-    found = np.array(vectors, dtype=np.float32)
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
-
-
 def test_duplicate_rule_by_hand() -> None:
-    near = [1.0, 0.1]
-    found = neighbours(unit([1, 0], [0, 1], near, [1, 0]), threshold=0.05)
-    # squared distance of (1, 0) and (1, 0.1) normalised: 2 - 2 / sqrt(1.01)
-    assert found.min_distance[2] == pytest.approx(2 - 2 / 1.01**0.5, abs=1e-6)
-    assert found.repeat_count == [2, 0, 2, 2]
-    assert found.min_similar == [0, None, 0, 0]
-    assert found.keep() == [0, 1]
+    """A row goes where an earlier one is similar, whether that is kept or not."""
+    angles = np.array([0, 90, 6, 12, 0], np.float32)
+    v = np.stack([np.cos(np.radians(angles)), np.sin(np.radians(angles))], axis=1)
+    # squared distance of 6 degrees: 2 - 2 cos(6) = 0.011, of 12 degrees 0.044
+    assert near_earlier([v], 0.02).tolist() == [False, False, True, True, True]
+    assert near_earlier([v[[0, 1, 3]]], 0.02).tolist() == [False] * 3
 
 
 def test_duplicate_rule_keeps_one_of_each_exact_group_in_any_block() -> None:
@@ -98,7 +95,7 @@ def test_duplicate_rule_keeps_one_of_each_exact_group_in_any_block() -> None:
     base = rng.normal(size=(50, 16)).astype(np.float32)
     base /= np.linalg.norm(base, axis=1, keepdims=True)
     which = rng.integers(0, 50, size=3000)  # more than one block
-    kept = neighbours(base[which], 1e-3).keep()
+    kept = np.flatnonzero(~near_earlier([base[which]], 1e-3)).tolist()
     first = {int(w): i for i, w in reversed(list(enumerate(which)))}
     assert sorted(first.values()) == kept
 
@@ -150,6 +147,28 @@ def test_unread_tags_do_not_pass(
             assert len(magpie_filter(made)) == left
     assert made[0]["lineage"]["tags"] == ["difficulty", "quality", "category"]  # type: ignore[index]
     assert asked == ["Why?"] * 3
+
+
+def test_tags_are_drawn_many_at_a_time(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each query once for each tag, and what a stopped step had drawn is not drawn again."""
+    sizes, draw = list[int](), magpie_tags.sample_ids
+
+    def drawn(loaded: Loaded, ids: list[list[int]], **how: Any) -> object:
+        if len(sizes) == 1:
+            sizes.append(0)
+            raise KeyboardInterrupt
+        sizes.append(len(ids))
+        return draw(loaded, ids, **how)
+
+    monkeypatch.setattr(magpie_tags, "sample_ids", drawn)
+    data = Table("prompt", [{"prompt": f"Why {i % 50}?"} for i in range(60)])
+    for stopped in (True, False):
+        with use(Context(folder=tmp_path)), suppress(KeyboardInterrupt):
+            methods["magpie_tags"](data, Model.open(tiny_path), max_tokens=1)
+            assert not stopped
+    assert sizes == [128, 0, 22]
 
 
 def said(*texts: str) -> list[dict[str, str]]:

@@ -6,11 +6,13 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from truing.core import files, own_samples, reference
-from truing.core.files import home, make_room, make_room_for, make_room_once
+from truing.core import files, hashes, own_samples, reference
+from truing.core.files import home, make_room, make_room_for, make_room_once, place
+from truing.core.hashes import file_hash, reading_all
 from truing.core.own_samples import kept
 from truing.core.reference import Reference
 from truing.core.sampling import SamplingSettings
@@ -157,12 +159,42 @@ def test_hashes_of_files_that_are_gone_are_forgotten(
 ) -> None:
     made = [_file(own_home / name, 0, 2048 * KIB) for name in ("kept.bin", "gone.bin", "new.bin")]
     for some in (made[:2], made[2:]):
-        monkeypatch.setattr(files, "_hashes", None)  # as in a process of its own
+        monkeypatch.setattr(hashes, "_hashes", None)  # as in a process of its own
         for path in some:
-            files.file_hash(path)
+            file_hash(path)
         made[1].unlink(missing_ok=True)
     told = json.loads((own_home / "hashes.json").read_text())
-    assert list(told) == [str(made[i].resolve()) for i in (0, 2)]
+    assert [path for path, _ in told.values()] == [str(made[i].resolve()) for i in (0, 2)]
+
+
+def test_links_to_a_file_share_its_hash(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two, other = (own_home / name / "a.bin" for name in ("one", "two", "other"))
+    _file(one, 0, 2048 * KIB)
+    _file(other, 9, 2048 * KIB).write_bytes(b"y" * 2048 * KIB)
+    place(one, two, link=True)
+    third = _file(own_home / "third.bin", 5, 2048 * KIB)
+    monkeypatch.setattr(hashes, "_hashes", None)  # what other tests have hashed
+    opened, open_one = list[str](), Path.open
+
+    def counted(path: Path, *args: Any, **how: Any) -> Any:
+        opened.extend([path.parent.name] if path.suffix == ".bin" else [])
+        return open_one(path, *args, **how)
+
+    monkeypatch.setattr(Path, "open", counted)
+    assert file_hash(one) == file_hash(two) and opened == ["one"]
+    with reading_all():
+        assert [file_hash(p) == file_hash(one) for p in (two, other, one)] == [True, False, True]
+    assert opened == ["one", "two", "other"]
+    monkeypatch.setattr(hashes, "_hashes", {})  # of a process that began before them
+    assert file_hash(third) and len(json.loads((own_home / "hashes.json").read_text())) == 3
+    two.unlink()
+    assert [file_hash(one), file_hash(one)] == [file_hash(third)] * 2
+    assert opened[3:] == ["home", "one"]
+    # A file of the same number, size and time elsewhere is another.
+    state = one.stat()
+    name = f"{state.st_ino}-{state.st_size}-{state.st_mtime_ns}"
+    monkeypatch.setattr(hashes, "_hashes", {name: [str(other.resolve()), "wrong"]})
+    assert file_hash(one) == file_hash(third)
 
 
 def test_a_store_on_another_disk_is_of_the_cache(own_home: Path, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_damaged_reply_files_count_as_none() -> None:
         assert replies.get("abcd") is None
 
 
-def test_kept_replies_do_not_grow_without_limit(monkeypatch: Any) -> None:
+def test_kept_replies_do_not_grow_without_limit(monkeypatch: Any, capsys: Any) -> None:
     replies = client.Replies()
     paths = [replies.folder / key[:2] / f"{key}.json" for key in ("abcd", "abce", "acde")]
     for i, path in enumerate(paths):
@@ -136,8 +136,18 @@ def test_kept_replies_do_not_grow_without_limit(monkeypatch: Any) -> None:
         generate(_model(url), ["Hi"], max_tokens=4, greedy=True)
         left = set(replies.folder.rglob("*.json"))
         assert paths[1] not in left and {paths[0], paths[2]} < left and len(left) == 3
+        assert "replies: 1 replies, longest unused, are deleted" in capsys.readouterr().err
         generate(_model(url), ["Ho"], max_tokens=4, greedy=True)
         assert len(list(replies.folder.rglob("*.json"))) == 4  # what a process writes itself stays
+        assert "deleted" not in capsys.readouterr().err
+
+
+def test_a_kept_reply_has_no_digits_that_say_nothing() -> None:
+    said = {"content": [{"token": "x", "logprob": -0.69314718246459961}]}
+    with server(lambda n, body: good(logprobs=said)) as (url, _), limited(Limits()):
+        made = generate(_model(url), ["Hi"], max_tokens=4, greedy=True)[0][0]
+    (path,) = (files.home() / "replies").rglob("*.json")
+    assert made.logprobs == (-0.693147,) and b"-0.693147]" in path.read_bytes()
 
 
 def test_half_a_character_in_a_reply() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +14,10 @@ import torch
 from truing.context import Context, use
 from truing.core import embed as module
 from truing.core import fetch
-from truing.core.embed import mean_of_tokens, near_duplicates, nearest, squared_distances
+from truing.core.embed import mean_of_tokens, near_earlier, nearest, squared_distances
 from truing.errors import InputError
+from truing.specify.texts import relevance
+from truing.tables import Row
 
 
 def test_mean_of_tokens_ignores_padding() -> None:
@@ -32,22 +36,61 @@ def test_distances_and_neighbours() -> None:
     assert nearest(a, b, 9)[0].shape == (2, 4)
 
 
-def test_near_duplicates_are_strictly_nearer_than_the_threshold() -> None:
+def test_near_is_strictly_nearer_than_the_threshold() -> None:
     v = np.array([[1, 0], [0, 1], [1, 0], [0.6, 0.8]], np.float32)
-    similar, least = near_duplicates(v, 0.3)
-    assert similar == [[2], [], [0], []] and np.allclose(least, [0, 0.4, 0, 0.4], atol=1e-6)
-    assert near_duplicates(v, 0.5)[0] == [[2], [3], [0], [1]]
-    assert near_duplicates(v[:1], 0.5)[1].tolist() == [np.inf]
+    assert near_earlier([v], 0.3).tolist() == [False, False, True, False]
+    assert near_earlier([v], 0.5).tolist() == [False, False, True, True]
+    assert not near_earlier([v], 0.0).any() and not near_earlier([v[:1]], 4.0).any()
+    assert near_earlier([v, v[[0, 1, 0, 0]]], 0.5).tolist() == [False, False, True, False]
 
 
 def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     v = np.random.default_rng(0).normal(size=(23, 6)).astype(np.float32)
     v /= np.linalg.norm(v, axis=1, keepdims=True)
-    whole = near_duplicates(v, 0.8), nearest(v, v, 3)[0].tolist()
+    near = squared_distances(v, v) < 0.8
+    wanted, places = [near[i, :i].any() for i in range(23)], nearest(v, v, 3)[0].tolist()
+    assert near_earlier([v], 0.8).tolist() == wanted and any(wanted)
     monkeypatch.setattr(module, "BLOCK", 5)
-    parts = near_duplicates(v, 0.8), nearest(v, v, 3)[0].tolist()
-    assert parts[0][0] == whole[0][0] and parts[1] == whole[1]
-    assert np.allclose(parts[0][1], whole[0][1], atol=1e-6)
+    assert near_earlier([v], 0.8).tolist() == wanted and nearest(v, v, 3)[0].tolist() == places
+
+
+def test_near_rows_take_no_memory_by_the_pair() -> None:
+    v = np.random.default_rng(0).normal(1, 1e-3, size=(6000, 8)).astype(np.float32)
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    tracemalloc.start()
+    near = near_earlier([v, v], 0.05)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert near.tolist() == [False] + [True] * 5999 and peak < 2**25
+
+
+def test_a_stopped_step_embeds_only_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each text once, and no more of them together than a kill can cost."""
+    asked: list[list[str]] = []
+
+    def some(texts: list[str]) -> np.ndarray:
+        if len(asked) == 2:
+            asked.clear()
+            raise KeyboardInterrupt
+        asked.append(list(texts))
+        return np.eye(4, dtype=np.float32)[[len(t) for t in texts]]
+
+    monkeypatch.setattr(module, "embed", some)
+    monkeypatch.setattr(module, "TEXTS", 1)
+    for wanted in ([], [["ccc"]]):
+        with use(Context(folder=tmp_path)), suppress(KeyboardInterrupt):
+            found = module.embedded(["a", "bb", "a", "ccc"])
+            assert found.argmax(1).tolist() == [1, 2, 1, 3]
+        assert asked == wanted
+    monkeypatch.setattr(module, "TEXTS", 2)
+    rows: list[Row] = [{"prompt": p, "completion": "bb"} for p in ("a", "bb", "ccc", "bb", "a")]
+    asked.clear()
+    for wanted in ([], [["a", "bb"]]):
+        with use(Context(folder=tmp_path)), suppress(KeyboardInterrupt):
+            assert relevance(rows) == [0, 1, 0, 1, 0]
+        assert asked == wanted
 
 
 def test_long_lists_say_how_far_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from truing import datasets, declared, keys, sources
 from truing.core import code, whole
-from truing.core.files import path_hash, place_tree
+from truing.core.files import place_tree
+from truing.core.hashes import path_hash
 from truing.errors import InputError
 from truing.keys import modules_of, step_key
 from truing.method import methods
@@ -123,6 +124,7 @@ def test_what_runs_in_another_process_is_code() -> None:
 
 def test_what_only_refuses_is_none() -> None:
     assert "truing.core.engine" not in walked("truing.select.sample")
+    assert "truing.core.sandbox" not in walked("truing.train.preference.dpo")  # behind the doctor
     training = walked("truing.train.preference.dpo")
     assert {"truing.core.engine", "truing.core.logprob", "truing.core.train_text"} < training
     assert {"truing.core.train_online", "truing.core.sampling"} < walked("truing.train.rl.grpo")

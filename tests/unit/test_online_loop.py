@@ -131,6 +131,18 @@ with use(Context(seed=4, folder=Path(folder))):
 """
 
 
+def test_rollouts_that_no_checkpoint_goes_on_with_are_deleted(
+    model: Model, tmp_path: Path, always_save: Callable[[], None]
+) -> None:
+    """Before the last is drawn there are checkpoints of its beginning and the update before."""
+    plain, _ = run("grpo", model, tmp_path / "plain", steps=4, passes=2)
+    always_save()
+    made, _ = run("grpo", model, tmp_path / "saved", steps=4, passes=2)
+    left = [sorted((tmp_path / n).glob("rollouts-*/*")) for n in ("plain", "saved")]
+    assert [[int(p.stem) for p in paths] for paths in left] == [[0, 1, 2, 3], [2, 3]]
+    assert made.key == plain.key
+
+
 def test_kill_9_and_resume_give_the_same_bits(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

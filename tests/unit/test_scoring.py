@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from truing.changes import Weights
 from truing.context import Context, use
+from truing.core import scoring
 from truing.core.chat import completion_ids, prompt_ids, step_ids
 from truing.core.rewards import score_model
 from truing.core.scores import check_reward
-from truing.core.scoring import HEAD, ScoreHead, has_head, step_scores
+from truing.core.scoring import HEAD, ScoreHead, answer_logps, has_head, step_scores
 from truing.core.tiny import tiny_folder, tiny_tokenizer
+from truing.core.tree import Node
 from truing.errors import InputError
 from truing.method import methods, score
-from truing.models import Model, hold
+from truing.models import Loaded, Model, hold
 from truing.tables import Row, Table
 from truing.train.reward.salmon import ROLE, reviewed
 
@@ -80,6 +84,32 @@ def test_scores_are_those_of_the_plain_computation(reward: Model, tiny_path: Pat
     assert score("reward", {"use": "reward_model", "model": hold(reward)}, ROWS) == pytest.approx(
         want, abs=1e-4
     )
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_a_stopped_step_scores_only_what_is_left(
+    head: bool, reward: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[Row] = [{"prompt": f"say {i % 5}", "completion": "a" * i} for i in range(10)]
+    asked, compute = list[int](), scoring.by_tree
+
+    def scores() -> list[float]:
+        return score_model(reward, rows) if head else answer_logps(reward.load_module(), rows)
+
+    def dying(loaded: Loaded, trees: list[Node], values: Any) -> object:
+        if len(asked) == 2:
+            asked.clear()
+            raise KeyboardInterrupt
+        asked.append(len(trees))
+        return compute(loaded, trees, values)
+
+    monkeypatch.setattr(scoring, "CHUNK", 2)
+    whole = scores()
+    monkeypatch.setattr(scoring, "by_tree", dying)
+    for wanted in ([], [1]):
+        with use(Context(folder=tmp_path / "step")), suppress(KeyboardInterrupt):
+            assert scores() == whole
+        assert asked == wanted
 
 
 def test_steps_are_scored_where_they_close(reward: Model) -> None:

@@ -38,7 +38,7 @@ def test_training_rows_near_a_held_out_one_are_left_out(monkeypatch: pytest.Monk
         angles = np.radians([10 * int(t.split()[-1][:-1]) for t in texts])
         return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
-    monkeypatch.setattr(module, "embed", vectors)
+    monkeypatch.setattr(module, "embedded", vectors)
     train = split(DATA, part="train", held_out=4, threshold=0.05)  # cosine 0.975
     held = {int(p.split()[-1][:-1]) for p in prompts(split(DATA, part="held_out", held_out=4))}
     left = {int(p.split()[-1][:-1]) for p in prompts(train)}
@@ -61,7 +61,7 @@ def test_rows_without_texts_are_told_apart_by_what_they_hold() -> None:
 
 
 def test_exact_texts_are_compared_without_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "embed", lambda texts: pytest.fail("needs no vectors"))
+    monkeypatch.setattr(module, "embedded", lambda texts: pytest.fail("needs no vectors"))
     twice = Table("prompt", [{"prompt": f" {w} {i % 9}"} for w in ("Say", "say") for i in range(9)])
     train = split(twice, part="train", held_out=3, threshold=0)
     held = split(twice, part="held_out", held_out=3, threshold=0)
@@ -85,7 +85,7 @@ def dialogue(*said: str) -> list[dict[str, str]]:
 def test_duplicates_are_alike_in_all_that_is_asked_and_answered(
     exact: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duplicates, "embed", by_first_letter)
+    monkeypatch.setattr(duplicates, "embedded", by_first_letter)
     talks = [
         [{"role": "system", "content": s}, *dialogue(first, "It is.", "Thanks!")]
         for s, first in (("x", "Oak?"), ("y", "Ash?"), ("z", "Oak?"))
@@ -119,14 +119,14 @@ def test_duplicates_are_alike_in_all_that_is_asked_and_answered(
 
 
 def test_equal_rows_are_one_before_pairs_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    compare, sizes = duplicates.compare, []
+    compare, sizes = duplicates.near_earlier, []
 
-    def counted(vectors: np.ndarray, threshold: float) -> object:
-        sizes.append(len(vectors))
-        return compare(vectors, threshold)
+    def counted(places: list[np.ndarray], threshold: float) -> object:
+        sizes.append(len(places[0]))
+        return compare(places, threshold)
 
-    monkeypatch.setattr(duplicates, "embed", by_first_letter)
-    monkeypatch.setattr(duplicates, "compare", counted)
+    monkeypatch.setattr(duplicates, "embedded", by_first_letter)
+    monkeypatch.setattr(duplicates, "near_earlier", counted)
     words = ["Ash?", *["Oak?"] * 500, "Elm?", "Only oaks?", *["Elm?"] * 500]
     data = Table("prompt", [{"prompt": w} for w in words])
     assert prompts(near_duplicates(data)) == ["Ash?", "Oak?", "Elm?"]

@@ -7,6 +7,7 @@ import json
 import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -96,6 +97,25 @@ def test_verify_drops_what_it_finds_and_lists_it(
     assert not store.has(made.key)
     assert main(["store", "verify", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
+
+
+def test_a_base_of_several_models_is_read_once(
+    store: Store, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are links to one; a new model on it needs no look at them, a check a single one."""
+    opened, open_one = list[Path](), Path.open
+
+    def counted(path: Path, *args: Any, **how: Any) -> Any:
+        opened.extend([path] if path.name == "model.safetensors" else [])
+        return open_one(path, *args, **how)
+
+    prefixes = [Prefix([{"role": "user", "content": text}]) for text in "ab"]
+    made = [Model.open(tiny_path).adding(prefix) for prefix in prefixes]
+    store.put("1" * 32, made[0], {})
+    monkeypatch.setattr(Path, "open", counted)
+    store.put("2" * 32, made[1], {})
+    assert not opened and store.verify() == []
+    assert len(opened) == 1 and len(list(store.root.rglob("model.safetensors"))) == 2
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE, errno.ESTALE])
@@ -203,6 +223,26 @@ def test_gc_removes_what_kills_left_beside_artefacts(store: Store) -> None:
         gone = store.gc(days=1)
     assert [g["deleted"] for g in gone].count("remains") == 2
     assert [p.exists() for p in left] == [False, False, True]
+
+
+def test_what_lies_in_a_container_s_image_is_discarded(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folders take no other name: the file that tells an artefact goes first."""
+    made = cleaned(store)
+    remove, there = shutil.rmtree, list[bool]()
+
+    def denied(path: Path, to: Path) -> Path:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    def noted(path: Path, **how: Any) -> None:
+        there.append(store.has(made.key))
+        remove(path, **how)
+
+    monkeypatch.setattr(Path, "rename", denied)
+    monkeypatch.setattr(shutil, "rmtree", noted)
+    store.discard(made.key)
+    assert there == [True, False, False] and not store._place(made.key).exists()
 
 
 def test_gc_reads_what_runs_refer_to_once_and_sees_a_run_that_begins_meanwhile(

@@ -322,7 +322,7 @@ def _logprob(item: object, endpoint: Endpoint) -> float:
     value = cast("Reply", item).get("logprob") if isinstance(item, dict) else None
     if not isinstance(value, int | float) or math.isnan(value):
         raise endpoint.garbage("a token without its log-probability", item)
-    return float(value)
+    return round(float(value), 6)  # more digits take most of the room of a kept reply
 
 
 def _read_echo(data: Reply, endpoint: Endpoint) -> Reply:

@@ -4,9 +4,9 @@ Each rollout has a file of its own in the step's folder, to which answers are ad
 they are drawn, then their rewards. A run that was killed reads what is there and draws the rest:
 what is drawn depends on seed, prompt and weights alone, so the same bits come out. Where an
 environment answers between several turns of the policy (`core.episodes`), its replies and its state
-are written after each turn. The files stay until the step ends, and in a folder of one's own. Of
-several processes each draws for a share of the prompts; the first one rewards all answers, and it
-alone has journals.
+are written after each turn. What no kept checkpoint goes on with is deleted; the last files stay
+until the step ends, and in a folder of one's own. Of several processes each draws for a share of
+the prompts; the first one rewards all answers, and it alone has journals.
 
 What cannot be learnt from is left out by rule and counted: prompts without room for an answer.
 Answers cut off at their length limit are kept and marked `finished` False; an answer that is
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from truing.core.episodes import World
     from truing.core.past import Past
 
-BLOCK = 64  # answers that are written to the journal together: what a kill can cost
+BLOCK = 64  # answers of each process, written to the journal together: what a kill can cost
 Say = Callable[[Sequence[Prompt], int], list[list[str]]]
 Drawn = tuple[tuple[int, ...], tuple[float, ...], str, bool]
 # Rewards of a group, None where it is left out; their terms; what of each falls inside its answer.
@@ -103,6 +103,7 @@ class Collector:
         limit: tokens of a prompt and its answer together; 0 for no limit.
         greedy: who answers after the policy gives one answer, of the likeliest tokens; nothing is
             learnt from it, and its reward is all that stays.
+        needed: number of the first rollout whose file is kept.
     """
 
     prompts: Sequence[Asked]
@@ -115,6 +116,7 @@ class Collector:
     world: World | None = None
     limit: int = 0
     greedy: bool = False
+    needed: Callable[[], int] = lambda: 0
 
     def collect(
         self, number: int, rows: Sequence[int], sampling: SamplingSettings, part: str = ""
@@ -125,6 +127,11 @@ class Collector:
             number: of the rollout; `part` tells several requests of one rollout apart.
             sampling: its seed is replaced by the rollout's own.
         """
+        if distributed.leads():
+            first = self.needed()
+            for path in self.folder.glob("[0-9]*.jsonl"):
+                if int(path.stem) < first:
+                    path.unlink(missing_ok=True)
         return self.collect_as(f"rollout/{number}/{part}", f"{number:06d}", rows, sampling)
 
     def collect_as(
@@ -213,9 +220,9 @@ class Collector:
         """(ids, log-probabilities, words, whether it ended by itself) of each answer."""
         sampling = replace(sampling, seed=seed)
         firsts = first_draws([repr(a.ids) for a in asked], sampling.n)
-        size = max(1, BLOCK // sampling.n)
+        size = max(1, BLOCK // sampling.n) * distributed.now().size
         made: list[list[Drawn]] = []
-        for start in range(0, len(asked), size):
+        while (start := len(made)) < len(asked):  # blocks of other sizes may be there
             block = [a.ids for a in asked[start : start + size]]
             first = firsts[start : start + size]
             here = distributed.share([len(ids) for ids in block])

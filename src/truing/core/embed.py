@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from truing.context import current
 from truing.core import fetch
 from truing.core.attention import on_device
+from truing.core.journaled import kept_vectors
 from truing.core.loaded import quiet
 from truing.tables import content_hash
 
@@ -29,7 +30,8 @@ Vectors = NDArray[np.float32]
 WIDTH = 384
 MAX_TOKENS = 256
 BATCH_TOKENS = 4096
-BLOCK = 1024
+BLOCK = 1024  # rows that are compared with as many at once
+TEXTS = 512  # that a kill can cost
 _seen: OrderedDict[str, Vectors] = OrderedDict()
 _KEEP = 50_000  # vectors remembered within a process: 77 MB
 
@@ -107,9 +109,22 @@ def embed(texts: Sequence[str]) -> Vectors:
     return found
 
 
+def embedded(texts: Sequence[str]) -> Vectors:
+    """Vectors as `embed` gives them, of each text once and some at a time, for many texts.
+
+    What a stopped step had finished of them is read from its journal.
+    """
+    unique = {t: i for i, t in enumerate(dict.fromkeys(texts))}
+    vectors_ND = kept_vectors("sentence", "minilm", list(unique), TEXTS, embed)
+    return vectors_ND[[unique[t] for t in texts]]
+
+
 def squared_distances(a_MD: Vectors, b_ND: Vectors) -> Vectors:
     """||a_i - b_j||^2 = 2 - 2 cos of unit vectors, [M, N]; never below zero."""
-    return np.maximum(2.0 - 2.0 * (a_MD @ b_ND.T), 0.0)
+    d_MN = a_MD @ b_ND.T
+    d_MN *= -2.0
+    d_MN += 2.0
+    return np.maximum(d_MN, 0.0, out=d_MN)
 
 
 def nearest(a_MD: Vectors, b_ND: Vectors, k: int = 1) -> tuple[NDArray[np.int64], Vectors]:
@@ -131,19 +146,22 @@ def nearest(a_MD: Vectors, b_ND: Vectors, k: int = 1) -> tuple[NDArray[np.int64]
     return places, distances
 
 
-def near_duplicates(vectors_ND: Vectors, threshold: float) -> tuple[list[list[int]], Vectors]:
-    """For each row: the other rows at a squared distance below `threshold`, the least distance.
+def near_earlier(places: Sequence[Vectors], threshold: float) -> NDArray[np.bool_]:
+    """For each row whether an earlier one is nearer than `threshold`, in squared distance.
 
-    Returns:
-        rising indices of the similar rows, and squared distances [N] to the nearest other row
-        (infinity for a single row). All pairs are compared, in blocks.
+    Args:
+        places: vectors [N, D]; of several, such as those of a prompt and its answer, two rows are
+            near where they are so in each. All pairs are compared, in blocks.
     """
-    similar: list[list[int]] = []
-    least_N = np.empty(len(vectors_ND), np.float32)
-    for start in range(0, len(vectors_ND), BLOCK):
-        block_BD = vectors_ND[start : start + BLOCK]
-        d_BN = squared_distances(block_BD, vectors_ND)
-        d_BN[np.arange(len(block_BD)), np.arange(len(block_BD)) + start] = np.inf
-        least_N[start : start + BLOCK] = d_BN.min(axis=1)
-        similar += [[int(j) for j in np.flatnonzero(row < threshold)] for row in d_BN]
-    return similar, least_N
+    near_N = np.zeros(len(places[0]), bool)
+    for start in range(0, len(near_N), BLOCK):
+        rows = slice(start, start + BLOCK)
+        for before in range(0, start + 1, BLOCK):
+            others = slice(before, before + BLOCK)
+            near_BB = squared_distances(places[0][rows], places[0][others]) < threshold
+            for v_ND in places[1:]:
+                near_BB &= squared_distances(v_ND[rows], v_ND[others]) < threshold
+            near_N[rows] |= (np.tril(near_BB, -1) if before == start else near_BB).any(axis=1)
+        if len(near_N) > BLOCK:
+            current().progress(min(start + BLOCK, len(near_N)), len(near_N), "rows compared")
+    return near_N

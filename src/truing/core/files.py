@@ -1,4 +1,4 @@
-"""Files of models and data: the user's cache, content hashes, locks, atomic folders.
+"""Files of models and data: the user's cache, locks, atomic folders.
 
 Free of torch, so that names and keys are known before anything heavy is imported.
 """
@@ -6,35 +6,29 @@ Free of torch, so that names and keys are known before anything heavy is importe
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import errno
 import fcntl
 import fnmatch
 import functools
 import hashlib
-import json
 import os
 import re
+import secrets
 import shutil
 import stat
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO
 
-from truing.errors import InputError, no_file
-from truing.tables import content_hash
+from truing.errors import InputError
 
 BLOCK = 1 << 22
 FILE = 1 << 12  # bytes of the disk that the smallest file takes
 COPY = "consolidated*.safetensors"
 _FICLONE = 0x40049409  # Linux ioctl: share the blocks of a file, copy on write
-_hashes: dict[str, list[object]] | None = None
-_guard = threading.Lock()
-_afresh: contextvars.ContextVar[bool] = contextvars.ContextVar("afresh", default=False)
 
 
 def home() -> Path:
@@ -140,11 +134,11 @@ def new_folder(target: Path) -> Generator[Path]:
             where=str(target),
             fix="Move it, or name another folder",
         )
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    partial.mkdir()
     try:
         yield partial
         sync_folder(partial)
-        partial.chmod(0o755)
         _swap(partial, target)
         for folder in target.absolute().parents:  # its new name, and those of new folders above
             sync(folder)
@@ -158,7 +152,7 @@ def _swap(partial: Path, target: Path) -> None:
     """Put `partial` in the place of `target`, which is never half there."""
     for attempt in range(8):
         with contextlib.suppress(FileNotFoundError):
-            target.rename(partial.with_name(f"{partial.name}.{attempt}.old"))
+            put_aside(target, partial.with_name(f"{partial.name}.{attempt}.old"))
         try:
             partial.rename(target)
             break
@@ -167,6 +161,22 @@ def _swap(partial: Path, target: Path) -> None:
                 raise
         finally:
             _recover(target)
+
+
+def put_aside(folder: Path, to: Path, mark: str = "") -> None:
+    """Give a folder another name, so that it is out of sight at once; where that fails, delete it.
+
+    In a container the folders of its image (overlayfs) take no other name, while what they hold
+    can be deleted: first `mark`, the file without which the folder counts as none.
+    """
+    try:
+        folder.rename(to)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        if mark:
+            (folder / mark).unlink(missing_ok=True)
+        shutil.rmtree(folder)
 
 
 def _recover(target: Path) -> None:
@@ -192,10 +202,13 @@ def age(path: Path) -> float:
     return (time.time() - latest) / 86400
 
 
-def make_room(folder: Path, limit: int) -> None:
+def make_room(folder: Path, limit: int, said: str = "") -> None:
     """Delete the files of `folder` and below that were longest unused, until `limit` bytes remain.
 
     A file's time is that of its last use: whoever reads one touches it.
+
+    Args:
+        said: on stderr, behind how many are deleted, if any.
     """
     found: list[tuple[float, int, Path]] = []
     for path in folder.rglob("*"):
@@ -204,13 +217,15 @@ def make_room(folder: Path, limit: int) -> None:
             if stat.S_ISREG(facts.st_mode):
                 # Small files take a block of the disk each.
                 found.append((facts.st_mtime, max(facts.st_size, facts.st_blocks * 512), path))
-    total = sum(size for _, size, _ in found)
+    total, gone = sum(size for _, size, _ in found), 0
     for _, size, path in sorted(found):
         if total <= limit:
-            return
+            break
         with contextlib.suppress(OSError):
             path.unlink()
-        total -= size
+        total, gone = total - size, gone + 1
+    if gone and said:
+        print(f"{folder}: {gone} {said}", file=sys.stderr)
 
 
 _written: dict[Path, int] = {}
@@ -229,9 +244,9 @@ def make_room_for(folder: Path, limit: int, size: int) -> None:
 
 
 @functools.cache
-def make_room_once(folder: Path, limit: int) -> None:
+def make_room_once(folder: Path, limit: int, said: str = "") -> None:
     """`make_room`, once a process: what it writes itself stays, and looking takes a while."""
-    make_room(folder, limit)
+    make_room(folder, limit, said)
 
 
 @contextlib.contextmanager
@@ -258,81 +273,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _known() -> dict[str, list[object]]:
-    global _hashes
-    if _hashes is None:
-        try:
-            known = json.loads((home() / "hashes.json").read_text())
-            _hashes = {path: facts for path, facts in known.items() if os.path.lexists(path)}
-        except (OSError, ValueError, AttributeError):
-            _hashes = {}
-    return _hashes
-
-
-def _remember(path: str, facts: list[object]) -> None:
-    _known()[path] = facts
-    # A cache of hashes that cannot be written costs time only.
-    with contextlib.suppress(OSError):
-        write_text(home() / "hashes.json", json.dumps(_known()))
-
-
-@contextlib.contextmanager
-def reading_all() -> Generator[None]:
-    """Inside the block every hash is of bytes that are read, and none is remembered from before.
-
-    A disk may lose bits without the time of change telling.
-    """
-    token = _afresh.set(True)
-    try:
-        yield
-    finally:
-        _afresh.reset(token)
-
-
-def file_hash(path: Path) -> str:
-    """BLAKE2b of a file's content (32 hex digits).
-
-    For files over 1 MB it is remembered by path, inode, size and time of change; see `reading_all`.
-    """
-    path = path.resolve()
-    state = path.stat()
-    facts: list[object] = [state.st_ino, state.st_size, state.st_mtime_ns]
-    large = state.st_size > 1 << 20
-    if large and not _afresh.get():
-        with _guard:
-            seen = _known().get(str(path))
-        if seen and seen[:3] == facts:
-            return str(seen[3])
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    if large:
-        with _guard:
-            _remember(str(path), [*facts, digest.hexdigest()])
-    return digest.hexdigest()
-
-
-def files_hash(folder: Path, names: Iterable[str]) -> str:
-    """Content hash of the named files of a folder, names included."""
-    return parts_hash({n: folder / n for n in names})
-
-
-def parts_hash(parts: Mapping[str, Path]) -> str:
-    """Content hash of files by name, wherever they lie."""
-    return content_hash([[n, file_hash(path)] for n, path in sorted(parts.items())])
-
-
-def path_hash(path: Path) -> str:
-    """Content hash of a file, or of all files of a folder; independent of where it lies."""
-    if path.is_file():
-        return file_hash(path)
-    if not path.is_dir():
-        raise no_file("file or folder", path)
-    return files_hash(path, [str(p.relative_to(path)) for p in _below(path)])
-
-
-def _below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+def below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """All files of a folder, in order, those behind links to other folders among them."""
     here = folder.resolve()
     if here in above:  # a link that leads back
@@ -344,7 +285,7 @@ def _below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
         raise InputError("this folder cannot be read", where=str(folder), fix=fix) from None
     for path in paths:
         if path.is_dir():
-            yield from _below(path, (*above, here))
+            yield from below(path, (*above, here))
         elif path.is_file():
             yield path
 
@@ -373,7 +314,7 @@ def place_tree(source: Path, target: Path, *, link: bool) -> None:
     if source.is_file():
         place(source, target, link=link)
         return
-    for path in _below(source):
+    for path in below(source):
         place(path, target / path.relative_to(source), link=link)
 
 

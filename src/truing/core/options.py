@@ -22,10 +22,15 @@ from truing.core.tree import Node, budget_for, pack, split
 from truing.models import Model
 
 
-def option_logps(judge: Model, prompts: Sequence[str], options: Sequence[str]) -> torch.Tensor:
+def option_logps(
+    judge: Model, prompts: Sequence[str], options: Sequence[str], first: int = 1
+) -> torch.Tensor:
     """Log-probabilities [prompts, options] (float64) that a local model's answer begins so.
 
     An option counts as written and in lower case. Edits, prefix and rewriter are in force.
+
+    Args:
+        first: number of the first prompt, for errors.
     Raises:
         InputError: a prompt does not fit, or the architecture does not take packed trees.
     """
@@ -41,7 +46,7 @@ def option_logps(judge: Model, prompts: Sequence[str], options: Sequence[str]) -
         for o in options
     ]
     leaves = tuple(_node(ids, loss=True) for spellings in spelled for ids in spellings)
-    check_lengths(loaded.module, heads, max(len(leaf.ids) for leaf in leaves))
+    check_lengths(loaded.module, heads, max(len(leaf.ids) for leaf in leaves), first)
     shared = common_start(heads)
     rest = sum(len(leaf.ids) for leaf in leaves)
     rows: list[torch.Tensor] = []

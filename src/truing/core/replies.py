@@ -1,7 +1,8 @@
 """Replies of endpoints as they are kept: on the disk for good, or for a while in memory.
 
 On the disk, under TRUING_HOME, a reply is a file, put in its place by one rename; a damaged file
-counts as none. When a process first asks, the files longest unused go until `LIMIT` bytes are left.
+counts as none. When a process first asks, the files longest unused go until `LIMIT` bytes are left,
+which is told, since they may have cost money.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Replies:
 
     def make_room(self) -> None:
         """Let the files longest unused go, once in a process."""
-        files.make_room_once(self.folder, LIMIT)
+        said = f"replies, longest unused, are deleted to keep {LIMIT / 2**30:.3g} GiB of them"
+        files.make_room_once(self.folder, LIMIT, f"{said}; what they answer is asked anew")
 
 
 class _Passing(Replies):

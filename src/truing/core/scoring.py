@@ -33,6 +33,7 @@ from truing.core.chat import Prompt, completion_ids, prompt_ids, step_ids
 from truing.core.files import new_folder
 from truing.core.generate import rewritten
 from truing.core.headed import holds_score
+from truing.core.journaled import kept
 from truing.core.logprob import measure, states
 from truing.core.reach import too_long, width_of
 from truing.core.tree import Node, Packed, budget_for, group_tree, pack
@@ -44,6 +45,7 @@ HEAD = "reward_head"
 HIDDEN = f"{HEAD}.hidden"
 SORT = f"{HEAD}.sort"
 ROUNDING = 1e-5  # share of its parts below which the sum of a gradient is rounding
+CHUNK = 128  # prompts whose answers a kill can cost
 SORTS = ("answers", "steps", "reviews")  # what a head scores, by its number in that tensor
 
 # What heads that score no whole answer score, and what rewards by it.
@@ -227,14 +229,17 @@ def measured(module: nn.Module, head: ScoreHead, packed: Packed, *, grad: bool =
 
 
 def by_prompt(
-    loaded: Loaded, rows: Sequence[Row], values: Callable[[Packed], Tensor]
+    loaded: Loaded, rows: Sequence[Row], values: Callable[[Packed], Tensor], name: str
 ) -> list[float]:
     """A number for each row's answer, the prompt of several rows computed once.
 
-    The model's edits, prefix and rewriter are in force.
+    The model's edits, prefix and rewriter are in force. What a stopped step had finished is read
+    from its journal, so that the model must be as its key says, not in training.
+
     Args:
         rows: with "prompt", "completion" and optionally "finished".
         values: numbers [U, K] of a micro-batch.
+        name: of these numbers, in the journal.
     Returns:
         them in the order of the rows; 0 for an empty answer that has no end either.
     """
@@ -243,9 +248,9 @@ def by_prompt(
         groups.setdefault(content_hash(prompt_of(row)), []).append(i)
     found = [0.0] * len(rows)
     order: list[list[int]] = []
-    trees: list[Node] = []
-    asked = rewritten(loaded.model, [cast(Prompt, prompt_of(rows[m[0]])) for m in groups.values()])
-    for prompt, members in zip(asked, groups.values(), strict=True):
+    asked: list[tuple[list[int], list[list[int]]]] = []
+    told = rewritten(loaded.model, [cast(Prompt, prompt_of(rows[m[0]])) for m in groups.values()])
+    for prompt, members in zip(told, groups.values(), strict=True):
         answers = {i: _answer(loaded, rows[i]) for i in members}
         some = [i for i in members if answers[i]]
         if some:
@@ -253,9 +258,15 @@ def by_prompt(
             head = prompt_ids(loaded.tokenizer, prompt)
             for i in some:
                 check_fits(loaded, len(head) + len(answers[i]), i)
-            trees.append(group_tree(head, [answers[i] for i in some]))
-    for members, numbers in zip(order, by_tree(loaded, trees, values), strict=True):
-        for i, value in zip(members, numbers.tolist(), strict=False):
+            asked.append((head, [answers[i] for i in some]))
+
+    def make(some: Sequence[tuple[list[int], list[list[int]]]]) -> list[list[float]]:
+        trees = [group_tree(*one) for one in some]
+        return [value_K.tolist() for value_K in by_tree(loaded, trees, values)]
+
+    made = kept(name, loaded.model.key, asked, CHUNK, make)
+    for members, numbers in zip(order, made, strict=True):
+        for i, value in zip(members, numbers, strict=False):
             found[i] = value
     return found
 
@@ -312,7 +323,8 @@ def end_states(loaded: Loaded) -> Callable[[Packed], Tensor]:
 
 def answer_logps(loaded: Loaded, rows: Sequence[Row], *, mean: bool = False) -> list[float]:
     """log p(y | x) of each row's answer, or its mean over tokens; 0 for an empty text."""
-    return by_prompt(loaded, rows, tail_logps(loaded, mean=mean))
+    name = "mean_logps" if mean else "logps"
+    return by_prompt(loaded, rows, tail_logps(loaded, mean=mean), name)
 
 
 def _answer(loaded: Loaded, row: Row) -> list[int]:
@@ -334,7 +346,7 @@ def head_scores(reward: Model, rows: Sequence[Row], sort: str = "answers") -> li
         ends_UK = packed.ends_UK
         return head(states(loaded.module, packed)[ends_UK.flatten()]).view(ends_UK.shape)
 
-    return by_prompt(loaded, rows, last_UK)
+    return by_prompt(loaded, rows, last_UK, "scores")
 
 
 def step_scores(reward: Model, rows: Sequence[Row], separator: str) -> list[list[float]]:

@@ -6,15 +6,17 @@ import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from truing.context import current
 from truing.core import distributed, recompute
 from truing.core.agents import Speaker
 from truing.core.answers import Asked
+from truing.core.checkpoint import KEEP, Checkpoints
 from truing.core.collect import Collector, Pool
 from truing.core.critic import Critic
-from truing.core.engine import train
+from truing.core.engine import checkpoints_of, train
 from truing.core.episodes import World
 from truing.core.frozen_trunk import attach
 from truing.core.gold import check_gold
@@ -249,6 +251,12 @@ def _other(run: Run) -> Loaded | None:
     return replace(found, model=found.model.with_changes(found.model.weight_changes))
 
 
+def _needed(saved: Checkpoints, updates: int) -> int:
+    """Number of the rollout that the older of the last checkpoints goes on with."""
+    steps = saved.steps()[-KEEP:]
+    return steps[0] // updates if len(steps) == KEEP else 0
+
+
 def _task(
     run: Run, prompts: Sequence[Asked], by: Reward | Pool, folder: Path, world: World | None
 ) -> OnlineTask:
@@ -269,6 +277,7 @@ def _task(
     collector = Collector(
         prompts, draws, reward, pool, loaded.tokenizer, folder, context, world, start.limit,
         greedy=spec.opponent == GREEDY,
+        needed=partial(_needed, checkpoints_of(start.run), settings.updates),
     )  # fmt: skip
     return OnlineTask(
         spec, told, settings, collector, loaded.module, lora=lora,

@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truing.errors import InputError
-from truing.kinds import sides_of
 from truing.method import check_component, get_component, method
 from truing.models import Model
+from truing.readings import sides_of
 from truing.tables import Message, Row, Table, user_text
 
 WHERE = "select/deita"

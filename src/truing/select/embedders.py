@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from truing.core.chat import chat_text
-from truing.core.embed import embed
+from truing.core.embed import embedded
 from truing.core.encoding import encode
 from truing.core.generate import rewritten
 from truing.core.journaled import Vectors, kept_vectors
@@ -27,7 +27,6 @@ from truing.models import Loaded, Model
 from truing.select.near_duplicates import known
 from truing.tables import Message, Row
 
-TEXTS = 512  # sentences that a kill can cost
 STATES = 32  # rows of a language model
 WIDTH = 256  # of the vectors of exact texts, as many bits
 
@@ -35,8 +34,7 @@ WIDTH = 256  # of the vectors of exact texts, as many bits
 @component("embedder")
 def sentence(rows: list[Row], model: Model | None = None) -> Vectors:
     """Sentence vectors of the row's text (all-MiniLM-L6-v2, its first 256 tokens)."""
-    texts = [str(r["text"]) for r in rows]
-    return kept_vectors("sentence", "minilm", texts, TEXTS, embed)
+    return embedded([str(r["text"]) for r in rows])
 
 
 @component("embedder")

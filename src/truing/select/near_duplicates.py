@@ -16,48 +16,16 @@ prompt are what pairs are made for. `by: prompt` looks at the prompt alone, as M
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
 from truing.context import current
-from truing.core.embed import embed
-from truing.core.embed import near_duplicates as compare
-from truing.kinds import Message, Row, parting, sides_of, user_text
+from truing.core.embed import embedded, near_earlier
+from truing.kinds import Message, Row, user_text
 from truing.method import method
+from truing.readings import parting, sides_of
 from truing.tables import Table
 
 ANSWERS = ("chosen", "rejected", "completion", "completions", "steps")
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """Per row: squared distance to the nearest other, size of the similar set, its least index.
-
-    `min_similar` is None where the similar set is empty, otherwise the least index among the row
-    itself and its similar set.
-    """
-
-    min_distance: list[float]
-    repeat_count: list[int]
-    min_similar: list[int | None]
-
-    def keep(self) -> list[int]:
-        """Indices of the rows that the rule keeps."""
-        return [i for i, m in enumerate(self.min_similar) if m is None or m == i]
-
-
-def neighbours(vectors_ND: NDArray[np.float32], threshold: float) -> Neighbours:
-    """Nearest neighbours by squared L2 distance of unit vectors [N, D]."""
-    similar, least_N = compare(vectors_ND, threshold)
-    return Neighbours([float(d) for d in least_N], [len(near) for near in similar], firsts(similar))
-
-
-def firsts(similar: Sequence[Sequence[int]]) -> list[int | None]:
-    """The least index of each row and its similar set; None where that is empty."""
-    return [min(min(near), i) if near else None for i, near in enumerate(similar)]
 
 
 def row_text(row: Row) -> str:
@@ -130,39 +98,25 @@ def known(text: str) -> str:
     return text.strip().lower()
 
 
-def alike(texts: Sequence[Sequence[str]], threshold: float) -> list[list[int]]:
-    """For each row the others all of whose texts are near, place by place: [row][place].
-
-    Rows of different numbers of texts are not alike.
-    """
-    found: list[list[int]] = []
-    for place in range(max(map(len, texts))):
-        has = [i for i, row in enumerate(texts) if len(row) > place]
-        similar, _ = compare(embed([texts[i][place] for i in has]), threshold)
-        if not place:  # which all have
-            found = [
-                [j for j in near if len(texts[j]) == len(t)] for near, t in zip(similar, texts)
-            ]
-            continue
-        for i, near in zip(has, similar, strict=True):
-            both = {has[j] for j in near}
-            found[i] = [j for j in found[i] if j in both]
-    return found
-
-
 def _kept(texts: Sequence[Sequence[str]], threshold: float) -> list[int]:
     """Numbers of the rows that the rule keeps.
 
-    Of equal rows only the first can be one: the others are left out before pairs are looked at,
-    since a thousand equal rows make a million of them.
+    A row is near another that has as many texts where each is near the other's. Of equal rows,
+    which would make many pairs, only the first is looked at.
     """
     first: dict[tuple[str, ...], int] = {}
     for i, row in enumerate(texts):
         # Nothing is nearer than 0, not even a text to itself.
         first.setdefault((*row, *([str(i)] if threshold == 0 else [])), i)
-    rows = list(first.values())
-    least = firsts(alike([texts[i] for i in rows], threshold))
-    return [rows[k] for k, m in enumerate(least) if m is None or m == k]
+    as_long: dict[int, list[int]] = {}
+    for i in first.values():
+        as_long.setdefault(len(texts[i]), []).append(i)
+    left_out: set[int] = set()
+    for size, rows in as_long.items():
+        places = [embedded([texts[i][place] for i in rows]) for place in range(size)]
+        near = near_earlier(places, threshold)
+        left_out.update(i for i, again in zip(rows, near, strict=True) if again)
+    return [i for i in first.values() if i not in left_out]
 
 
 @method(paper="magpie", within={"threshold": (0, 4)}, makes="data")

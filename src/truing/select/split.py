@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from truing.core.embed import embed, nearest
+from truing.core.embed import embedded, nearest
 from truing.errors import InputError
 from truing.method import method
 from truing.select.near_duplicates import asked_text, known, row_name
@@ -33,7 +33,7 @@ def _apart(texts: list[str], held_out: int, threshold: float) -> list[int]:
     if threshold == 0:
         held = {known(t) for t in texts[:held_out]}
         return [i for i in later if known(texts[i]) not in held]
-    vectors_ND = embed(texts)
+    vectors_ND = embedded(texts)
     _, distance_M1 = nearest(vectors_ND[held_out:], vectors_ND[:held_out])
     return [i for i, d in zip(later, distance_M1[:, 0], strict=True) if d > threshold]
 

@@ -6,6 +6,7 @@ import functools
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 
 from truing.tables import Row, user_text
 
@@ -105,14 +106,14 @@ def relevance(rows: list[Row]) -> list[float]:
     """Cosine of the sentence vectors of prompt and answer (all-MiniLM-L6-v2), 0 when empty."""
     if not rows:
         return []
-    from truing.core.embed import embed
+    from truing.core.embed import TEXTS, embed
+    from truing.core.journaled import kept
 
-    prompts = [user_text(r.get("prompt")) for r in rows]
-    answers = [text_of(r) for r in rows]
-    unique = list(dict.fromkeys(prompts + answers))
-    place = {text: i for i, text in enumerate(unique)}
-    vectors = embed(unique)
-    return [
-        float(vectors[place[p]] @ vectors[place[a]]) if p and a else 0.0
-        for p, a in zip(prompts, answers, strict=True)
-    ]
+    def cosines(some: Sequence[tuple[str, str]]) -> list[float]:
+        unique = list(dict.fromkeys(text for pair in some for text in pair))
+        place = {text: i for i, text in enumerate(unique)}
+        vectors = embed(unique)
+        return [float(vectors[place[p]] @ vectors[place[a]]) if p and a else 0.0 for p, a in some]
+
+    pairs = [(user_text(r.get("prompt")), text_of(r)) for r in rows]
+    return kept("relevance", "minilm", pairs, TEXTS, cosines)

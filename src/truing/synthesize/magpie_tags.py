@@ -12,17 +12,19 @@ tags of the paper are checks and rewards here; near-duplicates are a step of the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
-from truing.context import Json, current
 from truing.core.generate import sample_ids
+from truing.core.journaled import kept
 from truing.core.template import asking_text
 from truing.errors import InputError
 from truing.method import method
-from truing.models import Model
+from truing.models import Loaded, Model
 from truing.select.near_duplicates import instruction
-from truing.tables import Row, Table, content_hash
+from truing.tables import Row, Table
+
+CHUNK = 128  # tags that are drawn together: what a kill can cost
 
 DIFFICULTY = ("very easy", "easy", "medium", "hard", "very hard")
 QUALITY = ("very poor", "poor", "average", "good", "excellent")
@@ -103,6 +105,13 @@ def parse_tag(written: str, tag: str) -> dict[str, object]:
     return values
 
 
+def _head(loaded: Loaded, query: str, tag: str) -> list[int]:
+    """Token ids of the question and of the brace that the answer begins with."""
+    asked = [{"role": "user", "content": tag_prompt(query, tag)}]
+    head = asking_text(loaded.tokenizer, asked) + "{"
+    return cast(list[int], loaded.tokenizer.encode(head, add_special_tokens=False))
+
+
 @method(
     paper="magpie", needs=("generate", "weights"), within={"max_tokens": (1, None)}, makes="data"
 )
@@ -125,24 +134,22 @@ def magpie_tags(
                 "no such tag", where="setting 'tags'", seen=tag, fix="Known: " + ", ".join(TAGS)
             )
     loaded = model.load_module()
-    context = current()
-    journal = context.journal("tags")
+    asked = list(dict.fromkeys((instruction(row), tag) for row in data for tag in tags))
+
+    def write(some: Sequence[tuple[str, str]]) -> list[str]:
+        heads = [_head(loaded, query, tag) for query, tag in some]
+        return [d[0].text for d in sample_ids(loaded, heads, max_tokens=max_tokens, greedy=True)]
+
+    texts = kept("tags", [model.key, max_tokens], asked, CHUNK, write)
+    written = dict(zip(asked, texts, strict=True))
     rows: list[Row] = []
-    for i, row in enumerate(data, 1):
+    for row in data:
         new, query = dict(row), instruction(row)
         for tag in tags:
-            name = f"{tag}/{content_hash([model.key, query, max_tokens], 8)}"
-            if name not in journal:
-                asked = [{"role": "user", "content": tag_prompt(query, tag)}]
-                head = asking_text(loaded.tokenizer, asked)
-                ids = cast(list[int], loaded.tokenizer.encode(head + "{", add_special_tokens=False))
-                drawn = sample_ids(loaded, [ids], n=1, max_tokens=max_tokens, greedy=True)[0]
-                journal.put(name, cast(Json, drawn[0].text))
-            new |= parse_tag(str(journal.get(name)), tag)
+            new |= parse_tag(written[query, tag], tag)
         lineage = cast(Row, row["lineage"])
         earlier = cast("list[str]", lineage.get("tags") or [])
         new["lineage"] = lineage | {"tags": list(dict.fromkeys([*earlier, *tags]))}
         rows.append(new)
-        context.progress(i, len(data), "tags")
     table = Table(data.kind, rows, where=data.source)
     return table.with_lineage(tagger=model.key)
