@@ -161,7 +161,7 @@ def _plugin(point: metadata.EntryPoint, kind: str) -> Entry:
         for entry in scan(path, point.module, verb, "", package):
             if entry.attr == point.attr:
                 return entry
-    summary = dist.metadata["Summary"] if dist is not None else ""
+    summary = dist.metadata["Summary"] if dist and "Summary" in dist.metadata else ""
     return Entry(
         name=name,
         kind=kind,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shutil
 import sys
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -15,13 +15,15 @@ from truing.context import Json
 
 CORE = (
     "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "pydantic",
-    "jinja2", "pyyaml", "httpx",
+    "jinja2", "pyyaml", "httpx", "huggingface-hub",
 )  # fmt: skip
 IMPORTED_AS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}  # where a package has another name
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 # Of a group of processes: limit, bytes in use, and which of these can be given back.
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 V2 = ("memory.max", "memory.current", "inactive_file")
+# Of its processors: microseconds that it may compute in a period, and how long that is.
+QUOTA_V1, QUOTA_V2 = ("cpu.cfs_quota_us", "cpu.cfs_period_us"), ("cpu.max",)
 # Files of GPU drivers under /dev; and variables that decide which GPUs a process sees.
 DEVICES = ("nvidia*", "nvhost*", "nvgpu*", "nvmap", "kfd", "dxg")
 HIDING = (
@@ -29,7 +31,6 @@ HIDING = (
     "GPU_DEVICE_ORDINAL", "CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH", "LD_PRELOAD",
 )  # fmt: skip
 SIZES = {"cpu": 1024, "cuda": 8192}  # of matrices whose products are timed
-PROGRAMS = ("chromium", "unshare")  # for the browser test; for the sandbox of generated code
 
 
 def _version(package: str) -> str:
@@ -62,28 +63,30 @@ def extra_of(module: str) -> str:
     return ""
 
 
-def _limits() -> list[tuple[int, int]]:
-    """(limit, bytes in use) of each group of processes that this one is in, a container's too.
+def _groups(kind: str) -> Iterator[tuple[Path, bool]]:
+    """(folder, whether of the second version) of each group of processes that this one is in.
 
-    Pages of files that were not used lately can be given back: they do not count as in use.
+    A container's too. `kind` is what the group limits.
     """
-    found: list[tuple[int, int]] = []
     groups = Path(PROC, "self/cgroup")
     for line in groups.read_text().splitlines() if groups.exists() else []:
         _, kinds, name = line.split(":", 2)
-        if kinds and "memory" not in kinds.split(","):
+        if kinds and kind not in kinds.split(","):
             continue
-        root, files = (CGROUP / "memory", V1) if kinds else (CGROUP, V2)
+        root = CGROUP / kind if kinds else CGROUP
         here = root / name.lstrip("/")
         # A container sees its own group at the root, under whatever name it has outside.
         for folder in [here, *here.parents]:
             if not folder.is_relative_to(root):
                 break
-            found += _limit(folder, *files)
-    return found
+            yield folder, not kinds
 
 
 def _limit(folder: Path, most: str, used: str, idle: str) -> list[tuple[int, int]]:
+    """(limit, bytes in use) of a group that has a limit.
+
+    Pages of files that were not used lately can be given back: they do not count as in use.
+    """
     try:
         limit, now = (int((folder / name).read_text()) for name in (most, used))
         facts = dict(x.split() for x in (folder / "memory.stat").read_text().splitlines())
@@ -102,10 +105,25 @@ def memory_gib() -> tuple[float, float]:
         return 0.0, 0.0
     facts = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
     total, free = (int(facts.get(n, "0 kB").split()[0]) << 10 for n in ("MemTotal", "MemAvailable"))
-    limits = _limits()
+    limits = [x for at, new in _groups("memory") for x in _limit(at, *(V2 if new else V1))]
     total = min([total, *(most for most, _ in limits)])
     free = min([free, *(max(0, most - used) for most, used in limits)])
     return round(total / 2**30, 1), round(free / 2**30, 1)
+
+
+def cores() -> int:
+    """Processors that this process can have: fewer than the machine's where its container has."""
+    there = hasattr(os, "sched_getaffinity")
+    found = len(os.sched_getaffinity(0)) if there else os.cpu_count() or 1
+    for folder, new in _groups("cpu"):
+        try:
+            words = " ".join((folder / n).read_text() for n in (QUOTA_V2 if new else QUOTA_V1))
+            most, period = map(int, words.split())
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+        if most > 0:  # -1 is none
+            found = min(found, max(1, most // period))
+    return found
 
 
 def cpu_name() -> str:
@@ -144,7 +162,7 @@ def matrix_speed(dtype: str = "float32", seconds: float = 1.0, size: int = 0) ->
 
 def machine() -> dict[str, Json]:
     """Processor, cores and memory of this machine: what is known without PyTorch."""
-    return {"cpu": cpu_name(), "cores": os.cpu_count(), "memory_gib": memory_gib()[0]}
+    return {"cpu": cpu_name(), "cores": cores(), "memory_gib": memory_gib()[0]}
 
 
 def hardware() -> dict[str, Json]:
@@ -172,7 +190,7 @@ def drivers() -> list[str]:
 
 
 def _measured() -> dict[str, object]:
-    """Hardware and the two-second speed probe; what is wrong where torch cannot be imported."""
+    """Hardware and the two-second speed probe; what is wrong where torch cannot be used."""
     try:
         return {
             **hardware(),
@@ -182,20 +200,24 @@ def _measured() -> dict[str, object]:
         }
     except (ImportError, OSError) as error:
         return {"cpu": cpu_name(), "problem": f"torch cannot be imported: {error}"}
+    except RuntimeError as error:  # of a GPU, in many lines
+        first = str(error).partition("\n")[0]
+        return {**machine(), "problem": f"torch cannot compute here: {first}"}
 
 
 def examine() -> dict[str, object]:
     """All facts, the two-second speed probe included."""
     from truing import __version__
-    from truing.core import fetch
+    from truing.core import fetch, sandbox
 
+    denied = sandbox.available()
     return {
         "truing": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
         "packages": {p: _version(p) for p in CORE},
         "extras": {n: all(map(_version, packages)) for n, packages in sorted(extras().items())},
-        "programs": {p: shutil.which(p) or "" for p in PROGRAMS},
+        "sandbox": f"no: {denied}" if denied else "yes",
         **_measured(),
         "home": str(fetch.home()),
         "models_present": [m["name"] for m in fetch.catalogue() if m["present"]],
@@ -205,6 +227,9 @@ def examine() -> dict[str, object]:
 def text(facts: dict[str, object]) -> str:
     """The facts for a person to read."""
     lines: list[str] = []
+    threads, most = facts.get("threads"), facts.get("cores")
+    # PyTorch knows nothing of a container's quota.
+    slow = isinstance(threads, int) and isinstance(most, int) and threads > most
     for name, value in facts.items():
         if isinstance(value, dict):
             lines.append(f"{name}:")
@@ -214,5 +239,6 @@ def text(facts: dict[str, object]) -> str:
                 lines.append(f"  {key:<14} {shown}{hint}")
         else:
             shown = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
-            lines.append(f"{name:<18} {shown}")
+            own = f"   more than cores: set OMP_NUM_THREADS={most}"
+            lines.append(f"{name:<18} {shown}{own if slow and name == 'threads' else ''}")
     return "\n".join(lines)

@@ -20,6 +20,8 @@ from truing.tables import WRITTEN
 AGAIN = "Mend the file, or fetch or save the model again"
 ELSEWHERE = "Name a folder that you may write in, or change its rights"
 FULL = (errno.ENOSPC, errno.EDQUOT)
+# Of GPUs that PyTorch sees and cannot use.
+NO_GPU = ("no kernel image is available", "devices are busy or unavailable")
 # What a place that the user named or that holds the user's files may be.
 PLACE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
@@ -115,6 +117,14 @@ def told(where: str) -> Generator[None]:
                 where=where,
                 seen=str(error).splitlines()[0],
                 fix="Take a smaller model, or lower budget or max_length where the method has them",
+            ) from error
+        if any(words in str(error) for words in NO_GPU):
+            raise InputError(
+                "the GPU cannot be used",
+                where=where,
+                seen=str(error).splitlines()[0],
+                fix="Free it where others use it, install a build of PyTorch for it, or set "
+                "CUDA_VISIBLE_DEVICES= to compute on the CPU",
             ) from error
         raise
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import threading
 import time
+from typing import Any
 
 import pytest
 
+from truing import doctor
 from truing.context import current
 from truing.core import sandbox
 from truing.core.scores import check_reward
@@ -125,8 +127,24 @@ def test_programs_run_side_by_side() -> None:
     asked = rows(["pass"], *(f"import time\ntime.sleep(0.6)  # {i}" for i in range(4)))
     began = time.monotonic()
     assert passes_tests(asked) == [1] * 4
-    if (os.cpu_count() or 1) > 1:
+    if doctor.cores() > 1:
         assert time.monotonic() - began < 4 * 0.6
+
+
+def test_no_more_run_at_once_than_there_are_cores_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A right program that shares a core with many others does not end in time."""
+    real, alone = sandbox.run, threading.Lock()
+
+    def run(*given: Any, **named: Any) -> sandbox.Outcome:
+        assert alone.acquire(blocking=False)
+        try:
+            return real(*given, **named)
+        finally:
+            alone.release()
+
+    monkeypatch.setattr(sandbox, "run", run)
+    monkeypatch.setattr(doctor, "cores", lambda: 1)
+    assert passes_tests(rows(["pass"], *(f"x = {i}" for i in range(3)))) == [1] * 3
 
 
 def test_which_block_is_the_program() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ from truing.core.client import Limits, limited
 from truing.core.generate import generate
 from truing.errors import InputError
 from truing.models import Model, Served
-from truing.tables import Row
+from truing.tables import Row, Table
 
 FIXED = "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1)"
 
@@ -142,6 +146,51 @@ def test_the_key_that_is_missing_is_named() -> None:
     with server(lambda n, body: (401, {}, {"error": "who?"}, 0.0)) as (url, _):
         with pytest.raises(InputError, match="TRUING_API_KEY_LOCALHOST for this host"):
             generate(Model.open(f"{url}#m"), ["x"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "socks://127.0.0.1:1080/"),  # what GNOME's settings export
+        ("ALL_PROXY", "socks5://127.0.0.1:1080"),
+        ("NO_PROXY", "localhost,[::1]"),
+        ("SSL_CERT_FILE", "/gone"),
+    ],
+)
+def test_a_proxy_or_certificates_that_are_none(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(other, raising=False)
+        monkeypatch.delenv(other.lower(), raising=False)
+    monkeypatch.setenv(name, value)
+    endpoint._trusted.cache_clear()
+    with pytest.raises(InputError, match=f"{name}.*http://host:port"):
+        generate(Model.open("https://example.test/v1#m"), ["x"])
+    with pytest.raises(InputError, match=f"{name}.*http://host:port"):
+        Table.read(f"https://example.test/t.jsonl#sha256={'0' * 64}")
+
+
+def test_a_certificate_that_is_not_trusted_is_told_at_once(tmp_path: Path) -> None:
+    key, own = str(tmp_path / "key"), str(tmp_path / "own")
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=own"]
+    subprocess.run([*made, "-keyout", key, "-out", own], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(own, key)
+    met: list[int] = []
+
+    class Own(HTTPServer):
+        def get_request(self) -> Any:
+            met.append(1)
+            return super().get_request()
+
+    with Own(("127.0.0.1", 0), BaseHTTPRequestHandler) as served:
+        served.socket = context.wrap_socket(served.socket, server_side=True)
+        threading.Thread(target=served.serve_forever, args=(0.02,), daemon=True).start()
+        with pytest.raises(InputError, match=r"certificate is not trusted.*SSL_CERT_FILE"):
+            generate(Model.open(f"https://127.0.0.1:{served.server_port}/v1#m"), ["x"])
+        served.shutdown()
+    assert len(met) == 1
 
 
 def test_an_error_that_is_none_is_no_error() -> None:

@@ -114,6 +114,50 @@ def test_killed_at_any_moment(moment: int, tmp_path: Path) -> None:
     assert _words(target) == ["last"] * 3 and _alone(target)
 
 
+LAYERED = """
+import os, sys
+from pathlib import Path
+from truing.core import files
+
+target = Path(sys.argv[1])
+with files.new_folder(target) as partial:
+    (partial / "a").write_text("new")
+assert [p.name for p in target.parent.iterdir()] == ["model"]
+assert [p.read_text() for p in target.iterdir()] == ["new"]
+files.put_aside(target.parent.parent / "other", target.parent / "aside", "b")
+assert os.listdir(target.parent.parent) == ["models"]
+"""
+
+
+def test_a_folder_of_a_container_s_image_is_replaced(tmp_path: Path) -> None:
+    """Where lower layers lie (overlayfs) files can be deleted, and folders take no other name."""
+    for name in ("lower/models/model", "lower/other", "upper", "work", "seen"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("models/model/a", "models/model/b", "other/a", "other/b"):
+        (tmp_path / "lower" / name).write_text("old")
+    layers = "lowerdir=lower,upperdir=upper,workdir=work,userxattr"
+    mount = f"mount -t overlay -o {layers} none seen"
+    probe = ["unshare", "-Urm", "sh", "-c", mount]
+    there = shutil.which("unshare")
+    if not there or subprocess.run(probe, cwd=tmp_path, capture_output=True).returncode:
+        pytest.skip("this system lets no user mount layers in a namespace")
+    line = f'{mount} && exec "$0" -c "$1" seen/models/model'
+    done = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", line, sys.executable, LAYERED],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_has_the_rights_that_the_user_gives(tmp_path: Path) -> None:
+    earlier = os.umask(0o007)
+    try:
+        _fill(tmp_path / "made", "new")
+    finally:
+        os.umask(earlier)
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o770
+
+
 def test_a_save_after_a_kill_is_not_refused(tiny_path: Path, tmp_path: Path) -> None:
     """A half-deleted folder used to hold other files."""
     model, target = Model.open(tiny_path), tmp_path / "saved"

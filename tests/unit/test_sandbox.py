@@ -47,6 +47,32 @@ def test_the_standard_library_is_there() -> None:
     assert run(code).stdout == "thread\n"
 
 
+def test_libraries_of_others_are_there_wherever_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what Python's own modules are made of, programs see no file, as with a Python of Nix."""
+    library = str(Path(os.__file__).resolve().parent)
+    monkeypatch.setattr(sandbox, "_libraries", lambda: [library])
+    done = run("import bz2, ctypes, decimal, hashlib, lzma, sqlite3, ssl, zlib\nprint('there')")
+    assert done.stdout == "there\n", done
+
+
+def test_what_cannot_be_imported_inside_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every answer that imports it would count as wrong."""
+    monkeypatch.setattr(sandbox, "_foreign", lambda: (["zlib", "_absent"], []))
+    sandbox._probe.cache_clear()
+    with pytest.raises(InputError, match=r"No module named '_absent'.*Use another Python"):
+        run("pass")
+
+
+def test_the_advice_is_that_of_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = tmp_path / "apparmor_restrict_unprivileged_userns"
+    monkeypatch.setattr(sandbox, "RESTRICTED", setting)
+    assert "AppArmor" not in str(sandbox._denied("mount /: Permission denied"))
+    setting.write_text("1\n")
+    assert f"kernel.{setting.name}=0" in str(sandbox._denied("mount /: Permission denied"))
+    old = "read-only mounts (mount_setattr, Linux 5.12): Function not implemented"
+    assert "Take Linux 5.12 or later" in sandbox._denied(old).fix
+
+
 @pytest.mark.parametrize(
     "code",
     [
@@ -92,6 +118,8 @@ def test_own_folder_can_be_written_and_vanishes() -> None:
 
 def test_no_environment_no_user_no_rights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEY", "hidden-key")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/hidden")  # the launcher may need it to start at all
+    assert sandbox._environment() == {"LANG": "C.UTF-8", "LD_LIBRARY_PATH": "/hidden"}
     code = (
         "import os, socket, gc\nprint(dict(os.environ), os.getuid(), os.getgroups())\n"
         "print(any('hidden' + '-key' in repr(o) for o in gc.get_objects() if type(o) is dict))\n"

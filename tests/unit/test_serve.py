@@ -597,6 +597,8 @@ def test_addresses(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"127.0.0.1:{port}: cannot listen"):
             openai.openai(tiny, port=port)
+    with pytest.raises(InputError, match="--host must be an address of this machine"):
+        openai.openai(tiny, host="192.0.2.1", port=0, token="t")
     with pytest.raises(InputError, match="from 0 to 65535"):
         openai.openai(tiny, port=99_999)
     monkeypatch.setenv("TRUING_SERVE_TOKEN", "of-the-environment")

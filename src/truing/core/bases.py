@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import cast
 
-from truing.core import files, jsonfile, private
+from truing.core import files, hashes, jsonfile, private
 from truing.errors import InputError
 from truing.tables import content_hash
 
@@ -73,7 +73,7 @@ class Folder:
     @cached_property
     def key(self) -> str:
         """Content hash of the base's files, and of what its template is told."""
-        found = files.parts_hash(self.parts())
+        found = hashes.parts_hash(self.parts())
         return found if self.thinking is None else content_hash([found, self.thinking])
 
     @cached_property
@@ -180,7 +180,7 @@ def sweep() -> list[str]:
     for path in sorted(places.glob("[0-9a-f]*")):
         with _lock(path.name):  # whoever is about to link to it holds this
             if path.is_dir() and all(p.stat().st_nlink == 1 for p in path.iterdir()):
-                path.rename(path.with_name(f".{path.name}.gone"))
+                files.put_aside(path, path.with_name(f".{path.name}.gone"))
                 gone.append(path.name)
     _clear(places)
     return gone

@@ -27,7 +27,7 @@ import random
 import re
 import ssl
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, cast
 from urllib.parse import urlsplit
@@ -136,6 +136,20 @@ class _Broken(Exception):
         self.reason, self.seen, self.wait = reason, seen, wait
 
 
+@contextlib.contextmanager
+def surroundings() -> Generator[None]:
+    """Turn what httpx cannot do with the environment's proxies and certificates into an error."""
+    try:
+        yield
+    except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
+        raise EndpointError(
+            f"the proxy or the certificates that the environment names cannot be used: {error}",
+            where="ALL_PROXY, HTTPS_PROXY, HTTP_PROXY, NO_PROXY, SSL_CERT_FILE",
+            fix="Write a proxy as http://host:port, or as socks5://host:port and "
+            "pip install 'httpx[socks]'; ::1 without brackets; a file that is there",
+        ) from None
+
+
 @functools.cache
 def _trusted() -> ssl.SSLContext:
     """Whose certificates are believed; reading them takes longer than a short request."""
@@ -161,14 +175,16 @@ class Endpoint:
         self._login = private.login(self.url)
         self._key = api_key(self.url)
         self.closing = asyncio.Event()  # set: what is under way ends, nothing is begun any more
-        self._client = httpx.AsyncClient(
-            timeout=httpx.Timeout(None, connect=10.0),
-            limits=httpx.Limits(max_connections=meter.limits.concurrency),
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            auth=httpx.BasicAuth(*self._login) if self._login else None,
-            verify=_trusted() if parts.scheme == "https" else False,
-            trust_env=not is_loopback(parts.hostname),  # a proxy cannot reach this machine's ports
-        )
+        with surroundings():
+            self._client = httpx.AsyncClient(
+                timeout=httpx.Timeout(None, connect=10.0),
+                limits=httpx.Limits(max_connections=meter.limits.concurrency),
+                headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+                auth=httpx.BasicAuth(*self._login) if self._login else None,
+                verify=_trusted() if parts.scheme == "https" else False,
+                # A proxy cannot reach this machine's ports.
+                trust_env=not is_loopback(parts.hostname),
+            )
 
     async def __aenter__(self) -> Endpoint:
         return self
@@ -264,7 +280,15 @@ class Endpoint:
         except (TimeoutError, httpx.TimeoutException):
             raise _Broken(f"no reply within {limit:g} s", wait=0.0) from None
         except httpx.ConnectError as error:
-            raise _Broken("nothing answers at this address", self._clean(str(error))) from None
+            said = self._clean(str(error))
+            if "CERTIFICATE_VERIFY_FAILED" in said:
+                raise EndpointError(
+                    "its certificate is not trusted",
+                    where=self.shown,
+                    seen=said,
+                    fix="Set SSL_CERT_FILE to a file with your organisation's certificates",
+                ) from None
+            raise _Broken("nothing answers at this address", said) from None
         except httpx.TransportError as error:
             raise _Broken("the connection broke", self._clean(repr(error))) from None
         except (httpx.InvalidURL, httpx.DecodingError, httpx.TooManyRedirects) as error:

@@ -209,7 +209,8 @@ def pip_download(packages: tuple[str, ...], folder: Path) -> None:
     """
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     options = ["--quiet", "--disable-pip-version-check", "--dest", str(folder)]
-    done = subprocess.run([*pip, *options, *packages], capture_output=True, text=True, check=False)
+    command = [*pip, *options, *packages]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         words = [line for line in done.stderr.splitlines() if line.strip()]
         fix = "Check the network and pip's configuration (pip config list), or put the wheel into "

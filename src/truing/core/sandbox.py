@@ -34,6 +34,23 @@ OUTPUT = 64 * 1024  # bytes kept of stdout and of stderr, where no other number 
 WRITABLE_MB = 16  # what a program may write
 SETUP_SECONDS = 20.0  # to make the walls, on a machine that is busy
 LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
+# What of Python's own is made of libraries of others, and how these are found: a Python of Spack,
+# of Nix or of a cluster's modules has them in folders of their own.
+FOREIGN = (
+    "_bz2", "_ctypes", "_decimal", "_hashlib", "_lzma", "_sqlite3", "_ssl", "_uuid", "_zstd",
+    "pyexpat", "zlib",
+)  # fmt: skip
+LOOK = f"""
+for name in {FOREIGN}:
+    try:
+        __import__(name)
+        print(name)
+    except ImportError:
+        pass
+print(open("/proc/self/maps").read())
+"""
+# 1 where AppArmor takes from new user namespaces what the walls are made with (Ubuntu 24.04).
+RESTRICTED = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
 ENDED = re.compile(rb"ready\nexit (-?[0-9]{1,3})\n")  # a run's whole report
 CUT = "\n[cut here: more than {} bytes]\n"
 
@@ -64,10 +81,8 @@ class Outcome:
 @functools.cache
 def available() -> str:
     """ "" where programs can be run here, else the reason why not."""
-    if sys.platform != "linux":
-        return f"it needs Linux namespaces, and this is {sys.platform}"
     try:
-        _run("pass", "", 5.0, 256, {})
+        _probe()
     except _Refused as error:
         return str(error)
     return ""
@@ -108,19 +123,42 @@ class _Refused(Exception):
 
 @functools.cache
 def _probe() -> None:
-    """Run nothing, once; raises where even that is denied."""
+    """Run what only imports, once; raises where even that is denied."""
     if sys.platform != "linux":
         raise _Refused(f"it needs Linux namespaces, and this is {sys.platform}")
-    _run("pass", "", 5.0, 256, {})
+    names, _ = _foreign()
+    done = _run("\n".join(f"import {n}" for n in names), "", SETUP_SECONDS, 256, {})
+    if done.exit_code == 1:
+        said = done.stderr.rstrip().rpartition("\n")[2]
+        raise _Refused(f"programs cannot import what Python can outside: {said}")
 
 
 def _denied(reason: str) -> InputError:
+    fix = "Allow unprivileged user namespaces (sysctl user.max_user_namespaces; in a container, "
+    fix += "its security profile"
+    if _restricted():
+        fix += f"; where AppArmor restricts them, sysctl kernel.{RESTRICTED.name}=0, or a profile "
+        fix += f"with userns for {_python()[0]}"
+    fix += ")"
+    if "mount_setattr" in reason:
+        fix = "Take Linux 5.12 or later, and in a container a profile that allows mount_setattr"
+    if "cannot import" in reason:
+        fix = "Use another Python, such as that of the system or of uv"
     return InputError(
         f"generated code runs only in the sandbox, which is not to be had here: {reason}",
         where="sandbox",
-        fix="Allow unprivileged user namespaces (sysctl user.max_user_namespaces; in a container, "
-        "its security profile), or leave steps out that run code",
+        fix=f"{fix}, or leave steps out that run code",
     )
+
+
+def _restricted() -> bool:
+    """Whether AppArmor restricts user namespaces, or may: not everybody can read it."""
+    try:
+        return RESTRICTED.read_text().strip() != "0"
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
 
 
 def _check(code: str, stdin: str, seconds: float, memory_mb: int, files: Mapping[str, str]) -> None:
@@ -144,6 +182,33 @@ def _check(code: str, stdin: str, seconds: float, memory_mb: int, files: Mapping
         )
 
 
+def _python() -> list[str]:
+    """Python as programs are started by it: the one behind a virtual environment."""
+    own = getattr(sys, "_base_executable", "") or sys.executable
+    return [str(Path(own).resolve()), "-I", "-S", "-B", "-X", "utf8"]
+
+
+def _environment() -> dict[str, str]:
+    """What the launcher is told, of which programs see nothing."""
+    kept = {n: os.environ[n] for n in ("LD_LIBRARY_PATH",) if n in os.environ}
+    return {"LANG": "C.UTF-8", **kept}
+
+
+@functools.cache
+def _foreign() -> tuple[list[str], list[str]]:
+    """Modules of `FOREIGN` that Python has, and all shared libraries with these loaded."""
+    try:
+        done = subprocess.run(
+            [*_python(), "-c", LOOK],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment(), cwd="/",
+            encoding="utf-8", errors="surrogateescape",
+        )  # fmt: skip
+    except OSError as error:
+        raise _Refused(f"no process can be started: {error}") from None
+    names = [n for n in FOREIGN if n in done.stdout.splitlines()]
+    return names, sorted(set(re.findall(r" (/.*\.so[^/ \n]*)$", done.stdout, re.M)))
+
+
 def _libraries() -> list[str]:
     """What Python needs of the file system."""
     prefix = Path(sys.base_prefix).resolve()
@@ -160,19 +225,20 @@ def _run(
     files: Mapping[str, str],
     keep: int = OUTPUT,
 ) -> Outcome:
+    shown = _libraries()
+    unseen = [p for p in _foreign()[1] if not p.startswith(tuple(f"{s}/" for s in shown))]
     request = {
         "code": code, "stdin": stdin, "files": dict(files), "seconds": seconds,
-        "memory_mb": memory_mb, "writable_mb": WRITABLE_MB, "lib": _libraries(),
+        "memory_mb": memory_mb, "writable_mb": WRITABLE_MB, "lib": shown, "load": unseen,
     }  # fmt: skip
     from truing.core import sandbox_inside
 
-    python = str(Path(getattr(sys, "_base_executable", "") or sys.executable).resolve())
     report, told = os.pipe()
     try:
         process = subprocess.Popen(
-            [python, "-I", "-S", "-B", "-X", "utf8", sandbox_inside.__file__, str(told)],
+            [*_python(), sandbox_inside.__file__, str(told)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={"LANG": "C.UTF-8"}, cwd="/", pass_fds=(told,), start_new_session=True,
+            env=_environment(), cwd="/", pass_fds=(told,), start_new_session=True,
         )  # fmt: skip
     except OSError as error:
         os.close(report)

@@ -6,7 +6,7 @@ Three processes: the launcher makes the namespaces; the first process of the new
 waits, and takes all others with it when it dies; its child is the program. They are told by stdin,
 and tell by the descriptor that is their only argument, which becomes `REPORT` at once:
 
-- stdin: one marshalled dict: code, stdin, files, seconds, memory_mb, writable_mb, lib;
+- stdin: one marshalled dict: code, stdin, files, seconds, memory_mb, writable_mb, lib, load;
 - "ready" once the walls stand and the program is about to run, "exit STATUS" when it has ended,
   "refused REASON" when a wall cannot be made; a line each.
 """
@@ -325,6 +325,8 @@ def main() -> None:
     libc.prctl(PR_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     request = marshal.loads(sys.stdin.buffer.read())
     try:
+        for path in request["load"]:  # what is loaded is found by name, without its file
+            ctypes.CDLL(path)
         new_namespaces()
         new_root(request)
         first = os.fork()

@@ -122,7 +122,7 @@ def _listen(host: str, port: int) -> socket.socket:
         raise InputError(
             f"cannot listen: {error.strerror}",
             where=f"{host}:{port}",
-            fix="Give another --port, or 0",
+            fix="Give another --port, or 0; --host must be an address of this machine",
         ) from None
 
 

@@ -12,8 +12,9 @@ with the row, as a text or a list, of one sort:
     {"input": "2", "output": "4"}     what the answer's program reads, and what it must print, by
                                       line and without white space at the ends, as in APPS
 
-Programs run side by side, one for each core up to eight, in the walls of `core.sandbox`: without
-network, files or further processes, each within `seconds` and `memory_mb`. Tests of the first sort
+Programs run side by side, one for each core that there is for this process, up to eight, in the
+walls of `core.sandbox`: without network, files or further processes, each within `seconds` and
+`memory_mb`. Tests of the first sort
 share one run and its time: what comes after a test that does not end counts as failed. A test is
 passed when words that are drawn anew for every run are written down after it, so that exiting early
 passes nothing; what the program prints meanwhile is dropped. Of what a program prints for a test of
@@ -31,7 +32,6 @@ Rewards by unit tests as in CodeRL, arXiv 2207.01780, without its values for err
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import textwrap
@@ -40,6 +40,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
+from truing import doctor
 from truing.context import current
 from truing.core import sandbox
 from truing.errors import InputError
@@ -176,7 +177,7 @@ def _all_passed(jobs: Sequence[Job], seconds: float, memory_mb: int) -> dict[Job
     some = list(dict.fromkeys(jobs))
     if not some:
         return {}
-    pool = ThreadPoolExecutor(min(len(some), os.cpu_count() or 1, MOST))
+    pool = ThreadPoolExecutor(min(len(some), doctor.cores(), MOST))
     try:
         return dict(zip(some, pool.map(lambda j: passed(j, seconds, memory_mb), some), strict=True))
     finally:
