@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Generator, Mapping, Sequence
+from copy import copy
 
 from truing.errors import Diverged
 
@@ -60,7 +61,7 @@ class Strands:
             strand = self.of.get(step, "")
             if not strand:
                 raise
-            self._error = error
+            self._error = copy(error)  # without its frames, which hold a model and its moments
             self._left[step] = f"step {step}: {error.message}"
             self._lose(strand, self._left[step])
 

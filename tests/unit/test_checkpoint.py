@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from truing.core import checkpoint
+from truing.core import checkpoint, distributed
 from truing.core.checkpoint import Checkpoints, writable
+from truing.errors import InputError
 
 
 def _trained() -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
@@ -83,6 +84,16 @@ def test_what_was_written_comes_back(tmp_path: Path) -> None:
     for name, parameter in named.items():
         for part, value in optimizer.state[parameter].items():
             assert torch.equal(fresh.state[other[name]][part], value)
+
+
+def test_all_processes_go_on_from_the_same_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Checkpoints(tmp_path, "k")
+    kept.write(2, {"a": torch.ones(1)}, [])
+    monkeypatch.setattr(distributed, "everyone", lambda step: [4, step])
+    with pytest.raises(InputError, match="after updates 4, 2"):
+        kept.last()
 
 
 def test_shared_memory_is_written_once_each() -> None:

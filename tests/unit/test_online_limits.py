@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from truing.context import Context, Journal
+from truing.core import distributed
 from truing.core.advantages import whiten
+from truing.core.answers import Asked
 from truing.core.collect import Collector, _Speaker
 from truing.core.drawing import Completion
 from truing.core.objective import Measurements
@@ -53,6 +55,36 @@ def test_the_policy_is_not_asked_what_leaves_no_room(tmp_path: Path) -> None:
     (short,), (long,), (again,) = say(["aa", "b" * 90, "cc"], 1)
     journal.close()
     assert short and long == "" and again == short and asked == [2]
+
+
+def test_each_process_draws_in_every_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a journal is read by any number of them."""
+    asked = [Asked({"prompt": str(i)}, (i,)) for i in range(8)]
+    calls: list[int] = []
+
+    def draw(
+        prompts: Sequence[Sequence[int]], sampling: SamplingSettings, first: Sequence[int]
+    ) -> list[list[Completion]]:
+        calls.append(len(prompts))
+        return [[Completion(f"{p[0]}", (1,), (0.0,))] * sampling.n for p in prompts]
+
+    def drawn(name: str) -> list[str]:
+        parts = (asked, [draw], None, None, tiny_tokenizer(), tmp_path, Context(folder=tmp_path))
+        journal, how = Journal(tmp_path / name), SamplingSettings(n=64, max_tokens=5)
+        made = Collector(*parts).drawn(journal, "r", draw, asked, how, 0)
+        journal.close()
+        assert all(len(items) == 64 for items in made)
+        return [items[0][2] for items in made]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "_now", distributed.Processes(0, 4))
+        patch.setattr(distributed, "agree", lambda value: value)
+        patch.setattr(distributed, "gathered", lambda own: own * 4)  # others draw the same
+        assert drawn("four.jsonl") == list("00004444") and calls == [1, 1]
+    assert drawn("four.jsonl") == list("00004444") and calls == [1, 1]
+    first, *_ = (tmp_path / "four.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "killed.jsonl").write_bytes(first)
+    assert drawn("killed.jsonl") == list("00004567") and calls == [1] * 6
 
 
 @pytest.mark.parametrize("value", [-57.1, -19.3, 41.7, 1e6])

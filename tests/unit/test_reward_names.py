@@ -15,9 +15,10 @@ from truing.cli import main
 from truing.context import Context, use
 from truing.core import together
 from truing.core.steps import step_values, steps_of
+from truing.core.train_online import Given
 from truing.errors import InputError
 from truing.method import methods, score
-from truing.models import Model, hold
+from truing.models import Decoder, Model, hold
 from truing.naming import nouns_in, with_keys
 from truing.pipeline import Result
 from truing.principles import Principle, Principles
@@ -227,9 +228,19 @@ def look(settings: dict[str, dict[str, str]]) -> None:
     seen.append(models.held(settings["r"]["model"]).key)
 
 
-def test_the_other_processes_hold_it_too(
-    shallow_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def ask(given: Given) -> None:
+    """What asks a partner that holds a model, which holds one itself."""
+    one = given.partner
+    while one is not None and one.changes:
+        (change,) = cast("tuple[Decoder]", one.changes)
+        one = cast(Model, models.held(change.holds["reward_model"]))
+        seen.append(one.key)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What this process, the first of several, tells the others."""
+
     class Quiet:
         def set(self, *_: object) -> None: ...
 
@@ -239,12 +250,34 @@ def test_the_other_processes_hold_it_too(
     monkeypatch.setattr(together, "agree", told.append)
     for name, value in (("leading", True), ("calls", 0)):
         monkeypatch.setattr(together._state, name, value)
+    seen.clear()
+    return told
+
+
+def test_the_other_processes_hold_it_too(
+    told: list[object], shallow_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key = hold(Model.open(shallow_path))
     together.joint(look)({"r": {"use": "guard", "model": key}})
     sent = pickle.dumps(told[0])
     new_process(monkeypatch)
     pickle.loads(sent).run()
     assert seen == [key, key]
+
+
+def test_they_hold_what_models_hold(
+    told: list[object], shallow_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = Model.open(shallow_path)
+    keys = [hold(base)]
+    for _ in range(2):
+        partner = base.adding(Decoder("best_of_n", {}, {"reward_model": keys[0]}))
+        keys.insert(0, hold(partner))
+    together.joint(ask)(Given(partner=partner))
+    sent = pickle.dumps(told[0])
+    new_process(monkeypatch)
+    pickle.loads(sent).run()
+    assert seen == 2 * keys[1:]
 
 
 def test_what_is_named_and_what_stands_for_itself(shallow_path: Path) -> None:

@@ -8,6 +8,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,20 +17,23 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from truing.context import Context, use
-from truing.core import loaded, memory, own_samples, precision, recompute, start
+from truing.core import distributed, loaded, memory, own_samples, precision, recompute, start
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.frozen_trunk import attach
 from truing.core.logprob import states
 from truing.core.memory import Beside, Choice, Forecast
+from truing.core.objective import objective_of
 from truing.core.precision import seconds_of
 from truing.core.text_task import TextTask
 from truing.core.tiny import tiny_model, tiny_tokenizer
+from truing.core.train_text import beside_of
 from truing.core.training import TextTraining
 from truing.core.tree import BUDGET, Node, Packed, group_tree, pack
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model
 from truing.tables import Row, Table
+from truing.train.supervised.sft import sft
 
 ROWS: list[Row] = [
     {"prompt": f"what is {i}?", "chosen": f"it is {i}.", "rejected": f"no {i * 7} idea {i}"}
@@ -263,6 +268,19 @@ def test_answers_that_are_yet_to_be_drawn_count(
     assert max(seen) == told[0]
 
 
+def test_only_what_is_cut_is_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are all trained, unless whoever trains them draws answers, too."""
+    module, _ = tiny_model()
+    settings, head = TextTraining(rank=0), 4 * 259 * 128  # whose gradient is made apart
+    alone = memory.forecast(module, settings).state
+    monkeypatch.setattr(distributed, "_now", distributed.Processes(0, 2))
+    assert memory.forecast(module, settings, Beside()).state == alone
+    assert 2 * (memory.forecast(module, settings, Beside(cut=True)).state - head) == alone - head
+    begun: Any = SimpleNamespace(settings=settings, reference=None)
+    hooks: list[Any] = [SimpleNamespace(fresh=f, moves_reference=False) for f in (False, True)]
+    assert [beside_of(objective_of(sft), h, begun).cut for h in hooks] == [True, False]
+
+
 MADE = Forecast(state=1000, inside=10.0, input=1, logits=0, blocks=8)
 
 
@@ -439,6 +457,32 @@ def test_a_resumed_run_goes_on_as_it_began(
     monkeypatch.setattr(FREE, lambda: (1.0, 0.5 * low))
     with pytest.raises(InputError, match="It fitted when this run began"):
         train(tmp_path / "killed", model, rank=2)
+
+
+def test_another_number_of_processes_chooses_for_itself(
+    model: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stopping: Callable[[bool], None],
+    largest: list[int],
+) -> None:
+    check = start.Start.check
+
+    def as_four(*given: object, **named: object) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(distributed, "_now", distributed.Processes(0, 4))
+            patch.setattr(distributed, "agree", lambda value: value)
+            patch.setattr(distributed, "everyone", lambda value: [value])
+            check(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FREE, lambda: (1.0, 1.0))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(start.Start, "check", as_four)
+        train(tmp_path, model, rank=2)
+    stopping(False)
+    low, high = least(model, TextTraining(rank=2), largest[0])
+    monkeypatch.setattr(FREE, lambda: (1.0, 0.9 * low + 0.1 * high))
+    assert train(tmp_path, model, rank=2).metrics[0]["gradient_checkpointing"] is True
 
 
 def test_a_run_that_its_choice_killed_chooses_again(

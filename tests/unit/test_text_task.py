@@ -279,3 +279,16 @@ def test_mismatched_answers_are_to_other_prompts(tiny_path: Path) -> None:
 def test_one_row_left_over_makes_no_update(tiny_path: Path) -> None:
     task = task_of(tiny_path, kto, SINGLES, 10_000)
     assert list(task.parts([0], 1)) == []
+
+
+def test_nobody_waits_for_micro_batches_that_a_common_beginning_saves(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[Row] = [{"prompt": "a long beginning " * 3, "completion": w} for w in "abcd"]
+    task = task_of(tiny_path, sft, rows, budget=0)
+    trees = task._trees(range(4))
+    task.budget = 2 * trees[0].size - 8  # two rows fit, since most of the second is the first's
+    monkeypatch.setattr(distributed, "_now", distributed.Processes(0, 2))
+    monkeypatch.setattr(distributed, "is_sharded", lambda module: True)
+    monkeypatch.setattr(distributed, "everyone", lambda count: [count, count])
+    assert [m.idle for m in task._micro_batches(range(4), trees)] == [False]

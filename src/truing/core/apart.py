@@ -6,7 +6,7 @@ import contextlib
 import traceback
 from collections.abc import Generator
 
-from truing.context import Context, current, use
+from truing.context import Context, Json, Metric, current, use
 from truing.core import distributed
 from truing.errors import TruingError, shorten
 
@@ -23,15 +23,17 @@ def apart() -> Generator[None]:
     """Let each process work on its own share inside the block, as if it were alone.
 
     All but the first are silent there and have a scratch folder of their own, since two cannot
-    write one journal. All leave the block together: an error that one has met is raised in all.
+    write one journal; what they observe, such as costs, the first one records. All leave the block
+    together: an error that one has met is raised in all.
     """
     here = distributed.now()
     if here.size == 1:
         yield
         return
     error: Exception | None = None
+    seen: list[dict[str, Json]] = []  # by this process, where it is not the first
     try:
-        with distributed.alone(), _own_scratch(here.rank):
+        with distributed.alone(), _own_scratch(here.rank, seen.append):
             yield
     except Exception as met:
         error = met
@@ -41,7 +43,11 @@ def apart() -> Generator[None]:
         told = TruingError(f"{type(error).__name__}: {error}", where=where)
     if told is not None and told.seen is not None:
         told.seen = Shown(shorten(told.seen))
-    first = next((e for e in distributed.everyone(told) if e is not None), None)
+    found = distributed.everyone((told, seen))
+    for _, observed in found if not here.rank else ():
+        for values in observed:
+            current().metric(**values)
+    first = next((e for e, _ in found if e is not None), None)
     if first is None:
         return
     if error is not None and told is not error:  # a fault of the code, to be shown where it is
@@ -52,11 +58,11 @@ def apart() -> Generator[None]:
 
 
 @contextlib.contextmanager
-def _own_scratch(rank: int) -> Generator[None]:
+def _own_scratch(rank: int, see: Metric) -> Generator[None]:
     if not rank:
         yield
         return
     context = current()
     folder = context.folder / f"process-{rank}"
-    with use(Context(context.seed, folder, lambda *_: None, name=context.name)):
+    with use(Context(context.seed, folder, lambda *_: None, see, context.name)):
         yield

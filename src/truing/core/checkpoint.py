@@ -22,6 +22,7 @@ from truing.context import Json
 from truing.core import distributed
 from truing.core.files import new_folder
 from truing.core.training import State
+from truing.errors import InputError
 
 SCHEMA_VERSION = 1
 KEEP = 2
@@ -147,8 +148,21 @@ class Checkpoints:
             shutil.rmtree(self.folder / f"step-{old:08d}", ignore_errors=True)
 
     def last(self) -> Checkpoint | None:
-        """The newest one that is whole and of this run."""
-        return next(filter(None, map(self.at, reversed(self.steps()))), None)
+        """The newest one that is whole and of this run; of several processes all go on from it.
+
+        Raises:
+            InputError: they do not find the same one.
+        """
+        found = next(filter(None, map(self.at, reversed(self.steps()))), None)
+        steps = distributed.everyone(found.step if found is not None else 0)
+        if len(set(steps)) > 1:
+            raise InputError(
+                "not all processes can read the same last checkpoint",
+                where=str(self.folder),
+                seen=f"after updates {', '.join(map(str, steps))}",
+                fix="Put that folder on a disk that all machines share, or run the command again",
+            )
+        return found
 
     def at(self, step: int) -> Checkpoint | None:
         """That of this run after update `step`; None where it is damaged or not there."""

@@ -33,12 +33,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from truing.core.files import home
+from truing.core.meeting import meet
 from truing.errors import InputError
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 PATIENCE = timedelta(hours=6)  # a process may wait so long for one that samples or writes
+PIECE = 1 << 26  # numbers of gradients that are summed at once, and are there twice meanwhile
 T = TypeVar("T")
 
 
@@ -53,7 +55,6 @@ class Processes:
 _now = Processes()
 _all: Processes | None = None
 _store: dist.Store | None = None
-_met = 0  # how often
 
 
 def now() -> Processes:
@@ -66,13 +67,18 @@ def leads() -> bool:
     return _now.rank == 0
 
 
+def neighbours() -> int:
+    """How many of them share this machine's memory, itself among them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _now.size > 1 else 1
+
+
 def begin() -> tuple[Processes, dist.Store]:
     """Meet the processes that `torchrun` started, once; and a store for messages between them.
 
     Raises:
         InputError: fewer GPUs than processes, or folders that not all of them see.
     """
-    global _all, _store, _met
+    global _all, _store
     if _all is None or _store is None:
         from torch.distributed.rendezvous import rendezvous
 
@@ -89,8 +95,8 @@ def begin() -> tuple[Processes, dist.Store]:
             torch.cuda.set_device(local)
             backend = "cpu:gloo,cuda:nccl"
         found, rank, size = next(rendezvous("env://", timeout=PATIENCE))
-        _met += 1
-        found = dist.PrefixStore(f"truing/{_met}", found)
+        found = dist.PrefixStore("truing", found)
+        found = dist.PrefixStore(meet(found, rank, size), found)
         dist.init_process_group(
             backend, store=dist.PrefixStore("group", found), rank=rank, world_size=size,
             timeout=PATIENCE,
@@ -242,13 +248,16 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     kinds = dict.fromkeys((p.dtype, p.device) for p in used)
     for kind in kinds:
         some = [p for p in used if (p.dtype, p.device) == kind]
-        flat = torch.cat(
-            [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in some]
-        )
-        dist.all_reduce(flat)
-        parts = flat.split([p.numel() for p in some])
-        for parameter, part in zip(some, parts, strict=True):
-            parameter.grad = part.view_as(parameter)
+        ends = itertools.accumulate(p.numel() for p in some)
+        for _, run in itertools.groupby(zip(some, ends, strict=True), lambda one: one[1] // PIECE):
+            piece = [p for p, _ in run]
+            flat = torch.cat(
+                [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in piece]
+            )
+            dist.all_reduce(flat)
+            parts = flat.split([p.numel() for p in piece])
+            for parameter, part in zip(piece, parts, strict=True):
+                parameter.grad = part.view_as(parameter)
 
 
 def mean_(tensors: Sequence[Tensor]) -> None:

@@ -163,14 +163,17 @@ def check_memory(model: Model, dtype: str, device: str = "cpu", *, beside: bool 
         device: where it goes to; what a GPU has room for, `make_place` says.
         beside: whether its adapters are to stand beside it.
     """
+    from truing.core.distributed import neighbours
     from truing.doctor import memory_gib
 
-    needed = bytes_of(model, dtype) / 2**30
+    needed, made, several = bytes_of(model, dtype) / 2**30, 0.0, neighbours()
     if needed > LARGE:
         gc.collect()  # a module under an adapter refers to itself and stays until this
+    if several > 1 or not device.startswith("cpu"):
+        made = _made(model, dtype, beside=beside) / 2**30
     if not device.startswith("cpu"):
-        needed = _made(model, dtype, beside=beside) / 2**30
-    _, free = memory_gib()
+        needed = made
+    total, free = memory_gib()
     if free and needed > 0.95 * free and _cache:
         _cache.clear()  # what is kept for reuse must not stand in the way of what is needed
         _, free = memory_gib()
@@ -179,6 +182,14 @@ def check_memory(model: Model, dtype: str, device: str = "cpu", *, beside: bool 
             f"the weights need about {needed:.1f} GiB and {free:.1f} GiB of memory are free",
             where=model.name,
             fix="Use a smaller model or another machine",
+        )
+    # Others may have taken theirs of what is free already; what is mapped is there once for all.
+    if several > 1 and several * made > 0.95 * total > 0:
+        raise InputError(
+            f"each process makes the weights anew, {made:.1f} GiB, and the machine has {total:.1f} "
+            f"GiB of memory for {several} of them",
+            where=model.name,
+            fix="Start fewer processes on a machine, or use a smaller model",
         )
 
 

@@ -52,11 +52,13 @@ class Beside:
         trunks: trained as the module is, each with weights of its own.
         frozen: copies of all weights.
         moving: copies of what is trained.
+        cut: whether weights that are all trained are cut over the processes then.
     """
 
     trunks: int = 0
     frozen: int = 0
     moving: int = 0
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,19 +140,19 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.nbytes for t in {id(t): t for t in tensors}.values())
 
 
-def _trained(module: nn.Module, settings: TextTraining) -> int:
-    """Bytes of what is trained that this process holds: each has its shard of whole weights."""
+def _trained(module: nn.Module, settings: TextTraining, cut: bool) -> int:
+    """Bytes of what is trained that this process holds: its shard, where weights are cut."""
     if settings.rank:
         sides = sum(sum(w.shape) for w in _linears(module, settings))
         return FLOAT * settings.rank * sides
     parts = _trained_blocks(module, settings) if settings.layers else [module]
     every = {id(p): p.numel() for part in parts for p in part.parameters()}
     # In float32, whatever they are rounded to where they are computed with.
-    return FLOAT * sum(every.values()) // distributed.now().size
+    return FLOAT * sum(every.values()) // (distributed.now().size if cut else 1)
 
 
-def _state(module: nn.Module, settings: TextTraining) -> int:
-    trained = _trained(module, settings)
+def _state(module: nn.Module, settings: TextTraining, cut: bool) -> int:
+    trained = _trained(module, settings, cut)
     if not settings.rank:  # gradients and two moments
         # The head's gradient is made whole, and apart.
         return 3 * trained + (0 if settings.layers else FLOAT * embedding_of(module).numel())
@@ -212,9 +214,9 @@ def forecast(module: nn.Module, settings: TextTraining, beside: Beside | None = 
         low = sum(w.shape[1] + settings.rank for w in _linears(module, settings))
         inside += FLOAT * low / blocks
     copies = (beside.trunks + beside.frozen) * _bytes(module.parameters())
-    copies += beside.moving * _trained(module, settings)
+    copies += beside.moving * _trained(module, settings, beside.cut)
     return Forecast(
-        state=trunks * _state(module, settings),
+        state=trunks * _state(module, settings, beside.cut),
         inside=inside,
         input=width * embedding.element_size(),
         logits=vocab * FLOAT,

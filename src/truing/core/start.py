@@ -6,13 +6,13 @@ anything is trained, a forecast of the memory, and the frozen model that it is c
 What depends on the machine (dtype, tokens of a micro-batch, gradient checkpointing) is decided
 once, by the first process, and noted in the journal `decided` of the step's folder: a run that is
 resumed goes on as it began, whatever the machine says by then. How it fits into memory is decided
-again as long as it has no checkpoint: the choice may be what it was killed by.
+again as long as it has no checkpoint, since the choice may be what it was killed by, and once for
+each number of processes.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -132,7 +132,7 @@ class Start:
                 print(f"loss falls on >>>these tokens<<<:\n{printable(text)}", file=sys.stderr)
             current().metric(**facts)
             _note(f"dtype/{self.run}", self.dtype)
-            _note(f"memory/{self.run}/{largest}", asdict(fitted))
+            _note(self._fitting(largest), asdict(fitted))
 
     def _check_masks(self, trees: Sequence[Node], ended: bool, where: str) -> None:
         """Raise an InputError for trees that would train the wrong thing; see `check_receipt`."""
@@ -147,6 +147,11 @@ class Start:
             where=where,
         )
 
+    def _fitting(self, largest: int) -> str:
+        """What a choice is noted by: on another number of processes it is made anew."""
+        size = distributed.now().size
+        return f"memory/{self.run}/{largest}" + (f"/{size}" if size > 1 else "")
+
     def _fit(self, largest: int, beside: memory.Beside | None, held: int) -> memory.Choice:
         """Lower the budget and switch gradient checkpointing on where memory demands it."""
         module, settings = self.loaded.module, self.settings
@@ -156,7 +161,7 @@ class Start:
             made = replace(made, masks=memory.mask_bytes(module, row))
         free = min(distributed.everyone(_free(self.loaded.device)))
         begun = distributed.agree(bool(checkpoints_of(self.run).steps()))
-        name = f"memory/{self.run}/{largest}"
+        name = self._fitting(largest)
         noted = cast("dict[str, int] | None", _noted(name) if begun else None)
         if noted is not None:
             fitted = memory.Choice(noted["budget"], bool(noted["recompute"]))
@@ -286,8 +291,7 @@ def _free(device: str) -> float:
     if device != "cpu":
         return float(free_on(device))
     total, free = memory_gib()
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if distributed.now().size > 1 else 1
-    return free * 2**30 / beside if total else math.inf
+    return free * 2**30 / distributed.neighbours() if total else math.inf
 
 
 def _noted(name: str) -> Json:

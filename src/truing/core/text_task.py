@@ -35,7 +35,7 @@ from truing.core.scoring import HEAD, ScoreHead, measured
 from truing.core.teacher import Extra, Teachers, head_of, whole_vocabulary
 from truing.core.training import Hook, State
 from truing.core.training_rows import Unit
-from truing.core.tree import Node, Packed, pack, split
+from truing.core.tree import Node, Packed, pack
 from truing.core.vocab_heads import NAME, VocabHeads
 
 Steps = Sequence[Sequence[int]]  # numbers of the rows of each update
@@ -210,13 +210,11 @@ class TextTask:
     def _micro_batches(self, rows: Sequence[int], trees: Sequence[Node]) -> list[Micro]:
         """This process's units of a step in micro-batches, with what the reference says of them."""
         sizes = [t.size for t in trees]
-        shares = distributed.shares(sizes)
-        made = self._packed(rows, trees, shares[distributed.now().rank])
+        made = self._packed(rows, trees, distributed.share(sizes))
         if distributed.is_sharded(self.module):
             small = min(range(len(trees)), key=lambda i: sizes[i])
             idle = self._packed(rows, trees, slice(small, small + 1), idle=True)
-            most = max(len(split(sizes[s], self.budget)) if sizes[s] else 0 for s in shares)
-            made += idle * (most - len(made))
+            made += idle * (max(distributed.everyone(len(made))) - len(made))
         if self.teachers is not None and self.teachers.by_step:
             self.teachers.sweep([t for m in made for t in m.trees], keep=False)
         if "ref_logp" not in self.spec.needs:

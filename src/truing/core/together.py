@@ -33,6 +33,7 @@ import torch.distributed as dist
 from truing.context import Context, current, one_of_several, use
 from truing.core import distributed
 from truing.core.distributed import agree, begin, end, joined
+from truing.core.meeting import LOOK
 from truing.errors import Stopped, TruingError
 from truing.faults import told
 from truing.models import Model, held, hold, named
@@ -43,8 +44,8 @@ from truing.tables import Table
 P = ParamSpec("P")
 T = TypeVar("T")
 GRACE = 60.0  # seconds in which an error that all meet must have reached the first process
-LOOK = 0.02  # seconds between two looks for work
 FIX = "The same command goes on from the last checkpoint"
+ENDED = "stopped by torchrun, as when another process has ended"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class _Call:
     seed: int
     folder: Path
     step: str
-    held: tuple[Model | Table | Principles, ...]  # what settings hold by key
+    held: tuple[Model | Table | Principles, ...]  # what arguments hold by key
     recipes: tuple[Path, ...]  # whose functions settings may name
 
     def run(self) -> None:
@@ -124,6 +125,7 @@ def lead(function: Callable[[], int]) -> int:
         try:
             code = function()
         finally:
+            _state.stopping = bool(code)
             with contextlib.suppress(RuntimeError):  # torchrun itself may be gone
                 store.set(f"call/{_state.calls}", "stop" if code else "end")
             _state.calls, _state.leading = _state.calls + 1, False
@@ -145,8 +147,8 @@ def joint(function: Callable[P, T]) -> Callable[P, T]:
             return function(*args, **kwargs)
         _, store = begin()
         number, context = _state.calls, current()
-        kept = tuple(held(key) for key in dict.fromkeys(named([*args, dict(kwargs)])))
-        _state.calls += 1
+        kept = _held_in([*args, dict(kwargs)])
+        _state.calls, _state.stopping = _state.calls + 1, False
         try:
             store.set(f"call/{number}", "join")
             with joined():
@@ -156,14 +158,29 @@ def joint(function: Callable[P, T]) -> Callable[P, T]:
                 )  # fmt: skip
                 return function(*args, **kwargs)
         except BaseException as error:
-            _state.stopping = True
+            ended = _state.stopping  # whatever compiled code may have made of it
+            # One that all meet, such as a loss that is not finite, may not be the command's end.
+            _state.stopping = ended or not isinstance(error, TruingError)
             with contextlib.suppress(RuntimeError):  # torchrun itself may be gone
                 store.set(f"failed/{number}", "")
+            if ended:
+                raise Stopped(ENDED, where=context.name, fix=FIX) from error
             if _parted(error):
                 raise _alone(context.name, error) from error
             raise
 
     return call
+
+
+def _held_in(value: object) -> tuple[Model | Table | Principles, ...]:
+    """What arguments name or hold by key, and what that holds in turn."""
+    found: dict[str, Model | Table | Principles] = {}
+    keys = list(named(value))
+    for key in keys:
+        if key not in found:
+            found[key] = held(key)
+            keys += named(found[key])
+    return tuple(found.values())
 
 
 def _parted(error: BaseException) -> bool:
@@ -180,10 +197,13 @@ def _alone(where: str, seen: BaseException) -> Stopped:
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
-    """torchrun ends all processes when one has ended, or when it is ended itself."""
+    """torchrun ends all processes when one has ended, or when it is ended itself.
+
+    To the code that runs this is Ctrl-C, which no function takes for an error of its own.
+    """
     if not _state.stopping:
         _state.stopping = True
-        raise Stopped("stopped by torchrun, as when another process has ended", fix=FIX)
+        raise KeyboardInterrupt
 
 
 # The others

@@ -231,7 +231,9 @@ def beside_of(spec: Objective, hook: Hook, start: Start) -> Beside:
     """What `task_of` will load: a frozen module, the reference that moves and the values in use."""
     given = spec.takes_reference and start.reference is not None
     frozen = given or _compared(spec, hook, start)
-    return Beside(frozen=int(frozen), moving=2 if hook.moves_reference else 0)
+    # Whoever draws answers in between needs whole weights.
+    cut = not start.settings.rank and not hook.fresh and distributed.now().size > 1
+    return Beside(frozen=int(frozen), moving=2 if hook.moves_reference else 0, cut=cut)
 
 
 def task_of(
@@ -291,9 +293,7 @@ def task_of(
 
 def _spread(task: TextTask, start: Start) -> None:
     """Shard weights that are all trained over the processes, or train what stands behind them."""
-    masters, sharded = start.masters, not start.settings.rank
-    # Whoever draws answers in between needs whole weights.
-    sharded = sharded and not task.hook.fresh and distributed.now().size > 1
+    masters, sharded = start.masters, beside_of(task.spec, task.hook, start).cut
     if masters is not None and sharded:
         masters.release()
     elif masters is not None:
