@@ -116,7 +116,7 @@ def adherence(principles: Principles, prompts: Table, side: int, key: str) -> Re
     ]
     cosines = [float(a[side + 1]) for a in ASKED]
     kept = satisfaction(principles, asked, relevance=cosines)
-    measures = violation_measures(kept, principles)
+    measures = violation_measures(kept, principles, rows)
     measures.append(_mean("relevance", cosines, "cosine", "higher"))
     measures.append(_mean("words", [float(len(words(t))) for t, _ in answers], "words"))
     facts = {

@@ -20,7 +20,7 @@ from truing.catalogue import Entry, used
 from truing.changes import Decoder, Rewriter
 from truing.core import remembered
 from truing.core.code import code_key, forget_unloaded, text_key
-from truing.core.files import path_hash
+from truing.core.hashes import path_hash
 from truing.core.limits import without
 from truing.core.panel import Panel
 from truing.declared import declared, source

@@ -1,7 +1,7 @@
 """Tables written to files: what a sort of file cannot hold is told, and nothing is guessed.
 
-Parquet holds all. JSON has no NaN and no infinity, which become null, and no dates, which become
-texts. Cells of a .csv file are
+Parquet holds all; to other programs columns without one form are JSON text in it. JSON has no NaN
+and no infinity, which become null, and no dates, which become texts. Cells of a .csv file are
 texts, and what reads them takes each column for what it looks like (`csvcells`): the rows are read
 again as they were written, and a column that would come back otherwise is named.
 """
@@ -27,9 +27,11 @@ from truing.tables import Table
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
 
 Lost = dict[str, str]  # by column: the first value that does not come back, in words
 SHOWN = 3  # columns that a warning names
+SAVED = "table.parquet"  # of a table's own folder, which is read here alone
 
 
 @placing()
@@ -58,6 +60,8 @@ def write(table: Table, path: Path, *, new: bool) -> None:
     finally:
         partial.unlink(missing_ok=True)
     _warn(path, lost)
+    if arrow is not None and path.name != SAVED:
+        _warn_of_texts(path, arrow.schema)
 
 
 def _claim(path: Path) -> None:
@@ -76,6 +80,18 @@ def _warn(path: Path, lost: Lost) -> None:
         print(
             f"truing: warning: {path} does not hold all as it is: {told}{more}. "
             f"{'.parquet does' if path.suffix == '.jsonl' else '.jsonl and .parquet hold more'}",
+            file=sys.stderr,
+        )
+
+
+def _warn_of_texts(path: Path, schema: pa.Schema) -> None:
+    """Say which columns of a Parquet file other programs read as texts, for want of one form."""
+    hows = {f.name: (f.metadata or {}).get(b"truing") for f in schema if f.name != "lineage"}
+    if texts := [name for name, how in hows.items() if how == b"json"]:
+        more = ", ..." if len(texts) > SHOWN else ""
+        print(
+            f"truing: warning: {path}: to other programs these columns are JSON text: "
+            f"{', '.join(texts[:SHOWN])}{more}. In .jsonl they are what they are here",
             file=sys.stderr,
         )
 

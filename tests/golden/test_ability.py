@@ -221,6 +221,7 @@ def test_win_rate_by_a_judge_says_how_far_to_believe_it(monkeypatch: pytest.Monk
     }
     bias = report.get("position bias")
     assert bias.lo <= bias.value <= bias.hi and bias.hi > bias.lo
+    assert bias.unit == "difference of shares"
     assert report.samples is not None and len(report.samples) == 4
     assert report.meta["unparsed"] == [prompts[4]["id"]]
     given = judge_module.Comparison([1.0, None, 1.0, 0.5, None], [1.0, 0.0, 0.0, 0.5, 1.0])

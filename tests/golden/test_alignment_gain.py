@@ -10,7 +10,7 @@ from truing.core import judge as judge_module
 from truing.core.judge import Comparison
 from truing.errors import InputError
 from truing.evaluate import adherence
-from truing.evaluate.alignment_gain import alignment_gain, gains, ras
+from truing.evaluate.alignment_gain import alignment_gain, beats, gains
 from truing.method import methods
 from truing.tables import Row, Table
 from truing.train.reward.judged import CRITERIA, verdicts
@@ -32,7 +32,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
 
 
 def test_both_by_hand() -> None:
-    assert ras([1.0, 0.5, 0.0, -0.5]) == 0.5 and ras([0.0]) == 0.0
+    assert beats([1.0, 0.5, 0.0, -0.5]) == [1.0, 1.0, 0.0, 0.0]
     assert gains([1.0, 0.5, 0.0, 0.3], [0.5, 0.5, 1.0, 0.1 + 0.2]) == [1.0, 0.0, -1.0, 0.0]
 
 

@@ -49,7 +49,8 @@ def test_by_hand(tmp_path: Path) -> None:
     assert made(tmp_path, COSTS, kept=0.8).get("cost to undo").value == 10
     assert made(tmp_path, COSTS, left=0.0).get("cost to undo").value == 80
     none = made(tmp_path, COSTS, left=0.0, kept=1.0)
-    assert none.meta["verdict"] == "not within 80"
+    assert none.meta["verdict"] == "not within 80" and report.meta["notes"] == []
+    assert none.meta["notes"] == ["not within 80 rows times passes"]
     assert all(m.name != "cost to undo" for m in none)
 
 

@@ -412,8 +412,8 @@ def test_sentence_vectors_are_the_default(monkeypatch: pytest.MonkeyPatch) -> No
         asked.append(list(texts))
         return np.eye(4, dtype=np.float32)[[len(t) % 4 for t in texts]]
 
-    monkeypatch.setattr(embedders, "embed", embed)
-    monkeypatch.setattr(embedders, "TEXTS", 3)
+    monkeypatch.setattr("truing.core.embed.embed", embed)
+    monkeypatch.setattr("truing.core.embed.TEXTS", 3)
     data = Table("example", [{"prompt": "a" * (1 + i), "completion": "b"} for i in range(5)])
     chosen = deita(data, m=9, tau=0.5)
     assert asked == [["a\nb", "aa\nb", "aaa\nb"], ["aaaa\nb", "aaaaa\nb"]]

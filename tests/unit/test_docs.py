@@ -11,6 +11,8 @@ import pytest
 
 from truing import Table, __version__, recipe
 from truing.core import fetch
+from truing.core.chat import prompt_ids
+from truing.core.tiny import tiny_tokenizer
 from truing.errors import InputError
 from truing.method import methods
 
@@ -257,6 +259,16 @@ def test_names_for_who_comes_from_trl_are_those_of_the_code() -> None:
         for n in re.findall(r"`([a-z0-9_/]+(?::[^`]*)?)`", cell)
     ]
     assert len(names) > 50 and set(names) <= known, set(names) - known
+
+
+def test_a_text_as_prompt_goes_through_the_template_as_is_told() -> None:
+    text = " ".join((ROOT / "docs" / "from-trl.md").read_text().split())
+    assert "a prompt that is a text is a message of the user's here" in text
+    tokenizer, prompt = tiny_tokenizer(), "The sky is"
+    asked = prompt_ids(tokenizer, [{"role": "user", "content": prompt}])
+    assert prompt_ids(tokenizer, prompt) == asked != tokenizer.encode(prompt)
+    tokenizer.chat_template = None  # as of a folder without a template
+    assert prompt_ids(tokenizer, prompt) == tokenizer.encode(prompt)
 
 
 VARIABLE = r"(?:TRUING|OPENAI)_[A-Z]+(?:_[A-Z]+)*"

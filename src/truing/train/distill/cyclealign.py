@@ -35,13 +35,13 @@ from truing.core.held_out import INPUT, watching
 from truing.core.judge_form import shown
 from truing.core.objective import objective_of
 from truing.core.preflight import Promised
-from truing.core.row_kinds import last_answer
 from truing.core.scoring import answer_logps
 from truing.core.train_text import train_model
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
 from truing.principles import Principles
+from truing.readings import last_answer
 from truing.tables import Row, Table, as_prompt
 from truing.train.distill.ranker import LETTERS, Judge, asking, examples_of
 from truing.train.preference.pro import pro

@@ -41,14 +41,14 @@ import numpy as np
 
 from truing.context import current
 from truing.core import columns
-from truing.core.chat import Message, Prompt, messages_of, writes_tools
+from truing.core.chat import Message, Prompt, writes_tools
 from truing.core.loaded import Loaded
 from truing.core.objective import Loss, Measurements, objective
 from truing.core.training import Hook, hook
 from truing.core.training_rows import Reader, Unit
 from truing.core.tree import Node
 from truing.errors import InputError
-from truing.kinds import Row, tools_of
+from truing.kinds import Row, as_messages, tools_of, with_system
 from truing.tables import Table
 
 TOOLS = "{tools}"  # in a system prompt: those of the row
@@ -70,7 +70,7 @@ def under(row: Row, system: str, *, native: bool = False) -> Row:
         native: the chat template writes the column `tools` itself; it is left to it.
     """
     name = "prompt" if "prompt" in row else "messages"
-    given = messages_of(cast(Prompt, row[name]))
+    given = with_system(as_messages(row[name]), row.get("system"))
     if TOOLS in system:
         listed = [str(m["content"]) for m in given if m.get("role") == "system"]
         if not native:
@@ -78,7 +78,8 @@ def under(row: Row, system: str, *, native: bool = False) -> Row:
             listed, row = [*schemas, *listed], {n: v for n, v in row.items() if n != "tools"}
         system = system.replace(TOOLS, "\n".join(listed)).strip()
     first: Message = {"role": "system", "content": system}
-    return {**row, name: [first, *(m for m in given if m.get("role") != "system")]}
+    rest = {n: v for n, v in row.items() if n != "system"}
+    return {**rest, name: [first, *(m for m in given if m.get("role") != "system")]}
 
 
 def balanced(
