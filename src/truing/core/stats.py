@@ -240,16 +240,15 @@ def paired_shares(
     Differences that are all alike, which resampling gives no width, have that of two shares.
     """
     outcomes = np.isin(np.asarray([*before, *after], dtype=np.float64), (0.0, 1.0)).all()
-    if not len(before) == len(after) > 1:  # perhaps an error of the other
-        return paired_bootstrap(before, after, level, weights)
-    if outcomes:
-        return newcombe(before, after, level, weights)
-    gaps = {round(a - b, 12) for b, a in zip(before, after)}
-    if len(gaps) > 1 or gaps == {0.0}:  # nothing parts a side from itself
-        return paired_bootstrap(before, after, level, weights)
     n = len(before)
-    (b, a) = (sum(side) / n for side in (before, after))
-    return unpaired(a, wilson(a * n, n, level), b, wilson(b * n, n, level))
+    if n == len(after) > 1:
+        if outcomes:
+            return newcombe(before, after, level, weights)
+        gaps = {round(a - b, 12) for b, a in zip(before, after)}
+        if len(gaps) == 1 and gaps != {0.0}:  # nothing parts a side from itself
+            b, a = sum(before) / n, sum(after) / n
+            return unpaired(a, wilson(a * n, n, level), b, wilson(b * n, n, level))
+    return paired_bootstrap(before, after, level, weights)
 
 
 def ratio_bootstrap(
