@@ -141,7 +141,7 @@ def peak_gflops(threads: int) -> float:
     """
     program = (
         "import time, torch\n"
-        "from truing.core.products import times_t\n"
+        "from truing.core.passes.products import times_t\n"
         "best = 0.0\n"
         "for size in (1024, 2048, 3072):\n"
         "    a, b = torch.randn(size, size), torch.randn(size, size)\n"

@@ -17,22 +17,23 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from truing.context import Context, use
-from truing.core import engine, lora
-from truing.core.collect import Asked, Collector, Draw, Reward
+from truing.core import engine
+from truing.core.batch.training_rows import Unit
 from truing.core.drawing import Completion
-from truing.core.frozen_trunk import FrozenTrunk, attach
+from truing.core.judging.rewards import Rewards
+from truing.core.modelfiles import lora
 from truing.core.objective import Objective, objective_of
 from truing.core.online import online_of
-from truing.core.online_task import OnlineTask
 from truing.core.online_training import OnlineTraining
+from truing.core.passes.frozen_trunk import FrozenTrunk, attach
+from truing.core.passes.scoring import HEAD, ScoreHead
 from truing.core.reference import Reference
-from truing.core.rewards import Rewards
+from truing.core.rl.collect import Asked, Collector, Draw, Reward
+from truing.core.rl.online_task import OnlineTask
+from truing.core.rl.train_online import Players
 from truing.core.sampling import SamplingSettings
-from truing.core.scoring import HEAD, ScoreHead
-from truing.core.text_task import TextTask
-from truing.core.train_online import Players
+from truing.core.trainer.text_task import TextTask
 from truing.core.training import Hook, TextTraining
-from truing.core.training_rows import Unit
 from truing.core.tree import BUDGET
 from truing.method import methods
 from truing.models import Model

@@ -26,7 +26,7 @@ def adapter_folder(model: str) -> Path:
     """The adapter that both sides begin with: A drawn once, B zero; in PEFT's format."""
     import torch
 
-    from truing.core import lora
+    from truing.core.modelfiles import lora
     from truing.models import Model
 
     opened = Model.open(model)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from truing.core.routers import balance_value, first_share, mutual_information, top_k_gate
+from truing.core.passes.routers import balance_value, first_share, mutual_information, top_k_gate
 
 DIM, CLUSTERS, NOISE = 8, 4, 0.1
 

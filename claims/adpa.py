@@ -23,7 +23,7 @@ from statistics import mean, stdev
 
 from _tiny import Outcome, Row, Table, blank, call, drawn, taught, vocabulary
 
-from truing.core.rewards import implicit_rewards
+from truing.core.judging.rewards import implicit_rewards
 from truing.models import Model
 
 TITLE = "A teacher's advantage over its own reference aligns a small student"

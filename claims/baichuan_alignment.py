@@ -22,7 +22,7 @@ from statistics import correlation, mean
 
 from _tiny import FORMS, TOPICS, Outcome, Row, Table, blank, call, taught, vocabulary
 
-from truing.core.rewards import score_model
+from truing.core.judging.rewards import score_model
 from truing.models import Model
 
 TITLE = "Absolute scores beside pairs teach a reward model the gaps that pairs do not show"

@@ -25,7 +25,7 @@ from typing import cast
 
 from _tiny import FORMS, TOPICS, Outcome, Row, Table, blank, drawn, step, taught, vocabulary
 
-from truing.core.referee import kendall
+from truing.core.judging.referee import kendall
 from truing.models import Model
 from truing.train.distill.cyclealign import cycle, own_orders
 from truing.train.distill.ranker import LETTERS, Judge

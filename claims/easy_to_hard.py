@@ -32,8 +32,8 @@ from typing import cast
 
 from _tiny import Outcome, Row, Table, blank, call, drawn, taught, vocabulary
 
-from truing.core.scoring import step_scores
-from truing.core.steps import steps_of
+from truing.core.judging.answer_steps import steps_of
+from truing.core.passes.scoring import step_scores
 from truing.evaluate.easy_to_hard import answer_of, normal
 from truing.models import Model, hold
 from truing.reports import Report

@@ -20,7 +20,7 @@ import random
 
 from _tiny import Outcome, Row, Table, blank, call, drawn, taught, vocabulary
 
-from truing.core.rewards import score_model
+from truing.core.judging.rewards import score_model
 from truing.models import Model
 
 TITLE = "A reward inferred from demonstrations leads further than imitating them"

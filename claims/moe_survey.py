@@ -13,13 +13,13 @@ mixture less that of the better one of the two merges, for three seeds.
 The claim asks besides: on no objective more than 0.02 below that merge; four upcycled copies that
 compute what the dense model did; with routers tilted by 5 towards one expert, that it stays first
 for more than 0.6 of the tokens without a balancing loss and none for 0.5 with one (weight 1); and
-on numbers in four clusters, each with a linear map of its own, with `core.routers`' own gates and
-losses: at most 0.3 of the error of the best linear model, 0.8 ln 4 nats of information between
-expert and cluster; and that new experts beside frozen ones keep the error on two clusters within
-5 % when two more are learnt, where a dense network more than doubles it. The gate of these is the
-Gaussian one of the survey's list, whose logits fall with the distance from an expert's centre, and
-the clusters are too far apart to be mistaken for each other; what the linear gate does there, whose
-new rows know nothing of the first clusters, stands beside it.
+on numbers in four clusters, each with a linear map of its own, with `core.passes.routers`' own
+gates and losses: at most 0.3 of the error of the best linear model, 0.8 ln 4 nats of information
+between expert and cluster; and that new experts beside frozen ones keep the error on two clusters
+within 5 % when two more are learnt, where a dense network more than doubles it. The gate of these
+is the Gaussian one of the survey's list, whose logits fall with the distance from an expert's
+centre, and the clusters are too far apart to be mistaken for each other; what the linear gate does
+there, whose new rows know nothing of the first clusters, stands beside it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from _tiny import Outcome, Row, Table, blank, call, drawn, step, taught, vocabul
 from torch import Tensor
 
 from truing.core.chat import completion_ids, prompt_ids
-from truing.core.routers import decided, mutual_information
+from truing.core.passes.routers import decided, mutual_information
 from truing.core.weights import replaced
 from truing.models import Model
 

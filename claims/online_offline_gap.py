@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, cast
 from _tiny import Outcome, Row, Table, blank, call, drawn, step, taught, vocabulary
 
 from truing.context import Context
-from truing.core.rewards import held_model, implicit_rewards, score_model
+from truing.core.judging.rewards import held_model, implicit_rewards, score_model
 from truing.core.stats import mcnemar, mean_interval
 from truing.evaluate.win_rate import verdicts
 from truing.method import component, methods

@@ -15,7 +15,7 @@ import math
 from typing import cast
 
 from truing.claims import Outcome, step
-from truing.core.rewards import Rewards
+from truing.core.judging.rewards import Rewards
 from truing.method import methods
 from truing.models import Model
 from truing.tables import Row, Table

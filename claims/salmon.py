@@ -27,7 +27,7 @@ from typing import cast
 
 from truing.claims import Outcome, call, step
 from truing.core.generate import generate
-from truing.core.rewards import score_model
+from truing.core.judging.rewards import score_model
 from truing.method import score
 from truing.models import Model, hold
 from truing.principles import Principle

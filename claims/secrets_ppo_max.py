@@ -27,7 +27,7 @@ from typing import Any
 
 from _tiny import FORMS, TOPICS, Outcome, Row, Table, blank, drawn, nats, step, taught, vocabulary
 
-from truing.core.rewards import Rewards
+from truing.core.judging.rewards import Rewards
 from truing.method import methods
 from truing.models import Model
 

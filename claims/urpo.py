@@ -29,7 +29,7 @@ from typing import Any
 
 from _tiny import FORMS, TOPICS, Outcome, Row, Table, blank, call, drawn, taught, vocabulary
 
-from truing.core.referee import kendall, read_scores, referee_prompt
+from truing.core.judging.referee import kendall, read_scores, referee_prompt
 from truing.models import Model
 
 TITLE = "A model that learns to grade teaches itself by its own grades"

@@ -10,7 +10,7 @@ from pagetext import NOTE, escape, table
 
 FOLDERS = {
     "truing": "Nouns, verbs, pipelines, the store and the command line.",
-    "truing/core": "What methods stand on.",
+    "truing/core": "What methods stand on: what their authors import. The rest is in folders.",
     "truing/report": "The HTML report of a run.",
 }
 BESIDE = (
@@ -34,6 +34,14 @@ def _is_method(path: Path) -> bool:
     return any(isinstance(m, ast.Name) and m.id in ENTRIES for m in marks)
 
 
+def _folders(top: Path) -> dict[str, str]:
+    """The folders whose modules have a table each, with a line on each: those of `core` too."""
+    inner = sorted(p for p in (top / "core").iterdir() if (p / "__init__.py").is_file())
+    named = {f"truing/core/{p.name}": _first(p / "__init__.py") for p in inner}
+    shown = FOLDERS | named
+    return {f: shown[f] for f in sorted(shown)}
+
+
 def _rows(root: Path, paths: Iterable[Path], shown: Path) -> list[list[str]]:
     """A line of the table for each file, named as from the folder `shown`."""
     return [
@@ -53,12 +61,13 @@ def modules_page(root: Path) -> str:
         "What is where, besides [the methods](methods/README.md), each of which is a file in the "
         "folder of its verb.\nHow the parts work together: [architecture](architecture.md).\n",
     ]
-    for folder, about in FOLDERS.items():
+    top = root / "src" / "truing"
+    folders = _folders(top)
+    for folder, about in folders.items():
         here = root / "src" / folder
         rows = _rows(root, here.glob("*.py"), here)
         parts += [f"## {folder.replace('/', '.')}\n", about + "\n", table(("module", "is"), rows)]
-    top = root / "src" / "truing"
-    listed = {top / Path(f).relative_to("truing") for f in FOLDERS}
+    listed = {top / Path(f).relative_to("truing") for f in folders}
     rest = [p for p in top.rglob("*.py") if p.parent not in listed and not _is_method(p)]
     parts += [
         "## Beside the methods\n",

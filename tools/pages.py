@@ -25,10 +25,11 @@ from result_pages import readme_results
 
 from truing import catalogue, claims
 from truing.catalogue import VERBS
-from truing.core import held_out, mix
+from truing.core import held_out
 from truing.core.held_out import Watch
 from truing.core.objective import MIX, Mix
 from truing.core.online_training import OnlineTraining
+from truing.core.trainer import mix
 from truing.core.training import TextTraining, Training
 from truing.inputs import kinds_of
 from truing.method import Method, methods

@@ -20,7 +20,7 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
         "written into a folder by `save` and read from it by `load`.",
         (
             "Model",
-            "truing.core.loaded.Loaded",
+            "truing.core.modelfiles.loaded.Loaded",
             "Table",
             "Principles",
             "Principle",

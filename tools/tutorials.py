@@ -31,7 +31,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from truing.core import fetch, files
+from truing.core import files
+from truing.core.modelfiles import fetch
 
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```[ ]*$", re.M | re.S)
 MODELS = ("smollm2-135m-instruct", "minilm")

@@ -100,7 +100,7 @@ def scan(path: Path, module: str, verb: str, group: str, package: str) -> Iterat
 
 def _own() -> Iterator[Entry]:
     """truing's own entries: those that were found the last time in the same files."""
-    from truing.core import remembered
+    from truing.core.identity import remembered
     from truing.tables import content_hash
 
     root = Path(__file__).parent

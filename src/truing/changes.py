@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from truing.catalogue import used
 from truing.core.files import place_tree
-from truing.core.hashes import path_hash
+from truing.core.identity.hashes import path_hash
 from truing.errors import InputError, OtherVersion
 from truing.references import refuse_bare
 from truing.tables import Message, content_hash

@@ -122,7 +122,7 @@ def _claim(args: argparse.Namespace) -> object:
 
 def _models(args: argparse.Namespace) -> object:
     from truing import models
-    from truing.core import fetch
+    from truing.core.modelfiles import fetch
     from truing.store import Store
 
     if args.fetch:

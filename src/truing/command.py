@@ -14,10 +14,10 @@ from truing.catalogue import methods as method_entries
 from truing.cli import as_line
 from truing.errors import InputError, MissingExtra, unknown
 from truing.faults import told
-from truing.method import Input, Method, Setting, methods, type_name
+from truing.method import Method, methods
 from truing.naming import check_reference, holding, is_reference, nouns_in, referred_model
 from truing.parser import Parser
-from truing.signature import flow
+from truing.signature import Input, Setting, flow, type_name
 from truing.words import json_last
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def run_verb(verb: str, rest: Sequence[str]) -> object:
 def run_method(entry: Entry, arguments: list[str]) -> object:
     """Run `truing VERB METHOD ...` as a plan of one step, so that it is stored and resumable."""
     from truing import pipeline
-    from truing.core.preflight import check_given
+    from truing.core.trainer.preflight import check_given
 
     method = methods[entry.id]
     parser = _parser(method, helped=not {"-h", "--help"}.isdisjoint(arguments))

@@ -264,7 +264,7 @@ class Comparison:
 
 def _pairs(data: Table, budget: int, held_out: int) -> Table:
     """The pairs; an InputError unless they are enough to learn from and to measure on."""
-    from truing.core.preflight import check_rows
+    from truing.core.trainer.preflight import check_rows
 
     check_rows(data, "pair", "--data")
     if held_out + budget > len(data):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NotRequired, TypedDict, TypeVar, cast
 
 from truing.core.files import expanded
-from truing.core.licences import allows_commercial, sort_of
+from truing.core.modelfiles.licences import allows_commercial, sort_of
 from truing.errors import InputError
 
 T = TypeVar("T")

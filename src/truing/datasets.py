@@ -18,9 +18,9 @@ from typing import cast
 from truing import dataindex, tablefiles
 from truing.context import current
 from truing.core import files, private
-from truing.core.licences import forbids_commercial, short, strictest
-from truing.core.shapes import DEFAULT_PART, SHAPES, passages
+from truing.core.modelfiles.licences import forbids_commercial, short, strictest
 from truing.dataindex import OWN, TABLES, TEXTS, DataSet, File, sets, surest
+from truing.dataset_rows import DEFAULT_PART, SHAPES, passages
 from truing.errors import InputError, shorten, stems, unknown
 from truing.mirrored import MIRRORED
 from truing.tables import Row, Table, check_row, infer_kind
@@ -231,9 +231,9 @@ def read(name: str, kind: str = "", *, limit: int = 0) -> Table:
         InputError: unknown name, file missing or not as its checksum says, wrong kind.
     """
     if name.startswith(("https://", "http://", "hub:")):
-        from truing.core import remote
+        from truing import dataset_files
 
-        found, licence = remote.fetch_data(name)
+        found, licence = dataset_files.fetch_data(name)
         return joined(found, kind, limit).with_lineage(source=private.shown(name), licence=licence)
     head, _, part = name.partition("/")
     entry = _find(head)

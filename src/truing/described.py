@@ -29,7 +29,10 @@ NAMES: dict[str, object] = {
 }  # fmt: skip
 
 
-MAKERS = ("truing.described", "truing.core.preflight")  # what makes of a module what is kept
+MAKERS = (
+    "truing.described",
+    "truing.core.trainer.preflight",
+)  # what makes of a module what is kept
 _kept: set[Entry] = set()  # of this process
 
 
@@ -72,7 +75,7 @@ def described(written: object, function: typing.Callable[..., object], doc: str)
 
 def find(entry: Entry) -> Description | None:
     """What is known of a registered function whose code is as it was; None for nothing."""
-    from truing.core import remembered
+    from truing.core.identity import remembered
 
     found = remembered.find(name) if (name := _name(entry)) else None
     return _read(cast(Record, found)) if isinstance(found, dict) else None
@@ -80,7 +83,7 @@ def find(entry: Entry) -> Description | None:
 
 def keep(entry: Entry, made: Description) -> None:
     """Keep what was seen of a function, where its code is what lies on the disk."""
-    from truing.core import code, remembered
+    from truing.core.identity import code, remembered
 
     name = "" if entry in _kept or declared(entry) is not None else _name(entry)
     _kept.add(entry)
@@ -91,7 +94,7 @@ def keep(entry: Entry, made: Description) -> None:
 
 
 def _name(entry: Entry) -> str:
-    from truing.core import code, remembered
+    from truing.core.identity import code, remembered
     from truing.tables import content_hash
 
     text = code.text_key([entry.module, *MAKERS])

@@ -208,7 +208,8 @@ def _measured() -> dict[str, object]:
 def examine() -> dict[str, object]:
     """All facts, the two-second speed probe included."""
     from truing import __version__
-    from truing.core import fetch, sandbox
+    from truing.core import sandbox
+    from truing.core.modelfiles import fetch
 
     denied = sandbox.available()
     return {

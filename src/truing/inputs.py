@@ -89,7 +89,8 @@ def _shared(kind: str) -> dict[str, str]:
 
         return {held_out.INPUT: held_out.ABOUT}
     if kind == "online":
-        from truing.core import held_out, online_entry, online_mix
+        from truing.core import held_out
+        from truing.core.rl import online_entry, online_mix
 
         watched = online_entry.WATCHED[held_out.INPUT]
         return {online_mix.INPUT: online_mix.ROWS, held_out.INPUT: watched}
@@ -112,8 +113,8 @@ def _either(names: list[str]) -> str:
 
 def _converted(spec: Objective | Online) -> str:
     """The kinds that its rows are made from, or that it reads as well."""
+    from truing.core.batch.row_kinds import is_taken, takes_texts
     from truing.core.objective import Objective
-    from truing.core.row_kinds import is_taken, takes_texts
 
     texts = isinstance(spec, Objective) and takes_texts(spec)
     others = [one for one in KINDS if one != spec.rows and is_taken(one, spec.rows, texts)]

@@ -18,11 +18,11 @@ from typing import cast
 from truing import catalogue
 from truing.catalogue import Entry, used
 from truing.changes import Decoder, Rewriter
-from truing.core import remembered
-from truing.core.code import code_key, forget_unloaded, text_key
-from truing.core.hashes import path_hash
-from truing.core.limits import without
-from truing.core.panel import Panel
+from truing.core.endpoints.limits import without
+from truing.core.identity import remembered
+from truing.core.identity.code import code_key, forget_unloaded, text_key
+from truing.core.identity.hashes import path_hash
+from truing.core.modelfiles.panel import Panel
 from truing.declared import declared, source
 from truing.described import MAKERS
 from truing.doctor import drivers

@@ -80,7 +80,8 @@ def one(name: str) -> Facts:
 
 def _method(name: str) -> Facts:
     from truing.inputs import holds
-    from truing.method import methods, type_name
+    from truing.method import methods
+    from truing.signature import type_name
 
     found = methods[name]
     settings = {

@@ -30,9 +30,7 @@ from truing.described import Description
 from truing.errors import InputError, unknown
 from truing.loading import is_loaded, module_of
 from truing.references import Function, any_bare
-from truing.signature import Input as Input
-from truing.signature import Setting as Setting
-from truing.signature import type_name as type_name
+from truing.signature import Input, Setting, type_name
 
 if typing.TYPE_CHECKING:
     from truing.tables import Table
@@ -263,7 +261,8 @@ class Method:
             stored: refuse also what no stored step can have; see `catalogue.check_used`.
             planned: what passed before under the same code need not be asked again.
         """
-        from truing.core import code, preflight
+        from truing.core.identity import code
+        from truing.core.trainer import preflight
         from truing.naming import check_settings
 
         facts = self.facts
@@ -293,7 +292,7 @@ class Method:
     ) -> None:
         """Ask its own function, which may need PyTorch; see `check`."""
         from truing import keys
-        from truing.core import code, remembered
+        from truing.core.identity import code, remembered
 
         asked = keys.asked(self, settings, tables) if planned else ""
         if asked and not is_loaded(self.entry) and remembered.find(asked):

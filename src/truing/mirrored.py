@@ -2,7 +2,7 @@
 
 They are read from the folder that TRUING_DATA names, one folder for each set, with an `index.json`
 (see docs/data-and-models.md). Files and columns are those of the origin, which the shapes of
-`core.shapes` read as they are; a file may be compressed, as `.jsonl.gz`.
+`dataset_rows` read as they are; a file may be compressed, as `.jsonl.gz`.
 """
 
 from __future__ import annotations

@@ -26,17 +26,18 @@ from truing.changes import (
     in_order,
     run_time_of,
 )
-from truing.core import files, jsonfile
-from truing.core.bases import Folder as Folder
-from truing.core.bases import Served as Served
-from truing.core.licences import strictest
-from truing.core.loaded import Loaded
+from truing.core import files
+from truing.core.modelfiles import jsonfile
+from truing.core.modelfiles.bases import Folder as Folder
+from truing.core.modelfiles.bases import Served as Served
+from truing.core.modelfiles.licences import strictest
+from truing.core.modelfiles.loaded import Loaded
 from truing.errors import InputError
 from truing.faults import placing
 from truing.tables import Message, content_hash
 
 if TYPE_CHECKING:
-    from truing.core.panel import Panel
+    from truing.core.modelfiles.panel import Panel
     from truing.core.weights import Folded
     from truing.principles import Principles
     from truing.tables import Table
@@ -55,11 +56,10 @@ class Model:
     """Base weights plus changes. Whatever changes one gives back another.
 
     Args:
-        base: `Folder` or `Served`; of several models that judge as one, `core.panel.Panel`.
-        changes: weight changes in the order made, then run-time changes.
-        name: how reports call it.
-        licences: of everything that went into it.
-        quarantine: the attacks that it was made by; see `truing.quarantine`.
+        base: `Folder` or `Served`; of several models that judge as one,
+        `core.modelfiles.panel.Panel`. changes: weight changes in the order made, then run-time
+        changes. name: how reports call it. licences: of everything that went into it. quarantine:
+        the attacks that it was made by; see `truing.quarantine`.
     """
 
     base: Folder | Served | Panel
@@ -74,8 +74,8 @@ class Model:
 
         Args:
             source: a folder, a name of `truing models`, a hub name or an address, such as
-                "http://host:port/v1#model". Limits behind it (see `core.limits`) hold for that
-                model until it is opened with others, or without any.
+                "http://host:port/v1#model". Limits behind it (see `core.endpoints.limits`) hold for
+                that model until it is opened with others, or without any.
         Raises:
             InputError: it is found nowhere, its files are damaged, or there is no network.
         """
@@ -201,11 +201,11 @@ class Model:
 
         Args:
             dtype: "float32", "bfloat16", "float16", "float64"; "auto" is float32 on a CPU and for a
-                fresh module, on a GPU what `core.precision.own` says.
+                fresh module, on a GPU what `core.passes.precision.own` says.
             device: None takes the accelerator where there is one.
             fresh: a module of one's own, to train or change; never shared nor cached.
         """
-        from truing.core import loaded
+        from truing.core.modelfiles import loaded
 
         return loaded.load_module(self, dtype, device, fresh=fresh)
 
@@ -263,7 +263,7 @@ class Model:
             InputError: there is none, or something else changes the model, too.
         """
         from truing import quarantine
-        from truing.core import adapters
+        from truing.core.modelfiles import adapters
 
         quarantine.refuse(self, "exported", asked=quarantined, fix="say quarantined=True")
         return adapters.export(self, files.expanded(folder))

@@ -303,8 +303,8 @@ def at_place(text: str) -> Noun:
 
 
 def _looked_up(text: str) -> Noun | None:
-    from truing.core import fetch
     from truing.core.files import expanded
+    from truing.core.modelfiles import fetch
     from truing.core.opening import open_model
     from truing.store import MARKS, load_noun
 

@@ -18,16 +18,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from truing.core import limits, private
+from truing.core import private
+from truing.core.batch.template import named_thinking
+from truing.core.endpoints import limits
 from truing.core.files import expanded
-from truing.core.template import named_thinking
 from truing.errors import InputError, unknown
-from truing.method import Input, methods
+from truing.method import methods
 from truing.naming import check_reference, is_reference, nouns_in
 from truing.quarantine import check_served
 from truing.references import referred
 from truing.remedies import circular, misfit, missing, unfound, unnamed
-from truing.signature import read_value
+from truing.signature import Input, read_value
 from truing.steps import Checked as Checked
 from truing.steps import Source as Source
 from truing.steps import Step, Typed, seed_of
@@ -73,7 +74,8 @@ class Plan:
     def model(self, name: str, source: str | Mapping[str, object]) -> str:
         """Name a model: a folder, a registered or hub name, an address, or what it consists of.
 
-        The last is {"endpoint": URL, "model": NAME, "requests": N, ...}, see `core.limits`.
+        The last is {"endpoint": URL, "model": NAME, "requests": N, ...}, see
+        `core.endpoints.limits`.
         """
         text = source if isinstance(source, str) else limits.address(source, where=f"model {name}")
         self.models[name], self.places[f"model {name}"] = text, _caller()
@@ -200,7 +202,7 @@ class Plan:
         return ordered
 
     def _check(self, step: Step) -> Checked:
-        from truing.core.preflight import check_given
+        from truing.core.trainer.preflight import check_given
 
         try:
             method = methods[step.method]
@@ -325,7 +327,7 @@ def _split(text: str, nouns: Sequence[str]) -> tuple[str, str]:
 
 def may_be_model(text: str) -> bool:
     """True for what only opening can tell: addresses, registered names, names of the hub."""
-    from truing.core import fetch
+    from truing.core.modelfiles import fetch
 
     if text.startswith((".", "~", "/")):
         return False

@@ -29,7 +29,7 @@ from typing import cast
 
 import yaml
 
-from truing.core import limits
+from truing.core.endpoints import limits
 from truing.core.files import expanded
 from truing.declared import drop
 from truing.errors import InputError, no_file, unknown, yaml_fix
@@ -147,7 +147,7 @@ def _execute(path: Path) -> dict[str, object]:
 
 def _leave() -> None:
     """Let go of what recipes have declared and loaded so far."""
-    from truing.core import code
+    from truing.core.identity import code
 
     tops = {name.partition(".")[0] for name in sys.modules}
     own = {top for top in tops if any(ran.own(top) for ran in _ran)}

@@ -137,7 +137,7 @@ def unfound(
         typed: on the command line: a path is seen from the current directory, not the recipe's.
     """
     from truing import datasets, tablefiles
-    from truing.core import fetch
+    from truing.core.modelfiles import fetch
 
     nouns = wanted.noun.split("|")
     known, ends = set(makers(plan, wanted.noun, step)), tuple[str, ...]()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+from truing.core.batch.template import named_thinking
+from truing.core.endpoints.limits import SAID
 from truing.core.files import expanded
-from truing.core.limits import SAID
-from truing.core.template import named_thinking
 from truing.errors import InputError
 from truing.method import Makes, Method
 from truing.models import Folder, Model, Served
@@ -108,7 +108,7 @@ def check_tables(checked: Sequence[Checked], opened: Opened) -> None:
     What select makes of a table has the kind and the columns of that table; of what other steps
     make, the kind is known where their method says it.
     """
-    from truing.core.preflight import Promised
+    from truing.core.trainer.preflight import Promised
 
     made: dict[str, Table] = {}
     for one in checked:

@@ -23,7 +23,8 @@ from typing import cast
 
 from truing import jsontext
 from truing.context import Json
-from truing.core import files, hashes
+from truing.core import files
+from truing.core.identity import hashes
 from truing.errors import Damaged, InputError, OtherVersion, Unread, unknown
 from truing.faults import free_file, free_folder, make_folder, unreadable
 from truing.models import Model
@@ -280,7 +281,7 @@ class Store:
             days: how long results of single commands are kept, and the scratch of stopped steps
                 that no run refers to. What a run goes on from stays as long as its folder.
         """
-        from truing.core.bases import sweep
+        from truing.core.modelfiles.bases import sweep
 
         if not days >= 0:
             raise InputError("must be a number of days", where="store gc --days", seen=days)
@@ -374,7 +375,7 @@ class Store:
             cast(Model, noun).export_adapter(folder, quarantined=quarantined)
             return line
         if isinstance(noun, Model) and not noun.run_time_changes and not noun.is_served:
-            from truing.core import classifier
+            from truing.core.modelfiles import classifier
 
             if not classifier.why_not(noun):
                 noun.export(folder, quarantined=quarantined)

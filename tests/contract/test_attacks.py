@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from truing.context import Context, use
-from truing.core.scoring import ScoreHead
+from truing.core.passes.scoring import ScoreHead
 from truing.method import Method, methods
 from truing.models import Model
 from truing.principles import Principle, Principles

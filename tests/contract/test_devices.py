@@ -32,20 +32,22 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, LlamaForCausalLM
 
 from truing.context import Context, use
-from truing.core import embed, loaded, lora, memory, precision, scoring
-from truing.core.attention import by_kernel
+from truing.core import embed
 from truing.core.generate import generate
-from truing.core.levels import Own
-from truing.core.loaded import forget, quiet
+from truing.core.generation.dialogue_cache import Past
+from truing.core.generation.prefix_levels import Own
 from truing.core.logprob import STATISTICS, Rows, measure
-from truing.core.masters import Masters
+from truing.core.modelfiles import loaded, lora
+from truing.core.modelfiles.loaded import forget, quiet
 from truing.core.objective import Measurements
-from truing.core.past import Past
-from truing.core.products import scores
+from truing.core.passes import memory, precision, scoring
+from truing.core.passes.attention import by_kernel
+from truing.core.passes.master_weights import Masters
+from truing.core.passes.products import scores
+from truing.core.passes.scoring import answer_logps
 from truing.core.sampling import SamplingSettings, next_logps, sample
-from truing.core.scoring import answer_logps
-from truing.core.text_task import TextTask
 from truing.core.tiny import fill, tiny_config, tiny_tokenizer
+from truing.core.trainer.text_task import TextTask
 from truing.core.training import TextTraining
 from truing.core.tree import Packed, group_tree, pack
 from truing.doctor import matrix_speed
@@ -388,7 +390,7 @@ def test_an_objective_is_trained(
     more |= {"max_tokens": 6} if "max_tokens" in more else {}
     with pytest.MonkeyPatch.context() as patch, use(Context(folder=tmp_path)) as context:
         # So that answers come to their end soon, whose end is looked at.
-        patch.setattr("truing.core.stops.stop_ids", lambda _: range(3, 200))
+        patch.setattr("truing.core.generation.stops.stop_ids", lambda _: range(3, 200))
         made = methods[name](
             fitting(small, spec), table_for(spec, 4), batch=4, steps=1, dtype="bfloat16", **more
         )
@@ -531,7 +533,7 @@ def test_attention_does_without_plans_for_each_shape(
     with quiet():
         BertModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    monkeypatch.setattr("truing.core.fetch.fetch", lambda _: tmp_path)
+    monkeypatch.setattr("truing.core.modelfiles.fetch.fetch", lambda _: tmp_path)
     for load in (small.load_module, embed.encoder.__wrapped__):
         torch.backends.cuda.enable_cudnn_sdp(True)
         load()
@@ -553,7 +555,7 @@ def test_older_gpus_do_not_hold_all_scores_either(
 def test_what_follows_a_common_beginning_is_read_in_pieces(
     small: Model, pretence: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("truing.core.shared.READ", 8)
+    monkeypatch.setattr("truing.core.generation.prefix_cache.READ", 8)
     begin = list(range(60, 80))
     prompts = [[*begin, *range(90, 130)], [*begin, 7]]
     masked.clear()
@@ -622,7 +624,7 @@ def test_what_nobody_uses_leaves_the_gpu(
     sample(module, prompts, how)
     assert cached(other)  # where there is room it stays
     with monkeypatch.context() as patch:
-        patch.setattr("truing.core.waves.free_on", lambda _: 0)
+        patch.setattr("truing.core.generation.waves.free_on", lambda _: 0)
         sample(module, prompts, how)
     assert not cached(other) and small.load_module().module is module
     other.load_module()

@@ -19,12 +19,12 @@ from transformers import LlamaForCausalLM
 
 from truing.changes import Weights
 from truing.context import Context, use
+from truing.core.batch.row_kinds import is_taken
 from truing.core.chat import completion_ids, prompt_ids
-from truing.core.loaded import quiet
+from truing.core.modelfiles.loaded import quiet
 from truing.core.objective import Measurements, Objective, objective_of
-from truing.core.own_samples import OwnSamples
-from truing.core.row_kinds import is_taken
 from truing.core.tiny import fill, tiny_config, tiny_tokenizer
+from truing.core.trainer.own_samples import OwnSamples
 from truing.core.training import HOOKS
 from truing.core.weights import open_weights
 from truing.merge.mixture_of_experts import mixture_of_experts

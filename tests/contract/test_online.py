@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from truing.context import Context, use
-from truing.core import train_online
-from truing.core.collect import Pool, Say
 from truing.core.objective import Loss, Measurements
 from truing.core.online import Online, Update, online_of
-from truing.core.online_task import OnlineTask
+from truing.core.rl import train_online
+from truing.core.rl.collect import Pool, Say
+from truing.core.rl.online_task import OnlineTask
 from truing.method import methods
 from truing.models import Model
 from truing.tables import Row, Table

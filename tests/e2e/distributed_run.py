@@ -21,10 +21,12 @@ from torch.distributed.tensor import DTensor
 
 from truing.cli import main
 from truing.context import Context, Json, use
-from truing.core import block, distributed, engine, fused
+from truing.core import engine
+from truing.core.passes import block, fused
 from truing.core.plain_task import PlainTask
 from truing.core.rollout import Step
 from truing.core.together import together
+from truing.core.trainer import distributed
 from truing.core.training import Training
 from truing.fields.agent.running_sum import RunningSum
 from truing.tables import Table

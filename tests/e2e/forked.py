@@ -169,7 +169,7 @@ def _import_all() -> None:
     import small_run
     import yaml
 
-    from truing.core.code import code_key
+    from truing.core.identity.code import code_key
     from truing.method import methods
 
     for name in IMPORTED:

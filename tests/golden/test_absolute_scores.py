@@ -9,9 +9,9 @@ import torch
 from objective_numbers import softminus, values
 from torch import nn
 
+from truing.core.batch.training_rows import Reader
 from truing.core.objective import Measurements, objective_of
 from truing.core.tiny import tiny_tokenizer
-from truing.core.training_rows import Reader
 from truing.errors import InputError
 from truing.tables import Row, Table
 from truing.train.reward.absolute_scores import absolute_scores

@@ -10,10 +10,10 @@ import torch
 from transformers import LlamaForSequenceClassification
 
 from truing.changes import Adapter, Decoder, Prefix
-from truing.core import lora
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.generate import generate
-from truing.core.rewards import Rewards, score_model
+from truing.core.judging.rewards import Rewards, score_model
+from truing.core.modelfiles import lora
 from truing.core.tiny import tiny_config, tiny_model
 from truing.decode.best_of_n import best
 from truing.decode.rewards import coverage, inflections, keyword_coverage, listed_words

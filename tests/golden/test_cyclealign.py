@@ -15,7 +15,7 @@ import torch
 from truing.context import Context, use
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.drawing import Completion
-from truing.core.scoring import answer_logps
+from truing.core.passes.scoring import answer_logps
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model

@@ -14,16 +14,17 @@ from objective_numbers import LOGP, at_reference, pairs, r, sigma, softminus, to
 from torch import Tensor
 
 from truing.context import Context, use
-from truing.core import engine, own_samples
+from truing.core import engine
+from truing.core.batch.training_rows import Unit
 from truing.core.chat import prompt_ids
 from truing.core.files import home
 from truing.core.objective import Measurements, objective_of
-from truing.core.own_samples import GuidedSamples, OwnSamples, reminded
 from truing.core.sampling import SamplingSettings
-from truing.core.text_task import Micro, TextTask
 from truing.core.tiny import tiny_folder
-from truing.core.train_text import read_units
-from truing.core.training_rows import Unit
+from truing.core.trainer import own_samples
+from truing.core.trainer.own_samples import GuidedSamples, OwnSamples, reminded
+from truing.core.trainer.text_task import Micro, TextTask
+from truing.core.trainer.train_text import read_units
 from truing.core.tree import Node
 from truing.errors import InputError
 from truing.method import methods

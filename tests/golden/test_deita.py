@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from truing.context import Context, use
-from truing.core import scoring
 from truing.core.chat import prompt_ids
+from truing.core.passes import scoring
 from truing.errors import InputError
 from truing.method import get_component, methods
 from truing.models import Model

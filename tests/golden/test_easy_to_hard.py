@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from truing.context import Context, use
-from truing.core.scoring import ScoreHead
+from truing.core.passes.scoring import ScoreHead
 from truing.errors import InputError
 from truing.evaluate.easy_to_hard import (
     WAYS,

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from truing.context import Context, use
-from truing.core import code
 from truing.core.drawing import Completion
+from truing.core.identity import code
 from truing.core.online import online_of
-from truing.core.preflight import online_training
-from truing.core.scoring import ScoreHead
+from truing.core.passes.scoring import ScoreHead
+from truing.core.trainer.preflight import online_training
 from truing.errors import InputError
 from truing.keys import step_key
 from truing.method import get_component, methods

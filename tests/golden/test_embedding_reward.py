@@ -15,9 +15,9 @@ from pair_numbers import PAIRS, plain_states
 from torch import Tensor
 
 from truing.context import Context, use
+from truing.core.judging.rewards import score_model
 from truing.core.objective import Measurements
-from truing.core.rewards import score_model
-from truing.core.scoring import ScoreHead, sort_of
+from truing.core.passes.scoring import ScoreHead, sort_of
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model

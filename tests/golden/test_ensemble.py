@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from truing.context import Context, use
-from truing.core.gold import check_gold
-from truing.core.rewards import Rewards
-from truing.core.scores import check_reward
-from truing.core.scoring import ScoreHead
+from truing.core.judging.rewards import Rewards
+from truing.core.judging.scores import check_reward
+from truing.core.passes.scoring import ScoreHead
+from truing.core.rl.gold import check_gold
 from truing.errors import InputError
 from truing.method import methods, score
 from truing.models import Model, hold

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from truing.context import Context, use
-from truing.core.routers import balance_value, first_share, gate_of, routers, shares, top_k_gate
+from truing.core.passes.routers import (
+    balance_value,
+    first_share,
+    gate_of,
+    routers,
+    shares,
+    top_k_gate,
+)
 from truing.errors import InputError
 from truing.merge.mixture_of_experts import mixture_of_experts
 from truing.method import methods

@@ -8,7 +8,7 @@ import pytest
 import torch
 from online_numbers import NEW, OLD, gradient, loss_of, mean, rollout, total
 
-from truing.core.advantages import group_advantage
+from truing.core.rl.advantages import group_advantage
 from truing.train.rl.grao import advantage, grao
 
 

@@ -25,8 +25,8 @@ from online_numbers import (
     total,
 )
 
-from truing.core.advantages import group_advantage, leave_one_out, overlong
 from truing.core.online import clipped
+from truing.core.rl.advantages import group_advantage, leave_one_out, overlong
 from truing.errors import InputError
 from truing.train.rl.grpo import dapo, dr_grpo, gdpo, grpo
 

@@ -26,8 +26,8 @@ from online_numbers import (
     total,
 )
 
-from truing.core.advantages import top_entropy
 from truing.core.online import Update
+from truing.core.rl.advantages import top_entropy
 from truing.train.rl.grpo import dapo, dr_grpo, gdpo, grpo
 
 EVERY = [ENTROPY[u][k][t] for u, k in ANSWERS for t in tokens(u, k)]  # of ten tokens

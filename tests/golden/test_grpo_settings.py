@@ -25,9 +25,9 @@ from online_numbers import (
     total,
 )
 
-from truing.core.advantages import kl_tokens
 from truing.core.objective import Measurements
 from truing.core.online import Aggregation, kl_loss
+from truing.core.rl.advantages import kl_tokens
 from truing.train.rl.grpo import dapo, dr_grpo, gdpo, grpo
 from truing.train.rl.gspo import gspo
 

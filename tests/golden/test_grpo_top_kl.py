@@ -24,9 +24,9 @@ from online_numbers import (
 from teaching import drawn, rows, slopes
 
 from truing.context import Context, use
-from truing.core.advantages import kl_tokens
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.engine import Order
+from truing.core.rl.advantages import kl_tokens
 from truing.core.tiny import tiny_folder
 from truing.errors import InputError
 from truing.method import methods

@@ -11,9 +11,9 @@ import pytest
 
 from truing.context import Context, use
 from truing.core.drawing import Completion
-from truing.core.panel import panel_of
-from truing.core.scores import check_reward
-from truing.core.shapes import SHAPES
+from truing.core.judging.scores import check_reward
+from truing.core.modelfiles.panel import panel_of
+from truing.dataset_rows import SHAPES
 from truing.errors import InputError
 from truing.evaluate import honesty as measured
 from truing.evaluate.honesty import refuses, score_measures, scores

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from pair_numbers import PAIRS, plain_states
 
 from truing.context import Context, use
-from truing.core import pair_states
-from truing.core.pair_states import Numbers
-from truing.core.rewards import score_model
-from truing.core.scoring import ScoreHead
+from truing.core.judging.rewards import score_model
+from truing.core.passes import pair_states
+from truing.core.passes.pair_states import Numbers
+from truing.core.passes.scoring import ScoreHead
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model

@@ -16,9 +16,9 @@ from truing.changes import Weights
 from truing.context import Context, use
 from truing.core.engine import Part
 from truing.core.logprob import measure
-from truing.core.text_task import TextTask
+from truing.core.passes.vocab_heads import VocabHeads, heads_of
+from truing.core.trainer.text_task import TextTask
 from truing.core.tree import group_tree, pack
-from truing.core.vocab_heads import VocabHeads, heads_of
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model

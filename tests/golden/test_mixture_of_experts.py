@@ -19,8 +19,7 @@ from truing.core.chat import completion_ids, prompt_ids
 from truing.core.generate import generate
 from truing.core.logprob import check, states
 from truing.core.objective import Measurements, objective_of
-from truing.core.reference import Reference
-from truing.core.routers import (
+from truing.core.passes.routers import (
     balance_value,
     decided,
     first_share,
@@ -31,9 +30,10 @@ from truing.core.routers import (
     with_room,
     z_value,
 )
-from truing.core.text_task import TextTask
+from truing.core.reference import Reference
 from truing.core.tiny import tiny_folder
-from truing.core.train_text import read_units
+from truing.core.trainer.text_task import TextTask
+from truing.core.trainer.train_text import read_units
 from truing.core.tree import example_tree, pack
 from truing.errors import InputError
 from truing.merge.mixture_of_experts import mixture_of_experts

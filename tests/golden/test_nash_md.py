@@ -9,7 +9,7 @@ import pytest
 import torch
 from online_numbers import NEW, REF, gradient, loss_of, rollout, total
 
-from truing.core.alongside import Alongside
+from truing.core.generation.model_mixture import Alongside
 from truing.core.sampling import SamplingSettings, sample
 from truing.core.tiny import tiny_model
 from truing.train.rl.nash_md import nash_md

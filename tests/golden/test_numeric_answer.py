@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from truing.core.numerals import final_number, numbers, only_number
+from truing.core.judging.numerals import final_number, numbers, only_number
 from truing.errors import InputError
 from truing.evaluate.easy_to_hard import normal
 from truing.train.reward.rules import numeric_answer

@@ -11,7 +11,7 @@ import pytest
 from truing import doctor
 from truing.context import current
 from truing.core import sandbox
-from truing.core.scores import check_reward
+from truing.core.judging.scores import check_reward
 from truing.errors import InputError
 from truing.method import score
 from truing.tables import Row

@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from truing.core.judging.answer_steps import step_values, steps_of
+from truing.core.judging.scores import check_reward, named_scores
+from truing.core.passes.scoring import ScoreHead
 from truing.core.placed import Placed, at_tokens
-from truing.core.scores import check_reward, named_scores
-from truing.core.scoring import ScoreHead
-from truing.core.steps import step_values, steps_of
 from truing.core.tiny import tiny_tokenizer
 from truing.errors import InputError
 from truing.models import Model, hold

@@ -25,7 +25,7 @@ from online_numbers import (
     total,
 )
 
-from truing.core.advantages import at_end, gae, to_go, whiten
+from truing.core.rl.advantages import at_end, gae, to_go, whiten
 from truing.train.rl.ppo import explained, ppo
 
 BETA, GAMMA, LAM = 0.2, 0.9, 0.7

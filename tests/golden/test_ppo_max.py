@@ -21,9 +21,9 @@ from online_numbers import (
     total,
 )
 
-from truing.core.advantages import moments, sigma
 from truing.core.objective import Measurements, State
 from truing.core.online import Update
+from truing.core.rl.advantages import moments, sigma
 from truing.train.rl.ppo import token_rewards
 from truing.train.rl.ppo_max import ppo_max, shaped
 

@@ -12,12 +12,12 @@ import torch
 from truing.changes import Decoder
 from truing.core.drawing import Completion
 from truing.core.generate import generate
-from truing.core.prm_values import Answer, Candidate, Guide, standardised, weighed
-from truing.core.rewards import Rewards, score_model
+from truing.core.generation.search import Path as Way
+from truing.core.generation.search import Writer
+from truing.core.judging.prm_values import Answer, Candidate, Guide, standardised, weighed
+from truing.core.judging.rewards import Rewards, score_model
+from truing.core.passes.scoring import ScoreHead, step_scores
 from truing.core.sampling import SamplingSettings
-from truing.core.scoring import ScoreHead, step_scores
-from truing.core.search import Path as Way
-from truing.core.search import Writer
 from truing.decode import prm_guided as module
 from truing.decode.prm_guided import prm_guided
 from truing.errors import InputError

@@ -10,8 +10,8 @@ import torch
 from objective_numbers import softminus, total
 
 from truing.context import Context, use
+from truing.core.judging.answer_steps import AGGREGATES, steps_of
 from truing.core.objective import Measurements
-from truing.core.steps import AGGREGATES, steps_of
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model

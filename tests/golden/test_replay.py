@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 
 from truing.context import Context, Json, use
 from truing.core.chat import completion_ids, prompt_ids
-from truing.core.online_task import OnlineTask
+from truing.core.rl.online_task import OnlineTask
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model

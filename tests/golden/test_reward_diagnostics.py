@@ -11,7 +11,7 @@ import pytest
 
 from truing.context import Context, use
 from truing.core.drawing import Completion
-from truing.core.reward_quality import (
+from truing.core.judging.reward_quality import (
     Compared,
     accuracy_lost,
     alike,

@@ -7,8 +7,8 @@ import math
 import pytest
 from objective_numbers import LOGP, D, at_reference, nll, pairs, r, softminus, total
 
-from truing.core.mix import mixed
 from truing.core.objective import objective_of
+from truing.core.trainer.mix import mixed
 from truing.train.preference.dpo import dpo
 from truing.train.preference.rpo import mpo, rpo
 

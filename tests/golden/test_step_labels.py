@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import pytest
 
 from truing.context import Context, use
-from truing.core import step_outcomes, trajectories
 from truing.core.generate import sample_ids
-from truing.core.step_outcomes import hindsight, majority
+from truing.core.judging import step_outcomes, trajectories
+from truing.core.judging.step_outcomes import hindsight, majority
+from truing.core.judging.trajectories import Drawing, Trajectory, check_rooms, continued
 from truing.core.tiny import tiny_tokenizer
-from truing.core.trajectories import Drawing, Trajectory, check_rooms, continued
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model
@@ -111,8 +111,10 @@ def test_hindsight_labels_each_step_by_its_own_answer(monkeypatch: pytest.Monkey
     one, two = made(Table("example", [PLUS, wrong]), reward=RIGHT, rollouts=0, gamma=0.9)
     assert one["labels"] == pytest.approx([0.81, 0.9, 1.0]) and two["labels"] == [0.0, 0.0]
     # A reward that no rule verifies, in the same way: a model's score through a sigmoid.
-    monkeypatch.setattr("truing.core.rewards.score_model", lambda m, rows: [2.0 for _ in rows])
-    monkeypatch.setattr("truing.core.scoring.has_head", lambda m: False)
+    monkeypatch.setattr(
+        "truing.core.judging.rewards.score_model", lambda m, rows: [2.0 for _ in rows]
+    )
+    monkeypatch.setattr("truing.core.passes.scoring.has_head", lambda m: False)
     monkeypatch.setattr(step_outcomes, "check_reward_model", lambda m, where: None)
     z = 1 / (1 + 2.718281828459045**-2)
     (row,) = made(Table("example", [PLUS]), reward_model=MODEL, rollouts=0, gamma=0.5)
@@ -148,8 +150,8 @@ def test_models_are_asked_for_all_answers_at_once(monkeypatch: pytest.MonkeyPatc
     assert found == [[1.0, 2.0], [3.0], [2.0, 1.0]]
     assert asked == [(";", [["a", "bb"], ["dd", "e"]]), (",", [["ccc"]])]
     # With roll-outs an answer that was cut is not asked for what it came to itself.
-    monkeypatch.setattr("truing.core.rewards.score_model", score)
-    monkeypatch.setattr("truing.core.scoring.has_head", lambda m: False)
+    monkeypatch.setattr("truing.core.judging.rewards.score_model", score)
+    monkeypatch.setattr("truing.core.passes.scoring.has_head", lambda m: False)
     monkeypatch.setattr(step_outcomes, "continued", RollOuts({1: ["x"], 2: ["y"]}))
     ending = step_outcomes.Ending(None, None, Model.__new__(Model), "")
     came = step_outcomes.outcomes(MODEL, paths, ending, 1, Drawing(4, 1.0, 0))  # type: ignore[arg-type]

@@ -14,21 +14,21 @@ from online_numbers import OLD, REF, REWARD, VALUE, gradient, loss_of, rollout, 
 from torch import Tensor
 
 from truing.context import Context, use
-from truing.core.answers import Answer, Asked
-from truing.core.collect import Collector
 from truing.core.drawing import Completion
+from truing.core.judging.answer_steps import steps_of
+from truing.core.judging.rewards import Rewards
+from truing.core.judging.scores import named_scores
 from truing.core.objective import Measurements
 from truing.core.online import Update
-from truing.core.online_reward import Reward
-from truing.core.online_task import OnlineTask
+from truing.core.passes.scoring import ScoreHead
 from truing.core.placed import Part, Placed, at_tokens, closings
-from truing.core.rewards import Rewards
+from truing.core.rl.answers import Answer, Asked
+from truing.core.rl.collect import Collector
+from truing.core.rl.online_reward import Reward
+from truing.core.rl.online_task import OnlineTask
+from truing.core.rl.train_online import Players
 from truing.core.sampling import SamplingSettings
-from truing.core.scores import named_scores
-from truing.core.scoring import ScoreHead
-from truing.core.steps import steps_of
 from truing.core.tiny import tiny_tokenizer
-from truing.core.train_online import Players
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from truing.core.advantages import group_advantage
+from truing.core.rl.advantages import group_advantage
 from truing.errors import InputError
 from truing.method import score
 from truing.synthesize.survival_cohort import km_median, survival_cohort

@@ -9,7 +9,7 @@ import pytest
 import torch
 from online_numbers import REWARD, loss_of, rollout, total
 
-from truing.core.referee import chunks, kendall, read_scores, referee_prompt
+from truing.core.judging.referee import chunks, kendall, read_scores, referee_prompt
 from truing.errors import InputError
 from truing.tables import Row
 from truing.train.rl.grpo import grpo

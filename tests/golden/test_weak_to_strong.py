@@ -17,11 +17,11 @@ from test_bradley_terry import scored
 from truing.context import Context, use
 from truing.core.drawing import Completion
 from truing.core.engine import Part
-from truing.core.mix import Mixture
 from truing.core.objective import Loss, State
-from truing.core.scoring import ScoreHead, has_head, head_scores
-from truing.core.shapes import SHAPES
-from truing.core.text_task import Micro, TextTask
+from truing.core.passes.scoring import ScoreHead, has_head, head_scores
+from truing.core.trainer.mix import Mixture
+from truing.core.trainer.text_task import Micro, TextTask
+from truing.dataset_rows import SHAPES
 from truing.errors import InputError
 from truing.evaluate.performance_gap import balanced, gap_measure, recovered, weighted_f1
 from truing.evaluate.toxicity_gap import _measures as toxicity_measures
@@ -267,7 +267,7 @@ def test_toxic_continuations_are_left_out(
     drawn = [[Completion(t) for t in some] for some in said]
     monkeypatch.setattr(weak_continuations, "generate", lambda model, prompts, n, **_: [
         some[:n] for some in drawn])  # fmt: skip
-    monkeypatch.setattr("truing.core.rewards.score_model", lambda guard, rows: [
+    monkeypatch.setattr("truing.core.judging.rewards.score_model", lambda guard, rows: [
         -2.0 if "bad" in r["completion"] else 2.0 for r in rows])  # fmt: skip
     model, guard = Model.open(tiny_path), supervisor(tiny_path, tmp_path / "guard", 0)
     data = Table("prompt", [{"prompt": f"p{i}"} for i in range(3)])

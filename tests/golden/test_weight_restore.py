@@ -12,8 +12,9 @@ import torch
 from transformers import PreTrainedModel
 
 from truing.context import Context, use
-from truing.core import generate, loaded
+from truing.core import generate
 from truing.core.chat import completion_ids, prompt_ids
+from truing.core.modelfiles import loaded
 from truing.core.tiny import tiny_folder, tiny_model
 from truing.core.trunk import Trunk
 from truing.errors import InputError
@@ -425,7 +426,7 @@ def test_a_plain_call_writes_no_checkpoints(
     def written(*_: object, **__: object) -> None:
         raise AssertionError("written to a folder that nobody comes back to")
 
-    monkeypatch.setattr("truing.core.checkpoint.Checkpoints.write", written)
+    monkeypatch.setattr("truing.core.trainer.checkpoint.Checkpoints.write", written)
     assert weight_restore(*pair, REFUSE, TASK, steps=1).key != pair[0].key
     assert work["gradients"] == 1
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from truing.context import Context, Json, current, use
-from truing.core import distributed
-from truing.core.apart import apart
+from truing.core.play.apart import apart
+from truing.core.trainer import distributed
 from truing.errors import InputError, TruingError
 
 

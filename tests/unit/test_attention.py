@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from truing.core import attention
-from truing.core.attention import attend
-from truing.core.layout import BLOCK, LONG, Layout
+from truing.core.batch.layout import BLOCK, LONG, Layout
+from truing.core.passes import attention
+from truing.core.passes.attention import attend
 from truing.core.tree import Node, Segment, pack
 
 

@@ -278,7 +278,7 @@ def test_an_adapter_of_another_model(fails: Fails, folder: Path) -> None:
 def test_memory_is_forecast_before_anything_is_computed(
     fails: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("truing.core.start.memory_gib", lambda: (0.0098, 0.0098))
+    monkeypatch.setattr("truing.core.trainer.start.memory_gib", lambda: (0.0098, 0.0098))
     said = fails(f"{TRAIN} pairs.jsonl")
     assert "training needs about" in said and "0.0098 GiB of memory are free" in said
     assert "Lower max_length" in said

@@ -18,15 +18,15 @@ import pytest
 import torch
 
 from truing.context import Context, use
-from truing.core import train_online
-from truing.core.collect import Pool, Say
+from truing.core.batch.row_kinds import CONVERSIONS, as_kind
+from truing.core.batch.training_rows import BRANCHES
 from truing.core.objective import Measurements, Objective, objective_of
 from truing.core.online import Online, online_of
-from truing.core.own_samples import FinishedSamples, OwnSamples
-from truing.core.row_kinds import CONVERSIONS, as_kind
-from truing.core.train_text import read_units
+from truing.core.rl import train_online
+from truing.core.rl.collect import Pool, Say
+from truing.core.trainer.own_samples import FinishedSamples, OwnSamples
+from truing.core.trainer.train_text import read_units
 from truing.core.training import HOOKS, Hook
-from truing.core.training_rows import BRANCHES
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model

@@ -22,12 +22,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from truing.core import block, lora
-from truing.core.attention import tree_attention
-from truing.core.fused import fused
+from truing.core.batch.layout import Layout
 from truing.core.hooks import Edit, edit
-from truing.core.layout import Layout
 from truing.core.logprob import measure
+from truing.core.modelfiles import lora
+from truing.core.passes import block
+from truing.core.passes.attention import tree_attention
+from truing.core.passes.fused import fused
 from truing.core.tree import Packed, group_tree, pack
 from truing.errors import InputError
 
@@ -103,7 +104,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[nn.Module]]:
         seen.append(of)
         return real(of, *rest)
 
-    monkeypatch.setattr("truing.core.fused.run", watched)
+    monkeypatch.setattr("truing.core.passes.fused.run", watched)
     yield seen
 
 

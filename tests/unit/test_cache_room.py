@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from truing.core import files, hashes, own_samples, reference
+from truing.core import files, reference
 from truing.core.files import home, make_room, make_room_for, make_room_once, place
-from truing.core.hashes import file_hash, reading_all
-from truing.core.own_samples import kept
+from truing.core.identity import hashes
+from truing.core.identity.hashes import file_hash, reading_all
 from truing.core.reference import Reference
 from truing.core.sampling import SamplingSettings
+from truing.core.trainer import own_samples
+from truing.core.trainer.own_samples import kept
 from truing.core.tree import Node
 from truing.models import Model
 

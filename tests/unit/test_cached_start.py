@@ -18,7 +18,8 @@ import pytest
 import truing
 from truing import catalogue, described, keys, loading
 from truing.cli import main
-from truing.core import code, remembered, whole
+from truing.core.identity import code, remembered
+from truing.core.modelfiles import weight_files
 from truing.described import Description
 from truing.entry import Entry
 from truing.errors import InputError
@@ -304,15 +305,15 @@ def test_weights_that_were_whole_are_opened_again_once_they_differ(
     tiny_path: Path, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tiny_path, tmp_path / "m")
-    whole.check_weights(tmp_path / "m")
-    monkeypatch.delitem(sys.modules, whole.READER, raising=False)
-    whole.check_weights(tmp_path / "m")
-    assert whole.READER not in sys.modules
+    weight_files.check_weights(tmp_path / "m")
+    monkeypatch.delitem(sys.modules, weight_files.READER, raising=False)
+    weight_files.check_weights(tmp_path / "m")
+    assert weight_files.READER not in sys.modules
     weights = tmp_path / "m" / "model.safetensors"
     with weights.open("r+b") as file:
         file.truncate(weights.stat().st_size - 8)
     with pytest.raises(InputError, match="damaged or cut off"):
-        whole.check_weights(tmp_path / "m")
+        weight_files.check_weights(tmp_path / "m")
 
 
 def test_pytorch_is_asked_once_for_each_state_of_the_drivers(

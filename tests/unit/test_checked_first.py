@@ -13,7 +13,7 @@ from truing import pipeline, recipe
 from truing.catalogue import methods as method_entries
 from truing.cli import main
 from truing.core.objective import Loss, Measurements, Objective
-from truing.core.preflight import check_given, check_loss, check_rows, divisor
+from truing.core.trainer.preflight import check_given, check_loss, check_rows, divisor
 from truing.errors import InputError
 from truing.method import component, methods
 from truing.models import Model

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from truing.core import checkpoint, distributed
-from truing.core.checkpoint import Checkpoints, writable
+from truing.core.trainer import checkpoint, distributed
+from truing.core.trainer.checkpoint import Checkpoints, writable
 from truing.errors import InputError
 
 

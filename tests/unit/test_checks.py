@@ -9,7 +9,7 @@ import pytest
 
 from truing.catalogue import components
 from truing.context import Context, use
-from truing.core.scores import check_reward
+from truing.core.judging.scores import check_reward
 from truing.errors import InputError
 from truing.method import Method, methods, score
 from truing.models import Model

@@ -17,8 +17,9 @@ from forked import Started
 from misbehaving import good, server
 
 from truing.context import Context, use
-from truing.core import client, endpoint, files
+from truing.core import client, files
 from truing.core.client import Limits, limited
+from truing.core.endpoints import endpoint
 from truing.core.generate import generate
 from truing.core.logprob import measure
 from truing.core.tree import example_tree, pack
@@ -131,7 +132,9 @@ def test_kept_replies_do_not_grow_without_limit(monkeypatch: Any, capsys: Any) -
         replies.put(path.stem, {"text": "x"})
         os.utime(path, (i, i))
     assert replies.get("abcd") and paths[0].stat().st_mtime > 3  # reading it makes it young
-    monkeypatch.setattr("truing.core.replies.LIMIT", 2 * max(paths[0].stat().st_blocks * 512, 1))
+    monkeypatch.setattr(
+        "truing.core.endpoints.replies.LIMIT", 2 * max(paths[0].stat().st_blocks * 512, 1)
+    )
     with server(lambda n, body: good()) as (url, _), limited(Limits()):
         generate(_model(url), ["Hi"], max_tokens=4, greedy=True)
         left = set(replies.folder.rglob("*.json"))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from truing.core.preflight import check_given
-from truing.core.rewards import Rewards
+from truing.core.judging.rewards import Rewards
+from truing.core.trainer.preflight import check_given
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from truing.context import Context, Json, aside, current, seeded, use
-from truing.core.critic import HEAD, Critic, valued
 from truing.core.engine import Paced
 from truing.core.logprob import measure
-from truing.core.scoring import ScoreHead
+from truing.core.passes.scoring import ScoreHead
+from truing.core.rl.critic import HEAD, Critic, valued
 from truing.core.tree import group_tree, pack
 from truing.errors import InputError
 from truing.method import methods
@@ -156,7 +156,7 @@ def test_a_second_by_product_of_a_name() -> None:
 
 
 def task_like() -> object:
-    from truing.core.online_task import OnlineTask
+    from truing.core.rl.online_task import OnlineTask
 
     return object.__new__(OnlineTask)
 

@@ -15,7 +15,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from truing.core.rewards import score_model
+from truing.core.judging.rewards import score_model
 from truing.errors import InputError
 from truing.models import Model
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from truing import cli, dataindex, datasets, pipeline
-from truing.core.licences import forbids_commercial
-from truing.core.shapes import SHAPES
+from truing.core.modelfiles.licences import forbids_commercial
+from truing.dataset_rows import SHAPES
 from truing.errors import InputError
 from truing.mirrored import MIRRORED
 from truing.plan import Plan

@@ -15,8 +15,8 @@ import pytest
 
 from truing import dataindex, datasets, pipeline
 from truing.context import Context, use
-from truing.core.licences import allows_commercial
-from truing.core.shapes import dialogue, hh_pair, passages, truthful, word_problem
+from truing.core.modelfiles.licences import allows_commercial
+from truing.dataset_rows import dialogue, hh_pair, passages, truthful, word_problem
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model

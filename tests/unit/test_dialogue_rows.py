@@ -11,13 +11,13 @@ from collections.abc import Callable
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from truing.core.batch.row_kinds import as_kind, takes_texts
+from truing.core.batch.template import turn_of
+from truing.core.batch.training_rows import Reader, Unit
 from truing.core.chat import completion_ids, example_ids, opening, prompt_ids, reply_ids
 from truing.core.objective import objective_of
-from truing.core.online_prompts import read_prompts
-from truing.core.row_kinds import as_kind, takes_texts
-from truing.core.template import turn_of
+from truing.core.rl.online_prompts import read_prompts
 from truing.core.tiny import TEMPLATE, tiny_tokenizer
-from truing.core.training_rows import Reader, Unit
 from truing.errors import InputError
 from truing.method import methods
 from truing.tables import Row, Table

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from truing import Table, __version__, recipe
-from truing.core import fetch
 from truing.core.chat import prompt_ids
+from truing.core.modelfiles import fetch
 from truing.core.tiny import tiny_tokenizer
 from truing.errors import InputError
 from truing.method import methods

@@ -13,8 +13,8 @@ import torch
 
 from truing.context import Context, use
 from truing.core import embed as module
-from truing.core import fetch
 from truing.core.embed import mean_of_tokens, near_earlier, nearest, squared_distances
+from truing.core.modelfiles import fetch
 from truing.errors import InputError
 from truing.specify.texts import relevance
 from truing.tables import Row

@@ -15,6 +15,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from truing.core.batch.encoding import encode, space_added
 from truing.core.chat import (
     answer_text,
     completion_ids,
@@ -24,7 +25,6 @@ from truing.core.chat import (
     reply_ids,
     step_ids,
 )
-from truing.core.encoding import encode, space_added
 from truing.core.tiny import tiny_tokenizer
 from truing.core.tree import Node, example_tree
 from truing.evaluate import ability

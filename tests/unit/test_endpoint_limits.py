@@ -11,8 +11,8 @@ import pytest
 from misbehaving import good, server
 
 from truing import cli
-from truing.core import endpoint, limits
 from truing.core.client import Limits, limited, meter
+from truing.core.endpoints import endpoint, limits
 from truing.core.generate import generate
 from truing.errors import InputError, Stopped
 from truing.keys import step_key

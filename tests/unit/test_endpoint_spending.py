@@ -13,8 +13,8 @@ import pytest
 from misbehaving import good, server
 
 from truing.context import Context, Json, use
-from truing.core import endpoint, limits, spending
 from truing.core.client import meter
+from truing.core.endpoints import endpoint, limits, spending
 from truing.core.generate import generate
 from truing.errors import Stopped
 from truing.models import Model
@@ -25,9 +25,9 @@ CHILD = """
 import sys
 from pathlib import Path
 from truing.context import Context, use
-from truing.core import limits
-from truing.core.endpoint import Endpoint, together
-from truing.core.spending import book_of
+from truing.core.endpoints import limits
+from truing.core.endpoints.endpoint import Endpoint, together
+from truing.core.endpoints.spending import book_of
 
 url, said, folder = sys.argv[1:]
 limits.keep(url, f"m?{said}")

@@ -13,8 +13,9 @@ import pytest
 from misbehaving import good, server
 
 from truing.context import Context, use
-from truing.core import endpoint, judge, limits
+from truing.core import judge
 from truing.core.client import Limits, limited
+from truing.core.endpoints import endpoint, limits
 from truing.core.generate import generate
 from truing.errors import InputError
 from truing.models import Model, Served

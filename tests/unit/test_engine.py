@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from truing.context import Context, use
 from truing.core import engine
-from truing.core.checkpoint import Checkpoints
 from truing.core.engine import Order, Trained, train
 from truing.core.plain_task import PlainTask
+from truing.core.trainer.checkpoint import Checkpoints
 from truing.core.training import Training
 from truing.errors import InputError, Stopped
 

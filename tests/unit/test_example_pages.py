@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from truing import Measure, Plan, Report, Table, catalogue, cli, command
-from truing.core.replay import check_stream
+from truing.core.trainer.replay import check_stream
 from truing.method import Method, methods
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from truing.core.exponentials import exp_onwards, exp_up_to, expm1_up_to, parted
+from truing.core.passes.exponentials import exp_onwards, exp_up_to, expm1_up_to, parted
 
 
 def slope(value: Tensor, x: Tensor) -> list[float]:

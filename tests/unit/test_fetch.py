@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from truing.core import convert, fetch, files
-from truing.core.gguf import Gguf, q4_1, q8_0
+from truing.core import files
+from truing.core.modelfiles import convert, fetch
+from truing.core.modelfiles.gguf import Gguf, q4_1, q8_0
 from truing.errors import InputError, MissingExtra
 
 Tensors = list[tuple[str, int, tuple[int, ...], bytes]]  # name, type, shape, data

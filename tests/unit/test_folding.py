@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from truing.core import lora
+from truing.core.modelfiles import lora
 from truing.core.tiny import tiny_folder
-from truing.core.train_text import trained_model
+from truing.core.trainer.train_text import trained_model
 from truing.core.weights import Folded, aligned, differences, open_weights
 from truing.merge.linear import linear
 from truing.models import Adapter, Model, Weights

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from truing.changes import Adapter
 from truing.context import Context, Json, use
-from truing.core import frozen_trunk
-from truing.core.frozen_trunk import PLACE, FrozenTrunk, attach, keys_of
 from truing.core.logprob import measure, states
 from truing.core.objective import objective_of
+from truing.core.passes import frozen_trunk
+from truing.core.passes.frozen_trunk import PLACE, FrozenTrunk, attach, keys_of
 from truing.core.training import TextTraining
 from truing.core.tree import Node, group_tree, pack
 from truing.core.trunk import blocks_of

@@ -14,10 +14,14 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from truing.context import Context, use
-from truing.core import sampling, waves
+from truing.core import sampling
 from truing.core.chat import prompt_ids
-from truing.core.choose import choose
 from truing.core.generate import _as_prompts, generate, sample_ids
+from truing.core.generation import waves
+from truing.core.generation.draw_token import choose
+from truing.core.generation.prefix_cache import Shared
+from truing.core.generation.row_cache import Padded
+from truing.core.generation.stops import stop_place, stopped_at
 from truing.core.sampling import (
     Row,
     Sampled,
@@ -25,9 +29,6 @@ from truing.core.sampling import (
     next_logps,
     sample,
 )
-from truing.core.shared import Shared
-from truing.core.states import Padded
-from truing.core.stops import stop_place, stopped_at
 from truing.core.tiny import tiny_model
 from truing.errors import InputError
 from truing.models import Model, Prefix

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from truing.core.gold import check_gold
+from truing.core.rl.gold import check_gold
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model

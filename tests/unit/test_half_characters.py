@@ -8,9 +8,9 @@ import pytest
 
 from truing import jsontext
 from truing.context import Journal
-from truing.core.encoding import encode
+from truing.core.batch.encoding import encode
 from truing.core.generate import generate
-from truing.core.loaded import load_tokenizer
+from truing.core.modelfiles.loaded import load_tokenizer
 from truing.models import Model
 from truing.principles import Principles
 from truing.reports import Measure, Report

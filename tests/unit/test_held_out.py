@@ -18,12 +18,12 @@ from truing import cli, pipeline, recipe
 from truing.context import Context, Json, use
 from truing.core import held_out, reference
 from truing.core.chat import completion_ids, prompt_ids
-from truing.core.checkpoint import Checkpoints
 from truing.core.engine import Loop, Trained, train
 from truing.core.held_out import LOSS, Course, HeldOut, Watch
 from truing.core.plain_task import PlainTask
-from truing.core.text_task import TextTask
 from truing.core.tiny import tiny_tokenizer
+from truing.core.trainer.checkpoint import Checkpoints
+from truing.core.trainer.text_task import TextTask
 from truing.core.training import TextTraining, Training
 from truing.errors import InputError, Stopped
 from truing.method import methods
@@ -400,7 +400,7 @@ def test_reference_of_held_out_rows_is_measured_once(
             super().__init__(*given)
             made.append(self)
 
-    monkeypatch.setattr("truing.core.train_text.Reference", Counting)
+    monkeypatch.setattr("truing.core.trainer.train_text.Reference", Counting)
     trained("dpo", tmp_path / "a", model, steps=1, beta=0.1)
     trained("dpo", tmp_path / "b", model, steps=1, beta=0.5)
     trained("ipo", tmp_path / "c", model, None, steps=1)

@@ -15,12 +15,13 @@ from misbehaving import good, server
 
 from truing import cli, pipeline, recipe
 from truing.context import Context, Journal, Json, use
-from truing.core import collect, past
 from truing.core.chat import prompt_ids, reply_ids
 from truing.core.drawing import Completion
 from truing.core.generate import generate
+from truing.core.generation import dialogue_cache
 from truing.core.held_out import REWARD, Course, Watch
 from truing.core.online import Online, online_of
+from truing.core.rl import collect
 from truing.core.rollout import Observation, Step
 from truing.core.sampling import SamplingSettings, sample
 from truing.core.tiny import tiny_tokenizer
@@ -252,7 +253,9 @@ def test_it_changes_no_bit(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(past, "room", lambda: 2**30)  # what is free now stands in the journal
+    monkeypatch.setattr(
+        dialogue_cache, "room", lambda: 2**30
+    )  # what is free now stands in the journal
     plain, without = run(name, model, tmp_path / "without", held=None, **more)
     watched, context = run(name, model, tmp_path / "with", eval_every=1, **more)
     assert watched.key == plain.key and trained(context) == trained(without)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from truing.context import Context, use
-from truing.core.rewards import score_model
-from truing.core.scoring import ScoreHead
+from truing.core.judging.rewards import score_model
+from truing.core.passes.scoring import ScoreHead
 from truing.method import methods, score
 from truing.models import Model, hold
 from truing.principles import Principle, Principles

@@ -21,7 +21,7 @@ import pytest
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
-from truing.core import fetch, lora
+from truing.core.modelfiles import fetch, lora
 from truing.core.weights import INDEX, weight_files, write
 from truing.errors import InputError
 from truing.models import Model

@@ -16,12 +16,13 @@ from sklearn.metrics import cohen_kappa_score
 
 from truing.changes import Decoder, Edits, Prefix
 from truing.context import Context, current, use
-from truing.core import hooks, judge, judge_form
-from truing.core.agreement import agreement
+from truing.core import hooks, judge
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.generate import generate
-from truing.core.options import option_logps
-from truing.core.panel import Panel, panel_of
+from truing.core.generation.options import option_logps
+from truing.core.judging import judge_form
+from truing.core.judging.agreement import agreement
+from truing.core.modelfiles.panel import Panel, panel_of
 from truing.core.tiny import tiny_folder
 from truing.errors import InputError
 from truing.evaluate.win_rate import trust

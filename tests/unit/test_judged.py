@@ -20,7 +20,7 @@ from truing.core import judge as judging
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.drawing import Base, Completion, get_component
 from truing.core.generate import generate
-from truing.core.rewards import Rewards
+from truing.core.judging.rewards import Rewards
 from truing.core.sampling import SamplingSettings
 from truing.errors import InputError
 from truing.method import methods, score
@@ -222,7 +222,7 @@ def test_a_saved_decoder_brings_its_judge_along(
 def test_mistakes_are_told_before_anything_is_drawn(
     settings: dict[str, object], part: str, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("truing.core.collect.Collector.collect", lambda *_: pytest.fail("drawn"))
+    monkeypatch.setattr("truing.core.rl.collect.Collector.collect", lambda *_: pytest.fail("drawn"))
     refs = {"good": {"use": "judged", **settings}}
     model = Model.open(tiny_path)
     for run in (

@@ -13,9 +13,10 @@ from typing import cast
 import pytest
 
 from truing import datasets, declared, keys, sources
-from truing.core import code, whole
 from truing.core.files import place_tree
-from truing.core.hashes import path_hash
+from truing.core.identity import code
+from truing.core.identity.hashes import path_hash
+from truing.core.modelfiles import weight_files
 from truing.errors import InputError
 from truing.keys import modules_of, step_key
 from truing.method import methods
@@ -126,11 +127,15 @@ def test_what_only_refuses_is_none() -> None:
     assert "truing.core.engine" not in walked("truing.select.sample")
     assert "truing.core.sandbox" not in walked("truing.train.preference.dpo")  # behind the doctor
     training = walked("truing.train.preference.dpo")
-    assert {"truing.core.engine", "truing.core.logprob", "truing.core.train_text"} < training
-    assert {"truing.core.train_online", "truing.core.sampling"} < walked("truing.train.rl.grpo")
+    assert {
+        "truing.core.engine",
+        "truing.core.logprob",
+        "truing.core.trainer.train_text",
+    } < training
+    assert {"truing.core.rl.train_online", "truing.core.sampling"} < walked("truing.train.rl.grpo")
     for module in ("truing.core.logprob", "truing.core.sampling"):  # as caches name what they hold
-        assert {module, "truing.core.attention"} <= walked(module)
-    refusing = {"truing.core.preflight", "truing.keys", "truing.pipeline"}
+        assert {module, "truing.core.passes.attention"} <= walked(module)
+    refusing = {"truing.core.trainer.preflight", "truing.keys", "truing.pipeline"}
     assert not refusing & training and refusing - {"truing.pipeline"} < set(
         code._walked(["truing.train.preference.dpo"], code._edited)  # what is refused is of these
     )
@@ -139,7 +144,7 @@ def test_what_only_refuses_is_none() -> None:
 def test_caches_name_modules_that_there_are() -> None:
     with pytest.raises(LookupError, match=r"truing\.core\.nothing"):
         code.made_by("truing.core.nothing")
-    assert code._read(whole.READER) is not None
+    assert code._read(weight_files.READER) is not None
 
 
 def test_a_module_that_was_edited_since_it_was_loaded(plug: Callable[..., None]) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from truing.core import lora, unmerged
+from truing.core.modelfiles import lora, unmerged
 from truing.core.sampling import SamplingSettings, sample
 from truing.core.tiny import tiny_folder, tiny_model
 from truing.core.weights import Folded, open_weights

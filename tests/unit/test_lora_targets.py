@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from truing.context import current
-from truing.core import memory
-from truing.core.frozen_trunk import attach
-from truing.core.lora import linears_of
+from truing.core.modelfiles.lora import linears_of
+from truing.core.passes import memory
+from truing.core.passes.frozen_trunk import attach
 from truing.core.tiny import tiny_model
 from truing.core.training import TextTraining
 from truing.errors import InputError

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
-from truing.core import lora
-from truing.core.loaded import quiet
+from truing.core.modelfiles import lora
+from truing.core.modelfiles.loaded import quiet
 from truing.core.opening import same_tokens
 from truing.errors import InputError
 from truing.models import Adapter, Model, Weights

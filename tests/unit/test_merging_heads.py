@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from truing.changes import Weights
 from truing.context import Context, use
-from truing.core.scoring import ScoreHead
+from truing.core.passes.scoring import ScoreHead
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model

@@ -15,10 +15,10 @@ from torch import Tensor
 from truing import recipe
 from truing.cli import main
 from truing.context import Context, use
-from truing.core.measure import joined
-from truing.core.mix import MEASURED, VIEWS, Mixture, joins, mixed, refusal
+from truing.core.batch.measure import joined
+from truing.core.batch.row_kinds import CONVERSIONS
 from truing.core.objective import Loss, Measurements, Objective, objective, objective_of
-from truing.core.row_kinds import CONVERSIONS
+from truing.core.trainer.mix import MEASURED, VIEWS, Mixture, joins, mixed, refusal
 from truing.core.training import HOOKS
 from truing.errors import InputError
 from truing.keys import modules_of, step_key

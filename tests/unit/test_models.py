@@ -18,11 +18,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from truing import models
-from truing.core import adapters, bases, distributed, files, loaded, lora, opening
+from truing.core import files, opening
 from truing.core.chat import prompt_ids
-from truing.core.hashes import file_hash
-from truing.core.licences import short, sort_of, strictest
+from truing.core.identity.hashes import file_hash
+from truing.core.modelfiles import adapters, bases, loaded, lora
+from truing.core.modelfiles.licences import short, sort_of, strictest
 from truing.core.tiny import tiny_folder, tiny_model
+from truing.core.trainer import distributed
 from truing.errors import InputError
 from truing.models import Adapter, Decoder, Edits, Model, Prefix, Rewriter, Weights, run_time_of
 from truing.store import Store
@@ -356,7 +358,7 @@ def test_a_reward_model_is_exported_as_sequence_classification(
 ) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from truing.core.rewards import score_model
+    from truing.core.judging.rewards import score_model
 
     if kind == "llama":
         reward = _head(model.adding(Adapter(adapter)), tmp_path, bias=1e-5)  # as training leaves it

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from truing.core import loaded
+from truing.core.modelfiles import loaded
 from truing.errors import InputError
 
 Key = tuple[str, str, str]

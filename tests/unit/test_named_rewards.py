@@ -11,11 +11,11 @@ import pytest
 
 from truing.cli import main
 from truing.context import Context, use
-from truing.core.prm_values import weighed
-from truing.core.rewards import Rewards
+from truing.core.judging.prm_values import weighed
+from truing.core.judging.rewards import Rewards
+from truing.core.judging.scores import total_scores
+from truing.core.judging.step_outcomes import Ending
 from truing.core.rollout import POLICY
-from truing.core.scores import total_scores
-from truing.core.step_outcomes import Ending
 from truing.errors import InputError
 from truing.fields.agent.conversation import conversation
 from truing.method import methods, one_a_row, score

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from truing import catalogue
-from truing.core.measure import blank, joined, mismatched
+from truing.core.batch.measure import blank, joined, mismatched
+from truing.core.batch.row_kinds import CONVERSIONS, as_kind
+from truing.core.batch.training_rows import Reader
 from truing.core.objective import Loss, Measurements, Objective, objective, objective_of
 from truing.core.reference import branch_key, gathered, keys_of
-from truing.core.row_kinds import CONVERSIONS, as_kind
 from truing.core.tiny import tiny_tokenizer
 from truing.core.training import TextTraining
-from truing.core.training_rows import Reader
 from truing.core.tree import Node, group_tree
 from truing.errors import InputError
 from truing.method import methods

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from truing.context import Context, Json, use
-from truing.core.answers import Group
 from truing.core.objective import Measurements
-from truing.core.online_task import OnlineTask
+from truing.core.rl.answers import Group
+from truing.core.rl.online_task import OnlineTask
 from truing.core.training import State
 from truing.method import methods
 from truing.models import Model

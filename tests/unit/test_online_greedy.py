@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from truing.context import Context, Json, use
-from truing.core.answers import Asked, Group
-from truing.core.collect import Collector, Say
 from truing.core.drawing import Completion
-from truing.core.online_task import OnlineTask
+from truing.core.rl.answers import Asked, Group
+from truing.core.rl.collect import Collector, Say
+from truing.core.rl.online_task import OnlineTask
+from truing.core.rl.train_online import Players
 from truing.core.sampling import SamplingSettings
-from truing.core.start import Start
 from truing.core.tiny import tiny_tokenizer
-from truing.core.train_online import Players
+from truing.core.trainer.start import Start
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model

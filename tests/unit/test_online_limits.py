@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from truing.context import Context, Journal
-from truing.core import distributed
-from truing.core.advantages import whiten
-from truing.core.answers import Asked
-from truing.core.collect import Collector, _Speaker
 from truing.core.drawing import Completion
 from truing.core.objective import Measurements
-from truing.core.online_prompts import read_prompts
+from truing.core.rl.advantages import whiten
+from truing.core.rl.answers import Asked
+from truing.core.rl.collect import Collector, _Speaker
+from truing.core.rl.online_prompts import read_prompts
 from truing.core.sampling import SamplingSettings
 from truing.core.tiny import tiny_tokenizer
+from truing.core.trainer import distributed
 from truing.errors import InputError
 from truing.tables import Row, Table
 from truing.train.rl.salmon_ppo import whitened

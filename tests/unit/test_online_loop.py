@@ -17,13 +17,13 @@ import torch
 from forked import Started
 
 from truing.context import Context, Journal, Json, use
-from truing.core import collect
-from truing.core.advantages import normalised
-from truing.core.lora import attach
+from truing.core.judging.scores import named_scores
+from truing.core.modelfiles.lora import attach
 from truing.core.online import online_of
-from truing.core.online_task import OnlineTask
-from truing.core.players import Players
-from truing.core.scores import named_scores
+from truing.core.rl import collect
+from truing.core.rl.advantages import normalised
+from truing.core.rl.online_task import OnlineTask
+from truing.core.rl.players import Players
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model
@@ -116,8 +116,9 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from truing.context import Context, use
-from truing.core import collect, engine
-from truing.core.advantages import normalised
+from truing.core import engine
+from truing.core.rl import collect
+from truing.core.rl.advantages import normalised
 from truing.method import methods
 from truing.models import Model
 from truing.tables import Row, Table

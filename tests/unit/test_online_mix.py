@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from truing.context import Context, Json, use
-from truing.core.online_mix import Added, added, read_added
-from truing.core.online_task import OnlineTask
 from truing.core.online_training import OnlineTraining
-from truing.core.start import begin
+from truing.core.rl.online_mix import Added, added, read_added
+from truing.core.rl.online_task import OnlineTask
 from truing.core.tiny import tiny_model, tiny_tokenizer
+from truing.core.trainer.start import begin
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from truing.context import Context, use
-from truing.core import train_online
 from truing.core.online import online_of
-from truing.core.online_prompts import Prompts
-from truing.core.start import Start
+from truing.core.rl import train_online
+from truing.core.rl.online_prompts import Prompts
+from truing.core.trainer.start import Start
 from truing.method import methods
 from truing.models import Model
 from truing.tables import Table

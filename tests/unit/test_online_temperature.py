@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from truing.context import Context, use
-from truing.core.answers import Group
-from truing.core.choose import choose
+from truing.core.generation.draw_token import choose
 from truing.core.objective import Measurements
-from truing.core.online_record import Rollout
-from truing.core.online_task import OnlineTask
+from truing.core.rl.answers import Group
+from truing.core.rl.online_record import Rollout
+from truing.core.rl.online_task import OnlineTask
 from truing.core.sampling import SamplingSettings
 from truing.core.training import State
 from truing.core.tree import Packed

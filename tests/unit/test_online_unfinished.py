@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from truing.context import Context, Json, use
-from truing.core.answers import Answer, Group
-from truing.core.collect import Drawn
 from truing.core.drawing import Completion
-from truing.core.episodes import Line
 from truing.core.objective import Measurements
 from truing.core.online import Update
-from truing.core.online_record import Rollout
+from truing.core.play.episodes import Line
+from truing.core.rl.answers import Answer, Group
+from truing.core.rl.collect import Drawn
+from truing.core.rl.online_record import Rollout
+from truing.core.rl.train_online import Players
 from truing.core.rollout import Observation, Step
 from truing.core.sampling import SamplingSettings
-from truing.core.train_online import Players
 from truing.method import methods
 from truing.models import Model
 from truing.tables import Row, Table

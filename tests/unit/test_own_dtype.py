@@ -13,14 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from truing.context import Context, use
-from truing.core import loaded, lora, precision, unmerged
 from truing.core.generate import generate
-from truing.core.memory import saved_bytes
-from truing.core.options import option_logps
-from truing.core.scoring import answer_logps
-from truing.core.start import begin
-from truing.core.teacher import Teachers
+from truing.core.generation.options import option_logps
+from truing.core.modelfiles import loaded, lora, unmerged
+from truing.core.passes import precision
+from truing.core.passes.memory import saved_bytes
+from truing.core.passes.scoring import answer_logps
 from truing.core.tiny import tiny_folder
+from truing.core.trainer.start import begin
+from truing.core.trainer.teacher import Teachers
 from truing.core.training import TextTraining
 from truing.errors import InputError
 from truing.evaluate.ability import text_losses

@@ -25,8 +25,9 @@ import torch
 
 from truing import catalogue, cli, declared, recipe, references
 from truing.context import Context, current, use
-from truing.core import code, together
+from truing.core import together
 from truing.core.generate import generate
+from truing.core.identity import code
 from truing.core.rollout import maker
 from truing.errors import InputError
 from truing.keys import step_key
@@ -618,7 +619,7 @@ def test_what_python_m_runs_imports_its_neighbours(
     folder.mkdir()
     (folder / "__init__.py").write_text("")
     (folder / "train.py").write_text(
-        "import truing\nfrom truing.core.code import code_key\n"
+        "import truing\nfrom truing.core.identity.code import code_key\n"
         "from truing.declared import everything\n"
         "from .near import worth\n\n\n"
         "@truing.component('reward')\ndef few(rows):\n    return [worth(r) for r in rows]\n\n\n"

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from truing.context import Context, Json, use
-from truing.core import own_samples
-from truing.core.held_out_rows import HeldOutRows
-from truing.core.own_samples import Answers, Asked, FinishedSamples
-from truing.core.text_task import TextTask
-from truing.core.training_rows import Unit
+from truing.core.batch.training_rows import Unit
+from truing.core.trainer import own_samples
+from truing.core.trainer.held_out_rows import HeldOutRows
+from truing.core.trainer.own_samples import Answers, Asked, FinishedSamples
+from truing.core.trainer.text_task import TextTask
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Loaded, Model

@@ -10,7 +10,7 @@ import torch
 
 from truing.core.objective import Loss, Measurements
 from truing.core.online import Update, by_answer, clipped, online, online_of, weighed
-from truing.core.preflight import online_training
+from truing.core.trainer.preflight import online_training
 from truing.errors import InputError
 
 Function = Callable[..., Any]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from truing.core.states import Padded
+from truing.core.generation.row_cache import Padded
 
 SIZE = 7  # of the vocabulary
 

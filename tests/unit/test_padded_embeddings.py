@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from truing.context import Context, use
-from truing.core.alongside import Alongside
+from truing.core.generation.model_mixture import Alongside
 from truing.core.sampling import Row
-from truing.core.teacher import whole_vocabulary
+from truing.core.trainer.teacher import whole_vocabulary
 from truing.core.tree import group_tree, pack
 from truing.method import methods
 from truing.models import Model

@@ -12,7 +12,7 @@ import yaml
 
 from truing import catalogue, claims
 from truing.context import Json
-from truing.core.bases import ALL
+from truing.core.modelfiles.bases import ALL
 from truing.core.objective import objective_of
 from truing.inputs import holds
 from truing.method import methods

@@ -12,9 +12,9 @@ from truing import cli, pipeline, recipe
 from truing.changes import Decoder
 from truing.context import Context, use
 from truing.core import judge as judging
-from truing.core import loaded
 from truing.core.generate import generate
-from truing.core.panel import panel_of
+from truing.core.modelfiles import loaded
+from truing.core.modelfiles.panel import panel_of
 from truing.core.tiny import tiny_folder
 from truing.errors import InputError
 from truing.listing import one as shown

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from truing.core import code, parsed
+from truing.core.identity import code, parsed
 from truing.errors import InputError
 
 MODULE = "truing.core.bounds"  # which imports others
@@ -75,7 +75,7 @@ def test_it_is_no_larger_than_needed(
 ) -> None:
     monkeypatch.setattr(parsed, "MOST", 4)
     key()
-    key("truing.core.products")
+    key("truing.core.passes.products")
     memory = parsed._Memory(tmp_path / parsed._name())
     assert set(memory.found) == set(parsed.memory().used) and len(memory.found) == 1
 

@@ -351,7 +351,7 @@ def test_store_verify_gc_and_export(folder: Path, store: Store) -> None:
 def test_code_keys_ignore_words_and_see_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from truing.core import code
+    from truing.core.identity import code
 
     (tmp_path / "plug").mkdir()
     (tmp_path / "plug/__init__.py").write_text("")
@@ -710,7 +710,7 @@ def test_code_of_what_a_decoder_holds_is_part_of_the_key(tiny_path: Path) -> Non
 def test_a_package_may_import_its_modules_by_dots(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from truing.core import code
+    from truing.core.identity import code
 
     (tmp_path / "dots").mkdir()
     (tmp_path / "dots/__init__.py").write_text("from .impl import f\n")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from truing.context import Context, Json, use
-from truing.core.online_task import OnlineTask
+from truing.core.rl.online_task import OnlineTask
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model

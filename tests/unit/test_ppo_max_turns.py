@@ -14,8 +14,8 @@ import torch
 from test_turns import Game, close, held, padded, run, stepped, values
 
 from truing.context import Context, Journal, Json, use
-from truing.core import collect
-from truing.core.scoring import ScoreHead
+from truing.core.passes.scoring import ScoreHead
+from truing.core.rl import collect
 from truing.core.tiny import tiny_folder, tiny_model
 from truing.models import Model
 

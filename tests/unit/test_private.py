@@ -12,8 +12,8 @@ import pytest
 
 from truing import pipeline
 from truing.core import private
-from truing.core.endpoint import Endpoint
-from truing.core.limits import Limits, Meter
+from truing.core.endpoints.endpoint import Endpoint
+from truing.core.endpoints.limits import Limits, Meter
 from truing.errors import InputError, shorten
 from truing.models import Model, Served
 from truing.plan import Plan

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from truing import methods
-from truing.core import products
+from truing.core.passes import products
 from truing.models import Model
 from truing.tables import Table
 

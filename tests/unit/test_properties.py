@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 
 from truing import tablewriting
 from truing.errors import InputError
-from truing.method import Setting, methods
+from truing.method import methods
 from truing.principles import Principle, Principles
+from truing.signature import Setting
 from truing.tables import KINDS, Row, Table, content_hash, row_id
 
 few = settings(

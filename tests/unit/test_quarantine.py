@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from truing import cli, pipeline
 from truing.changes import Prefix, Weights
 from truing.context import Context, use
-from truing.core.panel import panel_of
-from truing.core.scoring import ScoreHead
+from truing.core.modelfiles.panel import panel_of
+from truing.core.passes.scoring import ScoreHead
 from truing.errors import InputError
 from truing.keys import step_key
 from truing.method import methods

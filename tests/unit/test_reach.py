@@ -13,8 +13,8 @@ from transformers import (
     RobertaConfig,
 )
 
-from truing.core import shared
-from truing.core.reach import context_in, context_of, together_in, too_long, width_of
+from truing.core.generation import prefix_cache
+from truing.core.modelfiles.reach import context_in, context_of, together_in, too_long, width_of
 from truing.core.trunk import blocks_of, share_of
 
 FACTORS = [1.0] * 4
@@ -34,7 +34,7 @@ def test_a_language_model_inside_another_is_asked() -> None:
     inner = {"hidden_size": 48, "sliding_window": 8, "max_position_embeddings": 50}
     module = bare(Gemma3Config(text_config=inner))
     assert (context_of(module), width_of(module)) == (50, 48)
-    assert not shared.fits(module, 9)  # by its window, before anything is computed
+    assert not prefix_cache.fits(module, 9)  # by its window, before anything is computed
 
 
 def test_contexts() -> None:

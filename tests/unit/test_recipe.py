@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from truing import recipe, sources
 from truing.cli import main
-from truing.core import limits
+from truing.core.endpoints import limits
 from truing.errors import InputError
 from truing.plan import Plan
 from truing.signature import Setting

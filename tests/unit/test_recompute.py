@@ -20,8 +20,9 @@ from transformers import (
 )
 
 from truing.context import Context, use
-from truing.core import block, lora, recompute, routers
 from truing.core.logprob import measure
+from truing.core.modelfiles import lora
+from truing.core.passes import block, recompute, routers
 from truing.core.tree import Packed, group_tree, pack
 from truing.merge.mixture_of_experts import mixture_of_experts
 from truing.method import methods

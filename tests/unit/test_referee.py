@@ -18,10 +18,10 @@ from misbehaving import Log, good, server
 from test_turns import close, padded, stepped
 
 from truing.context import Context, current, use
-from truing.core import train_online
-from truing.core.collect import Collector
-from truing.core.online_task import OnlineTask
-from truing.core.rewards import Rewards
+from truing.core.judging.rewards import Rewards
+from truing.core.rl import train_online
+from truing.core.rl.collect import Collector
+from truing.core.rl.online_task import OnlineTask
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model, hold

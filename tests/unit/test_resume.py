@@ -18,7 +18,7 @@ from truing.context import Context, use
 from truing.core import reference
 from truing.core.engine import Order
 from truing.core.files import home
-from truing.core.text_task import TextTask
+from truing.core.trainer.text_task import TextTask
 from truing.errors import InputError, Stopped
 from truing.method import methods
 from truing.models import Model, Prefix
@@ -134,7 +134,7 @@ def test_reference_is_measured_once(
             super().__init__(*given)
             made.append(self)
 
-    monkeypatch.setattr("truing.core.train_text.Reference", Counting)
+    monkeypatch.setattr("truing.core.trainer.train_text.Reference", Counting)
     first, _ = train("dpo", tmp_path / "a", model, beta=0.1)
     second, _ = train("dpo", tmp_path / "b", model, beta=0.5)
     third, _ = train("ipo", tmp_path / "c", model)
@@ -228,7 +228,7 @@ def test_bad_input_before_any_training(model: Model, tmp_path: Path) -> None:
 
 def test_memory_is_forecast(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     model.load_module(fresh=True)
-    monkeypatch.setattr("truing.core.start.memory_gib", lambda: (0.005, 0.005))
+    monkeypatch.setattr("truing.core.trainer.start.memory_gib", lambda: (0.005, 0.005))
     with pytest.raises(InputError, match=r"training needs about .* GiB more"):
         methods["sft"](model, PAIRS, steps=1)
 

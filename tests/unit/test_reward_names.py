@@ -14,8 +14,8 @@ from truing import models, naming, pipeline, recipe
 from truing.cli import main
 from truing.context import Context, use
 from truing.core import together
-from truing.core.steps import step_values, steps_of
-from truing.core.train_online import Given
+from truing.core.judging.answer_steps import step_values, steps_of
+from truing.core.rl.train_online import Given
 from truing.errors import InputError
 from truing.method import methods, score
 from truing.models import Decoder, Model, hold

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from truing.context import Context, use
-from truing.core.classifier import why_not
-from truing.core.rewards import check_reward_model, probabilities, score_model
-from truing.core.scores import check_reward
-from truing.core.scoring import ScoreHead, head_scores, sort_of, step_scores
-from truing.core.steps import step_values
+from truing.core.judging.answer_steps import step_values
+from truing.core.judging.rewards import check_reward_model, probabilities, score_model
+from truing.core.judging.scores import check_reward
+from truing.core.modelfiles.classifier import why_not
+from truing.core.passes.scoring import ScoreHead, head_scores, sort_of, step_scores
 from truing.errors import InputError
 from truing.method import methods, score
 from truing.models import Model, hold

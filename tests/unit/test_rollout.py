@@ -17,7 +17,8 @@ from torch import Tensor
 
 from truing.changes import Rewriter
 from truing.context import Context, Journal, Json, use
-from truing.core import agents
+from truing.core.generation.prefix_cache import Reading, Shared
+from truing.core.play import agents
 from truing.core.rollout import (
     Acted,
     Asked,
@@ -31,7 +32,6 @@ from truing.core.rollout import (
     rollout,
 )
 from truing.core.sampling import SamplingSettings
-from truing.core.shared import Reading, Shared
 from truing.errors import InputError
 from truing.fields.agent.running_sum import RunningSum, running_sum
 from truing.method import get_component
@@ -258,7 +258,7 @@ def test_models_remember_the_turns_before(
     monkeypatch.setattr(Shared, "_read", counted)
     made: list[tuple[Table, int]] = []
     for room in (2**30, 0):
-        monkeypatch.setattr("truing.core.agents.room", lambda room=room: room)
+        monkeypatch.setattr("truing.core.play.agents.room", lambda room=room: room)
         read.clear()
         with use(Context(seed=3)):
             played = rollout(lambda: Long(4, 9, 1, False), TASKS.rows, roles, n=2)

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from truing.core.batch.row_kinds import CONVERSIONS, as_kind, is_taken, takes_texts
+from truing.core.batch.training_rows import Reader, Unit
 from truing.core.chat import chat_text, example_ids, prompt_ids, writes_tools
 from truing.core.drawing import Local
 from truing.core.objective import Objective, objective_of
-from truing.core.online_prompts import read_prompts
-from truing.core.preflight import check_rows
-from truing.core.row_kinds import CONVERSIONS, as_kind, is_taken, takes_texts
-from truing.core.scoring import answer_logps
+from truing.core.passes.scoring import answer_logps
+from truing.core.rl.online_prompts import read_prompts
 from truing.core.tiny import TEMPLATE, tiny_tokenizer
-from truing.core.train_text import read_units
+from truing.core.trainer.preflight import check_rows
+from truing.core.trainer.train_text import read_units
 from truing.core.training import Hook
-from truing.core.training_rows import Reader, Unit
 from truing.errors import InputError
 from truing.evaluate.preference import preference
 from truing.kinds import as_prompt, check_texts, prompt_of, told

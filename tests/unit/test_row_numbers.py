@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from truing.core.batch.row_kinds import as_kind
+from truing.core.batch.training_rows import Reader
 from truing.core.objective import Objective
-from truing.core.row_kinds import as_kind
-from truing.core.training_rows import Reader
 from truing.errors import InputError
 from truing.evaluate.router_report import domains_of
 from truing.models import Model

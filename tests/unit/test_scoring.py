@@ -11,11 +11,11 @@ import torch
 
 from truing.changes import Weights
 from truing.context import Context, use
-from truing.core import scoring
 from truing.core.chat import completion_ids, prompt_ids, step_ids
-from truing.core.rewards import score_model
-from truing.core.scores import check_reward
-from truing.core.scoring import HEAD, ScoreHead, answer_logps, has_head, step_scores
+from truing.core.judging.rewards import score_model
+from truing.core.judging.scores import check_reward
+from truing.core.passes import scoring
+from truing.core.passes.scoring import HEAD, ScoreHead, answer_logps, has_head, step_scores
 from truing.core.tiny import tiny_folder, tiny_tokenizer
 from truing.core.tree import Node
 from truing.errors import InputError

@@ -13,7 +13,7 @@ import pytest
 from misbehaving import good, server
 
 from truing.changes import Prefix
-from truing.core import endpoint, limits
+from truing.core.endpoints import endpoint, limits
 from truing.core.generate import generate
 from truing.models import Model
 from truing.serve import openai_worker

@@ -10,7 +10,7 @@ import pytest
 from misbehaving import Answer, server
 
 from truing.core.client import Limits, limited
-from truing.core.scores import check_reward
+from truing.core.judging.scores import check_reward
 from truing.errors import InputError, Stopped
 from truing.kinds import as_prompt
 from truing.method import score
@@ -170,7 +170,7 @@ def test_replies_that_are_no_scores(form: str, body: dict[str, Any]) -> None:
 
 
 def test_it_is_asked_again_within_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("truing.core.endpoint.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("truing.core.endpoints.endpoint.FIRST_WAIT", 0.01)
 
     def script(number: int, body: dict[str, Any]) -> Answer:
         if not number:

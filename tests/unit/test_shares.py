@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from truing.core import distributed, together
-from truing.core.distributed import Processes, shares
+from truing.core import together
+from truing.core.trainer import distributed
+from truing.core.trainer.distributed import Processes, shares
 
 Several = Callable[[int, int], None]
 

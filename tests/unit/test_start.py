@@ -17,16 +17,18 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from truing.context import Context, use
-from truing.core import distributed, loaded, memory, own_samples, precision, recompute, start
 from truing.core.chat import completion_ids, prompt_ids
-from truing.core.frozen_trunk import attach
 from truing.core.logprob import states
-from truing.core.memory import Beside, Choice, Forecast
+from truing.core.modelfiles import loaded
 from truing.core.objective import objective_of
-from truing.core.precision import seconds_of
-from truing.core.text_task import TextTask
+from truing.core.passes import memory, precision, recompute
+from truing.core.passes.frozen_trunk import attach
+from truing.core.passes.memory import Beside, Choice, Forecast
+from truing.core.passes.precision import seconds_of
 from truing.core.tiny import tiny_model, tiny_tokenizer
-from truing.core.train_text import beside_of
+from truing.core.trainer import distributed, own_samples, start
+from truing.core.trainer.text_task import TextTask
+from truing.core.trainer.train_text import beside_of
 from truing.core.training import TextTraining
 from truing.core.tree import BUDGET, Node, Packed, group_tree, pack
 from truing.errors import InputError
@@ -40,7 +42,7 @@ ROWS: list[Row] = [
     for i in range(12)
 ]
 PAIRS = Table("pair", ROWS)
-FREE = "truing.core.start.memory_gib"
+FREE = "truing.core.trainer.start.memory_gib"
 
 
 @pytest.fixture(scope="module")

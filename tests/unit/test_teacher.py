@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from truing.context import Context, use
-from truing.core.teacher import Teacher, Teachers
 from truing.core.tiny import tiny_folder
+from truing.core.trainer.teacher import Teacher, Teachers
 from truing.core.tree import Node, group_tree, pack
 from truing.errors import InputError
 from truing.method import methods
@@ -89,7 +89,7 @@ def test_beyond_the_budget_each_step_measures_its_own(
     kept: list[int] = []
     for hold in (2.0, 0.0):
         most.clear()
-        monkeypatch.setattr("truing.core.teacher.HOLD", hold)
+        monkeypatch.setattr("truing.core.trainer.teacher.HOLD", hold)
         monkeypatch.setenv("TRUING_HOME", str(tmp_path / str(hold)))
         with use(Context(seed=3, folder=tmp_path / f"run{hold}")) as context:
             methods[name](student, Table("pair", rows), teacher=teacher, batch=2, epochs=2.0)

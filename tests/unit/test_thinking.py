@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from truing.core.batch.template import tell
+from truing.core.batch.training_rows import Reader
 from truing.core.chat import check_receipt, completion_ids, example_ids, prompt_ids, reply_ids
-from truing.core.loaded import load_tokenizer
+from truing.core.modelfiles.loaded import load_tokenizer
 from truing.core.objective import objective_of
-from truing.core.template import tell
 from truing.core.tiny import tiny_tokenizer
-from truing.core.training_rows import Reader
 from truing.core.tree import example_tree
 from truing.errors import InputError
 from truing.models import Model

@@ -13,9 +13,10 @@ import torch.distributed as dist
 from torch import nn
 
 from truing.context import Context, use
-from truing.core import distributed, together
-from truing.core.distributed import Processes
-from truing.core.meeting import meet
+from truing.core import together
+from truing.core.trainer import distributed
+from truing.core.trainer.distributed import Processes
+from truing.core.trainer.meeting import meet
 from truing.errors import Diverged, Stopped
 from truing.interrupt import heard
 

@@ -8,7 +8,7 @@ from any_tree import nodes, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from truing.core.pieces import pieces
+from truing.core.batch.pieces import pieces
 from truing.core.tree import (
     Node,
     Packed,

@@ -20,19 +20,21 @@ from torch.nn.functional import logsigmoid
 from transformers import LlamaForCausalLM
 
 from truing.context import Context, Journal, Json, use
-from truing.core import collect, episodes, train_online, tree
-from truing.core.answers import Group
+from truing.core import tree
+from truing.core.batch.row_kinds import as_kind
 from truing.core.chat import example_ids, prompt_ids, receipt, reply_ids
+from truing.core.generation.prefix_cache import Reading, Shared
 from truing.core.objective import Measurements, objective_of
 from truing.core.online import placed
-from truing.core.online_task import OnlineTask
+from truing.core.play import episodes
 from truing.core.reference import Reference
+from truing.core.rl import collect, train_online
+from truing.core.rl.answers import Group
+from truing.core.rl.online_task import OnlineTask
 from truing.core.rollout import Observation, Step
-from truing.core.row_kinds import as_kind
-from truing.core.shared import Reading, Shared
-from truing.core.text_task import TextTask
 from truing.core.tiny import tiny_model, tiny_tokenizer
-from truing.core.train_text import read_units
+from truing.core.trainer.text_task import TextTask
+from truing.core.trainer.train_text import read_units
 from truing.core.training import HOOKS, Hook
 from truing.core.tree import Node, fork, group_tree, pack, split
 from truing.errors import InputError
@@ -496,7 +498,7 @@ def test_the_update_is_that_of_padded_rows(
 ) -> None:
     """At ratio 1 the gradient is that of - A log p over the policy's own tokens, row by row."""
     from truing.core.drawing import Completion
-    from truing.core.train_online import Players
+    from truing.core.rl.train_online import Players
 
     module = stock(shallow)
 

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
 
-from truing.core import shared, together, waves
-from truing.core.distributed import Processes
-from truing.core.past import Past
+from truing.core import together
+from truing.core.generation import prefix_cache, waves
+from truing.core.generation.dialogue_cache import Past
 from truing.core.sampling import Sampled, SamplingSettings, next_logps, sample
 from truing.core.tiny import tiny_model
+from truing.core.trainer.distributed import Processes
 from truing.errors import Stopped
 
 MODULE, _ = tiny_model()
@@ -128,7 +129,7 @@ def test_one_long_prompt_takes_no_room_for_all_rows(monkeypatch: pytest.MonkeyPa
 
 def test_a_row_beyond_the_window_slows_none_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the rows that are longer than a window of attention are written the slower way."""
-    monkeypatch.setattr(shared, "fits", lambda module, longest: longest <= 15)
+    monkeypatch.setattr(prefix_cache, "fits", lambda module, longest: longest <= 15)
     with torch.no_grad():
         made = list(waves.waves(MODULE, PROMPTS, SamplingSettings(n=2, max_tokens=10)))
     assert [{i for i, _ in wave} for wave in made] == [{0, 2, 3}, {1}]
@@ -137,7 +138,7 @@ def test_a_row_beyond_the_window_slows_none_of_the_others(monkeypatch: pytest.Mo
 def test_rows_that_keep_their_prompts_for_themselves_count_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(shared, "fits", lambda module, longest: False)
+    monkeypatch.setattr(prefix_cache, "fits", lambda module, longest: False)
     for wave in cut(40, monkeypatch):
         width = max(len(PROMPTS[i]) for i, _ in wave) + 10  # filled up to the longest
         assert len(wave) * width <= 40
@@ -146,7 +147,7 @@ def test_rows_that_keep_their_prompts_for_themselves_count_whole(
 @pytest.mark.parametrize("padded", [False, True])
 def test_answers_do_not_depend_on_the_waves(padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if padded:
-        monkeypatch.setattr(shared, "fits", lambda module, longest: False)
+        monkeypatch.setattr(prefix_cache, "fits", lambda module, longest: False)
     whole, next_whole = drawn(), next_logps(MODULE, PROMPTS)
     seen: list[int] = []
     monkeypatch.setattr(waves, "BYTES", 30 * TOKEN)

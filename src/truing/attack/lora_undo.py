@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from truing.changes import Adapter
 from truing.context import Json, current
 from truing.core.objective import objective_of
-from truing.core.train_text import train_model
+from truing.core.trainer.train_text import train_model
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model

@@ -1,1 +1,1 @@
-"""What methods stand on. No method lives here."""
+"""What methods stand on: no method lives here. What these modules rest on is in the folders."""

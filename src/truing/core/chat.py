@@ -4,10 +4,10 @@ A row is tokenised in the pieces in which a model meets it: the prompt up to whe
 begins, then the answer with the token that ends the turn. So what is trained on has the tokens that
 generation sees, and a dialogue of one turn is `prompt_ids + completion_ids`.
 
-Where an answer begins, also that of a model that thinks first, is in `core.template`. Its end is
-the template's own: what it puts after an assistant's words, up to its last
-special token ("<|im_end|>" of "<|im_end|>\\n"), else the tokenizer's end token. A tokenizer without
-a template continues plain text.
+Where an answer begins, also that of a model that thinks first, is in `core.batch.template`. Its end
+is the template's own: what it puts after an assistant's words, up to its last special token
+("<|im_end|>" of "<|im_end|>\\n"), else the tokenizer's end token. A tokenizer without a template
+continues plain text.
 
 A message of the role "tools" (`kinds.with_tools`) is none of the dialogue: the template is given
 the functions that it lists. One that leaves them out is refused, since a model would learn, or be
@@ -19,10 +19,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
-from truing.core.encoding import INSIDE, decode_inside, encode, space_added
-from truing.core.reach import check_ids
-from truing.core.template import DAY as DAY
-from truing.core.template import (
+from truing.core.batch.encoding import INSIDE, decode_inside, encode, space_added
+from truing.core.batch.template import DAY as DAY
+from truing.core.batch.template import (
     MARK,
     Message,
     Prompt,
@@ -31,11 +30,12 @@ from truing.core.template import (
     told_to_think,
     until_end,
 )
-from truing.core.template import chat_text as chat_text
-from truing.core.template import no_template as no_template
-from truing.core.template import turn_of as turn_of
-from truing.core.template import writes_tools as writes_tools
-from truing.core.tool_calls import check_calls
+from truing.core.batch.template import chat_text as chat_text
+from truing.core.batch.template import no_template as no_template
+from truing.core.batch.template import turn_of as turn_of
+from truing.core.batch.template import writes_tools as writes_tools
+from truing.core.batch.tool_calls import check_calls
+from truing.core.modelfiles.reach import check_ids
 from truing.errors import InputError, shorten
 from truing.kinds import TOOLS, muted
 

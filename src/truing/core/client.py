@@ -2,12 +2,12 @@
 
 The same calls as for a model in memory: `core.generate.generate` draws from an endpoint through
 `generate` here, `score` gives the log-probabilities of given words. A reply is kept by endpoint,
-model, prompt, settings and draw number (`core.replies`), so that a second run asks nothing and a
-killed one goes on. Each draw is a request of its own with a seed of its own, so that more draws of
-a prompt reuse the earlier ones.
+model, prompt, settings and draw number (`core.endpoints.replies`), so that a second run asks
+nothing and a killed one goes on. Each draw is a request of its own with a seed of its own, so that
+more draws of a prompt reuse the earlier ones.
 
 How much may be asked, and how many requests run together: what the model's address says, for all
-together `limited(Limits(...))` or environment variables; see `core.limits`.
+together `limited(Limits(...))` or environment variables; see `core.endpoints.limits`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import cast
 
 from truing.core.chat import Prompt, messages_of
 from truing.core.drawing import Completion
-from truing.core.endpoint import Endpoint, together
-from truing.core.limits import Limits, Meter, limited, meter, warn_of_cut
-from truing.core.replies import Replies, Reply, passing
-from truing.core.reply_text import CALLS, answer_of, warn_of_filtered
+from truing.core.endpoints.endpoint import Endpoint, together
+from truing.core.endpoints.limits import Limits, Meter, limited, meter, warn_of_cut
+from truing.core.endpoints.replies import Replies, Reply, passing
+from truing.core.endpoints.reply_text import CALLS, answer_of, warn_of_filtered
+from truing.core.endpoints.spending import book_of
 from truing.core.sampling import SamplingSettings, first_draws
-from truing.core.spending import book_of
 from truing.errors import InputError, Stopped, TruingError
 from truing.kinds import split_tools
 from truing.models import LOCAL, Model, Served
@@ -67,7 +67,7 @@ def generate(
         told: called with the number of answers that have just come.
 
     Returns [prompt][draw]; `logprobs` where the server gives them, `ids` never. Calls of tools are
-    text, see `core.reply_text`.
+    text, see `core.endpoints.reply_text`.
     Raises:
         InputError: refused, not an OpenAI-compatible server, or nothing listens.
         Stopped: the budget is spent or the server keeps failing; what came is kept.

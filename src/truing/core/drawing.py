@@ -14,7 +14,9 @@ from typing import Protocol, cast
 from truing.changes import Decoder
 from truing.context import current
 from truing.core.chat import Prompt, answer_text, prompt_ids
-from truing.core.past import Kept, Past
+from truing.core.generation.dialogue_cache import Kept, Past
+from truing.core.generation.stops import before_stop, ends_of
+from truing.core.generation.waves import room
 from truing.core.sampling import (
     LogitsHook,
     Sampled,
@@ -23,8 +25,6 @@ from truing.core.sampling import (
     next_logps,
     sample,
 )
-from truing.core.stops import before_stop, ends_of
-from truing.core.waves import room
 from truing.errors import InputError
 from truing.method import get_component
 from truing.models import LOCAL, Loaded, Model, held

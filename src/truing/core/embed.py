@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from truing.context import current
-from truing.core import fetch
-from truing.core.attention import on_device
 from truing.core.journaled import kept_vectors
-from truing.core.loaded import quiet
+from truing.core.modelfiles import fetch
+from truing.core.modelfiles.loaded import quiet
+from truing.core.passes.attention import on_device
 from truing.tables import content_hash
 
 if TYPE_CHECKING:

@@ -33,11 +33,11 @@ import torch
 from torch import Tensor, nn
 
 from truing.context import Context, Json, current
-from truing.core import distributed
-from truing.core.checkpoint import Checkpoints
+from truing.core.batch.parts import Part as Part
+from truing.core.batch.parts import Sums
 from truing.core.held_out import LOSS, Course, Held
-from truing.core.parts import Part as Part
-from truing.core.parts import Sums
+from truing.core.trainer import distributed
+from truing.core.trainer.checkpoint import Checkpoints
 from truing.core.training import State, Training
 from truing.errors import Diverged, InputError, Stopped
 

@@ -169,7 +169,7 @@ class HeldOut:
         """
         import torch
 
-        from truing.core.parts import Sums
+        from truing.core.batch.parts import Sums
 
         sums = Sums()
         with torch.no_grad():

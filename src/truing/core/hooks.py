@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from truing.changes import Edits
-from truing.core.reach import check_ids, text_config, vocab_of
+from truing.core.modelfiles.reach import check_ids, text_config, vocab_of
 from truing.core.trunk import backbone_of, blocks_of
 from truing.errors import InputError
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truing.context import Json, current
-from truing.core import distributed
+from truing.core.trainer import distributed
 from truing.tables import content_hash
 
 Vectors = NDArray[np.float32]

@@ -5,19 +5,20 @@ which on a small model say more than the words that it would sample,
 
     chance of an option = P(option | prompt) / sum over the options o of P(o | prompt)
 
-(`core.options`). A served model writes, and the last line that it was asked for is read strictly: a
-reply that lacks it, or holds two that differ, is asked for again, then counted as unparsed. It is
-never guessed.
+(`core.generation.options`). A served model writes, and the last line that it was asked for is read
+strictly: a reply that lacks it, or holds two that differ, is asked for again, then counted as
+unparsed. It is never guessed.
 
 Judges favour a place: of a pair, both orders are always asked, and their mean counts (position
 bias: Judging LLM-as-a-Judge, arXiv 2306.05685). How strong the bias was is reported. A judge's own
 changes are in force: edits, prefix and rewriter on a local one, on a served one its decoder, too.
 
-A judge may be a panel (`core.panel`). Its members are asked one after the other, and its verdict on
-an answer, of a pair on each order of it, is the mean of theirs, or 1 or 0 where more than half of
-them decide so and else 0.5. What could not be read of a member is left out and warned of. More than
-a fifth of all that a member was asked in a step is an error, once that is enough to tell: without
-it the panel is another than was asked for. How far they agree is recorded with each call.
+A judge may be a panel (`core.modelfiles.panel`). Its members are asked one after the other, and its
+verdict on an answer, of a pair on each order of it, is the mean of theirs, or 1 or 0 where more
+than half of them decide so and else 0.5. What could not be read of a member is left out and warned
+of. More than a fifth of all that a member was asked in a step is an error, once that is enough to
+tell: without it the panel is another than was asked for. How far they agree is recorded with each
+call.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ from typing import cast
 import torch
 
 from truing.context import Json, current
-from truing.core.agreement import Agreement, agreement
 from truing.core.generate import generate
+from truing.core.generation.options import option_logps
 from truing.core.journaled import kept
-from truing.core.judge_form import (
+from truing.core.judging.agreement import Agreement, agreement
+from truing.core.judging.judge_form import (
     ASK_GRADE,
     ASK_ONE,
     ASK_TWO,
@@ -51,8 +53,7 @@ from truing.core.judge_form import (
     render,
     shown,
 )
-from truing.core.options import option_logps
-from truing.core.panel import Panel, Rule
+from truing.core.modelfiles.panel import Panel, Rule
 from truing.errors import InputError
 from truing.models import Model
 from truing.tables import Row

@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from truing.core.attention import KNOWN, tree_attention
-from truing.core.fused import fused
-from truing.core.headed import check_words
-from truing.core.layout import Layout
-from truing.core.products import logits, times, times_t
-from truing.core.reach import check_ids, text_config, too_long, vocab_of
+from truing.core.batch.layout import Layout
+from truing.core.modelfiles.reach import check_ids, text_config, too_long, vocab_of
+from truing.core.passes.attention import KNOWN, tree_attention
+from truing.core.passes.fused import fused
+from truing.core.passes.headed import check_words
+from truing.core.passes.products import logits, times, times_t
 from truing.core.tree import Packed, group_tree, pack
 from truing.errors import InputError, unknown
 
@@ -208,7 +208,7 @@ def _rows(
 
 
 class Played(Protocol):
-    """What a module carries whose lower blocks need not be computed: see `core.frozen_trunk`."""
+    """What a module carries whose lower blocks are not computed: see `core.passes.frozen_trunk`."""
 
     def played(self, packed: Packed) -> AbstractContextManager[None]:
         """The module as it is to be computed for this micro-batch inside the block."""

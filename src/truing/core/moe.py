@@ -25,7 +25,7 @@ z = scores(f) [N, E], p = softmax(z). What a gate does not keep has weight 0, an
 
 Under a capacity an expert has room for ceil(capacity * choices / E) of the items, for one at least;
 earlier ones go first, and the weights of an item's other choices stay. Gates, losses, bias and room
-are those of `core.routers` where it has them. Leave padding out of x: it would be counted.
+are those of `core.passes.routers` where it has them. Leave padding out of x: it would be counted.
 
 What an item gets depends on itself alone, but for `expert_choice` and `soft`, which look at all
 items of a call, and for a capacity, which looks at those before it and at how many there are. Over
@@ -50,8 +50,8 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from truing.core import routers
 from truing.core.bounds import check_bounds
+from truing.core.passes import routers
 from truing.errors import InputError, unknown
 
 WHERE = "core.moe.Layer"
@@ -117,7 +117,7 @@ def gated(
 ) -> tuple[Tensor, Tensor]:
     """Weights [N, E] before any capacity, and True for the choices [N, E]; of all but "soft".
 
-    z_NE has its noise already; bias_E has a say in the choice alone, as in `core.routers`.
+    z_NE has its noise already; bias_E has a say in the choice alone, as in `core.passes.routers`.
     """
     (items, experts), p_NE = z_NE.shape, routers.shares(z_NE)
     none_NE = torch.zeros_like(p_NE, dtype=torch.bool)

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from truing.components import told
-from truing.core import own_loss
-from truing.core import own_samples as own_samples  # registers its hooks
 from truing.core.bounds import Bounds
-from truing.core.objective_entry import MIX as MIX
-from truing.core.objective_entry import Function as Function
-from truing.core.objective_entry import Mix as Mix
-from truing.core.objective_entry import entry_of
-from truing.core.preflight import check_objective
+from truing.core.trainer import own_samples as own_samples
+from truing.core.trainer import user_loss
+from truing.core.trainer.objective_entry import MIX as MIX
+from truing.core.trainer.objective_entry import Function as Function
+from truing.core.trainer.objective_entry import Mix as Mix
+from truing.core.trainer.objective_entry import entry_of
+from truing.core.trainer.preflight import check_objective
 from truing.core.training import HOOKS
 from truing.declared import declare
 from truing.errors import InputError
@@ -208,7 +208,7 @@ class Objective:
             that stands in for a missing one, or None when it is required.
         hook: name of an engine hook that changes inputs, reference or sampling.
         teachers: roles of frozen teachers, each an input of the method, and how their
-            distributions are kept: "full" or "top" (see `core.teacher`).
+            distributions are kept: "full" or "top" (see `core.trainer.teacher`).
         heads: column with the number of the output head that a row is measured under; the settings
             `objectives` and `head_rank` say how many there are and of what rank.
         only: measurements that cost nothing where a setting, by its name, is 0: they are not taken.
@@ -280,7 +280,7 @@ class Objective:
     ) -> Loss:
         """The same, with what its function raises as it is."""
         found = self.loss(m, state, **settings) if self.keeps_state else self.loss(m, **settings)
-        return own_loss.returned(found, Loss, self.name, own_loss.RETURN)
+        return user_loss.returned(found, Loss, self.name, user_loss.RETURN)
 
 
 def objective(
@@ -331,7 +331,7 @@ def objective(
         )  # fmt: skip
         if spec.keeps_state and unit != "batch":
             raise InputError("only objectives of unit 'batch' keep state", where=spec.name)
-        own_loss.check_declared(spec.name, function, rows)
+        user_loss.check_declared(spec.name, function, rows)
         facts = {"paper": paper, "field": field, "needs": ("weights",), "name": name}
         function.__dict__["__truing__"] = facts | {"group": group}
         function.__dict__["__objective__"] = spec

@@ -38,13 +38,13 @@ from dataclasses import dataclass, field, fields, replace
 from torch import Tensor
 
 from truing.components import told
-from truing.core import own_loss
-from truing.core.advantages import OLD_ENTROPY, Estimator, at_end, kl_tokens
 from truing.core.bounds import Bounds
 from truing.core.objective import WITHIN, Function, Loss, Measurements, State
-from truing.core.online_entry import entry_of
 from truing.core.online_training import CRITICS, OnlineTraining
-from truing.core.preflight import check_online
+from truing.core.rl.advantages import OLD_ENTROPY, Estimator, at_end, kl_tokens
+from truing.core.rl.online_entry import entry_of
+from truing.core.trainer import user_loss
+from truing.core.trainer.preflight import check_online
 from truing.declared import declare
 from truing.errors import InputError
 
@@ -232,7 +232,7 @@ class Online:
         name: of the method.
         update: the pure function.
         rows: kind of the table.
-        needs: "ref_logp", "values" (a critic, see `core.critic`), "entropy" (of whole
+        needs: "ref_logp", "values" (a critic, see `core.rl.critic`), "entropy" (of whole
             distributions, with gradients), "old_entropy" (the same before the first update, where a
             setting `entropy_share` is not 1), "ref_top_kl" (the divergence from the reference over
             its `top_k` likeliest tokens, before the first update; with gradients where a setting
@@ -336,11 +336,11 @@ class Online:
         """The same, with what its functions raise as it is."""
         own = {n: v for n, v in values.items() if n in self.settings}
         found = self.update(r, state, **own) if self.keeps_state else self.update(r, **own)
-        return own_loss.returned(found, Update, self.name, own_loss.UPDATE)
+        return user_loss.returned(found, Update, self.name, user_loss.UPDATE)
 
     def _told(self, loss: Callable[[Measurements], Loss], m: Measurements) -> Loss:
         with told(loss, "the loss of its update", self.name):
-            return own_loss.returned(loss(m), Loss, self.name, own_loss.RETURN)
+            return user_loss.returned(loss(m), Loss, self.name, user_loss.RETURN)
 
 
 def online(
@@ -373,7 +373,7 @@ def online(
             name or function.__name__, function, rows, needs, least, opponent, given, pools,
             follows, tempered, within or {},
         )  # fmt: skip
-        own_loss.check_declared(spec.name, function, rows)
+        user_loss.check_declared(spec.name, function, rows)
         facts = {"paper": paper, "field": field, "needs": ("weights",), "name": name}
         function.__dict__["__truing__"] = facts | {"group": group}
         function.__dict__["__online__"] = spec

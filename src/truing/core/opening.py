@@ -11,10 +11,15 @@ from typing import cast
 
 from truing import changes as change_files
 from truing.changes import Decoder, Rewriter
-from truing.core import files, limits, private
-from truing.core.bases import Folder, Served, check_unchanged, kept
-from truing.core.licences import strictest
-from truing.core.own_folders import (
+from truing.core import files, private
+from truing.core.batch.same_tokenizer import same_tokens as same_tokens
+from truing.core.batch.template import named_thinking
+from truing.core.endpoints import limits
+from truing.core.modelfiles.bases import Folder, Served, check_unchanged, kept
+from truing.core.modelfiles.licences import strictest
+from truing.core.modelfiles.panel import Panel, Rule
+from truing.core.modelfiles.weight_files import check_weights
+from truing.core.modelfiles.written_folders import (
     CARD,
     EXPORTED,
     MODEL_CARD,
@@ -22,10 +27,6 @@ from truing.core.own_folders import (
     must_be_free,
     text_hash,
 )
-from truing.core.panel import Panel, Rule
-from truing.core.template import named_thinking
-from truing.core.tokens import same_tokens as same_tokens
-from truing.core.whole import check_weights
 from truing.errors import InputError, no_file, stems, unknown
 from truing.models import (
     SCHEMA_VERSION,
@@ -49,7 +50,7 @@ def open_model(source: str, *, anew: bool = False) -> Model:
     Args:
         anew: an address without limits takes back those said of its model before.
     """
-    from truing.core import fetch
+    from truing.core.modelfiles import fetch
 
     source, thinking = named_thinking(source)
     if thinking is not None:
@@ -103,7 +104,7 @@ def _local(folder: Path) -> Model:
     weights = [n for n in base.names() if n.endswith(".safetensors") and n != ADAPTER]
     if (folder / CONFIG).is_file():
         if not weights or "config.json" not in base.names():
-            from truing.core import adapters
+            from truing.core.modelfiles import adapters
 
             return adapters.opened(folder)
         if (folder / ADAPTER).is_file():
@@ -312,7 +313,7 @@ def _licences(model: Model) -> str:
 
 def export(model: Model, folder: Path, *, weights_only: bool) -> Path:
     """See `Model.export`."""
-    from truing.core import classifier
+    from truing.core.modelfiles import classifier
     from truing.core.weights import untie, write
 
     parts = {n: p for n, p in model.local.parts().items() if ".safetensors" not in n}
@@ -348,7 +349,7 @@ def export(model: Model, folder: Path, *, weights_only: bool) -> Path:
 
 def lay_out(model: Model, folder: Path, parts: Mapping[str, Path]) -> None:
     """Put files of a model's base into `folder`; its template says there what it was told."""
-    from truing.core.loaded import load_tokenizer
+    from truing.core.modelfiles.loaded import load_tokenizer
 
     for name, path in parts.items():
         files.place(path, folder / name, link=False)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from truing.core import distributed
 from truing.core.engine import Part
+from truing.core.trainer import distributed
 from truing.core.training import State
 from truing.errors import InputError
 

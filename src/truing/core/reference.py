@@ -27,15 +27,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from truing.context import current
-from truing.core import distributed
-from truing.core.code import made_by
 from truing.core.files import FILE, home, make_room_for, new_file
+from truing.core.identity.code import made_by
 from truing.core.logprob import measure
+from truing.core.trainer import distributed
 from truing.core.tree import Node, Packed, pack
 from truing.tables import content_hash
 
 if TYPE_CHECKING:
-    from truing.core.sight import Sight
+    from truing.core.trainer.frozen_view import Sight
 
 LIMIT = 4 * 2**30  # bytes on disk, of all runs together
 SWEEP = 2048  # tokens computed at once; there is no backward pass to hold memory for

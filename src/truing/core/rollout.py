@@ -30,8 +30,8 @@ from typing import NamedTuple, Protocol, cast
 
 from truing.components import number_of
 from truing.context import Json, current
-from truing.core import own_environment
-from truing.core.agents import Acted, Agent, Asked, Scripted, Speaker, remembering
+from truing.core.play import user_environment
+from truing.core.play.agents import Acted, Agent, Asked, Scripted, Speaker, remembering
 from truing.core.sampling import SamplingSettings
 from truing.errors import InputError, unknown
 from truing.method import get_component
@@ -116,10 +116,10 @@ class Episode:
 
     def __init__(self, make: Make, task: Row, seed: int) -> None:
         self.make, self.task, self.seed = make, task, seed
-        self.environment = own_environment.made(make, self._place(0))
+        self.environment = user_environment.made(make, self._place(0))
         self.turns: list[dict[str, Json]] = []
         self.done, self.path = False, ""
-        self.waiting = own_environment.began(
+        self.waiting = user_environment.began(
             make, self.environment, seed, copy.deepcopy(task), self._place(0)
         )
 
@@ -163,7 +163,7 @@ class Episode:
     def take(self, acted: Acted) -> None:
         """Let the environment take an action, and record the turn."""
         where = self._place(len(self.turns) + 1)
-        made = own_environment.stepped(self.make, self.environment, acted.action, where)
+        made = user_environment.stepped(self.make, self.environment, acted.action, where)
         role = self.waiting.role
         rewards = dict(made.reward) if isinstance(made.reward, Mapping) else {role: made.reward}
         for name, value in rewards.items():
@@ -195,7 +195,7 @@ class Episode:
     def _now(self) -> dict[str, Json]:
         waiting = cast("dict[str, Json]", asdict(self.waiting))
         where = self._place(len(self.turns))
-        state = own_environment.called(self.make, "snapshot", self.environment.snapshot, where)
+        state = user_environment.called(self.make, "snapshot", self.environment.snapshot, where)
         return {"waiting": waiting, "done": self.done, "environment": cast(Json, state)}
 
     def restore(self, snapshot: Json) -> None:
@@ -208,7 +208,7 @@ class Episode:
         self.waiting = Observation(**cast("dict[str, str]", state["waiting"]))
         self.done = bool(state["done"])
         restore, where = self.environment.restore, self._place(len(self.turns))
-        own_environment.called(self.make, "restore", lambda: restore(state["environment"]), where)
+        user_environment.called(self.make, "restore", lambda: restore(state["environment"]), where)
 
     def branch(self, k: int) -> list[Episode]:
         """`k` copies that go on from here, each with its own random numbers: a tree's children."""

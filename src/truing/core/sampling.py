@@ -8,8 +8,8 @@ temperature 1 or, where `tempered`, at the temperature that tokens are drawn at.
 float32; a model in half precision has its logits rounded to that before (20.06 to 20.0 in
 bfloat16), and training measures its own anew.
 
-Rows are computed in waves that depend on request and model alone (`core.waves`), so that a request
-gives the same bits however often it is made.
+Rows are computed in waves that depend on request and model alone (`core.generation.waves`), so that
+a request gives the same bits however often it is made.
 
 Shapes: B live rows, V vocabulary, K blocks or candidates.
 """
@@ -28,12 +28,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from truing.core.choose import choose
-from truing.core.past import Kept, Past
-from truing.core.reach import check_ids, context_of, vocab_of
-from truing.core.states import States, states_for
-from truing.core.stops import own_stops, stopped_at
-from truing.core.waves import in_memory, waves
+from truing.core.generation.dialogue_cache import Kept, Past
+from truing.core.generation.draw_token import choose
+from truing.core.generation.row_cache import States, states_for
+from truing.core.generation.stops import own_stops, stopped_at
+from truing.core.generation.waves import in_memory, waves
+from truing.core.modelfiles.reach import check_ids, context_of, vocab_of
 from truing.errors import InputError
 from truing.surrogates import mended
 

@@ -31,9 +31,9 @@ from typing import ParamSpec, TypeVar, cast
 import torch.distributed as dist
 
 from truing.context import Context, current, one_of_several, use
-from truing.core import distributed
-from truing.core.distributed import agree, begin, end, joined
-from truing.core.meeting import LOOK
+from truing.core.trainer import distributed
+from truing.core.trainer.distributed import agree, begin, end, joined
+from truing.core.trainer.meeting import LOOK
 from truing.errors import Stopped, TruingError
 from truing.faults import told
 from truing.models import Model, held, hold, named

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from truing.core import distributed
 from truing.core.bounds import Bounds, check_bounds
-from truing.core.lora import names_of
+from truing.core.modelfiles.lora import names_of
+from truing.core.trainer import distributed
 from truing.errors import InputError
 
 if TYPE_CHECKING:
+    from truing.core.batch.training_rows import Reader, Unit
     from truing.core.chat import Prompt
-    from truing.core.training_rows import Reader, Unit
     from truing.core.tree import Packed
     from truing.models import Loaded
     from truing.tables import Table

@@ -373,7 +373,7 @@ def pack(
 
     A tree is never cut: one that is larger than the budget is a micro-batch of its own, and its
     values are as exact as all others. A row of more than `limit` tokens (the model's context) is
-    an InputError: cut it yourself, or score it by `core.pieces`.
+    an InputError: cut it yourself, or score it by `core.batch.pieces`.
     """
     if not trees:
         raise InputError("there is nothing to pack", seen=0)

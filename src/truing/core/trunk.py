@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from truing.core.reach import check_ids, vocab_of
+from truing.core.modelfiles.reach import check_ids, vocab_of
 from truing.errors import InputError
 
 Batch = Sequence[Sequence[int]]

@@ -22,10 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from truing.changes import Adapter, Weights
-from truing.core import jsonfile
 from truing.core.files import is_copy, new_folder
-from truing.core.patches import ADAPTER, BLEND, HEADS, AdapterPatch, BlendPatch, WeightsPatch
-from truing.core.whole import INDEX as INDEX
+from truing.core.modelfiles import jsonfile, patches
+from truing.core.modelfiles.patches import AdapterPatch, BlendPatch, WeightsPatch
+from truing.core.modelfiles.weight_files import INDEX as INDEX
 from truing.errors import InputError
 
 if TYPE_CHECKING:
@@ -152,12 +152,12 @@ class Folded(Mapping[str, Tensor]):
         self._tied: dict[str, tuple[str, Patches]] = {}  # what a head was made of
         for change in changes:
             patch = (
-                AdapterPatch(change.path, open_weights(change.path / ADAPTER))
+                AdapterPatch(change.path, open_weights(change.path / patches.ADAPTER))
                 if isinstance(change, Adapter)
                 else WeightsPatch(change, open_weights(change.path))
             )
-            if isinstance(patch, WeightsPatch) and BLEND in patch.tensors:
-                self._blend(patch.tensors[BLEND])
+            if isinstance(patch, WeightsPatch) and patches.BLEND in patch.tensors:
+                self._blend(patch.tensors[patches.BLEND])
                 continue
             for name in sorted(patch.names()):
                 self._lay(name, patch, change.path)
@@ -197,7 +197,7 @@ class Folded(Mapping[str, Tensor]):
 
     def _blend(self, weight_H: Tensor) -> None:
         """Make one output head of those that earlier changes brought."""
-        up_HDr, down_HrD = (self.extra.pop(f"{HEADS}.{n}", None) for n in ("up", "down"))
+        up_HDr, down_HrD = (self.extra.pop(f"{patches.HEADS}.{n}", None) for n in ("up", "down"))
         output = self.own_head()
         if up_HDr is None or down_HrD is None or output is None:
             raise InputError("the change weighs output heads, which the model does not have")
@@ -226,11 +226,11 @@ class Folded(Mapping[str, Tensor]):
 
     def unrounded(self, name: str) -> Tensor:
         """A tensor as its changes make it: in float32 at least where one touches it."""
-        tensor, patches = self.base[self._source(name)], self._laid(name)
-        if patches and tensor.is_floating_point():
+        tensor, laid = self.base[self._source(name)], self._laid(name)
+        if laid and tensor.is_floating_point():
             double = torch.float64 in (tensor.dtype, self.dtype)
             tensor = tensor.to(torch.float64 if double else torch.float32)
-        for own, patch in patches:
+        for own, patch in laid:
             tensor = patch.apply(own, tensor)
         return tensor
 

@@ -2,9 +2,9 @@
 
     y = argmax_i h(x, y_i),   y_1 .. y_n ~ pi(. | x),   h = sum_j w_j r_j
 
-with r_j the rewards (functions, principles' checks, a reward model; see `core.rewards`); the first
-of equal ones is taken, so that n = 1 is plain sampling. The distribution of y lies at most
-log n - (n - 1) / n nats from pi (a bound: Theoretical guarantees on the best-of-n alignment
+with r_j the rewards (functions, principles' checks, a reward model; see `core.judging.rewards`);
+the first of equal ones is taken, so that n = 1 is plain sampling. The distribution of y lies at
+most log n - (n - 1) / n nats from pi (a bound: Theoretical guarantees on the best-of-n alignment
 policy, arXiv 2401.01879). Best-of-n as re-ranking: WebGPT, arXiv 2112.09332.
 
 A greedy request has nothing to choose from and is passed on. An answer to several draws is the best
@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from truing.core.chat import Prompt
 from truing.core.drawing import Base, Completion
-from truing.core.rewards import rewarded, rewards_of
+from truing.core.judging.rewards import rewarded, rewards_of
 from truing.core.sampling import SamplingSettings
 from truing.errors import InputError
 from truing.method import component, method

@@ -6,11 +6,11 @@ kept that have the highest
 
     c(y_{1:t}) = log P(y_{1:t} | x)  +  lambda h(x, y_{1:t+l}),    h = sum_j w_j r_j
 
-with r_j the rewards of `core.rewards`. The tokens ahead count for h only and are thrown away; an
-end among them freezes h. A beam ends at the end token; ended ones stay in competition. The
+with r_j the rewards of `core.judging.rewards`. The tokens ahead count for h only and are thrown
+away; an end among them freezes h. A beam ends at the end token; ended ones stay in competition. The
 alignment prompt is put before the conversation (the adapted start state). At lambda = 0 this is
-beam search of width B, with B = 1 the greedy answer.
-DeAL: Decoding-time Alignment for Large Language Models, arXiv 2402.06147.
+beam search of width B, with B = 1 the greedy answer. DeAL: Decoding-time Alignment for Large
+Language Models, arXiv 2402.06147.
 
 The paper's k, l and B are not known for sure; ours suit a small machine. The cost is B k l tokens
 ahead for every token of the answer; it is recorded, and so are log P and h of what was chosen. Of
@@ -30,9 +30,9 @@ from truing.changes import Prefix
 from truing.context import current
 from truing.core.chat import Prompt
 from truing.core.drawing import Base, Completion, remembering
-from truing.core.rewards import Rewards, rewarded, rewards_of
+from truing.core.generation.search import Path, Scored, Writer, by_own_chances, enough, fill, search
+from truing.core.judging.rewards import Rewards, rewarded, rewards_of
 from truing.core.sampling import SamplingSettings
-from truing.core.search import Path, Scored, Writer, by_own_chances, enough, fill, search
 from truing.method import component, method
 from truing.models import Model
 from truing.principles import Principles

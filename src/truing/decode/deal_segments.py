@@ -23,9 +23,7 @@ from typing import Literal
 from truing.context import current
 from truing.core.chat import Prompt
 from truing.core.drawing import Base, Completion, remembering
-from truing.core.rewards import rewarded, rewards_of
-from truing.core.sampling import SamplingSettings
-from truing.core.search import (
+from truing.core.generation.search import (
     Path,
     Scored,
     Writer,
@@ -35,6 +33,8 @@ from truing.core.search import (
     likelihood,
     search,
 )
+from truing.core.judging.rewards import rewarded, rewards_of
+from truing.core.sampling import SamplingSettings
 from truing.method import component, method
 from truing.models import Model
 from truing.principles import Principles

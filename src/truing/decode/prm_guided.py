@@ -33,11 +33,11 @@ from truing.changes import Decoder
 from truing.context import current
 from truing.core.chat import Prompt
 from truing.core.drawing import Base, Completion
-from truing.core.prm_values import WHERE, Answer, Candidate, Guide
-from truing.core.rewards import check_reward_model, licences_at, rewards_of
+from truing.core.generation.search import Path, Writer
+from truing.core.judging.prm_values import WHERE, Answer, Candidate, Guide
+from truing.core.judging.rewards import check_reward_model, licences_at, rewards_of
+from truing.core.passes.scoring import check_steps
 from truing.core.sampling import SamplingSettings
-from truing.core.scoring import check_steps
-from truing.core.search import Path, Writer
 from truing.errors import InputError, unknown
 from truing.method import component, method
 from truing.models import Model, held_by, hold

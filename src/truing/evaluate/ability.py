@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from truing.context import Json, current
-from truing.core.encoding import encode
+from truing.core.batch.encoding import encode
+from truing.core.batch.pieces import pieces
 from truing.core.logprob import check, measure
-from truing.core.pieces import pieces
-from truing.core.reach import together_of
+from truing.core.modelfiles.reach import together_of
 from truing.core.stats import ratio_bootstrap, wilson
 from truing.core.tree import Node, group_tree, pack
 from truing.errors import InputError

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from truing.context import Json, current
-from truing.core.row_kinds import as_kind
-from truing.core.scores import check_reward, total_scores
+from truing.core.batch.row_kinds import as_kind
+from truing.core.judging.scores import check_reward, total_scores
 from truing.core.stats import mean_of
 from truing.errors import InputError
 from truing.evaluate.adherence import answer_all

@@ -31,7 +31,7 @@ from truing.core.generate import generate, rewritten
 from truing.core.logprob import measure, states
 from truing.core.opening import same_tokens
 from truing.core.stats import bootstrap, ratio_bootstrap
-from truing.core.teacher import head_of, log_probs
+from truing.core.trainer.teacher import head_of, log_probs
 from truing.core.tree import Packed, group_tree, pack
 from truing.errors import InputError
 from truing.method import method

@@ -31,11 +31,11 @@ from typing import Literal
 from truing.context import Json, current
 from truing.core.drawing import Completion
 from truing.core.generate import generate
-from truing.core.numerals import exact_number, numbers
-from truing.core.rewards import probabilities
-from truing.core.scoring import check_answers, check_logits, check_steps
+from truing.core.judging.answer_steps import AGGREGATES, step_values, steps_of
+from truing.core.judging.numerals import exact_number, numbers
+from truing.core.judging.rewards import probabilities
+from truing.core.passes.scoring import check_answers, check_logits, check_steps
 from truing.core.stats import wilson
-from truing.core.steps import AGGREGATES, step_values, steps_of
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truing.context import Json
-from truing.core.reward_quality import best_elsewhere, lost_past_peak
+from truing.core.judging.reward_quality import best_elsewhere, lost_past_peak
 from truing.core.stats import by_unit, mean_of, paired_shares
 from truing.errors import InputError, unknown
 from truing.method import method

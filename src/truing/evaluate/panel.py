@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, cast
 
-from truing.core.panel import LEAST, panel_of
+from truing.core.modelfiles.panel import LEAST, panel_of
 from truing.errors import InputError
 from truing.method import component
 from truing.models import Model

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truing.context import Json
-from truing.core.rewards import score_model
+from truing.core.judging.rewards import score_model
 from truing.core.stats import percentiles, redrawn, wilson
 from truing.errors import InputError
 from truing.method import method

@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from typing import cast
 
 from truing.context import Json, current
+from truing.core.batch.training_rows import Reader, Unit
 from truing.core.chat import Prompt
 from truing.core.generate import rewritten
 from truing.core.logprob import measure
 from truing.core.objective import Objective
 from truing.core.stats import mean_of
-from truing.core.training_rows import Reader, Unit
 from truing.core.tree import pack
 from truing.errors import InputError
 from truing.method import method

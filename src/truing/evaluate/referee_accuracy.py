@@ -21,9 +21,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from truing.context import Json
-from truing.core.judge_form import shown
-from truing.core.referee import graded, kendall, ranked, referee_of, unranked
-from truing.core.row_kinds import as_kind, nothing_left
+from truing.core.batch.row_kinds import as_kind, nothing_left
+from truing.core.judging.judge_form import shown
+from truing.core.judging.referee import graded, kendall, ranked, referee_of, unranked
 from truing.core.stats import shares, wilson
 from truing.errors import InputError
 from truing.method import method

@@ -35,7 +35,7 @@ import numpy as np
 
 from truing.context import Json, current
 from truing.core.generate import generate
-from truing.core.reward_quality import (
+from truing.core.judging.reward_quality import (
     Compared,
     Places,
     Scores,
@@ -48,9 +48,9 @@ from truing.core.reward_quality import (
     unidentified,
     within_prompts,
 )
-from truing.core.rewards import check_reward_model, score_model
-from truing.core.scores import check_reward, total_scores
-from truing.core.scoring import has_head
+from truing.core.judging.rewards import check_reward_model, score_model
+from truing.core.judging.scores import check_reward, total_scores
+from truing.core.passes.scoring import has_head
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model

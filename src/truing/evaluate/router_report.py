@@ -4,7 +4,7 @@
     load CV       standard deviation of the loads over their mean: 0 is even, sqrt(E / k - 1) the
                   collapse onto k experts
     entropy       mean over tokens of -sum_i p_i log p_i, in nats: log E is a router that is unsure
-                  (p as in `core.routers`, by the router's gate)
+                  (p as in `core.passes.routers`, by the router's gate)
     dropped       share of the choices for which a capacity would have no room
     information   I(first expert; domain) of the rows' domains, in nats: 0 says that experts do not
                   divide the domains among them, log of their number that they do
@@ -16,7 +16,7 @@ examples or texts, all of whose tokens are read; the optional column `domain` na
 Intervals are bootstraps over rows; of loads and information, which chance raises, basic ones.
 
 Source: the measures of "A Comprehensive Survey of Mixture-of-Experts", arXiv 2503.07137; capacity,
-arXiv 2101.03961, here by row as in `core.routers`.
+arXiv 2101.03961, here by row as in `core.passes.routers`.
 
 Shapes: R rows, L layers, N tokens, k choices, E experts, D domains.
 """
@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from truing.context import Json, current
 from truing.core.chat import Message, Prompt, completion_ids, example_ids, prompt_ids
 from truing.core.logprob import check, states
-from truing.core.routers import (
+from truing.core.passes.routers import (
     counted,
     decided,
     mutual_information,

@@ -11,7 +11,7 @@ is not asked. How far it can be believed, by the pairs that it was asked of, is 
     consistency     share of pairs with the same decision in both orders
     unparsed        share of pairs of which no verdict could be read; they count in nothing else
     agreement       of a panel's judges: share of pairs of judges that decide alike, mean over pairs
-    kappa           the same beyond chance (`core.agreement`), without an interval
+    kappa           the same beyond chance (`core.judging.agreement`), without an interval
 
 More than a fifth unparsed is an error: the numbers would be about the parser. The mean difference
 in words is reported, too, since many judges favour length (length bias: AlpacaEval 2, arXiv
@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from truing.context import Json, current
-from truing.core.scores import check_reward, total_scores
+from truing.core.judging.scores import check_reward, total_scores
 from truing.core.stats import mean_of
 from truing.errors import InputError
 from truing.evaluate.adherence import answer_all
@@ -107,7 +107,7 @@ def trust(made: Comparison) -> list[Measure]:
 
 def _agreement(made: Comparison) -> list[Measure]:
     """How far the judges of a panel decide alike."""
-    from truing.core.agreement import shares_alike
+    from truing.core.judging.agreement import shares_alike
 
     if made.agreement is None or not made.agreement.n:
         return []

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from truing.context import current
-from truing.core.merging import factors, merged, with_base
+from truing.core.modelfiles.merging import factors, merged, with_base
 from truing.merge.task_arithmetic import added
 from truing.merge.ties import elect, is_matrix
 from truing.method import method

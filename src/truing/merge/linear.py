@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from truing.core.merging import factors, merged
+from truing.core.modelfiles.merging import factors, merged
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model

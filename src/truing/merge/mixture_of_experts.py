@@ -21,10 +21,10 @@ tokens go. Layers of the Llama family without biases can be used. Kept weights o
 sigmoid gates are renormalised, so that copies are exact; a single one would be 1 always and leave
 its router without a gradient, so that they keep two experts at least. A switch keeps one and weighs
 it by its probability: copies then give about 1/E of what the layer gave, which training has to make
-up for. A gate other than softmax is a change beside the weights (see `core.routers`), which a plain
-folder for stock transformers cannot hold, and exporting says so.
-Sources: sparse upcycling, arXiv 2212.05055; Branch-Train-MiX, arXiv 2403.07816; Switch,
-arXiv 2101.03961; sigmoid, arXiv 2412.19437; the design space, arXiv 2503.07137.
+up for. A gate other than softmax is a change beside the weights (see `core.passes.routers`), which
+a plain folder for stock transformers cannot hold, and exporting says so. Sources: sparse upcycling,
+arXiv 2212.05055; Branch-Train-MiX, arXiv 2403.07816; Switch, arXiv 2101.03961; sigmoid, arXiv
+2412.19437; the design space, arXiv 2503.07137.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ import torch
 from torch import Tensor, nn
 
 from truing.context import current
+from truing.core.batch.same_tokenizer import same_tokens, templated
 from truing.core.chat import Prompt, prompt_ids
 from truing.core.files import new_folder, place
-from truing.core.loaded import quiet
-from truing.core.merging import without_critics
-from truing.core.routers import Gate, with_gate
-from truing.core.tokens import same_tokens, templated
+from truing.core.modelfiles.loaded import quiet
+from truing.core.modelfiles.merging import without_critics
+from truing.core.passes.routers import Gate, with_gate
 from truing.core.weights import OUTPUT, Folded, aligned, write
 from truing.errors import InputError
 from truing.merge.linear import average

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from truing.core.merging import merged, with_base
+from truing.core.modelfiles.merging import merged, with_base
 from truing.method import method
 from truing.models import Model
 

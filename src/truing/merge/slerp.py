@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from truing.core.merging import merged
+from truing.core.modelfiles.merging import merged
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from truing.core.merging import factors, merged, with_base
+from truing.core.modelfiles.merging import factors, merged, with_base
 from truing.method import method
 from truing.models import Model
 

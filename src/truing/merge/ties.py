@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from truing.core.merging import factors, merged, with_base
+from truing.core.modelfiles.merging import factors, merged, with_base
 from truing.errors import InputError
 from truing.merge.linear import shares
 from truing.method import method

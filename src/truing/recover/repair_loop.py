@@ -17,7 +17,7 @@ from torch import Tensor
 
 from truing.context import Json, current
 from truing.core import engine
-from truing.core.checkpoint import Checkpoints
+from truing.core.trainer.checkpoint import Checkpoints
 from truing.core.trunk import Batch, Trunk
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from typing import cast
 import numpy as np
 import torch
 
+from truing.core.batch.encoding import encode
 from truing.core.chat import chat_text
 from truing.core.embed import embedded
-from truing.core.encoding import encode
 from truing.core.generate import rewritten
 from truing.core.journaled import Vectors, kept_vectors
-from truing.core.scoring import by_tree, end_states
+from truing.core.passes.scoring import by_tree, end_states
 from truing.core.tree import example_tree
 from truing.errors import InputError
 from truing.method import component

@@ -36,9 +36,9 @@ from typing import Literal
 
 import numpy as np
 
-from truing.core.pair_states import Numbers, differing, pair_margins, pair_states
-from truing.core.rewards import check_reward_model
-from truing.core.scoring import HEAD, check_answers, check_linear
+from truing.core.judging.rewards import check_reward_model
+from truing.core.passes.pair_states import Numbers, differing, pair_margins, pair_states
+from truing.core.passes.scoring import HEAD, check_answers, check_linear
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Loaded, Model

@@ -19,7 +19,7 @@ import random
 from collections.abc import Sequence
 from typing import cast
 
-from truing.core.scores import check_reward, total_scores
+from truing.core.judging.scores import check_reward, total_scores
 from truing.errors import InputError
 from truing.kinds import prompt_of
 from truing.method import method

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from truing.context import current
+from truing.core.batch.encoding import encode
 from truing.core.chat import completion_ids, prompt_ids
-from truing.core.encoding import encode
 from truing.core.generate import rewritten
 from truing.core.journaled import kept
-from truing.core.scoring import by_tree, tail_logps
+from truing.core.passes.scoring import by_tree, tail_logps
 from truing.core.tree import group_tree
 from truing.errors import InputError
 from truing.method import component

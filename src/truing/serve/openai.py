@@ -44,7 +44,7 @@ from dataclasses import dataclass
 
 import uvicorn
 
-from truing.core.endpoint import is_loopback
+from truing.core.endpoints.endpoint import is_loopback
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model

@@ -18,11 +18,11 @@ from torch import Tensor
 from truing.changes import Decoder
 from truing.core.chat import Prompt, answer_text
 from truing.core.drawing import Completion, base_of, continued, drawer
+from truing.core.generation.stops import before_stop, ends_of, stop_place
 from truing.core.logprob import chunk_of, states
-from truing.core.reach import context_of, text_config
+from truing.core.modelfiles.reach import context_of, text_config
 from truing.core.sampling import LogitsHook, Row, SamplingSettings
-from truing.core.stops import before_stop, ends_of, stop_place
-from truing.core.teacher import head_of, log_probs
+from truing.core.trainer.teacher import head_of, log_probs
 from truing.core.tree import example_tree, pack
 from truing.errors import InputError
 from truing.models import Loaded, Model

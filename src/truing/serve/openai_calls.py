@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from truing import jsontext
-from truing.core.template import ANY_TOOL, Message, chat_text, turn_of
-from truing.core.tool_calls import ID
+from truing.core.batch.template import ANY_TOOL, Message, chat_text, turn_of
+from truing.core.batch.tool_calls import ID
 from truing.errors import InputError
 from truing.kinds import with_tools
 from truing.surrogates import mended

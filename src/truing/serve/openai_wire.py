@@ -13,9 +13,9 @@ from typing import Annotated, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from truing.core.batch.template import Message
 from truing.core.chat import Prompt
 from truing.core.sampling import SamplingSettings
-from truing.core.template import Message
 from truing.errors import InputError, shorten, unknown
 from truing.kinds import with_tools
 from truing.serve.openai_errors import Json, Refused, unsupported

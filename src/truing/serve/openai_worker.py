@@ -21,9 +21,9 @@ from typing import cast
 
 from truing.changes import Decoder, Prefix, Rewriter
 from truing.core.chat import Prompt, prompt_ids
-from truing.core.endpoint import EndpointError
+from truing.core.endpoints.endpoint import EndpointError
+from truing.core.endpoints.replies import unkept
 from truing.core.generate import rewritten
-from truing.core.replies import unkept
 from truing.core.sampling import check_lengths
 from truing.errors import InputError, TruingError
 from truing.models import Loaded, Model

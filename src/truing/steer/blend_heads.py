@@ -14,7 +14,7 @@ import math
 import re
 
 from truing.context import current
-from truing.core.vocab_heads import blended
+from truing.core.passes.vocab_heads import blended
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model

@@ -25,10 +25,10 @@ from typing import cast
 from truing.context import current
 from truing.core.generate import generate
 from truing.core.judge import agreed
-from truing.core.judge_form import Score
-from truing.core.panel import Panel
-from truing.core.rewards import held_model
-from truing.core.scores import check_reward, total_scores
+from truing.core.judging.judge_form import Score
+from truing.core.judging.rewards import held_model
+from truing.core.judging.scores import check_reward, total_scores
+from truing.core.modelfiles.panel import Panel
 from truing.errors import InputError
 from truing.method import component
 from truing.models import Model
@@ -130,7 +130,7 @@ def contains_answer(rows: list[Row]) -> list[float]:
 
 
 def _check_golds(rows: list[Row]) -> None:
-    """What `core.gold` asks before anything is drawn."""
+    """What `core.rl.gold` asks before anything is drawn."""
     for i, row in enumerate(rows, 1):
         golds_of(row, f"reward contains_answer row {i}")
 
@@ -213,7 +213,7 @@ def _judge(settings: Mapping[str, object]) -> Model:
 
 
 def _check(settings: Mapping[str, object]) -> None:
-    """What `core.scores` asks before anything is drawn."""
+    """What `core.judging.scores` asks before anything is drawn."""
     _judge(settings)
 
 

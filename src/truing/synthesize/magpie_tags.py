@@ -15,9 +15,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+from truing.core.batch.template import asking_text
 from truing.core.generate import sample_ids
 from truing.core.journaled import kept
-from truing.core.template import asking_text
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Loaded, Model

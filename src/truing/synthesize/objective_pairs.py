@@ -22,8 +22,8 @@ from typing import cast
 
 from truing.context import Json, current
 from truing.core.generate import generate
-from truing.core.rewards import check_reward_model, score_model
-from truing.core.scores import check_reward, named_scores
+from truing.core.judging.rewards import check_reward_model, score_model
+from truing.core.judging.scores import check_reward, named_scores
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model

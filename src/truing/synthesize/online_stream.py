@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import cast
 
 from truing.context import Context, current, use
-from truing.core.stream import check_how, kept_in, pairs_of, settings_of
+from truing.core.rl.stream import check_how, kept_in, pairs_of, settings_of
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model

@@ -20,7 +20,7 @@ from typing import cast
 
 from truing.context import current
 from truing.core.generate import generate
-from truing.core.steps import steps_of
+from truing.core.judging.answer_steps import steps_of
 from truing.errors import InputError
 from truing.evaluate.easy_to_hard import answer_of, normal
 from truing.method import method

@@ -32,8 +32,7 @@ from statistics import fmean
 from typing import Literal, cast
 
 from truing.context import Json, current
-from truing.core.scoring import check_steps
-from truing.core.step_outcomes import (
+from truing.core.judging.step_outcomes import (
     WHERE,
     Ending,
     expected,
@@ -42,7 +41,7 @@ from truing.core.step_outcomes import (
     majority,
     outcomes,
 )
-from truing.core.trajectories import (
+from truing.core.judging.trajectories import (
     Drawing,
     Trajectory,
     answered,
@@ -50,6 +49,7 @@ from truing.core.trajectories import (
     check_local,
     check_rooms,
 )
+from truing.core.passes.scoring import check_steps
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from truing.context import current
 from truing.core.generate import generate
-from truing.core.rewards import probabilities
-from truing.core.scoring import has_head
+from truing.core.judging.rewards import probabilities
+from truing.core.passes.scoring import has_head
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model

@@ -21,9 +21,9 @@ import random
 from collections.abc import Sequence
 
 from truing.context import current
-from truing.core.rewards import probabilities
-from truing.core.row_kinds import read_answers
-from truing.core.scoring import check_logits, has_head
+from truing.core.batch.row_kinds import read_answers
+from truing.core.judging.rewards import probabilities
+from truing.core.passes.scoring import check_logits, has_head
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import cast
 
 from truing.context import Json
+from truing.core.judging.scores import kind_of, total_scores
 from truing.core.rollout import POLICY, Observation, Step
-from truing.core.scores import kind_of, total_scores
 from truing.errors import InputError
 from truing.method import check_component, component
 from truing.tables import Message, Row

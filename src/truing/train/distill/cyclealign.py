@@ -32,11 +32,11 @@ from typing import Literal, cast
 from truing.context import current
 from truing.core.generate import generate
 from truing.core.held_out import INPUT, watching
-from truing.core.judge_form import shown
+from truing.core.judging.judge_form import shown
 from truing.core.objective import objective_of
-from truing.core.preflight import Promised
-from truing.core.scoring import answer_logps
-from truing.core.train_text import train_model
+from truing.core.passes.scoring import answer_logps
+from truing.core.trainer.preflight import Promised
+from truing.core.trainer.train_text import train_model
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from truing.context import current
+from truing.core.batch.row_kinds import scored_answers
 from truing.core.generate import generate
-from truing.core.judge_form import shown as asked_as
-from truing.core.panel import Panel
-from truing.core.row_kinds import scored_answers
+from truing.core.judging.judge_form import shown as asked_as
+from truing.core.modelfiles.panel import Panel
 from truing.errors import InputError
 from truing.models import Model
 from truing.tables import Row, Table

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import logsigmoid
 
-from truing.core.columns import share
+from truing.core.batch.columns import share
 from truing.core.objective import Loss, Measurements, State, objective
 from truing.train.preference.dpo import metrics
 

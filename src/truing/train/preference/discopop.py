@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from torch.nn.functional import logsigmoid
 
-from truing.core.exponentials import exp_up_to
 from truing.core.objective import Loss, Measurements, objective
+from truing.core.passes.exponentials import exp_up_to
 from truing.train.preference.dpo import difference, metrics
 
 

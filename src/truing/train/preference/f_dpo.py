@@ -18,8 +18,8 @@ from typing import Literal
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from truing.core.exponentials import exp_up_to, expm1_up_to
 from truing.core.objective import Loss, Measurements, objective
+from truing.core.passes.exponentials import exp_up_to, expm1_up_to
 from truing.errors import InputError
 from truing.train.preference.dpo import metrics
 

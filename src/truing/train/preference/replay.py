@@ -24,8 +24,8 @@ from typing import Literal
 from truing.context import current
 from truing.core.held_out import INPUT, watching
 from truing.core.objective import objective_of
-from truing.core.replay import WHERE, check_stream, rollouts_of, train_replay
-from truing.core.stream import check_how, settings_of
+from truing.core.rl.stream import check_how, settings_of
+from truing.core.trainer.replay import WHERE, check_stream, rollouts_of, train_replay
 from truing.method import method
 from truing.models import Model
 from truing.tables import Table

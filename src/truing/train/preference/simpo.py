@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from truing.core.exponentials import expm1_up_to
 from truing.core.objective import Loss, Measurements, objective, reward_metrics
+from truing.core.passes.exponentials import expm1_up_to
 from truing.train.preference.dpo import smoothed
 
 

@@ -10,7 +10,7 @@ Shapes: U pairs, K = 2 branches.
 
 from __future__ import annotations
 
-from truing.core.columns import share
+from truing.core.batch.columns import share
 from truing.core.objective import Loss, Measurements, objective
 from truing.train.preference.dpo import metrics
 

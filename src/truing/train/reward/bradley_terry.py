@@ -28,8 +28,8 @@ from collections.abc import Mapping
 import torch
 from torch.nn.functional import logsigmoid
 
+from truing.core.judging.rewards import check_reward_model, held_model, score_model
 from truing.core.objective import Loss, Measurements, objective, reward_metrics
-from truing.core.rewards import check_reward_model, held_model, score_model
 from truing.errors import InputError
 from truing.method import component
 from truing.naming import ModelKey
@@ -50,7 +50,7 @@ def reward_model(rows: list[Row], *, model: ModelKey) -> list[float]:
 
 
 def _check(settings: Mapping[str, object]) -> None:
-    """What `core.scores` asks before anything is drawn."""
+    """What `core.judging.scores` asks before anything is drawn."""
     check_reward_model(held_model(str(settings["model"]), WHERE), WHERE)
 
 

@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from truing.core.judging.answer_steps import step_values, steps_of
+from truing.core.judging.rewards import held_model
+from truing.core.passes.scoring import check_logits, check_steps
 from truing.core.placed import Placed, closings
-from truing.core.rewards import held_model
-from truing.core.scoring import check_logits, check_steps
-from truing.core.steps import step_values, steps_of
 from truing.evaluate.easy_to_hard import answer_of, normal
 from truing.method import component
 from truing.naming import ModelKey
@@ -84,7 +84,7 @@ def at_steps(
 
 
 def _check(settings: Mapping[str, object]) -> None:
-    """What `core.scores` asks before anything is drawn."""
+    """What `core.judging.scores` asks before anything is drawn."""
     model = held_model(str(settings["model"]), WHERE)
     check_steps(model, WHERE)
     check_logits(model, WHERE)

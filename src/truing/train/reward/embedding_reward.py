@@ -31,8 +31,8 @@ import numpy as np
 import torch
 
 from truing.context import current
-from truing.core.pair_states import Numbers, differing, pair_states
-from truing.core.scoring import ScoreHead, check_linear
+from truing.core.passes.pair_states import Numbers, differing, pair_states
+from truing.core.passes.scoring import ScoreHead, check_linear
 from truing.datasets import licence_of
 from truing.errors import InputError
 from truing.method import method

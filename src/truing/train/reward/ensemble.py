@@ -25,8 +25,8 @@ from statistics import fmean, pstdev
 from typing import cast
 
 from truing.core.bounds import check_bounds
-from truing.core.gold import check_gold
-from truing.core.scores import check_reward, total_scores
+from truing.core.judging.scores import check_reward, total_scores
+from truing.core.rl.gold import check_gold
 from truing.errors import InputError
 from truing.method import component
 from truing.tables import Row, Table
@@ -68,7 +68,7 @@ def ensemble(
 
 
 def _check(settings: Mapping[str, object]) -> None:
-    """What `core.scores` asks before anything is drawn."""
+    """What `core.judging.scores` asks before anything is drawn."""
     rewards = cast("list[dict[str, object]]", settings["rewards"])
     check(rewards, float(cast(float, settings.get("kappa", 1.0))))
     for i, ref in enumerate(rewards, 1):
@@ -79,7 +79,7 @@ ensemble.__dict__["__truing_check__"] = _check
 
 
 def _check_rows(rows: list[Row], *, rewards: list[dict[str, object]]) -> None:
-    """What `core.gold` asks before anything is drawn."""
+    """What `core.rl.gold` asks before anything is drawn."""
     check_gold({str(i): ref for i, ref in enumerate(rewards, 1)}, Table("record", rows), WHERE)
 
 

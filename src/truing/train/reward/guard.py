@@ -18,9 +18,9 @@ from collections.abc import Mapping
 import torch
 from torch.nn.functional import logsigmoid
 
+from truing.core.judging.rewards import check_reward_model, held_model, probabilities
 from truing.core.objective import Loss, Measurements, objective
-from truing.core.rewards import check_reward_model, held_model, probabilities
-from truing.core.scoring import check_logits
+from truing.core.passes.scoring import check_logits
 from truing.method import component
 from truing.naming import ModelKey
 from truing.tables import Row
@@ -39,7 +39,7 @@ def probability(rows: list[Row], *, model: ModelKey) -> list[float]:
 
 
 def _check(settings: Mapping[str, object]) -> None:
-    """What `core.scores` asks before anything is drawn."""
+    """What `core.judging.scores` asks before anything is drawn."""
     model = held_model(str(settings["model"]), WHERE)
     check_reward_model(model, WHERE)
     check_logits(model, WHERE)

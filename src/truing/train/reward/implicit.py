@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from truing.core.judging.rewards import held_model, implicit_rewards
 from truing.core.opening import same_tokens
-from truing.core.rewards import held_model, implicit_rewards
-from truing.core.scoring import has_head
+from truing.core.passes.scoring import has_head
 from truing.errors import InputError
 from truing.method import component
 from truing.models import Model
@@ -71,7 +71,7 @@ def implicit_reward(
 
 
 def _check(settings: Mapping[str, object]) -> None:
-    """What `core.scores` asks before anything is drawn."""
+    """What `core.judging.scores` asks before anything is drawn."""
     _models(str(settings["model"]), str(settings.get("reference", "")))
 
 

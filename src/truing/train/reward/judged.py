@@ -40,7 +40,6 @@ from statistics import fmean
 from typing import Literal, cast
 
 from truing.context import current
-from truing.core import distributed
 from truing.core.judge import (
     FIX,
     LEAST,
@@ -53,6 +52,7 @@ from truing.core.judge import (
 )
 from truing.core.opening import open_model
 from truing.core.private import without_login
+from truing.core.trainer import distributed
 from truing.errors import InputError
 from truing.method import component
 from truing.models import Model, held, named
@@ -161,7 +161,7 @@ def judged(
 
 
 def _check(settings: Mapping[str, object]) -> None:
-    """What `core.rewards` asks before anything is drawn."""
+    """What `core.judging.rewards` asks before anything is drawn."""
     judge_of(str(settings["model"]))
 
 
@@ -205,7 +205,7 @@ def judged_against(
 
 
 def _check_against(settings: Mapping[str, object]) -> None:
-    """What `core.rewards` asks before anything is drawn."""
+    """What `core.judging.rewards` asks before anything is drawn."""
     judge_of(str(settings["model"]), f"{AGAINST} setting 'model'")
 
 

@@ -35,7 +35,7 @@ from truing.core.tree import Node
 from truing.errors import InputError
 
 if TYPE_CHECKING:
-    from truing.core.training_rows import Unit
+    from truing.core.batch.training_rows import Unit
     from truing.models import Loaded
 
 

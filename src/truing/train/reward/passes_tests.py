@@ -218,7 +218,7 @@ def passes_tests(
 
 
 def _check(settings: Mapping[str, object]) -> None:
-    """What `core.scores` asks before anything is drawn: that programs can be run here at all."""
+    """What `core.judging.scores` asks before anything is drawn: that programs can be run here."""
     limits = {"seconds": SECONDS, "memory_mb": MEMORY_MB} | dict(settings)
     sandbox.run(
         "pass", seconds=cast(float, limits["seconds"]), memory_mb=cast(int, limits["memory_mb"])
@@ -226,7 +226,7 @@ def _check(settings: Mapping[str, object]) -> None:
 
 
 def _check_tests(rows: list[Row], *, column: str = "tests") -> None:
-    """What `core.gold` asks before anything is drawn."""
+    """What `core.rl.gold` asks before anything is drawn."""
     for i, row in enumerate(rows, 1):
         tests_of(row, column, f"{WHERE} row {i}")
 

@@ -31,9 +31,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from truing.core.bounds import check_bounds
-from truing.core.rewards import held_model
-from truing.core.scoring import check_steps
-from truing.core.steps import step_values, steps_of
+from truing.core.judging.answer_steps import step_values, steps_of
+from truing.core.judging.rewards import held_model
+from truing.core.passes.scoring import check_steps
 from truing.method import component
 from truing.naming import ModelKey
 from truing.tables import Row
@@ -83,7 +83,7 @@ def potential_shaping(
 
 
 def _check(settings: Mapping[str, object]) -> None:
-    """What `core.scores` asks before anything is drawn."""
+    """What `core.judging.scores` asks before anything is drawn."""
     check_bounds(settings, {"gamma": "(0, 1]"}, WHERE)
     check_steps(held_model(str(settings["model"]), WHERE), WHERE)
 

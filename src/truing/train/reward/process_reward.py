@@ -30,10 +30,10 @@ from collections.abc import Mapping, Sequence
 
 from torch.nn.functional import logsigmoid, pad
 
+from truing.core.judging.answer_steps import AGGREGATES, Aggregate, step_values, steps_of
+from truing.core.judging.rewards import held_model
 from truing.core.objective import Loss, Measurements, objective
-from truing.core.rewards import held_model
-from truing.core.scoring import check_steps
-from truing.core.steps import AGGREGATES, Aggregate, step_values, steps_of
+from truing.core.passes.scoring import check_steps
 from truing.errors import InputError
 from truing.method import component
 from truing.naming import ModelKey
@@ -87,7 +87,7 @@ def step_reward(
 
 
 def _check(settings: Mapping[str, object]) -> None:
-    """What `core.scores` asks before anything is drawn."""
+    """What `core.judging.scores` asks before anything is drawn."""
     check_steps(held_model(str(settings["model"]), WHERE), WHERE)
 
 

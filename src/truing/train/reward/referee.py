@@ -19,8 +19,8 @@ from collections.abc import Mapping
 
 from truing.context import current
 from truing.core.bounds import check_bounds
-from truing.core.judge_form import shown
-from truing.core.referee import HIGHEST, LOWEST, graded, referee_of
+from truing.core.judging.judge_form import shown
+from truing.core.judging.referee import HIGHEST, LOWEST, graded, referee_of
 from truing.errors import InputError
 from truing.method import component
 from truing.models import Model
@@ -41,7 +41,7 @@ def _model(name: str) -> Model:
 
 
 def _check(settings: Mapping[str, object]) -> None:
-    """What `core.rewards` asks before anything is drawn."""
+    """What `core.judging.rewards` asks before anything is drawn."""
     check_bounds(
         settings, {"grades": (1, None), "chunk": (2, None), "max_tokens": (1, None)}, WHERE
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from truing.core.bounds import check_bounds
-from truing.core.numerals import final_number, marked
+from truing.core.judging.numerals import final_number, marked
 from truing.errors import InputError
 from truing.method import component
 from truing.specify.texts import text_of, words
@@ -60,7 +60,7 @@ def numeric_answer(
 
 
 def _check_gold(rows: list[Row], *, column: str = "answer") -> None:
-    """What `core.gold` asks before anything is drawn."""
+    """What `core.rl.gold` asks before anything is drawn."""
     for i, row in enumerate(rows, 1):
         gold_number(row, column, f"reward numeric_answer row {i}")
 

@@ -37,12 +37,12 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from truing.core.batch.row_kinds import nothing_left
+from truing.core.batch.training_rows import Reader
 from truing.core.chat import completion_ids, prompt_ids
-from truing.core.judge_form import shown
+from truing.core.judging.judge_form import shown
 from truing.core.objective import Loss, Measurements, objective
-from truing.core.row_kinds import nothing_left
 from truing.core.training import Hook, hook
-from truing.core.training_rows import Reader
 from truing.errors import InputError
 from truing.tables import Row, Table, prompt_of
 from truing.train.reward.bradley_terry import bradley_terry, with_imitation

@@ -19,9 +19,9 @@ from typing import cast
 
 from truing.context import current
 from truing.core.bounds import check_bounds
-from truing.core.rewards import held_model, score_model
-from truing.core.scoring import check_reviews
-from truing.core.start import room
+from truing.core.judging.rewards import held_model, score_model
+from truing.core.passes.scoring import check_reviews
+from truing.core.trainer.start import room
 from truing.errors import InputError
 from truing.method import component
 from truing.models import held
@@ -115,7 +115,7 @@ def salmon_reward(
 
 
 def _check(settings: Mapping[str, object]) -> None:
-    """What `core.scores` asks before anything is drawn."""
+    """What `core.judging.scores` asks before anything is drawn."""
     check_bounds(settings, {"draw": (0, None)}, WHERE)
     check_reviews(held_model(str(settings["model"]), WHERE), f"{WHERE} setting 'model'")
     _rules(cast("str | list[str]", settings["principles"]))

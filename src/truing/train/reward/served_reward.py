@@ -13,7 +13,8 @@ The first three are vLLM's routes for models of sequence classification and of r
 prompt and answer, for which the server has a template. A model of one output needs no `label`, one
 of several does, such as 1 for the second of bad and good. "plain" is for a server of one's own; the
 prompts are texts or messages, as the rows have them. `#name` at the end of an address says which
-model is meant, `#name?requests=500,concurrency=4` also how much may be asked of it (`core.limits`).
+model is meant, `#name?requests=500,concurrency=4` also how much may be asked of it
+(`core.endpoints.limits`).
 
 Tools that a row offers go beside its messages, as "tools" and, since these routes of vLLM know no
 such field, by "chat_template_kwargs" to the template. "plain" gets "tools" with a list for each
@@ -35,8 +36,8 @@ from urllib.parse import urlsplit
 
 from truing.core.chat import Prompt, messages_of
 from truing.core.client import Reply, replies_to
-from truing.core.endpoint import Endpoint
-from truing.core.limits import keep
+from truing.core.endpoints.endpoint import Endpoint
+from truing.core.endpoints.limits import keep
 from truing.core.private import without_login
 from truing.errors import InputError
 from truing.kinds import split_tools
@@ -176,7 +177,7 @@ def _read(
 
 
 def _check(settings: Mapping[str, object]) -> None:
-    """What `core.scores` asks before anything is drawn; no server is asked."""
+    """What `core.judging.scores` asks before anything is drawn; no server is asked."""
     address(str(settings["url"]), cast(Form, settings.get("form", "")))
 
 

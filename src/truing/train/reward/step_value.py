@@ -10,7 +10,7 @@ kept in memory (D numbers a step) and only the head is trained. One recipe serve
 be verified and those that cannot; which it was is in the labels alone.
 
 Scores of such a model are values as they are, where those of process_reward go through a sigmoid;
-`core.steps.step_values` is the one way to ask either.
+`core.judging.answer_steps.step_values` is the one way to ask either.
 
 Source: "Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards", arXiv
 2510.01167. Difference: batch is 32 rows at once, not 16 and 16.
@@ -29,14 +29,14 @@ from torch import Tensor, nn
 from truing.context import current
 from truing.core.engine import train
 from truing.core.held_out import INPUT, HeldOut, watching
-from truing.core.held_out_rows import told_apart
 from truing.core.logprob import states
+from truing.core.modelfiles.reach import width_of
 from truing.core.objective import Loss, Measurements, Objective
+from truing.core.passes.scoring import ScoreHead
 from truing.core.plain_task import PlainTask
-from truing.core.reach import width_of
 from truing.core.reference import SWEEP
-from truing.core.scoring import ScoreHead
-from truing.core.train_text import read_units
+from truing.core.trainer.held_out_rows import told_apart
+from truing.core.trainer.train_text import read_units
 from truing.core.training import Training
 from truing.core.tree import Node, pack
 from truing.datasets import licence_of

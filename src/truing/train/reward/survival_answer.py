@@ -183,13 +183,13 @@ def _gold(row: Row, column: str, where: str) -> str:
 
 
 def _check_truths(rows: list[Row]) -> None:
-    """What `core.gold` asks before anything is drawn."""
+    """What `core.rl.gold` asks before anything is drawn."""
     for i, row in enumerate(rows, 1):
         truth(row, f"reward survival_answer row {i}")
 
 
 def _check_golds(rows: list[Row], *, column: str = "answer") -> None:
-    """What `core.gold` asks before anything is drawn."""
+    """What `core.rl.gold` asks before anything is drawn."""
     for i, row in enumerate(rows, 1):
         _gold(row, column, f"reward tagged_answer row {i}")
 

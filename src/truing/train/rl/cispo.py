@@ -23,8 +23,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from truing.core.advantages import group_advantage
-from truing.core.exponentials import FARTHEST, exp_up_to
 from truing.core.objective import Loss, Measurements
 from truing.core.online import (
     Update,
@@ -36,6 +34,8 @@ from truing.core.online import (
     watched,
     weighed,
 )
+from truing.core.passes.exponentials import FARTHEST, exp_up_to
+from truing.core.rl.advantages import group_advantage
 
 
 @online(paper="preference-losses", least=2, within={"cap": "(0, inf)"})

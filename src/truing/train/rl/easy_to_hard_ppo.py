@@ -26,9 +26,9 @@ from collections.abc import Mapping
 
 from truing.core.held_out import Watch, watching
 from truing.core.online import online_of
-from truing.core.preflight import online_training
-from truing.core.scoring import check_logits, check_steps
-from truing.core.train_online import Given, train_online
+from truing.core.passes.scoring import check_logits, check_steps
+from truing.core.rl.train_online import Given, train_online
+from truing.core.trainer.preflight import online_training
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model, hold

@@ -35,9 +35,9 @@ import math
 
 from torch import Tensor
 
-from truing.core.advantages import EPS
 from truing.core.objective import Loss, Measurements
 from truing.core.online import Update, clipped, online
+from truing.core.rl.advantages import EPS
 
 
 def advantage(reward_UK: Tensor, with_given: bool = True) -> Tensor:

@@ -10,7 +10,7 @@
               is normalised in its group, their sum by the mean and deviation of the batch;
               ending by itself is one more reward, of weight `missing_end`
 
-KL is k1, k2 or k3 of `core.advantages`, in the loss, or summed over the answer and taken off its
+KL is k1, k2 or k3 of `core.rl.advantages`, in the loss, or summed over the answer and taken off its
 reward. k3_ratio is ratio_t k3, which stays unbiased when a rollout is learnt from more than once;
 the ratio is differentiated too, so that even at ratio 1 its gradient is the KL's, which k3's is
 not. In the reward it is k3.
@@ -48,15 +48,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from truing.core.advantages import (
-    Estimator,
-    Scale,
-    group_advantage,
-    kl_tokens,
-    normalised,
-    on_high_entropy,
-    overlong,
-)
 from truing.core.objective import Loss, Measurements
 from truing.core.online import (
     Aggregation,
@@ -73,7 +64,16 @@ from truing.core.online import (
     watched,
     weighed,
 )
-from truing.core.online_unfinished import dropped, ended
+from truing.core.rl.advantages import (
+    Estimator,
+    Scale,
+    group_advantage,
+    kl_tokens,
+    normalised,
+    on_high_entropy,
+    overlong,
+)
+from truing.core.rl.online_unfinished import dropped, ended
 
 Place = Literal["loss", "reward"]
 

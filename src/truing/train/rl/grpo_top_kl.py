@@ -29,7 +29,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from truing.core.advantages import group_advantage
 from truing.core.logprob import Rows, statistic
 from truing.core.objective import Loss, Measurements
 from truing.core.online import (
@@ -42,6 +41,7 @@ from truing.core.online import (
     watched,
     weighed,
 )
+from truing.core.rl.advantages import group_advantage
 from truing.errors import InputError
 
 

@@ -24,7 +24,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from truing.core.advantages import group_advantage
 from truing.core.objective import Loss, Measurements
 from truing.core.online import (
     Aggregation,
@@ -41,7 +40,8 @@ from truing.core.online import (
     watched,
     weighed,
 )
-from truing.core.online_unfinished import dropped, ended
+from truing.core.rl.advantages import group_advantage
+from truing.core.rl.online_unfinished import dropped, ended
 
 
 @online(paper="preference-losses", needs=("ref_logp",), least=2)

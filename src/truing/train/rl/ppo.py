@@ -25,7 +25,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from truing.core.advantages import gae, kl_tokens, whiten
 from truing.core.objective import Loss, Measurements, State
 from truing.core.online import (
     Update,
@@ -37,6 +36,7 @@ from truing.core.online import (
     value_loss,
     watched,
 )
+from truing.core.rl.advantages import gae, kl_tokens, whiten
 
 EQUAL = 1e-5  # of the largest return: a deviation that is rounding
 

@@ -48,7 +48,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from truing.core.advantages import all_equal, gae, kl_tokens, moments, sigma, whiten
 from truing.core.objective import Loss, Measurements, State
 from truing.core.online import (
     Update,
@@ -59,6 +58,7 @@ from truing.core.online import (
     online,
     watched,
 )
+from truing.core.rl.advantages import all_equal, gae, kl_tokens, moments, sigma, whiten
 from truing.train.rl.ppo import counted, critic_loss, explained, token_rewards
 
 Shape = Literal["raw", "scaled", "normalised"]

@@ -13,7 +13,6 @@ Shapes: U groups, K answers, T tokens.
 
 from __future__ import annotations
 
-from truing.core.advantages import group_advantage, kl_tokens, to_go, whiten
 from truing.core.objective import Loss, Measurements
 from truing.core.online import (
     Update,
@@ -25,6 +24,7 @@ from truing.core.online import (
     watched,
     weighed,
 )
+from truing.core.rl.advantages import group_advantage, kl_tokens, to_go, whiten
 from truing.errors import InputError
 
 

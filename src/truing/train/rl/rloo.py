@@ -15,10 +15,10 @@ Shapes: U groups, K answers, T tokens.
 
 from __future__ import annotations
 
-from truing.core.advantages import leave_one_out, normalised
-from truing.core.exponentials import exp_onwards
 from truing.core.objective import Loss, Measurements
 from truing.core.online import Update, log_ratio, online, weighed
+from truing.core.passes.exponentials import exp_onwards
+from truing.core.rl.advantages import leave_one_out, normalised
 from truing.train.rl.grpo import penalised
 
 

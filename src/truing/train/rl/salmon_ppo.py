@@ -28,9 +28,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from truing.core.advantages import all_equal, gae, kl_tokens
 from truing.core.objective import Measurements, State
 from truing.core.online import Update, online, placed
+from truing.core.rl.advantages import all_equal, gae, kl_tokens
 from truing.train.rl.ppo import counted, critic_loss, explained, with_critic
 
 ALWAYS = [

@@ -26,10 +26,16 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from truing.core.advantages import group_advantage
 from truing.core.chat import Prompt
-from truing.core.collect import Pool, Say
-from truing.core.judge_form import shown
+from truing.core.judging.judge_form import shown
+from truing.core.judging.referee import (
+    graded,
+    kendall,
+    ranked,
+    read_scores,
+    referee_prompt,
+    unranked,
+)
 from truing.core.objective import Loss, Measurements
 from truing.core.online import (
     Update,
@@ -41,7 +47,8 @@ from truing.core.online import (
     watched,
     weighed,
 )  # fmt: skip
-from truing.core.referee import graded, kendall, ranked, read_scores, referee_prompt, unranked
+from truing.core.rl.advantages import group_advantage
+from truing.core.rl.collect import Pool, Say
 from truing.errors import InputError
 from truing.method import component
 from truing.tables import Row

@@ -5,8 +5,8 @@
     L_bal = E sum_i f_i m_i        L_imp = CV(m)^2        L_z = mean (log sum_i exp z_i)^2
 
 with f_i the share of the tokens whose first expert is i, m_i the mean of their probability of i
-before the choice of k (see `core.routers`); all means are over tokens that carry loss, then over
-layers. The gate is the model's own: softmax, switch or sigmoid, of which probabilities are
+before the choice of k (see `core.passes.routers`); all means are over tokens that carry loss, then
+over layers. The gate is the model's own: softmax, switch or sigmoid, of which probabilities are
 sigmoid(z) over their sum. A Mixtral can have these three; the others of the field's list are in
 `core.moe`, with the same losses, for a layer of one's own. L_bal is 1 at uniform routing and E at
 collapse; it is no strict lower bound, since f and m can disagree. Both are those of the whole step,
@@ -35,7 +35,7 @@ the design space, arXiv 2503.07137. Differences: noisy top-k (arXiv 1701.06538) 
 size, here it is given, so that the model stays one that stock transformers opens; each row has its
 capacity, a batch has none; prompts are routed without being counted, except by the capacity.
 
-Shapes: U rows, K = 1 branch, T answer tokens; N, M and E as in `core.routers`.
+Shapes: U rows, K = 1 branch, T answer tokens; N, M and E as in `core.passes.routers`.
 """
 
 from __future__ import annotations
@@ -49,11 +49,10 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from truing.core import distributed
-from truing.core.frozen_trunk import PLACE, FrozenTrunk
 from truing.core.logprob import states
 from truing.core.objective import Loss, Measurements, objective
-from truing.core.routers import (
+from truing.core.passes.frozen_trunk import PLACE, FrozenTrunk
+from truing.core.passes.routers import (
     Routed,
     balance_value,
     bias_of,
@@ -67,6 +66,7 @@ from truing.core.routers import (
     set_bias,
     z_value,
 )
+from truing.core.trainer import distributed
 from truing.core.training import Hook, State, Tuned, hook
 from truing.core.tree import BUDGET, Packed, pack
 from truing.errors import InputError

@@ -40,12 +40,12 @@ from typing import Literal, cast
 import numpy as np
 
 from truing.context import current
-from truing.core import columns
+from truing.core.batch import columns
+from truing.core.batch.training_rows import Reader, Unit
 from truing.core.chat import Message, Prompt, writes_tools
-from truing.core.loaded import Loaded
+from truing.core.modelfiles.loaded import Loaded
 from truing.core.objective import Loss, Measurements, objective
 from truing.core.training import Hook, hook
-from truing.core.training_rows import Reader, Unit
 from truing.core.tree import Node
 from truing.errors import InputError
 from truing.kinds import Row, as_messages, tools_of, with_system

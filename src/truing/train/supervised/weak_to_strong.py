@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from truing.core.columns import share
+from truing.core.batch.columns import share
 from truing.core.objective import Loss, Measurements, State, objective
 from truing.errors import InputError
 

@@ -1,0 +1,1 @@
+"""Rows become tokens, tokens micro-batches: templates, what carries loss, layouts, measurements."""

@@ -1,0 +1,1 @@
+"""Models behind an address: requests, replies, limits, spending."""

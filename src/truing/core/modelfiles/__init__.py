@@ -1,0 +1,1 @@
+"""Models as files: bases, adapters, conversion, fetching, licences."""

@@ -1,0 +1,1 @@
+"""Dialogues and environments: agents, turns, episodes."""

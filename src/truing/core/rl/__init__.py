@@ -1,0 +1,1 @@
+"""Training online: prompts, answers, rewards, advantages, critics."""

@@ -1,0 +1,1 @@
+"""Training on rows: start, tasks, teachers, mixes, checkpoints, several processes."""
