@@ -21,11 +21,14 @@ from truing.context import Json
 from truing.core import files, private
 from truing.errors import InputError, Stopped, unknown
 from truing.faults import make_folder
+from truing.jsontext import plain
+from truing.watchers import Watched
 
 if TYPE_CHECKING:
     from truing.keys import Nouns
     from truing.method import Method
     from truing.plan import Checked, Plan
+    from truing.store import Noun
 
 SCHEMA_VERSION = 1
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
@@ -87,18 +90,6 @@ def _known_hardware() -> dict[str, Json]:
     return doctor.hardware() if "torch" in sys.modules else doctor.machine()
 
 
-def plain(value: object) -> Json:
-    """A setting as JSON has it."""
-    if isinstance(value, dict):
-        items = cast("dict[object, object]", value)
-        return {str(k): plain(v) for k, v in items.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in cast("list[object]", value)]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return str(value)
-
-
 def started() -> float:
     """When the command began, in seconds since 1970: `make` says so in TRUING_STARTED."""
     try:
@@ -120,8 +111,8 @@ class Run:
     process at a time writes there, inside `alone`.
     """
 
-    def __init__(self, plan: Plan, runs: str | Path) -> None:
-        self.began, self.plan = started(), plan
+    def __init__(self, plan: Plan, runs: str | Path, watched: Watched | None = None) -> None:
+        self.began, self.plan, self.watched = started(), plan, watched or Watched()
         self.folder = files.expanded(runs) / f"{plan.name}-{plan.key[:8]}"
         make_folder(self.folder, f"--runs {runs}")
         self.manifest: dict[str, Json] = {
@@ -143,7 +134,7 @@ class Run:
 
     @contextlib.contextmanager
     def alone(self) -> Generator[None]:
-        """Hold the folder for this process, and begin its record anew.
+        """Hold the folder for this process, and begin its record anew; watchers are told its end.
 
         Raises:
             Stopped: another process runs here. Waiting would look like hanging, and what that one
@@ -161,7 +152,15 @@ class Run:
                 )
             path.write_text(f"process {os.getpid()} on {platform.node()}\n")
             (self.folder / "metrics.jsonl").write_text("")
-            yield
+            try:
+                yield
+            finally:
+                self.watched.tell("end", self.manifest, self.folder / "report.html")
+
+    def begin(self) -> None:
+        """The steps are entered: the run goes on from here."""
+        self.write()
+        self.watched.tell("start", self.folder, self.manifest)
 
     @property
     def steps(self) -> dict[str, dict[str, Json]]:
@@ -197,10 +196,20 @@ class Run:
         self.steps[step] |= facts
         self.write()
 
+    def end_step(self, step: str, made: Noun | None = None, **facts: Json) -> None:
+        """Record how a step ended, and tell the watchers, with what it measured where it did."""
+        from truing.reports import Report
+
+        self.change(step, **facts)
+        self.watched.tell(
+            "step", step, self.steps[step], [*made] if isinstance(made, Report) else []
+        )
+
     def metric(self, step: str, values: dict[str, Json]) -> None:
-        """Append one observation, for whoever watches the file."""
+        """Append one observation, for whoever watches the file, and tell the watchers."""
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(jsontext.dumps({"at": step, **values}) + "\n")
+        self.watched.tell("metric", step, values)
 
     def finish(self, status: str, result: dict[str, Json]) -> None:
         """Record how the run ended and what it measured."""
@@ -275,9 +284,9 @@ def key_of_step(text: str) -> str:
     return key
 
 
-def latest(runs: str | Path = "runs") -> Path:
+def latest() -> Path:
     """The folder of the last run in `runs`."""
-    found = sorted(Path(runs).glob("*/manifest.json"), key=lambda p: p.stat().st_mtime)
+    found = sorted(Path("runs").glob("*/manifest.json"), key=lambda p: p.stat().st_mtime)
     if not found:
-        raise InputError("no run is here", where=str(runs), fix="Give --run FOLDER")
+        raise InputError("no run is here", where="runs", fix="Give --run FOLDER")
     return found[-1].parent
