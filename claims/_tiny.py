@@ -28,7 +28,7 @@ from truing.claims import Outcome, call, step
 from truing.context import current
 from truing.core.generate import generate
 from truing.core.logprob import measure
-from truing.core.modelfiles.loaded import quiet
+from truing.core.modelfiles.stock import quiet
 from truing.core.passes.scoring import by_prompt
 from truing.core.tiny import fill
 from truing.core.tree import Packed

@@ -103,7 +103,7 @@ def shallow_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import LlamaForCausalLM
 
     from truing.core import tiny
-    from truing.core.modelfiles.loaded import quiet
+    from truing.core.modelfiles.stock import quiet
 
     folder = tiny.tiny_folder(tmp_path_factory.mktemp("shallow"))  # whose card and tokenizer stay
     config = tiny.tiny_config()

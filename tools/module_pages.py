@@ -12,6 +12,7 @@ FOLDERS = {
     "truing": "Nouns, verbs, pipelines, the store and the command line.",
     "truing/core": "What methods stand on: what their authors import. The rest is in folders.",
     "truing/report": "The HTML report of a run.",
+    "truing/watchers": "What is told of a run as it goes: trackers of experiments.",
 }
 BESIDE = (
     "In the folders of verbs, what methods there share: the server, rewards and rules, helpers."

@@ -33,7 +33,7 @@ from truing.core.trainer import mix
 from truing.core.training import TextTraining, Training
 from truing.inputs import kinds_of
 from truing.method import Method, methods
-from truing.signature import Setting, argument_docs, type_name
+from truing.signature import Setting, class_docs, type_name
 
 VERB_TYPES = {
     "specify": "text or examples to Principles",
@@ -157,7 +157,7 @@ def shared_settings(method: Method) -> dict[str, Setting]:
 
 
 def _shared_table(shared: type[Training | Watch], told: Iterable[str] = ()) -> str:
-    said, types = argument_docs(shared.__doc__ or ""), typing.get_type_hints(shared)
+    said, types = class_docs(shared), typing.get_type_hints(shared)
     return _settings(
         Setting(f.name, types[f.name], f.default, said.get(f.name, ""))
         for f in fields(shared)

@@ -30,7 +30,7 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "Methods": (
         "What each of them takes is told on [its page](methods/README.md).",
-        ("methods", "truing.method.Method", "generate", "truing.core.generate.Completion"),
+        ("methods", "truing.method.Method", "generate", "truing.core.drawing.Completion"),
     ),
     "Recipes, comparisons, claims": (
         "These keep their steps in the store, so that the same call goes on where it was stopped "
@@ -43,6 +43,7 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
         "objective](tutorials/your-own-objective.md).",
         (
             "component",
+            "checks",
             "get_component",
             "method",
             "objective",

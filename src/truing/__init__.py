@@ -24,6 +24,7 @@ WHERE = {
     "Measure": "truing.reports",
     "method": "truing.method",
     "component": "truing.method",
+    "checks": "truing.own_checks",
     "methods": "truing.method",
     "get_component": "truing.method",
     "objective": "truing.core.objective",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from truing.method import method as method
     from truing.method import methods as methods
     from truing.models import Model as Model
+    from truing.own_checks import checks as checks
     from truing.pipeline import run as run
     from truing.plan import Plan as Plan
     from truing.principles import Principle as Principle

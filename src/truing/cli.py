@@ -64,6 +64,8 @@ def _run(args: argparse.Namespace) -> object:
     from truing import pipeline, recipe
 
     plan = recipe.load(args.recipe, args.set or ())
+    for text in args.watch:
+        plan.watched(text)
     if args.check:
         return listing.steps(plan, say=None if args.json else print)
     result = pipeline.run(plan, runs=args.runs)
@@ -138,6 +140,8 @@ def _models(args: argparse.Namespace) -> object:
 def _data(args: argparse.Namespace) -> object:
     from truing import datasets
 
+    if args.rows or args.model or args.max_length is not None:
+        return _rows(args)
     found = datasets.catalogue()
     if not args.json:
         for d in found:
@@ -149,6 +153,16 @@ def _data(args: argparse.Namespace) -> object:
             print(f"{head} {licence:<18} {d['about']}")
             if d["source"]:
                 print(f"{'':<27}from {d['source']}")
+    return found
+
+
+def _rows(args: argparse.Namespace) -> object:
+    """What `truing data ROWS` tells."""
+    from truing import dataview
+
+    found = dataview.facts(args.rows, args.model, args.max_length)
+    if not args.json:
+        print(dataview.text(found))
     return found
 
 

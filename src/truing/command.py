@@ -139,15 +139,17 @@ def _roles(entry: Input, value: object) -> dict[str, str]:
     pairs = [one.partition("=") for v in given for one in _several(str(v))]
     roles: dict[str, str] = {}
     for i, (role, is_role, rest) in enumerate(pairs):
-        name = role if is_role else str(i)
+        # Addresses have the mark too: MODEL?thinking=true, https://...#sha256=...
+        own = bool(is_role) and not set("/?#") & set(role)
+        name, source = (role, rest) if own else (str(i), role + is_role + rest)
         if name in roles:
             raise InputError(
                 "a role is given twice",
                 where=f"--{entry.name.replace('_', '-')}",
-                seen=[f"{name}={roles[name]}", f"{name}={rest if is_role else role}"],
+                seen=[f"{name}={roles[name]}", f"{name}={source}"],
                 fix="Give one of them another name: NAME=SOURCE",
             )
-        roles[name] = rest if is_role else role
+        roles[name] = source
     return roles
 
 

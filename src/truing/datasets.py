@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from truing import dataindex, tablefiles
+from truing import dataindex, renaming, tablefiles
 from truing.context import current
 from truing.core import files, private
 from truing.core.modelfiles.licences import forbids_commercial, short, strictest
@@ -23,7 +23,7 @@ from truing.dataindex import OWN, TABLES, TEXTS, DataSet, File, sets, surest
 from truing.dataset_rows import DEFAULT_PART, SHAPES, passages
 from truing.errors import InputError, shorten, stems, unknown
 from truing.mirrored import MIRRORED
-from truing.tables import Row, Table, check_row, infer_kind
+from truing.tables import Row, Table, check_row, infer_kind, row_id
 
 # Sets of the mirror that recipes and claims name, besides those that have a shape.
 NAMED = {"survival": "record", "text_corpora": "text"}
@@ -217,13 +217,14 @@ def _kind_of(row: Row, file: File) -> str:
     return kind
 
 
-def read(name: str, kind: str = "", *, limit: int = 0) -> Table:
+def read(name: str, kind: str = "", *, limit: int = 0, columns: Mapping[str, str] = {}) -> Table:
     """A table from a set's name, "name/part", an address or "hub:owner/set[/file or split]".
 
     Args:
         name: see `truing data`.
         kind: the kind of rows wanted; "" takes what the set is.
         limit: only the first so many rows; 0 for all.
+        columns: to rename, new name to old, of the rows as the set gives them.
     Returns:
         rows whose lineage names the source row and the licence; those that cannot be used are
         left out and counted in the metric `left_out`.
@@ -234,7 +235,8 @@ def read(name: str, kind: str = "", *, limit: int = 0) -> Table:
         from truing import dataset_files
 
         found, licence = dataset_files.fetch_data(name)
-        return joined(found, kind, limit).with_lineage(source=private.shown(name), licence=licence)
+        table = joined(found, kind, limit, columns)
+        return table.with_lineage(source=private.shown(name), licence=licence)
     head, _, part = name.partition("/")
     entry = _find(head)
     file = _choose(entry, part)
@@ -251,25 +253,30 @@ def read(name: str, kind: str = "", *, limit: int = 0) -> Table:
         if row is None:
             left_out += 1
             continue
-        rows.append(row | {"lineage": {"source": f"{key} row {i}", "licence": licence}})
+        rows.append(row)
         numbers.append(i)
         if limit and len(rows) >= limit:
             break
     if left_out:
         current().metric(data=key, left_out=left_out)
-    found = SHAPES[key][0] if key in SHAPES else _kind_of(rows[0], file) if rows else ""
+    shaped = key in SHAPES and not columns
+    rows = renaming.renamed(rows, columns, key, numbers)
+    found = SHAPES[key][0] if shaped else _kind_of(dict(rows[0]), file) if rows else ""
+    for i, row in zip(numbers, rows, strict=True):
+        row["lineage"] = {"source": f"{key} row {i}", "licence": licence}
     table = Table(found, rows, where=key, numbers=numbers, allow_empty=False)
     return table.expect(kind, where=f"data set {name}") if kind else table
 
 
-def joined(shards: Sequence[Path], kind: str, limit: int) -> Table:
+def joined(shards: Sequence[Path], kind: str, limit: int, columns: Mapping[str, str] = {}) -> Table:
     """The rows of several files, in their order, as one table."""
     tables: list[Table] = []
     for shard in shards:
         have = sum(map(len, tables))
         if limit and have >= limit:
             break
-        tables.append(tablefiles.read_file(shard, kind, limit=limit - have if limit else 0))
+        rest = limit - have if limit else 0
+        tables.append(tablefiles.read_file(shard, kind, limit=rest, columns=columns))
     return tables[0] if len(tables) == 1 else Table.joined(tables)
 
 
@@ -331,10 +338,11 @@ def licensed(made: object, inputs: Mapping[str, object]) -> object:
     licence = licence_of(given)
     if not licence or all(map(_licence, made)):
         return made
-    free = {row["id"] for table in given for row in table if not _licence(row)}
+    kept = [row for table in given for row in table if not _licence(row)]
+    free = {row["id"] for row in kept} | {row_id(row) for row in kept}  # of another id, if it was
     rows = [
         row
-        if _licence(row) or row["id"] in free
+        if _licence(row) or row["id"] in free or row_id(row) in free
         else row | {"lineage": cast(Row, row["lineage"]) | {"licence": licence}}
         for row in made
     ]

@@ -14,6 +14,7 @@ from pathlib import Path
 from truing.context import forget
 from truing.entry import Entry, place_of, said
 from truing.errors import InputError
+from truing.own_checks import refuse_unasked
 from truing.references import Function
 
 
@@ -53,6 +54,8 @@ def declare(function: Function, kind: str, facts: Mapping[str, object], *, verb:
             seen=repr(function),
             fix="Write def NAME(rows): return ..., which calls it, and register that",
         )
+    if kind in ("component", "method"):
+        refuse_unasked(function, str(facts.get("component", kind)))
     module, attr = function.__module__, function.__qualname__
     if module.partition(".")[0] == "truing":
         return

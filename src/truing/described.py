@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from truing.core.held_out import INPUT as HELD_OUT
+from truing.core.held_out import Watch
 from truing.declared import declared
 from truing.entry import Entry
-from truing.signature import REQUIRED, Input, Setting, argument_docs, parameters_of
+from truing.own_checks import check_of
+from truing.signature import REQUIRED, Input, Setting, argument_docs, class_docs, parameters_of
 
 Record = dict[str, object]
 KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
@@ -60,17 +63,19 @@ def described(written: object, function: typing.Callable[..., object], doc: str)
 
     Args:
         written: the function, with what its decorator left there.
-        function: what is called, which may stand around it.
+        function: what is called, which may stand around it. Where it takes held-out rows, `Watch`
+            says what the settings mean of which its docstring does not.
         doc: of its module.
     """
     facts = cast("Mapping[str, object]", getattr(written, "__truing__", {}))
-    docs = argument_docs(doc) | argument_docs(inspect.getdoc(written) or "")
+    takes = inspect.signature(function).parameters
+    docs = class_docs(Watch) if HELD_OUT in takes else {}
+    docs |= argument_docs(doc) | argument_docs(inspect.getdoc(written) or "")
     defaults = cast("Mapping[str, str]", facts.get("defaults", {}))
     inputs, settings, returns = parameters_of(function, docs, defaults)
     if "component" in facts:  # what it is called with, such as rows, nobody sets
-        kinds = {n: p.kind for n, p in inspect.signature(function).parameters.items()}
-        settings = {n: s for n, s in settings.items() if kinds[n] is KEYWORD_ONLY}
-    return Description(inputs, settings, returns, facts, hasattr(written, "__truing_check__"))
+        settings = {n: s for n, s in settings.items() if takes[n].kind is KEYWORD_ONLY}
+    return Description(inputs, settings, returns, facts, check_of(written) is not None)
 
 
 def find(entry: Entry) -> Description | None:

@@ -135,6 +135,13 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def device_of_machine() -> str:
+    """ "cuda" where PyTorch can use a GPU now, else "cpu": what everything computes on."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def matrix_speed(dtype: str = "float32", seconds: float = 1.0, size: int = 0) -> float:
     """Matrix products per second of this machine in GFLOP/s, on its accelerator if it has one.
 
@@ -143,7 +150,7 @@ def matrix_speed(dtype: str = "float32", seconds: float = 1.0, size: int = 0) ->
     """
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of_machine()
     size = size or SIZES[device]
     a = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
     for _ in range(3):

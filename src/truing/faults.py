@@ -19,6 +19,7 @@ from truing.tables import WRITTEN
 
 AGAIN = "Mend the file, or fetch or save the model again"
 ELSEWHERE = "Name a folder that you may write in, or change its rights"
+SPACE = 16 << 20  # bytes that a step needs to write its journal
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # Of GPUs that PyTorch sees and cannot use.
 NO_GPU = ("no kernel image is available", "devices are busy or unavailable")
@@ -52,11 +53,11 @@ def of_system(error: BaseException, where: str = "") -> TruingError | None:
     return None
 
 
-def check_space(folder: Path, least: int = 16 << 20) -> None:
+def check_space(folder: Path) -> None:
     """Raise before a step that could not even write its journal."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    if free < least:
+    if free < SPACE:
         raise OSError(errno.ENOSPC, f"No space left on device ({free >> 20} MiB free)")
 
 

@@ -7,14 +7,14 @@ or an Arrow table. Whatever else is refused by the name of the input.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 from truing.errors import InputError
 from truing.models import Model
 from truing.naming import is_reference, referred_model
 from truing.principles import Principles
-from truing.remedies import objects
+from truing.remedies import SEVERAL, objects
 from truing.reports import Report
 from truing.signature import Input
 from truing.sources import open_noun
@@ -150,7 +150,16 @@ def as_noun(noun: str, value: object, place: str, *, where: str = "") -> Noun:
         f"{place} takes a {noun.replace('|', ' or a ')}",
         where=where,
         seen=f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins."),
-        fix=objects(noun),
+        fix=objects(noun) + (SEVERAL if "Table" in sorts and _several(value) else ""),
+    )
+
+
+def _several(value: object) -> bool:
+    """Whether a mapping or list may hold tables, or names of some."""
+    held = value.values() if isinstance(value, Mapping) else value
+    nouns = (Table, str, os.PathLike)
+    return isinstance(value, (Mapping, list, tuple)) and any(
+        isinstance(one, nouns) for one in cast("Iterable[object]", held)
     )
 
 

@@ -9,9 +9,24 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from truing.surrogates import mended
+
+if TYPE_CHECKING:
+    from truing.context import Json
+
+
+def plain(value: object) -> Json:
+    """`value` as JSON has it, such as a setting; what is no plain data by its text."""
+    if isinstance(value, dict):
+        items = cast("dict[object, object]", value)
+        return {str(k): plain(v) for k, v in items.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in cast("list[object]", value)]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
 
 
 def finite(value: object) -> object:

@@ -25,14 +25,14 @@ from truing.core.identity.hashes import path_hash
 from truing.core.modelfiles.panel import Panel
 from truing.declared import declared, source
 from truing.described import MAKERS
-from truing.doctor import drivers
+from truing.doctor import device_of_machine, drivers
 from truing.errors import InputError
+from truing.jsontext import plain
 from truing.loading import module_of
 from truing.method import Method
 from truing.models import Model, held, held_by, named
 from truing.principles import Principles
 from truing.references import refuse_bare
-from truing.runs import plain
 from truing.store import Noun, Store
 from truing.tables import Table, content_hash
 
@@ -93,23 +93,17 @@ def device_class() -> str:
     PyTorch, as long as nothing else has imported it, is asked once for each state of the drivers.
     """
     if "torch" in sys.modules:
-        return _found_device()
+        return device_of_machine()
     seen = drivers()
     if not seen:
         return "cpu"
     name = content_hash(["device", seen, remembered.installed()])
     found = remembered.find(name)
     if not isinstance(found, str):
-        found = _found_device()
+        found = device_of_machine()
         if found != "cpu":  # a GPU that cannot be used now may be before its drivers change
             remembered.keep(name, found)
     return found
-
-
-def _found_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _identity(value: object) -> object:

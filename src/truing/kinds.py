@@ -32,6 +32,10 @@ KINDS: dict[str, tuple[Columns, ...]] = {
         {"prompt": (str, list), "chosen": (list,), "rejected": (list,)},
         {"chosen": (list,), "rejected": (list,)},
     ),
+    "sharegpt_pair": (
+        {"conversations": (list,), "chosen": (dict,), "rejected": (dict,)},
+        {"messages": (list,), "chosen": (dict,), "rejected": (dict,)},
+    ),
     "unpaired": ({"prompt": (str, list), "completion": (str,), "label": (bool,)},),
     "dialogue_unpaired": (
         {"prompt": (str, list), "completion": (list,), "label": (bool,)},
@@ -52,7 +56,6 @@ KINDS: dict[str, tuple[Columns, ...]] = {
     ),
     "alpaca": ({"instruction": (str,), "output": (str,)},),
     "alpaca_pair": ({"instruction": (str,), "chosen": (str,), "rejected": (str,)},),
-    "sharegpt_pair": ({"conversations": (list,), "chosen": (dict,), "rejected": (dict,)},),
     "sharegpt": ({"conversations": (list,)},),
     "openai_pair": (
         {"input": (dict,), "preferred_output": (list,), "non_preferred_output": (list,)},

@@ -13,6 +13,7 @@ from truing import pipeline, runs
 from truing.context import Json
 from truing.core.held_out import INPUT
 from truing.errors import InputError
+from truing.jsontext import plain
 from truing.output import printable
 from truing.principles import Principles
 from truing.reports import Report
@@ -88,8 +89,8 @@ class Found:
             "made_by": self.made_by,
             "kept_by": list(self.kept_by),
             "principle": self.principle,
-            "columns": {k: runs.plain(v) for k, v in self.row.items() if k != "lineage"},
-            "lineage": {k: runs.plain(v) for k, v in self.lineage.items()},
+            "columns": {k: plain(v) for k, v in self.row.items() if k != "lineage"},
+            "lineage": {k: plain(v) for k, v in self.lineage.items()},
             "parents": [p.to_json() for p in self.parents],
             "training_rows": [t.to_json() for t in self.training],
         }

@@ -33,19 +33,19 @@ def module_of(entry: Entry) -> types.ModuleType:
         name = (error.name or "?").partition(".")[0]
         if name == "truing":
             raise
-        raise _missing(name, entry) from error
+        raise missing(name, entry.id, entry.package) from error
 
 
-def _missing(package: str, entry: Entry) -> InputError:
-    """The error for a package that a method's module imports and that is not there."""
+def missing(package: str, what: str, owner: str) -> InputError:
+    """The error for a package that is not there and that `what` needs, which is of `owner`."""
     from truing.doctor import extra_of
 
     extra = extra_of(package)
     if extra:
-        return MissingExtra(package, extra, where=entry.id)
+        return MissingExtra(package, extra, where=what)
     return InputError(
         f"the package {package!r} is needed here and is not installed",
-        where=f"{entry.id} of {entry.package}",
+        where=f"{what} of {owner}",
         fix=f"Install it with: pip install {package}",
     )
 

@@ -23,12 +23,14 @@ from truing.components import get_component as get_component
 from truing.components import one_a_row as one_a_row
 from truing.components import resolve as resolve
 from truing.components import score as score
+from truing.components import told
 from truing.context import current, forget, in_part, seeded
 from truing.core.bounds import Bounds, check_bounds
 from truing.declared import declare, declared, everything, source
 from truing.described import Description
 from truing.errors import InputError, unknown
 from truing.loading import is_loaded, module_of
+from truing.own_checks import check_of
 from truing.references import Function, any_bare
 from truing.signature import Input, Setting, type_name
 
@@ -255,7 +257,7 @@ class Method:
 
         Args:
             settings: validated.
-            tables: those of its inputs that are at hand, by name.
+            tables: those of its inputs that are at hand, by name; "NAME ROLE" of one of several.
             where: what errors name.
             at: where a given setting or input stands, such as a line of a recipe.
             stored: refuse also what no stored step can have; see `catalogue.check_used`.
@@ -266,7 +268,7 @@ class Method:
         from truing.naming import check_settings
 
         facts = self.facts
-        name = next(iter(tables), "")
+        name = next(iter(tables), "").partition(" ")[0]
         try:
             if stored:
                 source(self.entry)
@@ -274,10 +276,11 @@ class Method:
             catalogue.check_used(settings, stored=stored)
             check_settings(settings)
             check_bounds(settings, typing.cast("Bounds", facts.get("within", {})))
-            for given, kinds in typing.cast("Kinds", facts.get("rows", {})).items():
-                if given in tables:
-                    name = given
-                    preflight.check_kinds(tables[given], kinds, self.name)
+            rows = typing.cast("Kinds", facts.get("rows", {}))
+            for given, table in tables.items():
+                if kinds := rows.get(given.partition(" ")[0]):
+                    name = given.partition(" ")[0]
+                    preflight.check_kinds(table, kinds, self.name)
             if self._described.checks:
                 self._own_check(settings, tables, planned)
         except InputError as error:
@@ -297,10 +300,9 @@ class Method:
         asked = keys.asked(self, settings, tables) if planned else ""
         if asked and not is_loaded(self.entry) and remembered.find(asked):
             return
-        check = self.declared.__dict__["__truing_check__"]
-        typing.cast("Callable[[Mapping[str, object], Mapping[str, Table]], None]", check)(
-            settings, tables
-        )
+        if (check := check_of(self.declared)) is not None:
+            with told(check, "its check", self.id):
+                check(settings, tables)
         if asked and code.settled(keys.modules_of(self, settings, {})):
             remembered.keep(asked, True)
 
@@ -339,27 +341,21 @@ class Method:
         """
         from truing import keys
 
-        if not self._runs_own(settings, nouns):
-            yield
-            return
-        forget()
-        with contextlib.ExitStack() as stack:
-            if current().stored:
+        own, found = False, list[Entry]()
+        if everything() or any_bare():
+            try:
                 found = keys.entries_of(self, settings, typing.cast("keys.Nouns", nouns))
+                own = any(declared(entry) is not None for entry in found)
+            except InputError:  # a function that is given as it is, which no folder can keep
+                if current().stored:
+                    raise
+                own = True
+        if own:
+            forget()
+        with contextlib.ExitStack() as stack:
+            if own and current().stored:
                 stack.enter_context(in_part(f"code-{keys.code_of(found)[:8]}"))
             yield
-
-    def _runs_own(self, settings: Mapping[str, object], nouns: Row) -> bool:
-        """True where it runs a function of the user's own."""
-        from truing.keys import Nouns, entries_of
-
-        if not everything() and not any_bare():
-            return False
-        try:
-            found = entries_of(self, settings, typing.cast("Nouns", nouns))
-        except InputError:  # a function that is given as it is
-            return True
-        return any(declared(entry) is not None for entry in found)
 
 
 class Methods(Mapping[str, Method]):

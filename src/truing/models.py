@@ -57,9 +57,11 @@ class Model:
 
     Args:
         base: `Folder` or `Served`; of several models that judge as one,
-        `core.modelfiles.panel.Panel`. changes: weight changes in the order made, then run-time
-        changes. name: how reports call it. licences: of everything that went into it. quarantine:
-        the attacks that it was made by; see `truing.quarantine`.
+            `core.modelfiles.panel.Panel`.
+        changes: weight changes in the order made, then run-time changes.
+        name: how reports call it.
+        licences: of everything that went into it.
+        quarantine: the attacks that it was made by; see `truing.quarantine`.
     """
 
     base: Folder | Served | Panel
@@ -180,6 +182,41 @@ class Model:
         """The same model, told by its template to think before it answers, or not to."""
         return replace(self, base=replace(self.local, thinking=on))
 
+    def with_template(self, template: str | Path = "", *, end: str = "") -> Model:
+        """The same model under another chat template: "NAME?template=FILE&end=TOKEN".
+
+        It takes the place of what was chosen before.
+
+        Args:
+            template: a file of Jinja, as transformers reads it; "none" for no template, so that
+                texts continue as they stand; "" for the model's own.
+            end: a special token of the tokenizer that ends an answer, beside those at which the
+                model stops; the template has to write it. "" for no other.
+        Raises:
+            InputError: there is no such file or token, the template does not write an answer, or
+                ends it otherwise.
+        """
+        from truing.core.modelfiles import choices
+
+        return replace(self, base=choices.chosen(self.local, template, end))
+
+    def quantised(self, bits: int = 4) -> Model:
+        """The same model with the linear layers of its blocks in 4 bits (NF4): "NAME?bits=4".
+
+        What is trained on it is an adapter; adapters that it has stand beside those layers.
+
+        Args:
+            bits: 4, or 0 for weights as they are stored.
+        Raises:
+            InputError: another number, or an architecture outside transformers.
+            MissingExtra: the package for it is not installed: pip install 'truing[quant]'.
+        """
+        from truing.core.modelfiles import nf4
+
+        if bits:
+            nf4.check(self, bits)
+        return replace(self, base=replace(self.local, bits=bits))
+
     def called(self, name: str) -> Model:
         """The same model under another name; the key does not change."""
         return replace(self, name=name)
@@ -190,12 +227,18 @@ class Model:
 
     def folded(self) -> Folded:
         """Weights with weight changes folded in, lazily, by the names of the base's files."""
-        from truing.core.weights import Folded, open_weights
+        from truing.core.modelfiles.nf4 import weights_of
+        from truing.core.weights import Folded
 
-        return Folded(open_weights(self.folder), self.weight_changes)
+        return Folded(weights_of(self.local), self.weight_changes)
 
     def load_module(
-        self, dtype: str = "auto", device: str | None = None, *, fresh: bool = False
+        self,
+        dtype: str = "auto",
+        device: str | None = None,
+        *,
+        fresh: bool = False,
+        packed: bool = False,
     ) -> Loaded:
         """Read the model into memory, or take it from the cache: a torch module in eval mode.
 
@@ -204,10 +247,12 @@ class Model:
                 fresh module, on a GPU what `core.passes.precision.own` says.
             device: None takes the accelerator where there is one.
             fresh: a module of one's own, to train or change; never shared nor cached.
+            packed: of a fresh one of 4 bits, those layers stay packed, and are not to be written
+                to; they always are in shared ones.
         """
         from truing.core.modelfiles import loaded
 
-        return loaded.load_module(self, dtype, device, fresh=fresh)
+        return loaded.load_module(self, dtype, device, fresh=fresh, packed=packed)
 
     @placing()
     def save(self, folder: str | Path) -> Path:

@@ -17,12 +17,13 @@ from __future__ import annotations
 import contextlib
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, cast
 
 from truing import catalogue, models
 from truing.errors import InputError
+from truing.own_checks import check_of
 
 if typing.TYPE_CHECKING:
     from truing.store import Noun
@@ -198,14 +199,15 @@ def check_reference(
         name: of the input, and of its components' kind.
         stored: or that no stored step can have; see `catalogue.check_used`.
     """
+    from truing.components import told
     from truing.method import resolve
 
     try:
         catalogue.check_used({name: dict(ref)}, stored=stored)
         function, settings = resolve(name, ref)
-        check = getattr(function, "__truing_check__", None)
-        if check is not None:
-            cast("Callable[[Mapping[str, object]], None]", check)(settings)
+        if (check := check_of(function)) is not None:
+            with told(check, "its check", f"{name} {ref['use']}"):
+                check(settings)
     except InputError as error:
         error.where = f"{where}: {error.where}".strip(": ")
         raise

@@ -11,9 +11,10 @@ SHARE = "It is a share of the updates"
 OWN_LOSS = "Each loss is a method of its own: docs/from-trl.md has the table"
 ANSWERS = "Only answers carry loss; of messages every turn of the assistant"
 COLUMNS = "Columns have names of their own: docs/data-and-models.md has the table"
-ENDS = "A model stops at the eos_token_id of its generation_config.json"
+MIXED = "Several tables become one by select/mixture"
 KERNELS = "Kernels are chosen by the machine"
 PLAIN = "Adapters are plain LoRA on linear layers; rank 0 trains all weights"
+WATCHED = "A recipe's run is watched, of one step as well: truing run --watch tensorboard"
 
 # By their name, what it is called here: the first of these that a method has.
 ALSO: dict[str, tuple[str, ...]] = {
@@ -88,7 +89,9 @@ ALSO: dict[str, tuple[str, ...]] = {
     "teacher_model": ("teacher",),
     **dict.fromkeys(("model_name_or_path", "base_model", "model_id"), ("model",)),
     **dict.fromkeys(("eval_dataset", "val_size", "val_set_size"), ("held_out",)),
-    **dict.fromkeys(("train_dataset", "dataset", "dataset_name"), ("data",)),
+    **dict.fromkeys(("train_dataset", "dataset", "dataset_name", "datasets"), ("data",)),
+    **dict.fromkeys(("probabilities", "interleave_probs"), ("shares",)),
+    **dict.fromkeys(("stopping_strategy", "mix_strategy"), ("stop",)),
 }  # fmt: skip
 
 # What there is to say beside the name here, or where there is none.
@@ -104,6 +107,10 @@ NOTES: dict[str, str] = {
         OWN_LOSS,
     ),
     **dict.fromkeys(("val_size", "val_set_size"), "It is a table: select/split makes one"),
+    **dict.fromkeys(
+        ("datasets", "interleave_probs", "probabilities", "mix_strategy", "stopping_strategy"),
+        MIXED,
+    ),
     "max_prompt_length": "Prompts are never cut: rows whose prompt leaves no room within "
     "max_length are left out and counted",
     "adam_beta1": "AdamW's first beta is 0.9",
@@ -111,8 +118,12 @@ NOTES: dict[str, str] = {
     "top_k": "Answers are drawn by temperature and top_p",
     "data_seed": "Rows are drawn by the seed: --seed, or seed= in a call",
     **dict.fromkeys(("dataset_text_field", "formatting_func"), COLUMNS),
-    "chat_template_path": "Put a chat_template.jinja into the model's folder",
-    **dict.fromkeys(("eos_token", "pad_token"), ENDS),
+    **dict.fromkeys(
+        ("chat_template_path", "chat_template", "clone_chat_template", "template"),
+        "It is said with the model: NAME?template=FILE",
+    ),
+    "eos_token": "It is said with the model: NAME?end=TOKEN, beside the tokens at which it stops",
+    "pad_token": "Rows are packed, without padding",
     **dict.fromkeys(("use_rslora", "use_dora", "modules_to_save"), PLAIN),
     **dict.fromkeys(("deepspeed", "fsdp"), "torchrun alone does: docs/several-gpus.md"),
     **dict.fromkeys(("attn_implementation", "flash_attn", "use_liger_kernel"), KERNELS),
@@ -128,10 +139,10 @@ NOTES: dict[str, str] = {
     "save_steps": "Checkpoints are written by time, and the last two stay",
     "save_total_limit": "Checkpoints are written by time, and the last two stay",
     "logging_steps": "Every update is a line of metrics.jsonl",
-    "report_to": "A run writes metrics.jsonl and report.html",
+    **dict.fromkeys(("report_to", "watch"), WATCHED),
     "use_vllm": "Answers are drawn in the training process",
-    "load_in_4bit": "Weights of 4 or 8 bits cannot be trained on",
-    "load_in_8bit": "Weights of 4 or 8 bits cannot be trained on",
+    **dict.fromkeys(("load_in_4bit", "quantization_bit"), "Name the model with ?bits=4 behind it"),
+    "load_in_8bit": "Weights of 8 bits cannot be trained on; name the model with ?bits=4 behind it",
     "resume_from_checkpoint": "The same command once more goes on from its checkpoint",
 }  # fmt: skip
 

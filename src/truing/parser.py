@@ -28,7 +28,7 @@ class _Once(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         if option_string and self.given:
-            rows = "; rows of several files go into one" if self.metavar == "TABLE" else ""
+            rows = "; truing select mixture makes one of several" if self.metavar == "TABLE" else ""
             fix = f"Give one of them{rows}"
             raise InputError(f"{option_string} is given twice", where=parser.prog, fix=fix)
         self.given = True
@@ -128,13 +128,25 @@ def command_line() -> Parser:
     )
     child.add_argument("--runs", default="runs", help="folder for the run (default: runs)")
     child.add_argument(
+        "--watch",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="told of the run as it goes: tensorboard, wandb, or what a package brings",
+    )
+    child.add_argument(
         "--check", action="store_true", help="only check it and show its steps: no model is fetched"
     )
     _evidence(add)
     add("models", "models by name").add_argument(
         "--fetch", metavar="NAME", default="", help="bring this one onto the disk now"
     )
-    add("data", "data sets by name")
+    child = add("data", "data sets by name; of rows their kind, and how many tokens they are")
+    child.add_argument("rows", nargs="?", default="", help="a file, or a name of the list")
+    child.add_argument("--model", default="", help="whose tokens are counted, as training does")
+    child.add_argument(
+        "--max-length", type=int, help="where answers are cut (default: that of training)"
+    )
     add("doctor", "what is installed, what is missing, how fast this machine is")
     _of_store(add("store", "the store of artefacts"))
     return parser

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from truing import watchers
 from truing.context import Context, Json, use
 from truing.core import private
 from truing.datasets import licensed
@@ -227,6 +228,7 @@ def run(
     store: Store | None = None,
     opened: Opened | None = None,
     strands: Mapping[str, str] | None = None,
+    watch: watchers.Watch | Sequence[watchers.Watch] = (),
 ) -> Result:
     """Run a recipe or a plan to its end; what is in the store already costs nothing.
 
@@ -237,19 +239,20 @@ def run(
         opened: sources that are at hand, by noun and text as the plan has it.
         strands: of steps, which of them belong together: where a loss of one is not finite, the
             others and what depends on them are left out, the rest runs on (see `Result.lost`).
+        watch: what is told of it as it goes, by name or as it is: see `truing.watchers`.
     Raises:
         InputError: a mistake in plan, data or settings; nothing has run.
         Stopped: interrupted, disk full, loss not finite; the same call goes on from there. Or
             another process runs the same plan in the same folder.
     """
     plan = plan_of(plan)
-    checked = plan.check()
+    checked, watched = plan.check(), watchers.watched(watch, plan.watch)
     check_abilities(checked)
     with use(Context()) as reading:
         opened = open_sources(checked, opened)
     check_abilities(checked, opened)
     check_served(checked, opened)
-    record = Run(plan, runs)
+    record = Run(plan, runs, watched)
     if reading.metrics:  # rows of data sets that cannot be used
         record.manifest["left_out"] = list(reading.metrics)
     with record.alone():
@@ -268,7 +271,7 @@ def _run_all(
         for shown, n in ((private.without_login(text), n) for (_, text), n in opened.items())
         if isinstance(n, Model)
     }
-    record.write()
+    record.begin()
     results: dict[str, Noun] = {}
     try:
         for i, one in enumerate(checked, 1):
@@ -360,7 +363,7 @@ def _run_one(
         if isinstance(error, InputError) and not error.where.startswith(one.step.at()):
             error.where = f"{one.step.at()}: {error.where}".rstrip(": ")
         told = str(error) if isinstance(error, TruingError) else repr(error)
-        record.change(one.name, status="stopped" if stopped else "failed", error=told)
+        record.end_step(one.name, status="stopped" if stopped else "failed", error=told)
         raise
     if isinstance(made.artefact, Table):
         given = [v for n in nouns.values() for v in (n.values() if isinstance(n, Mapping) else [n])]
@@ -369,8 +372,9 @@ def _run_one(
     if made.cached:
         for values in made.metrics:
             record.metric(one.name, values)
-    record.change(
+    record.end_step(
         one.name,
+        made.artefact,
         key=made.key,
         artefact=made.artefact.key,
         about=about(made.artefact),

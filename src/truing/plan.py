@@ -18,10 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
+from truing import renaming, watchers
 from truing.core import private
-from truing.core.batch.template import named_thinking
 from truing.core.endpoints import limits
 from truing.core.files import expanded
+from truing.core.modelfiles import choices
 from truing.errors import InputError, unknown
 from truing.method import methods
 from truing.naming import check_reference, is_reference, nouns_in
@@ -64,6 +65,7 @@ class Plan:
         self.data: dict[str, str] = {}
         self.places: dict[str, str] = {}  # of "model NAME" and "data NAME", for errors
         self.ready: Callable[[], None] | None = None  # called before checks, such as by a recipe
+        self.watch: watchers.Watch | Sequence[watchers.Watch] = ()  # what is told of its runs
         self.command: list[str] = []  # what makes it on the command line, where something does
         self._typed: set[str] = set()  # models and data that the command line named
         self._typed_in: dict[str, str] = {}  # from which directory, where that matters
@@ -81,9 +83,14 @@ class Plan:
         self.models[name], self.places[f"model {name}"] = text, _caller()
         return name
 
-    def table(self, name: str, source: str) -> str:
-        """Name a table: a file, a folder of a saved one or a data set's name."""
-        self.data[name], self.places[f"data {name}"] = source, _caller()
+    def table(self, name: str, source: str | Mapping[str, object]) -> str:
+        """Name a table: a file, a folder of a saved one or a data set's name.
+
+        {"file": PATH, "columns": {"prompt": "question"}} renames columns, see `renaming.address`.
+        """
+        at = f"data {name}"
+        text = source if isinstance(source, str) else renaming.address(source, where=at)
+        self.data[name], self.places[at] = text, _caller()
         return name
 
     def step(self, name: str, method: str, *, seed: int | None = None, **given: object) -> str:
@@ -121,7 +128,7 @@ class Plan:
             rest = place[len(head) + 1 :]
         if not found or not place:
             raise InputError("written as STEP.SETTING=VALUE", where="--set", seen=text)
-        if isinstance(value, str) and expanded(named_thinking(value)[0]).exists():
+        if isinstance(value, str) and any(p.exists() for p in _paths(value)):
             self._typed_in[place] = str(Path.cwd())
         if not dotted:
             if place != "seed":
@@ -137,9 +144,10 @@ class Plan:
             if rest not in named:
                 what = "model" if head == "models" else "data set"
                 raise unknown(what, rest, named, where=f"--set {text}")
-            if head == "models" and isinstance(value, Mapping):
+            if isinstance(value, Mapping):
                 made = cast("Mapping[str, object]", value)
-                written = limits.address(made, where=f"--set {place}")
+                address = limits.address if head == "models" else renaming.address
+                written = address(made, where=f"--set {place}")
             named[rest] = value if isinstance(value, str) else written
             self.places[f"{head.removesuffix('s')} {rest}"] = "--set"
             self._typed.add(rest)
@@ -157,9 +165,14 @@ class Plan:
         if self.command:
             self.command += ["--set", f"{place}={shown}"]
 
+    def watched(self, text: str) -> None:
+        """Add to what is told of a run, as `--watch` has it: names, with commas between."""
+        self.watch = [*watchers.listed(self.watch, "watch"), *watchers.listed(text, "--watch")]
+        self.command += ["--watch", text] if self.command else []
+
     @property
     def key(self) -> str:
-        """Hash of what is written; code and files are not part of it."""
+        """Hash of what is written; code, files and who watches are not part of it."""
         steps = [
             [s.name, s.method, s.seed,
              {k: limits.without(str(v)) for k, v in private.hidden(s.given).items()}]
@@ -269,10 +282,14 @@ class Plan:
         named |= self.data if "Table" in nouns else {}
         name, said = _split(text, nouns)
         found, own = _split(named.get(name, name), nouns)
+        typed = name in self._typed if name in named else wanted.name in step.typed
+        if "Model" in nouns:
+            said = choices.placed(
+                choices.joined(own, said), lambda file: self.path(file, typed=typed)
+            )
         said = said or own
         entry = f"{'data' if 'Table' in nouns and name in self.data else 'model'} {name}"
         at = f"{self.places.get(entry, '')} {entry}".strip() if name in named else ""
-        typed = name in self._typed if name in named else wanted.name in step.typed
         path = self.path(found, typed=typed)
         if "Model" in nouns and (name in named or may_be_model(found)):
             return Source((str(path) if path.exists() else found) + said, at=at)
@@ -282,12 +299,12 @@ class Plan:
             from truing import datasets, shards
 
             if datasets.knows(found):
-                return Source(found, at=at)
+                return Source(found + said, at=at)
             for place in [path] if typed else [self.folder / path, path]:
                 if shards.local(place):
-                    return Source(str(place), at=at)
-            if text in named:
-                return Source(found, at=at)
+                    return Source(str(place) + said, at=at)
+            if name in named:
+                return Source(found + said, at=at)
         raise unfound(self, step, wanted, text, sort=sort, typed=typed)
 
     def _check_edges(self, one: Checked, checked: Mapping[str, Checked]) -> None:
@@ -320,9 +337,16 @@ def _caller() -> str:
 
 
 def _split(text: str, nouns: Sequence[str]) -> tuple[str, str]:
-    """What is named, and what a model's template is told behind it: "?thinking=true"."""
-    name = named_thinking(text)[0] if "Model" in nouns else text
+    """What is named, and what is said behind it: "?thinking=true", or columns to rename."""
+    if "Model" in nouns and (found := choices.named(text))[1]:
+        return found
+    name = renaming.split(text)[0] if "Table" in nouns else text
     return name, text[len(name) :]
+
+
+def _paths(text: str) -> list[Path]:
+    """Where what a text names would be on this machine, whatever is said behind it."""
+    return [*choices.paths(text), expanded(renaming.split(text)[0])]
 
 
 def may_be_model(text: str) -> bool:

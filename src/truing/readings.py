@@ -224,11 +224,14 @@ def _calls(text: str, turn: object) -> list[object]:
 
 
 def read_sharegpt_pair(row: Row) -> Row:
-    """A conversation that two answers follow, as LLaMA-Factory has it."""
+    """A conversation, or messages, that two answers follow, as LLaMA-Factory has it."""
     answers = {
         name: _single([_message(cast("dict[str, object]", row[name]))])
         for name in ("chosen", "rejected")
     }
+    if "messages" in row:
+        rest = {name: value for name, value in row.items() if name != "messages"}
+        return rest | {"prompt": row["messages"]} | answers
     return row | {"prompt": read_sharegpt(row)["messages"]} | answers
 
 

@@ -5,7 +5,7 @@
     models:
       base: smollm2-135m-instruct
       judge: {endpoint: http://127.0.0.1:8000/v1, model: large, requests: 500, concurrency: 4}
-    data: {mine: pairs.jsonl}
+    data: {mine: {file: pairs.jsonl, columns: {prompt: question}}}
     steps:
       rules: {do: specify/principles_file, path: principles.yaml}
       aligned: {do: train/dpo, model: base, data: mine, beta: 0.1}
@@ -29,6 +29,7 @@ from typing import cast
 
 import yaml
 
+from truing import renaming, watchers
 from truing.core.endpoints import limits
 from truing.core.files import expanded
 from truing.declared import drop
@@ -40,7 +41,7 @@ SCHEMA_VERSION = 1
 RECIPE = "recipe"  # name of a recipe's file as a module
 executed: list[Path] = []  # files of Python run as recipes: one, and those that it loads
 MERGE = "tag:yaml.org,2002:merge"  # of the key "<<"
-FIELDS = ("schema_version", "name", "seed", "models", "data", "steps")
+FIELDS = ("schema_version", "name", "seed", "watch", "models", "data", "steps")
 # By a field that they have, the tools whose configuration may be taken for a recipe.
 PEERS = {
     "merge_method": "mergekit",
@@ -366,12 +367,15 @@ def _plan(root: _Node, path: Path) -> Plan:
     except InputError as error:
         error.where = root.lines.get("name", str(path))
         raise
+    plan.watch = watchers.listed(root.value("watch"), root.lines.get("watch", ""))
     named = _Node(root.items.get("models"), path, "models")
     plan.models = named.texts(
         {n: limits.address(v, where=named.lines[n]) for n, v in named.mappings().items()}
     )
     data = _Node(root.items.get("data"), path, "data")
-    plan.data = data.texts()
+    plan.data = data.texts(
+        {n: renaming.address(v, where=data.lines[n]) for n, v in data.mappings().items()}
+    )
     plan.places |= {f"model {n}": at for n, at in named.lines.items()}
     plan.places |= {f"data {n}": at for n, at in data.lines.items()}
     steps = _Node(root.items.get("steps"), path, "steps")

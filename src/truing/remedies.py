@@ -35,6 +35,7 @@ SERVED_REWARD = (
     "served_reward, url: 'http://host/classify#name'}}, or a judge: {use: judged, "
     "model: 'http://host/v1#name'}"
 )
+SEVERAL = "; select/mixture makes one table of several"
 RULES = (".yaml", ".yml", ".json")
 
 
@@ -117,8 +118,15 @@ def unnamed(plan: Plan, step: Step, wanted: Input, given: object) -> InputError:
             "Write it below models: with a name, or with plan.model(NAME, {...}), and give that "
             "name here. A key goes into the environment variable TRUING_API_KEY"
         )
+    elif isinstance(given, Mapping) and wanted.noun == "Table":
+        fix = (
+            "Write it below data: with a name, or with plan.table(NAME, {...}), and give that name "
+            "here"
+        )
     elif isinstance(given, (bool, int, float)):
         fix += "; a name that reads as a number, or as true or false, stands in quotes"
+    if isinstance(given, (Mapping, Sequence)) and "Table" in wanted.noun.split("|"):
+        fix += SEVERAL
     return InputError(
         f"input {wanted.name!r} takes the name of a step or a source",
         where=step.at(wanted.name),

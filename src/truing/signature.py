@@ -210,6 +210,12 @@ def argument_docs(text: str) -> dict[str, str]:
     return docs
 
 
+def class_docs(kind: type) -> dict[str, str]:
+    """What the "Args:" of a class and of those above it say of each; its own words go before."""
+    said = [argument_docs(vars(one).get("__doc__") or "") for one in reversed(kind.__mro__)]
+    return {name: text for docs in said for name, text in docs.items()}
+
+
 def parameters_of(
     function: Callable[..., object], docs: Mapping[str, str], defaults: Mapping[str, str]
 ) -> tuple[dict[str, Input], dict[str, Setting], str]:

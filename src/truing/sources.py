@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from truing.core.batch.template import named_thinking
 from truing.core.endpoints.limits import SAID
 from truing.core.files import expanded
+from truing.core.modelfiles import choices
 from truing.errors import InputError
 from truing.method import Makes, Method
 from truing.models import Folder, Model, Served
@@ -85,7 +85,7 @@ def open_sources(
     check_tables(checked, opened)
     # Of one model under two addresses the limits count, whichever stands first.
     for noun, text, at in sorted(wanted, key=lambda w: SAID.search(w[1]) is not None):
-        if fetch or noun != "Model" or not may_be_model(named_thinking(text)[0]):
+        if fetch or noun != "Model" or not may_be_model(choices.named(text)[0]):
             take(noun, text, at)
     return opened
 
@@ -115,14 +115,15 @@ def check_tables(checked: Sequence[Checked], opened: Opened) -> None:
         tables: dict[str, Table] = {}
         for name, roles in one.sources.items():
             noun = one.method.inputs[name].noun
-            for source in roles.values():
+            for role, source in roles.items():
                 found = made.get(source.text) if source.is_step else opened.get((noun, source.text))
                 if isinstance(found, Table):
-                    tables[name] = found
+                    tables[f"{name} {role}".strip()] = found
         one.method.check(one.settings, tables, where=one.step.at(), at=one.step.at, planned=True)
         rows = kind_made(one.method, {**one.sources, **one.settings})
-        if rows in tables:
-            made[one.name] = tables[rows]
+        first = next(iter(one.sources.get(rows, ())), "")  # role, where it is one of several
+        if (kept := tables.get(f"{rows} {first}".strip())) is not None:
+            made[one.name] = kept
         elif rows in KINDS:
             made[one.name] = Promised(rows, f"step {one.name}")
 
@@ -162,7 +163,7 @@ def known_abilities(text: str) -> frozenset[str] | None:
     """What the model of that name can do, as far as it is known without fetching anything."""
     if text.startswith(("http://", "https://")):
         return Served(text, "").can
-    base = Folder(expanded(named_thinking(text)[0]))
+    base = Folder(expanded(choices.named(text)[0]))
     return base.can if (base.path / "config.json").is_file() else None
 
 

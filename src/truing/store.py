@@ -108,7 +108,8 @@ class Store:
         Raises:
             Damaged: it is not what was put there.
         """
-        facts, found = self._part(key)[1], self._read(key)
+        folder, facts = self._part(key)
+        found = self._read(key, folder, facts)
         if found.key != facts["content"]:
             raise Damaged(
                 "the artefact is not the one that was stored",
@@ -134,11 +135,10 @@ class Store:
             raise unknown("by-product", name, beside, where=f"store key {key}")
         return place / "beside" / name, beside[name]
 
-    def _read(self, key: str) -> Noun:
+    def _read(self, key: str, folder: Path, facts: Mapping[str, Json]) -> Noun:
         """The artefact as it lies there, with what it holds; its own content is not compared."""
         from truing.core.opening import check_held
 
-        folder, facts = self._part(key)
         try:
             found = load_noun(str(facts["noun"]), folder)
             if isinstance(found, Model):
@@ -198,7 +198,7 @@ class Store:
             (partial / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
             text = jsontext.dumps(dict(sorted(data.items())), indent=1)
             (partial / "artefact.json").write_text(text + "\n", encoding="utf-8")
-        made = self._read(key)
+        made = self._read(key, *self._part(key))
         shutil.rmtree(self.scratch(key), ignore_errors=True)
         return made
 
@@ -351,7 +351,7 @@ class Store:
             adapter: of a model its adapters alone, as one in PEFT's format.
         """
         from truing import quarantine
-        from truing.core.opening import EXPORTED
+        from truing.core.modelfiles.written_folders import EXPORTED
         from truing.runs import key_of_step
 
         where = "truing store export KEY FOLDER"

@@ -100,13 +100,18 @@ def rows_text(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _measures(report: Report) -> str:
+def measured(measures: Sequence[Measure]) -> str:
+    """A table of measures, each with its interval."""
     head = ("measure", "category", "value [95 %]", "n", "unit", "")
     rows = [
         (m.name, m.category, _value(m), str(m.n), m.unit, m.better and f"{m.better} is better")
-        for m in report.measures
+        for m in measures
     ]
-    return "\n".join([rows_text([head, *rows]), *notes_of(report)])
+    return rows_text([head, *rows])
+
+
+def _measures(report: Report) -> str:
+    return "\n".join([measured(report.measures), *notes_of(report)])
 
 
 def compared(report: Report) -> list[tuple[str, str, str, str]]:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
-from truing import csvcells, shards
+from truing import csvcells, renaming, shards
 from truing.core.files import expanded
 from truing.errors import InputError, OtherVersion, beside
 from truing.kinds import KINDS, Message, Row
@@ -33,37 +33,43 @@ UTF8 = "Save it as UTF-8"
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv", ".csv.gz", shards.ARROW)
 
 
-def read(source: str | Path, kind: str = "", *, limit: int = 0) -> Table:
+def read(
+    source: str | Path, kind: str = "", *, limit: int = 0, columns: Mapping[str, str] | None = None
+) -> Table:
     """See `Table.read`."""
     _check_asked(source, limit)
+    source, told = renaming.split(str(source))
+    columns = {**told, **renaming.checked(columns or {}, where=source)}
     path = expanded(source)
     if path.is_dir() and (path / "table.parquet").is_file():
         path = path / "table.parquet"
     if path.is_file():
         shards.warn_of_others(path)
-        return read_file(path, kind, limit=limit)
+        return read_file(path, kind, limit=limit, columns=columns)
     from truing import datasets
 
-    if datasets.knows(str(source)):
-        return datasets.read(str(source), kind, limit=limit)
+    if datasets.knows(source):
+        return datasets.read(source, kind, limit=limit, columns=columns)
     if found := shards.local(path):
-        return datasets.joined(found, kind, limit)
+        return datasets.joined(found, kind, limit, columns)
     if path.is_dir():
         there = shards.tables_in(path)
         fix = f"Name a file, such as {path / there[0]}" if there else ""
         fix = fix or "Name a file, or one of `truing data`"
-        raise InputError("a folder without table.parquet", where=str(source), fix=fix)
-    if path.suffix or "/" in str(source):
-        fix = hub_fix(str(source)) or beside(path, SUFFIXES)
-        raise InputError("no such file", where=str(source), fix=fix)
-    return datasets.read(str(source), kind, limit=limit)
+        raise InputError("a folder without table.parquet", where=source, fix=fix)
+    if path.suffix or "/" in source:
+        fix = hub_fix(source) or beside(path, SUFFIXES)
+        raise InputError("no such file", where=source, fix=fix)
+    return datasets.read(source, kind, limit=limit, columns=columns)
 
 
-def read_file(path: Path, kind: str = "", *, limit: int = 0) -> Table:
+def read_file(
+    path: Path, kind: str = "", *, limit: int = 0, columns: Mapping[str, str] = {}
+) -> Table:
     """A table of one file, as one of the set that lists it, if any does."""
     from truing import datasets
 
-    return datasets.of_file(path, functools.partial(_from_file, path, kind, limit))
+    return datasets.of_file(path, functools.partial(_from_file, path, kind, limit, columns))
 
 
 def _check_asked(source: object, limit: object) -> None:
@@ -79,21 +85,23 @@ def _check_asked(source: object, limit: object) -> None:
         raise InputError("limit must be at least 0", where="Table.read", seen=limit, fix=fix)
 
 
-def _from_file(path: Path, kind: str, limit: int) -> Table:
+def _from_file(path: Path, kind: str, limit: int, columns: Mapping[str, str]) -> Table:
     name = path.name
     if name.endswith((".parquet", shards.ARROW)):
-        return _arrow(path, kind, limit)
+        return _arrow(path, kind, limit, columns)
     if name.endswith((".jsonl", ".jsonl.gz")):
-        return _table(path, kind, _json_lines(path), limit)
+        return _table(path, kind, _json_lines(path), limit, columns)
     if name.endswith(".json"):
-        return _table(path, kind, _json_list(path), limit)
-    if name.endswith((".csv", ".csv.gz")):
-        return _table(path, kind, csvcells.as_values(_csv(path, kind)), limit)
+        return _table(path, kind, _json_list(path), limit, columns)
+    if name.endswith((".csv", ".csv.gz")):  # whose header names what its cells are
+        return _table(path, kind, csvcells.as_values(_csv(path, kind, columns)), limit, {})
     raise InputError("unknown sort of file", where=str(path), fix="Known: " + ", ".join(SUFFIXES))
 
 
 def hub_fix(text: str) -> str:
-    """What to write for a name that looks like one of the Hugging Face hub, owner/set; else ""."""
+    """What to write for a name of the Hugging Face hub, owner/set, or for several, a,b; else ""."""
+    if all(text.partition(",")):
+        return "Give one: select/mixture makes one table of several"
     found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(\[.*\])?", text)
     if found is None or Path(text).parent.exists() or text.endswith(SUFFIXES):
         return ""
@@ -111,18 +119,23 @@ def raw_rows(path: Path) -> Iterator[tuple[int, Row]]:
     elif path.name.endswith(".json"):
         yield from _json_list(path)
     elif path.name.endswith((".csv", ".csv.gz")):
-        yield from _csv(path, "record")
+        yield from _csv(path, "record", {})
     else:
-        for i, row in enumerate(_arrow(path, "record", 0), 1):
+        for i, row in enumerate(_arrow(path, "record", 0, {}), 1):
             yield i, {k: v for k, v in row.items() if k != "lineage"}
 
 
-def _table(path: Path, kind: str, rows: Iterator[tuple[int, Row]], limit: int) -> Table:
-    head = list(itertools.islice(rows, limit or None))
+def _table(
+    path: Path,
+    kind: str,
+    numbered: Iterator[tuple[int, Row]],
+    limit: int,
+    columns: Mapping[str, str],
+) -> Table:
+    head = list(itertools.islice(numbered, limit or None))
     numbers = [number for number, _ in head]
-    return told_apart(
-        Table(kind, [row for _, row in head], where=str(path), numbers=numbers, allow_empty=False)
-    )
+    rows = renaming.renamed([row for _, row in head], columns, str(path), numbers)
+    return told_apart(Table(kind, rows, where=str(path), numbers=numbers, allow_empty=False))
 
 
 def told_apart(table: Table) -> Table:
@@ -216,7 +229,7 @@ def _json_list(path: Path) -> Iterator[tuple[int, Row]]:
         yield number, cast(Row, row)
 
 
-def _csv(path: Path, kind: str) -> Iterator[tuple[int, Row]]:
+def _csv(path: Path, kind: str, columns: Mapping[str, str]) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(2**31 - 1)  # of a whole document
     line = 0  # the last one that was read; a quoted field may hold several
     try:
@@ -229,7 +242,7 @@ def _csv(path: Path, kind: str) -> Iterator[tuple[int, Row]]:
                     continue  # a blank line
                 where = f"{path} row {first}"
                 if not names:
-                    names = _names(values, where)
+                    names = renaming.header(_names(values, where), columns, where)
                     continue
                 if len(values) > len(names):
                     fix = "Put quotes around a field that holds a comma"
@@ -260,7 +273,7 @@ def _names(header: list[str], where: str) -> list[str]:
     return header
 
 
-def _arrow(path: Path, kind: str, limit: int) -> Table:
+def _arrow(path: Path, kind: str, limit: int, columns: Mapping[str, str]) -> Table:
     """The rows of a Parquet or Arrow file; a table's own says their kind and may have none."""
     from truing import arrowfiles
 
@@ -274,7 +287,8 @@ def _arrow(path: Path, kind: str, limit: int) -> Table:
             fix="Upgrade truing",
         )
     rows = arrowfiles.rows(data, path)
-    written = meta.get("truing.kind", "")
+    rows = renaming.renamed(rows, columns, str(path), known=data.column_names)
+    written = "" if columns else meta.get("truing.kind", "")
     if not kind and written and written not in KINDS:
         said = "holds rows of a kind that this version does not know"
         raise OtherVersion(said, where=str(path), seen=written, fix="Upgrade truing")

@@ -24,6 +24,7 @@ from truing.kinds import prompt_of as prompt_of
 from truing.kinds import user_text as user_text
 from truing.origins import Joined, Made, Origin
 from truing.readings import READINGS
+from truing.renaming import advice
 from truing.row_checks import check_row, values_of
 from truing.surrogates import mended
 
@@ -262,7 +263,7 @@ class Table:
             f"needs rows of kind {' or '.join(kinds)}, got {self.kind!r} from {self.source}",
             where=where or self.source,
             seen=[c for c in self.columns if c not in ("id", "lineage")],
-            fix=f"Their columns are {needed}; Table.map makes them of others",
+            fix=f"Their columns are {needed}. {advice(self.rows, kinds)}",
         )
 
     def _read_as(self, kind: str) -> Table:
@@ -373,19 +374,23 @@ class Table:
         return cls.read(Path(folder) / "table.parquet")
 
     @classmethod
-    def read(cls, source: str | Path, kind: str = "", *, limit: int = 0) -> Table:
+    def read(
+        cls, source: str | Path, kind: str = "", *, limit: int = 0,
+        columns: Mapping[str, str] | None = None,
+    ) -> Table:  # fmt: skip
         """Read .jsonl, .csv (or .gz), .json, .parquet, a folder of the store, or a set's name.
 
         Args:
             source: path or name (`truing data` lists the names).
             kind: expected kind; "" infers it.
             limit: only the first so many rows; 0 for all.
+            columns: to rename, new name to old, as "?prompt=question" behind `source` does.
         Raises:
             InputError: naming file, row and field of the first fault.
         """
         from truing import tablefiles
 
-        return tablefiles.read(source, kind, limit=limit)
+        return tablefiles.read(source, kind, limit=limit, columns=columns)
 
 
 def row_id(row: Row) -> str:

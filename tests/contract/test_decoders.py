@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from truing.core.generate import Completion, generate
+from truing.core.drawing import Completion
+from truing.core.generate import generate
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Decoder, Model, Prefix

@@ -38,7 +38,8 @@ from truing.core.generation.dialogue_cache import Past
 from truing.core.generation.prefix_levels import Own
 from truing.core.logprob import STATISTICS, Rows, measure
 from truing.core.modelfiles import loaded, lora
-from truing.core.modelfiles.loaded import forget, quiet
+from truing.core.modelfiles.loaded import forget
+from truing.core.modelfiles.stock import quiet
 from truing.core.objective import Measurements
 from truing.core.passes import memory, precision, scoring
 from truing.core.passes.attention import by_kernel

@@ -21,7 +21,7 @@ from truing.changes import Weights
 from truing.context import Context, use
 from truing.core.batch.row_kinds import is_taken
 from truing.core.chat import completion_ids, prompt_ids
-from truing.core.modelfiles.loaded import quiet
+from truing.core.modelfiles.stock import quiet
 from truing.core.objective import Measurements, Objective, objective_of
 from truing.core.tiny import fill, tiny_config, tiny_tokenizer
 from truing.core.trainer.own_samples import OwnSamples

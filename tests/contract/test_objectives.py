@@ -16,15 +16,16 @@ from transformers import LlamaForCausalLM
 from truing.changes import Weights
 from truing.context import Context, use
 from truing.core.batch.measure import blank
+from truing.core.batch.reading import read_units
 from truing.core.modelfiles import lora
-from truing.core.modelfiles.loaded import quiet
+from truing.core.modelfiles.stock import quiet
 from truing.core.objective import Loss, Measurements, Objective, objective_of
 from truing.core.passes.scoring import ScoreHead, has_head
 from truing.core.reference import Reference
 from truing.core.tiny import tiny_config, tiny_tokenizer
 from truing.core.trainer.own_samples import FinishedSamples, OwnSamples
 from truing.core.trainer.text_task import TextTask
-from truing.core.trainer.train_text import find_heads, find_teachers, read_units
+from truing.core.trainer.train_text import find_heads, find_teachers
 from truing.core.training import HOOKS, Hook
 from truing.core.weights import open_weights
 from truing.merge.mixture_of_experts import mixture_of_experts

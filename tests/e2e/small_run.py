@@ -84,7 +84,7 @@ def taught_folder(folder: Path, steps: int = 50) -> Path:
     import torch
     from transformers import LlamaForCausalLM
 
-    from truing.core.modelfiles.loaded import quiet
+    from truing.core.modelfiles.stock import quiet
     from truing.core.tiny import STD, fill, tiny_config, tiny_folder
 
     tiny_folder(folder)  # whose card and generation settings stay
@@ -113,7 +113,7 @@ def bag_of_tokens(folder: Path) -> None:
     import torch
     from transformers import BertConfig, BertModel
 
-    from truing.core.modelfiles.loaded import quiet
+    from truing.core.modelfiles.stock import quiet
 
     tokenizer = wordy_tokenizer()
     torch.manual_seed(0)

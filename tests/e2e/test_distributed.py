@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import distributed_run
 from forked import RANKS, TORCHRUN, Started
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from truing import pipeline, recipe, runs
 from truing.models import Model
@@ -177,7 +178,7 @@ def test_one_killed_stops_all_and_any_number_goes_on(
     """In the middle of updates, and where that run goes on, in a rollout's episodes."""
     for name in ("tiny", "pairs.jsonl", "held.jsonl", *(f"{n}.yaml" for n in ("killed", *KILLED))):
         (tmp_path / name).symlink_to(folder / name)
-    command = ["run", "killed.yaml", "--runs", "runs"]
+    command = ["run", "killed.yaml", "--runs", "runs", "--watch", "tensorboard"]
     scratch = tmp_path / "home" / "store" / "scratch"
     for step in KILLED:
         process, until = (
@@ -202,8 +203,13 @@ def test_one_killed_stops_all_and_any_number_goes_on(
     again = cast(dict[str, dict[str, object]], runs.read(run_of(tmp_path / "runs"))["steps"])
     whole = cast(dict[str, dict[str, object]], runs.read(run_of(folder / "two"))["steps"])
     found, expected = metrics(run_of(tmp_path / "runs")), metrics(run_of(folder / "two"))
+    curves = EventAccumulator(str(run_of(tmp_path / "runs") / "tensorboard")).Reload()
     base = Model.open(folder / "tiny")
     for step in KILLED:
+        # One process told of each update, and once.
+        drawn = [(e.step, e.value) for e in curves.Scalars(f"{step}/grad_norm")]
+        rows = [r for r in found[step] if "grad_norm" in r]
+        assert drawn == [(r["step"], pytest.approx(r["grad_norm"])) for r in rows]
         assert again[step]["artefact"] == whole[step]["artefact"]  # the same bits
         assert found[step] == expected[step]
         store = Store(tmp_path / step / "store")

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from truing.context import Context, use
 from truing.core import engine
+from truing.core.batch.micro import Micro
+from truing.core.batch.reading import read_units
 from truing.core.batch.training_rows import Unit
 from truing.core.chat import prompt_ids
 from truing.core.files import home
@@ -23,8 +25,7 @@ from truing.core.sampling import SamplingSettings
 from truing.core.tiny import tiny_folder
 from truing.core.trainer import own_samples
 from truing.core.trainer.own_samples import GuidedSamples, OwnSamples, reminded
-from truing.core.trainer.text_task import Micro, TextTask
-from truing.core.trainer.train_text import read_units
+from truing.core.trainer.text_task import TextTask
 from truing.core.tree import Node
 from truing.errors import InputError
 from truing.method import methods

@@ -18,9 +18,10 @@ from truing.changes import Prefix
 from truing.context import Context, use
 from truing.core.chat import Prompt, prompt_ids
 from truing.core.drawing import Completion, Local
-from truing.core.generate import SamplingSettings, generate
+from truing.core.generate import generate
 from truing.core.generation.prefix_cache import common_start
 from truing.core.generation.search import Path, Scored, Writer, enough, fill, top
+from truing.core.sampling import SamplingSettings
 from truing.decode import deal, deal_segments
 from truing.errors import InputError
 from truing.method import methods

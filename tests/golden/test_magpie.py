@@ -5,13 +5,13 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
 from truing.context import Context, use
 from truing.core.embed import near_earlier
+from truing.core.sampling import SamplingSettings
 from truing.method import methods
 from truing.models import Loaded, Model
 from truing.select.magpie_filter import longest, magpie_filter, passes
@@ -153,16 +153,16 @@ def test_tags_are_drawn_many_at_a_time(
     tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each query once for each tag, and what a stopped step had drawn is not drawn again."""
-    sizes, draw = list[int](), magpie_tags.sample_ids
+    sizes, draw = list[int](), magpie_tags.continued
 
-    def drawn(loaded: Loaded, ids: list[list[int]], **how: Any) -> object:
+    def drawn(loaded: Loaded, ids: list[list[int]], how: SamplingSettings) -> object:
         if len(sizes) == 1:
             sizes.append(0)
             raise KeyboardInterrupt
         sizes.append(len(ids))
-        return draw(loaded, ids, **how)
+        return draw(loaded, ids, how)
 
-    monkeypatch.setattr(magpie_tags, "sample_ids", drawn)
+    monkeypatch.setattr(magpie_tags, "continued", drawn)
     data = Table("prompt", [{"prompt": f"Why {i % 50}?"} for i in range(60)])
     for stopped in (True, False):
         with use(Context(folder=tmp_path)), suppress(KeyboardInterrupt):
@@ -227,20 +227,20 @@ def test_dialogues_are_stored_as_their_answers_saw_them(
 def test_how_instructions_are_drawn(
     tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[dict[str, object]] = []
+    asked: list[SamplingSettings] = []
     text = "Write a loop.\nUse Python."
 
-    def drawn(loaded: object, ids: list[object], **how: object) -> object:
+    def drawn(loaded: object, ids: list[object], how: SamplingSettings) -> object:
         asked.append(how)
         return [[SimpleNamespace(text=text, finish="stop")] for _ in ids]
 
-    monkeypatch.setattr(magpie, "sample_ids", drawn)
+    monkeypatch.setattr(magpie, "continued", drawn)
     for one_line, wanted in ((True, "Write a loop."), (False, text)):
         with use(Context(folder=tmp_path / str(one_line))):
             made = methods["magpie"](Model.open(tiny_path), n=1, flaming=1.2, one_line=one_line)
         assert isinstance(made, Table) and [r["prompt"] for r in made] == [wanted]
-    assert [how["first_temperature"] for how in asked] == [1.2, 1.2]
-    assert ["\n" in how["stop"] for how in asked] == [True, False]  # type: ignore[operator]
+    assert [how.first_temperature for how in asked] == [1.2, 1.2]
+    assert ["\n" in how.stop for how in asked] == [True, False]
 
 
 def test_what_is_kept_has_words() -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from truing.changes import Weights
 from truing.context import Context, use
-from truing.core.engine import Part
+from truing.core.batch.parts import Part
 from truing.core.logprob import measure
 from truing.core.passes.vocab_heads import VocabHeads, heads_of
 from truing.core.trainer.text_task import TextTask

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, MixtralForCausalLM
 
 from truing.context import Context, use
+from truing.core.batch.reading import read_units
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.generate import generate
 from truing.core.logprob import check, states
@@ -33,7 +34,6 @@ from truing.core.passes.routers import (
 from truing.core.reference import Reference
 from truing.core.tiny import tiny_folder
 from truing.core.trainer.text_task import TextTask
-from truing.core.trainer.train_text import read_units
 from truing.core.tree import example_tree, pack
 from truing.errors import InputError
 from truing.merge.mixture_of_experts import mixture_of_experts

@@ -11,13 +11,13 @@ from objective_numbers import LOGP, nll, pairs, total
 from torch import Tensor
 
 from truing.context import Context, use
+from truing.core.batch.reading import read_units
 from truing.core.batch.training_rows import Unit
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.logprob import measure
 from truing.core.objective import objective_of
 from truing.core.reference import Reference
 from truing.core.trainer.text_task import TextTask
-from truing.core.trainer.train_text import read_units
 from truing.core.tree import pack
 from truing.errors import InputError
 from truing.models import Loaded, Model

@@ -10,11 +10,11 @@ import torch
 from objective_numbers import softminus, total
 
 from truing.context import Context, use
+from truing.core.batch.reading import read_units
 from truing.core.batch.training_rows import Unit
 from truing.core.chat import prompt_ids, step_ids
 from truing.core.objective import Measurements, objective_of
 from truing.core.passes.scoring import head_scores, step_scores
-from truing.core.trainer.train_text import read_units
 from truing.core.tree import Node
 from truing.errors import InputError
 from truing.method import methods

@@ -29,12 +29,12 @@ from online_numbers import tokens as tokens_of
 from test_bradley_terry import scored
 
 from truing.context import Context, use
+from truing.core.batch.reading import read_units
 from truing.core.chat import prompt_ids
 from truing.core.judge import Comparison
 from truing.core.judging.rewards import score_model, telling
 from truing.core.objective import Measurements, objective_of
 from truing.core.passes.scoring import ScoreHead, has_head
-from truing.core.trainer.train_text import read_units
 from truing.errors import InputError
 from truing.method import methods, score
 from truing.models import Model, hold

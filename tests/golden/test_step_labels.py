@@ -12,10 +12,17 @@ from types import SimpleNamespace
 import pytest
 
 from truing.context import Context, use
-from truing.core.generate import sample_ids
-from truing.core.judging import step_outcomes, trajectories
-from truing.core.judging.step_outcomes import hindsight, majority
-from truing.core.judging.trajectories import Drawing, Trajectory, check_rooms, continued
+from truing.core import drawing
+from truing.core.judging import step_rollouts
+from truing.core.judging.step_rollouts import (
+    Drawing,
+    Trajectory,
+    check_rooms,
+    continued,
+    hindsight,
+    majority,
+)
+from truing.core.sampling import SamplingSettings
 from truing.core.tiny import tiny_tokenizer
 from truing.errors import InputError
 from truing.method import methods
@@ -38,7 +45,7 @@ def made(data: Table, **more: object) -> list[Row]:
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, drawn: RollOuts) -> RollOuts:
     """Texts in place of a model's roll-outs."""
-    monkeypatch.setattr(step_outcomes, "continued", drawn)
+    monkeypatch.setattr(step_rollouts, "continued", drawn)
     monkeypatch.setattr(module, "check_rooms", lambda model, paths: None)
     return drawn
 
@@ -106,7 +113,7 @@ def test_roll_outs_from_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_hindsight_labels_each_step_by_its_own_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_outcomes, "continued", None)  # must not be called
+    monkeypatch.setattr(step_rollouts, "continued", None)  # must not be called
     wrong = PLUS | {"completion": "2 + 3 = 6\n\nso 10"}
     one, two = made(Table("example", [PLUS, wrong]), reward=RIGHT, rollouts=0, gamma=0.9)
     assert one["labels"] == pytest.approx([0.81, 0.9, 1.0]) and two["labels"] == [0.0, 0.0]
@@ -115,14 +122,14 @@ def test_hindsight_labels_each_step_by_its_own_answer(monkeypatch: pytest.Monkey
         "truing.core.judging.rewards.score_model", lambda m, rows: [2.0 for _ in rows]
     )
     monkeypatch.setattr("truing.core.passes.scoring.has_head", lambda m: False)
-    monkeypatch.setattr(step_outcomes, "check_reward_model", lambda m, where: None)
+    monkeypatch.setattr(step_rollouts, "check_reward_model", lambda m, where: None)
     z = 1 / (1 + 2.718281828459045**-2)
     (row,) = made(Table("example", [PLUS]), reward_model=MODEL, rollouts=0, gamma=0.5)
     assert row["labels"] == pytest.approx([z / 4, z / 2, z])
     # A process reward model's own r_t is added to it.
     monkeypatch.setattr(module, "check_steps", lambda m, where: None)
     monkeypatch.setattr(
-        step_outcomes, "step_values", lambda m, rows, sep, where: [[0.1, 0.2, 0.3]] * len(rows)
+        step_rollouts, "step_values", lambda m, rows, sep, where: [[0.1, 0.2, 0.3]] * len(rows)
     )
     (row,) = made(Table("example", [PLUS]), process_model=MODEL, reward=RIGHT, rollouts=0)
     assert row["labels"] == pytest.approx([0.1 + 0.81, 0.2 + 0.9, 0.3 + 1.0])
@@ -140,21 +147,21 @@ def test_models_are_asked_for_all_answers_at_once(monkeypatch: pytest.MonkeyPatc
         scored.extend(str(r["completion"]) for r in rows)
         return [0.0] * len(rows)
 
-    monkeypatch.setattr(step_outcomes, "step_values", values)
+    monkeypatch.setattr(step_rollouts, "step_values", values)
     paths = [
         Trajectory({}, ("p",) * len(steps), steps, ended, sep)
         for steps, ended, sep in ((("a", "bb"), True, ";"), (("ccc",), False, ","),
                                   (("dd", "e"), False, ";"))
     ]  # fmt: skip
-    found = step_outcomes.expected(Model.__new__(Model), paths)
+    found = step_rollouts.expected(Model.__new__(Model), paths)
     assert found == [[1.0, 2.0], [3.0], [2.0, 1.0]]
     assert asked == [(";", [["a", "bb"], ["dd", "e"]]), (",", [["ccc"]])]
     # With roll-outs an answer that was cut is not asked for what it came to itself.
     monkeypatch.setattr("truing.core.judging.rewards.score_model", score)
     monkeypatch.setattr("truing.core.passes.scoring.has_head", lambda m: False)
-    monkeypatch.setattr(step_outcomes, "continued", RollOuts({1: ["x"], 2: ["y"]}))
-    ending = step_outcomes.Ending(None, None, Model.__new__(Model), "")
-    came = step_outcomes.outcomes(MODEL, paths, ending, 1, Drawing(4, 1.0, 0))  # type: ignore[arg-type]
+    monkeypatch.setattr(step_rollouts, "continued", RollOuts({1: ["x"], 2: ["y"]}))
+    ending = step_rollouts.Ending(None, None, Model.__new__(Model), "")
+    came = step_rollouts.outcomes(MODEL, paths, ending, 1, Drawing(4, 1.0, 0))  # type: ignore[arg-type]
     assert came == [[[(2, 0.5)], [(2, 0.5)]], [[(2, 0.5)]], [[(2, 0.5)], [(3, 0.5)]]]
     assert sorted(scored) == ["a;bb", "a;x", "ccc,x", "dd;e;y", "dd;x"]
 
@@ -167,7 +174,7 @@ def test_a_judge_labels_steps_until_it_cannot_be_read(monkeypatch: pytest.Monkey
         assert told["criteria"] == "Be lively." and "one step" in str(told["template"])
         return [None if "5 + 4" in str(r["completion"]) else 0.5 + len(asked) / 100 for r in rows]
 
-    monkeypatch.setattr(step_outcomes, "rate", rate)
+    monkeypatch.setattr(step_rollouts, "rate", rate)
     brief = {"prompt": "p", "completion": "a\n\nb"}
     rest = {"prompt": "r", "completion": "\n\n".join("cdefg")}
     rows = Table("example", [PLUS, brief, {"prompt": "q", "completion": "5 + 4"}, rest])
@@ -189,7 +196,7 @@ def test_answers_are_drawn_to_prompts_alone(monkeypatch: pytest.MonkeyPatch) -> 
         ]
         return [items[:n] for _ in prompts]
 
-    monkeypatch.setattr(trajectories, "generate", generate)
+    monkeypatch.setattr(step_rollouts, "generate", generate)
     data = Table("record", [{"prompt": "4 + 5", "answer": "9"}, {"prompt": "3", "answer": "3"}])
     with use(Context()) as context:
         found = made(data, reward=RIGHT, rollouts=0, answers=2)
@@ -249,7 +256,8 @@ def test_roll_outs_go_on_from_the_tokens_of_the_prefix(tiny_path: Path) -> None:
         pieces = [f"{s}\n\n" for s in ("one", "two")[:k]]
         ids = [i for text in (head, *pieces)
                for i in tokenizer.encode(text, add_special_tokens=False)]  # fmt: skip
-        want = sample_ids(model.load_module(), [ids], n=3, max_tokens=6, seed=11)[0]
+        sampling = SamplingSettings(n=3, max_tokens=6, seed=11)
+        want = drawing.continued(model.load_module(), [ids], sampling)[0]
         assert items == [(c.text, c.finish == "stop") for c in want]
     assert found[2] == found[0] and found[0] != found[1]
 
@@ -277,7 +285,8 @@ def test_roll_outs_are_as_long_as_the_context_has_room(tiny_path: Path) -> None:
     found = continued(model, [(path, 1), (brief, 1)], 4, how)
     ids = [i for text in (head, f"{long}\n\n")
            for i in tokenizer.encode(text, add_special_tokens=False)]  # fmt: skip
-    want = sample_ids(model.load_module(), [ids], n=4, max_tokens=room, seed=3)[0]
+    sampling = SamplingSettings(n=4, max_tokens=room, seed=3)
+    want = drawing.continued(model.load_module(), [ids], sampling)[0]
     assert found[0] == [(c.text, c.finish == "stop") for c in want]
     assert found[1] == continued(model, [(brief, 1)], 4, how)[0]
     full = replace(path, steps=("b", long + long))
@@ -307,7 +316,7 @@ def test_killed_and_resumed_gives_the_same_rows(
         return table.rows
 
     whole, calls = run(tmp_path / "a"), list[int]()
-    real = step_outcomes.continued
+    real = step_rollouts.continued
 
     def dies(*args: object) -> object:
         calls.append(1)
@@ -315,7 +324,7 @@ def test_killed_and_resumed_gives_the_same_rows(
             raise KeyboardInterrupt
         return real(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(step_outcomes, "continued", dies)
+    monkeypatch.setattr(step_rollouts, "continued", dies)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "b")
     assert run(tmp_path / "b") == whole and len(calls) == 3  # the first chunk was kept

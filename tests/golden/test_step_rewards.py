@@ -21,7 +21,7 @@ from truing.core.judging.scores import named_scores
 from truing.core.objective import Measurements
 from truing.core.online import Update
 from truing.core.passes.scoring import ScoreHead
-from truing.core.placed import Part, Placed, at_tokens, closings
+from truing.core.placed import PaidAt, Placed, at_tokens, closings
 from truing.core.rl.answers import Answer, Asked
 from truing.core.rl.collect import Collector
 from truing.core.rl.online_reward import Reward
@@ -287,7 +287,7 @@ def test_what_falls_inside_comes_from_the_journal_too(tmp_path: Path) -> None:
     class ByLine(Reward):
         def terms(self, rows: Sequence[Row]) -> dict[str, list[float]]:
             calls.append(len(rows))
-            parts: list[list[Part]] = [[(3, 0.5), (5, float(i))] for i in range(len(rows))]
+            parts: list[list[PaidAt]] = [[(3, 0.5), (5, float(i))] for i in range(len(rows))]
             return {"line": [Placed(p) for p in parts], "plain": [1.0] * len(rows)}
 
     found = [

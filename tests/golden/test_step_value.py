@@ -13,7 +13,7 @@ from truing.context import Context, use
 from truing.core.judging.answer_steps import step_values
 from truing.core.judging.prm_values import Guide
 from truing.core.judging.rewards import Rewards, probabilities
-from truing.core.judging.step_outcomes import Ending
+from truing.core.judging.step_rollouts import Ending
 from truing.core.passes.scoring import ScoreHead, gives_values, has_head, step_scores
 from truing.core.rl.critic import Critic
 from truing.core.tiny import tiny_tokenizer

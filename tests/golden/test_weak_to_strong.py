@@ -15,12 +15,13 @@ from objective_numbers import softminus, values
 from test_bradley_terry import scored
 
 from truing.context import Context, use
+from truing.core.batch.micro import Micro
+from truing.core.batch.parts import Part
 from truing.core.drawing import Completion
-from truing.core.engine import Part
 from truing.core.objective import Loss, State
 from truing.core.passes.scoring import ScoreHead, has_head, head_scores
 from truing.core.trainer.mix import Mixture
-from truing.core.trainer.text_task import Micro, TextTask
+from truing.core.trainer.text_task import TextTask
 from truing.dataset_rows import SHAPES
 from truing.errors import InputError
 from truing.evaluate.performance_gap import balanced, gap_measure, recovered, weighted_f1

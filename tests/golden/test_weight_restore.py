@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from truing.context import Context, use
-from truing.core import generate
+from truing.core import sampling
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.modelfiles import loaded
 from truing.core.tiny import tiny_folder, tiny_model
@@ -434,7 +434,7 @@ def test_a_plain_call_writes_no_checkpoints(
 def test_answers_to_the_task_are_kept(
     pair: tuple[Model, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, sizes, draw = pair[1].load_module(), [], generate.sample
+    model, sizes, draw = pair[1].load_module(), [], sampling.sample
 
     def drawn(module: object, prompts: list[list[int]], settings: object) -> object:
         sizes.append(len(prompts))
@@ -444,7 +444,7 @@ def test_answers_to_the_task_are_kept(
         if done == 4:
             raise Stop
 
-    monkeypatch.setattr(generate, "sample", drawn)
+    monkeypatch.setattr(sampling, "sample", drawn)
     monkeypatch.setattr(values, "CHUNK", 2)
     check = {"use": "max_words", "n": 3}
     with use(Context(folder=tmp_path, on_progress=told)), pytest.raises(Stop):

@@ -221,12 +221,9 @@ def test_a_template_whose_end_of_turn_is_not_the_models(fails: Fails, folder: Pa
     said = fails(f"{TRAIN} pairs.jsonl")
     assert "ends a turn with a token at which the model does not stop" in said
     assert "<|endoftext|>" in said
-    settings = folder / "tiny" / "generation_config.json"
-    told = re.search(r'"(eos_token_id)": (\[.*\]) into its generation_config.json', said)
+    told = re.search(r"NAME(\?end=.*);", said)
     assert told is not None
-    facts = json.loads(settings.read_text()) | {told[1]: json.loads(told[2])}
-    settings.write_text(json.dumps(facts))
-    assert main([*TRAIN.split(), "pairs.jsonl"]) == 0
+    assert main(["train", "dpo", "--model", f"tiny{told[1]}", "--data", "pairs.jsonl"]) == 0
 
 
 def test_answers_that_never_end(fails: Fails, folder: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from truing.context import Context, use
+from truing.core.batch.reading import read_units
 from truing.core.batch.row_kinds import CONVERSIONS, as_kind
 from truing.core.batch.training_rows import BRANCHES
 from truing.core.objective import Measurements, Objective, objective_of
@@ -25,7 +26,6 @@ from truing.core.online import Online, online_of
 from truing.core.rl import train_online
 from truing.core.rl.collect import Pool, Say
 from truing.core.trainer.own_samples import FinishedSamples, OwnSamples
-from truing.core.trainer.train_text import read_units
 from truing.core.training import HOOKS, Hook
 from truing.errors import InputError
 from truing.method import methods

@@ -327,7 +327,7 @@ def test_pytorch_is_asked_once_for_each_state_of_the_drivers(
         return "cuda"
 
     monkeypatch.setattr(keys, "drivers", lambda: state)
-    monkeypatch.setattr(keys, "_found_device", found)
+    monkeypatch.setattr(keys, "device_of_machine", found)
     monkeypatch.setitem(sys.modules, "torch", sys)
     assert [keys.device_class() for _ in range(2)] == ["cuda"] * 2
     assert len(asked) == 2  # where it is there anyway, it is asked
@@ -345,7 +345,7 @@ def test_a_gpu_that_cannot_be_used_is_looked_for_again(
 ) -> None:
     found = ["cuda", "cpu", "cpu"]
     monkeypatch.setattr(keys, "drivers", lambda: ["linux", "/dev/nvidia0"])
-    monkeypatch.setattr(keys, "_found_device", found.pop)
+    monkeypatch.setattr(keys, "device_of_machine", found.pop)
     monkeypatch.delitem(sys.modules, "torch")
     assert [keys.device_class() for _ in range(4)] == ["cpu", "cpu", "cuda", "cuda"]
     assert not found

@@ -13,6 +13,7 @@ from truing.core.judging.scores import check_reward
 from truing.errors import InputError
 from truing.method import Method, methods, score
 from truing.models import Model
+from truing.own_checks import check_of
 from truing.principles import Principle, Principles
 from truing.references import reference
 from truing.specify import checks, texts
@@ -295,7 +296,7 @@ def test_every_one_of_truing_itself_bears_that_there_are_no_rows(kind: str) -> N
     tried: list[str] = []
     for name, entry in components(kind).items():
         found = Method(entry)
-        if entry.package != "truing" or hasattr(found.function, "__truing_check__"):
+        if entry.package != "truing" or check_of(found.function) is not None:
             continue
         settings = {n: v for n, v in given.items() if n in found.settings}
         assert score(kind, {"use": name, **settings}, []) == []

@@ -128,7 +128,7 @@ def test_doctor(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert code == 0 and facts["truing"] == __version__ and facts["cores"] == doctor.cores()
     assert facts["sandbox"].startswith("no: ") or facts["sandbox"] == "yes"
     assert facts["packages"]["torch"] and facts["packages"]["transformers"]
-    assert set(facts["extras"]) == {"gemma", "serve", "metrics"}
+    assert set(facts["extras"]) == {"gemma", "quant", "serve", "metrics", "watch", "wandb"}
     assert facts["gflops_float32"] == 12.5 and probed == ["float32", "bfloat16"]
     assert facts["memory_gib"] >= facts["memory_free_gib"] > 0 and facts["gpus"] is not None
     for name, there in facts["extras"].items():
@@ -176,7 +176,7 @@ def test_the_speed_probe() -> None:
         (["models", "--fetch", "smolm2"], "Did you mean 'smollm2'?"),
         (
             ["train", "dpo", "--data", "a.jsonl", "--data", "b.jsonl"],
-            "--data is given twice. Give one of them; rows of several files go into one",
+            "--data is given twice. Give one of them; truing select mixture makes one of",
         ),
         (["train", "dpo", "--beta", "0.1", "--beta=0.3"], "--beta is given twice"),
         (["run", "r.yaml", "--runs", "a", "--runs", "b"], "--runs is given twice"),

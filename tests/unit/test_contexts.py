@@ -21,8 +21,8 @@ from truing.context import Context, use
 from truing.core import hooks
 from truing.core.generate import generate
 from truing.core.judging.rewards import score_model
-from truing.core.modelfiles.loaded import quiet
 from truing.core.modelfiles.reach import context_of
+from truing.core.modelfiles.stock import quiet
 from truing.core.passes.scoring import ScoreHead, step_scores
 from truing.core.tiny import tiny_config, tiny_tokenizer
 from truing.core.trunk import Trunk

@@ -112,7 +112,7 @@ def test_messages_need_a_template(function: Callable[..., object]) -> None:
     with pytest.raises(InputError, match="has no chat template") as caught:
         units(function, made(None), row)
     assert "plain text" in caught.value.fix and "row 1" in caught.value.where
-    assert "a copy of its folder" in caught.value.fix
+    assert "NAME?template=FILE" in caught.value.fix
 
 
 def test_a_refused_prompt_names_its_row() -> None:

@@ -263,11 +263,12 @@ def test_names_for_who_comes_from_trl_are_those_of_the_code() -> None:
 
 def test_a_text_as_prompt_goes_through_the_template_as_is_told() -> None:
     text = " ".join((ROOT / "docs" / "from-trl.md").read_text().split())
-    assert "a prompt that is a text is a message of the user's here" in text
+    assert "here a prompt that is a text is a message of the user's wherever the model has" in text
+    assert "named `owner/name?template=none`, texts [continue as they stand]" in text
     tokenizer, prompt = tiny_tokenizer(), "The sky is"
     asked = prompt_ids(tokenizer, [{"role": "user", "content": prompt}])
     assert prompt_ids(tokenizer, prompt) == asked != tokenizer.encode(prompt)
-    tokenizer.chat_template = None  # as of a folder without a template
+    tokenizer.chat_template = None  # as of template=none
     assert prompt_ids(tokenizer, prompt) == tokenizer.encode(prompt)
 
 

@@ -8,8 +8,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
-from truing import doctor, faults
+from truing import doctor, faults, keys
 from truing.core import sandbox
 from truing.errors import InputError
 
@@ -126,3 +127,12 @@ def test_extras_are_of_packages_that_truing_uses() -> None:
             module = modules.get(name, name.replace("-", "_"))
             used = re.search(rf"\b(?:import|from) {module}\b|\"{module}\"", every)
             assert used or name in through, (extra, name)
+
+
+def test_one_place_says_what_everything_computes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key of a step, and what its models are loaded on, cannot differ."""
+    for found, wanted in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda found=found: found)
+        assert doctor.device_of_machine() == keys.device_class() == wanted
+    files = [p for p in Path(doctor.__file__).parent.rglob("*.py") if p != Path(doctor.__file__)]
+    assert not [p for p in files if 'is_available() else "cpu"' in p.read_text("utf-8")]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from truing.context import Context, use
-from truing.core import engine
+from truing.core.batch.parts import Part
 from truing.core.engine import Order, Trained, train
 from truing.core.plain_task import PlainTask
 from truing.core.trainer.checkpoint import Checkpoints
@@ -221,9 +221,9 @@ def test_rows_without_weight_leave_the_parameters_alone(tmp_path: Path) -> None:
     start = {n: p.detach().clone() for n, p in one.trained().items()}
 
     class Weightless(PlainTask):
-        def parts(self, rows: Sequence[int], step: int) -> Iterator[engine.Part]:
+        def parts(self, rows: Sequence[int], step: int) -> Iterator[Part]:
             for part in super().parts(rows, step):
-                yield engine.Part(part.loss * 0, 0.0)
+                yield Part(part.loss * 0, 0.0)
 
     one.__class__ = Weightless
     done, after = run(tmp_path, one, Training(steps=2, lr=0.1, batch=4))

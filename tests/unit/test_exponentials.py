@@ -28,6 +28,6 @@ def test_by_hand() -> None:
     far = math.exp(20.0)
     assert on.tolist() == pytest.approx([*want[:3], 6 * far, 481 * far], rel=1e-6)
     assert slope(on, x) == pytest.approx([*want[:3], far, far], rel=1e-6)  # it still pushes
-    near, beyond = parted(x, 4.0)
-    assert near.tolist()[2:] == [3.0, 4.0, 4.0] and beyond.tolist()[2:] == [0.0, 21.0, 496.0]
+    near, beyond = parted(x)
+    assert near.tolist()[2:] == [3.0, 20.0, 20.0] and beyond.tolist()[2:] == [0.0, 5.0, 480.0]
     assert torch.equal(near + beyond, x)

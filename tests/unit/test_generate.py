@@ -16,7 +16,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from truing.context import Context, use
 from truing.core import sampling
 from truing.core.chat import prompt_ids
-from truing.core.generate import _as_prompts, generate, sample_ids
+from truing.core.drawing import continued
+from truing.core.generate import _as_prompts, generate
 from truing.core.generation import waves
 from truing.core.generation.draw_token import choose
 from truing.core.generation.prefix_cache import Shared
@@ -354,7 +355,7 @@ def test_a_forced_opening_goes_on(tiny_path: Path) -> None:
     made = generate(model, [said], greedy=True, max_tokens=7)[0][0]
     loaded = model.load_module()
     ids = prompt_ids(loaded.tokenizer, "hello") + loaded.tokenizer.encode("Sure, it")
-    ((expected,),) = sample_ids(loaded, [ids], max_tokens=7, greedy=True)
+    ((expected,),) = continued(loaded, [ids], SamplingSettings(max_tokens=7, greedy=True))
     assert tuple(expected.ids) == tuple(made.ids)
 
 
@@ -373,7 +374,8 @@ def test_stored_rows_are_drawn_once(
 
 def test_token_ids_go_on_without_a_template(tiny_path: Path) -> None:
     loaded = Model.open(tiny_path).load_module()
-    ((made,),) = sample_ids(loaded, [PROMPTS[0]], max_tokens=6, greedy=True, stop_ids=())
+    how = SamplingSettings(max_tokens=6, greedy=True, stop_ids=())
+    ((made,),) = continued(loaded, [PROMPTS[0]], how)
     assert list(made.ids) == drawn(PROMPTS[:1], max_tokens=6, greedy=True)[0][0].ids
 
 

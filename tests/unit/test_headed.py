@@ -20,7 +20,7 @@ from transformers import (
 from truing.context import Context, use
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.judging.rewards import score_model
-from truing.core.modelfiles.loaded import quiet
+from truing.core.modelfiles.stock import quiet
 from truing.core.passes.scoring import HEAD, ScoreHead, has_head
 from truing.core.tiny import tiny_config, tiny_tokenizer
 from truing.errors import InputError

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from truing.core import held_out, reference
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.engine import Loop, Trained, train
 from truing.core.held_out import LOSS, Course, HeldOut, Watch
+from truing.core.online_training import OnlineTraining
 from truing.core.plain_task import PlainTask
 from truing.core.tiny import tiny_tokenizer
 from truing.core.trainer.checkpoint import Checkpoints
@@ -28,6 +29,7 @@ from truing.core.training import TextTraining, Training
 from truing.errors import InputError, Stopped
 from truing.method import methods
 from truing.models import Model
+from truing.signature import class_docs
 from truing.store import Store
 from truing.tables import Row, Table, content_hash
 
@@ -492,3 +494,17 @@ def test_command_and_recipe(
     assert list(measured([json.loads(line) for line in lines])) == [0, 1, 2, 3]
     page = (result.folder / "report.html").read_text()
     assert "held out" in page and "step 0" in page
+
+
+def test_each_setting_is_told_in_one_place_and_means_the_same_in_all() -> None:
+    """A class says of those above it what it words otherwise; methods say nothing of these."""
+    text, drawn = class_docs(TextTraining), class_docs(OnlineTraining)
+    assert set(text) == {f.name for f in fields(TextTraining)}
+    assert set(drawn) == {f.name for f in fields(OnlineTraining)}
+    assert text["lr"] == drawn["lr"] == class_docs(Training)["lr"]
+    assert "rollouts" in drawn["steps"] and "rollouts" not in text["steps"]
+    for name, said in class_docs(Watch).items():
+        assert methods["train/dpo"].settings[name].doc == said
+        assert methods["train/replay"].settings[name].doc == said
+    own = methods["train/cyclealign"].settings["eval_every"].doc
+    assert "in a cycle" in own  # its own words go before

@@ -22,7 +22,8 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from truing.core.modelfiles import fetch, lora
-from truing.core.weights import INDEX, weight_files, write
+from truing.core.modelfiles.weight_files import INDEX
+from truing.core.weights import weight_files, write
 from truing.errors import InputError
 from truing.models import Model
 from truing.tables import Table
@@ -341,6 +342,8 @@ def test_a_split_is_one_table(data_hub: Hub, name: str, prompts: list[str]) -> N
     wanted = {"test.jsonl"} if name == "test" else {p for p in map(_last, fetched) if "train" in p}
     assert set(map(_last, fetched)) == wanted  # nothing else was downloaded
     assert len(Table.read(f"hub:{NAME}/{name}", limit=1)) == 1
+    asked = Table.read(f"hub:{NAME}/{name}?question=prompt&prompt=completion")
+    assert [r["question"] for r in asked] == prompts and asked.kind == "prompt"
 
 
 def _last(path: str) -> str:

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from misbehaving import careless
 
 from truing import interrupt
 from truing.errors import Stopped
@@ -105,14 +106,6 @@ def test_who_listens_to_being_told_to_end_still_does() -> None:
 
 
 def test_being_told_to_end_is_swallowed_by_no_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As a reward of a user's own may be written.
-    def careless() -> float:
-        try:
-            signal.raise_signal(signal.SIGTERM)
-        except Exception:
-            return 0.0
-        return 1.0
-
     for _ in range(2):  # and the next one is heard again
         with pytest.raises(KeyboardInterrupt), interrupt.heard(), interrupt.ended():
             careless()

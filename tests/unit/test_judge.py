@@ -110,9 +110,7 @@ def test_pairwise_averages_both_orders(tiny: Model) -> None:
         assert a == pytest.approx(1 - b, abs=1e-6)  # no order is left in the mean
     assert made.position_bias == pytest.approx(swapped.position_bias, abs=1e-6)
     assert made.chances[1] == 0.5  # equal answers are a tie
-    verdicts = judge.pairwise(tiny, ours, theirs, criteria="Be kind.")
-    assert verdicts == made.decisions
-    assert [1 - v for v in verdicts] == judge.pairwise(tiny, theirs, ours, criteria="Be kind.")
+    assert [1 - (v or 0.0) for v in made.decisions] == swapped.decisions
     # By hand: P(A) with ours first, and P(B) with ours second.
     chances = []
     for first, second, mine in (("Yes, of course.", "No!", "A"), ("No!", "Yes, of course.", "B")):
@@ -179,9 +177,8 @@ def test_pairs_that_are_not_asked_of_tell_nothing_of_the_judge() -> None:
     assert panel.agreement is not None and panel.agreement.n == 2
     assert none.decisions == [0.5] * 8 and trust(none) == []
     shy = server(lambda n, body: good("Well." if "mute" in str(body) else "Verdict: A"))
-    with shy as (url, _), pytest.raises(InputError, match="from 1 of 2 replies"):
-        judge.pairwise(Model.open(url + "#j"), _rows("a", "mute", *same), theirs)
-    half = judge.Comparison([None, *[0.5] * 9], [0.5] * 10, equal=frozenset(range(2, 10)))
+    with shy as (url, _):
+        half = judge.compare(Model.open(url + "#j"), _rows("a", "mute", *same), theirs)
     with pytest.raises(InputError, match="here: no verdict could be read of 1 of 2 pairs"):
         judge.check_compared(half, "here")
 
@@ -240,13 +237,13 @@ def _prefers(*, first: bool = False, word: str = "kind") -> Any:
 def test_served_judge_in_both_orders() -> None:
     ours, theirs = _rows("kind", "rude", "meh"), _rows("rude", "kind", "moh")
     with server(_prefers()) as (url, log):
-        assert judge.pairwise(Model.open(url + "#j"), ours, theirs) == [1.0, 0.0, 0.5]
+        assert judge.compare(Model.open(url + "#j"), ours, theirs).decisions == [1.0, 0.0, 0.5]
         assert len(log.asked) == 6
         assert all(body["temperature"] == 0 for _, _, body in log.asked)
     noted = current().metrics[-1]
     assert (noted["position_bias"], noted["consistent"], noted["unparsed"]) == (0.0, 1.0, 0)
     with server(_prefers(first=True)) as (url, _):
-        assert judge.pairwise(Model.open(url + "#j"), ours, theirs) == [0.5, 0.5, 0.5]
+        assert judge.compare(Model.open(url + "#j"), ours, theirs).decisions == [0.5, 0.5, 0.5]
     noted = current().metrics[-1]
     assert (noted["position_bias"], noted["consistent"]) == (0.5, 0.0)
 
@@ -398,18 +395,18 @@ def test_what_a_panel_is(tiny: Model, tmp_path: Path) -> None:
 
 def test_own_templates_are_sandboxed(tiny: Model) -> None:
     rows = _rows("An answer.")
-    own = judge.pointwise(tiny, rows, template="{{ prompt }} {{ completion }}")
+    own = judge.rate(tiny, rows, template="{{ prompt }} {{ completion }}")
     assert own != judge.pointwise(tiny, rows)
     for bad in ("{{ wrong }}", "{% if %}", "{{ prompt.__class__.__mro__ }}"):
         with pytest.raises(InputError, match="template fails"):
-            judge.pointwise(tiny, rows, template=bad)
+            judge.rate(tiny, rows, template=bad)
 
 
 def test_bad_rows_are_named(tiny: Model) -> None:
     with pytest.raises(InputError, match=r"row 2: a judge needs.*\['prompt'\]"):
         judge.pointwise(tiny, [*_rows("x"), {"prompt": "y"}])
     with pytest.raises(InputError, match="differ in length"):
-        judge.pairwise(tiny, _rows("x"), [])
+        judge.compare(tiny, _rows("x"), [])
     with pytest.raises(InputError, match=r"prompt 1: .* do not fit"):
         judge.pointwise(tiny, _rows("x" * 4000))
     assert judge.pointwise(tiny, []) == []

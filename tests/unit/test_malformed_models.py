@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
+from truing.core.batch.same_tokenizer import same_tokens
 from truing.core.modelfiles import lora
-from truing.core.modelfiles.loaded import quiet
-from truing.core.opening import same_tokens
+from truing.core.modelfiles.stock import quiet
 from truing.errors import InputError
 from truing.models import Adapter, Model, Weights
 from truing.sources import known_abilities

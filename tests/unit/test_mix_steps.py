@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from truing.context import Context, use
+from truing.core.batch.reading import read_units
 from truing.core.batch.row_kinds import as_kind
 from truing.core.modelfiles import lora
 from truing.core.objective import Objective, objective_of
 from truing.core.reference import Reference
 from truing.core.trainer.mix import VIEWS, mixed
 from truing.core.trainer.text_task import TextTask
-from truing.core.trainer.train_text import read_units
 from truing.core.training import Hook
 from truing.method import methods
 from truing.models import Model

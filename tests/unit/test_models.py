@@ -21,7 +21,7 @@ from truing import models
 from truing.core import files, opening
 from truing.core.chat import prompt_ids
 from truing.core.identity.hashes import file_hash
-from truing.core.modelfiles import adapters, bases, loaded, lora
+from truing.core.modelfiles import adapters, bases, loaded, lora, stock
 from truing.core.modelfiles.licences import short, sort_of, strictest
 from truing.core.tiny import tiny_folder, tiny_model
 from truing.core.trainer import distributed
@@ -328,7 +328,7 @@ def test_export_loads_in_transformers(model: Model, adapter: Path, tmp_path: Pat
 
     changed = model.adding(Adapter(adapter), licence="cc-by-sa-4.0")
     changed.export(tmp_path / "out")
-    with loaded.quiet():
+    with stock.quiet():
         plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.equal(plain(input_ids=IDS).logits, _logits(changed))
     tokens = AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -367,7 +367,7 @@ def test_a_reward_model_is_exported_as_sequence_classification(
         torch.manual_seed(0)
         config = _config("qwen2")
         config.hidden_size, config.eos_token_id, config.pad_token_id = 128, 2, 2  # type: ignore[attr-defined]
-        with loaded.quiet():
+        with stock.quiet():
             from transformers import AutoModelForCausalLM
 
             AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "qwen")
@@ -378,7 +378,7 @@ def test_a_reward_model_is_exported_as_sequence_classification(
     reward.export(tmp_path / "out")
     left_out = "1e-05" if kind == "llama" else "0"
     assert f"the constant {left_out} is left out" in (tmp_path / "out" / "README.md").read_text()
-    with loaded.quiet():
+    with stock.quiet():
         module = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert type(module).__name__ == f"{kind.capitalize()}ForSequenceClassification"
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -504,7 +504,7 @@ def test_other_architectures(kind: str, tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     module = AutoModelForCausalLM.from_config(_config(kind)).eval()
-    with loaded.quiet():
+    with stock.quiet():
         module.save_pretrained(tmp_path / "m")
     model = Model.open(tmp_path / "m")
     with torch.no_grad():
@@ -659,7 +659,7 @@ def test_all_adapters_of_a_model_leave_as_one(model: Model, adapter: Path, tmp_p
     out = made.export_adapter(tmp_path / "one")
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["r"] == 6 and config["lora_alpha"] == 6.0
-    with loaded.quiet():
+    with stock.quiet():
         base = AutoModelForCausalLM.from_pretrained(config["base_model_name_or_path"])
     wrapped = PeftModel.from_pretrained(base, str(out))
     with torch.no_grad():

@@ -14,7 +14,7 @@ from truing.context import Context, use
 from truing.core.judging.prm_values import weighed
 from truing.core.judging.rewards import Rewards
 from truing.core.judging.scores import total_scores
-from truing.core.judging.step_outcomes import Ending
+from truing.core.judging.step_rollouts import Ending
 from truing.core.rollout import POLICY
 from truing.errors import InputError
 from truing.fields.agent.conversation import conversation

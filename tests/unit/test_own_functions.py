@@ -661,17 +661,29 @@ def test_other_processes_know_a_recipes_functions(files: Files, tmp_path: Path) 
     assert function.__qualname__ == here.__qualname__ == "few"  # type: ignore[attr-defined]
 
 
-def test_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documentation_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its files in its order, then `truing run` twice: the second run makes nothing."""
     page = (Path(__file__).resolve().parents[2] / "docs" / "plugins.md").read_text()
     found = re.findall(r"^```\w+ file=(\S+)\n(.*?)^```", page, re.S | re.M)
     for name, text in found:
         (tmp_path / name).write_text(text)
-    assert [name for name, _ in found] == ["first.py", "sums.jsonl", "my_recipe.py", "points.py"]
+    names = ["first.py", "sums.jsonl", "my_recipe.py", "careful.py", "points.py", "watched.py"]
+    assert [name for name, _ in found] == names
     monkeypatch.chdir(tmp_path)
     runpy.run_path("first.py", run_name="__main__")
     assert [line_of(Path("my_recipe.py"))["cached_steps"] for _ in range(2)] == [0, 1]
+    capsys.readouterr()
+    runpy.run_path("careful.py", run_name="__main__")
+    said = capsys.readouterr().out
+    assert "has no answer" in said and "row 1" in said and "column `answer`" in said
     runpy.run_path("points.py", run_name="__main__")
+    capsys.readouterr()
+    runpy.run_path("watched.py", run_name="__main__")
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in said[:2]] == [["trained", "1"], ["trained", "2"]]
+    assert said[2].startswith("trained took longest; all of it: runs/brief-")
 
 
 def test_two_recipes_with_one_name_between_them(files: Files, tmp_path: Path) -> None:

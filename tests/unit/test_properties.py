@@ -7,6 +7,7 @@ import csv
 import functools
 import gzip
 import io
+import itertools
 import json
 import math
 import tempfile
@@ -22,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from truing import tablewriting
+from truing.core.batch.by_length import batches
 from truing.errors import InputError
 from truing.method import methods
 from truing.principles import Principle, Principles
@@ -390,3 +392,18 @@ def test_settings_of_objectives_round_trip_through_json(name: str, data: st.Data
 def test_numbers_on_the_command_line(value: float) -> None:
     found = Setting("x", float, 0.0).parse(repr(value))
     assert found == value or (math.isnan(value) and math.isnan(typing.cast(float, found)))
+
+
+@few
+@given(st.lists(st.integers(1, 20), max_size=12), st.integers(0, 60), st.booleans())
+def test_rows_go_into_batches_by_length(lengths: list[int], room: int, up: bool) -> None:
+    """Each once, those of one length in their order; no batch fits the row after it."""
+    made = list(batches(lengths, room, shortest_first=up))
+    order = [i for batch in made for i in batch]
+    assert order == sorted(range(len(lengths)), key=lambda i: lengths[i] if up else -lengths[i])
+
+    def filled(batch: list[int]) -> int:
+        return max(lengths[i] for i in batch) * len(batch)
+
+    assert all(len(batch) == 1 or filled(batch) <= room for batch in made)
+    assert all(filled([*a, b[0]]) > room for a, b in itertools.pairwise(made))

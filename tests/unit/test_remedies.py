@@ -170,7 +170,7 @@ def test_an_empty_prompt_of_a_model_without_template(
     data = Table("", [row, row, {**row, "prompt": ""}])
     error = refused(name, tmp_path, Model.open(plain), data, **rewards)
     assert "the prompt is empty" in error.message and "row 3" in error.where
-    assert "chat_template.jinja" in error.fix
+    assert "NAME?template=FILE" in error.fix
 
 
 def test_a_model_that_is_nowhere_is_told_what_names_one() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from truing.core.batch.reading import read_units
 from truing.core.batch.row_kinds import CONVERSIONS, as_kind, is_taken, takes_texts
 from truing.core.batch.training_rows import Reader, Unit
 from truing.core.chat import chat_text, example_ids, prompt_ids, writes_tools
@@ -18,7 +19,6 @@ from truing.core.passes.scoring import answer_logps
 from truing.core.rl.online_prompts import read_prompts
 from truing.core.tiny import TEMPLATE, tiny_tokenizer
 from truing.core.trainer.preflight import check_rows
-from truing.core.trainer.train_text import read_units
 from truing.core.training import Hook
 from truing.errors import InputError
 from truing.evaluate.preference import preference
@@ -527,16 +527,20 @@ def test_calls_of_tools_and_roles_in_conversations() -> None:
 def test_preferences_of_conversations_and_of_openai() -> None:
     spoken: Row = {"conversations": [turn("human", "Why?")], "chosen": turn("gpt", "So."),
                    "rejected": turn("gpt", "No.")}  # fmt: skip
+    told: Row = {"messages": [user("Why?")], "chosen": said("So."), "rejected": said("No.")}
     outputs: Row = {"input": {"messages": [user("Why?")], "tools": [], "parallel_tool_calls": True},
                     "preferred_output": [said("So.")],
                     "non_preferred_output": [said("No.")]}  # fmt: skip
     (want,) = read(dpo, {"prompt": [user("Why?")], "chosen": "So.", "rejected": "No."})
-    for row, kind in ((spoken, "sharegpt_pair"), (outputs, "openai_pair")):
+    pairs = ((spoken, "sharegpt_pair"), (told, "sharegpt_pair"), (outputs, "openai_pair"))
+    for row, kind in pairs:
         assert Table("", [row]).kind == kind
         (unit,) = read(dpo, row)
         assert (unit.prompt, unit.answers) == (want.prompt, want.answers)
         assert prompt_of(Table("", [row]).expect("prompt")[0]) == [user("Why?")]
     assert Table("", [{**outputs, "input": "Why?"}]).kind == "record"
+    (kept,) = as_kind(Table("", [told]), "example", "sft")[0]
+    assert kept["prompt"] == [user("Why?")] and kept["completion"] == "So."
 
 
 TAGGED: list[Row] = [

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from truing.core.batch import same_tokenizer
+from truing.core.batch.same_tokenizer import same_tokens
 from truing.core.modelfiles import loaded, lora
-from truing.core.opening import same_tokens
 from truing.errors import InputError
 from truing.merge.linear import linear
 from truing.merge.mixture_of_experts import mixture_of_experts

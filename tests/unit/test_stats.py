@@ -93,6 +93,19 @@ def test_no_outcome_on_either_side_is_little_known() -> None:
     assert (lo, hi) == pytest.approx((1 - 2**0.5 * 0.0876220, 1.0), abs=1e-5)
 
 
+def test_equal_gaps_count_as_many_pairs_as_their_weights_say() -> None:
+    before, after, weights = [0.0, 0.5], [0.5, 1.0], [3.0, 1.0]
+    one, other = (0 * 3 + 0.5) / 4, (0.5 * 3 + 1) / 4
+    wanted = stats.unpaired(other, stats.wilson(2.5, 4), one, stats.wilson(0.5, 4))
+    found = stats.paired_shares(before, after, weights)
+    assert found == pytest.approx(wanted, abs=1e-12)
+    alike = stats.paired_shares(before * 4, after * 4)
+    assert alike == stats.paired_shares(before * 4, after * 4, [1.0] * 8)
+    # Of units of unequal size: the ends lie about the difference that is told.
+    estimate = stats.difference_of([0, 0, 0, 0.5], [0.5, 0.5, 0.5, 1], "aaab", share=True)
+    assert estimate[0] == 0.5 and estimate[1] < 0.5 < estimate[2]
+
+
 def test_bootstrap_is_deterministic_and_close_to_the_normal_interval() -> None:
     values = np.random.default_rng(0).normal(2.0, 1.0, 400)
     lo, hi = stats.bootstrap(list(values))

@@ -14,6 +14,7 @@ import pytest
 
 from truing import jsontext, models, pipeline
 from truing.cli import main
+from truing.context import Json
 from truing.errors import Damaged, InputError, OtherVersion, Unread
 from truing.method import methods
 from truing.models import Model, Prefix
@@ -271,6 +272,20 @@ def test_gc_reads_what_runs_refer_to_once_and_sees_a_run_that_begins_meanwhile(
     gone = {str(g["key"]) for g in store.gc(days=0) if g["deleted"] == "artefact"}
     assert gone == {k for k in keys if k not in (keys[0], keys[2])}
     assert files_read <= 3 + 2  # each once, and the one that was written once more
+
+
+def test_what_is_known_of_an_artefact_is_read_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, facts, read = cleaned(store), store.facts, list[str]()
+
+    def counted(key: str) -> dict[str, Json]:
+        read.append(key)
+        return facts(key)
+
+    monkeypatch.setattr(store, "facts", counted)
+    assert isinstance(store.load(made.key), Table)
+    assert read == [made.key]
 
 
 def test_an_export_refuses_folders_of_others(store: Store, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_all_of_these_lead_to_something_that_there_is() -> None:
     some = [methods[n] for n in (
         "train/dpo", "train/grpo", "train/cispo", "train/tr_dpo", "train/f_dpo", "train/kto",
         "train/gkd_on_policy", "train/cpo", "train/simpo", "train/neftune", "train/bradley_terry",
-        "train/ppo", "train/gspo",
+        "train/ppo", "train/gspo", "select/mixture",
     )]  # fmt: skip
     there = {n for m in some for n in (*m.settings, *m.inputs)}
     assert {n for names in ALSO.values() for n in names} <= there

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from truing.core.batch.measure import ref_kl_vocab
+from truing.core.batch.reading import read_units
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.logprob import Rows
 from truing.core.modelfiles import lora
@@ -19,7 +20,6 @@ from truing.core.reference import Reference
 from truing.core.tiny import tiny_model
 from truing.core.trainer import distributed
 from truing.core.trainer.text_task import TextTask
-from truing.core.trainer.train_text import read_units
 from truing.core.training import Hook, NoisyEmbeddings
 from truing.models import Model
 from truing.tables import Row, Table

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from misbehaving import careless
 from torch import nn
 
 from truing.context import Context, use
@@ -66,15 +67,6 @@ def leading(
     with use(Context(folder=tmp_path)):
         yield
     signal.signal(signal.SIGTERM, before)
-
-
-def careless() -> float:
-    """As a reward of a user's own may be written."""
-    try:
-        signal.raise_signal(signal.SIGTERM)
-    except Exception:
-        return 0.0
-    return 1.0
 
 
 def diverged() -> None:

@@ -21,6 +21,7 @@ from transformers import LlamaForCausalLM
 
 from truing.context import Context, Journal, Json, use
 from truing.core import tree
+from truing.core.batch.reading import read_units
 from truing.core.batch.row_kinds import as_kind
 from truing.core.chat import example_ids, prompt_ids, receipt, reply_ids
 from truing.core.generation.prefix_cache import Reading, Shared
@@ -34,7 +35,6 @@ from truing.core.rl.online_task import OnlineTask
 from truing.core.rollout import Observation, Step
 from truing.core.tiny import tiny_model, tiny_tokenizer
 from truing.core.trainer.text_task import TextTask
-from truing.core.trainer.train_text import read_units
 from truing.core.training import HOOKS, Hook
 from truing.core.tree import Node, fork, group_tree, pack, split
 from truing.errors import InputError
@@ -465,7 +465,7 @@ def test_only_what_is_new_is_read_in_a_later_turn(
     monkeypatch.setattr(collect, "BLOCK", 6)  # several requests in each turn
     found: list[tuple[list[Group], int]] = []
     for room in (2**30, 0):
-        monkeypatch.setattr(episodes.past, "room", lambda room=room: room)
+        monkeypatch.setattr(episodes.dialogue_cache, "room", lambda room=room: room)
         read.clear()
         with use(Context(seed=3)):
             found.append((held(monkeypatch, "grpo", model, rank=0)[1], sum(read)))

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from truing.core.modelfiles.weight_files import INDEX
 from truing.core.tiny import tiny_folder
-from truing.core.weights import INDEX, Folded, aligned, open_weights, patched, replaced, write
+from truing.core.weights import Folded, aligned, open_weights, patched, replaced, write
 from truing.errors import InputError
 from truing.models import Model, Weights
 

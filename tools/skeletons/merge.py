@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from truing.context import current
-from truing.core.opening import same_tokens
+from truing.core.batch.same_tokenizer import same_tokens
 from truing.core.weights import aligned, replaced
 from truing.errors import InputError
 from truing.method import method

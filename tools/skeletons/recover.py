@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from truing.context import current
-from truing.core.opening import same_tokens
+from truing.core.batch.same_tokenizer import same_tokens
 from truing.core.weights import aligned, replaced
 from truing.errors import InputError
 from truing.method import method

@@ -57,24 +57,21 @@ def messages_of(prompt: Prompt, prefix: Sequence[Message] = ()) -> list[Message]
     return [*prefix, *own]
 
 
-def prompt_ids(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, prefix: Sequence[Message] = ()
-) -> list[int]:
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """Ids of a prompt up to where the answer begins.
 
     Args:
         prompt: the user's words, or messages with "role" and "content". Where the last message is
             the assistant's, it is the answer's forced opening: what is generated goes on from it.
-        prefix: messages put before it.
 
     Raises InputError where messages meet a tokenizer without a template, or one that leaves out
     what a message says.
     """
     if not tokenizer.chat_template:
-        if not isinstance(prompt, str) or prefix:
+        if not isinstance(prompt, str):
             raise no_template(tokenizer)
         return encode(tokenizer, prompt, special=True)
-    messages = messages_of(prompt, prefix)
+    messages = messages_of(prompt)
     if len(messages) > 1 and messages[-1].get("role") == "assistant":
         begun = messages[-1]["content"]
         if not isinstance(begun, str):
@@ -173,7 +170,8 @@ def reply_ids(
             "the chat template rewrites earlier turns, so one row cannot hold several",
             where=f"message {at}",
             seen=shorten(text),
-            fix="Take out of chat_template.jinja what changes earlier turns, or ask for one turn",
+            fix="Name the model with a template that leaves earlier turns as they are, "
+            "NAME?template=FILE, or ask for one turn",
         )
     ended = len(answer) > 0 and answer[-1] in _turn_ends(tokenizer)
     if ended:
@@ -347,10 +345,9 @@ def check_receipt(
         raise InputError(
             "the chat template ends a turn with a token at which the model does not stop",
             where=where,
-            seen=tokenizer.convert_ids_to_tokens(sorted(taught)),
-            fix="Use the tokenizer that belongs to the model; or copy the model into a folder of "
-            f'your own and write "eos_token_id": {sorted(stops | taught)} into its '
-            "generation_config.json",
+            seen=(tokens := tokenizer.convert_ids_to_tokens(sorted(taught))),
+            fix=f"Let it stop there, by the model's name: NAME?end={tokens[-1]}; or use the "
+            "tokenizer that belongs to the model",
         )
     for i, tree in enumerate(trees):
         for ids, loss in tree.rows():

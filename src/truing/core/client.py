@@ -24,7 +24,7 @@ from truing.core.drawing import Completion
 from truing.core.endpoints.endpoint import Endpoint, together
 from truing.core.endpoints.limits import Limits, Meter, limited, meter, warn_of_cut
 from truing.core.endpoints.replies import Replies, Reply, passing
-from truing.core.endpoints.reply_text import CALLS, answer_of, warn_of_filtered
+from truing.core.endpoints.reply import CALLS, answer_of, warn_of_filtered
 from truing.core.endpoints.spending import book_of
 from truing.core.sampling import SamplingSettings, first_draws
 from truing.errors import InputError, Stopped, TruingError
@@ -67,7 +67,7 @@ def generate(
         told: called with the number of answers that have just come.
 
     Returns [prompt][draw]; `logprobs` where the server gives them, `ids` never. Calls of tools are
-    text, see `core.endpoints.reply_text`.
+    text, see `core.endpoints.reply`.
     Raises:
         InputError: refused, not an OpenAI-compatible server, or nothing listens.
         Stopped: the budget is spent or the server keeps failing; what came is kept.
@@ -117,7 +117,8 @@ def score(model: Model, rows: Sequence[tuple[str, str]]) -> list[list[float]]:
         rows: (what stands before, what is scored).
 
     A token belongs to the text in which it begins; the very first of a row has no log-probability
-    and is left out. No chat template is applied, as none is known.
+    and is left out. No chat template is applied, as none is known: methods, which measure answers
+    behind one, do not ask it; scripts and plug-ins that measure plain text can.
     """
     served = _served(model)
     requests: dict[str, _Request] = {}

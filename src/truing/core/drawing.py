@@ -91,7 +91,15 @@ def continued(
     told: Callable[[int], None] | None = None,
     past: Past | None = None,
 ) -> list[list[Completion]]:
-    """`sample` with text: what `sample_ids` and `generate` rest on."""
+    """Continue token ids, with the model's edits in force but neither prefix nor decoder.
+
+    What `core.generate.generate` rests on, and what draws for prompts that no chat template writes,
+    such as the head of a user's turn.
+
+    Args:
+        sampling: `stop_ids` None takes the template's end of turn and the model's own end tokens.
+        first, logits, told, past: see `core.sampling.sample`.
+    """
     tokenizer = loaded.tokenizer
     if sampling.stop_ids is None:
         sampling = replace(sampling, stop_ids=ends_of(tokenizer, loaded.module))
@@ -198,7 +206,7 @@ class Local:
         return cast(str, self.loaded.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-class Served:
+class ServedDraws:
     """Draws from an endpoint; it can neither go on with tokens nor tell the next ones."""
 
     local = False
@@ -249,7 +257,7 @@ class Served:
         )
 
 
-def base_of(model: Model, hook: LogitsHook | None) -> Local | Served:
+def base_of(model: Model, hook: LogitsHook | None) -> Local | ServedDraws:
     """What draws for a model without its decoders."""
     if not model.is_served:
         return Local(model, hook)
@@ -259,7 +267,7 @@ def base_of(model: Model, hook: LogitsHook | None) -> Local | Served:
             where=model.name,
             fix=LOCAL,
         )
-    return Served(model)
+    return ServedDraws(model)
 
 
 class Decoded:
@@ -319,7 +327,7 @@ class Decoded:
         return self.under.text(ids)
 
 
-Drawer = Local | Served | Decoded
+Drawer = Local | ServedDraws | Decoded
 
 
 @contextlib.contextmanager
@@ -341,7 +349,7 @@ def remembering(base: Base) -> Generator[None]:
         base.read = None
 
 
-def drawer(base: Local | Served, model: Model) -> Drawer:
+def drawer(base: Local | ServedDraws, model: Model) -> Drawer:
     """The model's decoders over `base`, the first added innermost."""
     made: Drawer = base
     for change in model.changes:

@@ -17,10 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from truing.context import current
+from truing.core.batch.by_length import batches
 from truing.core.journaled import kept_vectors
 from truing.core.modelfiles import fetch
-from truing.core.modelfiles.loaded import quiet
+from truing.core.modelfiles.stock import quiet
 from truing.core.passes.attention import on_device
+from truing.doctor import device_of_machine
 from truing.tables import content_hash
 
 if TYPE_CHECKING:
@@ -44,8 +46,7 @@ def encoder() -> tuple[BertModel, PreTrainedTokenizerBase]:
     folder = fetch.fetch("minilm")
     with quiet():
         module = BertModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        moved = on_device(cast(torch.nn.Module, module.eval()), device)
+        moved = on_device(cast(torch.nn.Module, module.eval()), device_of_machine())
         return cast("BertModel", moved), AutoTokenizer.from_pretrained(folder)
 
 
@@ -63,12 +64,10 @@ def _encode(texts: Sequence[str]) -> Vectors:
         "list[list[int]]",
         tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"],
     )
-    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     vectors_ND = np.empty((len(ids), WIDTH), np.float32)
-    start = 0
-    while start < len(order):
-        width = len(ids[order[start]])
-        batch = order[start : start + max(1, BATCH_TOKENS // width)]
+    done = 0
+    for batch in batches([len(row) for row in ids], BATCH_TOKENS):
+        width = len(ids[batch[0]])
         ids_BT = torch.zeros(len(batch), width, dtype=torch.long)  # filled here, moved at once
         mask_BT = torch.zeros(len(batch), width, dtype=torch.long)
         for row, i in enumerate(batch):
@@ -78,9 +77,9 @@ def _encode(texts: Sequence[str]) -> Vectors:
         with torch.inference_mode():
             hidden_BTD = module(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
             vectors_ND[batch] = mean_of_tokens(hidden_BTD, mask_BT).cpu().numpy()
-        start += len(batch)
-        if len(batch) < len(order):  # a single batch is too quick to be told
-            current().progress(start, len(order), "texts embedded")
+        done += len(batch)
+        if len(batch) < len(ids):  # a single batch is too quick to be told
+            current().progress(done, len(ids), "texts embedded")
     return vectors_ND
 
 

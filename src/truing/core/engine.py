@@ -33,8 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from truing.context import Context, Json, current
-from truing.core.batch.parts import Part as Part
-from truing.core.batch.parts import Sums
+from truing.core.batch.parts import Part, Sums
 from truing.core.held_out import LOSS, Course, Held
 from truing.core.trainer import distributed
 from truing.core.trainer.checkpoint import Checkpoints

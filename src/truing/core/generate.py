@@ -31,15 +31,13 @@ from typing import cast
 from truing.changes import Decoder, Prefix, Rewriter
 from truing.context import Json, current
 from truing.core.chat import Prompt, messages_of
-from truing.core.drawing import Base, Completion, Local, Served, base_of, continued, drawer
-from truing.core.sampling import LogitsHook, SamplingSettings, first_draws, sample
+from truing.core.drawing import Completion, Local, ServedDraws, base_of, drawer
+from truing.core.sampling import LogitsHook, SamplingSettings, first_draws
 from truing.errors import InputError
 from truing.method import get_component
-from truing.models import Loaded, Model, held
+from truing.models import Model, held
 from truing.surrogates import mended
 from truing.tables import content_hash
-
-__all__ = ["Base", "Completion", "SamplingSettings", "generate", "sample", "sample_ids"]
 
 Rewrite = Callable[[list[Prompt], Model, Mapping[str, object]], list[Prompt]]
 BLOCK = 512  # rows that are written to the journal together: what a kill can cost
@@ -103,7 +101,7 @@ def generate(
 
 def _drawn(
     model: Model,
-    base: Local | Served,
+    base: Local | ServedDraws,
     asked: Sequence[Prompt],
     sampling: SamplingSettings,
     keeps: bool,
@@ -157,38 +155,6 @@ def rewritten(model: Model, prompts: Sequence[Prompt]) -> list[Prompt]:
                 )
             asked = list(made)
     return asked
-
-
-def sample_ids(
-    loaded: Loaded,
-    prompts: Sequence[Sequence[int]],
-    *,
-    n: int = 1,
-    max_tokens: int = 128,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    min_p: float = 0.0,
-    greedy: bool = False,
-    seed: int = 0,
-    stop: str | Sequence[str] = (),
-    stop_ids: Sequence[int] | None = None,
-    min_tokens: int = 0,
-    first_temperature: float = 1.0,
-    logits: LogitsHook | None = None,
-) -> list[list[Completion]]:
-    """Continue token ids, with the model's edits in force but neither prefix nor decoder.
-
-    For prompts that no chat template writes, such as the head of a user's turn. `stop_ids` None
-    takes the template's end of turn and the model's own end tokens.
-    """
-    sampling = SamplingSettings(
-        n=n, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
-        min_p=min_p, greedy=greedy, seed=seed, stop=_stops(stop), min_tokens=min_tokens,
-        stop_ids=None if stop_ids is None else tuple(stop_ids),
-        first_temperature=first_temperature,
-    )  # fmt: skip
-    return continued(loaded, prompts, sampling, logits=logits)
 
 
 def _as_model(model: Model | str | Path) -> Model:

@@ -35,7 +35,7 @@ ABOUT = "rows like those of `data` that are not trained on: the loss on them is 
 
 
 @dataclass(frozen=True)
-class Measure:
+class HeldOutMeasure:
     """What decides about updates: the metric of this name, and whether more of it is better."""
 
     name: str
@@ -61,7 +61,7 @@ class Measure:
         return value > than if self.higher else value < than
 
 
-LOSS, REWARD = Measure("loss"), Measure("reward", higher=True)
+LOSS, REWARD = HeldOutMeasure("loss"), HeldOutMeasure("reward", higher=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ class Held(Protocol):
         ...
 
     @property
-    def measure(self) -> Measure:
+    def measure(self) -> HeldOutMeasure:
         """What decides."""
         ...
 
@@ -159,7 +159,7 @@ class HeldOut:
     task: Task
     steps: Sequence[Sequence[int]]
     watch: Watch
-    measure: Measure = LOSS
+    measure: HeldOutMeasure = LOSS
 
     def measured(self, step: int) -> dict[str, float]:
         """Loss and metrics after update `step`, by name.
@@ -197,7 +197,7 @@ class Course:
         history: of the run, as far as it has come; none where it begins.
     """
 
-    def __init__(self, measure: Measure, history: Sequence[Mapping[str, Json]] = ()) -> None:
+    def __init__(self, measure: HeldOutMeasure, history: Sequence[Mapping[str, Json]] = ()) -> None:
         self.measure = measure
         self.first: float | None = None  # before the first update
         self.newest: float | None = None

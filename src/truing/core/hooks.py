@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from truing.changes import Edits
+from truing.core.batch.by_length import batches
 from truing.core.modelfiles.reach import check_ids, text_config, vocab_of
 from truing.core.trunk import backbone_of, blocks_of
 from truing.errors import InputError
@@ -269,8 +270,8 @@ def capture(
     made = {s: [torch.empty(0)] * len(rows) for s in sites}
     device = next(module.parameters()).device
     backbone = backbone_of(module)
-    for batch in _batches(rows):
-        width = max(len(rows[i]) for i in batch)
+    for batch in batches([len(row) for row in rows], BATCH, shortest_first=True):
+        width = len(rows[batch[-1]])
         # Filled up on the right: under a causal mask no earlier token can see it.
         ids = [[*rows[i], *[rows[i][-1]] * (width - len(rows[i]))] for i in batch]
         unread = set(sites)
@@ -294,17 +295,6 @@ def capture(
             with contextlib.suppress(_Enough):
                 backbone(input_ids=torch.tensor(ids, device=device), use_cache=False)
     return made
-
-
-def _batches(rows: Sequence[Sequence[int]]) -> Generator[list[int]]:
-    batch: list[int] = []
-    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
-        if batch and len(rows[i]) * (len(batch) + 1) > BATCH:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
 
 
 def save(path: str | Path, edits: Sequence[Edit]) -> Path:

@@ -134,44 +134,18 @@ def decision(chance: Score) -> Score:
     return 0.5 if abs(chance - 0.5) <= TIE else float(chance > 0.5)
 
 
-def pointwise(
-    judge: Model, rows: Sequence[Row], *, criteria: str = "", template: str = ""
-) -> list[float]:
+def pointwise(judge: Model, rows: Sequence[Row], *, criteria: str = "") -> list[float]:
     """How good each answer is, in [0, 1].
 
     Args:
         judge: local: the probability of Yes against No; served: a rating from 1 to 5, rescaled.
         rows: with "prompt" and "completion".
         criteria: rules that a good answer keeps, such as `Principles.as_text()`.
-        template: Jinja text in place of ours, over `prompt`, `completion` and `criteria`; what to
-            reply is said after it.
 
     Unparsed replies are warned of, recorded, and stand at 0.5, as neither good nor bad; more than
     a fifth of them are an InputError. `rate` leaves them None.
     """
-    return _filled(rate(judge, rows, criteria=criteria, template=template), judge, len(rows))
-
-
-def pairwise(
-    judge: Model,
-    ours: Sequence[Row],
-    theirs: Sequence[Row],
-    *,
-    criteria: str = "",
-    template: str = "",
-) -> list[float]:
-    """1 where our answer is better, 0 where theirs is, 0.5 for neither; both orders averaged.
-
-    Args:
-        ours: rows with "prompt" and "completion".
-        theirs: answers to the same prompts, in order.
-        template: over `prompt`, `first`, `second` and `criteria`.
-
-    A served judge that prefers the same place in both orders gives 0.5. Unparsed pairs are treated
-    as by `pointwise`; `compare` leaves them None and tells the position bias.
-    """
-    made = compare(judge, ours, theirs, criteria=criteria, template=template)
-    return _filled(made.decisions, judge, len(ours) - len(made.equal))
+    return _filled(rate(judge, rows, criteria=criteria), judge)
 
 
 def rate(
@@ -179,8 +153,11 @@ def rate(
 ) -> list[Score]:
     """Like `pointwise`, with None for replies from which no rating could be read.
 
-    `scale` asks for a number from 1 to it, at most 9 ("10" begins as "1" does); a local judge then
-    gives the mean by the numbers' probabilities. 0 asks as `pointwise` does.
+    Args:
+        template: Jinja text in place of ours, over `prompt`, `completion` and `criteria`; what to
+            reply is said after it.
+        scale: asks for a number from 1 to it, at most 9 ("10" begins as "1" does); a local judge
+            then gives the mean by the numbers' probabilities. 0 asks as `pointwise` does.
     """
     told = {"criteria": criteria, "template": template}
     if isinstance(judge.base, Panel):
@@ -208,19 +185,23 @@ def _asked(judge: Model, prompts: Sequence[str], scale: int) -> list[Score]:
 
 
 def compare(
-    judge: Model,
-    ours: Sequence[Row],
-    theirs: Sequence[Row],
-    *,
-    criteria: str = "",
-    template: str = "",
+    judge: Model, ours: Sequence[Row], theirs: Sequence[Row], *, criteria: str = ""
 ) -> Comparison:
-    """Every pair in both orders; see `pairwise`. Equal answers are a tie without asking."""
+    """Every pair in both orders; equal answers are a tie without asking.
+
+    Args:
+        judge: local: the probability of A against B; served: a verdict, A, B or a tie. One that
+            prefers the same place in both orders decides for neither.
+        ours: rows with "prompt" and "completion".
+        theirs: answers to the same prompts, in order.
+        criteria: rules that a good answer keeps, such as `Principles.as_text()`.
+
+    Unparsed pairs are None there; `check_compared` refuses too many.
+    """
     if len(ours) != len(theirs):
         raise InputError("the two sides differ in length", seen=(len(ours), len(theirs)))
-    told = {"criteria": criteria, "template": template}
     if isinstance(judge.base, Panel):
-        made = _compared(judge, lambda one: compare(one, ours, theirs, **told))
+        made = _compared(judge, lambda one: compare(one, ours, theirs, criteria=criteria))
         return _recorded(judge, made)
     pairs = list(zip(checked(ours), checked(theirs), strict=True))
     asked = [i for i, (a, b) in enumerate(pairs) if a["completion"] != b["completion"]]
@@ -228,7 +209,7 @@ def compare(
     for i in asked:
         for a, b in (pairs[i], pairs[i][::-1]):
             texts = {"first": a["completion"], "second": b["completion"], "criteria": criteria}
-            prompts.append(render(template or TWO, prompt=shown(pairs[i][0]), **texts))
+            prompts.append(render(TWO, prompt=shown(pairs[i][0]), **texts))
     if judge.is_served:
         chances = _written(judge, prompts, RATE_TWO, parse_verdict)
     else:
@@ -375,9 +356,9 @@ def check_compared(made: Comparison, where: str) -> None:
     check_unread(made.unparsed, asked, told, where)
 
 
-def _filled(scores: Sequence[Score], judge: Model, asked: int) -> list[float]:
+def _filled(scores: Sequence[Score], judge: Model) -> list[float]:
     """Scores with 0.5 for the unparsed, of which there must be few."""
-    unparsed = sum(s is None for s in scores)
+    unparsed, asked = scores.count(None), len(scores)
     if unparsed:
         told = f"no verdict could be read from {unparsed} of {asked} replies"
         check_unread(unparsed, asked, told, judge.name)

@@ -26,10 +26,9 @@ from truing.core.trainer import user_loss
 from truing.core.trainer.objective_entry import MIX as MIX
 from truing.core.trainer.objective_entry import Function as Function
 from truing.core.trainer.objective_entry import Mix as Mix
-from truing.core.trainer.objective_entry import entry_of
+from truing.core.trainer.objective_entry import entry_of, registered
 from truing.core.trainer.preflight import check_objective
 from truing.core.training import HOOKS
-from truing.declared import declare
 from truing.errors import InputError
 
 State = dict[str, Tensor]
@@ -332,14 +331,11 @@ def objective(
         if spec.keeps_state and unit != "batch":
             raise InputError("only objectives of unit 'batch' keep state", where=spec.name)
         user_loss.check_declared(spec.name, function, rows)
-        facts = {"paper": paper, "field": field, "needs": ("weights",), "name": name}
-        function.__dict__["__truing__"] = facts | {"group": group}
-        function.__dict__["__objective__"] = spec
-        function.__dict__["__truing_entry__"] = entry_of(spec)
-        function.__dict__["__truing_check__"] = functools.partial(check_objective, spec)
-        told = {**facts, "group": group, "needs": needs, "unit": unit, "rows": rows}
-        declare(function, "objective", told, verb="train")
-        return function
+        return registered(
+            function, "objective", spec, entry_of(spec), functools.partial(check_objective, spec),
+            {"paper": paper, "field": field, "name": name, "group": group},
+            {"needs": needs, "unit": unit, "rows": rows},
+        )  # fmt: skip
 
     return decorate
 

@@ -44,8 +44,8 @@ from truing.core.online_training import CRITICS, OnlineTraining
 from truing.core.rl.advantages import OLD_ENTROPY, Estimator, at_end, kl_tokens
 from truing.core.rl.online_entry import entry_of
 from truing.core.trainer import user_loss
+from truing.core.trainer.objective_entry import registered
 from truing.core.trainer.preflight import check_online
-from truing.declared import declare
 from truing.errors import InputError
 
 F = typing.TypeVar("F", bound=Function)
@@ -374,14 +374,11 @@ def online(
             follows, tempered, within or {},
         )  # fmt: skip
         user_loss.check_declared(spec.name, function, rows)
-        facts = {"paper": paper, "field": field, "needs": ("weights",), "name": name}
-        function.__dict__["__truing__"] = facts | {"group": group}
-        function.__dict__["__online__"] = spec
-        function.__dict__["__truing_entry__"] = entry_of(spec)
-        function.__dict__["__truing_check__"] = functools.partial(check_online, spec)
-        told = {**facts, "group": group, "rows": rows, "follows": follows, "pools": pools}
-        declare(function, "online", told, verb="train")
-        return function
+        return registered(
+            function, "online", spec, entry_of(spec), functools.partial(check_online, spec),
+            {"paper": paper, "field": field, "name": name, "group": group},
+            {"rows": rows, "follows": follows, "pools": pools},
+        )  # fmt: skip
 
     return decorate
 

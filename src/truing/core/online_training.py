@@ -22,32 +22,16 @@ CRITICS = ("critic_rate", "critic_rollouts", "clip_value", "vf")  # of methods t
 class OnlineTraining(TextTraining):
     """How a language model is trained on its own answers.
 
+    Settings that are not told here mean what they do in `TextTraining`.
+
     Args:
         epochs: passes over the prompts; may be a fraction.
         steps: number of rollouts, instead of `epochs`; 0 takes `epochs`. Each rollout is followed
             by `passes` times `minibatches` updates.
-        lr: peak learning rate; 0 takes 2e-4 for adapters and 1e-5 for a full fine-tune.
         batch: prompts of one rollout.
-        schedule: of the learning rate after the warm-up: to 0 by half a cosine, in a straight
-            line, constant, or by the inverse square root of the updates made, whose warm-up begins
-            at a tenth.
-        warmup: share of the updates over which the rate rises from 0.
-        clip: largest norm of the gradient; 0 does not clip.
-        weight_decay: of AdamW.
-        adam_beta2: how slowly AdamW forgets squared gradients.
-        adam_epsilon: added to the root of their mean by AdamW.
-        rank: of the LoRA adapter; 0 trains all weights.
-        lora_alpha: the adapter's scale times its rank; 0 takes twice the rank.
-        targets: linear layers that the adapter is put on, by the ends of their names, such as
-            q_proj,v_proj; all-linear is all but the head.
         layers: train the top blocks alone, so many, by an adapter on them or in full. 0 trains all.
         max_length: of prompt and one answer together. Prompts that leave no room for `max_tokens`
             are left out and counted.
-        budget: tokens computed at once, which memory limits and results do not depend on; 0
-            decides by the machine.
-        gradient_checkpointing: keep the inputs of blocks alone and compute the rest again in the
-            backward pass, which costs a second forward pass and changes no result; auto does so
-            where the run would not fit into memory otherwise.
         dtype: that the model is computed in. auto takes bfloat16 under an adapter where a probe
             says that this machine is markedly quicker with it. Adapters, optimizer and losses are
             in float32 throughout, and so is a model whose own weights are trained.

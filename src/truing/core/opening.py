@@ -12,9 +12,8 @@ from typing import cast
 from truing import changes as change_files
 from truing.changes import Decoder, Rewriter
 from truing.core import files, private
-from truing.core.batch.same_tokenizer import same_tokens as same_tokens
-from truing.core.batch.template import named_thinking
 from truing.core.endpoints import limits
+from truing.core.modelfiles import choices
 from truing.core.modelfiles.bases import Folder, Served, check_unchanged, kept
 from truing.core.modelfiles.licences import strictest
 from truing.core.modelfiles.panel import Panel, Rule
@@ -52,14 +51,15 @@ def open_model(source: str, *, anew: bool = False) -> Model:
     """
     from truing.core.modelfiles import fetch
 
-    source, thinking = named_thinking(source)
-    if thinking is not None:
-        return open_model(source).thinking(thinking)
+    source, said = choices.named(source)
+    if said:
+        return choices.taken(open_model(source, anew=anew), said)
     if source.startswith(("http://", "https://")):
         return _served(source, anew)
     folder = files.expanded(source)
     if folder.is_dir():
         return _local(folder)
+    choices.check_said(source)
     if source in fetch.names():
         found = fetch.fetch(source)
         name = fetch.canonical(source)
@@ -137,8 +137,8 @@ def _check_numbers(base: Folder) -> None:
             "the weights are quantised",
             where=str(base.path / "config.json"),
             seen=named.get("quant_method", found),
-            fix="Give the model in bfloat16 or float32; an adapter that was trained on quantised "
-            "weights opens on those once its base_model_name_or_path names them",
+            fix="Give the model in bfloat16 or float32, with ?bits=4 behind its name to pack it; "
+            "an adapter opens on that once its base_model_name_or_path names it",
         )
 
 
@@ -168,6 +168,7 @@ def save(model: Model, folder: Path) -> Path:
             if not own:
                 check_unchanged(model.base)
             told = {} if model.base.thinking is None else {"thinking": model.base.thinking}
+            told |= {"bits": model.base.bits} if model.base.bits else {}
             data["base"] = {"key": model.base.key, "licence": model.base.licence, **told}
         else:
             judges = {name: hold(judge) for name, judge in model.base.judges.items()}
@@ -275,7 +276,8 @@ def _of_card(data: dict[str, object], folder: Path) -> Model:
     else:
         facts = cast("dict[str, str]", data["base"])
         thinking = cast("bool | None", facts.get("thinking"))
-        base = Folder(folder / "base", facts.get("licence", ""), thinking)
+        bits = int(facts.get("bits", 0))
+        base = Folder(folder / "base", facts.get("licence", ""), thinking, bits=bits)
         if base.key != facts["key"]:
             told = "the files of the base are not those that were saved"
             seen = f"key {base.key}, saved as {facts['key']}"

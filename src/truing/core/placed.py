@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from truing.surrogates import UNFINISHED
 
-Part = tuple[int, float]  # characters of the answer that come before, and what is paid there
+PaidAt = tuple[int, float]  # characters of the answer that come before, and what is paid there
 
 
 class Placed(float):
@@ -24,9 +24,9 @@ class Placed(float):
             answer up to where the number falls; one beyond the end is the answer's last token.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[PaidAt, ...]
 
-    def __new__(cls, parts: Sequence[Part], total: float | None = None) -> Placed:
+    def __new__(cls, parts: Sequence[PaidAt], total: float | None = None) -> Placed:
         """Their sum, `total` where it is known exactly; not a number where one is not finite."""
         values = [value for _, value in parts]
         whole = math.nan
@@ -55,7 +55,7 @@ def closings(text: str, separator: str) -> list[list[int]]:
 
 
 def at_tokens(
-    ids: Sequence[int], text: str, parts: Sequence[Part], decode: Callable[[Sequence[int]], str]
+    ids: Sequence[int], text: str, parts: Sequence[PaidAt], decode: Callable[[Sequence[int]], str]
 ) -> list[float]:
     """What is paid at each token, [T]: sums of the parts that fall there.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from truing.core.engine import Part
+from truing.core.batch.parts import Part
 from truing.core.trainer import distributed
 from truing.core.training import State
 from truing.errors import InputError

@@ -23,9 +23,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
 from truing.errors import InputError
@@ -94,7 +93,6 @@ def run(
     stdin: str = "",
     seconds: float = 5.0,
     memory_mb: int = 256,
-    files: Mapping[str, str] | None = None,
     keep: int = OUTPUT,
 ) -> Outcome:
     """Run a Python program as `__main__` inside the walls.
@@ -104,15 +102,14 @@ def run(
         stdin: what it reads.
         seconds: wall-clock limit; processor time is limited to a second more.
         memory_mb: limit of its address space, at least 64.
-        files: texts by relative path that it finds in its folder, from where it can import them.
         keep: bytes of stdout and of stderr that are kept.
     Raises:
         InputError: the system denies the walls (nothing was run), or a setting is out of range.
     """
-    _check(code, stdin, seconds, memory_mb, files or {})
+    _check(code, stdin, seconds, memory_mb)
     try:
         _probe()
-        return _run(code, stdin, seconds, memory_mb, files or {}, keep)
+        return _run(code, stdin, seconds, memory_mb, keep)
     except _Refused as error:
         raise _denied(str(error)) from None
 
@@ -127,7 +124,7 @@ def _probe() -> None:
     if sys.platform != "linux":
         raise _Refused(f"it needs Linux namespaces, and this is {sys.platform}")
     names, _ = _foreign()
-    done = _run("\n".join(f"import {n}" for n in names), "", SETUP_SECONDS, 256, {})
+    done = _run("\n".join(f"import {n}" for n in names), "", SETUP_SECONDS, 256)
     if done.exit_code == 1:
         said = done.stderr.rstrip().rpartition("\n")[2]
         raise _Refused(f"programs cannot import what Python can outside: {said}")
@@ -161,25 +158,14 @@ def _restricted() -> bool:
         return True
 
 
-def _check(code: str, stdin: str, seconds: float, memory_mb: int, files: Mapping[str, str]) -> None:
+def _check(code: str, stdin: str, seconds: float, memory_mb: int) -> None:
     if not 0 < seconds <= 3600:
         raise InputError("seconds must lie between 0 and 3600", where="sandbox", seen=seconds)
     if memory_mb < 64:
         raise InputError("memory_mb must be at least 64", where="sandbox", seen=memory_mb)
-    total = len(code.encode("utf-8", "surrogatepass"))
-    for name, text in files.items():
-        path = PurePosixPath(name)
-        if not name or path.is_absolute() or ".." in path.parts or "\0" in name:
-            raise InputError(
-                "a file's name must be a path inside the sandbox's folder",
-                where="sandbox",
-                seen=name,
-            )
-        total += len(text.encode("utf-8", "surrogatepass"))
-    if max(total, len(stdin)) > WRITABLE_MB << 19:
-        raise InputError(
-            f"code and files must be smaller than {WRITABLE_MB // 2} MiB", where="sandbox"
-        )
+    if max(len(code.encode("utf-8", "surrogatepass")), len(stdin)) > WRITABLE_MB << 19:
+        said = f"code and what it reads must be smaller than {WRITABLE_MB // 2} MiB"
+        raise InputError(said, where="sandbox", fix="Leave longer answers or tests out")
 
 
 def _python() -> list[str]:
@@ -217,19 +203,12 @@ def _libraries() -> list[str]:
     return [p for p in found if not any(p != q and p.startswith(q + "/") for q in found)]
 
 
-def _run(
-    code: str,
-    stdin: str,
-    seconds: float,
-    memory_mb: int,
-    files: Mapping[str, str],
-    keep: int = OUTPUT,
-) -> Outcome:
+def _run(code: str, stdin: str, seconds: float, memory_mb: int, keep: int = OUTPUT) -> Outcome:
     shown = _libraries()
     unseen = [p for p in _foreign()[1] if not p.startswith(tuple(f"{s}/" for s in shown))]
     request = {
-        "code": code, "stdin": stdin, "files": dict(files), "seconds": seconds,
-        "memory_mb": memory_mb, "writable_mb": WRITABLE_MB, "lib": shown, "load": unseen,
+        "code": code, "stdin": stdin, "seconds": seconds, "memory_mb": memory_mb,
+        "writable_mb": WRITABLE_MB, "lib": shown, "load": unseen,
     }  # fmt: skip
     from truing.core import sandbox_inside
 

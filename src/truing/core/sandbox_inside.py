@@ -6,7 +6,7 @@ Three processes: the launcher makes the namespaces; the first process of the new
 waits, and takes all others with it when it dies; its child is the program. They are told by stdin,
 and tell by the descriptor that is their only argument, which becomes `REPORT` at once:
 
-- stdin: one marshalled dict: code, stdin, files, seconds, memory_mb, writable_mb, lib, load;
+- stdin: one marshalled dict: code, stdin, seconds, memory_mb, writable_mb, lib, load;
 - "ready" once the walls stand and the program is about to run, "exit STATUS" when it has ended,
   "refused REASON" when a wall cannot be made; a line each.
 """
@@ -180,11 +180,8 @@ def new_root(request: dict) -> None:
     size = f"size={request['writable_mb']}m,nr_inodes=4096,mode=777"
     mount("box", WORK, "tmpfs", NOSUID | NODEV | NOEXEC, size)
     os.chdir(WORK)
-    for name, text in {**request["files"], "program.py": request["code"]}.items():
-        if folder := os.path.dirname(name):
-            os.makedirs(folder, exist_ok=True)
-        with open(name, "w", encoding="utf-8", errors="surrogatepass") as file:
-            file.write(text)
+    with open("program.py", "w", encoding="utf-8", errors="surrogatepass") as file:
+        file.write(request["code"])
 
 
 def drop_rights() -> None:

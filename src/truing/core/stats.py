@@ -1,6 +1,6 @@
 """Intervals and paired tests: the statistics behind every number of a report.
 
-Intervals are at 95 % unless a level is given. Resampling is deterministic: the same data give the
+Intervals are at 95 %. Resampling is deterministic: the same data give the
 same interval in every run. Where one prompt was asked several times its answers are not independent
 of one another: `mean_of` and `difference_of` take such units whole.
 """
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from truing.errors import InputError
 
 LEVEL = 0.95
+Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 RESAMPLES = 4000
 DRAWS = 1000  # resamples of a statistic that is computed anew for each
 SEED = 20_240_229
@@ -27,11 +28,7 @@ Estimate = tuple[float, float, float, int]  # value, ends of its interval, numbe
 Numbers = NDArray[np.float64]
 
 
-def _quantile(level: float) -> float:
-    return NormalDist().inv_cdf(0.5 + level / 2)
-
-
-def wilson(successes: float, n: float, level: float = LEVEL) -> Interval:
+def wilson(successes: float, n: float) -> Interval:
     """Wilson's score interval of a share; (0, 1) without any observation.
 
     Args:
@@ -44,7 +41,7 @@ def wilson(successes: float, n: float, level: float = LEVEL) -> Interval:
         raise InputError("successes must be between 0 and n", seen=(successes, n))
     if n == 0:
         return 0.0, 1.0
-    z, share = _quantile(level), successes / n
+    z, share = Z, successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
@@ -63,7 +60,7 @@ def _resampled_sums(columns_NC: Numbers) -> Numbers:
     return sums
 
 
-def percentiles(values: Numbers, level: float = LEVEL, *, some: bool = False) -> Interval:
+def percentiles(values: Numbers, *, some: bool = False) -> Interval:
     """Between these lie resampled values; NaN where one of them is not finite.
 
     Args:
@@ -72,7 +69,7 @@ def percentiles(values: Numbers, level: float = LEVEL, *, some: bool = False) ->
     known = values[np.isfinite(values)]
     if not len(known) or (len(known) < len(values) and not some):
         return math.nan, math.nan
-    lo, hi = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    lo, hi = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(lo), float(hi)
 
 
@@ -87,7 +84,6 @@ def shares(
     values: Sequence[float],
     low: float = 0.0,
     high: float = 1.0,
-    level: float = LEVEL,
     weights: Sequence[float] = (),
 ) -> Interval:
     """Interval of a mean of outcomes, each `low` or `high`, or half-way between for a tie.
@@ -101,15 +97,14 @@ def shares(
     array = _checked(values)
     parts, each = (array - low) / (high - low), np.array(weights or [1.0] * len(array))
     if not np.isin(parts, (0.0, 0.5, 1.0)).all() and len(set(parts.tolist())) > 1:
-        return bootstrap(values, level, weights)
-    lo, hi = wilson(float((parts * each).sum()), float(each.sum()), level)
+        return bootstrap(values, weights)
+    lo, hi = wilson(float((parts * each).sum()), float(each.sum()))
     return low + (high - low) * lo, low + (high - low) * hi
 
 
 def newcombe(
     before: Sequence[float],
     after: Sequence[float],
-    level: float = LEVEL,
     weights: Sequence[float] = (),
 ) -> Interval:
     """Interval of the share of `after` less that of `before`: paired outcomes, each 0 or 1.
@@ -134,9 +129,9 @@ def newcombe(
     phi = (max(apart - n / 2, 0) if apart > 0 else apart) / scale if scale else 0.0
     p1, (l1, u1), p2, (l2, u2) = (
         first / n,
-        wilson(first, n, level),
+        wilson(first, n),
         second / n,
-        wilson(second, n, level),
+        wilson(second, n),
     )
 
     def reach(a: float, b: float) -> float:
@@ -202,9 +197,7 @@ def difference_of(
     return sum(after) / len(after) - sum(before) / len(before), *ends, len(b_U)
 
 
-def bootstrap(
-    values: Sequence[float], level: float = LEVEL, weights: Sequence[float] = ()
-) -> Interval:
+def bootstrap(values: Sequence[float], weights: Sequence[float] = ()) -> Interval:
     """Percentile bootstrap interval of the mean; of one value that value, as it has no interval.
 
     Args:
@@ -212,53 +205,54 @@ def bootstrap(
     """
     array = _checked(values)
     if len(set(weights)) > 1:
-        return ratio_bootstrap([v * w for v, w in zip(values, weights)], weights, level)
-    return percentiles(_resampled_sums(array[:, None])[:, 0] / len(array), level)
+        return ratio_bootstrap([v * w for v, w in zip(values, weights)], weights)
+    return percentiles(_resampled_sums(array[:, None])[:, 0] / len(array))
 
 
 def paired_bootstrap(
     before: Sequence[float],
     after: Sequence[float],
-    level: float = LEVEL,
     weights: Sequence[float] = (),
 ) -> Interval:
     """Interval of mean(after) - mean(before), the two measured on the same units in order."""
     if len(before) != len(after):
         raise InputError("the two sides differ in length", seen=(len(before), len(after)))
     apart = [float(a) - float(b) for b, a in zip(before, after, strict=True)]
-    return bootstrap(apart, level, weights)
+    return bootstrap(apart, weights)
 
 
 def paired_shares(
     before: Sequence[float],
     after: Sequence[float],
-    level: float = LEVEL,
     weights: Sequence[float] = (),
 ) -> Interval:
     """The same of two shares: Newcombe's of outcomes that are 0 or 1, else resampled.
 
     Differences that are all alike, which resampling gives no width, have that of two shares.
+
+    Args:
+        weights: how many pairs each counts as; 1 without them.
     """
     outcomes = np.isin(np.asarray([*before, *after], dtype=np.float64), (0.0, 1.0)).all()
     n = len(before)
     if n == len(after) > 1:
         if outcomes:
-            return newcombe(before, after, level, weights)
+            return newcombe(before, after, weights)
         gaps = {round(a - b, 12) for b, a in zip(before, after)}
         if len(gaps) == 1 and gaps != {0.0}:  # nothing parts a side from itself
-            b, a = sum(before) / n, sum(after) / n
-            return unpaired(a, wilson(a * n, n, level), b, wilson(b * n, n, level))
-    return paired_bootstrap(before, after, level, weights)
+            each = weights or [1.0] * n
+            count = sum(each)
+            b, a = (sum(v * w for v, w in zip(s, each)) / count for s in (before, after))
+            return unpaired(a, wilson(a * count, count), b, wilson(b * count, count))
+    return paired_bootstrap(before, after, weights)
 
 
-def ratio_bootstrap(
-    tops: Sequence[float], bottoms: Sequence[float], level: float = LEVEL
-) -> Interval:
+def ratio_bootstrap(tops: Sequence[float], bottoms: Sequence[float]) -> Interval:
     """Interval of sum(tops) / sum(bottoms), units resampled whole; such as nats per token."""
     if len(tops) != len(bottoms):
         raise InputError("the two sides differ in length", seen=(len(tops), len(bottoms)))
     sums = _resampled_sums(np.stack([_checked(tops), _checked(bottoms)], 1))
-    return percentiles(sums[:, 0] / sums[:, 1], level)
+    return percentiles(sums[:, 0] / sums[:, 1])
 
 
 def redrawn(statistic: Callable[..., float], *sizes: int) -> Numbers:
@@ -274,9 +268,9 @@ def redrawn(statistic: Callable[..., float], *sizes: int) -> Numbers:
     )
 
 
-def resampled(statistic: Callable[..., float], *sizes: int, level: float = LEVEL) -> Interval:
+def resampled(statistic: Callable[..., float], *sizes: int) -> Interval:
     """Percentile bootstrap interval of a statistic; see `redrawn`."""
-    return percentiles(redrawn(statistic, *sizes), level, some=True)
+    return percentiles(redrawn(statistic, *sizes), some=True)
 
 
 def reflected(value: float, ends: Interval, least: float = 0.0, most: float = math.inf) -> Interval:
@@ -309,7 +303,7 @@ def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
     return min(1.0, 2 * total / 2**n)
 
 
-def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
+def mean_interval(values: Sequence[float]) -> Interval:
     """Student's interval of a mean: for a few values, such as one per seed.
 
     One value has none, and comes back at both ends, as everywhere.
@@ -318,7 +312,7 @@ def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     n = len(array)
     if n < 2:
         return float(array[0]), float(array[0])
-    half = student_quantile(0.5 + level / 2, n - 1) * float(array.std(ddof=1)) / math.sqrt(n)
+    half = student_quantile(0.5 + LEVEL / 2, n - 1) * float(array.std(ddof=1)) / math.sqrt(n)
     return float(array.mean()) - half, float(array.mean()) + half
 
 

@@ -108,21 +108,9 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class TextTraining(Training):
-    """How a language model is trained.
+    """How a language model is trained; the first settings are those of `Training`.
 
     Args:
-        epochs: passes over the rows; may be a fraction.
-        steps: number of updates, instead of `epochs`; 0 takes `epochs`.
-        lr: peak learning rate; 0 takes 2e-4 for adapters and 1e-5 for a full fine-tune.
-        batch: rows (pairs, groups) of one update.
-        schedule: of the learning rate after the warm-up: to 0 by half a cosine, in a straight
-            line, constant, or by the inverse square root of the updates made, whose warm-up begins
-            at a tenth.
-        warmup: share of the updates over which the rate rises from 0.
-        clip: largest norm of the gradient; 0 does not clip.
-        weight_decay: of AdamW.
-        adam_beta2: how slowly AdamW forgets squared gradients.
-        adam_epsilon: added to the root of their mean by AdamW.
         rank: of the LoRA adapter; 0 trains all weights.
         lora_alpha: the adapter's scale times its rank; 0 takes twice the rank.
         targets: linear layers that the adapter is put on, by the ends of their names, such as

@@ -25,7 +25,7 @@ from truing.changes import Adapter, Weights
 from truing.core.files import is_copy, new_folder
 from truing.core.modelfiles import jsonfile, patches
 from truing.core.modelfiles.patches import AdapterPatch, BlendPatch, WeightsPatch
-from truing.core.modelfiles.weight_files import INDEX as INDEX
+from truing.core.modelfiles.weight_files import INDEX
 from truing.errors import InputError
 
 if TYPE_CHECKING:
@@ -367,10 +367,10 @@ def replaced(model: Model, tensors: Iterable[tuple[str, Tensor]], folder: Path) 
 
     Only tensors that differ from the base's are stored, in the type that they come in, in `folder`,
     whose name must tell inputs and settings apart: what already lies there is taken as it is.
-    Earlier weight changes are dropped, since these tensors are the folded result; what they brought
-    beyond it, such as a score head, is stored with it. Run-time changes are kept.
+    Earlier weight changes and 4 bits are dropped, since these tensors are the result; what changes
+    brought beyond it, such as a score head, is stored with it. Run-time changes are kept.
     """
-    base, extra = open_weights(model.folder), model.folded().extra
+    base, extra, model = open_weights(model.folder), model.folded().extra, model.quantised(0)
     if not folder.is_dir():
         with new_folder(folder) as partial:
             write(partial, chain(differences(base, tensors), extra.items()))

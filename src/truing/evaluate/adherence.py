@@ -11,13 +11,13 @@ stand beside, because both can be traded away for adherence. Our own measurement
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import cast
 
 from truing.context import Json, current
 from truing.core.generate import generate
 from truing.core.stats import mean_of
+from truing.jsontext import plain
 from truing.method import method
 from truing.models import Model
 from truing.principles import Principles
@@ -37,14 +37,13 @@ def answer_all(
     temperature: float,
     top_p: float = 1.0,
     journal: str = "answers",
-    seed: int | None = None,
 ) -> list[tuple[str, bool]]:
     """(answer, whether it ended by itself) for each prompt; temperature 0 is greedy.
 
     Finished chunks are read back from the step's journal after a kill.
     """
     context = current()
-    drawn_as = [model.key, max_tokens, temperature, top_p, context.seed if seed is None else seed]
+    drawn_as = [model.key, max_tokens, temperature, top_p, context.seed]
 
     def name(start: int, chunk: Sequence[Row]) -> str:
         return f"{start}/{content_hash([drawn_as, [r['prompt'] for r in chunk]], 8)}"
@@ -59,7 +58,7 @@ def answer_all(
             temperature=temperature or 1.0,
             top_p=top_p,
             greedy=temperature == 0,
-            seed=context.stream(f"{journal}/{start}") if seed is None else seed + start,
+            seed=context.stream(f"{journal}/{start}"),
         )
         return [[d[0].text.strip(), d[0].finish == "stop"] for d in drawn]
 
@@ -112,11 +111,6 @@ def sample_rows(
     return rows
 
 
-def _plain(check: object) -> Json:
-    """A check as a report has it that was saved and read again."""
-    return cast(Json, json.loads(json.dumps(check, default=str)))
-
-
 @method(
     needs=("generate",),
     rows={"prompts": ("prompt",)},
@@ -165,7 +159,7 @@ def adherence(
         "model_key": model.key,
         "how": {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p,
                 "on_topic": on_topic},
-        "checks": {p.id: _plain(p.check) for p in measured(principles)},
+        "checks": {p.id: plain(p.check) for p in measured(principles)},
         "principles": [p.id for p in measured(principles)],
         "texts": {p.id: p.text for p in principles},
         "not_measured": [p.id for p in principles if p.check is None],

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from truing.changes import Decoder
 from truing.context import Json, current
+from truing.core.batch.same_tokenizer import same_tokens
 from truing.core.chat import Prompt, prompt_ids
 from truing.core.generate import generate, rewritten
 from truing.core.logprob import measure, states
-from truing.core.opening import same_tokens
 from truing.core.stats import bootstrap, ratio_bootstrap
 from truing.core.trainer.teacher import head_of, log_probs
 from truing.core.tree import Packed, group_tree, pack

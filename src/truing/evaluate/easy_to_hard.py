@@ -31,7 +31,7 @@ from typing import Literal
 from truing.context import Json, current
 from truing.core.drawing import Completion
 from truing.core.generate import generate
-from truing.core.judging.answer_steps import AGGREGATES, step_values, steps_of
+from truing.core.judging.answer_steps import AGGREGATES, steps_of, values_where_known
 from truing.core.judging.numerals import exact_number, numbers
 from truing.core.judging.rewards import probabilities
 from truing.core.passes.scoring import check_answers, check_logits, check_steps
@@ -99,13 +99,8 @@ def scores_of(
         found = probabilities(reward, rows, WHERE)
         return [p if t.strip() else 0.0 for p, t in zip(found, texts, strict=True)]
     parts = [steps_of(t) for t in texts]
-    some = [i for i, steps in enumerate(parts) if steps]
-    made = [0.0] * len(texts)
-    asked: list[Row] = [{"prompt": prompt, "steps": parts[i]} for i in some]
-    values = step_values(reward, asked, where=WHERE) if asked else []
-    for i, steps in zip(some, values, strict=True):
-        made[i] = AGGREGATES[by](steps)
-    return made
+    known = values_where_known(reward, [{"prompt": prompt}] * len(parts), parts, where=WHERE)
+    return [AGGREGATES[by](values) if values else 0.0 for values in known]
 
 
 @method(

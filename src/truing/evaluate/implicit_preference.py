@@ -15,8 +15,8 @@ offline alignment algorithms", arXiv 2405.08448.
 from __future__ import annotations
 
 from truing.context import Json
+from truing.core.batch.same_tokenizer import same_tokens
 from truing.core.judging.rewards import implicit_rewards
-from truing.core.opening import same_tokens
 from truing.core.stats import mean_of
 from truing.errors import InputError
 from truing.evaluate.preference import accuracy

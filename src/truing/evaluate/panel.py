@@ -18,6 +18,7 @@ from truing.errors import InputError
 from truing.method import component
 from truing.models import Model
 from truing.naming import ModelKey
+from truing.own_checks import checks
 from truing.train.reward.judged import judge_of
 
 WHERE = "judge panel"
@@ -31,7 +32,15 @@ def _member(name: str) -> Model:
         raise
 
 
+def _check(settings: Mapping[str, object]) -> None:
+    """What is asked before anything runs."""
+    judges = cast("list[str]", settings["judges"])
+    if len(judges) < LEAST:
+        raise InputError(f"setting 'judges' needs {LEAST} at least", where=WHERE, seen=judges)
+
+
 @component("judge")
+@checks(_check)
 def panel(*, judges: list[ModelKey], rule: Literal["mean", "majority"] = "mean") -> Model:
     """Several judges as one: the mean of their verdicts, or what more than half of them decide.
 
@@ -41,13 +50,3 @@ def panel(*, judges: list[ModelKey], rule: Literal["mean", "majority"] = "mean")
             where no side has more than half of them.
     """
     return panel_of([_member(name) for name in judges], rule, where=WHERE)
-
-
-def _check(settings: Mapping[str, object]) -> None:
-    """What is asked before anything runs."""
-    judges = cast("list[str]", settings["judges"])
-    if len(judges) < LEAST:
-        raise InputError(f"setting 'judges' needs {LEAST} at least", where=WHERE, seen=judges)
-
-
-panel.__dict__["__truing_check__"] = _check

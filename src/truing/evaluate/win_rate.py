@@ -40,11 +40,12 @@ if TYPE_CHECKING:
     from truing.core.judge import Comparison, Score
 
 WHERE = "evaluate/win_rate"
+TIE = 1e-9
 
 
-def verdicts(ours: Sequence[float], theirs: Sequence[float], tie: float = 1e-9) -> list[float]:
-    """1 where our score is higher, 0 where theirs is, 0.5 where they differ by at most `tie`."""
-    return [0.5 if abs(a - b) <= tie else float(a > b) for a, b in zip(ours, theirs, strict=True)]
+def verdicts(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """1 where our score is higher, 0 where theirs is, 0.5 where they differ by at most `TIE`."""
+    return [0.5 if abs(a - b) <= TIE else float(a > b) for a, b in zip(ours, theirs, strict=True)]
 
 
 def _check(
@@ -62,6 +63,19 @@ def _check(
             fix="Give a judge model, principles with checks, or reward: {use: name}",
         )
     measured(principles, where=WHERE)
+
+
+def _answers(
+    name: str, model: Model, rows: list[Row], *, max_tokens: int, temperature: float
+) -> list[Row]:
+    """A side's answers to the prompts, as what decides takes them; `name` is that of its input."""
+    drawn = answer_all(
+        model, rows, max_tokens=max_tokens, temperature=temperature, journal=f"answers-{name}"
+    )
+    return [
+        {"prompt": r["prompt"], "completion": text, "finished": finished}
+        for r, (text, finished) in zip(rows, drawn, strict=True)
+    ]
 
 
 def _scores(
@@ -164,18 +178,10 @@ def win_rate(
     """
     rows = [as_prompt(r) for r in prompts.expect("prompt", where=WHERE)]
     _check(judge, reward, principles)
-    sides: list[list[Row]] = []
-    for name, one in (("model", model), ("baseline", baseline)):
-        answers = answer_all(
-            one, rows, max_tokens=max_tokens, temperature=temperature, journal=f"answers-{name}"
-        )
-        sides.append(
-            [
-                {"prompt": r["prompt"], "completion": text, "finished": finished}
-                for r, (text, finished) in zip(rows, answers, strict=True)
-            ]
-        )
-    ours, theirs = sides
+    ours, theirs = (
+        _answers(name, one, rows, max_tokens=max_tokens, temperature=temperature)
+        for name, one in (("model", model), ("baseline", baseline))
+    )
     won: Sequence[Score]
     made = None if judge is None else _judged(judge, ours, theirs, principles)
     if made is not None:

@@ -41,8 +41,8 @@ from truing.context import current
 from truing.core.batch.same_tokenizer import same_tokens, templated
 from truing.core.chat import Prompt, prompt_ids
 from truing.core.files import new_folder, place
-from truing.core.modelfiles.loaded import quiet
 from truing.core.modelfiles.merging import without_critics
+from truing.core.modelfiles.stock import quiet
 from truing.core.passes.routers import Gate, with_gate
 from truing.core.weights import OUTPUT, Folded, aligned, write
 from truing.errors import InputError

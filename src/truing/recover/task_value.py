@@ -58,7 +58,7 @@ def task_value(
     """
     if check is None:
         return token_probability(loaded, rows)
-    from truing.core.generate import SamplingSettings, sample
+    from truing.core.sampling import SamplingSettings, sample
 
     settings = SamplingSettings(max_tokens=max_tokens, greedy=True)
 

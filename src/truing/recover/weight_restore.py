@@ -33,8 +33,8 @@ import torch
 from torch import Tensor
 
 from truing.context import current
+from truing.core.batch.same_tokenizer import same_tokens
 from truing.core.chat import prompt_ids
-from truing.core.opening import same_tokens
 from truing.core.trunk import Trunk, share_of
 from truing.core.weights import patched
 from truing.errors import InputError

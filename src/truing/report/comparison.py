@@ -104,9 +104,9 @@ def _nats(value: float) -> str:
     return signed(f"{value:+.4f}")
 
 
-def _needed(report: Report, name: str, category: str) -> Measure:
-    found = find(report, name, category)
-    assert found is not None, (name, category)  # `truing compare` writes all of them
+def _side_effect(report: Report, category: str) -> Measure:
+    found = find(report, "side effect", category)
+    assert found is not None, category  # `truing compare` writes it for each
     return found
 
 
@@ -279,7 +279,7 @@ def compared(step: str, report: Report) -> Compared:
             i,
             gain.category,
             gain,
-            _needed(report, "side effect", gain.category),
+            _side_effect(report, gain.category),
             find(report, "seconds", gain.category),
             _over(report, gain.category, first),
         )

@@ -161,12 +161,12 @@ def _step(name: str, facts: Facts) -> StepFacts:
     )
 
 
-def read_run(manifest: Facts, *, where: str = "manifest") -> RunFacts:
+def read_run(manifest: Facts) -> RunFacts:
     """The run that a manifest describes; an InputError when it is of another schema."""
     if manifest.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
         raise InputError(
             "manifest of another schema",
-            where=where,
+            where="manifest",
             seen=manifest.get("schema_version"),
             fix=f"This version reads {SCHEMA_VERSION}",
         )

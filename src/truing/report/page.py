@@ -59,6 +59,12 @@ def _hash(content: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
+def _assets(script: bool) -> dict[str, str]:
+    """Style, script where it is wanted, and the policy that allows these alone."""
+    style, code = _asset("page.css"), _asset("page.js") if script else ""
+    return {"style": Markup(style), "code": Markup(code), "policy": policy(style, code)}
+
+
 def policy(style: str, script: str) -> str:
     """Content-Security-Policy: this very style and script, nothing else and from nowhere."""
     allowed = _hash(script) if script else "'none'"
@@ -145,24 +151,22 @@ def render(
         if not (outcome.is_before_after(r) or comparison.is_comparison(r))
     ]
     main = outcomes[-1] if outcomes else None
-    headline = measures.plain_headline(run, reports, curves.by_update(metrics))
-    if comparisons:
-        headline = comparisons[-1].headline
     if main:
         headline = f"{main.step}: {main.headline}" if len(outcomes) > 1 else main.headline
+    elif comparisons:
+        headline = comparisons[-1].headline
+    else:
+        headline = measures.plain_headline(run, reports, curves.by_update(metrics))
     targets = {name: f"step-{i}" for i, name in enumerate(run.steps)}
     trainings = curves.trainings(metrics)
     found = room.fitting(samples.sources(run, results))
-    style, code = _asset("page.css"), _asset("page.js") if script else ""
     made = (
         _environment()
         .get_template("page.html")
         .render(
+            **_assets(script),
             run=run,
             version=__version__,
-            policy=policy(style, code),
-            style=Markup(style),
-            code=Markup(code),
             status=STATUS.get(run.status, "running"),
             headline=headline,
             main=main,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import cast
 
-from truing.core.endpoints.reply_text import WRITTEN
+from truing.core.endpoints.reply import WRITTEN
 from truing.serve.openai_calls import Call, Form, Reading
 from truing.serve.openai_wire import Answer, Ask, Json, Token
 from truing.surrogates import UNFINISHED

@@ -72,10 +72,10 @@ def sentences(text: str) -> list[str]:
     return [p.strip() for p in _SENTENCE.split(text) if p.strip()]
 
 
-def repetition(text: str, size: int = 4) -> float:
-    """Share of the word `size`-grams that repeat an earlier one; 0 for short texts."""
+def repetition(text: str) -> float:
+    """Share of the groups of four words that repeat an earlier one; 0 for short texts."""
     found = [w.lower() for w in words(text)]
-    grams = [tuple(found[i : i + size]) for i in range(len(found) - size + 1)]
+    grams = [tuple(found[i : i + 4]) for i in range(len(found) - 3)]
     return (len(grams) - len(set(grams))) / len(grams) if grams else 0.0
 
 

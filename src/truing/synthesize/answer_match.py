@@ -33,6 +33,7 @@ from truing.errors import InputError
 from truing.method import component
 from truing.models import Model
 from truing.naming import ModelKey
+from truing.own_checks import checks
 from truing.specify.texts import text_of
 from truing.tables import Row, as_prompt, user_text
 
@@ -120,7 +121,14 @@ def golds_of(row: Row, where: str, form: Callable[[str], str] | None = None) -> 
     return tuple(str(g) for g in golds)
 
 
+def _check_golds(rows: list[Row]) -> None:
+    """What `core.rl.gold` asks before anything is drawn."""
+    for i, row in enumerate(rows, 1):
+        golds_of(row, f"reward contains_answer row {i}")
+
+
 @component("reward")
+@checks(rows=_check_golds)
 def contains_answer(rows: list[Row]) -> list[float]:
     """1 where a right answer (columns `answers` or `answer`) occurs in the text, 0 elsewhere."""
     return [
@@ -129,13 +137,13 @@ def contains_answer(rows: list[Row]) -> list[float]:
     ]
 
 
-def _check_golds(rows: list[Row]) -> None:
-    """What `core.rl.gold` asks before anything is drawn."""
-    for i, row in enumerate(rows, 1):
-        golds_of(row, f"reward contains_answer row {i}")
+def _check(settings: Mapping[str, object]) -> None:
+    """What `core.judging.scores` asks before anything is drawn."""
+    _judge(settings)
 
 
 @component("reward")
+@checks(_check, rows=_check_golds)
 def judged_answer(rows: list[Row], *, model: ModelKey, threshold: float = 0.7) -> list[float]:
     """1 where a right answer occurs in the text, or a judge finds what it says consistent with one.
 
@@ -210,16 +218,6 @@ def _judge(settings: Mapping[str, object]) -> Model:
             fix="Give a language model, local or served",
         )
     return found
-
-
-def _check(settings: Mapping[str, object]) -> None:
-    """What `core.judging.scores` asks before anything is drawn."""
-    _judge(settings)
-
-
-judged_answer.__dict__["__truing_check__"] = _check
-for _reward in (contains_answer, judged_answer):
-    _reward.__dict__["__truing_rows__"] = _check_golds
 
 
 def check_correctness(ref: Mapping[str, object] | None, where: str) -> None:

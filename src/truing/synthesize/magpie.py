@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, cast
 
 from truing.context import Json, current
 from truing.core.chat import chat_text
-from truing.core.generate import generate, sample_ids
+from truing.core.drawing import continued
+from truing.core.generate import generate
+from truing.core.sampling import SamplingSettings
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Loaded, Model
@@ -71,9 +73,7 @@ def _continue(
     """n continuations of each head as (text, whether it ended by itself)."""
     # The template already holds the start token: no special tokens are added.
     ids = [cast(list[int], loaded.tokenizer.encode(h, add_special_tokens=False)) for h in heads]
-    drawn = sample_ids(
-        loaded,
-        ids,
+    sampling = SamplingSettings(
         n=n,
         max_tokens=int(draw["max_tokens"]),
         temperature=draw["temperature"],
@@ -82,6 +82,7 @@ def _continue(
         seed=seed,
         first_temperature=draw["flaming"],
     )
+    drawn = continued(loaded, ids, sampling)
     return [[(c.text, c.finish == "stop") for c in items] for items in drawn]
 
 

@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from truing.core.batch.template import asking_text
-from truing.core.generate import sample_ids
+from truing.core.drawing import continued
 from truing.core.journaled import kept
+from truing.core.sampling import SamplingSettings
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Loaded, Model
@@ -136,9 +137,11 @@ def magpie_tags(
     loaded = model.load_module()
     asked = list(dict.fromkeys((instruction(row), tag) for row in data for tag in tags))
 
+    sampling = SamplingSettings(max_tokens=max_tokens, greedy=True)
+
     def write(some: Sequence[tuple[str, str]]) -> list[str]:
         heads = [_head(loaded, query, tag) for query, tag in some]
-        return [d[0].text for d in sample_ids(loaded, heads, max_tokens=max_tokens, greedy=True)]
+        return [d[0].text for d in continued(loaded, heads, sampling)]
 
     texts = kept("tags", [model.key, max_tokens], asked, CHUNK, write)
     written = dict(zip(asked, texts, strict=True))

@@ -25,6 +25,7 @@ from truing.core.rl.stream import check_how, kept_in, pairs_of, settings_of
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
+from truing.own_checks import checks
 from truing.principles import Principles
 from truing.tables import Table, content_hash
 from truing.train.rl.online_dpo import online_dpo  # what it runs is part of a step's key
@@ -36,6 +37,7 @@ from truing.train.rl.online_dpo import online_dpo  # what it runs is part of a s
     rows={"data": ("prompt",)},
     makes="pair",
 )
+@checks(check_how)
 def online_stream(
     model: Model,
     data: Table,
@@ -74,6 +76,3 @@ def online_stream(
             fix="Draw more answers, or reward by something that tells them apart",
         )
     return Table("pair", rows, where=f"online answers to {data.source}")
-
-
-online_stream.__dict__["__truing_check__"] = check_how

@@ -32,22 +32,20 @@ from statistics import fmean
 from typing import Literal, cast
 
 from truing.context import Json, current
-from truing.core.judging.step_outcomes import (
+from truing.core.judging.step_rollouts import (
     WHERE,
-    Ending,
-    expected,
-    hindsight,
-    judged,
-    majority,
-    outcomes,
-)
-from truing.core.judging.trajectories import (
     Drawing,
+    Ending,
     Trajectory,
     answered,
     as_trajectory,
     check_local,
     check_rooms,
+    expected,
+    hindsight,
+    judged,
+    majority,
+    outcomes,
 )
 from truing.core.passes.scoring import check_steps
 from truing.errors import InputError

@@ -29,11 +29,11 @@ def share(m: Measurements, name: str, what: str = "a probability") -> Tensor:
     return value
 
 
-def weight(m: Measurements, name: str) -> Tensor:
-    """The column `name`, of any shape; an InputError where a number of it is below 0."""
-    value = m[name]
+def weight(m: Measurements) -> Tensor:
+    """The column "weight", of any shape; an InputError where a number of it is below 0."""
+    value = m["weight"]
     if value.device.type == "cpu" and bool((value < 0).any()):
         raise InputError(
-            "a weight is not negative", where=f"column {name!r}", seen=float(value.min())
+            "a weight is not negative", where="column 'weight'", seen=float(value.min())
         )
     return value

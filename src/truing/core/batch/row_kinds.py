@@ -273,6 +273,34 @@ def as_kind(
     return table.remade(kind, made, places), {"conversion": name, **counts}
 
 
+def common_kind(tables: Sequence[Table]) -> str:
+    """The first table's kind, or one that it reads as, where all tables can be of that one."""
+    first = tables[0].kind
+    for kind in (first, *(read for given, read in READINGS if given == first)):
+        if all(
+            table.kind == kind
+            or is_taken(table.kind, kind)
+            or any(set(c) <= set(table.columns) for c in KINDS[kind])
+            for table in tables
+        ):
+            return kind
+    return first
+
+
+def alike(table: Table, kind: str, where: str) -> tuple[Table, dict[str, Json]]:
+    """As `as_kind`, and of `kind` alone: dialogues that training reads as they are become texts.
+
+    The lineage of rows that are made anew names those that they were made from.
+    """
+    if (table.kind, kind) in CONVERSIONS:
+        rows = [
+            row | {"lineage": cast(Row, row["lineage"]) | {"parents": [row["id"]]}} for row in table
+        ]
+        table = table.remade(table.kind, rows, range(len(rows)))
+    made, said = as_kind(table, kind, where)
+    return (made if made.kind == kind else made.expect(kind, where=where)), said
+
+
 def summed(one: Mapping[str, Json], two: Mapping[str, Json]) -> dict[str, Json]:
     """What two passes over the rows say together: what both have counted is added."""
     made = {**one, **two}
@@ -310,5 +338,5 @@ def no_prompt(where: str) -> InputError:
     return InputError(
         "the prompt is empty, and the model's tokenizer has no template that would be its start",
         where=where,
-        fix="Fill it in, leave the row out, or put a chat_template.jinja into the model's folder",
+        fix="Fill it in, leave the row out, or name the model with a template: NAME?template=FILE",
     )

@@ -54,7 +54,8 @@ def same_tokens(models: Mapping[str, Model], *, where: str = "", bare: bool = Fa
             f"models {first!r} and {other!r} differ in tokenizer or chat template: the {what}",
             where=where,
             seen=[_shown(models[first]), _shown(models[other])],
-            fix="Give models of one tokenizer and template, such as those of one family",
+            fix="Give models of one tokenizer and template, such as those of one family; one that "
+            "lacks the template, or has another, takes it by its name: NAME?template=FILE",
         )
 
 

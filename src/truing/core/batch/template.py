@@ -50,8 +50,6 @@ DAY = datetime(2024, 7, 26)  # what Llama 3's templates write where they are tol
 _TOLD = re.compile(
     r"\{%- set enable_thinking = (true|false) %\}\n?(\{%- set thinking = (true|false) %\})?"
 )
-# "owner/name?thinking=true"
-_NAMED = re.compile(r"(?!https?://)(.+)\?thinking=(true|false)", re.S)
 _TAG = r"(\w+:)?(think|thinking|thought|reasoning)\|?[>\]]"
 # "<think>\n", "<|think|>", "[THINK]", "<seed:think>": an opened thought.
 _THOUGHT = re.compile(rf"[<\[]\|?{_TAG}\s*", re.I)
@@ -126,12 +124,6 @@ _tools: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, bool]]
 _tools = weakref.WeakKeyDictionary()
 
 
-def named_thinking(source: str) -> tuple[str, bool | None]:
-    """A model's name, and what stands behind it of thinking: "owner/name?thinking=true"."""
-    found = _NAMED.fullmatch(source)
-    return (found[1], found[2] == "true") if found else (source, None)
-
-
 def tell(tokenizer: PreTrainedTokenizerBase, thinking: bool | None) -> None:
     """Let a template begin with whether to think, which `apply_chat_template` takes by keyword.
 
@@ -146,14 +138,14 @@ def tell(tokenizer: PreTrainedTokenizerBase, thinking: bool | None) -> None:
             "the model has several chat templates, and none of them can be told whether to think",
             where=str(getattr(tokenizer, "name_or_path", "")),
             seen=list(template),
-            fix="Name it without ?thinking=, or put the one to use into its chat_template.jinja",
+            fix="Name it without ?thinking=, or with the one to use: ?template=FILE&thinking=true",
         )
     elif not template and thinking:
         raise InputError(
             "the model has no chat template, so it cannot be told to think",
             where=str(getattr(tokenizer, "name_or_path", "")),
-            fix="Name it without ?thinking=true, or put a template that reads enable_thinking into "
-            "its chat_template.jinja",
+            fix="Name it without ?thinking=true, or with a template that reads enable_thinking: "
+            "?template=FILE&thinking=true",
         )
 
 
@@ -330,7 +322,8 @@ def _rendered(
         raise InputError(
             f"the chat template refuses these messages: {error}",
             seen=[m.get("role") for m in messages],
-            fix="Give messages that it takes, or put another into chat_template.jinja",
+            fix="Give messages that it takes, or another template: ?template=FILE behind the "
+            "model's name",
         ) from None
     return cast(str, made)
 
@@ -340,8 +333,8 @@ def no_template(tokenizer: PreTrainedTokenizerBase) -> InputError:
     return InputError(
         "the tokenizer has no chat template, so it cannot write messages as text",
         where=str(getattr(tokenizer, "name_or_path", "")),
-        fix="Give prompts and answers as plain text, or a model with chat_template.jinja: a copy "
-        "of its folder, with one put into it",
+        fix="Give prompts and answers as plain text, or name the model with a template: "
+        "NAME?template=FILE, and &end=TOKEN for the token that ends an answer there",
     )
 
 

@@ -135,6 +135,14 @@ class Reader:
 
     def read(self, table: Table) -> list[Unit]:
         """Units of all rows that can be trained on; an InputError when there is none."""
+        units = self.units(table)
+        warn(self.counts[COUNT], len(table), self.tokenizer, self.spec.name)
+        if not units:
+            raise nothing_left(table, self.counts, self.spec.name, self.limit)
+        return units
+
+    def units(self, table: Table) -> list[Unit]:
+        """Units of all rows that can be trained on, which may be none."""
         units: list[Unit] = []
         marks, names = turn_marks(self.tokenizer), (*SAID, *self.spec.texts)
         with table.naming():
@@ -145,9 +153,6 @@ class Reader:
                     self.counts[COUNT] += 1
                 if unit is not None:
                     units.append(unit)
-        warn(self.counts[COUNT], len(table), self.tokenizer, self.spec.name)
-        if not units:
-            raise nothing_left(table, self.counts, self.spec.name, self.limit)
         return units
 
     def _unit(self, row: Row, where: str) -> Unit | None:

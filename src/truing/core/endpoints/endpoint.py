@@ -37,7 +37,7 @@ import httpx
 from truing.context import current
 from truing.core import private
 from truing.core.endpoints.limits import Amount, Meter
-from truing.core.endpoints.reply_facts import (
+from truing.core.endpoints.reply import (
     json_object,
     kind_of,
     message_of,

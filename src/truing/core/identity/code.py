@@ -26,11 +26,11 @@ from truing.tables import content_hash
 
 PLAN = "recipe"  # the function of a recipe that makes its plan
 Follows = Callable[[str, frozenset[str]], frozenset[str]]
-# Modules that refuse, name and show, and say what the machine has: no result depends on them, but
-# most of truing lies behind.
+# Modules that refuse, name, show and tell, and say what the machine has: no result depends on them,
+# but most of truing lies behind.
 OUTSIDE = (
     "truing.core.trainer.preflight.", "truing.doctor.", "truing.keys.", "truing.pipeline.",
-    "truing.report.",
+    "truing.report.", "truing.watchers.",
 )  # fmt: skip
 INSTALLED = {"site-packages", "dist-packages"}  # folders of what pip installs
 

@@ -74,3 +74,24 @@ def step_values(
                     seen=score,
                 )
     return found if gives_values(model) else [[sigmoid(s) for s in scores] for scores in found]
+
+
+def values_where_known(
+    model: Model,
+    rows: Sequence[Row],
+    parts: Sequence[Sequence[str]],
+    separator: str = "\n\n",
+    *,
+    where: str = "",
+) -> list[list[float]]:
+    """`step_values` of the rows that have steps; [] of the others, of which nothing is asked.
+
+    Args:
+        rows: with "prompt".
+        parts: the steps of each, which may be none.
+    """
+    some = [i for i, steps in enumerate(parts) if steps]
+    asked: list[Row] = [{"prompt": rows[i]["prompt"], "steps": list(parts[i])} for i in some]
+    made = step_values(model, asked, separator, where=where) if asked else []
+    known = dict(zip(some, made, strict=True))
+    return [known.get(i, []) for i in range(len(parts))]

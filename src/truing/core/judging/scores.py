@@ -6,14 +6,15 @@ Each may be a `core.placed.Placed`, which is the sum of numbers that fall inside
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
 from truing import catalogue
-from truing.components import is_own
+from truing.components import is_own, told
 from truing.core.placed import Placed
 from truing.errors import InputError, unknown
 from truing.method import finite, one_a_row, resolve
+from truing.own_checks import check_of
 from truing.tables import Row
 
 
@@ -28,12 +29,12 @@ def check_reward(ref: Mapping[str, object], *, where: str = "") -> None:
     """Raise InputError for a reference to a reward or check that would go wrong later.
 
     What only the component knows of its settings, such as whether its model can reward, its own
-    `__truing_check__` says; without one, what it does with no rows.
+    check says (`truing.own_checks`); without one, what it does with no rows.
     """
     function, settings = resolve(kind_of(ref), ref, where=where)
-    check = getattr(function, "__truing_check__", None)
-    if check is not None:
-        cast("Callable[[Mapping[str, object]], None]", check)(settings)
+    if (check := check_of(function)) is not None:
+        with told(check, "its check", where):
+            check(settings)
     elif is_own(function):  # a user's may not bear that there are none
         function([], **settings)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from truing.changes import Adapter, Weights
 from truing.core import files
 from truing.core.modelfiles import jsonfile
-from truing.core.modelfiles.bases import TEMPLATES, TOKENIZER_FILES, WORDS
+from truing.core.modelfiles.bases import GENERATION, TEMPLATES, TOKENIZER_FILES, WORDS
 from truing.core.modelfiles.weight_files import check_weights
 from truing.core.modelfiles.written_folders import EXPORTED, exported_mark, must_be_free
 from truing.core.opening import (
@@ -83,8 +83,9 @@ def export(model: Model, folder: Path) -> Path:
     must_be_free(folder, EXPORTED)
     tensors, rank, transposed = _as_one(alone)
     with files.new_folder(folder) as partial:
-        if base.words is not None or base.thinking is not None:
-            lay_out(model, partial, {n: p for n, p in base.parts().items() if n in WORDS})
+        if base.words is not None or base.thinking is not None or base.chosen is not None:
+            own = (*WORDS, GENERATION)
+            lay_out(model, partial, {n: p for n, p in base.parts().items() if n in own})
         layers = {n.removeprefix(PREFIX).rpartition(".lora_")[0] for n in tensors}
         more = {**_named(model), "fan_in_fan_out": transposed}
         lora.write(partial, tensors, rank, float(rank), layers, more)

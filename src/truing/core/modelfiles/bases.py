@@ -22,6 +22,7 @@ from truing.tables import content_hash
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
+GENERATION = "generation_config.json"
 WORDS = (
     *TOKENIZER_FILES, *TEMPLATES, "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "merges.txt",
@@ -29,7 +30,7 @@ WORDS = (
 # What makes up a base; optimizer states, logs and the like belong to whoever put them there.
 BASE_FILES = (
     *WORDS, "*.safetensors", "*.safetensors.index.json", "config.json", "builder.json",
-    "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    GENERATION, "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
 ALL = frozenset({"generate", "logprob", "hidden", "weights"})
 
@@ -39,13 +40,17 @@ class Folder:
     """A base on disk; `licence` as its source states it, `thinking` as its template is told.
 
     `words` is a folder whose tokenizer and template stand in the place of its own, or whose
-    template alone where it has no tokenizer.
+    template alone where it has no tokenizer. `chosen` is one with the files of another template,
+    which stand in the place of both; see `core.modelfiles.choices`. `bits` is 4 where the linear
+    layers of its blocks are packed, and 0 where weights are as they are stored (`.nf4`).
     """
 
     path: Path
     licence: str = ""
     thinking: bool | None = None
     words: Path | None = None
+    chosen: Path | None = None
+    bits: int = 0
 
     def parts(self) -> dict[str, Path]:
         """Files that make up the base, by name."""
@@ -53,7 +58,10 @@ class Folder:
         if self.words is not None:
             names = WORDS if _there(self.words, TOKENIZER_FILES) else TEMPLATES
             own = {n: p for n, p in found.items() if n not in names}
-            found = own | _there(self.words, names)
+            found = own | _there(self.words, (*names, GENERATION))
+        if self.chosen is not None:
+            own = {n: p for n, p in found.items() if n not in TEMPLATES}
+            found = own | _there(self.chosen, (*WORDS, GENERATION))
         return dict(sorted(found.items()))
 
     def names(self) -> list[str]:
@@ -63,7 +71,7 @@ class Folder:
     @contextlib.contextmanager
     def together(self) -> Generator[Path]:
         """Its files but for the weights in one folder, for libraries that read one."""
-        if self.words is None:
+        if self.words is None and self.chosen is None:
             yield self.path
             return
         with tempfile.TemporaryDirectory() as made:
@@ -74,9 +82,10 @@ class Folder:
 
     @cached_property
     def key(self) -> str:
-        """Content hash of the base's files, and of what its template is told."""
+        """Content hash of the base's files, of what its template is told, and of its bits."""
         found = hashes.parts_hash(self.parts())
-        return found if self.thinking is None else content_hash([found, self.thinking])
+        found = found if self.thinking is None else content_hash([found, self.thinking])
+        return content_hash([found, "bits", self.bits]) if self.bits else found
 
     @cached_property
     def config(self) -> dict[str, object]:

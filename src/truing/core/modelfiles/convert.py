@@ -154,7 +154,7 @@ def with_transformers(packed: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from truing.core.modelfiles.loaded import quiet
+    from truing.core.modelfiles.stock import quiet
 
     with quiet():
         loaded = AutoModelForCausalLM.from_pretrained(

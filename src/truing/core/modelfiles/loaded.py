@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
 import re
 import threading
 import weakref
@@ -21,9 +20,8 @@ from typing import TYPE_CHECKING, cast
 
 from truing.changes import Adapter, Edits
 from truing.core.batch.template import tell
-from truing.core.modelfiles.bases import TOKENIZER_FILES, check_unchanged
+from truing.core.modelfiles.bases import GENERATION, TOKENIZER_FILES, check_unchanged
 from truing.core.modelfiles.stock import complete, config_of, generation_of, said, stock
-from truing.core.modelfiles.stock import quiet as quiet
 from truing.errors import InputError
 from truing.faults import AGAIN
 
@@ -81,15 +79,20 @@ class Loaded:
 
 
 def _build(
-    model: Model, dtype: str, *, beside: bool = False
+    model: Model, dtype: str, device: str, *, beside: bool = False, packed: bool = False
 ) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
-    """A module and its extra tensors; without its adapters where they are to stand `beside` it."""
+    """A module and its extra tensors; without its adapters where they are to stand `beside` it.
+
+    Args:
+        packed: layers of 4 bits stay so; they are packed on `device`, and nothing else is there.
+    """
     import torch
 
+    from truing.core.modelfiles import nf4
     from truing.core.passes.headed import take_apart
 
     number = cast(torch.dtype, getattr(torch, dtype))
-    folded = _laid(model, number, beside=beside)
+    folded = _laid(model, number, beside=beside, packed=packed)
     if model.builder:
         from truing.method import get_component
 
@@ -97,12 +100,15 @@ def _build(
         missing = module.load_state_dict(dict(folded), strict=False)
         complete(missing.missing_keys, missing.unexpected_keys, str(model.folder))
         return module.to(number).eval(), folded.extra
-    config, generation = config_of(model.folder), generation_of(model.folder)
+    config = config_of(model.folder)
+    generation = generation_of(model.local.parts().get(GENERATION))
     if folded.untied:
         config.tie_word_embeddings = False
     state = dict(folded)
     take_apart(model, config, state, folded.extra)
     module = stock(config, state, number, str(model.folder))
+    if packed:
+        nf4.pack(module, folded, number, device, str(model.folder))
     if generation is not None and hasattr(module, "generation_config"):
         cast("PreTrainedModel", module).generation_config = generation
     if folded.extra:
@@ -112,13 +118,15 @@ def _build(
     return module.eval(), folded.extra
 
 
-def _laid(model: Model, number: torch.dtype, *, beside: bool) -> Folded:
+def _laid(model: Model, number: torch.dtype, *, beside: bool, packed: bool) -> Folded:
     """What a module is made of, in that type; see `_build`."""
-    from truing.core.weights import Folded, open_weights
+    from truing.core.modelfiles import nf4
+    from truing.core.weights import Folded
 
     changes = [c for c in model.weight_changes if not (beside and isinstance(c, Adapter))]
     # In the module's own type: rounded to the file's first, most of what was trained could be lost.
-    return Folded(open_weights(model.folder), changes, number)
+    folded = Folded(nf4.weights_of(model.local), changes, number)
+    return Folded(nf4.blank(folded, number), changes, number) if packed else folded
 
 
 def by_file_names(
@@ -133,44 +141,56 @@ def by_file_names(
     return revert_weight_conversion(cast("PreTrainedModel", module), dict(state))
 
 
-def bytes_of(model: Model, dtype: str) -> int:
+def bytes_of(model: Model, dtype: str, *, beside: bool = False, packed: bool = False) -> int:
     """Bytes of a model's weights in memory: in the type that they are read as, not their file's."""
     import torch
 
-    folded = model.folded()
-    width = cast(torch.dtype, getattr(torch, dtype)).itemsize
-    return width * sum(math.prod(folded.shape(n)) for n in folded)
+    from truing.core.modelfiles import nf4
+
+    number = cast(torch.dtype, getattr(torch, dtype))
+    folded = _laid(model, number, beside=beside, packed=packed)
+    return nf4.bytes_of(folded, list(folded), number.itemsize)
 
 
-def _made(model: Model, dtype: str, *, beside: bool) -> int:
+def _made(model: Model, dtype: str, *, beside: bool, packed: bool) -> int:
     """Bytes of the weights that are made in main memory on their way to a GPU.
 
     All others are mapped from their files, and copied from there one by one.
     """
     import torch
 
+    from truing.core.modelfiles import nf4
+
     number = cast(torch.dtype, getattr(torch, dtype))
-    folded = _laid(model, number, beside=beside)
-    made = {n for n in folded if ALONE.search(n) or folded.stored_dtype(n) != number}
-    made |= folded.changed
-    return number.itemsize * sum(math.prod(folded.shape(n)) for n in made)
+    folded = _laid(model, number, beside=beside, packed=packed)
+    made = folded.changed | nf4.rounded_in(folded)  # whose types are known by packing them
+    made |= {n for n in folded.keys() - made if ALONE.search(n) or folded.stored_dtype(n) != number}
+    return nf4.bytes_of(folded, made, number.itemsize)
 
 
-def check_memory(model: Model, dtype: str, device: str = "cpu", *, beside: bool = False) -> None:
+def check_memory(
+    model: Model,
+    dtype: str,
+    device: str = "cpu",
+    *,
+    beside: bool = False,
+    packed: bool = False,
+) -> None:
     """Raise before a model is read that could not fit into this machine's memory.
 
     Args:
         device: where it goes to; what a GPU has room for, `make_place` says.
-        beside: whether its adapters are to stand beside it.
+        beside, packed: whether its adapters are to stand beside it, and 4 bits stay so.
     """
     from truing.core.trainer.distributed import neighbours
     from truing.doctor import memory_gib
 
-    needed, made, several = bytes_of(model, dtype) / 2**30, 0.0, neighbours()
+    ways, several, made = {"beside": beside, "packed": packed}, neighbours(), 0.0
+    needed = bytes_of(model, dtype, **ways) / 2**30
     if needed > LARGE:
         gc.collect()  # a module under an adapter refers to itself and stays until this
     if several > 1 or not device.startswith("cpu"):
-        made = _made(model, dtype, beside=beside) / 2**30
+        made = _made(model, dtype, **ways) / 2**30
     if not device.startswith("cpu"):
         needed = made
     total, free = memory_gib()
@@ -261,23 +281,29 @@ def free_on(device: str) -> int:
 
 
 def load_module(
-    model: Model, dtype: str = "auto", device: str | None = None, *, fresh: bool = False
+    model: Model,
+    dtype: str = "auto",
+    device: str | None = None,
+    *,
+    fresh: bool = False,
+    packed: bool = False,
 ) -> Loaded:
     """See `Model.load_module`."""
-    import torch
-
     from truing.core.modelfiles import unmerged
+    from truing.doctor import device_of_machine
 
     if dtype not in ("auto", "float32", "bfloat16", "float16", "float64"):
         raise InputError("unknown dtype", where=model.name, seen=dtype, fix="Use float32")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or device_of_machine()
     asked = dtype
     if asked == "auto":
         from truing.core.passes import precision
 
         whole = fresh or model.weights_key in _folded
         dtype = "float32" if whole else precision.own(model, device)
-    beside = unmerged.adapters_of(model) if dtype in ("bfloat16", "float16") else []
+    packed = bool(model.local.bits) and (packed or not fresh)
+    half = dtype in ("bfloat16", "float16")
+    beside = unmerged.adapters_of(model) if half or packed else []
     # Folded into the same type, adapters give other values than beside it.
     key = (model.weights_key, f"{dtype} beside" if beside else dtype, device)
     with _guard:
@@ -286,15 +312,16 @@ def load_module(
             module, extra = _cache[key]
             return Loaded(module, model, device, extra)
         check_unchanged(model.local)
-        check_memory(model, dtype, device, beside=bool(beside))
-        module, extra = _build(model, dtype, beside=bool(beside))
+        check_memory(model, dtype, device, beside=bool(beside), packed=packed)
+        module, extra = _build(model, dtype, device, beside=bool(beside), packed=packed)
         module = _moved(module, device, model.name)
         if beside and not unmerged.put(module, beside):
             del module, extra
             if asked == "auto":
                 _folded.add(model.weights_key)
                 return load_module(model, "float32", device)
-            module, extra = _build(model, dtype)  # rounded, as was asked for
+            # Rounded, as was asked for.
+            module, extra = _build(model, dtype, device, packed=packed)
             module = _moved(module, device, model.name)
         if not fresh:
             _cache[key] = (module, extra)

@@ -7,7 +7,8 @@ micro-batches; its one autograd function keeps the input alone and gives, for th
     dX = G W'        dB = s G^T (X A^T)        dA = s (G B)^T X
 
 so no gradient of W is ever formed. Layers of lower precision add the low-rank term in float32
-instead, since merging would round it away. Modules keep their names and classes: only `forward` of
+instead, since merging would round it away; so do those of 4 bits (`nf4`), which cannot be merged
+with. Modules keep their names and classes: only `forward` of
 the instance is replaced, and `detach` gives it back. Files are PEFT's. Layers of GPT-2 (Conv1D) are
 linear ones that hold their weight as [I, O], which PEFT calls `fan_in_fan_out`.
 
@@ -27,6 +28,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from truing.core.modelfiles.nf4 import Linear4
 from truing.core.passes.products import times, times_t
 from truing.core.trunk import blocks_of
 from truing.errors import InputError, nearest
@@ -72,22 +74,35 @@ def weight_of(layer: nn.Module) -> Tensor:
     return weight if isinstance(layer, nn.Linear) else weight.T
 
 
+def sides(layer: nn.Module) -> tuple[int, int]:
+    """O and I of a linear layer; a packed one is not unpacked for it."""
+    if isinstance(layer, Linear4):
+        return layer.out_features, layer.in_features
+    outputs, inputs = weight_of(layer).shape
+    return outputs, inputs
+
+
+def merges(layer: nn.Module) -> bool:
+    """Whether an adapter on a layer computes with a merged weight."""
+    return not isinstance(layer, Linear4) and weight_of(layer).dtype == torch.float32
+
+
 class Adapter:
     """A and B of one linear layer, and its weight as merged with them.
 
     Args:
-        below: one that stands on the layer already and is not trained; of lower precision only.
+        below: one that stands on the layer already and is not trained, where nothing is merged.
     """
 
     def __init__(
         self, linear: nn.Module, rank: int, scale: float, below: Adapter | None = None
     ) -> None:
-        weight_OI = weight_of(linear)
-        (outputs, inputs), device = weight_OI.shape, weight_OI.device
+        outputs, inputs = sides(linear)
+        device = (linear.packed if isinstance(linear, Linear4) else weight_of(linear)).device
         self.linear, self.scale = linear, scale
         self.a_RI = nn.Parameter(torch.empty(rank, inputs, device=device))
         self.b_OR = nn.Parameter(torch.zeros(outputs, rank, device=device))
-        self.merges = weight_OI.dtype == torch.float32
+        self.merges = merges(linear)
         self._merged_OI: Tensor | None = None
         self._versions = (-1, -1, -1)
         self.active, self.below = True, below

@@ -46,15 +46,14 @@ def config_of(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def generation_of(folder: Path) -> GenerationConfig | None:
-    """The model's own settings of generation, where it has any."""
+def generation_of(path: Path | None) -> GenerationConfig | None:
+    """The settings of generation in a model's generation_config.json, where it has any."""
     from transformers import GenerationConfig
 
-    path = folder / "generation_config.json"
-    if not path.is_file():
+    if path is None:
         return None
     try:
-        return GenerationConfig.from_pretrained(folder)
+        return GenerationConfig.from_pretrained(path.parent)
     except (OSError, *MALFORMED) as error:
         raise unreadable(error, "the settings of generation cannot be read", str(path)) from None
 

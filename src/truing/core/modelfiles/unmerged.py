@@ -1,5 +1,7 @@
 """Adapters beside weights of half precision: y = x W^T + s (x A^T) B^T, the last term in float32.
 
+So they stand beside those of 4 bits, too (`nf4`), in whatever type these are computed in.
+
 Weights of bfloat16 have steps of 1/256 of their size: folded into them, what an adapter has learnt
 is rounded to those, and what is less than half of one is gone. So a model that is drawn from,
 compared with or trained further in half precision stands there as it did while it was trained: the
@@ -48,7 +50,7 @@ def put(module: nn.Module, adapters: Sequence[Adapter]) -> bool:
     """Put stored adapters on a module's linear layers, in their order; they are not to be trained.
 
     Returns False, with nothing put, where one belongs on something else, such as an embedding, a
-    head or several experts in one tensor, brings whole tensors, or does not fit.
+    head or several experts in one tensor, brings whole tensors, would be merged, or does not fit.
     """
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for change in adapters:
@@ -57,10 +59,10 @@ def put(module: nn.Module, adapters: Sequence[Adapter]) -> bool:
             return False
         for name, parts in patch.modules.items():
             linear = _linear(module, name)
-            if linear is None or set(parts) != {"A", "B"}:
+            if linear is None or lora.merges(linear) or set(parts) != {"A", "B"}:
                 return False
             a_RI, b_OR = patch.pair(name)
-            if (b_OR.shape[0], a_RI.shape[1]) != tuple(lora.weight_of(linear).shape):
+            if (b_OR.shape[0], a_RI.shape[1]) != lora.sides(linear):
                 return False
             found.setdefault(name, []).append((a_RI, b_OR))
     made: dict[str, lora.Adapter] = {}

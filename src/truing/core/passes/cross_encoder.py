@@ -11,11 +11,12 @@ Shapes: B rows, T tokens of the longest.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
 
+from truing.core.batch.by_length import batches
 from truing.core.batch.template import no_template
 from truing.core.chat import Prompt, completion_ids, prompt_ids
 from truing.core.generate import rewritten
@@ -56,7 +57,7 @@ def label_scores(loaded: Loaded, rows: Sequence[Row]) -> list[float]:
     lengths = [len(one["input_ids"]) for one in read]
     for i, length in enumerate(lengths):
         check_fits(loaded, length, i)
-    for batch in _batches(lengths, TOKENS if pad is not None else 0):
+    for batch in batches(lengths, TOKENS if pad is not None else 0):
         some = [read[i] for i in batch]
         longest = lengths[batch[0]]
         fill = {"input_ids": pad or 0}
@@ -98,15 +99,3 @@ def _padding(loaded: Loaded) -> int | None:
         return None
     pad = getattr(config, "pad_token_id", None)
     return cast("int | None", loaded.tokenizer.pad_token_id if pad is None else pad)
-
-
-def _batches(lengths: Sequence[int], room: int) -> Iterator[list[int]]:
-    """Places of rows to be read together, the longest first: at most `room` tokens, or one row."""
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > room:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch

@@ -20,17 +20,17 @@ def exp_up_to(x: Tensor, most: float = MOST) -> Tensor:
     return x.clamp(max=most).exp()
 
 
-def expm1_up_to(x: Tensor, most: float = MOST) -> Tensor:
-    """min(exp(x), exp(most)) - 1, exact near 0; of any shape."""
-    return x.clamp(max=most).expm1()
+def expm1_up_to(x: Tensor) -> Tensor:
+    """min(exp(x), exp(MOST)) - 1, exact near 0; of any shape."""
+    return x.clamp(max=MOST).expm1()
 
 
-def exp_onwards(x: Tensor, farthest: float = FARTHEST) -> Tensor:
-    """exp(x), beyond `farthest` its tangent there; of any shape."""
-    near, beyond = parted(x, farthest)
-    return near.exp() + math.exp(farthest) * beyond
+def exp_onwards(x: Tensor) -> Tensor:
+    """exp(x), beyond `FARTHEST` its tangent there; of any shape."""
+    near, beyond = parted(x)
+    return near.exp() + math.exp(FARTHEST) * beyond
 
 
-def parted(x: Tensor, farthest: float = FARTHEST) -> tuple[Tensor, Tensor]:
-    """x as the sum of what lies up to a bound and what lies beyond it."""
-    return x.clamp(max=farthest), (x - farthest).clamp(min=0.0)
+def parted(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x as the sum of what lies up to `FARTHEST` and what lies beyond it."""
+    return x.clamp(max=FARTHEST), (x - FARTHEST).clamp(min=0.0)

@@ -41,6 +41,7 @@ from truing.core.files import home, make_room, new_file
 from truing.core.identity.code import made_by
 from truing.core.logprob import small_tree, states
 from truing.core.modelfiles import lora as adapters
+from truing.core.modelfiles.nf4 import packed_in
 from truing.core.modelfiles.reach import width_of
 from truing.core.passes.attention import tree_attention
 from truing.core.passes.fused import fused
@@ -75,6 +76,12 @@ def attach(module: nn.Module, settings: TextTraining, seed: int) -> adapters.Lor
     if settings.rank:
         rank, alpha = settings.rank, settings.scale_alpha
         return adapters.attach(module, rank, alpha, settings.targets, seed, layers)
+    if packed_in(module):
+        raise InputError(
+            "setting 'rank' is 0, which trains weights themselves, and those of 4 bits cannot be",
+            seen=settings.rank,
+            fix="Train an adapter (rank 16), or name the model without ?bits=4",
+        )
     if layers:
         module.requires_grad_(False)
         for block in blocks[-layers:]:

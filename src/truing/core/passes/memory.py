@@ -22,6 +22,7 @@ Shapes: N tokens, D hidden size, L blocks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 
 from truing.core.logprob import CHUNK, chunk_of, small_tree, states
 from truing.core.modelfiles import lora
+from truing.core.modelfiles.nf4 import packed_in
 from truing.core.modelfiles.reach import text_config
 from truing.core.trainer import distributed
 from truing.core.trunk import blocks_of
@@ -130,10 +132,9 @@ def _trained_blocks(module: nn.Module, settings: TextTraining) -> list[nn.Module
     return blocks[-settings.layers :] if settings.layers else blocks
 
 
-def _linears(module: nn.Module, settings: TextTraining) -> list[Tensor]:
-    """Weights [O, I] of the layers that adapters go on."""
-    found = lora.linears_of(module, settings.targets, settings.layers)
-    return [lora.weight_of(layer) for layer in found.values()]
+def _linears(module: nn.Module, settings: TextTraining) -> list[nn.Module]:
+    """The layers that adapters go on."""
+    return list(lora.linears_of(module, settings.targets, settings.layers).values())
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -144,7 +145,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 def _trained(module: nn.Module, settings: TextTraining, cut: bool) -> int:
     """Bytes of what is trained that this process holds: its shard, where weights are cut."""
     if settings.rank:
-        sides = sum(sum(w.shape) for w in _linears(module, settings))
+        sides = sum(sum(lora.sides(layer)) for layer in _linears(module, settings))
         return FLOAT * settings.rank * sides
     parts = _trained_blocks(module, settings) if settings.layers else [module]
     every = {id(p): p.numel() for part in parts for p in part.parameters()}
@@ -157,8 +158,11 @@ def _state(module: nn.Module, settings: TextTraining, cut: bool) -> int:
     if not settings.rank:  # gradients and two moments
         # The head's gradient is made whole, and apart.
         return 3 * trained + (0 if settings.layers else FLOAT * embedding_of(module).numel())
-    merged = sum(w.nbytes for w in _linears(module, settings) if w.dtype == torch.float32)
-    return 4 * trained + merged  # with the adapter's own values
+    merged = [layer for layer in _linears(module, settings) if lora.merges(layer)]
+    made = FLOAT * sum(math.prod(lora.sides(layer)) for layer in merged)
+    # Weights of 4 bits are unpacked one at a time.
+    made += FLOAT * max((math.prod(lora.sides(p)) for p in packed_in(module)), default=0)
+    return 4 * trained + made  # with the adapter's own values
 
 
 def mask_bytes(module: nn.Module, row: int) -> int:
@@ -210,11 +214,12 @@ def forecast(module: nn.Module, settings: TextTraining, beside: Beside | None = 
     embedding = embedding_of(module)
     vocab, width = embedding.shape
     inside = whole / every
-    if settings.rank and embedding.dtype != torch.float32:
-        # Adapters on layers of lower precision keep their inputs in float32, each its own.
-        low = sum(w.shape[1] + settings.rank for w in _linears(module, settings))
-        inside += FLOAT * low / blocks
-    copies = (beside.trunks + beside.frozen) * _bytes(module.parameters())
+    if settings.rank:
+        # Adapters that are not merged keep their inputs in float32, each its own.
+        low = [lora.sides(n)[1] for n in _linears(module, settings) if not lora.merges(n)]
+        inside += FLOAT * (sum(low) + settings.rank * len(low)) / blocks
+    weights = _bytes([*module.parameters(), *(layer.packed for layer in packed_in(module))])
+    copies = (beside.trunks + beside.frozen) * weights
     copies += beside.moving * _trained(module, settings, beside.cut)
     return Forecast(
         state=trunks * _state(module, settings, beside.cut),

@@ -139,11 +139,11 @@ def _stored(model: Model) -> str:
 def unrounded(model: Model, dtype: str, device: str, *, fresh: bool = False) -> Loaded:
     """A module of that type; of float32 where it would round away what was trained."""
     if dtype != "float32" and not finer(model):
-        made = model.load_module(dtype, device, fresh=fresh)
+        made = model.load_module(dtype, device, fresh=fresh, packed=True)
         if unmerged.stand(model, made.module):
             return made
         del made  # before another one takes its place
-    return model.load_module("float32", device, fresh=fresh)
+    return model.load_module("float32", device, fresh=fresh, packed=True)
 
 
 def type_of(loaded: Loaded) -> str:

@@ -196,7 +196,7 @@ class _Rows:
 
 @contextlib.contextmanager
 def decided(
-    module: nn.Module, *, noise: float = 0.0, capacity: float = 0.0, where: str = ""
+    module: nn.Module, *, noise: float = 0.0, capacity: float = 0.0
 ) -> Generator[list[Routed]]:
     """What each router decides in the passes inside the block, in the order of the layers.
 
@@ -222,7 +222,7 @@ def decided(
         return (logits_NE, weight_Nk * kept_Nk, index_Nk) if noise or capacity else None
 
     backbone = backbone_of(module)
-    handles = [r.register_forward_hook(read) for r in routers(module, where)]
+    handles = [r.register_forward_hook(read) for r in routers(module)]
     handles.append(backbone.register_forward_pre_hook(rows.note, with_kwargs=True))
     try:
         yield seen

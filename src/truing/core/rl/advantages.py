@@ -8,6 +8,10 @@
                    (three estimators of KL(policy || reference) on the policy's own tokens)
                    k3_ratio = k3 pi / pi_old: k3 on tokens that an older policy drew
 
+Answers that were cut off at the length limit can be kept out of a loss: their rewards still count
+in their group. The share that is left out is recorded as "dropped"; a rollout of which all are
+teaches nothing, which is said once (`online_record`).
+
 Shapes: U groups, K answers of a group, T tokens of an answer; tokens stand on the left, padding is
 masked. Branches that do not exist have no token and count for nothing.
 """
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 Scale = Literal["group", "batch", "none"]
 Estimator = Literal["k1", "k2", "k3", "k3_ratio"]
 OLD_ENTROPY = "old_entropy"  # of the distribution that each token was drawn from
+DROPPED = "dropped"
 EPS = 1e-4  # added to standard deviations of rewards
 ROUNDING = 1e-5  # nats by which entropies of one distribution may differ, computed differently
 
@@ -39,11 +44,11 @@ def centred(reward_UK: Tensor, there_UK: Tensor) -> Tensor:
     return (reward_UK - mean_U1) * there_UK
 
 
-def deviation(reward_UK: Tensor, there_UK: Tensor, *, unbiased: bool = True) -> Tensor:
-    """Standard deviation of each group, [U, 1]: n - 1 in the denominator, or n."""
+def deviation(reward_UK: Tensor, there_UK: Tensor) -> Tensor:
+    """Standard deviation of each group, [U, 1]: n - 1 in the denominator."""
     count_U1 = there_UK.sum(1, keepdim=True)
     square_U1 = (centred(reward_UK, there_UK) ** 2).sum(1, keepdim=True)
-    return (square_U1 / (count_U1 - (1 if unbiased else 0)).clamp(min=1)).sqrt()
+    return (square_U1 / (count_U1 - 1).clamp(min=1)).sqrt()
 
 
 def group_advantage(reward_UK: Tensor, there_UK: Tensor, scale: Scale = "group") -> Tensor:
@@ -80,14 +85,7 @@ def all_equal(value: Tensor, mask: Tensor) -> bool:
     return not len(known) or bool((known == known[0]).all())
 
 
-def whiten(
-    value: Tensor,
-    mask: Tensor,
-    *,
-    unbiased: bool = True,
-    eps: float = 1e-8,
-    masked: bool = True,
-) -> Tensor:
+def whiten(value: Tensor, mask: Tensor, *, unbiased: bool = True, eps: float = 1e-8) -> Tensor:
     """(x - mean) / sqrt(var + eps) over unmasked entries, 0 elsewhere and where all are equal.
 
     Args:
@@ -95,13 +93,11 @@ def whiten(
         mask: 1.0 where an entry counts.
         unbiased: n - 1 in the variance.
         eps: added to the variance.
-        masked: False takes the statistics over the whole padded tensor.
     """
-    counts = mask if masked else torch.ones_like(mask)
-    n = counts.sum()
-    mean = (value * counts).sum() / n.clamp(min=1)
-    var = ((value - mean) ** 2 * counts).sum() / (n - (1 if unbiased else 0)).clamp(min=1)
-    if all_equal(value, counts):
+    n = mask.sum()
+    mean = (value * mask).sum() / n.clamp(min=1)
+    var = ((value - mean) ** 2 * mask).sum() / (n - (1 if unbiased else 0)).clamp(min=1)
+    if all_equal(value, mask):
         return torch.zeros_like(value)
     return (value - mean) / (var + eps).sqrt() * mask
 
@@ -189,9 +185,9 @@ def on_high_entropy(
     return advantage_UK[..., None] * high_UKT, seen
 
 
-def to_go(reward_UKT: Tensor, mask_UKT: Tensor, gamma: float = 1.0) -> Tensor:
-    """Sum of this token's reward and, discounted, all later ones, [U, K, T]."""
-    return gae(reward_UKT, torch.zeros_like(reward_UKT), mask_UKT, gamma=gamma)
+def to_go(reward_UKT: Tensor, mask_UKT: Tensor) -> Tensor:
+    """Sum of this token's reward and all later ones, [U, K, T]."""
+    return gae(reward_UKT, torch.zeros_like(reward_UKT), mask_UKT)
 
 
 def kl_tokens(logp_UKT: Tensor, ref_logp_UKT: Tensor, kind: Estimator = "k3") -> Tensor:
@@ -221,16 +217,14 @@ def overlong(length_UK: Tensor, longest: int, buffer: int) -> Tensor:
     return ((longest - buffer - length_UK) / buffer).clamp(-1.0, 0.0)
 
 
-def moments(
-    state: dict[str, Tensor] | None, values: Tensor, *, count: float = 1e-24
-) -> dict[str, Tensor]:
+def moments(state: dict[str, Tensor] | None, values: Tensor) -> dict[str, Tensor]:
     """Running count, mean and population variance with `values` merged in (Chan's formula).
 
     Starts at mean 0, variance 1 and a count of 1e-24, as PPO-max does (arXiv 2307.04964).
     """
     values = values.double().flatten()
     zero = torch.zeros((), dtype=torch.float64)
-    seen = state or {"mean": zero, "var": zero + 1, "count": zero + count}
+    seen = state or {"mean": zero, "var": zero + 1, "count": zero + 1e-24}
     n, total = values.numel(), seen["count"] + values.numel()
     gap = values.mean() - seen["mean"]
     mean = seen["mean"] + gap * n / total
@@ -243,3 +237,13 @@ def sigma(state: dict[str, Tensor]) -> Tensor:
     """Unbiased standard deviation of running moments: sqrt(var n / (n - 1))."""
     n = state["count"]
     return (state["var"] * n / (n - 1).clamp(min=1e-12)).sqrt() if n > 1.5 else state["var"].sqrt()
+
+
+def ended(m: Measurements, drop: bool) -> Tensor | None:
+    """1.0 for answers that came to their end, [U, K]; None where the others are not dropped."""
+    return m["finished"] if drop else None
+
+
+def dropped(r: Measurements, drop: bool) -> dict[str, Tensor]:
+    """What to record of a rollout: 1.0 for each of its answers that is left out, 0.0 else."""
+    return {DROPPED: 1 - r["finished"][r.there_UK > 0]} if drop else {}

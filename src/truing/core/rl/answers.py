@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from truing.core.chat import answer_text
-from truing.core.placed import Part, at_tokens
+from truing.core.placed import PaidAt, at_tokens
 from truing.core.tree import Node, group_tree
 from truing.tables import Row
 
@@ -64,7 +64,7 @@ class Answer:
         replies = [i for i, mark in enumerate(self.marks) if not mark]
         return self.ids[replies[-1] + 1 :] if replies else self.ids
 
-    def paying(self, parts: Sequence[Part], tokenizer: PreTrainedTokenizerBase) -> Answer:
+    def paying(self, parts: Sequence[PaidAt], tokenizer: PreTrainedTokenizerBase) -> Answer:
         """The answer with what its reward gave inside of it, beside what is paid there already."""
         if not parts:
             return self

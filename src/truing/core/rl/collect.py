@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from truing.context import Context, Journal, Json
 from truing.core.chat import Prompt, prompt_ids
-from truing.core.placed import Part
+from truing.core.placed import PaidAt
 from truing.core.rl.answers import Answer, Asked, Group, seen_by_rewards
 from truing.core.rl.gold import of_prompt
 from truing.core.rl.online_reward import Reward, Scores, one_each
@@ -41,7 +41,7 @@ BLOCK = 64  # answers of each process, written to the journal together: what a k
 Say = Callable[[Sequence[Prompt], int], list[list[str]]]
 Drawn = tuple[tuple[int, ...], tuple[float, ...], str, bool]
 # Rewards of a group, None where it is left out; their terms; what of each falls inside its answer.
-Scored = tuple[list[float] | None, Scores, list[list[Part]]]
+Scored = tuple[list[float] | None, Scores, list[list[PaidAt]]]
 
 
 class Draw(Protocol):

@@ -1,7 +1,7 @@
 """What rewards read of the rows themselves, such as right answers: asked before anything is drawn.
 
-A reward that cannot do without a column says so by `__truing_rows__`: a function of rows and its
-settings that raises the InputError which the reward would, without reading any answer. Else a run
+A reward that cannot do without a column says so by a function of rows and its settings that raises
+the InputError which the reward would, without reading any answer (`truing.own_checks`). Else a run
 would end in its middle, where the row is drawn.
 """
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import cast
+from collections.abc import Generator, Mapping, Sequence
 
+from truing.components import told
 from truing.core.judging.scores import kind_of
 from truing.errors import InputError, shorten
 from truing.method import resolve
+from truing.own_checks import rows_check_of
 from truing.tables import Row, Table, user_text
 
 Refs = Mapping[str, Mapping[str, object]]
@@ -29,11 +30,12 @@ def check_gold(refs: Refs, table: Table, where: str) -> None:
     """
     for name, ref in refs.items():
         function, settings = resolve(kind_of(ref), ref, where=where)
-        check = cast("Callable[..., object] | None", vars(function).get("__truing_rows__"))
+        check = rows_check_of(function)
         if check is None:
             continue
         takes = inspect.signature(check).parameters
-        with _at(f"{where} reward {name!r}"), table.naming():
+        at = f"{where} reward {name!r}"
+        with _at(at), table.naming(), told(check, "its check of rows", ""):
             check(list(table), **{n: v for n, v in settings.items() if n in takes})
 
 

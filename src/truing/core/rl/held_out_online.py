@@ -20,7 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from truing.core.held_out import INPUT, PREFIX, REWARD, Measure, Watch
+from truing.core.held_out import INPUT, PREFIX, REWARD, HeldOutMeasure, Watch
 from truing.core.rl.answers import Asked
 from truing.core.rl.collect import Collector
 from truing.core.rl.online_record import observed
@@ -43,7 +43,7 @@ class HeldOutPrompts:
     task: OnlineTask
     collector: Collector
     watch: Watch
-    measure: Measure = REWARD
+    measure: HeldOutMeasure = REWARD
 
     @staticmethod
     def of(task: OnlineTask, asked: Sequence[Asked], watch: Watch) -> HeldOutPrompts:

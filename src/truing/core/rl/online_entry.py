@@ -15,9 +15,10 @@ from truing.core.held_out import Watch
 from truing.core.objective import Function, Mix
 from truing.core.online_training import OnlineTraining
 from truing.core.rl.online_mix import INPUT, MIX, ROWS
+from truing.core.trainer.objective_entry import finished
 from truing.models import Model
 from truing.principles import Principles
-from truing.signature import argument_docs
+from truing.signature import argument_docs, class_docs
 from truing.tables import Table
 
 if typing.TYPE_CHECKING:
@@ -86,15 +87,8 @@ def entry_of(spec: Online) -> Function:
         unused.add("critic")
     nouns = list(inspect.signature(train, eval_str=True).parameters.values())[:-1]
     nouns = [n for n in nouns if n.name not in unused]
-    parameters = [*nouns, *own.values(), *engine.values()]
-    train.__name__ = train.__qualname__ = spec.name
-    train.__module__ = spec.update.__module__
-    docs = argument_docs(OnlineTraining.__doc__ or "")
+    docs = class_docs(OnlineTraining)
     docs = {n: d for n, d in docs.items() if n in engine or n in own}
     docs |= {n: d for n, d in GLOSSARY.items() if n in own}
     docs |= argument_docs(inspect.getdoc(spec.update) or "") | {"mix": MIX, INPUT: ROWS, **WATCHED}
-    lines = [f"    {n}: {d}" for n, d in docs.items()]
-    train.__doc__ = "\n".join(["Train with this method.", "", "Args:", *lines])
-    train.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": Model}
-    train.__dict__["__signature__"] = inspect.Signature(parameters, return_annotation=Model)
-    return train
+    return finished(train, spec.update, spec.name, [*nouns, *own.values(), *engine.values()], docs)

@@ -25,10 +25,12 @@ from typing import TYPE_CHECKING, cast
 
 from truing.catalogue import training
 from truing.context import Context, Json, current
+from truing.core.batch.parts import Part
+from truing.core.batch.reading import read_units
 from truing.core.batch.row_kinds import takes_texts
 from truing.core.batch.training_rows import Unit
 from truing.core.chat import receipt
-from truing.core.engine import Order, Part
+from truing.core.engine import Order
 from truing.core.objective import Loss, Measurements, Objective, objective_of
 from truing.core.passes.precision import type_of
 from truing.core.reference import Reference
@@ -36,7 +38,6 @@ from truing.core.trainer import distributed
 from truing.core.trainer.mix import Mixture, check_terms, lasting, mixed
 from truing.core.trainer.preflight import check_rows, check_term
 from truing.core.trainer.text_task import TextTask
-from truing.core.trainer.train_text import read_units
 from truing.core.training import Hook, State
 from truing.errors import InputError
 from truing.method import methods

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from truing.core.objective import Measurements
 from truing.core.online import GREEDY, Update
-from truing.core.rl.advantages import kl_tokens
+from truing.core.rl.advantages import DROPPED, kl_tokens
 from truing.core.rl.answers import Group
-from truing.core.rl.online_unfinished import DROPPED
 from truing.core.rl.swept import shape
 from truing.errors import Diverged
 

@@ -9,7 +9,7 @@ from typing import cast
 
 from truing.core.judging.rewards import Rewards
 from truing.core.judging.scores import weight_of
-from truing.core.placed import Part, Placed
+from truing.core.placed import PaidAt, Placed
 from truing.errors import InputError
 from truing.tables import Row
 
@@ -74,7 +74,7 @@ class Reward:
         cost = [0.0 if row["finished"] else self.missing_end for row in rows]
         return [math.fsum(p[i] for p in parts) - cost[i] for i in range(len(rows))]
 
-    def inside(self, terms: Scores, rows: Sequence[Row]) -> list[list[Part]]:
+    def inside(self, terms: Scores, rows: Sequence[Row]) -> list[list[PaidAt]]:
         """Of each row the parts of that sum which fall inside of its answer."""
         weights = self.rewards.weights
         return [

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from truing.context import Context, current
+from truing.core.batch.parts import Part
 from truing.core.chat import receipt
-from truing.core.engine import Order, Part
+from truing.core.engine import Order
 from truing.core.logprob import Extras, states
 from truing.core.modelfiles.lora import Lora
 from truing.core.objective import Loss, Measurements

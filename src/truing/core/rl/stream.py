@@ -20,7 +20,7 @@ from truing.method import methods
 from truing.tables import Row
 
 if TYPE_CHECKING:
-    from truing.core.rl.collect import Asked, Group
+    from truing.core.rl.answers import Asked, Group
     from truing.tables import Table
 
 ONLINE = "train/online_dpo"

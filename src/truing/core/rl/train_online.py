@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from truing.context import current
+from truing.core.batch.same_tokenizer import same_tokens
 from truing.core.engine import checkpoints_of, train
 from truing.core.held_out import INPUT as HELD
 from truing.core.held_out import Watch, watching
@@ -17,7 +18,6 @@ from truing.core.judging.rewards import Rewards, licences_at, telling
 from truing.core.modelfiles.loaded import Loaded
 from truing.core.online import GREEDY, Online
 from truing.core.online_training import OnlineTraining
-from truing.core.opening import same_tokens
 from truing.core.passes import recompute
 from truing.core.passes.frozen_trunk import attach
 from truing.core.passes.memory import Beside

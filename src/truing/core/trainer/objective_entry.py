@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 
 from truing.core.held_out import ABOUT, INPUT, Watch
 from truing.core.training import HOOKS, TextTraining
+from truing.declared import declare
 from truing.errors import InputError
 from truing.models import Model
-from truing.signature import argument_docs
+from truing.own_checks import BEFORE, refuse_unasked
+from truing.signature import argument_docs, class_docs
 from truing.tables import Table
 
 if typing.TYPE_CHECKING:
     from truing.core.objective import Objective
 
 Function = Callable[..., object]
+F = typing.TypeVar("F", bound=Function)
 Mix = dict[str, float | dict[str, object]]
 MIX = (
     "other objectives that are added on the same rows, by weight: {sft: 0.5} or {ipo: {weight: "
@@ -75,17 +78,61 @@ def entry_of(spec: Objective) -> Function:
         nouns = nouns[:2]
     nouns[2:2] = [inspect.Parameter(r, kind, annotation=Model) for r in spec.teachers]
     nouns.append(inspect.Parameter(INPUT, kind, default=None, annotation=Table | None))
-    parameters = sorted([*nouns, *own.values(), *engine.values()], key=lambda p: p.kind)
-    train.__name__ = train.__qualname__ = spec.name
-    train.__module__ = spec.loss.__module__
-    kinds = reversed(HOOKS[spec.hook].__mro__) if spec.hook else ()
-    hook_docs = {n: d for kind in kinds for n, d in argument_docs(kind.__doc__ or "").items()}
     said = argument_docs(inspect.getdoc(spec.loss) or "")
-    docs = {n: d for n, d in GLOSSARY.items() if n in own and n not in said} | hook_docs
-    docs |= argument_docs(TextTraining.__doc__ or "") | argument_docs(Watch.__doc__ or "")
-    docs |= {"mix": MIX, INPUT: ABOUT}
+    docs = {n: d for n, d in GLOSSARY.items() if n in own and n not in said}
+    docs |= class_docs(HOOKS[spec.hook]) if spec.hook else {}
+    docs |= class_docs(TextTraining) | class_docs(Watch) | {"mix": MIX, INPUT: ABOUT}
+    return finished(train, spec.loss, spec.name, [*nouns, *own.values(), *engine.values()], docs)
+
+
+def finished(
+    train: Function,
+    written: Function,
+    name: str,
+    parameters: Iterable[inspect.Parameter],
+    docs: Mapping[str, str],
+) -> Function:
+    """`train` with the signature and docstring that a method is read from.
+
+    Args:
+        train: takes settings as keywords; it is changed.
+        written: what its author wrote, in whose module it is to stand.
+        name: of the method.
+        parameters: inputs and settings.
+        docs: what they mean.
+    """
+    takes = sorted(parameters, key=lambda p: p.kind)
+    train.__name__ = train.__qualname__ = name
+    train.__module__ = written.__module__
     lines = [f"    {n}: {d}" for n, d in docs.items()]
-    train.__doc__ = "\n".join(["Train with this objective.", "", "Args:", *lines])
-    train.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": Model}
-    train.__dict__["__signature__"] = inspect.Signature(parameters, return_annotation=Model)
+    train.__doc__ = "\n".join(["Train with this method.", "", "Args:", *lines])
+    train.__annotations__ = {p.name: p.annotation for p in takes} | {"return": Model}
+    train.__dict__["__signature__"] = inspect.Signature(takes, return_annotation=Model)
     return train
+
+
+def registered(
+    function: F,
+    kind: str,
+    spec: object,
+    entry: Function,
+    check: Function,
+    facts: Mapping[str, object],
+    told: Mapping[str, object],
+) -> F:
+    """`function`, now the method `train/<name>` in this process; it stays callable as it is.
+
+    Args:
+        kind: name of its decorator, under which `spec` is found.
+        entry: what is called to train.
+        check: what is asked of settings and tables before.
+        facts: arguments of the decorator; told: further ones, which the catalogue alone reads.
+    """
+    said = {**facts, "needs": ("weights",)}
+    if not hasattr(function, "__truing_entry__"):  # it may be registered again
+        refuse_unasked(function, kind)
+    function.__dict__.update(
+        {"__truing__": said, f"__{kind}__": spec, "__truing_entry__": entry, BEFORE: check}
+    )
+    declare(function, kind, {**said, **told}, verb="train")
+    return function

@@ -13,6 +13,7 @@ from truing.core.bounds import check_bounds
 from truing.errors import InputError, nearest
 from truing.kinds import KINDS
 from truing.readings import READINGS, last_answer
+from truing.renaming import advice
 from truing.tables import Table
 
 if TYPE_CHECKING:
@@ -363,7 +364,8 @@ def check_kinds(table: Table, kinds: Sequence[str], where: str) -> None:
         table.expect(*kinds, where=where)
     except InputError as error:
         meant = (_meant(table, kind) for kind in kinds if not isinstance(table, Promised))
-        error.fix = next(filter(None, meant), error.fix)
+        if found := next(filter(None, meant), ""):
+            error.fix = f"{found} {advice(table.rows, kinds)}"
         raise
 
 

@@ -13,9 +13,9 @@ from dataclasses import fields, replace
 from typing import cast
 
 from truing.context import Json, current
+from truing.core.batch.parts import Part
 from truing.core.batch.reading import Read, read_units
 from truing.core.batch.training_rows import Unit
-from truing.core.engine import Part
 from truing.core.held_out import INPUT, Watch
 from truing.core.objective import Objective
 from truing.core.together import joint
@@ -46,21 +46,21 @@ class Ordered(TextTask):
             yield from super().parts(rows, step)
 
 
-def check_stream(data: Table, where: str = WHERE) -> None:
+def check_stream(data: Table) -> None:
     """Raise an InputError for the first row that no stream has written."""
     for i, row in enumerate(data):
         lacks = [name for name in COLUMNS if name not in row]
         if lacks:
             raise InputError(
                 f"needs the column {lacks[0]!r}, which synthesize/online_stream writes",
-                where=f"{where} {data.place(i)}",
+                where=f"{WHERE} {data.place(i)}",
                 seen=[n for n in row if n not in ("id", "lineage")],
             )
         number, of = row["rollout"], row["rollouts"]
         if not (isinstance(number, int) and isinstance(of, int) and 0 <= number < of):
             raise InputError(
                 "column 'rollout' is a number below that of 'rollouts'",
-                where=f"{where} {data.place(i)}",
+                where=f"{WHERE} {data.place(i)}",
                 seen=(number, of),
                 fix="Give the table as synthesize/online_stream wrote it",
             )

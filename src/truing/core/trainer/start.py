@@ -21,19 +21,19 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from truing.context import Json, current
+from truing.core.batch.same_tokenizer import same_tokens
 from truing.core.chat import check_receipt, receipt
 from truing.core.engine import checkpoints_of
 from truing.core.held_out import INPUT
 from truing.core.modelfiles.loaded import free_on, spare
 from truing.core.modelfiles.reach import together_in, together_of, vocab_of
 from truing.core.modelfiles.stock import config_of
-from truing.core.opening import same_tokens
 from truing.core.passes import memory, precision, recompute
 from truing.core.passes.master_weights import Masters
 from truing.core.trainer import distributed
 from truing.core.trainer.frozen_view import Sight, acting, refuse
 from truing.core.tree import BUDGET
-from truing.doctor import memory_gib
+from truing.doctor import device_of_machine, memory_gib
 from truing.errors import InputError
 from truing.output import printable
 
@@ -227,7 +227,7 @@ def begin(
     if reference is not None:
         same_tokens({"model": model, "reference": reference}, where=where)
         (acting if apart else refuse)(reference, model, "reference", where)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of_machine()
     if not full:
         settings.check_whole(where)
     noted, chosen = _noted(f"dtype/{key}"), ""
@@ -242,7 +242,8 @@ def begin(
         dtype = precision.type_of(loaded)
     else:
         _warn_of_rounding(model, settings, where)
-        loaded = model.load_module("float32" if rounded else dtype, device, fresh=True)
+        kind = "float32" if rounded else dtype
+        loaded = model.load_module(kind, device, fresh=True, packed=True)
     masters = Masters(loaded.module) if rounded else None
     given = {"reference": reference} if reference is not None else {}
     limit = _shared(room(loaded, settings.max_length), {**given, **(readers or {})}, where)
@@ -269,7 +270,7 @@ def room(loaded: Loaded, wanted: int) -> int:
 
 def _shared(limit: int, readers: Mapping[str, Model], where: str) -> int:
     """Tokens of a row that all have room for, told where another's context is the shortest."""
-    least = {role: _context(m) or limit for role, m in readers.items()}
+    least = {role: context_of(m) or limit for role, m in readers.items()}
     role = min(least, key=least.__getitem__, default="")
     if not role or least[role] >= limit:
         return limit
@@ -280,7 +281,7 @@ def _shared(limit: int, readers: Mapping[str, Model], where: str) -> int:
     return least[role]
 
 
-def _context(model: Model) -> int | None:
+def context_of(model: Model) -> int | None:
     """Tokens that a row may have, before the model is in memory; None where nothing says so."""
     if model.is_served or model.builder:
         return None

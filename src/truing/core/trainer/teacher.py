@@ -33,8 +33,8 @@ import torch
 from torch import Tensor, nn
 
 from truing.context import current
+from truing.core.batch.same_tokenizer import same_tokens
 from truing.core.logprob import chunk_of, states
-from truing.core.opening import same_tokens
 from truing.core.passes.headed import check_words
 from truing.core.passes.precision import type_of, unrounded
 from truing.core.passes.products import logits

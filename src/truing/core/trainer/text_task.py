@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from truing.core.batch.measure import blank, columns_of, joined, mismatched
-from truing.core.batch.micro import Micro as Micro
-from truing.core.batch.micro import constant, part_of
+from truing.core.batch.micro import Micro, constant, part_of
 from truing.core.batch.parts import Part
 from truing.core.batch.training_rows import Unit
 from truing.core.logprob import check, measure

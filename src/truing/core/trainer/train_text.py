@@ -15,8 +15,7 @@ from torch import nn
 
 from truing.changes import Adapter
 from truing.context import current
-from truing.core.batch.reading import Read
-from truing.core.batch.reading import read_units as read_units
+from truing.core.batch.reading import Read, read_units
 from truing.core.batch.training_rows import Unit
 from truing.core.engine import Order, train
 from truing.core.files import new_folder

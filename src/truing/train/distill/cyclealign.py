@@ -40,6 +40,7 @@ from truing.core.trainer.train_text import train_model
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model
+from truing.own_checks import checks
 from truing.principles import Principles
 from truing.readings import last_answer
 from truing.tables import Row, Table, as_prompt
@@ -160,6 +161,23 @@ def cycle(
     return model
 
 
+def _check(settings: Mapping[str, object], tables: Mapping[str, Table]) -> None:
+    """What `Method.check` asks before anything runs."""
+    at_hand = {n: t for n, t in tables.items() if not isinstance(t, Promised)}
+    if "data" in at_hand:
+        own = any(row.get("completion") for row in asked_of(at_hand["data"]))
+        most = len(LETTERS) - own
+        if cast(int, settings["n"]) > most:
+            raise InputError(
+                f"setting 'n' must be at most {most} where rows bring an answer of their own: the "
+                f"black box is shown {len(LETTERS)} at once",
+                where=WHERE,
+                seen=settings["n"],
+            )
+    if "examples" in at_hand:
+        examples_of(at_hand["examples"].expect("group", where=WHERE))
+
+
 @method(
     paper="cyclealign",
     needs=("weights", "logprob", "generate"),
@@ -170,6 +188,7 @@ def cycle(
         "rank": (0, None), "eval_every": (0, None), "patience": (0, None),
     },
 )  # fmt: skip
+@checks(_check)
 def cyclealign(
     model: Model,
     data: Table,
@@ -227,23 +246,3 @@ def cyclealign(
         model, data, black_box, cycles=cycles, n=n, temperature=temperature,
         max_tokens=max_tokens, back_end=back_end, training=training, held_out=held_out,
     ).called(f"{model.name}+cyclealign")  # fmt: skip
-
-
-def _check(settings: Mapping[str, object], tables: Mapping[str, Table]) -> None:
-    """What `Method.check` asks before anything runs."""
-    at_hand = {n: t for n, t in tables.items() if not isinstance(t, Promised)}
-    if "data" in at_hand:
-        own = any(row.get("completion") for row in asked_of(at_hand["data"]))
-        most = len(LETTERS) - own
-        if cast(int, settings["n"]) > most:
-            raise InputError(
-                f"setting 'n' must be at most {most} where rows bring an answer of their own: the "
-                f"black box is shown {len(LETTERS)} at once",
-                where=WHERE,
-                seen=settings["n"],
-            )
-    if "examples" in at_hand:
-        examples_of(at_hand["examples"].expect("group", where=WHERE))
-
-
-cyclealign.__dict__["__truing_check__"] = _check

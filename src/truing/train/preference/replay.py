@@ -28,6 +28,7 @@ from truing.core.rl.stream import check_how, settings_of
 from truing.core.trainer.replay import WHERE, check_stream, rollouts_of, train_replay
 from truing.method import method
 from truing.models import Model
+from truing.own_checks import checks
 from truing.tables import Table
 from truing.train.preference.dpo import dpo
 from truing.train.preference.ipo import ipo
@@ -54,6 +55,7 @@ def dealt(rollouts: Sequence[Sequence[int]], window: int, seed: int) -> list[lis
     rows={"data": ("pair",), "held_out": ("pair", "dialogue_pair", "group")},
     within={"window": (1, None), "eval_every": (0, None), "patience": (0, None)},
 )
+@checks(check_how)
 def replay(
     model: Model,
     data: Table,
@@ -75,9 +77,6 @@ def replay(
         how: settings of the online run, by name; those of drawing and rewarding mean nothing here.
         order: as the pairs were drawn; all shuffled; or shuffled within windows of rollouts.
         window: rollouts of a window.
-        eval_every: updates between two measurements of the held-out loss; 0 makes five in a run.
-        keep_best: make the result the model after the update with the lowest held-out loss.
-        patience: end the training after so many measurements without a new lowest held-out loss.
     """
     watch = watching(held_out, WHERE, eval_every=eval_every, keep_best=keep_best, patience=patience)
     if held_out is not None:
@@ -93,6 +92,3 @@ def replay(
         own["length_normalise"] = False
     spec = objective_of(ipo if chosen["kind"] == "ipo" else dpo)
     return train_replay(spec, own, model, data, reference, chosen, steps, held_out, watch)
-
-
-replay.__dict__["__truing_check__"] = check_how

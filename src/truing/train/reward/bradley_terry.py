@@ -33,20 +33,11 @@ from truing.core.objective import Loss, Measurements, objective, reward_metrics
 from truing.errors import InputError
 from truing.method import component
 from truing.naming import ModelKey
+from truing.own_checks import checks
 from truing.tables import Row
 
 WHERE = "reward reward_model"
 LEAST = -1e9  # below every score; -inf has no gradient
-
-
-@component("reward")
-def reward_model(rows: list[Row], *, model: ModelKey) -> list[float]:
-    """What a trained reward model says: its head's score, or a tuned model's implicit reward.
-
-    Args:
-        model: name of the model, or in Python its key, as `truing.models.hold` gives it.
-    """
-    return score_model(held_model(model, WHERE), rows)
 
 
 def _check(settings: Mapping[str, object]) -> None:
@@ -54,7 +45,15 @@ def _check(settings: Mapping[str, object]) -> None:
     check_reward_model(held_model(str(settings["model"]), WHERE), WHERE)
 
 
-reward_model.__dict__["__truing_check__"] = _check
+@component("reward")
+@checks(_check)
+def reward_model(rows: list[Row], *, model: ModelKey) -> list[float]:
+    """What a trained reward model says: its head's score, or a tuned model's implicit reward.
+
+    Args:
+        model: name of the model, or in Python its key, as `truing.models.hold` gives it.
+    """
+    return score_model(held_model(model, WHERE), rows)
 
 
 def with_imitation(ranked: Loss, m: Measurements, weight: float) -> Loss:

@@ -18,13 +18,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from truing.core.judging.answer_steps import step_values, steps_of
+from truing.core.judging.answer_steps import steps_of, values_where_known
 from truing.core.judging.rewards import held_model
 from truing.core.passes.scoring import check_logits, check_steps
 from truing.core.placed import Placed, closings
 from truing.evaluate.easy_to_hard import answer_of, normal
 from truing.method import component
 from truing.naming import ModelKey
+from truing.own_checks import checks
 from truing.tables import Row
 from truing.train.reward.process_reward import min_rewards, prod_rewards
 
@@ -35,7 +36,15 @@ BONUS = 0.25
 UNKNOWN = 0.25  # reward of a problem whose answer is not known
 
 
+def _check(settings: Mapping[str, object]) -> None:
+    """What `core.judging.scores` asks before anything is drawn."""
+    model = held_model(str(settings["model"]), WHERE)
+    check_steps(model, WHERE)
+    check_logits(model, WHERE)
+
+
 @component("reward")
+@checks(_check)
 def process_shaping(
     rows: list[Row],
     *,
@@ -57,15 +66,13 @@ def process_shaping(
     """
     found = held_model(model, WHERE)
     parts = [steps_of(str(row["completion"]), separator) for row in rows]
-    some = [i for i, steps in enumerate(parts) if steps]
-    asked: list[Row] = [{"prompt": rows[i]["prompt"], "steps": parts[i]} for i in some]
-    values = [-bound] * len(rows)
-    made = step_values(found, asked, separator) if asked else []
-    for i, p in zip(some, made, strict=True):
-        values[i] = at_steps(
-            str(rows[i]["completion"]), SCHEMES[scheme](p, bound, bonus), separator
-        )
-    return values
+    known = values_where_known(found, rows, parts, separator)
+    return [
+        at_steps(str(row["completion"]), SCHEMES[scheme](p, bound, bonus), separator)
+        if p
+        else -bound
+        for row, p in zip(rows, known, strict=True)
+    ]
 
 
 def at_steps(
@@ -81,16 +88,6 @@ def at_steps(
         [(at, r / len(ends)) for r, ends in zip(rewards, places, strict=True) for at in ends],
         total,
     )
-
-
-def _check(settings: Mapping[str, object]) -> None:
-    """What `core.judging.scores` asks before anything is drawn."""
-    model = held_model(str(settings["model"]), WHERE)
-    check_steps(model, WHERE)
-    check_logits(model, WHERE)
-
-
-process_shaping.__dict__["__truing_check__"] = _check
 
 
 @component("reward")

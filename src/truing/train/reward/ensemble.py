@@ -29,6 +29,7 @@ from truing.core.judging.scores import check_reward, total_scores
 from truing.core.rl.gold import check_gold
 from truing.errors import InputError
 from truing.method import component
+from truing.own_checks import checks
 from truing.tables import Row, Table
 
 WHERE = "reward ensemble"
@@ -52,7 +53,21 @@ def check(rewards: Sequence[Mapping[str, object]], kappa: float) -> None:
         )
 
 
+def _check(settings: Mapping[str, object]) -> None:
+    """What `core.judging.scores` asks before anything is drawn."""
+    rewards = cast("list[dict[str, object]]", settings["rewards"])
+    check(rewards, float(cast(float, settings.get("kappa", 1.0))))
+    for i, ref in enumerate(rewards, 1):
+        check_reward(ref, where=f"{WHERE} {i}")
+
+
+def _check_rows(rows: list[Row], *, rewards: list[dict[str, object]]) -> None:
+    """What `core.rl.gold` asks before anything is drawn."""
+    check_gold({str(i): ref for i, ref in enumerate(rewards, 1)}, Table("record", rows), WHERE)
+
+
 @component("reward")
+@checks(_check, rows=_check_rows)
 def ensemble(
     rows: list[Row], *, rewards: list[dict[str, object]], kappa: float = 1.0
 ) -> list[float]:
@@ -65,22 +80,3 @@ def ensemble(
     check(rewards, kappa)
     made = [total_scores(ref, rows, where=f"{WHERE} {i}") for i, ref in enumerate(rewards, 1)]
     return [lower_bound([values[i] for values in made], kappa) for i in range(len(rows))]
-
-
-def _check(settings: Mapping[str, object]) -> None:
-    """What `core.judging.scores` asks before anything is drawn."""
-    rewards = cast("list[dict[str, object]]", settings["rewards"])
-    check(rewards, float(cast(float, settings.get("kappa", 1.0))))
-    for i, ref in enumerate(rewards, 1):
-        check_reward(ref, where=f"{WHERE} {i}")
-
-
-ensemble.__dict__["__truing_check__"] = _check
-
-
-def _check_rows(rows: list[Row], *, rewards: list[dict[str, object]]) -> None:
-    """What `core.rl.gold` asks before anything is drawn."""
-    check_gold({str(i): ref for i, ref in enumerate(rewards, 1)}, Table("record", rows), WHERE)
-
-
-ensemble.__dict__["__truing_rows__"] = _check_rows

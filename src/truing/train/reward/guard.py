@@ -23,19 +23,10 @@ from truing.core.objective import Loss, Measurements, objective
 from truing.core.passes.scoring import check_logits
 from truing.method import component
 from truing.naming import ModelKey
+from truing.own_checks import checks
 from truing.tables import Row
 
 WHERE = "reward guard"
-
-
-@component("reward", name="guard")
-def probability(rows: list[Row], *, model: ModelKey) -> list[float]:
-    """Probability that each answer is good, by a trained guard.
-
-    Args:
-        model: name of the guard, or in Python its key, as `truing.models.hold` gives it.
-    """
-    return probabilities(held_model(model, WHERE), rows, WHERE)
 
 
 def _check(settings: Mapping[str, object]) -> None:
@@ -45,7 +36,15 @@ def _check(settings: Mapping[str, object]) -> None:
     check_logits(model, WHERE)
 
 
-probability.__dict__["__truing_check__"] = _check
+@component("reward", name="guard")
+@checks(_check)
+def probability(rows: list[Row], *, model: ModelKey) -> list[float]:
+    """Probability that each answer is good, by a trained guard.
+
+    Args:
+        model: name of the guard, or in Python its key, as `truing.models.hold` gives it.
+    """
+    return probabilities(held_model(model, WHERE), rows, WHERE)
 
 
 @objective(

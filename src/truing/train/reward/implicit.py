@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from truing.core.batch.same_tokenizer import same_tokens
 from truing.core.judging.rewards import held_model, implicit_rewards
-from truing.core.opening import same_tokens
 from truing.core.passes.scoring import has_head
 from truing.errors import InputError
 from truing.method import component
 from truing.models import Model
 from truing.naming import ModelKey
+from truing.own_checks import checks
 from truing.remedies import SERVED_REWARD
 from truing.tables import Row
 
@@ -56,7 +57,13 @@ def _models(model: str, reference: str) -> tuple[Model, Model]:
     return tuned, began
 
 
+def _check(settings: Mapping[str, object]) -> None:
+    """What `core.judging.scores` asks before anything is drawn."""
+    _models(str(settings["model"]), str(settings.get("reference", "")))
+
+
 @component("reward")
+@checks(_check)
 def implicit_reward(
     rows: list[Row], *, model: ModelKey, reference: ModelKey = "", beta: float = 0.1
 ) -> list[float]:
@@ -68,11 +75,3 @@ def implicit_reward(
         beta: that it was trained with.
     """
     return [beta * v for v in implicit_rewards(*_models(model, reference), rows)]
-
-
-def _check(settings: Mapping[str, object]) -> None:
-    """What `core.judging.scores` asks before anything is drawn."""
-    _models(str(settings["model"]), str(settings.get("reference", "")))
-
-
-implicit_reward.__dict__["__truing_check__"] = _check

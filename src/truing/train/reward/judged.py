@@ -57,6 +57,7 @@ from truing.errors import InputError
 from truing.method import component
 from truing.models import Model, held, named
 from truing.naming import ModelKey, found_at
+from truing.own_checks import checks
 from truing.tables import Row, content_hash
 
 WHERE = "reward judged setting 'model'"
@@ -136,7 +137,13 @@ def check_read(judge: Model, lacks: str, of: str, where: str, fix: str) -> None:
         )
 
 
+def _check(settings: Mapping[str, object]) -> None:
+    """What `core.judging.rewards` asks before anything is drawn."""
+    judge_of(str(settings["model"]))
+
+
 @component("reward")
+@checks(_check)
 def judged(
     rows: list[Row],
     *,
@@ -160,14 +167,6 @@ def judged(
     return filled(scores, [content_hash(row["prompt"]) for row in rows])
 
 
-def _check(settings: Mapping[str, object]) -> None:
-    """What `core.judging.rewards` asks before anything is drawn."""
-    judge_of(str(settings["model"]))
-
-
-judged.__dict__["__truing_check__"] = _check
-
-
 def verdicts(made: Comparison) -> list[float]:
     """R of each pair: the mean over both orders of 1, 0 and -1; 0 where none could be read."""
     orders = zip(made.shown_first, made.shown_second, strict=True)
@@ -175,7 +174,13 @@ def verdicts(made: Comparison) -> list[float]:
             for both in orders]  # fmt: skip
 
 
+def _check_against(settings: Mapping[str, object]) -> None:
+    """What `core.judging.rewards` asks before anything is drawn."""
+    judge_of(str(settings["model"]), f"{AGAINST} setting 'model'")
+
+
 @component("reward")
+@checks(_check_against)
 def judged_against(
     rows: list[Row], *, model: ModelKey, criterion: str = "helpful", column: str = "given"
 ) -> list[float]:
@@ -202,11 +207,3 @@ def judged_against(
     made = compare(judge, rows, theirs, criteria=CRITERIA.get(criterion, criterion))
     check_read(judge, "verdict could be read of", "pairs", AGAINST, FIX)
     return verdicts(made)
-
-
-def _check_against(settings: Mapping[str, object]) -> None:
-    """What `core.judging.rewards` asks before anything is drawn."""
-    judge_of(str(settings["model"]), f"{AGAINST} setting 'model'")
-
-
-judged_against.__dict__["__truing_check__"] = _check_against

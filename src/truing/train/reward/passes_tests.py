@@ -45,6 +45,7 @@ from truing.context import current
 from truing.core import sandbox
 from truing.errors import InputError
 from truing.method import component
+from truing.own_checks import checks
 from truing.specify.texts import text_of
 from truing.tables import Row
 
@@ -184,7 +185,22 @@ def _all_passed(jobs: Sequence[Job], seconds: float, memory_mb: int) -> dict[Job
         pool.shutdown(cancel_futures=True)
 
 
+def _check(settings: Mapping[str, object]) -> None:
+    """What `core.judging.scores` asks before anything is drawn: that programs can be run here."""
+    limits = {"seconds": SECONDS, "memory_mb": MEMORY_MB} | dict(settings)
+    sandbox.run(
+        "pass", seconds=cast(float, limits["seconds"]), memory_mb=cast(int, limits["memory_mb"])
+    )
+
+
+def _check_tests(rows: list[Row], *, column: str = "tests") -> None:
+    """What `core.rl.gold` asks before anything is drawn."""
+    for i, row in enumerate(rows, 1):
+        tests_of(row, column, f"{WHERE} row {i}")
+
+
 @component("reward")
+@checks(_check, rows=_check_tests)
 def passes_tests(
     rows: list[Row],
     *,
@@ -215,21 +231,3 @@ def passes_tests(
         timed_out=sum(found[j].late for j in jobs), output_cut=sum(found[j].cut for j in jobs),
     )  # fmt: skip
     return shares if score == "share" else [float(s == 1) for s in shares]
-
-
-def _check(settings: Mapping[str, object]) -> None:
-    """What `core.judging.scores` asks before anything is drawn: that programs can be run here."""
-    limits = {"seconds": SECONDS, "memory_mb": MEMORY_MB} | dict(settings)
-    sandbox.run(
-        "pass", seconds=cast(float, limits["seconds"]), memory_mb=cast(int, limits["memory_mb"])
-    )
-
-
-def _check_tests(rows: list[Row], *, column: str = "tests") -> None:
-    """What `core.rl.gold` asks before anything is drawn."""
-    for i, row in enumerate(rows, 1):
-        tests_of(row, column, f"{WHERE} row {i}")
-
-
-passes_tests.__dict__["__truing_check__"] = _check
-passes_tests.__dict__["__truing_rows__"] = _check_tests

@@ -31,11 +31,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from truing.core.bounds import check_bounds
-from truing.core.judging.answer_steps import step_values, steps_of
+from truing.core.judging.answer_steps import steps_of, values_where_known
 from truing.core.judging.rewards import held_model
 from truing.core.passes.scoring import check_steps
 from truing.method import component
 from truing.naming import ModelKey
+from truing.own_checks import checks
 from truing.tables import Row
 from truing.train.reward.easy_to_hard import at_steps
 
@@ -48,7 +49,14 @@ def shaped(potentials: Sequence[float], gamma: float = 1.0, start: float = 0.0) 
     return [gamma * b - a for a, b in zip(before, after, strict=True)]
 
 
+def _check(settings: Mapping[str, object]) -> None:
+    """What `core.judging.scores` asks before anything is drawn."""
+    check_bounds(settings, {"gamma": "(0, 1]"}, WHERE)
+    check_steps(held_model(str(settings["model"]), WHERE), WHERE)
+
+
 @component("reward")
+@checks(_check)
 def potential_shaping(
     rows: list[Row],
     *,
@@ -69,23 +77,12 @@ def potential_shaping(
     check_bounds({"gamma": gamma}, {"gamma": "(0, 1]"}, WHERE)
     found = held_model(model, WHERE)
     parts = [steps_of(str(row["completion"]), separator) for row in rows]
-    several = [i for i, steps in enumerate(parts) if len(steps) > 1]
-    asked: list[Row] = [{"prompt": rows[i]["prompt"], "steps": parts[i][:-1]} for i in several]
-    made = step_values(found, asked, separator, where=WHERE) if asked else []
-    known = dict(zip(several, made, strict=True))
+    before = [steps[:-1] for steps in parts]
+    known = values_where_known(found, rows, before, separator, where=WHERE)
     total = -start if gamma == 1 else None  # to the bit: equal rewards are found by equality
     values: list[float] = []
     for i, steps in enumerate(parts):
-        rewards = shaped(known.get(i, []), gamma, start)
+        rewards = shaped(known[i], gamma, start)
         text = str(rows[i]["completion"])
         values.append(at_steps(text, rewards, separator, total) if steps else rewards[0])
     return values
-
-
-def _check(settings: Mapping[str, object]) -> None:
-    """What `core.judging.scores` asks before anything is drawn."""
-    check_bounds(settings, {"gamma": "(0, 1]"}, WHERE)
-    check_steps(held_model(str(settings["model"]), WHERE), WHERE)
-
-
-potential_shaping.__dict__["__truing_check__"] = _check

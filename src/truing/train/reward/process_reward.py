@@ -30,13 +30,14 @@ from collections.abc import Mapping, Sequence
 
 from torch.nn.functional import logsigmoid, pad
 
-from truing.core.judging.answer_steps import AGGREGATES, Aggregate, step_values, steps_of
+from truing.core.judging.answer_steps import AGGREGATES, Aggregate, steps_of, values_where_known
 from truing.core.judging.rewards import held_model
 from truing.core.objective import Loss, Measurements, objective
 from truing.core.passes.scoring import check_steps
 from truing.errors import InputError
 from truing.method import component
 from truing.naming import ModelKey
+from truing.own_checks import checks
 from truing.tables import Row
 
 WHERE = "reward step_reward"
@@ -62,7 +63,13 @@ def prod_rewards(p: Sequence[float], bound: float = 0.5, bonus: float = 0.25) ->
     return made
 
 
+def _check(settings: Mapping[str, object]) -> None:
+    """What `core.judging.scores` asks before anything is drawn."""
+    check_steps(held_model(str(settings["model"]), WHERE), WHERE)
+
+
 @component("reward")
+@checks(_check)
 def step_reward(
     rows: list[Row], *, model: ModelKey, aggregate: Aggregate = "min", separator: str = "\n\n"
 ) -> list[float]:
@@ -77,21 +84,8 @@ def step_reward(
     """
     found = held_model(model, WHERE)
     parts = [steps_of(str(row["completion"]), separator) for row in rows]
-    some = [i for i, steps in enumerate(parts) if steps]
-    asked: list[Row] = [{"prompt": rows[i]["prompt"], "steps": parts[i]} for i in some]
-    values = [0.0] * len(rows)
-    made = step_values(found, asked, separator) if asked else []
-    for i, scores in zip(some, made, strict=True):
-        values[i] = AGGREGATES[aggregate](scores)
-    return values
-
-
-def _check(settings: Mapping[str, object]) -> None:
-    """What `core.judging.scores` asks before anything is drawn."""
-    check_steps(held_model(str(settings["model"]), WHERE), WHERE)
-
-
-step_reward.__dict__["__truing_check__"] = _check
+    known = values_where_known(found, rows, parts, separator)
+    return [AGGREGATES[aggregate](values) if values else 0.0 for values in known]
 
 
 @objective(

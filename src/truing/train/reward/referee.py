@@ -25,6 +25,7 @@ from truing.errors import InputError
 from truing.method import component
 from truing.models import Model
 from truing.naming import ModelKey
+from truing.own_checks import checks
 from truing.tables import Row, as_prompt, content_hash, prompt_of
 from truing.train.reward.judged import check_read, judge_of
 
@@ -49,6 +50,7 @@ def _check(settings: Mapping[str, object]) -> None:
 
 
 @component("reward")
+@checks(_check)
 def referee(
     rows: list[Row],
     *,
@@ -98,6 +100,3 @@ def referee(
     fix = "Use a referee that follows the form, such as one that urpo has trained"
     check_read(judge, "score could be read for", "answers", WHERE, fix)
     return values
-
-
-referee.__dict__["__truing_check__"] = _check

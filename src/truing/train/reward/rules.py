@@ -12,6 +12,7 @@ from truing.core.bounds import check_bounds
 from truing.core.judging.numerals import final_number, marked
 from truing.errors import InputError
 from truing.method import component
+from truing.own_checks import checks
 from truing.specify.texts import text_of, words
 from truing.tables import Row
 
@@ -36,7 +37,14 @@ def gold_number(row: Row, column: str, where: str) -> Fraction:
     return value
 
 
+def _check_gold(rows: list[Row], *, column: str = "answer") -> None:
+    """What `core.rl.gold` asks before anything is drawn."""
+    for i, row in enumerate(rows, 1):
+        gold_number(row, column, f"reward numeric_answer row {i}")
+
+
 @component("reward")
+@checks(rows=_check_gold)
 def numeric_answer(
     rows: list[Row], *, column: str = "answer", tolerance: float = 0.0
 ) -> list[float]:
@@ -57,15 +65,6 @@ def numeric_answer(
         near = said is not None and abs(said - gold) <= abs(gold) * Fraction(str(tolerance))
         values.append(float(near))
     return values
-
-
-def _check_gold(rows: list[Row], *, column: str = "answer") -> None:
-    """What `core.rl.gold` asks before anything is drawn."""
-    for i, row in enumerate(rows, 1):
-        gold_number(row, column, f"reward numeric_answer row {i}")
-
-
-numeric_answer.__dict__["__truing_rows__"] = _check_gold
 
 
 @component("reward")

@@ -26,6 +26,7 @@ from truing.errors import InputError
 from truing.method import component
 from truing.models import held
 from truing.naming import ModelKey, PrinciplesKey
+from truing.own_checks import checks
 from truing.principles import Principle, Principles
 from truing.tables import Row, content_hash, prompt_of
 from truing.train.reward.salmon import ROLE, fitted, within
@@ -75,7 +76,15 @@ def _rules(principles: str | list[str]) -> list[str] | Principles:
     return found
 
 
+def _check(settings: Mapping[str, object]) -> None:
+    """What `core.judging.scores` asks before anything is drawn."""
+    check_bounds(settings, {"draw": (0, None)}, WHERE)
+    check_reviews(held_model(str(settings["model"]), WHERE), f"{WHERE} setting 'model'")
+    _rules(cast("str | list[str]", settings["principles"]))
+
+
 @component("reward")
+@checks(_check)
 def salmon_reward(
     rows: list[Row],
     *,
@@ -112,13 +121,3 @@ def salmon_reward(
     if cut:
         current().metric(reviews_cut=cut, reviews=len(rows))
     return score_model(found, asked, "reviews")
-
-
-def _check(settings: Mapping[str, object]) -> None:
-    """What `core.judging.scores` asks before anything is drawn."""
-    check_bounds(settings, {"draw": (0, None)}, WHERE)
-    check_reviews(held_model(str(settings["model"]), WHERE), f"{WHERE} setting 'model'")
-    _rules(cast("str | list[str]", settings["principles"]))
-
-
-salmon_reward.__dict__["__truing_check__"] = _check

@@ -42,6 +42,7 @@ from truing.core.private import without_login
 from truing.errors import InputError
 from truing.kinds import split_tools
 from truing.method import component
+from truing.own_checks import checks
 from truing.tables import Row
 
 Form = Literal["", "classify", "pooling", "score", "plain"]
@@ -139,7 +140,13 @@ def _chosen(values: Sequence[object], label: int | None) -> object:
     return values[place] if -len(values) <= place < len(values) else None
 
 
+def _check(settings: Mapping[str, object]) -> None:
+    """What `core.judging.scores` asks before anything is drawn; no server is asked."""
+    address(str(settings["url"]), cast(Form, settings.get("form", "")))
+
+
 @component("reward")
+@checks(_check)
 def served_reward(
     rows: list[Row], *, url: str, form: Form = "", label: int | None = None
 ) -> list[float]:
@@ -174,11 +181,3 @@ def _read(
             fix="Look at its reply, and set form and label to suit",
         )
     return {"scores": fit}
-
-
-def _check(settings: Mapping[str, object]) -> None:
-    """What `core.judging.scores` asks before anything is drawn; no server is asked."""
-    address(str(settings["url"]), cast(Form, settings.get("form", "")))
-
-
-served_reward.__dict__["__truing_check__"] = _check

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from truing.context import current
+from truing.core.batch.reading import read_units
 from truing.core.engine import train
 from truing.core.held_out import INPUT, HeldOut, watching
 from truing.core.logprob import states
@@ -36,7 +37,6 @@ from truing.core.passes.scoring import ScoreHead
 from truing.core.plain_task import PlainTask
 from truing.core.reference import SWEEP
 from truing.core.trainer.held_out_rows import told_apart
-from truing.core.trainer.train_text import read_units
 from truing.core.training import Training
 from truing.core.tree import Node, pack
 from truing.datasets import licence_of
@@ -133,9 +133,6 @@ def step_value(
         lr: peak learning rate of the head.
         batch: rows of one update.
         max_length: of a prompt and its steps; longer rows are cut there and counted.
-        eval_every: updates between two measurements of the held-out loss; 0 makes five in a run.
-        keep_best: return the head after the update with the lowest held-out loss.
-        patience: end the training after so many measurements without a new lowest held-out loss.
     """
     data = data.expect("steps", where=NAME)
     settings = Training(epochs=epochs, lr=lr, batch=batch)

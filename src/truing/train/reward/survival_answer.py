@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 from truing.errors import InputError
 from truing.method import component
+from truing.own_checks import checks
 from truing.specify.texts import text_of, words
 from truing.tables import Row
 
@@ -128,7 +129,14 @@ def truth(row: Row, where: str) -> tuple[int, float | None]:
     return int(status), reference_months(row.get("months"))
 
 
+def _check_truths(rows: list[Row]) -> None:
+    """What `core.rl.gold` asks before anything is drawn."""
+    for i, row in enumerate(rows, 1):
+        truth(row, f"reward survival_answer row {i}")
+
+
 @component("reward")
+@checks(rows=_check_truths)
 def survival_answer(rows: list[Row], *, leak: float = 0.5) -> list[float]:
     """Right status, months near the true ones, all blocks, reasoning near the row's trace.
 
@@ -157,7 +165,14 @@ def tagged_parts(text: str, gold: str) -> Sequence[float]:
     return (float(said == gold), 0.5 * said.isdigit(), 0.5 * strict, 0.5 * loose)
 
 
+def _check_golds(rows: list[Row], *, column: str = "answer") -> None:
+    """What `core.rl.gold` asks before anything is drawn."""
+    for i, row in enumerate(rows, 1):
+        _gold(row, column, f"reward tagged_answer row {i}")
+
+
 @component("reward")
+@checks(rows=_check_golds)
 def tagged_answer(rows: list[Row], *, column: str = "answer") -> list[float]:
     """The right text between answer tags, digits, and the form of reasoning before answer.
 
@@ -180,22 +195,6 @@ def _gold(row: Row, column: str, where: str) -> str:
             fix="Name the column of the gold answers: {use: tagged_answer, column: ...}",
         )
     return str(row[column])
-
-
-def _check_truths(rows: list[Row]) -> None:
-    """What `core.rl.gold` asks before anything is drawn."""
-    for i, row in enumerate(rows, 1):
-        truth(row, f"reward survival_answer row {i}")
-
-
-def _check_golds(rows: list[Row], *, column: str = "answer") -> None:
-    """What `core.rl.gold` asks before anything is drawn."""
-    for i, row in enumerate(rows, 1):
-        _gold(row, column, f"reward tagged_answer row {i}")
-
-
-survival_answer.__dict__["__truing_rows__"] = _check_truths
-tagged_answer.__dict__["__truing_rows__"] = _check_golds
 
 
 def answer_text(status: int, months: float, steps: Sequence[str] = (), comment: str = "") -> str:

@@ -32,6 +32,7 @@ from truing.core.trainer.preflight import online_training
 from truing.errors import InputError
 from truing.method import method
 from truing.models import Model, hold
+from truing.own_checks import checks
 from truing.tables import Table
 from truing.train.reward.easy_to_hard import Scheme, easy_outcome, process_shaping
 from truing.train.reward.rules import format_penalty
@@ -72,6 +73,11 @@ def _values(settings: Mapping[str, object], process_model: str = "") -> dict[str
     return made
 
 
+def _check(settings: Mapping[str, object], _: Mapping[str, Table]) -> None:
+    """What `Method.check` asks before anything runs."""
+    _values(settings)
+
+
 @method(
     paper="easy-to-hard",
     needs=("weights", "logprob", "generate"),
@@ -83,6 +89,7 @@ def _values(settings: Mapping[str, object], process_model: str = "") -> dict[str
         "eval_every": (0, None), "patience": (0, None),
     },
 )  # fmt: skip
+@checks(_check)
 def easy_to_hard_ppo(
     model: Model,
     data: Table,
@@ -142,11 +149,3 @@ def easy_to_hard_ppo(
     return made.with_licences([m.licence for m in (process_model,) if m.licence]).called(
         f"{model.name}+easy_to_hard_ppo"
     )
-
-
-def _check(settings: Mapping[str, object], _: Mapping[str, Table]) -> None:
-    """What `Method.check` asks before anything runs."""
-    _values(settings)
-
-
-easy_to_hard_ppo.__dict__["__truing_check__"] = _check

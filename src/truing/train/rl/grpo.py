@@ -67,13 +67,14 @@ from truing.core.online import (
 from truing.core.rl.advantages import (
     Estimator,
     Scale,
+    dropped,
+    ended,
     group_advantage,
     kl_tokens,
     normalised,
     on_high_entropy,
     overlong,
 )
-from truing.core.rl.online_unfinished import dropped, ended
 
 Place = Literal["loss", "reward"]
 

@@ -40,8 +40,7 @@ from truing.core.online import (
     watched,
     weighed,
 )
-from truing.core.rl.advantages import group_advantage
-from truing.core.rl.online_unfinished import dropped, ended
+from truing.core.rl.advantages import dropped, ended, group_advantage
 
 
 @online(paper="preference-losses", needs=("ref_logp",), least=2)

@@ -241,7 +241,7 @@ class InstructionChunks(Hook):
 )
 def mixture_of_instructions(m: Measurements) -> Loss:
     """Train several tasks at once, each under its own system prompt, in balanced chunks."""
-    weight = columns.weight(m, "weight")
+    weight = columns.weight(m)
     weight_UT = weight if weight.dim() > 1 else weight[:, None]
     logp_UT, mask_UT = m.logp_UKT[:, 0], m.mask_UKT[:, 0]
     return Loss(-logp_UT, mask_UT * weight_UT, {"logp": m.mean()[:, 0].detach()})
