@@ -2,8 +2,8 @@
 
 What a wave holds is keys and values, those of a prompt once for all of its answers
 (`core.generation.prefix_cache`) or once for each (`row_cache.Padded`), filled up to the longest
-prompt of the wave: a single long one would take its room for every row, so that it stands in a wave with few
-others. It may take what `room` says, by the model's own size of a token, and no more than
+prompt of the wave: a single long one would take its room for every row, so that it stands in a wave
+with few others. It may take what `room` says, by the model's own size of a token, and no more than
 `TOKENS`. What is free on the machine is not asked, so that waves depend on the request, the model
 and the sort of device alone and give the same bits each time. Where memory ends all the same, the
 error says what a request can do about it. Modules on a GPU that nobody uses give way before that.
