@@ -67,6 +67,10 @@ OWN: dict[str, Given] = {
     "select/checked": {"data": "examples.jsonl", "checks": [{"use": "min_words", "n": 5}]},
     "select/deita": {"data": "examples.jsonl"},
     "select/magpie_filter": {"data": "examples.jsonl"},
+    "select/mixture": {
+        "data": {"mine": "examples.jsonl", "helpful": "helpful_pairs"},
+        "shares": {"mine": 0.7, "helpful": 0.3}, "stop": "all_exhausted",
+    },
     "select/near_duplicates": {"data": "everyday_prompts"},
     "select/sample": {"data": "helpful_pairs", "n": 64},
     "select/split": {"data": "everyday_prompts", "part": "train", "held_out": 32},
