@@ -14,6 +14,7 @@ from truing import catalogue
 from truing.context import current
 from truing.declared import declared
 from truing.errors import InputError, TruingError, unknown
+from truing.own_checks import check_of
 from truing.references import Function, Ref, bare, check_rows, reference, refuse_bare
 
 if TYPE_CHECKING:
@@ -65,6 +66,15 @@ def resolve(kind: str, ref: Ref, *, where: str = "") -> tuple[Function, dict[str
         check_rows(function.function, kind, name, settings=True, where=where)
     at = f"{where} {kind} {name}".strip()
     return function.function, settings_of(function, ref, where=at)
+
+
+def asked(kind: str, ref: Ref, *, where: str = "") -> tuple[Function, dict[str, object]]:
+    """`resolve`, and the component's own check of its settings passed (`truing.own_checks`)."""
+    function, settings = resolve(kind, ref, where=where)
+    if (check := check_of(function)) is not None:
+        with told(check, "its check", where):
+            check(settings)
+    return function, settings
 
 
 def settings_of(

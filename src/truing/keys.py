@@ -163,7 +163,7 @@ def step_key(method: Method, nouns: Nouns, settings: Mapping[str, object], seed:
         InputError: it runs a function of which nothing would tell the next version from this one.
     """
     inputs = {
-        name: {r: _input(n) for r, n in value.items()}
+        name: [[r, _input(n)] for r, n in value.items()]  # their order decides, too
         if isinstance(value, Mapping)
         else _input(value)
         for name, value in nouns.items()
@@ -208,7 +208,7 @@ def asked(method: Method, settings: Mapping[str, object], tables: Mapping[str, T
     if any(declared(e) is not None for e in entries):
         return ""
     values = {n: _identity(v) for n, v in settings.items()}
-    given = {n: [type(t).__name__, t.key] for n, t in tables.items()}
+    given = [[n, type(t).__name__, t.key] for n, t in tables.items()]
     text = text_key([*{e.module for e in entries}, *MAKERS])
     if not text:
         return ""

@@ -149,6 +149,8 @@ class Plan:
                 address = limits.address if head == "models" else renaming.address
                 written = address(made, where=f"--set {place}")
             named[rest] = value if isinstance(value, str) else written
+            if any(p.exists() for p in _paths(named[rest])):
+                self._typed_in[place] = str(Path.cwd())
             self.places[f"{head.removesuffix('s')} {rest}"] = "--set"
             self._typed.add(rest)
         elif head not in self.steps:
@@ -287,6 +289,8 @@ class Plan:
             said = choices.placed(
                 choices.joined(own, said), lambda file: self.path(file, typed=typed)
             )
+        elif own and said:
+            said = f"{own}&{said[1:]}"  # what both name is refused where it is read
         said = said or own
         entry = f"{'data' if 'Table' in nouns and name in self.data else 'model'} {name}"
         at = f"{self.places.get(entry, '')} {entry}".strip() if name in named else ""

@@ -144,7 +144,7 @@ def unfound(
         sort: "input" or "setting".
         typed: on the command line: a path is seen from the current directory, not the recipe's.
     """
-    from truing import datasets, tablefiles
+    from truing import datasets, renaming, tablefiles
     from truing.core.modelfiles import fetch
 
     nouns = wanted.noun.split("|")
@@ -164,7 +164,7 @@ def unfound(
     return InputError(
         f"{sort} {wanted.name!r}: no step, file or {wanted.noun.lower()} called {text!r}",
         where=step.at(wanted.name),
-        fix=(tablefiles.hub_fix(text) if "Table" in nouns else "") or close,
+        fix=(tablefiles.hub_fix(renaming.split(text)[0]) if "Table" in nouns else "") or close,
     )
 
 

@@ -22,7 +22,7 @@ from truing.kinds import KINDS, Columns, Row
 
 _PAIR = r"[^?&=#]+=[^?&=#]+"
 _TOLD = re.compile(rf"(.+)\?({_PAIR}(?:&{_PAIR})*)", re.S)
-_MARKS = re.compile("[%?&=#]")  # written %3F and so on in a name of a column
+_MARKS = re.compile("[%?&=#,]")  # written %3F and so on in a name of a column
 _FIX = "Write NAME?prompt=question&completion=answer: the name here, then the column's own"
 # What others call the columns of kinds; the first that a table has is offered.
 _LIKE: dict[str, tuple[str, ...]] = {
@@ -217,4 +217,6 @@ def _words(name: str) -> list[str]:
 
 
 def _holds(value: object, types: tuple[type, ...]) -> bool:
-    return isinstance(value, types) or (types == (bool,) and value in (0, 1))
+    return isinstance(value, types) or (
+        types == (bool,) and isinstance(value, (int, float)) and value in (0, 1)
+    )

@@ -115,17 +115,29 @@ def check_tables(checked: Sequence[Checked], opened: Opened) -> None:
         tables: dict[str, Table] = {}
         for name, roles in one.sources.items():
             noun = one.method.inputs[name].noun
-            for role, source in roles.items():
-                found = made.get(source.text) if source.is_step else opened.get((noun, source.text))
-                if isinstance(found, Table):
-                    tables[f"{name} {role}".strip()] = found
+            found = {
+                role: made.get(s.text) if s.is_step else opened.get((noun, s.text))
+                for role, s in roles.items()
+            }
+            if isinstance(next(iter(found.values()), None), Table):  # of several, the first decides
+                known = {f"{name} {r}".strip(): t for r, t in found.items()}
+                tables |= {n: t for n, t in known.items() if isinstance(t, Table)}
         one.method.check(one.settings, tables, where=one.step.at(), at=one.step.at, planned=True)
         rows = kind_made(one.method, {**one.sources, **one.settings})
-        first = next(iter(one.sources.get(rows, ())), "")  # role, where it is one of several
-        if (kept := tables.get(f"{rows} {first}".strip())) is not None:
-            made[one.name] = kept
+        kept = [tables.get(f"{rows} {role}".strip()) for role in one.sources.get(rows, ())]
+        if kept and kept[0] is not None:
+            made[one.name] = _together(kept[0], kept)
         elif rows in KINDS:
             made[one.name] = Promised(rows, f"step {one.name}")
+
+
+def _together(first: Table, tables: Sequence[Table | None]) -> Table:
+    """The rows of several tables; the first, where some are not known yet or of another kind."""
+    from truing.core.trainer.preflight import Promised
+
+    known = [t for t in tables if t is not None and not isinstance(t, Promised)]
+    alike = len(known) == len(tables) > 1 and {t.kind for t in known} == {first.kind}
+    return Table.joined(known) if alike else first
 
 
 def kind_made(method: Method, given: Mapping[str, object]) -> str:

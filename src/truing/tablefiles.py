@@ -39,7 +39,8 @@ def read(
     """See `Table.read`."""
     _check_asked(source, limit)
     source, told = renaming.split(str(source))
-    columns = {**told, **renaming.checked(columns or {}, where=source)}
+    own = renaming.checked(columns or {}, where=source)
+    columns = renaming.checked({**told, **own}, where=source)
     path = expanded(source)
     if path.is_dir() and (path / "table.parquet").is_file():
         path = path / "table.parquet"

@@ -156,8 +156,9 @@ class Table:
         seen: dict[object, Row] = {}
         for number, table in enumerate(tables, 1):
             for row in map(dict, table):
-                other = seen.setdefault(row["id"], row)
-                if other is not row and row_id(other) != row_id(row):
+                while (other := seen.setdefault(row["id"], row)) is not row:
+                    if row_id(other) == row_id(row):
+                        break
                     row["id"] = f"{row['id']}/{number}"
                 rows.append(row)
         made = first._derived(rows)

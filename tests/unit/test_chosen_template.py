@@ -255,6 +255,8 @@ def test_a_recipe_names_the_file_beside_itself(
     assert source == f"{bare}?template={chatml}&end={CLOSE}"
     plan.steps["a"].given["model"] = "mine?thinking=false"  # beside what the recipe says of it
     assert plan.check()[0].sources["model"][""].text == f"{source}&thinking=false"
+    plan.steps["a"].given["model"] = "mine?template=none"  # whose end belonged to the other one
+    assert plan.check()[0].sources["model"][""].text == f"{bare}?template=none"
     monkeypatch.chdir(tmp_path)
     for said in ("", "?template=none"):  # by a command, whose paths are seen from here
         made = f"base?template=chatml.jinja&end={CLOSE}" if not said else f"base{said}"

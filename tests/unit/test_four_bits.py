@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from truing.changes import Adapter
 from truing.context import Context, use
 from truing.core.generate import generate
-from truing.core.modelfiles import choices, loaded, lora, nf4
+from truing.core.modelfiles import bases, choices, loaded, lora, nf4
 from truing.core.passes import memory
 from truing.core.passes.fused import _shaped  # pyright: ignore[reportPrivateUsage]
 from truing.core.training import TextTraining
@@ -74,6 +75,53 @@ def test_a_packed_layer_is_the_product_with_what_it_unpacks(model: Model, plain:
         state = layer.state
         held = state.absmax.nbytes + state.state2.absmax.nbytes  # whose last group is not full
         assert held == 96 * 128 // 64 + 4 * math.ceil(96 * 128 / 64 / 256)
+
+
+def test_blocks_are_of_the_flat_matrix_whatever_its_width(model: Model) -> None:
+    """Of each 64 numbers in a row of memory the largest comes back, also across rows."""
+    weight_OI = torch.randn(96, 80, generator=torch.Generator().manual_seed(1))
+    made = nf4.unpacked(*nf4.packed(weight_OI), weight_OI.shape).flatten().view(-1, nf4.BLOCK)
+    own = weight_OI.flatten().view(-1, nf4.BLOCK)
+    at = own.abs().argmax(1, keepdim=True)
+    assert torch.allclose(made.gather(1, at), own.gather(1, at), rtol=0.02)
+
+
+def test_trained_weights_are_not_taken_for_packed_ones(plain: Model, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    made, _ = trained(plain, tmp_path / "run", rank=0, steps=1)
+    with pytest.raises(InputError, match="trained or merged"):
+        made.quantised()
+    out = Model.open(f"{made.export(tmp_path / 'out')}?bits=4")
+    assert len(nf4.packed_in(out.load_module("float32", "cpu").module)) == 21
+
+
+def test_a_base_is_kept_once_whatever_its_bits(model: Model, plain: Model) -> None:
+    with bases.kept(model.local) as one:
+        pass
+    with bases.kept(plain.local) as other:
+        assert one == other
+
+
+def test_an_adapter_that_cannot_stand_beside_is_read_twice_and_fresh_when_asked(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {
+        f"base_model.model.model.embed_tokens.lora_{n}.weight": torch.randn(*shape) * 1e-3
+        for n, shape in (("A", (2, 128)), ("B", (259, 2)))
+    }
+    lora.write(tmp_path / "low", tensors, 2, 4.0, ["model.embed_tokens"], {})
+    made = model.adding(Adapter(tmp_path / "low"))
+    built, build = [], loaded._build  # pyright: ignore[reportPrivateUsage]
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        built.append(args[1])
+        return build(*args, **kwargs)
+
+    monkeypatch.setattr(loaded, "_build", counted)
+    first = made.load_module(device="cpu").module
+    assert len(built) == 2 and len(nf4.packed_in(first)) == 21
+    fresh = made.load_module(device="cpu", fresh=True, packed=True).module
+    assert fresh is not first and len(built) == 3
 
 
 def test_only_the_linear_layers_of_blocks_are_packed(model: Model, plain: Model) -> None:

@@ -22,8 +22,8 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from truing.core.modelfiles import fetch, lora
-from truing.core.modelfiles.weight_files import INDEX
-from truing.core.weights import weight_files, write
+from truing.core.modelfiles.weight_files import INDEX, weight_files
+from truing.core.weights import write
 from truing.errors import InputError
 from truing.models import Model
 from truing.tables import Table

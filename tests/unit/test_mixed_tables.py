@@ -14,6 +14,7 @@ from truing import cli, lineage, pipeline
 from truing.command import _roles  # pyright: ignore[reportPrivateUsage]
 from truing.context import Context, use
 from truing.errors import InputError, unknown
+from truing.keys import step_key
 from truing.method import methods
 from truing.plan import Plan
 from truing.recipe import load
@@ -220,3 +221,53 @@ def test_several_for_one_input_are_told_how_they_become_one(folder: Path, given:
     for several in (tables, *lists):
         with pytest.raises(InputError, match="select/mixture makes one table of several"):
             methods["sample"](several, n=1)
+
+
+def test_the_order_of_tables_is_part_of_a_steps_key() -> None:
+    """It decides the kind, the order of the rows and which of them get other ids."""
+    told = methods["mixture"].validate({"shuffle": False})
+    tables = {"a": Table("", EXAMPLES), "b": Table("", PAIRS)}
+    turned = dict(reversed(tables.items()))
+    one, other = (step_key(methods["mixture"], {"data": d}, told, 0) for d in (tables, turned))
+    assert one != other
+
+
+def test_a_mixture_of_mixtures_has_each_id_once() -> None:
+    a, b, c = (Table("", [{"text": f"{x} {i}", "id": i} for i in range(3)]) for x in "abc")
+    made = Table.joined([Table.joined([a, b]), c])
+    assert len({row["id"] for row in made}) == 9
+
+
+def test_what_follows_is_checked_on_the_rows_of_all_tables(folder: Path) -> None:
+    """One file for each objective: neither alone names both of the heads."""
+    for number in (0, 1):
+        rows = [{**row, "objective": number} for row in PAIRS]
+        Table("", rows).write(folder / f"{number}.jsonl")
+    for asked, refused in ((2, False), (3, True)):
+        plan = Plan("p")
+        plan.step("mixed", "select/mixture", data={"a": "0.jsonl", "b": "1.jsonl"})
+        plan.step("heads", "train/mah_dpo", model="smollm2-135m-instruct", data="mixed",
+                  objectives=asked)  # fmt: skip
+        error = pytest.raises(InputError, match="setting 'objectives'")
+        with error if refused else contextlib.nullcontext():
+            check(plan)
+
+
+def test_a_first_table_of_an_unknown_kind_leaves_all_to_the_step(folder: Path) -> None:
+    (folder / "own.py").write_text(
+        "from truing import Plan, method\nfrom truing.tables import Table\n\n\n"
+        '@method(verb="synthesize")\ndef mine(*, n: int = 1) -> Table:\n'
+        '    return Table("", [{"prompt": "a", "completion": "b"}])\n\n\n'
+        "def recipe():\n    plan = Plan('p')\n    plan.step('gen', 'synthesize/mine')\n"
+        "    plan.step('mixed', 'select/mixture',\n"
+        "              data={'gen': 'gen', 'ask': 'ask.jsonl', 'chat': 'chat.jsonl'})\n"
+        "    return plan\n"
+    )
+    check(load(folder / "own.py"))
+
+
+def test_rows_are_not_repeated_without_measure() -> None:
+    many, one = ({"text": f"t {i}"} for i in range(300)), {"text": "one"}
+    tables = {"many": Table("", list(many)), "one": Table("", [one])}
+    with pytest.raises(InputError, match="repeated 100 times"):
+        mixture(tables, shares={"many": 0.001, "one": 0.999}, stop="all_exhausted")

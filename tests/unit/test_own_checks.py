@@ -14,7 +14,9 @@ from truing.core.judging.scores import check_reward
 from truing.core.objective import Loss, Measurements
 from truing.errors import InputError
 from truing.models import Model
+from truing.principles import Principle, Principles
 from truing.references import referred
+from truing.specify.principles_file import check_all
 from truing.tables import Row, Table
 
 PLAN = """
@@ -152,3 +154,36 @@ def test_where_nothing_would_ask_it_it_is_refused(said: str) -> None:
     with pytest.raises(InputError, match=said.strip()) as caught:
         MISTAKES[said]()
     assert caught.value.fix
+
+
+FILTER = """
+from truing import InputError, Plan, checks, component
+
+
+def sensible(settings):
+    if settings.get("most") == 0:
+        raise InputError("setting 'most' must be 1 or more", fix="Raise it")
+
+
+@component("check")
+@checks(sensible)
+def short_enough(rows, *, most: int = 4):
+    raise AssertionError("asked")
+
+
+def recipe():
+    plan = Plan("filter")
+    plan.step("s", "select/checked", data="rows.jsonl", checks=[{"use": "short_enough", "most": 0}])
+    return plan
+"""
+
+
+def test_checks_of_principles_and_filters_are_asked(tmp_path: Path) -> None:
+    """A check's settings are refused where principles are read, and before rows are filtered."""
+    (tmp_path / "own.py").write_text(FILTER)
+    Table("", [{"prompt": "a"}]).write(tmp_path / "rows.jsonl")
+    with pytest.raises(InputError, match="line 18 step s: setting 'most' must be 1 or more"):
+        recipe.load(tmp_path / "own.py")
+    rule = Principle(id="brief", text="Be brief.", check={"use": "short_enough", "most": 0})
+    with pytest.raises(InputError, match="'most' must be 1 or more"):
+        check_all(Principles([rule]))

@@ -6,6 +6,7 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -159,6 +160,7 @@ steps:
         ("{name: 'rows.jsonl?prompt=question', columns: {completion: answer}}", ""),
         (f"rows.jsonl{TOLD}", ""),
         ("rows.jsonl", TOLD),
+        ("{file: rows.jsonl, columns: {prompt: question}}", "?completion=answer"),
         ("{file: shards, columns: {prompt: question, completion: answer}}", ""),
     ],
 )
@@ -205,3 +207,19 @@ def test_a_plan_in_python_and_one_changed_on_the_command_line(folder: Path) -> N
     (one,) = plan.check()
     (source,) = one.sources["data"].values()
     assert source.text == f"{folder / 'rows.csv'}?text=answer"
+
+
+def test_a_column_is_not_renamed_twice(folder: Path) -> None:
+    with pytest.raises(InputError, match="'question' is named twice"):
+        Table.read("rows.jsonl?prompt=question", columns={"text": "question"})
+
+
+def test_advice_for_rows_that_hold_arrays() -> None:
+    rows = Table("", [{"prompt": "a", "completion": "b", "embedding": np.zeros(3)}])
+    with pytest.raises(InputError, match="needs rows of kind"):
+        check_rows(rows, "unpaired", "train/kto")
+
+
+def test_a_name_with_a_comma_is_one_word_of_a_command(folder: Path) -> None:
+    told = written("rows.jsonl", {"prompt": "question, long"})
+    assert "," not in told and split(told)[1] == {"prompt": "question, long"}

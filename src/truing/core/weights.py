@@ -22,10 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from truing.changes import Adapter, Weights
-from truing.core.files import is_copy, new_folder
+from truing.core.files import new_folder
 from truing.core.modelfiles import jsonfile, patches
 from truing.core.modelfiles.patches import AdapterPatch, BlendPatch, WeightsPatch
-from truing.core.modelfiles.weight_files import INDEX
+from truing.core.modelfiles.weight_files import INDEX, weight_files
 from truing.errors import InputError
 
 if TYPE_CHECKING:
@@ -73,22 +73,9 @@ class Stored(Mapping[str, Tensor]):
         slice_ = self._opened[self._files[name]].get_slice(name)
         return tuple(cast("list[int]", slice_.get_shape()))
 
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, in order; all named by its index must be there."""
-    index = folder / INDEX
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise InputError(f"not a readable index: {error}", where=str(index)) from None
-        # Beside the index alone: keys and copies of a model know no other folder.
-        missing = [n for n in names if Path(n).name != n or not (folder / n).is_file()]
-        if missing:
-            fix = "Fetch or save the model again, all of its files in one folder"
-            raise InputError("weight files are missing", where=str(folder), seen=missing, fix=fix)
-        return [folder / n for n in names]
-    return sorted(p for p in folder.glob("*.safetensors") if not is_copy(p))
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of a tensor."""
+        return self[name].dtype
 
 
 def open_weights(path: Path) -> Stored:
@@ -240,7 +227,7 @@ class Folded(Mapping[str, Tensor]):
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """Type that a tensor has, or would have, in the base's files."""
-        return self.base[self._source(name)].dtype
+        return self.base.dtype(self._source(name))
 
     @property
     def untied(self) -> bool:

@@ -7,8 +7,11 @@ dropped before a model answers them. Our own; no paper.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, cast
 
+from truing import own_checks
+from truing.components import asked
 from truing.errors import InputError
 from truing.method import method, score
 from truing.select.near_duplicates import row_text
@@ -29,7 +32,13 @@ def passing(rows: list[Row], checks: list[dict[str, object]], of: str) -> list[b
     return kept
 
 
+def _check(settings: Mapping[str, object], tables: Mapping[str, Table]) -> None:
+    for ref in cast("list[dict[str, object]]", settings["checks"]):
+        asked("check", ref, where="select/checked setting 'checks'")
+
+
 @method(makes="data")
+@own_checks.checks(_check)
 def checked(
     data: Table,
     *,

@@ -34,6 +34,7 @@ from truing.tables import Row, Table, content_hash
 
 WHERE = "select/mixture"
 FIRST = "first_exhausted"
+MANY = 100  # times all rows that there are; nobody means to make more
 
 
 def fractions(sizes: Mapping[str, int], shares: Mapping[str, float] | None) -> dict[str, Fraction]:
@@ -81,6 +82,13 @@ def counts(
             seen={"share": made[short[0]], "has": sizes[short[0]]},
             fix=f"Set rows to {math.floor(total)} or less, or stop to all_exhausted, which repeats "
             "rows",
+        )
+    if not rows and sum(made.values()) > MANY * sum(sizes.values()):
+        raise InputError(
+            f"setting 'shares': to use each table whole, rows are repeated {MANY} times and more",
+            where=WHERE,
+            seen=made,
+            fix="Set rows to how many there are to be, or stop to first_exhausted",
         )
     if none := [name for name in sizes if not made[name]]:
         raise InputError(

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from truing.components import asked
 from truing.errors import InputError
-from truing.method import get_component, method
+from truing.method import method
 from truing.principles import Principles
 
 
@@ -20,9 +21,9 @@ def check_all(principles: Principles, *, where: str = "") -> None:
         if rule.check is None:
             continue
         at = f"{where} principle {rule.id}".strip()
-        check = get_component("check", rule.check, where=at)
+        function, settings = asked("check", rule.check, where=at)
         try:
-            check([])  # the built-in ones look at the values of their settings first
+            function([], **settings)  # the built-in ones look at the values of their settings first
         except InputError as error:
             raise InputError(
                 error.message, where=f"{at} {error.where}", seen=error.seen, fix=error.fix

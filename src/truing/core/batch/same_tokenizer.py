@@ -92,7 +92,10 @@ def _thinking(model: Model) -> bool | None:
 
 def _shown(model: Model) -> str:
     thinking = _thinking(model)
-    return model.name if thinking is None else f"{model.name}?thinking={str(thinking).lower()}"
+    told = [] if thinking is None else [f"thinking={str(thinking).lower()}"]
+    chosen = isinstance(model.base, Folder) and model.base.chosen is not None
+    said = "&".join([*(["template=..."] if chosen else []), *told])
+    return f"{model.name}?{said}" if said else model.name
 
 
 def _hash(parts: Mapping[str, Path], names: Sequence[str]) -> str:

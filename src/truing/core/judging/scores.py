@@ -10,10 +10,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
 from truing import catalogue
-from truing.components import is_own, told
+from truing.components import asked, is_own
 from truing.core.placed import Placed
 from truing.errors import InputError, unknown
-from truing.method import finite, one_a_row, resolve
+from truing.method import finite, one_a_row
 from truing.own_checks import check_of
 from truing.tables import Row
 
@@ -31,11 +31,8 @@ def check_reward(ref: Mapping[str, object], *, where: str = "") -> None:
     What only the component knows of its settings, such as whether its model can reward, its own
     check says (`truing.own_checks`); without one, what it does with no rows.
     """
-    function, settings = resolve(kind_of(ref), ref, where=where)
-    if (check := check_of(function)) is not None:
-        with told(check, "its check", where):
-            check(settings)
-    elif is_own(function):  # a user's may not bear that there are none
+    function, settings = asked(kind_of(ref), ref, where=where)
+    if check_of(function) is None and is_own(function):  # a user's may not bear that there are none
         function([], **settings)
 
 

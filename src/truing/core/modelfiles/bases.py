@@ -172,8 +172,9 @@ def kept(base: Folder) -> Generator[dict[str, Path]]:
     if all(map(files.is_managed, parts.values())):
         yield parts
         return
-    folder = files.home() / "bases" / base.key
-    with _lock(base.key):
+    key = hashes.parts_hash(parts)  # of the files alone, whatever is told to its template
+    folder = files.home() / "bases" / key
+    with _lock(key):
         if not folder.is_dir():
             with files.new_folder(folder) as partial:
                 for name, path in parts.items():

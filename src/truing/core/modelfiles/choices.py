@@ -73,9 +73,10 @@ def placed(said: str, place: Callable[[str], Path]) -> str:
 
 def joined(own: str, said: str) -> str:
     """What a recipe's name of a model stands for says behind it, and what a step says of it."""
-    more = _pairs(said)
-    kept = [(n, v) for n, v in _pairs(own) if n not in dict(more)]
-    return _written([*kept, *more])
+    more = dict(_pairs(said))
+    gone = {*more, "end"} if "template" in more else {*more}  # an end is that of a template
+    kept = [(n, v) for n, v in _pairs(own) if n not in gone]
+    return _written([*kept, *_pairs(said)])
 
 
 def _written(pairs: list[tuple[str, str]]) -> str:

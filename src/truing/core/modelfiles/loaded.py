@@ -163,7 +163,7 @@ def _made(model: Model, dtype: str, *, beside: bool, packed: bool) -> int:
 
     number = cast(torch.dtype, getattr(torch, dtype))
     folded = _laid(model, number, beside=beside, packed=packed)
-    made = folded.changed | nf4.rounded_in(folded)  # whose types are known by packing them
+    made = folded.changed | nf4.rounded_in(folded)
     made |= {n for n in folded.keys() - made if ALONE.search(n) or folded.stored_dtype(n) != number}
     return nf4.bytes_of(folded, made, number.itemsize)
 
@@ -303,7 +303,8 @@ def load_module(
         dtype = "float32" if whole else precision.own(model, device)
     packed = bool(model.local.bits) and (packed or not fresh)
     half = dtype in ("bfloat16", "float16")
-    beside = unmerged.adapters_of(model) if half or packed else []
+    told = model.weights_key in _folded
+    beside = unmerged.adapters_of(model) if (half or packed) and not told else []
     # Folded into the same type, adapters give other values than beside it.
     key = (model.weights_key, f"{dtype} beside" if beside else dtype, device)
     with _guard:
@@ -313,16 +314,17 @@ def load_module(
             return Loaded(module, model, device, extra)
         check_unchanged(model.local)
         check_memory(model, dtype, device, beside=bool(beside), packed=packed)
+        if packed and device.startswith("cuda"):  # where it is packed, layer by layer
+            needed = bytes_of(model, dtype, beside=bool(beside), packed=True)
+            make_place(needed, lambda: free_on(device), device, model.name)
         module, extra = _build(model, dtype, device, beside=bool(beside), packed=packed)
         module = _moved(module, device, model.name)
         if beside and not unmerged.put(module, beside):
             del module, extra
-            if asked == "auto":
-                _folded.add(model.weights_key)
-                return load_module(model, "float32", device)
-            # Rounded, as was asked for.
-            module, extra = _build(model, dtype, device, packed=packed)
-            module = _moved(module, device, model.name)
+            _folded.add(model.weights_key)
+            # Folded in: in float32, or rounded, as was asked for.
+            kind = "float32" if asked == "auto" else dtype
+            return load_module(model, kind, device, fresh=fresh, packed=packed)
         if not fresh:
             _cache[key] = (module, extra)
             while len(_cache) > KEEP + _panel:

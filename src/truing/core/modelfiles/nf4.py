@@ -26,7 +26,7 @@ import importlib.util
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from truing.changes import Weights
 from truing.core.passes.products import times, times_t
 from truing.core.weights import Folded, Stored, open_weights, same_name
 from truing.errors import InputError, MissingExtra
@@ -67,6 +68,15 @@ def check(model: Model, bits: int) -> None:
             fix="Leave out ?bits=4",
         )
     _check_installed(model.name)
+    stored = Rounded(open_weights(model.folder))
+    own = [c for c in model.weight_changes if isinstance(c, Weights)]
+    if stored.packs and stored.packs <= Folded(stored, own).changed:
+        raise InputError(
+            "its weights were trained or merged, and 4 bits are made of the base's files alone",
+            where=model.name,
+            fix="Export it, Model.export(FOLDER) or `truing store export`, and name that folder "
+            "with ?bits=4",
+        )
 
 
 def _check_installed(where: str = "") -> None:
@@ -92,15 +102,19 @@ def _library() -> Any:
 
 
 def packed(weight_OI: Tensor) -> tuple[Tensor, Any]:
-    """A matrix's numbers as bytes [O I / 2, 1], and what unpacks them."""
-    pack = _library().quantize_4bit
-    made = pack(weight_OI.contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4")
+    """A matrix's numbers as bytes [O I / 2, 1], and what unpacks them.
+
+    The library gets rows of whole blocks: a CPU's kernel counts the blocks of each row anew.
+    """
+    width = BLOCK if weight_OI.numel() % BLOCK == 0 else weight_OI.numel()
+    rows, pack = weight_OI.reshape(-1, width), _library().quantize_4bit
+    made = pack(rows, blocksize=BLOCK, compress_statistics=True, quant_type="nf4")
     return cast("tuple[Tensor, Any]", made)
 
 
-def unpacked(bytes_B1: Tensor, state: Any) -> Tensor:
-    """The matrix [O, I] in the type that it was packed from."""
-    return cast(Tensor, _library().dequantize_4bit(bytes_B1, state))
+def unpacked(bytes_B1: Tensor, state: Any, shape: Sequence[int]) -> Tensor:
+    """The matrix of that shape, [O, I], in the type that it was packed from."""
+    return cast(Tensor, _library().dequantize_4bit(bytes_B1, state)).view(*shape)
 
 
 class _Product(torch.autograd.Function):
@@ -143,7 +157,8 @@ class Linear4(nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """[O, I] in the type that is computed in."""
-        return unpacked(self.packed, self.state).to(self.dtype)
+        shape = (self.out_features, self.in_features)
+        return unpacked(self.packed, self.state, shape).to(self.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear4:
         """Move what unpacks the weight with it; no type but its own fits it."""
@@ -166,7 +181,11 @@ class Rounded(Stored):
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.plain[name]
-        return unpacked(*packed(tensor)) if name in self.packs else tensor
+        return unpacked(*packed(tensor), tensor.shape) if name in self.packs else tensor
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of a tensor: packed or not, that of the files."""
+        return self.plain.dtype(name)
 
 
 class Blank(Stored):
@@ -174,12 +193,12 @@ class Blank(Stored):
 
     def __init__(self, rounded: Rounded, names: set[str], dtype: torch.dtype) -> None:
         self._files, self._opened = rounded._files, rounded._opened
-        self.rounded, self.names, self.dtype = rounded, names, dtype
+        self.rounded, self.names, self.number = rounded, names, dtype
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.names:
             return self.rounded[name]
-        return torch.zeros((), dtype=self.dtype).expand(self.shape(name))  # which takes no memory
+        return torch.zeros((), dtype=self.number).expand(self.shape(name))  # which takes no memory
 
 
 def _packs(name: str, stored: Stored) -> bool:

@@ -12,7 +12,7 @@ import inspect
 import re
 from collections.abc import Generator, Mapping, Sequence
 
-from truing.components import told
+from truing.components import own_copy, told
 from truing.core.judging.scores import kind_of
 from truing.errors import InputError, shorten
 from truing.method import resolve
@@ -36,7 +36,7 @@ def check_gold(refs: Refs, table: Table, where: str) -> None:
         takes = inspect.signature(check).parameters
         at = f"{where} reward {name!r}"
         with _at(at), table.naming(), told(check, "its check of rows", ""):
-            check(list(table), **{n: v for n, v in settings.items() if n in takes})
+            check(own_copy(list(table)), **{n: v for n, v in settings.items() if n in takes})
 
 
 @contextlib.contextmanager
