@@ -33,7 +33,7 @@ def passing(rows: list[Row], checks: list[dict[str, object]], of: str) -> list[b
 
 
 def _check(settings: Mapping[str, object], tables: Mapping[str, Table]) -> None:
-    for ref in cast("list[dict[str, object]]", settings["checks"]):
+    for ref in cast("list[dict[str, object]]", settings.get("checks", [])):
         asked("check", ref, where="select/checked setting 'checks'")
 
 
