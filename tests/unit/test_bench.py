@@ -239,7 +239,7 @@ def test_what_was_compared_came_to_the_same() -> None:
         "ratio_best", "ratio_default", "memory_ratio", "loss_first", "loss_last", "peak_fraction",
         "trl_settings",
     }  # fmt: skip
-    assert told["dpo"]["loss_first"] == pytest.approx(math.log(2), abs=1e-6)
+    assert told["dpo"]["loss_first"] == pytest.approx(math.log(2), abs=1e-5)
     assert told["dpo"]["loss_last"] < told["dpo"]["loss_first"]
 
 
@@ -306,7 +306,7 @@ def test_a_reward_model_begins_with_the_given_head(told: runner.Json, tmp_path: 
     path = tmp_path / "trained.safetensors"
     made = side_ours.run(told, training.REWARD, {}, tmp_path / "run", path)
     assert made["reference_computed"] == 0 and len(made["losses"]) == 2
-    assert made["losses"][0] != pytest.approx(math.log(2), abs=1e-6)  # a head of zeros would give
+    assert made["losses"][0] != pytest.approx(math.log(2), abs=1e-5)  # a head of zeros would give
     same = {**made, "folder": str(tmp_path), "runs": [made]}
     agreed = training.agreement(same, same, told)
     assert compare.agree(agreed) and agreed["adapter_cosine"] == pytest.approx(1.0)
