@@ -178,7 +178,7 @@ def test_one_killed_stops_all_and_any_number_goes_on(
     """In the middle of updates, and where that run goes on, in a rollout's episodes."""
     for name in ("tiny", "pairs.jsonl", "held.jsonl", *(f"{n}.yaml" for n in ("killed", *KILLED))):
         (tmp_path / name).symlink_to(folder / name)
-    command = ["run", "killed.yaml", "--runs", "runs", "--watch", "tensorboard"]
+    command = ["run", "killed.yaml", "--runs", "runs"]
     scratch = tmp_path / "home" / "store" / "scratch"
     for step in KILLED:
         process, until = (
@@ -198,7 +198,8 @@ def test_one_killed_stops_all_and_any_number_goes_on(
         assert list(scratch.glob("*/checkpoints-*/step-*"))
         shutil.copytree(tmp_path / "home", tmp_path / step)
 
-    _, err = (process := start(tmp_path, command, forked="0 1")).communicate(timeout=400)
+    watched = [*command, "--watch", "tensorboard"]
+    _, err = (process := start(tmp_path, watched, forked="0 1")).communicate(timeout=400)
     assert process.returncode == 0, err
     again = cast(dict[str, dict[str, object]], runs.read(run_of(tmp_path / "runs"))["steps"])
     whole = cast(dict[str, dict[str, object]], runs.read(run_of(folder / "two"))["steps"])
