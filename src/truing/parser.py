@@ -86,6 +86,28 @@ def _evidence(add: Add) -> None:
     child.add_argument("--list", action="store_true", help="all claims, and what they take")
 
 
+def _run(add: Add) -> None:
+    child = add("run", "run a recipe (.yaml or .py); resumes where it stopped")
+    child.add_argument("recipe", help="its path")
+    child.add_argument(
+        "--set",
+        action="append",
+        metavar="STEP.SETTING=VALUE",
+        help="instead of what the recipe has; a relative path is meant from the current directory",
+    )
+    child.add_argument("--runs", default="runs", help="folder for the run (default: runs)")
+    child.add_argument(
+        "--watch",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="told of the run as it goes: tensorboard, wandb, or what a package brings",
+    )
+    child.add_argument(
+        "--check", action="store_true", help="only check it and show its steps: no model is fetched"
+    )
+
+
 def command_line() -> Parser:
     """The parser of `truing COMMAND`: it says which `command` it is, and whose `parser` read it."""
     parser = Parser(
@@ -118,25 +140,7 @@ def command_line() -> Parser:
     )
     child = add("show", "one method or component: equation, inputs, settings")
     child.add_argument("name", help="such as dpo, train/dpo or check:max_words")
-    child = add("run", "run a recipe (.yaml or .py); resumes where it stopped")
-    child.add_argument("recipe", help="its path")
-    child.add_argument(
-        "--set",
-        action="append",
-        metavar="STEP.SETTING=VALUE",
-        help="instead of what the recipe has; a relative path is meant from the current directory",
-    )
-    child.add_argument("--runs", default="runs", help="folder for the run (default: runs)")
-    child.add_argument(
-        "--watch",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="told of the run as it goes: tensorboard, wandb, or what a package brings",
-    )
-    child.add_argument(
-        "--check", action="store_true", help="only check it and show its steps: no model is fetched"
-    )
+    _run(add)
     _evidence(add)
     add("models", "models by name").add_argument(
         "--fetch", metavar="NAME", default="", help="bring this one onto the disk now"

@@ -128,8 +128,8 @@ class Plan:
             rest = place[len(head) + 1 :]
         if not found or not place:
             raise InputError("written as STEP.SETTING=VALUE", where="--set", seen=text)
-        if isinstance(value, str) and any(p.exists() for p in _paths(value)):
-            self._typed_in[place] = str(Path.cwd())
+        if isinstance(value, str):
+            self._note_where(place, value)
         if not dotted:
             if place != "seed":
                 known = (
@@ -148,9 +148,8 @@ class Plan:
                 made = cast("Mapping[str, object]", value)
                 address = limits.address if head == "models" else renaming.address
                 written = address(made, where=f"--set {place}")
+                self._note_where(place, written)
             named[rest] = value if isinstance(value, str) else written
-            if any(p.exists() for p in _paths(named[rest])):
-                self._typed_in[place] = str(Path.cwd())
             self.places[f"{head.removesuffix('s')} {rest}"] = "--set"
             self._typed.add(rest)
         elif head not in self.steps:
@@ -166,6 +165,11 @@ class Plan:
             step.typed[rest] = Typed(written, f"--set {place}={shown}")
         if self.command:
             self.command += ["--set", f"{place}={shown}"]
+
+    def _note_where(self, place: str, text: str) -> None:
+        """Note from which directory a path was typed, where there is such a file."""
+        if any(p.exists() for p in _paths(text)):
+            self._typed_in[place] = str(Path.cwd())
 
     def watched(self, text: str) -> None:
         """Add to what is told of a run, as `--watch` has it: names, with commas between."""

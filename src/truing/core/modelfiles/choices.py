@@ -73,10 +73,11 @@ def placed(said: str, place: Callable[[str], Path]) -> str:
 
 def joined(own: str, said: str) -> str:
     """What a recipe's name of a model stands for says behind it, and what a step says of it."""
-    more = dict(_pairs(said))
-    gone = {*more, "end"} if "template" in more else {*more}  # an end is that of a template
+    more = _pairs(said)
+    gone = {n for n, _ in more}
+    gone |= {"end"} if "template" in gone else set()  # an end is that of a template
     kept = [(n, v) for n, v in _pairs(own) if n not in gone]
-    return _written([*kept, *_pairs(said)])
+    return _written([*kept, *more])
 
 
 def _written(pairs: list[tuple[str, str]]) -> str:

@@ -295,15 +295,13 @@ def load_module(
     if dtype not in ("auto", "float32", "bfloat16", "float16", "float64"):
         raise InputError("unknown dtype", where=model.name, seen=dtype, fix="Use float32")
     device = device or device_of_machine()
-    asked = dtype
+    asked, told = dtype, model.weights_key in _folded
     if asked == "auto":
         from truing.core.passes import precision
 
-        whole = fresh or model.weights_key in _folded
-        dtype = "float32" if whole else precision.own(model, device)
+        dtype = "float32" if fresh or told else precision.own(model, device)
     packed = bool(model.local.bits) and (packed or not fresh)
     half = dtype in ("bfloat16", "float16")
-    told = model.weights_key in _folded
     beside = unmerged.adapters_of(model) if (half or packed) and not told else []
     # Folded into the same type, adapters give other values than beside it.
     key = (model.weights_key, f"{dtype} beside" if beside else dtype, device)

@@ -171,11 +171,18 @@ class Linear4(nn.Linear):
         return cast(Tensor, _Product.apply(input, self))
 
 
-class Rounded(Stored):
-    """A base's tensors as they are once the linear layers of its blocks were packed."""
+class _Over(Stored):
+    """Another reading of stored tensors, of the same names and shapes."""
 
     def __init__(self, stored: Stored) -> None:
         self._files, self._opened = stored._files, stored._opened
+
+
+class Rounded(_Over):
+    """A base's tensors as they are once the linear layers of its blocks were packed."""
+
+    def __init__(self, stored: Stored) -> None:
+        super().__init__(stored)
         self.plain = stored
         self.packs = {n for n in stored if _packs(n, stored)}
 
@@ -188,11 +195,11 @@ class Rounded(Stored):
         return self.plain.dtype(name)
 
 
-class Blank(Stored):
+class Blank(_Over):
     """A base's tensors with nothing in the place of those that `pack` puts there."""
 
     def __init__(self, rounded: Rounded, names: set[str], dtype: torch.dtype) -> None:
-        self._files, self._opened = rounded._files, rounded._opened
+        super().__init__(rounded)
         self.rounded, self.names, self.number = rounded, names, dtype
 
     def __getitem__(self, name: str) -> Tensor:
