@@ -11,13 +11,13 @@ log-ratios are summed over answers, as in the paper. Each run ends in a divergen
 prompts never trained on and judged by the rule.
 
 Effect: the best win rate online less the best offline within a budget of divergence, mean over the
-budgets 1, 2, 4 and 8 nats, once for each of three seeds. The claim asks for 0.05, and that online
-is ahead at more of the twelve budgets than chance would have it (sign test); that the pairs which
-one online run made, saved (`synthesize/online_stream`) and learnt offline in their own order
-(`train/replay`), are trained on to the same losses (1e-4); and that offline training lets the
-log-probability of the given pairs' chosen answers fall. Beside stands what the paper found and this
-scale cannot tell from noise: the win rate where the saved pairs are shuffled, and how well each
-side's log-ratios tell held-out pairs apart.
+budgets 1, 2, 4 and 8 nats, once for each of six seeds. The claim asks for 0.05, and that online is
+ahead in more seeds than chance would have it (sign test over the seeds' means, since budgets of one
+seed share their runs); that the pairs which one online run made, saved (`synthesize/online_stream`)
+and learnt offline in their own order (`train/replay`), are trained on to the same losses (1e-4);
+and that offline training lets the log-probability of the given pairs' chosen answers fall. Beside
+stands what the paper found and this scale cannot tell from noise: the win rate where the saved
+pairs are shuffled, and how well each side's log-ratios tell held-out pairs apart.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ METHOD = "evaluate/divergence"
 MODEL = "a decoder of 0.12M, from nothing"
 EFFECT = "best win rate within a budget of divergence, online less offline, mean over four budgets"
 MARGIN = 0.05
-MINUTES = 8
+MINUTES = 15
 NEEDS_GPU = False
-SEEDS = (0, 1, 2)
+SEEDS = (3, 4, 5, 6, 7, 8)
 BETAS, STEPS, BUDGETS = (0.03, 0.1), (5, 10, 20, 40, 80), (1.0, 2.0, 4.0, 8.0)
 RATE, BATCH, TOKENS, REFILL = 5e-4, 16, 20, 8
 PROXY = {"epochs": 10, "lr": 1e-3, "rank": 0, "batch": BATCH}
@@ -253,7 +253,8 @@ def run() -> Outcome:
     every = [one(seed) for seed in SEEDS]
     gaps = [[best(e["start"] + e["online"], k) - best(e["start"] + e["offline"], k)
              for k in BUDGETS] for e in every]  # fmt: skip
-    chance = sign_test([g for some in gaps for g in some])
+    means = [mean(g) for g in gaps]
+    chance = sign_test(means)
     # Where the pull to the start is least, and after the last update.
     moved = [next(r for r in e["offline"] if (r["beta"], r["updates"]) == (min(BETAS), max(STEPS)))
              for e in every]  # fmt: skip
@@ -262,11 +263,10 @@ def run() -> Outcome:
     replays = [r for e in every for r in e["replay"]]
     lower = [r["win rate, in order"] - r["win rate, shuffled"] for r in replays]
     return Outcome(
-        effects=[mean(g) for g in gaps],
+        effects=means,
         seeds=SEEDS,
         holds={
-            "online ahead at more budgets than by chance": chance < 0.05
-            and sum(g > 0 for some in gaps for g in some) > 6,
+            "online ahead in more seeds than by chance": chance < 0.05 and mean(means) > 0,
             "the saved pairs in their order give the online losses": all(
                 r["updates"] == REPLAYED[1] and r["largest difference of losses"] <= 1e-4
                 for r in replays
@@ -278,7 +278,7 @@ def run() -> Outcome:
         figures={
             "budgets": list(BUDGETS),
             "online less offline at each": gaps,
-            "sign test over budgets and seeds": chance,
+            "sign test over the seeds' means": chance,
             "best win rate online": [max(r["win rate"] for r in e["online"]) for e in every],
             "best win rate offline": [max(r["win rate"] for r in e["offline"]) for e in every],
             "win rate of saved pairs, in order less shuffled": [mean(lower), *mean_interval(lower)],

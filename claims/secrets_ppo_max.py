@@ -14,8 +14,9 @@ The effect is the rise of the mean true reward on other prompts, in standard dev
 base's rewards. The claim asks for 1, with at most 0.3 nats of KL a token in every rollout; for KL,
 and length or repetition, at least three times as large on the hackable reward without the tricks
 as with them; for returns that the critic explains better than a constant before the policy's first
-step; and for less loss of other text under PPO-ptx. With a critic of two rollouts, tried first and
-on these seeds, the conditions on KL and on the critic were missed.
+step; and for less loss of other text under PPO-ptx. The seeds are others than those on which the
+number of the critic's rollouts was chosen: with two, the conditions on KL and on the critic were
+missed there.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ EFFECT = "rise of the mean true reward, in standard deviations of the base's rew
 MARGIN = 1.0
 MINUTES = 8
 NEEDS_GPU = False
-SEEDS = (0, 1, 2)
+SEEDS = (3, 4, 5)
 ROLLOUTS, CRITIC, LR = 40, 10, 1e-4
 WANTED = [
     "good", "kind", "warm", "bright", "gentle", "lovely", "happy", "calm",

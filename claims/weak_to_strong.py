@@ -5,11 +5,11 @@ that show in what is said of it. The strong model, two layers of width 64, has r
 sentences, one in ten wrong; the supervisor, one layer of width 32, has read nothing. Two tasks: is
 a request safe, and is a note about the sea? For each the supervisor learns from 96 labelled rows
 and labels 256 others, on which students are trained for three passes; the ceiling is the same model
-on the true labels of the same rows. 256 further rows are the test. Beside the plain weak labels:
-the auxiliary confidence loss, the product of labels, the mean label of three supervisors, labels of
-which the supervisor is more than 0.75 sure, labels with a tenth of true ones among them, those of a
-student of middle size (one layer of width 48 that has read the sentences too; bootstrapping), and
-plain labels of which 40 % were turned round.
+on the true labels of the same rows. 256 further rows are the test; no text is among the rows of a
+task twice. Beside the plain weak labels: the auxiliary confidence loss, the product of labels, the
+mean label of three supervisors, labels of which the supervisor is more than 0.75 sure, labels with
+a tenth of true ones among them, those of a student of middle size (one layer of width 48 that has
+read the sentences too; bootstrapping), and plain labels of which 40 % were turned round.
 
 Effect: performance gap recovered by the plain labels, mean over both tasks, for five seeds. The
 claim asks for 0.2; for a ceiling 0.05 above the supervisor; for confidence or ensemble at most 0.05
@@ -21,6 +21,8 @@ strong model of a usual size, and the paper's data, which are not free, are not 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from itertools import accumulate, product
 from typing import Any
 
 from _tiny import Outcome, Row, Table, blank, call, taught, vocabulary
@@ -71,15 +73,16 @@ def read(traits: World, source: random.Random, n: int) -> list[Row]:
     return rows
 
 
-def labelled(traits: World, task: str, source: random.Random, n: int) -> Table:
-    """Requests or notes, and whether they have the task's trait."""
+def labelled(traits: World, task: str, source: random.Random, sizes: Sequence[int]) -> list[Table]:
+    """Requests or notes, no text twice in all tables, and whether they have the task's trait."""
     question, trait = TASKS[task]
-    rows: list[Row] = []
-    for _ in range(n):
-        noun = source.choice(NOUNS)
-        text = f"{source.choice(VERBS)} the {noun} {source.choice(FILLS)}"
-        rows.append({"prompt": question, "completion": text, "label": trait in traits[noun]})
-    return Table("unpaired", rows)
+    texts = source.sample(list(product(VERBS, NOUNS, FILLS)), sum(sizes))
+    rows: list[Row] = [
+        {"prompt": question, "completion": f"{v} the {n} {f}", "label": trait in traits[n]}
+        for v, n, f in texts
+    ]
+    ends = accumulate(sizes)
+    return [Table("unpaired", rows[end - n : end]) for n, end in zip(sizes, ends, strict=True)]
 
 
 def with_scores(data: Table, scores: list[float]) -> Table:
@@ -93,7 +96,7 @@ def one(
 ) -> dict[str, float]:
     """Gap recovered and accuracy of every student, and of both ends."""
     source = random.Random(f"{task}/{seed}")
-    first, second, test = (labelled(traits, task, source, n) for n in (96, 256, 256))
+    first, second, test = labelled(traits, task, source, (96, 256, 256))
     sizes: dict[str, Any] = {"width": 32, "layers": 1}
     weak = [call("guard", blank(words, 10 * seed + k + 1, **sizes), first, seed=10 * seed + k,
                  **HOW | {"epochs": 20}) for k in range(3)]  # fmt: skip

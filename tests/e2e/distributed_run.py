@@ -8,9 +8,11 @@ a rank, goes to files in the current folder: `codes.json`, `digits.json`, `block
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -196,6 +198,7 @@ def watch_episodes(seen: dict[str, int]) -> None:
 
 if __name__ == "__main__":
     Path(f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
+    faulthandler.register(signal.SIGUSR1)  # whoever waits for it in vain can ask where it stands
     if "often" in sys.argv[2:]:  # a kill then finds every state that there can be
         engine.CHECKPOINT_SECONDS, engine.CHECKPOINT_SHARE = -1.0, 1e9
     seen = watch_blocks()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -178,7 +180,7 @@ def test_one_killed_stops_all_and_any_number_goes_on(
     """In the middle of updates, and where that run goes on, in a rollout's episodes."""
     for name in ("tiny", "pairs.jsonl", "held.jsonl", *(f"{n}.yaml" for n in ("killed", *KILLED))):
         (tmp_path / name).symlink_to(folder / name)
-    command = ["run", "killed.yaml", "--runs", "runs"]
+    command = ["run", "killed.yaml", "--runs", "runs", "--watch", "tensorboard"]
     scratch = tmp_path / "home" / "store" / "scratch"
     for step in KILLED:
         process, until = (
@@ -189,6 +191,10 @@ def test_one_killed_stops_all_and_any_number_goes_on(
             assert process.poll() is None and time.monotonic() < until, step
             time.sleep(0.02)
         os.kill(int((tmp_path / "pid-1").read_text()), signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        if process.poll() is None:  # torchrun kills it after 30
+            os.kill(int((tmp_path / "pid-0").read_text()), signal.SIGUSR1)
         _, err = process.communicate(timeout=120)
         assert process.returncode == 1
         told = [line for line in err.splitlines() if line.startswith("truing: ")]
@@ -198,8 +204,7 @@ def test_one_killed_stops_all_and_any_number_goes_on(
         assert list(scratch.glob("*/checkpoints-*/step-*"))
         shutil.copytree(tmp_path / "home", tmp_path / step)
 
-    watched = [*command, "--watch", "tensorboard"]
-    _, err = (process := start(tmp_path, watched, forked="0 1")).communicate(timeout=400)
+    _, err = (process := start(tmp_path, command, forked="0 1")).communicate(timeout=400)
     assert process.returncode == 0, err
     again = cast(dict[str, dict[str, object]], runs.read(run_of(tmp_path / "runs"))["steps"])
     whole = cast(dict[str, dict[str, object]], runs.read(run_of(folder / "two"))["steps"])

@@ -184,3 +184,14 @@ def test_signs_are_compared_with_chance(world: World) -> None:
     assert claim.sign_test([*gaps, 0.0, 0.0]) == claim.sign_test(gaps)
     assert claim.sign_test([0.0]) == 1.0
     assert claim.right([[1.0, 2.0], [0.0, 2.0]]) == 0.5
+
+
+def test_no_text_is_both_learnt_and_tested(world: World) -> None:
+    claim = world("weak_to_strong")
+    source = random.Random(3)
+    traits = claim.world(source)
+    for task in claim.TASKS:
+        tables = claim.labelled(traits, task, source, (96, 256, 256))
+        texts = [str(row["completion"]) for table in tables for row in table]
+        assert [len(table) for table in tables] == [96, 256, 256]
+        assert len(set(texts)) == len(texts)
