@@ -23,7 +23,6 @@ from typing import Annotated, cast
 
 from truing import catalogue, models
 from truing.errors import InputError
-from truing.own_checks import check_of
 
 if typing.TYPE_CHECKING:
     from truing.store import Noun
@@ -199,15 +198,11 @@ def check_reference(
         name: of the input, and of its components' kind.
         stored: or that no stored step can have; see `catalogue.check_used`.
     """
-    from truing.components import told
-    from truing.method import resolve
+    from truing.components import asked
 
     try:
         catalogue.check_used({name: dict(ref)}, stored=stored)
-        function, settings = resolve(name, ref)
-        if (check := check_of(function)) is not None:
-            with told(check, "its check", f"{name} {ref['use']}"):
-                check(settings)
+        asked(name, ref)
     except InputError as error:
         error.where = f"{where}: {error.where}".strip(": ")
         raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 
@@ -57,10 +56,6 @@ def test_we_read_theirs(targets: str | list[str], tmp_path: Path, tiny_path: Pat
     stir(p for n, p in theirs.named_parameters() if "lora_" in n)
     theirs.eval().save_pretrained(tmp_path, save_embedding_layers=False)
     want = logits(theirs)
-    module = tiny_model()[0]
-    adapters = lora.attach(module, 4, 12.0, targets)
-    adapters.load(tmp_path)
-    assert torch.allclose(logits(module), want, atol=1e-4)
     folded = Model.open(tiny_path).adding(Adapter(tmp_path)).load_module().module
     assert torch.allclose(logits(folded), want, atol=1e-4)
 
@@ -149,12 +144,6 @@ def test_off_detach_and_merge() -> None:
     adapters.detach()
     assert torch.equal(logits(module), plain)
     assert not any("forward" in vars(m) for m in module.modules())
-    merged = lora.attach(module, 4, 12.0)
-    stir(merged.parameters())
-    with_adapter = logits(module)
-    merged.merge()
-    assert torch.allclose(logits(module), with_adapter, atol=1e-5)
-    assert not any("forward" in vars(m) for m in module.modules())
 
 
 def test_the_merged_weight_follows_every_write() -> None:
@@ -201,21 +190,15 @@ def test_layers_of_lower_precision() -> None:
     assert all(p.grad is not None and p.grad.dtype == p.dtype for p in adapters.parameters())
 
 
-def test_mistakes_are_named(tmp_path: Path) -> None:
+def test_mistakes_are_named() -> None:
     module = tiny_model()[0]
     with pytest.raises(InputError, match="at least 1"):
         lora.attach(module, 0)
     with pytest.raises(InputError, match="Did you mean 'q_proj'"):
         lora.attach(module, 4, targets=["q_porj"])
-    adapters = lora.attach(module, 4)
+    lora.attach(module, 4)
     with pytest.raises(InputError, match="already has an adapter"):
         lora.attach(module, 4)
-    adapters.save(tmp_path)
-    other = lora.attach(tiny_model()[0], 8)
-    kept = copy.deepcopy([p.detach() for p in other.parameters()])
-    with pytest.raises(InputError, match="not of these layers and this rank"):
-        other.load(tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(kept, other.parameters(), strict=True))
 
 
 # GPT-2, whose linear layers are Conv1D
@@ -250,8 +233,7 @@ def test_peft_reads_gpt2s_adapter_and_trains_alike(tmp_path: Path) -> None:
         assert torch.allclose(parameter.grad, want, atol=2e-5 * float(want.abs().max())), name
     with adapters.off():
         assert torch.equal(logits(module), plain)
-    adapters.merge()
-    assert torch.allclose(logits(module), mine, atol=1e-4)
+    adapters.detach()
     assert "forward" not in vars(module.transformer.h[0].attn.c_attn)
 
 

@@ -193,36 +193,6 @@ class Lora:
         more = {"base_model_name_or_path": base, "fan_in_fan_out": not self.stock}
         write(folder, tensors, self.rank, self.alpha, self.adapters, more)
 
-    def load(self, folder: str | Path) -> None:
-        """Read A and B from a folder of PEFT's format; its layers and rank must be these."""
-        from safetensors.torch import load_file
-
-        folder = Path(folder)
-        found = load_file(folder / WEIGHTS)
-        wanted = dict(self.named_parameters())
-        wrong = sorted(set(found) ^ set(wanted)) or [
-            n for n, p in wanted.items() if p.shape != found[n].shape
-        ]
-        if wrong:
-            raise InputError(
-                "the adapter is not of these layers and this rank",
-                where=str(folder),
-                seen=wrong[0],
-                fix="Give rank, targets and layers as they were when it was trained",
-            )
-        with torch.no_grad():
-            for name, parameter in wanted.items():
-                parameter.copy_(found[name])
-
-    def merge(self) -> None:
-        """Write W + s B A into the module's own weights and take the adapters off it."""
-        with torch.no_grad():
-            for adapter in self.adapters.values():
-                weight_OI = weight_of(adapter.linear)
-                low_OI = (adapter.b_OR @ adapter.a_RI).mul_(adapter.scale)
-                weight_OI.copy_((weight_OI.float() + low_OI).to(weight_OI.dtype))
-        self.detach()
-
     def detach(self) -> None:
         """Give the module its own forward passes back; its weights were never touched."""
         for adapter in self.adapters.values():
