@@ -279,6 +279,7 @@ def run() -> Outcome:
             "budgets": list(BUDGETS),
             "online less offline at each": gaps,
             "sign test over the seeds' means": chance,
+            "sign test over budgets and seeds": sign_test([g for some in gaps for g in some]),
             "best win rate online": [max(r["win rate"] for r in e["online"]) for e in every],
             "best win rate offline": [max(r["win rate"] for r in e["offline"]) for e in every],
             "win rate of saved pairs, in order less shuffled": [mean(lower), *mean_interval(lower)],

@@ -13,7 +13,10 @@ frontiers. Why they differ is asked as the paper does:
 - quality: `from_final` is trained offline on pairs that the online run's model drew, judged anew;
 - loss: `online_bo2` and `offline_bo2` imitate the better answer, with no contrast to the worse;
 - classification: `told_apart` and `told_apart_own` compare how well each run classifies held-out
-  pairs, and those of the stream, with how often it wins; whether chosen answers lost is beside.
+  pairs, and those of the stream, with how often it wins; whether chosen answers lost is beside;
+- size: `--set models.base=NAME` runs all of it for a policy of another size.
+
+Pairs whose two sides come from different checkpoints, the paper's ablation of data, are not made.
 """
 
 from __future__ import annotations

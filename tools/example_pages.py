@@ -77,6 +77,7 @@ OWN: dict[str, Given] = {
     "serve/openai": {"model": "aligned/"},
     "specify/principles_file": {"path": RULES},
     "steer/blend_heads": {"model": "heads/", "weights": [0.7, 0.3]},
+    "steer/mask_experts": {"model": "experts/", "experts": [2]},
     "synthesize/honesty_targets": {"data": "questions.jsonl"},
     "synthesize/knowledge_probe": {"data": "questions.jsonl"},
     "synthesize/magpie_tags": {"data": "examples.jsonl"},

@@ -309,6 +309,11 @@ def _added(model: Model, tensors: Mapping[str, Tensor], folder: Path) -> Model:
     return model.adding(Weights(folder))
 
 
+def with_biases(model: Model, biases: Mapping[int, Tensor], folder: Path) -> Model:
+    """`model` whose routers, by the number of their layer, choose by these biases [E]."""
+    return _added(model, {NAME.format(i): bias_E for i, bias_E in biases.items()}, folder)
+
+
 def with_gate(model: Model, gate: Gate, layers: int, folder: Path) -> Model:
     """`model` whose routers have this gate, which a change in `folder` says; itself for softmax."""
     made = {GATE_NAME.format(i): torch.tensor([GATES.index(gate)]) for i in range(layers)}
