@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from bench import rows
-from bench.runner import arguments, ended, finish, machine, run, write
+from bench.runner import arguments, command, ended, finish, machine, run, write
 from bench.training import job_of
 
 BETAS = [0.1, 0.5]
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     """Measure the row."""
     args = arguments("DPO again with another beta, its reference cached", 64).parse_args(argv)
+    pairs = rows.read(args.model, args.pairs)
     where = machine(args.threads)
-    job = job_of("dpo", args, rows.read(args.model, args.pairs), full=False)
+    job = job_of("dpo", args, pairs, full=False)
     job = {**job, "betas": BETAS, "settings": {}, "label": "two betas"}
     made = ended({"two betas": run("ours", job, again=args.again)})["two betas"]
     first, second = made["runs"]  # type: ignore[misc]

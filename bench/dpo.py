@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from bench import rows
-from bench.runner import arguments, finish, write
+from bench.runner import arguments, command, finish, write
 from bench.training import job_of, measure, micro_batches
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     """Measure one row."""
     parser = arguments("DPO: pairs per second against TRL at its fastest and at its defaults", 64)

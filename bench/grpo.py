@@ -17,7 +17,7 @@ import statistics
 from collections.abc import Mapping
 
 from bench import compare, rows
-from bench.runner import Json, arguments, ended, finish, machine, run, say, write
+from bench.runner import Json, arguments, command, ended, finish, machine, run, say, write
 from bench.training import agreement, job_of, judged, measured, micro_batches, part_of, searched
 
 PROMPTS, ANSWERS, TOKENS = 4, 8, 64  # prompts of an update, answers to each, tokens of each
@@ -61,14 +61,15 @@ def row_of(made: Mapping[str, Json], agreed: Json, best: Json) -> Json:
     )
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     """Measure the row."""
     parser = arguments("GRPO: time of a step against TRL; --pairs counts prompts", 16)
     parser.add_argument("--answers", type=int, default=ANSWERS, help="to each prompt")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of an answer at most")
     args = parser.parse_args(argv)
-    where = machine(args.threads)
     prompts = [{"prompt": p.prompt} for p in rows.read(args.model, args.pairs)]
+    where = machine(args.threads)
     batch = min(PROMPTS, len(prompts))
     job = {
         **job_of("grpo", args, [], full=False), "rows": prompts, "batch": batch, "passes": 1,

@@ -20,7 +20,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from bench import compare, rows
-from bench.runner import Json, arguments, ended, finish, machine, run, write
+from bench.runner import Json, arguments, command, ended, finish, machine, run, write
 from bench.training import agreement, job_of, judged, micro_batches, searched
 
 LOSSES: dict[str, dict[str, float]] = {
@@ -58,11 +58,13 @@ def without_opponent(offered: Sequence[str]) -> list[str]:
     return [n for n in OTHERS if n not in offered]
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     """Measure the row."""
     args = arguments("Five preference losses: total time against TRL", 24).parse_args(argv)
+    pairs = rows.read(args.model, args.pairs)
     where = machine(args.threads)
-    job = job_of("dpo", args, rows.read(args.model, args.pairs), full=False)
+    job = job_of("dpo", args, pairs, full=False)
     candidates = micro_batches()
     best: dict[str, Json] = {}
     search: Json = {}

@@ -8,10 +8,11 @@ or its trainer would score the token before.
 from __future__ import annotations
 
 from bench import rows
-from bench.runner import arguments, finish, write
+from bench.runner import arguments, command, finish, write
 from bench.training import REWARD, job_of, measure, micro_batches
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     """Measure the row."""
     parser = arguments("Reward model (LoRA and head): pairs per second against TRL", 64)

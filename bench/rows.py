@@ -6,8 +6,12 @@ that few updates learn, so that the loss moves and agreement step by step means 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+from bench import runner
+from bench.runner import say
 
 SET = "hh_rlhf/helpful-base.test"
 LONG_SET = "hh_rlhf/helpful-online.test"
@@ -43,26 +47,43 @@ def keeps(pair: Pair, long: bool) -> bool:
 
 
 def chosen_pairs(pairs: Iterable[Pair], count: int, long: bool) -> list[Pair]:
-    """The first `count` pairs that belong; a ValueError when there are fewer."""
+    """The first `count` pairs that belong; an InputError when there are fewer."""
     found: list[Pair] = []
     for pair in pairs:
         if keeps(pair, long):
             found.append(pair)
             if len(found) == count:
                 return found
-    raise ValueError(f"only {len(found)} of {count} pairs are there")
+    from truing.errors import InputError
+
+    raise InputError(
+        "the data set has fewer pairs that belong",
+        where="--pairs",
+        seen=count,
+        fix=f"Give {len(found)} at most",
+    )
+
+
+def find_data() -> None:
+    """Where TRUING_DATA names no folder, take the one beside the checkout, if it is there."""
+    beside = runner.ROOT.parent / "shared" / "data"
+    if not os.environ.get("TRUING_DATA") and (beside / "index.json").is_file():
+        say("TRUING_DATA is not set: rows are read from ../shared/data, beside the checkout")
+        os.environ["TRUING_DATA"] = str(beside)
 
 
 def read(model: str, count: int, long: bool = False) -> list[Pair]:
-    """Pairs of the data set in the model's tokens."""
+    """Pairs of the data set in the model's tokens; an InputError before the model is fetched."""
     from truing import datasets
     from truing.core.chat import completion_ids, prompt_ids
     from truing.models import Model
 
+    find_data()
+    table = datasets.read(LONG_SET if long else SET, "pair")
     tokenizer = Model.open(model).load_module().tokenizer
 
     def every() -> Iterator[Pair]:
-        for row in datasets.read(LONG_SET if long else SET, "pair"):
+        for row in table:
             yield Pair(
                 prompt_ids(tokenizer, row["prompt"]),  # type: ignore[arg-type]
                 completion_ids(tokenizer, str(row["chosen"])),

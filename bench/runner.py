@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import functools
 import hashlib
 import json
 import os
@@ -13,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +23,10 @@ RESULTS = ROOT / "bench" / "results"
 WORK = ROOT / "build" / "bench"
 VENV = ROOT / ".venv-trl"
 MODEL = "smollm2-135m-instruct"
-TRL = "1.16.0"
+# What the other environment is made of, and which TRL that is: the extra `trl`.
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PEERS: list[str] = PROJECT["optional-dependencies"]["trl"]
+TRL = next(text.removeprefix("trl==") for text in PEERS if text.startswith("trl=="))
 TORCH, TRANSFORMERS = "torch", ("transformers", "peft", "tokenizers", "safetensors", "numpy")
 THREADS = 2
 LIMIT = 45 * 60  # seconds that one run may take
@@ -32,6 +37,22 @@ Json = dict[str, object]
 def say(text: str) -> None:
     """A line for people: on stderr."""
     print(f"{datetime.datetime.now():%H:%M:%S} {text}", file=sys.stderr, flush=True)
+
+
+def command(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
+    """A benchmark's main: what a user can mend is told in one line, with `truing`'s exit code."""
+
+    @functools.wraps(main)
+    def told(argv: list[str] | None = None) -> None:
+        from truing.errors import TruingError
+
+        try:
+            main(argv)
+        except TruingError as error:
+            print(f"bench: {error}", file=sys.stderr)
+            raise SystemExit(error.exit_code) from None
+
+    return told
 
 
 def pinned() -> dict[str, str]:
@@ -57,7 +78,7 @@ def trl_python() -> Path:
         file.write("".join(f"{n}=={versions[n]}\n" for n in names if n in versions))
         file.flush()
         subprocess.run(  # type: ignore[call-overload]
-            [*pip, "-c", file.name, f"trl=={TRL}", "peft", "transformers"], **quiet
+            [*pip, "-c", file.name, *PEERS, "transformers"], **quiet
         )
     ready.touch()
     return python
@@ -89,10 +110,11 @@ def key_of(job: Mapping[str, object], code: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def run(side: str, job: Json, *, again: bool = False) -> Json:
+def run(side: str, job: Json, *, again: float = 0.0) -> Json:
     """Run a job on a side ("ours", "trl", "generate") and return what it measured.
 
-    A job that was measured is not run again unless `again`. A run that fails says so in "error".
+    A job that was measured is not run again, unless that was before `again`, a time in seconds. A
+    run that fails says so in "error".
     """
     script = ROOT / "bench" / f"side_{side}.py"
     python = trl_python() if side == "trl" else Path(sys.executable)
@@ -100,7 +122,7 @@ def run(side: str, job: Json, *, again: bool = False) -> Json:
     key = key_of({"side": side, **job}, [f"bench/side_{side}.py", *own])
     folder = WORK / key
     out = folder / "measured.json"
-    if out.exists() and not again:
+    if out.exists() and out.stat().st_mtime >= again:
         say(f"  {side} {job.get('label', '')}: measured before")
         return json.loads(out.read_text())
     folder.mkdir(parents=True, exist_ok=True)
@@ -188,10 +210,14 @@ def asked(model: str, pairs: int, threads: int) -> Json:
 
 def write(name: str, line: Json, details: Json, where: Json, args: argparse.Namespace) -> None:
     """Write a result: the line, what was asked, what stands behind it, the machine."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
     told = {"asked": asked(args.model, args.pairs, args.threads)}
     data = {"schema_version": 1, **line, **told, "details": details, "machine": where}
-    path = RESULTS / f"{name}.json"
+    keep(RESULTS / f"{name}.json", data)
+
+
+def keep(path: Path, data: Json) -> None:
+    """Write JSON that is there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(data, indent=1) + "\n")
     partial.replace(path)
@@ -202,7 +228,10 @@ def arguments(about: str, pairs: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--pairs", type=int, default=pairs, help="rows to train on")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, no table")
-    parser.add_argument("--again", action="store_true", help="measure again what was measured")
+    parser.add_argument(
+        "--again", metavar="SINCE", nargs="?", type=float, default=0.0, const=time.time(),
+        help="measure again what was measured; or what was before SINCE, in seconds since 1970",
+    )  # fmt: skip
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--threads", type=int, default=THREADS)
     return parser

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 from bench import compare, rows
-from bench.runner import Json, arguments, ended, finish, machine, run, write
+from bench.runner import Json, arguments, command, ended, finish, machine, run, write
 
 DRAWS, TOKENS = 4, 64
 SIZES = (2, 4, 8, 16, 32, 64)  # prompts of a batch, four rows each
@@ -13,13 +13,14 @@ SEARCH = 16  # prompts that the batch size is searched on, at least
 WORSE = 1.25  # times the quickest: where the search ends
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     """Measure the row."""
     args = arguments("Sampling against transformers.generate", 64).parse_args(argv)
     from truing.models import Model
 
-    where = machine(args.threads)
     prompts = [p.prompt for p in rows.read(args.model, args.pairs)]
+    where = machine(args.threads)
     job: Json = {
         "model": str(Model.open(args.model).folder), "prompts": prompts, "draws": DRAWS,
         "tokens": TOKENS, "threads": args.threads, "ours": True, "label": "ours",

@@ -41,6 +41,14 @@ from truing.models import Model
 Json = dict[str, object]
 
 
+def begin(adapters: lora.Lora, folder: str) -> None:
+    """Give the adapters the values that both sides begin with."""
+    begun = load_file(Path(folder) / lora.WEIGHTS)
+    with torch.no_grad():
+        for name, parameter in adapters.named_parameters():
+            parameter.copy_(begun[name])
+
+
 class Clock:
     """The time of the last update."""
 
@@ -148,7 +156,7 @@ def run(job: Json, name: str, own: Json, folder: Path, path: Path) -> Json:
         referenced = time.perf_counter()
         if adapters := attach(loaded.module, training, int(job["seed"])):  # type: ignore[call-overload]
             if job["adapter"]:
-                adapters.load(str(job["adapter"]))
+                begin(adapters, str(job["adapter"]))
             task.adapt(adapters)
         attached = time.perf_counter()
         if training.layers:
@@ -183,7 +191,7 @@ def run_online(job: Json, folder: Path, path: Path) -> Json:
     with use(Context(seed=int(job["seed"]), folder=folder, on_metric=clock)) as context:  # type: ignore[call-overload]
         began = time.perf_counter()
         adapters = lora.attach(loaded.module, training.rank, 2.0 * training.rank)
-        adapters.load(str(job["adapter"]))
+        begin(adapters, str(job["adapter"]))
         answers = Answers(Players(loaded, adapters, None).policy, recorded)  # type: ignore[arg-type]
         collector = Collector(
             asked, [answers], Reward(Rewards({"rule": rule}, {}, where="grpo")), None,  # type: ignore

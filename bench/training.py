@@ -81,7 +81,7 @@ def part_of(job: Json, count: int) -> Json:
 
 
 def searched(
-    job: Json, candidates: dict[str, Json], again: bool, count: int = SEARCH
+    job: Json, candidates: dict[str, Json], again: float, count: int = SEARCH
 ) -> tuple[str, str, Json]:
     """TRL's fastest settings, found on `count` of the rows, and what each candidate took.
 
@@ -106,7 +106,7 @@ def searched(
     return compare.fastest(found), compare.fastest(same), took  # type: ignore[arg-type]
 
 
-def measured(job: Json, best: Json, same: Json, defaults: bool, again: bool) -> dict[str, Json]:
+def measured(job: Json, best: Json, same: Json, defaults: bool, again: float) -> dict[str, Json]:
     """Both sides, ours before and after TRL's best, so that a drift of the machine shows."""
     ours = {**job, "settings": {}, "label": "ours"}
     made = {"ours": run("ours", {**ours, "turn": 1}, again=again)}
@@ -229,7 +229,7 @@ def details_of(job: Json, made: dict[str, Json], search: Json, peak: float) -> J
 
 
 def measure(
-    name: str, job: Json, candidates: dict[str, Json], *, defaults: bool, again: bool
+    name: str, job: Json, candidates: dict[str, Json], *, defaults: bool, again: float
 ) -> tuple[Json, Json, Json]:
     """Search TRL's settings, run both sides: (line, details, machine)."""
     threads = int(str(job["threads"]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 
 from bench import compare, rows
-from bench.runner import Json, arguments, ended, finish, machine, run, write
+from bench.runner import Json, arguments, command, ended, finish, machine, run, write
 from bench.training import job_of
 
 LAYERS = 6  # of SmolLM2-135M's 30
@@ -23,13 +23,15 @@ def end_of(made: Json) -> float:
     return statistics.mean(losses[-len(losses) // EPOCHS :])
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     """Measure the row."""
     args = arguments("DPO of the top blocks on kept states, against all blocks", 32).parse_args(
         argv
     )
+    pairs = rows.read(args.model, args.pairs)
     where = machine(args.threads)
-    job = job_of("dpo", args, rows.read(args.model, args.pairs), full=False)
+    job = job_of("dpo", args, pairs, full=False)
     # Drawn by the engine: the file that other benchmarks begin with holds adapters of all blocks.
     job = {**job, "adapter": "", "epochs": EPOCHS, "settings": {}}
     jobs = {

@@ -13,6 +13,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
+PINNED = "trl"  # an extra that the benchmarks install, by exact version and in its own place
 HEAD = "# The oldest versions that pyproject.toml allows, written by tools/floors.py.\n"
 
 
@@ -23,7 +24,8 @@ def floors(pyproject: str) -> str:
         ValueError: a package has no lower bound, or several.
     """
     project = tomllib.loads(pyproject)["project"]
-    asked = [project["dependencies"], *project["optional-dependencies"].values()]
+    extras = project["optional-dependencies"]
+    asked = [project["dependencies"], *(extras[name] for name in extras if name != PINNED)]
     lines: list[str] = []
     for requirement in (Requirement(text) for group in asked for text in group):
         if requirement.name == project["name"]:

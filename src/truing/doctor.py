@@ -14,9 +14,19 @@ from pathlib import Path
 from truing.context import Json
 
 CORE = (
-    "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "pydantic",
-    "jinja2", "pyyaml", "httpx", "huggingface-hub",
-)  # fmt: skip
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pyarrow",
+    "pydantic",
+    "jinja2",
+    "pyyaml",
+    "httpx",
+    "huggingface-hub",
+)
+OURS = ("dev", "trl")  # extras for who works on truing: nothing that a user runs lacks them
 IMPORTED_AS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}  # where a package has another name
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 # Of a group of processes: limit, bytes in use, and which of these can be given back.
@@ -27,9 +37,15 @@ QUOTA_V1, QUOTA_V2 = ("cpu.cfs_quota_us", "cpu.cfs_period_us"), ("cpu.max",)
 # Files of GPU drivers under /dev; and variables that decide which GPUs a process sees.
 DEVICES = ("nvidia*", "nvhost*", "nvgpu*", "nvmap", "kfd", "dxg")
 HIDING = (
-    "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES",
-    "GPU_DEVICE_ORDINAL", "CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH", "LD_PRELOAD",
-)  # fmt: skip
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
+    "CUDA_DEVICE_ORDER",
+    "LD_LIBRARY_PATH",
+    "LD_PRELOAD",
+)
 SIZES = {"cpu": 1024, "cuda": 8192}  # of matrices whose products are timed
 
 
@@ -41,7 +57,7 @@ def _version(package: str) -> str:
 
 
 def extras() -> dict[str, list[str]]:
-    """Packages of each extra, as the installed distribution declares them; without "dev"."""
+    """Packages of each extra, as the installed distribution declares them; without `OURS`."""
     try:
         declared = metadata.requires("truing") or []
     except metadata.PackageNotFoundError:
@@ -49,7 +65,7 @@ def extras() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for line in declared:
         match = re.match(r"([\w.-]+).*;.*extra == [\"']([\w-]+)[\"']", line)
-        if match and match[2] != "dev":
+        if match and match[2] not in OURS:
             found.setdefault(match[2], []).append(match[1])
     return found
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
+import os
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,8 +23,11 @@ sys.path.insert(0, str(ROOT))
 from bench import all as everything  # noqa: E402
 from bench import compare, grpo, objectives, rows, runner, side_ours, training, work  # noqa: E402
 from truing.core.logprob import measure  # noqa: E402
+from truing.core.modelfiles import lora  # noqa: E402
 from truing.core.tiny import tiny_config, tiny_model  # noqa: E402
 from truing.core.tree import group_tree, pack  # noqa: E402
+from truing.errors import InputError  # noqa: E402
+from truing.models import Model  # noqa: E402
 
 
 def pair(prompt: int, chosen: int, rejected: int) -> rows.Pair:
@@ -38,8 +44,43 @@ def test_which_pairs_belong() -> None:
     assert not rows.keeps(pair(700, 20, 150), True)
     many = [pair(10, 9, 5), pair(1020, 5, 2), pair(11, 9, 5), pair(12, 9, 5)]
     assert [len(p.prompt) for p in rows.chosen_pairs(many, 2, False)] == [10, 11]
-    with pytest.raises(ValueError, match="only 3 of 4"):
+    with pytest.raises(InputError, match=r"fewer pairs that belong \(seen: 4\). Give 3 at most"):
         rows.chosen_pairs(many, 4, False)
+
+
+def test_rows_are_read_from_beside_the_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, "ROOT", tmp_path / "checkout")
+    monkeypatch.setenv("TRUING_DATA", "")
+    rows.find_data()
+    assert not os.environ["TRUING_DATA"]
+    beside = tmp_path / "shared" / "data"
+    beside.mkdir(parents=True)
+    (beside / "index.json").write_text("[]")
+    rows.find_data()
+    assert os.environ["TRUING_DATA"] == str(beside)
+    assert "TRUING_DATA is not set: rows are read from ../shared/data" in capsys.readouterr().err
+    monkeypatch.setenv("TRUING_DATA", "elsewhere")
+    rows.find_data()
+    assert os.environ["TRUING_DATA"] == "elsewhere" and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", sorted({m for m, _, _ in everything.ROWS.values()}))
+def test_missing_rows_are_told_before_a_model_is_opened(
+    module: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(runner, "ROOT", tmp_path / "checkout")
+    monkeypatch.setenv("TRUING_DATA", "")
+    monkeypatch.setattr("truing.models.Model.open", lambda *_: pytest.fail("a model was opened"))
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(module).main(["--json"])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and not out and err.count("\n") == 1
+    assert err.startswith("bench: ") and "'hh_rlhf'" in err and "TRUING_DATA" in err
 
 
 def test_steps_are_the_engines() -> None:
@@ -172,7 +213,8 @@ def test_a_side_is_run_once_and_failures_are_told(
     first = runner.run("ours", job())
     assert (first["runs"], first["threads"]) == (0, "1")
     assert runner.run("ours", job()) == first
-    assert runner.run("ours", job(), again=True)["runs"] == 1
+    assert runner.run("ours", job(), again=time.time() - 60) == first
+    assert runner.run("ours", job(), again=time.time() + 60)["runs"] == 1
     failed = runner.run("ours", {**job(), "lr": -1.0})
     assert "exit code 1: the rate is negative" in str(failed["error"])
 
@@ -215,11 +257,79 @@ def test_rows_that_were_measured_are_passed_over(
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "ratio_default": None}))
     assert everything.measured("dpo") is None and everything.measured("dpo_long") is not None
+    same = {"max_loss_rel_diff": 1e-6, "max_gradnorm_rel_diff": 1e-6, "adapter_cosine": 1.0}
+    for loss, counts in ((1e-6, True), (2e-4, False)):
+        one = {**json.loads(path.read_text()), **same, "max_loss_rel_diff": loss}
+        path.write_text(json.dumps(one))
+        assert (everything.measured("dpo_long") is not None) is counts
     (tmp_path / "sft.json").write_text(smoke)
     assert everything.measured("sft") is None and everything.measured("reward") is not None
     with pytest.raises(SystemExit) as ended:
         everything.main(["dqo"])
     assert ended.value.code == 2
+
+
+@pytest.fixture
+def three_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three rows of `bench.all` that note how they were asked, and end as a file of each says."""
+    for name in ("one", "two", "three"):
+        kept = {"asked": runner.asked(runner.MODEL, 1, runner.THREADS), "ratio": 2.0}
+        kept["machine"] = {"date": "2026-01-02", "cpu": "c", "commit": "abc"}
+        (tmp_path / f"{name}.py").write_text(
+            "import json, pathlib, sys\n"
+            f"name, result = {name!r}, {kept!r}\n"
+            "with open('asked.txt', 'a') as file:\n"
+            "    print(name, sys.argv[-1], file=file)\n"
+            "end = pathlib.Path(name)\n"
+            "code = int(end.read_text()) if end.exists() else 0\n"
+            "if code > 2:  # two sides that differ\n"
+            "    result |= {'max_loss_rel_diff': 1.0, 'max_gradnorm_rel_diff': 0.0,"
+            " 'adapter_cosine': 1.0}\n"
+            "if code in (0, 3):\n"
+            "    pathlib.Path(name + '.json').write_text(json.dumps(result))\n"
+            "sys.exit(code % 3)\n"
+        )
+    for module in (runner, everything):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(everything, "STAMP", tmp_path / "again.json")
+    told = {name: (name, 1, []) for name in ("one", "two", "three")}
+    monkeypatch.setattr(everything, "ROWS", told)
+    return tmp_path
+
+
+def all_of(folder: Path, *words: str) -> tuple[object, list[str]]:
+    """Exit code of `bench.all WORDS`, and the rows that it had measured, with their last flag."""
+    (folder / "asked.txt").write_text("")
+    with pytest.raises(SystemExit) as ended:
+        everything.main([*words, "--json"])
+    return ended.value.code, (folder / "asked.txt").read_text().splitlines()
+
+
+def test_a_run_that_was_stopped_goes_on(three_rows: Path) -> None:
+    (three_rows / "two").write_text("2")  # what a user can mend ends the whole run
+    code, asked = all_of(three_rows, "--again")
+    assert code == 2 and [a.split()[0] for a in asked] == ["one", "two"]
+    since = asked[0].split()[1]
+    assert since.startswith("--again=") and float(since.partition("=")[2]) <= time.time()
+    (three_rows / "two").unlink()
+    # Other rows are another run; of the same, those that are done stay, parts too by their time.
+    assert all_of(three_rows, "one") == (0, [])
+    assert all_of(three_rows, "--again") == (0, [f"two {since}", f"three {since}"])
+    assert not (three_rows / "again.json").exists()
+    code, asked = all_of(three_rows, "--again")
+    assert len(asked) == 3 and not any(since in a for a in asked)
+
+
+def test_a_row_that_does_not_agree_has_failed(
+    three_rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (three_rows / "two").write_text("3")
+    code, asked = all_of(three_rows)
+    line = json.loads(capsys.readouterr().out)
+    assert code == 1 and asked == ["one --json", "two --json", "three --json"]
+    assert line == {"bench": "all", "one": {"ratio": 2.0}, "two": "failed", "three": {"ratio": 2.0}}
+    assert all_of(three_rows) == (1, ["two --json"])
 
 
 def test_the_committed_results_are_those_of_the_rows() -> None:
@@ -265,6 +375,7 @@ def test_the_readme_tells_the_recorded_ratios() -> None:
 
 
 def test_versions_for_the_other_environment() -> None:
+    assert runner.TRL == "1.16.0" and f"trl=={runner.TRL}" in runner.PEERS
     versions = runner.pinned()
     assert versions["torch"] and versions["transformers"] and "#" not in "".join(versions)
     seen = runner.environment(Path("/x"), 2)
@@ -300,6 +411,16 @@ def test_five_losses_share_one_reference_pass(told: runner.Json, tmp_path: Path)
     assert first["ipo"] == pytest.approx(25.0) and first["hinge"] == pytest.approx(1.0)
     assert first["simpo"] > 0 and first["cpo"] > first["dpo"]
     assert all(len(m["losses"]) == 2 and m["grad_norms"][0] > 0 for m in made.values())
+
+
+def test_our_side_begins_with_the_adapter_of_both(told: runner.Json, tmp_path: Path) -> None:
+    module = Model.open(str(told["model"])).load_module("float32", "cpu", fresh=True).module
+    other = lora.attach(module, training.RANK, 1.0, seed=training.SEED + 1)
+    side_ours.begin(other, str(told["adapter"]))
+    begun = load_file(Path(str(told["adapter"])) / lora.WEIGHTS)
+    values = dict(other.named_parameters())
+    assert values.keys() == begun.keys()
+    assert all(torch.equal(values[name], begun[name]) for name in begun)
 
 
 def test_a_reward_model_begins_with_the_given_head(told: runner.Json, tmp_path: Path) -> None:

@@ -122,11 +122,20 @@ def test_extras_are_of_packages_that_truing_uses() -> None:
     modules = {package: module for module, package in doctor.IMPORTED_AS.items()}
     through = {"gguf"}  # by transformers
     for extra, packages in declared["optional-dependencies"].items():
-        for package in packages if extra != "dev" else ():
+        for package in packages if extra not in doctor.OURS else ():
             name = re.split(r"[^\w-]", package)[0]
             module = modules.get(name, name.replace("-", "_"))
             used = re.search(rf"\b(?:import|from) {module}\b|\"{module}\"", every)
             assert used or name in through, (extra, name)
+
+
+def test_extras_of_who_works_on_truing_are_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(doctor.__file__).parents[2]
+    declared = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = declared["optional-dependencies"]
+    lines = [f'{one}; extra == "{extra}"' for extra in extras for one in extras[extra]]
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: lines)
+    assert set(extras) - set(doctor.extras()) == {"dev", "trl"}
 
 
 def test_one_place_says_what_everything_computes_on(monkeypatch: pytest.MonkeyPatch) -> None:
