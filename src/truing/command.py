@@ -15,7 +15,14 @@ from truing.cli import as_line
 from truing.errors import InputError, MissingExtra, unknown
 from truing.faults import told
 from truing.method import Method, methods
-from truing.naming import check_reference, holding, is_reference, nouns_in, referred_model
+from truing.naming import (
+    check_names,
+    check_reference,
+    holding,
+    is_reference,
+    nouns_in,
+    referred_model,
+)
 from truing.parser import Parser
 from truing.signature import Input, Setting, flow, type_name
 from truing.words import json_last
@@ -80,9 +87,9 @@ def _setting_help(setting: Setting) -> str:
 def _inputs(
     method: Method, given: dict[str, object], settings: Mapping[str, object], where: str
 ) -> dict[str, Noun | Mapping[str, Noun]]:
-    """Nouns by name. Tables first: data is checked before a model is fetched."""
+    """Nouns by name. Names and tables first: they are checked before a model is fetched."""
     from truing.remedies import option as remedy
-    from truing.sources import known_abilities, need_abilities, open_noun
+    from truing.sources import known_abilities, need_abilities, nowhere, open_noun
     from truing.tables import Table
 
     found: dict[str, Noun | Mapping[str, Noun]] = {}
@@ -103,18 +110,26 @@ def _inputs(
     for one in nouns_in(refs):
         able, option = known_abilities(one.text), f"--{one.setting.replace('_', '-')}"
         need_abilities(method, one.setting, "", able, where=option)
-    for name, roles in texts.items():
-        for role, text in roles.items() if method.inputs[name].noun == "Model" else ():
-            able = known_abilities(text)
-            need_abilities(method, name, role, able, where=f"--{name.replace('_', '-')}")
     models = [name for name in texts if method.inputs[name].noun == "Model"]
-    for name in [n for n in texts if n not in models] + models:
-        if name in models[:1]:
-            tables = {n: t for n, t in found.items() if isinstance(t, Table)}
-            method.check(settings, tables, where=where, planned=True)
+    for name, role, text in ((n, r, t) for n in models for r, t in texts[n].items()):
+        able = known_abilities(text)
+        need_abilities(method, name, role, able, where=f"--{name.replace('_', '-')}")
+    check_names({**settings, **refs}, where=where)
+
+    def take(name: str) -> None:
         entry = method.inputs[name]
         opened = {role: open_noun(entry.noun, text) for role, text in texts[name].items()}
         found[name] = opened if entry.many else opened[""]
+
+    for name in (n for n in texts if n not in models):
+        take(name)
+    if models or refs or nouns_in(settings):
+        tables = {n: t for n, t in found.items() if isinstance(t, Table)}
+        method.check(settings, tables, where=where, planned=True)
+    for text in (t for n in models for t in texts[n].values() if nowhere(t)):
+        open_noun("Model", text)  # which says so, before another one is fetched
+    for name in models:
+        take(name)
     for name, ref in refs.items():
         found[name] = referred_model(name, ref, where=f"--{name.replace('_', '-')}")
     return found
@@ -264,10 +279,9 @@ def run_method(entry: Entry, arguments: list[str]) -> object:
     checked = method.validate(settings, where=parser.prog)
     method.check(checked, {}, where=parser.prog, planned=True)
     check_given(checked, given, lambda _: parser.prog)
-    # Named models are opened before any other: a wrong name is told before anything is fetched.
-    settings = holding({n: checked[n] for n in settings}, where=parser.prog)
     place = _place(str(out), method) if out is not None else None
     inputs = _inputs(method, given, checked, parser.prog)
+    settings = holding({n: checked[n] for n in settings}, where=parser.prog)
     if method.verb == "serve":
         return method.function(**inputs, **settings)
     result = pipeline.run_step(method, inputs, settings, seed=seed)

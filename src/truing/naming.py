@@ -165,23 +165,36 @@ def _made_key(ref: Mapping[str, object]) -> str:
     return models.hold(cast("models.Model", get_component(kind, ref)()))
 
 
+def check_names(settings: Mapping[str, object], *, where: str = "") -> None:
+    """Raise an InputError for nouns that settings name and that are not there; fetches nothing."""
+    from truing.sources import nowhere
+
+    for one in nouns_in(settings):
+        if one.noun != "Model" or nowhere(one.text):
+            _opened_noun(one, where)
+
+
 def holding(settings: Mapping[str, object], *, where: str = "") -> dict[str, object]:
     """Settings with every noun that they name opened and held; see `with_keys`.
 
     Raises:
         InputError: there is none of that name.
     """
+    keys = {
+        (one.noun, one.text): models.hold(cast("models.Model", _opened_noun(one, where)))
+        for one in nouns_in(settings)
+    }
+    return with_keys(settings, keys)
+
+
+def _opened_noun(one: Named, where: str) -> Noun:
     from truing.sources import open_noun
 
-    keys: dict[Place, str] = {}
-    for one in nouns_in(settings):
-        try:
-            found = _stored(one.text) or open_noun(one.noun, one.text)
-        except InputError as error:
-            error.where = f"{where} setting {one.setting!r} {error.where}".strip()
-            raise
-        keys[one.noun, one.text] = models.hold(cast("models.Model", found))
-    return with_keys(settings, keys)
+    try:
+        return _stored(one.text) or open_noun(one.noun, one.text)
+    except InputError as error:
+        error.where = f"{where} setting {one.setting!r} {error.where}".strip()
+        raise
 
 
 def is_reference(name: str, value: object) -> bool:

@@ -171,6 +171,12 @@ ROLES: dict[str, tuple[str, ...]] = {
 }
 
 
+def nowhere(text: str) -> bool:
+    """True for a model's name that neither a folder nor anything that is fetched can have."""
+    name = choices.named(text)[0]
+    return not may_be_model(name) and not expanded(name).is_dir()
+
+
 def known_abilities(text: str) -> frozenset[str] | None:
     """What the model of that name can do, as far as it is known without fetching anything."""
     if text.startswith(("http://", "https://")):
@@ -220,8 +226,9 @@ def check_abilities(checked: Sequence[Checked], opened: Opened | None = None) ->
             for name, roles in one.sources.items()
             for role, source in roles.items()
         ]
-        inputs += [(n.setting, "", n.noun, s) for n, s in one.named.items()
-                   if n.setting in one.references]  # fmt: skip
+        inputs += [
+            (n.setting, "", n.noun, s) for n, s in one.named.items() if n.setting in one.references
+        ]
         for name, role, noun, source in inputs:
             if "Model" not in noun.split("|"):
                 continue

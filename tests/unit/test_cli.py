@@ -255,6 +255,61 @@ def test_data_and_settings_are_checked_before_a_model_is_fetched(
     assert code == 2 and "beta" in err
 
 
+MODEL = "smollm2-135m-instruct"
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of models that would have been fetched, each of which ends its command."""
+    found: list[str] = []
+
+    def fetch(name: str) -> None:
+        found.append(name)
+        raise InputError(f"{name} would be fetched")
+
+    monkeypatch.setattr("truing.core.modelfiles.fetch.fetch", fetch)
+    monkeypatch.setattr("truing.core.modelfiles.fetch.from_hub", fetch)
+    return found
+
+
+@pytest.mark.parametrize("named", [MODEL, "hub/name"])
+def test_data_is_checked_before_a_model_inside_a_setting_is_fetched(
+    run: Run, fetched: list[str], tiny_path: Path, tmp_path: Path, named: str
+) -> None:
+    words = ["train", "grpo", "--model", str(tiny_path)]
+    words += ["--rewards", f"{{r: {{use: judged, model: {named}}}}}"]
+    bad, good = tmp_path / "bad.jsonl", tmp_path / "good.jsonl"
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    good.write_text(json.dumps(row) + "\n")
+    bad.write_text(good.read_text() + json.dumps(row | {"prompt": 3}) + "\n")
+    code, _, err = run(*words, "--data", str(bad))
+    assert code == 2 and "bad.jsonl row 2" in err and not fetched, err
+    code, _, err = run(*words, "--data", str(good))
+    assert code == 2 and "would be fetched" in err and fetched == [named], err
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        ("train grpo --rewards", "{r: {use: judged, model: smolm}}"),
+        ("train grpo --rewards", "{r: {use: judged, model: {use: panel, judges: [MODEL, smolm]}}}"),
+        ("train dpo --reference", "smolm"),
+        ("merge linear --models", "a=MODEL,b=smolm"),
+        ("evaluate win-rate --judge", "{use: panel, judges: [MODEL, smolm]}"),
+    ],
+)
+def test_a_wrong_name_is_told_before_any_model_is_fetched(
+    run: Run, fetched: list[str], words: str, value: str
+) -> None:
+    given = ["--model", MODEL, "--data", "helpful_pairs"]
+    given = {
+        "merge": [],
+        "evaluate": ["--model", MODEL, "--baseline", MODEL, "--prompts", "everyday_prompts"],
+    }.get(words.split()[0], given)
+    code, _, err = run(*words.split(), value.replace("MODEL", MODEL), *given)
+    assert code == 2 and "unknown model 'smolm'" in err and not fetched, err
+
+
 # Exit codes, JSON alone
 
 
