@@ -29,7 +29,7 @@ TUNING = {"epochs": 2, "lr": 1e-4, "rank": 8, "lora_alpha": 32}
 
 
 def recipe() -> Plan:
-    """Cohort, three trainings, three reports."""
+    """Cohort, three trainings, three reports, and the general ability before and after each."""
     plan = Plan("oncoreason", seed=0)
     plan.model("base", "smollm2-135m-instruct")
     plan.table("cohort", "survival/gbsg2")
@@ -59,4 +59,6 @@ def recipe() -> Plan:
             data=f"{form}_test",
             reference="prediction_train",
         )
+    for name in ("base", "sft", "sft_cot", "grpo"):  # what it cost
+        plan.step(f"ability_{name}", "evaluate/ability", model=name)
     return plan

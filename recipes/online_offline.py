@@ -4,8 +4,8 @@ The protocol of arXiv 2405.08448 at the size of two cores. The principles' check
 preference: they label the pairs and judge the win rates. A reward model trained on the pairs is the
 proxy, which alone the online side sees, so that the judge does not leak into training. Both sides
 take the same prompts, IPO with summed log-ratios, batch, rate and numbers of updates; each run is
-placed by its divergence from the start and by its win rate over one fixed policy. `result` compares
-frontiers. Why they differ is asked as the paper does:
+placed by its divergence from the start and by its win rate over one fixed policy, with its general
+ability beside. `result` compares frontiers. Why they differ is asked as the paper does:
 
 - coverage: `stream` keeps the pairs of one online run, and `in_order`, `in_windows` and `shuffled`
   learn them offline; `reproduced`, which must be 0 but for rounding, says how far `in_order` ends
@@ -102,6 +102,7 @@ def recipe() -> Plan:
             principles="rules",
             max_tokens=TOKENS,
         )
+        plan.step(f"ability_{name}", "evaluate/ability", model=model)
     for told, pairs in (("told_apart", "pairs_held_out"), ("told_apart_own", "stream")):
         for name in compared:
             plan.step(

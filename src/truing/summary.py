@@ -16,8 +16,18 @@ from truing.store import Noun
 from truing.tables import Table
 
 # What the last line of a step or a run has of its own.
-OWN = ("job", "key", "noun", "about", "cached", "seconds", "cost", "cached_steps", "report",
-       "measures")  # fmt: skip
+OWN = (
+    "job",
+    "key",
+    "noun",
+    "about",
+    "cached",
+    "seconds",
+    "cost",
+    "cached_steps",
+    "report",
+    "measures",
+)
 
 
 def about(noun: Noun) -> str:
@@ -137,4 +147,5 @@ def compared(report: Report) -> list[tuple[str, str, str, str]]:
 def _before_after(report: Report) -> str:
     rows = [("", "before [95 %]", "after [95 %]", "difference [95 %]"), *compared(report)]
     n = report.measures[0].n if report.measures else 0
-    return rows_text(rows) + f"\n{n} prompt{'' if n == 1 else 's'}"
+    prompts = f"{n} prompt{'' if n == 1 else 's'}"
+    return "\n".join([rows_text(rows), prompts, *notes_of(report)])

@@ -13,6 +13,7 @@ from truing.evaluate.before_after import before_after
 from truing.principles import Principle, Principles
 from truing.reports import Measure, Report
 from truing.specify import texts
+from truing.summary import table_of
 from truing.tables import Table
 
 RULES = Principles(
@@ -114,6 +115,15 @@ def test_before_after_is_paired() -> None:
     assert (
         samples is not None and samples[1]["before"] == "a b c d!" and samples[1]["after"] == "a b"
     )
+
+
+def test_ability_that_was_not_measured_is_told() -> None:
+    without = before_after(measured(BEFORE), measured(AFTER))
+    told = "general ability was not measured: give ability_before and ability_after"
+    assert without.meta["notes"] == [told]
+    assert table_of({"result": without}).splitlines()[-2:] == ["8 prompts", told]
+    beside = before_after(measured(BEFORE), measured(AFTER), ability(3.0), ability(3.1))
+    assert beside.meta["notes"] == [] and "not measured" not in table_of({"result": beside})
 
 
 def test_the_loss_of_ability_is_paired_by_text() -> None:

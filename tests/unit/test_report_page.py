@@ -154,6 +154,18 @@ def test_key_figures_and_headline(text: str, results: dict[str, object]) -> None
     )  # of which no interval tells whether it is a change
 
 
+def test_a_page_says_that_ability_was_not_measured(text: str, results: dict[str, object]) -> None:
+    said = "general ability was not measured"
+    assert said not in text
+    before, after = (results[name] for name in ("before", "after"))
+    assert isinstance(before, Report) and isinstance(after, Report)
+    made = report_run.before_after(before, after)
+    without = {"before": before, "after": after, "result": made}
+    page = report.render(report_run.manifest(), [], without)
+    effects = page[page.index("Side effects") :]
+    assert said in effects[: effects.index("</figure>")]
+
+
 def test_pictures_come_first_and_in_order(text: str) -> None:
     places = [text.index(f'id="{i}"') for i in (
         "result", "pipeline", "training", "samples", "cost", "again",

@@ -27,3 +27,13 @@ def test_it_is_right_and_its_files_are_there(path: Path) -> None:
         file = FOLDER / source
         # A set of the mirror is written set/part; everything else with a suffix is a file.
         assert file.is_file() or not file.suffix
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_what_a_gain_cost_is_measured_beside_it(path: Path) -> None:
+    checked = recipe.load(path).check()
+    evaluated = [one for one in checked if one.method.verb == "evaluate"]
+    asked = [
+        one.sources["model"][""].text for one in evaluated if one.method.id == "evaluate/ability"
+    ]
+    assert len(set(asked)) > 1 or not evaluated  # of two models at least

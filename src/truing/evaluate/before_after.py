@@ -6,7 +6,8 @@ shares by how much. Over all principles the difference of each prompt's violatio
 with a paired bootstrap interval (Newcombe's where each prompt keeps all or none): below zero means
 fewer violations. Of a prompt that was asked several times the means are compared: in McNemar's test
 it counts once, as better or worse. Relevance, length, unusable answers, ability and right choices
-stand beside, each with its paired difference. Our own; no paper.
+stand beside, each with its paired difference; without reports of ability a note says that it was
+not measured. Our own; no paper.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from truing.reports import Measure, Report, check_same
 from truing.tables import Row, Table, content_hash
 
 WHERE = "evaluate/before_after"
+NO_ABILITY = "general ability was not measured: give ability_before and ability_after"
 
 
 def _check(
@@ -219,7 +221,9 @@ def before_after(
     measures += [_named(b, "before"), _named(a, "after")]
     name = "unusable answers difference"
     measures.append(_difference(name, pairs, lambda r: float(bool(r["unusable"])), b))
+    notes: list[Json] = [NO_ABILITY]
     if ability_before is not None and ability_after is not None:
+        notes = []
         for name in ("ability", "choices"):
             b, a = ability_before.get(name), ability_after.get(name)
             measures += [_named(b, "before"), _named(a, "after")]
@@ -237,6 +241,7 @@ def before_after(
         "texts": before.meta.get("texts", {}),
         "not_measured": before.meta.get("not_measured", []),
         "models": [before.meta.get("model", ""), after.meta.get("model", "")],
+        "notes": notes,
     }
     samples = Table("record", _sample_rows(pairs))
     return Report("before and after", measures, samples, facts)

@@ -209,10 +209,12 @@ def _number(one: Contender, disc: _Box, place: _Box) -> list[Markup]:
     """The number, and the line that leads to it where it does not stand on its disc."""
     moved = (place.x, place.y) != (disc.x, disc.y)
     kind, height = "number moved" if moved else "number", round(place.y, 1)
-    text = tag("text", str(one.number), x=_across(place), y=height + 4, text_anchor="middle",
-               class_=kind)  # fmt: skip
-    line = tag("line", x1=_across(disc), x2=_across(place), y1=round(disc.y, 1), y2=height,
-               class_="leader")  # fmt: skip
+    text = tag(
+        "text", str(one.number), x=_across(place), y=height + 4, text_anchor="middle", class_=kind
+    )
+    line = tag(
+        "line", x1=_across(disc), x2=_across(place), y1=round(disc.y, 1), y2=height, class_="leader"
+    )
     return [line, text] if moved else [text]
 
 
@@ -255,8 +257,15 @@ def picture(contenders: Sequence[Contender]) -> Markup:
     # Numbers over all lines, since a line may pass under one.
     leads = [_number(*d) for d in drawn]
     marks += [m for marks_of in leads for m in marks_of[:-1]] + [m[-1] for m in leads]
-    return tag("svg", *marks, class_="plot scatter", width="100%", height=HEIGHT + 22,
-               role="img", aria_label="Gain against side effect of each method")  # fmt: skip
+    return tag(
+        "svg",
+        *marks,
+        class_="plot scatter",
+        width="100%",
+        height=HEIGHT + 22,
+        role="img",
+        aria_label="Gain against side effect of each method",
+    )
 
 
 def _over(report: Report, name: str, first: str) -> str | None:

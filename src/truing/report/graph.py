@@ -45,20 +45,36 @@ def _node(step: StepFacts, place: Point, width: float, target: str) -> Markup:
     left, top = place[0] - width / 2, place[1] - HEIGHT / 2
     cached = " cached" if step.cached else ""
     box = tag("rect", x=left, y=top, width=width, height=HEIGHT, rx=7, class_=f"node{cached}")
-    stripe = tag("path", d=f"M{left + 7} {top}h-1a6 6 0 0 0-6 6v{HEIGHT - 12}a6 6 0 0 0 6 6h1z",
-                 class_="stripe")  # fmt: skip
-    sign = tag("text", SIGNS.get(step.status, PENDING), x=left + width - 12, y=top + 19,
-               text_anchor="end", class_="sign")  # fmt: skip
+    stripe = tag(
+        "path",
+        d=f"M{left + 7} {top}h-1a6 6 0 0 0-6 6v{HEIGHT - 12}a6 6 0 0 0 6 6h1z",
+        class_="stripe",
+    )
+    sign = tag(
+        "text",
+        SIGNS.get(step.status, PENDING),
+        x=left + width - 12,
+        y=top + 19,
+        text_anchor="end",
+        class_="sign",
+    )
     room = width - 34 - 7 * len(state(step))
     lines = [
         tag("text", fitted(step.name, width - 44, 13), x=left + 16, y=top + 19, class_="name"),
         tag("text", fitted(step.method, width - 26, 11), x=left + 16, y=top + 34, class_="soft"),
         tag("text", fitted(step.about, room, 11), x=left + 16, y=top + 49, class_="soft"),
-        tag("text", state(step), x=left + width - 12, y=top + 49, text_anchor="end",
-            class_="time"),
-    ]  # fmt: skip
-    return tag("a", _title(step), box, stripe, sign, *lines, href=f"#{target}",
-               class_=f"step {step.status}")  # fmt: skip
+        tag("text", state(step), x=left + width - 12, y=top + 49, text_anchor="end", class_="time"),
+    ]
+    return tag(
+        "a",
+        _title(step),
+        box,
+        stripe,
+        sign,
+        *lines,
+        href=f"#{target}",
+        class_=f"step {step.status}",
+    )
 
 
 def _bent(points: Sequence[Point]) -> str:
@@ -141,9 +157,16 @@ def _line(run: RunFacts, targets: dict[str, str], always: bool) -> Markup:
                 class_=f"step {step.status}",
             )
         )
-    return tag("svg", *arcs, *rows, class_="graph rail" + (" always" if always else ""),
-               width="100%", height=len(run.steps) * LINE_ROW, role="group",
-               aria_label=label(run))  # fmt: skip
+    return tag(
+        "svg",
+        *arcs,
+        *rows,
+        class_="graph rail" + (" always" if always else ""),
+        width="100%",
+        height=len(run.steps) * LINE_ROW,
+        role="group",
+        aria_label=label(run),
+    )
 
 
 def label(run: RunFacts) -> str:

@@ -108,10 +108,14 @@ def _costs(run: RunFacts) -> list[Cost]:
 def _licences(run: RunFacts, results: Mapping[str, object]) -> list[tuple[str, str, str, str]]:
     """(name, licence, source, key) of the models that went in, then of those that came out."""
     rows = [
-        (name, text(m, "licence") or "unknown", _source(text(m, "source"), text(m, "quarantine")),
-         text(m, "key"))
+        (
+            name,
+            text(m, "licence") or "unknown",
+            _source(text(m, "source"), text(m, "quarantine")),
+            text(m, "key"),
+        )
         for name, m in run.models.items()
-    ]  # fmt: skip
+    ]
     for name, noun in results.items():
         if isinstance(noun, Model):
             key = run.steps[name].artefact if name in run.steps else ""

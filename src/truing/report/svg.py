@@ -89,8 +89,14 @@ def _lane(measure: Measure, scale: Scale, y: int, when: str, label: str) -> list
         y2=y,
         class_=f"band {when}",
     )
-    dot = tag("circle", tag("title", label), cx=f"{scale.at(measure.value)}%", cy=y, r=6,
-              class_=f"dot {when}")  # fmt: skip
+    dot = tag(
+        "circle",
+        tag("title", label),
+        cx=f"{scale.at(measure.value)}%",
+        cy=y,
+        r=6,
+        class_=f"dot {when}",
+    )
     return [band, dot]
 
 
@@ -112,8 +118,9 @@ def dumbbell(
         *_lane(before, scale, LANES[0], "before", notes[0]),
         *_lane(after, scale, LANES[1], "after", notes[1]),
     ]
-    return tag("svg", *marks, class_="plot", width="100%", height=ROW_HEIGHT, role="img",
-               aria_label=label)  # fmt: skip
+    return tag(
+        "svg", *marks, class_="plot", width="100%", height=ROW_HEIGHT, role="img", aria_label=label
+    )
 
 
 def single(measure: Measure, scale: Scale, label: str) -> Markup:
@@ -166,8 +173,9 @@ def stacked(counts: Mapping[str, int], label: str, said: Mapping[str, str]) -> M
             )
         if width > 4:
             middle = f"{x + width / 2:.2f}%"
-            parts.append(tag("text", str(n), x=middle, y=16.5, text_anchor="middle",
-                             class_=f"in {name}"))  # fmt: skip
+            parts.append(
+                tag("text", str(n), x=middle, y=16.5, text_anchor="middle", class_=f"in {name}")
+            )
         x += width
     return tag("svg", *parts, class_="plot", width="100%", height=24, role="img", aria_label=label)
 
@@ -293,8 +301,22 @@ def curve(
     marks += _spots(shown, across, up, name_of, "hit", "hit last")
     marks += _spots(held, across, up, f"held-out {name_of}")
     for place, anchor in {end: "end", first: "start"}.items():  # one label for one update
-        marks.append(tag("text", f"step {place:g}" if anchor == "start" else f"{place:g}",
-                         x=f"{across.at(place)}%", y=CURVE_HEIGHT + 17, text_anchor=anchor,
-                         class_="tick"))  # fmt: skip
-    return tag("svg", *marks, class_="plot curve", width="100%", height=CURVE_HEIGHT + 22,
-               role="img", aria_label=label)  # fmt: skip
+        marks.append(
+            tag(
+                "text",
+                f"step {place:g}" if anchor == "start" else f"{place:g}",
+                x=f"{across.at(place)}%",
+                y=CURVE_HEIGHT + 17,
+                text_anchor=anchor,
+                class_="tick",
+            )
+        )
+    return tag(
+        "svg",
+        *marks,
+        class_="plot curve",
+        width="100%",
+        height=CURVE_HEIGHT + 22,
+        role="img",
+        aria_label=label,
+    )
