@@ -74,6 +74,17 @@ steps:
     steps: 2, batch: 3, lr: 1.0e-3, max_tokens: 8, dtype: float32}
   anew: {do: train/d2o, model: base, data: pairs.jsonl, rank: 4, steps: 3, batch: 3, samples: 2,
     max_tokens: 6, refresh: 2, lr: 1.0e-3, dtype: float32}
+  heads: {do: train/mah_dpo, model: base, data: pairs.jsonl, rank: 4, head_rank: 4, steps: 2,
+    batch: 3, lr: 1.0e-3, dtype: float32}
+  thumbs: {do: train/kto, model: base, data: pairs.jsonl, rank: 4, steps: 2, batch: 3, lr: 1.0e-3,
+    dtype: float32}
+  vocabulary: {do: train/tdpo2, model: base, data: pairs.jsonl, rank: 4, steps: 2, batch: 3,
+    lr: 1.0e-3, dtype: float32}
+  taught: {do: train/adpa, model: base, teacher: full, teacher_reference: base,
+    data: examples.jsonl, rank: 4, steps: 2, batch: 3, samples: 1, max_tokens: 6, top_k: 8,
+    lr: 1.0e-3, dtype: float32}
+  top: {do: train/dpo, model: base, data: pairs.jsonl, rank: 0, layers: 1, steps: 2, batch: 3,
+    lr: 1.0e-3, dtype: float32}
 """
 # These two alone are killed, too.
 ALIGNED = """\
@@ -115,6 +126,7 @@ def make(folder: Path, model: Path) -> Path:
             "prompt": f"What is {i}{'?' * (i % 5)}",
             "chosen": f"It is {i * i} " * (1 + i % 3),
             "rejected": f"no {i}" + " x" * (i % 4),
+            "objective": int(i % 3 == 0),  # a process's share may have none of the second
         }
         for i in range(13)
     ]
