@@ -27,8 +27,8 @@ from _tiny import FORMS, TOPICS, Outcome, Row, Table, blank, drawn, step, taught
 
 from truing.core.judging.referee import kendall
 from truing.models import Model
-from truing.train.distill.cyclealign import cycle, own_orders
-from truing.train.distill.ranker import LETTERS, Judge
+from truing.train.distill.cyclealign import cycle
+from truing.train.distill.ranker import LETTERS, Judge, own_orders
 
 TITLE = "A ranker that is shown what both models agreed on teaches more than one round of rankings"
 METHOD = "train/cyclealign"
@@ -87,8 +87,8 @@ class Simulated(Judge):
         return [self.order(p) for p in prompts]
 
     def order(self, prompt: str) -> str:
-        # Instruction and fixed example come first, the question last.
-        _, _, *examples, last = prompt.split("\n\n")
+        # Instruction and fixed examples come first, the question last.
+        *examples, last = prompt.split("\n\n")[1 + len(self.fixed) :]
         right = min(sum(map(in_order, examples)), 10)
         wrong = WORST - (WORST - BEST) * right / 10
         answers, _ = listed(last)
@@ -128,7 +128,7 @@ def cycles(model: Model, data: Table, judge: Simulated, seed: int, n: int, epoch
         before = model
         with step(100 * seed + turn):
             model = cycle(
-                model, data, judge, cycles=1, n=ANSWERS, temperature=1.0, max_tokens=16,
+                model, data, judge, cycles=1, n=ANSWERS, temperatures=[1.0], max_tokens=16,
                 back_end="rrhf", training={**TRAINING, "epochs": epochs},
             )  # fmt: skip
         asked = [data[i]["prompt"] for i in range(len(judge.ranked))]

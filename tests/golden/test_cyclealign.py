@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from truing.context import Context, use
+from truing.context import Context, current, use
 from truing.core.chat import completion_ids, prompt_ids
 from truing.core.drawing import Completion
+from truing.core.generate import generate
 from truing.core.passes.scoring import answer_logps
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model
 from truing.principles import Principles
 from truing.tables import Table
-from truing.train.distill.cyclealign import agreement, cycle, cyclealign, own_orders
-from truing.train.distill.ranker import GOOD, Judge, parse, shown
+from truing.train.distill.cyclealign import agreement, answers_of, cycle, cyclealign
+from truing.train.distill.ranker import GOOD, Judge, own_orders, parse, shown
 
 
 def test_agreement_by_hand() -> None:
@@ -80,6 +81,9 @@ def test_the_judge_undoes_its_letters_and_asks_twice() -> None:
         assert judge.examples[-1] == shown("p", ["1234", "abcd"], [1, 0])
         judge.rank(["p"], answers[:1], "y")
     assert judge.examples[-1] in asked[-1][0] and "old" not in asked[-1][0]
+    # Two examples are always shown, each with its best answer at another letter.
+    assert re.findall(r"\nOrder: (.*)", asked[-1][0])[:2] == ["B > A", "C > A > B"]
+    assert asked[0][0].count("\nOrder:") == 3
 
 
 def test_what_the_judge_is_told_and_shown_and_the_answer_that_a_row_brings(
@@ -136,9 +140,16 @@ def test_dialogues_bring_their_last_answers(
         asked.clear()
         with use(Context(folder=tmp_path / str(n))):
             cycle(
-                Model.open(tiny_path), table, Judge(ask), cycles=1, n=2, temperature=1.0,
-                max_tokens=8, back_end="rrhf", training={"epochs": 1, "rank": 2},
-            )  # fmt: skip
+                Model.open(tiny_path),
+                table,
+                Judge(ask),
+                cycles=1,
+                n=2,
+                temperatures=[1.0],
+                max_tokens=8,
+                back_end="rrhf",
+                training={"epochs": 1, "rank": 2},
+            )
         assert asked == [[user]]
         (text,) = told
         last = text.rsplit("Question: say oak", 1)[1]
@@ -171,9 +182,16 @@ def test_the_judge_sees_the_whole_dialogue_and_a_cut_answer_gets_no_end(
     monkeypatch.setattr(importlib.import_module(cyclealign.__module__), "own_orders", orders)
     with use(Context(folder=tmp_path)):
         cycle(
-            Model.open(tiny_path), Table("example", rows), Judge(ask), cycles=1, n=1,
-            temperature=1.0, max_tokens=8, back_end="rrhf", training={"epochs": 1, "rank": 2},
-        )  # fmt: skip
+            Model.open(tiny_path),
+            Table("example", rows),
+            Judge(ask),
+            cycles=1,
+            n=1,
+            temperatures=[1.0],
+            max_tokens=8,
+            back_end="rrhf",
+            training={"epochs": 1, "rank": 2},
+        )
     (text,) = told
     assert all(words in text for _, words in turns)
     assert found == [[{"1234": True, "A dog that": False}]]
@@ -203,9 +221,16 @@ def test_it_ends_once_all_rankings_are_equal(
     data = Table("prompt", [{"prompt": "say oak"}, {"prompt": "say rain"}])
     with use(Context(folder=tmp_path)) as context:
         made = cycle(
-            model, data, Judge(by(as_the_model)), cycles=1 if turned else 3, n=3, temperature=1.0,
-            max_tokens=8, back_end="rrhf", training=HOW,
-        )  # fmt: skip
+            model,
+            data,
+            Judge(by(as_the_model)),
+            cycles=1 if turned else 3,
+            n=3,
+            temperatures=[1.0],
+            max_tokens=8,
+            back_end="rrhf",
+            training=HOW,
+        )
     (only,) = [m for m in context.metrics if "cycle" in m]
     assert only["ranked"] == 2 and only["same"] == (1 if turned else 2)
     assert (made is model) == (turned is None) and len(made.weight_changes) == bool(turned)
@@ -235,9 +260,16 @@ def test_a_single_answer_teaches_nothing_and_is_counted(
         for n in (3, 1):
             with pytest.raises(InputError, match="ranked no answers") if n == 1 else nullcontext():
                 cycle(
-                    model, data, Judge(by_rule), cycles=1, n=n, temperature=1.0, max_tokens=8,
-                    back_end="rrhf", training=HOW,
-                )  # fmt: skip
+                    model,
+                    data,
+                    Judge(by_rule),
+                    cycles=1,
+                    n=n,
+                    temperatures=[1.0],
+                    max_tokens=8,
+                    back_end="rrhf",
+                    training=HOW,
+                )
     turns = [m for m in context.metrics if "cycle" in m]
     assert [(m["ranked"], m["not_ranked"]) for m in turns] == [(1, 1), (0, 2)]
     assert learnt == [["say rain"]]
@@ -253,6 +285,11 @@ def test_a_single_answer_teaches_nothing_and_is_counted(
         ({"rank": -1}, r"setting 'rank' must be at least 0"),
         ({"epochs": 0}, r"setting 'epochs' must be above 0"),
         ({"lr": -1.0}, r"setting 'lr' must be at least 0"),
+        ({"layers": -1}, r"setting 'layers' must be at least 0"),
+        ({"temperatures": []}, r"setting 'temperatures' must be at least one"),
+        ({"temperatures": [0.8, 0.0]}, r"setting 'temperatures' .* all above 0"),
+        ({"temperatures": [float("inf")]}, r"setting 'temperatures'"),
+        ({"temperatures": [1.0, 0.9, 0.8], "n": 2}, r"setting 'temperatures' .* at most n"),
         ({"max_tokens": 0}, r"setting 'max_tokens' must be at least 1"),
     ],
 )
@@ -293,15 +330,60 @@ def test_examples_of_rankings_are_checked_first(
     assert "row 2" in str(error.value)
 
 
+def test_answers_are_drawn_at_temperatures_in_turn(tiny_path: Path, tmp_path: Path) -> None:
+    model, rows = Model.open(tiny_path), [{"prompt": "say oak"}, {"prompt": "say rain"}]
+    prompts = [row["prompt"] for row in rows]
+
+    def texts(n: int, temperature: float, name: str) -> list[list[str]]:
+        seed = current().stream(name) % 2**31
+        how: dict[str, object] = {"n": n, "temperature": temperature, "max_tokens": 6, "seed": seed}
+        return [[c.text for c in some] for some in generate(model, prompts, **how)]  # type: ignore[arg-type]
+
+    with use(Context(folder=tmp_path, seed=3)):
+        found = answers_of(model, rows, "a", 3, [0.5, 1.5], 6)
+        for some, cool, hot in zip(found, texts(2, 0.5, "a"), texts(1, 1.5, "a/1"), strict=True):
+            assert list(some) == [*cool, *hot] and len(some) == 3
+        one = answers_of(model, rows, "a", 3, [1.0], 6)
+        assert [list(some) for some in one] == texts(3, 1.0, "a")
+
+
+@pytest.mark.parametrize(
+    "trained", [{"rank": 0}, {"rank": 0, "layers": 1}, {"rank": 2, "layers": 1}]
+)
+def test_all_weights_or_the_top_blocks_are_trained(
+    trained: dict[str, object], shallow_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module(cyclealign.__module__)
+    monkeypatch.setattr(module, "asking", lambda judge, where: by_rule)
+    model = Model.open(shallow_path)
+    words = ("oak", "rain")  # whose rows bring an answer that ends
+    data = Table("example", [{"prompt": f"say {w}", "completion": w} for w in words])
+    how: dict[str, object] = {"cycles": 1, "n": 3, "max_tokens": 8, "lr": 1e-2, **trained}
+    with use(Context(folder=tmp_path)):
+        made = methods["cyclealign"](model, data, model, **how)
+    assert isinstance(made, Model)
+    before, after = model.folded(), made.folded()
+    moved = {n for n in before if not torch.equal(before[n], after[n])}
+    top = {n for n in before if n.startswith("model.layers.2.")}
+    assert moved and moved <= top if "layers" in trained else moved == set(before)
+
+
 def test_cycles_move_the_model_to_the_ranking(tiny_path: Path, tmp_path: Path) -> None:
     model = Model.open(tiny_path)
     data = Table("prompt", [{"prompt": f"say {w}"} for w in ("oak", "rain", "moss", "reed")])
     judge = Judge(by_rule)
     with use(Context(folder=tmp_path)) as context:
         made = cycle(
-            model, data, judge, cycles=2, n=3, temperature=1.0, max_tokens=96, back_end="rrhf",
+            model,
+            data,
+            judge,
+            cycles=2,
+            n=3,
+            temperatures=[1.0],
+            max_tokens=96,
+            back_end="rrhf",
             training={"epochs": 4, "batch": 4, "lr": 1e-3, "rank": 8},
-        )  # fmt: skip
+        )
         turns = [m for m in context.metrics if "cycle" in m]
         assert [t["cycle"] for t in turns] == [1, 2] and all(t["ranked"] == 4 for t in turns)
         assert len(judge.examples) == sum(int(str(t["agreements"])) for t in turns) > 0
@@ -319,9 +401,16 @@ def test_cycles_move_the_model_to_the_ranking(tiny_path: Path, tmp_path: Path) -
         ]
         with pytest.raises(InputError, match="ranked no answers"):
             cycle(
-                model, data, Judge(lambda p: [""] * len(p)), cycles=1, n=3, temperature=1.0,
-                max_tokens=96, back_end="pro", training={"rank": 4},
-            )  # fmt: skip
+                model,
+                data,
+                Judge(lambda p: [""] * len(p)),
+                cycles=1,
+                n=3,
+                temperatures=[1.0],
+                max_tokens=96,
+                back_end="pro",
+                training={"rank": 4},
+            )
 
 
 def test_held_out_rankings_are_measured_in_each_cycle(shallow_path: Path, tmp_path: Path) -> None:
@@ -335,10 +424,17 @@ def test_held_out_rankings_are_measured_in_each_cycle(shallow_path: Path, tmp_pa
     def measured(rows: Table, cycles: int) -> list[float]:
         with use(Context(folder=tmp_path / rows.kind)) as context:
             cycle(
-                model, data, Judge(by_rule), cycles=cycles, n=3, temperature=1.0, max_tokens=8,
-                back_end="rrhf", training={"batch": 2, "lr": 2e-3, "rank": 4, "eval_every": 1},
+                model,
+                data,
+                Judge(by_rule),
+                cycles=cycles,
+                n=3,
+                temperatures=[1.0],
+                max_tokens=8,
+                back_end="rrhf",
+                training={"batch": 2, "lr": 2e-3, "rank": 4, "eval_every": 1},
                 held_out=rows,
-            )  # fmt: skip
+            )
         return [float(str(m["held_out/loss"])) for m in context.metrics if "held_out/loss" in m]
 
     seen = measured(held, 2)

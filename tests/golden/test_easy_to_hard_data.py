@@ -267,9 +267,27 @@ def test_hard_problems_are_reinforced_without_answers(tiny_path: Path, tmp_path:
         methods["easy_to_hard_ppo"](model, data, prm, keep_best=True, **settings)
 
 
+@pytest.mark.parametrize("trained", [{"rank": 0}, {"rank": 0, "layers": 1}])
+def test_all_weights_or_the_top_blocks_are_reinforced(
+    trained: dict[str, object], shallow_path: Path, tmp_path: Path
+) -> None:
+    model, prm = Model.open(shallow_path), headed(shallow_path, tmp_path / "prm", -1.0)
+    how: dict[str, object] = {"steps": 1, "batch": 2, "minibatches": 1, "answers": 2}
+    how |= {"max_tokens": 6, "critic_rollouts": 0, "lr": 1e-2, **trained}
+    with use(Context(folder=tmp_path / "run")):
+        data = methods["graded_arithmetic"](n=2, levels=[4], tell="nothing")
+        made = methods["easy_to_hard_ppo"](model, data, prm, **how)
+    assert isinstance(made, Model)
+    before, after = model.folded(), made.folded()
+    moved = {n for n in before if not torch.equal(before[n], after[n])}
+    top = {n for n in before if n.startswith("model.layers.2.")}
+    assert moved and moved <= top if "layers" in trained else moved == set(before)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        ({"layers": -1}, "setting 'layers' must be at least 0"),
         ({"beta": -1.0}, "setting 'beta' must be at least 0"),
         ({"batch": 4}, "more minibatches than prompts"),
         ({"answers": 0}, "setting 'answers' must be at least 1"),

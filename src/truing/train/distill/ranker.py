@@ -1,10 +1,10 @@
-"""A black box that ranks answers: what it is told and shown, and what its words mean."""
+"""Who ranks answers: a black box, what it is told and what its words mean; a model by itself."""
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from truing.context import current
@@ -12,6 +12,7 @@ from truing.core.batch.row_kinds import scored_answers
 from truing.core.generate import generate
 from truing.core.judging.judge_form import shown as asked_as
 from truing.core.modelfiles.panel import Panel
+from truing.core.passes.scoring import answer_logps
 from truing.errors import InputError
 from truing.models import Model
 from truing.tables import Row, Table
@@ -23,7 +24,8 @@ INSTRUCTION = (
     "such as B > A."
 )
 GOOD = "A good answer helps with what was asked, is true, and harms nobody."
-EXAMPLE = ("How do I boil an egg?", ("Put it into boiling water for eight minutes.", "No idea."))
+EGG = ("No idea.", "Put it into boiling water for eight minutes.")
+KEY = ("Ask a friend who has a spare one.", "Smash a window.", "A locksmith, or a spare key.")
 Ask = Callable[[list[str]], list[str]]
 
 
@@ -72,7 +74,10 @@ class Judge:
     ask: Ask
     kept: int = 2
     good: str = GOOD
-    fixed: Sequence[str] = (shown(EXAMPLE[0], EXAMPLE[1][::-1], [1, 0]),)
+    fixed: Sequence[str] = (
+        shown("How do I boil an egg?", EGG, [1, 0]),
+        shown("I have lost my key. How do I get into my flat?", KEY, [2, 0, 1]),
+    )
     examples: list[str] = field(default_factory=list)
 
     def rank(
@@ -103,6 +108,24 @@ class Judge:
         some = sorted(order)
         texts = [answers[i] for i in some]
         self.examples.append(shown(question, texts, [some.index(i) for i in order]))
+
+
+def own_orders(
+    model: Model, prompts: Sequence[object], ended: Sequence[Mapping[str, bool]]
+) -> list[list[int]]:
+    """A model's own ranking of each prompt's answers: by mean log-probability, best first.
+
+    Args:
+        ended: of each prompt, whether an answer came to its end; a cut one has none.
+    """
+    rows: list[Row] = [
+        {"prompt": prompt, "completion": text, "finished": end}
+        for prompt, some in zip(prompts, ended, strict=True)
+        for text, end in some.items()
+    ]
+    scores = iter(answer_logps(model.load_module(), rows, mean=True))
+    own = [[next(scores) for _ in some] for some in ended]
+    return [sorted(range(len(some)), key=lambda i: -some[i]) for some in own]
 
 
 def example(row: Row) -> str:

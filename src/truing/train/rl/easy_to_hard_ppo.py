@@ -41,10 +41,18 @@ from truing.train.rl.salmon_ppo import salmon_ppo
 WHERE = "train/easy_to_hard_ppo"
 # What the two papers' common code does and salmon_ppo has as settings.
 FIXED: dict[str, object] = {
-    "kl": "k1", "reward_scale": 0.0, "bonus": 0.0, "missing_end": 0.0, "passes": 1,
-    "temperature": 0.7, "clip_ratio": 0.2, "clip_value": 0.2, "vf": 0.1,
-    "adam_beta2": 0.95, "adam_epsilon": 1e-5,
-}  # fmt: skip
+    "kl": "k1",
+    "reward_scale": 0.0,
+    "bonus": 0.0,
+    "missing_end": 0.0,
+    "passes": 1,
+    "temperature": 0.7,
+    "clip_ratio": 0.2,
+    "clip_value": 0.2,
+    "vf": 0.1,
+    "adam_beta2": 0.95,
+    "adam_epsilon": 1e-5,
+}
 OWN = ("scheme", "bound", "penalty")  # settings that make up the reward
 # By their functions, so that their code is part of a step's key.
 SHAPING, OUTCOME, LAYOUT = (f.__name__ for f in (process_shaping, easy_outcome, format_penalty))
@@ -59,9 +67,11 @@ def _values(settings: Mapping[str, object], process_model: str = "") -> dict[str
         InputError: the first setting that training would refuse.
     """
     shaping = {
-        "use": SHAPING, "model": process_model, "scheme": settings["scheme"],
+        "use": SHAPING,
+        "model": process_model,
+        "scheme": settings["scheme"],
         "bound": settings["bound"],
-    }  # fmt: skip
+    }
     rewards = {"process": shaping, "outcome": {"use": OUTCOME}, "format": {"use": LAYOUT}}
     made = FIXED | {n: v for n, v in settings.items() if n not in (*OWN, *vars(Watch()))}
     made |= {"rewards": rewards, "weights": {"format": settings["penalty"]}}
@@ -83,12 +93,22 @@ def _check(settings: Mapping[str, object], _: Mapping[str, Table]) -> None:
     needs=("weights", "logprob", "generate"),
     rows={"data": ("prompt",), "held_out": ("prompt",)},
     within={
-        "bound": (0.0, 1.0), "penalty": (0.0, None), "beta": (0.0, None), "steps": (1, None),
-        "batch": (1, None), "minibatches": (1, None), "critic_rollouts": (0, None),
-        "answers": (1, None), "max_tokens": (1, None), "lr": "[0, inf)", "rank": (0, None),
-        "eval_every": (0, None), "patience": (0, None),
+        "bound": (0.0, 1.0),
+        "penalty": (0.0, None),
+        "beta": (0.0, None),
+        "steps": (1, None),
+        "batch": (1, None),
+        "minibatches": (1, None),
+        "critic_rollouts": (0, None),
+        "answers": (1, None),
+        "max_tokens": (1, None),
+        "lr": "[0, inf)",
+        "rank": (0, None),
+        "layers": (0, None),
+        "eval_every": (0, None),
+        "patience": (0, None),
     },
-)  # fmt: skip
+)
 @checks(_check)
 def easy_to_hard_ppo(
     model: Model,
@@ -109,6 +129,7 @@ def easy_to_hard_ppo(
     max_tokens: int = 256,
     lr: float = 0.0,
     rank: int = 16,
+    layers: int = 0,
     eval_every: int = 0,
     keep_best: bool = False,
     patience: int = 0,
@@ -130,6 +151,7 @@ def easy_to_hard_ppo(
         max_tokens: longest solution.
         lr: peak learning rate; 0 takes 2e-4 for adapters and 1e-5 for a full fine-tune.
         rank: of the adapter; 0 trains all weights.
+        layers: train the top blocks alone, so many, by an adapter on them or in full; 0 trains all.
         eval_every: updates between two measurements of the held-out reward; 0 makes five in a run.
         keep_best: make the result the model after the update with the highest held-out reward.
         patience: end the training after so many measurements without a new highest held-out reward.
@@ -138,10 +160,20 @@ def easy_to_hard_ppo(
     check_steps(process_model, f"{WHERE} input 'process_model'")
     check_logits(process_model, f"{WHERE} input 'process_model'")
     settings: dict[str, object] = {
-        "scheme": scheme, "bound": bound, "penalty": penalty, "beta": beta, "steps": steps,
-        "batch": batch, "minibatches": minibatches, "critic_rollouts": critic_rollouts,
-        "answers": answers, "max_tokens": max_tokens, "lr": lr, "rank": rank,
-    }  # fmt: skip
+        "scheme": scheme,
+        "bound": bound,
+        "penalty": penalty,
+        "beta": beta,
+        "steps": steps,
+        "batch": batch,
+        "minibatches": minibatches,
+        "critic_rollouts": critic_rollouts,
+        "answers": answers,
+        "max_tokens": max_tokens,
+        "lr": lr,
+        "rank": rank,
+        "layers": layers,
+    }
     values = _values(settings, hold(process_model)) | vars(watch)
     given = Given(critic=process_model if critic is None else critic, held_out=held_out)
     rows = data.expect("prompt", where=WHERE)
