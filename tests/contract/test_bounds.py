@@ -20,28 +20,6 @@ PLAIN = [
     if method.entry.kind == "method" and method.entry.package == "truing"
     if method.verb != "serve"
 ]
-# What may be any number, and why.
-UNBOUNDED = {
-    "decode/deal weight": "a negative one searches against the rewards",
-    **dict.fromkeys(
-        [f"merge/{n} scale" for n in ("ties", "task_arithmetic", "dare_linear", "dare_ties")],
-        "a negative one takes away what the experts learnt",
-    ),
-    "select/magpie_filter cut": "on the scale of the reward",
-    "select/split salt": "any whole number is as good as any other",
-    "steer/mean_difference strength": "a negative one steers away",
-    "synthesize/principle_pairs judge_weight": "a negative one counts against an answer",
-    "synthesize/principle_pairs relevance_weight": "a negative one counts against an answer",
-    "synthesize/survival_cohort salt": "any whole number is as good as any other",
-    "synthesize/unified_labels threshold": "on the scale of the labels",
-}
-# Which tables may hold rows of any kind, and why; those that are selected from may, too.
-ANY_ROWS = {
-    "evaluate/survival_prediction reference": "outcomes, whose columns are looked for by name",
-    "synthesize/magpie_tags data": "tags are added to prompts, dialogues and texts alike",
-    "synthesize/survival_cohort data": "settings name its columns",
-    "synthesize/weak_labels data": "rows without an answer are passed over",
-}
 
 
 def facts(method: Method) -> dict[str, object]:
@@ -79,8 +57,7 @@ def beyond(bound: tuple[float, float | None] | str) -> float | None:
 def test_every_number_has_bounds_that_are_kept(name: str) -> None:
     method = methods[name]
     bounds = typing.cast(Bounds, facts(method)["within"])
-    free = {f.partition(" ")[2] for f in UNBOUNDED if f.partition(" ")[0] == name}
-    assert set(bounds) == numbers(method) - free and free <= numbers(method)
+    assert set(bounds) == numbers(method)
     settings = {n: s.default for n, s in method.settings.items() if not s.required}
     method.check(settings, {})
     for setting, bound in bounds.items():
@@ -95,8 +72,8 @@ def test_every_table_has_kinds(name: str) -> None:
     method = methods[name]
     kinds = typing.cast(Kinds, facts(method)["rows"])
     tables = {n for n, one in method.inputs.items() if one.noun == "Table"}
-    free = {f.partition(" ")[2] for f in ANY_ROWS if f.partition(" ")[0] == name}
-    free |= {"data"} - set(kinds) if method.verb == "select" else set()
+    # What is selected from may hold rows of any kind; other inputs say so by naming none.
+    free = {"data"} - set(kinds) if method.verb == "select" else set()
     assert set(kinds) == tables - free and free <= tables
 
 
@@ -125,6 +102,7 @@ def test_what_is_made_is_told(name: str) -> None:
         ("[0, 1)", [0, 0.9], [-0.1, 1], r"in \[0, 1\)"),
         ("(0, inf)", [1e-9, 1e9], [0, -1, math.inf, math.nan], "above 0"),
         ("[0, inf)", [0, 1e9], [-1, math.inf, math.nan], "at least 0"),
+        ("(-inf, inf)", [0, -1e9, 1e9], [-math.inf, math.inf, math.nan], "a finite number"),
     ],
 )
 def test_ends_of_bounds(

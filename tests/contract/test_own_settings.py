@@ -1,11 +1,17 @@
 """What each objective and online method takes changes its loss, found in the registry.
 
-A setting that the function itself does not read is the engine's, and listed here with the reason.
-Metrics do not count: what is recorded of a setting can differ where the loss has forgotten it.
+A setting that the function itself does not read is read by whatever else its declaration names: a
+statistic, a teacher, a pool, a reward model, the engine. One that counts only beside another
+setting is tried beside each of them. Metrics do not count: what is recorded of a setting can differ
+where the loss has forgotten it.
 """
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import inspect
+import textwrap
 import types
 import typing
 from collections.abc import Mapping
@@ -19,31 +25,47 @@ from test_online import GROUPS, ONLINE, given, rollout, settings_of
 from test_online import spec_of as online_of
 from torch import Tensor
 
-from truing.core.objective import Measurements
+from truing import catalogue
+from truing.core.bounds import check_bounds
+from truing.core.logprob import STATISTICS
+from truing.core.objective import WITHIN, Measurements
+from truing.core.online import TOP_KL
 from truing.errors import InputError
-from truing.method import methods
+from truing.method import Method, methods
 
-# Of these an online method has another default than the engine, and no more.
-DRAWN = {
-    "answers", "batch", "critic_rate", "minibatches", "passes", "refill", "repetition_penalty",
-    "temperature", "top_p",
-}  # fmt: skip
-ELSEWHERE = {
-    **dict.fromkeys(("train/adpa top_k", "train/dckd top_k"), "how much is kept of a teacher"),
-    **dict.fromkeys(("train/gkd beta", "train/gkd_on_policy beta"), "in the statistic teacher_jsd"),
-    "train/mah_dpo head_rank": "of the heads that are put on",
-    "train/grpo_top_kl top_k": "in the statistic ref_top_kl",
-    "train/nash_md mixture_coef": "of the opponent, when answers are drawn",
-    "train/salmon_ppo missing_end": "off the reward before the function is given it",
-    **dict.fromkeys(("train/salmon_ppo draw", "train/salmon_ppo always"), "told the reward model"),
-    **dict.fromkeys((f"train/urpo {n}" for n in ("grades", "chunk", "criteria")), "of the pool"),
-}
-# What must be set beside a setting for it to count.
-BESIDE: dict[str, dict[str, object]] = {
-    "train/f_dpo divergence_alpha": {"divergence": "alpha"},
-    "train/weak_to_strong_confidence warmup_share": {"total_steps": 10},
-    "train/ppo_max critic_until": {"critic_rollouts": 10, "critic_until": 20.0},
-}
+
+def named_by(function: object) -> set[str]:
+    """Variables and texts in a function's code, but for what it raises: what it reads of settings
+    is among them."""
+    source = inspect.getsource(typing.cast("types.FunctionType", function))
+    tree = ast.parse(textwrap.dedent(source))
+    raised = {n for one in ast.walk(tree) if isinstance(one, ast.Raise) for n in ast.walk(one)}
+    read = [n for n in ast.walk(tree) if n not in raised]
+    texts = {n.value for n in read if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    return texts | {n.id for n in read if isinstance(n, ast.Name)}
+
+
+def component(kind: str, name: str) -> set[str]:
+    """Settings that a component takes."""
+    return set(Method(catalogue.components(kind)[name]).settings)
+
+
+def elsewhere(name: str) -> set[str]:
+    """Settings that something else than the method's function reads, by the declaration."""
+    if name in OBJECTIVES:
+        spec = objective_of(name)
+        of_statistics = [named_by(STATISTICS[n]) for n in spec.needs if n in STATISTICS]
+        found = {"top_k"} if "top" in spec.teachers.values() else set()
+        found |= {"head_rank"} if spec.heads else set()
+        return found.union(*of_statistics) & taken(name)
+    online = online_of(name)
+    # Those of WITHIN stand among the engine's for their words alone: functions read them.
+    found = set(online.engine) - set(WITHIN) - named_by(online.update)
+    found |= {"top_k"} if TOP_KL in online.needs else set()
+    found |= {"mixture_coef"} if online.opponent == "mixture" else set()
+    found |= component("pool", online.pools) if online.pools else set()
+    found |= component("reward", online.follows) if online.follows else set()
+    return found & taken(name)
 
 
 def others(kind: object, value: object) -> tuple[list[object], bool]:
@@ -56,9 +78,9 @@ def others(kind: object, value: object) -> tuple[list[object], bool]:
         return [not value], True
     if kind is float:
         number = float(str(value or 0.0))
-        return [1.7 * number, 0.05 * number, number + 0.3], False
+        return [1.7 * number, 0.05 * number, number + 0.3, number + 20.0], False
     if kind is int:
-        return [int(str(value)) + 1], False
+        return [int(str(value)) + 1, int(str(value)) + 10], False
     return [{"a": 3.0} if typing.get_origin(kind) is dict else "other"], False
 
 
@@ -96,20 +118,34 @@ def update_of(name: str, values: Mapping[str, object], shift: float = 0.0) -> Te
     return torch.stack(made)
 
 
-def counts(name: str, setting: str) -> bool:
-    """Whether the loss depends on the setting."""
-    plain = defaults(objective_of(name)) if name in OBJECTIVES else settings_of(online_of(name))
-    says = loss_of if name in OBJECTIVES else update_of
-    plain |= BESIDE.get(f"{name} {setting}", {})
+def counts(name: str, setting: str, plain: dict[str, object]) -> bool:
+    """Whether the loss depends on the setting, the others being `plain`."""
+    says, spec = (
+        (loss_of, objective_of(name)) if name in OBJECTIVES else (update_of, online_of(name))
+    )
     first = says(name, plain)
     values, every = others(methods[name].settings[setting].type, plain[setting])
     differ: list[bool] = []
     for value in values:
         try:
+            check_bounds({setting: value}, spec.within)
             differ.append(not torch.equal(first, says(name, plain | {setting: value})))
         except InputError:  # a value that is refused says nothing of the loss
             differ.append(False)
     return all(differ) if every else any(differ)
+
+
+def counts_beside(name: str, setting: str) -> bool:
+    """The same by default, or beside another value of another setting."""
+    plain = defaults(objective_of(name)) if name in OBJECTIVES else settings_of(online_of(name))
+    if counts(name, setting, plain):
+        return True
+    for other in sorted(taken(name) - elsewhere(name) - {setting}):
+        for value in others(methods[name].settings[other].type, plain[other])[0]:
+            with contextlib.suppress(InputError):
+                if counts(name, setting, plain | {other: value}):
+                    return True
+    return False
 
 
 def taken(name: str) -> set[str]:
@@ -118,14 +154,8 @@ def taken(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", [n for n in (*OBJECTIVES, *ONLINE) if taken(n)])
 def test_every_setting_counts(name: str) -> None:
-    free = {s for s in taken(name) if f"{name} {s}" in ELSEWHERE}
-    free |= DRAWN & taken(name) if name in ONLINE else set()
-    assert {s for s in taken(name) if counts(name, s)} == taken(name) - free
-
-
-def test_what_is_listed_is_there() -> None:
-    listed = [key.split(" ") for key in (*ELSEWHERE, *BESIDE)]
-    assert all(setting in taken(name) for name, setting in listed)
+    must = taken(name) - elsewhere(name)
+    assert {s for s in must if counts_beside(name, s)} == must
 
 
 @pytest.mark.parametrize("name", [n for n in ONLINE if {"clip_low", "clip_high"} <= taken(n)])

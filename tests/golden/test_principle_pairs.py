@@ -16,7 +16,7 @@ from truing.specify.in_context import with_principles
 from truing.specify.satisfaction import Kept, satisfaction
 from truing.synthesize import principle_pairs as module
 from truing.synthesize import told_answers
-from truing.tables import Table
+from truing.tables import Row, Table
 
 RULES = Principles(
     [
@@ -154,6 +154,43 @@ def test_pairs_with_lineage(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lineage["rejected_because"] == "brief, calm"
     assert lineage["check"] == {"use": "max_words", "n": 5}
     assert [isinstance(p, list) for p in writer.prompts] == [False, True]
+
+
+def test_a_judge_decides_between_answers_that_checks_hold_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """s = 1 (both checks kept) + c * 0.5 + j * verdict, with c = 0.5 and j = 0.5."""
+    judge = SimpleNamespace(key="judge-key")
+    other = "Old wood burns slow."
+    seen: list[tuple[object, str]] = []
+
+    def verdicts(model: object, rows: Sequence[Row], *, criteria: str) -> list[float]:
+        assert model is judge
+        seen.extend((row["completion"], criteria) for row in rows)
+        return [0.9 if row["completion"] == other else 0.1 for row in rows]
+
+    monkeypatch.setattr("truing.core.judge.pointwise", verdicts)
+    prompts = Table("prompt", [{"prompt": "Why is fire hot?"}])
+    said = [(SHORT, "stop"), (other, "stop")]
+
+    def made(judge: object = None, **settings: float) -> Row:
+        monkeypatch.setattr(told_answers, "generate", Writer(said))
+        return module.principle_pairs(MODEL, prompts, RULES, judge, k=2, **settings)[0]
+
+    row = made(judge)
+    assert (row["chosen"], row["rejected"]) == (other, SHORT)
+    assert row["score_chosen"] == pytest.approx(1 + 0.25 + 0.5 * 0.9)
+    assert row["score_rejected"] == pytest.approx(1 + 0.25 + 0.5 * 0.1)
+    assert row["lineage"]["judge"] == "judge-key" and row["principle"] == ""
+    assert seen == [(SHORT, RULES.as_text()), (other, RULES.as_text())]
+    against = made(judge, judge_weight=-0.5)
+    assert (against["chosen"], against["rejected"]) == (SHORT, other)
+    # By the checks alone the first of equals is the best and the worst: no pair.
+    with pytest.raises(InputError, match="no pair came out of 1 prompts"):
+        made(margin=0.0)
+    prompts = Table("prompt", [{"prompt": "Why is wood red?"}])  # the first one's answers are kept
+    said[1] = (LONG, "stop")
+    assert made()["lineage"]["judge"] == "checks"
 
 
 def test_resumes_from_the_journal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

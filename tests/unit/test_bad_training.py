@@ -23,6 +23,7 @@ from truing.core.batch.row_kinds import CONVERSIONS, as_kind
 from truing.core.batch.training_rows import BRANCHES
 from truing.core.objective import Measurements, Objective, objective_of
 from truing.core.online import Online, online_of
+from truing.core.passes.scoring import ScoreHead
 from truing.core.rl import train_online
 from truing.core.rl.collect import Pool, Say
 from truing.core.trainer.own_samples import FinishedSamples, OwnSamples
@@ -30,6 +31,7 @@ from truing.core.training import HOOKS, Hook
 from truing.errors import InputError
 from truing.method import methods
 from truing.models import Model
+from truing.principles import Principle, Principles
 from truing.tables import Row, Table
 
 OBJECTIVES = [n for n in methods if methods[n].entry.kind == "objective"]
@@ -249,6 +251,16 @@ def asked(spec: Online) -> Table:
     return Table(spec.rows, rows)
 
 
+def rewarded(spec: Online, model: Model, folder: Path) -> dict[str, object]:
+    """What rewards answers: a rule; a reward model that is told principles; nothing for pools."""
+    if spec.pools:
+        return {}
+    if not spec.follows:
+        return {"rewards": LETTERS}
+    judge = ScoreHead(128).added_to(model, folder, "reviews")
+    return {"reward_model": judge, "principles": Principles([Principle("brief", "Be brief.")])}
+
+
 class Wrong:
     """A reward that is one score short, or not finite."""
 
@@ -276,8 +288,6 @@ def test_rewards_that_are_wrong_stop_the_first_rollout(
     name: str, short: bool, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = online_of(methods[name].declared)
-    if spec.follows:
-        return  # its reward is a model's, whose scores are looked at where they are made
     component = importlib.import_module("truing.components")
     monkeypatch.setattr(component, "get_component", lambda *_, **__: Wrong(short))
     build = train_online.pool_of
@@ -285,8 +295,9 @@ def test_rewards_that_are_wrong_stop_the_first_rollout(
         train_online, "pool_of", lambda *a: WrongPool(pool, short) if (pool := build(*a)) else None
     )
     told = "one finite reward for each" if spec.pools else "one score a row"
-    told = told if short or spec.pools else r"'letters'.*row \d+.*not a finite number|not a finite"
-    rewards = {} if spec.pools else {"rewards": LETTERS}
+    term = spec.follows or next(iter(LETTERS))
+    told = told if short or spec.pools else rf"'{term}'.*row \d+.*not a finite number|not a finite"
+    rewards = rewarded(spec, model, tmp_path / "judge")
     with use(Context(folder=tmp_path)), pytest.raises(InputError, match=told):
         methods[name](model, asked(spec), **SHORT, **rewards)
     assert not list(tmp_path.glob("checkpoints*/step*"))
@@ -295,9 +306,7 @@ def test_rewards_that_are_wrong_stop_the_first_rollout(
 @pytest.mark.parametrize("name", ONLINE)
 def test_groups_and_prompts_that_cannot_be(name: str, model: Model, tmp_path: Path) -> None:
     spec = online_of(methods[name].declared)
-    if spec.follows:
-        return  # asks for its model first
-    rewards = {} if spec.pools else {"rewards": LETTERS}
+    rewards = rewarded(spec, model, tmp_path / "judge")
     with use(Context(folder=tmp_path)):
         if spec.least > 1:
             with pytest.raises(InputError, match="must be at least 2"):

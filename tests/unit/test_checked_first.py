@@ -322,10 +322,14 @@ ROWS: dict[str, dict[str, object]] = {
     "text": {"text": "So."},
     "record": {"start": 3},
 }
+DECLARED = {
+    name: methods[name].declared.__dict__.get("__truing__", {}).get("rows", {}) for name in methods
+}
+# Kinds of rows by input, of those that do not take any.
 PLAIN = {
-    name: rows
-    for name in methods
-    if (rows := methods[name].declared.__dict__.get("__truing__", {}).get("rows"))
+    name: some
+    for name, rows in DECLARED.items()
+    if (some := {given: kinds for given, kinds in rows.items() if kinds})
 }
 
 

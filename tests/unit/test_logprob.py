@@ -73,7 +73,8 @@ def test_exact_against_the_padded_computation(trees: list[Node], budget: int) ->
             want = by_rows(trees, logp_BTV, value)
             for a, b in zip(flat(trees, name, budget, grad=False), want, strict=True):
                 assert a.shape == b.shape
-                assert torch.allclose(a, b, atol=1e-5 * 6, rtol=1e-5), (name, a, b)
+                # In absolute terms, and in relative ones where a value is below 1.
+                assert torch.all((a - b).abs() <= 1e-5 * b.abs().clamp(max=1)), (name, a, b)
 
 
 @pytest.mark.parametrize("name", list(VALUES))
@@ -165,7 +166,7 @@ def test_an_architecture_without_the_block(monkeypatch: pytest.MonkeyPatch) -> N
     want = by_rows(trees, padded(module, [i for t in trees for i, _ in t.rows()]), VALUES["logp"])
     got = [made["logp"][u, k, : len(w)] for (u, k), w in zip([(0, 0), (0, 1), (1, 0)], want)]
     for a, b in zip(got, want, strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
+        assert torch.allclose(a, b, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("train_head", [True, False])
@@ -198,7 +199,7 @@ def test_given_answers_are_at_temperature_1_beside_drawn_ones(train_head: bool) 
             heat = 1.0 if given_UK[u, k] else 0.5
             logp_T = (logits_TV / heat).log_softmax(-1).gather(1, torch.tensor(ids)[1:, None])[:, 0]
             logp_T = logp_T[torch.tensor(loss[1:])]
-            assert torch.allclose(made["logp"][u, k, : len(logp_T)], logp_T, atol=1e-4)
+            assert torch.allclose(made["logp"][u, k, : len(logp_T)], logp_T, atol=1e-5)
             assert not made["logp"][u, k, len(logp_T) :].any()
             total = total + (logp_T * scale_UKT[u, k, : len(logp_T)]).sum()
     total.backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import fcntl
 import html
@@ -107,6 +108,23 @@ def test_the_manifest_says_what_happened(folder: Path, store: Store) -> None:
     assert step["settings"]["checks"] == [{"use": "min_words", "n": 2}]
     assert {"torch", "python", "truing"} <= set(manifest["versions"])
     assert manifest["hardware"]["cores"] >= 1
+
+
+def test_seconds_count_from_where_make_began(
+    folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Set-up is in them, since `make` says when it began; what is no time is passed over."""
+    monkeypatch.delenv("TRUING_STARTED", raising=False)
+    assert 0 <= run(folder, store).line()["seconds"] < 100
+    began = time.time() - 100
+    monkeypatch.setenv("TRUING_STARTED", str(began))
+    result = run(folder, store)
+    assert 100 <= result.line()["seconds"] < 200
+    manifest = json.loads((result.folder / "manifest.json").read_text())
+    started = datetime.datetime.fromisoformat(manifest["started"])
+    assert started.timestamp() == pytest.approx(began, abs=1e-3)
+    monkeypatch.setenv("TRUING_STARTED", "today")
+    assert 0 <= run(folder, store).line()["seconds"] < 100
 
 
 def test_a_fault_of_a_step_names_it_and_keeps_what_was_done(folder: Path, store: Store) -> None:

@@ -29,6 +29,7 @@ def _wanted(value: float, bound: tuple[float, float | None] | str) -> str:
         below = value < high or (value == high and bound[-1] == "]")
         end = "at least" if bound[0] == "[" else "above"
         said = f"{end} {low:g}" if math.isinf(high) else f"in {bound}"
+        said = "a finite number" if math.isinf(low) else said
         return "" if above and below else said
     least, largest = bound
     if value >= least and (largest is None or value <= largest):
