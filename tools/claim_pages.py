@@ -18,8 +18,12 @@ from truing.mirrored import MIRRORED
 def _result(data: Mapping[str, Json]) -> str:
     if data.get("seen"):
         return "seen"
-    missed = "; ".join(map(escape, claims.missed(data)))
-    return f"**not seen**; not met: {missed}" if missed else "**not seen**"
+    missed = claims.missed(data)
+    if not missed:
+        return "**not seen**"
+    further = not claims.missed({**data, "holds": {}})  # the effect itself is as it should be
+    word = "effect seen" if further else "not seen"
+    return f"**{word}**; not met: {'; '.join(map(escape, missed))}"
 
 
 def _on(path: Path) -> str:
@@ -45,7 +49,7 @@ def _row(name: str, data: Mapping[str, Json], model: str) -> list[str]:
         escape(str(data.get("measures") or "-")),
         _asked(data.get("margin")),
         f"{cast(float, data.get('effect') or 0.0):.3g} [{low:.3g}, {high:.3g}]{over}",
-        f"{cast(float, data.get('seconds') or 0.0) / 60:.1f} min",
+        f"{claims.cost(data) / 60:.1f} min",
         str(data.get("date", "")),
     ]
 
@@ -76,9 +80,11 @@ def claims_page(root: Path) -> str:
         "it on your\nmachine. A claim that is not seen at this scale stands here as such, with "
         "its numbers and with the\nconditions that were not met; so does one that nobody has "
         "measured yet.\n\n"
-        "An effect is the mean over seeds, or over prompts, of what is measured. A claim is seen "
+        "An effect is the mean over seeds, or over prompts, of what is measured. A claim is *seen* "
         "where it is as\nlarge as is asked, its interval lies above 0 and all else that must hold "
-        "does. Where all seeds have\none value, the interval has no width.\n",
+        "does; *effect seen* says that only\nsome of this else does not, so that "
+        "`truing claim` calls it not seen, and *not seen* that the effect\nitself is too small or "
+        "not clear of 0. Where all seeds have one value, the interval has no width.\n",
     ]
     head = (
         "claim", "what must be seen", "on", "result", "measured", "asked",

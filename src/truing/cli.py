@@ -116,7 +116,10 @@ def _claim(args: argparse.Namespace) -> object:
                 takes = f"about {c['minutes']} min" + (", GPU" if c["needs_gpu"] else "")
                 print(f"  {c['claim']:<28} {takes:<18} {c['title']}")
         return found
-    line = claims.claim(args.slug)
+    result = claims.measure(args.slug)
+    line, missed = claims.line(result), claims.missed(result)
+    if missed:
+        say(f"not met: {'; '.join(missed)}")
     if not args.json:
         print(as_line(line))
     return line

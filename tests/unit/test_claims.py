@@ -107,6 +107,9 @@ def test_a_claim_is_measured_and_its_result_kept(place: Path) -> None:
     assert not (place / "results").exists()
     kept = claims.record("some_claim")
     assert claims.results() == {"some-claim": json.loads(json.dumps(kept))}
+    assert 0 <= claims.cost(kept) == min(kept["seconds"], kept["cpu_seconds"]) < 30
+    assert claims.cost({"seconds": 9.0}) == 9.0
+    assert claims.cost({"seconds": 900.0, "cpu_seconds": 60.0}) == 60.0  # on a busy machine
     assert kept["figures"] == {"n": [1]} and kept["effects"] == [1.9, 2.0, 2.1]
 
 
@@ -122,7 +125,8 @@ def test_a_claim_is_measured_and_its_result_kept(place: Path) -> None:
 def test_seen_or_not(place: Path, effects: str, holds: bool, seen: bool) -> None:
     write(place, effects, holds)
     line = claims.claim("some-claim")
-    assert line["seen"] is seen and ("missed" in line) is not seen
+    assert line["seen"] is seen
+    assert list(line) == ["claim", "seen", "effect", "interval", "seconds"]
 
 
 def test_intervals_over_prompts_are_resampled() -> None:
@@ -145,10 +149,17 @@ def test_command_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["claim", "--list"]) == 0
     assert "some-claim " in (listed := capsys.readouterr().out) and "about 1 min" in listed
     assert cli.main(["claim", "some-claim", "--json"]) == 0  # also when it is not seen
-    line = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    told = capsys.readouterr()
+    line = json.loads(told.out.strip().splitlines()[-1])
     assert line["seen"] is False and line["interval"] == [0.0, 0.0]
+    assert set(line) == {"claim", "seen", "effect", "interval", "seconds"}
+    assert "not met: effect at least 0.5; interval above 0\n" in told.err
+    write(place, "[1.9, 2.0, 2.1]")
+    assert cli.main(["claim", "some-claim", "--json"]) == 0
+    assert "not met" not in capsys.readouterr().err
     assert cli.main(["claim", "som-claim"]) == 2
     assert "Did you mean 'some-claim'" in capsys.readouterr().err
+    write(place, holds=False)
     assert claims.main(["some-claim"]) == 0 and (place / "results/some-claim.json").is_file()
 
 

@@ -205,10 +205,14 @@ def test_claims_say_what_was_not_met_and_what_has_no_result(tmp_path: Path) -> N
     result |= {"effects": [0.0, 0.1], "over": "prompts"}
     result |= {"holds": {"able as before": False, "shorter": True}}
     (kept / "a-b.json").write_text(json.dumps(result))
+    clear = result | {"claim": "a-c", "effect": 0.15, "interval": [0.1, 0.2]}
+    (kept / "a-c.json").write_text(json.dumps(clear))
     lines = [line for line in pages.claims_page(tmp_path).splitlines() if line.startswith("| `")]
     assert lines == [
         "| `a-b` | t | tiny | **not seen**; not met: effect at least 0.1; interval above 0; able "
         "as before | a share | at least 0.1 | 0.05 [-0.1, 0.2]; 2 prompts | 1.5 min | 2026-01-01 |",
+        "| `a-c` | t | - | **effect seen**; not met: able as before | a share | at least 0.1 | "
+        "0.15 [0.1, 0.2]; 2 prompts | 1.5 min | 2026-01-01 |",
         "| `not-measured` | About not\\_measured | tiny | no result yet | e | at least 0.1 | - "
         "| about 4 min | - |",
         "| `too-large` | About too\\_large | tiny | no result yet, needs a GPU | e | at least 0.1 "
@@ -244,7 +248,7 @@ def test_every_claim_of_the_repository_is_on_the_page() -> None:
 def test_minutes_are_near_those_that_were_measured() -> None:
     stated = {c["claim"]: c["minutes"] for c in claims.catalogue()}
     for slug, result in claims.results().items():
-        minutes, took = float(str(stated[slug])), float(str(result["seconds"])) / 60
+        minutes, took = float(str(stated[slug])), claims.cost(result) / 60
         assert took / 1.5 <= minutes <= 1.5 * took + 1, slug
 
 
