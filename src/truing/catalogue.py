@@ -91,10 +91,17 @@ def scan(path: Path, module: str, verb: str, group: str, package: str) -> Iterat
                 continue
             facts = _literals(decorator, f"{path.name}:{node.lineno}")
             made = Entry(
-                name=node.name, kind=kind, verb=verb, group=group, module=module, attr=node.name,
-                summary=_first_line(node) or summary, path=str(path), line=node.lineno,
+                name=node.name,
+                kind=kind,
+                verb=verb,
+                group=group,
+                module=module,
+                attr=node.name,
+                summary=_first_line(node) or summary,
+                path=str(path),
+                line=node.lineno,
                 package=package,
-            )  # fmt: skip
+            )
             yield said(made, facts)
 
 

@@ -352,9 +352,15 @@ def compare(
         print(f"compare: {OVERLAP} ({seeds} x {rows} of {len(pairs) - held_out})", file=sys.stderr)
     plan = plan_of(found, start, name, rows, seeds, held_out=held_out, overlap=overlap)
     plan.command = _command(
-        settings or {}, methods=",".join(methods), model=model, data=data, verb=verb,
-        budget=budget, seeds=seeds, held_out=held_out,
-    )  # fmt: skip
+        settings or {},
+        methods=",".join(methods),
+        model=model,
+        data=data,
+        verb=verb,
+        budget=budget,
+        seeds=seeds,
+        held_out=held_out,
+    )
     result = run(plan, runs, opened=at_hand | opened, strands=strands_of(found, seeds))
     found = [c for c in found if c.label not in result.lost]
     made = collect(found, seeds, result, left | result.lost, overlap=overlap)

@@ -125,9 +125,12 @@ def _listed(repository: str, revision: str | None) -> tuple[list[str], bool]:
         try:
             # Of a set that is there in part, the part is asked for that always comes along.
             cached = snapshot_download(
-                repository, repo_type="dataset", revision=revision, allow_patterns="README.md",
+                repository,
+                repo_type="dataset",
+                revision=revision,
+                allow_patterns="README.md",
                 local_files_only=True,
-            )  # fmt: skip
+            )
         except OSError:
             if isinstance(fault, OSError):
                 raise fault from None

@@ -126,8 +126,12 @@ def labelled(row: Row) -> Row | None:
 def turns(row: Row) -> Row | None:
     """A question of one or more user turns: the first is the prompt, the rest are kept."""
     asked = cast("list[str]", row["turns"])
-    return {"prompt": asked[0], "turns": asked, "category": row["category"],
-            "question_id": row["question_id"]}  # fmt: skip
+    return {
+        "prompt": asked[0],
+        "turns": asked,
+        "category": row["category"],
+        "question_id": row["question_id"],
+    }
 
 
 def judged(row: Row) -> Row | None:

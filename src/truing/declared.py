@@ -67,12 +67,17 @@ def declare(function: Function, kind: str, facts: Mapping[str, object], *, verb:
     path = Path(code.co_filename).absolute() if code is not None else Path()
     text = _text(path)
     entry = Entry(
-        name=function.__name__, kind=kind, verb=verb, group="", module=module, attr=attr,
+        name=function.__name__,
+        kind=kind,
+        verb=verb,
+        group="",
+        module=module,
+        attr=attr,
         summary=(inspect.getdoc(function) or "").split("\n", 1)[0],
         path=str(path) if text is not None else "",
         line=code.co_firstlineno if code is not None else 0,
         package=path.name if text is not None else module,
-    )  # fmt: skip
+    )
     place = (entry.path or module, attr)
     before = _declared.get(place)
     if before is not None and (text is None or text != before.text):

@@ -27,9 +27,13 @@ KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 # What types of settings are written with.
 NAMES: dict[str, object] = {
     **{t.__name__: t for t in (int, float, str, bool, object, dict, list, tuple, set, Path)},
-    "Annotated": typing.Annotated, "Literal": typing.Literal, "Mapping": Mapping,
-    "Optional": typing.Optional, "Sequence": Sequence, "Union": typing.Union,
-}  # fmt: skip
+    "Annotated": typing.Annotated,
+    "Literal": typing.Literal,
+    "Mapping": Mapping,
+    "Optional": typing.Optional,
+    "Sequence": Sequence,
+    "Union": typing.Union,
+}
 
 
 MAKERS = (

@@ -25,9 +25,17 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_GPU = ("no kernel image is available", "devices are busy or unavailable")
 # What a place that the user named or that holds the user's files may be.
 PLACE = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
-    errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.ENODEV,
-)  # fmt: skip
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENXIO,
+    errno.ENODEV,
+)
 
 
 def of_system(error: BaseException, where: str = "") -> TruingError | None:

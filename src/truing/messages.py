@@ -11,17 +11,40 @@ from truing.kinds import TOOLS, split_tools
 SAYS = ("system", "user", "assistant")
 # Who speaks in a dialogue, as templates know them. Any other name may be a template's own.
 ROLES = (
-    *SAYS, "tool", "tool_call", "tool_result", "tool_results", "developer", "function", "ipython",
-    "observation", "environment", "document", "documents", "context", "control",
-)  # fmt: skip
+    *SAYS,
+    "tool",
+    "tool_call",
+    "tool_result",
+    "tool_results",
+    "developer",
+    "function",
+    "ipython",
+    "observation",
+    "environment",
+    "document",
+    "documents",
+    "context",
+    "control",
+)
 # What other forms call them.
 CALLED = {
-    "human": "user", "prompter": "user", "customer": "user", "gpt": "assistant",
-    "bot": "assistant", "chatbot": "assistant", "ai": "assistant", "model": "assistant",
-    "chatgpt": "assistant", "bard": "assistant", "bing": "assistant", "instruction": "system",
-    "function_call": "assistant", "function_response": "tool", "tool_response": "tool",
+    "human": "user",
+    "prompter": "user",
+    "customer": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "chatbot": "assistant",
+    "ai": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "bard": "assistant",
+    "bing": "assistant",
+    "instruction": "system",
+    "function_call": "assistant",
+    "function_response": "tool",
+    "tool_response": "tool",
     "tools": "tool",
-}  # fmt: skip
+}
 
 
 def plain_messages(messages: list[object], where: str, field: str) -> list[object]:

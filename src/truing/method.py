@@ -70,7 +70,8 @@ def method(
             part of a step's key.
         within: least and largest value of settings that are numbers, None where none is largest; or
             an interval as text, whose round brackets leave their ends out, such as "(0, 1]".
-        rows: kinds of rows that tables may be of, by input: what the function itself expects.
+        rows: kinds of rows that tables may be of, by input: what the function itself expects; for
+            any kind ().
         makes: kind of the rows that it returns, or the input whose rows it keeps; where settings
             decide, each kind with those that it is made under, of which the first that fits holds.
     Raises:

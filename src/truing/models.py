@@ -13,39 +13,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from truing.changes import (
-    RUN_TIME,
-    Adapter,
-    Change,
-    Decoder,
-    Edits,
-    Prefix,
-    Rewriter,
-    WeightChange,
-    Weights,
-    in_order,
-    run_time_of,
-)
+from truing.changes import RUN_TIME, WeightChange, in_order
+from truing.changes import Adapter as Adapter
+from truing.changes import Change as Change
+from truing.changes import Decoder as Decoder
+from truing.changes import Edits as Edits
+from truing.changes import Prefix as Prefix
+from truing.changes import Rewriter as Rewriter
+from truing.changes import Weights as Weights
+from truing.changes import run_time_of as run_time_of
 from truing.core import files
 from truing.core.modelfiles import jsonfile
 from truing.core.modelfiles.bases import Folder as Folder
 from truing.core.modelfiles.bases import Served as Served
 from truing.core.modelfiles.licences import strictest
-from truing.core.modelfiles.loaded import Loaded
+from truing.core.modelfiles.loaded import Loaded as Loaded
 from truing.errors import InputError
 from truing.faults import placing
-from truing.tables import Message, content_hash
+from truing.tables import Message as Message
+from truing.tables import content_hash
 
 if TYPE_CHECKING:
     from truing.core.modelfiles.panel import Panel
     from truing.core.weights import Folded
     from truing.principles import Principles
     from truing.tables import Table
-
-__all__ = [
-    "Adapter", "Change", "Decoder", "Edits", "Loaded", "Message", "Model", "Prefix", "Rewriter",
-    "Weights", "held", "hold", "run_time_of",
-]  # fmt: skip
 
 SCHEMA_VERSION = 1
 LOCAL = "Give a model of this machine"  # where a served one cannot do what is asked

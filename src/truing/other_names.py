@@ -26,8 +26,13 @@ ALSO: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("num_train_epochs", "num_epochs", "n_epochs"), ("epochs",)),
     **dict.fromkeys(("max_steps", "num_steps", "train_steps"), ("steps",)),
     **dict.fromkeys(
-        ("per_device_train_batch_size", "train_batch_size", "batch_size", "micro_batch_size",
-         "gradient_accumulation_steps"),
+        (
+            "per_device_train_batch_size",
+            "train_batch_size",
+            "batch_size",
+            "micro_batch_size",
+            "gradient_accumulation_steps",
+        ),
         ("batch",),
     ),
     **dict.fromkeys(("lr_scheduler_type", "lr_scheduler", "scheduler"), ("schedule",)),
@@ -41,8 +46,13 @@ ALSO: dict[str, tuple[str, ...]] = {
         ("answers",),
     ),
     **dict.fromkeys(
-        ("max_completion_length", "max_new_tokens", "max_response_length", "response_length",
-         "generate_max_len"),
+        (
+            "max_completion_length",
+            "max_new_tokens",
+            "max_response_length",
+            "response_length",
+            "generate_max_len",
+        ),
         ("max_tokens",),
     ),
     **dict.fromkeys(("num_iterations", "ppo_epochs", "num_ppo_epochs"), ("passes",)),
@@ -92,7 +102,7 @@ ALSO: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("train_dataset", "dataset", "dataset_name", "datasets"), ("data",)),
     **dict.fromkeys(("probabilities", "interleave_probs"), ("shares",)),
     **dict.fromkeys(("stopping_strategy", "mix_strategy"), ("stop",)),
-}  # fmt: skip
+}
 
 # What there is to say beside the name here, or where there is none.
 NOTES: dict[str, str] = {
@@ -102,8 +112,18 @@ NOTES: dict[str, str] = {
     **dict.fromkeys(("warmup_ratio", "warmup_steps"), SHARE),
     "loss_type": OWN_LOSS,
     **dict.fromkeys(
-        ("use_weighting", "ld_alpha", "sync_ref_model", "f_divergence_type", "neftune_noise_alpha",
-         "pref_loss", "rpo_alpha", "pref_ftx", "cpo_alpha", "reference_free"),
+        (
+            "use_weighting",
+            "ld_alpha",
+            "sync_ref_model",
+            "f_divergence_type",
+            "neftune_noise_alpha",
+            "pref_loss",
+            "rpo_alpha",
+            "pref_ftx",
+            "cpo_alpha",
+            "reference_free",
+        ),
         OWN_LOSS,
     ),
     **dict.fromkeys(("val_size", "val_set_size"), "It is a table: select/split makes one"),
@@ -144,7 +164,7 @@ NOTES: dict[str, str] = {
     **dict.fromkeys(("load_in_4bit", "quantization_bit"), "Name the model with ?bits=4 behind it"),
     "load_in_8bit": "Weights of 8 bits cannot be trained on; name the model with ?bits=4 behind it",
     "resume_from_checkpoint": "The same command once more goes on from its checkpoint",
-}  # fmt: skip
+}
 
 
 def plain(name: str) -> str:

@@ -180,10 +180,14 @@ class Plan:
     def key(self) -> str:
         """Hash of what is written; code, files and who watches are not part of it."""
         steps = [
-            [s.name, s.method, s.seed,
-             {k: limits.without(str(v)) for k, v in private.hidden(s.given).items()}]
+            [
+                s.name,
+                s.method,
+                s.seed,
+                {k: limits.without(str(v)) for k, v in private.hidden(s.given).items()},
+            ]
             for s in self.steps.values()
-        ]  # fmt: skip
+        ]
         models = {name: limits.without(text) for name, text in self.models.items()}
         # Two recipes of one text in two folders read different files.
         where = str(self.folder.resolve())
@@ -369,6 +373,8 @@ def may_be_model(text: str) -> bool:
 
 def _at(error: InputError, where: str) -> InputError:
     return type(error)(
-        error.message, where=" ".join(filter(None, [where, error.where])), seen=error.seen,
+        error.message,
+        where=" ".join(filter(None, [where, error.where])),
+        seen=error.seen,
         fix=error.fix,
-    )  # fmt: skip
+    )

@@ -11,9 +11,16 @@ from truing.jsontext import loads_or_text
 from truing.kinds import TOOLS, Message, Row, as_messages, muted, with_system
 
 # Who speaks in ShareGPT's form.
-SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
-            "system": "system", "function_call": "assistant", "observation": "tool",
-            "tool": "tool"}  # fmt: skip
+SPEAKERS = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "function_call": "assistant",
+    "observation": "tool",
+    "tool": "tool",
+}
 
 
 def sides_of(row: Row) -> tuple[list[Message], list[list[Message]]]:

@@ -35,15 +35,12 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 WRITTEN = (".jsonl", ".csv", ".parquet")  # files that a table can be written to
 # Endings of other files, with which nobody means a folder.
-OTHERS = (
-    ".json", ".gz", ".zip", ".tsv", ".txt", ".xlsx", ".arrow", ".yaml", ".yml", ".html", ".md",
-    ".safetensors", ".gguf", ".bin", ".pt",
-)  # fmt: skip
+OTHERS = ".json .gz .zip .tsv .txt .xlsx .arrow .yaml .yml .html .md .safetensors .gguf .bin .pt"
 
 
 def names_file(name: str | Path) -> bool:
     """Whether what a result is to be called ends as files do, and not as a folder may."""
-    return Path(name).suffix.lower() in (*WRITTEN, *OTHERS)
+    return Path(name).suffix.lower() in (*WRITTEN, *OTHERS.split())
 
 
 def _canonical(value: object) -> object:
@@ -115,10 +112,10 @@ class Table:
         self.rows: list[Row] = items
         self._origin, self._at = Origin(where, numbers), range(len(items))
         self._key = ""
-        self._check()
+        self._checked()
 
-    def _check(self) -> None:
-        """Raise an InputError for the first wrong row; give ids to those that have none."""
+    def _checked(self) -> Table:
+        """Itself, with ids for rows that have none; an InputError names the first wrong row."""
         for i, row in enumerate(self.rows):
             try:
                 check_row(row, self.kind, self.source)
@@ -128,6 +125,7 @@ class Table:
             row.setdefault("lineage", {})
             given = row.get("id", "")
             row["id"] = row_id(row) if given == "" else str(given)
+        return self
 
     def _derived(self, rows: list[Row], at: Iterable[int] | None = None, kind: str = "") -> Table:
         """A table of rows that this one knows or that were made from those `at` these places."""
@@ -171,9 +169,7 @@ class Table:
         Args:
             at: for each new row, the place of that one, counted from 0.
         """
-        made = self._derived(_entered(rows), at, kind)
-        made._check()
-        return made
+        return self._derived(_entered(rows), at, kind)._checked()
 
     def made_in(self, step: str, inputs: Sequence[Table]) -> Table:
         """Itself; errors call its rows by those of the step's inputs that they came from."""
@@ -256,9 +252,7 @@ class Table:
             if (self.kind, kind) in READINGS:
                 return self._read_as(kind)
             if any(set(c) <= set(self.columns) for c in KINDS[kind]) and kind != "record":
-                made = self._derived([dict(r) for r in self.rows], kind=kind)
-                made._check()
-                return made
+                return self._derived([dict(r) for r in self.rows], kind=kind)._checked()
         needed = " or ".join(", ".join(c) for kind in kinds for c in KINDS[kind])
         raise InputError(
             f"needs rows of kind {' or '.join(kinds)}, got {self.kind!r} from {self.source}",
@@ -276,9 +270,7 @@ class Table:
             except InputError as error:
                 error.where = self.place(i)
                 raise
-        made = self._derived(rows, kind=kind)
-        made._check()
-        return made
+        return self._derived(rows, kind=kind)._checked()
 
     def where(self, keep: Callable[[Row], bool]) -> Table:
         """The rows for which `keep` is true."""
@@ -306,9 +298,7 @@ class Table:
             lineage = dict(cast(Row, row.get("lineage") or {}))
             new["lineage"] = lineage | {"parents": [row["id"]]}
             rows.append(new)
-        made = self._derived(rows, kind=kind)
-        made._check()
-        return made
+        return self._derived(rows, kind=kind)._checked()
 
     def with_lineage(self, **facts: object) -> Table:
         """The same rows with `facts` added to every lineage; `filter` joins earlier filters."""
@@ -376,9 +366,13 @@ class Table:
 
     @classmethod
     def read(
-        cls, source: str | Path, kind: str = "", *, limit: int = 0,
+        cls,
+        source: str | Path,
+        kind: str = "",
+        *,
+        limit: int = 0,
         columns: Mapping[str, str] | None = None,
-    ) -> Table:  # fmt: skip
+    ) -> Table:
         """Read .jsonl, .csv (or .gz), .json, .parquet, a folder of the store, or a set's name.
 
         Args:

@@ -93,10 +93,15 @@ def _record(model: Model, made: Model, data: Table, facts: dict[str, Json]) -> N
     needs=("weights", "logprob"),
     rows={"data": ("example",)},
     within={
-        "n": (0, None), "epochs": "(0, inf)", "rank": (1, None), "lora_alpha": (0, None),
-        "lr": (0, None), "batch": (1, None), "max_length": (8, None),
+        "n": (0, None),
+        "epochs": "(0, inf)",
+        "rank": (1, None),
+        "lora_alpha": (0, None),
+        "lr": (0, None),
+        "batch": (1, None),
+        "max_length": (8, None),
     },
-)  # fmt: skip
+)
 def lora_undo(
     model: Model,
     data: Table | None = None,
@@ -137,9 +142,13 @@ def lora_undo(
     else:
         rows = data.expect("example", where=where).split(n)[0]
     settings = {
-        "epochs": epochs, "rank": rank, "lora_alpha": lora_alpha, "lr": lr, "batch": batch,
+        "epochs": epochs,
+        "rank": rank,
+        "lora_alpha": lora_alpha,
+        "lr": lr,
+        "batch": batch,
         "max_length": max_length,
-    }  # fmt: skip
+    }
     made = train_model(objective_of(sft), model, rows, None, settings)
     _record(model, made, rows, {"rows": n, "epochs": epochs, "rank": rank, "lr": lr})
     return made.called(name)

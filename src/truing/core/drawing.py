@@ -109,9 +109,15 @@ def continued(
 
     with loaded.run_time():
         drawn = sample(
-            loaded.module, prompts, sampling, first=first, logits=logits, decode=decode, told=told,
+            loaded.module,
+            prompts,
+            sampling,
+            first=first,
+            logits=logits,
+            decode=decode,
+            told=told,
             past=past,
-        )  # fmt: skip
+        )
     return [[_completion(s, loaded, sampling) for s in items] for items in drawn]
 
 
@@ -175,9 +181,14 @@ class Local:
         ids = self._ids(prompts, begun)
         own = self._past(ids) if begun is not None else None
         made = continued(
-            self.loaded, ids, sampling,
-            first=first, logits=self.hook, told=self._told, past=past or own,
-        )  # fmt: skip
+            self.loaded,
+            ids,
+            sampling,
+            first=first,
+            logits=self.hook,
+            told=self._told,
+            past=past or own,
+        )
         self._noted(ids, own)
         return made
 

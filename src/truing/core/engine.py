@@ -168,9 +168,13 @@ def optimizer_for(
     kinds = {(p.device.type, p.dtype) for p in parameters}
     fused = all(device in ("cpu", "cuda") and dtype.is_floating_point for device, dtype in kinds)
     return torch.optim.AdamW(
-        groups, lr=0.0, betas=(0.9, settings.adam_beta2), eps=settings.adam_epsilon,
-        weight_decay=settings.weight_decay, fused=fused,
-    )  # fmt: skip
+        groups,
+        lr=0.0,
+        betas=(0.9, settings.adam_beta2),
+        eps=settings.adam_epsilon,
+        weight_decay=settings.weight_decay,
+        fused=fused,
+    )
 
 
 def _scale(parameters: Sequence[nn.Parameter], weight: Tensor, clip: float) -> Tensor:

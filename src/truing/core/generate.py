@@ -88,10 +88,18 @@ def generate(
     """
     asked = _as_prompts(prompts)
     sampling = SamplingSettings(
-        n=n, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
-        min_p=min_p, greedy=greedy, seed=seed, stop=_stops(stop), min_tokens=min_tokens,
+        n=n,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        greedy=greedy,
+        seed=seed,
+        stop=_stops(stop),
+        min_tokens=min_tokens,
         repetition_penalty=repetition_penalty,
-    )  # fmt: skip
+    )
     model = _as_model(model)
     asked = rewritten(model, asked)
     base = base_of(model, logits)

@@ -56,9 +56,22 @@ from truing.errors import InputError, unknown
 
 WHERE = "core.moe.Layer"
 Gate = Literal[
-    "softmax", "noisy", "switch", "sigmoid", "cosine", "gaussian", "laplace", "mlp", "top_p",
-    "expert_choice", "smear", "soft", "hash", "random", "uniform",
-]  # fmt: skip
+    "softmax",
+    "noisy",
+    "switch",
+    "sigmoid",
+    "cosine",
+    "gaussian",
+    "laplace",
+    "mlp",
+    "top_p",
+    "expert_choice",
+    "smear",
+    "soft",
+    "hash",
+    "random",
+    "uniform",
+]
 RENORMALISED = ("softmax", "noisy", "sigmoid", "cosine", "gaussian", "laplace", "mlp")
 FIXED = ("hash", "random", "uniform")  # nothing of them is trained
 K = {"switch": 1, "soft": 1, "hash": 1, "random": 1}  # where k is not given; else 2
@@ -210,8 +223,9 @@ class Layer(nn.Module):
             raise InputError(
                 "needs two experts, and k up to their number: from 2 where weights are divided by "
                 "their sum (one alone is 1 always, and no router learns so), 1 for a switch",
-                where=WHERE, seen={"gate": gate, "experts": experts, "k": k},
-            )  # fmt: skip
+                where=WHERE,
+                seen={"gate": gate, "experts": experts, "k": k},
+            )
         made = [{n: p.shape for n, p in e.named_parameters()} for e in self.experts]
         if gate == "smear" and any(one != made[0] for one in made):
             raise InputError("smear merges experts, whose parameters must be alike", where=WHERE)
@@ -228,9 +242,11 @@ class Layer(nn.Module):
         f_ND = x[:, None].flatten(1) if features_ND is None else features_ND
         if not len(x) or f_ND.shape != (len(x), self.dim):
             raise InputError(
-                "needs an item, and for the gate a vector of width `dim` of each", where=WHERE,
-                seen=tuple(f_ND.shape), fix=f"Give features_ND [{len(x)}, {self.dim}]",
-            )  # fmt: skip
+                "needs an item, and for the gate a vector of width `dim` of each",
+                where=WHERE,
+                seen=tuple(f_ND.shape),
+                fix=f"Give features_ND [{len(x)}, {self.dim}]",
+            )
         z_NS = cast(Tensor, self.scores(f_ND)).float()
         out, mixed = self._slots(x, z_NS) if self.gate == "soft" else self._sent(x, f_ND, z_NS)
         for expert in self.shared:

@@ -38,11 +38,25 @@ UNITS = ("token", "pair", "group", "batch")
 WITHIN: Bounds = {
     "entropy_share": "(0, 1]",
     **dict.fromkeys(
-        ("beta", "label_smoothing", "clip_ratio", "clip_low", "clip_high", "clip_value", "clip_log",
-         "bound", "opsm", "vf", "ptx", "critic_rollouts", "imitation", "sft_weight"),
+        (
+            "beta",
+            "label_smoothing",
+            "clip_ratio",
+            "clip_low",
+            "clip_high",
+            "clip_value",
+            "clip_log",
+            "bound",
+            "opsm",
+            "vf",
+            "ptx",
+            "critic_rollouts",
+            "imitation",
+            "sft_weight",
+        ),
         (0.0, None),
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -325,17 +339,31 @@ def objective(
 
     def decorate(function: F) -> F:
         spec = Objective(
-            name or function.__name__, function, unit, needs, rows, columns or {}, texts or {},
-            hook, teachers or {}, heads, only or {}, within or {},
-        )  # fmt: skip
+            name or function.__name__,
+            function,
+            unit,
+            needs,
+            rows,
+            columns or {},
+            texts or {},
+            hook,
+            teachers or {},
+            heads,
+            only or {},
+            within or {},
+        )
         if spec.keeps_state and unit != "batch":
             raise InputError("only objectives of unit 'batch' keep state", where=spec.name)
         user_loss.check_declared(spec.name, function, rows)
         return registered(
-            function, "objective", spec, entry_of(spec), functools.partial(check_objective, spec),
+            function,
+            "objective",
+            spec,
+            entry_of(spec),
+            functools.partial(check_objective, spec),
             {"paper": paper, "field": field, "name": name, "group": group},
             {"needs": needs, "unit": unit, "rows": rows},
-        )  # fmt: skip
+        )
 
     return decorate
 

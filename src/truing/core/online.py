@@ -370,15 +370,23 @@ def online(
 
     def decorate(function: F) -> F:
         spec = Online(
-            name or function.__name__, function, rows, needs, least, opponent, given, pools,
-            follows, tempered, within or {},
-        )  # fmt: skip
+            name or function.__name__,
+            function,
+            rows,
+            needs,
+            least,
+            opponent,
+            given,
+            pools,
+            follows,
+            tempered,
+            within or {},
+        )
         user_loss.check_declared(spec.name, function, rows)
-        return registered(
-            function, "online", spec, entry_of(spec), functools.partial(check_online, spec),
-            {"paper": paper, "field": field, "name": name, "group": group},
-            {"rows": rows, "follows": follows, "pools": pools},
-        )  # fmt: skip
+        checked = functools.partial(check_online, spec)
+        called = {"paper": paper, "field": field, "name": name, "group": group}
+        more = {"rows": rows, "follows": follows, "pools": pools}
+        return registered(function, "online", spec, entry_of(spec), checked, called, more)
 
     return decorate
 

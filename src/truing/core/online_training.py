@@ -12,9 +12,14 @@ from truing.core.training import Schedule, TextTraining
 from truing.errors import InputError
 
 BOUNDS: Bounds = {
-    "answers": (1, None), "max_tokens": (1, None), "passes": (1, None), "minibatches": (1, None),
-    "refill": (0, None), "turns": (1, None), "critic_rate": "(0, inf)",
-}  # fmt: skip
+    "answers": (1, None),
+    "max_tokens": (1, None),
+    "passes": (1, None),
+    "minibatches": (1, None),
+    "refill": (0, None),
+    "turns": (1, None),
+    "critic_rate": "(0, inf)",
+}
 CRITICS = ("critic_rate", "critic_rollouts", "clip_value", "vf")  # of methods that have one
 
 

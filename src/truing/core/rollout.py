@@ -31,18 +31,19 @@ from typing import NamedTuple, Protocol, cast
 from truing.components import number_of
 from truing.context import Json, current
 from truing.core.play import user_environment
-from truing.core.play.agents import Acted, Agent, Asked, Scripted, Speaker, remembering
+from truing.core.play.agents import Acted as Acted
+from truing.core.play.agents import Agent as Agent
+from truing.core.play.agents import Asked as Asked
+from truing.core.play.agents import Scripted as Scripted
+from truing.core.play.agents import Speaker as Speaker
+from truing.core.play.agents import remembering
+from truing.core.play.user_environment import plain
 from truing.core.sampling import SamplingSettings
 from truing.errors import InputError, unknown
 from truing.method import get_component
 from truing.models import Model
 from truing.references import Ref, referred
 from truing.tables import Message, Row, Table, content_hash
-
-__all__ = [
-    "Acted", "Agent", "Asked", "Environment", "Episode", "Observation", "POLICY", "Scripted",
-    "Speaker", "Step", "advance", "maker", "rollout",
-]  # fmt: skip
 
 POLICY = "policy"
 AT_ONCE = 512  # episodes that are live together
@@ -175,15 +176,16 @@ class Episode:
                     fix="Give a number for each action, or several by role",
                 )
         turn: dict[str, Json] = {
-            "role": role, "observation": self.waiting.content, "action": acted.action,
-            "rewards": {n: number_of(v) for n, v in rewards.items()}, "info": dict(made.info),
-        }  # fmt: skip
+            "role": role,
+            "observation": self.waiting.content,
+            "action": acted.action,
+            "rewards": {n: number_of(v) for n, v in rewards.items()},
+            "info": dict(made.info),
+        }
         if self.waiting.system:
             turn["system"] = self.waiting.system
         if acted.ids:
-            turn |= {
-                "ids": list(acted.ids), "logprobs": list(acted.logprobs), "finish": acted.finish
-            }  # fmt: skip
+            turn |= {"ids": [*acted.ids], "logprobs": [*acted.logprobs], "finish": acted.finish}
         self.turns.append(cast("dict[str, Json]", plain(turn, "a turn")))
         self.waiting, self.done = made.observation, made.done
 
@@ -233,18 +235,6 @@ class Episode:
             facts = cast("list[dict[str, Json]]", list(records))
             self.turns = [cast("dict[str, Json]", f["turn"]) for f in facts]
             self._go_on(facts[-1])
-
-
-def plain(value: object, what: str) -> Json:
-    """`value` as JSON would give it back, so that resumed and uninterrupted runs hold the same."""
-    try:
-        return json.loads(json.dumps(value))
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{what} must be plain data: {error}",
-            where="rollout",
-            fix="Give numbers, texts, lists and dicts with texts as keys",
-        ) from None
 
 
 def _text(value: Json) -> str:
@@ -316,9 +306,8 @@ def rollout(
     }
     table = tasks if isinstance(tasks, Table) else Table("record", tasks, where="tasks")
     used = plain(referred(environment), "an environment")
-    facts: dict[str, Json] = {
-        "environment": used, "models": {role: agent.key for role, agent in agents.items()}
-    }  # fmt: skip
+    keys: dict[str, Json] = {role: agent.key for role, agent in agents.items()}
+    facts: dict[str, Json] = {"environment": used, "models": keys}
     times: Counter[str] = Counter()
     begun: list[tuple[int, Episode]] = []
     for task in table:
@@ -331,17 +320,25 @@ def rollout(
     run = content_hash([facts, max_turns, context.seed, names], 8)
     for start in range(0, len(begun), AT_ONCE):
         _play(
-            [e for _, e in begun[start : start + AT_ONCE]], agents, max_turns, f"{run}/{start}",
+            [e for _, e in begun[start : start + AT_ONCE]],
+            agents,
+            max_turns,
+            f"{run}/{start}",
             told=lambda ended, start=start: context.progress(start + ended, len(begun), "episodes"),
-        )  # fmt: skip
+        )
     facts["step"] = context.name
     rows = [
         {
-            "task": e.task["id"], "episode": i, "turns": e.turns, "rewards": e.rewards,
-            "done": e.done, "seed": e.seed, "lineage": {"parents": [e.task["id"]], **facts},
+            "task": e.task["id"],
+            "episode": i,
+            "turns": e.turns,
+            "rewards": e.rewards,
+            "done": e.done,
+            "seed": e.seed,
+            "lineage": {"parents": [e.task["id"]], **facts},
         }
         for i, e in begun
-    ]  # fmt: skip
+    ]
     return Table("trajectory", rows, where="rollout")
 
 

@@ -285,9 +285,12 @@ class _Wave:
         self.used = sorted({i for i, _ in wave})
         place = {i: k for k, i in enumerate(self.used)}
         self.states: States = states_for(
-            module, [prompts[i] for i in self.used], [place[i] for i, _ in wave],
-            settings.max_tokens, [known[i] for i in self.used],
-        )  # fmt: skip
+            module,
+            [prompts[i] for i in self.used],
+            [place[i] for i, _ in wave],
+            settings.max_tokens,
+            [known[i] for i in self.used],
+        )
 
     def run(self, told: Told | None) -> None:
         """Write all rows."""

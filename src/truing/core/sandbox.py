@@ -36,9 +36,18 @@ LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
 # What of Python's own is made of libraries of others, and how these are found: a Python of Spack,
 # of Nix or of a cluster's modules has them in folders of their own.
 FOREIGN = (
-    "_bz2", "_ctypes", "_decimal", "_hashlib", "_lzma", "_sqlite3", "_ssl", "_uuid", "_zstd",
-    "pyexpat", "zlib",
-)  # fmt: skip
+    "_bz2",
+    "_ctypes",
+    "_decimal",
+    "_hashlib",
+    "_lzma",
+    "_sqlite3",
+    "_ssl",
+    "_uuid",
+    "_zstd",
+    "pyexpat",
+    "zlib",
+)
 LOOK = f"""
 for name in {FOREIGN}:
     try:
@@ -186,9 +195,13 @@ def _foreign() -> tuple[list[str], list[str]]:
     try:
         done = subprocess.run(
             [*_python(), "-c", LOOK],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment(), cwd="/",
-            encoding="utf-8", errors="surrogateescape",
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+            cwd="/",
+            encoding="utf-8",
+            errors="surrogateescape",
+        )
     except OSError as error:
         raise _Refused(f"no process can be started: {error}") from None
     names = [n for n in FOREIGN if n in done.stdout.splitlines()]
@@ -207,18 +220,28 @@ def _run(code: str, stdin: str, seconds: float, memory_mb: int, keep: int = OUTP
     shown = _libraries()
     unseen = [p for p in _foreign()[1] if not p.startswith(tuple(f"{s}/" for s in shown))]
     request = {
-        "code": code, "stdin": stdin, "seconds": seconds, "memory_mb": memory_mb,
-        "writable_mb": WRITABLE_MB, "lib": shown, "load": unseen,
-    }  # fmt: skip
+        "code": code,
+        "stdin": stdin,
+        "seconds": seconds,
+        "memory_mb": memory_mb,
+        "writable_mb": WRITABLE_MB,
+        "lib": shown,
+        "load": unseen,
+    }
     from truing.core import sandbox_inside
 
     report, told = os.pipe()
     try:
         process = subprocess.Popen(
             [*_python(), sandbox_inside.__file__, str(told)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=_environment(), cwd="/", pass_fds=(told,), start_new_session=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=_environment(),
+            cwd="/",
+            pass_fds=(told,),
+            start_new_session=True,
+        )
     except OSError as error:
         os.close(report)
         raise _Refused(f"no process can be started: {error}") from None
@@ -250,8 +273,10 @@ class _Watch:
         self.kept = {"stdout": bytearray(), "stderr": bytearray(), "report": bytearray()}
         self.open = selectors.DefaultSelector()
         for name, stream in (
-            ("stdout", process.stdout), ("stderr", process.stderr), ("report", said),
-        ):  # fmt: skip
+            ("stdout", process.stdout),
+            ("stderr", process.stderr),
+            ("report", said),
+        ):
             assert stream is not None
             self.open.register(stream, selectors.EVENT_READ, name)
 
@@ -286,9 +311,14 @@ class _Watch:
         status = self._status()
         code = -signal.SIGKILL if status is None else status
         return Outcome(
-            self._text("stdout"), self._text("stderr"), code, timed_out, code < 0, seconds,
+            self._text("stdout"),
+            self._text("stderr"),
+            code,
+            timed_out,
+            code < 0,
+            seconds,
             len(self.kept["stdout"]) > self.keep,
-        )  # fmt: skip
+        )
 
     def _status(self) -> int | None:
         """How the program ended; None while it has not, or where the report is none."""

@@ -153,9 +153,17 @@ def joint(function: Callable[P, T]) -> Callable[P, T]:
             store.set(f"call/{number}", "join")
             with joined():
                 agree(
-                    _Call(function.__module__, function.__name__, pickle.dumps((args, kwargs)),
-                          context.seed, context.folder, context.name, kept, tuple(executed))
-                )  # fmt: skip
+                    _Call(
+                        function.__module__,
+                        function.__name__,
+                        pickle.dumps((args, kwargs)),
+                        context.seed,
+                        context.folder,
+                        context.name,
+                        kept,
+                        tuple(executed),
+                    )
+                )
                 return function(*args, **kwargs)
         except BaseException as error:
             ended = _state.stopping  # whatever compiled code may have made of it

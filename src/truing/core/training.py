@@ -33,14 +33,23 @@ State = dict[str, Tensor]
 Schedule = Literal["cosine", "linear", "constant", "inverse_sqrt"]
 FLOOR = 0.1  # share of the peak that a warm-up before "inverse_sqrt" begins at
 BOUNDS: Bounds = {
-    "epochs": "[0, inf)", "steps": (0, None), "lr": "[0, inf)", "batch": (1, None),
-    "warmup": "[0, 1)", "clip": "[0, inf)", "weight_decay": "[0, inf)", "adam_beta2": "[0, 1)",
+    "epochs": "[0, inf)",
+    "steps": (0, None),
+    "lr": "[0, inf)",
+    "batch": (1, None),
+    "warmup": "[0, 1)",
+    "clip": "[0, inf)",
+    "weight_decay": "[0, inf)",
+    "adam_beta2": "[0, 1)",
     "adam_epsilon": "(0, inf)",
-}  # fmt: skip
+}
 TEXT_BOUNDS: Bounds = {
-    "rank": (0, None), "lora_alpha": (0, None), "layers": (0, None), "max_length": (8, None),
+    "rank": (0, None),
+    "lora_alpha": (0, None),
+    "layers": (0, None),
+    "max_length": (8, None),
     "budget": (0, None),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,6 +87,11 @@ def best_of_n(
             fix="Give principles, a reward_model, or rewards: {short: {use: max_words, n: 40}}",
         )
     return rewarded(
-        model, "best_of_n", {"n": n}, rewards=rewards, weights=weights,
-        principles=principles, reward_model=reward_model,
-    )  # fmt: skip
+        model,
+        "best_of_n",
+        {"n": n},
+        rewards=rewards,
+        weights=weights,
+        principles=principles,
+        reward_model=reward_model,
+    )

@@ -106,10 +106,15 @@ def draw(
     context = current()
     with remembering(base):
         kept = search(
-            writer, prompts, [Path()] * len(prompts), c,
-            width=beams, k=candidates, tokens=sampling.max_tokens,
+            writer,
+            prompts,
+            [Path()] * len(prompts),
+            c,
+            width=beams,
+            k=candidates,
+            tokens=sampling.max_tokens,
             told=lambda step: context.progress(step, sampling.max_tokens, "tokens searched"),
-        )  # fmt: skip
+        )
     if select == "reward" and value.names:
         kept = [_by_reward(i, items, h) for i, items in enumerate(kept)]
     chosen = [(i, items[0].path) for i, items in enumerate(kept)]
@@ -134,7 +139,12 @@ def _by_reward(number: int, items: Sequence[Scored], h: Heuristic) -> list[Score
 @method(
     paper="deal",
     needs=("generate", "logprob"),
-    within={"beams": (1, None), "candidates": (1, None), "lookahead": (-1, None)},
+    within={
+        "beams": (1, None),
+        "candidates": (1, None),
+        "lookahead": (-1, None),
+        "weight": "(-inf, inf)",  # a negative one searches against the rewards
+    },
 )
 def deal(
     model: Model,
@@ -167,13 +177,22 @@ def deal(
         weights: by those names, "principles" and "reward_model"; 1 where none is given.
     """
     settings = {
-        "weight": weight, "beams": beams, "candidates": candidates, "lookahead": lookahead,
-        "select": select, "per_token": per_token,
-    }  # fmt: skip
+        "weight": weight,
+        "beams": beams,
+        "candidates": candidates,
+        "lookahead": lookahead,
+        "select": select,
+        "per_token": per_token,
+    }
     start = model
     if prompt:
         start = model.adding(Prefix([{"role": "system", "content": prompt}]))
     return rewarded(
-        start, "deal", settings, rewards=rewards, weights=weights,
-        principles=principles, reward_model=reward_model,
-    )  # fmt: skip
+        start,
+        "deal",
+        settings,
+        rewards=rewards,
+        weights=weights,
+        principles=principles,
+        reward_model=reward_model,
+    )

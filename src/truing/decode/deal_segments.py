@@ -71,9 +71,11 @@ def _proposals(
         found = search(writer, prompts, paths, likelihood, width=m, k=m, tokens=tokens)
         return [[s.path for s in items] for items in found]
     short = replace(
-        writer.sampling, n=m, max_tokens=tokens,
+        writer.sampling,
+        n=m,
+        max_tokens=tokens,
         min_tokens=max(0, min(tokens, writer.sampling.min_tokens - len(paths[0].ids))),
-    )  # fmt: skip
+    )
     made = writer.base(prompts, short, begun=[p.ids for p in paths])
     return [
         [
@@ -178,10 +180,18 @@ def deal_segments(
         weights: by those names, "principles" and "reward_model"; 1 where none is given.
     """
     settings = {
-        "proposals": proposals, "keep_best": keep_best, "lookahead": lookahead,
-        "iterations": iterations, "propose": propose,
-    }  # fmt: skip
+        "proposals": proposals,
+        "keep_best": keep_best,
+        "lookahead": lookahead,
+        "iterations": iterations,
+        "propose": propose,
+    }
     return rewarded(
-        model, "deal_segments", settings, rewards=rewards, weights=weights,
-        principles=principles, reward_model=reward_model,
-    )  # fmt: skip
+        model,
+        "deal_segments",
+        settings,
+        rewards=rewards,
+        weights=weights,
+        principles=principles,
+        reward_model=reward_model,
+    )

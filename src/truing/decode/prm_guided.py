@@ -68,10 +68,15 @@ def _draw(
         for done, members in by_length.items():
             length = min(tokens, own.max_tokens - done)
             short = replace(
-                own, n=k, max_tokens=length, top_k=own.top_k or top_k, stop=(*own.stop, *stops),
-                stop_ids=tuple(writer.ends), seed=own.seed + attempt * STRIDE,
+                own,
+                n=k,
+                max_tokens=length,
+                top_k=own.top_k or top_k,
+                stop=(*own.stop, *stops),
+                stop_ids=tuple(writer.ends),
+                seed=own.seed + attempt * STRIDE,
                 min_tokens=min(length, max(0, own.min_tokens - done)),
-            )  # fmt: skip
+            )
             begun = [answers[i].path.ids for i in members]
             found = writer.base([answers[i].prompt for i in members], short, begun=begun)
             for i, items in zip(members, found, strict=True):
@@ -179,9 +184,12 @@ def _check(
     paper="mah-dpo",
     needs=("generate", "logprob"),
     within={
-        "candidates": (1, None), "steps": (1, None), "step_tokens": (1, None), "top_k": (0, None),
+        "candidates": (1, None),
+        "steps": (1, None),
+        "step_tokens": (1, None),
+        "top_k": (0, None),
     },
-)  # fmt: skip
+)
 def prm_guided(
     model: Model,
     process_models: dict[str, Model] | None = None,
@@ -218,14 +226,22 @@ def prm_guided(
     _check(models, judges, guide.names, weights or {})
     if candidates > 1 and not (models or judges or guide.names):
         raise InputError(
-            "there is nothing to tell steps apart by", where=WHERE,
+            "there is nothing to tell steps apart by",
+            where=WHERE,
             fix="Give process_models, outcome_models or rewards",
-        )  # fmt: skip
+        )
     chosen: dict[str, object] = {
-        "candidates": candidates, "steps": steps, "step_tokens": step_tokens, "top_k": top_k,
-        "separator": separator, "stops": stops, "rewards": rewards,
-        "weights": dict(weights or {}), "outcomes": list(judges), "standardise": standardise,
-    }  # fmt: skip
+        "candidates": candidates,
+        "steps": steps,
+        "step_tokens": step_tokens,
+        "top_k": top_k,
+        "separator": separator,
+        "stops": stops,
+        "rewards": rewards,
+        "weights": dict(weights or {}),
+        "outcomes": list(judges),
+        "standardise": standardise,
+    }
     holds = {n: hold(m) for n, m in {**models, **judges}.items()}
     change = Decoder("prm_guided", chosen, holds)
     made = model.adding(change).with_licences(licences_at(held_by(change)))

@@ -157,13 +157,17 @@ def adherence(
         "kind": "adherence",
         "model": model.name,
         "model_key": model.key,
-        "how": {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p,
-                "on_topic": on_topic},
+        "how": {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "on_topic": on_topic,
+        },
         "checks": {p.id: plain(p.check) for p in measured(principles)},
         "principles": [p.id for p in measured(principles)],
         "texts": {p.id: p.text for p in principles},
         "not_measured": [p.id for p in principles if p.check is None],
-    }  # fmt: skip
+    }
     if (n := measures[0].n) < len(rows):
         facts["notes"] = [f"{len(rows)} answers to {n} prompts, which intervals take whole"]
     samples = Table("judgement", sample_rows(rows, answers, kept)).with_lineage(

@@ -146,10 +146,16 @@ def discrimination(
         ends = shares(each)
         measures.append(Measure("win rate", rate, *ends, len(each), "share", name, "higher"))
     samples: list[Row] = [
-        {"arm": arm, "run": n, "accuracy": float(right[n].mean()), "win_rate": float(won[n].mean()),
-         "ratio_chosen": float(chosen[n].mean())}
-        for arm, names in arms.items() for n in names
-    ]  # fmt: skip
+        {
+            "arm": arm,
+            "run": n,
+            "accuracy": float(right[n].mean()),
+            "win_rate": float(won[n].mean()),
+            "ratio_chosen": float(chosen[n].mean()),
+        }
+        for arm, names in arms.items()
+        for n in names
+    ]
     meta: dict[str, Json] = {"kind": "discrimination", "arms": [*arms]}
     meta["prompts_left_out"] = left_out
     if left_out:

@@ -104,9 +104,14 @@ def divergence(
         kl_KT = kl_tokens(ours, theirs, heads, [c.ids for c in some])[0].double()
         sums = kl_KT.sum(1)
         samples.append(
-            {"prompt": prompt, "completions": [c.text for c in some], "divergences": sums.tolist(),
-             "tokens": sum(len(c.ids) for c in some), "lineage": {"parents": [row["id"]]}}
-        )  # fmt: skip
+            {
+                "prompt": prompt,
+                "completions": [c.text for c in some],
+                "divergences": sums.tolist(),
+                "tokens": sum(len(c.ids) for c in some),
+                "lineage": {"parents": [row["id"]]},
+            }
+        )
         current().progress(len(samples), len(rows), "prompts")
     each = [sum(cast("list[float]", s["divergences"])) / answers for s in samples]
     per_token = [d * answers for d in each], [float(cast(int, s["tokens"])) for s in samples]
@@ -114,10 +119,19 @@ def divergence(
     measures = [
         Measure("divergence", sum(each) / n, *bootstrap(each), n, "nats", "", "lower"),
         Measure(
-            "divergence per token", sum(per_token[0]) / sum(per_token[1]),
-            *ratio_bootstrap(*per_token), n, "nats per token", "", "lower",
+            "divergence per token",
+            sum(per_token[0]) / sum(per_token[1]),
+            *ratio_bootstrap(*per_token),
+            n,
+            "nats per token",
+            "",
+            "lower",
         ),
-    ]  # fmt: skip
-    meta: dict[str, Json] = {"model": model.name, "reference": reference.name, "answers": answers,
-                             "reference_key": reference.key}  # fmt: skip
+    ]
+    meta: dict[str, Json] = {
+        "model": model.name,
+        "reference": reference.name,
+        "answers": answers,
+        "reference_key": reference.key,
+    }
     return Report("divergence", measures, Table("record", samples), {"kind": "divergence", **meta})

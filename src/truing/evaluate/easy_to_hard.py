@@ -152,9 +152,13 @@ def easy_to_hard(
                 fix="Fill it in, or leave the row out",
             )
     drawn = generate(
-        model, [r["prompt"] for r in problems], n=n, temperature=temperature,
-        max_tokens=max_tokens, seed=current().stream("solutions") % 2**31,
-    )  # fmt: skip
+        model,
+        [r["prompt"] for r in problems],
+        n=n,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seed=current().stream("solutions") % 2**31,
+    )
     samples: list[Row] = []
     for i, (row, solutions) in enumerate(zip(problems, drawn, strict=True), 1):
         samples.append(_sample(row, solutions, judges, model.name))
@@ -180,9 +184,14 @@ def _sample(
     """The solutions of one problem, their scores, and which way of choosing is right."""
     texts, ends = [s.text for s in solutions], [s.finish == "stop" for s in solutions]
     answers, gold = [normal(answer_of(t)) for t in texts], normal(str(row["answer"]))
-    made: Row = {"prompt": row["prompt"], "completions": texts, "finished": ends,
-                 "answer": str(row["answer"]), "level": str(row.get("level", "")),
-                 "lineage": {"parents": [row["id"]], "generator": generator}}  # fmt: skip
+    made: Row = {
+        "prompt": row["prompt"],
+        "completions": texts,
+        "finished": ends,
+        "answer": str(row["answer"]),
+        "level": str(row.get("level", "")),
+        "lineage": {"parents": [row["id"]], "generator": generator},
+    }
     for name, (judge, by) in judges.items():
         scores = scores_of(judge, row["prompt"], texts, by, ends)
         made[_named("scores", name)] = scores

@@ -96,8 +96,11 @@ def wins_of(win_rates: Mapping[str, Report], where: str) -> tuple[dict[str, Scor
                 seen=many,
                 fix="Measure all runs on one table of prompts",
             )
-    shared = [k for k in next(iter(every.values()), ({}, 0))[0]
-              if all(k in own for own, _ in every.values())]  # fmt: skip
+    shared = [
+        k
+        for k in next(iter(every.values()), ({}, 0))[0]
+        if all(k in own for own, _ in every.values())
+    ]
     if every and not shared:
         raise InputError(
             "no prompt was judged for all runs",

@@ -179,11 +179,17 @@ def honesty(
             Measure(f"accuracy {role}", got / n, *wilson(got, n), n, "share", "", "higher")
         )
     samples: list[Row] = [
-        {"prompt": row["prompt"], "before": m0.texts[i], "completion": m1.texts[i],
-         "known": m0.right[i], "refuses": m1.refused[i], "right": m1.right[i],
-         "lineage": {"parents": [row["id"]]}}
+        {
+            "prompt": row["prompt"],
+            "before": m0.texts[i],
+            "completion": m1.texts[i],
+            "known": m0.right[i],
+            "refuses": m1.refused[i],
+            "right": m1.right[i],
+            "lineage": {"parents": [row["id"]]},
+        }
         for i, row in enumerate(rows)
-    ]  # fmt: skip
+    ]
     meta: dict[str, Json] = {"kind": "honesty", "before": before.name, "after": after.name}
     return Report("honesty", measures, Table("record", samples), meta)
 

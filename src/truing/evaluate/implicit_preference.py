@@ -60,11 +60,20 @@ def implicit_preference(model: Model, reference: Model, data: Table) -> Report:
         *(Measure(name, *mean_of(v, asked, None), "nats") for name, v in sides.items()),
     ]
     samples: list[Row] = [
-        {"prompt": r["prompt"], "chosen": r["chosen"], "rejected": r["rejected"],
-         "ratio_chosen": a, "ratio_rejected": b, "lineage": {"parents": [r["id"]]}}
+        {
+            "prompt": r["prompt"],
+            "chosen": r["chosen"],
+            "rejected": r["rejected"],
+            "ratio_chosen": a,
+            "ratio_rejected": b,
+            "lineage": {"parents": [r["id"]]},
+        }
         for r, a, b in zip(pairs, chosen, rejected, strict=True)
-    ]  # fmt: skip
-    meta: dict[str, Json] = {"kind": "implicit_preference", "model": model.name,
-                             "reference": reference.name,
-                             "reference_key": reference.key}  # fmt: skip
+    ]
+    meta: dict[str, Json] = {
+        "kind": "implicit_preference",
+        "model": model.name,
+        "reference": reference.name,
+        "reference_key": reference.key,
+    }
     return Report("implicit preference", measures, Table("pair", samples), meta)

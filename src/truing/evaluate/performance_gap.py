@@ -85,8 +85,11 @@ def _said(role: str, category: str, right: Sequence[bool], labels: Sequence[bool
     """Accuracy, balanced accuracy and weighted F1 of one model."""
     n, (low, high) = len(right), wilson(sum(right), len(right))
     even, f1 = balanced(right, labels), weighted_f1(right, labels)
-    found = {"accuracy": (accuracy(right), low, high), "balanced accuracy": (even, even, even),
-             "weighted F1": (f1, f1, f1)}  # fmt: skip
+    found = {
+        "accuracy": (accuracy(right), low, high),
+        "balanced accuracy": (even, even, even),
+        "weighted F1": (f1, f1, f1),
+    }
     return [
         Measure(f"{name} {role}", *values, n, "share", category, "higher")
         for name, values in found.items()
@@ -111,8 +114,9 @@ def performance_gap(
     if len(models) < 3 + len(others or {}):
         raise InputError(
             "the names of other students must not be weak, student or ceiling",
-            where="evaluate/performance_gap input 'others'", seen=[*(others or {})],
-        )  # fmt: skip
+            where="evaluate/performance_gap input 'others'",
+            seen=[*(others or {})],
+        )
     right = {
         role: [(s > 0) is y for s, y in zip(score_model(m, rows), labels, strict=True)]
         for role, m in models.items()
@@ -131,9 +135,13 @@ def performance_gap(
         else:
             measures.append(found)
     samples: list[Row] = [
-        {"prompt": row["prompt"], "completion": row["completion"], "label": row["label"],
-         **{f"{role}_right": right[role][i] for role in models},
-         "lineage": {"parents": [row["id"]]}}
+        {
+            "prompt": row["prompt"],
+            "completion": row["completion"],
+            "label": row["label"],
+            **{f"{role}_right": right[role][i] for role in models},
+            "lineage": {"parents": [row["id"]]},
+        }
         for i, row in enumerate(rows)
-    ]  # fmt: skip
+    ]
     return Report("performance gap recovered", measures, Table("unpaired", samples), meta)

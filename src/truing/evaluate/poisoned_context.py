@@ -113,9 +113,12 @@ def poisoned_context(model: Model, data: Table, *, max_tokens: int = 96) -> Repo
     right = [claims_of(r, "right", p, needed=True) for r, p in zip(rows, places, strict=True)]
     wrong = [claims_of(r, "wrong", p, needed=False) for r, p in zip(rows, places, strict=True)]
     drawn = generate(
-        model, [as_prompt(r) for r in rows], greedy=True, max_tokens=max_tokens,
+        model,
+        [as_prompt(r) for r in rows],
+        greedy=True,
+        max_tokens=max_tokens,
         seed=current().stream("answers") % 2**31,
-    )  # fmt: skip
+    )
     texts = [some[0].text for some in drawn]
     found: list[Verdict] = [verdict(t, r, w) for t, r, w in zip(texts, right, wrong, strict=True)]
     groups: dict[tuple[str, str], list[Verdict]] = defaultdict(list)
@@ -129,11 +132,17 @@ def poisoned_context(model: Model, data: Table, *, max_tokens: int = 96) -> Repo
         label = " ".join(filter(None, (situation, against)))
         measures += measures_of(groups[situation, against], situation, label)
     samples: list[Row] = [
-        {"prompt": row["prompt"], "completion": text, "verdict": one, "right": list(r),
-         "wrong": list(w), "situation": str(row.get("situation", "")),
-         "lineage": {"parents": [row["id"]]}}
+        {
+            "prompt": row["prompt"],
+            "completion": text,
+            "verdict": one,
+            "right": list(r),
+            "wrong": list(w),
+            "situation": str(row.get("situation", "")),
+            "lineage": {"parents": [row["id"]]},
+        }
         for row, text, one, r, w in zip(rows, texts, found, right, wrong, strict=True)
-    ]  # fmt: skip
+    ]
     counts: dict[str, Json] = {v: found.count(v) for v in ("attacked", "defended", "neither")}
     meta: dict[str, Json] = {"kind": "poisoned_context", "model": model.name, **counts}
     return Report("poisoned_context", measures, Table("record", samples), meta)

@@ -116,10 +116,16 @@ class _Part:
     def samples(self, domain: str) -> list[Row]:
         """A row for each answer that is to be preferred."""
         return [
-            {"prompt": r["prompt"], "completion": r["completion"], "domain": domain,
-             "score": float(s), "share_won": float(w), "lineage": {"parents": [r["id"]]}}
+            {
+                "prompt": r["prompt"],
+                "completion": r["completion"],
+                "domain": domain,
+                "score": float(s),
+                "share_won": float(w),
+                "lineage": {"parents": [r["id"]]},
+            }
             for r, s, w in zip(self.first, self.side.first, self.side.right, strict=True)
-        ]  # fmt: skip
+        ]
 
 
 def _part(
@@ -188,9 +194,13 @@ def _checklist(given: Mapping[str, bool]) -> dict[str, Json]:
 @method(
     paper="irl-survey",
     rows={"data": ("pair", "example"), "unseen": ("pair", "example")},
-    within={"answers": (2, None), "max_tokens": (1, None), "temperature": "(0, inf)",
-            "beta": "(0, inf)"},
-)  # fmt: skip
+    within={
+        "answers": (2, None),
+        "max_tokens": (1, None),
+        "temperature": "(0, inf)",
+        "beta": "(0, inf)",
+    },
+)
 def reward_diagnostics(
     reward: Model,
     data: Table,
@@ -240,9 +250,16 @@ def reward_diagnostics(
         samples += far.samples("unseen")
     if known.own is not None:
         measures += _of_draws(known.draws, known.own, others or {}, gold)
-    had = {"unseen": unseen is not None, "policy": policy is not None, "others": bool(others),
-           "gold": gold is not None}  # fmt: skip
-    meta: dict[str, Json] = {"kind": "reward_diagnostics", "reward": reward.name,
-                             "checklist": (checks := _checklist(had))}  # fmt: skip
+    had = {
+        "unseen": unseen is not None,
+        "policy": policy is not None,
+        "others": bool(others),
+        "gold": gold is not None,
+    }
+    meta: dict[str, Json] = {
+        "kind": "reward_diagnostics",
+        "reward": reward.name,
+        "checklist": (checks := _checklist(had)),
+    }
     meta["notes"] = [f"not measured: {n}, which {w}" for n, w in checks.items() if w != "measured"]
     return Report("quality of a reward", measures, Table("record", samples), meta)

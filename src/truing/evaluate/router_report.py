@@ -243,8 +243,12 @@ def router_report(
         known, spread = information(first_RDLE.sum(0)), interval(first_RDLE, information)
         measures.append(Measure("information", known, *spread, n, "nats", "", ""))
     meta: dict[str, Json] = {
-        "kind": "routers", "model": model.name, "experts": whole_LE.shape[1], "layers": layers,
-        "capacity": capacity, "tokens": int(c.tokens_R.sum()),
-    }  # fmt: skip
+        "kind": "routers",
+        "model": model.name,
+        "experts": whole_LE.shape[1],
+        "layers": layers,
+        "capacity": capacity,
+        "tokens": int(c.tokens_R.sum()),
+    }
     samples = Table("record", layer_rows(c, domains), where=WHERE)
     return Report("routing of experts", measures, samples, meta)

@@ -105,7 +105,7 @@ def trace_quality(prompt: str, steps: Sequence[str]) -> dict[str, float]:
 @method(
     paper="oncoreason",
     needs=("generate",),
-    rows={"data": ("prompt",)},
+    rows={"data": ("prompt",), "reference": ()},  # outcomes: columns are looked for by name
     within={"max_tokens": (1, None)},
 )
 def survival_prediction(
@@ -141,11 +141,17 @@ def survival_prediction(
         measures += overlap(texts, [str(r["completion"]) for r in rows])
     measures += _reasons(rows, cases)
     samples: list[Row] = [
-        {"prompt": r["prompt"], "completion": text, "status": c.status, "months": c.months,
-         "said_status": c.said.status, "said_months": c.said.months,
-         "lineage": {"parents": [r["id"]]}}
+        {
+            "prompt": r["prompt"],
+            "completion": text,
+            "status": c.status,
+            "months": c.months,
+            "said_status": c.said.status,
+            "said_months": c.said.months,
+            "lineage": {"parents": [r["id"]]},
+        }
         for r, text, c in zip(rows, texts, cases, strict=True)
-    ]  # fmt: skip
+    ]
     meta: dict[str, Json] = {"kind": "survival", "model": model.name, "model_key": model.key}
     return Report("survival prediction", measures, Table("record", samples), meta)
 

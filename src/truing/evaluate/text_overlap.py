@@ -49,9 +49,14 @@ def bert_scores(said: Sequence[str], wanted: Sequence[str]) -> list[float]:
         ends = cast("list[int]", [tokenizer.cls_token_id, tokenizer.sep_token_id])
         weights |= dict.fromkeys(ends, 0.0)
         found = bert_cos_score_idf(
-            module, [wanted[i] for i in there], [said[i] for i in there], tokenizer, weights,
-            batch_size=BATCH, device=str(module.device),
-        )  # fmt: skip
+            module,
+            [wanted[i] for i in there],
+            [said[i] for i in there],
+            tokenizer,
+            weights,
+            batch_size=BATCH,
+            device=str(module.device),
+        )
         for i, (_, _, f1) in zip(there, found.tolist(), strict=True):
             made[i] = float(f1)
     return made
@@ -98,10 +103,14 @@ def text_overlap(
     found = answer_all(model, rows, max_tokens=max_tokens, temperature=temperature)
     said, wanted = [t for t, _ in found], [cast(str, r["completion"]) for r in rows]
     samples: list[Row] = [
-        {"prompt": r["prompt"], "completion": text, "reference": target,
-         "lineage": {"parents": [r["id"]]}}
+        {
+            "prompt": r["prompt"],
+            "completion": text,
+            "reference": target,
+            "lineage": {"parents": [r["id"]]},
+        }
         for r, text, target in zip(rows, said, wanted, strict=True)
-    ]  # fmt: skip
+    ]
     meta: dict[str, Json] = {"kind": "overlap", "model": model.name, "model_key": model.key}
     measures = overlap(said, wanted)
     return Report("overlap with references", measures, Table("record", samples), meta)

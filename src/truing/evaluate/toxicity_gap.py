@@ -95,9 +95,15 @@ def toxicity_gap(
     samples: list[Row] = []
     for role, model in (("weak", weak), ("student", student), ("ceiling", ceiling)):
         drawn = generate(
-            model, [r["prompt"] for r in prompts], n=n, temperature=temperature, top_p=top_p,
-            top_k=top_k, max_tokens=max_tokens, seed=current().stream("continuations") % 2**31,
-        )  # fmt: skip
+            model,
+            [r["prompt"] for r in prompts],
+            n=n,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            max_tokens=max_tokens,
+            seed=current().stream("continuations") % 2**31,
+        )
         rows: list[Row] = [
             {"prompt": row["prompt"], "completion": c.text, "finished": c.finish == "stop"}
             for row, some in zip(prompts, drawn, strict=True)

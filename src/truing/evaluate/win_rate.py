@@ -205,11 +205,14 @@ def win_rate(
         "baseline": baseline.name,
         "baseline_key": baseline.key,
         "judge": judge.key if judge is not None else "",
-        "how": {"max_tokens": max_tokens, "temperature": temperature,
-                "reward": content_hash(reward, 8) if reward is not None else "",
-                "principles": principles.key if principles is not None else ""},
+        "how": {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "reward": content_hash(reward, 8) if reward is not None else "",
+            "principles": principles.key if principles is not None else "",
+        },
         "unparsed": [str(r["id"]) for r, w in zip(rows, won, strict=True) if w is None],
-    }  # fmt: skip
+    }
     table = Table("judgement", _samples(rows, ours, theirs, won))
     table = table.with_lineage(seed=current().seed, step=current().name)
     return Report("win rate", measures, table, facts)

@@ -79,7 +79,11 @@ def _dare(
     return merged(everyone, combine, keep=keep, where=where, facts=facts)
 
 
-@method(paper="three-h-merging", needs=("weights",), within={"density": "(0, 1]"})
+@method(
+    paper="three-h-merging",
+    needs=("weights",),
+    within={"density": "(0, 1]", "scale": "(-inf, inf)"},  # below 0: what experts learnt is taken
+)
 def dare_linear(
     base: Model,
     models: dict[str, Model],
@@ -103,7 +107,11 @@ def dare_linear(
     return _dare("dare_linear", base, models, density, scale, weights, keep, all_of)
 
 
-@method(paper="three-h-merging", needs=("weights",), within={"density": "(0, 1]"})
+@method(
+    paper="three-h-merging",
+    needs=("weights",),
+    within={"density": "(0, 1]", "scale": "(-inf, inf)"},  # below 0: what experts learnt is taken
+)
 def dare_ties(
     base: Model,
     models: dict[str, Model],

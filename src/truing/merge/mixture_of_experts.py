@@ -59,11 +59,10 @@ STD = 0.02  # of random routers
 EXPERT = {"gate": "w1", "down": "w2", "up": "w3"}
 _LAYER = re.compile(r"^(.*layers\.(\d+)\.)mlp\.(gate|up|down)_proj\.weight$")
 KEPT = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps",
-    "initializer_range", "rope_parameters", "bos_token_id", "eos_token_id",
-    "pad_token_id", "attention_dropout",
-)  # fmt: skip
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
+    "num_key_value_heads head_dim hidden_act max_position_embeddings rms_norm_eps "
+    "initializer_range rope_parameters bos_token_id eos_token_id pad_token_id attention_dropout"
+)
 
 
 def config_of(model: Model, experts: int, top_k: int, *, tied: bool) -> MixtralConfig:
@@ -82,7 +81,7 @@ def config_of(model: Model, experts: int, top_k: int, *, tied: bool) -> MixtralC
             where=f"{WHERE} {model.name}",
             seen=f"{dense.model_type} with biases" if biased else dense.model_type,
         )
-    facts = {n: getattr(dense, n) for n in KEPT if getattr(dense, n, None) is not None}
+    facts = {n: getattr(dense, n) for n in KEPT.split() if getattr(dense, n, None) is not None}
     facts["tie_word_embeddings"] = tied
     window = getattr(dense, "sliding_window", None)
     return MixtralConfig(
@@ -159,15 +158,19 @@ def routers_of(
     for row in prompts.expect("prompt", "example", where=WHERE):
         if row.get("role") not in own:
             raise InputError(
-                "column 'role' must name the model that a prompt is for", where=prompts.source,
-                seen=row.get("role"), fix="The models are: " + ", ".join(own),
-            )  # fmt: skip
+                "column 'role' must name the model that a prompt is for",
+                where=prompts.source,
+                seen=row.get("role"),
+                fix="The models are: " + ", ".join(own),
+            )
         own[str(row["role"])].append(cast(Prompt, row.get("prompt", row.get("messages"))))
     if missing := [role for role, asked in own.items() if not asked]:
         raise InputError(
             "a model has no prompt",
-            where=prompts.source, seen=missing, fix="Give rows whose column 'role' names it",
-        )  # fmt: skip
+            where=prompts.source,
+            seen=missing,
+            fix="Give rows whose column 'role' names it",
+        )
     states = [mean_states(models[role], asked) for role, asked in own.items()]
     return {i: torch.stack([layer[i] for layer in states]) for i in range(layers)}
 
@@ -207,10 +210,9 @@ def mixture_of_experts(
     folded = without_critics(models, WHERE)
     tied = not any(OUTPUT in one for one in folded.values())
     config = config_of(first, experts, top_k, tied=tied)
-    key = content_hash(
-        [WHERE, experts, top_k, current().seed, prompts.key if prompts is not None else "",
-         [[role, m.weights_key] for role, m in models.items()]], 8
-    )  # fmt: skip
+    asked = prompts.key if prompts is not None else ""
+    mixed = [[role, m.weights_key] for role, m in models.items()]
+    key = content_hash([WHERE, experts, top_k, current().seed, asked, mixed], 8)
     folder = current().folder / f"experts-{key}"
     if not folder.is_dir():
         routers = routers_of(models, prompts, config)
@@ -230,15 +232,19 @@ def _check(experts: int, top_k: int, gate: Gate, models: int, *, prompted: bool)
     if prompted and not experts == models >= 2:
         raise InputError(
             "with prompts each model is one expert, and there are two at least",
-            where=WHERE, seen=seen, fix="Leave out experts, or leave out prompts",
-        )  # fmt: skip
+            where=WHERE,
+            seen=seen,
+            fix="Leave out experts, or leave out prompts",
+        )
     fits = top_k == 1 if gate == "switch" else 2 <= top_k <= experts
     if experts < max(2, models) or not fits:
         raise InputError(
             "needs an expert for each model, two at least, and top_k from 2 to their number, or 1 "
-            "for a switch", where=WHERE, seen=seen,
+            "for a switch",
+            where=WHERE,
+            seen=seen,
             fix="A single kept expert has weight 1 always but for a switch: no router learns so",
-        )  # fmt: skip
+        )
 
 
 def _rest(model: Model, config: MixtralConfig, folder: Path) -> None:

@@ -29,7 +29,11 @@ def added(base: Tensor, taus: Sequence[Tensor], weights: Sequence[float], scale:
     return (base.float() + scale * total).to(base.dtype)
 
 
-@method(paper="three-h-merging", needs=("weights",))
+@method(
+    paper="three-h-merging",
+    needs=("weights",),
+    within={"scale": "(-inf, inf)"},  # below 0 it takes away what experts learnt
+)
 def task_arithmetic(
     base: Model,
     models: dict[str, Model],

@@ -85,7 +85,14 @@ def merge(
     return (base.float() + scale * mean).to(base.dtype)
 
 
-@method(paper="three-h-merging", needs=("weights",), within={"density": "(0, 1]"})
+@method(
+    paper="three-h-merging",
+    needs=("weights",),
+    within={
+        "density": "(0, 1]",
+        "scale": "(-inf, inf)",
+    },  # below 0 it takes away what experts learnt
+)
 def ties(
     base: Model,
     models: dict[str, Model],

@@ -183,11 +183,17 @@ def _loop(
     needs=("weights", "hidden"),
     rows={"refuse": ("prompt",), "task": ("prompt",)},
     within={
-        "rate": (0, 1), "rollback_rate": (0, 1), "steps": (1, None), "warmup": (1, None),
-        "save_every": (1, None), "drop": (0, 1), "layers": "(0, 1]", "prompts": (1, None),
+        "rate": (0, 1),
+        "rollback_rate": (0, 1),
+        "steps": (1, None),
+        "warmup": (1, None),
+        "save_every": (1, None),
+        "drop": (0, 1),
+        "layers": "(0, 1]",
+        "prompts": (1, None),
         "batch": (1, None),
     },
-)  # fmt: skip
+)
 def weight_restore(
     model: Model,
     trusted: Model,

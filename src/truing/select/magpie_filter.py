@@ -61,7 +61,7 @@ def longest(rows: Sequence[Row], n: int) -> list[int]:
     return kept
 
 
-@method(paper="magpie", within={"n": (0, None)}, makes="data")
+@method(paper="magpie", within={"n": (0, None), "cut": "(-inf, inf)"}, makes="data")
 def magpie_filter(
     data: Table, *, reward: dict[str, object] | None = None, cut: float = -10.0, n: int = 300000
 ) -> Table:

@@ -38,7 +38,10 @@ def _apart(texts: list[str], held_out: int, threshold: float) -> list[int]:
     return [i for i, d in zip(later, distance_M1[:, 0], strict=True) if d > threshold]
 
 
-@method(within={"held_out": (1, None), "threshold": (0, 4)}, makes="data")
+@method(
+    within={"held_out": (1, None), "threshold": (0, 4), "salt": "(-inf, inf)"},
+    makes="data",
+)
 def split(
     data: Table,
     *,

@@ -63,8 +63,9 @@ def shape_of(choice: str | Json, wanted: Json, tools: Mapping[str, Json]) -> Sha
         name = cast("Json", function).get("name") if isinstance(function, dict) else None
         calls = {n: parameters for n, parameters in tools.items() if n == name}
     else:
-        raise unsupported("tool_choice", f"{shorten(choice)} is none of 'auto', 'none', 'required' "
-                          "and a function")  # fmt: skip
+        raise unsupported(
+            "tool_choice", f"{shorten(choice)} is none of 'auto', 'none', 'required' and a function"
+        )
     if not calls:
         said = f"tool_choice: the request offers no such tool (seen: {shorten(choice)})"
         raise Refused(400, said, param="tool_choice")

@@ -40,9 +40,18 @@ NEUTRAL_IN_TEXT = NEUTRAL | {
 }
 TYPE = re.compile(r"(str|constrained|list|dict)\b")  # pydantic's names of alternatives in a place
 WITHOUT_EFFECT = frozenset(
-    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-     "prompt_cache_retention", "prompt_cache_options", "prediction"}
-)  # fmt: skip
+    {
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "prompt_cache_options",
+        "prediction",
+    }
+)
 
 
 class _Strict(BaseModel):
@@ -206,9 +215,11 @@ def read(data: object, *, chat: bool, name: str, default: int) -> Ask:
         raise _invalid(error, _Chat if chat else _Text) from None
     if made.model != name:
         raise Refused(
-            404, f"there is no model {made.model!r} here, only {name!r}",
-            param="model", code="model_not_found",
-        )  # fmt: skip
+            404,
+            f"there is no model {made.model!r} here, only {name!r}",
+            param="model",
+            code="model_not_found",
+        )
     return _chat_ask(made, default) if isinstance(made, _Chat) else _text_ask(made)
 
 
@@ -217,9 +228,11 @@ def _check_calls(messages: object) -> None:
     for message in cast("list[object]", messages if isinstance(messages, list) else []):
         if isinstance(message, dict) and cast("Json", message).get("function_call"):
             raise Refused(
-                400, "function_call in a message is not supported; write it as tool_calls",
-                param="messages", code="unsupported",
-            )  # fmt: skip
+                400,
+                "function_call in a message is not supported; write it as tool_calls",
+                param="messages",
+                code="unsupported",
+            )
 
 
 def _messages(given: Sequence[_Message]) -> list[Message]:

@@ -157,10 +157,12 @@ class Worker:
         job.sampling = ask.sampling
         if ask.recalls and not self.served.form.earlier:
             raise Refused(
-                400, "the chat template does not write tool calls and their results, so the model"
+                400,
+                "the chat template does not write tool calls and their results, so the model"
                 " would not see those of earlier turns; write them as text",
-                param="messages", code="unsupported",
-            )  # fmt: skip
+                param="messages",
+                code="unsupported",
+            )
         if ask.chat:
             job.prompts = rewritten(self.served.model, [cast(Prompt, p) for p in ask.prompts])
         else:
@@ -208,8 +210,11 @@ class Worker:
         if self.served.guides is None or self.served.decoded:
             raise unsupported(shape.param, "the model is served elsewhere, or has a decoder")
         if s.min_tokens or s.stop_ids is not None or not self.served.ends:
-            raise unsupported(shape.param, "an answer of a form ends where that ends, and must be "
-                              "free to: leave out min_tokens and stop_token_ids")  # fmt: skip
+            raise unsupported(
+                shape.param,
+                "an answer of a form ends where that ends, and must be "
+                "free to: leave out min_tokens and stop_token_ids",
+            )
         job.guide = self.served.guides.guide(shape)
 
     def _ids(self, prompt: Prompt | list[int], chat: bool) -> list[int]:
@@ -234,10 +239,12 @@ class Worker:
         longest = max(map(len, job.ids))
         if context is not None and longest + room > context:
             raise Refused(
-                400, f"This model's maximum context length is {context} tokens; the prompt has "
+                400,
+                f"This model's maximum context length is {context} tokens; the prompt has "
                 f"{longest} and {room} are to be written. Shorten it or lower max_tokens",
-                param="messages" if job.ask.chat else "prompt", code="context_length_exceeded",
-            )  # fmt: skip
+                param="messages" if job.ask.chat else "prompt",
+                code="context_length_exceeded",
+            )
         check_lengths(cast(Loaded, self.served.loaded).module, job.ids, room)
 
 

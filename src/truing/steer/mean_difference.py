@@ -103,7 +103,12 @@ def states(
     return {layer: torch.stack(read[site]) for layer, site in zip(layers, sites, strict=True)}
 
 
-@method(paper="repe-tradeoff", needs=("hidden", "generate"), rows={"data": ("pair",)})
+@method(
+    paper="repe-tradeoff",
+    needs=("hidden", "generate"),
+    rows={"data": ("pair",)},
+    within={"strength": "(-inf, inf)"},  # a negative one steers away
+)
 def mean_difference(
     model: Model,
     data: Table,

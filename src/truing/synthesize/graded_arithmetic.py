@@ -26,8 +26,10 @@ TRIES = 50  # for each problem, before there are too few different ones
 ASK = "Work out {chain} step by step."
 Told = Literal["solution", "answer", "nothing"]
 TOLD: dict[Told, tuple[str, ...]] = {
-    "solution": ("completion", "answer"), "answer": ("answer",), "nothing": (),
-}  # fmt: skip
+    "solution": ("completion", "answer"),
+    "answer": ("answer",),
+    "nothing": (),
+}
 
 
 def chain(source: random.Random, steps: int, largest: int) -> tuple[int, list[tuple[str, int]]]:

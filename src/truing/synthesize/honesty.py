@@ -112,11 +112,14 @@ def check_probed(data: Table, given: Mapping[str, object], where: str) -> bool:
     needs=("generate",),
     rows={"data": ("prompt",)},
     within={
-        "samples": (1, None), "temperature": "(0, inf)", "max_tokens": (1, None),
-        "tau": "(0, 1]", "most_unknown": (0.0, 1.0),
+        "samples": (1, None),
+        "temperature": "(0, inf)",
+        "max_tokens": (1, None),
+        "tau": "(0, 1]",
+        "most_unknown": (0.0, 1.0),
     },
     makes="example",
-)  # fmt: skip
+)
 def honesty_targets(
     model: Model,
     data: Table,
@@ -169,6 +172,8 @@ def honesty_targets(
     if not rows:
         raise InputError(
             "setting 'most_unknown': the model knows none of the questions, and few may be unknown",
-            where=where, seen=most_unknown, fix="Give easier questions, or raise it",
-        )  # fmt: skip
+            where=where,
+            seen=most_unknown,
+            fix="Give easier questions, or raise it",
+        )
     return Table("example", rows, where=f"honesty targets of {data.source}")

@@ -93,14 +93,18 @@ class Known:
         if not isinstance(samples, list) or not samples or len(samples) != len(right):
             raise InputError(
                 "columns 'samples' and 'samples_right' need one mark for each sample",
-                where=where, seen=(samples, right),
+                where=where,
+                seen=(samples, right),
                 fix="Give the table as synthesize/knowledge_probe wrote it",
-            )  # fmt: skip
+            )
         return cls(
-            str(row["greedy"]), tuple(map(str, samples)), golds_of(row, where),
-            bool(row["greedy_right"]), tuple(map(bool, right)),
+            str(row["greedy"]),
+            tuple(map(str, samples)),
+            golds_of(row, where),
+            bool(row["greedy_right"]),
+            tuple(map(bool, right)),
             frozenset(map(str, cast("list[object]", row.get("cut") or []))),
-        )  # fmt: skip
+        )
 
 
 def question_of(row: Row, where: str) -> str:
@@ -116,8 +120,9 @@ def question_of(row: Row, where: str) -> str:
     if not isinstance(asked, str):
         raise InputError(
             "a question is a prompt that is a text, or one message of a user",
-            where=where, seen=asked,
-        )  # fmt: skip
+            where=where,
+            seen=asked,
+        )
     return asked
 
 
@@ -149,9 +154,13 @@ def probed(
     asked = [ASK.format(question=q) for q in bare]
     greedy = generate(model, asked, greedy=True, max_tokens=max_tokens)
     drawn = generate(
-        model, asked, n=samples, temperature=temperature, max_tokens=max_tokens,
+        model,
+        asked,
+        n=samples,
+        temperature=temperature,
+        max_tokens=max_tokens,
         seed=current().stream("probe") % 2**31,
-    )  # fmt: skip
+    )
     both = [(*g, *some) for g, some in zip(greedy, drawn, strict=True)]
     said = [[c.text.strip() for c in some] for some in both]
     rows: list[Row] = [

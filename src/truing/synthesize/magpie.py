@@ -119,12 +119,17 @@ def _answers(model: Model, prompts: Sequence[object], max_tokens: int) -> list[s
     paper="magpie",
     needs=("generate", "weights"),
     within={
-        "n": (1, None), "temperature": "(0, inf)", "top_p": "(0, 1]", "max_tokens": (1, None),
-        "flaming": "(0, inf)", "min_words": (0, None), "response_tokens": (1, None),
+        "n": (1, None),
+        "temperature": "(0, inf)",
+        "top_p": "(0, 1]",
+        "max_tokens": (1, None),
+        "flaming": "(0, inf)",
+        "min_words": (0, None),
+        "response_tokens": (1, None),
         "turns": (1, None),
     },
     makes={"prompt": {"respond": False, "turns": 1}, "example": {}},
-)  # fmt: skip
+)
 def magpie(
     model: Model,
     *,

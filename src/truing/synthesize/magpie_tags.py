@@ -114,7 +114,11 @@ def _head(loaded: Loaded, query: str, tag: str) -> list[int]:
 
 
 @method(
-    paper="magpie", needs=("generate", "weights"), within={"max_tokens": (1, None)}, makes="data"
+    paper="magpie",
+    needs=("generate", "weights"),
+    rows={"data": ()},  # of any kind: prompts, dialogues and texts are tagged alike
+    within={"max_tokens": (1, None)},
+    makes="data",
 )
 def magpie_tags(
     data: Table,

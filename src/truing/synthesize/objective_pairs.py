@@ -68,9 +68,13 @@ def _drawn(
 
     def make(start: int, chunk: Sequence[Row]) -> Json:
         drawn = generate(
-            model, [r["prompt"] for r in chunk], n=k, max_tokens=max_tokens,
-            temperature=temperature, seed=context.stream(f"answers/{start}"),
-        )  # fmt: skip
+            model,
+            [r["prompt"] for r in chunk],
+            n=k,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=context.stream(f"answers/{start}"),
+        )
         return [[[c.text.strip(), c.finish == "stop"] for c in items] for items in drawn]
 
     for chunk, made in context.chunks("answers", prompts, CHUNK, name, make, "answers"):
@@ -78,9 +82,11 @@ def _drawn(
 
 
 def _pairs(
-    prompt: Row, answers: Sequence[tuple[str, bool]], scores: Mapping[str, Sequence[float]],
+    prompt: Row,
+    answers: Sequence[tuple[str, bool]],
+    scores: Mapping[str, Sequence[float]],
     margin: float,
-) -> Iterator[Row]:  # fmt: skip
+) -> Iterator[Row]:
     """One pair for each objective by which the answers are far enough apart."""
     texts, finished = zip(*answers, strict=True)
     for number, (name, values) in enumerate(scores.items()):
@@ -108,10 +114,13 @@ def _pairs(
     needs=("generate",),
     rows={"prompts": ("prompt",)},
     within={
-        "k": (2, None), "max_tokens": (1, None), "temperature": "(0, inf)", "margin": (0, None),
+        "k": (2, None),
+        "max_tokens": (1, None),
+        "temperature": "(0, inf)",
+        "margin": (0, None),
     },
     makes="pair",
-)  # fmt: skip
+)
 def objective_pairs(
     model: Model,
     prompts: Table,

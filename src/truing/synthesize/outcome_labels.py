@@ -73,17 +73,26 @@ def outcome_labels(
     problems = [as_prompt(r) for r in data]
     mixed = steps.expect("steps", where=WHERE) if steps is not None else None
     drawn = generate(
-        model, [r["prompt"] for r in problems], n=n, temperature=temperature, max_tokens=max_tokens,
+        model,
+        [r["prompt"] for r in problems],
+        n=n,
+        temperature=temperature,
+        max_tokens=max_tokens,
         seed=current().stream("solutions") % 2**31,
-    )  # fmt: skip
+    )
     rows: list[Row] = []
     for row, gold, some in zip(problems, golds, drawn, strict=True):
         lineage = {"parents": [row["id"]], "generator": model.name}
         for c in some:
             text = c.text.strip()
-            made: Row = {"prompt": row["prompt"], "completion": text, "level": row.get("level"),
-                         "label": is_right(text, gold), "finished": c.finish == "stop",
-                         "lineage": lineage}  # fmt: skip
+            made: Row = {
+                "prompt": row["prompt"],
+                "completion": text,
+                "level": row.get("level"),
+                "label": is_right(text, gold),
+                "finished": c.finish == "stop",
+                "lineage": lineage,
+            }
             if steps_of(text, SEPARATOR):
                 rows.append(made)
     if not rows:

@@ -156,11 +156,18 @@ def pair_row(
     needs=("generate",),
     rows={"prompts": ("prompt",)},
     within={
-        "k": (2, None), "max_tokens": (1, None), "temperature": "(0, inf)", "top_p": "(0, 1]",
-        "on_topic": (-1, 1), "margin": (0, None), "told": (0, None),
+        "k": (2, None),
+        "max_tokens": (1, None),
+        "temperature": "(0, inf)",
+        "top_p": "(0, 1]",
+        "on_topic": (-1, 1),
+        "relevance_weight": "(-inf, inf)",  # below 0, this and the next count against an answer
+        "judge_weight": "(-inf, inf)",
+        "margin": (0, None),
+        "told": (0, None),
     },
     makes="pair",
-)  # fmt: skip
+)
 def principle_pairs(
     model: Model,
     prompts: Table,

@@ -70,9 +70,13 @@ def _answered(model: Model, prompts: Table, n: int, draw: dict[str, float]) -> l
 
     def make(start: int, chunk: Sequence[Row]) -> Json:
         found = generate(
-            model, [r["prompt"] for r in chunk], n=2 * n, max_tokens=int(draw["max_tokens"]),
-            temperature=draw["temperature"], seed=context.stream(f"answers/{name(start, chunk)}"),
-        )  # fmt: skip
+            model,
+            [r["prompt"] for r in chunk],
+            n=2 * n,
+            max_tokens=int(draw["max_tokens"]),
+            temperature=draw["temperature"],
+            seed=context.stream(f"answers/{name(start, chunk)}"),
+        )
         return [[[c.text.strip(), c.finish == "stop"] for c in items] for items in found]
 
     rows = [as_prompt(r) for r in prompts]
@@ -168,12 +172,18 @@ def _check(shares: Mapping[str, float], counts: tuple[int, int, int]) -> None:
     needs=("generate",),
     rows={"prompts": ("prompt",)},
     within={
-        "n": (1, None), "max_tokens": (1, None), "temperature": "(0, inf)",
-        "least_characters": (0, None), "passes": (1, None), "rate": "(0, 1)", "most": (1, None),
-        "noise": "[0, 1)", "rule_noise": "[0, 1)",
+        "n": (1, None),
+        "max_tokens": (1, None),
+        "temperature": "(0, inf)",
+        "least_characters": (0, None),
+        "passes": (1, None),
+        "rate": "(0, 1)",
+        "most": (1, None),
+        "noise": "[0, 1)",
+        "rule_noise": "[0, 1)",
     },
     makes="pair",
-)  # fmt: skip
+)
 def salmon(
     model: Model,
     prompts: Table,

@@ -157,18 +157,26 @@ def _trajectories(how: Labelling, data: Table, answers: int, separator: str) -> 
     read = [as_trajectory(r, separator, data.place(i)) for i, r in enumerate(data)]
     given = [one for one in read if one is not None]
     how.check_paths(given)  # before anything is drawn
-    bare = [(as_prompt(r), data.place(i)) for i, (r, one) in enumerate(zip(data, read, strict=True))
-            if one is None]  # fmt: skip
+    bare = [
+        (as_prompt(r), data.place(i))
+        for i, (r, one) in enumerate(zip(data, read, strict=True))
+        if one is None
+    ]
     drawn = answered(how.model, bare, answers, how.drawing, separator) if bare else []
     every = given + [t for items in drawn for t in items]
     single = sum(t.is_dialogue and len(t.steps) == 1 for t in every)
     mute = sum(len(t.steps) > 1 and not all(s.strip() for s in t.steps) for t in every)
-    kept = [t for t in every if len(t.steps) > (1 if t.is_dialogue else 0)
-            and all(s.strip() for s in t.steps)]  # fmt: skip
+    kept = [
+        t
+        for t in every
+        if len(t.steps) > (1 if t.is_dialogue else 0) and all(s.strip() for s in t.steps)
+    ]
     current().metric(
-        answers=len(kept), left_out_without_steps=len(every) - len(kept) - single - mute,
-        left_out_single_turns=single, left_out_empty_turns=mute,
-    )  # fmt: skip
+        answers=len(kept),
+        left_out_without_steps=len(every) - len(kept) - single - mute,
+        left_out_single_turns=single,
+        left_out_empty_turns=mute,
+    )
     if not kept:
         raise InputError(
             f"none of {len(every)} answers has steps",
@@ -183,11 +191,14 @@ def _trajectories(how: Labelling, data: Table, answers: int, separator: str) -> 
     needs=("generate",),
     rows={"data": ("steps", "example", "prompt")},
     within={
-        "rollouts": (0, None), "gamma": (0, 1), "answers": (1, None), "max_tokens": (1, None),
+        "rollouts": (0, None),
+        "gamma": (0, 1),
+        "answers": (1, None),
+        "max_tokens": (1, None),
         "temperature": "(0, inf)",
     },
     makes="steps",
-)  # fmt: skip
+)
 def step_labels(
     model: Model,
     data: Table,
@@ -228,10 +239,14 @@ def step_labels(
     how.check()
     paths = _trajectories(how, data, answers, separator)
     told: Row = {
-        "generator": model.key, "judge": judge.key if judge is not None else "",
-        "verifier": reward, "label": label, "rollouts": rollouts, "seed": context.seed,
+        "generator": model.key,
+        "judge": judge.key if judge is not None else "",
+        "verifier": reward,
+        "label": label,
+        "rollouts": rollouts,
+        "seed": context.seed,
         "step": context.name,
-    }  # fmt: skip
+    }
     rows: list[Row] = []
     cut = 0
     for chunk, made in context.chunks("labels", paths, CHUNK, how.name, how.make, "answers"):

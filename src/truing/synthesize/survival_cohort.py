@@ -173,7 +173,12 @@ def patients_of(
     return made
 
 
-@method(paper="oncoreason", within={"test": (1, None), "most": (1, None)}, makes="example")
+@method(
+    paper="oncoreason",
+    rows={"data": ()},  # of any kind: settings name its columns
+    within={"test": (1, None), "most": (1, None), "salt": "(-inf, inf)"},
+    makes="example",
+)
 def survival_cohort(
     data: Table,
     *,

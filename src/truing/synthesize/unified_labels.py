@@ -48,7 +48,12 @@ def _of_pair(row: Row, separator: str) -> list[Row]:
     return made
 
 
-@method(paper="mah-dpo", rows={"sources": ("steps", "pair")}, makes="steps")
+@method(
+    paper="mah-dpo",
+    rows={"sources": ("steps", "pair")},
+    within={"threshold": "(-inf, inf)"},  # on the scale of the labels
+    makes="steps",
+)
 def unified_labels(
     sources: dict[str, Table], *, threshold: float = 0.85, separator: str = "\n\n"
 ) -> Table:

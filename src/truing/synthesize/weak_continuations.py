@@ -30,9 +30,11 @@ def toxicities(guard: Model, rows: list[Row]) -> list[float]:
     """1 - P(good) of each row's completion; an InputError for a guard without a head."""
     if not has_head(guard):
         raise InputError(
-            "the guard has no score head", where=guard.name, seen="a language model",
+            "the guard has no score head",
+            where=guard.name,
+            seen="a language model",
             fix="Train one with guard",
-        )  # fmt: skip
+        )
     return [1 - p for p in probabilities(guard, rows, WHERE)]
 
 
@@ -41,11 +43,15 @@ def toxicities(guard: Model, rows: list[Row]) -> list[float]:
     needs=("generate",),
     rows={"data": ("prompt",)},
     within={
-        "n": (1, None), "threshold": (0.0, 1.0), "temperature": "(0, inf)", "top_p": "(0, 1]",
-        "top_k": (0, None), "max_tokens": (1, None),
+        "n": (1, None),
+        "threshold": (0.0, 1.0),
+        "temperature": "(0, inf)",
+        "top_p": "(0, 1]",
+        "top_k": (0, None),
+        "max_tokens": (1, None),
     },
     makes="example",
-)  # fmt: skip
+)
 def weak_continuations(
     model: Model,
     data: Table,
@@ -70,16 +76,25 @@ def weak_continuations(
     """
     prompts = [as_prompt(r) for r in data.expect("prompt", where=WHERE)]
     drawn = generate(
-        model, [r["prompt"] for r in prompts], n=n if guard is not None else 1,
-        temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens,
+        model,
+        [r["prompt"] for r in prompts],
+        n=n if guard is not None else 1,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_tokens=max_tokens,
         seed=current().stream("continuations") % 2**31,
-    )  # fmt: skip
+    )
     found: list[Row] = [
-        {"prompt": row["prompt"], "completion": c.text, "finished": c.finish == "stop",
-         "lineage": {"parents": [row["id"]], "generator": model.name}}
+        {
+            "prompt": row["prompt"],
+            "completion": c.text,
+            "finished": c.finish == "stop",
+            "lineage": {"parents": [row["id"]], "generator": model.name},
+        }
         for row, some in zip(prompts, drawn, strict=True)
         for c in some
-    ]  # fmt: skip
+    ]
     bad = [0.0] * len(found) if guard is None else toxicities(guard, found)
     made: list[Row] = []
     size = len(drawn[0]) if drawn else 1
@@ -92,7 +107,9 @@ def weak_continuations(
     current().metric(prompts=len(prompts), kept=len(made))
     if not made:
         raise InputError(
-            "setting 'threshold': every continuation is more toxic, or empty", where=WHERE,
-            seen=threshold, fix="Raise it, or draw more (n)",
-        )  # fmt: skip
+            "setting 'threshold': every continuation is more toxic, or empty",
+            where=WHERE,
+            seen=threshold,
+            fix="Raise it, or draw more (n)",
+        )
     return Table("example", made, where=f"weak continuations of {data.source}")

@@ -57,6 +57,7 @@ def true_rows(data: Table, rows: Sequence[int], share: float) -> set[int]:
 @method(
     paper="weak-to-strong",
     needs=("weights", "logprob"),
+    rows={"data": ()},  # of any kind: those without an answer are passed over
     within={"sure": (0.0, 1.0), "true_share": (0.0, 1.0)},  # before a model is fetched
     makes="judgement",
 )
@@ -81,9 +82,11 @@ def weak_labels(
     for one in supervisors:
         if not has_head(one):
             raise InputError(
-                "the supervisor has no score head", where=WHERE, seen=one.name,
+                "the supervisor has no score head",
+                where=WHERE,
+                seen=one.name,
                 fix="Train one with guard",
-            )  # fmt: skip
+            )
         check_logits(one, WHERE)
     data = read_answers(data, WHERE)
     at = [i for i, r in enumerate(data) if "completion" in r]
@@ -106,12 +109,21 @@ def weak_labels(
         lineage = {"judge": judge, "parents": [row["id"]]}
         # The student must learn the label at the token that the supervisor read it at.
         ended = {"finished": row["finished"]} if "finished" in row else {}
-        made.append({"prompt": as_prompt(row)["prompt"], "completion": row["completion"],
-                     "score": label, **ended, "lineage": lineage})  # fmt: skip
+        made.append(
+            {
+                "prompt": as_prompt(row)["prompt"],
+                "completion": row["completion"],
+                "score": label,
+                **ended,
+                "lineage": lineage,
+            }
+        )
     if not made:
         raise InputError(
-            "setting 'sure': of no row is the supervisor that sure", where=WHERE, seen=sure,
+            "setting 'sure': of no row is the supervisor that sure",
+            where=WHERE,
+            seen=sure,
             fix=f"Set it lower: the surest label has {max(max(q, 1 - q) for q in found):.3f}",
-        )  # fmt: skip
+        )
     current().metric(rows=len(rows), labelled=len(made), true_labels=len(known))
     return Table("judgement", made, where=f"weak labels of {data.source}")

@@ -149,10 +149,13 @@ def _group_to_pair(row: Row) -> list[Row] | str:
     best, worst = scores.index(max(scores)), scores.index(min(scores))
     return [
         _changed(
-            row, chosen=texts[best], rejected=texts[worst],
-            chosen_finished=ends[best], rejected_finished=ends[worst],
+            row,
+            chosen=texts[best],
+            rejected=texts[worst],
+            chosen_finished=ends[best],
+            rejected_finished=ends[worst],
         )
-    ]  # fmt: skip
+    ]
 
 
 def _group_to_example(row: Row) -> list[Row] | str:

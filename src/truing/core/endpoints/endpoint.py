@@ -44,7 +44,7 @@ from truing.core.endpoints.reply import (
     retry_after,
     unsupported,
     usage_of,
-)  # fmt: skip
+)
 from truing.errors import InputError, Stopped
 
 T = TypeVar("T")

@@ -126,9 +126,13 @@ class Writer:
         if open_:
             least = max(0, min(tokens, self.sampling.min_tokens - len(paths[open_[0]].ids)))
             short = replace(
-                self.sampling, n=1, greedy=True, max_tokens=tokens, min_tokens=least,
+                self.sampling,
+                n=1,
+                greedy=True,
+                max_tokens=tokens,
+                min_tokens=least,
                 stop_ids=tuple(self.ends),
-            )  # fmt: skip
+            )
             begun = [paths[i].ids for i in open_]
             drawn = self.base([prompts[i] for i in open_], short, begun=begun)
             more = {i: items[0] for i, items in zip(open_, drawn, strict=True)}

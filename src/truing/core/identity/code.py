@@ -29,9 +29,13 @@ Follows = Callable[[str, frozenset[str]], frozenset[str]]
 # Modules that refuse, name, show and tell, and say what the machine has: no result depends on them,
 # but most of truing lies behind.
 OUTSIDE = (
-    "truing.core.trainer.preflight.", "truing.doctor.", "truing.keys.", "truing.pipeline.",
-    "truing.report.", "truing.watchers.",
-)  # fmt: skip
+    "truing.core.trainer.preflight.",
+    "truing.doctor.",
+    "truing.keys.",
+    "truing.pipeline.",
+    "truing.report.",
+    "truing.watchers.",
+)
 INSTALLED = {"site-packages", "dist-packages"}  # folders of what pip installs
 
 

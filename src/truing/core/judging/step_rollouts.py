@@ -148,13 +148,18 @@ def answered(
 ) -> list[list[Trajectory]]:
     """n answers to the prompt of each row, which come with their places."""
     drawn = generate(
-        model, [r["prompt"] for r, _ in rows], n=n, max_tokens=how.max_tokens,
-        temperature=how.temperature, seed=how.seed,
-    )  # fmt: skip
+        model,
+        [r["prompt"] for r, _ in rows],
+        n=n,
+        max_tokens=how.max_tokens,
+        temperature=how.temperature,
+        seed=how.seed,
+    )
     made: list[list[Trajectory]] = []
     for (row, place), items in zip(rows, drawn, strict=True):
-        each = [(row | {"finished": c.finish == "stop"}, steps_of(c.text, separator))
-                for c in items]  # fmt: skip
+        each = [
+            (row | {"finished": c.finish == "stop"}, steps_of(c.text, separator)) for c in items
+        ]
         made.append([_as_steps(one, steps, separator, place) for one, steps in each])
     return made
 
@@ -232,9 +237,11 @@ def continued(
     made: list[list[tuple[str, bool]]] = [[] for _ in places]
     for room, members in by_room.items():
         drawn = draw(
-            [asked[i] for i in members], replace(sampling, max_tokens=room),
-            begun=[begun[i] for i in members], first=[0] * len(members),
-        )  # fmt: skip
+            [asked[i] for i in members],
+            replace(sampling, max_tokens=room),
+            begun=[begun[i] for i in members],
+            first=[0] * len(members),
+        )
         for i, items in zip(members, drawn, strict=True):
             made[i] = [(c.text, c.finish == "stop") for c in items]
     return made
@@ -313,8 +320,13 @@ def outcomes(
 
     It stands for them where it ended, or was cut at the end of the context.
     """
-    places = [(p, k) for p in paths if rollouts for k in range(1, len(p.steps) + 1)
-              if k < len(p.steps) or not p.finished]  # fmt: skip
+    places = [
+        (p, k)
+        for p in paths
+        if rollouts
+        for k in range(1, len(p.steps) + 1)
+        if k < len(p.steps) or not p.finished
+    ]
     drawn = continued(model, places, rollouts, how) if places else []
     both = list(zip(places, drawn, strict=True))
     rows = [p.outcome_row(k, text, ended) for (p, k), items in both for text, ended in items]
@@ -327,8 +339,9 @@ def outcomes(
     alone = [p for p in paths if (id(p), len(p.steps)) not in found]
     own = iter(ending([p.outcome_row(len(p.steps), finished=p.finished) for p in alone]))
     ends: dict[int, Outcomes] = {id(p): [(len(p.steps), next(own))] for p in alone}
-    return [[found.get((id(p), k)) or ends[id(p)] for k in range(1, len(p.steps) + 1)]
-            for p in paths]  # fmt: skip
+    return [
+        [found.get((id(p), k)) or ends[id(p)] for k in range(1, len(p.steps) + 1)] for p in paths
+    ]
 
 
 def judged(judge: Model, paths: Sequence[Trajectory], criteria: str) -> list[list[float]]:

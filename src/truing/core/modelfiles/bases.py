@@ -24,14 +24,24 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
 GENERATION = "generation_config.json"
 WORDS = (
-    *TOKENIZER_FILES, *TEMPLATES, "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "merges.txt",
-)  # fmt: skip
+    *TOKENIZER_FILES,
+    *TEMPLATES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+)
 # What makes up a base; optimizer states, logs and the like belong to whoever put them there.
 BASE_FILES = (
-    *WORDS, "*.safetensors", "*.safetensors.index.json", "config.json", "builder.json",
-    GENERATION, "preprocessor_config.json", "processor_config.json",
-)  # fmt: skip
+    *WORDS,
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "builder.json",
+    GENERATION,
+    "preprocessor_config.json",
+    "processor_config.json",
+)
 ALL = frozenset({"generate", "logprob", "hidden", "weights"})
 
 

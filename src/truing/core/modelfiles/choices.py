@@ -108,11 +108,19 @@ def read(said: str) -> Choices:
         raise InputError(f"nothing is said of {empty!r}", where=said, fix=f"Leave out {empty}=")
     thinking = {"true": True, "false": False, None: None}.get(given.get("thinking"), "")
     if thinking == "":
-        raise InputError("'thinking' is true or false", where=said, seen=given["thinking"],
-                         fix="Write ?thinking=true behind the model's name")  # fmt: skip
+        raise InputError(
+            "'thinking' is true or false",
+            where=said,
+            seen=given["thinking"],
+            fix="Write ?thinking=true behind the model's name",
+        )
     if (bits := given.get("bits", "0")) not in ("0", "4"):
-        raise InputError("'bits' is 4", where=said, seen=bits,
-                         fix="Write ?bits=4, or nothing for the files' own weights")  # fmt: skip
+        raise InputError(
+            "'bits' is 4",
+            where=said,
+            seen=bits,
+            fix="Write ?bits=4, or nothing for the files' own weights",
+        )
     told = cast("bool | None", thinking)
     return Choices(given.get("template", ""), given.get("end", ""), told, int(bits))
 

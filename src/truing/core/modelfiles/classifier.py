@@ -86,9 +86,10 @@ def describe(model: Model, folder: Path) -> None:
     tokenizer = load_tokenizer(model)
     text = str(tokenizer.chat_template or "")
     free = {  # neither an answer nor a turn contains it
-        i: str(t) for i, t in tokenizer.added_tokens_decoder.items()
+        i: str(t)
+        for i, t in tokenizer.added_tokens_decoder.items()
         if t.special and str(t) not in text and i != tokenizer.eos_token_id
-    }  # fmt: skip
+    }
     pad = config.get("pad_token_id")
     pad = pad if pad in free else next(iter(free), None)
     config |= {

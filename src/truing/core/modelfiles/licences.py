@@ -10,15 +10,21 @@ from collections.abc import Iterable
 _GROUPS: tuple[tuple[str, str], ...] = (
     ("non-commercial", r"nc|non-?commercial|research-(only|use)"),
     ("no derivatives", r"nd|no-?deriv\w*"),
-    ("restricted use", r"gemma|llama-?[\d.]*-(community-)?licen\w+|llama-?[\d.]*$|"
-                       r"\w*rail(-m)?|terms-of-use"),
-    ("unknown", r"unknown|no-(explicit-)?licen[cs]e|states-no|none|not-stated|other|"
-                r"free-(for-)?research"),
+    (
+        "restricted use",
+        r"gemma|llama-?[\d.]*-(community-)?licen\w+|llama-?[\d.]*$|"
+        r"\w*rail(-m)?|terms-of-use",
+    ),
+    (
+        "unknown",
+        r"unknown|no-(explicit-)?licen[cs]e|states-no|none|not-stated|other|"
+        r"free-(for-)?research",
+    ),
     ("share alike", r"sa|[al]?gpl|sharing|odbl|mpl"),
     ("attribution", r"cc-by|odc-by"),
     ("permissive", r"mit|apache|bsd|isc|permissive"),
     ("free", r"cc0|public-domain|unlicense|pddl"),
-)  # fmt: skip
+)
 _ORDER = [name for name, _ in _GROUPS]
 
 

@@ -99,9 +99,13 @@ def stock(
     try:
         with quiet():
             made: object = make.from_pretrained(
-                None, config=config, state_dict=state, dtype=number, output_loading_info=True,
+                None,
+                config=config,
+                state_dict=state,
+                dtype=number,
+                output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are told below, by name
-            )  # fmt: skip
+            )
     except ImportError as error:
         told = f"the architecture needs a package that is not installed: {said(error)}"
         raise InputError(told, where=where, seen=make.__name__, fix="Install it") from error

@@ -219,9 +219,14 @@ def by_kernel(
         key_1GTD, value_1GTD = (x.repeat_interleave(shared, 1) for x in (key_1GTD, value_1GTD))
         groups = heads
     return F.scaled_dot_product_attention(
-        query_1HND, key_1GTD, value_1GTD, mask, is_causal=mask is None, scale=scale,
+        query_1HND,
+        key_1GTD,
+        value_1GTD,
+        mask,
+        is_causal=mask is None,
+        scale=scale,
         enable_gqa=heads != groups,
-    )  # fmt: skip
+    )
 
 
 def _interface(

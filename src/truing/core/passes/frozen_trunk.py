@@ -158,9 +158,11 @@ class FrozenTrunk:
             stopped_after(self.blocks[self.depth - 1]) as seen,
         ):
             backbone(
-                input_ids=packed.ids_N[None], position_ids=packed.positions_N[None],
-                use_cache=False, tree=layout,
-            )  # fmt: skip
+                input_ids=packed.ids_N[None],
+                position_ids=packed.positions_N[None],
+                use_cache=False,
+                tree=layout,
+            )
         if not isinstance(seen[0], Tensor):
             raise InputError(
                 "the architecture's blocks give more than states",
@@ -242,9 +244,11 @@ class FrozenTrunk:
             kept += len(packed)
             current().progress(i, len(runs), "states of the frozen trunk")
         current().metric(
-            frozen_blocks=self.depth, rows_kept=kept, rows_not_kept=len(wanted) - kept,
+            frozen_blocks=self.depth,
+            rows_kept=kept,
+            rows_not_kept=len(wanted) - kept,
             trunk_bytes=sum(len(p.ids_N) for p in self._packs.values()) * each,
-        )  # fmt: skip
+        )
 
 
 def _passed(hidden_states: Tensor, *_: object, **__: object) -> Tensor:

@@ -167,11 +167,16 @@ class Line:
     def answer(self, weight: float) -> Answer:
         """The finished row; what was paid is weighed as the reward's term is."""
         return Answer(
-            tuple(self.ids), tuple(self.logprobs), self.text, not self.cut,
-            loss=tuple(self.loss), turns=len(self.rewards),
+            tuple(self.ids),
+            tuple(self.logprobs),
+            self.text,
+            not self.cut,
+            loss=tuple(self.loss),
+            turns=len(self.rewards),
             paid=tuple(weight * p for p in self.paid),
-            more={"prompt": self.prompt, GIVEN: self.rewards}, limit=self.cut,
-        )  # fmt: skip
+            more={"prompt": self.prompt, GIVEN: self.rewards},
+            limit=self.cut,
+        )
 
 
 class Stage:

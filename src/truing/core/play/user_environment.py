@@ -5,6 +5,7 @@ Those of the package are asked as they are, which costs nothing.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 
@@ -99,3 +100,15 @@ def _shown(make: Make, what: str, found: object, where: str) -> Observation:
             f"{name_of(make)}: {what} must give an Observation", where=where, seen=found, fix=SHOW
         )
     return found
+
+
+def plain(value: object, what: str) -> Json:
+    """`value` as JSON would give it back, so that resumed and uninterrupted runs hold the same."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{what} must be plain data: {error}",
+            where="rollout",
+            fix="Give numbers, texts, lists and dicts with texts as keys",
+        ) from None

@@ -231,10 +231,12 @@ class Collector:
                 block: Sequence[tuple[int, ...]] = block[here], first: Sequence[int] = first[here]
             ) -> Json:
                 own: list[Json] = [
-                    [[list(c.ids), list(c.logprobs), c.text.strip(), c.finish == "stop"]
-                     for c in items]
+                    [
+                        [list(c.ids), list(c.logprobs), c.text.strip(), c.finish == "stop"]
+                        for c in items
+                    ]
                     for items in (draw(block, sampling, first) if block else [])
-                ]  # fmt: skip
+                ]
                 return distributed.gathered(own)
 
             found = kept(journal, f"{name}/{start}", answers)

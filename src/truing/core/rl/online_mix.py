@@ -195,9 +195,13 @@ class Added:
             value = part.loss if part.value is None else part.value
             seen = {**part.metrics, "mix_loss": (value.detach(), float(part.weight))}
             yield replace(
-                part, loss=part.loss * scale, weight=0.0, value=value * scale, metrics=seen,
+                part,
+                loss=part.loss * scale,
+                weight=0.0,
+                value=value * scale,
+                metrics=seen,
                 per_row=None,
-            )  # fmt: skip
+            )
 
     def after_step(self, step: int) -> None:
         """Take on the losses' state."""

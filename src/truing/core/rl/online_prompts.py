@@ -93,9 +93,14 @@ class Source:
         settings, start = self.settings, self.start
         rows, said = as_kind(table, self.spec.rows, where)
         found, notes = read_prompts(
-            rows, start.loaded.tokenizer, start.limit, settings.max_tokens, self.given, where,
+            rows,
+            start.loaded.tokenizer,
+            start.limit,
+            settings.max_tokens,
+            self.given,
+            where,
             self.pool,
-        )  # fmt: skip
+        )
         begun = [one.ids for one in found]
         largest = max(len(one.ids) + len(one.given) for one in found)
         largest += answers * settings.max_tokens
@@ -130,10 +135,13 @@ def check(
         trees += added.trees
         largest, notes = max(largest, *(t.size for t in added.trees)), {**notes, **added.notes}
     start.check(
-        trees, largest, notes, beside=beside,
+        trees,
+        largest,
+        notes,
+        beside=beside,
         held=held.trees(tokenizer) if held is not None else (),
         held_largest=held.largest if held is not None else 0,
-    )  # fmt: skip
+    )
     twice = held.among(prompts) if held is not None else 0
     if held is not None and twice and distributed.leads():
         text = f"{start.where} {HELD}: warning: {twice} of {len(held.asked)} rows are trained on"

@@ -14,6 +14,7 @@ Shapes: U groups, K answers of a group, T tokens of an answer.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -177,10 +178,8 @@ class OnlineTask:
         """`valued` at the temperature of drawing; the "logp" of given answers is at 1."""
         heat, mixed = self.temperature, bool(self.spec.joins(self.values))
         given_UK = undrawn(groups, packed) if mixed and heat != 1 else None
-        found = valued(
-            module, packed, needs, critic,
-            grad=grad, extras=extras, temperature=heat, given_UK=given_UK,
-        )  # fmt: skip
+        asked = functools.partial(valued, module, packed, needs, critic, grad=grad, extras=extras)
+        found = asked(temperature=heat, given_UK=given_UK)
         return {n: v for n, v in found.items() if n != "mask"}
 
     def seen(self, groups: Sequence[Group]) -> Measurements:

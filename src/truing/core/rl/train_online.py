@@ -276,16 +276,31 @@ def _task(
     draws = draws_of(spec, Players(policy, lora, other, trunk), told)
     reward, pool = (by, None) if isinstance(by, Reward) else (None, by)
     collector = Collector(
-        prompts, draws, reward, pool, loaded.tokenizer, folder, context, world, start.limit,
+        prompts,
+        draws,
+        reward,
+        pool,
+        loaded.tokenizer,
+        folder,
+        context,
+        world,
+        start.limit,
         greedy=spec.opponent == GREEDY,
         needed=partial(_needed, checkpoints_of(start.run), settings.updates),
-    )  # fmt: skip
+    )
     return OnlineTask(
-        spec, told, settings, collector, loaded.module, lora=lora,
+        spec,
+        told,
+        settings,
+        collector,
+        loaded.module,
+        lora=lora,
         other=other.module if other is not None else None,
-        critic=critic, compare=spec.compares(told) or settings.watch, budget=start.budget,
+        critic=critic,
+        compare=spec.compares(told) or settings.watch,
+        budget=start.budget,
         added=added,
-    )  # fmt: skip
+    )
 
 
 def _result(run: Run, task: OnlineTask, model: Model, data: Table, folder: Path) -> Model:
@@ -329,9 +344,18 @@ def train_online(
     beside, own_rows = (given.mix_data, False) if given.mix_data is not None else (data, True)
     check_mix(spec.name, {**vars(settings), "mix": mix}, beside, given=not own_rows)
     key = content_hash(
-        [spec.name, told, vars(settings), mix, model.weights_key, data.key, current().seed,
-         given.keys], 8
-    )  # fmt: skip
+        [
+            spec.name,
+            told,
+            vars(settings),
+            mix,
+            model.weights_key,
+            data.key,
+            current().seed,
+            given.keys,
+        ],
+        8,
+    )
     if given.held_out is not None:
         key = content_hash([key, given.held_out.key, vars(watch)], 8)
     pool = pool_of(spec, told)

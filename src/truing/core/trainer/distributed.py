@@ -99,9 +99,12 @@ def begin() -> tuple[Processes, dist.Store]:
         found = dist.PrefixStore("truing", found)
         found = dist.PrefixStore(meet(found, rank, size), found)
         dist.init_process_group(
-            backend, store=dist.PrefixStore("group", found), rank=rank, world_size=size,
+            backend,
+            store=dist.PrefixStore("group", found),
+            rank=rank,
+            world_size=size,
             timeout=PATIENCE,
-        )  # fmt: skip
+        )
         _all, _store = Processes(rank, size), dist.PrefixStore("words", found)
         with joined():
             _check_home()

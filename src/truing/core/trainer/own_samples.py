@@ -79,8 +79,14 @@ def kept(loaded: Loaded, asked: Sequence[Asked], settings: SamplingSettings) -> 
         with distributed.alone():
             kept(loaded, mine, settings)
         distributed.barrier()
-    how = [loaded.model.weights_key, str(next(loaded.module.parameters()).dtype), loaded.device,
-           torch.get_num_threads(), made_by("truing.core.sampling"), asdict(settings)]  # fmt: skip
+    how = [
+        loaded.model.weights_key,
+        str(next(loaded.module.parameters()).dtype),
+        loaded.device,
+        torch.get_num_threads(),
+        made_by("truing.core.sampling"),
+        asdict(settings),
+    ]
     made: dict[int, Answers] = {}
     missing: list[tuple[int, Path]] = []
     for i, row in enumerate(asked):
@@ -150,9 +156,12 @@ class OwnSamples(Hook):
     def sampling(self, loaded: Loaded, seed: int) -> SamplingSettings:
         """How answers are drawn; they end where the template or the model ends them."""
         return SamplingSettings(
-            max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p,
-            seed=seed, stop_ids=ends_of(loaded.tokenizer, loaded.module),
-        )  # fmt: skip
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=seed,
+            stop_ids=ends_of(loaded.tokenizer, loaded.module),
+        )
 
     def asked(
         self, loaded: Loaded, unit: Unit, prompt: Prompt, step: int = 0

@@ -75,8 +75,9 @@ def rollouts_of(data: Table) -> list[list[int]]:
 
 
 def _unit(row: Row) -> Unit:
-    prompt, *answers = (tuple(cast("list[int]", row[f"{n}_ids"])) for n in
-                        ("prompt", "chosen", "rejected"))  # fmt: skip
+    prompt, *answers = (
+        tuple(cast("list[int]", row[f"{n}_ids"])) for n in ("prompt", "chosen", "rejected")
+    )
     return Unit(str(row["id"]), prompt, tuple(answers), {})
 
 
@@ -123,9 +124,19 @@ def train_replay(
     engine = {n: v for n, v in values.items() if n in known} | {"steps": len(steps)}
     settings = TextTraining(**engine)  # type: ignore[arg-type]
     key = content_hash(
-        [WHERE, spec.name, own, vars(settings), model.weights_key, data.key, list(map(list, steps)),
-         current().seed, identity(reference) if reference is not None else ""], 8
-    )  # fmt: skip
+        [
+            WHERE,
+            spec.name,
+            own,
+            vars(settings),
+            model.weights_key,
+            data.key,
+            list(map(list, steps)),
+            current().seed,
+            identity(reference) if reference is not None else "",
+        ],
+        8,
+    )
     watch = watch or Watch()
     if held_out is not None:
         key = content_hash([key, held_out.key, vars(watch)], 8)

@@ -80,12 +80,10 @@ class Asked:
         held_out: Table | None,
     ) -> str:
         """Hash of whatever the result depends on."""
-        parts: list[object] = [
-            self.spec.name, self.own, self.mix, self.hook.settings(), vars(self.settings),
-            model.weights_key, data.key, current().seed,
-            identity(reference) if reference is not None else "",
-            {r: identity(t) for r, t in teachers.items()},
-        ]  # fmt: skip
+        parts: list[object] = [self.spec.name, self.own, self.mix, self.hook.settings()]
+        parts += [vars(self.settings), model.weights_key, data.key, current().seed]
+        parts += [identity(reference) if reference is not None else ""]
+        parts += [{r: identity(t) for r, t in teachers.items()}]
         key = content_hash(parts, 8)
         return key if held_out is None else content_hash([key, held_out.key, vars(self.watch)], 8)
 
@@ -262,8 +260,7 @@ def task_of(
     task = kind(spec, own, hook, units, loaded.module, reference, budget=start.budget, head=head)
     if spec.heads:
         check_left(spec, own, task.groups())
-    if steps is None:
-        steps = _steps(settings, len(units), task.groups())
+    steps = _steps(settings, len(units), task.groups()) if steps is None else steps
     task.steps = steps
     # Before adapters are attached the module itself is the model as it was.
     frozen = (loaded if sight is None else sight.frozen).module
@@ -311,9 +308,8 @@ def made_by(task: TextTask, model: Model, data: Table, folder: Path) -> Model:
         if task.vocab_heads is not None:
             made = task.vocab_heads.added_to(made, folder.with_name(f"{folder.name}-heads"))
         if task.head is not None:
-            made = task.head.added_to(
-                made, folder.with_name(f"{folder.name}-head"), _sort(task.spec)
-            )
+            at = folder.with_name(f"{folder.name}-head")
+            made = task.head.added_to(made, at, _sort(task.spec))
     return made
 
 
@@ -387,11 +383,16 @@ def train_model(
     if held_out is not None:
         check_heads(spec, asked.own, held_out, f"{spec.name} {INPUT}", every=False)
     key = asked.key(model, data, reference, teachers or {}, held_out)
-    apart = not (spec.compares_vocabulary or hook.moves_reference)
     start = begin(
-        model, settings, spec.name,
-        key=key, reference=reference, readers=teachers, apart=apart, full=True,
-    )  # fmt: skip
+        model,
+        settings,
+        spec.name,
+        key=key,
+        reference=reference,
+        readers=teachers,
+        apart=not (spec.compares_vocabulary or hook.moves_reference),
+        full=True,
+    )
     taught = find_teachers(spec, start.loaded, teachers or {}, asked.own, start.dtype)
     read = _read(asked, start, data, held_out)
     if taught is not None:

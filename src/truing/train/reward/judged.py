@@ -170,8 +170,9 @@ def judged(
 def verdicts(made: Comparison) -> list[float]:
     """R of each pair: the mean over both orders of 1, 0 and -1; 0 where none could be read."""
     orders = zip(made.shown_first, made.shown_second, strict=True)
-    return [fmean(2 * d - 1 if (d := decision(c)) is not None else 0.0 for c in both)
-            for both in orders]  # fmt: skip
+    return [
+        fmean(2 * d - 1 if (d := decision(c)) is not None else 0.0 for c in both) for both in orders
+    ]
 
 
 def _check_against(settings: Mapping[str, object]) -> None:

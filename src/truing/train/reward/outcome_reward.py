@@ -90,9 +90,13 @@ def outcome_reward(m: Measurements) -> Loss:
 
 
 @objective(
-    paper="easy-to-hard", unit="token", needs=("scores",), rows="steps", columns={"labels": None},
+    paper="easy-to-hard",
+    unit="token",
+    needs=("scores",),
+    rows="steps",
+    columns={"labels": None},
     hook="every_token",
-)  # fmt: skip
+)
 def outcome_process_reward(m: Measurements) -> Loss:
     """Train a reward model on labels of steps and of whole solutions, at every token of a step."""
     score_UT, mask_UT, y_UT = m["scores"][:, 0], m.mask_UKT[:, 0], m["labels"]

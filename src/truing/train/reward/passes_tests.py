@@ -227,7 +227,9 @@ def passes_tests(
     found = _all_passed(jobs, seconds, memory_mb)
     shares = [found[job].right / len(job.tests) for job in jobs]
     current().metric(
-        programs=len(jobs), without_program=sum(not j.program for j in jobs),
-        timed_out=sum(found[j].late for j in jobs), output_cut=sum(found[j].cut for j in jobs),
-    )  # fmt: skip
+        programs=len(jobs),
+        without_program=sum(not j.program for j in jobs),
+        timed_out=sum(found[j].late for j in jobs),
+        output_cut=sum(found[j].cut for j in jobs),
+    )
     return shares if score == "share" else [float(s == 1) for s in shares]

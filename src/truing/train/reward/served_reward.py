@@ -55,15 +55,18 @@ def address(url: str, form: Form) -> tuple[str, str, str, str]:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(
-            "not an address", where=f"{WHERE} setting 'url'", seen=without_login(url),
+            "not an address",
+            where=f"{WHERE} setting 'url'",
+            seen=without_login(url),
             fix="Write http://host:port/classify#model",
-        )  # fmt: skip
+        )
     if without_login(url) != url:
         raise InputError(
             "settings are recorded, so an address may hold no name and password",
-            where=f"{WHERE} setting 'url'", seen=without_login(url),
+            where=f"{WHERE} setting 'url'",
+            seen=without_login(url),
             fix="Put the server's key into TRUING_API_KEY",
-        )  # fmt: skip
+        )
     path = parts.path + (f"?{parts.query}" if parts.query else "")
     last = parts.path.rstrip("/").rpartition("/")[2]
     own = form or (last if last in ("classify", "pooling", "score") else "plain")

@@ -108,10 +108,14 @@ def task_of(
     needs=("weights", "logprob"),
     rows={"data": ("steps",), "held_out": ("steps",)},
     within={
-        "epochs": "(0, inf)", "lr": "[0, inf)", "batch": (1, None), "max_length": (8, None),
-        "eval_every": (0, None), "patience": (0, None),
+        "epochs": "(0, inf)",
+        "lr": "[0, inf)",
+        "batch": (1, None),
+        "max_length": (8, None),
+        "eval_every": (0, None),
+        "patience": (0, None),
     },
-)  # fmt: skip
+)
 def step_value(
     model: Model,
     data: Table,

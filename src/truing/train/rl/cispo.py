@@ -15,6 +15,9 @@ that shrinks smoothly with the distance, in both directions. vespo weighs the to
 the ratio of the whole: phi is 1 at ratio 1, greatest at w = k / lam, and falls to 0 either way. At
 ratio 1 the gradient of all three is REINFORCE's.
 
+"All tokens", where cispo and vespo take the mean, are those of one update: with one minibatch a
+rollout, the default, those of the whole generation batch, by which the usual form divides.
+
 Shapes: U groups, K answers, T tokens.
 """
 

@@ -16,9 +16,10 @@ the ratio is differentiated too, so that even at ratio 1 its gradient is the KL'
 not. In the reward it is k3.
 
 grpo's `aggregate` replaces its average: bnpo is the mean over all tokens, luspo the mean over
-answers of their sums. TRL takes bnpo's mean in the micro-batch; here it is that of the whole
-update, since results do not depend on how an update is split to fit memory. With one minibatch a
-rollout it is dapo's. luspo is dr_grpo's average times `max_tokens`.
+answers of their sums. Usually bnpo's mean is that of a micro-batch and dapo's that of the whole
+generation batch; here both are that of the whole update, since results do not depend on how an
+update is split to fit memory. With one minibatch a rollout, the default, an update is the whole
+generation batch. luspo is dr_grpo's average times `max_tokens`.
 
 grpo's `opsm` masks off-policy sequences: an answer of negative advantage whose mean log pi_old / pi
 is above it has no surrogate, yet stays in every denominator and keeps its KL. No threshold is

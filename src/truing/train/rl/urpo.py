@@ -15,7 +15,8 @@ grading cannot be read, or does not fit, is asked once more, then left out and c
 of a single candidate or of equal scores, which no order can be learnt from. Differences, the
 paper's code not being public: candidates are shuffled once for each visit to a row, not for each
 answer, so that a group shares its prompt; the score is read from text alone; a chunk of one answer
-joins the one before it. Weights and mix are ours.
+joins the one before it, and no answers are graded in two chunks to make their scales comparable;
+the warm-up does not end by itself. Weights and mix are ours.
 
 Shapes: U groups, K answers.
 """
@@ -46,7 +47,7 @@ from truing.core.online import (
     online,
     watched,
     weighed,
-)  # fmt: skip
+)
 from truing.core.rl.advantages import group_advantage
 from truing.core.rl.collect import Pool, Say
 from truing.errors import InputError

@@ -53,9 +53,12 @@ def hard_labels(p_U: Tensor, q_U: Tensor) -> Tensor:
 
 
 @objective(
-    paper="weak-to-strong", unit="token", needs=("scores",), rows="judgement",
+    paper="weak-to-strong",
+    unit="token",
+    needs=("scores",),
+    rows="judgement",
     columns={"score": None},
-)  # fmt: skip
+)
 def weak_to_strong(m: Measurements) -> Loss:
     """Train a strong classifier on a weak supervisor's labels, as they are."""
     q_U = weak_labels_of(m)
@@ -63,9 +66,12 @@ def weak_to_strong(m: Measurements) -> Loss:
 
 
 @objective(
-    paper="weak-to-strong", unit="batch", needs=("scores",), rows="judgement",
+    paper="weak-to-strong",
+    unit="batch",
+    needs=("scores",),
+    rows="judgement",
     columns={"score": None},
-)  # fmt: skip
+)
 def weak_to_strong_confidence(
     m: Measurements,
     state: State | None = None,
@@ -94,9 +100,12 @@ def weak_to_strong_confidence(
 
 
 @objective(
-    paper="weak-to-strong", unit="token", needs=("scores",), rows="judgement",
+    paper="weak-to-strong",
+    unit="token",
+    needs=("scores",),
+    rows="judgement",
     columns={"score": None},
-)  # fmt: skip
+)
 def weak_to_strong_product(
     m: Measurements, *, weak_power: float = 1.0, student_power: float = 0.5
 ) -> Loss:
