@@ -7,8 +7,8 @@ the passages say and what the model knows and conclude (memory, unless the corre
 among the passages or the town is not known), and DPO of these against answers that follow the
 poison, or stubbornly ignore an update. Passages about 70 towns and 20 unknown ones train it, and
 questions about the 70 without passages, which keep what it knows; it is tested on the 30 other
-towns and the 12 other unknown ones. A second model gets as many rows, updates and the same rates,
-but no updates and no unknown towns among them: defence alone.
+towns and the 12 other unknown ones. A second model gets the same rows at the same rates, but for
+those of updates and of unknown towns, whose places further rows of defence take: defence alone.
 
 Effect: fall of the share of answers with the poisoned claim, mean over one and two poisoned
 passages of three. The claim asks for 0.2; before, for 0.95 of the facts known and for 0.7 attacked
@@ -20,6 +20,7 @@ The choice of strategies by a judge is a part of the paper that this leaves out.
 from __future__ import annotations
 
 import random
+from itertools import cycle
 from statistics import mean
 from typing import NamedTuple
 
@@ -214,11 +215,17 @@ class World:
             return poisoned(self.source, item, k or self.source.randrange(1, 4))
         return poisoned(self.source, item, 0)
 
-    def data(self, situations: tuple[str, ...]) -> Table:
-        """Pairs to align with."""
+    def data(self) -> tuple[Table, Table]:
+        """Pairs to align with, and those of defence alone: the same where they are no edits."""
         own = self.known[:TRAINED], self.unknown[:UNKNOWN_TRAINED]
-        made = [self.row(situations[i % len(situations)], *own) for i in range(ROWS)]
-        return Table("pair", made)
+        asked = [situation for _, situation in zip(range(ROWS), cycle(SITUATIONS))]
+        made = [self.row(situation, *own) for situation in asked]
+        instead = cycle(DEFENCE)
+        defence = [
+            row if situation in DEFENCE else self.row(next(instead), *own)
+            for situation, row in zip(asked, made)
+        ]
+        return Table("pair", made), Table("pair", defence)
 
     def tests(self) -> dict[str, list[Row]]:
         """Held-out rows by situation."""
@@ -230,9 +237,8 @@ class World:
         made["unknown"] = [self.row("unknown", *own) for _ in range(60)]
         return made
 
-    def aligned(self, situations: tuple[str, ...]) -> tuple[Model, Model]:
+    def aligned(self, data: Table) -> tuple[Model, Model]:
         """The model after fine-tuning, and after DPO."""
-        data = self.data(situations)
         weighs = call("train/sft", self.base, data, seed=self.seed, **SFT)
         return weighs, call("train/dpo", weighs, data, seed=self.seed, **DPO)
 
@@ -251,8 +257,9 @@ def shares(model: Model, tests: dict[str, list[Row]], seed: int) -> dict[str, di
 def one(seed: int) -> dict[str, dict[str, dict[str, float]]]:
     world = World(seed)
     tests = world.tests()
-    weighs, full = world.aligned(SITUATIONS)
-    _, defence = world.aligned(DEFENCE)
+    pairs, defence_pairs = world.data()
+    weighs, full = world.aligned(pairs)
+    _, defence = world.aligned(defence_pairs)
     arms = {"before": world.base, "after sft": weighs, "after": full, "defence alone": defence}
     found = {name: shares(model, tests, seed) for name, model in arms.items()}
     found["before"]["all facts"] = shares(world.base, {"": world.facts}, seed)[""]

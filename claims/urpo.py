@@ -8,7 +8,9 @@ make more of what is there. URPO trains it on 128 sums and 128 pairs of candidat
 is whether they say thanks (a warm-up of 250 rollouts), then on these and 128 open requests
 without any score (60 rollouts): six rows of each sort a rollout on average, eight answers to each.
 Beside it the same sums and requests without the pairs: the model grades itself too, but nothing
-teaches it to. That referee is untaught, not frozen; there is one set of weights.
+teaches it to. That referee is untaught. One that is frozen, the base as it was at the start, has no
+run here: greedily, as the reward `referee` asks it, a base on seed 3 gave grades that could be read
+to 8 of 48 answers.
 
 The effect is the rise of the share of thankful answers to 40 requests that were not trained on. The
 claim asks for 0.10; for 0.65 of 200 other pairs in the right order, by grades drawn as those of the
@@ -41,7 +43,7 @@ MINUTES = 10
 NEEDS_GPU = False
 SEEDS = (3, 4, 5)
 SUMS, SETS, OPEN, PAIRS = 128, 128, 128, 200  # in the three pools, and pairs held out
-WARM, ROLLOUTS, BATCH, LR, BETA = 250, 60, 18, 3e-4, 0.05
+WARM, ROLLOUTS, BATCH, LR, BETA, TOKENS = 250, 60, 18, 3e-4, 0.05, 16
 TAUGHT = 1200  # examples of grades, and as many of saying which candidate it is
 THANKFUL, WRONG, IN_ORDER = 0.3, 0.1, 0.6
 CRITERIA = "it says thanks"
@@ -90,8 +92,9 @@ class World:
         texts = [str(r[n]) for r in rows for n in ("prompt", "completion")]
         words = vocabulary([*texts, *LOOKS, *map(str, range(19))])
         self.base = taught(blank(words, seed), rows, seed, epochs=4)
-        self.sums = [added(self.source) for _ in range(100)]
+        self.other_sums = [added(self.source) for _ in range(100)]
         self.pairs = [candidates(self.source, self.source.choice(self.other)) for _ in range(PAIRS)]
+        self.sums, self.sets, self.open = self.pools()
 
     def lessons(self, asked: list[tuple[str, str]]) -> list[Row]:
         """What the base is taught."""
@@ -110,34 +113,48 @@ class World:
             rows.append((shown, f"number {gold.index(1.0) + 1}"))
         return [{"prompt": p, "completion": c} for p, c in rows]
 
-    def pools(self, *, referee: bool) -> tuple[list[Row], list[Row]]:
-        """Sums and, if the referee is to learn, pairs; and open requests."""
-        closed: list[Row] = []
+    def pools(self) -> tuple[list[Row], list[Row], list[Row]]:
+        """Sums, pairs with gold scores, and open requests; all runs have the same."""
+        sums: list[Row] = []
         for _ in range(SUMS):
             prompt, total = added(self.source)
-            closed.append({"prompt": prompt, "answer": total})
-        for _ in range(SETS if referee else 0):
+            sums.append({"prompt": prompt, "answer": total})
+        sets: list[Row] = []
+        for _ in range(SETS):
             prompt, texts, gold = candidates(self.source, self.source.choice(self.known))
-            closed.append({"prompt": prompt, "completions": texts, "scores": gold})
-        return closed, [{"prompt": p} for p, _ in self.source.choices(self.known, k=OPEN)]
+            sets.append({"prompt": prompt, "completions": texts, "scores": gold})
+        return sums, sets, [{"prompt": p} for p, _ in self.source.choices(self.known, k=OPEN)]
 
-    def trained(self, *, referee: bool) -> Model:
-        """The base after the warm-up and the three pools together."""
-        closed, open_ = self.pools(referee=referee)
-        model = self.base
-        for rows, rollouts in ((closed, WARM), (closed + open_, ROLLOUTS)):
-            model = call(
-                "train/urpo", model, Table("prompt", rows), self.base, seed=self.seed, rank=0,
-                lr=LR, beta=BETA, answers=8, max_tokens=16, steps=rollouts, criteria=CRITERIA,
-                chunk=2, batch=round(BATCH * len(rows) / (SUMS + SETS + OPEN)),
-            )  # fmt: skip
-        return model
+    def how(self, rows: list[Row], rollouts: int) -> dict[str, Any]:
+        """Settings of a run, which sees as many rows of each pool a rollout, on average, as any."""
+        return {
+            "seed": self.seed, "rank": 0, "lr": LR, "beta": BETA, "answers": 8, "steps": rollouts,
+            "batch": round(BATCH * len(rows) / (SUMS + SETS + OPEN)), "max_tokens": TOKENS,
+        }  # fmt: skip
+
+    def graded_by_itself(self, model: Model, rows: list[Row], rollouts: int) -> Model:
+        """After URPO: open requests among these rows are graded by the model as it is then."""
+        return call(
+            "train/urpo", model, Table("prompt", rows), self.base, criteria=CRITERIA, chunk=2,
+            **self.how(rows, rollouts),
+        )  # fmt: skip
+
+    def runs(self) -> dict[str, Model]:
+        """The base, and what each run makes of it."""
+        warm = self.graded_by_itself(self.base, self.sums + self.sets, WARM)
+        untaught = self.graded_by_itself(self.base, self.sums, WARM)
+        rows = self.sums + self.sets + self.open
+        return {
+            "base": self.base,
+            "urpo": self.graded_by_itself(warm, rows, ROLLOUTS),
+            "untaught referee": self.graded_by_itself(untaught, self.sums + self.open, ROLLOUTS),
+        }
 
     def measured(self, model: Model) -> dict[str, float]:
         """Shares of answers that are as they should be."""
-        how: dict[str, Any] = {"seed": self.seed, "max_tokens": 16}
+        how: dict[str, Any] = {"seed": self.seed, "max_tokens": TOKENS}
         open_ = drawn(model, [p for p, _ in self.other], n=8, **how)
-        sums = drawn(model, [p for p, _ in self.sums], greedy=True, **how)
+        sums = drawn(model, [p for p, _ in self.other_sums], greedy=True, **how)
         shown = [referee_prompt(p, texts, CRITERIA) for p, texts, _ in self.pairs]
         grades = drawn(model, shown, n=4, **how)
         which = drawn(model, [f"{WHICH} {s}" for s in shown], greedy=True, **how)
@@ -151,19 +168,15 @@ class World:
                 float(t.split()[-1:] == [str(g.index(1.0) + 1)]) for (t,), g in zip(which, golds)
             ),
             "sums": mean(
-                float(t.split()[-1:] == [str(total)]) for (t,), (_, total) in zip(sums, self.sums)
+                float(t.split()[-1:] == [str(total)])
+                for (t,), (_, total) in zip(sums, self.other_sums)
             ),
         }
 
 
 def one(seed: int) -> dict[str, dict[str, float]]:
     world = World(seed)
-    models = {
-        "base": world.base,
-        "urpo": world.trained(referee=True),
-        "untaught referee": world.trained(referee=False),
-    }
-    return {name: world.measured(model) for name, model in models.items()}
+    return {name: world.measured(model) for name, model in world.runs().items()}
 
 
 def run() -> Outcome:

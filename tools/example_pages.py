@@ -125,7 +125,7 @@ def _usual(method: Method, given: Input) -> object:
     """What stands for an input of which nothing else is said."""
     noun = given.noun.split("|")[0]
     if noun == "Table":
-        kinds = kinds_of(method).get(given.name, ("",))
+        kinds = kinds_of(method).get(given.name) or ("",)
         return ROWS.get(kinds[0], f"{given.name}.jsonl")
     if noun == "Principles":
         return RULES

@@ -10,12 +10,15 @@ import math
 import random
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from truing.context import Context, use
 from truing.core.chat import completion_ids, prompt_ids
+from truing.tables import Table
+from truing.train.reward.rules import format_penalty
 from truing.train.reward.survival_answer import answer_text, parse
 
 CLAIMS = Path(__file__).resolve().parents[2] / "claims"
@@ -85,12 +88,17 @@ def test_steps_are_labelled_by_the_right_solution(world) -> None:
     for level in (1, 3, 5):
         row = claim.problem(source, level)
         steps = claim.steps_of(row["completion"])
-        assert len(steps) == len(claim.LABELS) + 2
+        assert len(steps) == len(claim.LABELS) + 3
         assert claim.labels(row, steps) == [1.0] * len(steps)
-        assert sum(not step.count("+ 0") for step in steps[1:-1]) == level
-        assert steps[-1].split()[-1] == row["answer"]
+        assert sum(not step.count("+ 0") for step in steps[1:-2]) == level
+        assert steps[-2:] == ["# Answer", row["answer"]]
+        # The layout that the penalty of easy_to_hard_ppo asks for, but for the box.
+        assert format_penalty([row, row | {"completion": "7"}]) == [-0.75, -1.0]
         assert 0.0 in claim.labels(row, claim.spoilt(source, row))
-        assert claim.labels(row, [*steps, "p 1 + 1 = 2"])[-1] == 0
+        for wrong in ("p 1 + 1 = 2", row["answer"]):
+            assert claim.labels(row, [*steps, wrong])[-1] == 0
+        assert claim.labels(row, [*steps[:-2], steps[-1]])[-1] == 0
+        assert claim.labels(row, [*steps[:-1], str((int(steps[-1]) + 1) % 10)])[-1] == 0
         # A step is judged by the one before it: after one mistake the rest can be right.
         words = steps[2].split()
         words[-1] = str((int(words[-1]) + 1) % 10)
@@ -98,6 +106,30 @@ def test_steps_are_labelled_by_the_right_solution(world) -> None:
         assert claim.labels(row, [*steps[:2], *steps[3:]])[2] == 0
     assert claim.auroc([3.0, 2.0, 1.0], [1, 1, 0]) == 1
     assert claim.auroc([1.0, 1.0], [1, 0]) == 0.5 == claim.auroc([1.0], [1])
+
+
+def test_both_ways_to_reinforce_have_the_same_problems_and_updates(
+    world, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = world("easy_to_hard")
+    ran: dict[str, tuple[Table, dict[str, Any]]] = {}
+    monkeypatch.setattr(claim, "hold", lambda model: f"held {model}")
+
+    def call(name: str, model: str, table: Table, *others: str, **settings: object) -> str:
+        assert model == "generator" and others in ((), ("reward",))
+        ran[name] = table, settings
+        return name
+
+    monkeypatch.setattr(claim, "call", call)
+    made = claim.reinforced("generator", "reward", random.Random(0), 0)
+    assert made == {"PPO": "train/easy_to_hard_ppo", "GRPO": "train/grpo"}
+    (table, ppo), (same, grpo) = ran.values()
+    assert table is same and len(table) == claim.REINFORCED
+    assert all(row.get("answer") is None for row in table)  # nothing of a hard one is given away
+    assert ppo["steps"] - ppo["critic_rollouts"] == grpo["steps"] and ppo["minibatches"] == 1
+    for name in ("rank", "lr", "batch", "answers", "max_tokens", "seed"):
+        assert ppo[name] == grpo[name]
+    assert grpo["rewards"] == {"steps": {"use": "step_reward", "model": "held reward"}}
 
 
 def test_what_the_other_claims_count(world) -> None:
@@ -159,6 +191,49 @@ def test_poison_is_resisted_and_updates_are_taken(world) -> None:
     assert claim.memory(item)["prompt"] == "what grows in morholm"
     assert claim.verdict(new, "answer rye flax") == "attacked"
     assert claim.verdict(new, "the passages say rye . answer oats") == "neither"
+
+
+def test_defence_alone_has_the_rows_of_the_whole_but_for_the_edits(
+    world, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = world("dialectical_alignment")
+    monkeypatch.setattr(claim, "blank", lambda *_, **__: None)
+    monkeypatch.setattr(claim, "taught", lambda *_, **__: None)
+    whole, defence = (table.rows for table in claim.World(0).data())
+    edit = [claim.SITUATIONS[i % len(claim.SITUATIONS)] not in claim.DEFENCE for i in range(1760)]
+    assert len(whole) == len(defence) == len(edit) and sum(edit) == 480
+    assert [a == b for a, b in zip(whole, defence)] == [not e for e in edit]
+    assert all(claim.REGISTER not in r["prompt"] for r in defence)
+    assert all("i know nothing" not in r["chosen"] for r in defence)
+
+
+def test_all_runs_of_urpo_have_the_same_rows(world, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = world("urpo")
+    ran: list[tuple[str, list[str], dict[str, Any]]] = []
+    monkeypatch.setattr(claim, "blank", lambda *_, **__: "base")
+    monkeypatch.setattr(claim, "taught", lambda model, *_, **__: model)
+
+    def row_key(row: dict[str, Any]) -> str:
+        return repr([row.get(n) for n in ("prompt", "answer", "completions", "scores")])
+
+    def call(name: str, model: str, table: Table, reference: str, **settings: object) -> str:
+        assert reference == "base"
+        ran.append((model, [row_key(row) for row in table], settings))
+        return f"{model} {name} {settings['steps']}"
+
+    monkeypatch.setattr(claim, "call", call)
+    made = claim.World(3)
+    models = made.runs()
+    assert made.pools() != (made.sums, made.sets, made.open)  # drawn once, since draws differ
+    pools = [made.sums, made.sets, made.open]
+    assert [len(p) for p in pools] == [claim.SUMS, claim.SETS, claim.OPEN]
+    held = {"warm": pools[:2], "untaught": pools[:1], "urpo": pools,
+            "after": [pools[0], pools[2]]}  # fmt: skip
+    for (_, rows, how), some in zip(ran, held.values(), strict=True):
+        assert rows == [row_key(row) for pool in some for row in pool]
+        assert how["batch"] == 6 * len(some)
+    assert models["urpo"] == "base train/urpo 250 train/urpo 60"
+    assert models["untaught referee"] == models["urpo"]  # by its rows alone it differs
 
 
 def test_exact_texts_come_back_letter_for_letter(world, tmp_path: Path) -> None:
