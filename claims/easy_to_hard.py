@@ -227,18 +227,18 @@ def reinforced(
     """The generator after PPO as in the paper, and after as many updates of GRPO."""
     hard = [{"prompt": r["prompt"]} for r in problems(source, HARD, REINFORCED)]
     prompts = Table("prompt", hard)
-    how: dict[str, Any] = {
+    shared: dict[str, Any] = {
         "seed": seed, "rank": 0, "lr": 1e-4, "batch": 8, "answers": 8, "max_tokens": TOKENS
     }  # fmt: skip
     steps = {"use": "step_reward", "model": hold(reward)}
     return {
         "PPO": call(
             "train/easy_to_hard_ppo", generator, prompts, reward, steps=CRITIC + ROLLOUTS,
-            critic_rollouts=CRITIC, minibatches=1, **how,
+            critic_rollouts=CRITIC, minibatches=1, **shared,
         ),
         "GRPO": call(
             "train/grpo", generator, prompts, steps=ROLLOUTS, beta=0.05, rewards={"steps": steps},
-            **how,
+            **shared,
         ),
     }  # fmt: skip
 

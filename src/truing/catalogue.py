@@ -293,16 +293,18 @@ def check_used(settings: Mapping[str, object], *, stored: bool = False) -> None:
             raise InputError(text, where=error.where, seen=error.seen, fix=error.fix) from None
 
 
+def called(name: str) -> list[Entry]:
+    """The methods that `verb/name` or a bare name may mean; hyphens count as underscores."""
+    known, wanted = methods(), name.strip().replace("-", "_")
+    return [known[wanted]] if wanted in known else [e for e in known.values() if e.name == wanted]
+
+
 def find(name: str, *, where: str = "") -> Entry:
     """The method called `verb/name`, or by its bare name where that is unique.
 
     Hyphens count as underscores.
     """
-    known = methods()
-    wanted = name.strip().replace("-", "_")
-    if wanted in known:
-        return known[wanted]
-    matches = [e for e in known.values() if e.name == wanted]
+    known, matches = methods(), called(name)
     if len(matches) == 1:
         return matches[0]
     if matches:
@@ -311,6 +313,7 @@ def find(name: str, *, where: str = "") -> Entry:
             where=where,
             fix="Write one of: " + ", ".join(e.id for e in matches),
         )
+    wanted = name.strip().replace("-", "_")
     for entry in (d.entry for d in everything()):
         if entry.kind == "method" and not entry.verb and entry.name == wanted.rpartition("/")[2]:
             raise InputError(

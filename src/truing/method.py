@@ -387,10 +387,7 @@ class Methods(Mapping[str, Method]):
         return f"<{len(self)} methods: {', '.join(f'{n} of {verb}' for verb, n in verbs.items())}>"
 
     def __contains__(self, name: object) -> bool:
-        try:
-            return isinstance(name, str) and bool(catalogue.find(name))
-        except InputError:
-            return False
+        return isinstance(name, str) and len(catalogue.called(name)) == 1
 
 
 methods = Methods()

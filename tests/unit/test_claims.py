@@ -154,7 +154,7 @@ def test_command_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert line["seen"] is False and line["interval"] == [0.0, 0.0]
     assert set(line) == {"claim", "seen", "effect", "interval", "seconds"}
     assert "not met: effect at least 0.5; interval above 0\n" in told.err
-    write(place, "[1.9, 2.0, 2.1]")
+    write(place, "[1.90, 2.00, 2.10]")  # bytecode is known by second and size
     assert cli.main(["claim", "some-claim", "--json"]) == 0
     assert "not met" not in capsys.readouterr().err
     assert cli.main(["claim", "som-claim"]) == 2
