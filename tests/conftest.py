@@ -6,12 +6,13 @@ import gc
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 # Before any import of truing: no test may read or write the user's cache, or depend on a key, a
 # proxy, a limit or a folder that the environment names. What it named is kept for
@@ -25,6 +26,9 @@ if not os.environ.get("TRUING_TEST_GPU"):  # bits, types and kernels are those o
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest  # noqa: E402
+
+if TYPE_CHECKING:
+    from truing.models import Model
 
 sys.path.insert(0, str(Path(__file__).parent / "e2e"))  # of whose forked processes others make use
 
@@ -114,6 +118,20 @@ def shallow_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with quiet():
         module.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def stranger(shallow_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The model of `shallow_path` with two letters of its tokenizer exchanged."""
+    from truing.models import Model
+
+    folder = tmp_path_factory.mktemp("stranger") / "model"
+    shutil.copytree(shallow_path, folder)
+    data = json.loads((folder / "tokenizer.json").read_text())
+    vocab = data["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    return Model.open(folder)
 
 
 @pytest.fixture

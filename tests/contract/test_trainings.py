@@ -6,10 +6,8 @@ new role, kind or setting that is required fails here until it can be made up.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import shutil
 import sys
 import typing
 from collections.abc import Iterator
@@ -79,18 +77,6 @@ def ranked(_: int, body: dict[str, typing.Any]) -> Answer:
 @pytest.fixture(scope="module")
 def model(shallow_path: Path) -> Model:
     return Model.open(shallow_path)
-
-
-@pytest.fixture(scope="module")
-def stranger(shallow_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """The same model with two letters of its tokenizer exchanged."""
-    folder = tmp_path_factory.mktemp("stranger") / "model"
-    shutil.copytree(shallow_path, folder)
-    data = json.loads((folder / "tokenizer.json").read_text())
-    vocab = data["model"]["vocab"]
-    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
-    (folder / "tokenizer.json").write_text(json.dumps(data))
-    return Model.open(folder)
 
 
 def scoring(model: Model, folder: Path) -> Model:

@@ -8,6 +8,7 @@ from typing import cast
 import pytest
 import torch
 
+from truing.context import Context, use
 from truing.errors import InputError
 from truing.evaluate.router_report import router_report
 from truing.merge.mixture_of_experts import mixture_of_experts
@@ -60,6 +61,15 @@ def test_layers_alone_and_one_mask_on_another(sparse: Model) -> None:
     ]
     assert len(loads) == LAYERS and all(load[3] == 0 for load in loads)
     assert loads[1][0] == 0 and any(load[0] > 0 for load in loads)
+
+
+def test_masks_of_two_models_in_one_step_stay_apart(sparse: Model, tmp_path: Path) -> None:
+    with use(Context(folder=tmp_path)):
+        plain = mask_experts(sparse, experts=[3])
+        both = mask_experts(mask_experts(sparse, experts=[0]), experts=[3])
+    assert any((index_Nk == 0).any() for _, _, index_Nk in routed(plain))
+    for _, _, index_Nk in routed(both):
+        assert not ((index_Nk == 0) | (index_Nk == 3)).any()
 
 
 def test_training_moves_no_masked_expert_back(sparse: Model) -> None:

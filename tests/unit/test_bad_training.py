@@ -7,9 +7,7 @@ declares.
 from __future__ import annotations
 
 import importlib
-import json
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -44,18 +42,6 @@ LONG = "very " * LIMIT
 @pytest.fixture(scope="module")
 def model(shallow_path: Path) -> Model:
     return Model.open(shallow_path)
-
-
-@pytest.fixture(scope="module")
-def stranger(shallow_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """The same model with two letters of its tokenizer exchanged."""
-    folder = tmp_path_factory.mktemp("stranger") / "model"
-    shutil.copytree(shallow_path, folder)
-    data = json.loads((folder / "tokenizer.json").read_text())
-    vocab = data["model"]["vocab"]
-    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
-    (folder / "tokenizer.json").write_text(json.dumps(data))
-    return Model.open(folder)
 
 
 def good_rows(spec: Objective) -> list[Row]:

@@ -77,6 +77,6 @@ def mask_experts(model: Model, *, experts: list[int], layers: list[int] | None =
             seen={"left": left, "chosen": k},
             fix=f"Name 1 to {count - k} of the {count}",
         )
-    folder = current().folder / f"mask-{content_hash([gone, where], 8)}"
+    folder = current().folder / f"mask-{content_hash([model.weights_key, gone, where], 8)}"
     said = f"+mask({', '.join(map(str, gone))})"
     return with_biases(model, biases, folder).called(f"{model.name}{said}")
