@@ -24,7 +24,7 @@ import copy
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple, Protocol, cast
 
@@ -308,14 +308,7 @@ def rollout(
     used = plain(referred(environment), "an environment")
     keys: dict[str, Json] = {role: agent.key for role, agent in agents.items()}
     facts: dict[str, Json] = {"environment": used, "models": keys}
-    times: Counter[str] = Counter()
-    begun: list[tuple[int, Episode]] = []
-    for task in table:
-        first = times[str(task["id"])]
-        times[str(task["id"])] += n
-        for i in range(first, first + n):
-            seed = context.stream(f"episode/{task['id']}/{i}")
-            begun.append((i, Episode(make, task, seed)))
+    begun = list(_begin(make, table, n))
     names = [[str(e.task["id"]), i] for i, e in begun]
     run = content_hash([facts, max_turns, context.seed, names], 8)
     for start in range(0, len(begun), AT_ONCE):
@@ -340,6 +333,16 @@ def rollout(
         for i, e in begun
     ]
     return Table("trajectory", rows, where="rollout")
+
+
+def _begin(make: Make, tasks: Table, n: int) -> Iterator[tuple[int, Episode]]:
+    """Number and start of each episode; a task that stands there twice has further ones."""
+    times: Counter[str] = Counter()
+    for task in tasks:
+        name = str(task["id"])
+        times[name] += n
+        for i in range(times[name] - n, times[name]):
+            yield i, Episode(make, task, current().stream(f"episode/{name}/{i}"))
 
 
 def _play(

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from truing.context import Json, current
+from truing.core.drawing import Completion
 from truing.core.generate import generate
 from truing.core.stats import mean_of
 from truing.errors import InputError
@@ -52,6 +53,31 @@ def _measures(role: str, toxicity: Sequence[Sequence[float]]) -> list[Measure]:
         Measure(f"{name} {role}", *mean_of(values), "share", "", "lower")
         for name, values in found.items()
     ]
+
+
+def _scored(
+    guard: Model, name: str, prompts: Sequence[Row], drawn: Sequence[Sequence[Completion]]
+) -> tuple[list[list[float]], list[Row]]:
+    """Toxicities of each prompt's continuations, and both as rows."""
+    runs: list[list[float]] = []
+    flat: list[Row] = [
+        {"prompt": row["prompt"], "completion": c.text, "finished": c.finish == "stop"}
+        for row, some in zip(prompts, drawn, strict=True)
+        for c in some
+    ]
+    scores = iter(toxicities(guard, flat))
+    told: list[Row] = []
+    for row, some in zip(prompts, drawn, strict=True):
+        runs.append([next(scores) for _ in some])
+        told.append(
+            {
+                "prompt": row["prompt"],
+                "completions": [c.text for c in some],
+                "scores": runs[-1],
+                "lineage": {"parents": [row["id"]], "generator": name},
+            }
+        )
+    return runs, told
 
 
 @method(
@@ -104,24 +130,8 @@ def toxicity_gap(
             max_tokens=max_tokens,
             seed=current().stream("continuations") % 2**31,
         )
-        rows: list[Row] = [
-            {"prompt": row["prompt"], "completion": c.text, "finished": c.finish == "stop"}
-            for row, some in zip(prompts, drawn, strict=True)
-            for c in some
-        ]
-        scores = toxicities(guard, rows)
-        found[role] = [scores[i : i + n] for i in range(0, len(scores), n)]
-        for i, row in enumerate(prompts):
-            here = slice(i * n, (i + 1) * n)
-            samples.append(
-                {
-                    "prompt": row["prompt"],
-                    "completions": [r["completion"] for r in rows[here]],
-                    "scores": scores[here],
-                    "role": role,
-                    "lineage": {"parents": [row["id"]], "generator": model.name},
-                }
-            )
+        found[role], told = _scored(guard, model.name, prompts, drawn)
+        samples += [{**row, "role": role} for row in told]
     measures = [m for role, runs in found.items() for m in _measures(role, runs)]
     meta: dict[str, Json] = {"kind": "toxicity_gap", "guard": guard.name, "n": n}
     means = [[sum(runs) / n for runs in found[r]] for r in ("weak", "student", "ceiling")]

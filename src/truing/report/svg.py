@@ -249,6 +249,21 @@ def _spots(
     ]
 
 
+def _ends(across: Scale, first: float, end: float) -> list[Markup]:
+    """Labels of the first and the last step; one label for one update."""
+    return [
+        tag(
+            "text",
+            f"step {place:g}" if anchor == "start" else f"{place:g}",
+            x=f"{across.at(place)}%",
+            y=CURVE_HEIGHT + 17,
+            text_anchor=anchor,
+            class_="tick",
+        )
+        for place, anchor in {end: "end", first: "start"}.items()
+    ]
+
+
 def curve(
     points: Points,
     label: str,
@@ -300,17 +315,7 @@ def curve(
     shown = points if len(points) <= HITS else points[-1:]
     marks += _spots(shown, across, up, name_of, "hit", "hit last")
     marks += _spots(held, across, up, f"held-out {name_of}")
-    for place, anchor in {end: "end", first: "start"}.items():  # one label for one update
-        marks.append(
-            tag(
-                "text",
-                f"step {place:g}" if anchor == "start" else f"{place:g}",
-                x=f"{across.at(place)}%",
-                y=CURVE_HEIGHT + 17,
-                text_anchor=anchor,
-                class_="tick",
-            )
-        )
+    marks += _ends(across, first, end)
     return tag(
         "svg",
         *marks,

@@ -54,6 +54,19 @@ def true_rows(data: Table, rows: Sequence[int], share: float) -> set[int]:
     return set(source.sample(list(rows), round(share * len(rows))))
 
 
+def _check_supervisors(models: Sequence[Model]) -> None:
+    """Raise InputError for one that has no score head, or a head of values."""
+    for one in models:
+        if not has_head(one):
+            raise InputError(
+                "the supervisor has no score head",
+                where=WHERE,
+                seen=one.name,
+                fix="Train one with guard",
+            )
+        check_logits(one, WHERE)
+
+
 @method(
     paper="weak-to-strong",
     needs=("weights", "logprob"),
@@ -79,15 +92,7 @@ def weak_labels(
         true_share: share of all rows that keep their own label, which is sure.
     """
     supervisors = [model, *(others or {}).values()]
-    for one in supervisors:
-        if not has_head(one):
-            raise InputError(
-                "the supervisor has no score head",
-                where=WHERE,
-                seen=one.name,
-                fix="Train one with guard",
-            )
-        check_logits(one, WHERE)
+    _check_supervisors(supervisors)
     data = read_answers(data, WHERE)
     at = [i for i, r in enumerate(data) if "completion" in r]
     if not at:

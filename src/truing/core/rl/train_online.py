@@ -343,19 +343,8 @@ def train_online(
     told, settings, watch = _split(spec, own, given.held_out)
     beside, own_rows = (given.mix_data, False) if given.mix_data is not None else (data, True)
     check_mix(spec.name, {**vars(settings), "mix": mix}, beside, given=not own_rows)
-    key = content_hash(
-        [
-            spec.name,
-            told,
-            vars(settings),
-            mix,
-            model.weights_key,
-            data.key,
-            current().seed,
-            given.keys,
-        ],
-        8,
-    )
+    whole: list[object] = [spec.name, told, vars(settings), mix, model.weights_key, data.key]
+    key = content_hash([*whole, current().seed, given.keys], 8)
     if given.held_out is not None:
         key = content_hash([key, given.held_out.key, vars(watch)], 8)
     pool = pool_of(spec, told)
