@@ -14,6 +14,7 @@ from truing.core.generation.prefix_cache import Shared
 from truing.core.generation.prefix_levels import buckets
 from truing.core.generation.row_cache import Padded
 from truing.core.passes.attention import by_kernel
+from truing.core.passes.tried import Tried
 from truing.core.tiny import tiny_model
 
 
@@ -74,6 +75,7 @@ def test_rows_in_buckets_have_the_logits_of_padded_rows(
 
 def test_other_values_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefix_cache, "by_kernel", lambda *given: 1.5 * by_kernel(*given))
+    monkeypatch.setattr(prefix_cache, "_fits", Tried())
     told = r"Llama.* the slower way: its logits of up to .* are off"
     with torch.inference_mode(), pytest.warns(UserWarning, match=told):
         assert not prefix_cache.fits(tiny_model()[0].eval(), 9)

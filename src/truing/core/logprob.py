@@ -20,10 +20,10 @@ Shapes: N tokens, M loss tokens, C rows of a chunk, D hidden size, V vocabulary;
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
@@ -35,6 +35,7 @@ from truing.core.passes.attention import KNOWN, tree_attention
 from truing.core.passes.fused import fused
 from truing.core.passes.headed import check_words
 from truing.core.passes.products import logits, times, times_t
+from truing.core.passes.tried import Tried, kind_of
 from truing.core.tree import Packed, group_tree, pack
 from truing.errors import InputError, unknown
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CHUNK, CHUNK_GPU = 2**23, 2**25  # logits of a chunk: 32 and 128 MiB in float32
-_checked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_exact: Tried[bool] = Tried()
 
 
 @dataclass(frozen=True)
@@ -330,7 +331,7 @@ def _backbone(module: nn.Module, packed: Packed, layout: Layout) -> Tensor:
 
 
 def check(module: nn.Module) -> None:
-    """Raise InputError unless trees give this module's own values; looked at once per module.
+    """Raise InputError unless trees give this module's own values; looked at once (see `tried`).
 
     A tree of ten tokens is computed both ways: logits that the architecture scales or caps, layers
     that look at neighbours by other means than attention, and the like show here.
@@ -342,8 +343,10 @@ def check(module: nn.Module) -> None:
             seen=name,
             fix="Switch it off for this module",
         )
-    if module in _checked:
-        return
+    _exact(module, partial(kind_of, module), partial(_try, module, name))
+
+
+def _try(module: nn.Module, name: str) -> bool:
     head = getattr(module, "get_output_embeddings", lambda: None)()
     if not isinstance(head, nn.Linear) or not hasattr(module, "base_model"):
         fix = "Give one whose class ends in ForCausalLM"
@@ -352,7 +355,7 @@ def check(module: nn.Module) -> None:
         said = "the architecture does not take other attention functions"
         raise InputError(said, seen=name, fix=KNOWN)
     _compare(module, name)
-    _checked.add(module)
+    return True
 
 
 def small_tree(module: nn.Module) -> tuple[list[int], Packed]:

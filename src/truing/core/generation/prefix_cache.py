@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-import weakref
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -31,6 +31,7 @@ from truing.core.generation.row_cache import Padded
 from truing.core.modelfiles.reach import text_config
 from truing.core.passes.attention import by_kernel, switched
 from truing.core.passes.products import quick, quick_linears
+from truing.core.passes.tried import Tried, kind_of
 from truing.core.tree import alike
 from truing.errors import InputError
 
@@ -38,7 +39,7 @@ NAME = "truing_shared"
 COMMON = 16  # tokens from which on a common beginning is worth a level of its own
 PASS = 4096  # prompt tokens computed together
 READ = 1024  # of which so many meet a mask at a time on a GPU
-_fits: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+_fits: Tried[bool] = Tried()
 
 
 @dataclass
@@ -273,15 +274,13 @@ def _attention(module: nn.Module) -> Generator[None]:
 def fits(module: nn.Module, longest: int) -> bool:
     """Whether the architecture gives its own values in shared form, for rows of that length.
 
-    A few tokens are computed in both ways, once for each module. Windows of attention shorter than
+    A few tokens are computed in both ways, once (see `tried`). Windows of attention shorter than
     the rows, recurrent layers, attention with biases or sinks and the like do not fit.
     """
     window = cast("int | None", getattr(text_config(module), "sliding_window", None))
     if window is not None and longest > window:
         return False
-    if module not in _fits:
-        _fits[module] = _compare(module)
-    return _fits[module]
+    return _fits(module, partial(kind_of, module), partial(_compare, module))
 
 
 def _compare(module: nn.Module) -> bool:

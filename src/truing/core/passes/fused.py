@@ -1,9 +1,9 @@
 """Put the hand-written block (`block`) into a stock transformers module for one pass.
 
 It goes into every block that it fits: float32 on the CPU, a Llama's parts and no others, nothing
-that listens or acts inside, and, tried once for each block, the stock block's own values and
-gradients. All others run as transformers wrote them, so that adapters of other libraries, norms of
-queries and keys, hooks and edits inside a block are never passed over.
+that listens or acts inside, and, tried once for each kind (see `tried`), the stock block's own
+values and gradients. All others run as transformers wrote them, so that adapters of other
+libraries, norms of queries and keys, hooks and edits inside a block are never passed over.
 
 Where a module is marked by `recompute`, passes with gradients keep the inputs of blocks alone, of
 both sorts.
@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import weakref
-from collections.abc import Generator
-from functools import partial
+from collections.abc import Callable, Generator, Hashable
+from functools import cache, partial
 from typing import cast
 
 import torch
@@ -26,6 +25,7 @@ from truing.core.modelfiles.lora import adapter_of
 from truing.core.passes import recompute
 from truing.core.passes.attention import tree_attention
 from truing.core.passes.block import NORMS, PRODUCTS, run
+from truing.core.passes.tried import HOOKS, Tried, kind_of
 from truing.core.tree import Segment
 from truing.errors import InputError
 
@@ -33,10 +33,9 @@ PARTS = {"self_attn", "mlp", *NORMS}
 TENSORS = {f"{n}.{p}" for n in PRODUCTS for p in ("weight", "bias")} | {
     f"{n}.weight" for n in NORMS
 }
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 HALVED = "truing_halved"  # marks a module whose shards are gathered in bfloat16
 TOLERANCE = 1e-4  # of the largest value, when a block is tried against the stock one
-_same: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+_same: Tried[bool] = Tried()
 
 
 def _window(block: nn.Module) -> int | None:
@@ -103,7 +102,9 @@ def _alike(block: nn.Module, module: nn.Module) -> bool:
     )
 
 
-def _fits(block: nn.Module, module: nn.Module, longest: int) -> bool:
+def _fits(
+    block: nn.Module, module: nn.Module, longest: int, kind: Callable[[], Hashable | None]
+) -> bool:
     if HALVED in vars(module):  # its shards are in float32, what it computes with is not
         return False
     if not hasattr(block, "self_attn") or not _shaped(block) or not _untouched(block):
@@ -111,12 +112,19 @@ def _fits(block: nn.Module, module: nn.Module, longest: int) -> bool:
     window = _window(block)
     if window is not None and window < longest:
         return False
-    if block not in _same:
-        try:
-            _same[block] = _alike(block, module)
-        except (InputError, TypeError):  # such as a forward that needs more arguments
-            _same[block] = False
-    return _same[block]
+    return _same(block, kind, partial(_tried, block, module))
+
+
+def _kind(whole: Callable[[], Hashable | None], name: str) -> Hashable | None:
+    """Kind of the block of that name."""
+    return None if (kind := whole()) is None else (kind, name)
+
+
+def _tried(block: nn.Module, module: nn.Module) -> bool:
+    try:
+        return _alike(block, module)
+    except (InputError, TypeError):  # such as a forward that needs more arguments
+        return False
 
 
 def _forward(
@@ -144,10 +152,11 @@ def fused(module: nn.Module, longest: int) -> Generator[None]:
     again = recompute.is_on(module) and torch.is_grad_enabled()
     changed: list[nn.Module] = []
     try:
-        for block in module.modules():
-            if _fits(block, module, longest):
-                block.forward = partial(_forward, block, again=again)
-                changed.append(block)
+        whole = cache(partial(kind_of, module))  # as it is before anything is put into it
+        kinds = {b: partial(_kind, whole, n) for n, b in module.named_modules()}
+        for block in [b for b, kind in kinds.items() if _fits(b, module, longest, kind)]:
+            block.forward = partial(_forward, block, again=again)
+            changed.append(block)
         for block in recompute.plain_blocks(module) if again else ():
             block.forward = recompute.wrapped(block, module)
             changed.append(block)
