@@ -29,7 +29,7 @@ PAIRS: list[Row] = [
 
 def hidden(layer: int, column: str, lead: Sequence[Message] = ()) -> list[Tensor]:
     """What block `layer` gives to the next, at the answer's words, row by row."""
-    module, tokenizer = tiny_model()
+    module, tokenizer = tiny_model(blocks=6)
     found: list[Tensor] = []
     for row in PAIRS:
         head = prompt_ids(tokenizer, [*lead, {"role": "user", "content": str(row["prompt"])}])
@@ -46,10 +46,10 @@ def hidden(layer: int, column: str, lead: Sequence[Message] = ()) -> list[Tensor
     return found
 
 
-def steered(tiny_path: Path, folder: Path, **settings: object) -> Model:
+def steered(deep_path: Path, folder: Path, **settings: object) -> Model:
     with use(Context(folder=folder)):
         made = methods["mean_difference"](
-            Model.open(tiny_path), Table("pair", PAIRS), **settings
+            Model.open(deep_path), Table("pair", PAIRS), **settings
         )  # fmt: skip
     assert isinstance(made, Model)
     return made
@@ -75,8 +75,8 @@ def test_by_hand() -> None:
 
 
 @pytest.mark.parametrize("tokens", ["answer", "last"])
-def test_vectors_are_differences_of_means(tiny_path: Path, tmp_path: Path, tokens: str) -> None:
-    made = steered(tiny_path, tmp_path, layers=(2, 4), tokens=tokens, unit=False, strength=0.8)
+def test_vectors_are_differences_of_means(deep_path: Path, tmp_path: Path, tokens: str) -> None:
+    made = steered(deep_path, tmp_path, layers=(2, 4), tokens=tokens, unit=False, strength=0.8)
     change, edits = edits_of(made)
     assert change.strength == 0.8
     assert [e.site for e in edits] == ["layers.2.residual", "layers.4.residual"]
@@ -89,9 +89,9 @@ def test_vectors_are_differences_of_means(tiny_path: Path, tmp_path: Path, token
         assert e.op == "add" and e.skip_first and e.strength == 1.0
 
 
-def test_answers_are_read_as_the_model_is_asked(tiny_path: Path, tmp_path: Path) -> None:
+def test_answers_are_read_as_the_model_is_asked(deep_path: Path, tmp_path: Path) -> None:
     lead: list[Message] = [{"role": "system", "content": "Say no."}]
-    told = Model.open(tiny_path).adding(Prefix(lead))
+    told = Model.open(deep_path).adding(Prefix(lead))
     with use(Context(folder=tmp_path)):
         made = methods["mean_difference"](told, Table("pair", PAIRS), layers=(2,), unit=False)
     assert isinstance(made, Model)
@@ -104,18 +104,18 @@ def test_answers_are_read_as_the_model_is_asked(tiny_path: Path, tmp_path: Path)
     assert torch.allclose(e.vector_D, means[0] - means[1], atol=1e-5)
 
 
-def test_strength_is_in_lengths_of_the_residual_stream(tiny_path: Path, tmp_path: Path) -> None:
-    _, edits = edits_of(steered(tiny_path, tmp_path, layers=(1, 3, 4)))
+def test_strength_is_in_lengths_of_the_residual_stream(deep_path: Path, tmp_path: Path) -> None:
+    _, edits = edits_of(steered(deep_path, tmp_path, layers=(1, 3, 4)))
     for layer, e in zip((1, 3, 4), edits, strict=True):
         rows = [h.mean(0) for c in ("chosen", "rejected") for h in hidden(layer, c)]
         norm = float(torch.stack(rows).norm(dim=1).mean())
         assert float(e.vector_D.norm()) == pytest.approx(norm / 3, rel=1e-4)
 
 
-def test_the_model_moves_towards_the_chosen_answers(tiny_path: Path, tmp_path: Path) -> None:
+def test_the_model_moves_towards_the_chosen_answers(deep_path: Path, tmp_path: Path) -> None:
     """Projected on the direction, every answer's state lies further along it than before."""
-    plain = Model.open(tiny_path).load_module()
-    made = steered(tiny_path, tmp_path, layers=(2,), strength=0.5)
+    plain = Model.open(deep_path).load_module()
+    made = steered(deep_path, tmp_path, layers=(2,), strength=0.5)
     _, (e,) = edits_of(made)
     unit = e.vector_D / e.vector_D.norm()
     ids = torch.tensor([prompt_ids(plain.tokenizer, "one?")])
@@ -133,20 +133,36 @@ def test_the_model_moves_towards_the_chosen_answers(tiny_path: Path, tmp_path: P
     assert torch.allclose(moved[1:], 0.5 * e.vector_D.norm().expand(len(moved) - 1), atol=1e-4)
 
 
-def test_saved_with_the_model(tiny_path: Path, tmp_path: Path) -> None:
-    made = steered(tiny_path, tmp_path / "step", strength=2.0)
+def test_pairs_with_an_empty_answer_are_left_out_and_counted(
+    deep_path: Path, tmp_path: Path
+) -> None:
+    more: list[Row] = [*PAIRS, {"prompt": "hello", "chosen": "", "rejected": "bye"}]
+    with use(Context(folder=tmp_path)) as context:
+        made = methods["mean_difference"](Model.open(deep_path), Table("pair", more))
+    assert isinstance(made, Model)
+    assert [m["left_out_empty"] for m in context.metrics if "left_out_empty" in m] == [1]
+    plain = steered(deep_path, tmp_path / "plain")
+    pairs = zip(edits_of(made)[1], edits_of(plain)[1], strict=True)
+    assert all(torch.equal(a.vector_D, b.vector_D) for a, b in pairs)  # type: ignore[attr-defined]
+
+
+def test_saved_with_the_model(deep_path: Path, tmp_path: Path) -> None:
+    made = steered(deep_path, tmp_path / "step", strength=2.0)
     made.save(tmp_path / "out")
     again = Model.open(tmp_path / "out")
     assert again.key == made.key
     answers = generate(made, ["hello"], max_tokens=8)
     assert generate(again, ["hello"], max_tokens=8) == answers
-    assert generate(Model.open(tiny_path), ["hello"], max_tokens=8) != answers
-    assert steered(tiny_path, tmp_path / "step").weights_key == made.weights_key
+    assert generate(Model.open(deep_path), ["hello"], max_tokens=8) != answers
+    assert steered(deep_path, tmp_path / "step").weights_key == made.weights_key
 
 
-def test_mistakes_are_named(tiny_path: Path, tmp_path: Path) -> None:
+def test_mistakes_are_named(deep_path: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="6 layers"):
-        steered(tiny_path, tmp_path, layers=(6,))
+        steered(deep_path, tmp_path, layers=(6,))
+    empty: list[Row] = [{"prompt": "a", "chosen": "b", "rejected": " "}]
+    with pytest.raises(InputError, match="no pair with two answers"):
+        methods["mean_difference"](Model.open(deep_path), Table("pair", empty))
     one: list[Row] = [{"prompt": "a", "completion": "b"}]
     with pytest.raises(InputError, match="pair"):
-        methods["mean_difference"](Model.open(tiny_path), Table("example", one))
+        methods["mean_difference"](Model.open(deep_path), Table("example", one))

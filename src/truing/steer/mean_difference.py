@@ -103,6 +103,21 @@ def states(
     return {layer: torch.stack(read[site]) for layer, site in zip(layers, sites, strict=True)}
 
 
+def _answered(pairs: Table) -> Table:
+    """The pairs both of whose answers have words, the others counted."""
+    made = pairs.where(lambda row: all(str(row[n]).strip() for n in ("chosen", "rejected")))
+    if not len(made):
+        raise InputError(
+            "no pair with two answers to compare",
+            where="steer/mean_difference",
+            seen=f"{len(pairs)} rows of {pairs.source}",
+            fix="Give pairs whose answers have text",
+        )
+    if len(made) < len(pairs):
+        current().metric(left_out_empty=len(pairs) - len(made))
+    return made
+
+
 @method(
     paper="repe-tradeoff",
     needs=("hidden", "generate"),
@@ -121,6 +136,8 @@ def mean_difference(
 ) -> Model:
     """Steer by the difference of mean activations between chosen and rejected answers.
 
+    Pairs with an empty answer are left out and counted.
+
     Args:
         strength: of the edit, in mean lengths of the residual stream (with `unit`), shared out
             over the layers; negative steers away. With `tokens` "answer" the length is that of the
@@ -130,9 +147,7 @@ def mean_difference(
         unit: scale each vector to the residual stream's mean length; False takes it as it is.
         skip_first: leave the first token of each row unchanged.
     """
-    data = data.expect("pair", where="steer/mean_difference")
-    if not len(data):
-        raise InputError("no pair to compare", where="steer/mean_difference", seen=data.source)
+    data = _answered(data.expect("pair", where="steer/mean_difference"))
     count = len(blocks_of(model.load_module().module))
     chosen = layers or middle_layers(count)
     for layer in chosen:
