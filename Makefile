@@ -48,7 +48,7 @@ test: install
 FLOORS ?= .venv-floors
 test-floors:
 	$(MAKE) test VENV=$(FLOORS) CONSTRAINTS=constraints-floors.txt \
-	  TESTED="tests/unit tests/contract tests/golden"
+	  TESTED="tests/unit tests/contract tests/golden tests/e2e/test_serve*.py"
 
 # Hours in all; a part of it: make test-slow SLOW="-k kill"
 test-slow: install

@@ -34,11 +34,14 @@ sys.path.insert(0, str(Path(__file__).parent / "e2e"))  # of whose forked proces
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file whose tests share costly fixtures stays with one worker, and so do all end to end."""
+    """A file whose tests share costly fixtures stays with one worker.
+
+    So do all that take the run which is made once for them.
+    """
     for item in items:
-        folder = item.path.parent.name
-        if folder in ("e2e", "unit"):
-            item.add_marker(pytest.mark.xdist_group(folder if folder == "e2e" else item.path.stem))
+        if item.path.parent.name in ("e2e", "unit"):
+            shared = {"template", "whole"} & set(getattr(item, "fixturenames", ()))
+            item.add_marker(pytest.mark.xdist_group("quickstart" if shared else item.path.stem))
 
 
 # Why a test may be skipped. With any other reason it fails, or tests would vanish unseen.
@@ -91,42 +94,27 @@ def users_environment() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder of the tiny Llama."""
+    """A Hugging Face folder of the tiny Llama, of three blocks."""
     from truing.core.tiny import tiny_folder
 
     return tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
-def shallow_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with three blocks: a first, one in the middle, a last.
+def deep_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with six blocks, for what acts on some of several in the middle."""
+    from truing.core.tiny import tiny_folder
 
-    For what holds of any number of blocks and is tested many times, since all six are half of what
-    such a test takes.
-    """
-    from transformers import LlamaForCausalLM
-
-    from truing.core import tiny
-    from truing.core.modelfiles.stock import quiet
-
-    folder = tiny.tiny_folder(tmp_path_factory.mktemp("shallow"))  # whose card and tokenizer stay
-    config = tiny.tiny_config()
-    config.num_hidden_layers = 3
-    module = LlamaForCausalLM(config)
-    tiny.fill(module, tiny.STD, 0)
-    module.tie_weights()
-    with quiet():
-        module.save_pretrained(folder)
-    return folder
+    return tiny_folder(tmp_path_factory.mktemp("deep"), blocks=6)
 
 
 @pytest.fixture(scope="session")
-def stranger(shallow_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """The model of `shallow_path` with two letters of its tokenizer exchanged."""
+def stranger(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The model of `tiny_path` with two letters of its tokenizer exchanged."""
     from truing.models import Model
 
     folder = tmp_path_factory.mktemp("stranger") / "model"
-    shutil.copytree(shallow_path, folder)
+    shutil.copytree(tiny_path, folder)
     data = json.loads((folder / "tokenizer.json").read_text())
     vocab = data["model"]["vocab"]
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]

@@ -238,7 +238,7 @@ def readme(root: Path) -> Page:
     def prepare(folder: Path) -> None:
         from truing.core.tiny import tiny_folder
 
-        tiny_folder(folder / "tiny")
+        tiny_folder(folder / "tiny", blocks=6)
         (folder / "recipes").symlink_to(root / "recipes")
         rows = (root / "data" / "everyday_prompts.jsonl").read_text(encoding="utf-8").split("\n")
         (folder / "few.jsonl").write_text("\n".join(rows[:24]) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ import torch
 
 from truing.context import Context, use
 from truing.core.passes.scoring import ScoreHead
+from truing.core.tiny import tiny_folder
 from truing.method import Method, methods
 from truing.models import Model
 from truing.principles import Principle, Principles
@@ -35,7 +36,7 @@ SMALL: dict[str, object] = {
 # Columns that a method must be told, and which of a table's parts it makes.
 COLUMNS: dict[str, object] = {
     "time": "days", "event": "died", "attributes": {"age": "age"}, "part": "train",
-    "rewards": {"vowels": {"use": "share_of", "letters": "aeiou"}},
+    "rewards": {"letters": {"use": "share_of", "letters": "abcdefghijklmnopqrstuvwxyz"}},
     "how": {
         "rewards": {"small": {"use": "share_of", "letters": "abcdefghijklmnopqrstuvwxyz"}},
         "answers": 4, "steps": 2, "batch": 2, "max_tokens": 24, "rank": 2, "temperature": 1.0,
@@ -74,12 +75,13 @@ def quick(monkeypatch: pytest.MonkeyPatch, always_save: Callable[[], None]) -> N
 
 
 @pytest.fixture(scope="module")
-def model(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """The tiny model, with a score head for those methods that judge by one."""
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A tiny model of two blocks, with a score head for those methods that judge by one."""
+    folder = tmp_path_factory.mktemp("tiny")
     head = ScoreHead(128)
     with torch.no_grad():
         head.weight.copy_(torch.linspace(-0.1, 0.1, 128)[None])
-    return head.added_to(Model.open(tiny_path), tmp_path_factory.mktemp("head") / "head")
+    return head.added_to(Model.open(tiny_folder(folder / "model", blocks=2)), folder / "head")
 
 
 def small(method: Method) -> dict[str, object]:

@@ -222,8 +222,8 @@ def test_units_are_as_independent_as_declared(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def model(shallow_path: Path) -> Model:
-    return Model.open(shallow_path)
+def model(tiny_path: Path) -> Model:
+    return Model.open(tiny_path)
 
 
 @pytest.fixture(scope="module")

@@ -252,9 +252,9 @@ RULE = {"letters": {"use": "share_of", "letters": "abcdefghijklmnop"}}
 
 @pytest.mark.parametrize("name", ONLINE)
 def test_a_run_and_the_split_into_micro_batches(
-    name: str, shallow_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec, model = spec_of(name), Model.open(shallow_path)
+    spec, model = spec_of(name), Model.open(tiny_path)
     rewards: dict[str, object] = {} if spec.pools else {"rewards": RULE}
     filters = {"entropy_share": 0.5} if "entropy_share" in spec.settings else {}
     build = train_online.pool_of
@@ -296,10 +296,10 @@ SORTS: dict[str, dict[str, object]] = {"full": {"rank": 0}, "top": {"rank": 0, "
 @pytest.mark.parametrize("sort", list(SORTS))
 @pytest.mark.parametrize("name", ONLINE)
 def test_whole_weights_and_a_frozen_trunk(
-    name: str, sort: str, shallow_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, sort: str, tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One update moves what is trained, everywhere in it, and nothing else."""
-    spec, model = spec_of(name), Model.open(shallow_path)
+    spec, model = spec_of(name), Model.open(tiny_path)
     printed = {"printed": {"use": "share_of", "letters": string.printable}}
     rewards: dict[str, object] = {} if spec.pools else {"rewards": printed}
     critic = {"critic_rollouts": 0} if spec.values else {}

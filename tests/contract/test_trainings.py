@@ -75,8 +75,8 @@ def ranked(_: int, body: dict[str, typing.Any]) -> Answer:
 
 
 @pytest.fixture(scope="module")
-def model(shallow_path: Path) -> Model:
-    return Model.open(shallow_path)
+def model(tiny_path: Path) -> Model:
+    return Model.open(tiny_path)
 
 
 def scoring(model: Model, folder: Path) -> Model:

@@ -26,7 +26,7 @@ from truing import pipeline, recipe, runs
 from truing.models import Model
 from truing.store import Store
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 TRAINED = (
     "full",
     "single",
@@ -93,8 +93,8 @@ def drift(one: Model, two: Model, base: Model) -> float:
 
 
 @pytest.fixture(scope="module")
-def folder(shallow_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return distributed_run.make(tmp_path_factory.mktemp("several"), shallow_path)
+def folder(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return distributed_run.make(tmp_path_factory.mktemp("several"), tiny_path)
 
 
 @pytest.fixture(scope="module")

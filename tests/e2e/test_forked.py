@@ -14,8 +14,6 @@ import pytest
 from forked import ADDRESS, Started
 from small_run import STEPS, Small
 
-pytestmark = pytest.mark.e2e
-
 FOUND = """
 import atexit, json, os, signal, sys, threading
 atexit.register(print, "at the end")

@@ -16,7 +16,7 @@ import pytest
 from forked import Started
 from small_run import PROGRAM, RUN, STEPS, Small
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 def seconds(small: Small) -> float:

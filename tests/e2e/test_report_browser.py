@@ -33,10 +33,9 @@ ARGUMENTS = (
     "--no-sandbox", "--disable-quic", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--no-first-run",
 )  # fmt: skip
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium (Debian: apt install chromium)"),
-]
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM, reason="there is no Chromium (Debian: apt install chromium)"
+)
 
 
 class Watched:

@@ -25,6 +25,23 @@ from truing.tables import Table
 from truing.train.distill.cyclealign import agreement, answers_of, cycle, cyclealign
 from truing.train.distill.ranker import GOOD, Judge, own_orders, parse, shown
 
+HOW: dict[str, object] = {"epochs": 1, "rank": 2}
+
+
+def cycled(model: Model, data: Table, judge: Judge, *, n: int, cycles: int = 1) -> Model:
+    """The loop with short answers and a short training."""
+    return cycle(
+        model,
+        data,
+        judge,
+        cycles=cycles,
+        n=n,
+        temperatures=[1.0],
+        max_tokens=8,
+        back_end="rrhf",
+        training=HOW,
+    )
+
 
 def test_agreement_by_hand() -> None:
     assert agreement([2, 0, 1, 3], [2, 0, 1, 3]) == [2, 0, 1, 3]
@@ -139,17 +156,7 @@ def test_dialogues_bring_their_last_answers(
         told.clear()
         asked.clear()
         with use(Context(folder=tmp_path / str(n))):
-            cycle(
-                Model.open(tiny_path),
-                table,
-                Judge(ask),
-                cycles=1,
-                n=2,
-                temperatures=[1.0],
-                max_tokens=8,
-                back_end="rrhf",
-                training={"epochs": 1, "rank": 2},
-            )
+            cycled(Model.open(tiny_path), table, Judge(ask), n=2)
         assert asked == [[user]]
         (text,) = told
         last = text.rsplit("Question: say oak", 1)[1]
@@ -181,23 +188,10 @@ def test_the_judge_sees_the_whole_dialogue_and_a_cut_answer_gets_no_end(
 
     monkeypatch.setattr(importlib.import_module(cyclealign.__module__), "own_orders", orders)
     with use(Context(folder=tmp_path)):
-        cycle(
-            Model.open(tiny_path),
-            Table("example", rows),
-            Judge(ask),
-            cycles=1,
-            n=1,
-            temperatures=[1.0],
-            max_tokens=8,
-            back_end="rrhf",
-            training={"epochs": 1, "rank": 2},
-        )
+        cycled(Model.open(tiny_path), Table("example", rows), Judge(ask), n=1)
     (text,) = told
     assert all(words in text for _, words in turns)
     assert found == [[{"1234": True, "A dog that": False}]]
-
-
-HOW: dict[str, object] = {"epochs": 1, "rank": 2}
 
 
 @pytest.mark.parametrize("turned", [None, "say rain"])
@@ -220,17 +214,7 @@ def test_it_ends_once_all_rankings_are_equal(
 
     data = Table("prompt", [{"prompt": "say oak"}, {"prompt": "say rain"}])
     with use(Context(folder=tmp_path)) as context:
-        made = cycle(
-            model,
-            data,
-            Judge(by(as_the_model)),
-            cycles=1 if turned else 3,
-            n=3,
-            temperatures=[1.0],
-            max_tokens=8,
-            back_end="rrhf",
-            training=HOW,
-        )
+        made = cycled(model, data, Judge(by(as_the_model)), n=3, cycles=1 if turned else 3)
     (only,) = [m for m in context.metrics if "cycle" in m]
     assert only["ranked"] == 2 and only["same"] == (1 if turned else 2)
     assert (made is model) == (turned is None) and len(made.weight_changes) == bool(turned)
@@ -259,17 +243,7 @@ def test_a_single_answer_teaches_nothing_and_is_counted(
     with use(Context(folder=tmp_path)) as context:
         for n in (3, 1):
             with pytest.raises(InputError, match="ranked no answers") if n == 1 else nullcontext():
-                cycle(
-                    model,
-                    data,
-                    Judge(by_rule),
-                    cycles=1,
-                    n=n,
-                    temperatures=[1.0],
-                    max_tokens=8,
-                    back_end="rrhf",
-                    training=HOW,
-                )
+                cycled(model, data, Judge(by_rule), n=n)
     turns = [m for m in context.metrics if "cycle" in m]
     assert [(m["ranked"], m["not_ranked"]) for m in turns] == [(1, 1), (0, 2)]
     assert learnt == [["say rain"]]
@@ -351,11 +325,11 @@ def test_answers_are_drawn_at_temperatures_in_turn(tiny_path: Path, tmp_path: Pa
     "trained", [{"rank": 0}, {"rank": 0, "layers": 1}, {"rank": 2, "layers": 1}]
 )
 def test_all_weights_or_the_top_blocks_are_trained(
-    trained: dict[str, object], shallow_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: dict[str, object], tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = importlib.import_module(cyclealign.__module__)
     monkeypatch.setattr(module, "asking", lambda judge, where: by_rule)
-    model = Model.open(shallow_path)
+    model = Model.open(tiny_path)
     words = ("oak", "rain")  # whose rows bring an answer that ends
     data = Table("example", [{"prompt": f"say {w}", "completion": w} for w in words])
     how: dict[str, object] = {"cycles": 1, "n": 3, "max_tokens": 8, "lr": 1e-2, **trained}
@@ -413,9 +387,9 @@ def test_cycles_move_the_model_to_the_ranking(tiny_path: Path, tmp_path: Path) -
             )
 
 
-def test_held_out_rankings_are_measured_in_each_cycle(shallow_path: Path, tmp_path: Path) -> None:
+def test_held_out_rankings_are_measured_in_each_cycle(tiny_path: Path, tmp_path: Path) -> None:
     """RRHF's loss by hand, by log-probabilities of transformers; a cycle begins where one ended."""
-    model = Model.open(shallow_path)
+    model = Model.open(tiny_path)
     words = ("oak", "rain")  # whose rows bring an answer that ends
     data = Table("example", [{"prompt": f"say {w}", "completion": w} for w in words])
     held = Table("group", [{"prompt": "say", "completions": ["a b", "moss"], "scores": [0.0, 2.0]}])

@@ -309,14 +309,14 @@ def test_faults_are_named(tiny_path: File) -> None:
     ],
 )
 def test_beginnings_are_read_once(
-    name: str, settings: dict[str, object], shallow_path: File, tmp_path: File
+    name: str, settings: dict[str, object], tiny_path: File, tmp_path: File
 ) -> None:
     """The same answers as where every step reads them anew, from a part of the positions."""
     letters = {"letters": {"use": "share_of", "letters": "abcdefghijklmnop"}}
     computed: list[int] = []
 
     def answers(folder: str) -> list[Completion]:
-        model = Model.open(shallow_path)
+        model = Model.open(tiny_path)
         made = methods[name](model, rewards=letters, **settings)
         assert isinstance(made, Model)
         seen: list[int] = []
@@ -342,11 +342,11 @@ def test_beginnings_are_read_once(
     assert 0 < computed[0] < 0.5 * computed[1]
 
 
-def test_segments_go_on_from_what_was_read(shallow_path: File, tmp_path: File) -> None:
+def test_segments_go_on_from_what_was_read(tiny_path: File, tmp_path: File) -> None:
     """Each prompt is read once, then the newest token of each beginning, over all segments."""
     refs: dict[str, dict[str, object]] = {"letters": {"use": "share_of", "letters": "abcdefgh"}}
     made = methods["deal_segments"](
-        Model.open(shallow_path), rewards=refs, proposals=3, keep_best=2, lookahead=2, iterations=3
+        Model.open(tiny_path), rewards=refs, proposals=3, keep_best=2, lookahead=2, iterations=3
     )
     assert isinstance(made, Model)
     generate(made, PROMPTS[:1], max_tokens=1)  # whether the architecture fits is known by then

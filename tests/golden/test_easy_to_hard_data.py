@@ -269,9 +269,9 @@ def test_hard_problems_are_reinforced_without_answers(tiny_path: Path, tmp_path:
 
 @pytest.mark.parametrize("trained", [{"rank": 0}, {"rank": 0, "layers": 1}])
 def test_all_weights_or_the_top_blocks_are_reinforced(
-    trained: dict[str, object], shallow_path: Path, tmp_path: Path
+    trained: dict[str, object], tiny_path: Path, tmp_path: Path
 ) -> None:
-    model, prm = Model.open(shallow_path), headed(shallow_path, tmp_path / "prm", -1.0)
+    model, prm = Model.open(tiny_path), headed(tiny_path, tmp_path / "prm", -1.0)
     how: dict[str, object] = {"steps": 1, "batch": 2, "minibatches": 1, "answers": 2}
     how |= {"max_tokens": 6, "critic_rollouts": 0, "lr": 1e-2, **trained}
     with use(Context(folder=tmp_path / "run")):

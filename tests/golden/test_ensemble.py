@@ -61,8 +61,8 @@ def saying(model: Model, value: float, folder: Path) -> Model:
     return head.added_to(model, folder, "answers")
 
 
-def test_reward_models_wherever_rewards_are_named(shallow_path: Path, tmp_path: Path) -> None:
-    model = Model.open(shallow_path)
+def test_reward_models_wherever_rewards_are_named(tiny_path: Path, tmp_path: Path) -> None:
+    model = Model.open(tiny_path)
     members = [saying(model, v, tmp_path / str(v)) for v in (1.0, 3.0)]
     refs = [{"use": "reward_model", "model": m} for m in members]
     asked: dict[str, object] = {"sure": {"use": "ensemble", "rewards": refs, "kappa": 0.25}}
@@ -94,8 +94,8 @@ def test_rows_that_a_member_cannot_read_are_told_before_anything_is_drawn() -> N
     assert error.value.where.endswith("row 2")
 
 
-def test_faults_are_told_before_anything_is_scored(shallow_path: Path, tmp_path: Path) -> None:
-    plain = hold(Model.open(shallow_path))
+def test_faults_are_told_before_anything_is_scored(tiny_path: Path, tmp_path: Path) -> None:
+    plain = hold(Model.open(tiny_path))
     unchanged: dict[str, object] = {"use": "reward_model", "model": plain}
     for rewards, more, told in (
         ([NEAR], {}, "'rewards' needs 2 at least"),

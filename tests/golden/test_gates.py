@@ -191,7 +191,7 @@ def test_routers_learn_from_the_task_and_are_balanced(
     # The gate outlives a training of all weights, beside the biases, and acts.
     assert isinstance(made, Model)
     extra = made.folded().extra
-    assert len(extra) == 12 and {gate_of(r) for r in routers(made.load_module().module)} == {gate}
+    assert len(extra) == 6 and {gate_of(r) for r in routers(made.load_module().module)} == {gate}
     assert len(made.changes) == 2  # all weights with gates and biases, and the biases since moved
     with use(Context(folder=tmp_path)):
         later = methods["sft"](made, Table("example", ROWS), rank=0, steps=1, lr=1e-3)

@@ -219,9 +219,9 @@ def test_pairs_that_ask_nothing_are_never_chosen(base: Model, tmp_path: Path) ->
         choose(tmp_path / "c", rows, base, n=13)
 
 
-def test_a_row_that_cannot_be_read_is_named(shallow_path: Path, tmp_path: Path) -> None:
+def test_a_row_that_cannot_be_read_is_named(tiny_path: Path, tmp_path: Path) -> None:
     """Beyond the first rows that are read at once, and behind some that are left out."""
-    model, nothing = Model.open(shallow_path), {"prompt": "p", "chosen": "a", "rejected": "a"}
+    model, nothing = Model.open(tiny_path), {"prompt": "p", "chosen": "a", "rejected": "a"}
     rows = [nothing, *({"prompt": f"p {i}", "chosen": "a", "rejected": "b"} for i in range(38))]
     rows[35] = {"prompt": "p", "chosen": "a", "rejected": "b" * 2048}
     for by, given_model in (("design", model), ("entropy", headed(model, 1, tmp_path))):
@@ -231,9 +231,9 @@ def test_a_row_that_cannot_be_read_is_named(shallow_path: Path, tmp_path: Path) 
 
 
 def test_a_stopped_step_reads_what_it_had_finished(
-    shallow_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = headed(Model.open(shallow_path), 1, tmp_path)
+    model = headed(Model.open(tiny_path), 1, tmp_path)
     for by, made_by in (("design", "by_tree"), ("entropy", "score_model")):
         first = choose(tmp_path / by, PAIRS, model, n=5, by=by)
         with monkeypatch.context() as patch:

@@ -18,7 +18,7 @@ from truing.steer.mask_experts import mask_experts
 from truing.tables import Table
 
 IDS = torch.tensor([[5, 80, 31, 7, 140, 66]])
-LAYERS, EXPERTS, K = 6, 4, 2
+LAYERS, EXPERTS, K = 3, 4, 2
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ def test_no_token_of_the_prompt_carries_loss(tiny_path: Path) -> None:
     assert unit.numbers["labels"] == [1.0] * sizes[0] + [0.0] * sizes[1]
 
 
-def test_what_is_taught_is_told_apart(shallow_path: Path, tmp_path: Path) -> None:
+def test_what_is_taught_is_told_apart(tiny_path: Path, tmp_path: Path) -> None:
     words = "lime oak rain stone".split()
     whole: list[Row] = []
     parts: list[Row] = []
@@ -92,7 +92,7 @@ def test_what_is_taught_is_told_apart(shallow_path: Path, tmp_path: Path) -> Non
             whole.append({"prompt": f"say {w}", "completion": text, "label": good})
             parts.append({"prompt": f"say {w}", "steps": [w, text], "labels": [1.0, float(good)]})
             parts.append({"prompt": f"say {w}", "steps": [w, text], "labels": [float(good)] * 2})
-    model = Model.open(shallow_path)
+    model = Model.open(tiny_path)
     with use(Context(folder=tmp_path)):
         settings = {"steps": 60, "lr": 5e-3, "rank": 4}
         orm = methods["outcome_reward"](model, Table("unpaired", whole), **settings)

@@ -144,7 +144,9 @@ def test_other_orders(model: Model, tmp_path: Path) -> None:
     assert found["drawn"] != found["shuffled"]
     # One window holds all four rollouts.
     assert found["windows"] == found["shuffled"]
-    assert found["drawn"][0] == pytest.approx(found["shuffled"][0])  # all pairs begin at d = 0
+    assert found["drawn"][0] == pytest.approx(
+        found["shuffled"][0], rel=1e-5
+    )  # all pairs begin at d = 0
 
 
 def test_a_stream_that_was_stopped_goes_on(
@@ -180,9 +182,9 @@ def test_mistakes(model: Model, tmp_path: Path) -> None:
         stream_of(model, tmp_path / "equal", equal)
 
 
-def test_held_out_pairs_are_measured_and_change_nothing(shallow_path: Path, tmp_path: Path) -> None:
+def test_held_out_pairs_are_measured_and_change_nothing(tiny_path: Path, tmp_path: Path) -> None:
     """Of a stream token by token, others as they read; both by hand before and after."""
-    model = Model.open(shallow_path)
+    model = Model.open(tiny_path)
     stream = Table(
         "pair",
         [
@@ -193,7 +195,7 @@ def test_held_out_pairs_are_measured_and_change_nothing(shallow_path: Path, tmp_
         ],
     )  # fmt: skip
     how = HOW | {"rank": 2, "steps": 3, "lr": 0.02}
-    frozen = LlamaForCausalLM.from_pretrained(shallow_path)
+    frozen = LlamaForCausalLM.from_pretrained(tiny_path)
     plain, first = run("replay", tmp_path / "plain", model, stream, how=how)
     words = Table("pair", [{"prompt": "say oak", "chosen": "oak", "rejected": "ash"}])
     tokenizer = model.load_module().tokenizer

@@ -33,7 +33,7 @@ ROWS: list[Row] = [
     {"prompt": "name a fern", "completion": "moss is none", "domain": "trees"},
     {"prompt": "19 * 7", "completion": "133", "domain": "sums"},
 ]
-LAYERS, EXPERTS = 6, 4
+LAYERS, EXPERTS = 3, 4
 
 
 @pytest.fixture(scope="module")

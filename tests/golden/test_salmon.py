@@ -214,8 +214,8 @@ def test_a_long_review_keeps_principles_and_stub() -> None:
     assert fitted("Why?", "Since.", told, lambda text: len(text) <= 100) is None
 
 
-def test_rows_are_cut_to_the_limit_and_counted(shallow_path: Path) -> None:
-    loaded = Model.open(shallow_path).load_module()
+def test_rows_are_cut_to_the_limit_and_counted(tiny_path: Path) -> None:
+    loaded = Model.open(tiny_path).load_module()
     head = len(prompt_ids(loaded.tokenizer, ROLE))
     rows: list[Row] = [
         {"prompt": "Why? " * 60, "chosen": LONG, "rejected": BRIEF, "principles": ["Be brief."]},
@@ -255,8 +255,8 @@ def test_of_a_dialogue_all_is_the_question(judge: Model) -> None:
     assert whole == pytest.approx(same, abs=1e-5) and abs(whole - last) > 1e-4
 
 
-def test_tools_are_part_of_the_question_alone(shallow_path: Path) -> None:
-    loaded = Model.open(shallow_path).load_module()
+def test_tools_are_part_of_the_question_alone(tiny_path: Path) -> None:
+    loaded = Model.open(tiny_path).load_module()
     tool = {"type": "function", "function": {"name": "dry", "parameters": {}}}
     row: Row = {"prompt": TALK, "chosen": LONG, "rejected": BRIEF, "tools": [tool]}
     spec = objective_of(loss_of_pairs)
@@ -267,14 +267,14 @@ def test_tools_are_part_of_the_question_alone(shallow_path: Path) -> None:
         assert f"Question:\ntools: {json.dumps([tool])}\n\n{TOLD}\n\nGuideline" in text
 
 
-def test_a_reward_model_that_imitates(shallow_path: Path, tmp_path: Path) -> None:
+def test_a_reward_model_that_imitates(tiny_path: Path, tmp_path: Path) -> None:
     words = "lime oak rain stone river cloud".split()
     table = Table("pair", [{"prompt": w, "chosen": f"{w}!", "rejected": f"{w}?"} for w in words])
     seen: dict[float, list[dict[str, object]]] = {}
     for weight in (0.0, 2.0):
         with use(Context(folder=tmp_path / str(weight))) as context:
             made = methods["train/salmon"](
-                Model.open(shallow_path), table, imitation=weight, steps=6, lr=3e-3, batch=6
+                Model.open(tiny_path), table, imitation=weight, steps=6, lr=3e-3, batch=6
             )
         assert isinstance(made, Model) and has_head(made)
         seen[weight] = [dict(m) for m in context.metrics if "loss" in m]
@@ -299,12 +299,12 @@ def test_principles_are_drawn_by_weight_without_replacement() -> None:
 
 
 @pytest.fixture
-def judge(shallow_path: Path, tmp_path: Path) -> Model:
+def judge(tiny_path: Path, tmp_path: Path) -> Model:
     """The tiny model with a made-up head."""
     head = ScoreHead(128)
     with torch.no_grad():
         head.weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(3))
-    return head.added_to(Model.open(shallow_path), tmp_path / "head")
+    return head.added_to(Model.open(tiny_path), tmp_path / "head")
 
 
 def test_the_same_weights_reward_what_they_are_told(judge: Model) -> None:
@@ -343,10 +343,10 @@ def test_the_same_weights_reward_what_they_are_told(judge: Model) -> None:
         said(long, principles=["a " * 1200])
 
 
-def test_rl_is_told_the_principles(judge: Model, shallow_path: Path, tmp_path: Path) -> None:
+def test_rl_is_told_the_principles(judge: Model, tiny_path: Path, tmp_path: Path) -> None:
     rows = Table("prompt", [{"prompt": f"say {i}"} for i in range(2)])
     short = {"steps": 1, "batch": 2, "max_tokens": 4, "lr": 1e-4, "missing_end": 0.0, "draw": 0}
-    model = Model.open(shallow_path)
+    model = Model.open(tiny_path)
     with use(Context(folder=tmp_path / "run", seed=1)):
         made = methods["salmon_ppo"](
             model, rows, reward_model=judge, principles=RULES, minibatches=1, **short

@@ -92,7 +92,7 @@ def test_it_learns_values_beyond_1_and_leaves_the_trunk(trained: tuple[Model, Mo
     assert all(torch.equal(before[n], after[n]) for n in before)
     new: Row = {"prompt": "say tree", "steps": ["tree!", "well?"]}
     values = step_values(made, [new])[0]
-    assert values[0] > 1.2 > 0.6 > values[1]
+    assert values[0] > 1.2 and values[1] < 0.8
     ref = {"use": "step_reward", "model": hold(made), "aggregate": "last"}
     asked: list[Row] = [{"prompt": "say tree", "completion": "tree!\n\nwell?"}]
     assert score("reward", ref, asked) == pytest.approx([values[1]], abs=1e-5)

@@ -58,11 +58,11 @@ def test_reference_by_hand() -> None:
 
 
 def test_a_reference_that_never_moves_in_time_is_told(
-    shallow_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = Table("pair", [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 2)
     small: dict[str, object] = {"steps": 3, "batch": 2, "rank": 2}
-    one = Model.open(shallow_path)
+    one = Model.open(tiny_path)
     methods["tr_dpo"](one, table, **small)
     said = capsys.readouterr().err
     assert said.count("tr_dpo: warning: the reference moves after every 512 updates") == 1

@@ -72,7 +72,7 @@ def test_choice_is_strictly_above_the_nth() -> None:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
     """(damaged, trusted): noise on the linear layers of all blocks and on one norm."""
-    trusted = Model.open(tiny_folder(tmp_path_factory.mktemp("trusted")))
+    trusted = Model.open(tiny_folder(tmp_path_factory.mktemp("trusted"), blocks=6))
     module = trusted.load_module(fresh=True).module
     source = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_only_linear_weights_of_the_first_blocks(restorer: Restorer) -> None:
     assert len(names) == DEPTH * 7
     assert not any("norm" in n or "embed" in n or "lm_head" in n for n in names)
     assert {int(n.split(".")[2]) for n in names} == set(range(DEPTH))
-    assert restorer.total == sum(p.numel() for p in tiny_model()[0].parameters())
+    assert restorer.total == sum(p.numel() for p in tiny_model(blocks=6)[0].parameters())
 
 
 def above(size: torch.Tensor, n: int) -> int:
@@ -312,7 +312,7 @@ def test_one_whole_model_is_in_memory_while_weights_are_restored(
 
 
 def test_what_is_kept_is_exact_in_half_the_memory_where_it_can_be() -> None:
-    module, _ = tiny_model()
+    module, _ = tiny_model(blocks=6)
     (name, plain), *_ = Trunk(module, 1).parameters().items()
     assert Trunk(module, 1).values()[name].dtype == torch.float32
     with torch.no_grad():

@@ -273,15 +273,16 @@ def test_an_adapter_of_another_model(fails: Fails, folder: Path) -> None:
 
 
 def test_memory_is_forecast_before_anything_is_computed(
-    fails: Fails, monkeypatch: pytest.MonkeyPatch
+    fails: Fails, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("truing.core.trainer.start.memory_gib", lambda: (0.0098, 0.0098))
-    said = fails(f"{TRAIN} pairs.jsonl")
-    assert "training needs about" in said and "0.0098 GiB of memory are free" in said
+    monkeypatch.setattr("truing.core.trainer.start.memory_gib", lambda: (0.006, 0.006))
+    write(folder / "long.jsonl", [{**r, "chosen": "yes " * 40} for r in PAIRS])
+    said = fails(f"{TRAIN} long.jsonl")
+    assert "training needs about" in said and "0.006 GiB of memory are free" in said
     assert "Lower max_length" in said
     assert "for the activations of a micro-batch. Lower max_length" in said
-    assert "Lower max_length or budget" in fails(f"{TRAIN} pairs.jsonl --budget 512")
-    said = fails(f"{TRAIN} pairs.jsonl --rank 100000")
+    assert "Lower max_length or budget" in fails(f"{TRAIN} long.jsonl --budget 512")
+    said = fails(f"{TRAIN} long.jsonl --rank 100000")
     assert "GiB of it are for gradients and moments of what is trained. Lower rank" in said
     assert "max_length" not in said
 

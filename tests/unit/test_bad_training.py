@@ -40,8 +40,8 @@ LONG = "very " * LIMIT
 
 
 @pytest.fixture(scope="module")
-def model(shallow_path: Path) -> Model:
-    return Model.open(shallow_path)
+def model(tiny_path: Path) -> Model:
+    return Model.open(tiny_path)
 
 
 def good_rows(spec: Objective) -> list[Row]:

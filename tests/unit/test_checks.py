@@ -278,12 +278,12 @@ def test_settings_out_of_range(ref: dict[str, object], said: str) -> None:
     ],
 )
 def test_settings_of_rewards_are_refused_before_anything_is_drawn(
-    ref: dict[str, object], said: str, shallow_path: Path, tmp_path: Path
+    ref: dict[str, object], said: str, tiny_path: Path, tmp_path: Path
 ) -> None:
     prompts = Table("prompt", [{"prompt": "1 + 1", "answer": 2}])
     with use(Context(folder=tmp_path)), pytest.raises(InputError, match=said):
         methods["grpo"](
-            Model.open(shallow_path), prompts, rewards={"r": ref}, steps=1, batch=1, answers=2,
+            Model.open(tiny_path), prompts, rewards={"r": ref}, steps=1, batch=1, answers=2,
             max_tokens=2, rank=2,
         )  # fmt: skip
     assert not list(tmp_path.rglob("*.jsonl"))

@@ -35,9 +35,9 @@ ROW = {"prompt": "Why?", "completion": " So."}
 
 
 @pytest.fixture
-def bare(shallow_path: Path, tmp_path: Path) -> Path:
+def bare(tiny_path: Path, tmp_path: Path) -> Path:
     """A base model: no template, and another end token than ChatML's, which is none of its own."""
-    folder = shutil.copytree(shallow_path, tmp_path / "base")
+    folder = shutil.copytree(tiny_path, tmp_path / "base")
     (folder / "chat_template.jinja").unlink()
     change(folder / "tokenizer_config.json", eos_token=OTHER, pad_token=OTHER, bos_token=OTHER)
     for name in ("config.json", "generation_config.json"):
@@ -81,10 +81,8 @@ def test_a_base_model_learns_to_chat_and_stops_at_the_end(
         assert (said.text, said.finish, said.ids[-1]) == (" So.", "stop", 2)
 
 
-def test_without_a_template_texts_continue_as_they_stand(
-    shallow_path: Path, tmp_path: Path
-) -> None:
-    model = Model.open(f"{shallow_path}?template=none")
+def test_without_a_template_texts_continue_as_they_stand(tiny_path: Path, tmp_path: Path) -> None:
+    model = Model.open(f"{tiny_path}?template=none")
     tokenizer = model.load_module().tokenizer
     assert not tokenizer.chat_template
     plain = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in ROW.values()]

@@ -157,7 +157,7 @@ def test_inputs_that_a_comparison_cannot_give_are_not_asked_for(pairs: Path) -> 
 
 
 def test_left_out_methods_are_told(
-    shallow_path: Path,
+    tiny_path: Path,
     pairs: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -168,7 +168,7 @@ def test_left_out_methods_are_told(
 
     def run(name: str) -> object:
         return compare(
-            [name], model=str(shallow_path), data=str(pairs), budget="8pairs", seeds=1, held_out=8,
+            [name], model=str(tiny_path), data=str(pairs), budget="8pairs", seeds=1, held_out=8,
             settings={"steps": 1}, runs=tmp_path / "runs",
         )  # fmt: skip
 
@@ -207,7 +207,7 @@ def test_a_method_that_needs_more_is_refused() -> None:
 
 
 def test_methods_share_rows_and_one_reference_pass(
-    shallow_path: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_path: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRUING_HOME", str(tmp_path / "home"))  # whose cache holds nothing yet
     answers: list[int] = []  # computed in each pass over what the cache does not hold
@@ -232,7 +232,7 @@ def test_methods_share_rows_and_one_reference_pass(
     named = [f"{name}@steps=1" for name in ("dpo", "ipo", "simpo", "kto", "bco")] + ["bco@steps=2"]
     found = compare(
         named,
-        model=str(shallow_path),
+        model=str(tiny_path),
         data=str(pairs),
         budget="8pairs",
         seeds=2,
@@ -284,10 +284,10 @@ def test_methods_share_rows_and_one_reference_pass(
 
 
 def test_a_method_that_diverges_is_left_out(
-    shallow_path: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_path: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wild, tame = "dpo@lr=1e30", "ipo@lr=1e-4"
-    words = ["--model", str(shallow_path), "--data", str(pairs), "--budget", "8", "--held-out", "8"]
+    words = ["--model", str(tiny_path), "--data", str(pairs), "--budget", "8", "--held-out", "8"]
     words += ["--seeds", "2", "--set", "steps=3", "--set", "warmup=0.0", "--set", "batch=4"]
     words += ["--runs", str(tmp_path / "runs"), "--json"]
     words[words.index("--budget") + 1] = "10"  # two of the 16 that are not held out: they overlap
@@ -310,7 +310,7 @@ def test_a_method_that_diverges_is_left_out(
     assert all(s["status"] == "done" for n, s in steps.items() if n.startswith("ipo"))
     page = Path(line["report"]).read_text()
     runs = str(tmp_path / "runs")
-    assert f"<code>truing compare --methods {wild},{tame} --model {shallow_path}" in page
+    assert f"<code>truing compare --methods {wild},{tame} --model {tiny_path}" in page
     assert f" --held-out 8 --set steps=3 --set warmup=0.0 --set batch=4 --runs {runs}<" in page
     assert "Left out: dpo_lr_1e30 (step dpo_lr_1e30-0: the loss is not finite" in page
 
@@ -369,10 +369,10 @@ def test_what_takes_something_of_a_lost_strand_falls_with_it(
 
 
 def test_a_plan_leaves_out_what_depends_on_a_lost_strand(
-    shallow_path: Path, pairs: Path, tmp_path: Path
+    tiny_path: Path, pairs: Path, tmp_path: Path
 ) -> None:
     plan = Plan("falls")
-    plan.model("base", str(shallow_path))
+    plan.model("base", str(tiny_path))
     plan.table("d", str(pairs))
     how = {"data": "d", "batch": 4, "rank": 0, "dtype": "float32"}
     for name, lr in (("a", 1e-4), ("b", 1e30)):
@@ -389,8 +389,8 @@ def test_a_plan_leaves_out_what_depends_on_a_lost_strand(
         assert found.run.steps[name]["error"] == f"left out: {found.lost['B']}"
 
 
-def test_nouns_instead_of_names(shallow_path: Path, tmp_path: Path) -> None:
-    model = Model.open(shallow_path).called("mine")
+def test_nouns_instead_of_names(tiny_path: Path, tmp_path: Path) -> None:
+    model = Model.open(tiny_path).called("mine")
     both = [
         compare("dpo@steps=1, ipo@steps=1", model=model, data=data, budget=8, seeds=1, held_out=8,
                 runs=tmp_path / "runs")

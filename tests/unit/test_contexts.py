@@ -41,9 +41,9 @@ PROMPTS = [{"prompt": "say a"}, {"prompt": "say a " * 6}]
 
 
 @pytest.fixture(scope="module")
-def short(shallow_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+def short(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = tmp_path_factory.mktemp("short") / "model"
-    shutil.copytree(shallow_path, folder)
+    shutil.copytree(tiny_path, folder)
     config = json.loads((folder / "config.json").read_text())
     config["max_position_embeddings"] = SHORT
     (folder / "config.json").write_text(json.dumps(config))
@@ -65,22 +65,22 @@ def test_rows_are_cut_to_the_shortest_context(
     name: str,
     role: str,
     short: Model,
-    shallow_path: Path,
+    tiny_path: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    told = trained(name, shallow_path, PAIRS, tmp_path, **{role: short}, **ONCE)
+    told = trained(name, tiny_path, PAIRS, tmp_path, **{role: short}, **ONCE)
     assert told["limit"] == SHORT and told["limit_of"] == role and told["cut"] == 1
     assert f"{name}: the {role} reads at most {SHORT} tokens" in capsys.readouterr().err
 
 
 def test_answers_leave_room_in_the_contexts_of_critic_and_reward_model(
-    short: Model, shallow_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    short: Model, tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = trained("ppo", shallow_path, PROMPTS, tmp_path, critic=short, rewards=RULE, **DRAWN)
+    told = trained("ppo", tiny_path, PROMPTS, tmp_path, critic=short, rewards=RULE, **DRAWN)
     assert told["limit_of"] == "critic" and told["left_out_long"] == 1
     judge = ScoreHead(128).added_to(short, tmp_path / "head")
-    told = trained("rloo", shallow_path, PROMPTS, tmp_path / "2", reward_model=judge, **DRAWN)
+    told = trained("rloo", tiny_path, PROMPTS, tmp_path / "2", reward_model=judge, **DRAWN)
     assert told["limit_of"] == "reward model" and told["left_out_long"] == 1
     assert f"the reward model reads at most {SHORT} tokens" in capsys.readouterr().err
 
@@ -97,9 +97,9 @@ def test_a_row_that_is_too_long_to_be_scored_is_named(short: Model, tmp_path: Pa
     assert e.value.where == f"{reward.name} row 2"
 
 
-def test_tokens_beyond_the_embeddings_are_told(shallow_path: Path, tmp_path: Path) -> None:
+def test_tokens_beyond_the_embeddings_are_told(tiny_path: Path, tmp_path: Path) -> None:
     """Those that were added without resizing ended in an IndexError, on a GPU in an assertion."""
-    folder = shutil.copytree(shallow_path, tmp_path / "model")
+    folder = shutil.copytree(tiny_path, tmp_path / "model")
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["<|more|>"])
     tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|more|>")
@@ -119,8 +119,8 @@ def test_tokens_beyond_the_embeddings_are_told(shallow_path: Path, tmp_path: Pat
         assert caught.value.seen == 259 and caught.value.fix
 
 
-def test_longer_contexts_are_not_told(shallow_path: Path, tmp_path: Path) -> None:
-    told = trained("dpo", shallow_path, PAIRS, tmp_path, reference=Model.open(shallow_path), **ONCE)
+def test_longer_contexts_are_not_told(tiny_path: Path, tmp_path: Path) -> None:
+    told = trained("dpo", tiny_path, PAIRS, tmp_path, reference=Model.open(tiny_path), **ONCE)
     assert "limit" not in told and "cut" not in told
 
 

@@ -21,8 +21,8 @@ SMALL: dict[str, object] = {
 }  # fmt: skip
 
 
-def test_a_partner_and_turns_without_an_environment(shallow_path: Path) -> None:
-    model = Model.open(shallow_path)
+def test_a_partner_and_turns_without_an_environment(tiny_path: Path) -> None:
+    model = Model.open(tiny_path)
     with pytest.raises(InputError, match="input 'partner' counts for nothing") as error:
         methods["grpo"](model, PROMPTS, partner=model, **SMALL)
     assert "{use: conversation}" in error.value.fix
@@ -35,9 +35,9 @@ def test_a_partner_and_turns_without_an_environment(shallow_path: Path) -> None:
 
 
 def test_a_reference_that_nothing_is_compared_with(
-    shallow_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = Model.open(shallow_path)
+    model = Model.open(tiny_path)
     methods["grpo"](model, PROMPTS, reference=model, beta=0.0, **SMALL)
     assert "grpo: warning: the reference counts for nothing" in capsys.readouterr().err
     methods["grpo"](model, PROMPTS, reference=model, beta=0.1, **SMALL)

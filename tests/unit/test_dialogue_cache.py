@@ -205,7 +205,7 @@ def test_a_limit_holds_while_a_request_runs(draw: bool, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Level, "take", counted)
     prompts = {i: [(7 * i + 3 * j) % 250 + 3 for j in range(30 + i // 4)] for i in range(16)}
-    wave = 2 * 4 * 6 * 2 * 32 * 4 * 33  # layers, heads and their size, rows of the longest prompt
+    wave = 2 * 4 * 3 * 2 * 32 * 4 * 33  # layers, heads and their size, rows of the longest prompt
 
     def peak_of(memory: Memory) -> int:
         gc.collect()
@@ -216,7 +216,7 @@ def test_a_limit_holds_while_a_request_runs(draw: bool, monkeypatch: pytest.Monk
             asked(memory, {-1: FIRST[0]})
         return peak[0]
 
-    assert peak_of(Memory(2**40)) > 3 * 2 * 4 * 6 * 2 * 32 * 4 * 30
+    assert peak_of(Memory(2**40)) > 3 * 2 * 4 * 3 * 2 * 32 * 4 * 30
     for limit in (0, 2 * wave):
         memory = Memory(limit)
         assert peak_of(memory) <= limit + wave and memory.size <= limit

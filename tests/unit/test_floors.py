@@ -65,4 +65,5 @@ def test_make_installs_the_floors_apart_and_tests_there(tmp_path: Path) -> None:
     assert re.findall(r"[\w-]*constraints[\w-]*", torch) == ["constraints-floors"]
     tests = next(line for line in lines if " pytest " in line)
     assert all(f"{tmp_path}/bin/python" in line for line in (torch, rest, tests))
-    assert tests.split()[-3:] == ["tests/unit", "tests/contract", "tests/golden"]
+    folders = ["tests/unit", "tests/contract", "tests/golden", "tests/e2e/test_serve*.py"]
+    assert tests.split()[-4:] == folders

@@ -34,14 +34,14 @@ PAIRS = Table(
 
 
 @pytest.fixture(scope="module")
-def plain(shallow_path: Path) -> Model:
-    return Model.open(shallow_path)
+def plain(tiny_path: Path) -> Model:
+    return Model.open(tiny_path)
 
 
 @pytest.fixture
-def model(shallow_path: Path) -> Model:
+def model(tiny_path: Path) -> Model:
     pytest.importorskip("bitsandbytes")
-    return Model.open(f"{shallow_path}?bits=4")
+    return Model.open(f"{tiny_path}?bits=4")
 
 
 def logits(model: Model, **how: bool) -> torch.Tensor:
@@ -148,9 +148,9 @@ def test_packed_dense_and_exported_weights_are_the_same(
     assert out.local.bits == 0 and torch.equal(logits(out), packed)
 
 
-def test_the_key_says_four_bits(model: Model, plain: Model, shallow_path: Path) -> None:
+def test_the_key_says_four_bits(model: Model, plain: Model, tiny_path: Path) -> None:
     assert model.key != plain.key and model.quantised(0).key == plain.key
-    both = Model.open(f"{shallow_path}?thinking=false&bits=4")
+    both = Model.open(f"{tiny_path}?thinking=false&bits=4")
     assert (both.local.bits, both.local.thinking) == (4, False)
     assert len({both.key, model.key, model.thinking(False).key}) == 2
 

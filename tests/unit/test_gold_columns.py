@@ -60,14 +60,14 @@ def test_it_ends_before_a_model_is_in_memory(
     assert error.value.where.endswith("t.jsonl row 19")
 
 
-def test_what_a_reward_of_the_users_own_raises_names_the_prompt(shallow_path: Path) -> None:
+def test_what_a_reward_of_the_users_own_raises_names_the_prompt(tiny_path: Path) -> None:
     def gold(rows: list[Row]) -> list[float]:
         return [float(str(r["gold"])) for r in rows]
 
     rows: list[Row] = [{"prompt": "first", "gold": "1"}, {"prompt": "second", "gold": "none"}]
     with pytest.raises(InputError, match="raised ValueError") as error:
         methods["grpo"](
-            Model.open(shallow_path), Table("prompt", rows), steps=1, batch=2, answers=2,
+            Model.open(tiny_path), Table("prompt", rows), steps=1, batch=2, answers=2,
             max_tokens=2, rank=2, rewards={"r": gold},
         )  # fmt: skip
     assert error.value.where.endswith("reward 'r' an answer to 'second'")

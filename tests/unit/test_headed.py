@@ -83,12 +83,12 @@ def test_it_scores_as_transformers_does(reward: Model) -> None:
     assert has_head(reward) and score_model(reward, ROWS) == pytest.approx(want, abs=1e-4)
 
 
-def test_an_adapter_that_scores_is_a_reward_model(shallow_path: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_scores_is_a_reward_model(tiny_path: Path, tmp_path: Path) -> None:
     """As TRL's trainer of rewards leaves one: its base has no head, which comes with it."""
     from peft import LoraConfig, get_peft_model
 
     with quiet():
-        module = AutoModelForSequenceClassification.from_pretrained(shallow_path, num_labels=1)
+        module = AutoModelForSequenceClassification.from_pretrained(tiny_path, num_labels=1)
     config = LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["q_proj"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -146,11 +146,11 @@ def test_of_two_the_layers_are_merged(reward: Model, tmp_path: Path) -> None:
     assert score_model(made, ROWS) == pytest.approx(score_model(reward, ROWS), abs=1e-6)
 
 
-def test_what_truing_exported_is_trained_on(shallow_path: Path, tmp_path: Path) -> None:
+def test_what_truing_exported_is_trained_on(tiny_path: Path, tmp_path: Path) -> None:
     head = ScoreHead(128)
     with torch.no_grad():
         head.weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(3))
-    own = head.added_to(Model.open(shallow_path), tmp_path / "head")
+    own = head.added_to(Model.open(tiny_path), tmp_path / "head")
     opened = Model.open(own.export(tmp_path / "out"))
     assert score_model(opened, ROWS) == pytest.approx(score_model(own, ROWS), abs=1e-4)
     with use(Context(folder=tmp_path / "step", seed=1)):
@@ -158,8 +158,8 @@ def test_what_truing_exported_is_trained_on(shallow_path: Path, tmp_path: Path) 
     assert isinstance(made, Model) and loss(made) != loss(opened)
 
 
-def test_it_is_a_critic(reward: Model, shallow_path: Path, tmp_path: Path) -> None:
-    policy = Model.open(shallow_path)
+def test_it_is_a_critic(reward: Model, tiny_path: Path, tmp_path: Path) -> None:
+    policy = Model.open(tiny_path)
     rule = {"letters": {"use": "share_of", "letters": "abcdefgh"}}
     asked = Table("prompt", [{"prompt": "say a"}, {"prompt": "say b"}])
     with use(Context(folder=tmp_path / "step", seed=1)) as context:
@@ -173,7 +173,7 @@ def test_it_is_a_critic(reward: Model, shallow_path: Path, tmp_path: Path) -> No
     assert any("step" in m for m in context.metrics)
 
 
-def test_encoders_are_refused_by_their_role(shallow_path: Path, tmp_path: Path) -> None:
+def test_encoders_are_refused_by_their_role(tiny_path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bert"
     with quiet():
         BertForSequenceClassification(
@@ -190,17 +190,17 @@ def test_encoders_are_refused_by_their_role(shallow_path: Path, tmp_path: Path) 
         with pytest.raises(InputError, match="not a causal language model"):
             methods["bradley_terry"](Model.open(folder), Table("pair", PAIRS), **SHORT)
         with pytest.raises(InputError, match="not a causal language model") as error:
-            methods["ppo"](Model.open(shallow_path), asked, critic=Model.open(folder), **told)
+            methods["ppo"](Model.open(tiny_path), asked, critic=Model.open(folder), **told)
     assert "ppo input 'critic'" in error.value.where
 
 
-def test_its_words_are_refused(reward: Model, shallow_path: Path, tmp_path: Path) -> None:
+def test_its_words_are_refused(reward: Model, tiny_path: Path, tmp_path: Path) -> None:
     table = Table("pair", PAIRS)
     with use(Context(folder=tmp_path / "step")):
         with pytest.raises(InputError, match="has no words of its own") as error:
             methods["dpo"](reward, table, **SHORT)
         assert error.value.fix
         with pytest.raises(InputError, match="has no words of its own"):
-            methods["dpo"](Model.open(shallow_path), table, reference=reward, **SHORT)
+            methods["dpo"](Model.open(tiny_path), table, reference=reward, **SHORT)
     with pytest.raises(InputError, match="needs a model that can logprob"):
         need_abilities(methods["dpo"], "model", "", reward.can, where="")

@@ -243,8 +243,8 @@ def preference(model: Model, base: Model, beta: float) -> tuple[float, float]:
 
 
 @pytest.fixture
-def model(shallow_path: Path) -> Model:
-    return Model.open(shallow_path)
+def model(tiny_path: Path) -> Model:
+    return Model.open(tiny_path)
 
 
 def trained(
@@ -358,10 +358,10 @@ def test_steps_of_rows_that_are_compared(model: Model, tmp_path: Path) -> None:
     assert all(len(rows) > 1 for rows in one)
 
 
-def test_best_model_is_the_one_that_was_measured(tiny_path: Path, tmp_path: Path) -> None:
+def test_best_model_is_the_one_that_was_measured(deep_path: Path, tmp_path: Path) -> None:
     """A rate so high that it gets worse again: what is kept has the lowest loss of all."""
     made, context = trained(
-        "sft", tmp_path, Model.open(tiny_path), lr=0.1, steps=6, schedule="constant", eval_every=1,
+        "sft", tmp_path, Model.open(deep_path), lr=0.1, steps=6, schedule="constant", eval_every=1,
         keep_best=True,
     )  # fmt: skip
     seen = {s: loss for s, loss in measured(context.metrics).items() if s}
@@ -463,12 +463,12 @@ def test_heads_that_there_are_not(model: Model, tmp_path: Path) -> None:
 
 
 def test_command_and_recipe(
-    shallow_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, rows in (("data", PAIRS), ("held", HELD)):
         lines = [json.dumps({n: r[n] for n in ("prompt", "chosen", "rejected")}) for r in rows]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    words = ["train", "sft", "--model", str(shallow_path), "--data", str(tmp_path / "data.jsonl")]
+    words = ["train", "sft", "--model", str(tiny_path), "--data", str(tmp_path / "data.jsonl")]
     words += [
         "--held-out",
         str(tmp_path / "held.jsonl"),
@@ -482,7 +482,7 @@ def test_command_and_recipe(
     assert cli.main([*words[:6], "--patience", "1"]) == 2
     assert "setting 'patience' counts for nothing" in capsys.readouterr().err
     (tmp_path / "r.yaml").write_text(
-        f"name: watched\nmodels: {{base: {shallow_path}}}\nsteps:\n"
+        f"name: watched\nmodels: {{base: {tiny_path}}}\nsteps:\n"
         "  held: {do: select/sample, data: data.jsonl, n: 3}\n"
         "  rest: {do: select/sample, data: data.jsonl, n: 3, part: rest}\n"
         "  tuned: {do: train/sft, model: base, data: rest, held_out: held, steps: 3, rank: 2,\n"

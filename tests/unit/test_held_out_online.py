@@ -45,8 +45,8 @@ Rows = list[dict[str, Json]]
 
 
 @pytest.fixture
-def model(shallow_path: Path) -> Model:
-    return Model.open(shallow_path)
+def model(tiny_path: Path) -> Model:
+    return Model.open(tiny_path)
 
 
 def run(
@@ -459,12 +459,12 @@ def test_bad_input(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_command_recipe_and_report(
-    shallow_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, rows in (("data", PROMPTS), ("held", HELD)):
         lines = [json.dumps({"prompt": r["prompt"]}) for r in rows]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    words = ["train", "rloo", "--model", str(shallow_path), "--data", str(tmp_path / "data.jsonl")]
+    words = ["train", "rloo", "--model", str(tiny_path), "--data", str(tmp_path / "data.jsonl")]
     words += ["--rewards", json.dumps(LETTERS), "--steps", "2", "--batch", "2", "--answers", "2"]
     words += ["--max-tokens", "4", "--rank", "2", "--eval-every", "1"]
     assert cli.main(words) == 2
@@ -473,7 +473,7 @@ def test_command_recipe_and_report(
     assert cli.main([*words, *held, "--json"]) == 0
     assert "the highest" in capsys.readouterr().err
     (tmp_path / "r.yaml").write_text(
-        f"name: watched\nmodels: {{base: {shallow_path}}}\nsteps:\n"
+        f"name: watched\nmodels: {{base: {tiny_path}}}\nsteps:\n"
         "  held: {do: select/sample, data: data.jsonl, n: 3}\n"
         "  rest: {do: select/sample, data: data.jsonl, n: 3, part: rest}\n"
         "  tuned: {do: train/rloo, model: base, data: rest, held_out: held, steps: 3, rank: 2,\n"

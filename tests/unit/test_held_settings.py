@@ -20,21 +20,21 @@ ROWS: list[Row] = [{"prompt": "say a", "completion": "a"}, {"prompt": "say b", "
 
 
 @pytest.fixture
-def reward(shallow_path: Path, tmp_path: Path) -> Model:
+def reward(tiny_path: Path, tmp_path: Path) -> Model:
     head = ScoreHead(128)
     with torch.no_grad():
         head.weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(3))
-    return head.added_to(Model.open(shallow_path), tmp_path / "head")
+    return head.added_to(Model.open(tiny_path), tmp_path / "head")
 
 
-def test_a_reward_takes_a_model_as_it_is(reward: Model, shallow_path: Path, tmp_path: Path) -> None:
+def test_a_reward_takes_a_model_as_it_is(reward: Model, tiny_path: Path, tmp_path: Path) -> None:
     want = score_model(reward, ROWS)
     assert score("reward", {"use": "reward_model", "model": reward}, ROWS) == pytest.approx(want)
     asked, told = Table("prompt", [{"prompt": "say a"}]), dict[str, object]()
     rules = {"good": {"use": "reward_model", "model": reward}}
     with use(Context(folder=tmp_path / "step")) as context:
         methods["rloo"](
-            Model.open(shallow_path), asked, rewards=rules, steps=1, answers=2, max_tokens=4
+            Model.open(tiny_path), asked, rewards=rules, steps=1, answers=2, max_tokens=4
         )
     for metric in context.metrics:
         told |= metric

@@ -199,7 +199,7 @@ def test_a_part_is_no_model_without_a_network(
 ) -> None:
     whole = tmp_path / "whole"
     shutil.copytree(tiny_path, whole)
-    write(whole, load_file(tiny_path / "model.safetensors").items(), shard_bytes=2 * 2**20)
+    write(whole, load_file(tiny_path / "model.safetensors").items(), shard_bytes=2**20)
     (whole / "model.safetensors").unlink()
     assert len(list(whole.glob("*.safetensors"))) == 3
     snapshot = cached(tmp_path, whole, names)

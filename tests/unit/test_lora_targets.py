@@ -38,8 +38,8 @@ Q_V = {f"model.layers.{i}.self_attn.{n}_proj" for i in range(6) for n in "qv"}
 
 
 @pytest.fixture
-def model(tiny_path: Path) -> Model:
-    return Model.open(tiny_path)
+def model(deep_path: Path) -> Model:
+    return Model.open(deep_path)
 
 
 def adapter_of(made: object) -> Adapter:
@@ -86,7 +86,7 @@ def test_training_is_that_of_peft_on_the_same_layers(model: Model) -> None:
     rows = Table("example", [{"prompt": "say", "completion": "good morning"}])
     settings = {**SMALL, "steps": 1, "warmup": 0.0, "clip": 0.0, "schedule": "constant"}
     made = methods["sft"](model, rows, **settings, targets=["q_proj", "v_proj"], lora_alpha=4.0)
-    module, tokenizer = tiny_model()
+    module, tokenizer = tiny_model(blocks=6)
     begun = attach(
         module, TextTraining(rank=2, targets="q_proj,v_proj"), current().stream("adapter") % 2**31
     )
@@ -95,7 +95,7 @@ def test_training_is_that_of_peft_on_the_same_layers(model: Model) -> None:
     config = LoraConfig(
         r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
     )
-    theirs = get_peft_model(tiny_model()[0], config)
+    theirs = get_peft_model(tiny_model(blocks=6)[0], config)
     trained = {
         n.replace(".default", ""): p for n, p in theirs.named_parameters() if p.requires_grad
     }
@@ -130,7 +130,7 @@ def test_all_linear_by_name_is_what_it_is_without(model: Model) -> None:
 
 
 def test_which_layers_there_are() -> None:
-    module, _ = tiny_model()
+    module, _ = tiny_model(blocks=6)
     every = set(linears_of(module))
     assert len(every) == 7 * 6 and "lm_head" not in every
     assert set(linears_of(module, "q_proj,v_proj")) == Q_V
@@ -140,7 +140,7 @@ def test_which_layers_there_are() -> None:
 
 
 def test_the_forecast_counts_the_same_layers() -> None:
-    module, _ = tiny_model()
+    module, _ = tiny_model(blocks=6)
     made = memory.forecast(module, TextTraining(rank=4, targets="q_proj,v_proj"))
     # A and B, their gradients and two moments in float32; and merged weights.
     sides = (128 + 128) + (128 + 64)

@@ -17,9 +17,9 @@ from truing.models import Model
 
 
 @pytest.fixture
-def critic(shallow_path: Path, tmp_path: Path) -> Model:
+def critic(tiny_path: Path, tmp_path: Path) -> Model:
     """A policy as PPO leaves it: with the head of its values beside it."""
-    model = Model.open(shallow_path)
+    model = Model.open(tiny_path)
     name = "model.norm.weight"
     tensors = {
         name: model.folded()[name] + 1,
@@ -33,9 +33,9 @@ def critic(shallow_path: Path, tmp_path: Path) -> Model:
 
 @pytest.mark.parametrize("name", ["merge/linear", "merge/mixture_of_experts"])
 def test_a_critic_is_left_out_and_told(
-    name: str, critic: Model, shallow_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, critic: Model, tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain = Model.open(shallow_path)
+    plain = Model.open(tiny_path)
     with use(Context(folder=tmp_path / "step")):
         made = methods[name]({"a": critic, "b": plain})
     assert isinstance(made, Model)
@@ -52,8 +52,8 @@ def test_of_equal_policies_the_critic_goes_too(critic: Model, tmp_path: Path) ->
     assert torch.equal(made.folded()["model.norm.weight"], critic.folded()["model.norm.weight"])
 
 
-def test_a_score_head_is_refused_and_the_remedy_works(shallow_path: Path, tmp_path: Path) -> None:
-    plain = Model.open(shallow_path)
+def test_a_score_head_is_refused_and_the_remedy_works(tiny_path: Path, tmp_path: Path) -> None:
+    plain = Model.open(tiny_path)
     reward = ScoreHead(128).added_to(plain, tmp_path / "head")
     with pytest.raises(InputError, match="beyond its architecture") as error:
         methods["merge/linear"]({"a": reward, "b": plain})

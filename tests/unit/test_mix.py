@@ -272,14 +272,14 @@ def test_what_a_term_needs_of_a_step_is_asked_before_a_model_is_opened(
 
 
 def test_columns_of_a_term_are_read_where_another_compares_rows(
-    shallow_path: Path, tmp_path: Path
+    tiny_path: Path, tmp_path: Path
 ) -> None:
     rows: list[Row] = [
         {"prompt": f"p{i}", "completion": "c", "label": i % 2 == 0, "prompt_is_good": 0.5 + i}
         for i in range(2)
     ]
     with use(Context(folder=tmp_path)), pytest.raises(InputError, match="prompt_is_good") as error:
-        methods["bco"](Model.open(shallow_path), Table("unpaired", rows), mix={"kto": 1.0}, steps=1)
+        methods["bco"](Model.open(tiny_path), Table("unpaired", rows), mix={"kto": 1.0}, steps=1)
     assert error.value.where.endswith("row 2")
 
 

@@ -83,8 +83,8 @@ def step(task: TextTask, rows: Sequence[int]) -> tuple[float, Tensor, dict[str, 
 
 
 @pytest.fixture(scope="module")
-def model(shallow_path: Path) -> Model:
-    return Model.open(shallow_path)
+def model(tiny_path: Path) -> Model:
+    return Model.open(tiny_path)
 
 
 MIXTURES: list[tuple[str, Mix, list[Row]]] = [

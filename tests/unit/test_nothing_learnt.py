@@ -34,9 +34,9 @@ def letters(rows: list[Row]) -> list[float]:
     ],
 )
 def test_rewards_that_tell_nothing_apart(
-    more: dict[str, object], shallow_path: Path, capsys: pytest.CaptureFixture[str]
+    more: dict[str, object], tiny_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    methods["grpo"](Model.open(shallow_path), PROMPTS, **SMALL, **more)
+    methods["grpo"](Model.open(tiny_path), PROMPTS, **SMALL, **more)
     said = capsys.readouterr().err
     assert said.count(END) == 1
     if "refill" not in more:  # which leaves no group over that could be looked at
@@ -45,9 +45,9 @@ def test_rewards_that_tell_nothing_apart(
         assert f"rollout 1 (all answers of a group have one reward; rewards are {each})" in said
 
 
-def test_a_loss_without_weight(shallow_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_loss_without_weight(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = Table("pair", [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 2)
-    model = Model.open(shallow_path)
+    model = Model.open(tiny_path)
     methods["dpo"](model, pairs, beta=0.0, steps=2, batch=2, rank=2)
     assert "dpo: warning: the gradient was 0 in all 2 updates" in capsys.readouterr().err
     methods["dpo"](model, pairs, steps=2, batch=2, rank=2)

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
-import os
-import signal
 import string
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from forked import Started
 
 from truing.context import Context, Journal, Json, use
 from truing.core.judging.scores import named_scores
@@ -38,8 +33,8 @@ LETTERS = {"letters": {"use": "share_of", "letters": "abcdefghijklmnop"}}
 
 
 @pytest.fixture
-def model(shallow_path: Path) -> Model:
-    return Model.open(shallow_path)
+def model(tiny_path: Path) -> Model:
+    return Model.open(tiny_path)
 
 
 def run(
@@ -112,26 +107,6 @@ def test_stopped_inside_a_rollout_and_resumed(
     assert [{n: v for n, v in m.items() if n != "seconds"} for m in rest] == timeless
 
 
-PROGRAM = """
-import json, sys
-from pathlib import Path
-from truing.context import Context, use
-from truing.core import engine
-from truing.core.rl import collect
-from truing.core.rl.advantages import normalised
-from truing.method import methods
-from truing.models import Model
-from truing.tables import Row, Table
-
-collect.BLOCK = 6
-folder, tiny, settings = sys.argv[1:]
-table = Table("prompt", [{"prompt": f"say {w}"} for w in json.loads(settings).pop("words")])
-settings = {n: v for n, v in json.loads(settings).items() if n != "words"}
-with use(Context(seed=4, folder=Path(folder))):
-    print(methods["grpo"](Model.open(tiny), table, **settings).key)
-"""
-
-
 def test_rollouts_that_no_checkpoint_goes_on_with_are_deleted(
     model: Model, tmp_path: Path, always_save: Callable[[], None]
 ) -> None:
@@ -142,39 +117,6 @@ def test_rollouts_that_no_checkpoint_goes_on_with_are_deleted(
     left = [sorted((tmp_path / n).glob("rollouts-*/*")) for n in ("plain", "saved")]
     assert [[int(p.stem) for p in paths] for paths in left] == [[0, 1, 2, 3], [2, 3]]
     assert made.key == plain.key
-
-
-def test_kill_9_and_resume_give_the_same_bits(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings: dict[str, object] = {
-        "steps": 16, "batch": 4, "answers": 3, "max_tokens": 8, "lr": 2e-3, "rewards": LETTERS,
-        "beta": 0.1,
-    }  # fmt: skip
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    given = json.dumps({**settings, "words": WORDS})
-    command = ["-c", PROGRAM, str(tmp_path / "cut"), str(model.folder), given]
-    process = Started(command, env=env)
-    until = time.monotonic() + 120
-    while time.monotonic() < until:  # the second block of the third rollout or later
-        files = sorted((tmp_path / "cut").glob("rollouts-*/*.jsonl"))
-        if len(files) > 2 and files[-1].read_bytes().count(b"\n") == 1:
-            break
-        time.sleep(0.001)
-    else:
-        pytest.fail("it was never in the middle")
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    out, err = Started(command, env=env).communicate()
-    monkeypatch.setattr(collect, "BLOCK", 6)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        expected, _ = run("grpo", model, tmp_path / "whole", **settings)
-    finally:
-        torch.set_num_threads(threads)
-    assert out.strip() == expected.key, err
 
 
 # What is sampled, measured and left out

@@ -33,8 +33,8 @@ SAID = "warning: all 6 answers of rollout 1 were cut off"
 
 
 @pytest.fixture
-def model(shallow_path: Path) -> Model:
-    return Model.open(shallow_path)
+def model(tiny_path: Path) -> Model:
+    return Model.open(tiny_path)
 
 
 def run(name: str, model: Model, folder: Path | None, **more: object) -> tuple[Model, list[Json]]:

@@ -78,19 +78,19 @@ def refused(function: object) -> None:
     ],
 )
 def test_in_a_recipe_it_is_asked_before_anything_runs(
-    tmp_path: Path, shallow_path: Path, step: str, wanted: str
+    tmp_path: Path, tiny_path: Path, step: str, wanted: str
 ) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text('{"prompt": "3 + 4 ="}\n{"prompt": "9 - 1 =", "answer": "8"}\n')
     path = tmp_path / "careful.py"
-    said = step.format(model=str(shallow_path), data=str(data))
+    said = step.format(model=str(tiny_path), data=str(data))
     path.write_text(PLAN.replace("{step}", said))
     with pytest.raises(InputError) as caught:
         run(recipe.load(path), tmp_path / "runs")
     assert wanted in caught.value.message and caught.value.fix
 
 
-def test_in_a_call_a_function_as_it_is_has_its_own(shallow_path: Path) -> None:
+def test_in_a_call_a_function_as_it_is_has_its_own(tiny_path: Path) -> None:
     asked: list[object] = []
 
     @checks(asked.append, rows=lambda rows: asked.append(len(rows)))
@@ -100,7 +100,7 @@ def test_in_a_call_a_function_as_it_is_has_its_own(shallow_path: Path) -> None:
 
     data = Table("prompt", [{"prompt": "a"}, {"prompt": "b"}])
     small: dict[str, object] = {"steps": 1, "batch": 2, "answers": 2, "max_tokens": 2}
-    methods["grpo"](Model.open(shallow_path), data, rewards={"short": short}, **small)
+    methods["grpo"](Model.open(tiny_path), data, rewards={"short": short}, **small)
     assert {} in asked and 2 in asked
 
 

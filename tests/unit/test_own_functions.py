@@ -45,8 +45,8 @@ ROWS: list[Row] = [{"prompt": "p", "completion": c} for c in ("a", "bb", "ccc")]
 
 
 @pytest.fixture
-def model(tiny_path: Path) -> Model:
-    return Model.open(tiny_path)
+def model(deep_path: Path) -> Model:
+    return Model.open(deep_path)
 
 
 @pytest.fixture(autouse=True)

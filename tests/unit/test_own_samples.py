@@ -22,7 +22,7 @@ from truing.tables import Table
 
 
 def test_before_training_fresh_ones_are_drawn_for_the_receipt_alone(
-    shallow_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What each step draws, and so what is learnt, is the same as if all rows had had some."""
     before: list[int] = []
@@ -33,7 +33,7 @@ def test_before_training_fresh_ones_are_drawn_for_the_receipt_alone(
         return kept(loaded, asked, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(own_samples, "kept", counted)
-    model = Model.open(shallow_path)
+    model = Model.open(tiny_path)
     rows = Table("example", [{"prompt": f"say {w}", "completion": w} for w in "abcdef"])
     keys: list[str] = []
     for shown in (6, 2):
@@ -98,16 +98,16 @@ def trained(name: str, path: Path, folder: Path, **more: object) -> tuple[Model,
 
 @pytest.mark.parametrize(("name", "steps"), [("d2o", 1), ("adpa", 3)])
 def test_rows_that_no_update_sees_are_not_answered(
-    name: str, steps: int, shallow_path: Path, tmp_path: Path
+    name: str, steps: int, tiny_path: Path, tmp_path: Path
 ) -> None:
     """Those that are seen have the same answers, and what is learnt is the same bit for bit."""
     with pytest.MonkeyPatch.context() as patch:
         some = Drawn(patch, tmp_path / "few")
-        model, losses = trained(name, shallow_path, tmp_path / "a", steps=steps)
+        model, losses = trained(name, tiny_path, tmp_path / "a", steps=steps)
     with pytest.MonkeyPatch.context() as patch:
         every = Drawn(patch, tmp_path / "many")
         patch.setattr(own_samples.OwnSamples, "foresee", lambda *_: None)
-        same, expected = trained(name, shallow_path, tmp_path / "b", steps=steps)
+        same, expected = trained(name, tiny_path, tmp_path / "b", steps=steps)
     seen = set[int]().union(*visits(3, 2, steps))
     assert every.rows() == set(range(12)) and some.rows() == seen | {0, 1}  # two are shown
     assert all(every.answers[text] == answers for text, answers in some.answers.items())
@@ -115,7 +115,7 @@ def test_rows_that_no_update_sees_are_not_answered(
 
 
 def test_answers_that_are_drawn_anew_in_time_are_not_drawn_before(
-    shallow_path: Path,
+    tiny_path: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     interrupted: Callable[[type, int], AbstractContextManager[None]],
@@ -125,51 +125,51 @@ def test_answers_that_are_drawn_anew_in_time_are_not_drawn_before(
     always_save()
     how: dict[str, object] = {"steps": 4, "refresh": 2}
     few = Drawn(monkeypatch, tmp_path / "few")
-    model, losses = trained("adpa", shallow_path, tmp_path / "a", **how)
+    model, losses = trained("adpa", tiny_path, tmp_path / "a", **how)
     assert few.rows() == visits(3, 2, 1)[0] | visits(3, 2, 2)[1] | {0, 1} != set(range(12))
     with interrupted(TextTask, 4):
-        trained("adpa", shallow_path, tmp_path / "cut", **how)
-    again, rest = trained("adpa", shallow_path, tmp_path / "cut", **how)
+        trained("adpa", tiny_path, tmp_path / "cut", **how)
+    again, rest = trained("adpa", tiny_path, tmp_path / "cut", **how)
     assert rest == losses and again.weights_key == model.weights_key
     monkeypatch.setattr(own_samples.OwnSamples, "foresee", lambda *_: None)
-    same, expected = trained("adpa", shallow_path, tmp_path / "b", **how)
+    same, expected = trained("adpa", tiny_path, tmp_path / "b", **how)
     assert few.rows() == set(range(12))
     assert losses == expected and model.weights_key == same.weights_key
 
 
 def test_held_out_rows_are_told_to_be_known_whatever_was_drawn_to_them(
-    shallow_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By prompt and given answer: own answers of a row that is trained on may not be drawn yet."""
     some = ("lime", "fog")
     held = Table("negative", [{"prompt": f"say {w}", "rejected": f"no {w}"} for w in some])
-    trained("d2o", shallow_path, tmp_path, steps=1, held_out=held)
+    trained("d2o", tiny_path, tmp_path, steps=1, held_out=held)
     assert "d2o held_out: warning: 1 of 2 rows are trained on, too" in capsys.readouterr().err
     prompts = Table("prompt", [{"prompt": row["prompt"]} for row in held])
-    more = {"teacher": Model.open(shallow_path), "held_out": prompts}
-    trained("on_policy_kd", shallow_path, tmp_path / "kd", steps=1, **more)
+    more = {"teacher": Model.open(tiny_path), "held_out": prompts}
+    trained("on_policy_kd", tiny_path, tmp_path / "kd", steps=1, **more)
     said = capsys.readouterr().err
     assert "on_policy_kd held_out: warning: 1 of 2 rows are trained on, too" in said
 
 
 def test_all_rows_are_answered_where_the_answers_decide_which_are_left(
-    shallow_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = Drawn(monkeypatch, tmp_path / "home")
     rows = KINDS["adpa"]
     with use(Context(folder=tmp_path, seed=3)), suppress(InputError):  # none may have ended
         methods["reward_from_demos"](
-            Model.open(shallow_path), rows, steps=1, batch=2, rank=2, max_tokens=4
+            Model.open(tiny_path), rows, steps=1, batch=2, rank=2, max_tokens=4
         )
     assert drawn.rows() == set(range(12))
 
 
 def test_rows_whose_demonstration_has_no_end_are_left_out(
-    shallow_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A score would learn from them what has an end. Nothing is drawn to them."""
     drawn = Drawn(monkeypatch, tmp_path / "home")
-    model, rows = Model.open(shallow_path), [dict(row) for row in KINDS["adpa"]]
+    model, rows = Model.open(tiny_path), [dict(row) for row in KINDS["adpa"]]
     rows[0]["completion"] = "lime " * 20  # more than there is room for
     rows[1]["finished"] = False
     how: dict[str, object] = {

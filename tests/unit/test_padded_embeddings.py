@@ -27,10 +27,10 @@ WORDS = ("sun", "moon")
 
 
 @pytest.fixture(scope="module")
-def padded(shallow_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def padded(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights with likelier outputs behind the last token."""
     folder = tmp_path_factory.mktemp("padded") / "model"
-    shutil.copytree(shallow_path, folder)
+    shutil.copytree(tiny_path, folder)
     config = json.loads((folder / "config.json").read_text())
     config["vocab_size"] += MORE
     (folder / "config.json").write_text(json.dumps(config))
@@ -63,9 +63,9 @@ def run(name: str, model: Path, reference: Path, folder: Path, **more: object) -
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("name", ["tdpo1", "tdpo2"])
 def test_objectives_compare_with_a_reference_of_other_padding(
-    name: str, turned: bool, shallow_path: Path, padded: Path, tmp_path: Path
+    name: str, turned: bool, tiny_path: Path, padded: Path, tmp_path: Path
 ) -> None:
-    model, reference = (padded, shallow_path) if turned else (shallow_path, padded)
+    model, reference = (padded, tiny_path) if turned else (tiny_path, padded)
     losses = run(name, model, reference, tmp_path, steps=1)
     assert len(losses) == 1 and math.isfinite(losses[0])
 
@@ -73,9 +73,9 @@ def test_objectives_compare_with_a_reference_of_other_padding(
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("name", ["xpo", "nash_md", "grpo_top_kl"])
 def test_online_methods_train_and_draw_no_padding(
-    name: str, turned: bool, shallow_path: Path, padded: Path, tmp_path: Path
+    name: str, turned: bool, tiny_path: Path, padded: Path, tmp_path: Path
 ) -> None:
-    model, reference = (padded, shallow_path) if turned else (shallow_path, padded)
+    model, reference = (padded, tiny_path) if turned else (tiny_path, padded)
     rule = {"letters": {"use": "share_of", "letters": "abcdefghijklmnop"}}
     losses = run(name, model, reference, tmp_path, steps=1, answers=2, max_tokens=8, rewards=rule)
     assert len(losses) == 1 and math.isfinite(losses[0])
@@ -86,8 +86,8 @@ def test_online_methods_train_and_draw_no_padding(
     assert drawn and max(drawn) < 259
 
 
-def test_the_vocabulary_of_a_reference_is_the_models(shallow_path: Path, padded: Path) -> None:
-    small, large = (Model.open(p).load_module().module for p in (shallow_path, padded))
+def test_the_vocabulary_of_a_reference_is_the_models(tiny_path: Path, padded: Path) -> None:
+    small, large = (Model.open(p).load_module().module for p in (tiny_path, padded))
     (packed,) = pack([group_tree([3, 4, 5], [[6, 7, 8], [9, 10]])])
     plain = whole_vocabulary(small, packed, 259)(slice(None))
     cut = whole_vocabulary(large, packed, 259)(slice(None))
@@ -97,8 +97,8 @@ def test_the_vocabulary_of_a_reference_is_the_models(shallow_path: Path, padded:
     assert torch.all(wide[:, 259:].exp() == 0) and bool(wide.isfinite().all())
 
 
-def test_a_mixture_draws_what_both_have(shallow_path: Path, padded: Path) -> None:
-    small, large = (Model.open(p).load_module().module for p in (shallow_path, padded))
+def test_a_mixture_draws_what_both_have(tiny_path: Path, padded: Path) -> None:
+    small, large = (Model.open(p).load_module().module for p in (tiny_path, padded))
     ids = [3, 4, 5]
 
     def logits(module: nn.Module) -> Tensor:

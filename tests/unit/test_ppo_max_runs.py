@@ -27,8 +27,8 @@ NEVER = "may go to the critic alone"
 
 
 @pytest.fixture
-def model(shallow_path: Path) -> Model:
-    return Model.open(shallow_path)
+def model(tiny_path: Path) -> Model:
+    return Model.open(tiny_path)
 
 
 def run(model: Model, folder: Path, **more: object) -> tuple[Model, list[dict[str, Json]]]:

@@ -266,8 +266,8 @@ def updates(context: Context) -> list[dict[str, object]]:
 
 
 @pytest.fixture(scope="module")
-def model(shallow_path: Path) -> Model:
-    return Model.open(shallow_path)
+def model(tiny_path: Path) -> Model:
+    return Model.open(tiny_path)
 
 
 RUNS: dict[str, tuple[str, dict[str, object]]] = {

@@ -1,18 +1,13 @@
-"""Training language models: killed and resumed, the cached reference, results as models."""
+"""Training language models: stopped and resumed, the cached reference, results as models."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import torch
-from forked import Started
 
 from truing.context import Context, use
 from truing.core import reference
@@ -41,60 +36,6 @@ def train(name: str, folder: Path, model: Model, **settings: object) -> tuple[Mo
 @pytest.fixture
 def model(tiny_path: Path) -> Model:
     return Model.open(tiny_path)
-
-
-PROGRAM = """
-import json, sys
-from pathlib import Path
-from truing.context import Context, use
-from truing.core import engine
-from truing.method import methods
-from truing.models import Model
-from truing.tables import Table
-
-engine.CHECKPOINT_SECONDS, engine.CHECKPOINT_SHARE = -1.0, 1e9
-folder, name, tiny, settings = sys.argv[1:]
-table = Table.load(Path(folder) / "data")
-def metric(row):
-    with open(Path(folder) / "seen", "a") as file:
-        file.write(json.dumps(row) + "\\n")
-with use(Context(seed=4, folder=Path(folder) / "step", on_metric=metric)):
-    made = methods[name](Model.open(tiny), table, **json.loads(settings))
-print(made.key)
-"""
-
-
-def test_kill_9_and_resume_give_the_same_bits(model: Model, tmp_path: Path) -> None:
-    name = "tr_dpo"  # whose reference moves, and must be found again
-    settings: dict[str, object] = {"steps": 20, "batch": 4, "lr": 1e-3, "every": 4}
-    PAIRS.save(tmp_path / "data")
-    command = ["-c", PROGRAM, str(tmp_path), name]
-    command += [str(model.folder), json.dumps(settings)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    torch_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        expected, whole = train(name, tmp_path / "whole", model, **settings)
-    finally:
-        torch.set_num_threads(torch_threads)
-
-    process = Started(command, env=env)
-    seen = tmp_path / "seen"
-    until = time.monotonic() + 120
-    while time.monotonic() < until:  # somewhere in the middle
-        if seen.exists() and len(seen.read_text().splitlines()) > 8:
-            break
-        time.sleep(0.005)
-    else:
-        pytest.fail("it was never in the middle")
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    out, err = Started(command, env=env).communicate()
-    assert out.strip() == expected.key, err
-    lines = [json.loads(line) for line in seen.read_text().splitlines() if line.startswith("{")]
-    losses = {r["step"]: r["loss"] for r in lines if "loss" in r}
-    assert losses == {m["step"]: m["loss"] for m in whole.metrics if "loss" in m}
 
 
 def test_state_of_an_objective_is_resumed(
@@ -252,5 +193,5 @@ def test_hidden_budget_does_not_change_results(model: Model, tmp_path: Path) -> 
     small, b = train("rpo", tmp_path / "b", model, budget=64)
     for x, y in zip(a.metrics[1:], b.metrics[1:], strict=True):
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-3)
-    one, two = (m.folded()["model.layers.3.mlp.down_proj.weight"] for m in (big, small))
+    one, two = (m.folded()["model.layers.2.mlp.down_proj.weight"] for m in (big, small))
     assert torch.allclose(one, two, atol=1e-3) and not torch.equal(one, two)

@@ -41,25 +41,25 @@ steps:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, shallow_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A place with data and a recipe, whose process has held and opened nothing."""
     new_process(monkeypatch)
     rows = [{"prompt": f"say {w}", "steps": [w, f"{w}!"], "labels": [1, 0]} for w in "abcd"]
     write(tmp_path / "steps.jsonl", rows)
     write(tmp_path / "prompts.jsonl", [{"prompt": r["prompt"]} for r in rows])
     write(tmp_path / "pairs.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}])
-    text = RECIPE.replace("BASE", str(shallow_path)).replace("SMALL", SMALL.replace(", ", "\n    "))
+    text = RECIPE.replace("BASE", str(tiny_path)).replace("SMALL", SMALL.replace(", ", "\n    "))
     (tmp_path / "r.yaml").write_text(text)
     return tmp_path
 
 
 @pytest.fixture(scope="module")
-def prm(shallow_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+def prm(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A process reward model, saved in its folder."""
     place = tmp_path_factory.mktemp("prm")
     rows = Table("steps", [{"prompt": "say a", "steps": ["a", "a!"], "labels": [1.0, 0.0]}])
     with use(Context(folder=place / "run")):
-        made = methods["process_reward"](Model.open(shallow_path), rows, steps=1, rank=2)
+        made = methods["process_reward"](Model.open(tiny_path), rows, steps=1, rank=2)
     assert isinstance(made, Model)
     return Model.load(made.save(place / "saved"))
 
@@ -158,15 +158,15 @@ def test_a_model_of_another_sort_is_refused_before_anything_is_drawn(folder: Pat
 
 def test_on_the_command_line(
     folder: Path,
-    shallow_path: Path,
+    tiny_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("TRUING_HOME", str(folder / "home"))
-    train = ["train", "process-reward", "--model", str(shallow_path), "--data", "steps.jsonl"]
+    train = ["train", "process-reward", "--model", str(tiny_path), "--data", "steps.jsonl"]
     assert main([*train, "--steps", "1", "--rank", "2", "--out", "prm"]) == 0
-    grpo = ["train", "grpo", "--model", str(shallow_path), "--data", "prompts.jsonl"]
+    grpo = ["train", "grpo", "--model", str(tiny_path), "--data", "prompts.jsonl"]
     for pair in SMALL.split(", "):
         name, value = pair.split(": ")
         grpo += [f"--{name.replace('_', '-')}", value]
@@ -185,17 +185,17 @@ def test_on_the_command_line(
     assert "setting 'rewards'" in (said := capsys.readouterr().err) and "'prmm'" in said
 
 
-def test_in_a_plain_call(folder: Path, shallow_path: Path, prm: Model) -> None:
+def test_in_a_plain_call(folder: Path, tiny_path: Path, prm: Model) -> None:
     saved = prm.save(folder / "saved")
     data = Table.read(folder / "prompts.jsonl")
     settings: dict[str, object] = {"steps": 1, "batch": 2, "answers": 2, "max_tokens": 4, "rank": 2}
     for place in (str(saved), hold(prm)):
         rewards = {"steps": {"use": "step_reward", "model": place}}
         with use(Context(folder=folder / f"call-{len(place)}")):
-            made = methods["grpo"](Model.open(shallow_path), data, rewards=rewards, **settings)
+            made = methods["grpo"](Model.open(tiny_path), data, rewards=rewards, **settings)
         assert isinstance(made, Model)
     decoded = methods["best_of_n"](
-        Model.open(shallow_path),
+        Model.open(tiny_path),
         n=2,
         rewards={"steps": {"use": "step_reward", "model": str(saved)}},
     )
@@ -205,7 +205,7 @@ def test_in_a_plain_call(folder: Path, shallow_path: Path, prm: Model) -> None:
     assert again.key == decoded.key
     with pytest.raises(InputError, match=r"setting 'rewards'.*nothing-here"):
         rewards = {"steps": {"use": "step_reward", "model": "nothing-here"}}
-        methods["grpo"](Model.open(shallow_path), data, rewards=rewards)
+        methods["grpo"](Model.open(tiny_path), data, rewards=rewards)
 
 
 def test_a_key_of_the_store_serves_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,9 +255,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def test_the_other_processes_hold_it_too(
-    told: list[object], shallow_path: Path, monkeypatch: pytest.MonkeyPatch
+    told: list[object], tiny_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = hold(Model.open(shallow_path))
+    key = hold(Model.open(tiny_path))
     together.joint(look)({"r": {"use": "guard", "model": key}})
     sent = pickle.dumps(told[0])
     new_process(monkeypatch)
@@ -266,9 +266,9 @@ def test_the_other_processes_hold_it_too(
 
 
 def test_they_hold_what_models_hold(
-    told: list[object], shallow_path: Path, monkeypatch: pytest.MonkeyPatch
+    told: list[object], tiny_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = Model.open(shallow_path)
+    base = Model.open(tiny_path)
     keys = [hold(base)]
     for _ in range(2):
         partner = base.adding(Decoder("best_of_n", {}, {"reward_model": keys[0]}))
@@ -280,14 +280,14 @@ def test_they_hold_what_models_hold(
     assert seen == 2 * keys[1:]
 
 
-def test_what_is_named_and_what_stands_for_itself(shallow_path: Path) -> None:
+def test_what_is_named_and_what_stands_for_itself(tiny_path: Path) -> None:
     rules = Principles([Principle("brief", "Be brief.")])
     settings: dict[str, object] = {
         "rewards": {
             "a": {"use": "salmon_reward", "model": "m", "principles": ["Be kind."]},
             "b": {
                 "use": "salmon-reward",
-                "model": hold(Model.open(shallow_path)),
+                "model": hold(Model.open(tiny_path)),
                 "principles": "p",
             },
             "c": {"use": "judged", "model": "http://127.0.0.1:9/v1#m", "criteria": "short"},

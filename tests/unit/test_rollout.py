@@ -1,12 +1,9 @@
-"""Episodes: the loop by hand, roles, branches, and a run that is killed and resumed."""
+"""Episodes: the loop by hand, roles and branches."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,8 +40,8 @@ TASKS = Table("record", [{"numbers": [2, 3, 4]}, {"numbers": [7, 1, 1]}, {"name"
 
 
 @pytest.fixture
-def model(shallow_path: Path) -> Model:
-    return Model.open(shallow_path)
+def model(tiny_path: Path) -> Model:
+    return Model.open(tiny_path)
 
 
 def adder(observation: Json) -> Json:
@@ -236,11 +233,11 @@ def test_where_nobody_remembers_nobody_asks_for_room(
 
 @pytest.mark.parametrize("rewrites", [False, True])
 def test_models_remember_the_turns_before(
-    rewrites: bool, shallow_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rewrites: bool, tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same rows; of a template that writes earlier turns anew, what begins alike is kept."""
     path = tmp_path / "tiny"
-    shutil.copytree(shallow_path, path)
+    shutil.copytree(tiny_path, path)
     template = path / "chat_template.jinja"
     if rewrites:
         words = "message['content']"
@@ -282,57 +279,6 @@ def test_what_was_asked_in_earlier_turns(model: Model) -> None:
         one.take(Acted(f"words {len(one.turns)}"))
     assert [role for role, _ in told] == ["policy", "user"] * 2 + ["policy"]
     assert [one.asked(turn) for turn in range(5)] == told
-
-
-PROGRAM = """
-import os, signal, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[3])
-from test_rollout import episodes
-from truing.core.rollout import Speaker
-class Dying(Speaker):
-    calls = 0
-    def __call__(self, asked):
-        Dying.calls += 1
-        if Dying.calls == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__call__(asked)
-episodes(Dying, Path(sys.argv[1]), Path(sys.argv[2]))
-"""
-
-
-def episodes(agent: type[Speaker], tiny: Path, folder: Path) -> Table:
-    tasks = Table("record", [{"name": str(i)} for i in range(5)])
-    with use(Context(seed=5, folder=folder)):
-        speaker = agent(Model.open(tiny), SamplingSettings(max_tokens=5))
-        return rollout({"use": "running_sum", "terms": 4}, tasks, {"policy": speaker}, n=2)
-
-
-def test_kill_9_and_resume_give_the_same_rows(shallow_path: Path, tmp_path: Path) -> None:
-    import torch
-
-    calls: list[int] = []
-
-    class Counted(Speaker):
-        def __call__(self, asked: Sequence[Asked]) -> list[Acted]:
-            calls.append(len(asked))
-            return super().__call__(asked)
-
-    command = [sys.executable, "-c", PROGRAM, str(shallow_path), str(tmp_path / "cut")]
-    killed = subprocess.run([*command, str(Path(__file__).parent)], capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        whole = episodes(Counted, shallow_path, tmp_path / "whole")
-        rounds = calls.copy()
-        resumed = episodes(Counted, shallow_path, tmp_path / "cut")
-    finally:
-        torch.set_num_threads(threads)
-    assert rounds == [10] * 8 and calls[8:] == rounds[3:]  # three rounds were kept
-    assert whole.key == resumed.key and len(whole) == 10
 
 
 class Broken(RunningSum):

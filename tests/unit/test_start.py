@@ -108,7 +108,7 @@ def test_activations_by_hand() -> None:
     # x, q, attention's output and x2 of 128; k and v of 64; gate and up of 384; log-sum-exp of 4
     # heads; two norms' rates.
     numbers = 4 * 128 + 2 * 64 + 2 * 384 + 4 + 2
-    assert made.blocks == 6 and made.input == 4 * 128 and made.logits == 4 * 259
+    assert made.blocks == 3 and made.input == 4 * 128 and made.logits == 4 * 259
     assert made.inside == pytest.approx(4 * numbers, rel=0.1)  # and the last norm, and positions
     size = sum(p.numel() for p in module.parameters())
     assert made.state == 3 * 4 * size + 4 * 259 * 128  # and the head's gradient, made apart
@@ -170,8 +170,8 @@ def test_what_is_loaded_later_counts() -> None:
     for settings, trained in (
         (TextTraining(rank=0), size),
         (TextTraining(rank=0, layers=2), 2 * block),
-        # q, k, v, o; gate, up, down: inputs and outputs of each, in six blocks.
-        (TextTraining(rank=4), 4 * 4 * 6 * (2 * (128 + 128) + 2 * (128 + 64) + 3 * (128 + 384))),
+        # q, k, v, o; gate, up, down: inputs and outputs of each, in three blocks.
+        (TextTraining(rank=4), 4 * 4 * 3 * (2 * (128 + 128) + 2 * (128 + 64) + 3 * (128 + 384))),
     ):
         alone = memory.forecast(module, settings)
         critic = memory.forecast(module, settings, Beside(trunks=1))

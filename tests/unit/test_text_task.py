@@ -108,7 +108,7 @@ def same(task: TextTask, loss: Tensor, module: nn.Module) -> None:
     value, grads = stepped(task)
     assert value == pytest.approx(float(loss.detach()), rel=1e-5)
     expected = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
-    assert set(grads) == set(expected) and len(grads) > 40
+    assert set(grads) == set(expected) and len(grads) > 20
     for name, grad in expected.items():
         assert torch.allclose(grads[name], grad, atol=1e-5 * float(grad.abs().max()) + 1e-7), name
 

@@ -54,11 +54,6 @@ def model(tiny_path: Path) -> Model:
     return Model.open(tiny_path)
 
 
-@pytest.fixture(scope="module")
-def shallow(shallow_path: Path) -> Model:
-    return Model.open(shallow_path)
-
-
 # By hand: texts, padded rows, and which of their tokens an assistant said
 
 
@@ -494,13 +489,13 @@ def same_turn(prompts: Sequence[Sequence[int]]) -> list[str]:
 
 @pytest.mark.parametrize("name", ["grpo", "rloo", "ppo", "reinforce_plus_plus"])
 def test_the_update_is_that_of_padded_rows(
-    name: str, shallow: Model, monkeypatch: pytest.MonkeyPatch
+    name: str, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At ratio 1 the gradient is that of - A log p over the policy's own tokens, row by row."""
     from truing.core.drawing import Completion
     from truing.core.rl.train_online import Players
 
-    module = stock(shallow)
+    module = stock(model)
 
     def scripted(
         self: Players, prompts: Sequence[Sequence[int]], sampling: object, *_: object
@@ -520,7 +515,7 @@ def test_the_update_is_that_of_padded_rows(
     more["temperature"] = 1.0  # what the padded rows are computed at
     more |= {"vf": 0.0, "lam": 1.0} if name == "ppo" else {}
     with use(Context(seed=3)):
-        task, groups = held(monkeypatch, name, shallow, **more)
+        task, groups = held(monkeypatch, name, model, **more)
         value, grads = stepped(task, range(4))
     rollout = task.rollout
     assert rollout is not None
@@ -594,17 +589,17 @@ TWICE: dict[str, object] = {
 
 @pytest.fixture(scope="module")
 def uncut(
-    shallow: Model, tmp_path_factory: pytest.TempPathFactory
+    model: Model, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Model, list[dict[str, Json]]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(collect, "BLOCK", 6)  # two tasks
-        return run("ppo", shallow, tmp_path_factory.mktemp("whole"), **TWICE)
+        return run("ppo", model, tmp_path_factory.mktemp("whole"), **TWICE)
 
 
 @pytest.mark.parametrize("puts", [1, 4, 5, 9])
 def test_stopped_inside_an_episode_and_resumed(
     puts: int,
-    shallow: Model,
+    model: Model,
     uncut: tuple[Model, list[dict[str, Json]]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -625,9 +620,9 @@ def test_stopped_inside_an_episode_and_resumed(
 
     monkeypatch.setattr(Journal, "put", dying)
     with pytest.raises(KeyboardInterrupt):
-        run("ppo", shallow, tmp_path / "cut", **TWICE)
+        run("ppo", model, tmp_path / "cut", **TWICE)
     monkeypatch.setattr(Journal, "put", put)
-    again, rest = run("ppo", shallow, tmp_path / "cut", **TWICE)
+    again, rest = run("ppo", model, tmp_path / "cut", **TWICE)
     assert again.key == expected.key
     assert values(rest) == values(whole)
     assert whole[0]["turns"] == 2.0
@@ -635,9 +630,9 @@ def test_stopped_inside_an_episode_and_resumed(
     assert whole[0]["reward"] == pytest.approx(parts, abs=1e-6)
 
 
-def test_equal_rewards_are_skipped_and_long_episodes_cut(shallow: Model) -> None:
+def test_equal_rewards_are_skipped_and_long_episodes_cut(model: Model) -> None:
     def grpo(**more: object) -> list[dict[str, Json]]:
-        return use_metrics(lambda: methods["grpo"](shallow, TASKS, **{**SMALL, **more}))
+        return use_metrics(lambda: methods["grpo"](model, TASKS, **{**SMALL, **more}))
 
     steps = grpo(environment=lambda: Game(pay=lambda text, n: 1.0), steps=2)
     assert [(m["skipped"], m["grad_norm"], m["turns"]) for m in steps] == [(1.0, 0.0, 3.0)] * 2
@@ -721,7 +716,7 @@ def test_mistakes_are_named(model: Model, tmp_path: Path, monkeypatch: pytest.Mo
         grpo()
 
 
-def test_it_learns_over_several_turns(shallow: Model) -> None:
+def test_it_learns_over_several_turns(model: Model) -> None:
     """Paid by the share of eight letters in both turns, it comes to say them."""
 
     def share(text: str, turn: int) -> float:
@@ -731,7 +726,7 @@ def test_it_learns_over_several_turns(shallow: Model) -> None:
         "environment": lambda: Game(2, share), "steps": 12, "answers": 8, "max_tokens": 8,
         "lr": 4e-3,
     }  # fmt: skip
-    steps = use_metrics(lambda: methods["grpo"](shallow, TASKS, **{**SMALL, **more}))
+    steps = use_metrics(lambda: methods["grpo"](model, TASKS, **{**SMALL, **more}))
     rewards = [float(str(m["reward"])) for m in steps]
     assert sum(rewards[:3]) / 3 < 0.15 and sum(rewards[-3:]) / 3 > 0.4
     assert all(m["turns"] == 2.0 for m in steps)

@@ -33,9 +33,9 @@ steps:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, shallow_path: Path) -> Path:
+def folder(tmp_path: Path, tiny_path: Path) -> Path:
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in PAIRS))
-    (tmp_path / "r.yaml").write_text(RECIPE.format(tiny=shallow_path))
+    (tmp_path / "r.yaml").write_text(RECIPE.format(tiny=tiny_path))
     return tmp_path
 
 

@@ -18,7 +18,7 @@ from truing.core.tiny import tiny_model
 from truing.core.trainer.distributed import Processes
 from truing.errors import Stopped
 
-MODULE, _ = tiny_model()
+MODULE, _ = tiny_model(blocks=6)
 PROMPTS = [[5, 6, 7], [33, 4, 90, 12, 11, 10, 9, 8], [9, 41], [5, 6, 7, 8, 9]]
 TOKEN = 2 * 6 * 2 * 32 * 4  # keys and values, layers, key heads, head size, float32
 

@@ -1,4 +1,4 @@
-"""A Llama of 1.2 million parameters with a byte tokenizer: what unit and contract tests run on.
+"""A Llama of 0.6 million parameters with a byte tokenizer: what unit and contract tests run on.
 
 Made from a fixed seed, so that it needs no file and no network. Its weights are wide enough (0.08)
 that next-token distributions differ from position to position; it has SmolLM2's traps on purpose:
@@ -31,6 +31,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 STD = 0.08
+BLOCKS = 3  # a first, one in the middle, a last
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -54,13 +55,13 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tiny_config() -> LlamaConfig:
-    """Six layers of width 128, four query heads on two key heads, tied embeddings."""
+def tiny_config(blocks: int = BLOCKS) -> LlamaConfig:
+    """Blocks of width 128, four query heads on two key heads, tied embeddings."""
     return LlamaConfig(
         vocab_size=259,
         hidden_size=128,
         intermediate_size=384,
-        num_hidden_layers=6,
+        num_hidden_layers=blocks,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
@@ -87,19 +88,21 @@ def fill(module: nn.Module, std: float, seed: int) -> None:
                 parameter.normal_(0.0, std, generator=source)
 
 
-def tiny_model(seed: int = 0) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+def tiny_model(
+    seed: int = 0, blocks: int = BLOCKS
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """A fresh module in eval mode (float32) and its tokenizer; the same bits for the same seed."""
-    module = LlamaForCausalLM(tiny_config())
+    module = LlamaForCausalLM(tiny_config(blocks))
     fill(module, STD, seed)
     module.tie_weights()
     module.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
     return cast(LlamaForCausalLM, module.eval()), tiny_tokenizer()
 
 
-def tiny_folder(path: str | Path, seed: int = 0) -> Path:
+def tiny_folder(path: str | Path, seed: int = 0, blocks: int = BLOCKS) -> Path:
     """Write the tiny model as a Hugging Face folder, ready for `Model.open`."""
     path = Path(path)
-    module, tokenizer = tiny_model(seed)
+    module, tokenizer = tiny_model(seed, blocks)
     with quiet():
         module.save_pretrained(path)
     tokenizer.save_pretrained(path)

@@ -150,7 +150,7 @@ def test_stop_texts_before_the_least_length_stop_nothing(http: httpx.Client, tin
 
 def test_stop_texts_are_held_back_in_streams(http: httpx.Client, tiny: Model) -> None:
     text = _local(tiny, max_tokens=40)
-    stop = "%i"
+    stop = "<\x0c"
     assert stop in text
     body = {"model": "tiny", "messages": USER, "max_tokens": 40, "temperature": 0, "stop": [stop]}
     whole = http.post("/chat/completions", json=body).json()["choices"][0]

@@ -54,10 +54,10 @@ def _is_person(value: Any) -> bool:
 
 @pytest.fixture(scope="module", params=[QWEN, LLAMA])
 def http(
-    request: pytest.FixtureRequest, shallow_path: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx.Client]:
     """A model that by itself writes neither JSON nor calls."""
-    folder = shutil.copytree(shallow_path, tmp_path_factory.mktemp("shape") / "model")
+    folder = shutil.copytree(tiny_path, tmp_path_factory.mktemp("shape") / "model")
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = request.param
     tokenizer.save_pretrained(folder)

@@ -275,9 +275,9 @@ def _taught() -> list[tuple[list[dict[str, str]], str]]:
 
 
 @pytest.fixture(scope="module")
-def caller(shallow_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+def caller(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A model that has learnt by heart when to call, and what a result says."""
-    loaded = Model.open(shallow_path).load_module(fresh=True)
+    loaded = Model.open(tiny_path).load_module(fresh=True)
     tokenizer, module = loaded.tokenizer, loaded.module
     tokenizer.chat_template = QWEN
     rows: list[Tensor] = []
