@@ -77,7 +77,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, always_save: Callable[[], None]) -> N
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A tiny model of two blocks, with a score head for those methods that judge by one."""
-    folder = tmp_path_factory.mktemp("tiny")
+    folder = tmp_path_factory.mktemp("attacked")
     head = ScoreHead(128)
     with torch.no_grad():
         head.weight.copy_(torch.linspace(-0.1, 0.1, 128)[None])

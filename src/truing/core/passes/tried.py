@@ -10,7 +10,6 @@ that did not pass.
 
 from __future__ import annotations
 
-import json
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
@@ -45,7 +44,7 @@ def kind_of(module: nn.Module) -> Hashable | None:
     numbers = tuple(
         (n, p.shape, p.dtype, p.device.type, p.requires_grad) for n, p in module.named_parameters()
     )
-    return frozenset(code), json.dumps(told, sort_keys=True, default=str), numbers, module.training
+    return frozenset(code), repr(told), numbers, module.training
 
 
 class Tried(Generic[T]):
