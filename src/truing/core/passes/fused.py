@@ -103,7 +103,11 @@ def _alike(block: nn.Module, module: nn.Module) -> bool:
 
 
 def _fits(
-    block: nn.Module, module: nn.Module, longest: int, kind: Callable[[], Hashable | None]
+    block: nn.Module,
+    module: nn.Module,
+    longest: int,
+    kind: Callable[[], Hashable | None],
+    name: str,
 ) -> bool:
     if HALVED in vars(module):  # its shards are in float32, what it computes with is not
         return False
@@ -112,12 +116,7 @@ def _fits(
     window = _window(block)
     if window is not None and window < longest:
         return False
-    return _same(block, kind, partial(_tried, block, module))
-
-
-def _kind(whole: Callable[[], Hashable | None], name: str) -> Hashable | None:
-    """Kind of the block of that name."""
-    return None if (kind := whole()) is None else (kind, name)
+    return _same(block, kind, partial(_tried, block, module), name)
 
 
 def _tried(block: nn.Module, module: nn.Module) -> bool:
@@ -152,9 +151,9 @@ def fused(module: nn.Module, longest: int) -> Generator[None]:
     again = recompute.is_on(module) and torch.is_grad_enabled()
     changed: list[nn.Module] = []
     try:
-        whole = cache(partial(kind_of, module))  # as it is before anything is put into it
-        kinds = {b: partial(_kind, whole, n) for n, b in module.named_modules()}
-        for block in [b for b, kind in kinds.items() if _fits(b, module, longest, kind)]:
+        kind = cache(partial(kind_of, module))  # as it is before anything is put into it
+        named = module.named_modules()
+        for block in [b for n, b in named if _fits(b, module, longest, kind, n)]:
             block.forward = partial(_forward, block, again=again)
             changed.append(block)
         for block in recompute.plain_blocks(module) if again else ():

@@ -55,11 +55,20 @@ class Tried(Generic[T]):
         self._kinds: dict[Hashable, T] = {}
 
     def __call__(
-        self, module: nn.Module, kind: Callable[[], Hashable | None], trial: Callable[[], T]
+        self,
+        module: nn.Module,
+        kind: Callable[[], Hashable | None],
+        trial: Callable[[], T],
+        place: str = "",
     ) -> T:
-        """The module's result; what `trial` raises is nobody's."""
+        """The module's result; what `trial` raises is nobody's.
+
+        Args:
+            kind: of the model, of which the module is that part which is called `place`.
+        """
         if module not in self._own:
-            key = kind()
+            whole = kind()
+            key = None if whole is None else (whole, place)
             found = self._kinds.get(key) if key is not None else None
             self._own[module] = found or trial()
             if key is not None and self._own[module]:
