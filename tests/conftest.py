@@ -123,6 +123,18 @@ def stranger(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Model
 
 
 @pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own, of which this process knows nothing."""
+    from truing import described
+    from truing.method import methods
+
+    monkeypatch.setattr(methods, "_made", {})
+    monkeypatch.setattr(described, "_kept", set())
+    monkeypatch.setenv("TRUING_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
 def always_save(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """`always_save()`: from here on a training has a checkpoint of each update."""
     from truing.core import engine

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from truing import described
 from truing.cli import main
 from truing.method import methods
 
@@ -22,15 +21,6 @@ known = ("torch", "transformers", "truing.train.preference.dpo", "truing.evaluat
 print("imported:", *(n for n in known if n in sys.modules), file=sys.stderr)
 sys.exit(code)
 """
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of its own, of which this process knows nothing."""
-    monkeypatch.setattr(methods, "_made", {})
-    monkeypatch.setattr(described, "_kept", set())
-    monkeypatch.setenv("TRUING_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
 
 
 @pytest.fixture

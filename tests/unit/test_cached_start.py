@@ -29,15 +29,6 @@ from truing.tables import Table
 PAIR = {"prompt": "Why?", "chosen": "So.", "rejected": "No."}
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of its own, of which this process knows nothing."""
-    monkeypatch.setattr(methods, "_made", {})
-    monkeypatch.setattr(described, "_kept", set())
-    monkeypatch.setenv("TRUING_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
 # What a plan names inside settings; decoders are named by models alone, and take no settings there.
 REGISTERED = {e.id: e for e in catalogue.registered() if e.component != "decoder"}
 
