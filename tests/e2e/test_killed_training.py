@@ -100,12 +100,12 @@ def test_a_training(tiny_path: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"what is {i}?", "chosen": f"{i}.", "rejected": f"no {i}"} for i in range(9)]
     Table("pair", rows).save(tmp_path / "data")
     # Its reference moves, and must be found again.
-    settings = json.dumps({"steps": 12, "batch": 4, "lr": 1e-3, "every": 4})
+    settings = json.dumps({"steps": 20, "batch": 4, "lr": 1e-3, "every": 4})
     job = "tr_dpo", tiny_path, tmp_path / "data", settings
     said = cut / "said"
-    killed_once(lambda: said.exists() and said.read_text().count("\n") > 4, TRAINING, cut, *job)
+    killed_once(lambda: said.exists() and said.read_text().count("\n") > 8, TRAINING, cut, *job)
     assert printed(TRAINING, cut, *job) == printed(TRAINING, whole, *job)
-    assert losses(cut) == losses(whole) and len(losses(whole)) == 12
+    assert losses(cut) == losses(whole) and len(losses(whole)) == 20
 
 
 def test_a_rollout(tiny_path: Path, tmp_path: Path) -> None:

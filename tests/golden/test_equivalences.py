@@ -356,13 +356,15 @@ def test_the_gradient_is_the_advantage_times_the_weight_of_the_token(
 
 @few
 @given(r=ROLLOUTS, within=st.booleans(), beta=st.floats(0, 2), lam=st.floats(0, 2))
+@example(r=rollout(3, 4, 3, 3), within=False, beta=0.0, lam=0.0)
 def test_grao_is_its_collected_form(r: Measurements, within: bool, beta: float, lam: float) -> None:
     """J = (1 + lam) mean_i A_i E(o_i) + (beta A_y - lam mean_i A_i) E(y)."""
-    r = with_given(r)
+    # Rewards that are nearly equal leave float32 too few digits to be centred to 0 in.
+    r = with_given(r, reward=r["reward"].double())
     update = grao(r, imitation=beta, alignment=lam, given_in_statistics=within)
     own, y = update.tensors["advantage"][:, :-1], update.tensors["advantage"][:, -1]
     # Centred over the answers' own rewards the last term only rescales; else it is -A_y / G.
-    assert torch.allclose(own.mean(1), -y / own.shape[1] if within else 0 * y, atol=1e-4)
+    assert torch.allclose(own.mean(1), -y / own.shape[1] if within else 0 * y, atol=1e-5)
 
     def collected(m: Measurements) -> Loss:
         explore = (own * m.mean()[:, :-1]).mean(1)

@@ -53,9 +53,9 @@ def test_head_by_hand() -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
+def trained(deep_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
     """The model before and the value model."""
-    model, folder = Model.open(tiny_path), tmp_path_factory.mktemp("value")
+    model, folder = Model.open(deep_path), tmp_path_factory.mktemp("value")
     with use(Context(folder=folder, seed=1)):
         made = methods["step_value"](model, Table("steps", ROWS), epochs=60, lr=1e-2, batch=4)
     assert isinstance(made, Model)
@@ -92,7 +92,7 @@ def test_it_learns_values_beyond_1_and_leaves_the_trunk(trained: tuple[Model, Mo
     assert all(torch.equal(before[n], after[n]) for n in before)
     new: Row = {"prompt": "say tree", "steps": ["tree!", "well?"]}
     values = step_values(made, [new])[0]
-    assert values[0] > 1.2 and values[1] < 0.8
+    assert values[0] > 1.2 > 0.6 > values[1]
     ref = {"use": "step_reward", "model": hold(made), "aggregate": "last"}
     asked: list[Row] = [{"prompt": "say tree", "completion": "tree!\n\nwell?"}]
     assert score("reward", ref, asked) == pytest.approx([values[1]], abs=1e-5)
